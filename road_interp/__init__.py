@@ -1,0 +1,71 @@
+"""road-interp: RoAd rotations as interventions on the hidden states of language models.
+
+    import road_interp as ri
+
+Names are imported at their first use, so that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from road_interp import measure, plots
+    from road_interp.adapter import RoadAdapter
+    from road_interp.bank import RoadBank
+    from road_interp.errors import InputError
+    from road_interp.intervention import RoadIntervention
+    from road_interp.locate import find_sites
+    from road_interp.model import RoadModel
+    from road_interp.pretrained import load_model, load_tokenizer
+    from road_interp.recipe import load_recipe
+    from road_interp.run import Run
+    from road_interp.site import Site
+    from road_interp.training import evaluate, train
+
+_HOMES = {
+    "RoadAdapter": "adapter",
+    "RoadBank": "bank",
+    "InputError": "errors",
+    "RoadIntervention": "intervention",
+    "find_sites": "locate",
+    "RoadModel": "model",
+    "load_model": "pretrained",
+    "load_tokenizer": "pretrained",
+    "load_recipe": "recipe",
+    "Run": "run",
+    "Site": "site",
+    "evaluate": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "InputError",
+    "RoadAdapter",
+    "RoadBank",
+    "RoadIntervention",
+    "RoadModel",
+    "Run",
+    "Site",
+    "evaluate",
+    "find_sites",
+    "load_model",
+    "load_recipe",
+    "load_tokenizer",
+    "measure",
+    "plots",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("measure", "plots"):
+        return import_module(f"road_interp.{name}")
+    if name in _HOMES:
+        return getattr(import_module(f"road_interp.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'road_interp' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,349 @@
+"""RoadAdapter: the learned angles and scales of a set of sites, as a value with arithmetic, save and load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from road_interp import rotation
+from road_interp.errors import InputError
+from road_interp.files import read_json_object, write_atomically
+from road_interp.rotation import Blocks, Polar, Variant
+from road_interp.site import Part, Site
+
+FORMAT = 1
+DESCRIPTION = "adapter.json"
+
+
+@dataclass(frozen=True, eq=False)
+class RoadAdapter:
+    """Angles `theta` (radians) and scales `alpha` (factors) for every site, fp32, on the CPU unless moved.
+
+    `theta[name]` and `alpha[name]` have `rotation.num_parameters(site.width, variant)` entries in PEFT's layout. Maps of one
+    family: adapters combine only when their sites and group_size agree.
+    """
+
+    sites: tuple[Site, ...]
+    theta: Mapping[str, Float[Tensor, " n"]]
+    alpha: Mapping[str, Float[Tensor, " n"]]
+    variant: Variant = "road_1"
+    group_size: int = 2
+
+    def __post_init__(self) -> None:
+        if self.variant not in rotation.VARIANTS:
+            raise InputError(f"unknown variant '{self.variant}'; the variants are {', '.join(rotation.VARIANTS)}")
+        if not self.sites:
+            raise InputError("an adapter needs at least one site")
+        names = [site.name for site in self.sites]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"site '{name}' is listed twice")
+        for kind, tensors in (("theta", self.theta), ("alpha", self.alpha)):
+            if unknown := sorted(set(tensors) - set(names)):
+                raise InputError(f"{kind} holds values for '{unknown[0]}', which is not a site of this adapter")
+            for site in self.sites:
+                self._check(kind, site, tensors.get(site.name))
+
+    def _check(self, kind: str, site: Site, values: Tensor | None) -> None:
+        site.check_group_size(self.group_size)
+        expected = rotation.num_parameters(site.width, self.variant)
+        if values is None:
+            raise InputError(f"site '{site.name}': its {kind} is missing")
+        if tuple(values.shape) != (expected,):
+            raise InputError(
+                f"site '{site.name}': {kind} has shape {tuple(values.shape)}, but {self.variant} on width {site.width} "
+                f"needs ({expected},)"
+            )
+        if not values.is_floating_point():
+            raise InputError(f"site '{site.name}': {kind} has dtype {values.dtype}; it must be floating point")
+        if not values.isfinite().all():
+            first = int((~values.isfinite()).nonzero()[0])
+            raise InputError(f"site '{site.name}': {kind}[{first}] is {values[first].item()}; all values must be finite")
+
+    @classmethod
+    def identity(cls, sites: Iterable[Site], variant: Variant = "road_1", group_size: int = 2) -> RoadAdapter:
+        """The adapter that changes nothing: every angle 0, every scale 1."""
+        sites = tuple(sites)
+        if variant not in rotation.VARIANTS:
+            raise InputError(f"unknown variant '{variant}'; the variants are {', '.join(rotation.VARIANTS)}")
+        sizes = {site.name: rotation.num_parameters(site.width, variant) for site in sites}
+        theta = {name: torch.zeros(size) for name, size in sizes.items()}
+        alpha = {name: torch.ones(size) for name, size in sizes.items()}
+        return cls(sites, theta, alpha, variant, group_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained values: thetas and alphas of all sites."""
+        return sum(self.theta[site.name].numel() + self.alpha[site.name].numel() for site in self.sites)
+
+    def site(self, site: Site | str) -> Site:
+        """The site of that name. Raises InputError for a name the adapter does not have."""
+        name = site if isinstance(site, str) else site.name
+        for known in self.sites:
+            if known.name == name:
+                return known
+        raise InputError(f"'{name}' is not a site of this adapter; its sites are {', '.join(s.name for s in self.sites)}")
+
+    def blocks(self, site: Site | str) -> Blocks:
+        """The 2 x 2 blocks of one site, one per plane."""
+        name = self.site(site).name
+        return rotation.blocks(self.theta[name], self.alpha[name], self.variant, self.group_size)
+
+    def polar(self, site: Site | str) -> Polar:
+        """Angle, stretches and reflection flag of every plane of one site, for any variant."""
+        return rotation.polar(self.blocks(site))
+
+    def angles(self, site: Site | str) -> Float[Tensor, " planes"]:
+        """How far every plane turns: radians in (-pi, pi]."""
+        return self.polar(site).angle
+
+    def magnitudes(self, site: Site | str) -> Float[Tensor, " planes"]:
+        """How much every plane grows: a factor, the geometric mean of the block's two stretches (`|alpha|` for road_1)."""
+        polar = self.polar(site)
+        return polar.major if self.variant == "road_1" else (polar.major * polar.minor).sqrt()
+
+    def matrix(self, site: Site | str) -> Float[Tensor, "width width"]:
+        """The dense `R` of one site."""
+        return rotation.matrix(self.blocks(site), self.group_size)
+
+    def __matmul__(self, inner: RoadAdapter) -> RoadAdapter:
+        """`(a @ b)(h) == a(b(h))`, exactly. road_1 stays road_1; with a general block the result is road_2."""
+        self._check_combines(inner, "compose")
+        both = {site.name: rotation.compose(self.blocks(site), inner.blocks(site)) for site in self.sites}
+        return self._with_blocks(both)
+
+    def __pow__(self, strength: float) -> RoadAdapter:
+        """road_1 at another strength: angles times `strength`, scales to its power. 0 is the identity, -1 the inverse."""
+        if self.variant != "road_1":
+            raise InputError(f"real powers exist for road_1 only, this adapter is {self.variant}")
+        self._check_nonzero("raise to a power")
+        return self._with_blocks({site.name: rotation.power(self.blocks(site), strength) for site in self.sites})
+
+    def inverse(self) -> RoadAdapter:
+        """The adapter that undoes this one. Raises InputError naming site and plane where a block is singular."""
+        undone = {}
+        for site in self.sites:
+            try:
+                undone[site.name] = rotation.inverse(self.blocks(site))
+            except InputError as error:
+                raise InputError(f"site '{site.name}': {error}") from None
+        return self._with_blocks(undone)
+
+    def restrict(self, planes: Mapping[str, Any] | Callable[[Site], Any] | Any) -> RoadAdapter:
+        """The identity outside the chosen planes.
+
+        Args:
+            planes: plane indices or a boolean mask of shape `(planes,)`, for all sites alike; or a mapping from site names to
+                such (a site left out becomes the identity); or a function of the site.
+        """
+        kept = {}
+        for site in self.sites:
+            mask = _plane_mask(site, _planes_for(site, planes))
+            a, b = self.blocks(site)
+            kept[site.name] = Blocks(
+                torch.where(mask, a, torch.ones_like(a)), None if b is None else torch.where(mask, b, torch.zeros_like(b))
+            )
+        if isinstance(planes, Mapping) and (unknown := set(planes) - {site.name for site in self.sites}):
+            raise InputError(f"'{sorted(unknown)[0]}' is not a site of this adapter")
+        return self._with_blocks(kept)
+
+    def distance(self, other: RoadAdapter) -> float:
+        """How far apart two road_1 adapters are: the geodesic distance in angle and log magnitude over all planes.
+
+        Square root of the summed squares of wrapped angle differences (radians) and of log ratios of magnitudes: a metric, zero
+        only between equal maps.
+        """
+        self._check_combines(other, "measure the distance of")
+        if {self.variant, other.variant} != {"road_1"}:
+            raise InputError("the distance is defined for road_1 adapters only")
+        self._check_nonzero("measure the distance of")
+        other._check_nonzero("measure the distance of")
+        total = 0.0
+        for site in self.sites:
+            ratio = self.blocks(site).a.to(torch.complex128) / other.blocks(site).a.to(torch.complex128)
+            total += (ratio.angle().square() + ratio.abs().log().square()).sum().item()
+        return total**0.5
+
+    def _with_blocks(self, maps: Mapping[str, Blocks]) -> RoadAdapter:
+        variant: Variant = "road_1" if all(each.b is None for each in maps.values()) else "road_2"
+        pairs = {name: rotation.parameters(each, variant, self.group_size) for name, each in maps.items()}
+        theta = {name: pair[0] for name, pair in pairs.items()}
+        alpha = {name: pair[1] for name, pair in pairs.items()}
+        return replace(self, theta=theta, alpha=alpha, variant=variant)
+
+    def _check_combines(self, other: RoadAdapter, action: str) -> None:
+        if self.sites != other.sites:
+            mine, theirs = ({site.name: site for site in adapter.sites} for adapter in (self, other))
+            odd = [n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n)]
+            name = odd[0] if odd else self.sites[0].name
+            raise InputError(f"cannot {action} adapters of different sites: they differ at '{name}' (or in the order)")
+        if self.group_size != other.group_size:
+            raise InputError(f"cannot {action} adapters of group_size {self.group_size} and {other.group_size}")
+
+    def _check_nonzero(self, action: str) -> None:
+        for site in self.sites:
+            zero = self.blocks(site).a == 0
+            if zero.any():
+                raise InputError(f"site '{site.name}': cannot {action} this adapter, plane {int(zero.nonzero()[0])} has alpha 0")
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `folder`: adapter.json and the safetensors file it names.
+
+        The tensors go into a file named by their content and the description is replaced last in one step, so that a save that
+        is killed leaves the adapter that was there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{site.name}.theta": self.theta[site.name] for site in self.sites}
+        tensors |= {f"{site.name}.alpha": self.alpha[site.name] for site in self.sites}
+        payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        digest = hashlib.sha256(payload).hexdigest()
+        file = f"adapter-{digest[:16]}.safetensors"
+        description = {
+            "format": FORMAT,
+            "variant": self.variant,
+            "group_size": self.group_size,
+            "sites": [asdict(site) for site in self.sites],
+            "tensors": file,
+            "sha256": digest,
+        }
+        before = _named_tensor_file(folder)
+        write_atomically(folder / file, payload)
+        write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+        if before is not None and before.name != file:
+            before.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> RoadAdapter:
+        """Read an adapter that `save` wrote. Raises InputError that says which file, site and value cannot be used, and why."""
+        folder = Path(folder)
+        path = folder / DESCRIPTION
+        if not path.is_file():
+            raise InputError(f"{folder}: no adapter here ({DESCRIPTION} is missing)")
+        try:
+            return cls._from_description(folder, read_json_object(path))
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+
+    @classmethod
+    def _from_description(cls, folder: Path, description: dict[str, Any]) -> RoadAdapter:
+        _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256"}, DESCRIPTION)
+        if description["format"] != FORMAT:
+            raise InputError(f"{DESCRIPTION}: format {description['format']!r} is not known, only {FORMAT}")
+        if not isinstance(description["group_size"], int) or isinstance(description["group_size"], bool):
+            raise InputError(f"{DESCRIPTION}: group_size must be a whole number, not {description['group_size']!r}")
+        if not isinstance(description["sites"], list):
+            raise InputError(f"{DESCRIPTION}: 'sites' must be a list")
+        sites = tuple(_site_from_json(number, item) for number, item in enumerate(description["sites"]))
+        tensors = _read_tensors(folder, description["tensors"], description["sha256"])
+        theta: dict[str, Tensor] = {}
+        alpha: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            site, _, kind = name.rpartition(".")
+            if kind not in ("theta", "alpha"):
+                raise InputError(f"{description['tensors']}: unknown tensor '{name}'; only theta and alpha of sites belong here")
+            (theta if kind == "theta" else alpha)[site] = tensor
+        return cls(sites, theta, alpha, description["variant"], description["group_size"])
+
+
+def _planes_for(site: Site, planes: Any) -> Any:
+    if isinstance(planes, Mapping):
+        return planes.get(site.name, [])
+    return planes(site) if callable(planes) else planes
+
+
+def _plane_mask(site: Site, chosen: Any) -> Bool[Tensor, " planes"]:
+    planes = site.width // 2
+    index = torch.as_tensor(chosen)
+    if index.dtype == torch.bool:
+        if index.shape != (planes,):
+            raise InputError(f"site '{site.name}': a mask of shape {tuple(index.shape)} for {planes} planes")
+        return index
+    mask = torch.zeros(planes, dtype=torch.bool)
+    index = index.flatten().long()
+    if index.numel() and (index.min() < 0 or index.max() >= planes):
+        raise InputError(f"site '{site.name}' has planes 0 to {planes - 1}; {index.tolist()} goes beyond")
+    mask[index] = True
+    return mask
+
+
+def _named_tensor_file(folder: Path) -> Path | None:
+    """The tensor file that an existing description names, if there is one."""
+    try:
+        return folder / _tensor_file_name(json.loads((folder / DESCRIPTION).read_text())["tensors"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _tensor_file_name(name: Any) -> str:
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        raise InputError(f"{DESCRIPTION}: 'tensors' must name a safetensors file of this folder, not {name!r}")
+    return name
+
+
+def _read_tensors(folder: Path, name: Any, digest: Any) -> dict[str, Tensor]:
+    path = folder / _tensor_file_name(name)
+    if not path.is_file():
+        raise InputError(f"{name} is missing")
+    payload = path.read_bytes()
+    try:
+        tensors = load_tensors(payload)
+    except SafetensorError as error:
+        raise InputError(f"{name} is not a readable safetensors file ({error})") from None
+    if hashlib.sha256(payload).hexdigest() != digest:
+        _report_not_finite(name, tensors)
+        raise InputError(f"{name} was changed after it was saved: its content does not match the sha256 in {DESCRIPTION}")
+    return tensors
+
+
+def _report_not_finite(file: str, tensors: Mapping[str, Tensor]) -> None:
+    """A damaged value is the more useful message than a damaged checksum."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            site, _, kind = name.rpartition(".")
+            raise InputError(f"{file}: site '{site}': {kind} holds a value that is not finite")
+
+
+def _site_from_json(number: int, item: Any) -> Site:
+    where = f"{DESCRIPTION}: site {number}"
+    if not isinstance(item, dict):
+        raise InputError(f"{where} must be an object")
+    _check_keys(item, {"name", "width", "layer", "kind", "part"}, where)
+    _check_type(where, item, "name", str)
+    _check_type(where, item, "width", int)
+    _check_type(where, item, "kind", str)
+    if item["layer"] is not None:
+        _check_type(where, item, "layer", int)
+    part = None
+    if item["part"] is not None:
+        if not isinstance(item["part"], dict):
+            raise InputError(f"{where}: 'part' must be an object")
+        _check_keys(item["part"], {"period", "start", "stop"}, f"{where}: part")
+        for key in ("period", "start", "stop"):
+            _check_type(f"{where}: part", item["part"], key, int)
+        part = Part(**item["part"])
+    return Site(item["name"], item["width"], item["layer"], item["kind"], part)
+
+
+def _check_type(where: str, item: dict[str, Any], key: str, kind: type) -> None:
+    if not isinstance(item[key], kind) or isinstance(item[key], bool):
+        raise InputError(f"{where}: '{key}' must be {'text' if kind is str else 'a whole number'}, not {item[key]!r}")
+
+
+def _check_keys(item: dict[str, Any], known: set[str], where: str) -> None:
+    if unknown := sorted(set(item) - known):
+        raise InputError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
+    if missing := sorted(known - set(item)):
+        raise InputError(f"{where}: key '{missing[0]}' is missing")

@@ -1,0 +1,179 @@
+"""Rotations attached to a model by hooks of their own, for one call or for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+from road_interp import rotation
+from road_interp.errors import InputError
+from road_interp.intervention import apply_to_part
+from road_interp.positions import Positions, position_mask
+from road_interp.rotation import Blocks, Entries
+from road_interp.site import Site
+from road_interp.turn import SMALLEST, turn
+
+Coefficients = Sequence[Blocks | Entries]
+
+
+class Attachment:
+    """Hooks on the sites of a model, and one on the model itself that notices which tokens a pass is about.
+
+    Args:
+        model: the Hugging Face model.
+        sites: the rotated places.
+        coefficients: gives the blocks of every site at the start of a pass; with a row axis, one row per example.
+        group_size: pairing of the dimensions.
+        positions: the tokens to rotate.
+        prompt: attention mask `(batch, length)` of the prompt, for generation; without it every pass that starts with an empty
+            cache is a prompt.
+
+    Only the thread that attached is affected.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        coefficients: Callable[[], Coefficients],
+        group_size: int,
+        positions: Positions = "all",
+        prompt: Tensor | None = None,
+    ) -> None:
+        self._model, self._sites, self._group_size = model, sites, group_size
+        self._coefficients, self._positions, self._prompt = coefficients, positions, prompt
+        self._handles: list[RemovableHandle] = []
+        self._thread = threading.get_ident()
+        self._blocks: Coefficients = ()
+        self._expanded: dict[int, Coefficients] = {}
+        self._mask: Tensor | None = None
+        self._invertible = True
+        self._active = True
+
+    def __enter__(self) -> Attachment:
+        try:
+            self._handles.append(self._model.register_forward_pre_hook(self._before, with_kwargs=True))
+            for index, site in enumerate(self._sites):
+                module = self._model.get_submodule(site.module)
+                self._handles.append(module.register_forward_hook(self._hook(index, site, module)))
+            self._refresh()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take off the hooks that this attachment put on, and no others."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _refresh(self) -> None:
+        blocks = self._coefficients()
+        if blocks is not self._blocks:
+            self._blocks, self._expanded = blocks, {}
+            if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+                self._invertible = _invertible(blocks)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() != self._thread:
+            return
+        self._refresh()
+        if self._positions != "all":
+            self._mask = self._pass_mask(args, kwargs)
+
+    def _pass_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The mask of this pass: the prompt's, cut to the tokens that the pass computes."""
+        states = args[0] if args else next(kwargs[k] for k in ("input_ids", "inputs_embeds", "pixel_values") if k in kwargs)
+        batch, length = states.shape[:2]
+        cache = kwargs.get("past_key_values")
+        done = int(cache.get_seq_length()) if cache is not None else 0
+        prompt = self._prompt
+        if prompt is None:
+            self._active = done == 0
+            prompt = kwargs.get("attention_mask")
+            prompt = torch.ones((batch, length), device=states.device) if prompt is None else prompt
+        else:
+            self._active = done < prompt.shape[1]
+        if not self._active:
+            return None
+        mask = rotation.per_row(position_mask(self._positions, prompt), batch)[:, done : done + length]
+        return nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask
+
+    def _hook(self, index: int, site: Site, module: nn.Module) -> Callable[..., Any]:
+        fresh = type(module) in (nn.Linear, Conv1D)  # its output is a new tensor that nobody else holds
+
+        def rotate(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            compiling = torch.compiler.is_compiling()
+            if not self._active or (not compiling and threading.get_ident() != self._thread):
+                return None
+            if isinstance(output, tuple):
+                return (self._rotated(index, site, output[0], False), *output[1:])
+            return self._rotated(index, site, output, fresh and len(module._forward_hooks) == 1)
+
+        return rotate
+
+    def _rotated(self, index: int, site: Site, hidden: Tensor, alone: bool) -> Tensor:
+        blocks = self._rows_of(hidden, site)[index]
+        if isinstance(blocks, Entries):
+            rotated = _apply_entries_to_part(blocks, hidden, self._group_size, site)
+        elif self._can_turn(blocks, hidden, site):
+            in_place = alone and self._mask is None and not (torch.is_grad_enabled() and hidden._is_view())
+            rotated = turn(hidden, blocks.a, in_place)
+        else:
+            rotated = apply_to_part(blocks, hidden, self._group_size, site.part)
+        if self._mask is None:
+            return rotated
+        mask = self._mask.to(hidden.device)
+        if hidden.shape[:2] != mask.shape:
+            raise InputError(
+                f"site '{site.name}': its output of shape {tuple(hidden.shape)} has no {mask.shape[1]} token "
+                "positions to choose from; only positions='all' works there"
+            )
+        return torch.where(mask.unsqueeze(-1), rotated, hidden)
+
+    def _can_turn(self, blocks: Blocks, hidden: Tensor, site: Site) -> bool:
+        return (
+            blocks.b is None
+            and self._group_size == 2
+            and site.part is None
+            and hidden.is_contiguous()
+            and hidden.storage_offset() % 2 == 0
+            and (self._invertible or not torch.is_grad_enabled())
+        )
+
+    def _rows_of(self, hidden: Tensor, site: Site) -> Coefficients:
+        """The blocks for this batch: one row for every example, each repeated where generation expands the batch (beams)."""
+        first = self._blocks[0][0]
+        if first.ndim == 1 or first.shape[0] == hidden.shape[0]:
+            return self._blocks
+        batch = hidden.shape[0]
+        if batch not in self._expanded:
+            if batch % first.shape[0]:
+                raise InputError(
+                    f"site '{site.name}': {first.shape[0]} adapter names for a batch of {batch} rows; give one name per row"
+                )
+            self._expanded[batch] = [each.for_rows(batch) for each in self._blocks]
+        return self._expanded[batch]
+
+
+def _apply_entries_to_part(blocks: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:
+    if site.part is None:
+        return rotation.apply_entries(blocks, hidden, group_size)
+    return site.part.replace(hidden, rotation.apply_entries(blocks, site.part.select(hidden), group_size))
+
+
+def _invertible(blocks: Coefficients) -> bool:
+    """Whether no scale is so small that the gradient cannot be recovered from the output."""
+    if any(isinstance(each, Entries) or each.b is not None for each in blocks):
+        return False
+    smallest = [each[0].detach().abs().min() for each in blocks]
+    return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() > SMALLEST)

@@ -1,0 +1,215 @@
+"""The command line: thin commands over the library. Exit codes: 0 done, 1 the run failed, 2 the input was wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from road_interp.errors import InputError
+
+if TYPE_CHECKING:
+    from road_interp.measure import AngleReport
+    from road_interp.recipe import Recipe
+    from road_interp.run import Run
+
+app = typer.Typer(
+    help="Rotate the hidden states of a language model: learn a rotation, run it, look at it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=5e-3")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default what torch finds")]
+Dtype = Annotated[str | None, typer.Option(help="of the base model: float32, bfloat16, float16, auto")]
+Seed = Annotated[int | None, typer.Option(help="instead of the recipe's")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Out = Annotated[Path | None, typer.Option(help="the run folder; by default the next free runs/NAME")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="a YAML file or the name of a built-in recipe")],
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe and leave a run folder with its figures."""
+    started = time.monotonic()
+    from road_interp.recipe import load_recipe
+
+    loaded = load_recipe(recipe, [*(overrides or ()), *_as_overrides(dtype, seed)])
+    if resume and out is None:
+        raise InputError("--resume needs --out, the run folder to go on with")
+    run = _train(loaded, out or _free_folder(Path(recipe).stem), resume, device, as_json)
+    _report(run, time.monotonic() - started, as_json)
+
+
+@app.command()
+def demo(out: Out = None, device: Device = None, seed: Seed = None, as_json: AsJson = False) -> None:
+    """Learn rotations of a small BERT on film reviews, test them, draw them: a few minutes on two cores."""
+    train("sentiment-minilm", out=out or _free_folder("demo"), device=device, seed=seed, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    data: Annotated[str | None, typer.Option(help="another file or data set, read as the recipe says")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained run again, from its files alone."""
+    from road_interp import training
+    from road_interp.run import Run
+
+    _quiet_libraries()
+    scores = training.evaluate(Run.load(run), data, device=device, progress=not as_json)
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        console.print(f"[bold]{data or 'test set'}[/]: {_scores(scores)}")
+
+
+@app.command()
+def inspect(
+    adapter: Annotated[Path, typer.Argument(help="an adapter folder, or a run folder")],
+    out: Annotated[Path | None, typer.Option(help="folder for the figures; by default figures/ beside the adapter")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print how far the planes of every site turn and stretch, and draw the figures."""
+    from road_interp import figures, measure
+    from road_interp.adapter import RoadAdapter
+
+    inner = adapter / "adapter"
+    report = measure.angles(RoadAdapter.load(inner if inner.is_dir() else adapter))
+    paths = figures.draw_adapter(report, out or adapter / "figures")
+    if as_json:
+        print(json.dumps({site.name: site.summary() for site in report.sites}))
+        return
+    console.print(_angle_table(report))
+    for path in paths:
+        console.print(f"figure: {path}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; what the user got wrong is one line and exit code 2, a failed run one line and exit code 1."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        _fail(str(error), 2)
+    except typer.Exit as exit:
+        sys.exit(exit.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 1)
+    except (FloatingPointError, OSError) as error:
+        _fail(str(error), 1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # wrong use of the command line, as typer says it
+            _fail(error.format_message(), 2)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"road-interp: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _as_overrides(dtype: str | None, seed: int | None) -> list[str]:
+    settings = {"model.dtype": dtype, "seed": seed}
+    return [f"{key}={value}" for key, value in settings.items() if value is not None]
+
+
+def _free_folder(name: str) -> Path:
+    from road_interp.run import next_free
+
+    return next_free(Path("runs") / name)
+
+
+def _train(recipe: Recipe, out: Path, resume: bool, device: str | None, quiet: bool) -> Run:
+    from road_interp import figures, measure, training
+    from road_interp.run import FIGURES
+
+    _quiet_libraries()
+    if not quiet:
+        console.print(f"training {recipe.adapter.variant} on {recipe.adapter.sites} of {recipe.model.id}", soft_wrap=True)
+    run = training.train(recipe, out, resume=resume, device=device, progress=not quiet)
+    figures.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
+    return run
+
+
+def _report(run: Run, seconds: float, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}))
+        return
+    table = Table(title=f"Results of {run.folder}", title_justify="left")
+    for column in ("", "validation", "test"):
+        table.add_column(column)
+    frozen = run.metrics["frozen backbone, trained head"]
+    table.add_row("frozen backbone, trained head", _scores(frozen["validation"]), _scores(frozen["test"]))
+    table.add_row(f"{run.recipe.adapter.variant}, trained head", _scores(run.metrics["validation"]), _scores(run.metrics["test"]))
+    console.print(table)
+    count = run.metrics["parameters"]
+    console.print(
+        f"rotations: {count['adapter']:,} parameters, {count['percent of backbone']:.3f}% of the backbone's {count['backbone']:,}"
+        f" (head: {count['head']:,})"
+    )
+    console.print(f"results in {run.folder}, figures in {run.folder / 'figures'} ({seconds:.0f} s)", soft_wrap=True)
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    name, value = next(iter(scores.items()))
+    interval = scores.get("interval")
+    return f"{name} {value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _angle_table(report: AngleReport) -> Table:
+    """One line per site; short headings, so that it fits a terminal of 80 columns."""
+    title = f"{report.variant}, group_size {report.group_size}: angles in degrees, magnitudes as factors"
+    columns = {
+        "planes": "planes",
+        "|angle|": "mean |angle|",
+        "max": "max |angle|",
+        "magnitude": "mean magnitude",
+        "min": "min magnitude",
+        "max ": "max magnitude",
+    }
+    summaries = [site.summary() for site in report.sites]
+    if any(summary["reflections"] for summary in summaries):
+        columns["mirr."] = "reflections"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("layer", justify="right", min_width=5)
+    table.add_column("module", overflow="ellipsis", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for site, summary in zip(report.sites, summaries, strict=True):
+        values = [summary[key] for key in columns.values()]
+        layer = "-" if site.layer is None else str(site.layer)
+        table.add_row(layer, site.kind, *(str(value) if isinstance(value, int) else f"{value:.2f}" for value in values))
+    return table
+
+
+def _quiet_libraries() -> None:
+    """Loading reports of the libraries below are not the user's concern; their warnings are."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Figures on disk: PDF and PNG with the numbers beside them as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from matplotlib.axes import Axes
+from matplotlib.pyplot import close
+from matplotlib.style import context
+
+from road_interp import plots
+from road_interp.files import write_atomically
+from road_interp.measure.angles import AngleReport
+
+
+class Result(Protocol):
+    """What a measuring function returns."""
+
+    def to_json(self) -> str:
+        """All numbers as JSON text."""
+
+
+def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
+    """Write `name`.pdf, `name`.png and `name`.json into `folder` and return the PNG's path. The figure is closed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    with context(plots.STYLE):
+        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+        figure.savefig(folder / f"{name}.png")
+    close(figure)
+    write_atomically(folder / f"{name}.json", result.to_json())
+    return folder / f"{name}.png"
+
+
+def draw_adapter(report: AngleReport, folder: Path) -> list[Path]:
+    """The three figures of an adapter: angles and magnitudes by layer and module, and the planes that turn most."""
+    drawings: dict[str, Callable[[AngleReport], Axes]] = {
+        "angles": plots.angles,
+        "magnitudes": plots.magnitudes,
+        "planes": plots.planes,
+    }
+    return [save_figure(draw(report), report, folder, name) for name, draw in drawings.items()]

@@ -1,0 +1,39 @@
+"""Reading and writing small files so that nothing is half-written and a bad file is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from road_interp.errors import InputError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Put `content` under `path` in one step: a reader sees the old file or the new one, also after a crash."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises InputError for a missing file, invalid JSON, or another kind of value."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path.name} is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path.name} must hold one JSON object")
+    return content

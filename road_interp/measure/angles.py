@@ -1,0 +1,108 @@
+"""How far the planes of an adapter turn and stretch, site by site."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
+
+
+@dataclass(frozen=True)
+class SiteAngles:
+    """The planes of one site.
+
+    Attributes:
+        name, layer, kind: of the site.
+        angle: radians in (-pi, pi], one per plane.
+        major, minor: the two stretches of each plane, factors; equal for road_1.
+        reflection: whether the plane is mirrored; its angle is then twice that of the mirror's axis.
+    """
+
+    name: str
+    layer: int | None
+    kind: str
+    angle: tuple[float, ...]
+    major: tuple[float, ...]
+    minor: tuple[float, ...]
+    reflection: tuple[bool, ...]
+
+    @property
+    def magnitude(self) -> np.ndarray:
+        """Geometric mean of the two stretches of each plane, a factor."""
+        return np.sqrt(np.multiply(self.major, self.minor))
+
+    def summary(self) -> dict[str, float]:
+        """Statistics over the planes: angles in degrees, magnitudes as factors; circular mean and deviation (scipy)."""
+        angle, magnitude = np.asarray(self.angle), self.magnitude
+        return {
+            "planes": len(angle),
+            "mean |angle|": float(np.degrees(np.abs(angle).mean())),
+            "max |angle|": float(np.degrees(np.abs(angle).max())),
+            "circular mean": float(np.degrees(stats.circmean(angle, high=np.pi, low=-np.pi))),
+            "circular std": float(np.degrees(stats.circstd(angle, high=np.pi, low=-np.pi))),
+            "mean magnitude": float(magnitude.mean()),
+            "min magnitude": float(magnitude.min()),
+            "max magnitude": float(magnitude.max()),
+            "reflections": int(np.sum(self.reflection)),
+        }
+
+
+@dataclass(frozen=True)
+class AngleReport:
+    """The planes of every site of an adapter."""
+
+    variant: str
+    group_size: int
+    sites: tuple[SiteAngles, ...]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that have a site, in order."""
+        return sorted({site.layer for site in self.sites if site.layer is not None})
+
+    @property
+    def kinds(self) -> list[str]:
+        """The module kinds that have a site, in the model's order."""
+        return list(dict.fromkeys(site.kind for site in self.sites))
+
+    def most_turned(self, count: int) -> list[tuple[SiteAngles, int, float, float]]:
+        """The planes with the largest |angle|: site, plane, angle (radians), magnitude (factor)."""
+        planes = [
+            (site, plane, angle, magnitude)
+            for site in self.sites
+            for plane, (angle, magnitude) in enumerate(zip(site.angle, site.magnitude.tolist(), strict=True))
+        ]
+        return sorted(planes, key=lambda entry: -abs(entry[2]))[:count]
+
+    def to_json(self) -> str:
+        """All numbers as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> AngleReport:
+        """The report that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            return cls(**{**content, "sites": tuple(SiteAngles(**_with_tuples(site)) for site in content["sites"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is not the JSON of an angle report ({error})") from None
+
+
+def _with_tuples(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def angles(adapter: RoadAdapter) -> AngleReport:
+    """Angle, stretches and reflection flag of every plane of `adapter`, for any variant."""
+    sites = []
+    for site in adapter.sites:
+        polar = adapter.polar(site)
+        values = [tuple(part.tolist()) for part in polar]
+        sites.append(SiteAngles(site.name, site.layer, site.kind, *values))
+    return AngleReport(adapter.variant, adapter.group_size, tuple(sites))

@@ -1,0 +1,412 @@
+"""RoadModel: a pyvene IntervenableModel that rotates the hidden states of any Hugging Face model, fast and row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyvene
+import torch
+from pyvene.models.intervenable_base import HandlerList, IntervenableModelOutput
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from road_interp import rotation
+from road_interp.adapter import RoadAdapter
+from road_interp.attachment import Attachment, Coefficients
+from road_interp.bank import RoadBank
+from road_interp.errors import InputError
+from road_interp.intervention import RoadIntervention
+from road_interp.positions import Positions, parse_positions
+from road_interp.rotation import Blocks
+from road_interp.site import Site
+
+
+class RoadModel(pyvene.IntervenableModel):
+    """A model whose chosen hidden states are rotated by an adapter, or row by row by the adapters of a bank.
+
+    Calls are pyvene's: `_, output = model(base=inputs)` and `_, ids = model.generate(inputs, ...)`. A call that names sources,
+    unit_locations or subspaces runs through pyvene's own loop; every other one takes hooks that rotate in place where nobody else
+    needs the unrotated state. Only hooks of this model are ever removed.
+
+    Args:
+        base_model: any Hugging Face model; its weights are frozen. Train further parts with `requires_grad_`.
+        adapter: a RoadAdapter, whose angles and scales become parameters; or a RoadBank, to choose from with `adapter_names`.
+        positions: the tokens to rotate: "all", "first", "last", "prompt", "f3+l2", or one list per row. In generation "all"
+            acts on every step, all others on the prompt only.
+    """
+
+    def __init__(self, base_model: PreTrainedModel, adapter: RoadAdapter | RoadBank, positions: Positions = "all") -> None:
+        self.bank = adapter if isinstance(adapter, RoadBank) else None
+        template = adapter.template if isinstance(adapter, RoadBank) else adapter
+        self.sites: tuple[Site, ...] = template.sites
+        self.variant, self.group_size = template.variant, template.group_size
+        self.positions = _checked(positions)
+        self._own_handles: list[Any] = []
+        self._merged: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._attached: Attachment | None = None
+        self._cached: tuple[Any, list[Blocks]] | None = None
+        interventions = [_intervention(base_model, site, template) for site in self.sites]
+        representations = [
+            {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
+            for site, intervention in zip(self.sites, interventions, strict=True)
+        ]
+        super().__init__(pyvene.IntervenableConfig(representations), base_model)
+        for intervention, site in zip(interventions, self.sites, strict=True):
+            intervention.to(_device_of(base_model.get_submodule(site.module), base_model))
+            intervention.requires_grad_(self.bank is None)
+
+    # ------------------------------------------------------------------ calling
+
+    def forward(
+        self,
+        base: Mapping[str, Any],
+        sources: Any = None,
+        unit_locations: Any = None,
+        source_representations: Any = None,
+        subspaces: Any = None,
+        labels: Tensor | None = None,
+        output_original_output: bool = False,
+        return_dict: bool | None = None,
+        use_cache: bool | None = None,
+        intervention_additional_kwargs: dict[str, Any] | None = None,
+        adapter_names: Sequence[str] | None = None,
+        positions: Positions | None = None,
+    ) -> Any:
+        """pyvene's call, with two arguments more; returns `(original output or None, rotated output)`.
+
+        Args:
+            base: the model's inputs; an attention_mask tells padding.
+            adapter_names: for a bank, one name per row; `"__base__"` leaves a row as it is.
+            positions: the tokens to rotate in this call, instead of the model's own.
+        """
+        if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
+            with self._rows_in_interventions(adapter_names):
+                return super().forward(
+                    base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
+                    return_dict, use_cache, intervention_additional_kwargs,
+                )  # fmt: skip
+        original = self.model(**base) if output_original_output else None
+        extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
+        with self._rotating(adapter_names, positions):
+            rotated = self.model(**base, **extra)
+        if return_dict:
+            return IntervenableModelOutput(original_outputs=original, intervened_outputs=rotated)
+        return original, rotated
+
+    def generate(
+        self,
+        base: Mapping[str, Any],
+        sources: Any = None,
+        unit_locations: Any = None,
+        source_representations: Any = None,
+        intervene_on_prompt: bool = False,
+        subspaces: Any = None,
+        output_original_output: bool = False,
+        intervention_additional_kwargs: dict[str, Any] | None = None,
+        adapter_names: Sequence[str] | None = None,
+        positions: Positions | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """pyvene's call; returns `(original ids or None, ids)`. Keyword arguments go to transformers' `generate`.
+
+        Greedy, sampled and beam search, with and without cache: a beam keeps the adapter of its row.
+        """
+        if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
+            with self._rows_in_interventions(adapter_names):
+                return super().generate(
+                    base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
+                    output_original_output, intervention_additional_kwargs, **kwargs,
+                )  # fmt: skip
+        original = self.model.generate(**base, **kwargs) if output_original_output else None
+        prompt = base.get("attention_mask")
+        if prompt is None and base.get("input_ids") is not None:
+            prompt = torch.ones_like(base["input_ids"])
+        with self._rotating(adapter_names, positions, prompt):
+            rotated = self.model.generate(**base, **kwargs)
+        return original, rotated
+
+    @contextmanager
+    def attached(
+        self, adapter_names: Sequence[str] | None = None, positions: Positions | None = None
+    ) -> Iterator[PreTrainedModel]:
+        """The base model with the rotations on, for as long as the block lasts, in the calling thread.
+
+        For training with gradient checkpointing, for torch.compile of the base model, and for other people's loops. Calls of
+        this model inside the block use the block's adapter_names and positions.
+        """
+        with self._rotating(adapter_names, positions) as attachment:
+            self._attached = attachment
+            try:
+                yield self.model
+            finally:
+                self._attached = None
+
+    # ------------------------------------------------------------------ the adapter
+
+    @property
+    def adapter(self) -> RoadAdapter:
+        """The current angles and scales as a value. Raises InputError for a model with a bank: take it from there."""
+        if self.bank is not None:
+            raise InputError("this model uses a bank: take an adapter from it by name, as in model.bank['a']")
+        theta, alpha = {}, {}
+        for site, intervention in self._by_site():
+            theta[site.name] = intervention.theta.detach().cpu().clone()
+            alpha[site.name] = intervention.alpha.detach().cpu().clone()
+        return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size)
+
+    def merge(self, adapter_name: str | None = None) -> PreTrainedModel:
+        """Rotate the weights themselves, W <- R W and b <- R b (section 3.2), and return the plain transformers model.
+
+        The original weights are kept, so that `unmerge` restores them to the bit. Raises InputError for a site that is not a
+        plain linear, for tied weights, and for positions other than "all".
+        """
+        if self._merged:
+            raise InputError("the rotations are merged already; call unmerge first")
+        if self.positions != "all":
+            raise InputError(f"positions {self.positions!r} cannot be merged: weights act on every token")
+        adapter = self._one_adapter(adapter_name)
+        shared = _shared_tensors(self.model)
+        for site in self.sites:
+            _check_mergeable(self.model.get_submodule(site.module), site, shared)
+        with torch.no_grad():
+            for site in self.sites:
+                module: Any = self.model.get_submodule(site.module)
+                if site.module not in self._merged:
+                    kept = None if module.bias is None else module.bias.clone()
+                    self._merged[site.module] = (module.weight.clone(), kept)
+                _rotate_weights(module, adapter.blocks(site), self.group_size, site)
+        return self.model
+
+    def unmerge(self) -> None:
+        """Put back the weights that `merge` kept."""
+        with torch.no_grad():
+            for path, (weight, bias) in self._merged.items():
+                module: Any = self.model.get_submodule(path)
+                module.weight.copy_(weight)
+                if bias is not None:
+                    module.bias.copy_(bias)
+        self._merged = {}
+
+    # ------------------------------------------------------------------ torch's module, reaching the rotations
+
+    def train(self, mode: bool = True) -> RoadModel:
+        """Training mode for model and rotations (pyvene's reaches the model only)."""
+        nn.Module.train(self, mode)
+        return self
+
+    def eval(self) -> RoadModel:
+        """Evaluation mode for model and rotations."""
+        return self.train(False)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters, as torch has it (pyvene's lists the trainable ones without their prefix)."""
+        return nn.Module.named_parameters(self, prefix, recurse, remove_duplicate)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear all gradients."""
+        nn.Module.zero_grad(self, set_to_none)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Rotations and whatever else is trained; the frozen base model is not part of it."""
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        frozen = {f"{prefix}{name}" for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        buffers = {f"{prefix}{name}" for name, _ in self.named_buffers()}
+        state = nn.Module.state_dict(self, *args, **kwargs)
+        for name in frozen | buffers:
+            state.pop(name, None)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Read what `state_dict` gives. Raises InputError when rotations or trained parts are missing or unknown."""
+        missing, unexpected = nn.Module.load_state_dict(self, state_dict, strict=False, assign=assign)
+        missing = [name for name in missing if name in self.state_dict()]
+        if strict and (missing or unexpected):
+            raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
+        return nn.modules.module._IncompatibleKeys(missing, unexpected)
+
+    # ------------------------------------------------------------------ pyvene's loop, kept from other people's hooks
+
+    def _intervention_getter(self, *args: Any, **kwargs: Any) -> HandlerList:
+        handlers = super()._intervention_getter(*args, **kwargs)
+        self._own_handles += handlers.handlers
+        return handlers
+
+    def _intervention_setter(self, *args: Any, **kwargs: Any) -> HandlerList:
+        handlers = super()._intervention_setter(*args, **kwargs)
+        self._own_handles += handlers.handlers
+        return handlers
+
+    def _remove_forward_hooks(self) -> None:
+        while self._own_handles:
+            self._own_handles.pop().remove()
+
+    # ------------------------------------------------------------------ inside
+
+    def _by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
+        return zip(self.sites, self.interventions.values(), strict=True)
+
+    @contextmanager
+    def _rotating(
+        self, adapter_names: Sequence[str] | None, positions: Positions | None, prompt: Tensor | None = None
+    ) -> Iterator[Attachment | None]:
+        if self._merged or self._attached is not None:
+            if adapter_names is not None or positions is not None:
+                state = "merged" if self._merged else "attached"
+                raise InputError(f"adapter_names and positions cannot change while the rotations are {state}")
+            yield self._attached
+            return
+        positions = self.positions if positions is None else _checked(positions)
+        if positions != "all" and self.model.config.is_encoder_decoder:
+            raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
+        coefficients = self._coefficients_for(adapter_names)
+        with Attachment(self.model, self.sites, coefficients, self.group_size, positions, prompt) as attachment:
+            yield attachment
+
+    def _coefficients_for(self, adapter_names: Sequence[str] | None) -> Callable[[], Coefficients]:
+        if self.bank is not None:
+            rows = self._rows(adapter_names)
+            return lambda: rows
+        if adapter_names is not None:
+            raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
+        return self._current
+
+    def _rows(self, adapter_names: Sequence[str] | None) -> list[Blocks]:
+        """Blocks with one row per example; a batch of the same names as the last one finds them ready."""
+        assert self.bank is not None
+        names = tuple(self._default_names() if adapter_names is None else adapter_names)
+        devices = tuple(intervention.theta.device for _, intervention in self._by_site())
+        key = (names, self.bank.version, devices)
+        if self._cached is None or self._cached[0] != key:
+            theta, alpha = self.bank.rows(names)
+            self._cached = (key, _split_blocks(theta, alpha, self.sites, self.variant, self.group_size, devices))
+        return self._cached[1]
+
+    def _default_names(self) -> list[str]:
+        assert self.bank is not None
+        if len(self.bank) > 1:
+            raise InputError(f"this model holds {len(self.bank)} adapters: name one per row with adapter_names")
+        return list(self.bank)
+
+    def _current(self) -> Coefficients:
+        """The blocks of the parameters as they are now; kept between passes while no gradient is needed and nothing changed."""
+        interventions = [intervention for _, intervention in self._by_site()]
+        if torch.compiler.is_compiling():
+            return [rotation.entries(each.theta, each.alpha, self.variant, self.group_size) for each in interventions]
+        parameters = [tensor for each in interventions for tensor in (each.theta, each.alpha)]
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return self._blocks_of(interventions)
+        key = [(id(parameter), parameter._version, parameter.data_ptr()) for parameter in parameters]
+        if self._cached is None or self._cached[0] != key:
+            with torch.no_grad():
+                self._cached = (key, self._blocks_of(interventions))
+        return self._cached[1]
+
+    def _blocks_of(self, interventions: Sequence[RoadIntervention]) -> list[Blocks]:
+        devices = tuple(each.theta.device for each in interventions)
+        if len(set(devices)) > 1:
+            return [rotation.blocks(each.theta, each.alpha, self.variant, self.group_size) for each in interventions]
+        theta, alpha = torch.cat([each.theta for each in interventions]), torch.cat([each.alpha for each in interventions])
+        return _split_blocks(theta, alpha, self.sites, self.variant, self.group_size, devices)
+
+    @contextmanager
+    def _rows_in_interventions(self, adapter_names: Sequence[str] | None) -> Iterator[None]:
+        """For pyvene's own loop: every intervention knows the blocks of the rows."""
+        rows = None if self.bank is None else self._rows(adapter_names)
+        if rows is None and adapter_names is not None:
+            self._coefficients_for(adapter_names)
+        try:
+            for index, (_, intervention) in enumerate(self._by_site()):
+                intervention.row_blocks = None if rows is None else rows[index]
+            yield
+        finally:
+            for _, intervention in self._by_site():
+                intervention.row_blocks = None
+
+    def _one_adapter(self, name: str | None) -> RoadAdapter:
+        if self.bank is None:
+            if name is not None:
+                raise InputError("adapter_name needs a model with a RoadBank; this one holds a single adapter")
+            return self.adapter
+        return self.bank[name if name is not None else self._default_names()[0]]
+
+
+def _checked(positions: Positions) -> Positions:
+    if isinstance(positions, str):
+        parse_positions(positions)
+    return positions
+
+
+def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter) -> RoadIntervention:
+    try:
+        model.get_submodule(site.module)
+    except AttributeError:
+        raise InputError(
+            f"{type(model).__name__} has no module '{site.module}': the adapter was made for another model"
+        ) from None
+    width = site.width if site.part is None else site.width // (site.part.stop - site.part.start) * site.part.period
+    intervention = RoadIntervention(width, template.variant, template.group_size, site.part)
+    with torch.no_grad():
+        intervention.theta.copy_(template.theta[site.name])
+        intervention.alpha.copy_(template.alpha[site.name])
+    return intervention
+
+
+def _device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:
+    return next((tensor.device for tensor in module.parameters()), model.device)
+
+
+def _split_blocks(
+    theta: Tensor,
+    alpha: Tensor,
+    sites: Sequence[Site],
+    variant: rotation.Variant,
+    group_size: int,
+    devices: Sequence[torch.device],
+) -> list[Blocks]:
+    """Blocks of every site from vectors that hold all sites side by side; for road_1 all at once."""
+    sizes = [rotation.num_parameters(site.width, variant) for site in sites]
+    if variant == "road_1" and len(set(devices)) == 1:
+        together = rotation.blocks(theta.to(devices[0]), alpha.to(devices[0]), variant, group_size)
+        return [Blocks(part) for part in together.a.split(sizes, dim=-1)]
+    pairs = zip(theta.split(sizes, dim=-1), alpha.split(sizes, dim=-1), devices, strict=True)
+    return [rotation.blocks(t.to(device), a.to(device), variant, group_size) for t, a, device in pairs]
+
+
+def _shared_tensors(model: nn.Module) -> set[int]:
+    """Ids of parameters that more than one module holds."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for _, parameter in nn.Module.named_parameters(model, remove_duplicate=False):
+        (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _check_mergeable(module: Any, site: Site, shared: set[int]) -> None:
+    if type(module) not in (nn.Linear, Conv1D):
+        raise InputError(f"site '{site.name}' cannot be merged: {type(module).__name__} is not a plain linear layer")
+    if id(module.weight) in shared:
+        raise InputError(f"site '{site.name}' cannot be merged: its weight is tied to another module, which would turn as well")
+    if not module.weight.is_floating_point():
+        raise InputError(f"site '{site.name}' cannot be merged: its weight is quantised ({module.weight.dtype})")
+
+
+def _rotate_weights(module: Any, maps: Blocks, group_size: int, site: Site) -> None:
+    """W <- R W and b <- R b, in at least fp32."""
+    maps = maps.to(module.weight.device)
+
+    def rotate(columns: Tensor) -> Tensor:
+        columns = columns.float() if columns.dtype.itemsize < 4 else columns
+        part = columns if site.part is None else site.part.select(columns)
+        turned = rotation.apply(maps, part.contiguous(), group_size)
+        return turned if site.part is None else site.part.replace(columns, turned)
+
+    columns = module.weight if isinstance(module, Conv1D) else module.weight.T  # (inputs, outputs)
+    turned = rotate(columns)
+    module.weight.copy_(turned if isinstance(module, Conv1D) else turned.T)
+    if module.bias is not None:
+        module.bias.copy_(rotate(module.bias))

@@ -1,0 +1,58 @@
+"""Which tokens of each row are rotated: from a short text or a list per row to a mask, with padding understood."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from road_interp.errors import InputError
+
+Positions = str | Sequence[Sequence[int]]
+
+
+def position_mask(positions: Positions, attention_mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
+    """True at the tokens to rotate.
+
+    Args:
+        positions: "all" or "prompt" (every token that is not padding), "first", "last", "f3+l2" (the first three and the last
+            two of each row), or one list of token indices per row. Indices count the row's own tokens: 0 is the first that is
+            not padding, -1 the last, for left and right padding alike.
+        attention_mask: True (or 1) where a token is not padding.
+
+    Raises:
+        InputError: not a position, a list for another number of rows, or an index beyond a row's tokens.
+    """
+    present = attention_mask.bool()
+    index = present.cumsum(1) - 1
+    lengths = present.sum(1, keepdim=True)
+    if isinstance(positions, str):
+        first, last = parse_positions(positions)
+        if first is None:
+            return present
+        return present & ((index < first) | (index >= lengths - last))
+    if len(positions) != len(present):
+        raise InputError(f"positions list {len(positions)} rows, but the batch has {len(present)}")
+    chosen = torch.zeros_like(present)
+    for row, wanted in enumerate(positions):
+        length = int(lengths[row])
+        for position in wanted:
+            if not -length <= position < length:
+                raise InputError(f"position {position} of row {row} does not exist: the row has {length} tokens")
+            chosen[row] |= present[row] & (index[row] == position % length)
+    return chosen
+
+
+def parse_positions(text: str) -> tuple[int | None, int]:
+    """How many tokens from the front and from the back; None for all of them. Raises InputError for another text."""
+    named = {"all": (None, 0), "prompt": (None, 0), "first": (1, 0), "last": (0, 1)}
+    if text in named:
+        return named[text]
+    if match := re.fullmatch(r"f(\d+)(?:\+l(\d+))?|l(\d+)", text):
+        front, back, only_back = (int(number or 0) for number in match.groups())
+        if front + back + only_back > 0:
+            return front, back + only_back
+    raise InputError(f"'{text}' is not a position: use all, first, last, prompt, f3, l2, f3+l2, or one list of indices per row")

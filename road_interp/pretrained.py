@@ -1,0 +1,99 @@
+"""Models, tokenisers and files by id: hub, local path, or inside an installed package."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from road_interp.errors import InputError
+from road_interp.recipe import ModelRecipe
+
+PACKAGE = "package://"
+AUTO_CLASSES = {
+    "backbone": AutoModel,
+    "causal-lm": AutoModelForCausalLM,
+    "classifier": AutoModelForSequenceClassification,
+}
+
+
+def resolve(identifier: str) -> str:
+    """The local path of `package://NAME/path`; any other id as it is.
+
+    Raises InputError when the package is not installed, has no such path, or the path leads out of it.
+    """
+    if not identifier.startswith(PACKAGE):
+        return identifier
+    name, _, inside = identifier.removeprefix(PACKAGE).partition("/")
+    if not name.isidentifier() or find_spec(name) is None:
+        distribution = name.replace("_", "-")
+        raise InputError(f"'{identifier}': no package '{name}' is installed; try: pip install --no-deps {distribution}")
+    root = Path(str(resources.files(name))).resolve()
+    path = (root / inside).resolve()
+    if not path.is_relative_to(root):
+        raise InputError(f"'{identifier}' leads out of the package '{name}'")
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise InputError(f"'{identifier}': the package '{name}' has no '{inside}'{hint}")
+    return str(path)
+
+
+def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The base model, and the modules that its checkpoint did not contain (a fresh classification head).
+
+    Args:
+        head: "backbone", "causal-lm" or "classifier".
+        options: further settings of the configuration, such as num_labels.
+    """
+    arguments = _arguments(recipe)
+    dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    try:
+        model, report = AUTO_CLASSES[head].from_pretrained(
+            **arguments, dtype=dtype, revision=recipe.revision or "main", output_loading_info=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
+    if "gguf_file" in arguments:  # the weights are plain tensors now; without this the model could not be saved
+        model.hf_quantizer.remove_quantization_config(model)
+    fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
+    return model, [name for name, _ in model.named_modules() if name in fresh]
+
+
+def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
+    """The model's tokeniser, with a padding token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**_arguments(recipe), revision=recipe.revision or "main")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _arguments(recipe: ModelRecipe) -> dict[str, Any]:
+    path = Path(resolved := resolve(recipe.id))
+    common = {"trust_remote_code": recipe.trust_remote_code}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model '{recipe.id}' does not exist")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **common}
+    if resolved.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+        raise InputError(f"model folder '{recipe.id}' does not exist")
+    return {"pretrained_model_name_or_path": str(path.expanduser()) if path.expanduser().exists() else resolved, **common}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,278 @@
+"""Recipes: what to rotate, on which data, how to train. Dataclasses, read from YAML with every key checked."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from road_interp.errors import InputError
+from road_interp.positions import parse_positions
+from road_interp.rotation import Variant
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The base model.
+
+    Attributes:
+        id: hub id, local folder, `.gguf` file, or `package://NAME/path` inside an installed package.
+        revision: of a hub id.
+        dtype: of the frozen weights.
+        max_length: longer texts are cut to this many tokens.
+        trust_remote_code: run code that comes with a hub model.
+    """
+
+    id: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    max_length: int = 128
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.max_length >= 1, "model.max_length", self.max_length, "at least 1")
+
+
+@dataclass(frozen=True)
+class AdapterRecipe:
+    """Where and how to rotate: the arguments of `find_sites` and `RoadAdapter.identity`."""
+
+    sites: str | list[str] = "all-linear"
+    layers: int | str | list[int] | None = None
+    stack: str | None = None
+    variant: Variant = "road_1"
+    group_size: int = 2
+    positions: str = "all"
+
+    def __post_init__(self) -> None:
+        _require(self.group_size >= 2 and self.group_size % 2 == 0, "adapter.group_size", self.group_size, "even and at least 2")
+        parse_positions(self.positions)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Labelled text.
+
+    Attributes:
+        id: `glue/NAME`, a file (CSV, TSV, JSONL, Parquet), a folder, a hub id, or `package://NAME/path`.
+        config: configuration of a hub data set.
+        validation, test: further ids. With a validation set and no test set, the validation set is divided in two as in the
+            paper: 1,000 examples of a set of at least 2,000, half of a smaller one, select the checkpoint; the rest tests it.
+        text, text_pair, label: column names.
+        filter: keep the rows whose columns have these values.
+        task: "classification" (labels are classes) or "regression" (labels are numbers).
+        classes: the labels in order; by default those of the training set, sorted.
+        metric: by default accuracy for classification and pearson for regression.
+        validation_size, test_size: number or fraction of examples taken from `id` where no validation or test set is named.
+        split_seed: of every division; it is not the training seed, so that all seeds see the same test set.
+    """
+
+    id: str
+    config: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    filter: dict[str, Any] = field(default_factory=dict)
+    task: Literal["classification", "regression"] = "classification"
+    classes: list[Any] | None = None
+    metric: Literal["accuracy", "matthews", "pearson"] | None = None
+    validation_size: int | float = 0.1
+    test_size: int | float = 0.1
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("validation_size", "test_size"):
+            size = getattr(self, key)
+            _require(size >= 1 if isinstance(size, int) else 0 < size < 1, f"data.{key}", size, "a count or a fraction below 1")
+        _require(
+            self.metric != "pearson" or self.task == "regression", "data.metric", self.metric, "used with data.task regression"
+        )
+        _require(self.test is None or self.validation is not None, "data.test", self.test, "given together with data.validation")
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """AdamW with warm-up; the checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
+
+    `precision` is that of the forward pass: "auto" takes bf16 where the hardware has it. `max_steps` ends training early.
+    """
+
+    learning_rate: float = 3e-3
+    epochs: float = 10.0
+    batch_size: int = 32
+    gradient_accumulation: int = 1
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.1
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "positive")
+        _require(self.epochs > 0, "training.epochs", self.epochs, "positive")
+        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        _require(self.gradient_accumulation >= 1, "training.gradient_accumulation", self.gradient_accumulation, "at least 1")
+        _require(0 <= self.warmup_ratio < 1, "training.warmup_ratio", self.warmup_ratio, "a fraction below 1")
+        _require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "at least 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    model: ModelRecipe
+    data: DataRecipe
+    adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    seed: int = 0
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out; `load_recipe` reads it back."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file, the bare name of a built-in one, or a mapping.
+
+    Args:
+        source: `interventions/NAME.yaml`, `NAME`, or the content itself.
+        overrides: texts such as "training.learning_rate=5e-3", as on the command line.
+
+    Raises:
+        InputError: no such recipe, an unknown key (with the nearest known one), a value of the wrong kind.
+    """
+    if isinstance(source, Mapping):
+        content, name = {**source}, "recipe"
+    else:
+        path = recipe_path(source)
+        content, name = _read_yaml(path), path.name
+    for override in overrides:
+        _apply_override(content, override)
+    try:
+        return _build(Recipe, content, "")
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    installed = Path(str(resources.files("road_interp") / "interventions"))
+    folder = installed if installed.is_dir() else Path(__file__).parents[1] / "interventions"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def recipe_path(name: str | Path) -> Path:
+    """The file of a recipe given by path or bare name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = builtin_recipes()
+    if str(name) in known:
+        return known[str(name)]
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; the built-in recipes are {', '.join(known)}"
+    raise InputError(f"no recipe '{name}': neither a file nor a built-in name{hint}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a mapping of keys to values")
+    return content
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override '{override}' is not of the form key=value, such as training.epochs=3")
+    *parents, last = key.split(".")
+    place = content
+    for parent in parents:
+        inner = place.get(parent)
+        place[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+        place = place[parent]
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"override '{override}': the value is not valid YAML") from None
+
+
+def _build(cls: type, content: Any, where: str) -> Any:
+    """An instance of a dataclass from a mapping, with every key and kind of value checked."""
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where or 'the recipe'} must be a mapping, not {content!r}")
+    hints = get_type_hints(cls)
+    for key in content:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(hints)}"
+            raise InputError(f"unknown key '{_join(where, key)}'; {hint}")
+    for entry in fields(cls):
+        required = entry.default is MISSING and entry.default_factory is MISSING
+        if required and entry.name not in content:
+            raise InputError(f"'{_join(where, entry.name)}' is missing")
+    return cls(**{key: _value(hints[key], value, _join(where, key)) for key, value in content.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if (fitted := _fit(option, value)) is not MISSING:
+            return fitted
+    raise InputError(f"'{where}' must be {' or '.join(map(_describe, options))}, not {value!r}")
+
+
+def _fit(option: Any, value: Any) -> Any:
+    """`value` as `option`, or MISSING. A whole number fits float, and so does "1e-3", which YAML reads as text."""
+    origin = get_origin(option)
+    if origin is Literal:
+        return value if value in get_args(option) and isinstance(value, str) else MISSING
+    if origin is list:
+        items = [_fit(get_args(option)[0], item) for item in value] if isinstance(value, list) else [MISSING]
+        return MISSING if any(item is MISSING for item in items) else items
+    if origin is dict:
+        return dict(value) if isinstance(value, Mapping) else MISSING
+    if option is Any:
+        return value
+    if option is float and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return MISSING
+    if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if value == value and abs(value) != float("inf") else MISSING
+    if isinstance(value, bool) and option is not bool:
+        return MISSING
+    return value if isinstance(value, option) else MISSING
+
+
+def _describe(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return " or ".join(f"'{choice}'" for choice in get_args(option))
+    if get_origin(option) is list:
+        return f"a list of {_describe(get_args(option)[0])}s"
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+    return names.get(option, "a mapping" if get_origin(option) is dict else "value")
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _require(holds: bool, key: str, value: Any, what: str) -> None:
+    if not holds:
+        raise InputError(f"'{key}' must be {what}, not {value!r}")

@@ -1,0 +1,112 @@
+"""A run folder: what a training leaves behind, and how to use it again."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.files import read_json_object, write_atomically
+from road_interp.model import RoadModel
+from road_interp.pretrained import load_model
+from road_interp.recipe import Recipe, load_recipe
+
+RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
+ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        folder: recipe.yaml, adapter/, head.safetensors, classes.json, metrics.json, log.jsonl, environment.json, figures/.
+        recipe: as used, every default written out.
+        adapter: the learned angles and scales.
+        classes: the labels in the head's order; None for regression.
+        metrics: scores of validation and test, of the frozen backbone beside them, and parameter counts.
+    """
+
+    folder: Path
+    recipe: Recipe
+    adapter: RoadAdapter
+    classes: tuple[Any, ...] | None
+    metrics: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """Read a run folder. Raises InputError for a folder that is none, or of a training that did not finish."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"run folder '{folder}' does not exist")
+        if not (folder / METRICS).is_file():
+            unfinished = (folder / RECIPE).is_file()
+            state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
+            raise InputError(f"'{folder}' is not a finished run: {state}")
+        classes = read_json_object(folder / CLASSES).get("classes")
+        return cls(
+            folder,
+            load_recipe(folder / RECIPE),
+            RoadAdapter.load(folder / ADAPTER),
+            None if classes is None else tuple(classes),
+            read_json_object(folder / METRICS),
+        )
+
+    def load_model(self) -> RoadModel:
+        """The trained model: base weights from where the recipe names them, with the learned head and rotations."""
+        classes = self.classes
+        base, _ = load_model(self.recipe.model, "classifier", num_labels=1 if classes is None else len(classes))
+        load_head(base, self.folder / HEAD)
+        return RoadModel(base, self.adapter, self.recipe.adapter.positions).eval()
+
+
+def save_head(model: nn.Module, modules: list[str], path: Path) -> None:
+    """Write the weights of the named modules of `model`."""
+    tensors: dict[str, Tensor] = {}
+    for name in modules:
+        for inner, tensor in model.get_submodule(name).state_dict().items():
+            tensors[f"{name}.{inner}"] = tensor.detach().cpu().contiguous()
+    write_atomically(path, save(tensors))
+
+
+def load_head(model: nn.Module, path: Path) -> None:
+    """Put weights that `save_head` wrote into `model`. Raises InputError naming what does not fit."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
+    known = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in known:
+            raise InputError(f"{path.name}: '{name}' is not part of {type(model).__name__}")
+        if known[name].shape != tensor.shape:
+            raise InputError(f"{path.name}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(known[name].shape)}")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path.name}: '{name}' holds a value that is not finite")
+    model.load_state_dict(tensors, strict=False)
+
+
+def describe_environment(seed: int, device: str, precision: str) -> str:
+    """What a run ran on, as JSON text: versions, seed, device and precision."""
+    names = ("road-interp", "torch", "transformers", "pyvene", "accelerate", "numpy", "scikit-learn")
+    versions = {name: metadata.version(name) for name in names}
+    content = {"python": platform.python_version(), "versions": versions, "seed": seed, "device": device, "precision": precision}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def next_free(folder: Path) -> Path:
+    """`folder`, or `folder-2`, `folder-3`, ... if it is taken."""
+    candidate, number = folder, 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate

@@ -1,0 +1,73 @@
+"""A site: one hidden-state location that can be rotated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from road_interp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Part:
+    """The dimensions `j` of an output with `start <= j % period < stop`.
+
+    A fused projection holds query, key and value side by side (one period as wide as the output) or head by head (one period
+    per head); a part picks one of them.
+    """
+
+    period: int
+    start: int
+    stop: int
+
+    def select(self, hidden: Tensor) -> Tensor:
+        """The part of `hidden` (`... width_of_the_module`), shape `(... width_of_the_part)`."""
+        return hidden.unflatten(-1, (-1, self.period))[..., self.start : self.stop].flatten(-2)
+
+    def replace(self, hidden: Tensor, part: Tensor) -> Tensor:
+        """A copy of `hidden` whose part is `part`."""
+        copy = hidden.clone()
+        periods = copy.unflatten(-1, (-1, self.period))
+        periods[..., self.start : self.stop] = part.unflatten(-1, (periods.shape[-2], -1))
+        return copy
+
+
+@dataclass(frozen=True)
+class Site:
+    """The output of one module of a model, or a part of it.
+
+    Attributes:
+        name: unique in the model: the module's dotted path, with `[query]` or `[key]` behind it for a part.
+        width: number of dimensions that are rotated; even.
+        layer: index of the block, counted from 0; None outside the block stack.
+        kind: the path inside the block ("attention.self.query"), or "block-output" for a block itself.
+        part: the rotated dimensions where they are not the whole output.
+    """
+
+    name: str
+    width: int
+    layer: int | None = None
+    kind: str = ""
+    part: Part | None = None
+
+    def __post_init__(self) -> None:
+        if self.width < 2 or self.width % 2:
+            raise InputError(
+                f"site '{self.name}': width {self.width} cannot be paired into planes; RoAd needs an even width of at least 2"
+            )
+
+    @property
+    def module(self) -> str:
+        """Dotted path of the module whose output is rotated."""
+        return self.name.partition("[")[0]
+
+    def check_group_size(self, group_size: int) -> None:
+        """Raise InputError unless `group_size` is even and divides the width."""
+        if group_size < 2 or group_size % 2:
+            raise InputError(f"group_size must be an even number of at least 2, not {group_size}")
+        if self.width % group_size:
+            raise InputError(
+                f"site '{self.name}': its width {self.width} is not divisible by group_size {group_size}; "
+                f"take a group_size that divides {self.width} (2 always does)"
+            )

@@ -1,0 +1,250 @@
+"""Labelled text for training and testing: GLUE, files, hub data sets; their splits and metrics."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from scipy import stats
+from sklearn.metrics import accuracy_score, matthews_corrcoef
+from sklearn.model_selection import train_test_split
+from transformers import PreTrainedTokenizerBase
+
+from road_interp.errors import InputError
+from road_interp.pretrained import resolve
+from road_interp.recipe import DataRecipe
+
+GLUE = "nyu-mll/glue"
+GLUE_COLUMNS = {
+    "cola": ("sentence", None),
+    "sst2": ("sentence", None),
+    "mrpc": ("sentence1", "sentence2"),
+    "qqp": ("question1", "question2"),
+    "stsb": ("sentence1", "sentence2"),
+    "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "rte": ("sentence1", "sentence2"),
+}
+LARGE, VALIDATION = 2000, 1000  # a development set of at least LARGE examples gives VALIDATION of them to model selection
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Three splits of `text`, `text_pair` (or absent) and `label`, and how to score them.
+
+    Labels are class indices into `classes`, or numbers where `classes` is None (regression).
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    classes: tuple[Any, ...] | None
+    metric: str
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the head."""
+        return 1 if self.classes is None else len(self.classes)
+
+    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The metrics of a split from `(examples, num_labels)` logits; the task's own comes first."""
+        predictions = logits.reshape(len(labels)) if self.classes is None else logits.argmax(-1)
+        return {self.metric: METRICS[self.metric](labels, predictions)}
+
+
+def _pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Pearson correlation; 0 where a side is constant and none is defined."""
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(stats.pearsonr(labels, predictions).statistic)
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
+    "matthews": lambda labels, predictions: float(matthews_corrcoef(labels, predictions)),
+    "pearson": _pearson,
+}
+
+
+def load_task(recipe: DataRecipe) -> Task:
+    """The three splits of a recipe.
+
+    Raises:
+        InputError: a file, column or data set that does not exist, no examples, a missing text, a label outside the classes.
+    """
+    recipe = _with_glue_defaults(recipe)
+    train = _examples(recipe, recipe.id, "train")
+    validation = test = None
+    if recipe.validation is not None:
+        validation = _examples(recipe, recipe.validation, "validation")
+    if recipe.test is not None:
+        test = _examples(recipe, recipe.test, "test")
+    classes = None if recipe.task == "regression" else _classes(recipe, train)
+    train = _with_labels(train, classes, recipe.id)
+    if validation is None:
+        train, validation = _divide(train, recipe.validation_size, recipe, classes, "validation_size")
+        train, test = _divide(train, recipe.test_size, recipe, classes, "test_size")
+    else:
+        validation = _with_labels(validation, classes, recipe.validation or recipe.id)
+        if test is None:
+            size = VALIDATION if len(validation) >= LARGE else len(validation) // 2
+            test, validation = _divide(validation, size, recipe, classes, "validation")
+        else:
+            test = _with_labels(test, classes, recipe.test or recipe.id)
+    metric = recipe.metric or ("pearson" if classes is None else "accuracy")
+    return Task(train, validation, test, classes, metric)
+
+
+def load_examples(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] | None) -> Dataset:
+    """Labelled examples of one more file or data set, read as `recipe` says, for testing a trained model on it."""
+    recipe = _with_glue_defaults(recipe)
+    return _with_labels(_examples(recipe, identifier, "test"), classes, identifier)
+
+
+def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Token ids, attention mask and `labels` of every example, unpadded."""
+
+    def encode(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
+        encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length)
+        return {**encoded, "labels": batch["label"]}
+
+    return examples.map(encode, batched=True, remove_columns=examples.column_names, load_from_cache_file=False)
+
+
+def _with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
+    if not recipe.id.startswith("glue/"):
+        return recipe
+    name = recipe.id.removeprefix("glue/")
+    if name not in GLUE_COLUMNS:
+        near = difflib.get_close_matches(name, GLUE_COLUMNS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(GLUE_COLUMNS)}"
+        raise InputError(f"unknown GLUE task '{name}'; {hint}")
+    text, pair = GLUE_COLUMNS[name]
+    development = "validation_matched" if name == "mnli" else "validation"
+    metrics: dict[str, Literal["matthews", "pearson"]] = {"cola": "matthews", "stsb": "pearson"}
+    return replace(
+        recipe,
+        id=GLUE,
+        config=name,
+        validation=f"{GLUE}:{development}",
+        text=text,
+        text_pair=pair,
+        label="label",
+        task="regression" if name == "stsb" else "classification",
+        metric=metrics.get(name, "accuracy"),
+    )
+
+
+def _examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
+    """The rows of one split with the columns text, text_pair and label."""
+    data = _read(identifier, recipe.config, split)
+    for column, value in recipe.filter.items():
+        _check_column(data, column, identifier, "filter")
+        data = data.filter(lambda row, column=column, value=value: row[column] == value, load_from_cache_file=False)
+    if len(data) == 0:
+        raise InputError(f"'{identifier}' holds no examples" + (f" with {recipe.filter}" if recipe.filter else ""))
+    names = {"text": recipe.text or "text", "label": recipe.label or "label"}
+    if recipe.text_pair is not None:
+        names["text_pair"] = recipe.text_pair
+    for role, column in names.items():
+        _check_column(data, column, identifier, role)
+    data = Dataset.from_dict({role: data[column] for role, column in names.items()})
+    for role in sorted(set(names) - {"label"}):
+        for row, text in enumerate(data[role]):
+            if not isinstance(text, str):
+                raise InputError(f"'{identifier}', row {row}: column '{names[role]}' holds {text!r}, not text")
+    return data
+
+
+def _read(identifier: str, config: str | None, split: str) -> Dataset:
+    path = Path(resolved := resolve(identifier)).expanduser()
+    if path.suffix in FORMATS:
+        if not path.is_file():
+            raise InputError(f"data file '{identifier}' does not exist")
+        builder, options = FORMATS[path.suffix]
+        if path.stat().st_size == 0:
+            raise InputError(f"data file '{identifier}' is empty")
+        try:
+            return load_dataset(builder, data_files=str(path), split="train", **options)
+        except Exception as error:  # the readers behind datasets raise whatever their format's parser raises
+            raise InputError(f"data file '{identifier}' cannot be read: {_cause(error)}") from None
+    if path.is_file():
+        raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
+    name, _, named_split = resolved.partition(":")
+    try:
+        found = load_dataset(name, config)
+    except (DatasetNotFoundError, OSError, ValueError) as error:
+        raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
+    return _split_of(found, named_split or split, identifier)
+
+
+def _split_of(found: DatasetDict, split: str, identifier: str) -> Dataset:
+    if split not in found:
+        raise InputError(f"data set '{identifier}' has no split '{split}'; it has {', '.join(found)}")
+    return found[split]
+
+
+def _check_column(data: Dataset, column: str, identifier: str, role: str) -> None:
+    if column not in data.column_names:
+        raise InputError(f"'{identifier}' has no column '{column}' for {role}; its columns are {', '.join(data.column_names)}")
+
+
+def _classes(recipe: DataRecipe, train: Dataset) -> tuple[Any, ...]:
+    if recipe.classes is not None:
+        return tuple(recipe.classes)
+    classes = sorted(set(train["label"]), key=lambda label: (isinstance(label, str), label))
+    if len(classes) < 2:
+        raise InputError(f"'{recipe.id}': all labels are {classes[0]!r}; a classification task needs at least two classes")
+    return tuple(classes)
+
+
+def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str) -> Dataset:
+    """Labels as class indices, or as floats."""
+    labels: list[float | int] = []
+    for row, label in enumerate(data["label"]):
+        if classes is None:
+            if isinstance(label, bool) or not isinstance(label, int | float) or not np.isfinite(label):
+                raise InputError(f"'{identifier}', row {row}: label {label!r} is not a finite number")
+            labels.append(float(label))
+        elif label not in classes:
+            listed = ", ".join(map(repr, classes[:8]))
+            raise InputError(f"'{identifier}', row {row}: label {label!r} is outside the classes {listed}")
+        else:
+            labels.append(classes.index(label))
+    return data.remove_columns("label").add_column("label", labels)
+
+
+def _divide(
+    data: Dataset, size: int | float, recipe: DataRecipe, classes: Sequence[Any] | None, key: str
+) -> tuple[Dataset, Dataset]:
+    """`data` in two: the rest, and `size` examples; every class keeps its share, and the seed is the recipe's."""
+    labels = data["label"]
+    try:
+        rest, part = train_test_split(
+            np.arange(len(data)), test_size=size, random_state=recipe.split_seed, stratify=None if classes is None else labels
+        )
+    except ValueError as error:
+        raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided by data.{key} {size}: {error}") from None
+    return data.select(np.sort(rest)), data.select(np.sort(part))
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong underneath."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,304 @@
+"""Training a recipe with the Hugging Face Trainer, and scoring what came out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy import stats
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.files import write_atomically
+from road_interp.locate import find_sites
+from road_interp.model import RoadModel
+from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.recipe import Recipe, TrainingRecipe
+from road_interp.run import (
+    ADAPTER,
+    CHECKPOINTS,
+    CLASSES,
+    ENVIRONMENT,
+    HEAD,
+    LOG,
+    METRICS,
+    RECIPE,
+    Run,
+    describe_environment,
+    next_free,
+    save_head,
+)
+from road_interp.tasks import Task, load_examples, load_task, tokenize
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, device: str | None = None, progress: bool = True
+) -> Run:
+    """Learn the rotations of a recipe and leave a run folder.
+
+    Args:
+        recipe: what to train.
+        out: the run folder; by default the next free one under runs/.
+        resume: go on from the last checkpoint in `out`.
+        device: "cpu" or "cuda"; by default whatever torch finds.
+        progress: show progress bars.
+
+    Raises:
+        InputError: an input that cannot be used, or an `out` that holds something else. Nothing has been written then.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(f"device '{device}' is not known; use cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch finds no CUDA device")
+    folder = _prepare(recipe, out, resume)
+    set_seed(recipe.seed)
+    task = load_task(recipe.data)
+    tokenizer = load_tokenizer(recipe.model)
+    model, head = _build(recipe, task)
+    splits = {name: _encode(getattr(task, name), tokenizer, recipe) for name in ("train", "validation", "test")}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECIPE, recipe.to_yaml())
+    write_atomically(folder / CLASSES, json.dumps({"classes": task.classes}, indent=2) + "\n")
+    trainer = _trainer(recipe, model, task, tokenizer, splits, folder, device, progress)
+    frozen = _frozen_scores(trainer, model, task, splits, tokenizer)
+    set_seed(recipe.seed)
+    trainer.train(resume_from_checkpoint=resume or None)
+    metrics = {
+        "validation": _score(trainer, task, splits["validation"]),
+        "test": _score(trainer, task, splits["test"]),
+        "frozen backbone, trained head": frozen,
+        "parameters": _count(model, head),
+    }
+    model.adapter.save(folder / ADAPTER)
+    save_head(model.model, head, folder / HEAD)
+    write_atomically(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
+    precision = _precision(recipe.training, trainer.args.device)
+    write_atomically(folder / ENVIRONMENT, describe_environment(recipe.seed, trainer.args.device.type, precision))
+    write_atomically(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return Run.load(folder)
+
+
+def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, float]:
+    """Score a run's model again from its files: on the recipe's test set, or on another file or data set read alike."""
+    tokenizer = load_tokenizer(run.recipe.model)
+    task = load_task(run.recipe.data)
+    examples = task.test if data is None else load_examples(run.recipe.data, data, run.classes)
+    encoded = _encode(examples, tokenizer, run.recipe)
+    model = run.load_model()
+    trainer = _trainer(run.recipe, model, task, tokenizer, {"validation": encoded}, run.folder, device, progress)
+    return _score(trainer, task, encoded)
+
+
+class RoadTrainer(Trainer):
+    """The Trainer, calling the model as pyvene does."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Loss of one batch; the model computes it from the labels."""
+        _, output = model(base=inputs)
+        return (output.loss, output) if return_outputs else output.loss
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
+        """Evaluation reads its examples in order (the Trainer would group them by length at random)."""
+        return SequentialSampler(eval_dataset)
+
+
+class _StopOnDivergence(TrainerCallback):
+    """End a training whose loss is no longer a number."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not np.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {state.global_step}: lower training.learning_rate")
+
+
+def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
+    folder = next_free(Path("runs") / "run") if out is None else Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"'{folder}' is a file, not a folder for a run")
+    if resume:
+        if not (folder / RECIPE).is_file():
+            raise InputError(f"'{folder}' holds no run to resume")
+        if (folder / METRICS).is_file():
+            raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
+        if not list((folder / CHECKPOINTS).glob("checkpoint-*")):
+            raise InputError(f"'{folder}' holds no checkpoint to resume from; start again with another --out")
+        if (folder / RECIPE).read_text(encoding="utf-8") != recipe.to_yaml():
+            raise InputError(f"the recipe differs from the one that '{folder}' was started with ({RECIPE} there)")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
+    return folder
+
+
+def _build(recipe: Recipe, task: Task) -> tuple[RoadModel, list[str]]:
+    """The model to train, and the modules of its fresh head."""
+    problem = "regression" if task.classes is None else "single_label_classification"
+    base, head = load_model(recipe.model, "classifier", num_labels=task.num_labels, problem_type=problem)
+    where = recipe.adapter
+    sites = find_sites(base, where.sites, where.layers, where.stack)
+    model = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions)
+    for name in head:
+        base.get_submodule(name).requires_grad_(True)
+    return model, head
+
+
+def _encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Dataset:
+    """Token ids, shortest first: neighbours in a batch then need little padding."""
+    encoded = tokenize(examples, tokenizer, recipe.model.max_length)
+    return encoded.select(np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable"))
+
+
+def _trainer(
+    recipe: Recipe,
+    model: RoadModel,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Mapping[str, Dataset],
+    folder: Path,
+    device: str | None,
+    progress: bool,
+) -> RoadTrainer:
+    settings = recipe.training
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = _precision(settings, where)
+    arguments = TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=4 * settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_ratio,
+        lr_scheduler_type=settings.scheduler,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=where.type == "cpu",
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{task.metric}",
+        greater_is_better=True,
+        logging_steps=20,
+        report_to="none",
+        disable_tqdm=not progress,
+        dataloader_pin_memory=where.type == "cuda",
+        seed=recipe.seed,
+    )
+
+    def score(prediction: EvalPrediction) -> dict[str, float]:
+        return task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+
+    return RoadTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=splits.get("train"),
+        eval_dataset=splits["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=score,
+        callbacks=[_StopOnDivergence()],
+    )
+
+
+def _precision(settings: TrainingRecipe, device: torch.device) -> str:
+    """The forward pass's precision: "auto" is bf16 where the processor or card computes in it."""
+    if settings.precision != "auto":
+        return settings.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def _score(trainer: RoadTrainer, task: Task, split: Dataset) -> dict[str, Any]:
+    """The task's metric on a split; for accuracy with its 95% interval (Wilson)."""
+    found: Any = trainer.predict(split, metric_key_prefix="split").metrics
+    value = found[f"split_{task.metric}"]
+    score: dict[str, Any] = {task.metric: value, "loss": found["split_loss"], "examples": len(split)}
+    if task.metric == "accuracy":
+        interval = stats.binomtest(round(value * len(split)), len(split)).proportion_ci(method="wilson")
+        score["interval"] = [float(interval.low), float(interval.high)]
+    return score
+
+
+def _frozen_scores(
+    trainer: RoadTrainer, model: RoadModel, task: Task, splits: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What a linear head on the frozen backbone reaches: the control for what the rotations add.
+
+    Features are the backbone's last hidden state at the token that stands for the text ([CLS], or the last one where the
+    tokeniser has none). scikit-learn fits the head; validation chooses its regularisation.
+    """
+    features = {name: _features(trainer, model, split, tokenizer.cls_token is not None) for name, split in splits.items()}
+    labels = {name: np.asarray(split["labels"]) for name, split in splits.items()}
+    best: tuple[float, float] | None = None
+    for strength in (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0):
+        head = LogisticRegression(C=strength, max_iter=2000) if task.classes is not None else Ridge(alpha=1 / strength)
+        fitted = make_pipeline(StandardScaler(), head).fit(features["train"], labels["train"])
+        scores = []
+        for name in ("validation", "test"):
+            predicted = fitted.predict(features[name])
+            logits = predicted if task.classes is None else np.eye(task.num_labels)[predicted]
+            scores.append(task.score(logits, labels[name])[task.metric])
+        if best is None or scores[0] > best[0]:
+            best = (scores[0], scores[1])
+    assert best is not None
+    return {"validation": {task.metric: best[0]}, "test": {task.metric: best[1]}}
+
+
+@torch.no_grad()
+def _features(trainer: RoadTrainer, model: RoadModel, split: Dataset, first: bool) -> np.ndarray:
+    """`(examples, hidden)` states of the frozen backbone, one row per example."""
+    model.eval()
+    states = []
+    for batch in trainer.get_test_dataloader(split):
+        batch = trainer._prepare_inputs(batch)
+        mask = batch["attention_mask"]
+        with trainer.compute_loss_context_manager():
+            hidden = model.model(**{**batch, "labels": None}, output_hidden_states=True).hidden_states[-1]
+        index = mask.argmax(1) if first else mask.shape[1] - 1 - mask.flip(1).argmax(1)
+        states.append(hidden[torch.arange(len(hidden)), index].float().cpu().numpy())
+    return np.concatenate(states)
+
+
+def _count(model: RoadModel, head: list[str]) -> dict[str, Any]:
+    """Trained values beside the backbone's."""
+    in_head = sum(parameter.numel() for name in head for parameter in model.model.get_submodule(name).parameters())
+    backbone = sum(parameter.numel() for parameter in model.model.parameters()) - in_head
+    adapter = model.adapter.num_parameters
+    return {"adapter": adapter, "head": in_head, "backbone": backbone, "percent of backbone": 100 * adapter / backbone}

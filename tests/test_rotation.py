@@ -1,0 +1,201 @@
+"""The algebra of blocks, against each other, against dense matrices and against PEFT's RoadLayer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import RoadConfig
+from peft.tuners.road.layer import Linear as PeftRoadLinear
+
+from road_interp import rotation
+from road_interp.errors import InputError
+
+WIDTH = 128
+VARIANTS = list(rotation.VARIANTS)
+GROUPS = [2, 4, 32, 64]
+
+
+def drawn(variant, width=WIDTH, seed=0, dtype=torch.float64, rows=(), spread=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    size = rotation.num_parameters(width, variant)
+    theta = spread * torch.randn(*rows, size, generator=generator, dtype=dtype)
+    alpha = 1 + spread * torch.randn(*rows, size, generator=generator, dtype=dtype)
+    return theta, alpha
+
+
+def maps_of(variant, group_size, **options):
+    return rotation.blocks(*drawn(variant, **options), variant, group_size)
+
+
+def states(*shape, dtype=torch.float64, seed=9):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("group_size", GROUPS)
+class TestEveryVariant:
+    def test_identity_at_the_start_changes_no_bit(self, variant, group_size):
+        size = rotation.num_parameters(WIDTH, variant)
+        maps = rotation.blocks(torch.zeros(size), torch.ones(size), variant, group_size)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            hidden = states(2, 3, WIDTH, dtype=dtype)
+            assert torch.equal(rotation.apply(maps, hidden, group_size), hidden)
+
+    def test_inverse_undoes(self, variant, group_size):
+        maps, hidden = maps_of(variant, group_size), states(5, WIDTH)
+        back = rotation.apply(rotation.inverse(maps), rotation.apply(maps, hidden, group_size), group_size)
+        condition = (rotation.polar(maps).major / rotation.polar(maps).minor).max().item()
+        assert (back - hidden).abs().max() < 1e-12 * max(1.0, condition / 100)
+
+    def test_compose_equals_apply_twice(self, variant, group_size):
+        outer, inner, hidden = maps_of(variant, group_size, seed=1), maps_of(variant, group_size, seed=2), states(5, WIDTH)
+        twice = rotation.apply(outer, rotation.apply(inner, hidden, group_size), group_size)
+        once = rotation.apply(rotation.compose(outer, inner), hidden, group_size)
+        torch.testing.assert_close(once, twice, rtol=0, atol=1e-12)
+
+    def test_complex_form_equals_real_form_equals_dense_matrix(self, variant, group_size):
+        theta, alpha = drawn(variant)
+        maps, hidden = rotation.blocks(theta, alpha, variant, group_size), states(2, 5, WIDTH)
+        real = rotation.apply_entries(rotation.entries(theta, alpha, variant, group_size), hidden, group_size)
+        dense = hidden @ rotation.matrix(maps, group_size).T
+        torch.testing.assert_close(rotation.apply(maps, hidden, group_size), real, rtol=0, atol=1e-12)
+        torch.testing.assert_close(dense, real, rtol=0, atol=1e-12)
+
+    def test_peft_gives_the_same_output(self, variant, group_size):
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(16, WIDTH)
+        layer = PeftRoadLinear(linear, "default", RoadConfig(variant=variant, group_size=group_size, init_weights=False))
+        theta, alpha = layer.road_theta["default"].detach(), layer.road_alpha["default"].detach()
+        inputs = states(4, 7, 16, dtype=torch.float32)
+        ours = rotation.apply(rotation.blocks(theta, alpha, variant, group_size), linear(inputs), group_size)
+        torch.testing.assert_close(ours, layer(inputs), rtol=1e-6, atol=1e-6)
+
+    def test_polar_parts_rebuild_the_blocks(self, variant, group_size):
+        maps = maps_of(variant, group_size, spread=1.5)
+        polar = rotation.polar(maps)
+        d0, o0, o1, d1 = rotation.entries_of(maps)
+        dense = torch.stack((torch.stack((d0, o0), -1), torch.stack((o1, d1), -1)), -2)
+        expected = torch.linalg.svdvals(dense)
+        torch.testing.assert_close(torch.stack((polar.major, polar.minor), -1), expected, rtol=0, atol=1e-12)
+        assert torch.equal(polar.reflection, torch.linalg.det(dense) < 0)
+        cosine, sine = polar.angle.cos(), polar.angle.sin()
+        sign = torch.where(polar.reflection, -1.0, 1.0).to(cosine)
+        factor = torch.stack((torch.stack((cosine, -sign * sine), -1), torch.stack((sine, sign * cosine), -1)), -2)
+        stretch = factor.transpose(-1, -2) @ dense
+        torch.testing.assert_close(stretch, stretch.transpose(-1, -2), rtol=0, atol=1e-12)
+        assert (torch.linalg.eigvalsh(stretch) > -1e-12).all()
+
+    def test_rows_are_rotated_by_their_own_blocks(self, variant, group_size):
+        theta, alpha = drawn(variant, rows=(3,))
+        hidden = states(3, 4, WIDTH)
+        together = rotation.apply(rotation.blocks(theta, alpha, variant, group_size), hidden, group_size)
+        for row in range(3):
+            alone = rotation.apply(rotation.blocks(theta[row], alpha[row], variant, group_size), hidden[row], group_size)
+            assert torch.equal(together[row], alone)
+
+    def test_gradients_agree_with_finite_differences(self, variant, group_size):
+        theta, alpha = (values.requires_grad_() for values in drawn(variant, width=64))
+        hidden = states(2, 3, 64).requires_grad_()
+
+        def turned(theta, alpha, hidden):
+            return rotation.apply(rotation.blocks(theta, alpha, variant, group_size), hidden, group_size)
+
+        assert torch.autograd.gradcheck(turned, (theta, alpha, hidden), fast_mode=True)
+
+    def test_half_precision_keeps_its_dtype_and_follows_fp32(self, variant, group_size):
+        theta, alpha = drawn(variant, dtype=torch.float32)
+        maps, hidden = rotation.blocks(theta, alpha, variant, group_size), states(2, 3, WIDTH, dtype=torch.float32)
+        for dtype in (torch.bfloat16, torch.float16):
+            low = rotation.apply(maps, hidden.to(dtype), group_size)
+            assert low.dtype == dtype
+            exact = rotation.apply(maps, hidden.to(dtype).float(), group_size)
+            assert torch.equal(low, exact.to(dtype))
+
+
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_parameters_are_the_way_back(group_size):
+    general = maps_of("road_4", group_size)
+    again = rotation.blocks(*rotation.parameters(general, "road_2", group_size), "road_2", group_size)
+    torch.testing.assert_close(torch.stack(again), torch.stack(general), rtol=0, atol=1e-13)
+    turning = maps_of("road_1", group_size)
+    again = rotation.blocks(*rotation.parameters(turning, "road_1", group_size), "road_1", group_size)
+    torch.testing.assert_close(again.a, turning.a, rtol=0, atol=1e-14)
+
+
+def test_paper_pairs_neighbours_and_peft_pairs_across_the_group():
+    quarter_turn = rotation.blocks(torch.tensor([math.pi / 2, 0.0]), torch.ones(2), "road_1", 2)
+    hidden = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    torch.testing.assert_close(rotation.apply(quarter_turn, hidden, 2), torch.tensor([-2.0, 1.0, 3.0, 4.0]))
+    torch.testing.assert_close(rotation.apply(quarter_turn, hidden, 4), torch.tensor([-3.0, 2.0, 1.0, 4.0]))
+    assert [part.tolist() for part in rotation.plane_dimensions(4, 4)] == [[0, 1], [2, 3]]
+
+
+def test_pure_rotations_keep_norms():
+    theta, _ = drawn("road_1")
+    hidden = states(10, WIDTH)
+    turned = rotation.apply(rotation.blocks(theta, torch.ones_like(theta), "road_1", 2), hidden, 2)
+    torch.testing.assert_close(turned.norm(dim=-1), hidden.norm(dim=-1), rtol=1e-14, atol=0)
+
+
+def test_non_contiguous_states_take_the_equal_real_form():
+    maps = maps_of("road_1", 2)
+    hidden = states(WIDTH, 6).T
+    torch.testing.assert_close(rotation.apply(maps, hidden, 2), rotation.apply(maps, hidden.contiguous(), 2), rtol=0, atol=1e-14)
+
+
+def test_singular_block_is_named():
+    theta, alpha = drawn("road_1", width=8)
+    alpha[2] = 0
+    with pytest.raises(InputError, match="plane 2 cannot be inverted.*singular"):
+        rotation.inverse(rotation.blocks(theta, alpha, "road_1", 2))
+    flat = rotation.blocks(torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, 0.0]), "road_2", 2)
+    with pytest.raises(InputError, match="plane 1"):
+        rotation.inverse(flat)
+
+
+def test_angles_are_wrapped():
+    theta = torch.tensor([3.5, -3.5, math.pi, -math.pi, 7.0])
+    angle = rotation.polar(rotation.blocks(theta, torch.ones(5), "road_1", 2)).angle
+    expected = torch.tensor([3.5 - 2 * math.pi, 2 * math.pi - 3.5, math.pi, math.pi, 7.0 - 2 * math.pi])
+    torch.testing.assert_close(angle.cos(), expected.cos())
+    assert (angle > -math.pi).all()
+    torch.testing.assert_close(angle[[0, 1, 4]], expected[[0, 1, 4]])
+
+
+def test_powers_of_general_blocks_and_parameters_that_do_not_hold_them_are_refused():
+    general = maps_of("road_2", 2)
+    with pytest.raises(InputError, match="road_1 only"):
+        rotation.power(general, 0.5)
+    with pytest.raises(InputError, match="use road_2"):
+        rotation.parameters(general, "road_1", 2)
+    with pytest.raises(InputError, match="use road_2"):
+        rotation.parameters(general, "road_4", 2)
+
+
+planes = st.integers(1, 6)
+strengths = st.floats(-2, 2)
+
+
+@given(planes, strengths, strengths, st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_powers_add_up(count, first, second, seed):
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.randn(count, generator=generator, dtype=torch.float64)
+    alpha = 0.2 + torch.rand(count, generator=generator, dtype=torch.float64)
+    maps = rotation.blocks(theta, alpha, "road_1", 2)
+    split = rotation.compose(rotation.power(maps, first), rotation.power(maps, second))
+    torch.testing.assert_close(split.a, rotation.power(maps, first + second).a, rtol=1e-10, atol=1e-10)
+
+
+@given(st.sampled_from(VARIANTS), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_composition_is_associative_and_determinants_multiply(variant, seed):
+    a, b, c = (maps_of(variant, 2, width=8, seed=seed + shift) for shift in (0, 1, 2))
+    left, right = rotation.compose(rotation.compose(a, b), c), rotation.compose(a, rotation.compose(b, c))
+    torch.testing.assert_close(left.a, right.a, rtol=1e-9, atol=1e-11)
+    product = rotation.determinant(a) * rotation.determinant(b)
+    torch.testing.assert_close(rotation.determinant(rotation.compose(a, b)), product, rtol=1e-9, atol=1e-11)
