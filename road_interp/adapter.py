@@ -172,8 +172,9 @@ class RoadAdapter:
         other._check_nonzero("measure the distance of")
         total = 0.0
         for site in self.sites:
-            ratio = self.blocks(site).a.to(torch.complex128) / other.blocks(site).a.to(torch.complex128)
-            total += (ratio.angle().square() + ratio.abs().log().square()).sum().item()
+            mine, theirs = (adapter.blocks(site).a.to(torch.complex128) for adapter in (self, other))
+            turn = (mine.angle() - theirs.angle() + torch.pi).remainder(2 * torch.pi) - torch.pi
+            total += (turn.square() + (mine.abs().log() - theirs.abs().log()).square()).sum().item()
         return total**0.5
 
     def _with_blocks(self, maps: Mapping[str, Blocks]) -> RoadAdapter:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
 from road_interp import rotation
@@ -94,7 +95,7 @@ class Attachment:
         """The mask of this pass: the prompt's, cut to the tokens that the pass computes."""
         states = args[0] if args else next(kwargs[k] for k in ("input_ids", "inputs_embeds", "pixel_values") if k in kwargs)
         batch, length = states.shape[:2]
-        cache = kwargs.get("past_key_values")
+        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
         done = int(cache.get_seq_length()) if cache is not None else 0
         prompt = self._prompt
         if prompt is None:

@@ -88,9 +88,9 @@ class RoadBank(Mapping[str, RoadAdapter]):
         Raises InputError for unknown names, listing the known ones.
         """
         self._check_known([name for name in names if name != BASE])
+        read = {name: self._vectors(name) for name in names if name != BASE}
         size = self.template.num_parameters // 2
-        identity = (torch.zeros(size), torch.ones(size))
-        pairs = [identity if name == BASE else self._vectors(name) for name in names]
+        pairs = [read.get(name, (torch.zeros(size), torch.ones(size))) for name in names]
         return torch.stack([theta for theta, _ in pairs]), torch.stack([alpha for _, alpha in pairs])
 
     def __getitem__(self, name: str) -> RoadAdapter:

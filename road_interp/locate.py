@@ -6,6 +6,7 @@ themselves or from one forward pass on dummy inputs. Query and key are told from
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
@@ -222,62 +223,86 @@ def _part(roles: str, letter: str, path: str) -> Part:
     return Part(period, start, stop)
 
 
-def _attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> list[dict[str, str]]:
+def _attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[dict[str, str]]:
     """For each block and each of its attention linears, one letter per output dimension: q, k, or v for all that carries content.
 
     With the same state at every position, whom attention looks at makes no difference: the gradient of the block's output
     vanishes at queries and keys, and only there. With different states, a key at the first position reaches the output of the
-    last, a query does not.
+    last, a query does not. Asked of a copy of the block in fp32, so that "vanishes" is clear.
     """
     generator = torch.Generator().manual_seed(0)
-    same = _gradients(model, blocks, lambda states: states[:, :1].expand_as(states))
-    different = _gradients(model, blocks, lambda states: torch.randn(states.shape, generator=generator).to(states))
-    roles: list[dict[str, str]] = []
-    for here, there in zip(same, different, strict=True):
-        largest = max((gradient.sum(0).max().item() for gradient in here.values()), default=0.0)
-        roles.append({})
-        for kind, gradient in here.items():
-            content = gradient.sum(0) > 64 * torch.finfo(gradient.dtype).eps * largest
-            reaches = there[kind][0] > 0
+    for block, (args, kwargs) in zip(blocks, _block_calls(model, blocks), strict=True):
+        probe = _probe(block)
+        same = _gradients(probe, args, kwargs, lambda states: states[:, :1].expand_as(states))
+        different = _gradients(probe, args, kwargs, lambda states: torch.randn(states.shape, generator=generator).to(states))
+        largest = max((gradient.sum(0).max().item() for gradient in same.values()), default=0.0)
+        roles: dict[str, str] = {}
+        for kind, gradient in same.items():
+            content = gradient.sum(0) > 1e-5 * largest
+            reaches = different[kind][0] > 0
             letters = ("v" if c else "k" if r else "q" for c, r in zip(content.tolist(), reaches.tolist(), strict=True))
-            roles[-1][kind] = "".join(letters)
-    return roles
+            roles[kind] = "".join(letters)
+        yield roles
+
+
+def _block_calls(model: PreTrainedModel, blocks: nn.ModuleList) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What every block is called with in one forward pass on dummy inputs, without its cache."""
+    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[module] = _without_cache(args), _without_cache(kwargs)
+
+    hooks: Hooks = [(block.register_forward_pre_hook, before, {"with_kwargs": True}) for block in blocks]
+    with _hooked(hooks), torch.no_grad(), _evaluating(model):
+        model(**_dummy_inputs(model))
+    return [calls[block] for block in blocks]
+
+
+def _without_cache(value: Any) -> Any:
+    """Arguments with every key-value cache taken out and every floating tensor in fp32."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_without_cache, value))
+    if isinstance(value, dict):
+        return {key: _without_cache(each) for key, each in value.items()}
+    if isinstance(value, Cache):
+        return None
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _probe(block: nn.Module) -> nn.Module:
+    """A copy of a block in fp32 and evaluation mode, without anybody's hooks."""
+    probe = copy.deepcopy(block).float().eval().requires_grad_(False)
+    for module in probe.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return probe
 
 
 def _gradients(
-    model: PreTrainedModel, blocks: nn.ModuleList, replace_states: Callable[[Tensor], Tensor]
-) -> list[dict[str, Tensor]]:
-    """|gradient| of a random projection of each block's last output position at its attention linears: `(positions, width)`.
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], replace_states: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """|gradient| of a random projection of the block's last output position at its attention linears: `(positions, width)`.
 
-    Every block is given `replace_states(its input)` in place of the states that reach it.
+    The block is given `replace_states(states)` for all hidden states that reach it.
     """
-    linears = [{kind: module for kind, module in linears_of(block) if _in_attention(kind)} for block in blocks]
-    captured: dict[nn.Module, Tensor] = {}
+    captured: dict[str, Tensor] = {}
 
     def replaced(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point():
-            return replace_states(value.detach()).clone().requires_grad_()
+            return replace_states(value).clone().requires_grad_()
         return value
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return tuple(map(replaced, args)), {key: replaced(value) for key, value in kwargs.items()}
+    def keep(kind: str) -> Callable[..., None]:
+        return lambda module, args, output: captured.update({kind: output})
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        captured[module] = output[0] if isinstance(output, tuple) else output
-
-    hooks: Hooks = [(block.register_forward_pre_hook, before, {"with_kwargs": True}) for block in blocks]
-    watched = [*blocks, *(module for inside in linears for module in inside.values())]
-    hooks += [(module.register_forward_hook, after, {}) for module in watched]
-    gradients: list[dict[str, Tensor]] = []
-    with _hooked(hooks), torch.enable_grad(), _evaluating(model):
-        model(**_dummy_inputs(model))
-        for block, inside in zip(blocks, linears, strict=True):
-            weight = torch.randn(captured[block].shape[-1], generator=torch.Generator().manual_seed(1))
-            projection = (captured[block][:, -1] * weight.to(captured[block])).sum()
-            outputs = [captured[module] for module in inside.values()]
-            found = torch.autograd.grad(projection, outputs, materialize_grads=True) if outputs else ()
-            gradients.append({kind: each.abs().sum(0) for kind, each in zip(inside, found, strict=True)})
-    return gradients
+    linears = [(kind, module) for kind, module in linears_of(block) if _in_attention(kind)]
+    with _hooked([(module.register_forward_hook, keep(kind), {}) for kind, module in linears]), torch.enable_grad():
+        output = block(*map(replaced, args), **{key: replaced(value) for key, value in kwargs.items()})
+        output = output[0] if isinstance(output, tuple) else output
+        weight = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(1))
+        projection = (output[:, -1] * weight.to(output)).sum()
+        found = torch.autograd.grad(projection, list(captured.values()), materialize_grads=True) if captured else ()
+    return {kind: gradient.abs().sum(0) for kind, gradient in zip(captured, found, strict=True)}
 
 
 def _output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:

@@ -1,0 +1,260 @@
+"""RoadAdapter: arithmetic as a group, storage to the bit, refusals that name site and reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_adapter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from road_interp import rotation
+from road_interp.adapter import DESCRIPTION, RoadAdapter
+from road_interp.errors import InputError
+from road_interp.site import Part, Site
+
+SITES = (Site("a.query", 8, 0, "query"), Site("a.fused[key]", 16, 1, "fused[key]", Part(48, 16, 32)))
+seeds = st.integers(0, 10_000)
+
+
+def maps(adapter):
+    return torch.cat([torch.stack(tuple(part for part in adapter.blocks(site) if part is not None)).flatten() for site in SITES])
+
+
+def tensor_file(folder: Path) -> Path:
+    return folder / json.loads((folder / DESCRIPTION).read_text())["tensors"]
+
+
+@given(seeds, seeds)
+@settings(max_examples=30, deadline=None)
+def test_road_1_is_a_commutative_group(first, second):
+    a, b = random_adapter(SITES, seed=first, spread=0.2), random_adapter(SITES, seed=second, spread=0.2)
+    assert (a @ b).distance(b @ a) < 1e-5
+    assert (a @ a.inverse()).distance(RoadAdapter.identity(SITES)) < 1e-5
+    assert (a**0).distance(RoadAdapter.identity(SITES)) < 1e-6
+    assert (a**-1).distance(a.inverse()) < 1e-5
+    assert (a**0.5 @ a**0.5).distance(a) < 1e-4
+
+
+@given(seeds, seeds, seeds)
+@settings(max_examples=30, deadline=None)
+def test_distance_is_a_metric(first, second, third):
+    a, b, c = (random_adapter(SITES, seed=seed, spread=0.2) for seed in (first, second, third))
+    assert a.distance(a) == 0
+    assert a.distance(b) == pytest.approx(b.distance(a), abs=1e-9)
+    assert a.distance(c) <= a.distance(b) + b.distance(c) + 1e-9
+    assert (a @ c).distance(b @ c) == pytest.approx(a.distance(b), abs=1e-4)
+
+
+@pytest.mark.parametrize("outer", rotation.VARIANTS)
+@pytest.mark.parametrize("inner", rotation.VARIANTS)
+def test_composition_is_exact_for_all_variants(outer, inner):
+    a, b = random_adapter(SITES, outer, seed=1), random_adapter(SITES, inner, seed=2)
+    both = a @ b
+    assert both.variant == ("road_1" if outer == inner == "road_1" else "road_2")
+    for site in SITES:
+        torch.testing.assert_close(both.matrix(site), a.matrix(site) @ b.matrix(site), rtol=1e-5, atol=1e-5)
+
+
+def test_restriction_is_the_identity_elsewhere():
+    adapter = random_adapter(SITES)
+    kept = adapter.restrict({"a.query": [1, 3]})
+    assert (kept.angles("a.query") != 0).tolist() == [False, True, False, True]
+    assert torch.equal(kept.angles("a.fused[key]"), torch.zeros(8))
+    halves = adapter.restrict(lambda site: range(site.width // 4)) @ adapter.restrict(
+        lambda site: range(site.width // 4, site.width // 2)
+    )
+    assert halves.distance(adapter) < 1e-5
+    with pytest.raises(InputError, match="planes 0 to 3"):
+        adapter.restrict([4])
+    with pytest.raises(InputError, match="mask of shape"):
+        adapter.restrict(torch.ones(3, dtype=torch.bool))
+    with pytest.raises(InputError, match="not a site"):
+        adapter.restrict({"elsewhere": [0]})
+
+
+def test_angles_and_magnitudes_of_every_variant():
+    site = SITES[0]
+    turned = RoadAdapter(SITES[:1], {site.name: torch.tensor([0.5, -0.5, 4.0, 0.0])}, {site.name: torch.tensor([2.0, 1, 1, 1])})
+    torch.testing.assert_close(turned.angles(site), torch.tensor([0.5, -0.5, 4.0 - 2 * torch.pi, 0.0]))
+    torch.testing.assert_close(turned.magnitudes("a.query"), torch.tensor([2.0, 1, 1, 1]))
+    as_road_2 = turned @ RoadAdapter.identity(SITES[:1], "road_2")
+    assert as_road_2.variant == "road_2"
+    torch.testing.assert_close(as_road_2.angles(site), turned.angles(site))
+    torch.testing.assert_close(as_road_2.magnitudes(site), turned.magnitudes(site))
+    assert turned.num_parameters == 8
+
+
+def test_arithmetic_that_has_no_answer_is_refused():
+    a = random_adapter(SITES)
+    with pytest.raises(InputError, match="different sites"):
+        a @ random_adapter(SITES[:1])
+    with pytest.raises(InputError, match="group_size 2 and 4"):
+        a @ random_adapter(SITES, group_size=4)
+    with pytest.raises(InputError, match="road_1 only"):
+        random_adapter(SITES, "road_2") ** 2
+    with pytest.raises(InputError, match="road_1 adapters only"):
+        a.distance(random_adapter(SITES, "road_4"))
+    alpha = {**a.alpha, "a.query": torch.tensor([1.0, 0.0, 1.0, 1.0])}
+    broken = RoadAdapter(SITES, a.theta, alpha)
+    with pytest.raises(InputError, match="site 'a.query': plane 1 cannot be inverted"):
+        broken.inverse()
+    for action in (lambda: broken**0.5, lambda: broken.distance(a), lambda: a.distance(broken)):
+        with pytest.raises(InputError, match="'a.query'.*plane 1 has alpha 0"):
+            action()
+    with pytest.raises(InputError, match="'elsewhere' is not a site"):
+        a.angles("elsewhere")
+
+
+@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_2", 4), ("road_4", 8)])
+def test_save_and_load_to_the_bit(tmp_path, variant, group_size):
+    adapter = random_adapter(SITES, variant, group_size)
+    adapter.save(tmp_path / "adapter")
+    again = RoadAdapter.load(tmp_path / "adapter")
+    assert (again.sites, again.variant, again.group_size) == (adapter.sites, variant, group_size)
+    for site in SITES:
+        assert torch.equal(again.theta[site.name], adapter.theta[site.name])
+        assert torch.equal(again.alpha[site.name], adapter.alpha[site.name])
+    assert {path.suffix for path in (tmp_path / "adapter").iterdir()} == {".json", ".safetensors"}
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
+    random_adapter(SITES, seed=1).save(tmp_path)
+    other = random_adapter(SITES, seed=2)
+    other.save(tmp_path)
+    other.save(tmp_path)
+    assert torch.equal(RoadAdapter.load(tmp_path).theta["a.query"], other.theta["a.query"])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("moment", ["before the tensors", "before the description", "before the old file goes"])
+def test_a_killed_save_leaves_a_whole_adapter(tmp_path, moment):
+    old, new = random_adapter(SITES, seed=1), random_adapter(SITES, seed=2)
+    old.save(tmp_path / "adapter")
+    new.save(tmp_path / "new")
+    script = f"""
+import os, signal, pathlib
+from road_interp import adapter
+from road_interp.adapter import RoadAdapter
+moment, real, calls = {moment!r}, os.replace, 0
+def replace(*paths):
+    global calls
+    calls += 1
+    if (moment, calls) in (("before the tensors", 1), ("before the description", 2)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*paths)
+os.replace = replace
+if moment == "before the old file goes":
+    pathlib.Path.unlink = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+RoadAdapter.load({str(tmp_path / "new")!r}).save({str(tmp_path / "adapter")!r})
+"""
+    finished = subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False)
+    assert finished.returncode == -signal.SIGKILL
+    expected = new if moment == "before the old file goes" else old
+    assert torch.equal(RoadAdapter.load(tmp_path / "adapter").theta["a.query"], expected.theta["a.query"])
+
+
+def edited(folder: Path, **changes: object) -> None:
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def retensored(folder: Path, change) -> None:
+    """Change the stored tensors and keep the checksum right, as somebody else's tool would."""
+    import hashlib
+
+    path = tensor_file(folder)
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    edited(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def put(name, value):
+    return lambda tensors: tensors.__setitem__(name, value)
+
+
+BAD_TENSORS = {
+    "a.query.*theta\\[2\\] is nan": put("a.query.theta", torch.tensor([0, 0, float("nan"), 0])),
+    "a.query.*alpha\\[0\\] is inf": put("a.query.alpha", torch.tensor([float("inf"), 0, 0, 0])),
+    "a.query.*shape \\(3,\\).*needs \\(4,\\)": put("a.query.theta", torch.zeros(3)),
+    "a.query.*dtype torch.int64": put("a.query.theta", torch.zeros(4, dtype=torch.int64)),
+    "a.query.*theta is missing": lambda tensors: tensors.pop("a.query.theta"),
+    "'a.value', which is not a site": put("a.value.theta", torch.zeros(4)),
+    "unknown tensor 'a.query.gamma'": put("a.query.gamma", torch.zeros(4)),
+}
+
+
+@pytest.mark.parametrize("message", BAD_TENSORS)
+def test_bad_tensors_are_refused_with_site_and_reason(tmp_path, message):
+    random_adapter(SITES).save(tmp_path)
+    retensored(tmp_path, BAD_TENSORS[message])
+    with pytest.raises(InputError, match=message):
+        RoadAdapter.load(tmp_path)
+
+
+BAD_DESCRIPTIONS = {
+    "unknown variant 'road_3'": {"variant": "road_3"},
+    "group_size must be a whole number": {"group_size": 2.5},
+    "not divisible by group_size 6": {"group_size": 6},
+    "even number": {"group_size": 3},
+    "format 99 is not known": {"format": 99},
+    "unknown key 'gropu_size'": {"gropu_size": 2},
+    "must name a safetensors file of this folder": {"tensors": "../other.safetensors"},
+    "'sites' must be a list": {"sites": 3},
+    "site 0 must be an object": {"sites": ["a"]},
+    "needs at least one site": {"sites": []},
+    "site 0: key 'kind' is missing": {"sites": [{"name": "a", "width": 8}]},
+    "width 7 cannot be paired": {"sites": [{"name": "a", "width": 7, "layer": 0, "kind": "", "part": None}]},
+    "'width' must be a whole number": {"sites": [{"name": "a", "width": "8", "layer": 0, "kind": "", "part": None}]},
+}
+
+
+@pytest.mark.parametrize("message", BAD_DESCRIPTIONS)
+def test_bad_descriptions_are_refused(tmp_path, message):
+    random_adapter(SITES).save(tmp_path)
+    edited(tmp_path, **BAD_DESCRIPTIONS[message])
+    with pytest.raises(InputError, match=message):
+        RoadAdapter.load(tmp_path)
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"adapter\.json is missing"):
+        RoadAdapter.load(tmp_path / "nowhere")
+    random_adapter(SITES).save(tmp_path)
+    path = tensor_file(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] + b"\x00\x00\x00\x40")
+    with pytest.raises(InputError, match="changed after it was saved"):
+        RoadAdapter.load(tmp_path)
+    path.write_bytes(whole[:-4] + b"\x00\x00\xc0\x7f")
+    with pytest.raises(InputError, match="not finite"):
+        RoadAdapter.load(tmp_path)
+    path.write_bytes(whole[:50])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        RoadAdapter.load(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        RoadAdapter.load(tmp_path)
+    (tmp_path / DESCRIPTION).write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        RoadAdapter.load(tmp_path)
+
+
+def test_constructor_checks():
+    with pytest.raises(InputError, match="unknown variant"):
+        RoadAdapter.identity(SITES, "road_9")
+    with pytest.raises(InputError, match="listed twice"):
+        RoadAdapter.identity((SITES[0], SITES[0]))
+    with pytest.raises(InputError, match="not divisible by group_size 32"):
+        RoadAdapter.identity(SITES, group_size=32)
+    with pytest.raises(InputError, match="width 5 cannot be paired"):
+        Site("odd", 5)

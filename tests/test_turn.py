@@ -1,0 +1,75 @@
+"""The training form gives the same outputs and gradients as the plain complex product, and keeps less."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from road_interp import rotation
+from road_interp.turn import turn
+
+
+def drawn(rows=(), width=16, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(*rows, width // 2, generator=generator, dtype=dtype).requires_grad_()
+    alpha = (1 + 0.2 * torch.randn(*rows, width // 2, generator=generator, dtype=dtype)).requires_grad_()
+    hidden = torch.randn(3, 5, width, generator=generator, dtype=dtype).requires_grad_()
+    return theta, alpha, hidden
+
+
+@pytest.mark.parametrize("rows", [(), (3,)])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_outputs_and_gradients_of_the_plain_form(rows, in_place):
+    theta, alpha, hidden = drawn(rows)
+    weight = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    maps = rotation.blocks(theta, alpha, "road_1", 2)
+    plain = rotation.apply(maps, hidden, 2)
+    expected = torch.autograd.grad((plain * weight).sum(), (theta, alpha, hidden), retain_graph=True)
+    turned = turn(hidden * 1.0, rotation.blocks(theta, alpha, "road_1", 2).a, in_place)
+    torch.testing.assert_close(turned, plain, rtol=0, atol=1e-14)
+    found = torch.autograd.grad((turned * weight).sum(), (theta, alpha, hidden))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_agree_with_finite_differences():
+    theta, alpha, hidden = drawn()
+
+    def turned(theta, alpha, hidden):
+        return turn(hidden, rotation.blocks(theta, alpha, "road_1", 2).a, in_place=False)
+
+    assert torch.autograd.gradcheck(turned, (theta, alpha, hidden))
+
+
+def test_states_without_gradient_still_teach_the_factors():
+    theta, alpha, hidden = drawn()
+    turned = turn(hidden.detach().clone(), rotation.blocks(theta, alpha, "road_1", 2).a, in_place=True)
+    turned.square().sum().backward()
+    assert theta.grad.abs().max() < 1e-12  # a norm does not depend on the angle
+    assert alpha.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_states(dtype):
+    theta, alpha, hidden = drawn(dtype=torch.float32)
+    factors = rotation.blocks(theta, alpha, "road_1", 2).a
+    low = hidden.detach().to(dtype).requires_grad_()
+    for in_place in (False, True):
+        turned = turn(low * 1, factors, in_place)
+        assert turned.dtype == dtype
+        assert torch.equal(turned, rotation.apply(rotation.Blocks(factors), low.float(), 2).to(dtype))
+        grad_hidden, grad_theta = torch.autograd.grad(turned.float().sum(), (low, theta), retain_graph=True)
+        assert grad_hidden.dtype == dtype
+        assert grad_theta.dtype == torch.float32
+
+
+def test_in_place_overwrites_and_saves_only_what_is_there_anyway():
+    theta, alpha, hidden = drawn()
+    factors = rotation.blocks(theta, alpha, "road_1", 2).a
+    fresh = hidden * 1.0
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        turned = turn(fresh, factors, in_place=True)
+    assert turned.data_ptr() == fresh.data_ptr()
+    assert sorted(tensor.numel() for tensor in saved) == [8, turned.numel()]
+    assert {tensor.data_ptr() for tensor in saved} == {turned.data_ptr(), factors.data_ptr()}
