@@ -20,8 +20,6 @@ from road_interp.rotation import Blocks, Entries
 from road_interp.site import Site
 from road_interp.turn import SMALLEST, turn
 
-Coefficients = Sequence[Blocks | Entries]
-
 
 class Attachment:
     """Hooks on the sites of a model, and one on the model itself that notices which tokens a pass is about.
@@ -30,6 +28,7 @@ class Attachment:
         model: the Hugging Face model.
         sites: the rotated places.
         coefficients: gives the blocks of every site at the start of a pass; with a row axis, one row per example.
+        entries: gives the real entries of one site's blocks, by its index; asked inside torch.compile, where they are fused.
         group_size: pairing of the dimensions.
         positions: the tokens to rotate.
         prompt: attention mask `(batch, length)` of the prompt, for generation; without it every pass that starts with an empty
@@ -42,17 +41,19 @@ class Attachment:
         self,
         model: nn.Module,
         sites: Sequence[Site],
-        coefficients: Callable[[], Coefficients],
+        coefficients: Callable[[], Sequence[Blocks]],
+        entries: Callable[[int], Entries],
         group_size: int,
         positions: Positions = "all",
         prompt: Tensor | None = None,
     ) -> None:
         self._model, self._sites, self._group_size = model, sites, group_size
-        self._coefficients, self._positions, self._prompt = coefficients, positions, prompt
+        self._coefficients, self._entries = coefficients, entries
+        self._positions, self._prompt = positions, prompt
         self._handles: list[RemovableHandle] = []
         self._thread = threading.get_ident()
-        self._blocks: Coefficients = ()
-        self._expanded: dict[int, Coefficients] = {}
+        self._blocks: Sequence[Blocks] = ()
+        self._expanded: dict[int, Sequence[Blocks]] = {}
         self._mask: Tensor | None = None
         self._invertible = True
         self._active = True
@@ -63,7 +64,6 @@ class Attachment:
             for index, site in enumerate(self._sites):
                 module = self._model.get_submodule(site.module)
                 self._handles.append(module.register_forward_hook(self._hook(index, site, module)))
-            self._refresh()
         except BaseException:
             self.remove()
             raise
@@ -81,13 +81,14 @@ class Attachment:
         blocks = self._coefficients()
         if blocks is not self._blocks:
             self._blocks, self._expanded = blocks, {}
-            if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            if torch.is_grad_enabled():
                 self._invertible = _invertible(blocks)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.compiler.is_compiling() and threading.get_ident() != self._thread:
-            return
-        self._refresh()
+        if not torch.compiler.is_compiling():
+            if threading.get_ident() != self._thread:
+                return
+            self._refresh()
         if self._positions != "all":
             self._mask = self._pass_mask(args, kwargs)
 
@@ -123,14 +124,15 @@ class Attachment:
         return rotate
 
     def _rotated(self, index: int, site: Site, hidden: Tensor, alone: bool) -> Tensor:
-        blocks = self._rows_of(hidden, site)[index]
-        if isinstance(blocks, Entries):
-            rotated = _apply_entries_to_part(blocks, hidden, self._group_size, site)
-        elif self._can_turn(blocks, hidden, site):
-            in_place = alone and self._mask is None and not (torch.is_grad_enabled() and hidden._is_view())
-            rotated = turn(hidden, blocks.a, in_place)
+        if torch.compiler.is_compiling():
+            rotated = _apply_entries_to_part(self._entries(index), hidden, self._group_size, site)
         else:
-            rotated = apply_to_part(blocks, hidden, self._group_size, site.part)
+            blocks = self._rows_of(hidden, site)[index]
+            if self._can_turn(blocks, hidden, site):
+                in_place = alone and self._mask is None and not (torch.is_grad_enabled() and hidden._is_view())
+                rotated = turn(hidden, blocks.a, in_place)
+            else:
+                rotated = apply_to_part(blocks, hidden, self._group_size, site.part)
         if self._mask is None:
             return rotated
         mask = self._mask.to(hidden.device)
@@ -151,8 +153,10 @@ class Attachment:
             and (self._invertible or not torch.is_grad_enabled())
         )
 
-    def _rows_of(self, hidden: Tensor, site: Site) -> Coefficients:
+    def _rows_of(self, hidden: Tensor, site: Site) -> Sequence[Blocks]:
         """The blocks for this batch: one row for every example, each repeated where generation expands the batch (beams)."""
+        if not self._blocks:  # an encoder that generation calls by itself
+            self._refresh()
         first = self._blocks[0][0]
         if first.ndim == 1 or first.shape[0] == hidden.shape[0]:
             return self._blocks
@@ -172,9 +176,9 @@ def _apply_entries_to_part(blocks: Entries, hidden: Tensor, group_size: int, sit
     return site.part.replace(hidden, rotation.apply_entries(blocks, site.part.select(hidden), group_size))
 
 
-def _invertible(blocks: Coefficients) -> bool:
+def _invertible(blocks: Sequence[Blocks]) -> bool:
     """Whether no scale is so small that the gradient cannot be recovered from the output."""
-    if any(isinstance(each, Entries) or each.b is not None for each in blocks):
+    if any(each.b is not None for each in blocks):
         return False
-    smallest = [each[0].detach().abs().min() for each in blocks]
+    smallest = [each.a.detach().abs().min() for each in blocks]
     return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() > SMALLEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from road_interp import rotation
 from road_interp.adapter import RoadAdapter
-from road_interp.attachment import Attachment, Coefficients
+from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention
 from road_interp.positions import Positions, parse_positions
-from road_interp.rotation import Blocks
+from road_interp.rotation import Blocks, Entries
 from road_interp.site import Site
 
 
@@ -46,7 +47,7 @@ class RoadModel(pyvene.IntervenableModel):
         self.positions = _checked(positions)
         self._own_handles: list[Any] = []
         self._merged: dict[str, tuple[Tensor, Tensor | None]] = {}
-        self._attached: Attachment | None = None
+        self._attached: dict[int, Attachment] = {}  # by thread
         self._cached: tuple[Any, list[Blocks]] | None = None
         interventions = [_intervention(base_model, site, template) for site in self.sites]
         representations = [
@@ -138,11 +139,12 @@ class RoadModel(pyvene.IntervenableModel):
         this model inside the block use the block's adapter_names and positions.
         """
         with self._rotating(adapter_names, positions) as attachment:
-            self._attached = attachment
+            if attachment is not None:
+                self._attached[threading.get_ident()] = attachment
             try:
                 yield self.model
             finally:
-                self._attached = None
+                self._attached.pop(threading.get_ident(), None)
 
     # ------------------------------------------------------------------ the adapter
 
@@ -248,32 +250,39 @@ class RoadModel(pyvene.IntervenableModel):
     # ------------------------------------------------------------------ inside
 
     def _by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
-        return zip(self.sites, self.interventions.values(), strict=True)
+        return zip(self.sites, self._interventions_in_order, strict=True)
+
+    @property
+    def _interventions_in_order(self) -> list[RoadIntervention]:
+        return list(self.interventions.values())
 
     @contextmanager
     def _rotating(
         self, adapter_names: Sequence[str] | None, positions: Positions | None, prompt: Tensor | None = None
     ) -> Iterator[Attachment | None]:
-        if self._merged or self._attached is not None:
+        attached = self._attached.get(threading.get_ident())
+        if self._merged or attached is not None:
             if adapter_names is not None or positions is not None:
                 state = "merged" if self._merged else "attached"
                 raise InputError(f"adapter_names and positions cannot change while the rotations are {state}")
-            yield self._attached
+            yield attached
             return
         positions = self.positions if positions is None else _checked(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
-        coefficients = self._coefficients_for(adapter_names)
-        with Attachment(self.model, self.sites, coefficients, self.group_size, positions, prompt) as attachment:
+        coefficients, entries = self._coefficients_for(adapter_names)
+        with Attachment(self.model, self.sites, coefficients, entries, self.group_size, positions, prompt) as attachment:
             yield attachment
 
-    def _coefficients_for(self, adapter_names: Sequence[str] | None) -> Callable[[], Coefficients]:
+    def _coefficients_for(
+        self, adapter_names: Sequence[str] | None
+    ) -> tuple[Callable[[], Sequence[Blocks]], Callable[[int], Entries]]:
         if self.bank is not None:
             rows = self._rows(adapter_names)
-            return lambda: rows
+            return lambda: rows, lambda index: rotation.entries_of(rows[index])
         if adapter_names is not None:
             raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
-        return self._current
+        return self._current, self._current_entries
 
     def _rows(self, adapter_names: Sequence[str] | None) -> list[Blocks]:
         """Blocks with one row per example; a batch of the same names as the last one finds them ready."""
@@ -281,10 +290,11 @@ class RoadModel(pyvene.IntervenableModel):
         names = tuple(self._default_names() if adapter_names is None else adapter_names)
         devices = tuple(intervention.theta.device for _, intervention in self._by_site())
         key = (names, self.bank.version, devices)
-        if self._cached is None or self._cached[0] != key:
+        cached = self._cached  # one read: another thread may put its own rows here
+        if cached is None or cached[0] != key:
             theta, alpha = self.bank.rows(names)
-            self._cached = (key, _split_blocks(theta, alpha, self.sites, self.variant, self.group_size, devices))
-        return self._cached[1]
+            cached = self._cached = (key, _split_blocks(theta, alpha, self.sites, self.variant, self.group_size, devices))
+        return cached[1]
 
     def _default_names(self) -> list[str]:
         assert self.bank is not None
@@ -292,19 +302,22 @@ class RoadModel(pyvene.IntervenableModel):
             raise InputError(f"this model holds {len(self.bank)} adapters: name one per row with adapter_names")
         return list(self.bank)
 
-    def _current(self) -> Coefficients:
+    def _current_entries(self, index: int) -> Entries:
+        intervention = self._interventions_in_order[index]
+        return rotation.entries(intervention.theta, intervention.alpha, self.variant, self.group_size)
+
+    def _current(self) -> list[Blocks]:
         """The blocks of the parameters as they are now; kept between passes while no gradient is needed and nothing changed."""
-        interventions = [intervention for _, intervention in self._by_site()]
-        if torch.compiler.is_compiling():
-            return [rotation.entries(each.theta, each.alpha, self.variant, self.group_size) for each in interventions]
+        interventions = self._interventions_in_order
         parameters = [tensor for each in interventions for tensor in (each.theta, each.alpha)]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._blocks_of(interventions)
         key = [(id(parameter), parameter._version, parameter.data_ptr()) for parameter in parameters]
-        if self._cached is None or self._cached[0] != key:
+        cached = self._cached
+        if cached is None or cached[0] != key:
             with torch.no_grad():
-                self._cached = (key, self._blocks_of(interventions))
-        return self._cached[1]
+                cached = self._cached = (key, self._blocks_of(interventions))
+        return cached[1]
 
     def _blocks_of(self, interventions: Sequence[RoadIntervention]) -> list[Blocks]:
         devices = tuple(each.theta.device for each in interventions)

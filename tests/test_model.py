@@ -222,10 +222,7 @@ def test_a_mixed_batch_equals_each_row_alone(side, variant, where):
         for row, name in enumerate(names):
             own = batch["attention_mask"][row].bool()
             one = {key: value[row, own].unsqueeze(0) for key, value in batch.items()}
-            if name == BASE:
-                alone = model.model(**one).logits
-            else:
-                alone = RoadModel(model.model, model.bank[name])(base=one)[1].logits
+            alone = model.model(**one).logits if name == BASE else RoadModel(model.model, model.bank[name])(base=one)[1].logits
             torch.testing.assert_close(together[row, own], alone[0], rtol=0, atol=1e-5)
 
 
