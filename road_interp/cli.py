@@ -182,7 +182,7 @@ def _angle_table(report: AngleReport) -> Table:
         "planes": "planes",
         "|angle|": "mean |angle|",
         "max": "max |angle|",
-        "magnitude": "mean magnitude",
+        "magn.": "mean magnitude",
         "min": "min magnitude",
         "max ": "max magnitude",
     }

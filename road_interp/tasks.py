@@ -181,6 +181,8 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
         try:
             return load_dataset(builder, data_files=str(path), split="train", **options)
         except Exception as error:  # the readers behind datasets raise whatever their format's parser raises
+            if "corresponds to no data" in str(error):
+                raise InputError(f"'{identifier}' holds no examples") from None
             raise InputError(f"data file '{identifier}' cannot be read: {_cause(error)}") from None
     if path.is_file():
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")

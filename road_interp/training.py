@@ -22,8 +22,8 @@ from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -127,18 +127,17 @@ class RoadTrainer(Trainer):
         _, output = model(base=inputs)
         return (output.loss, output) if return_outputs else output.loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step; raises FloatingPointError when the loss is no longer a number."""
+        loss = super().training_step(*args, **kwargs)
+        if not loss.isfinite():
+            step = self.state.global_step + 1
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower training.learning_rate")
+        return loss
+
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
         """Evaluation reads its examples in order (the Trainer would group them by length at random)."""
         return SequentialSampler(eval_dataset)
-
-
-class _StopOnDivergence(TrainerCallback):
-    """End a training whose loss is no longer a number."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is not None and not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {state.global_step}: lower training.learning_rate")
 
 
 def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
@@ -228,7 +227,7 @@ def _trainer(
     def score(prediction: EvalPrediction) -> dict[str, float]:
         return task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
-    return RoadTrainer(
+    trainer = RoadTrainer(
         model=model,
         args=arguments,
         train_dataset=splits.get("train"),
@@ -236,8 +235,9 @@ def _trainer(
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=score,
-        callbacks=[_StopOnDivergence()],
     )
+    trainer.remove_callback(PrinterCallback)  # the log is in the run folder; standard output belongs to the results
+    return trainer
 
 
 def _precision(settings: TrainingRecipe, device: torch.device) -> str:

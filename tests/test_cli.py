@@ -1,0 +1,110 @@
+"""The command line: exit codes, one-line errors, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import random_adapter, tiny_model
+from test_training import recipe_for, workplace  # noqa: F401
+
+from road_interp import cli
+from road_interp.locate import find_sites
+
+
+def run(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["road-interp", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as exit:
+        code = exit.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):  # noqa: F811
+    (tmp_path / "small.yaml").write_text(recipe_for(workplace).to_yaml())
+    code, out, err = run(
+        capsys,
+        monkeypatch,
+        "train",
+        tmp_path / "small.yaml",
+        "training.epochs=2",
+        "--out",
+        tmp_path / "run",
+        "--seed",
+        3,
+        "--json",
+    )
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["folder"] == str(tmp_path / "run")
+    assert "seed: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
+    figures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert figures == {f"{name}.{kind}" for name in ("angles", "magnitudes", "planes") for kind in ("pdf", "png", "json")}
+    code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--json")
+    assert (code, json.loads(out)) == (0, result["test"])
+    code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--data", workplace / "data.csv")
+    assert code == 0
+    assert "accuracy" in out
+    code, out, _ = run(capsys, monkeypatch, "inspect", tmp_path / "run", "--json", "--out", tmp_path / "figures")
+    assert len(json.loads(out)) == 12
+    assert (tmp_path / "figures" / "planes.png").stat().st_size > 5000
+    code, out, err = run(capsys, monkeypatch, "train", tmp_path / "small.yaml", "--out", tmp_path / "run")
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_path):
+    random_adapter(find_sites(tiny_model("Bert"), "all-linear"), "road_4", spread=1.0).save(tmp_path)
+    code, out, _ = run(capsys, monkeypatch, "inspect", tmp_path)
+    assert code == 0
+    lines = [line for line in out.splitlines() if "attention.self.query" in line]
+    assert [line.split()[0] for line in lines] == ["0", "1"]
+    assert "mirr." in out
+    assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
+
+
+WRONG = {
+    "no recipe 'nothing'": ("train", "nothing"),
+    "did you mean 'learning_rate'": ("train", "sentiment-minilm", "training.learning_rat=1"),
+    "--resume needs --out": ("train", "sentiment-minilm", "--resume"),
+    "run folder 'nowhere' does not exist": ("evaluate", "nowhere"),
+    "no adapter here": ("inspect", "nowhere"),
+    "No such command": ("trian",),
+    "No such option": ("inspect", "x", "--jsn"),
+    "Missing argument": ("evaluate",),
+    "must be 'float32'": ("train", "sentiment-minilm", "--dtype", "int4"),
+    "device 'tpu' is not known": ("train", "sentiment-minilm", "--device", "tpu"),
+    "data file 'gone.csv' does not exist": ("train", "sentiment-minilm", "data.id=gone.csv"),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, monkeypatch, *WRONG[message])
+    assert code == 2
+    assert message in err
+    assert err.startswith("road-interp: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path):  # noqa: F811
+    recipe = recipe_for(workplace, "training.learning_rate=1e30", "training.max_grad_norm=1e30")
+    (tmp_path / "wild.yaml").write_text(recipe.to_yaml())
+    code, _, err = run(capsys, monkeypatch, "train", tmp_path / "wild.yaml", "--out", tmp_path / "run", "--json")
+    assert code == 1
+    assert "the loss is nan" in err.splitlines()[-1]
+
+
+def test_help_and_bare_import_load_no_heavy_library():
+    script = "import sys, road_interp.cli; sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    shown = subprocess.run([sys.executable, "-m", "road_interp.cli", "--help"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in ("train", "evaluate", "inspect", "demo"))

