@@ -59,6 +59,8 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
         options: further settings of the configuration, such as num_labels.
     """
     arguments = _arguments(recipe)
+    if recipe.attn_implementation is not None:
+        options["attn_implementation"] = recipe.attn_implementation
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     try:
         model, report = AUTO_CLASSES[head].from_pretrained(

@@ -25,6 +25,7 @@ class ModelRecipe:
         id: hub id, local folder, `.gguf` file, or `package://NAME/path` inside an installed package.
         revision: of a hub id.
         dtype: of the frozen weights.
+        attn_implementation: transformers' word: "eager", "sdpa", ...; null takes the model's own.
         max_length: longer texts are cut to this many tokens.
         trust_remote_code: run code that comes with a hub model.
     """
@@ -32,6 +33,7 @@ class ModelRecipe:
     id: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attn_implementation: str | None = None
     max_length: int = 128
     trust_remote_code: bool = False
 

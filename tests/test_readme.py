@@ -1,0 +1,54 @@
+"""What the README shows works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def run_block(number: int) -> dict[str, Any]:
+    blocks = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(compile(blocks[number], "README.md", "exec"), scope)
+    return scope
+
+
+def test_every_python_block_is_tested():
+    assert README.count("```python") == README.count("<!-- tested -->") == 2
+
+
+def test_first_python_block():
+    scope = run_block(0)
+    assert scope["adapter"].num_parameters == 2 * (5 * 384 + 1536)
+    assert scope["model"].adapter.distance(scope["adapter"]) == 0
+    assert any(parameter.grad.abs().max() > 0 for parameter in scope["model"].parameters() if parameter.requires_grad)
+
+
+def test_second_python_block(capsys):
+    ids = run_block(1)["ids"]
+    assert torch.equal(ids[1], ids[2])
+    assert not torch.equal(ids[0], ids[1])
+    assert "Paris" in capsys.readouterr().out
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert links
+    assert all((ROOT / link).exists() for link in links)
+
+
+def test_commands_exist():
+    from typer.main import get_command
+
+    from road_interp.cli import app
+
+    commands = get_command(app).commands
+    assert set(re.findall(r"^    road-interp (\w+)", README, re.MULTILINE)) <= set(commands)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"make (\w+)", README)) <= set(targets)
