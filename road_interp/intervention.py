@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from typing import Any
 
-import pyvene
+with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that an optional backend is missing
+    import pyvene
 import torch
 from torch import Tensor, nn
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pyvene
 import torch
-from pyvene.models.intervenable_base import HandlerList, IntervenableModelOutput
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -19,7 +17,7 @@ from road_interp.adapter import RoadAdapter
 from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
-from road_interp.intervention import RoadIntervention
+from road_interp.intervention import RoadIntervention, pyvene
 from road_interp.positions import Positions, parse_positions
 from road_interp.rotation import Blocks, Entries
 from road_interp.site import Site
@@ -94,7 +92,7 @@ class RoadModel(pyvene.IntervenableModel):
         with self._rotating(adapter_names, positions):
             rotated = self.model(**base, **extra)
         if return_dict:
-            return IntervenableModelOutput(original_outputs=original, intervened_outputs=rotated)
+            return pyvene.models.intervenable_base.IntervenableModelOutput(original_outputs=original, intervened_outputs=rotated)
         return original, rotated
 
     def generate(
@@ -233,12 +231,12 @@ class RoadModel(pyvene.IntervenableModel):
 
     # ------------------------------------------------------------------ pyvene's loop, kept from other people's hooks
 
-    def _intervention_getter(self, *args: Any, **kwargs: Any) -> HandlerList:
+    def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:
         handlers = super()._intervention_getter(*args, **kwargs)
         self._own_handles += handlers.handlers
         return handlers
 
-    def _intervention_setter(self, *args: Any, **kwargs: Any) -> HandlerList:
+    def _intervention_setter(self, *args: Any, **kwargs: Any) -> Any:
         handlers = super()._intervention_setter(*args, **kwargs)
         self._own_handles += handlers.handlers
         return handlers

@@ -102,6 +102,14 @@ def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path): 
     assert "the loss is nan" in err.splitlines()[-1]
 
 
+def test_json_is_all_that_standard_output_holds(tmp_path):
+    random_adapter(find_sites(tiny_model("Bert"), "fc1")).save(tmp_path / "adapter")
+    script = "import sys, road_interp.model; from road_interp.cli import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main()"
+    arguments = [sys.executable, "-c", script, "", "inspect", str(tmp_path / "adapter"), "--json"]
+    shown = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert len(json.loads(shown.stdout)) == 2
+
+
 def test_help_and_bare_import_load_no_heavy_library():
     script = "import sys, road_interp.cli; sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
