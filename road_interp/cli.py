@@ -188,8 +188,8 @@ def _angle_table(report: AngleReport) -> Table:
     }
     summaries = [site.summary() for site in report.sites]
     if any(summary["reflections"] for summary in summaries):
-        columns["mirr."] = "reflections"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+        columns["mir."] = "reflections"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
     table.add_column("layer", justify="right", min_width=5)
     table.add_column("module", overflow="ellipsis", no_wrap=True)
     for heading in columns:

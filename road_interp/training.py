@@ -27,6 +27,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
@@ -135,9 +136,26 @@ class RoadTrainer(Trainer):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower training.learning_rate")
         return loss
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
+        """Batches of texts of similar length, in an order that depends on seed and epoch alone, so that resuming keeps it."""
+        data = self.train_dataset if train_dataset is None else train_dataset
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return _EpochSampler(batch, lengths=[len(ids) for ids in data["input_ids"]], seed=self.args.seed)
+
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
         """Evaluation reads its examples in order (the Trainer would group them by length at random)."""
         return SequentialSampler(eval_dataset)
+
+
+class _EpochSampler(LengthGroupedSampler):
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of every epoch."""
+        self.generator.manual_seed(1_000_003 * self._seed + epoch)
 
 
 def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
@@ -208,7 +226,6 @@ def _trainer(
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=where.type == "cpu",
-        train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         label_names=["labels"],
         eval_strategy="epoch",

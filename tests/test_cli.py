@@ -64,7 +64,7 @@ def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_pa
     assert code == 0
     lines = [line for line in out.splitlines() if "attention.self.query" in line]
     assert [line.split()[0] for line in lines] == ["0", "1"]
-    assert "mirr." in out
+    assert "mir." in out
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
 
 

@@ -39,7 +39,7 @@ def workplace(tmp_path_factory):
     rng = np.random.default_rng(0)
     rows = ["text,label,score"]
     for n in range(200):
-        chosen = [*rng.choice(OTHER, rng.integers(1, 6)), rng.choice(GOOD if n % 2 else BAD)]
+        chosen = [*rng.choice(OTHER, rng.integers(1, 4)), *rng.choice(GOOD if n % 2 else BAD, 5)]
         rng.shuffle(chosen)
         rows.append(f"{' '.join(chosen)},{['negative', 'positive'][n % 2]},{n % 2 + rng.normal() / 10:.3f}")
     (folder / "data.csv").write_text("\n".join(rows) + "\n")
