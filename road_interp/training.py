@@ -138,7 +138,7 @@ class RoadTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         """Batches of texts of similar length, in an order that depends on seed and epoch alone, so that resuming keeps it."""
-        data = self.train_dataset if train_dataset is None else train_dataset
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return _EpochSampler(batch, lengths=[len(ids) for ids in data["input_ids"]], seed=self.args.seed)
 
