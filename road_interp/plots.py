@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
+from road_interp.bench import BenchReport
 from road_interp.measure.angles import AngleReport, SiteAngles
 
 STYLE = str(resources.files("road_interp") / "road.mplstyle")
@@ -71,6 +72,29 @@ def planes(report: AngleReport, ax: Axes, count: int = 8) -> Axes:
     ax.set(xlim=(-1.8, wide * (columns - 1) + 1.8), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
     ax.set_axis_off()
     ax.set_title(f"The {len(turned)} planes that turn most: before (grey) and after")
+    return ax
+
+
+@_styled
+def throughput(report: BenchReport, ax: Axes) -> Axes:
+    """Tokens per second of generation over the number of requests, each with its own adapter (paper, figure 4 right).
+
+    The bars at each point reach from the first to the third quartile of the rounds.
+    """
+    generated = [timing for timing in report.timings if timing.task == "generate"]
+    markers = iter("osD^vPX*")
+    for peer in dict.fromkeys(timing.peer for timing in generated):
+        line = sorted((timing for timing in generated if timing.peer == peer), key=lambda timing: timing.rows)
+        rates = np.array([[timing.tokens / second for second in timing.seconds] for timing in line])
+        middle = np.median(rates, axis=1)
+        low, high = np.quantile(rates, (0.25, 0.75), axis=1)
+        rows = [timing.rows for timing in line]
+        ax.errorbar(rows, middle, yerr=(middle - low, high - middle), marker=next(markers), markersize=4, capsize=2, label=peer)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(rows, [str(number) for number in rows])
+    ax.set(xlabel="requests, each with its own adapter", ylabel="generated tokens per second", ylim=(0, None))
+    ax.set_title(f"{report.model}, {report.dtype}, {report.device}")
+    ax.legend()
     return ax
 
 

@@ -1,0 +1,71 @@
+"""The benchmark: every peer computes what it should, and the report keeps its numbers. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_model, token_batch
+
+from road_interp import plots
+from road_interp.bench import BenchReport, _Peers, bench, saved_bytes
+from road_interp.errors import InputError
+from road_interp.model import RoadModel
+
+
+@pytest.fixture(scope="module")
+def report():
+    return bench(tiny_model("Llama", "causal-lm"), rounds=2, requests=(1, 3), new_tokens=3)
+
+
+def test_every_peer_is_timed_at_every_task(report):
+    assert report.of("forward", "bare").ratios == (1.0, 1.0)
+    assert {t.peer for t in report.timings if t.task == "forward"} == {
+        "bare",
+        "merged",
+        "RoadModel",
+        "pyvene loop",
+        "PEFT RoAd",
+        "PEFT LoRA",
+        "stacked LoRA",
+    }
+    assert {(t.task, t.rows) for t in report.timings} == {
+        ("forward", 8),
+        ("training step", 4),
+        ("generate", 1),
+        ("generate", 3),
+        ("few and many", 3),
+    }
+    assert all(len(t.seconds) == 2 and min(t.seconds) > 0 for t in report.timings)
+    assert report.of("generate", "RoadModel", rows=3).tokens == 9
+    with pytest.raises(InputError, match="2 timings of bare"):
+        report.of("generate", "bare")
+
+
+def test_reports_come_back_from_json_and_draw(report):
+    assert BenchReport.from_json(report.to_json()) == report
+    ax = plots.throughput(report)
+    assert [text.get_text() for text in ax.get_legend().get_texts()][:3] == ["bare", "merged", "RoadModel"]
+    with pytest.raises(InputError, match="not the JSON of a benchmark"):
+        BenchReport.from_json("{}")
+
+
+def test_peers_compute_the_same_maps():
+    base = tiny_model("Llama", "causal-lm")
+    peers, ids = _Peers(base, 2), token_batch(2, 5)["input_ids"]
+    with torch.no_grad():
+        outputs = {peer: call() for peer, call in peers.forward(ids).items()}
+    rotated = outputs["RoadModel"][1].logits
+    torch.testing.assert_close(outputs["pyvene loop"][1].logits, rotated, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs["merged"].logits, rotated, rtol=0, atol=1e-5)
+    for other in ("bare", "PEFT RoAd", "PEFT LoRA", "stacked LoRA"):
+        assert (outputs[other].logits - rotated).abs().max() > 1e-4
+    assert torch.equal(base(input_ids=ids).logits, outputs["bare"].logits)
+
+
+def test_rotations_keep_less_for_the_backward_pass_than_peft():
+    base = tiny_model("Llama", "causal-lm")
+    peers = _Peers(base, 1)
+    losses = peers.training(token_batch(2, 16)["input_ids"])
+    saved = {peer: saved_bytes(loss, base) for peer, loss in losses.items()}
+    assert saved["bare"] < saved["RoadModel"] < saved["PEFT RoAd"]
+    assert isinstance(peers.road, RoadModel)
