@@ -34,7 +34,7 @@ format: setup
 
 # Run the notebooks in place and keep their outputs.
 notebooks: setup
-	for notebook in notebooks/*.ipynb; do $(BIN)/python -m jupyter execute --inplace $$notebook || exit 1; done
+	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$notebook || exit 1; done
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build

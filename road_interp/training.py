@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,8 +50,6 @@ from road_interp.run import (
     save_head,
 )
 from road_interp.tasks import Task, load_examples, load_task, tokenize
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -208,15 +205,33 @@ def _trainer(
     device: str | None,
     progress: bool,
 ) -> RoadTrainer:
-    settings = recipe.training
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def score(prediction: EvalPrediction) -> dict[str, float]:
+        return task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+
+    trainer = RoadTrainer(
+        model=model,
+        args=_training_arguments(recipe, task, folder, where, progress),
+        train_dataset=splits.get("train"),
+        eval_dataset=splits["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=score,
+    )
+    trainer.remove_callback(PrinterCallback)  # the log is in the run folder; standard output belongs to the results
+    return trainer
+
+
+def _training_arguments(recipe: Recipe, task: Task, folder: Path, where: torch.device, progress: bool) -> TrainingArguments:
+    settings = recipe.training
     precision = _precision(settings, where)
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=4 * settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -240,21 +255,6 @@ def _trainer(
         dataloader_pin_memory=where.type == "cuda",
         seed=recipe.seed,
     )
-
-    def score(prediction: EvalPrediction) -> dict[str, float]:
-        return task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
-
-    trainer = RoadTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=splits.get("train"),
-        eval_dataset=splits["validation"],
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=score,
-    )
-    trainer.remove_callback(PrinterCallback)  # the log is in the run folder; standard output belongs to the results
-    return trainer
 
 
 def _precision(settings: TrainingRecipe, device: torch.device) -> str:
