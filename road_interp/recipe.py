@@ -104,8 +104,7 @@ class DataRecipe:
 class TrainingRecipe:
     """AdamW with warm-up; the checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
 
-    `dropout` is set in every dropout module; null leaves the model's own. `precision` is that of the forward pass: "auto" takes
-    bf16 where the hardware has it. `max_steps` ends training early.
+    `precision` is that of the forward pass: "auto" takes bf16 where the hardware has it. `max_steps` ends training early.
     """
 
     learning_rate: float = 3e-3
@@ -116,7 +115,6 @@ class TrainingRecipe:
     warmup_ratio: float = 0.1
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     max_grad_norm: float = 1.0
-    dropout: float | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_steps: int | None = None
 
@@ -126,7 +124,6 @@ class TrainingRecipe:
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         _require(self.gradient_accumulation >= 1, "training.gradient_accumulation", self.gradient_accumulation, "at least 1")
         _require(0 <= self.warmup_ratio < 1, "training.warmup_ratio", self.warmup_ratio, "a fraction below 1")
-        _require(self.dropout is None or 0 <= self.dropout < 1, "training.dropout", self.dropout, "a fraction below 1")
         _require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "at least 1")
 
 

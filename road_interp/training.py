@@ -182,10 +182,6 @@ def _build(recipe: Recipe, task: Task) -> tuple[RoadModel, list[str]]:
     model = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions)
     for name in head:
         base.get_submodule(name).requires_grad_(True)
-    if recipe.training.dropout is not None:
-        for module in base.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = recipe.training.dropout
     return model, head
 
 

@@ -37,7 +37,6 @@ def test_the_start_changes_no_bit(bert, variant, group_size):
 def test_an_instance_rotates_whole_sequences_of_any_model(bert):
     batch = token_batch()
     intervention = filled(32)
-    expected = None
 
     def rotate(module, args, output):
         return rotation.apply(rotation.blocks(intervention.theta, intervention.alpha, "road_1", 2), output, 2)

@@ -76,7 +76,6 @@ class TestEveryArchitecture:
 
     def test_asking_leaves_the_model_as_it_was(self, architecture):
         model = tiny_model(architecture).train()
-        next(model.modules()).custom_flag = True
         find_sites(model, ["attention-qk", "block-output"], stack=STACKS.get(architecture))
         assert all(module.training for module in model.modules())
         assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())

@@ -41,7 +41,6 @@ REFUSED = {
     "'training.learning_rate' must be number, not nan": ["training.learning_rate=.nan"],
     "'training.batch_size' must be whole number, not 2.5": ["training.batch_size=2.5"],
     "'training.batch_size' must be at least 1": ["training.batch_size=0"],
-    "'training.dropout' must be a fraction below 1": ["training.dropout=1.0"],
     "'training.max_steps' must be at least 1": ["training.max_steps=0"],
     "'training.warmup_ratio' must be a fraction below 1": ["training.warmup_ratio=1"],
     "'seed' must be whole number, not True": ["seed=true"],

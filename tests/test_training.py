@@ -101,7 +101,7 @@ def test_evaluate_from_the_files_gives_the_stored_numbers(finished, workplace):
     assert more["accuracy"] > 0.9
 
 
-def test_the_frozen_backbone_control_sees_no_rotation(workplace, monkeypatch):
+def test_the_frozen_backbone_control_sees_no_rotation(workplace):
     recipe = recipe_for(workplace, "training.max_steps=1")
     run = train(recipe, workplace / "one", progress=False)
     other = train(recipe_for(workplace, "training.max_steps=1", "adapter.sites=fc1"), workplace / "two", progress=False)
@@ -124,7 +124,6 @@ def test_other_recipes_train(workplace, variant, sites, positions):
     overrides = [f"adapter.variant={variant}", f"adapter.sites={sites}", f"adapter.positions={positions}"]
     run = train(recipe_for(workplace, *overrides, "training.epochs=1"), workplace / variant, progress=False)
     assert run.adapter.variant == variant
-    assert run.adapter.distance is not None
     assert any(run.adapter.angles(site).abs().max() > 0 for site in run.adapter.sites)
 
 
