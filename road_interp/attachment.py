@@ -53,7 +53,7 @@ class Attachment:
         self._handles: list[RemovableHandle] = []
         self._thread = threading.get_ident()
         self._blocks: Sequence[Blocks] = ()
-        self._expanded: dict[int, Sequence[Blocks]] = {}
+        self._placed: dict[tuple[int, int], Sequence[Blocks]] = {}
         self._mask: Tensor | None = None
         self._invertible = True
         self._active = True
@@ -80,7 +80,7 @@ class Attachment:
     def _refresh(self) -> None:
         blocks = self._coefficients()
         if blocks is not self._blocks:
-            self._blocks, self._expanded = blocks, {}
+            self._blocks, self._placed = blocks, {}
             if torch.is_grad_enabled():
                 self._invertible = _invertible(blocks)
 
@@ -157,17 +157,15 @@ class Attachment:
         """The blocks for this batch: one row for every example, each repeated where generation expands the batch (beams)."""
         if not self._blocks:  # an encoder that generation calls by itself
             self._refresh()
-        first = self._blocks[0][0]
-        if first.ndim == 1 or first.shape[0] == hidden.shape[0]:
+        if self._blocks[0].a.ndim == 1:
             return self._blocks
-        batch = hidden.shape[0]
-        if batch not in self._expanded:
-            if batch % first.shape[0]:
-                raise InputError(
-                    f"site '{site.name}': {first.shape[0]} adapter names for a batch of {batch} rows; give one name per row"
-                )
-            self._expanded[batch] = [each.for_rows(batch) for each in self._blocks]
-        return self._expanded[batch]
+        shape = (hidden.shape[0], hidden.ndim)
+        if shape not in self._placed:
+            batch, rows = hidden.shape[0], self._blocks[0].a.shape[0]
+            if batch % rows:
+                raise InputError(f"site '{site.name}': {rows} adapter names for a batch of {batch} rows; give one name per row")
+            self._placed[shape] = [each.for_rows(batch).beside(hidden.ndim) for each in self._blocks]
+        return self._placed[shape]
 
 
 def _apply_entries_to_part(blocks: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:

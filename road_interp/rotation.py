@@ -38,6 +38,10 @@ class Blocks(NamedTuple):
         """Blocks of `batch` rows: each row repeated, its copies side by side as in beam search."""
         return Blocks(per_row(self.a, batch), None if self.b is None else per_row(self.b, batch))
 
+    def beside(self, axes: int) -> Blocks:
+        """Blocks with a row axis, shaped to broadcast over states of that many axes: `(rows, 1, ..., planes)`."""
+        return Blocks(_align(self.a, axes), None if self.b is None else _align(self.b, axes))
+
     def to(self, device: torch.device) -> Blocks:
         """The same blocks on another device."""
         return Blocks(self.a.to(device), None if self.b is None else self.b.to(device))
@@ -132,16 +136,16 @@ def apply(maps: Blocks, hidden: Float[Tensor, "*batch width"], group_size: int) 
     """
     if _is_complex_view(maps, hidden, group_size):
         z = torch.view_as_complex(hidden.unflatten(-1, (-1, 2)))
-        turned = z * _align(maps.a, z)
+        turned = z * _align(maps.a, z.ndim)
         if maps.b is not None:
-            turned = turned + z.conj() * _align(maps.b, z)
+            turned = turned + z.conj() * _align(maps.b, z.ndim)
         return torch.view_as_real(turned).flatten(-2)
     return apply_entries(entries_of(maps), hidden, group_size)
 
 
 def apply_entries(blocks: Entries, hidden: Float[Tensor, "*batch width"], group_size: int) -> Float[Tensor, "*batch width"]:
     """`R h` in the real form, for any dtype and group_size; the form that torch.compile fuses."""
-    d0, o0, o1, d1 = (_align(entry, hidden).unflatten(-1, (-1, group_size // 2)) for entry in blocks)
+    d0, o0, o1, d1 = (_align(entry, hidden.ndim).unflatten(-1, (-1, group_size // 2)) for entry in blocks)
     first, second = hidden.unflatten(-1, (-1, 2, group_size // 2)).unbind(-2)
     turned = torch.stack((d0 * first + o0 * second, o1 * first + d1 * second), dim=-2)
     return turned.flatten(-3).to(hidden.dtype)
@@ -227,11 +231,11 @@ def per_row(values: Tensor, batch: int) -> Tensor:
     return values if values.shape[0] == batch else values.repeat_interleave(batch // values.shape[0], dim=0)
 
 
-def _align(part: Tensor, hidden: Tensor) -> Tensor:
-    """Give a row axis its place: `(rows, planes)` becomes `(rows, 1, ..., planes)` for hidden states of more axes."""
-    if part.ndim == 1:
+def _align(part: Tensor, axes: int) -> Tensor:
+    """Give a row axis its place: `(rows, planes)` becomes `(rows, 1, ..., planes)` for states of more axes."""
+    if part.ndim in (1, axes):
         return part
-    return part.view(part.shape[0], *[1] * (hidden.ndim - 2), part.shape[-1])
+    return part.view(part.shape[0], *[1] * (axes - 2), part.shape[-1])
 
 
 def _is_complex_view(maps: Blocks, hidden: Tensor, group_size: int) -> bool:

@@ -16,13 +16,16 @@ from torch import Tensor
 SMALLEST = 1e-3  # scales below this are not divided by: the general form is used instead
 
 
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
 def turn(
-    hidden: Float[Tensor, "batch *positions width"], factors: Complex[Tensor, "*rows planes"], in_place: bool
-) -> Float[Tensor, "batch *positions width"]:
+    hidden: Float[Tensor, "*batch width"], factors: Complex[Tensor, "*#batch planes"], in_place: bool
+) -> Float[Tensor, "*batch width"]:
     """Multiply adjacent planes of `hidden` by complex `factors` `alpha e^{i theta}`, overwriting `hidden` if `in_place`.
 
-    The states may have any floating dtype and keep it; the product is taken in fp32. No factor may be smaller than `SMALLEST`
-    where a gradient is needed.
+    The factors broadcast over the leading axes. The states may have any floating dtype and keep it; the product is taken in
+    fp32. No factor may be smaller than `SMALLEST` where a gradient is needed.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or factors.requires_grad):
         return _Turn.apply(hidden, factors, in_place)
@@ -45,33 +48,24 @@ class _Turn(torch.autograd.Function):
         conjugate = factors.conj().resolve_conj()
         planes = _planes(gradient.contiguous())
         if ctx.needs_input_grad[1]:
-            rows = factors.ndim - 1
-            agreement = planes.conj() * _planes(output)
-            agreement = agreement.flatten(rows, -2).sum(rows) if agreement.ndim > rows + 1 else agreement
+            agreement = (planes.conj() * _planes(output)).sum_to_size(factors.shape)
             grad_factors = agreement.conj().resolve_conj() / conjugate
         if ctx.needs_input_grad[0]:
-            grad_hidden = torch.view_as_real(planes * _place(conjugate, planes)).flatten(-2).to(gradient.dtype)
+            product = planes * conjugate
+            grad_hidden = product.view(product.real.dtype).to(gradient.dtype)
         return grad_hidden, grad_factors, None
 
 
 def _multiply(hidden: Tensor, factors: Tensor, in_place: bool) -> Tensor:
-    if in_place and hidden.dtype == factors.real.dtype:
-        planes = _planes(hidden)
-        planes.mul_(_place(factors, planes))
+    if in_place and COMPLEX.get(hidden.dtype) is factors.dtype:
+        hidden.view(factors.dtype).mul_(factors)
         return hidden
-    planes = _planes(hidden)
-    product = torch.view_as_real(planes * _place(factors, planes)).flatten(-2)
-    return hidden.copy_(product) if in_place else product.to(hidden.dtype)
+    product = _planes(hidden) * factors
+    turned = product.view(product.real.dtype)
+    return hidden.copy_(turned) if in_place else turned.to(hidden.dtype)
 
 
 def _planes(hidden: Tensor) -> Tensor:
     """Adjacent dimensions as complex numbers: a view in fp32 and fp64, a copy in fp32 otherwise."""
-    hidden = hidden if hidden.dtype in (torch.float32, torch.float64) else hidden.float()
-    return torch.view_as_complex(hidden.unflatten(-1, (-1, 2)))
-
-
-def _place(factors: Tensor, planes: Tensor) -> Tensor:
-    """`(rows, planes)` becomes `(rows, 1, ..., planes)`."""
-    if factors.ndim == 1:
-        return factors
-    return factors.view(factors.shape[0], *[1] * (planes.ndim - 2), factors.shape[-1])
+    hidden = hidden if hidden.dtype in COMPLEX else hidden.float()
+    return hidden.view(COMPLEX[hidden.dtype])

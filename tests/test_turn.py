@@ -25,7 +25,7 @@ def test_outputs_and_gradients_of_the_plain_form(rows, in_place):
     maps = rotation.blocks(theta, alpha, "road_1", 2)
     plain = rotation.apply(maps, hidden, 2)
     expected = torch.autograd.grad((plain * weight).sum(), (theta, alpha, hidden), retain_graph=True)
-    turned = turn(hidden * 1.0, rotation.blocks(theta, alpha, "road_1", 2).a, in_place)
+    turned = turn(hidden * 1.0, rotation.blocks(theta, alpha, "road_1", 2).beside(3).a, in_place)
     torch.testing.assert_close(turned, plain, rtol=0, atol=1e-14)
     found = torch.autograd.grad((turned * weight).sum(), (theta, alpha, hidden))
     for ours, theirs in zip(found, expected, strict=True):
