@@ -10,26 +10,30 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from road_interp import figures, plots
+from road_interp import figures
 from road_interp.bench import BenchReport, bench
 from road_interp.cli import SMOLLM2
 from road_interp.pretrained import load_model
 from road_interp.recipe import ModelRecipe
 
+# rounds, requests, new tokens, lengths, ranks
+FULL = (7, (1, 2, 4, 8, 16), 16, (8, 16, 32, 64), (1, 2, 4, 8, 16))
+QUICK = (1, (1, 4), 4, (2, 4), (1, 8))
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and requests")
+    parser.add_argument("--quick", action="store_true", help="one round of few sizes")
     parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of timing")
     options = parser.parse_args()
     if options.redraw is not None:
         report = BenchReport.from_json(options.redraw.read_text())
     else:
         base, _ = load_model(ModelRecipe(SMOLLM2), "causal-lm")
-        rounds, requests, tokens = (1, (1, 4), 4) if options.quick else (7, (1, 2, 4, 8, 16), 16)
-        report = bench(base, rounds, requests, tokens, progress=print)
-    print(figures.save_figure(plots.throughput(report), report, options.out, "throughput"))
+        settings = QUICK if options.quick else FULL
+        report = bench(base, *settings, progress=print)
+    print(figures.draw_bench(report, options.out))
 
 
 if __name__ == "__main__":

@@ -7,30 +7,22 @@ its ratio is to the bare model of that round, so that a machine that slows down 
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp.adapter import RoadAdapter
-from road_interp.bank import RoadBank
 from road_interp.errors import InputError
-from road_interp.intervention import pyvene
-from road_interp.locate import find_sites, output_width
-from road_interp.model import RoadModel
-from road_interp.site import Site
-
-RANK = 8
-Call = Callable[[], Any]
+from road_interp.peers import RANK, Call, Peers, draw_ids
 
 
 @dataclass(frozen=True)
@@ -38,23 +30,29 @@ class Timing:
     """One peer at one task.
 
     Attributes:
-        task: "forward", "training step" or "generate".
+        task: "forward" (8 x 64 tokens), "training step" (4 x 128), or generation: "requests" and "length" with another adapter
+            in every row, "rank" with one LoRA for all rows, "distinct" with one adapter or many.
         peer: who was timed.
-        rows: requests in the batch.
-        adapters: distinct adapters among them.
+        rows: rows of the batch.
+        new_tokens: generated per row; 0 where nothing is generated.
+        rank: of LoRA.
         seconds: one per round.
         ratios: to the bare model in the same round.
         tokens: tokens that one call computes or generates.
+        peak_bytes: the most that one call held beyond what was there before it: by torch's allocator on CUDA, by torch's profiler
+            on the CPU.
         saved_bytes: kept by autograd for the backward pass of a training step, parameters not counted; 0 elsewhere.
     """
 
     task: str
     peer: str
     rows: int
-    adapters: int
+    new_tokens: int
+    rank: int
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
     tokens: int
+    peak_bytes: int = 0
     saved_bytes: int = 0
 
     @property
@@ -86,15 +84,11 @@ class BenchReport:
     rounds: int
     timings: tuple[Timing, ...]
 
-    def of(self, task: str, peer: str, rows: int | None = None, adapters: int | None = None) -> Timing:
+    def of(self, task: str, peer: str, rows: int | None = None) -> Timing:
         """The one timing that fits."""
-        fitting = [
-            timing
-            for timing in self.timings
-            if (timing.task, timing.peer) == (task, peer) and rows in (None, timing.rows) and adapters in (None, timing.adapters)
-        ]
+        fitting = [each for each in self.timings if (each.task, each.peer) == (task, peer) and rows in (None, each.rows)]
         if len(fitting) != 1:
-            raise InputError(f"{len(fitting)} timings of {peer} at {task} with rows {rows}, adapters {adapters}")
+            raise InputError(f"{len(fitting)} timings of {peer} at {task}" + ("" if rows is None else f" with {rows} rows"))
         return fitting[0]
 
     def to_json(self) -> str:
@@ -120,37 +114,36 @@ def bench(
     rounds: int = 7,
     requests: Sequence[int] = (1, 2, 4, 8, 16),
     new_tokens: int = 16,
+    lengths: Sequence[int] = (),
+    ranks: Sequence[int] = (),
     progress: Callable[[str], None] = lambda task: None,
     seed: int = 0,
 ) -> BenchReport:
-    """Time forward passes (8 x 64 tokens), training steps (4 x 128) and generation with `requests` heterogeneous requests.
+    """Time forward passes, training steps and generation of every peer.
 
     Args:
         base: a causal language model.
         rounds: how often every peer is timed at every task.
-        requests: batch sizes of the generation task; each row has its own adapter.
-        new_tokens: generated for every row.
+        requests: batch sizes of generation; each row has its own adapter.
+        new_tokens: generated for every row, where the number is not what varies.
+        lengths: numbers of tokens to generate for eight requests (paper, figure 4 middle).
+        ranks: of one unmerged LoRA for eight rows (paper, figure 4 left).
         progress: told before each task.
     """
     torch.manual_seed(seed)
     base = base.eval()
-    ids = _ids(base, 8, 64)
-    peers = _Peers(base, max(len(ids), *requests))
+    peers = Peers(base, max(8, *requests), ranks)
     timings: list[Timing] = []
     with torch.no_grad():
         progress("forward")
-        timings += _timed("forward", 8, 1, ids.numel(), rounds, peers.forward(ids), base)
+        ids = draw_ids(base, 8, 64)
+        timings += _timed(Setting("forward", 8, 0, 0, ids.numel()), rounds, peers.forward(ids), base)
     progress("training step")
-    timings += _train_timings(peers, _ids(base, 4, 128), rounds)
-    with torch.no_grad():
-        for rows in requests:
-            progress(f"generate, {rows} requests")
-            calls = peers.generate(_ids(base, rows, 8), new_tokens)
-            timings += _timed("generate", rows, rows, rows * new_tokens, rounds, calls, base)
-        largest = max(requests)
-        progress(f"generate, {largest} rows of one adapter and of {largest}")
-        calls = peers.few_and_many(_ids(base, largest, 8), new_tokens)
-        timings += _timed("few and many", largest, largest, largest * new_tokens, rounds, calls, base)
+    timings += _train_timings(peers, draw_ids(base, 4, 128), rounds)
+    for setting, calls in _generations(peers, requests, new_tokens, lengths, ranks):
+        progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens")
+        with torch.no_grad():
+            timings += _timed(setting, rounds, calls, base)
     name = base.config.name_or_path or type(base).__name__
     return BenchReport(
         name.rsplit("/", 1)[-1],
@@ -163,118 +156,35 @@ def bench(
     )
 
 
-class _Peers:
-    """Every peer on the same frozen weights; copies share the tensors they do not change."""
+class Setting(NamedTuple):
+    """What the peers of one comparison have in common."""
 
-    def __init__(self, base: PreTrainedModel, most: int) -> None:
-        try:
-            from peft import LoraConfig, RoadConfig, get_peft_model
-        except ImportError:
-            raise InputError("the benchmark compares with PEFT: pip install 'road-interp[peft]'") from None
-        self.base: Any = base
-        self.sites = find_sites(base, "all-linear")
-        self.adapters = {f"a{n}": _drawn(self.sites, n) for n in range(most)}
-        self.road = RoadModel(_shared_copy(base), self.adapters["a0"])
-        self.banked = RoadModel(_shared_copy(base), RoadBank(self.adapters))
-        self.pyvene = RoadModel(_shared_copy(base), self.adapters["a0"])
-        self.merged: Any = RoadModel(copy.deepcopy(base), self.adapters["a0"]).merge()
-        kinds = sorted({site.name.rpartition(".")[2] for site in self.sites})
-        road = RoadConfig(target_modules=kinds, variant="road_1", group_size=2, init_weights=False)
-        lora = LoraConfig(target_modules=kinds, r=RANK, lora_alpha=RANK, init_lora_weights=False)
-        self.peft_road: Any = get_peft_model(_shared_copy(base), road, adapter_name="a0")
-        self.peft_lora: Any = get_peft_model(_shared_copy(base), lora, adapter_name="a0")
-        for name in list(self.adapters)[1:]:
-            self.peft_road.add_adapter(name, road)
-            self.peft_lora.add_adapter(name, lora)
-        for model in (self.peft_road, self.peft_lora):
-            model.eval()
-        self.stacked = _StackedLora(base, self.sites, most)
-
-    def forward(self, ids: Tensor) -> dict[str, Call]:
-        inputs = {"input_ids": ids, "use_cache": False}
-        return {
-            "bare": lambda: self.base(**inputs),
-            "merged": lambda: self.merged(**inputs),
-            "RoadModel": lambda: self.road(base=inputs),
-            "pyvene loop": lambda: pyvene.IntervenableModel.forward(self.pyvene, inputs),
-            "PEFT RoAd": lambda: self.peft_road(**inputs),
-            "PEFT LoRA": lambda: self.peft_lora(**inputs),
-            "stacked LoRA": lambda: self.stacked.call(ids.shape[0], lambda: self.stacked.model(**inputs)),
-        }
-
-    def training(self, ids: Tensor) -> dict[str, Call]:
-        """A loss to go back from; the frozen model's gradient flows to its embeddings' output."""
-        inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
-        embed = self.base.get_input_embeddings()
-
-        def frozen() -> Tensor:
-            states = embed(ids).detach().requires_grad_()
-            return self.base(inputs_embeds=states, labels=ids, use_cache=False).loss
-
-        return {
-            "bare": frozen,
-            "RoadModel": lambda: self.road(base=inputs)[1].loss,
-            "pyvene loop": lambda: pyvene.IntervenableModel.forward(self.pyvene, inputs)[1].loss,
-            "PEFT RoAd": lambda: self.peft_road(**inputs).loss,
-            "PEFT LoRA": lambda: self.peft_lora(**inputs).loss,
-        }
-
-    def generate(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
-        names = list(self.adapters)[: len(ids)]
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        options = _greedy(self.base, new_tokens)
-        return {
-            "bare": lambda: self.base.generate(**inputs, **options),
-            "merged": lambda: self.merged.generate(**inputs, **options),
-            "RoadModel": lambda: self.banked.generate(inputs, adapter_names=names, **options),
-            "PEFT RoAd": lambda: self.peft_road.generate(**inputs, adapter_names=names, **options),
-            "PEFT LoRA": lambda: self.peft_lora.generate(**inputs, adapter_names=names, **options),
-            "stacked LoRA": lambda: self.stacked.call(len(ids), lambda: self.stacked.model.generate(**inputs, **options)),
-        }
-
-    def few_and_many(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        options = _greedy(self.base, new_tokens)
-        many = list(self.adapters)[: len(ids)]
-        return {
-            "bare": lambda: self.base.generate(**inputs, **options),
-            "RoadModel, one adapter": lambda: self.banked.generate(inputs, adapter_names=[many[0]] * len(ids), **options),
-            "RoadModel, all different": lambda: self.banked.generate(inputs, adapter_names=many, **options),
-        }
+    task: str
+    rows: int
+    new_tokens: int
+    rank: int
+    tokens: int
 
 
-class _StackedLora:
-    """LoRA with every row its own A and B: two batched products per layer on the bare model (section 4.2)."""
+def _generations(
+    peers: Peers, requests: Sequence[int], new_tokens: int, lengths: Sequence[int], ranks: Sequence[int]
+) -> Iterator[tuple[Setting, dict[str, Call]]]:
+    def prompt(rows: int) -> Tensor:
+        return draw_ids(peers.base, rows, 8)
 
-    def __init__(self, base: PreTrainedModel, sites: Sequence[Site], most: int) -> None:
-        self.model: Any = _shared_copy(base)
-        self.modules: list[Any] = [self.model.get_submodule(site.module) for site in sites]
-        self.pairs = []
-        for module in self.modules:
-            inside = module.weight.shape[1]
-            down = torch.randn(most, inside, RANK, device=base.device, dtype=base.dtype) / inside**0.5
-            up = torch.randn(most, RANK, output_width(module), device=base.device, dtype=base.dtype) / 10
-            self.pairs.append((down, up))
-
-    def call(self, rows: int, run: Call) -> Any:
-        def add(pair: tuple[Tensor, Tensor]) -> Callable[..., Tensor]:
-            down, up = (matrix[:rows] for matrix in pair)
-            return lambda module, args, output: output.add_(torch.bmm(torch.bmm(args[0], down), up))
-
-        handles = [module.register_forward_hook(add(pair)) for module, pair in zip(self.modules, self.pairs, strict=True)]
-        try:
-            return run()
-        finally:
-            for handle in handles:
-                handle.remove()
+    for rows in requests:
+        yield Setting("requests", rows, new_tokens, RANK, rows * new_tokens), peers.generate(prompt(rows), new_tokens)
+    most = max(requests)
+    yield Setting("distinct", most, new_tokens, 0, most * new_tokens), peers.few_and_many(prompt(most), new_tokens)
+    for length in lengths:
+        yield Setting("length", 8, length, RANK, 8 * length), peers.generate(prompt(8), length)
+    for rank in ranks:
+        yield Setting("rank", 8, new_tokens, rank, 8 * new_tokens), peers.one_lora(prompt(8), new_tokens, rank)
 
 
-def _timed(
-    task: str, rows: int, adapters: int, tokens: int, rounds: int, calls: Mapping[str, Call], base: PreTrainedModel
-) -> Iterator[Timing]:
+def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTrainedModel) -> Iterator[Timing]:
     """Every call once to warm up, then all of them in every round, in an order that turns from round to round."""
-    for call in calls.values():
-        call()
+    peaks = {peer: peak_bytes(call, base.device) for peer, call in calls.items()}
     seconds: dict[str, list[float]] = {peer: [] for peer in calls}
     names = list(calls)
     for number in range(rounds):
@@ -287,15 +197,30 @@ def _timed(
                 seconds[peer].append(time.perf_counter() - started)
     for peer in names:
         ratios = [mine / bare for mine, bare in zip(seconds[peer], seconds["bare"], strict=True)]
-        yield Timing(task, peer, rows, adapters, tuple(seconds[peer]), tuple(ratios), tokens)
+        task, rows, new_tokens, rank, tokens = setting
+        yield Timing(task, peer, rows, new_tokens, rank, tuple(seconds[peer]), tuple(ratios), tokens, peaks[peer])
 
 
-def _train_timings(peers: _Peers, ids: Tensor, rounds: int) -> Iterator[Timing]:
+def _train_timings(peers: Peers, ids: Tensor, rounds: int) -> Iterator[Timing]:
     losses = peers.training(ids)
     saved = {peer: saved_bytes(loss, peers.base) for peer, loss in losses.items()}
     steps = {peer: lambda loss=loss: loss().backward() for peer, loss in losses.items()}
-    for timing in _timed("training step", len(ids), 1, ids.numel(), rounds, steps, peers.base):
-        yield Timing(**{**asdict(timing), "saved_bytes": saved[timing.peer]})
+    for timing in _timed(Setting("training step", len(ids), 0, RANK, ids.numel()), rounds, steps, peers.base):
+        yield replace(timing, saved_bytes=saved[timing.peer])
+
+
+def peak_bytes(call: Call, device: torch.device) -> int:
+    """The most memory that `call` holds at one time beyond what was held before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace:
+        call()
+    events = trace.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(max(accumulate(change for _, change in changes), default=0))
 
 
 def saved_bytes(loss: Callable[[], Tensor], base: nn.Module) -> int:
@@ -314,27 +239,6 @@ def saved_bytes(loss: Callable[[], Tensor], base: nn.Module) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss()
     return sum(kept.values())
-
-
-def _drawn(sites: Sequence[Site], seed: int) -> RoadAdapter:
-    """A small random road_1 adapter: what is rotated makes no difference to the time."""
-    generator = torch.Generator().manual_seed(seed)
-    theta = {site.name: 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
-    alpha = {site.name: 1 + 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
-    return RoadAdapter(tuple(sites), theta, alpha)
-
-
-def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules anew over the same tensors."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-
-
-def _ids(model: PreTrainedModel, rows: int, length: int) -> Tensor:
-    return torch.randint(10, model.config.vocab_size, (rows, length), device=model.device)
-
-
-def _greedy(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
-    return {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "pad_token_id": 0}
 
 
 def _wait(model: PreTrainedModel) -> None:

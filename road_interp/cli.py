@@ -114,6 +114,8 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="how often everything is timed")] = 7,
     requests: Annotated[str, typer.Option(help="batch sizes of the generation task")] = "1,2,4,8,16",
     new_tokens: Annotated[int, typer.Option(min=1, help="generated per request")] = 16,
+    lengths: Annotated[str, typer.Option(help="numbers of tokens to generate for eight requests")] = "",
+    ranks: Annotated[str, typer.Option(help="of one unmerged LoRA for eight rows")] = "",
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = None,
@@ -121,25 +123,42 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd and LoRA, and stacked LoRA, in one run."""
-    from road_interp import figures, plots
+    from road_interp import figures
     from road_interp.bench import bench as time_all
     from road_interp.pretrained import load_model
     from road_interp.recipe import load_recipe
 
     _quiet_libraries()
-    try:
-        sizes = [int(size) for size in requests.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise InputError(f"--requests '{requests}' is not a list of batch sizes such as 1,8,16")
+    sizes = _counts("--requests", requests)
+    if not sizes:
+        raise InputError("--requests needs at least one batch size, such as 1,8,16")
     recipe = load_recipe({"model": {"id": model}, "data": {"id": "none"}}, _as_overrides(dtype, None))
     base: Any = load_model(recipe.model, "causal-lm")[0].to(device or "cpu")  # type: ignore[arg-type]
     with Console(stderr=True).status("") as status:
-        report = time_all(base, rounds, sizes, new_tokens, lambda task: status.update(f"timing: {task}"), seed or 0)
+        report = time_all(
+            base,
+            rounds,
+            sizes,
+            new_tokens,
+            _counts("--lengths", lengths),
+            _counts("--ranks", ranks),
+            progress=lambda task: status.update(f"timing: {task}"),
+            seed=seed or 0,
+        )
     if out is not None:
-        figures.save_figure(plots.throughput(report), report, out, "throughput")
+        figures.draw_bench(report, out)
     print(report.to_json()) if as_json else console.print(_bench_table(report))
+
+
+def _counts(option: str, text: str) -> list[int]:
+    """The numbers of "1,8,16"."""
+    try:
+        counts = [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        counts = [0]
+    if any(count < 1 for count in counts):
+        raise InputError(f"{option} '{text}' is not a list of numbers such as 1,8,16")
+    return counts
 
 
 def main() -> None:
@@ -242,13 +261,14 @@ def _angle_table(report: AngleReport) -> Table:
 def _bench_table(report: BenchReport) -> Table:
     title = f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}: ratios to the bare model"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("task", "rows", "peer", "ratio", "quartiles", "tokens/s", "saved MiB"):
-        table.add_column(column, justify="left" if column in ("task", "peer") else "right")
+    for column in ("task", "peer", "rows", "new", "rank", "ratio", "quartiles", "tokens/s", "peak MiB", "saved MiB"):
+        table.add_column(column, justify="left" if column in ("task", "peer") else "right", no_wrap=True)
     for timing in report.timings:
         low, high = timing.spread
-        saved = f"{timing.saved_bytes / 2**20:.0f}" if timing.saved_bytes else ""
+        counts = [str(count or "") for count in (timing.rows, timing.new_tokens, timing.rank if "LoRA" in timing.peer else 0)]
+        memory = [f"{size / 2**20:.0f}" if size else "" for size in (timing.peak_bytes, timing.saved_bytes)]
         rate = f"{timing.tokens_per_second:.0f}"
-        table.add_row(timing.task, str(timing.rows), timing.peer, f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", rate, saved)
+        table.add_row(timing.task, timing.peer, *counts, f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", rate, *memory)
     return table
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from matplotlib.axes import Axes
-from matplotlib.pyplot import close
+from matplotlib.pyplot import close, subplots
 from matplotlib.style import context
 
 from road_interp import plots
+from road_interp.bench import BenchReport
 from road_interp.files import write_atomically
 from road_interp.measure.angles import AngleReport
 
@@ -43,3 +44,14 @@ def draw_adapter(report: AngleReport, folder: Path) -> list[Path]:
         "planes": plots.planes,
     }
     return [save_figure(draw(report), report, folder, name) for name, draw in drawings.items()]
+
+
+def draw_bench(report: BenchReport, folder: Path) -> Path:
+    """Figure 4 of the paper: the panels that the benchmark has timings for."""
+    tasks = [task for task in ("rank", "length", "requests") if any(timing.task == task for timing in report.timings)]
+    with context(plots.STYLE):
+        figure, axes = subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.2), layout="constrained", squeeze=False)
+        figure.suptitle(f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}")
+    for task, ax in zip(tasks, axes[0], strict=True):
+        plots.throughput(report, ax, task=task)
+    return save_figure(axes[0][0], report, folder, "throughput")

@@ -13,8 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
 from road_interp.bench import BenchReport
+from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles
 
+# One colour and marker per peer in every panel.
+PEERS = {
+    "bare": ("C7", "o"),
+    "merged": ("C2", "s"),
+    "RoadModel": ("C0", "D"),
+    "stacked LoRA": ("C4", "^"),
+    "PEFT LoRA": ("C1", "v"),
+    "PEFT RoAd": ("C3", "P"),
+}
 STYLE = str(resources.files("road_interp") / "road.mplstyle")
 
 
@@ -76,24 +86,35 @@ def planes(report: AngleReport, ax: Axes, count: int = 8) -> Axes:
 
 
 @_styled
-def throughput(report: BenchReport, ax: Axes) -> Axes:
-    """Tokens per second of generation over the number of requests, each with its own adapter (paper, figure 4 right).
+def throughput(report: BenchReport, ax: Axes, task: str = "requests") -> Axes:
+    """Tokens per second of generation (paper, figure 4).
 
-    The bars at each point reach from the first to the third quartile of the rounds.
+    Bars reach from the first to the third quartile of the rounds.
+
+    Args:
+        task: "requests" (figure 4 right: the number of requests, each with its own adapter), "length" (middle: generated tokens,
+            eight requests) or "rank" (left: one LoRA for eight rows, merged or not).
     """
-    generated = [timing for timing in report.timings if timing.task == "generate"]
-    markers = iter("osD^vPX*")
-    for peer in dict.fromkeys(timing.peer for timing in generated):
-        line = sorted((timing for timing in generated if timing.peer == peer), key=lambda timing: timing.rows)
+    quantity, label, title = {
+        "requests": ("rows", "requests, each with its own adapter", "Different adapters"),
+        "length": ("new_tokens", "generated tokens per request", "Eight requests"),
+        "rank": ("rank", "rank of one LoRA for eight rows", "One LoRA, merged or not"),
+    }[task]
+    timings = [timing for timing in report.timings if timing.task == task]
+    if not timings:
+        raise InputError(f"this benchmark has no timings of generation by {task}")
+    for peer in dict.fromkeys(timing.peer for timing in timings):
+        line = sorted((timing for timing in timings if timing.peer == peer), key=lambda timing: getattr(timing, quantity))
         rates = np.array([[timing.tokens / second for second in timing.seconds] for timing in line])
         middle = np.median(rates, axis=1)
         low, high = np.quantile(rates, (0.25, 0.75), axis=1)
-        rows = [timing.rows for timing in line]
-        ax.errorbar(rows, middle, yerr=(middle - low, high - middle), marker=next(markers), markersize=4, capsize=2, label=peer)
+        x = [getattr(timing, quantity) for timing in line]
+        color, marker = PEERS[peer]
+        bars = (middle - low, high - middle)
+        ax.errorbar(x, middle, yerr=bars, marker=marker, color=color, markersize=4, capsize=2, label=peer)
     ax.set_xscale("log", base=2)
-    ax.set_xticks(rows, [str(number) for number in rows])
-    ax.set(xlabel="requests, each with its own adapter", ylabel="generated tokens per second", ylim=(0, None))
-    ax.set_title(f"{report.model}, {report.dtype}, {report.device}")
+    ax.set_xticks(x, [str(number) for number in x])
+    ax.set(xlabel=label, ylabel="generated tokens per second", ylim=(0, None), title=title)
     ax.legend()
     return ax
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_model, token_batch
 
 from road_interp import plots
-from road_interp.bench import BenchReport, _Peers, bench, saved_bytes
+from road_interp.bench import BenchReport, bench, peak_bytes, saved_bytes
 from road_interp.errors import InputError
 from road_interp.model import RoadModel
+from road_interp.peers import Peers
 
 
 @pytest.fixture(scope="module")
 def report():
-    return bench(tiny_model("Llama", "causal-lm"), rounds=2, requests=(1, 3), new_tokens=3)
+    return bench(tiny_model("Llama", "causal-lm"), rounds=2, requests=(1, 3), new_tokens=3, lengths=(2, 4), ranks=(1, 2))
 
 
 def test_every_peer_is_timed_at_every_task(report):
@@ -31,27 +34,32 @@ def test_every_peer_is_timed_at_every_task(report):
     assert {(t.task, t.rows) for t in report.timings} == {
         ("forward", 8),
         ("training step", 4),
-        ("generate", 1),
-        ("generate", 3),
-        ("few and many", 3),
+        ("requests", 1),
+        ("requests", 3),
+        ("distinct", 3),
+        ("length", 8),
+        ("rank", 8),
     }
     assert all(len(t.seconds) == 2 and min(t.seconds) > 0 for t in report.timings)
-    assert report.of("generate", "RoadModel", rows=3).tokens == 9
+    assert report.of("requests", "RoadModel", rows=3).tokens == 9
     with pytest.raises(InputError, match="2 timings of bare"):
-        report.of("generate", "bare")
+        report.of("requests", "bare")
 
 
 def test_reports_come_back_from_json_and_draw(report):
     assert BenchReport.from_json(report.to_json()) == report
     ax = plots.throughput(report)
     assert [text.get_text() for text in ax.get_legend().get_texts()][:3] == ["bare", "merged", "RoadModel"]
+    assert [int(tick.get_text()) for tick in plots.throughput(report, task="rank").get_xticklabels()] == [1, 2]
+    with pytest.raises(InputError, match="no timings of generation by length"):
+        plots.throughput(replace(report, timings=report.timings[:3]), task="length")
     with pytest.raises(InputError, match="not the JSON of a benchmark"):
         BenchReport.from_json("{}")
 
 
 def test_peers_compute_the_same_maps():
     base = tiny_model("Llama", "causal-lm")
-    peers, ids = _Peers(base, 2), token_batch(2, 5)["input_ids"]
+    peers, ids = Peers(base, 2), token_batch(2, 5)["input_ids"]
     with torch.no_grad():
         outputs = {peer: call() for peer, call in peers.forward(ids).items()}
     rotated = outputs["RoadModel"][1].logits
@@ -64,8 +72,17 @@ def test_peers_compute_the_same_maps():
 
 def test_rotations_keep_less_for_the_backward_pass_than_peft():
     base = tiny_model("Llama", "causal-lm")
-    peers = _Peers(base, 1)
+    peers = Peers(base, 1)
     losses = peers.training(token_batch(2, 16)["input_ids"])
     saved = {peer: saved_bytes(loss, base) for peer, loss in losses.items()}
     assert saved["bare"] < saved["RoadModel"] < saved["PEFT RoAd"]
     assert isinstance(peers.road, RoadModel)
+
+
+def test_peak_memory_counts_what_is_alive_at_one_time():
+    def call():
+        first = torch.ones(1000, 1000)
+        del first
+        return torch.ones(1000, 1500), torch.ones(1000, 500)
+
+    assert peak_bytes(call, torch.device("cpu")) == 4 * 1000 * 2000

@@ -1,0 +1,171 @@
+"""Who runs beside RoadModel in the benchmark, all on the same frozen weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from road_interp.adapter import RoadAdapter
+from road_interp.bank import RoadBank
+from road_interp.errors import InputError
+from road_interp.intervention import pyvene
+from road_interp.locate import find_sites, output_width
+from road_interp.model import RoadModel
+from road_interp.site import Site
+
+RANK = 8
+Call = Callable[[], Any]
+
+
+class Peers:
+    """Every peer on the same frozen weights; copies share the tensors they do not change."""
+
+    def __init__(self, base: PreTrainedModel, most: int, ranks: Sequence[int] = ()) -> None:
+        try:
+            from peft import LoraConfig, RoadConfig, get_peft_model
+        except ImportError:
+            raise InputError("the benchmark compares with PEFT: pip install 'road-interp[peft]'") from None
+        self.base: Any = base
+        self.sites = find_sites(base, "all-linear")
+        self.adapters = {f"a{n}": _drawn(self.sites, n) for n in range(most)}
+        self.road = RoadModel(_shared_copy(base), self.adapters["a0"])
+        self.banked = RoadModel(_shared_copy(base), RoadBank(self.adapters))
+        self.pyvene = RoadModel(_shared_copy(base), self.adapters["a0"])
+        self.merged: Any = RoadModel(copy.deepcopy(base), self.adapters["a0"]).merge()
+        kinds = sorted({site.name.rpartition(".")[2] for site in self.sites})
+
+        def peft(config: Any, names: Sequence[str]) -> Any:
+            model: Any = get_peft_model(_shared_copy(base), config, adapter_name=names[0])
+            for name in names[1:]:
+                model.add_adapter(name, config)
+            return model.eval()
+
+        def lora(rank: int) -> Any:
+            return LoraConfig(target_modules=kinds, r=rank, lora_alpha=rank, init_lora_weights=False)
+
+        road = RoadConfig(target_modules=kinds, variant="road_1", group_size=2, init_weights=False)
+        self.peft_road = peft(road, list(self.adapters))
+        self.peft_lora = peft(lora(RANK), list(self.adapters))
+        self.lora_of_rank = {rank: peft(lora(rank), ["default"]) for rank in ranks}
+        self.stacked = StackedLora(base, self.sites, most)
+
+    def forward(self, ids: Tensor) -> dict[str, Call]:
+        """One adapter on all tokens."""
+        inputs = {"input_ids": ids, "use_cache": False}
+        return {
+            "bare": lambda: self.base(**inputs),
+            "merged": lambda: self.merged(**inputs),
+            "RoadModel": lambda: self.road(base=inputs),
+            "pyvene loop": lambda: pyvene.IntervenableModel.forward(self.pyvene, inputs),
+            "PEFT RoAd": lambda: self.peft_road(**inputs),
+            "PEFT LoRA": lambda: self.peft_lora(**inputs),
+            "stacked LoRA": lambda: self.stacked.call(ids.shape[0], lambda: self.stacked.model(**inputs)),
+        }
+
+    def training(self, ids: Tensor) -> dict[str, Call]:
+        """A loss to go back from; the frozen model's gradient flows to its embeddings' output."""
+        inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
+        embed = self.base.get_input_embeddings()
+
+        def frozen() -> Tensor:
+            states = embed(ids).detach().requires_grad_()
+            return self.base(inputs_embeds=states, labels=ids, use_cache=False).loss
+
+        return {
+            "bare": frozen,
+            "RoadModel": lambda: self.road(base=inputs)[1].loss,
+            "pyvene loop": lambda: pyvene.IntervenableModel.forward(self.pyvene, inputs)[1].loss,
+            "PEFT RoAd": lambda: self.peft_road(**inputs).loss,
+            "PEFT LoRA": lambda: self.peft_lora(**inputs).loss,
+        }
+
+    def generate(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
+        """A different adapter in every row."""
+        names = list(self.adapters)[: len(ids)]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        options = _greedy(self.base, new_tokens)
+        return {
+            "bare": lambda: self.base.generate(**inputs, **options),
+            "merged": lambda: self.merged.generate(**inputs, **options),
+            "RoadModel": lambda: self.banked.generate(inputs, adapter_names=names, **options),
+            "PEFT RoAd": lambda: self.peft_road.generate(**inputs, adapter_names=names, **options),
+            "PEFT LoRA": lambda: self.peft_lora.generate(**inputs, adapter_names=names, **options),
+            "stacked LoRA": lambda: self.stacked.call(len(ids), lambda: self.stacked.model.generate(**inputs, **options)),
+        }
+
+    def one_lora(self, ids: Tensor, new_tokens: int, rank: int) -> dict[str, Call]:
+        """The same LoRA in every row, merged (which is the bare model's work) and not."""
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        options = _greedy(self.base, new_tokens)
+        unmerged = self.lora_of_rank[rank]
+        return {
+            "bare": lambda: self.base.generate(**inputs, **options),
+            "merged": lambda: self.merged.generate(**inputs, **options),
+            "PEFT LoRA": lambda: unmerged.generate(**inputs, **options),
+        }
+
+    def few_and_many(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
+        """One adapter in every row, and a different one in each."""
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        options = _greedy(self.base, new_tokens)
+        many = list(self.adapters)[: len(ids)]
+        return {
+            "bare": lambda: self.base.generate(**inputs, **options),
+            "RoadModel, one adapter": lambda: self.banked.generate(inputs, adapter_names=[many[0]] * len(ids), **options),
+            "RoadModel, all different": lambda: self.banked.generate(inputs, adapter_names=many, **options),
+        }
+
+
+class StackedLora:
+    """LoRA with every row its own A and B: two batched products per layer on the bare model (section 4.2)."""
+
+    def __init__(self, base: PreTrainedModel, sites: Sequence[Site], most: int) -> None:
+        self.model: Any = _shared_copy(base)
+        self.modules: list[Any] = [self.model.get_submodule(site.module) for site in sites]
+        self.pairs = []
+        for module in self.modules:
+            inside = module.weight.shape[1]
+            down = torch.randn(most, inside, RANK, device=base.device, dtype=base.dtype) / inside**0.5
+            up = torch.randn(most, RANK, output_width(module), device=base.device, dtype=base.dtype) / 10
+            self.pairs.append((down, up))
+
+    def call(self, rows: int, run: Call) -> Any:
+        """`run()` with the first `rows` pairs on the model."""
+
+        def add(pair: tuple[Tensor, Tensor]) -> Callable[..., Tensor]:
+            down, up = (matrix[:rows] for matrix in pair)
+            return lambda module, args, output: output.add_(torch.bmm(torch.bmm(args[0], down), up))
+
+        handles = [module.register_forward_hook(add(pair)) for module, pair in zip(self.modules, self.pairs, strict=True)]
+        try:
+            return run()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _drawn(sites: Sequence[Site], seed: int) -> RoadAdapter:
+    """A small random road_1 adapter: what is rotated makes no difference to the time."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = {site.name: 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
+    alpha = {site.name: 1 + 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
+    return RoadAdapter(tuple(sites), theta, alpha)
+
+
+def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules anew over the same tensors."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def draw_ids(model: PreTrainedModel, rows: int, length: int) -> Tensor:
+    """Random token ids `(rows, length)`."""
+    return torch.randint(10, model.config.vocab_size, (rows, length), device=model.device)
+
+
+def _greedy(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
+    return {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "pad_token_id": 0}
