@@ -368,6 +368,10 @@ def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter) -> 
 
 
 def _device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:
+    """Where a module computes: its weights' device, or what accelerate's hook says while they are offloaded."""
+    hook = getattr(module, "_hf_hook", None)
+    if getattr(hook, "execution_device", None) is not None:
+        return torch.device(hook.execution_device)
     return next((tensor.device for tensor in module.parameters()), model.device)
 
 

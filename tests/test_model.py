@@ -7,6 +7,7 @@ import threading
 import pytest
 import pyvene
 import torch
+from accelerate import cpu_offload
 from conftest import padded_batch, random_adapter, tiny_model, token_batch
 from transformers.pytorch_utils import Conv1D
 
@@ -472,6 +473,28 @@ def test_other_dtypes_keep_their_rotations_in_fp32(dtype):
     torch.testing.assert_close(output.logits, through_pyvene(model, batch), rtol=2e-2, atol=2e-2)
     output.logits.float().square().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def test_offloaded_weights_leave_the_rotations_where_the_site_computes():
+    plain, offloaded = road_model(), tiny_model("Llama", "causal-lm")
+    cpu_offload(offloaded, torch.device("cpu"))  # accelerate brings the weights for the call only; they are "meta" between calls
+    assert next(offloaded.parameters()).device.type == "meta"
+    model = RoadModel(offloaded, plain.adapter)
+    assert {parameter.device.type for _, parameter in model.interventions.named_parameters()} == {"cpu"}
+    for options in ({}, {"positions": "last"}):
+        ours, theirs = (each(base=token_batch(), **options)[1].logits for each in (model, plain))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_sites_on_several_devices_have_their_rotations_there():
+    base = tiny_model("Llama", "causal-lm")
+    base.model.layers[1].to("meta")
+    model = RoadModel(base, random_adapter(find_sites(base, "all-linear")))
+    bank = RoadModel(base, RoadBank({"a": random_adapter(model.sites)}))
+    expected = ["cpu" if site.layer == 0 else "meta" for site in model.sites]
+    assert [each.theta.device.type for each in model.interventions.values()] == expected
+    assert [each.a.device.type for each in model._current()] == expected
+    assert [each.a.device.type for each in bank._rows(["a", "__base__"])] == expected
 
 
 def test_trained_parts_beside_the_rotations_are_part_of_the_state():
