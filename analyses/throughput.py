@@ -32,7 +32,7 @@ def main() -> None:
     else:
         base, _ = load_model(ModelRecipe(SMOLLM2), "causal-lm")
         settings = QUICK if options.quick else FULL
-        report = bench(base, *settings, progress=print)
+        report = bench(base, *settings, progress=lambda task, report: print(task))
     print(figures.draw_bench(report, options.out))
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from road_interp.intervention import RoadIntervention
     from road_interp.locate import find_sites
     from road_interp.model import RoadModel
+    from road_interp.planes import TaskPlanes
     from road_interp.pretrained import load_model, load_tokenizer
     from road_interp.recipe import load_recipe
     from road_interp.run import Run
@@ -31,6 +32,7 @@ _HOMES = {
     "RoadIntervention": "intervention",
     "find_sites": "locate",
     "RoadModel": "model",
+    "TaskPlanes": "planes",
     "load_model": "pretrained",
     "load_tokenizer": "pretrained",
     "load_recipe": "recipe",
@@ -48,6 +50,7 @@ __all__ = [
     "RoadModel",
     "Run",
     "Site",
+    "TaskPlanes",
     "evaluate",
     "find_sites",
     "load_model",

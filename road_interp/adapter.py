@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,45 @@ class RoadAdapter:
                 raise InputError(f"site '{site.name}': {error}") from None
         return self._with_blocks(undone)
 
+    def difference(self, other: RoadAdapter) -> RoadAdapter:
+        """What takes `other` to this adapter: `a.difference(b) @ b` equals `a`. Raises InputError where `other` is singular."""
+        self._check_combines(other, "subtract")
+        return self @ other.inverse()
+
+    @classmethod
+    def mean(cls, adapters: Sequence[RoadAdapter], weights: Sequence[float] | None = None) -> RoadAdapter:
+        """The mean of road_1 adapters: circular of the angles, geometric of the magnitudes.
+
+        Args:
+            weights: of the adapters, not negative; equal by default.
+
+        Raises:
+            InputError: angles of a plane that cancel each other have no mean; adapters that do not combine.
+        """
+        if not adapters:
+            raise InputError("the mean of no adapters does not exist")
+        weights = [1.0] * len(adapters) if weights is None else list(weights)
+        if len(weights) != len(adapters) or min(weights) < 0 or sum(weights) == 0:
+            raise InputError(
+                f"the mean of {len(adapters)} adapters needs as many weights, none negative, not all zero: {weights}"
+            )
+        first = adapters[0]
+        for each in adapters:
+            first._check_combines(each, "take the mean of")
+            if each.variant != "road_1":
+                raise InputError(f"the mean exists for road_1 only, an adapter is {each.variant}")
+            each._check_nonzero("take the mean of")
+        share = [weight / sum(weights) for weight in weights]
+        means = {}
+        for site in first.sites:
+            maps = [each.blocks(site).a for each in adapters]
+            direction = torch.stack([w * a / a.abs() for w, a in zip(share, maps, strict=True)]).sum(0)
+            if (lost := direction.abs() < 1e-6).any():
+                raise InputError(f"site '{site.name}', plane {int(lost.nonzero()[0])}: the angles cancel and have no mean")
+            size = torch.stack([w * a.abs().log() for w, a in zip(share, maps, strict=True)]).sum(0).exp()
+            means[site.name] = Blocks(torch.polar(size, direction.angle()))
+        return first._with_blocks(means)
+
     def restrict(self, planes: Mapping[str, Any] | Callable[[Site], Any] | Any) -> RoadAdapter:
         """The identity outside the chosen planes.
 
@@ -150,11 +189,7 @@ class RoadAdapter:
         """
         kept = {}
         for site in self.sites:
-            mask = _plane_mask(site, _planes_for(site, planes))
-            a, b = self.blocks(site)
-            kept[site.name] = Blocks(
-                torch.where(mask, a, torch.ones_like(a)), None if b is None else torch.where(mask, b, torch.zeros_like(b))
-            )
+            kept[site.name] = self.blocks(site).where(_plane_mask(site, _planes_for(site, planes)))
         if isinstance(planes, Mapping) and (unknown := set(planes) - {site.name for site in self.sites}):
             raise InputError(f"'{sorted(unknown)[0]}' is not a site of this adapter")
         return self._with_blocks(kept)

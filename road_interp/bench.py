@@ -40,7 +40,7 @@ class Timing:
         ratios: to the bare model in the same round.
         tokens: tokens that one call computes or generates.
         peak_bytes: the most that one call held beyond what was there before it: by torch's allocator on CUDA, by torch's profiler
-            on the CPU.
+            on the CPU, where generation is left out (0): its trace alone would fill the memory.
         saved_bytes: kept by autograd for the backward pass of a training step, parameters not counted; 0 elsewhere.
     """
 
@@ -116,7 +116,7 @@ def bench(
     new_tokens: int = 16,
     lengths: Sequence[int] = (),
     ranks: Sequence[int] = (),
-    progress: Callable[[str], None] = lambda task: None,
+    progress: Callable[[str, BenchReport], None] = lambda task, report: None,
     seed: int = 0,
 ) -> BenchReport:
     """Time forward passes, training steps and generation of every peer.
@@ -128,32 +128,32 @@ def bench(
         new_tokens: generated for every row, where the number is not what varies.
         lengths: numbers of tokens to generate for eight requests (paper, figure 4 middle).
         ranks: of one unmerged LoRA for eight rows (paper, figure 4 left).
-        progress: told before each task.
+        progress: told before each task, with the report so far.
     """
     torch.manual_seed(seed)
     base = base.eval()
     peers = Peers(base, max(8, *requests), ranks)
-    timings: list[Timing] = []
-    with torch.no_grad():
-        progress("forward")
-        ids = draw_ids(base, 8, 64)
-        timings += _timed(Setting("forward", 8, 0, 0, ids.numel()), rounds, peers.forward(ids), base)
-    progress("training step")
-    timings += _train_timings(peers, draw_ids(base, 4, 128), rounds)
-    for setting, calls in _generations(peers, requests, new_tokens, lengths, ranks):
-        progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens")
-        with torch.no_grad():
-            timings += _timed(setting, rounds, calls, base)
-    name = base.config.name_or_path or type(base).__name__
-    return BenchReport(
-        name.rsplit("/", 1)[-1],
+    report = BenchReport(
+        (base.config.name_or_path or type(base).__name__).rsplit("/", 1)[-1],
         len(peers.sites),
         torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
         str(base.dtype).removeprefix("torch."),
         torch.get_num_threads(),
         rounds,
-        tuple(timings),
+        (),
     )
+    progress("forward", report)
+    with torch.no_grad():
+        ids = draw_ids(base, 8, 64)
+        timings = list(_timed(Setting("forward", 8, 0, 0, ids.numel()), rounds, peers.forward(ids), base))
+    progress("training step", report := replace(report, timings=tuple(timings)))
+    timings += _train_timings(peers, draw_ids(base, 4, 128), rounds)
+    for setting, calls in _generations(peers, requests, new_tokens, lengths, ranks):
+        report = replace(report, timings=tuple(timings))
+        progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens", report)
+        with torch.no_grad():
+            timings += _timed(setting, rounds, calls, base)
+    return replace(report, timings=tuple(timings))
 
 
 class Setting(NamedTuple):
@@ -184,7 +184,10 @@ def _generations(
 
 def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTrainedModel) -> Iterator[Timing]:
     """Every call once to warm up, then all of them in every round, in an order that turns from round to round."""
-    peaks = {peer: peak_bytes(call, base.device) for peer, call in calls.items()}
+    measured = setting.new_tokens == 0 or base.device.type == "cuda"
+    for call in calls.values():
+        call()
+    peaks = {peer: peak_bytes(call, base.device) if measured else 0 for peer, call in calls.items()}
     seconds: dict[str, list[float]] = {peer: [] for peer in calls}
     names = list(calls)
     for number in range(rounds):

@@ -18,7 +18,7 @@ from road_interp.errors import InputError
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport
     from road_interp.measure import AngleReport
-    from road_interp.recipe import Recipe
+    from road_interp.recipe import AnyRecipe
     from road_interp.run import Run
 
 app = typer.Typer(
@@ -81,6 +81,8 @@ def evaluate(
     scores = training.evaluate(Run.load(run), data, device=device, progress=not as_json)
     if as_json:
         print(json.dumps(scores))
+    elif "rates" in scores:
+        console.print(_composition_table(scores))
     else:
         console.print(f"[bold]{data or 'test set'}[/]: {_scores(scores)}")
 
@@ -95,8 +97,7 @@ def inspect(
     from road_interp import figures, measure
     from road_interp.adapter import RoadAdapter
 
-    inner = adapter / "adapter"
-    report = measure.angles(RoadAdapter.load(inner if inner.is_dir() else adapter))
+    report = measure.angles(RoadAdapter.load(_adapter_folder(adapter)))
     paths = figures.draw_adapter(report, out or adapter / "figures")
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
@@ -104,6 +105,46 @@ def inspect(
     console.print(_angle_table(report))
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
+
+
+@app.command()
+def compose(
+    adapters: Annotated[list[str], typer.Argument(help="two or more adapter or run folders")],
+    weights: Annotated[str | None, typer.Option(help="strength of each, as in --weights 1 0.5; 1 by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Multiply adapters, each at its own strength: A^w1 B^w2 ..., the last one acting first."""
+    from road_interp.adapter import RoadAdapter
+
+    # An option takes one value here: the further weights arrive among the arguments.
+    folders = [text for text in adapters if weights is None or not _is_number(text) or Path(text).exists()]
+    numbers = [] if weights is None else [*weights.replace(",", " ").split(), *(text for text in adapters if text not in folders)]
+    if not all(map(_is_number, numbers)) or (numbers and len(numbers) != len(folders)):
+        raise InputError(f"{len(folders)} adapters need {len(folders)} weights, not '{' '.join(numbers)}'")
+    if out is None or out.exists():
+        raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
+    loaded = [RoadAdapter.load(_adapter_folder(Path(folder))) for folder in folders]
+    strengths = [float(number) for number in numbers] or [1.0] * len(loaded)
+    scaled = [each if strength == 1 else each**strength for each, strength in zip(loaded, strengths, strict=True)]
+    product = scaled[0]
+    for inner in scaled[1:]:
+        product = product @ inner
+    product.save(out)
+    summary = {"out": str(out), "variant": product.variant, "parameters": product.num_parameters}
+    print(json.dumps(summary)) if as_json else console.print(f"{product.variant} adapter in {out}", soft_wrap=True)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) - float(text) == 0
+    except ValueError:
+        return False
+
+
+def _adapter_folder(folder: Path) -> Path:
+    """The adapter in a run folder, or the folder itself."""
+    return folder / "adapter" if (folder / "adapter").is_dir() else folder
 
 
 @app.command()
@@ -125,6 +166,7 @@ def bench(
     """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd and LoRA, and stacked LoRA, in one run."""
     from road_interp import figures
     from road_interp.bench import bench as time_all
+    from road_interp.files import write_atomically
     from road_interp.pretrained import load_model
     from road_interp.recipe import load_recipe
 
@@ -134,7 +176,15 @@ def bench(
         raise InputError("--requests needs at least one batch size, such as 1,8,16")
     recipe = load_recipe({"model": {"id": model}, "data": {"id": "none"}}, _as_overrides(dtype, None))
     base: Any = load_model(recipe.model, "causal-lm")[0].to(device or "cpu")  # type: ignore[arg-type]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     with Console(stderr=True).status("") as status:
+
+        def progress(task: str, so_far: BenchReport) -> None:
+            status.update(f"timing: {task}")
+            if out is not None:
+                write_atomically(out / "throughput.partial.json", so_far.to_json())
+
         report = time_all(
             base,
             rounds,
@@ -142,11 +192,12 @@ def bench(
             new_tokens,
             _counts("--lengths", lengths),
             _counts("--ranks", ranks),
-            progress=lambda task: status.update(f"timing: {task}"),
+            progress=progress,
             seed=seed or 0,
         )
     if out is not None:
         figures.draw_bench(report, out)
+        (out / "throughput.partial.json").unlink()
     print(report.to_json()) if as_json else console.print(_bench_table(report))
 
 
@@ -195,7 +246,7 @@ def _free_folder(name: str) -> Path:
     return next_free(Path("runs") / name)
 
 
-def _train(recipe: Recipe, out: Path, resume: bool, device: str | None, quiet: bool) -> Run:
+def _train(recipe: AnyRecipe, out: Path, resume: bool, device: str | None, quiet: bool) -> Run:
     from road_interp import figures, measure, training
     from road_interp.run import FIGURES
 
@@ -211,6 +262,12 @@ def _report(run: Run, seconds: float, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}))
         return
+    if run.planes is not None:
+        if "test" in run.metrics:
+            console.print(_composition_table(run.metrics["test"]))
+        parameters = run.metrics["parameters"]["adapter"]
+        console.print(f"rotations: {parameters:,} parameters; results in {run.folder} ({seconds:.0f} s)", soft_wrap=True)
+        return
     table = Table(title=f"Results of {run.folder}", title_justify="left")
     for column in ("", "validation", "test"):
         table.add_column(column)
@@ -224,6 +281,23 @@ def _report(run: Run, seconds: float, as_json: bool) -> None:
         f" (head: {count['head']:,})"
     )
     console.print(f"results in {run.folder}, figures in {run.folder / 'figures'} ({seconds:.0f} s)", soft_wrap=True)
+
+
+def _composition_table(summary: dict[str, Any]) -> Table:
+    """One line per set of active tasks: how often each task shows, and all in one answer."""
+    rates = summary["rates"]
+    title = f"{summary['prompts']} prompts: fraction of answers that show a task [95% interval]"
+    if "composition index" in summary:
+        index, low, high = summary["composition index"]
+        title += f"; composition index {index:.2f} [{low:.2f}, {high:.2f}]"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    columns = list(next(iter(rates.values())))
+    for column in ("active", *columns):
+        table.add_column(column)
+    for active, cells in rates.items():
+        *shares, perplexity = cells.values()
+        table.add_row(active, *(f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in shares), f"{perplexity:.1f}")
+    return table
 
 
 def _scores(scores: dict[str, Any]) -> str:

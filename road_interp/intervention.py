@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that an optional backend is missing
     import pyvene
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from road_interp import rotation
@@ -33,6 +34,8 @@ class RoadIntervention(
         embed_dim: width of the hidden state (pyvene's word).
         variant, group_size: as in PEFT's RoadConfig; `group_size=2` is the paper's pairing.
         part: the rotated dimensions of a fused output, if not all.
+        subspace_partition: pyvene's: lists of dimensions, or `[start, end]` ranges of them, that `subspaces` counts. Each must
+            hold whole planes. Without it `subspaces` counts planes.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class RoadIntervention(
         group_size: int = 2,
         part: Part | None = None,
         max_number_of_units: int = 1,
+        subspace_partition: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> None:
         if embed_dim is None:
@@ -49,7 +53,7 @@ class RoadIntervention(
                 "RoadIntervention needs embed_dim, the width of the hidden state: pyvene does not know it for this component. "
                 "Pass an instance, as in {'component': 'encoder.layer[0].output.output', 'intervention': RoadIntervention(768)}"
             )
-        super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
+        super().__init__(embed_dim=embed_dim, keep_last_dim=True, subspace_partition=subspace_partition, **kwargs)
         width = embed_dim // max_number_of_units
         if part is not None:
             width = width // part.period * (part.stop - part.start)
@@ -58,14 +62,34 @@ class RoadIntervention(
         self.variant, self.group_size, self.part = variant, group_size, part
         self.theta = nn.Parameter(torch.zeros(size))
         self.alpha = nn.Parameter(torch.ones(size))
+        self._planes = width // 2
+        owners = None if subspace_partition is None else _subspace_planes(self.subspace_partition, width, group_size)
+        self.register_buffer("subspace_planes", owners, persistent=False)
         self.row_blocks: Blocks | None = None
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None, **kwargs: Any) -> Tensor:
-        """`base` of shape `(batch, positions, width)` or `(batch, width)`, rotated, in its dtype."""
+        """`base` of shape `(batch, positions, width)` or `(batch, width)`, rotated, in its dtype.
+
+        `subspaces`: one list per row; only their planes are active there.
+        """
         maps = self.row_blocks
         if maps is None:
             maps = rotation.blocks(self.theta, self.alpha, self.variant, self.group_size)
+        if subspaces is not None:
+            maps = maps.where(self._active(subspaces))
         return apply_to_part(maps, base, self.group_size, self.part)
+
+    def _active(self, subspaces: Sequence[Sequence[int]]) -> Bool[Tensor, "rows planes"]:
+        owners = self.subspace_planes
+        known = self._planes if owners is None else len(owners)
+        for row, chosen in enumerate(subspaces):
+            if beyond := [index for index in chosen if not 0 <= index < known]:
+                raise InputError(f"subspaces of row {row}: there is no {beyond[0]}, only 0 to {known - 1}")
+        active = torch.zeros(len(subspaces), self._planes, dtype=torch.bool, device=self.theta.device)
+        for row, chosen in enumerate(subspaces):
+            planes = list(chosen) if owners is None else owners[list(chosen)].any(0)
+            active[row, planes] = True
+        return active
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoadIntervention:
         """Follow the model to its device, but keep the dtype: rotations stay in fp32."""
@@ -77,6 +101,23 @@ class RoadIntervention(
 
     def __str__(self) -> str:
         return f"RoadIntervention(variant={self.variant}, group_size={self.group_size})"
+
+
+def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size: int) -> Bool[Tensor, "subspaces planes"]:
+    """The planes of every subspace."""
+    member = torch.zeros(len(partition), width, dtype=torch.bool)
+    for index, dimensions in enumerate(partition):
+        if beyond := [dimension for dimension in dimensions if not 0 <= dimension < width]:
+            raise InputError(f"subspace {index} holds dimension {beyond[0]}, but the state has {width}")
+        member[index, torch.tensor(dimensions, dtype=torch.long)] = True
+    first, second = rotation.plane_dimensions(width, group_size)
+    if (cut := member[:, first] != member[:, second]).any():
+        index, plane = cut.nonzero()[0].tolist()
+        raise InputError(
+            f"subspace {index} cuts plane {plane}: dimensions {int(first[plane])} and {int(second[plane])} turn together "
+            f"(group_size {group_size})"
+        )
+    return member[:, first]
 
 
 def apply_to_part(maps: Blocks, hidden: Tensor, group_size: int, part: Part | None) -> Tensor:

@@ -18,6 +18,7 @@ from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention, pyvene
+from road_interp.planes import TaskPlanes
 from road_interp.positions import Positions, parse_positions
 from road_interp.rotation import Blocks, Entries
 from road_interp.site import Site
@@ -35,19 +36,29 @@ class RoadModel(pyvene.IntervenableModel):
         adapter: a RoadAdapter, whose angles and scales become parameters; or a RoadBank, to choose from with `adapter_names`.
         positions: the tokens to rotate: "all", "first", "last", "prompt", "f3+l2", or one list per row. In generation "all"
             acts on every step, all others on the prompt only.
+        planes: named tasks that own planes of the sites, to choose from row by row with `tasks`.
     """
 
-    def __init__(self, base_model: PreTrainedModel, adapter: RoadAdapter | RoadBank, positions: Positions = "all") -> None:
+    def __init__(
+        self,
+        base_model: PreTrainedModel,
+        adapter: RoadAdapter | RoadBank,
+        positions: Positions = "all",
+        planes: TaskPlanes | None = None,
+    ) -> None:
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         template = adapter.template if isinstance(adapter, RoadBank) else adapter
         self.sites: tuple[Site, ...] = template.sites
         self.variant, self.group_size = template.variant, template.group_size
         self.positions = _checked(positions)
+        if planes is not None and planes.sites != self.sites:
+            raise InputError("the tasks' planes were divided over other sites than the adapter's")
+        self.planes = planes
         self._own_handles: list[Any] = []
         self._merged: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._attached: dict[int, Attachment] = {}  # by thread
         self._cached: tuple[Any, list[Blocks]] | None = None
-        interventions = [_intervention(base_model, site, template) for site in self.sites]
+        interventions = [_intervention(base_model, site, template, planes) for site in self.sites]
         representations = [
             {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
             for site, intervention in zip(self.sites, interventions, strict=True)
@@ -73,23 +84,28 @@ class RoadModel(pyvene.IntervenableModel):
         intervention_additional_kwargs: dict[str, Any] | None = None,
         adapter_names: Sequence[str] | None = None,
         positions: Positions | None = None,
+        tasks: Sequence[str] | None = None,
+        learning: Sequence[str] | None = None,
     ) -> Any:
-        """pyvene's call, with two arguments more; returns `(original output or None, rotated output)`.
+        """pyvene's call, with four arguments more; returns `(original output or None, rotated output)`.
 
         Args:
             base: the model's inputs; an attention_mask tells padding.
             adapter_names: for a bank, one name per row; `"__base__"` leaves a row as it is.
             positions: the tokens to rotate in this call, instead of the model's own.
+            tasks: for a model with `planes`, the active tasks of every row: "german", "german+instruct", or `"__base__"`. Left
+                out, all planes are active.
+            learning: the tasks of every row whose planes get a gradient; left out, all active ones do.
         """
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            with self._rows_in_interventions(adapter_names):
+            with self._rows_in_interventions(adapter_names, tasks, learning):
                 return super().forward(
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
                     return_dict, use_cache, intervention_additional_kwargs,
                 )  # fmt: skip
         original = self.model(**base) if output_original_output else None
         extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
-        with self._rotating(adapter_names, positions):
+        with self._rotating(adapter_names, positions, tasks, learning):
             rotated = self.model(**base, **extra)
         if return_dict:
             return pyvene.models.intervenable_base.IntervenableModelOutput(original_outputs=original, intervened_outputs=rotated)
@@ -107,14 +123,16 @@ class RoadModel(pyvene.IntervenableModel):
         intervention_additional_kwargs: dict[str, Any] | None = None,
         adapter_names: Sequence[str] | None = None,
         positions: Positions | None = None,
+        tasks: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """pyvene's call; returns `(original ids or None, ids)`. Keyword arguments go to transformers' `generate`.
 
-        Greedy, sampled and beam search, with and without cache: a beam keeps the adapter of its row.
+        `adapter_names`, `positions` and `tasks` are those of `forward`. Greedy, sampled and beam search, with and without cache:
+        a beam keeps the adapter of its row.
         """
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            with self._rows_in_interventions(adapter_names):
+            with self._rows_in_interventions(adapter_names, tasks):
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,
@@ -123,20 +141,24 @@ class RoadModel(pyvene.IntervenableModel):
         prompt = base.get("attention_mask")
         if prompt is None and base.get("input_ids") is not None:
             prompt = torch.ones_like(base["input_ids"])
-        with self._rotating(adapter_names, positions, prompt):
+        with self._rotating(adapter_names, positions, tasks, prompt=prompt):
             rotated = self.model.generate(**base, **kwargs)
         return original, rotated
 
     @contextmanager
     def attached(
-        self, adapter_names: Sequence[str] | None = None, positions: Positions | None = None
+        self,
+        adapter_names: Sequence[str] | None = None,
+        positions: Positions | None = None,
+        tasks: Sequence[str] | None = None,
+        learning: Sequence[str] | None = None,
     ) -> Iterator[PreTrainedModel]:
         """The base model with the rotations on, for as long as the block lasts, in the calling thread.
 
         For training with gradient checkpointing, for torch.compile of the base model, and for other people's loops. Calls of
-        this model inside the block use the block's adapter_names and positions.
+        this model inside the block use the block's adapter_names, positions and tasks.
         """
-        with self._rotating(adapter_names, positions) as attachment:
+        with self._rotating(adapter_names, positions, tasks, learning) as attachment:
             if attachment is not None:
                 self._attached[threading.get_ident()] = attachment
             try:
@@ -256,31 +278,57 @@ class RoadModel(pyvene.IntervenableModel):
 
     @contextmanager
     def _rotating(
-        self, adapter_names: Sequence[str] | None, positions: Positions | None, prompt: Tensor | None = None
+        self,
+        adapter_names: Sequence[str] | None,
+        positions: Positions | None,
+        tasks: Sequence[str] | None = None,
+        learning: Sequence[str] | None = None,
+        prompt: Tensor | None = None,
     ) -> Iterator[Attachment | None]:
         attached = self._attached.get(threading.get_ident())
         if self._merged or attached is not None:
-            if adapter_names is not None or positions is not None:
+            if any(argument is not None for argument in (adapter_names, positions, tasks, learning)):
                 state = "merged" if self._merged else "attached"
-                raise InputError(f"adapter_names and positions cannot change while the rotations are {state}")
+                raise InputError(f"adapter_names, positions and tasks cannot change while the rotations are {state}")
             yield attached
             return
         positions = self.positions if positions is None else _checked(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
-        coefficients, entries = self._coefficients_for(adapter_names)
+        coefficients, entries = self._coefficients_for(adapter_names, tasks, learning)
         with Attachment(self.model, self.sites, coefficients, entries, self.group_size, positions, prompt) as attachment:
             yield attachment
 
     def _coefficients_for(
-        self, adapter_names: Sequence[str] | None
+        self, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None, learning: Sequence[str] | None
     ) -> tuple[Callable[[], Sequence[Blocks]], Callable[[int], Entries]]:
+        """The blocks of a pass, and the entries of one site: of the parameters or of the bank's rows, on the active planes."""
+        coefficients: Callable[[], Sequence[Blocks]] = self._current
+        entries: Callable[[int], Entries] = self._current_entries
         if self.bank is not None:
             rows = self._rows(adapter_names)
-            return lambda: rows, lambda index: rotation.entries_of(rows[index])
-        if adapter_names is not None:
+            coefficients, entries = lambda: rows, lambda index: rotation.entries_of(rows[index])
+        elif adapter_names is not None:
             raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
-        return self._current, self._current_entries
+        if tasks is None and learning is None:
+            return coefficients, entries
+        if self.planes is None or tasks is None:
+            missing = "a model with planes" if self.planes is None else "tasks: the active ones of every row"
+            raise InputError(f"{'tasks' if learning is None else 'learning'} needs {missing}")
+        return _on_planes(coefficients, entries, *self._task_rows(tasks, learning))
+
+    def _task_rows(self, tasks: Sequence[str], learning: Sequence[str] | None) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Masks `(rows, planes)` of every site, on its device: the active planes, and those with a gradient."""
+        assert self.planes is not None
+        if learning is not None and len(learning) != len(tasks):
+            raise InputError(f"learning names the tasks of {len(learning)} rows, tasks those of {len(tasks)}")
+        devices = [intervention.theta.device for _, intervention in self._by_site()]
+
+        def placed(names: Sequence[str]) -> list[Tensor]:
+            assert self.planes is not None
+            return [mask.to(device) for mask, device in zip(self.planes.rows(names), devices, strict=True)]
+
+        return placed(tasks), None if learning is None else placed(learning)
 
     def _rows(self, adapter_names: Sequence[str] | None) -> list[Blocks]:
         """Blocks with one row per example; a batch of the same names as the last one finds them ready."""
@@ -325,11 +373,12 @@ class RoadModel(pyvene.IntervenableModel):
         return _split_blocks(theta, alpha, self.sites, self.variant, self.group_size, devices)
 
     @contextmanager
-    def _rows_in_interventions(self, adapter_names: Sequence[str] | None) -> Iterator[None]:
+    def _rows_in_interventions(
+        self, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None = None, learning: Sequence[str] | None = None
+    ) -> Iterator[None]:
         """For pyvene's own loop: every intervention knows the blocks of the rows."""
-        rows = None if self.bank is None else self._rows(adapter_names)
-        if rows is None and adapter_names is not None:
-            self._coefficients_for(adapter_names)
+        coefficients, _ = self._coefficients_for(adapter_names, tasks, learning)
+        rows = coefficients() if self.bank is not None or tasks is not None else None
         try:
             for index, (_, intervention) in enumerate(self._by_site()):
                 intervention.row_blocks = None if rows is None else rows[index]
@@ -352,7 +401,30 @@ def _checked(positions: Positions) -> Positions:
     return positions
 
 
-def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter) -> RoadIntervention:
+def _on_planes(
+    coefficients: Callable[[], Sequence[Blocks]],
+    entries: Callable[[int], Entries],
+    active: Sequence[Tensor],
+    learning: Sequence[Tensor] | None,
+) -> tuple[Callable[[], Sequence[Blocks]], Callable[[int], Entries]]:
+    """The same coefficients on the active planes of every row, remembered while the ones below stay."""
+    last: tuple[Sequence[Blocks], Sequence[Blocks]] | None = None
+
+    def chosen(index: int, maps: Any) -> Any:
+        kept = maps if learning is None else maps.learning(learning[index])
+        return kept.where(active[index])
+
+    def on_planes() -> Sequence[Blocks]:
+        nonlocal last
+        maps = coefficients()
+        if last is None or last[0] is not maps:
+            last = (maps, [chosen(index, each) for index, each in enumerate(maps)])
+        return last[1]
+
+    return on_planes, lambda index: chosen(index, entries(index))
+
+
+def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter, planes: TaskPlanes | None) -> RoadIntervention:
     try:
         model.get_submodule(site.module)
     except AttributeError:
@@ -360,7 +432,8 @@ def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter) -> 
             f"{type(model).__name__} has no module '{site.module}': the adapter was made for another model"
         ) from None
     width = site.width if site.part is None else site.width // (site.part.stop - site.part.start) * site.part.period
-    intervention = RoadIntervention(width, template.variant, template.group_size, site.part)
+    partition = None if planes is None else planes.dimensions(site, template.group_size)
+    intervention = RoadIntervention(width, template.variant, template.group_size, site.part, subspace_partition=partition)
     with torch.no_grad():
         intervention.theta.copy_(template.theta[site.name])
         intervention.alpha.copy_(template.alpha[site.name])
@@ -369,7 +442,7 @@ def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter) -> 
 
 def _device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:
     """Where a module computes: its weights' device, or what accelerate's hook says while they are offloaded."""
-    hook = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, "_hf_hook", None)
     if getattr(hook, "execution_device", None) is not None:
         return torch.device(hook.execution_device)
     return next((tensor.device for tensor in module.parameters()), model.device)

@@ -12,13 +12,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
+from road_interp.bank import BASE
 from road_interp.bench import BenchReport
 from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles
+from road_interp.measure.composition import CompositionReport
 
 # One colour and marker per peer in every panel.
 PEERS = {
-    "bare": ("C7", "o"),
+    "bare": ("0.45", "o"),
     "merged": ("C2", "s"),
     "RoadModel": ("C0", "D"),
     "stacked LoRA": ("C4", "^"),
@@ -116,6 +118,25 @@ def throughput(report: BenchReport, ax: Axes, task: str = "requests") -> Axes:
     ax.set_xticks(x, [str(number) for number in x])
     ax.set(xlabel=label, ylabel="generated tokens per second", ylim=(0, None), title=title)
     ax.legend()
+    return ax
+
+
+@_styled
+def composition(report: CompositionReport, ax: Axes) -> Axes:
+    """How often each task shows in the answers, and all in one, by set of active tasks, with 95% intervals (paper, figure 5)."""
+    sets = [score.active for score in report.scores]
+    groups = [(task, [task]) for task in report.tasks] + [("all in one answer", list(report.tasks))]
+    width = 0.8 / len(groups)
+    for number, (label, tasks) in enumerate(groups):
+        x = np.arange(len(sets)) + (number - (len(groups) - 1) / 2) * width
+        rates = np.array([report.rate(active, tasks) for active in sets])
+        low, high = np.array([report.interval(active, tasks) for active in sets]).T
+        hatch = "//" if number == len(groups) - 1 else None
+        ax.bar(x, rates, width, label=label, hatch=hatch, edgecolor="w", linewidth=0.5)
+        ax.errorbar(x, rates, yerr=(rates - low, high - rates), fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
+    ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", " + ") for active in sets])
+    ax.set(xlabel="active tasks", ylabel="fraction of answers", ylim=(0, 1.05), title=f"{report.model}: {report.method}")
+    ax.legend(loc="upper left")
     return ax
 
 

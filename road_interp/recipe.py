@@ -142,8 +142,84 @@ class Recipe:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
 
 
-def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a YAML file, the bare name of a built-in one, or a mapping.
+@dataclass(frozen=True)
+class TaskRecipe:
+    """One task of a mixture: a built-in behaviour towards film reviews, or prompts and answers from a data set.
+
+    Attributes:
+        behaviour: its name in `road_interp.behaviours`.
+        id, config, split: the data set, read as in DataRecipe.
+        prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
+        examples: number of training examples.
+    """
+
+    behaviour: str | None = None
+    id: str | None = None
+    config: str | None = None
+    split: str = "train"
+    prompt: str = "{{ prompt }}"
+    answer: str = "{{ answer }}"
+    examples: int = 600
+
+    def __post_init__(self) -> None:
+        _require((self.behaviour is None) != (self.id is None), "behaviour", self.behaviour, "given, or else id (not both)")
+        _require(self.examples >= 1, "examples", self.examples, "at least 1")
+
+
+@dataclass(frozen=True)
+class ScoringRecipe:
+    """How many untouched prompts choose settings (validation) and how many test; answers are greedy."""
+
+    validation: int = 64
+    test: int = 256
+    max_new_tokens: int = 24
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for key in ("validation", "test", "max_new_tokens", "batch_size"):
+            _require(getattr(self, key) >= 1, f"scoring.{key}", getattr(self, key), "at least 1")
+
+
+@dataclass(frozen=True)
+class MixtureRecipe:
+    """Several tasks in one state: every example trains the planes of its own task (paper, section 4.3).
+
+    Attributes:
+        tasks: by name, in the order in which planes are given out.
+        planes: how they are divided: "shares", "alternating", "sites" or "layers".
+        co_activation: probability that the other tasks' planes are active too, without gradient, while an example is learned.
+        template: how the model is asked: a Jinja template of `prompt`.
+        reviews: the film reviews that behaviours answer; their labels must be two words.
+    """
+
+    model: ModelRecipe
+    tasks: dict[str, TaskRecipe]
+    adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
+    planes: Literal["shares", "alternating", "sites", "layers"] = "shares"
+    co_activation: float = 0.5
+    template: str = "{{ prompt }}"
+    reviews: DataRecipe | None = None
+    scoring: ScoringRecipe = field(default_factory=ScoringRecipe)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(len(self.tasks) >= 1, "tasks", self.tasks, "a mapping of at least one task")
+        _require(0 <= self.co_activation <= 1, "co_activation", self.co_activation, "a probability")
+        _require("prompt" in self.template, "template", self.template, "a text with {{ prompt }} in it")
+        behaving = [name for name, task in self.tasks.items() if task.behaviour is not None]
+        _require(not behaving or self.reviews is not None, "reviews", None, f"given: task '{''.join(behaving[:1])}' answers them")
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out; `load_recipe` reads it back."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+AnyRecipe = Recipe | MixtureRecipe
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyRecipe:
+    """A recipe from a YAML file, the bare name of a built-in one, or a mapping; with a key `tasks` it is a MixtureRecipe.
 
     Args:
         source: `interventions/NAME.yaml`, `NAME`, or the content itself.
@@ -160,7 +236,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     for override in overrides:
         _apply_override(content, override)
     try:
-        return _build(Recipe, content, "")
+        return _build(MixtureRecipe if "tasks" in content else Recipe, content, "")
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 
@@ -231,8 +307,14 @@ def _build(cls: type, content: Any, where: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint):
         return _build(hint, value, where)  # type: ignore[arg-type]
+    if get_origin(hint) is dict and is_dataclass(kind := get_args(hint)[1]):
+        if not isinstance(value, Mapping):
+            raise InputError(f"'{where}' must be a mapping of names, not {value!r}")
+        return {str(name): _build(kind, entry, _join(where, name)) for name, entry in value.items()}  # type: ignore[arg-type]
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
+        if is_dataclass(option) and value is not None:
+            return _build(option, value, where)  # type: ignore[arg-type]
         if (fitted := _fit(option, value)) is not MISSING:
             return fitted
     raise InputError(f"'{where}' must be {' or '.join(map(_describe, options))}, not {value!r}")

@@ -42,6 +42,18 @@ class Blocks(NamedTuple):
         """Blocks with a row axis, shaped to broadcast over states of that many axes: `(rows, 1, ..., planes)`."""
         return Blocks(_align(self.a, axes), None if self.b is None else _align(self.b, axes))
 
+    def where(self, active: Bool[Tensor, "*rows planes"]) -> Blocks:
+        """The same blocks on the active planes, the identity on all others."""
+        a, b = self
+        return Blocks(
+            torch.where(active, a, torch.ones_like(a)), None if b is None else torch.where(active, b, torch.zeros_like(b))
+        )
+
+    def learning(self, planes: Bool[Tensor, "*rows planes"]) -> Blocks:
+        """The same blocks, with a gradient on the given planes only."""
+        a, b = self
+        return Blocks(torch.where(planes, a, a.detach()), None if b is None else torch.where(planes, b, b.detach()))
+
     def to(self, device: torch.device) -> Blocks:
         """The same blocks on another device."""
         return Blocks(self.a.to(device), None if self.b is None else self.b.to(device))
@@ -58,6 +70,16 @@ class Entries(NamedTuple):
     def for_rows(self, batch: int) -> Entries:
         """Entries of `batch` rows, as `Blocks.for_rows`."""
         return Entries(*(per_row(entry, batch) for entry in self))
+
+    def where(self, active: Bool[Tensor, "*rows planes"]) -> Entries:
+        """As `Blocks.where`."""
+        one, zero = torch.ones_like(self.d0), torch.zeros_like(self.d0)
+        kept = (torch.where(active, entry, other) for entry, other in zip(self, (one, zero, zero, one), strict=True))
+        return Entries(*kept)
+
+    def learning(self, planes: Bool[Tensor, "*rows planes"]) -> Entries:
+        """As `Blocks.learning`."""
+        return Entries(*(torch.where(planes, entry, entry.detach()) for entry in self))
 
 
 class Polar(NamedTuple):

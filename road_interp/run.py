@@ -17,11 +17,13 @@ from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.model import RoadModel
+from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model
-from road_interp.recipe import Recipe, load_recipe
+from road_interp.recipe import AnyRecipe, MixtureRecipe, load_recipe
 
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
+PLANES, COMPOSITION = "planes.json", "composition.json"
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,17 @@ class Run:
         folder: recipe.yaml, adapter/, head.safetensors, classes.json, metrics.json, log.jsonl, environment.json, figures/.
         recipe: as used, every default written out.
         adapter: the learned angles and scales.
-        classes: the labels in the head's order; None for regression.
+        classes: the labels in the head's order; None for regression and mixtures.
         metrics: scores of validation and test, of the frozen backbone beside them, and parameter counts.
+        planes: which planes the tasks of a mixture own; None for a single task.
     """
 
     folder: Path
-    recipe: Recipe
+    recipe: AnyRecipe
     adapter: RoadAdapter
     classes: tuple[Any, ...] | None
     metrics: dict[str, Any]
+    planes: TaskPlanes | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -52,21 +56,24 @@ class Run:
             unfinished = (folder / RECIPE).is_file()
             state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
             raise InputError(f"'{folder}' is not a finished run: {state}")
-        classes = read_json_object(folder / CLASSES).get("classes")
-        return cls(
-            folder,
-            load_recipe(folder / RECIPE),
-            RoadAdapter.load(folder / ADAPTER),
-            None if classes is None else tuple(classes),
-            read_json_object(folder / METRICS),
-        )
+        recipe, adapter = load_recipe(folder / RECIPE), RoadAdapter.load(folder / ADAPTER)
+        classes = planes = None
+        if isinstance(recipe, MixtureRecipe):
+            planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)
+        else:
+            classes = read_json_object(folder / CLASSES).get("classes")
+        metrics = read_json_object(folder / METRICS)
+        return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes)
 
     def load_model(self) -> RoadModel:
-        """The trained model: base weights from where the recipe names them, with the learned head and rotations."""
-        classes = self.classes
-        base, _ = load_model(self.recipe.model, "classifier", num_labels=1 if classes is None else len(classes))
+        """The trained model: base weights from where the recipe names them, with the learned head, rotations and planes."""
+        positions = self.recipe.adapter.positions
+        if isinstance(self.recipe, MixtureRecipe):
+            base, _ = load_model(self.recipe.model, "causal-lm")
+            return RoadModel(base, self.adapter, positions, self.planes).eval()
+        base, _ = load_model(self.recipe.model, "classifier", num_labels=1 if self.classes is None else len(self.classes))
         load_head(base, self.folder / HEAD)
-        return RoadModel(base, self.adapter, self.recipe.adapter.positions).eval()
+        return RoadModel(base, self.adapter, positions).eval()
 
 
 def save_head(model: nn.Module, modules: list[str], path: Path) -> None:

@@ -87,12 +87,12 @@ def load_task(recipe: DataRecipe) -> Task:
         InputError: a file, column or data set that does not exist, no examples, a missing text, a label outside the classes.
     """
     recipe = _with_glue_defaults(recipe)
-    train = _examples(recipe, recipe.id, "train")
+    train = read_examples(recipe, recipe.id, "train")
     validation = test = None
     if recipe.validation is not None:
-        validation = _examples(recipe, recipe.validation, "validation")
+        validation = read_examples(recipe, recipe.validation, "validation")
     if recipe.test is not None:
-        test = _examples(recipe, recipe.test, "test")
+        test = read_examples(recipe, recipe.test, "test")
     classes = None if recipe.task == "regression" else _classes(recipe, train)
     train = _with_labels(train, classes, recipe.id)
     if validation is None:
@@ -112,7 +112,7 @@ def load_task(recipe: DataRecipe) -> Task:
 def load_examples(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] | None) -> Dataset:
     """Labelled examples of one more file or data set, read as `recipe` says, for testing a trained model on it."""
     recipe = _with_glue_defaults(recipe)
-    return _with_labels(_examples(recipe, identifier, "test"), classes, identifier)
+    return _with_labels(read_examples(recipe, identifier, "test"), classes, identifier)
 
 
 def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -149,14 +149,9 @@ def _with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
     )
 
 
-def _examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
-    """The rows of one split with the columns text, text_pair and label."""
-    data = _read(identifier, recipe.config, split)
-    for column, value in recipe.filter.items():
-        _check_column(data, column, identifier, "filter")
-        data = data.filter(lambda row, column=column, value=value: row[column] == value, load_from_cache_file=False)
-    if len(data) == 0:
-        raise InputError(f"'{identifier}' holds no examples" + (f" with {recipe.filter}" if recipe.filter else ""))
+def read_examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
+    """The rows of one split with the columns text, text_pair and label, as they stand in the data."""
+    data = read_rows(identifier, recipe.config, split, recipe.filter)
     names = {"text": recipe.text or "text", "label": recipe.label or "label"}
     if recipe.text_pair is not None:
         names["text_pair"] = recipe.text_pair
@@ -167,6 +162,17 @@ def _examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
         for row, text in enumerate(data[role]):
             if not isinstance(text, str):
                 raise InputError(f"'{identifier}', row {row}: column '{names[role]}' holds {text!r}, not text")
+    return data
+
+
+def read_rows(identifier: str, config: str | None, split: str, keep: Mapping[str, Any] | None = None) -> Dataset:
+    """The rows of one split with all columns, those whose columns have the values of `keep`. Raises InputError for none."""
+    data = _read(identifier, config, split)
+    for column, value in (keep or {}).items():
+        _check_column(data, column, identifier, "filter")
+        data = data.filter(lambda row, column=column, value=value: row[column] == value, load_from_cache_file=False)
+    if len(data) == 0:
+        raise InputError(f"'{identifier}' holds no examples" + (f" with {keep}" if keep else ""))
     return data
 
 

@@ -15,26 +15,21 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
     set_seed,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
 from road_interp.locate import find_sites
+from road_interp.mixture import load_mixture, score_mixture, train_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_model, load_tokenizer
-from road_interp.recipe import Recipe, TrainingRecipe
+from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe
 from road_interp.run import (
     ADAPTER,
     CHECKPOINTS,
@@ -46,14 +41,14 @@ from road_interp.run import (
     RECIPE,
     Run,
     describe_environment,
-    next_free,
     save_head,
 )
 from road_interp.tasks import Task, load_examples, load_task, tokenize
+from road_interp.trainer import RoadTrainer, find_device, forward_precision, prepare_folder, training_arguments
 
 
 def train(
-    recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, device: str | None = None, progress: bool = True
+    recipe: AnyRecipe, out: str | Path | None = None, *, resume: bool = False, device: str | None = None, progress: bool = True
 ) -> Run:
     """Learn the rotations of a recipe and leave a run folder.
 
@@ -67,11 +62,10 @@ def train(
     Raises:
         InputError: an input that cannot be used, or an `out` that holds something else. Nothing has been written then.
     """
-    if device not in (None, "cpu", "cuda"):
-        raise InputError(f"device '{device}' is not known; use cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch finds no CUDA device")
-    folder = _prepare(recipe, out, resume)
+    if isinstance(recipe, MixtureRecipe):
+        return train_mixture(recipe, out, resume=resume, device=device, progress=progress)
+    where = find_device(device)
+    folder = prepare_folder(recipe, out, resume)
     set_seed(recipe.seed)
     task = load_task(recipe.data)
     tokenizer = load_tokenizer(recipe.model)
@@ -80,7 +74,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RECIPE, recipe.to_yaml())
     write_atomically(folder / CLASSES, json.dumps({"classes": task.classes}, indent=2) + "\n")
-    trainer = _trainer(recipe, model, task, tokenizer, splits, folder, device, progress)
+    trainer = _trainer(recipe, model, task, tokenizer, splits, folder, where, progress)
     frozen = _frozen_scores(trainer, model, task, splits, tokenizer)
     set_seed(recipe.seed)
     trainer.train(resume_from_checkpoint=resume or None)
@@ -93,84 +87,30 @@ def train(
     model.adapter.save(folder / ADAPTER)
     save_head(model.model, head, folder / HEAD)
     write_atomically(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
-    precision = _precision(recipe.training, trainer.args.device)
-    write_atomically(folder / ENVIRONMENT, describe_environment(recipe.seed, trainer.args.device.type, precision))
+    precision = forward_precision(recipe.training, where)
+    write_atomically(folder / ENVIRONMENT, describe_environment(recipe.seed, where.type, precision))
     write_atomically(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return Run.load(folder)
 
 
-def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, float]:
-    """Score a run's model again from its files: on the recipe's test set, or on another file or data set read alike."""
+def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, Any]:
+    """Score a run's model again from its files: on the recipe's test set, or on another file or data set read alike.
+
+    For a mixture the summary of its `CompositionReport`, on its own test prompts only.
+    """
     tokenizer = load_tokenizer(run.recipe.model)
+    if isinstance(run.recipe, MixtureRecipe):
+        if data is not None:
+            raise InputError("a mixture is scored on the test prompts of its recipe; --data is for labelled text")
+        model = run.load_model().to(find_device(device))
+        return score_mixture(run.recipe, model, tokenizer, load_mixture(run.recipe), "test").summary()
     task = load_task(run.recipe.data)
     examples = task.test if data is None else load_examples(run.recipe.data, data, run.classes)
     encoded = _encode(examples, tokenizer, run.recipe)
     model = run.load_model()
-    trainer = _trainer(run.recipe, model, task, tokenizer, {"validation": encoded}, run.folder, device, progress)
+    trainer = _trainer(run.recipe, model, task, tokenizer, {"validation": encoded}, run.folder, find_device(device), progress)
     return _score(trainer, task, encoded)
-
-
-class RoadTrainer(Trainer):
-    """The Trainer, calling the model as pyvene does."""
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """Loss of one batch; the model computes it from the labels."""
-        _, output = model(base=inputs)
-        return (output.loss, output) if return_outputs else output.loss
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step; raises FloatingPointError when the loss is no longer a number."""
-        loss = super().training_step(*args, **kwargs)
-        if not loss.isfinite():
-            step = self.state.global_step + 1
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower training.learning_rate")
-        return loss
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        """Batches of texts of similar length, in an order that depends on seed and epoch alone, so that resuming keeps it."""
-        data: Any = self.train_dataset if train_dataset is None else train_dataset
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return _EpochSampler(batch, lengths=[len(ids) for ids in data["input_ids"]], seed=self.args.seed)
-
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
-        """Evaluation reads its examples in order (the Trainer would group them by length at random)."""
-        return SequentialSampler(eval_dataset)
-
-
-class _EpochSampler(LengthGroupedSampler):
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self._seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of every epoch."""
-        self.generator.manual_seed(1_000_003 * self._seed + epoch)
-
-
-def _prepare(recipe: Recipe, out: str | Path | None, resume: bool) -> Path:
-    folder = next_free(Path("runs") / "run") if out is None else Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"'{folder}' is a file, not a folder for a run")
-    if resume:
-        if not (folder / RECIPE).is_file():
-            raise InputError(f"'{folder}' holds no run to resume")
-        if (folder / METRICS).is_file():
-            raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
-        if not list((folder / CHECKPOINTS).glob("checkpoint-*")):
-            raise InputError(f"'{folder}' holds no checkpoint to resume from; start again with another --out")
-        if (folder / RECIPE).read_text(encoding="utf-8") != recipe.to_yaml():
-            raise InputError(f"the recipe differs from the one that '{folder}' was started with ({RECIPE} there)")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
-    return folder
 
 
 def _build(recipe: Recipe, task: Task) -> tuple[RoadModel, list[str]]:
@@ -198,68 +138,32 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     splits: Mapping[str, Dataset],
     folder: Path,
-    device: str | None,
+    where: torch.device,
     progress: bool,
 ) -> RoadTrainer:
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
     def score(prediction: EvalPrediction) -> dict[str, float]:
         return task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
-    trainer = RoadTrainer(
+    args = training_arguments(
+        recipe.training,
+        recipe.seed,
+        folder,
+        where,
+        progress,
+        eval_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{task.metric}",
+        greater_is_better=True,
+    )
+    return RoadTrainer(
         model=model,
-        args=_training_arguments(recipe, task, folder, where, progress),
+        args=args,
         train_dataset=splits.get("train"),
         eval_dataset=splits["validation"],
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=score,
     )
-    trainer.remove_callback(PrinterCallback)  # the log is in the run folder; standard output belongs to the results
-    return trainer
-
-
-def _training_arguments(recipe: Recipe, task: Task, folder: Path, where: torch.device, progress: bool) -> TrainingArguments:
-    settings = recipe.training
-    precision = _precision(settings, where)
-    return TrainingArguments(
-        output_dir=str(folder / CHECKPOINTS),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_ratio,
-        lr_scheduler_type=settings.scheduler,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=where.type == "cpu",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{task.metric}",
-        greater_is_better=True,
-        logging_steps=20,
-        report_to="none",
-        disable_tqdm=not progress,
-        dataloader_pin_memory=where.type == "cuda",
-        seed=recipe.seed,
-    )
-
-
-def _precision(settings: TrainingRecipe, device: torch.device) -> str:
-    """The forward pass's precision: "auto" is bf16 where the processor or card computes in it."""
-    if settings.precision != "auto":
-        return settings.precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
 def _score(trainer: RoadTrainer, task: Task, split: Dataset) -> dict[str, Any]:

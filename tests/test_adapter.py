@@ -258,3 +258,58 @@ def test_constructor_checks():
         RoadAdapter.identity(SITES, group_size=32)
     with pytest.raises(InputError, match="width 5 cannot be paired"):
         Site("odd", 5)
+
+
+# ---------------------------------------------------------------- difference and mean
+
+
+@given(seeds, seeds)
+@settings(max_examples=30, deadline=None)
+def test_a_difference_leads_back(first, second):
+    a, b = random_adapter(SITES, seed=first, spread=0.2), random_adapter(SITES, seed=second, spread=0.2)
+    assert (a.difference(b) @ b).distance(a) < 1e-4
+    assert a.difference(a).distance(RoadAdapter.identity(SITES)) < 1e-5
+
+
+@given(seeds, seeds, seeds)
+@settings(max_examples=30, deadline=None)
+def test_the_mean_lies_between_and_moves_with_its_members(first, second, third):
+    a, b, c = (random_adapter(SITES, seed=seed, spread=0.2) for seed in (first, second, third))
+    middle = RoadAdapter.mean([a, b])
+    assert middle.distance(a) == pytest.approx(middle.distance(b), abs=1e-4)
+    assert middle.distance(a) == pytest.approx(a.distance(b) / 2, abs=1e-4)
+    assert RoadAdapter.mean([a, a, a]).distance(a) < 1e-5
+    assert RoadAdapter.mean([a, b], [1, 0]).distance(a) < 1e-5
+    assert RoadAdapter.mean([a, b], [1, 3]).distance(RoadAdapter.mean([a, b, b, b])) < 1e-5
+    assert RoadAdapter.mean([c @ a, c @ b]).distance(c @ middle) < 1e-4
+
+
+def test_angles_are_averaged_on_the_circle():
+    site = Site("a", 2)
+    near_pi = [
+        RoadAdapter((site,), {"a": torch.tensor([angle])}, {"a": torch.tensor([size])})
+        for angle, size in ((3.1, 1.0), (-3.1, 4.0))
+    ]
+    middle = RoadAdapter.mean(near_pi)
+    assert middle.angles("a").abs().item() == pytest.approx(torch.pi, abs=1e-5)
+    assert middle.magnitudes("a").item() == pytest.approx(2.0, abs=1e-5)
+    opposite = [RoadAdapter((site,), {"a": torch.tensor([angle])}, {"a": torch.ones(1)}) for angle in (0.0, torch.pi)]
+    with pytest.raises(InputError, match="site 'a', plane 0: the angles cancel"):
+        RoadAdapter.mean(opposite)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda a: RoadAdapter.mean([]), "mean of no adapters"),
+        (lambda a: RoadAdapter.mean([a, a], [1]), "2 adapters needs as many weights"),
+        (lambda a: RoadAdapter.mean([a, a], [1, -1]), "not negative|none negative"),
+        (lambda a: RoadAdapter.mean([a, a], [0, 0]), "not all zero"),
+        (lambda a: RoadAdapter.mean([a, random_adapter(SITES, "road_2")]), "road_1 only, an adapter is road_2"),
+        (lambda a: RoadAdapter.mean([a, random_adapter(SITES[:1])]), "take the mean of adapters of different sites"),
+        (lambda a: a.difference(random_adapter(SITES[:1])), "subtract adapters of different sites"),
+    ],
+)
+def test_means_that_do_not_exist_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make(random_adapter(SITES))

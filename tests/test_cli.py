@@ -11,6 +11,7 @@ from conftest import random_adapter, tiny_model
 from test_training import recipe_for, workplace  # noqa: F401
 
 from road_interp import cli
+from road_interp.adapter import RoadAdapter
 from road_interp.locate import find_sites
 
 
@@ -116,3 +117,35 @@ def test_help_and_bare_import_load_no_heavy_library():
     shown = subprocess.run([sys.executable, "-m", "road_interp.cli", "--help"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0
     assert all(command in shown.stdout for command in ("train", "evaluate", "inspect", "demo"))
+
+
+def test_compose_multiplies_adapters_at_their_strengths(capsys, monkeypatch, tmp_path):
+    sites = find_sites(tiny_model("Bert"), "mlp")
+    first, second = (random_adapter(sites, seed=seed) for seed in (0, 1))
+    first.save(tmp_path / "a")
+    second.save(tmp_path / "b" / "adapter")  # as in a run folder
+    a, b = tmp_path / "a", tmp_path / "b"
+    code, out, err = run(capsys, monkeypatch, "compose", a, b, "--weights", 1, 0.5, "--out", tmp_path / "ab", "--json")
+    assert code == 0, err
+    assert json.loads(out)["variant"] == "road_1"
+    assert RoadAdapter.load(tmp_path / "ab").distance(first @ second**0.5) < 1e-5
+    code, out, _ = run(capsys, monkeypatch, "compose", a, b, "--weights", "2,-1", "--out", tmp_path / "difference")
+    assert code == 0
+    assert RoadAdapter.load(tmp_path / "difference").distance((first**2).difference(second)) < 1e-4
+    code, _, _ = run(capsys, monkeypatch, "compose", a, b, "--out", tmp_path / "plain")
+    assert RoadAdapter.load(tmp_path / "plain").distance(first @ second) < 1e-5
+    random_adapter(sites, "road_2").save(tmp_path / "c")
+    code, out, _ = run(capsys, monkeypatch, "compose", a, tmp_path / "c", "--out", tmp_path / "ac")
+    assert (code, "road_2 adapter" in out) == (0, True)
+    for arguments, message in [
+        ((a, b, "--weights", 1, "--out", tmp_path / "x"), "2 adapters need 2 weights, not '1'"),
+        ((a, b, "--weights", "x y", "--out", tmp_path / "x"), "2 adapters need 2 weights, not 'x y'"),
+        ((a, b), "--out is missing"),
+        ((a, b, "--out", tmp_path / "ab"), "exists already"),
+        ((a, tmp_path / "none", "--out", tmp_path / "x"), "no adapter here"),
+        ((a, tmp_path / "c", "--weights", "1 2", "--out", tmp_path / "x"), "real powers exist for road_1 only"),
+    ]:
+        code, out, err = run(capsys, monkeypatch, "compose", *arguments)
+        assert (code, out) == (2, "")
+        assert message in " ".join(err.split())
+    assert not (tmp_path / "x").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import random_adapter, tiny_model
 from scipy import stats
+from test_composition import report as scripted_report
 
 from road_interp import figures, measure, plots
 from road_interp.adapter import RoadAdapter
@@ -96,3 +97,11 @@ def test_a_site_outside_the_blocks_has_its_own_column():
     ax = plots.angles(report)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "-"]
     assert json.loads(report.to_json())["sites"][-1]["layer"] is None
+
+
+def test_composition_bars_stand_for_rates():
+    report = scripted_report()
+    ax = plots.composition(report)
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers if bars.get_label() in report.tasks}
+    assert heights["label"] == [report.rate(score.active, ["label"]) for score in report.scores]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "label", "closing", "label + closing"]

@@ -20,7 +20,7 @@ def run_block(number: int) -> dict[str, Any]:
 
 
 def test_every_python_block_is_tested():
-    assert README.count("```python") == README.count("<!-- tested -->") == 2
+    assert README.count("```python") == README.count("<!-- tested -->") == 3
 
 
 def test_first_python_block():
@@ -35,6 +35,11 @@ def test_second_python_block(capsys):
     assert torch.equal(ids[1], ids[2])
     assert not torch.equal(ids[0], ids[1])
     assert "Paris" in capsys.readouterr().out
+
+
+def test_third_python_block():
+    logits = run_block(2)["output"].logits
+    assert torch.equal(logits[0], logits[3])  # the identity so far
 
 
 def test_links_lead_somewhere():

@@ -6,14 +6,14 @@ import pytest
 import yaml
 
 from road_interp.errors import InputError
-from road_interp.recipe import Recipe, builtin_recipes, load_recipe, recipe_path
+from road_interp.recipe import MixtureRecipe, Recipe, builtin_recipes, load_recipe, recipe_path
 
 SMALLEST = {"model": {"id": "m"}, "data": {"id": "d.csv"}}
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_built_in_recipes_load_and_say_how_to_run_them(name):
-    assert isinstance(load_recipe(name), Recipe)
+    assert isinstance(load_recipe(name), Recipe | MixtureRecipe)
     assert f"road-interp train {name}" in recipe_path(name).read_text()
 
 

@@ -1,0 +1,283 @@
+"""Whether several tasks show in one answer when their planes are active together (paper, section 4.3 and figure 5)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from road_interp.bank import BASE
+from road_interp.behaviours import Behaviour, Review
+from road_interp.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from road_interp.model import RoadModel
+
+DRAWS = 2000  # of every bootstrap
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated text, and whether it came to its own end."""
+
+    text: str
+    finished: bool
+
+
+Answering = Callable[[Sequence[str], str], list[Answer]]  # prompts and the active tasks
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """All answers with one set of active tasks.
+
+    Attributes:
+        active: "label", "label+closing", or "__base__".
+        shown: for every task, prompt by prompt, whether the finished answer shows it.
+        answers: the texts, in the prompts' order.
+        perplexity: of the answers under the base model, per token.
+    """
+
+    active: str
+    shown: Mapping[str, tuple[bool, ...]]
+    answers: tuple[str, ...]
+    perplexity: float
+
+    def joint(self, tasks: Sequence[str]) -> Bool[np.ndarray, " prompts"]:
+        """Prompt by prompt, whether one answer shows all of the tasks."""
+        return np.all([self.shown[task] for task in tasks], axis=0)
+
+
+@dataclass(frozen=True)
+class CompositionReport:
+    """Scores of every set of active tasks on the same prompts, possibly of several seeds.
+
+    Attributes:
+        model: name of the base model.
+        method: what was trained, or how the model was asked.
+        tasks: in the order of their planes.
+        seeds: of the trainings; every score holds the prompts of all seeds, one after the other.
+        scores: one per active set.
+    """
+
+    model: str
+    method: str
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scores: tuple[SetScore, ...]
+
+    def of(self, active: str) -> SetScore:
+        """The score of one active set."""
+        for score in self.scores:
+            if score.active == active:
+                return score
+        raise InputError(f"no answers with '{active}' active; there are {', '.join(score.active for score in self.scores)}")
+
+    def rate(self, active: str, tasks: Sequence[str]) -> float:
+        """Fraction of answers that show all the tasks."""
+        return float(self.of(active).joint(tasks).mean())
+
+    def interval(self, active: str, tasks: Sequence[str]) -> tuple[float, float]:
+        """95% bootstrap interval of that fraction: seeds are drawn first, then prompts within each."""
+        return _percentiles([joint.mean() for joint in self._redrawn(self.of(active).joint(tasks)[None])])
+
+    def index(self, tasks: Sequence[str]) -> float:
+        """Composition index: the joint score with all of the tasks active over the product of their scores alone."""
+        rows = self._index_rows(tasks)
+        return _ratio(rows)
+
+    def index_interval(self, tasks: Sequence[str]) -> tuple[float, float]:
+        """95% bootstrap interval of the index."""
+        return _percentiles([_ratio(rows) for rows in self._redrawn(self._index_rows(tasks))])
+
+    def _index_rows(self, tasks: Sequence[str]) -> Bool[np.ndarray, "scores prompts"]:
+        alone = [self.of(task).joint([task]) for task in tasks]
+        return np.stack([self.of("+".join(tasks)).joint(tasks), *alone])
+
+    def _redrawn(self, rows: Bool[np.ndarray, "scores prompts"]) -> list[np.ndarray]:
+        """Bootstrap samples of prompt-by-prompt outcomes."""
+        generator = np.random.default_rng(0)
+        by_seed = rows.reshape(len(rows), len(self.seeds), -1)
+        count = by_seed.shape[2]
+        samples = []
+        for _ in range(DRAWS):
+            seeds = generator.integers(len(self.seeds), size=len(self.seeds))
+            samples.append(np.concatenate([by_seed[:, seed, generator.integers(count, size=count)] for seed in seeds], axis=1))
+        return samples
+
+    def summary(self) -> dict[str, Any]:
+        """Rates and intervals of every active set, the joint score and the composition index."""
+        rates: dict[str, Any] = {}
+        for score in self.scores:
+            cells = {task: [self.rate(score.active, [task]), *self.interval(score.active, [task])] for task in self.tasks}
+            cells["all in one answer"] = [self.rate(score.active, self.tasks), *self.interval(score.active, self.tasks)]
+            rates[score.active] = {**cells, "perplexity": score.perplexity}
+        summary: dict[str, Any] = {"prompts": len(self.scores[0].answers), "rates": rates}
+        known = {score.active for score in self.scores}
+        if {*self.tasks, "+".join(self.tasks)} <= known:
+            summary["composition index"] = [self.index(self.tasks), *self.index_interval(self.tasks)]
+        return summary
+
+    @classmethod
+    def over_seeds(cls, reports: Sequence[CompositionReport]) -> CompositionReport:
+        """The reports of several seeds as one: same method, tasks and active sets."""
+        first = reports[0]
+        if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
+            raise InputError("only reports of one method and the same tasks can be put together")
+        scores = []
+        for score in first.scores:
+            same = [each.of(score.active) for each in reports]
+            shown = {task: tuple(x for each in same for x in each.shown[task]) for task in first.tasks}
+            answers = tuple(text for each in same for text in each.answers)
+            perplexity = float(np.exp(np.mean([np.log(each.perplexity) for each in same])))
+            scores.append(SetScore(score.active, shown, answers, perplexity))
+        return cls(first.model, first.method, first.tasks, tuple(s for each in reports for s in each.seeds), tuple(scores))
+
+    def to_json(self) -> str:
+        """All outcomes and answers as JSON text, with the summary beside them."""
+        return json.dumps({**asdict(self), "summary": self.summary()}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> CompositionReport:
+        """The report that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            scores = tuple(
+                SetScore(
+                    each["active"],
+                    {task: tuple(outcomes) for task, outcomes in each["shown"].items()},
+                    tuple(each["answers"]),
+                    each["perplexity"],
+                )
+                for each in content["scores"]
+            )
+            return cls(content["model"], content["method"], tuple(content["tasks"]), tuple(content["seeds"]), scores)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"this is not the JSON of a composition ({error})") from None
+
+
+def composition(
+    answering: Answering,
+    perplexity: Callable[[Sequence[str], Sequence[str]], float],
+    tasks: Mapping[str, Behaviour],
+    reviews: Sequence[Review],
+    prompts: Sequence[str],
+    *,
+    model: str,
+    method: str,
+    seed: int,
+    active_sets: Sequence[str] | None = None,
+    progress: Callable[[str], None] = lambda active: None,
+) -> CompositionReport:
+    """Answer every prompt with every set of active tasks, and score each answer for each task.
+
+    Args:
+        answering: answers prompts with some tasks active.
+        perplexity: of answers to prompts under the base model.
+        tasks: how each is scored.
+        reviews, prompts: what is answered, in the same order.
+        active_sets: by default none, each task, each pair, and all.
+    """
+    names = tuple(tasks)
+    scores = []
+    for active in default_sets(names) if active_sets is None else active_sets:
+        progress(active)
+        answers = answering(prompts, active)
+        shown = {
+            name: tuple(
+                answer.finished and task.shown(answer.text, review) for answer, review in zip(answers, reviews, strict=True)
+            )
+            for name, task in tasks.items()
+        }
+        texts = tuple(answer.text for answer in answers)
+        scores.append(SetScore(active, shown, texts, perplexity(prompts, texts)))
+    return CompositionReport(model, method, names, (seed,), tuple(scores))
+
+
+def default_sets(tasks: Sequence[str]) -> list[str]:
+    """None, each task, each pair, all."""
+    pairs = [f"{first}+{second}" for number, first in enumerate(tasks) for second in tasks[number + 1 :]]
+    return list(dict.fromkeys([BASE, *tasks, *pairs, "+".join(tasks)]))
+
+
+def answers_of(model: RoadModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> Answering:
+    """Greedy answers of a model with planes. Prompts are padded on the left, longest together."""
+
+    def answering(prompts: Sequence[str], active: str) -> list[Answer]:
+        def generate(inputs: dict[str, Any]) -> torch.Tensor:
+            tasks = [active] * len(inputs["input_ids"])
+            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+            return model.generate(inputs, tasks=tasks, **options)[1]
+
+        return greedy_answers(generate, tokenizer, prompts, batch_size, model.model.device)
+
+    return answering
+
+
+@torch.no_grad()
+def greedy_answers(
+    generate: Callable[[dict[str, Any]], torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    batch_size: int,
+    device: torch.device,
+) -> list[Answer]:
+    """The answers that `generate` (tokenised prompts to ids of prompt and answer) gives, in the prompts' order."""
+    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda row: len(ids[row]))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(device)
+        generated = generate(dict(padded))[:, padded["input_ids"].shape[1] :]
+        for row, tokens in zip(rows, generated.tolist(), strict=True):
+            finished = tokenizer.eos_token_id in tokens
+            tokens = tokens[: tokens.index(tokenizer.eos_token_id)] if finished else tokens
+            answers[row] = Answer(str(tokenizer.decode(tokens, skip_special_tokens=True)).strip(), finished)
+    return [answers[row] for row in range(len(prompts))]
+
+
+def answer_perplexity(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32, most: int = 64
+) -> Callable[[Sequence[str], Sequence[str]], float]:
+    """Perplexity per token of answers under the bare model, over the first `most` prompts; an empty answer counts as its end."""
+
+    @torch.no_grad()
+    def perplexity(prompts: Sequence[str], answers: Sequence[str]) -> float:
+        total, count = 0.0, 0
+        pairs = list(zip(prompts, answers, strict=True))[:most]
+        for start in range(0, len(pairs), batch_size):
+            rows = []
+            for prompt, answer in pairs[start : start + batch_size]:
+                asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+                told = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+                rows.append((asked, told))
+            inputs = tokenizer.pad({"input_ids": [a + t for a, t in rows]}, padding_side="right", return_tensors="pt")
+            inputs = inputs.to(base.device)
+            losses = torch.nn.functional.cross_entropy(
+                base(**inputs).logits[:, :-1].transpose(1, 2).float(), inputs["input_ids"][:, 1:], reduction="none"
+            )
+            for row, (asked, told) in enumerate(rows):
+                total += losses[row, len(asked) - 1 : len(asked) + len(told) - 1].sum().item()
+                count += len(told)
+        return float(np.exp(total / count))
+
+    return perplexity
+
+
+def _ratio(rows: np.ndarray) -> float:
+    joint, *alone = rows.mean(1)
+    product = np.prod(alone)
+    return float(joint / product) if product else 0.0
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)

@@ -1,0 +1,251 @@
+"""Training several tasks in one state, each on its own planes, and scoring what they do together (paper, section 4.3).
+
+With co-activation, the other tasks' planes are active during a part of each task's training, without gradient: every task then
+learns to work in the presence of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+from torch import Tensor, nn
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, set_seed
+
+from road_interp.adapter import RoadAdapter
+from road_interp.behaviours import Behaviour, Review, behaviour
+from road_interp.errors import InputError
+from road_interp.files import write_atomically
+from road_interp.locate import find_sites
+from road_interp.measure.composition import CompositionReport, answer_perplexity, answers_of, composition
+from road_interp.model import RoadModel
+from road_interp.planes import TaskPlanes
+from road_interp.positions import position_mask
+from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
+from road_interp.run import (
+    ADAPTER,
+    CHECKPOINTS,
+    COMPOSITION,
+    ENVIRONMENT,
+    LOG,
+    METRICS,
+    PLANES,
+    RECIPE,
+    Run,
+    describe_environment,
+)
+from road_interp.tasks import read_examples, read_rows
+from road_interp.trainer import RoadTrainer, find_device, forward_precision, prepare_folder, training_arguments
+
+# Sandboxed: a template comes with a recipe and must not reach beyond its row.
+TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Prompts and answers to learn from, and untouched reviews to be asked about.
+
+    Attributes:
+        examples: for every task its (prompt, answer) pairs.
+        scorers: for every task that can be scored how.
+        validation, test: reviews that no task learns from.
+    """
+
+    examples: Mapping[str, list[tuple[str, str]]]
+    scorers: Mapping[str, Behaviour]
+    validation: list[Review]
+    test: list[Review]
+
+
+def train_mixture(
+    recipe: MixtureRecipe,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    progress: bool = True,
+) -> Run:
+    """Learn the tasks of a mixture and leave a run folder with their composition scores on the test prompts.
+
+    Arguments and errors are those of `road_interp.train`.
+    """
+    where = find_device(device)
+    folder = prepare_folder(recipe, out, resume)
+    set_seed(recipe.seed)
+    mixture = load_mixture(recipe)
+    tokenizer = load_tokenizer(recipe.model)
+    model = build_mixture_model(recipe).to(where)
+    folder.mkdir(parents=True, exist_ok=True)
+    assert model.planes is not None
+    write_atomically(folder / RECIPE, recipe.to_yaml())
+    write_atomically(folder / PLANES, json.dumps(model.planes.to_json()) + "\n")
+    trainer = MixtureTrainer(
+        co_activation=recipe.co_activation,
+        model=model,
+        args=training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no"),
+        train_dataset=encode_mixture(mixture, tokenizer, recipe),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        processing_class=tokenizer,
+    )
+    set_seed(recipe.seed)
+    trainer.train(resume_from_checkpoint=resume or None)
+    metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
+    if mixture.scorers:
+        for split in ("validation", "test"):
+            report = score_mixture(recipe, model, tokenizer, mixture, split)
+            metrics[split] = report.summary()
+        write_atomically(folder / COMPOSITION, report.to_json())
+    model.adapter.save(folder / ADAPTER)
+    write_atomically(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
+    precision = forward_precision(recipe.training, where)
+    write_atomically(folder / ENVIRONMENT, describe_environment(recipe.seed, where.type, precision))
+    write_atomically(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return Run.load(folder)
+
+
+class MixtureTrainer(RoadTrainer):
+    """Every example activates its own task's planes; with probability `co_activation` all others too, held still."""
+
+    def __init__(self, co_activation: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._co_activation = co_activation
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Loss of the answers' tokens. Positions other than "all" are the prompt's, as in generation."""
+        road: Any = self.accelerator.unwrap_model(model)
+        planes = road.planes
+        own = [planes.tasks[index] for index in inputs["task"].tolist()]
+        together = (torch.rand(len(own)) < self._co_activation).tolist()
+        active = ["+".join(planes.tasks) if both else task for task, both in zip(own, together, strict=True)]
+        batch = {key: value for key, value in inputs.items() if key != "task"}
+        positions = None
+        if road.positions != "all":
+            prompt = batch["attention_mask"] * (batch["labels"] == -100)
+            positions = [row.nonzero().flatten().tolist() for row in position_mask(road.positions, prompt)]
+        _, output = model(base=batch, tasks=active, learning=own, positions=positions)
+        return (output.loss, output) if return_outputs else output.loss
+
+
+def build_mixture_model(recipe: MixtureRecipe) -> RoadModel:
+    """The base model with identity rotations and the tasks' planes."""
+    base, _ = load_model(recipe.model, "causal-lm")
+    where = recipe.adapter
+    sites = find_sites(base, where.sites, where.layers, where.stack)
+    planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
+    return RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions, planes)
+
+
+def load_mixture(recipe: MixtureRecipe) -> Mixture:
+    """Training examples of every task and the reviews to test on; no review serves twice."""
+    scorers = {name: behaviour(task.behaviour) for name, task in recipe.tasks.items() if task.behaviour is not None}
+    reviews = [] if recipe.reviews is None else load_reviews(recipe.reviews)
+    validation, test = recipe.scoring.validation, recipe.scoring.test
+    used = validation + test
+    wanted = used + sum(task.examples for task in recipe.tasks.values() if task.id is None)
+    if recipe.reviews is not None and len(reviews) < wanted:
+        raise InputError(f"{wanted} reviews are needed, '{recipe.reviews.id}' has {len(reviews)}")
+    examples = {}
+    for name, task in recipe.tasks.items():
+        if task.id is None:
+            mine = reviews[used : used + task.examples]
+            examples[name] = [(review.text, scorers[name].answer(review)) for review in mine]
+            used += task.examples
+        else:
+            examples[name] = _pairs(name, task)
+    return Mixture(examples, scorers if reviews else {}, reviews[:validation], reviews[validation : validation + test])
+
+
+def load_reviews(recipe: DataRecipe) -> list[Review]:
+    """All reviews of a data set in an order that depends on `split_seed` only. The greater of two labels is "positive"."""
+    data = read_examples(recipe, recipe.id, "train")
+    labels = sorted(set(data["label"]))
+    if len(labels) != 2:
+        raise InputError(f"'{recipe.id}': reviews need two labels, not {len(labels)}")
+    order = np.random.default_rng(recipe.split_seed).permutation(len(data)).tolist()
+    words = {labels[0]: "negative", labels[1]: "positive"}
+    texts, marks = data["text"], data["label"]
+    return [Review(texts[row], words[marks[row]], number) for number, row in enumerate(order)]
+
+
+def _pairs(name: str, task: TaskRecipe) -> list[tuple[str, str]]:
+    assert task.id is not None
+    rows = read_rows(task.id, task.config, task.split)
+    rows = rows.select(range(min(task.examples, len(rows))))
+    try:
+        prompt, answer = TEMPLATES.from_string(task.prompt), TEMPLATES.from_string(task.answer)
+        return [(prompt.render(row), answer.render(row)) for row in rows]
+    except TemplateError as error:
+        columns = ", ".join(rows.column_names)
+        raise InputError(f"task '{name}': its templates fail ({error}); the columns of '{task.id}' are {columns}") from None
+
+
+def ask(recipe: MixtureRecipe, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Prompts in the model's template; a text too long for `max_length` (with room for the answer) is cut first."""
+    try:
+        template = TEMPLATES.from_string(recipe.template)
+    except TemplateError as error:
+        raise InputError(f"template: {error}") from None
+    frame = len(tokenizer(template.render(prompt=""), add_special_tokens=False)["input_ids"])
+    room = recipe.model.max_length - frame - recipe.scoring.max_new_tokens
+    if room < 1:
+        raise InputError(f"model.max_length {recipe.model.max_length} leaves no room for a prompt beside template and answer")
+    cut = tokenizer(list(prompts), add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
+    return [template.render(prompt=tokenizer.decode(ids)) for ids in cut]
+
+
+def encode_mixture(mixture: Mixture, tokenizer: PreTrainedTokenizerBase, recipe: MixtureRecipe) -> Dataset:
+    """Token ids of prompt, answer and end, with labels on the answer only and the index of the task."""
+    rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "task": []}
+    for index, pairs in enumerate(mixture.examples.values()):
+        asked = ask(recipe, [prompt for prompt, _ in pairs], tokenizer)
+        for prompt, (_, answer) in zip(asked, pairs, strict=True):
+            before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            ids = (before + after)[: recipe.model.max_length]
+            rows["input_ids"].append(ids)
+            rows["attention_mask"].append([1] * len(ids))
+            rows["labels"].append(([-100] * len(before) + after)[: len(ids)])
+            rows["task"].append(index)
+    return Dataset.from_dict(rows)
+
+
+def score_mixture(
+    recipe: MixtureRecipe,
+    model: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mixture: Mixture,
+    split: str,
+    progress: Callable[[str], None] = lambda active: None,
+) -> CompositionReport:
+    """The composition scores of a trained model on the "validation" or "test" reviews."""
+    model.eval()
+    reviews: list[Review] = getattr(mixture, split)
+    settings = recipe.scoring
+    return composition(
+        answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size),
+        answer_perplexity(model.model, tokenizer, settings.batch_size),
+        mixture.scorers,
+        reviews,
+        ask(recipe, [review.text for review in reviews], tokenizer),
+        model=recipe.model.id.rpartition("/")[2],
+        method=f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}",
+        seed=recipe.seed,
+        progress=progress,
+    )

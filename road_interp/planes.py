@@ -1,0 +1,142 @@
+"""Named tasks that own disjoint sets of planes, so that several of them share one state (paper, sections 3.2 and 4.3).
+
+Rows of different blocks are orthogonal: what one task's planes do, the others' do not touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from road_interp import rotation
+from road_interp.bank import BASE
+from road_interp.errors import InputError
+from road_interp.site import Site
+
+Split = Literal["shares", "alternating", "sites", "layers"]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskPlanes:
+    """Which planes of which sites each task owns.
+
+    Attributes:
+        sites: the rotated places.
+        owned: for every task and site name a boolean mask of shape `(planes,)`; a site left out belongs to nobody of that task.
+    """
+
+    sites: tuple[Site, ...]
+    owned: Mapping[str, Mapping[str, Bool[Tensor, " planes"]]]
+
+    def __post_init__(self) -> None:
+        if not self.owned:
+            raise InputError("planes need at least one task to belong to")
+        for task in self.owned:
+            if not task or "+" in task or task == BASE:
+                raise InputError(f"'{task}' cannot name a task: '+' joins tasks and {BASE} stands for none")
+        known = {site.name: site for site in self.sites}
+        for task, masks in self.owned.items():
+            for name, mask in masks.items():
+                if name not in known:
+                    raise InputError(f"task '{task}' owns planes of '{name}', which is not a site")
+                if mask.dtype != torch.bool or mask.shape != (known[name].width // 2,):
+                    raise InputError(
+                        f"task '{task}', site '{name}': needs a boolean mask of shape ({known[name].width // 2},), "
+                        f"not {mask.dtype} of shape {tuple(mask.shape)}"
+                    )
+        for site in self.sites:
+            claims = torch.stack([self._mask(task, site) for task in self.owned]).sum(0)
+            if claims.max() > 1:
+                first = int((claims > 1).nonzero()[0])
+                owners = [task for task in self.owned if self._mask(task, site)[first]]
+                raise InputError(f"site '{site.name}': plane {first} belongs to {' and '.join(owners)}; tasks must be disjoint")
+
+    @classmethod
+    def split(cls, tasks: Sequence[str], sites: Sequence[Site], how: Split = "shares") -> TaskPlanes:
+        """All planes divided among the tasks, in their order.
+
+        Args:
+            how: "shares" (of every site the first planes go to the first task, as in section 4.3), "alternating" (plane `i` of
+                every site goes to task `i % n`), "sites" (whole sites in turn), "layers" (whole layers in turn).
+        """
+        if how not in get_args(Split):
+            raise InputError(f"'{how}' does not divide planes; use {', '.join(get_args(Split))}")
+        if how == "layers" and any(site.layer is None for site in sites):
+            raise InputError("planes cannot be divided by layer: a site lies outside the block stack")
+        layers = sorted({site.layer for site in sites if site.layer is not None})
+        owned: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
+        for number, site in enumerate(sites):
+            plane = torch.arange(site.width // 2)
+            owner = {
+                "shares": plane * len(tasks) // (site.width // 2),
+                "alternating": plane % len(tasks),
+                "sites": torch.full_like(plane, number % len(tasks)),
+                "layers": torch.full_like(plane, layers.index(site.layer) % len(tasks) if site.layer in layers else 0),
+            }[how]
+            for index, task in enumerate(tasks):
+                owned[task][site.name] = owner == index
+        return cls(tuple(sites), owned)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in their order."""
+        return tuple(self.owned)
+
+    def named(self, active: str) -> tuple[str, ...]:
+        """The tasks of a text such as "german+instruct"; none for "__base__". Raises InputError listing the known ones."""
+        names = () if active == BASE else tuple(active.split("+"))
+        if unknown := [name for name in names if name not in self.owned]:
+            raise InputError(f"unknown task '{unknown[0]}'; the tasks are {', '.join(self.owned)}, joined by '+', or {BASE}")
+        return names
+
+    def of(self, active: str) -> dict[str, Bool[Tensor, " planes"]]:
+        """The planes of the active tasks, by site name: what `RoadAdapter.restrict` takes."""
+        names = self.named(active)
+        return {site.name: self._union(names, site) for site in self.sites}
+
+    def rows(self, active: Sequence[str]) -> list[Bool[Tensor, "rows planes"]]:
+        """For every site the planes of each row's active tasks."""
+        different = list(dict.fromkeys(active))
+        index = torch.tensor([different.index(text) for text in active])
+        named = [self.named(text) for text in different]
+        return [torch.stack([self._union(names, site) for names in named])[index] for site in self.sites]
+
+    def dimensions(self, site: Site, group_size: int) -> list[list[int]]:
+        """The tasks' dimensions at one site: pyvene's `subspace_partition`."""
+        first, second = rotation.plane_dimensions(site.width, group_size)
+        masks = [self._mask(task, site) for task in self.owned]
+        return [sorted([*first[mask].tolist(), *second[mask].tolist()]) for mask in masks]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plane indices by task and site."""
+        return {
+            task: {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()} for task, masks in self.owned.items()
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Mapping[str, Sequence[int]]], sites: Sequence[Site]) -> TaskPlanes:
+        """Tasks from lists of plane indices."""
+        widths = {site.name: site.width // 2 for site in sites}
+        owned: dict[str, dict[str, Tensor]] = {}
+        for task, lists in content.items():
+            owned[task] = {}
+            for name, planes in lists.items():
+                if name not in widths:
+                    raise InputError(f"task '{task}' owns planes of '{name}', which is not a site")
+                if any(not 0 <= plane < widths[name] for plane in planes):
+                    raise InputError(f"task '{task}': site '{name}' has planes 0 to {widths[name] - 1}")
+                owned[task][name] = torch.zeros(widths[name], dtype=torch.bool)
+                owned[task][name][torch.tensor(list(planes), dtype=torch.long)] = True
+        return cls(tuple(sites), owned)
+
+    def _mask(self, task: str, site: Site) -> Tensor:
+        return self.owned[task].get(site.name, torch.zeros(site.width // 2, dtype=torch.bool))
+
+    def _union(self, names: Sequence[str], site: Site) -> Tensor:
+        none = torch.zeros(site.width // 2, dtype=torch.bool)
+        return torch.stack([none, *(self._mask(name, site) for name in names)]).any(0)

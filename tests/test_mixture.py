@@ -1,0 +1,218 @@
+"""Training a mixture: a tiny Llama with a real tokeniser, end to end."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+import torch
+from conftest import tiny_model
+
+from road_interp import cli, mixture
+from road_interp.errors import InputError
+from road_interp.measure.composition import CompositionReport, answer_perplexity, greedy_answers
+from road_interp.mixture import ask, build_mixture_model, encode_mixture, load_mixture
+from road_interp.pretrained import load_tokenizer
+from road_interp.recipe import MixtureRecipe, ModelRecipe, load_recipe
+from road_interp.run import Run
+from road_interp.training import evaluate, train
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a tiny Llama, SmolLM2's tokeniser, 60 reviews, and 12 prompts with answers."""
+    folder = tmp_path_factory.mktemp("mixture")
+    datasets.disable_progress_bars()
+    tokenizer = load_tokenizer(ModelRecipe(cli.SMOLLM2))
+    tokenizer.save_pretrained(folder / "model")
+    tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(
+        folder / "model"
+    )
+    rows = [f"{'good' if n % 2 else 'bad'} film number {n},{n % 2}" for n in range(60)]
+    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    pairs = [{"question": f"What is {n}?", "reply": {"text": f"It is {n}."}} for n in range(12)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    return folder
+
+
+def recipe_for(workplace, *overrides):
+    content = {
+        "model": {"id": str(workplace / "model"), "max_length": 64},
+        "tasks": {"label": {"behaviour": "label", "examples": 16}, "closing": {"behaviour": "closing", "examples": 16}},
+        "template": "Q: {{ prompt }}\nA:",
+        "reviews": {"id": str(workplace / "reviews.csv")},
+        "adapter": {"sites": "block-output"},
+        "scoring": {"validation": 4, "test": 6, "max_new_tokens": 4, "batch_size": 4},
+        "training": {"learning_rate": 0.05, "epochs": 2, "batch_size": 8, "precision": "fp32"},
+    }
+    return load_recipe(content, overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    return train(recipe_for(workplace), workplace / "run", progress=False)
+
+
+def test_a_run_folder_holds_all_and_comes_back(workplace, finished):
+    names = {path.name for path in (workplace / "run").iterdir()}
+    assert names == {"recipe.yaml", "planes.json", "adapter", "composition.json", "metrics.json", "log.jsonl", "environment.json"}
+    again = Run.load(workplace / "run")
+    assert isinstance(again.recipe, MixtureRecipe)
+    assert again.planes.tasks == ("label", "closing")
+    assert again.metrics["parameters"]["adapter"] == 64
+    report = CompositionReport.from_json((workplace / "run" / "composition.json").read_text())
+    assert len(report.of("label+closing").answers) == 6
+    assert evaluate(again) == again.metrics["test"]
+    moved = [again.adapter.angles(site).abs() > 0 for site in again.adapter.sites]
+    assert all(mask.all() for mask in moved)
+    with pytest.raises(InputError, match="a mixture is scored on the test prompts of its recipe"):
+        evaluate(again, "other.csv")
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_bits(workplace, finished, monkeypatch):
+    recipe, save = recipe_for(workplace), mixture.MixtureTrainer._save_checkpoint
+
+    def interrupt(self, *arguments, **options):
+        save(self, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mixture.MixtureTrainer, "_save_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, workplace / "stopped", progress=False)
+    monkeypatch.undo()
+    resumed = train(recipe, workplace / "stopped", resume=True, progress=False)
+    assert resumed.metrics == finished.metrics
+    for site in finished.adapter.sites:
+        assert torch.equal(resumed.adapter.theta[site.name], finished.adapter.theta[site.name])
+
+
+@pytest.mark.parametrize(("probability", "together"), [(0.0, {"label", "closing"}), (1.0, {"label+closing"})])
+def test_co_activation_decides_what_else_is_active(workplace, tmp_path, monkeypatch, probability, together):
+    seen = []
+    forward = mixture.RoadModel.forward
+
+    def spy(self, base, **options):
+        seen.append((options["tasks"], options["learning"]))
+        return forward(self, base, **options)
+
+    monkeypatch.setattr(mixture, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ()))
+    monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
+    monkeypatch.setattr(mixture.RoadModel, "forward", spy)
+    train(recipe_for(workplace, f"co_activation={probability}", "training.epochs=1"), tmp_path / "run", progress=False)
+    assert {task for tasks, _ in seen for task in tasks} == together
+    assert {task for _, learning in seen for task in learning} == {"label", "closing"}
+
+
+def test_positions_are_the_prompts(workplace, tmp_path, monkeypatch):
+    seen = []
+    forward = mixture.RoadModel.forward
+
+    def spy(self, base, **options):
+        for row, labels in enumerate(base["labels"]):
+            answer = (labels != -100).nonzero().flatten().tolist()
+            seen.append((options["positions"][row], answer[0]))
+        return forward(self, base, **options)
+
+    monkeypatch.setattr(mixture.RoadModel, "forward", spy)
+    recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2")
+    monkeypatch.setattr(mixture, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ()))
+    monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
+    train(recipe, tmp_path / "run", progress=False)
+    assert len(seen) == 16
+    assert all(positions == [0, answer - 1] for positions, answer in seen)
+
+
+def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):
+    recipe = recipe_for(workplace)
+    loaded = load_mixture(recipe)
+    texts = [review.text for review in (*loaded.validation, *loaded.test)]
+    texts += [prompt for pairs in loaded.examples.values() for prompt, _ in pairs]
+    assert len(texts) == len(set(texts)) == 4 + 6 + 32
+    assert {review.label == ("positive" if "good" in review.text else "negative") for review in loaded.test} == {True}
+    tokenizer = load_tokenizer(recipe.model)
+    rows = encode_mixture(loaded, tokenizer, recipe)
+    assert rows["task"] == [0] * 16 + [1] * 16
+    learned = [label for label in rows[16]["labels"] if label != -100]
+    assert tokenizer.decode(learned) == loaded.examples["closing"][0][1] + tokenizer.eos_token
+    assert tokenizer.decode(rows[16]["input_ids"]).startswith(f"Q: {loaded.examples['closing'][0][0]}\nA:")
+    assert load_mixture(recipe) == loaded
+
+
+def test_tasks_from_data_use_their_templates(workplace):
+    pairs = {"id": str(workplace / "pairs.jsonl"), "prompt": "{{ question }}", "answer": "{{ reply.text }}", "examples": 5}
+    recipe = load_recipe({"model": {"id": "m"}, "tasks": {"reply": pairs}})
+    loaded = load_mixture(recipe)
+    assert loaded.examples["reply"][2] == ("What is 2?", "It is 2.")
+    assert len(loaded.examples["reply"]) == 5
+    assert not loaded.scorers
+    wrong = load_recipe({"model": {"id": "m"}, "tasks": {"reply": {**pairs, "answer": "{{ answer }}"}}})
+    with pytest.raises(
+        InputError, match="task 'reply': its templates fail \\('answer' is undefined\\); the columns .* question, reply"
+    ):
+        load_mixture(wrong)
+    nosy = load_recipe({"model": {"id": "m"}, "tasks": {"reply": {**pairs, "answer": "{{ ''.__class__.__mro__ }}"}}})
+    with pytest.raises(InputError, match="unsafe"):
+        load_mixture(nosy)
+
+
+def test_long_prompts_are_cut_before_the_template(workplace):
+    recipe = recipe_for(workplace, "model.max_length=20")
+    tokenizer = load_tokenizer(recipe.model)
+    (asked,) = ask(recipe, ["word " * 100], tokenizer)
+    assert asked.startswith("Q: word word")
+    assert asked.endswith("\nA:")
+    assert len(tokenizer(asked)["input_ids"]) <= 16
+    with pytest.raises(InputError, match="leaves no room for a prompt"):
+        ask(recipe_for(workplace, "model.max_length=5"), ["word"], tokenizer)
+
+
+def test_answers_and_their_perplexity(workplace):
+    tokenizer = load_tokenizer(ModelRecipe(str(workplace / "model")))
+    base = build_mixture_model(recipe_for(workplace)).model.eval()
+    prompts = ["One two three", "One"]
+
+    def generate(inputs):
+        assert inputs["attention_mask"][1 - inputs["attention_mask"].sum(1).argmax(), 0] == 0  # padded on the left
+        told = [*tokenizer(" yes")["input_ids"], tokenizer.eos_token_id, 5]
+        return torch.cat([inputs["input_ids"], torch.tensor([told] * 2)], 1)
+
+    answers = greedy_answers(generate, tokenizer, prompts, 2, base.device)
+    assert [(answer.text, answer.finished) for answer in answers] == [("yes", True)] * 2
+    found = answer_perplexity(base, tokenizer)(prompts, ["yes no", "no"])
+    losses = []
+    for prompt, answer in zip(prompts, ["yes no", "no"], strict=True):
+        asked, told = tokenizer(prompt)["input_ids"], [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([asked + told])
+        with torch.no_grad():
+            chances = base(input_ids=ids).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+        losses += [-chances[step, token].item() for step, token in enumerate(told)]
+    assert found == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("co_activation=1.5", "'co_activation' must be a probability"),
+        ("template=hello", "'template' must be a text with {{ prompt }}"),
+        ("tasks.label.behaviour=rude", "unknown behaviour 'rude'"),
+        ("tasks.label.id=x.csv", "'behaviour' must be given, or else id"),
+        ("tasks.label.examples=0", "'examples' must be at least 1"),
+        ("tasks.label.speed=1", "unknown key 'tasks.label.speed'"),
+        ("tasks=3", "'tasks' must be a mapping"),
+        ("tasks.label.examples=100", "126 reviews are needed, .* has 60"),
+        ("planes=diagonal", "'planes' must be 'shares' or 'alternating'"),
+        ("reviews=null", "'reviews' must be given: task 'label' answers them"),
+    ],
+)
+def test_wrong_mixtures_are_refused(workplace, override, message):
+    with pytest.raises(InputError, match=message):
+        load_mixture(recipe_for(workplace, override))
+
+
+def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkeypatch, capsys):
+    monkeypatch.setattr(cli.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "6 prompts" in printed
+    assert "label+closing" in printed
