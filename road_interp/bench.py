@@ -190,9 +190,10 @@ def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTr
     peaks = {peer: peak_bytes(call, base.device) if measured else 0 for peer, call in calls.items()}
     seconds: dict[str, list[float]] = {peer: [] for peer in calls}
     names = list(calls)
-    for number in range(rounds):
-        for peer in names[number % len(names) :] + names[: number % len(names)]:
-            with _still():
+    with _still():
+        for number in range(rounds):
+            for peer in names[number % len(names) :] + names[: number % len(names)]:
+                gc.collect()
                 _wait(base)
                 started = time.perf_counter()
                 calls[peer]()
@@ -251,10 +252,12 @@ def _wait(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _still() -> Iterator[None]:
-    """No garbage collection in the middle of a measurement."""
+    """No garbage collection in the middle of a measurement; what is old is not looked through each time."""
     gc.collect()
+    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+        gc.unfreeze()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_model
+from test_composition import report as scripted_report
 
-from road_interp.measure import CompositionReport
+from road_interp.bench import BenchReport, Timing
 from road_interp.recipe import MixtureRecipe, load_recipe
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
@@ -34,34 +35,34 @@ def test_throughput(tmp_path, monkeypatch, capsys):
     def tiny(recipe, head):
         return tiny_model("Llama", head), []
 
-    run("throughput", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, load_model=tiny)
+    def timed(base, rounds, requests, new_tokens, lengths, ranks, progress):
+        settings = [("requests", rows, new_tokens, 8) for rows in requests]
+        settings += [("length", 8, length, 8) for length in lengths] + [("rank", 8, new_tokens, rank) for rank in ranks]
+        timings = [Timing(task, "bare", *setting, (0.5, 1.0), (1.0, 1.0), 8) for task, *setting in settings]
+        return BenchReport("tiny", 14, "cpu", "float32", 2, rounds, tuple(timings))
+
+    run("throughput", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, load_model=tiny, bench=timed)
     first = (tmp_path / "throughput.json").read_text()
-    run(
-        "throughput",
-        "--redraw",
-        tmp_path / "throughput.json",
-        "--out",
-        tmp_path / "again",
-        monkeypatch=monkeypatch,
-        load_model=None,
-    )
-    assert (tmp_path / "again" / "throughput.json").read_text() == first
-    assert (tmp_path / "again" / "throughput.pdf").stat().st_size > 1000
+    again = tmp_path / "again"
+    run("throughput", "--redraw", tmp_path / "throughput.json", "--out", again, monkeypatch=monkeypatch, bench=None)
+    assert (again / "throughput.json").read_text() == first
+    assert (again / "throughput.pdf").stat().st_size > 1000
     assert capsys.readouterr().out.count("throughput.png") == 2
     with pytest.raises(SystemExit):
         run("throughput", "--unknown", monkeypatch=monkeypatch)
 
 
 def test_composition(tmp_path, monkeypatch, capsys):
-    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
+    asked = []
+
+    def scripted(name, recipe):
+        asked.append((name, recipe.scoring.test))
+        return scripted_report(recipe.seed)
+
+    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, measure_condition=scripted)
+    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, measure_condition=scripted)
+    assert asked == [("label+closing, co-activation 0.5", 4)]  # what is there is not measured again
     first = (tmp_path / "composition.json").read_text()
-    report = CompositionReport.from_json(first)
-    assert [len(score.answers) for score in report.scores] == [4] * 4
-
-    def never(name, recipe):
-        raise AssertionError("what is there is not measured again")
-
-    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, measure_condition=never)
     run("composition", "--redraw", tmp_path / "composition.json", "--out", tmp_path / "again", monkeypatch=monkeypatch)
     assert (tmp_path / "again" / "composition.json").read_text() == first
     assert capsys.readouterr().out.count("composition.png") == 3

@@ -12,9 +12,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def run_block(number: int) -> dict[str, Any]:
+def run_block(number: int, scope: dict[str, Any]) -> dict[str, Any]:
     blocks = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
-    scope: dict[str, Any] = {}
     exec(compile(blocks[number], "README.md", "exec"), scope)
     return scope
 
@@ -24,21 +23,19 @@ def test_every_python_block_is_tested():
 
 
 def test_first_python_block():
-    scope = run_block(0)
+    scope = run_block(0, {})
     assert scope["adapter"].num_parameters == 2 * (5 * 384 + 1536)
     assert scope["model"].adapter.distance(scope["adapter"]) == 0
     assert any(parameter.grad.abs().max() > 0 for parameter in scope["model"].parameters() if parameter.requires_grad)
 
 
-def test_second_python_block(capsys):
-    ids = run_block(1)["ids"]
+def test_second_and_third_python_block(capsys):
+    scope = run_block(1, {})
+    ids = scope["ids"]
     assert torch.equal(ids[1], ids[2])
     assert not torch.equal(ids[0], ids[1])
     assert "Paris" in capsys.readouterr().out
-
-
-def test_third_python_block():
-    logits = run_block(2)["output"].logits
+    logits = run_block(2, scope)["output"].logits
     assert torch.equal(logits[0], logits[3])  # the identity so far
 
 

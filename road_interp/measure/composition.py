@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from road_interp.bank import BASE
 from road_interp.behaviours import Behaviour, Review
@@ -86,31 +86,28 @@ class CompositionReport:
 
     def interval(self, active: str, tasks: Sequence[str]) -> tuple[float, float]:
         """95% bootstrap interval of that fraction: seeds are drawn first, then prompts within each."""
-        return _percentiles([joint.mean() for joint in self._redrawn(self.of(active).joint(tasks)[None])])
+        (rates,) = self._redrawn(self.of(active).joint(tasks)[None])
+        return _percentiles(rates)
 
     def index(self, tasks: Sequence[str]) -> float:
         """Composition index: the joint score with all of the tasks active over the product of their scores alone."""
-        rows = self._index_rows(tasks)
-        return _ratio(rows)
+        return float(_ratio(self._index_rows(tasks).mean(1)))
 
     def index_interval(self, tasks: Sequence[str]) -> tuple[float, float]:
         """95% bootstrap interval of the index."""
-        return _percentiles([_ratio(rows) for rows in self._redrawn(self._index_rows(tasks))])
+        return _percentiles(_ratio(self._redrawn(self._index_rows(tasks))))
 
     def _index_rows(self, tasks: Sequence[str]) -> Bool[np.ndarray, "scores prompts"]:
         alone = [self.of(task).joint([task]) for task in tasks]
         return np.stack([self.of("+".join(tasks)).joint(tasks), *alone])
 
-    def _redrawn(self, rows: Bool[np.ndarray, "scores prompts"]) -> list[np.ndarray]:
-        """Bootstrap samples of prompt-by-prompt outcomes."""
+    def _redrawn(self, rows: Bool[np.ndarray, "scores prompts"]) -> Float[np.ndarray, "scores draws"]:
+        """Bootstrap samples of the rates of prompt-by-prompt outcomes."""
         generator = np.random.default_rng(0)
         by_seed = rows.reshape(len(rows), len(self.seeds), -1)
-        count = by_seed.shape[2]
-        samples = []
-        for _ in range(DRAWS):
-            seeds = generator.integers(len(self.seeds), size=len(self.seeds))
-            samples.append(np.concatenate([by_seed[:, seed, generator.integers(count, size=count)] for seed in seeds], axis=1))
-        return samples
+        seeds = generator.integers(len(self.seeds), size=(DRAWS, len(self.seeds), 1))
+        prompts = generator.integers(by_seed.shape[2], size=(DRAWS, len(self.seeds), by_seed.shape[2]))
+        return by_seed[:, seeds, prompts].mean((2, 3))
 
     def summary(self) -> dict[str, Any]:
         """Rates and intervals of every active set, the joint score and the composition index."""
@@ -272,12 +269,12 @@ def answer_perplexity(
     return perplexity
 
 
-def _ratio(rows: np.ndarray) -> float:
-    joint, *alone = rows.mean(1)
-    product = np.prod(alone)
-    return float(joint / product) if product else 0.0
+def _ratio(rates: Float[np.ndarray, "scores ..."]) -> np.ndarray:
+    """The first rate over the product of the others; 0 where that is 0."""
+    product = rates[1:].prod(0)
+    return np.divide(rates[0], product, out=np.zeros_like(product), where=product > 0)
 
 
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
