@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
 from road_interp.bench import BenchReport
+from road_interp.causal import ScanReport
 from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles
 
@@ -116,6 +117,20 @@ def throughput(report: BenchReport, ax: Axes, task: str = "requests") -> Axes:
     ax.set_xticks(x, [str(number) for number in x])
     ax.set(xlabel=label, ylabel="generated tokens per second", ylim=(0, None), title=title)
     ax.legend()
+    return ax
+
+
+@_styled
+def interchange_scan(report: ScanReport, ax: Axes) -> Axes:
+    """Interchange accuracy by layer and span: where exchanging the state exchanges the answer."""
+    cells = np.array(report.accuracy).T
+    image = ax.imshow(cells, aspect="auto", vmin=0, vmax=1)
+    step = 1 if len(report.layers) <= 16 else 4
+    ax.set_xticks(range(0, len(report.layers), step), [str(layer) for layer in report.layers[::step]])
+    ax.set_yticks(range(len(report.spans)), report.spans)
+    ax.set(xlabel="output of block", title=f"{report.task}: {report.method}")
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(image, ax=ax, label="interchange accuracy")
     return ax
 
 
