@@ -7,6 +7,7 @@ texts differ, the model now gives the source's answer (distributed alignment sea
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -58,7 +59,8 @@ class InterchangeRuns:
         self, model: PreTrainedModel, pairs: CounterfactualPairs, site: Site | int, span: str, batch_size: int = 64
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.pairs, self.span, self.batch_size = pairs, span, batch_size
+        self.pairs, self.batch_size = pairs, batch_size
+        pairs.span(span)  # before anything is run
         self.site = find_sites(model, "block-output", layers=site)[0] if isinstance(site, int) else site
         if self.site.layer is None or self.site.part is not None:
             raise InputError(f"site '{self.site.name}': an interchange acts on the whole output of a module inside the blocks")
@@ -66,16 +68,28 @@ class InterchangeRuns:
         stacks = block_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self._returns_tuple = False
-        base, source = zip(*pairs.span(span), strict=True)
         self.base_label, self.source_label = self._tensor(pairs.base_label), self._tensor(pairs.source_label)
-        self._position = self._tensor(source)
         self._read(pairs.source_ids)
-        self.sources = torch.cat([self._observe(rows)[1] for rows in self._batches()])
-        self._position = self._tensor(base)
+        self._source_states = torch.cat([self._observe(rows)[1] for rows in self._batches()])
         self._read(pairs.base_ids)
-        entering, bases, logits = zip(*(self._observe(rows) for rows in self._batches()), strict=True)
-        self._entering, self.bases = torch.cat(entering), torch.cat(bases)
-        self.base_odds: Float[Tensor, " pairs"] = torch.cat(logits)  # log odds of the base's answer when nothing is exchanged
+        entering, states, odds = zip(*(self._observe(rows) for rows in self._batches()), strict=True)
+        self._entering, self._base_states = torch.cat(entering), torch.cat(states)
+        self.base_odds: Float[Tensor, " pairs"] = torch.cat(odds)  # log odds of the base's answer when nothing is exchanged
+        self._look_at(span)
+
+    def at(self, span: str) -> InterchangeRuns:
+        """The same runs with the exchange at another span."""
+        other = copy.copy(self)
+        other._look_at(span)
+        return other
+
+    def _look_at(self, span: str) -> None:
+        self.span = span
+        base, source = (self._tensor(ends) for ends in zip(*self.pairs.span(span), strict=True))
+        here = torch.arange(len(self.pairs), device=base.device)
+        self._position = base
+        self.bases: Float[Tensor, "pairs width"] = self._base_states[here, base]
+        self.sources: Float[Tensor, "pairs width"] = self._source_states[here, source]
 
     def logits(self, rows: Int[Tensor, " n"], interchange: Interchange) -> Float[Tensor, "n vocabulary"]:
         """Logits behind the base texts of these pairs. Gradients flow to the interchange's parameters."""
@@ -126,31 +140,32 @@ class InterchangeRuns:
 
     @torch.no_grad()
     def _observe(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What enters the block, padded to the longest text of all; the site's state at the span; the log odds at the end."""
+        """What enters the block and what leaves the site, padded to the longest text of all, and the log odds at the end."""
         seen: dict[str, Tensor] = {}
 
-        def entering(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen["entering"] = args[0] if args else kwargs["hidden_states"]
 
-        def leaving(module: nn.Module, args: Any, output: Any) -> None:
+        def after_site(module: nn.Module, args: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
             if states.ndim != 3:
                 raise InputError(
                     f"site '{self.site.name}': its output has shape {tuple(states.shape)}, not (batch, tokens, width)"
                 )
-            seen["state"] = states[torch.arange(len(rows), device=states.device), self._position[rows]].clone()
+            seen["leaving"] = states.clone()
 
-        def returning(block: nn.Module, args: Any, output: Any) -> None:
+        def after_block(block: nn.Module, args: Any, output: Any) -> None:
             self._returns_tuple = isinstance(output, tuple)
 
         block = self._blocks[self.site.layer or 0]
         with ExitStack() as stack:
-            stack.callback(block.register_forward_pre_hook(entering, with_kwargs=True).remove)
-            stack.callback(block.register_forward_hook(returning).remove)
-            stack.callback(self._module.register_forward_hook(leaving).remove)
+            stack.callback(block.register_forward_pre_hook(before_block, with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(after_block).remove)
+            stack.callback(self._module.register_forward_hook(after_site).remove)
             logits = self._last_logits(rows)
-        states = functional.pad(seen["entering"], (0, 0, 0, self._ids.shape[1] - seen["entering"].shape[1]))
-        return states, seen["state"], self._log_odds(logits, rows)
+        missing = self._ids.shape[1] - seen["entering"].shape[1]
+        entering, leaving = (functional.pad(seen[key], (0, 0, 0, missing)) for key in ("entering", "leaving"))
+        return entering, leaving, self._log_odds(logits, rows)
 
     @contextmanager
     def _resumed(self, rows: Tensor) -> Iterator[None]:
@@ -352,16 +367,17 @@ def scan(
         progress: told the layer and span that come next.
         training: further arguments of `train_interchange`.
     """
-    sites = {layer: find_sites(model, "block-output", layers=layer)[0] for layer in layers}
     found: list[list[InterchangeReport]] = []
-    for layer, site in sites.items():
+    for layer in layers:
         found.append([])
+        train, test = None, InterchangeRuns(model, splits.test, layer, spans[0])
         for span in spans:
             progress(layer, span)
-            interchange = make(site.width)
+            interchange = make(test.site.width)
             if isinstance(interchange, nn.Module) and count_parameters(interchange):
-                train_interchange(InterchangeRuns(model, splits.train, site, span), interchange, **training)
-            found[-1].append(interchange_accuracy(InterchangeRuns(model, splits.test, site, span), interchange, method))
+                train = train or InterchangeRuns(model, splits.train, layer, spans[0])
+                train_interchange(train.at(span), interchange.to(model.device), **training)
+            found[-1].append(interchange_accuracy(test.at(span), interchange, method))
     accuracy, log_odds = (
         tuple(tuple(getattr(report, key) for report in row) for row in found) for key in ("accuracy", "log_odds")
     )

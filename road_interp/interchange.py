@@ -34,8 +34,8 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         depth: number of levels, `butterfly.full_depth(width)` for the deepest that is of use.
         rows: the coordinates to swap: "first" (the first of every plane), a list of them, or "mask": all, each by a learned
             share `sigmoid(mask / temperature)` until `harden` makes a list of those above one half.
-        seed, spread: of the angles at the start, which are normal with a deviation of `spread` radians. Small angles learn
-            fastest; a spread of a half turn is a random rotation, for controls.
+        seed, spread: of the angles at the start, which are normal with a deviation of `spread` radians; a spread of a half turn
+            makes a random rotation, for controls.
         subspace_partition: pyvene's, as in its LowRankRotatedSpaceIntervention: `subspaces` then name parts of `rows`, else
             single entries of it.
     """
