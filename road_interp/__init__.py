@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from road_interp import measure, plots
     from road_interp.adapter import RoadAdapter
     from road_interp.bank import RoadBank
+    from road_interp.causal import InterchangeRuns, interchange_accuracy, train_interchange
     from road_interp.errors import InputError
+    from road_interp.interchange import RoadInterchangeIntervention
     from road_interp.intervention import RoadIntervention
     from road_interp.locate import find_sites
     from road_interp.model import RoadModel
+    from road_interp.pairs import Pair, encode_pairs, load_pairs, read_pairs
     from road_interp.planes import TaskPlanes
     from road_interp.pretrained import load_model, load_tokenizer
     from road_interp.recipe import load_recipe
@@ -28,11 +31,19 @@ if TYPE_CHECKING:
 _HOMES = {
     "RoadAdapter": "adapter",
     "RoadBank": "bank",
+    "InterchangeRuns": "causal",
+    "interchange_accuracy": "causal",
+    "train_interchange": "causal",
     "InputError": "errors",
+    "RoadInterchangeIntervention": "interchange",
     "RoadIntervention": "intervention",
     "find_sites": "locate",
     "RoadModel": "model",
     "TaskPlanes": "planes",
+    "Pair": "pairs",
+    "encode_pairs": "pairs",
+    "load_pairs": "pairs",
+    "read_pairs": "pairs",
     "load_model": "pretrained",
     "load_tokenizer": "pretrained",
     "load_recipe": "recipe",
@@ -44,21 +55,29 @@ _HOMES = {
 
 __all__ = [
     "InputError",
+    "InterchangeRuns",
+    "Pair",
     "RoadAdapter",
     "RoadBank",
+    "RoadInterchangeIntervention",
     "RoadIntervention",
     "RoadModel",
     "Run",
     "Site",
     "TaskPlanes",
+    "encode_pairs",
     "evaluate",
     "find_sites",
+    "interchange_accuracy",
     "load_model",
+    "load_pairs",
     "load_recipe",
     "load_tokenizer",
     "measure",
     "plots",
+    "read_pairs",
     "train",
+    "train_interchange",
 ]
 
 

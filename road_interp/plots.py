@@ -14,6 +14,7 @@ from matplotlib.patches import Circle
 
 from road_interp.bank import BASE
 from road_interp.bench import BenchReport
+from road_interp.causal import ScanReport
 from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles
 from road_interp.measure.composition import CompositionReport
@@ -137,6 +138,20 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
     ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", " + ") for active in sets])
     ax.set(xlabel="active tasks", ylabel="fraction of answers", ylim=(0, 1.05), title=f"{report.model}: {report.method}")
     ax.legend(loc="upper left")
+    return ax
+
+
+@_styled
+def interchange_scan(report: ScanReport, ax: Axes) -> Axes:
+    """Interchange accuracy by layer and span: where exchanging the state exchanges the answer."""
+    cells = np.array(report.accuracy).T
+    image = ax.imshow(cells, aspect="auto", vmin=0, vmax=1)
+    step = 1 if len(report.layers) <= 16 else 4
+    ax.set_xticks(range(0, len(report.layers), step), [str(layer) for layer in report.layers[::step]])
+    ax.set_yticks(range(len(report.spans)), report.spans)
+    ax.set(xlabel="output of block", title=f"{report.task}: {report.method}")
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(image, ax=ax, label="interchange accuracy")
     return ax
 
 

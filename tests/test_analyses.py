@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import tiny_model
+from taught import word_tokenizer
 from test_composition import report as scripted_report
 
 from road_interp.bench import BenchReport, Timing
@@ -75,3 +77,23 @@ def test_conditions_of_the_composition_are_recipes():
     assert len(names) == len(set(names))
     for _, changes in script.conditions():
         assert isinstance(load_recipe("composition-smollm2", changes), MixtureRecipe)
+
+
+def test_interchange(tmp_path, monkeypatch, capsys):
+    def tiny(recipe, head):
+        return tiny_model("Llama", head, vocab_size=400), []
+
+    run(
+        "interchange", "--quick", "--layer", 0, "--tasks", "gender", "agreement:object", "--out", tmp_path,
+        monkeypatch=monkeypatch, load_model=tiny, load_tokenizer=lambda recipe: word_tokenizer(),
+    )  # fmt: skip
+    parts = ["controls-agreement-0", "controls-gender-0", "cost", "depth-gender-0", "scan-gender"]
+    assert sorted(path.stem for path in tmp_path.glob("*.json")) == parts
+    assert json.loads((tmp_path / "controls-agreement-0.json").read_text())["rows"][0]["span"] == "object"
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("c*.json")}
+    assert "scan-gender.png" in capsys.readouterr().out
+
+    (tmp_path / "scan-gender.json").unlink()
+    run("interchange", "--redraw", "--out", tmp_path, monkeypatch=monkeypatch, load_model=None)
+    assert "controls-agreement-0" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("c*.json")} == written

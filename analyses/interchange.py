@@ -1,0 +1,137 @@
+"""Interchange with stacked rotations: every method and control, by task and seed; depth against rows; layers against spans; cost.
+
+python analyses/interchange.py --out figures/interchange            # SmolLM2-135M; hours on two cores, and it resumes
+python analyses/interchange.py --templates causalgym.json --tasks agreement npi_any_subj-relc agr_gender
+python analyses/interchange.py --quick --out figures/interchange
+python analyses/interchange.py --redraw --out figures/interchange   # tables and figures from the parts that are there
+
+Every part writes its own JSON file into the folder; parts that are there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from road_interp import butterfly, figures, plots
+from road_interp.causal import InterchangeRuns, ScanReport, full_swap, interchange_accuracy, scan, train_interchange
+from road_interp.cli import SMOLLM2
+from road_interp.controls import STACKED, ControlReport, controls, methods
+from road_interp.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
+from road_interp.files import write_atomically
+from road_interp.interchange import RoadInterchangeIntervention
+from road_interp.pairs import Splits, load_pairs
+from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.recipe import ModelRecipe
+
+LAYER = 15
+SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}
+BUILT_IN = ("agreement", "gender")
+Part = tuple[str, Callable[[Callable[..., None]], Any]]  # file name, and how to measure it, given whom to tell
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures/interchange"))
+    parser.add_argument("--templates", type=Path, help="tasks in CausalGym's format, beside the built-in ones")
+    parser.add_argument("--tasks", nargs="+", default=BUILT_IN, help="NAME, or NAME:SPAN to choose the token that is exchanged")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--layer", type=int, default=LAYER)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps and pairs, small widths")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.redraw:
+        measure(options)
+    show(options.out)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run the parts whose files are missing."""
+    recipe = ModelRecipe(SMOLLM2)
+    model, tokenizer = load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
+    missing = [part for part in parts(options, model, tokenizer) if not (options.out / part[0]).exists()]
+    with Progress(console=Console(stderr=True)) as bars:
+        bar = bars.add_task("", total=len(missing))
+        for name, run in missing:
+
+            def tell(what: Any, *numbers: Any, name: str = name) -> None:
+                bars.update(bar, description=f"{name}: {what} {' '.join(f'{number:.3g}' for number in numbers)}")
+
+            write_atomically(options.out / name, run(tell).to_json())
+            bars.advance(bar)
+
+
+def parts(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Part]:
+    """Cost; then by task and seed the controls, and for the first task depth against rows and layers against spans."""
+    steps, counts = (3, (32, 8, 16)) if options.quick else (options.steps, (512, 128, 400))
+    width, rounds = (64, 2) if options.quick else (2048, 3)
+    yield "cost.json", lambda tell: cost(width, rounds=rounds, progress=tell)
+    for seed in options.seeds[: 1 if options.quick else None]:
+        for task in options.tasks:
+            name, _, span = task.partition(":")
+            splits = load_pairs(name, tokenizer, counts, templates=None if name in BUILT_IN else options.templates)
+            place = splits, options.layer, span or SPANS[name]
+            yield f"controls-{name}-{seed}.json", lambda tell, p=place, s=seed: controls(model, *p, s, steps, tell)
+            if task == options.tasks[0]:
+                yield f"depth-{name}-{seed}.json", lambda tell, p=place, s=seed: depth_by_rows(model, *p, s, steps, tell)
+                if seed == options.seeds[0]:
+                    yield f"scan-{name}.json", lambda tell, s=splits: full_scan(model, s, tell)
+
+
+def depth_by_rows(
+    model: PreTrainedModel, splits: Splits, layer: int, span: str, seed: int, steps: int, tell: Callable[..., None]
+) -> ControlReport:
+    """Stacks of several depths, each with several numbers of swapped rows, spread over the planes."""
+    train, test = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.test))
+    width, planes, deepest = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
+    rows = []
+    for depth in sorted({1, min(2, deepest), min(5, deepest), deepest}):
+        for count in sorted({1, min(8, planes), min(64, planes), planes}):
+            name = f"depth {depth}, {count} rows"
+            chosen = [2 * (number * planes // count) for number in range(count)]
+            intervention = RoadInterchangeIntervention(width, depth, chosen, seed)
+            training = methods()[STACKED].training
+            train_interchange(train, intervention, steps, seed=seed, progress=lambda *p, n=name: tell(n, *p), **training)
+            rows.append(interchange_accuracy(test, intervention, name))
+    return ControlReport(seed, tuple(rows))
+
+
+def full_scan(model: PreTrainedModel, splits: Splits, tell: Callable[..., None]) -> ScanReport:
+    """Where the variable is: full swaps at every other block output and every span; the validation pairs are enough to see it."""
+    layers = range(0, model.config.num_hidden_layers, 2)
+    spans = list(splits.validation.positions)
+    splits = splits._replace(test=splits.validation)
+    return scan(model, splits, layers, spans, lambda width: full_swap, "full swap", lambda layer, span: tell(span, layer))
+
+
+def show(folder: Path) -> None:
+    """Tables of everything measured so far, and the heat map."""
+    console = Console()
+    for file in sorted((*folder.glob("controls-*.json"), *folder.glob("depth-*.json"))):
+        report = ControlReport.from_json(file.read_text())
+        table = Table("", "parameters", "accuracy", "95%", "flipped", "log odds", title=file.stem)
+        for row in report.rows:
+            low, high = row.interval
+            numbers = (f"{row.accuracy:.3f}", f"{low:.3f} {high:.3f}", f"{row.flipped:.3f}", f"{row.log_odds:.2f}")
+            table.add_row(row.method, str(row.parameters), *numbers)
+        console.print(table)
+    if (folder / "cost.json").exists():
+        report = CostReport.from_json((folder / "cost.json").read_text())
+        for slower, faster in ((LOW_RANK, SHALLOW), (FULL, SHALLOW), (FULL, DEEP)):
+            console.print(f"width {report.width}: {slower} takes {report.ratio(slower, faster):.0f} times as long as {faster}")
+    for file in sorted(folder.glob("scan-*.json")):
+        report = ScanReport.from_json(file.read_text())
+        console.print(str(figures.save_figure(plots.interchange_scan(report), report, folder, file.stem)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What an interchange accuracy is read beside: swaps without learning, other methods, models and answers without meaning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from road_interp import butterfly
+from road_interp.causal import (
+    Interchange,
+    InterchangeReport,
+    InterchangeRuns,
+    full_swap,
+    interchange_accuracy,
+    no_swap,
+    train_interchange,
+)
+from road_interp.errors import InputError
+from road_interp.interchange import RoadInterchangeIntervention
+from road_interp.intervention import pyvene
+from road_interp.pairs import Splits
+from road_interp.site import Site
+
+STACKED, PLANES = "stacked RoAd, one row", "RoAd, a row of every plane"
+Progress = Callable[[str, int, float], None]
+
+
+class Method(NamedTuple):
+    """How to make an interchange for a width, and how `train_interchange` should train it."""
+
+    make: Callable[[int], nn.Module]
+    training: dict[str, Any]
+
+
+def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
+    """The learned interchanges that are compared: RoAd's, with angles of that `spread` at the start, and pyvene's."""
+
+    def stacked(width: int) -> nn.Module:
+        return RoadInterchangeIntervention(width, butterfly.full_depth(width), [0], seed, spread)
+
+    def planes(width: int) -> nn.Module:
+        return RoadInterchangeIntervention(width, seed=seed, spread=spread)
+
+    def low_rank(rank: int) -> Callable[[int], nn.Module]:
+        return lambda width: _seeded(
+            seed, lambda: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=rank)
+        )
+
+    def boundless(width: int) -> nn.Module:
+        return _seeded(seed, lambda: pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width))
+
+    return {
+        STACKED: Method(stacked, {"learning_rate": 0.05}),
+        PLANES: Method(planes, {"learning_rate": 0.05}),
+        "low-rank DAS, rank 1": Method(low_rank(1), {"learning_rate": 0.01}),
+        "low-rank DAS, rank 8": Method(low_rank(8), {"learning_rate": 0.01}),
+        "boundless DAS": Method(boundless, {"learning_rate": 1e-3, "temperatures": (50.0, 0.1)}),
+    }
+
+
+@dataclass(frozen=True)
+class ControlReport:
+    """One task at one site: every method and control on the same test pairs."""
+
+    seed: int
+    rows: tuple[InterchangeReport, ...]
+
+    def of(self, method: str) -> InterchangeReport:
+        """The row of that method."""
+        for row in self.rows:
+            if row.method == method:
+                return row
+        raise InputError(f"no row '{method}'; the rows are {', '.join(row.method for row in self.rows)}")
+
+    @property
+    def selectivity(self) -> float:
+        """Log odds ratio of the stacked rotation above that on arbitrary answers (nats; Hewitt & Liang 2019)."""
+        return self.of(STACKED).log_odds - self.of(f"{STACKED}, arbitrary answers").log_odds
+
+    def to_json(self) -> str:
+        """All numbers as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ControlReport:
+        """The report that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            return cls(content["seed"], tuple(map(InterchangeReport.from_dict, content["rows"])))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"this is not the JSON of a control report ({error})") from None
+
+
+def controls(
+    model: PreTrainedModel,
+    splits: Splits,
+    site: Site | int,
+    span: str,
+    seed: int = 0,
+    steps: int = 200,
+    progress: Progress = lambda name, step, loss: None,
+) -> ControlReport:
+    """Train and test every method of `methods`, and each of these beside them:
+
+    - no swap and the full swap of the state, which need no learning;
+    - the RoAd interchanges with random angles;
+    - the directions of a difference of means and of a linear probe, both from the training pairs' states;
+    - the stacked rotation on a model of the same architecture with random weights, and on arbitrary answers.
+
+    Args:
+        steps: of training, for every method.
+        progress: told the method, the number of steps done and the loss.
+    """
+    train, test = (InterchangeRuns(model, pairs, site, span) for pairs in (splits.train, splits.test))
+    rows = [interchange_accuracy(test, swap, name) for name, swap in (("no swap", no_swap), ("full swap", full_swap))]
+    for name, method in methods(seed).items():
+        if name in (STACKED, PLANES):
+            random = methods(seed, spread=torch.pi)[name].make(test.site.width).to(model.device)
+            rows.append(interchange_accuracy(test, random, f"{name}, random angles"))
+        rows.append(_trained(train, test, name, method, seed, steps, progress))
+    for name, direction in (("difference of means", mean_difference(train)), ("linear probe", probe_direction(train))):
+        rows.append(interchange_accuracy(test, swap_along(direction), name))
+    stacked = methods(seed)[STACKED]
+    blank = untrained_like(model, seed)
+    without = "random weights"
+    train, test = (InterchangeRuns(blank, pairs, site, span) for pairs in (splits.train, splits.test))
+    rows.append(interchange_accuracy(test, no_swap, f"no swap, {without}"))
+    rows.append(_trained(train, test, f"{STACKED}, {without}", stacked, seed, steps, progress))
+    without, vocabulary = "arbitrary answers", model.config.get_text_config().vocab_size
+    arbitrary = [pairs.with_arbitrary_labels(vocabulary, seed) for pairs in (splits.train, splits.test)]
+    train, test = (InterchangeRuns(model, pairs, site, span) for pairs in arbitrary)
+    rows.append(interchange_accuracy(test, no_swap, f"no swap, {without}"))
+    rows.append(_trained(train, test, f"{STACKED}, {without}", stacked, seed, steps, progress))
+    return ControlReport(seed, tuple(rows))
+
+
+def _trained(
+    train: InterchangeRuns, test: InterchangeRuns, name: str, method: Method, seed: int, steps: int, progress: Progress
+) -> InterchangeReport:
+    interchange = method.make(test.site.width).to(test.model.device)
+    train_interchange(
+        train, interchange, steps, seed=seed, progress=lambda step, loss: progress(name, step, loss), **method.training
+    )
+    return interchange_accuracy(test, interchange, name)
+
+
+def swap_along(basis: Float[Tensor, "width k"]) -> Interchange:
+    """The interchange of the coordinates along orthonormal columns."""
+    return lambda base, source: base + ((source - base).to(basis.dtype) @ basis @ basis.T).to(base.dtype)
+
+
+def mean_difference(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
+    """Unit vector between the mean states of the two classes."""
+    states, second = _labelled(runs)
+    return nn.functional.normalize(states[second].mean(0) - states[~second].mean(0), dim=0).unsqueeze(1)
+
+
+def probe_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
+    """Unit normal of the plane by which logistic regression on standardised states parts the two classes."""
+    states, second = _labelled(runs)
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(states.cpu().numpy(), second.cpu().numpy())
+    normal = fitted[1].coef_[0] / fitted[0].scale_
+    return torch.as_tensor(normal / np.linalg.norm(normal), dtype=states.dtype, device=states.device).unsqueeze(1)
+
+
+def _labelled(runs: InterchangeRuns) -> tuple[Tensor, Tensor]:
+    """States at the span from base and source runs, fp32, and whether each is of the second class."""
+    labels = [*runs.pairs.base_class, *runs.pairs.source_class]
+    classes = sorted(set(labels))
+    if len(classes) != 2:
+        raise InputError(f"a direction between two classes: {runs.pairs.name} has {len(classes)} ({', '.join(classes[:5])})")
+    states = torch.cat((runs.bases, runs.sources)).float()
+    return states, torch.tensor([label == classes[1] for label in labels], device=states.device)
+
+
+def untrained_like(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """A model of the same architecture with random weights."""
+    blank: Any = _seeded(seed, lambda: AutoModelForCausalLM.from_config(model.config, dtype=model.dtype))
+    return blank.to(model.device)
+
+
+def _seeded(seed: int, make: Callable[[], Any]) -> Any:
+    """What `make` gives when the global generator starts from `seed`; the generator is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()

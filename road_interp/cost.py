@@ -1,0 +1,116 @@
+"""What an interchange costs by itself: forward and backward of the intervention, without a model around it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from road_interp import butterfly
+from road_interp.causal import count_parameters
+from road_interp.errors import InputError
+from road_interp.interchange import RoadInterchangeIntervention
+from road_interp.intervention import pyvene
+
+SHALLOW, DEEP, LOW_RANK, FULL = "RoAd", "stacked RoAd", "low-rank DAS, rank 8", "full rotation DAS"
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """One interchange: trained values, and the seconds of forward and backward in every round."""
+
+    method: str
+    parameters: int
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """All interchanges of one run on one machine, timed one after the other in every round."""
+
+    width: int
+    batch: int
+    device: str
+    threads: int
+    methods: tuple[MethodCost, ...]
+
+    def of(self, method: str) -> MethodCost:
+        """The timings of that method."""
+        for each in self.methods:
+            if each.method == method:
+                return each
+        raise InputError(f"no timings of '{method}'; there are {', '.join(each.method for each in self.methods)}")
+
+    def ratio(self, slower: str, faster: str) -> float:
+        """How many times as long one takes: the median over rounds."""
+        return float(np.median(np.divide(self.of(slower).seconds, self.of(faster).seconds)))
+
+    def to_json(self) -> str:
+        """All numbers as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CostReport:
+        """The report that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            methods = tuple(MethodCost(**{**each, "seconds": tuple(each["seconds"])}) for each in content["methods"])
+            return cls(**{**content, "methods": methods})
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"this is not the JSON of a cost report ({error})") from None
+
+
+def cost(
+    width: int = 2048,
+    batch: int = 16,
+    rounds: int = 3,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda method: None,
+) -> CostReport:
+    """Time RoAd at depth 1 and at full depth, pyvene's low-rank and its full rotation, on `batch` states of `width` dimensions.
+
+    pyvene's parametrisation builds its orthogonal matrix anew in every step: that is part of the intervention and of its time.
+    Each interchange runs once to warm up; the full rotation takes many seconds a step at widths of thousands.
+
+    Args:
+        progress: told each method before it is timed.
+    """
+    torch.manual_seed(0)
+    interchanges: dict[str, nn.Module] = {
+        SHALLOW: RoadInterchangeIntervention(width),
+        DEEP: RoadInterchangeIntervention(width, depth=butterfly.full_depth(width), rows=[0]),
+        LOW_RANK: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
+        FULL: pyvene.RotatedSpaceIntervention(embed_dim=width),
+    }
+    base, source = (torch.randn(batch, width, device=device) for _ in range(2))
+    seconds: dict[str, list[float]] = {method: [] for method in interchanges}
+    for number in range(rounds + 1):
+        for method, interchange in interchanges.items():
+            progress(method)
+            taken = _seconds(interchange.to(device), base, source)
+            if number:
+                seconds[method].append(taken)
+    found = tuple(MethodCost(method, count_parameters(each), tuple(seconds[method])) for method, each in interchanges.items())
+    name = torch.cuda.get_device_name() if base.is_cuda else "cpu"
+    return CostReport(width, batch, name, torch.get_num_threads(), found)
+
+
+def _seconds(interchange: nn.Module, base: Tensor, source: Tensor) -> float:
+    """Time of one forward and backward: the mean of those that fit into a tenth of a second, at least one."""
+    calls, started = 0, time.perf_counter()
+    while not calls or time.perf_counter() - started < 0.1:
+        interchange.zero_grad()
+        interchange(base, source).square().sum().backward()
+        _wait(base)
+        calls += 1
+    return (time.perf_counter() - started) / calls
+
+
+def _wait(states: Tensor) -> None:
+    if states.is_cuda:
+        torch.cuda.synchronize()
