@@ -34,6 +34,7 @@ from road_interp.recipe import ModelRecipe
 LAYER = 15
 SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}
 BUILT_IN = ("agreement", "gender")
+PREFIX = "<|endoftext|>"  # what stood between SmolLM2's training texts
 Part = tuple[str, Callable[[Callable[..., None]], Any]]  # file name, and how to measure it, given whom to tell
 
 
@@ -78,7 +79,8 @@ def parts(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTra
     for seed in options.seeds[: 1 if options.quick else None]:
         for task in options.tasks:
             name, _, span = task.partition(":")
-            splits = load_pairs(name, tokenizer, counts, templates=None if name in BUILT_IN else options.templates)
+            templates = None if name in BUILT_IN else options.templates
+            splits = load_pairs(name, tokenizer, counts, templates=templates, prefix=PREFIX)
             place = splits, options.layer, span or SPANS[name]
             yield f"controls-{name}-{seed}.json", lambda tell, p=place, s=seed: controls(model, *p, s, steps, tell)
             if task == options.tasks[0]:

@@ -111,6 +111,7 @@ def load_pairs(
     counts: tuple[int, int, int] = COUNTS,
     seed: int = 0,
     templates: Path | None = None,
+    prefix: str = "",
 ) -> Splits:
     """Three splits of a task made from templates, with disjoint words.
 
@@ -122,6 +123,7 @@ def load_pairs(
             task of `templates`.
         counts: the most pairs of each split; all are different, and few words give fewer.
         templates: a JSON file of tasks in CausalGym's format instead of the built-in ones.
+        prefix: as in `encode_pairs`.
 
     Raises:
         InputError: an unknown task, a template that cannot be read, words that cannot be divided.
@@ -140,7 +142,7 @@ def load_pairs(
         raise InputError(f"task '{task}': {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"task '{task}' is not in CausalGym's template format ({type(error).__name__}: {error})") from None
-    return Splits(*(encode_pairs(pairs, tokenizer, task) for pairs in drawn))
+    return Splits(*(encode_pairs(pairs, tokenizer, task, prefix) for pairs in drawn))
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -158,12 +160,20 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def encode_pairs(
-    pairs: Iterable[Pair] | Callable[[], Iterable[Pair]], tokenizer: PreTrainedTokenizerBase, name: str = "pairs"
+    pairs: Iterable[Pair] | Callable[[], Iterable[Pair]],
+    tokenizer: PreTrainedTokenizerBase,
+    name: str = "pairs",
+    prefix: str = "",
 ) -> CounterfactualPairs:
     """Tokens, answers and span positions of pairs, or of what a callable gives.
 
     Texts are read whole, as they would be without spans. A span's position is the token that holds its last character, so that it
     is found in base and source however many tokens its words take.
+
+    Args:
+        prefix: stands before every text, such as the model's separator of documents. Many models give the very first token a
+            state of enormous norm that has little to do with its word; where the tokeniser puts no token of its own, that place
+            falls to the text.
 
     Raises:
         InputError: no pairs; two answers with one first token; an answer that would join the last word of its text.
@@ -173,7 +183,7 @@ def encode_pairs(
         raise InputError(f"{name}: there are no pairs")
     if not tokenizer.is_fast:
         raise InputError(f"{name}: {type(tokenizer).__name__} cannot tell where its tokens lie; load the fast tokeniser")
-    base, source = (_encode([getattr(pair, side) for pair in pairs], tokenizer, name) for side in ("base", "source"))
+    base, source = (_encode([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
     base_label = _answers(base, [pair.base_label for pair in pairs], tokenizer, name)
     source_label = _answers(base, [pair.source_label for pair in pairs], tokenizer, name)
     for pair, one, other in zip(pairs, base_label, source_label, strict=True):
@@ -203,16 +213,16 @@ class _Text(NamedTuple):
     ends: dict[str, int]  # by span: the token that holds its last character
 
 
-def _encode(texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, name: str) -> list[_Text]:
+def _encode(texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, name: str, prefix: str) -> list[_Text]:
     spans = [{"text": text} if isinstance(text, str) else dict(text) for text in texts]
-    whole = ["".join(each.values()).rstrip() for each in spans]
+    whole = [prefix + "".join(each.values()).rstrip() for each in spans]
     encoded = tokenizer(whole, return_offsets_mapping=True)
     found = []
     for text, parts, ids, offsets in zip(whole, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        if not text:
+        if text == prefix:
             raise InputError(f"{name}: a text is empty")
         last = _token_at(offsets, len(text) - 1)
-        ends, stop = {}, 0
+        ends, stop = {}, len(prefix)
         for span, part in parts.items():
             if part.strip():
                 ends[span] = _token_at(offsets, stop + len(part.rstrip()) - 1)

@@ -86,6 +86,15 @@ def test_positions_hold_the_last_token_of_every_span(tokenizer):
         pairs.span("gap")
 
 
+def test_a_prefix_moves_every_position(tokenizer):
+    pairs = [Pair({"who": "the baker", "does": " cried"}, {"who": "Ida", "does": " cried"}, " he", " she")]
+    plain, moved = encode_pairs(pairs, tokenizer), encode_pairs(pairs, tokenizer, prefix="because ")
+    assert moved.base == ("because the baker cried",)
+    assert moved.base_ids == ((tokenizer.convert_tokens_to_ids("because"), *plain.base_ids[0]),)
+    for span, ((base, source),) in plain.positions.items():
+        assert moved.span(span) == ((base + 1, source + 1),)
+
+
 def test_causalgym_templates_with_several_label_slots_and_joint_lists(tokenizer, templates):
     splits = load_pairs("gap", tokenizer, (100, 100, 100), templates=templates)
     texts = {*splits.train.base, *splits.train.source}
