@@ -40,7 +40,7 @@ class Timing:
         ratios: to the bare model in the same round.
         tokens: tokens that one call computes or generates.
         peak_bytes: the most that one call held beyond what was there before it: by torch's allocator on CUDA, by torch's profiler
-            on the CPU, where generation is left out (0): its trace alone would fill the memory.
+            on the CPU, where generation is left out (0): its trace grows too large.
         saved_bytes: kept by autograd for the backward pass of a training step, parameters not counted; 0 elsewhere.
     """
 
