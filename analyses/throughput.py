@@ -1,6 +1,6 @@
 """Figure 4 of the paper: generation with a different adapter in every row, RoAd beside LoRA and the bare model.
 
-python analyses/throughput.py --out figures            # SmolLM2-135M, about ten minutes on two cores
+python analyses/throughput.py --out figures            # SmolLM2-135M, 25 minutes on two slow cores
 python analyses/throughput.py --quick --out figures
 python analyses/throughput.py --redraw figures/throughput.json --out figures
 """
@@ -17,7 +17,7 @@ from road_interp.pretrained import load_model
 from road_interp.recipe import ModelRecipe
 
 # rounds, requests, new tokens, lengths, ranks
-FULL = (7, (1, 2, 4, 8, 16), 16, (8, 16, 32, 64), (1, 2, 4, 8, 16))
+FULL = (5, (1, 2, 4, 8, 16), 16, (8, 32), (1, 4, 16))
 QUICK = (1, (1, 4), 4, (2, 4), (1, 8))
 
 

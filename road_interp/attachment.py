@@ -163,7 +163,7 @@ class Attachment:
         if shape not in self._placed:
             batch, rows = hidden.shape[0], self._blocks[0].a.shape[0]
             if batch % rows:
-                raise InputError(f"site '{site.name}': {rows} adapter names for a batch of {batch} rows; give one name per row")
+                raise InputError(f"site '{site.name}': {rows} names for a batch of {batch} rows; give one per row")
             self._placed[shape] = [each.for_rows(batch).beside(hidden.ndim) for each in self._blocks]
         return self._placed[shape]
 

@@ -116,6 +116,7 @@ def bench(
     new_tokens: int = 16,
     lengths: Sequence[int] = (),
     ranks: Sequence[int] = (),
+    only: Sequence[str] = (),
     progress: Callable[[str, BenchReport], None] = lambda task, report: None,
     seed: int = 0,
 ) -> BenchReport:
@@ -128,8 +129,11 @@ def bench(
         new_tokens: generated for every row, where the number is not what varies.
         lengths: numbers of tokens to generate for eight requests (paper, figure 4 middle).
         ranks: of one unmerged LoRA for eight rows (paper, figure 4 left).
+        only: the peers to time, among them "bare"; all by default.
         progress: told before each task, with the report so far.
     """
+    if only and "bare" not in only:
+        raise InputError("ratios are to the bare model: 'bare' must be among the peers")
     torch.manual_seed(seed)
     base = base.eval()
     peers = Peers(base, max(8, *requests), ranks)
@@ -142,18 +146,24 @@ def bench(
         rounds,
         (),
     )
+    ids = draw_ids(base, 8, 64)
+    if unknown := set(only) - set(peers.forward(ids)):
+        raise InputError(f"unknown peer '{min(unknown)}'; the peers are {', '.join(peers.forward(ids))}")
     progress("forward", report)
     with torch.no_grad():
-        ids = draw_ids(base, 8, 64)
-        timings = list(_timed(Setting("forward", 8, 0, 0, ids.numel()), rounds, peers.forward(ids), base))
+        timings = list(_timed(Setting("forward", 8, 0, 0, ids.numel()), rounds, _chosen(peers.forward(ids), only), base))
     progress("training step", report := replace(report, timings=tuple(timings)))
-    timings += _train_timings(peers, draw_ids(base, 4, 128), rounds)
+    timings += _train_timings(peers, draw_ids(base, 4, 128), rounds, only)
     for setting, calls in _generations(peers, requests, new_tokens, lengths, ranks):
         report = replace(report, timings=tuple(timings))
         progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens", report)
         with torch.no_grad():
-            timings += _timed(setting, rounds, calls, base)
+            timings += _timed(setting, rounds, _chosen(calls, only), base)
     return replace(report, timings=tuple(timings))
+
+
+def _chosen(calls: dict[str, Call], only: Sequence[str]) -> dict[str, Call]:
+    return {peer: call for peer, call in calls.items() if not only or peer in only}
 
 
 class Setting(NamedTuple):
@@ -205,8 +215,8 @@ def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTr
         yield Timing(task, peer, rows, new_tokens, rank, tuple(seconds[peer]), tuple(ratios), tokens, peaks[peer])
 
 
-def _train_timings(peers: Peers, ids: Tensor, rounds: int) -> Iterator[Timing]:
-    losses = peers.training(ids)
+def _train_timings(peers: Peers, ids: Tensor, rounds: int, only: Sequence[str]) -> Iterator[Timing]:
+    losses = _chosen(peers.training(ids), only)
     saved = {peer: saved_bytes(loss, peers.base) for peer, loss in losses.items()}
     steps = {peer: lambda loss=loss: loss().backward() for peer, loss in losses.items()}
     for timing in _timed(Setting("training step", len(ids), 0, RANK, ids.numel()), rounds, steps, peers.base):

@@ -157,6 +157,7 @@ def bench(
     new_tokens: Annotated[int, typer.Option(min=1, help="generated per request")] = 16,
     lengths: Annotated[str, typer.Option(help="numbers of tokens to generate for eight requests")] = "",
     ranks: Annotated[str, typer.Option(help="of one unmerged LoRA for eight rows")] = "",
+    peers: Annotated[str, typer.Option(help="time these only, as in bare,RoadModel; all by default")] = "",
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = None,
@@ -192,6 +193,7 @@ def bench(
             new_tokens,
             _counts("--lengths", lengths),
             _counts("--ranks", ranks),
+            peers.split(",") if peers else (),
             progress=progress,
             seed=seed or 0,
         )

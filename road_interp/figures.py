@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.pyplot import close, subplots
 from matplotlib.style import context
 
 from road_interp import plots
-from road_interp.bench import BenchReport
 from road_interp.files import write_atomically
-from road_interp.measure.angles import AngleReport
+
+if TYPE_CHECKING:
+    from road_interp.bench import BenchReport
+    from road_interp.measure import AngleReport
 
 
 class Result(Protocol):

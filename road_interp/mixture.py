@@ -7,8 +7,7 @@ learns to work in the presence of the others.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import torch
 from datasets import Dataset
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
-from torch import Tensor, nn
+from rich.console import Console
+from torch import nn
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, set_seed
 
 from road_interp.adapter import RoadAdapter
@@ -33,19 +33,13 @@ from road_interp.positions import position_mask
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
 from road_interp.run import (
-    ADAPTER,
-    CHECKPOINTS,
     COMPOSITION,
-    ENVIRONMENT,
-    LOG,
-    METRICS,
     PLANES,
     RECIPE,
     Run,
-    describe_environment,
 )
 from road_interp.tasks import read_examples, read_rows
-from road_interp.trainer import RoadTrainer, find_device, forward_precision, prepare_folder, training_arguments
+from road_interp.trainer import RoadTrainer, find_device, finish_run, prepare_folder, training_arguments
 
 # Sandboxed: a template comes with a recipe and must not reach beyond its row.
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -57,7 +51,7 @@ class Mixture:
 
     Attributes:
         examples: for every task its (prompt, answer) pairs.
-        scorers: for every task that can be scored how.
+        scorers: how to score each task that has a behaviour.
         validation, test: reviews that no task learns from.
     """
 
@@ -102,16 +96,10 @@ def train_mixture(
     metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
     if mixture.scorers:
         for split in ("validation", "test"):
-            report = score_mixture(recipe, model, tokenizer, mixture, split)
+            report = score_mixture(recipe, model, tokenizer, mixture, split, progress)
             metrics[split] = report.summary()
         write_atomically(folder / COMPOSITION, report.to_json())
-    model.adapter.save(folder / ADAPTER)
-    write_atomically(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
-    precision = forward_precision(recipe.training, where)
-    write_atomically(folder / ENVIRONMENT, describe_environment(recipe.seed, where.type, precision))
-    write_atomically(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return Run.load(folder)
+    return finish_run(trainer, recipe, model.adapter, metrics, folder, where)
 
 
 class MixtureTrainer(RoadTrainer):
@@ -121,14 +109,8 @@ class MixtureTrainer(RoadTrainer):
         super().__init__(**options)
         self._co_activation = co_activation
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """Loss of the answers' tokens. Positions other than "all" are the prompt's, as in generation."""
+    def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """The output for one batch. Positions other than "all" are the prompt's, as in generation."""
         road: Any = self.accelerator.unwrap_model(model)
         planes = road.planes
         own = [planes.tasks[index] for index in inputs["task"].tolist()]
@@ -139,8 +121,7 @@ class MixtureTrainer(RoadTrainer):
         if road.positions != "all":
             prompt = batch["attention_mask"] * (batch["labels"] == -100)
             positions = [row.nonzero().flatten().tolist() for row in position_mask(road.positions, prompt)]
-        _, output = model(base=batch, tasks=active, learning=own, positions=positions)
-        return (output.loss, output) if return_outputs else output.loss
+        return model(base=batch, tasks=active, learning=own, positions=positions)[1]
 
 
 def build_mixture_model(recipe: MixtureRecipe) -> RoadModel:
@@ -232,20 +213,21 @@ def score_mixture(
     tokenizer: PreTrainedTokenizerBase,
     mixture: Mixture,
     split: str,
-    progress: Callable[[str], None] = lambda active: None,
+    progress: bool = False,
 ) -> CompositionReport:
     """The composition scores of a trained model on the "validation" or "test" reviews."""
     model.eval()
     reviews: list[Review] = getattr(mixture, split)
     settings = recipe.scoring
-    return composition(
-        answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size),
-        answer_perplexity(model.model, tokenizer, settings.batch_size),
-        mixture.scorers,
-        reviews,
-        ask(recipe, [review.text for review in reviews], tokenizer),
-        model=recipe.model.id.rpartition("/")[2],
-        method=f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}",
-        seed=recipe.seed,
-        progress=progress,
-    )
+    with Console(stderr=True, quiet=not progress).status("") as status:
+        return composition(
+            answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size),
+            answer_perplexity(model.model, tokenizer, settings.batch_size),
+            mixture.scorers,
+            reviews,
+            ask(recipe, [review.text for review in reviews], tokenizer),
+            model=recipe.model.id.rpartition("/")[2],
+            method=f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}",
+            seed=recipe.seed,
+            progress=lambda active: status.update(f"{split} prompts with {active}"),
+        )

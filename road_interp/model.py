@@ -105,7 +105,7 @@ class RoadModel(pyvene.IntervenableModel):
                 )  # fmt: skip
         original = self.model(**base) if output_original_output else None
         extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
-        with self._rotating(adapter_names, positions, tasks, learning):
+        with self._rotating(adapter_names, positions, tasks, learning, base):
             rotated = self.model(**base, **extra)
         if return_dict:
             return pyvene.models.intervenable_base.IntervenableModelOutput(original_outputs=original, intervened_outputs=rotated)
@@ -141,7 +141,7 @@ class RoadModel(pyvene.IntervenableModel):
         prompt = base.get("attention_mask")
         if prompt is None and base.get("input_ids") is not None:
             prompt = torch.ones_like(base["input_ids"])
-        with self._rotating(adapter_names, positions, tasks, prompt=prompt):
+        with self._rotating(adapter_names, positions, tasks, base=base, prompt=prompt):
             rotated = self.model.generate(**base, **kwargs)
         return original, rotated
 
@@ -283,6 +283,7 @@ class RoadModel(pyvene.IntervenableModel):
         positions: Positions | None,
         tasks: Sequence[str] | None = None,
         learning: Sequence[str] | None = None,
+        base: Mapping[str, Any] | None = None,
         prompt: Tensor | None = None,
     ) -> Iterator[Attachment | None]:
         attached = self._attached.get(threading.get_ident())
@@ -292,6 +293,7 @@ class RoadModel(pyvene.IntervenableModel):
                 raise InputError(f"adapter_names, positions and tasks cannot change while the rotations are {state}")
             yield attached
             return
+        _check_rows(base, adapter_names, tasks)
         positions = self.positions if positions is None else _checked(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
@@ -393,6 +395,14 @@ class RoadModel(pyvene.IntervenableModel):
                 raise InputError("adapter_name needs a model with a RoadBank; this one holds a single adapter")
             return self.adapter
         return self.bank[name if name is not None else self._default_names()[0]]
+
+
+def _check_rows(base: Mapping[str, Any] | None, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None) -> None:
+    """Raise InputError unless there is one entry per row (a model alone could not tell too few entries from beams)."""
+    batch = next((len(value) for value in (base or {}).values() if isinstance(value, Tensor)), None)
+    for what, entries in (("adapter names", adapter_names), ("tasks", tasks)):
+        if batch is not None and entries is not None and len(entries) != batch:
+            raise InputError(f"{len(entries)} {what} for a batch of {batch} rows; give one per row")
 
 
 def _checked(positions: Positions) -> Positions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,11 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
 from road_interp.bank import BASE
-from road_interp.bench import BenchReport
-from road_interp.causal import ScanReport
 from road_interp.errors import InputError
-from road_interp.measure.angles import AngleReport, SiteAngles
-from road_interp.measure.composition import CompositionReport
+
+if TYPE_CHECKING:
+    from road_interp.bench import BenchReport
+    from road_interp.causal import ScanReport
+    from road_interp.measure import AngleReport, CompositionReport, SiteAngles
 
 # One colour and marker per peer in every panel.
 PEERS = {

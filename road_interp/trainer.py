@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.files import write_atomically
 from road_interp.recipe import AnyRecipe, TrainingRecipe
-from road_interp.run import CHECKPOINTS, METRICS, RECIPE, next_free
+from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
 
 
 class RoadTrainer(Trainer):
@@ -32,8 +36,12 @@ class RoadTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Loss of one batch; the model computes it from the labels."""
-        _, output = model(base=inputs)
+        output = self.call(model, inputs)
         return (output.loss, output) if return_outputs else output.loss
+
+    def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """The rotated model's output for one batch."""
+        return model(base=inputs)[1]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step; raises FloatingPointError when the loss is no longer a number."""
@@ -115,6 +123,19 @@ def training_arguments(
         seed=seed,
         **options,
     )
+
+
+def finish_run(
+    trainer: Trainer, recipe: AnyRecipe, adapter: RoadAdapter, metrics: dict[str, Any], folder: Path, where: torch.device
+) -> Run:
+    """Write what every run folder holds; the metrics come last, since a folder that has them is a finished run."""
+    adapter.save(folder / ADAPTER)
+    write_atomically(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
+    precision = forward_precision(recipe.training, where)
+    write_atomically(folder / ENVIRONMENT, describe_environment(recipe.seed, where.type, precision))
+    write_atomically(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return Run.load(folder)
 
 
 def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:

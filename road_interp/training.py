@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,14 @@ from road_interp.model import RoadModel
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe
 from road_interp.run import (
-    ADAPTER,
-    CHECKPOINTS,
     CLASSES,
-    ENVIRONMENT,
     HEAD,
-    LOG,
-    METRICS,
     RECIPE,
     Run,
-    describe_environment,
     save_head,
 )
 from road_interp.tasks import Task, load_examples, load_task, tokenize
-from road_interp.trainer import RoadTrainer, find_device, forward_precision, prepare_folder, training_arguments
+from road_interp.trainer import RoadTrainer, find_device, finish_run, prepare_folder, training_arguments
 
 
 def train(
@@ -84,14 +77,8 @@ def train(
         "frozen backbone, trained head": frozen,
         "parameters": _count(model, head),
     }
-    model.adapter.save(folder / ADAPTER)
     save_head(model.model, head, folder / HEAD)
-    write_atomically(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
-    precision = forward_precision(recipe.training, where)
-    write_atomically(folder / ENVIRONMENT, describe_environment(recipe.seed, where.type, precision))
-    write_atomically(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return Run.load(folder)
+    return finish_run(trainer, recipe, model.adapter, metrics, folder, where)
 
 
 def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, Any]:
@@ -104,7 +91,7 @@ def evaluate(run: Run, data: str | None = None, *, device: str | None = None, pr
         if data is not None:
             raise InputError("a mixture is scored on the test prompts of its recipe; --data is for labelled text")
         model = run.load_model().to(find_device(device))
-        return score_mixture(run.recipe, model, tokenizer, load_mixture(run.recipe), "test").summary()
+        return score_mixture(run.recipe, model, tokenizer, load_mixture(run.recipe), "test", progress).summary()
     task = load_task(run.recipe.data)
     examples = task.test if data is None else load_examples(run.recipe.data, data, run.classes)
     encoded = _encode(examples, tokenizer, run.recipe)

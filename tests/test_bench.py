@@ -46,6 +46,15 @@ def test_every_peer_is_timed_at_every_task(report):
         report.of("requests", "bare")
 
 
+def test_some_peers_alone():
+    timed = bench(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "RoadModel")).timings
+    assert {each.peer for each in timed} == {"bare", "RoadModel"}
+    with pytest.raises(InputError, match="'bare' must be among the peers"):
+        bench(tiny_model("Llama", "causal-lm"), only=("RoadModel",))
+    with pytest.raises(InputError, match="unknown peer 'road'; the peers are bare, merged, RoadModel"):
+        bench(tiny_model("Llama", "causal-lm"), only=("bare", "road"))
+
+
 def test_reports_come_back_from_json_and_draw(report):
     assert BenchReport.from_json(report.to_json()) == report
     ax = plots.throughput(report)

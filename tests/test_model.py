@@ -276,6 +276,9 @@ def test_names_are_checked():
         model(base=batch, adapter_names=["a", "d", "b"])
     with pytest.raises(InputError, match="2 adapter names for a batch of 3 rows"):
         model(base=batch, adapter_names=["a", "b"])
+    for call in (model, model.generate):
+        with pytest.raises(InputError, match="2 adapter names for a batch of 4 rows"):  # not taken for two beams each
+            call(base=token_batch(4), adapter_names=["a", "b"])
     with pytest.raises(InputError, match="holds 3 adapters: name one per row"):
         model(base=batch)
     with pytest.raises(InputError, match="needs a model with a RoadBank"):
