@@ -293,11 +293,11 @@ class RoadModel(pyvene.IntervenableModel):
                 raise InputError(f"adapter_names, positions and tasks cannot change while the rotations are {state}")
             yield attached
             return
-        _check_rows(base, adapter_names, tasks)
         positions = self.positions if positions is None else _checked(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
         coefficients, entries = self._coefficients_for(adapter_names, tasks, learning)
+        _check_rows(base, adapter_names, tasks)
         with Attachment(self.model, self.sites, coefficients, entries, self.group_size, positions, prompt) as attachment:
             yield attachment
 
