@@ -1,28 +1,29 @@
-"""Rotations attached to a model by hooks of their own, for one call or for as long as a `with` block lasts."""
+"""Rotations attached to a model, for one call or for as long as a `with` block lasts."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
 from road_interp import rotation
+from road_interp.detour import Change, Detour, divert
 from road_interp.errors import InputError
 from road_interp.intervention import apply_to_part
 from road_interp.positions import Positions, position_mask
 from road_interp.rotation import Blocks, Entries
 from road_interp.site import Site
-from road_interp.turn import SMALLEST, turn
+from road_interp.turn import COMPLEX, SMALLEST, turn
 
 
 class Attachment:
-    """Hooks on the sites of a model, and one on the model itself that notices which tokens a pass is about.
+    """Detours at the sites of a model, and a hook on the model itself that notices which tokens a pass is about.
 
     Args:
         model: the Hugging Face model.
@@ -50,7 +51,7 @@ class Attachment:
         self._model, self._sites, self._group_size = model, sites, group_size
         self._coefficients, self._entries = coefficients, entries
         self._positions, self._prompt = positions, prompt
-        self._handles: list[RemovableHandle] = []
+        self._restore: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
         self._blocks: Sequence[Blocks] = ()
         self._placed: dict[tuple[int, int], Sequence[Blocks]] = {}
@@ -60,10 +61,10 @@ class Attachment:
 
     def __enter__(self) -> Attachment:
         try:
-            self._handles.append(self._model.register_forward_pre_hook(self._before, with_kwargs=True))
+            self._restore.append(self._model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
             for index, site in enumerate(self._sites):
                 module = self._model.get_submodule(site.module)
-                self._handles.append(module.register_forward_hook(self._hook(index, site, module)))
+                self._restore.append(divert(module, self._change(index, site, module)))
         except BaseException:
             self.remove()
             raise
@@ -73,9 +74,9 @@ class Attachment:
         self.remove()
 
     def remove(self) -> None:
-        """Take off the hooks that this attachment put on, and no others."""
-        while self._handles:
-            self._handles.pop().remove()
+        """Take off what this attachment put on, and nothing else."""
+        while self._restore:
+            self._restore.pop()()
 
     def _refresh(self) -> None:
         blocks = self._coefficients()
@@ -110,21 +111,30 @@ class Attachment:
         mask = rotation.per_row(position_mask(self._positions, prompt), batch)[:, done : done + length]
         return nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask
 
-    def _hook(self, index: int, site: Site, module: nn.Module) -> Callable[..., Any]:
-        fresh = type(module) in (nn.Linear, Conv1D)  # its output is a new tensor that nobody else holds
+    def _change(self, index: int, site: Site, module: nn.Module) -> Change:
+        # A linear layer's output is a new tensor that nobody else holds, unless somebody other than accelerate stands in for it.
+        alone = type(module) in (nn.Linear, Conv1D)
+        alone = alone and (hasattr(module, "_hf_hook") or isinstance(module.__dict__.get("forward"), (NoneType, Detour)))
 
-        def rotate(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            compiling = torch.compiler.is_compiling()
-            if not self._active or (not compiling and threading.get_ident() != self._thread):
-                return None
+        whole = self._group_size == 2 and site.part is None
+
+        def rotate(output: Any, tracing: bool) -> Any:
+            if not self._active:
+                return output
+            if alone and whole and self._mask is None and not tracing and not torch.is_grad_enabled():
+                # What the general way comes to, without its calls: for one token per row they take longer than the product.
+                a, b = self._rows_of(output, site)[index]
+                if b is None and COMPLEX.get(output.dtype) is a.dtype and output.is_contiguous():
+                    output.view(a.dtype).mul_(a)
+                    return output
             if isinstance(output, tuple):
-                return (self._rotated(index, site, output[0], False), *output[1:])
-            return self._rotated(index, site, output, fresh and len(module._forward_hooks) == 1)
+                return (self._rotated(index, site, output[0], False, tracing), *output[1:])
+            return self._rotated(index, site, output, alone, tracing)
 
         return rotate
 
-    def _rotated(self, index: int, site: Site, hidden: Tensor, alone: bool) -> Tensor:
-        if torch.compiler.is_compiling():
+    def _rotated(self, index: int, site: Site, hidden: Tensor, alone: bool, tracing: bool) -> Tensor:
+        if tracing:
             rotated = _apply_entries_to_part(self._entries(index), hidden, self._group_size, site)
         else:
             blocks = self._rows_of(hidden, site)[index]
@@ -155,17 +165,21 @@ class Attachment:
 
     def _rows_of(self, hidden: Tensor, site: Site) -> Sequence[Blocks]:
         """The blocks for this batch: one row for every example, each repeated where generation expands the batch (beams)."""
-        if not self._blocks:  # an encoder that generation calls by itself
-            self._refresh()
+        shape = (hidden.shape[0], hidden.ndim)
+        placed = self._placed.get(shape)
+        if placed is None:
+            if not self._blocks:  # an encoder that generation calls by itself
+                self._refresh()
+            placed = self._placed[shape] = self._place(*shape, site)
+        return placed
+
+    def _place(self, batch: int, axes: int, site: Site) -> Sequence[Blocks]:
         if self._blocks[0].a.ndim == 1:
             return self._blocks
-        shape = (hidden.shape[0], hidden.ndim)
-        if shape not in self._placed:
-            batch, rows = hidden.shape[0], self._blocks[0].a.shape[0]
-            if batch % rows:
-                raise InputError(f"site '{site.name}': {rows} names for a batch of {batch} rows; give one per row")
-            self._placed[shape] = [each.for_rows(batch).beside(hidden.ndim) for each in self._blocks]
-        return self._placed[shape]
+        rows = len(self._blocks[0].a)
+        if batch % rows:
+            raise InputError(f"site '{site.name}': {rows} names for a batch of {batch} rows; give one per row")
+        return [each.for_rows(batch).beside(axes) for each in self._blocks]
 
 
 def _apply_entries_to_part(blocks: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:

@@ -41,6 +41,11 @@ def through_pyvene(model, batch, **options):
         return pyvene.IntervenableModel.forward(model, batch, **options)[1].logits
 
 
+def untouched(model):
+    """Nothing of the rotations is left on the base model."""
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.model.modules())
+
+
 # ---------------------------------------------------------------- one adapter
 
 
@@ -283,7 +288,7 @@ def test_names_are_checked():
         model(base=batch)
     with pytest.raises(InputError, match="needs a model with a RoadBank"):
         road_model()(base=batch, adapter_names=["a"])
-    assert not any(module._forward_hooks for module in model.model.modules())
+    assert untouched(model)
 
 
 def test_the_bank_may_change_while_the_model_lives():
@@ -299,20 +304,35 @@ def test_the_bank_may_change_while_the_model_lives():
 # ---------------------------------------------------------------- hooks
 
 
-def test_other_peoples_hooks_stay_and_see_unrotated_states():
+def test_other_peoples_hooks_stay_and_see_what_the_next_layer_sees():
     model, batch = road_model(), token_batch()
-    seen = []
-    module = model.model.model.layers[0].self_attn.q_proj
-    handle = module.register_forward_hook(lambda module, args, output: seen.append(output))
-    plain = module(model.model.model.layers[0].input_layernorm(model.model.model.embed_tokens(batch["input_ids"])))
-    seen.clear()
+    seen, taken = [], []
+    attention = model.model.model.layers[0].self_attn
+    handles = [
+        attention.q_proj.register_forward_hook(lambda module, args, output: seen.append(output.clone())),
+        attention.register_forward_pre_hook(lambda module, args, kwargs: taken.append(kwargs["hidden_states"]), with_kwargs=True),
+    ]
     with torch.no_grad():
         model(base=batch)
+        rotated = seen.pop()
+        unrotated = attention.q_proj(taken[0])
+        seen.clear()
+        torch.testing.assert_close(
+            rotated, rotation.apply(model.adapter.blocks("model.layers.0.self_attn.q_proj"), unrotated, model.group_size)
+        )
         through_pyvene(model, batch)
         model.generate(batch, **GREEDY)
-    assert len(seen) == 1 + 1 + 6
-    torch.testing.assert_close(seen[0], plain)
-    assert list(module._forward_hooks) == [handle.id]
+    assert len(seen) == 1 + 6
+    assert list(attention.q_proj._forward_hooks) == [handles[0].id]
+
+
+def test_hidden_states_that_transformers_returns_are_rotated():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    sites = find_sites(base, "block-output", layers=0)
+    model = RoadModel(base, random_adapter(sites))
+    plain = base(**batch, output_hidden_states=True).hidden_states[1]
+    states = model(base={**batch, "output_hidden_states": True})[1].hidden_states[1]
+    torch.testing.assert_close(states, rotation.apply(model.adapter.blocks(sites[0]), plain, 2))
 
 
 @pytest.mark.parametrize("call", ["forward", "generate", "pyvene"])
@@ -326,7 +346,7 @@ def test_hooks_come_off_after_an_error(call):
             "pyvene": lambda: through_pyvene(model, batch),
         }[call]()
     handle.remove()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
+    assert untouched(model)
 
 
 def test_attached_rotates_for_as_long_as_it_lasts():
