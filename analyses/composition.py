@@ -5,78 +5,181 @@ python analyses/composition.py --only label+closing --out figures  # the conditi
 python analyses/composition.py --quick --out figures
 python analyses/composition.py --redraw figures/composition.json --out figures
 
-Every condition and seed leaves its own file under parts/ in the folder, and one that is there is not measured again.
+Every condition and seed leaves its own folder under parts/ in the folder, and one that has its scores is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial, reduce
+from operator import matmul
 from pathlib import Path
 from typing import Any
 
+from transformers import set_seed
+
 from road_interp import figures, plots
+from road_interp.adapter import RoadAdapter
+from road_interp.bank import RoadBank
+from road_interp.baselines import LowRankModel
 from road_interp.behaviours import behaviour
 from road_interp.files import write_atomically
-from road_interp.measure.composition import CompositionReport, answer_perplexity, composition, greedy_answers
-from road_interp.mixture import ask, load_mixture
+from road_interp.locate import find_sites
+from road_interp.measure.composition import (
+    Answer,
+    Answering,
+    CompositionReport,
+    answer_perplexity,
+    answers_of,
+    composition,
+    default_sets,
+    greedy_answers,
+)
+from road_interp.mixture import ask, load_mixture, mixture_trainer
+from road_interp.model import RoadModel
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe, load_recipe
+from road_interp.run import COMPOSITION, Run
+from road_interp.trainer import find_device, training_arguments
 from road_interp.training import train
 
 MAIN = "label+closing, co-activation 0.5"
 PAIRS = ("label+closing", "closing+label", "label-comment+closing", "greeting+closing", "label+question", "german+closing",
          "capitals+label")  # fmt: skip
+RATES = {"LoRA": 3e-3, "LoReFT": 5e-3}  # learning rates of the baselines
 QUICK = ["training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"]
+Measure = Callable[[MixtureRecipe, Path], None]  # leaves composition.json in the folder
 
 
-def conditions() -> Iterator[tuple[str, list[str]]]:
-    """Names and what they change in the recipe."""
-    for pair in PAIRS:
-        tasks = "tasks={" + ", ".join(f"{name}: {{behaviour: {name}}}" for name in pair.split("+")) + "}"
-        for probability in (0.5, 0.0) if pair != "label+closing" else (0.5, 0.0, 0.25, 1.0):
-            yield f"{pair}, co-activation {probability:g}", [tasks, f"co_activation={probability}"]
-    for planes in ("alternating", "layers"):
-        yield f"label+closing, {planes}", [f"planes={planes}"]
+def conditions() -> Iterator[tuple[str, list[str], Measure]]:
+    """Names, what they change in the recipe, and how they are measured; the most wanted first."""
+    for probability in (0.5, 0.0):
+        yield f"label+closing, co-activation {probability:g}", [f"co_activation={probability}"], trained
+    yield "label+closing, told in words", [], told_in_words
     for name in ("label", "closing"):
-        yield f"{name} alone", [f"tasks={{{name}: {{behaviour: {name}}}}}"]
-    yield "label+closing, told in words", []
+        yield f"{name} alone", [_tasks(name)], trained
+    yield "label+closing, trained apart and multiplied", [], multiplied
+    for method, rate in RATES.items():
+        for probability in (0.5, 0.0):
+            changes = [f"co_activation={probability}", f"training.learning_rate={rate}"]
+            yield f"label+closing, {method}, co-activation {probability:g}", changes, partial(low_rank, method=method)
+    for pair in PAIRS[1:]:
+        for probability in (0.5, 0.0):
+            yield f"{pair}, co-activation {probability:g}", [_tasks(*pair.split("+")), f"co_activation={probability}"], trained
+    yield "label+closing+greeting, co-activation 0.5", [_tasks("label", "closing", "greeting")], trained
+    for probability in (0.25, 1.0):
+        yield f"label+closing, co-activation {probability:g}", [f"co_activation={probability}"], trained
+    for planes in ("alternating", "layers"):
+        yield f"label+closing, {planes}", [f"planes={planes}"], trained
+    yield "label+closing, all linear layers", ["adapter.sites=all-linear", "adapter.layers=10-20"], trained
+    paper = ["adapter.layers=[15]", "adapter.positions=last"]
+    yield "label+closing, one block at the last prompt token", paper, trained
 
 
-def measure_condition(name: str, recipe: MixtureRecipe) -> CompositionReport:
-    """Train and score one condition, or ask the bare model in words."""
-    if name.endswith("told in words"):
-        return told_in_words(recipe)
-    with tempfile.TemporaryDirectory() as folder:
-        run = train(recipe, Path(folder) / "run", progress=False)
-        return CompositionReport.from_json((run.folder / "composition.json").read_text())
+def _tasks(*names: str) -> str:
+    return "tasks={" + ", ".join(f"{name}: {{behaviour: {name}}}" for name in names) + "}"
 
 
-def told_in_words(recipe: MixtureRecipe) -> CompositionReport:
+def trained(recipe: MixtureRecipe, folder: Path) -> None:
+    """Train and score a recipe."""
+    train(recipe, folder, progress=False)
+
+
+def multiplied(recipe: MixtureRecipe, folder: Path) -> None:
+    """Every task trained alone on all planes, and the adapters multiplied where several tasks are active."""
+    alone: dict[str, RoadAdapter] = {}
+    for name, task in recipe.tasks.items():
+        run = part(folder.parent, f"{name} alone", recipe.seed)
+        measured(replace(recipe, tasks={name: task}), run, trained)
+        alone[name] = Run.load(run).adapter
+    products = {active: reduce(matmul, (alone[task] for task in active.split("+"))) for active in default_sets(list(alone))[1:]}
+    base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), load_tokenizer(recipe.model)
+    model = RoadModel(base, RoadBank(products))
+
+    def answering(prompts: Sequence[str], active: str) -> list[Answer]:
+        def generate(inputs: dict[str, Any]) -> Any:
+            return model.generate(inputs, adapter_names=[active] * len(inputs["input_ids"]), **_greedy(recipe, tokenizer))[1]
+
+        return greedy_answers(generate, tokenizer, prompts, recipe.scoring.batch_size, base.device)
+
+    _score(recipe, folder, base, tokenizer, answering, "trained apart and multiplied")
+
+
+def low_rank(recipe: MixtureRecipe, folder: Path, method: Any) -> None:
+    """LoRA with rank 4 a task on the linear layers of the same blocks, or LoReFT with 4 rows a task on one block's output."""
+    set_seed(recipe.seed)
+    base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), load_tokenizer(recipe.model)
+    where, layers = ("all-linear", recipe.adapter.layers) if method == "LoRA" else ("block-output", 15)
+    model = LowRankModel(base, find_sites(base, where, layers), list(recipe.tasks), 4, method, recipe.seed)
+    device = find_device(None)
+    mixture = load_mixture(recipe)
+    arguments = training_arguments(recipe.training, recipe.seed, folder, device, False, eval_strategy="no", save_strategy="no")
+    trainer = mixture_trainer(recipe, model.to(device), model.tasks, mixture, tokenizer, arguments)
+    set_seed(recipe.seed)
+    trainer.train()
+    model.eval()
+    settings = recipe.scoring
+    answering = answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size)
+    _score(recipe, folder, base, tokenizer, answering, f"{method}, co-activation {recipe.co_activation:g}")
+
+
+def told_in_words(recipe: MixtureRecipe, folder: Path) -> None:
     """The bare model, told to do what the active tasks do."""
     base: Any = load_model(recipe.model, "causal-lm")[0].eval()
     tokenizer = load_tokenizer(recipe.model)
-    mixture, settings = load_mixture(recipe), recipe.scoring
-    texts = [review.text for review in mixture.test]
+    texts = [review.text for review in load_mixture(recipe).test]
 
-    def generate(inputs: dict[str, Any]) -> Any:
-        return base.generate(
-            **inputs, max_new_tokens=settings.max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )
-
-    def answering(prompts: list[str], active: str) -> Any:
+    def answering(prompts: Sequence[str], active: str) -> list[Answer]:
         told = [behaviour(task).instruction for task in recipe.tasks if task in active.split("+")]
         asked = ask(recipe, [f"{text}\n{' '.join(told)}".strip() for text in texts], tokenizer)
-        return greedy_answers(generate, tokenizer, asked, settings.batch_size, base.device)
 
-    perplexity = answer_perplexity(base, tokenizer, settings.batch_size)
-    prompts = ask(recipe, texts, tokenizer)
-    return composition(
-        answering, perplexity, mixture.scorers, mixture.test, prompts,
-        model=recipe.model.id.rpartition("/")[2], method="told in words", seed=recipe.seed,
-    )  # fmt: skip
+        def generate(inputs: dict[str, Any]) -> Any:
+            return base.generate(**inputs, **_greedy(recipe, tokenizer))
+
+        return greedy_answers(generate, tokenizer, asked, recipe.scoring.batch_size, base.device)
+
+    _score(recipe, folder, base, tokenizer, answering, "told in words")
+
+
+def _greedy(recipe: MixtureRecipe, tokenizer: Any) -> dict[str, Any]:
+    return {
+        "max_new_tokens": recipe.scoring.max_new_tokens,
+        "do_sample": False,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _score(recipe: MixtureRecipe, folder: Path, base: Any, tokenizer: Any, answering: Answering, method: str) -> None:
+    """Score the answers to the test reviews."""
+    mixture = load_mixture(recipe)
+    report = composition(
+        answering,
+        answer_perplexity(base, tokenizer, recipe.scoring.batch_size),
+        mixture.scorers,
+        mixture.test,
+        ask(recipe, [review.text for review in mixture.test], tokenizer),
+        model=recipe.model.id.rpartition("/")[2],
+        method=method,
+        seed=recipe.seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / COMPOSITION, report.to_json())
+
+
+def part(parts: Path, name: str, seed: int) -> Path:
+    """The folder of one condition and seed."""
+    return parts / f"{name}, seed {seed}"
+
+
+def measured(recipe: MixtureRecipe, folder: Path, measure: Measure) -> CompositionReport:
+    """The scores in the folder, which are measured first if they are not there; what an interrupted run left is thrown away."""
+    if not (folder / COMPOSITION).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        measure(recipe, folder)
+    return CompositionReport.from_json((folder / COMPOSITION).read_text())
 
 
 def main() -> None:
@@ -94,18 +197,17 @@ def main() -> None:
     parts = options.out / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     seeds = options.seeds[:1] if options.quick else options.seeds
-    for name, changes in conditions():
+    for name, changes, measure in conditions():
         if options.only not in name or (options.quick and name != MAIN):
             continue
         reports = []
         for seed in seeds:
-            path = parts / f"composition, {name}, seed {seed}.json"
-            if not path.is_file():
+            folder = part(parts, name, seed)
+            if not (folder / COMPOSITION).is_file():
                 print(f"{name}, seed {seed}", flush=True)
-                recipe = load_recipe("composition-smollm2", [*changes, *(QUICK if options.quick else []), f"seed={seed}"])
-                assert isinstance(recipe, MixtureRecipe)
-                write_atomically(path, measure_condition(name, recipe).to_json())
-            reports.append(CompositionReport.from_json(path.read_text()))
+            recipe = load_recipe("composition-smollm2", [*changes, *(QUICK if options.quick else []), f"seed={seed}"])
+            assert isinstance(recipe, MixtureRecipe)
+            reports.append(measured(recipe, folder, measure))
         together = replace(CompositionReport.over_seeds(reports), method=name)
         write_atomically(options.out / f"composition, {name}.json", together.to_json())
         if name == MAIN:

@@ -72,21 +72,24 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def parts(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Part]:
-    """Cost; then by task and seed the controls, and for the first task depth against rows and layers against spans."""
+    """Cost; the controls by seed and task; for the first task layers against spans, and depth against rows by seed."""
     steps, counts = (3, (32, 8, 16)) if options.quick else (options.steps, (512, 128, 400))
     width, rounds = (64, 2) if options.quick else (2048, 3)
     yield "cost.json", lambda tell: cost(width, rounds=rounds, progress=tell)
-    for seed in options.seeds[: 1 if options.quick else None]:
-        for task in options.tasks:
-            name, _, span = task.partition(":")
-            templates = None if name in BUILT_IN else options.templates
-            splits = load_pairs(name, tokenizer, counts, templates=templates, prefix=PREFIX)
-            place = splits, options.layer, span or SPANS[name]
+    seeds = options.seeds[: 1 if options.quick else None]
+    places = {}
+    for task in options.tasks:
+        name, _, span = task.partition(":")
+        templates = None if name in BUILT_IN else options.templates
+        splits = load_pairs(name, tokenizer, counts, templates=templates, prefix=PREFIX)
+        places[name] = splits, options.layer, span or SPANS[name]
+    for seed in seeds:
+        for name, place in places.items():
             yield f"controls-{name}-{seed}.json", lambda tell, p=place, s=seed: controls(model, *p, s, steps, tell)
-            if task == options.tasks[0]:
-                yield f"depth-{name}-{seed}.json", lambda tell, p=place, s=seed: depth_by_rows(model, *p, s, steps, tell)
-                if seed == options.seeds[0]:
-                    yield f"scan-{name}.json", lambda tell, s=splits: full_scan(model, s, tell)
+    first, place = next(iter(places.items()))
+    yield f"scan-{first}.json", lambda tell: full_scan(model, place[0], tell)
+    for seed in seeds:
+        yield f"depth-{first}-{seed}.json", lambda tell, s=seed: depth_by_rows(model, *place, s, steps, tell)
 
 
 def depth_by_rows(

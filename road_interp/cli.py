@@ -81,8 +81,8 @@ def evaluate(
     scores = training.evaluate(Run.load(run), data, device=device, progress=not as_json)
     if as_json:
         print(json.dumps(scores))
-    elif "rates" in scores:
-        console.print(_composition_table(scores))
+    elif table := _mixture_table(scores):
+        console.print(table)
     else:
         console.print(f"[bold]{data or 'test set'}[/]: {_scores(scores)}")
 
@@ -265,8 +265,8 @@ def _report(run: Run, seconds: float, as_json: bool) -> None:
         print(json.dumps({"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}))
         return
     if run.planes is not None:
-        if "test" in run.metrics:
-            console.print(_composition_table(run.metrics["test"]))
+        if table := _mixture_table(run.metrics.get("test", {})):
+            console.print(table)
         parameters = run.metrics["parameters"]["adapter"]
         console.print(f"rotations: {parameters:,} parameters; results in {run.folder} ({seconds:.0f} s)", soft_wrap=True)
         return
@@ -283,6 +283,26 @@ def _report(run: Run, seconds: float, as_json: bool) -> None:
         f" (head: {count['head']:,})"
     )
     console.print(f"results in {run.folder}, figures in {run.folder / 'figures'} ({seconds:.0f} s)", soft_wrap=True)
+
+
+def _mixture_table(summary: dict[str, Any]) -> Table | None:
+    """The table of what a mixture was scored on, if it was."""
+    if "rates" in summary:
+        return _composition_table(summary)
+    return _heads_table(summary) if "accuracy" in summary else None
+
+
+def _heads_table(summary: dict[str, Any]) -> Table:
+    """One line per head: accuracy with no planes, its own and all active."""
+    title = "accuracy of every head [95% interval] with no planes, its own and all active; what the others' planes cost it"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("head", "none", "own", "all", "cost"):
+        table.add_column(column)
+    for task, sets in summary["accuracy"].items():
+        cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
+        lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["loss when all are active"][task])
+        table.add_row(task, *cells, *[""] * (3 - len(cells)), lost)
+    return table
 
 
 def _composition_table(summary: dict[str, Any]) -> Table:

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from jaxtyping import Int
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from rich.console import Console
-from torch import nn
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, set_seed
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from road_interp.adapter import RoadAdapter
 from road_interp.behaviours import Behaviour, Review, behaviour
@@ -83,14 +85,8 @@ def train_mixture(
     assert model.planes is not None
     write_atomically(folder / RECIPE, recipe.to_yaml())
     write_atomically(folder / PLANES, json.dumps(model.planes.to_json()) + "\n")
-    trainer = MixtureTrainer(
-        co_activation=recipe.co_activation,
-        model=model,
-        args=training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no"),
-        train_dataset=encode_mixture(mixture, tokenizer, recipe),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
-        processing_class=tokenizer,
-    )
+    arguments = training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no")
+    trainer = mixture_trainer(recipe, model, model.planes.tasks, mixture, tokenizer, arguments)
     set_seed(recipe.seed)
     trainer.train(resume_from_checkpoint=resume or None)
     metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
@@ -103,25 +99,52 @@ def train_mixture(
 
 
 class MixtureTrainer(RoadTrainer):
-    """Every example activates its own task's planes; with probability `co_activation` all others too, held still."""
+    """Every example activates its own task's part; with probability `co_activation` all others too, held still."""
 
-    def __init__(self, co_activation: float, **options: Any) -> None:
+    def __init__(self, tasks: Sequence[str], co_activation: float, **options: Any) -> None:
         super().__init__(**options)
-        self._co_activation = co_activation
+        self._tasks, self._co_activation = tuple(tasks), co_activation
+
+    def active(self, task: Int[Tensor, " rows"]) -> tuple[list[str], list[str]]:
+        """For every row's task index its own task, which learns, and all that are active beside it."""
+        own = [self._tasks[index] for index in task.tolist()]
+        together = (torch.rand(len(own)) < self._co_activation).tolist()
+        return own, ["+".join(self._tasks) if both else name for name, both in zip(own, together, strict=True)]
 
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """The output for one batch. Positions other than "all" are the prompt's, as in generation."""
         road: Any = self.accelerator.unwrap_model(model)
-        planes = road.planes
-        own = [planes.tasks[index] for index in inputs["task"].tolist()]
-        together = (torch.rand(len(own)) < self._co_activation).tolist()
-        active = ["+".join(planes.tasks) if both else task for task, both in zip(own, together, strict=True)]
-        batch = {key: value for key, value in inputs.items() if key != "task"}
+        own, active = self.active(inputs["task"])
+        mask, labels = inputs["attention_mask"], inputs["labels"]
         positions = None
         if road.positions != "all":
-            prompt = batch["attention_mask"] * (batch["labels"] == -100)
-            positions = [row.nonzero().flatten().tolist() for row in position_mask(road.positions, prompt)]
-        return model(base=batch, tasks=active, learning=own, positions=positions)[1]
+            positions = [row.nonzero().flatten().tolist() for row in position_mask(road.positions, mask * (labels == -100))]
+        # Logits are computed only where some row's answer goes on: of prompts they would cost much and count for nothing.
+        columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
+        batch = {"input_ids": inputs["input_ids"], "attention_mask": mask, "logits_to_keep": columns}
+        output = model(base=batch, tasks=active, learning=own, positions=positions)[1]
+        output.loss = functional.cross_entropy(output.logits.float().flatten(0, 1), labels[:, columns + 1].flatten())
+        return output
+
+
+def mixture_trainer(
+    recipe: MixtureRecipe,
+    model: nn.Module,
+    tasks: Sequence[str],
+    mixture: Mixture,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+) -> MixtureTrainer:
+    """The trainer of a mixture's examples, for a RoadModel or whatever else is called like one."""
+    return MixtureTrainer(
+        tasks=tasks,
+        co_activation=recipe.co_activation,
+        model=model,
+        args=arguments,
+        train_dataset=encode_mixture(mixture, tokenizer, recipe),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        processing_class=tokenizer,
+    )
 
 
 def build_mixture_model(recipe: MixtureRecipe) -> RoadModel:

@@ -18,7 +18,7 @@ from road_interp.errors import InputError
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport
     from road_interp.causal import ScanReport
-    from road_interp.measure import AngleReport, CompositionReport, SiteAngles
+    from road_interp.measure import AngleReport, CompositionReport, SiteAngles, StrengthReport
 
 # One colour and marker per peer in every panel.
 PEERS = {
@@ -139,6 +139,17 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
     ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", " + ") for active in sets])
     ax.set(xlabel="active tasks", ylabel="fraction of answers", ylim=(0, 1.05), title=f"{report.model}: {report.method}")
     ax.legend(loc="upper left")
+    return ax
+
+
+@_styled
+def strength(report: StrengthReport, ax: Axes) -> Axes:
+    """How often a behaviour shows by the strength of its rotation, with 95% intervals; 1 is what was learned."""
+    rates, low, high = np.array(report.rates()).T
+    ax.errorbar(report.strengths, rates, yerr=(rates - low, high - rates), marker="o", markersize=4, capsize=2)
+    ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")
+    title = f"{report.model}: {report.task}, {len(report.shown[0])} prompts"
+    ax.set(xlabel="strength t of the rotation $A^t$", ylabel="fraction of answers", ylim=(-0.02, 1.05), title=title)
     return ax
 
 

@@ -68,6 +68,8 @@ class DataRecipe:
             paper: 1,000 examples of a set of at least 2,000, half of a smaller one, select the checkpoint; the rest tests it.
         text, text_pair, label: column names.
         filter: keep the rows whose columns have these values.
+        words: texts are cut to their first `words` words and shorter ones left out, so that length tells nothing.
+        per_class: keep that many examples of every class, drawn by `split_seed`.
         task: "classification" (labels are classes) or "regression" (labels are numbers).
         classes: the labels in order; by default those of the training set, sorted.
         metric: by default accuracy for classification and pearson for regression.
@@ -83,6 +85,8 @@ class DataRecipe:
     text_pair: str | None = None
     label: str | None = None
     filter: dict[str, Any] = field(default_factory=dict)
+    words: int | None = None
+    per_class: int | None = None
     task: Literal["classification", "regression"] = "classification"
     classes: list[Any] | None = None
     metric: Literal["accuracy", "matthews", "pearson"] | None = None
@@ -97,6 +101,9 @@ class DataRecipe:
         _require(
             self.metric != "pearson" or self.task == "regression", "data.metric", self.metric, "used with data.task regression"
         )
+        for key in ("words", "per_class"):
+            count = getattr(self, key)
+            _require(count is None or count >= 1, f"data.{key}", count, "at least 1")
         _require(self.test is None or self.validation is not None, "data.test", self.test, "given together with data.validation")
 
 
@@ -144,13 +151,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """One task of a mixture: a built-in behaviour towards film reviews, or prompts and answers from a data set.
+    """One task of a mixture: a built-in behaviour towards film reviews, prompts and answers from a data set, or labels.
 
     Attributes:
         behaviour: its name in `road_interp.behaviours`.
-        id, config, split: the data set, read as in DataRecipe.
+        id, config, split: the data set of prompts and answers, read as in DataRecipe.
         prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
-        examples: number of training examples.
+        examples: number of training examples of a behaviour or data set.
+        labels: labelled text to learn a classification head for.
     """
 
     behaviour: str | None = None
@@ -160,10 +168,18 @@ class TaskRecipe:
     prompt: str = "{{ prompt }}"
     answer: str = "{{ answer }}"
     examples: int = 600
+    labels: DataRecipe | None = None
 
     def __post_init__(self) -> None:
-        _require((self.behaviour is None) != (self.id is None), "behaviour", self.behaviour, "given, or else id (not both)")
+        given = sum(each is not None for each in (self.behaviour, self.id, self.labels))
+        _require(given == 1, "behaviour", self.behaviour, "given, or else id, or else labels (one of them)")
         _require(self.examples >= 1, "examples", self.examples, "at least 1")
+        _require(
+            self.labels is None or self.labels.task == "classification",
+            "labels.task",
+            "regression",
+            "classification in a mixture",
+        )
 
 
 @dataclass(frozen=True)
@@ -207,8 +223,16 @@ class MixtureRecipe:
         _require(len(self.tasks) >= 1, "tasks", self.tasks, "a mapping of at least one task")
         _require(0 <= self.co_activation <= 1, "co_activation", self.co_activation, "a probability")
         _require("prompt" in self.template, "template", self.template, "a text with {{ prompt }} in it")
+        _require(
+            len({task.labels is None for task in self.tasks.values()}) == 1, "tasks", [*self.tasks], "all with labels or none"
+        )
         behaving = [name for name, task in self.tasks.items() if task.behaviour is not None]
         _require(not behaving or self.reviews is not None, "reviews", None, f"given: task '{''.join(behaving[:1])}' answers them")
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the tasks are classifications, each with a head of its own."""
+        return any(task.labels is not None for task in self.tasks.values())
 
     def to_yaml(self) -> str:
         """The recipe with every default written out; `load_recipe` reads it back."""

@@ -23,7 +23,7 @@ from road_interp.recipe import AnyRecipe, MixtureRecipe, load_recipe
 
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
-PLANES, COMPOSITION = "planes.json", "composition.json"
+PLANES, COMPOSITION, HEADS = "planes.json", "composition.json", "heads.json"
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,13 @@ class Run:
         return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes)
 
     def load_model(self) -> RoadModel:
-        """The trained model: base weights from where the recipe names them, with the learned head, rotations and planes."""
+        """The trained model: base weights from where the recipe names them, with the learned head, rotations and planes.
+
+        For a mixture of labelled texts the backbone without its heads.
+        """
         positions = self.recipe.adapter.positions
         if isinstance(self.recipe, MixtureRecipe):
-            base, _ = load_model(self.recipe.model, "causal-lm")
+            base, _ = load_model(self.recipe.model, "backbone" if self.recipe.has_heads else "causal-lm")
             return RoadModel(base, self.adapter, positions, self.planes).eval()
         base, _ = load_model(self.recipe.model, "classifier", num_labels=1 if self.classes is None else len(self.classes))
         load_head(base, self.folder / HEAD)

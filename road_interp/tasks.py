@@ -87,7 +87,7 @@ def load_task(recipe: DataRecipe) -> Task:
         InputError: a file, column or data set that does not exist, no examples, a missing text, a label outside the classes.
     """
     recipe = _with_glue_defaults(recipe)
-    train = read_examples(recipe, recipe.id, "train")
+    train = _balanced(read_examples(recipe, recipe.id, "train"), recipe)
     validation = test = None
     if recipe.validation is not None:
         validation = read_examples(recipe, recipe.validation, "validation")
@@ -162,7 +162,33 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
         for row, text in enumerate(data[role]):
             if not isinstance(text, str):
                 raise InputError(f"'{identifier}', row {row}: column '{names[role]}' holds {text!r}, not text")
-    return data
+    return data if recipe.words is None else _first_words(data, recipe.words, identifier)
+
+
+def _first_words(data: Dataset, count: int, identifier: str) -> Dataset:
+    """Texts cut to their first words, those with fewer left out."""
+    cut = [" ".join(text.split()[:count]) for text in data["text"]]
+    kept = [row for row, text in enumerate(data["text"]) if len(text.split()) >= count]
+    if not kept:
+        raise InputError(f"'{identifier}': no text has {count} words (data.words)")
+    return data.remove_columns("text").add_column("text", cut).select(kept)
+
+
+def _balanced(data: Dataset, recipe: DataRecipe) -> Dataset:
+    """`per_class` examples of every class, in their order."""
+    if recipe.per_class is None:
+        return data
+    generator = np.random.default_rng(recipe.split_seed)
+    labels = np.asarray(data["label"])
+    kept: list[int] = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < recipe.per_class:
+            raise InputError(
+                f"'{recipe.id}': only {len(rows)} examples are of class {label}; data.per_class is {recipe.per_class}"
+            )
+        kept += generator.choice(rows, recipe.per_class, replace=False).tolist()
+    return data.select(sorted(kept))
 
 
 def read_rows(identifier: str, config: str | None, split: str, keep: Mapping[str, Any] | None = None) -> Dataset:

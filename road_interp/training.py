@@ -24,6 +24,7 @@ from transformers import (
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
+from road_interp.heads import load_heads_model, load_labels, score_heads, train_heads
 from road_interp.locate import find_sites
 from road_interp.mixture import load_mixture, score_mixture, train_mixture
 from road_interp.model import RoadModel
@@ -56,7 +57,8 @@ def train(
         InputError: an input that cannot be used, or an `out` that holds something else. Nothing has been written then.
     """
     if isinstance(recipe, MixtureRecipe):
-        return train_mixture(recipe, out, resume=resume, device=device, progress=progress)
+        learn = train_heads if recipe.has_heads else train_mixture
+        return learn(recipe, out, resume=resume, device=device, progress=progress)
     where = find_device(device)
     folder = prepare_folder(recipe, out, resume)
     set_seed(recipe.seed)
@@ -90,6 +92,10 @@ def evaluate(run: Run, data: str | None = None, *, device: str | None = None, pr
     if isinstance(run.recipe, MixtureRecipe):
         if data is not None:
             raise InputError("a mixture is scored on the test prompts of its recipe; --data is for labelled text")
+        if run.recipe.has_heads:
+            labels = load_labels(run.recipe)
+            heads = load_heads_model(run, labels, tokenizer).to(find_device(device))
+            return score_heads(run.recipe, heads, tokenizer, labels, "test").summary()
         model = run.load_model().to(find_device(device))
         return score_mixture(run.recipe, model, tokenizer, load_mixture(run.recipe), "test", progress).summary()
     task = load_task(run.recipe.data)

@@ -57,13 +57,14 @@ def test_throughput(tmp_path, monkeypatch, capsys):
 def test_composition(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def scripted(name, recipe):
-        asked.append((name, recipe.scoring.test))
-        return scripted_report(recipe.seed)
+    def scripted(recipe, folder):
+        asked.append((folder.name, recipe.scoring.test))
+        folder.mkdir(parents=True)
+        (folder / "composition.json").write_text(scripted_report(recipe.seed).to_json())
 
-    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, measure_condition=scripted)
-    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, measure_condition=scripted)
-    assert asked == [("label+closing, co-activation 0.5", 4)]  # what is there is not measured again
+    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, trained=scripted)
+    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, trained=scripted)
+    assert asked == [("label+closing, co-activation 0.5, seed 0", 4)]  # what is there is not measured again
     first = (tmp_path / "composition.json").read_text()
     run("composition", "--redraw", tmp_path / "composition.json", "--out", tmp_path / "again", monkeypatch=monkeypatch)
     assert (tmp_path / "again" / "composition.json").read_text() == first
@@ -72,10 +73,10 @@ def test_composition(tmp_path, monkeypatch, capsys):
 
 def test_conditions_of_the_composition_are_recipes():
     script = load("composition")
-    names = [name for name, _ in script.conditions()]
+    names = [name for name, _, _ in script.conditions()]
     assert script.MAIN in names
     assert len(names) == len(set(names))
-    for _, changes in script.conditions():
+    for _, changes, _ in script.conditions():
         assert isinstance(load_recipe("composition-smollm2", changes), MixtureRecipe)
 
 

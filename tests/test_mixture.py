@@ -104,23 +104,34 @@ def test_co_activation_decides_what_else_is_active(workplace, tmp_path, monkeypa
     assert {task for _, learning in seen for task in learning} == {"label", "closing"}
 
 
-def test_positions_are_the_prompts(workplace, tmp_path, monkeypatch):
-    seen = []
-    forward = mixture.RoadModel.forward
+def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp_path, monkeypatch):
+    calls = []
+    call, forward = mixture.MixtureTrainer.call, mixture.RoadModel.forward
 
-    def spy(self, base, **options):
-        for row, labels in enumerate(base["labels"]):
-            answer = (labels != -100).nonzero().flatten().tolist()
-            seen.append((options["positions"][row], answer[0]))
+    def spy_on_call(self, model, inputs):
+        calls.append({"inputs": inputs})
+        with torch.random.fork_rng():
+            output = call(self, model, inputs)
+        calls[-1]["loss"] = output.loss.item()
+        batch = {key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}
+        calls[-1]["own"] = forward(model, batch, **calls[-1]["options"])[1].loss.item()
+        return call(self, model, inputs)
+
+    def spy_on_forward(self, base, **options):
+        calls[-1]["options"] = options
         return forward(self, base, **options)
 
-    monkeypatch.setattr(mixture.RoadModel, "forward", spy)
+    monkeypatch.setattr(mixture.MixtureTrainer, "call", spy_on_call)
+    monkeypatch.setattr(mixture.RoadModel, "forward", spy_on_forward)
     recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2")
     monkeypatch.setattr(mixture, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ()))
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     train(recipe, tmp_path / "run", progress=False)
-    assert len(seen) == 16
-    assert all(positions == [0, answer - 1] for positions, answer in seen)
+    assert len(calls) == 2
+    for each in calls:
+        starts = (each["inputs"]["labels"] != -100).int().argmax(1).tolist()
+        assert each["options"]["positions"] == [[0, start - 1] for start in starts]
+        assert each["loss"] == pytest.approx(each["own"], rel=1e-5)
 
 
 def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):

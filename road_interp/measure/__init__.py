@@ -2,5 +2,15 @@
 
 from road_interp.measure.angles import AngleReport, SiteAngles, angles
 from road_interp.measure.composition import CompositionReport, SetScore, composition
+from road_interp.measure.strength import StrengthReport, strength
 
-__all__ = ["AngleReport", "CompositionReport", "SetScore", "SiteAngles", "angles", "composition"]
+__all__ = [
+    "AngleReport",
+    "CompositionReport",
+    "SetScore",
+    "SiteAngles",
+    "StrengthReport",
+    "angles",
+    "composition",
+    "strength",
+]

@@ -14,13 +14,10 @@ from jaxtyping import Bool, Float
 from road_interp.bank import BASE
 from road_interp.behaviours import Behaviour, Review
 from road_interp.errors import InputError
+from road_interp.measure.bootstrap import interval, redrawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from road_interp.model import RoadModel
-
-DRAWS = 2000  # of every bootstrap
 
 
 @dataclass(frozen=True)
@@ -86,8 +83,7 @@ class CompositionReport:
 
     def interval(self, active: str, tasks: Sequence[str]) -> tuple[float, float]:
         """95% bootstrap interval of that fraction: seeds are drawn first, then prompts within each."""
-        (rates,) = self._redrawn(self.of(active).joint(tasks)[None])
-        return _percentiles(rates)
+        return interval(redrawn(self.of(active).joint(tasks)[None], len(self.seeds))[0])
 
     def index(self, tasks: Sequence[str]) -> float:
         """Composition index: the joint score with all of the tasks active over the product of their scores alone."""
@@ -95,19 +91,11 @@ class CompositionReport:
 
     def index_interval(self, tasks: Sequence[str]) -> tuple[float, float]:
         """95% bootstrap interval of the index."""
-        return _percentiles(_ratio(self._redrawn(self._index_rows(tasks))))
+        return interval(_ratio(redrawn(self._index_rows(tasks), len(self.seeds))))
 
     def _index_rows(self, tasks: Sequence[str]) -> Bool[np.ndarray, "scores prompts"]:
         alone = [self.of(task).joint([task]) for task in tasks]
         return np.stack([self.of("+".join(tasks)).joint(tasks), *alone])
-
-    def _redrawn(self, rows: Bool[np.ndarray, "scores prompts"]) -> Float[np.ndarray, "scores draws"]:
-        """Bootstrap samples of the rates of prompt-by-prompt outcomes."""
-        generator = np.random.default_rng(0)
-        by_seed = rows.reshape(len(rows), len(self.seeds), -1)
-        seeds = generator.integers(len(self.seeds), size=(DRAWS, len(self.seeds), 1))
-        prompts = generator.integers(by_seed.shape[2], size=(DRAWS, len(self.seeds), by_seed.shape[2]))
-        return by_seed[:, seeds, prompts].mean((2, 3))
 
     def summary(self) -> dict[str, Any]:
         """Rates and intervals of every active set, the joint score and the composition index."""
@@ -204,8 +192,8 @@ def default_sets(tasks: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([BASE, *tasks, *pairs, "+".join(tasks)]))
 
 
-def answers_of(model: RoadModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> Answering:
-    """Greedy answers of a model with planes. Prompts are padded on the left, longest together."""
+def answers_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> Answering:
+    """Greedy answers of a RoadModel with planes, or of what is called like one. Prompts of similar length go together."""
 
     def answering(prompts: Sequence[str], active: str) -> list[Answer]:
         def generate(inputs: dict[str, Any]) -> torch.Tensor:
@@ -273,8 +261,3 @@ def _ratio(rates: Float[np.ndarray, "scores ..."]) -> np.ndarray:
     """The first rate over the product of the others; 0 where that is 0."""
     product = rates[1:].prod(0)
     return np.divide(rates[0], product, out=np.zeros_like(product), where=product > 0)
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)

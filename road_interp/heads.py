@@ -1,0 +1,182 @@
+"""Several classification heads on one rotated backbone: every task owns planes of the states, and a linear head of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
+
+from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.files import write_atomically
+from road_interp.locate import find_sites
+from road_interp.measure.heads import HeadsReport, active_sets
+from road_interp.mixture import MixtureTrainer
+from road_interp.model import RoadModel
+from road_interp.planes import TaskPlanes
+from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.recipe import MixtureRecipe
+from road_interp.run import CLASSES, HEAD, HEADS, PLANES, RECIPE, Run, load_head, save_head
+from road_interp.tasks import Task, load_task, tokenize
+from road_interp.trainer import find_device, finish_run, prepare_folder, training_arguments
+
+
+class HeadsModel(nn.Module):
+    """A backbone with planes, and for every task a linear head on the token that stands for the text.
+
+    Args:
+        road: the rotated backbone.
+        sizes: number of classes of every task.
+        first: whether the first token stands for the text ([CLS]) or the last.
+    """
+
+    def __init__(self, road: RoadModel, sizes: Mapping[str, int], first: bool) -> None:
+        super().__init__()
+        if dotted := [name for name in sizes if "." in name]:
+            raise InputError(f"'{dotted[0]}' cannot name a task with a head: it must not hold a dot")
+        self.road, self._first = road, first
+        width = road.model.config.hidden_size
+        self.heads = nn.ModuleDict({task: nn.Linear(width, size) for task, size in sizes.items()})
+
+    def forward(
+        self, base: Mapping[str, Tensor], tasks: Sequence[str], learning: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Logits `(rows, classes)` of every head, with the planes of `tasks` active row by row."""
+        states = self.road(base=base, tasks=tasks, learning=learning)[1].last_hidden_state
+        mask = base["attention_mask"]
+        place = mask.argmax(1) if self._first else mask.shape[1] - 1 - mask.flip(1).argmax(1)
+        texts = states[torch.arange(len(states), device=states.device), place]
+        return {task: head(texts) for task, head in self.heads.items()}
+
+
+class HeadsTrainer(MixtureTrainer):
+    """A mixture of labelled texts: each trains its task's planes and head."""
+
+    def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """The loss of one batch: the mean over its rows, each under its own head."""
+        own, active = self.active(inputs["task"])
+        base = {key: value for key, value in inputs.items() if key not in ("task", "labels")}
+        logits = model(base=base, tasks=active, learning=own)
+        total = torch.zeros((), device=inputs["labels"].device)
+        for index, task in enumerate(self._tasks):
+            rows = inputs["task"] == index
+            total = total + functional.cross_entropy(logits[task][rows].float(), inputs["labels"][rows], reduction="sum")
+        return SimpleNamespace(loss=total / len(own))
+
+
+def train_heads(
+    recipe: MixtureRecipe,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    progress: bool = True,
+) -> Run:
+    """Learn the tasks of a mixture of labelled texts and leave a run folder with every head's accuracy.
+
+    Arguments and errors are those of `road_interp.train`.
+    """
+    where = find_device(device)
+    folder = prepare_folder(recipe, out, resume)
+    set_seed(recipe.seed)
+    data, tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
+    model = build_heads_model(recipe, data, tokenizer)
+    assert model.road.planes is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECIPE, recipe.to_yaml())
+    write_atomically(folder / PLANES, json.dumps(model.road.planes.to_json()) + "\n")
+    write_atomically(folder / CLASSES, json.dumps({name: task.classes for name, task in data.items()}, indent=2) + "\n")
+    trainer = HeadsTrainer(
+        tasks=list(recipe.tasks),
+        co_activation=recipe.co_activation,
+        model=model,
+        args=training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no"),
+        train_dataset=_encode(data, tokenizer, recipe),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+    )
+    set_seed(recipe.seed)
+    trainer.train(resume_from_checkpoint=resume or None)
+    adapter = model.road.adapter
+    metrics: dict[str, Any] = {
+        "parameters": {"adapter": adapter.num_parameters, "heads": sum(each.numel() for each in model.heads.parameters())}
+    }
+    for split in ("validation", "test"):
+        report = score_heads(recipe, model, tokenizer, data, split)
+        metrics[split] = report.summary()
+    write_atomically(folder / HEADS, report.to_json())
+    save_head(model, ["heads"], folder / HEAD)
+    return finish_run(trainer, recipe, adapter, metrics, folder, where)
+
+
+def load_labels(recipe: MixtureRecipe) -> dict[str, Task]:
+    """The splits of every task."""
+    return {name: load_task(task.labels) for name, task in recipe.tasks.items() if task.labels is not None}
+
+
+def build_heads_model(recipe: MixtureRecipe, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:
+    """The backbone with identity rotations, the tasks' planes, and fresh heads."""
+    base, _ = load_model(recipe.model)
+    where = recipe.adapter
+    sites = find_sites(base, where.sites, where.layers, where.stack)
+    planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
+    road = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions, planes)
+    return _with_heads(road, data, tokenizer)
+
+
+def load_heads_model(run: Run, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:
+    """The trained model of a run folder."""
+    model = _with_heads(run.load_model(), data, tokenizer)
+    load_head(model, run.folder / HEAD)
+    return model.eval()
+
+
+@torch.no_grad()
+def score_heads(
+    recipe: MixtureRecipe,
+    model: HeadsModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Mapping[str, Task],
+    split: str,
+) -> HeadsReport:
+    """Every head on the texts of its task, with no planes, its own and all planes active."""
+    model.eval()
+    device = model.road.model.device
+    correct: dict[str, dict[str, tuple[bool, ...]]] = {}
+    for name, task in data.items():
+        examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
+        order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
+        correct[name] = {}
+        for active in active_sets(name, list(data)):
+            right: dict[int, bool] = {}
+            for start in range(0, len(order), 64):
+                rows = order[start : start + 64]
+                batch = examples[rows]
+                labels = torch.tensor(batch.pop("labels"), device=device)
+                base = tokenizer.pad(batch, return_tensors="pt").to(device)
+                found = model(base, [active] * len(rows))[name].argmax(1) == labels
+                right.update(zip(rows, found.tolist(), strict=True))
+            correct[name][active] = tuple(right[row] for row in range(len(order)))
+    method = f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}"
+    return HeadsReport(recipe.model.id.rpartition("/")[2], method, tuple(data), (recipe.seed,), correct)
+
+
+def _with_heads(road: RoadModel, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:
+    return HeadsModel(road, {name: task.num_labels for name, task in data.items()}, tokenizer.cls_token is not None)
+
+
+def _encode(data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, recipe: MixtureRecipe) -> Dataset:
+    """Token ids, labels and the index of the task of all training texts."""
+    parts = []
+    for index, task in enumerate(data.values()):
+        encoded = tokenize(task.train, tokenizer, recipe.model.max_length)
+        parts.append(encoded.add_column("task", [index] * len(encoded)))
+    return concatenate_datasets(parts)

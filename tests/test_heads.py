@@ -1,0 +1,132 @@
+"""Several heads on one backbone: a tiny BERT learns two tasks from made-up text, end to end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from test_training import workplace  # noqa: F401  (a fixture)
+
+from road_interp import cli, heads
+from road_interp.errors import InputError
+from road_interp.measure.heads import HeadsReport, active_sets
+from road_interp.pretrained import load_tokenizer
+from road_interp.recipe import load_recipe
+from road_interp.run import Run
+from road_interp.tasks import load_task
+from road_interp.training import evaluate, train
+
+
+def recipe_for(folder, *overrides):
+    data = {"id": str(folder / "data.csv"), "validation_size": 40, "test_size": 40}
+    content = {
+        "model": {"id": str(folder / "model"), "max_length": 16},
+        "tasks": {"tone": {"labels": data}, "start": {"labels": {**data, "id": str(folder / "start.csv")}}},
+        "training": {"learning_rate": 0.05, "epochs": 6, "batch_size": 16, "precision": "fp32"},
+    }
+    return load_recipe(content, overrides)
+
+
+@pytest.fixture(scope="module")
+def folder(workplace):  # noqa: F811
+    """The tone of a text, and beside it whether its first word is an early one."""
+    rows = ["text,label"]
+    for line in (workplace / "data.csv").read_text().splitlines()[1:]:
+        text = line.split(",")[0]
+        rows.append(f"w{3 if len(rows) % 2 else 17} {text},{'early' if len(rows) % 2 else 'late'}")
+    (workplace / "start.csv").write_text("\n".join(rows) + "\n")
+    return workplace
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    return train(recipe_for(folder), folder / "heads", progress=False)
+
+
+def test_two_tasks_are_learned_on_one_state(folder, finished):
+    report = HeadsReport.from_json((finished.folder / "heads.json").read_text())
+    assert report.tasks == ("tone", "start")
+    for task in report.tasks:
+        assert report.accuracy(task, task) > 0.8
+        assert len(report.correct[task][task]) == 40
+        loss, low, high = report.loss(task)
+        assert low <= loss <= high
+        assert loss == pytest.approx(report.accuracy(task, task) - report.accuracy(task, "tone+start"))
+    assert report.summary() == finished.metrics["test"]
+
+
+def test_a_run_comes_back_from_its_files(finished):
+    again = Run.load(finished.folder)
+    assert again.planes.tasks == ("tone", "start")
+    assert evaluate(again) == finished.metrics["test"]
+    assert json.loads((finished.folder / "classes.json").read_text())["start"] == ["early", "late"]
+
+
+def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
+    recipe = finished.recipe
+    data, tokenizer = heads.load_labels(recipe), load_tokenizer(recipe.model)
+    model = heads.load_heads_model(finished, data, tokenizer)
+    batch = tokenizer(["fine w1 w2", "poor w3"], padding=True, return_tensors="pt")
+    alone = model(dict(batch), ["tone", "tone"])["tone"]
+    with torch.no_grad():
+        for site in finished.planes.sites:
+            intervention = dict(zip(model.road.sites, model.road._interventions_in_order, strict=True))[site]
+            intervention.theta[finished.planes.owned["start"][site.name]] += 1
+    assert torch.equal(model(dict(batch), ["tone", "tone"])["tone"], alone)
+    assert not torch.allclose(model(dict(batch), ["tone+start"] * 2)["tone"], alone)
+
+
+def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):
+    monkeypatch.setattr(cli.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "what the others' planes cost" in " ".join(printed.split())
+    assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["accuracy"]["start"].values())
+
+
+def test_seeds_go_together_and_sets_are_listed():
+    assert active_sets("a", "ab") == ["__base__", "a", "a+b"]
+    assert active_sets("a", "a") == ["__base__", "a"]
+    correct = {"a": {"a": (True, False), "a+b": (False, False)}, "b": {"b": (True, True), "a+b": (True, True)}}
+    both = HeadsReport.over_seeds([HeadsReport("m", "x", ("a", "b"), (seed,), correct) for seed in (0, 1)])
+    assert both.seeds == (0, 1)
+    assert both.loss("a")[0] == 0.5
+    assert both.loss("b") == (0, 0, 0)
+    assert HeadsReport.from_json(both.to_json()) == both
+    with pytest.raises(InputError, match="one method"):
+        HeadsReport.over_seeds([both, HeadsReport("m", "y", ("a", "b"), (0,), correct)])
+    with pytest.raises(InputError, match="not the JSON of heads"):
+        HeadsReport.from_json("[]")
+
+
+def test_texts_of_equal_length_and_balanced_classes(tmp_path):
+    rows = [f"{' '.join(['word'] * (n % 5 + 1))},{'odd' if n % 3 else 'rare'}" for n in range(60)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+
+    def data(**options):
+        content = {"id": str(tmp_path / "data.csv"), "validation_size": 4, "test_size": 4, **options}
+        return load_recipe({"model": {"id": "m"}, "data": content}).data
+
+    task = load_task(data(words=3, per_class=10))
+    assert {len(text.split()) for text in task.train["text"]} == {3}
+    labels = [*task.train["label"], *task.validation["label"], *task.test["label"]]
+    assert (labels.count(0), labels.count(1)) == (10, 10)
+    with pytest.raises(InputError, match="no text has 9 words"):
+        load_task(data(words=9))
+    with pytest.raises(InputError, match="only 20 examples are of class rare; data.per_class is 21"):
+        load_task(data(per_class=21))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tasks.tone={behaviour: label}", "'tasks' must be all with labels or none"),
+        ("tasks.tone.behaviour=label", "'behaviour' must be given, or else id, or else labels"),
+        ("tasks.tone.labels.task=regression", "'labels.task' must be classification"),
+        ("tasks.tone.labels.words=0", "'data.words' must be at least 1"),
+    ],
+)
+def test_wrong_heads_are_refused(folder, override, message):
+    with pytest.raises(InputError, match=message):
+        recipe_for(folder, override)

@@ -1,0 +1,51 @@
+"""The strength curve: what is counted, how it is kept, and what is drawn."""
+
+from __future__ import annotations
+
+import pytest
+
+from road_interp import measure, plots
+from road_interp.behaviours import BEHAVIOURS, Review
+from road_interp.errors import InputError
+from road_interp.measure import StrengthReport
+from road_interp.measure.composition import Answer
+
+REVIEWS = [Review(f"text {n}", "positive", n) for n in range(8)]
+
+
+def report():
+    """Nothing below a half, then every answer, one of them without an end."""
+
+    def answering(strength):
+        text = "A film. Thank you!" if strength >= 0.5 else "A film."
+        return [Answer(text, finished=number > 0) for number in range(8)]
+
+    return measure.strength(
+        answering,
+        lambda answers: float(len(answers[0])),
+        (0.0, 0.5, 1.0),
+        REVIEWS,
+        model="m",
+        task="closing",
+        behaviour=BEHAVIOURS["closing"],
+    )
+
+
+def test_answers_are_counted_at_every_strength():
+    found = report()
+    assert [rate for rate, _, _ in found.rates()] == [0, 7 / 8, 7 / 8]
+    assert all(low <= rate <= high for rate, low, high in found.rates())
+    assert found.perplexity == (7.0, 18.0, 18.0)
+
+
+def test_json_keeps_everything():
+    assert StrengthReport.from_json(report().to_json()) == report()
+    with pytest.raises(InputError, match="not the JSON of a strength curve"):
+        StrengthReport.from_json("{}")
+
+
+def test_the_curve_is_drawn():
+    ax = plots.strength(report())
+    line = ax.containers[0].lines[0]
+    assert line.get_xdata().tolist() == [0, 0.5, 1]
+    assert line.get_ydata().tolist() == [0, 7 / 8, 7 / 8]
