@@ -289,7 +289,7 @@ def _mixture_table(summary: dict[str, Any]) -> Table | None:
     """The table of what a mixture was scored on, if it was."""
     if "rates" in summary:
         return _composition_table(summary)
-    return _heads_table(summary) if "accuracy" in summary else None
+    return _heads_table(summary) if "heads" in summary else None
 
 
 def _heads_table(summary: dict[str, Any]) -> Table:
@@ -298,7 +298,7 @@ def _heads_table(summary: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("head", "none", "own", "all", "cost"):
         table.add_column(column)
-    for task, sets in summary["accuracy"].items():
+    for task, sets in summary["heads"].items():
         cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
         lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["loss when all are active"][task])
         table.add_row(task, *cells, *[""] * (3 - len(cells)), lost)

@@ -82,7 +82,7 @@ def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):
     cli.main()
     printed = capsys.readouterr().out
     assert "what the others' planes cost" in " ".join(printed.split())
-    assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["accuracy"]["start"].values())
+    assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["heads"]["start"].values())
 
 
 def test_seeds_go_together_and_sets_are_listed():

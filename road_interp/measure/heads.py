@@ -59,7 +59,7 @@ class HeadsReport:
             task: {active: [self.accuracy(task, active), *self.interval(task, active)] for active in sets}
             for task, sets in self.correct.items()
         }
-        return {"accuracy": rates, "loss when all are active": {task: list(self.loss(task)) for task in self.tasks}}
+        return {"heads": rates, "loss when all are active": {task: list(self.loss(task)) for task in self.tasks}}
 
     @classmethod
     def over_seeds(cls, reports: Sequence[HeadsReport]) -> HeadsReport:
