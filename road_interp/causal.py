@@ -49,7 +49,7 @@ class InterchangeRuns:
     from what entered it. The model is frozen and set to evaluation mode.
 
     Args:
-        model: a causal language model.
+        model: a causal language model; for a RoadModel what `with road_model.attached() as model` gives, inside that block.
         site: whose output is exchanged, or the number of a block for that block's output.
         span: the token that ends this span, in base and in source.
         batch_size: pairs per forward pass where no gradient is needed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import pyvene
 import torch
-from conftest import tiny_model
+from conftest import random_adapter, tiny_model
 from taught import taught_model, word_tokenizer
 
 from road_interp import plots
@@ -22,6 +22,7 @@ from road_interp.causal import (
 from road_interp.errors import InputError
 from road_interp.interchange import RoadInterchangeIntervention
 from road_interp.locate import find_sites
+from road_interp.model import RoadModel
 from road_interp.pairs import Pair, Splits, encode_pairs
 
 # How to ask for three blocks, and the paths of the second one and of a module inside it.
@@ -79,6 +80,24 @@ def test_runs_equal_pyvenes(tokenizer, architecture, inside):
     plain = model(**base).logits[rows, last]
     torch.testing.assert_close(runs.logits(rows, no_swap), plain, atol=1e-6, rtol=1e-5)
     assert (ours - plain).abs().amax(1).min() > 1e-5
+
+
+@pytest.mark.parametrize("where", ["all-linear", "block-output"])
+def test_interchanges_inside_a_rotated_model(tokenizer, where):
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), num_hidden_layers=3)
+    pairs, rows = ragged(tokenizer), torch.arange(3)
+    model = RoadModel(base, random_adapter(find_sites(base, where)))
+    inputs = tokenizer(list(pairs.base), padding=True, return_tensors="pt")
+    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad(), model.attached() as rotated:
+        runs = InterchangeRuns(rotated, pairs, 1, "who")
+        plain, swapped = runs.logits(rows, no_swap), runs.logits(rows, full_swap)
+    last = inputs["attention_mask"].sum(1) - 1
+    torch.testing.assert_close(plain, model(base=inputs)[1].logits[rows, last], atol=1e-6, rtol=1e-5)
+    if where == "all-linear":
+        merged = InterchangeRuns(model.merge(), pairs, 1, "who")
+        torch.testing.assert_close(swapped, merged.logits(rows, full_swap), atol=1e-5, rtol=1e-5)
+    assert not any("forward" in module.__dict__ for module in base.modules())
 
 
 def test_the_model_is_left_as_it_was(taught):
