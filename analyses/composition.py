@@ -109,10 +109,12 @@ def multiplied(recipe: MixtureRecipe, folder: Path) -> None:
 
 
 def low_rank(recipe: MixtureRecipe, folder: Path, method: Any) -> None:
-    """LoRA with rank 4 a task on the linear layers of the same blocks, or LoReFT with 4 rows a task on one block's output."""
+    """LoRA, rank 4 a task, on the linear layers of the same blocks; or LoReFT, 4 rows a task, on the middle block's output."""
     set_seed(recipe.seed)
     base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), load_tokenizer(recipe.model)
-    where, layers = ("all-linear", recipe.adapter.layers) if method == "LoRA" else ("block-output", 15)
+    where, layers = (
+        ("all-linear", recipe.adapter.layers) if method == "LoRA" else ("block-output", base.config.num_hidden_layers // 2)
+    )
     model = LowRankModel(base, find_sites(base, where, layers), list(recipe.tasks), 4, method, recipe.seed)
     device = find_device(None)
     mixture = load_mixture(recipe)

@@ -120,11 +120,6 @@ class LowRankModel(nn.Module):
         with self._on(tasks, tasks):
             return None, generate(**base, **options)
 
-    @property
-    def num_parameters(self) -> int:
-        """Trained values."""
-        return sum(parameter.numel() for parameter in self.parts.parameters())
-
     @contextmanager
     def _on(self, tasks: Sequence[str], learning: Sequence[str]) -> Iterator[None]:
         active, learned = self._rows(tasks), self._rows(learning)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from road_interp.bench import BenchReport
     from road_interp.causal import ScanReport
     from road_interp.measure import AngleReport, CompositionReport, SiteAngles, StrengthReport
+    from road_interp.measure.heads import HeadsStudy
 
 # One colour and marker per peer in every panel.
 PEERS = {
@@ -139,6 +140,32 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
     ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", " + ") for active in sets])
     ax.set(xlabel="active tasks", ylabel="fraction of answers", ylim=(0, 1.05), title=f"{report.model}: {report.method}")
     ax.legend(loc="upper left")
+    return ax
+
+
+@_styled
+def heads(study: HeadsStudy, ax: Axes) -> Axes:
+    """Accuracy of every head by how it was trained and what is active, with 95% intervals."""
+    joint = [report for report in study.reports if len(report.tasks) > 1]
+    tasks = joint[0].tasks
+    bars = [("trained alone", lambda task: (study.of(f"{task} alone"), task))]
+    for report in joint:
+        bars.append((f"{report.method}: its planes", lambda task, report=report: (report, task)))
+        bars.append((f"{report.method}: all planes", lambda task, report=report: (report, report.together)))
+    width = 0.8 / len(bars)
+    lowest = 1.0
+    for number, (label, find) in enumerate(bars):
+        x = np.arange(len(tasks)) + (number - (len(bars) - 1) / 2) * width
+        found = [(task, *find(task)) for task in tasks]
+        rates = np.array([report.accuracy(task, active) for task, report, active in found])
+        low, high = np.array([report.interval(task, active) for task, report, active in found]).T
+        lowest = min(lowest, low.min())
+        bar = (rates - low, high - rates)
+        ax.errorbar(x, rates, yerr=bar, fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label)
+    ax.set_xticks(range(len(tasks)), tasks)
+    ax.set(ylabel="accuracy", xlim=(-0.6, len(tasks) - 0.4), ylim=(np.floor(20 * lowest) / 20, 1))
+    ax.set_title(f"{joint[0].model}: heads on one state, {len(joint[0].seeds)} seeds")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 

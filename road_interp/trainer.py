@@ -114,14 +114,13 @@ def training_arguments(
         use_cpu=where.type == "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        save_strategy="epoch",
         save_total_limit=2,
         logging_steps=20,
         report_to="none",
         disable_tqdm=not progress,
         dataloader_pin_memory=where.type == "cuda",
         seed=seed,
-        **options,
+        **{"save_strategy": "epoch", **options},
     )
 
 

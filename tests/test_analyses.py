@@ -13,6 +13,8 @@ from taught import word_tokenizer
 from test_composition import report as scripted_report
 
 from road_interp.bench import BenchReport, Timing
+from road_interp.measure.heads import HeadsReport
+from road_interp.measure.strength import StrengthReport
 from road_interp.recipe import MixtureRecipe, load_recipe
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
@@ -78,6 +80,42 @@ def test_conditions_of_the_composition_are_recipes():
     assert len(names) == len(set(names))
     for _, changes, _ in script.conditions():
         assert isinstance(load_recipe("composition-smollm2", changes), MixtureRecipe)
+
+
+def test_heads(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def scripted(recipe, folder, progress):
+        trained.append((folder.name, recipe.training.max_steps))
+        folder.mkdir(parents=True)
+        tasks = tuple(recipe.tasks)
+        correct = {task: dict.fromkeys(("__base__", task, "+".join(tasks)), (True, False)) for task in tasks}
+        (folder / "heads.json").write_text(HeadsReport("m", "x", tasks, (recipe.seed,), correct).to_json())
+
+    run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train=scripted)
+    run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train=scripted)
+    names = ["co-activation 0.5", "co-activation 0", "sentiment alone", "source alone"]
+    assert trained == [(f"{name}, seed 0", 2) for name in names]
+    first = (tmp_path / "heads.json").read_text()
+    run("heads", "--redraw", tmp_path / "heads.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, train=None)
+    assert (tmp_path / "again" / "heads.json").read_text() == first
+    assert capsys.readouterr().out.count("heads.png") == 3
+
+
+def test_strength(tmp_path, monkeypatch, capsys):
+    report = StrengthReport("m", "closing", (0.0, 1.0), ((False, False), (True, False)), (2.0, 3.0))
+    asked = []
+
+    def scripted(folder, strengths, prompts):
+        asked.append((folder, strengths, prompts))
+        return report
+
+    run("strength", tmp_path / "run", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, measure=scripted)
+    assert asked == [(tmp_path / "run", (0.0, 1.0), 4)]
+    run("strength", "--redraw", tmp_path / "strength.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, measure=None)
+    assert (tmp_path / "again" / "strength.json").read_text() == report.to_json()
+    with pytest.raises(SystemExit):
+        run("strength", monkeypatch=monkeypatch)
 
 
 def test_interchange(tmp_path, monkeypatch, capsys):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_training import workplace  # noqa: F401  (a fixture)
 
-from road_interp import cli, heads
+from road_interp import cli, heads, plots
 from road_interp.errors import InputError
-from road_interp.measure.heads import HeadsReport, active_sets
+from road_interp.measure.heads import HeadsReport, HeadsStudy, active_sets
 from road_interp.pretrained import load_tokenizer
 from road_interp.recipe import load_recipe
 from road_interp.run import Run
@@ -98,6 +98,44 @@ def test_seeds_go_together_and_sets_are_listed():
         HeadsReport.over_seeds([both, HeadsReport("m", "y", ("a", "b"), (0,), correct)])
     with pytest.raises(InputError, match="not the JSON of heads"):
         HeadsReport.from_json("[]")
+
+
+def study():
+    """Alone both heads are right; together one of them forgets half."""
+
+    def report(method, tasks, correct):
+        return HeadsReport("m", method, tasks, (0, 1), correct)
+
+    yes, half = (True,) * 8, (True, False) * 4
+    return HeadsStudy(
+        (
+            report("joint", ("a", "b"), {"a": {"a": yes, "a+b": half}, "b": {"b": yes, "a+b": yes}}),
+            report("a alone", ("a",), {"a": {"a": yes}}),
+            report("b alone", ("b",), {"b": {"b": yes}}),
+        )
+    )
+
+
+def test_the_gap_to_training_alone_is_paired():
+    gap, low, high = study().gap("a", "joint")
+    assert gap == 0.5
+    assert 0 < low < 0.5 < high <= 1
+    assert study().gap("b", "joint") == (0, 0, 0)
+    assert HeadsStudy.from_json(study().to_json()) == study()
+    with pytest.raises(InputError, match="no training 'apart'; there are joint, a alone, b alone"):
+        study().gap("a", "apart")
+    with pytest.raises(InputError, match="not the JSON of a study of heads"):
+        HeadsStudy.from_json("{}")
+
+
+def test_the_study_is_drawn():
+    ax = plots.heads(study())
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "trained alone",
+        "joint: its planes",
+        "joint: all planes",
+    ]
+    assert ax.containers[2].lines[0].get_ydata().tolist() == [0.5, 1]
 
 
 def test_texts_of_equal_length_and_balanced_classes(tmp_path):

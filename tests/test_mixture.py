@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 from conftest import tiny_model
+from test_analyses import load
 
 from road_interp import cli, mixture
 from road_interp.errors import InputError
@@ -219,6 +220,31 @@ def test_answers_and_their_perplexity(workplace):
 def test_wrong_mixtures_are_refused(workplace, override, message):
     with pytest.raises(InputError, match=message):
         load_mixture(recipe_for(workplace, override))
+
+
+@pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "told_in_words"])
+def test_baselines_of_the_composition(workplace, tmp_path, baseline):
+    script = load("composition")
+    recipe, folder = recipe_for(workplace, "adapter.layers=0", "training.max_steps=2"), tmp_path / "parts" / "both"
+    if baseline.startswith("Lo"):
+        script.low_rank(recipe, folder, baseline)
+    else:
+        getattr(script, baseline)(recipe, folder)
+    report = CompositionReport.from_json((folder / "composition.json").read_text())
+    assert [score.active for score in report.scores] == ["__base__", "label", "closing", "label+closing"]
+    assert all(len(score.answers) == 6 for score in report.scores)
+    if baseline == "multiplied":
+        alone = {name: Run.load(folder.parent / f"{name} alone, seed 0").adapter for name in ("label", "closing")}
+        assert alone["label"].distance(alone["closing"]) > 0
+
+
+def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
+    run = train(recipe_for(workplace, "tasks={closing: {behaviour: closing, examples: 16}}"), tmp_path / "run", progress=False)
+    report = load("strength").measure(run.folder, (0.0, 1.0), 4)
+    scores = CompositionReport.from_json((run.folder / "composition.json").read_text())
+    assert report.shown == tuple(scores.of(active).shown["closing"][:4] for active in ("__base__", "closing"))
+    with pytest.raises(InputError, match="did not learn one behaviour alone"):
+        load("strength").measure(train(recipe_for(workplace, "training.max_steps=1"), tmp_path / "two").folder, (1.0,), 4)
 
 
 def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkeypatch, capsys):

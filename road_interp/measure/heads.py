@@ -81,13 +81,54 @@ class HeadsReport:
     def from_json(cls, text: str) -> HeadsReport:
         """The report that `to_json` wrote."""
         try:
-            content = json.loads(text)
-            correct = {
-                task: {active: tuple(outcomes) for active, outcomes in sets.items()} for task, sets in content["correct"].items()
-            }
-            return cls(content["model"], content["method"], tuple(content["tasks"]), tuple(content["seeds"]), correct)
+            return _from_dict(json.loads(text))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is not the JSON of heads ({error})") from None
+
+
+@dataclass(frozen=True)
+class HeadsStudy:
+    """Trainings of the same tasks in several ways, together and alone, over the same seeds."""
+
+    reports: tuple[HeadsReport, ...]
+
+    def of(self, method: str) -> HeadsReport:
+        """The report of one way."""
+        for report in self.reports:
+            if report.method == method:
+                return report
+        raise InputError(f"no training '{method}'; there are {', '.join(report.method for report in self.reports)}")
+
+    def gap(self, task: str, method: str) -> tuple[float, float, float]:
+        """How much better a task does when it is trained alone than with all planes active after `method`, and its 95% interval.
+
+        Seeds and examples are the same on both sides: the interval is that of the paired difference.
+        """
+        alone, joint = self.of(f"{task} alone"), self.of(method)
+        if alone.seeds != joint.seeds:
+            raise InputError(f"'{task} alone' has seeds {alone.seeds}, '{method}' {joint.seeds}: nothing to pair")
+        sides = np.asarray([alone.correct[task][task], joint.correct[task][joint.together]])
+        single, together = redrawn(sides, len(alone.seeds))
+        return (float(sides[0].mean() - sides[1].mean()), *interval(single - together))
+
+    def to_json(self) -> str:
+        """All outcomes as JSON text, with the summaries beside them."""
+        joint = [report for report in self.reports if len(report.tasks) > 1]
+        gaps = {report.method: {task: self.gap(task, report.method) for task in report.tasks} for report in joint}
+        return json.dumps({"reports": [json.loads(report.to_json()) for report in self.reports], "gap to training alone": gaps})
+
+    @classmethod
+    def from_json(cls, text: str) -> HeadsStudy:
+        """The study that `to_json` wrote."""
+        try:
+            return cls(tuple(map(_from_dict, json.loads(text)["reports"])))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is not the JSON of a study of heads ({error})") from None
+
+
+def _from_dict(content: dict[str, Any]) -> HeadsReport:
+    correct = {task: {active: tuple(outcomes) for active, outcomes in sets.items()} for task, sets in content["correct"].items()}
+    return HeadsReport(content["model"], content["method"], tuple(content["tasks"]), tuple(content["seeds"]), correct)
 
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:
