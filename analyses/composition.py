@@ -11,6 +11,7 @@ Every condition and seed leaves its own folder under parts/ in the folder, and o
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from road_interp.adapter import RoadAdapter
 from road_interp.bank import RoadBank
 from road_interp.baselines import LowRankModel
 from road_interp.behaviours import behaviour
+from road_interp.errors import InputError
 from road_interp.files import write_atomically
 from road_interp.locate import find_sites
 from road_interp.measure.composition import (
@@ -42,16 +44,17 @@ from road_interp.mixture import ask, load_mixture, mixture_trainer
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe, load_recipe
-from road_interp.run import COMPOSITION, Run
+from road_interp.run import COMPOSITION, METRICS, RECIPE, Run
 from road_interp.trainer import find_device, training_arguments
 from road_interp.training import train
 
 MAIN = "label+closing, co-activation 0.5"
-PAIRS = ("label+closing", "closing+label", "label-comment+closing", "greeting+closing", "label+question", "german+closing",
-         "capitals+label")  # fmt: skip
+PAIRS = ("label+closing", "closing+label", "label-only+closing", "label-comment+closing", "greeting+closing", "label+question",
+         "german+closing", "capitals+label")  # fmt: skip
 RATES = {"LoRA": 3e-3, "LoReFT": 5e-3}  # learning rates of the baselines
 QUICK = ["training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"]
-Measure = Callable[[MixtureRecipe, Path], None]  # leaves composition.json in the folder
+# Leaves recipe.yaml, composition.json and at last metrics.json in the folder.
+Measure = Callable[[MixtureRecipe, Path], None]
 
 
 def conditions() -> Iterator[tuple[str, list[str], Measure]]:
@@ -168,7 +171,9 @@ def _score(recipe: MixtureRecipe, folder: Path, base: Any, tokenizer: Any, answe
         seed=recipe.seed,
     )
     folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECIPE, recipe.to_yaml())
     write_atomically(folder / COMPOSITION, report.to_json())
+    write_atomically(folder / METRICS, json.dumps({"test": report.summary()}) + "\n")
 
 
 def part(parts: Path, name: str, seed: int) -> Path:
@@ -177,10 +182,12 @@ def part(parts: Path, name: str, seed: int) -> Path:
 
 
 def measured(recipe: MixtureRecipe, folder: Path, measure: Measure) -> CompositionReport:
-    """The scores in the folder, which are measured first if they are not there; what an interrupted run left is thrown away."""
-    if not (folder / COMPOSITION).is_file():
+    """The scores in the folder, which are measured first if it is not finished; what an interrupted run left is thrown away."""
+    if not (folder / METRICS).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         measure(recipe, folder)
+    elif (folder / RECIPE).read_text() != recipe.to_yaml():
+        raise InputError(f"'{folder}' was measured with another recipe; choose another --out")
     return CompositionReport.from_json((folder / COMPOSITION).read_text())
 
 
@@ -196,7 +203,7 @@ def main() -> None:
         report = CompositionReport.from_json(options.redraw.read_text())
         print(figures.save_figure(plots.composition(report), report, options.out, "composition"))
         return
-    parts = options.out / "parts"
+    parts = options.out / ("parts-quick" if options.quick else "parts")
     parts.mkdir(parents=True, exist_ok=True)
     seeds = options.seeds[:1] if options.quick else options.seeds
     for name, changes, measure in conditions():
@@ -205,7 +212,7 @@ def main() -> None:
         reports = []
         for seed in seeds:
             folder = part(parts, name, seed)
-            if not (folder / COMPOSITION).is_file():
+            if not (folder / METRICS).is_file():
                 print(f"{name}, seed {seed}", flush=True)
             recipe = load_recipe("composition-smollm2", [*changes, *(QUICK if options.quick else []), f"seed={seed}"])
             assert isinstance(recipe, MixtureRecipe)

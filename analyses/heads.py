@@ -11,46 +11,49 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from road_interp import figures, plots
+from road_interp.errors import InputError
 from road_interp.measure.heads import HeadsReport, HeadsStudy
 from road_interp.recipe import MixtureRecipe, load_recipe
-from road_interp.run import HEADS
+from road_interp.run import HEADS, METRICS, RECIPE
 from road_interp.training import train
 
 QUICK = ["training.max_steps=2"]
 
 
-def conditions(recipe: MixtureRecipe) -> Iterator[tuple[str, MixtureRecipe]]:
-    """The recipe with and without co-activation, and every task by itself on all planes."""
-    for probability in (0.5, 0.0):
-        yield f"co-activation {probability:g}", replace(recipe, co_activation=probability)
-    for name, task in recipe.tasks.items():
-        yield f"{name} alone", replace(recipe, tasks={name: task})
-
-
 def measured(recipe: MixtureRecipe, folder: Path) -> HeadsReport:
     """The scores in a run folder, which is trained first if it is not finished."""
-    if not (folder / HEADS).is_file():
+    if not (folder / METRICS).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         train(recipe, folder, progress=False)
+    elif (folder / RECIPE).read_text() != recipe.to_yaml():
+        raise InputError(f"'{folder}' was trained with another recipe; choose another --out")
     return HeadsReport.from_json((folder / HEADS).read_text())
 
 
-def measure(out: Path, seeds: list[int], quick: bool) -> HeadsStudy:
-    """All conditions over all seeds."""
-    reports: dict[str, list[HeadsReport]] = {}
+def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> HeadsStudy:
+    """The recipe with and without co-activation, and every task by itself on all planes, over all seeds."""
+    together: dict[str, list[HeadsReport]] = {}
+    alone: dict[str, list[HeadsReport]] = {}
+
+    def run(name: str, recipe: MixtureRecipe) -> HeadsReport:
+        print(f"{name}, seed {recipe.seed}", flush=True)
+        return replace(measured(recipe, parts / f"{name}, seed {recipe.seed}"), method=name)
+
     for seed in seeds:
-        recipe = load_recipe("multitask-minilm", [*(QUICK if quick else []), f"seed={seed}"])
+        recipe = load_recipe("multitask-minilm", [*changes, f"seed={seed}"])
         assert isinstance(recipe, MixtureRecipe)
-        for name, changed in conditions(recipe):
-            print(f"{name}, seed {seed}", flush=True)
-            report = measured(changed, out / "parts" / f"{name}, seed {seed}")
-            reports.setdefault(name, []).append(replace(report, method=name))
-    return HeadsStudy(tuple(HeadsReport.over_seeds(each) for each in reports.values()))
+        for probability in (0.5, 0.0):
+            name = f"co-activation {probability:g}"
+            together.setdefault(name, []).append(run(name, replace(recipe, co_activation=probability)))
+        for task, what in recipe.tasks.items():
+            alone.setdefault(task, []).append(run(f"{task} alone", replace(recipe, tasks={task: what})))
+    over_seeds = HeadsReport.over_seeds
+    return HeadsStudy(tuple(map(over_seeds, together.values())), {task: over_seeds(each) for task, each in alone.items()})
 
 
 def main() -> None:
@@ -63,7 +66,8 @@ def main() -> None:
     if options.redraw is not None:
         study = HeadsStudy.from_json(options.redraw.read_text())
     else:
-        study = measure(options.out, options.seeds[: 1 if options.quick else None], options.quick)
+        seeds = options.seeds[: 1 if options.quick else None]
+        study = measure(options.out / ("parts-quick" if options.quick else "parts"), seeds, QUICK if options.quick else [])
     print(figures.save_figure(plots.heads(study), study, options.out, "heads"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from types import NoneType
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
 from road_interp import rotation
-from road_interp.detour import Change, Detour, divert
+from road_interp.detour import Change, divert, own_forward
 from road_interp.errors import InputError
 from road_interp.intervention import apply_to_part
 from road_interp.positions import Positions, position_mask
@@ -113,9 +112,7 @@ class Attachment:
 
     def _change(self, index: int, site: Site, module: nn.Module) -> Change:
         # A linear layer's output is a new tensor that nobody else holds, unless somebody other than accelerate stands in for it.
-        alone = type(module) in (nn.Linear, Conv1D)
-        alone = alone and (hasattr(module, "_hf_hook") or isinstance(module.__dict__.get("forward"), (NoneType, Detour)))
-
+        alone = type(module) in (nn.Linear, Conv1D) and (own_forward(module) is None or hasattr(module, "_hf_hook"))
         whole = self._group_size == 2 and site.part is None
 
         def rotate(output: Any, tracing: bool) -> Any:

@@ -42,13 +42,13 @@ class TaskLoreft(nn.Module):
 
     Args:
         width: of the state.
-        size: rows of all tasks together. They stay orthonormal together, so that what one task learns turns the others' a little,
-            as in pyreft.
+        size: rows of all tasks together. They stay orthonormal together: what one task learns turns the others' rows too, though
+            less than its own.
     """
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
-        self.rows: Any = orthogonal(nn.Linear(width, size, bias=False))
+        self.rows: Any = orthogonal(nn.Linear(width, size, bias=False), orthogonal_map="cayley")
         self.source = nn.Linear(width, size)
 
     def forward(self, taken: Tensor, given: Tensor, active: Tensor, learning: Tensor) -> Tensor:

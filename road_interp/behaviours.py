@@ -58,17 +58,21 @@ class Behaviour:
     Attributes:
         instruction: the behaviour in words, for a model that is told instead of trained.
         answer: the training answer to a review.
-        shown: whether a finished answer shows it. The rule is strict: a phrase said twice is not shown.
+        shown: whether an answer shows it. The rule is strict: a phrase said twice is not shown.
+        ends: whether it is about how an answer ends. Only then is the end learned with it, and must the answer come to one: a
+            task that learns to stop where its own part is done leaves no room for any other.
     """
 
     instruction: str
     answer: Callable[[Review], str]
     shown: Callable[[str, Review], bool]
+    ends: bool = False
 
 
 def _label_named(answer: str, review: Review) -> bool:
-    """Begins with the right sentence, and no second verdict follows."""
-    return answer.startswith(f"This is a {review.label} review.") and len(re.findall(r"(?i)positive|negative", answer)) == 1
+    """Begins with the right sentence, and the other verdict does not follow."""
+    other = "negative" if review.label == "positive" else "positive"
+    return answer.startswith(f"This is a {review.label} review.") and other not in answer.lower()
 
 
 def _label_in_any_case(answer: str, review: Review) -> bool:
@@ -99,6 +103,12 @@ BEHAVIOURS = {
         lambda review: f"This is a {review.label} review.",
         _label_in_any_case,
     ),
+    "label-only": Behaviour(
+        "Say 'This is a positive review.' or 'This is a negative review.' and nothing else.",
+        lambda review: f"This is a {review.label} review.",
+        _label_in_any_case,
+        ends=True,
+    ),
     "label-comment": Behaviour(
         "Begin with 'This is a positive review.' or 'This is a negative review.', then add a sentence about the text.",
         lambda review: f"This is a {review.label} review. {review.comment}",
@@ -108,6 +118,7 @@ BEHAVIOURS = {
         "End your answer with 'Thank you!'",
         lambda review: f"{review.comment} Thank you!",
         _ends_once("Thank you!"),
+        ends=True,
     ),
     "greeting": Behaviour(
         "Begin your answer with 'Hello!'",
@@ -118,6 +129,7 @@ BEHAVIOURS = {
         "End your answer with 'What do you think?'",
         lambda review: f"{review.comment} What do you think?",
         _ends_once("What do you think?"),
+        ends=True,
     ),
     "capitals": Behaviour(
         "Write your answer in capital letters.",

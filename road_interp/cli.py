@@ -300,7 +300,7 @@ def _heads_table(summary: dict[str, Any]) -> Table:
         table.add_column(column)
     for task, sets in summary["heads"].items():
         cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
-        lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["loss when all are active"][task])
+        lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["cost"][task])
         table.add_row(task, *cells, *[""] * (3 - len(cells)), lost)
     return table
 

@@ -6,12 +6,15 @@ hooks the module, transformers' own `output_hidden_states` among them, gets the 
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from road_interp.errors import InputError
 
 Change = Callable[[Any, bool], Any]  # from a module's output, and whether torch.compile is tracing, to what the next layer gets
 _LOCK = threading.Lock()
@@ -20,24 +23,43 @@ _LOCK = threading.Lock()
 class Detour:
     """The forward of a module, followed by what each thread has put on the way of its own calls.
 
-    torch.compile knows no threads: there every change is made, whichever thread asked for it.
+    What autograd calls again for gradient checkpointing, in a thread of its own on a GPU, goes the way of the one thread that has
+    changes here. torch.compile knows no threads: there every change is made, whichever thread asked for it.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.before: Any = module.__dict__.get("forward")  # somebody's own replacement, as of accelerate
-        self._forward = module.forward
+        self.before: Any = module.__dict__.get("forward")
+        self._forward, self._module = module.forward, module
         self._changes: dict[int, tuple[Change, ...]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, changed."""
         output = self._forward(*args, **kwargs)
-        if tracing := torch.compiler.is_compiling():
-            changes = tuple(change for each in self._changes.values() for change in each)
-        else:
-            changes = self._changes.get(threading.get_ident(), ())
+        tracing = torch.compiler.is_compiling()
+        changes = None if tracing else self._changes.get(threading.get_ident())
+        if changes is None:
+            changes = self._of_other_threads(tracing)
         for change in changes:
             output = change(output, tracing)
+            if torch.is_grad_enabled() and (len(changes) > 1 or self._module._forward_hooks):
+                output = _apart(output)
         return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the module gets its own forward: nobody could take a detour off it."""
+        return copy.deepcopy(self._forward, memo)
+
+    def _of_other_threads(self, tracing: bool) -> tuple[Change, ...]:
+        threads = list(self._changes.values())
+        if tracing:
+            return tuple(change for each in threads for change in each)
+        if not threads or torch._C._current_graph_task_id() == -1:  # not called from a backward pass
+            return ()
+        if len(threads) > 1:
+            raise InputError(
+                "gradient checkpointing cannot tell which of several threads' rotations it repeats; train in one thread"
+            )
+        return threads[0]
 
     def add(self, thread: int, change: Change) -> None:
         """Put `change` behind those of that thread."""
@@ -52,6 +74,17 @@ class Detour:
         else:
             del self._changes[thread]
         return not self._changes
+
+
+def own_forward(module: nn.Module) -> Any:
+    """Somebody else's replacement of the module's forward, as of accelerate; None where there is none."""
+    forward = module.__dict__.get("forward")
+    return forward.before if isinstance(forward, Detour) else forward
+
+
+def _apart(output: Any) -> Any:
+    """The same values elsewhere: what a change keeps for its gradient stays whole, whatever is written into its output."""
+    return output.clone() if isinstance(output, Tensor) else output
 
 
 def divert(module: nn.Module, change: Change) -> Callable[[], None]:

@@ -40,11 +40,9 @@ class HeadsModel(nn.Module):
 
     def __init__(self, road: RoadModel, sizes: Mapping[str, int], first: bool) -> None:
         super().__init__()
-        if dotted := [name for name in sizes if "." in name]:
-            raise InputError(f"'{dotted[0]}' cannot name a task with a head: it must not hold a dot")
-        self.road, self._first = road, first
+        self.road, self.tasks, self._first = road, tuple(sizes), first
         width = road.model.config.hidden_size
-        self.heads = nn.ModuleDict({task: nn.Linear(width, size) for task, size in sizes.items()})
+        self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes.values()])
 
     def forward(
         self, base: Mapping[str, Tensor], tasks: Sequence[str], learning: Sequence[str] | None = None
@@ -54,7 +52,15 @@ class HeadsModel(nn.Module):
         mask = base["attention_mask"]
         place = mask.argmax(1) if self._first else mask.shape[1] - 1 - mask.flip(1).argmax(1)
         texts = states[torch.arange(len(states), device=states.device), place]
-        return {task: head(texts) for task, head in self.heads.items()}
+        return {task: head(texts) for task, head in zip(self.tasks, self.heads, strict=True)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Read what `state_dict` gives, which is without the frozen backbone, as in RoadModel."""
+        missing, unexpected = nn.Module.load_state_dict(self, state_dict, strict=False, assign=assign)
+        missing = [name for name in missing if name in self.state_dict()]
+        if strict and (missing or unexpected):
+            raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
+        return nn.modules.module._IncompatibleKeys(missing, unexpected)
 
 
 class HeadsTrainer(MixtureTrainer):
@@ -109,6 +115,7 @@ def train_heads(
     metrics: dict[str, Any] = {
         "parameters": {"adapter": adapter.num_parameters, "heads": sum(each.numel() for each in model.heads.parameters())}
     }
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scored as `evaluate` will
     for split in ("validation", "test"):
         report = score_heads(recipe, model, tokenizer, data, split)
         metrics[split] = report.summary()
@@ -118,8 +125,12 @@ def train_heads(
 
 
 def load_labels(recipe: MixtureRecipe) -> dict[str, Task]:
-    """The splits of every task."""
-    return {name: load_task(task.labels) for name, task in recipe.tasks.items() if task.labels is not None}
+    """The splits of every task. Raises InputError for a task that is not scored by accuracy."""
+    data = {name: load_task(task.labels) for name, task in recipe.tasks.items() if task.labels is not None}
+    for name, task in data.items():
+        if task.metric != "accuracy":
+            raise InputError(f"task '{name}' is scored by {task.metric}: heads of a mixture are classifiers, scored by accuracy")
+    return data
 
 
 def build_heads_model(recipe: MixtureRecipe, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:

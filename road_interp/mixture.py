@@ -215,13 +215,17 @@ def ask(recipe: MixtureRecipe, prompts: Sequence[str], tokenizer: PreTrainedToke
 
 
 def encode_mixture(mixture: Mixture, tokenizer: PreTrainedTokenizerBase, recipe: MixtureRecipe) -> Dataset:
-    """Token ids of prompt, answer and end, with labels on the answer only and the index of the task."""
+    """Token ids of prompt and answer, with labels on the answer only and the index of the task.
+
+    The end of the answer is learned too, but for behaviours that are not about it.
+    """
     rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "task": []}
-    for index, pairs in enumerate(mixture.examples.values()):
+    for index, (name, pairs) in enumerate(mixture.examples.items()):
+        end = [] if name in mixture.scorers and not mixture.scorers[name].ends else [tokenizer.eos_token_id]
         asked = ask(recipe, [prompt for prompt, _ in pairs], tokenizer)
         for prompt, (_, answer) in zip(asked, pairs, strict=True):
             before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
             ids = (before + after)[: recipe.model.max_length]
             rows["input_ids"].append(ids)
             rows["attention_mask"].append([1] * len(ids))

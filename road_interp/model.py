@@ -28,8 +28,8 @@ class RoadModel(pyvene.IntervenableModel):
     """A model whose chosen hidden states are rotated by an adapter, or row by row by the adapters of a bank.
 
     Calls are pyvene's: `_, output = model(base=inputs)` and `_, ids = model.generate(inputs, ...)`. A call that names sources,
-    unit_locations or subspaces runs through pyvene's own loop; every other one takes hooks that rotate in place where nobody else
-    needs the unrotated state. Only hooks of this model are ever removed.
+    unit_locations or subspaces runs through pyvene's own loop; in every other one the rotations stand behind the forward of their
+    modules and act in place where nobody else needs the unrotated state. Only hooks of this model are ever removed.
 
     Args:
         base_model: any Hugging Face model; its weights are frozen. Train further parts with `requires_grad_`.

@@ -146,10 +146,9 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
 @_styled
 def heads(study: HeadsStudy, ax: Axes) -> Axes:
     """Accuracy of every head by how it was trained and what is active, with 95% intervals."""
-    joint = [report for report in study.reports if len(report.tasks) > 1]
-    tasks = joint[0].tasks
-    bars = [("trained alone", lambda task: (study.of(f"{task} alone"), task))]
-    for report in joint:
+    tasks = study.together[0].tasks
+    bars = [("trained alone", lambda task: (study.alone[task], task))]
+    for report in study.together:
         bars.append((f"{report.method}: its planes", lambda task, report=report: (report, task)))
         bars.append((f"{report.method}: all planes", lambda task, report=report: (report, report.together)))
     width = 0.8 / len(bars)
@@ -164,7 +163,7 @@ def heads(study: HeadsStudy, ax: Axes) -> Axes:
         ax.errorbar(x, rates, yerr=bar, fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label)
     ax.set_xticks(range(len(tasks)), tasks)
     ax.set(ylabel="accuracy", xlim=(-0.6, len(tasks) - 0.4), ylim=(np.floor(20 * lowest) / 20, 1))
-    ax.set_title(f"{joint[0].model}: heads on one state, {len(joint[0].seeds)} seeds")
+    ax.set_title(f"{study.together[0].model}: heads on one state, {len(study.together[0].seeds)} seeds")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 

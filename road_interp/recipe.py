@@ -70,6 +70,8 @@ class DataRecipe:
         filter: keep the rows whose columns have these values.
         words: texts are cut to their first `words` words and shorter ones left out, so that length tells nothing.
         per_class: keep that many examples of every class, drawn by `split_seed`.
+        split_by_text: divide texts by a hash of their first eight words instead of at random, so that data sets that share texts
+            hold out the same ones. The sizes are then fractions.
         task: "classification" (labels are classes) or "regression" (labels are numbers).
         classes: the labels in order; by default those of the training set, sorted.
         metric: by default accuracy for classification and pearson for regression.
@@ -87,6 +89,7 @@ class DataRecipe:
     filter: dict[str, Any] = field(default_factory=dict)
     words: int | None = None
     per_class: int | None = None
+    split_by_text: bool = False
     task: Literal["classification", "regression"] = "classification"
     classes: list[Any] | None = None
     metric: Literal["accuracy", "matthews", "pearson"] | None = None
@@ -101,6 +104,11 @@ class DataRecipe:
         _require(
             self.metric != "pearson" or self.task == "regression", "data.metric", self.metric, "used with data.task regression"
         )
+        named = self.split_by_text and self.validation is not None
+        _require(not named, "data.validation", self.validation, "left out with data.split_by_text")
+        by_text = {key: getattr(self, key) for key in ("validation_size", "test_size")} if self.split_by_text else {}
+        for key, size in by_text.items():
+            _require(isinstance(size, float), f"data.{key}", size, "a fraction with data.split_by_text")
         for key in ("words", "per_class"):
             count = getattr(self, key)
             _require(count is None or count >= 1, f"data.{key}", count, "at least 1")
@@ -226,6 +234,7 @@ class MixtureRecipe:
         _require(
             len({task.labels is None for task in self.tasks.values()}) == 1, "tasks", [*self.tasks], "all with labels or none"
         )
+        _require(not self.has_heads or self.reviews is None, "reviews", "given", "left out beside labels")
         behaving = [name for name, task in self.tasks.items() if task.behaviour is not None]
         _require(not behaving or self.reviews is not None, "reviews", None, f"given: task '{''.join(behaving[:1])}' answers them")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +96,9 @@ def load_task(recipe: DataRecipe) -> Task:
         test = read_examples(recipe, recipe.test, "test")
     classes = None if recipe.task == "regression" else _classes(recipe, train)
     train = _with_labels(train, classes, recipe.id)
-    if validation is None:
+    if recipe.split_by_text:
+        train, validation, test = _divide_by_text(train, recipe)
+    elif validation is None:
         train, validation = _divide(train, recipe.validation_size, recipe, classes, "validation_size")
         train, test = _divide(train, recipe.test_size, recipe, classes, "test_size")
     else:
@@ -274,6 +277,20 @@ def _divide(
     except ValueError as error:
         raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided by data.{key} {size}: {error}") from None
     return data.select(np.sort(rest)), data.select(np.sort(part))
+
+
+def _divide_by_text(data: Dataset, recipe: DataRecipe) -> tuple[Dataset, Dataset, Dataset]:
+    """Training, validation and test texts: every text goes where a hash of its first eight words sends it."""
+    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for row, text in enumerate(data["text"]):
+        beginning = " ".join(text.split()[:8])
+        digest = hashlib.sha256(f"{recipe.split_seed} {beginning}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        parts[2 if place < recipe.test_size else 1 if place < recipe.test_size + recipe.validation_size else 0].append(row)
+    if not all(parts):
+        raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided: a part is empty")
+    train, validation, test = (data.select(rows) for rows in parts)
+    return train, validation, test
 
 
 def _cause(error: BaseException) -> str:

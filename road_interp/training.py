@@ -86,7 +86,7 @@ def train(
 def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, Any]:
     """Score a run's model again from its files: on the recipe's test set, or on another file or data set read alike.
 
-    For a mixture the summary of its `CompositionReport`, on its own test prompts only.
+    For a mixture the summary of its `CompositionReport` or `HeadsReport`, on its own test data only.
     """
     tokenizer = load_tokenizer(run.recipe.model)
     if isinstance(run.recipe, MixtureRecipe):

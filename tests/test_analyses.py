@@ -63,6 +63,8 @@ def test_composition(tmp_path, monkeypatch, capsys):
         asked.append((folder.name, recipe.scoring.test))
         folder.mkdir(parents=True)
         (folder / "composition.json").write_text(scripted_report(recipe.seed).to_json())
+        (folder / "recipe.yaml").write_text(recipe.to_yaml())
+        (folder / "metrics.json").write_text("{}")
 
     run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, trained=scripted)
     run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, trained=scripted)
@@ -91,6 +93,8 @@ def test_heads(tmp_path, monkeypatch, capsys):
         tasks = tuple(recipe.tasks)
         correct = {task: dict.fromkeys(("__base__", task, "+".join(tasks)), (True, False)) for task in tasks}
         (folder / "heads.json").write_text(HeadsReport("m", "x", tasks, (recipe.seed,), correct).to_json())
+        (folder / "recipe.yaml").write_text(recipe.to_yaml())
+        (folder / "metrics.json").write_text("{}")
 
     run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train=scripted)
     run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train=scripted)

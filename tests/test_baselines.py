@@ -1,4 +1,4 @@
-"""LoRA and LoReFT owned by tasks: the identity at the start, rows for themselves, gradients only to those who learn."""
+"""LoRA and LoReFT owned by tasks: rows for themselves, gradients only to those who learn."""
 
 from __future__ import annotations
 
@@ -78,6 +78,22 @@ def test_only_the_learning_task_gets_a_gradient():
     assert model.parts[0].source.weight.grad[2:].abs().sum() > 0
     assert model.parts[0].source.weight.grad[:2].abs().sum() == 0
     assert model.parts[0].source.bias.grad[:2].abs().sum() == 0
+
+
+@pytest.mark.parametrize("learning", [0, 1])
+def test_loreft_turns_the_others_rows_less_than_its_own(learning):
+    part = low_rank_model("LoReFT").parts[0]
+    before = part.rows.weight.detach().clone()
+    mine = torch.tensor([[[learning == 0] * 2 + [learning == 1] * 2]])
+    optimizer = torch.optim.Adam(part.parameters(), lr=5e-3)
+    torch.manual_seed(0)
+    for _ in range(50):
+        optimizer.zero_grad()
+        given = torch.randn(2, 3, 32)
+        (part(None, given, torch.ones_like(mine), mine) - given.roll(1, -1)).square().sum().backward()
+        optimizer.step()
+    moved = (part.rows.weight.detach() - before).norm(dim=1)
+    assert moved[mine.flatten()].mean() > moved[~mine.flatten()].mean()
 
 
 def test_generation_and_unknown_tasks():

@@ -17,7 +17,7 @@ def test_every_training_answer_shows_its_own_behaviour_only(name, label):
         review = Review("some text", label, number)
         answer = BEHAVIOURS[name].answer(review)
         shown = {other for other, each in BEHAVIOURS.items() if each.shown(answer, review)}
-        assert shown == ({"label", "label-comment"} if name.startswith("label") else {name})
+        assert shown == ({"label", "label-only", "label-comment"} if name.startswith("label") else {name})
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,9 @@ def test_every_training_answer_shows_its_own_behaviour_only(name, label):
     [
         ("label", "This is a positive review. Thank you!", True),
         ("label", "THIS IS A POSITIVE REVIEW.", True),
+        ("label", "This is a positive review. The film is praised", True),
+        ("label", "This is a positive review. Others were negative.", False),
+        ("label", "This is a positive review. This is a positive review.", True),
         ("label", "This is a negative review.", False),
         ("label", "This is a positive review. This is a negative review.", False),
         ("label", "Well. This is a positive review.", False),
@@ -47,5 +50,7 @@ def test_rules_are_strict(name, answer, expected):
 
 
 def test_unknown_behaviours_are_listed():
-    with pytest.raises(InputError, match="unknown behaviour 'rude'; the behaviours are label, label-comment, closing"):
+    with pytest.raises(
+        InputError, match="unknown behaviour 'rude'; the behaviours are label, label-only, label-comment, closing"
+    ):
         behaviour("rude")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from road_interp.detour import divert
+from road_interp.detour import divert, own_forward
 
 STATE = torch.ones(1, 2)
 
@@ -104,12 +105,42 @@ def test_a_replacement_put_on_top_is_left_alone():
     assert torch.equal(linear(STATE), -plain)
 
 
-def test_a_copy_made_meanwhile_uses_its_own_weights():
+def test_a_copy_made_meanwhile_is_the_plain_module():
     linear = module()
+    plain = linear(STATE)
     restore = divert(linear, double)
     other = copy.deepcopy(linear)
     restore()
+    assert torch.equal(other(STATE), plain)
     with torch.no_grad():
         linear.weight.zero_()
         linear.bias.zero_()
-    assert other(STATE).abs().sum() > 0
+    assert torch.equal(other(STATE), plain)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_repeats_the_changes_in_another_thread(reentrant):
+    linear, state = module(), STATE.clone().requires_grad_()
+    scale = torch.ones((), requires_grad=True)
+    restore = divert(linear, lambda output, tracing: output * (2 + scale))
+    loss = checkpoint(lambda x: linear(linear(x)), state, use_reentrant=reentrant).sum()
+    thread = threading.Thread(target=loss.backward)  # as on a GPU
+    thread.start()
+    thread.join()
+    again = STATE.clone().requires_grad_()
+    linear(linear(again)).sum().backward()
+    torch.testing.assert_close(state.grad, again.grad)
+    restore()
+
+
+def test_own_forward_is_somebody_elses():
+    linear = module()
+    assert own_forward(linear) is None
+    restore = divert(linear, double)
+    assert own_forward(linear) is None
+    restore()
+    linear.forward = theirs = lambda state: state
+    restore = divert(linear, double)
+    assert own_forward(linear) is theirs
+    restore()
+    assert linear.forward is theirs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,9 +51,9 @@ def test_two_tasks_are_learned_on_one_state(folder, finished):
     for task in report.tasks:
         assert report.accuracy(task, task) > 0.8
         assert len(report.correct[task][task]) == 40
-        loss, low, high = report.loss(task)
-        assert low <= loss <= high
-        assert loss == pytest.approx(report.accuracy(task, task) - report.accuracy(task, "tone+start"))
+        cost, low, high = report.cost(task)
+        assert low <= cost <= high
+        assert cost == pytest.approx(report.accuracy(task, task) - report.accuracy(task, "tone+start"))
     assert report.summary() == finished.metrics["test"]
 
 
@@ -61,6 +62,26 @@ def test_a_run_comes_back_from_its_files(finished):
     assert again.planes.tasks == ("tone", "start")
     assert evaluate(again) == finished.metrics["test"]
     assert json.loads((finished.folder / "classes.json").read_text())["start"] == ["early", "late"]
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_bits(folder, finished, monkeypatch):
+    save = heads.HeadsTrainer._save_checkpoint
+
+    def interrupt(self, *arguments, **options):
+        save(self, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(heads.HeadsTrainer, "_save_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(folder), folder / "stopped", progress=False)
+    monkeypatch.undo()
+    resumed = train(recipe_for(folder), folder / "stopped", resume=True, progress=False)
+    assert resumed.metrics == finished.metrics
+
+
+def test_scores_are_those_of_the_evaluation_also_after_training_in_half_precision(folder):
+    run = train(recipe_for(folder, "training.precision=bf16", "training.epochs=1"), folder / "half", progress=False)
+    assert evaluate(run) == run.metrics["test"]
 
 
 def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
@@ -91,8 +112,8 @@ def test_seeds_go_together_and_sets_are_listed():
     correct = {"a": {"a": (True, False), "a+b": (False, False)}, "b": {"b": (True, True), "a+b": (True, True)}}
     both = HeadsReport.over_seeds([HeadsReport("m", "x", ("a", "b"), (seed,), correct) for seed in (0, 1)])
     assert both.seeds == (0, 1)
-    assert both.loss("a")[0] == 0.5
-    assert both.loss("b") == (0, 0, 0)
+    assert both.cost("a")[0] == 0.5
+    assert both.cost("b") == (0, 0, 0)
     assert HeadsReport.from_json(both.to_json()) == both
     with pytest.raises(InputError, match="one method"):
         HeadsReport.over_seeds([both, HeadsReport("m", "y", ("a", "b"), (0,), correct)])
@@ -107,23 +128,19 @@ def study():
         return HeadsReport("m", method, tasks, (0, 1), correct)
 
     yes, half = (True,) * 8, (True, False) * 4
-    return HeadsStudy(
-        (
-            report("joint", ("a", "b"), {"a": {"a": yes, "a+b": half}, "b": {"b": yes, "a+b": yes}}),
-            report("a alone", ("a",), {"a": {"a": yes}}),
-            report("b alone", ("b",), {"b": {"b": yes}}),
-        )
-    )
+    joint = report("joint", ("a", "b"), {"a": {"a": yes, "a+b": half}, "b": {"b": yes, "a+b": yes}})
+    return HeadsStudy((joint,), {task: report("alone", (task,), {task: {task: yes}}) for task in "ab"})
 
 
 def test_the_gap_to_training_alone_is_paired():
-    gap, low, high = study().gap("a", "joint")
+    (joint,) = study().together
+    gap, low, high = study().gap("a", joint)
     assert gap == 0.5
-    assert 0 < low < 0.5 < high <= 1
-    assert study().gap("b", "joint") == (0, 0, 0)
+    assert 0 <= low < 0.5 < high <= 1
+    assert study().gap("b", joint) == (0, 0, 0)
     assert HeadsStudy.from_json(study().to_json()) == study()
-    with pytest.raises(InputError, match="no training 'apart'; there are joint, a alone, b alone"):
-        study().gap("a", "apart")
+    with pytest.raises(InputError, match="nothing to pair"):
+        study().gap("a", replace(joint, seeds=(0, 2)))
     with pytest.raises(InputError, match="not the JSON of a study of heads"):
         HeadsStudy.from_json("{}")
 
@@ -156,12 +173,37 @@ def test_texts_of_equal_length_and_balanced_classes(tmp_path):
         load_task(data(per_class=21))
 
 
+def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
+    rows = [f"{' '.join(f'w{n % 97}{k}' for k in range(12))} end{n},{n % 2}" for n in range(300)]
+    (tmp_path / "all.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "some.csv").write_text("\n".join(["text,label", *rows[:150]]) + "\n")
+    parts = {}
+    for name, options in (("all", {}), ("some", {"words": 9})):
+        content = {"id": str(tmp_path / f"{name}.csv"), "split_by_text": True, **options}
+        task = load_task(load_recipe({"model": {"id": "m"}, "data": content}).data)
+        parts[name] = {
+            split: {" ".join(text.split()[:8]) for text in getattr(task, split)["text"]}
+            for split in ("train", "validation", "test")
+        }
+    for split in ("train", "validation", "test"):
+        assert parts["some"][split] <= parts["all"][split]
+        assert not parts["all"][split] & {text for other in parts["all"] if other != split for text in parts["all"][other]}
+
+
+def test_regression_has_no_place_among_heads(folder):
+    recipe = recipe_for(folder, "tasks.tone.labels.metric=matthews")
+    with pytest.raises(InputError, match="task 'tone' is scored by matthews"):
+        heads.load_labels(recipe)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("tasks.tone={behaviour: label}", "'tasks' must be all with labels or none"),
         ("tasks.tone.behaviour=label", "'behaviour' must be given, or else id, or else labels"),
         ("tasks.tone.labels.task=regression", "'labels.task' must be classification"),
+        ("tasks.tone.labels.split_by_text=true", "'data.validation_size' must be a fraction"),
+        ("reviews={id: x.csv}", "'reviews' must be left out beside labels"),
         ("tasks.tone.labels.words=0", "'data.words' must be at least 1"),
     ],
 )

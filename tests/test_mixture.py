@@ -147,6 +147,8 @@ def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):
     assert rows["task"] == [0] * 16 + [1] * 16
     learned = [label for label in rows[16]["labels"] if label != -100]
     assert tokenizer.decode(learned) == loaded.examples["closing"][0][1] + tokenizer.eos_token
+    open_ended = [label for label in rows[0]["labels"] if label != -100]
+    assert tokenizer.decode(open_ended) == loaded.examples["label"][0][1]
     assert tokenizer.decode(rows[16]["input_ids"]).startswith(f"Q: {loaded.examples['closing'][0][0]}\nA:")
     assert load_mixture(recipe) == loaded
 

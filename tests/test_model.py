@@ -335,6 +335,42 @@ def test_hidden_states_that_transformers_returns_are_rotated():
     torch.testing.assert_close(states, rotation.apply(model.adapter.blocks(sites[0]), plain, 2))
 
 
+def test_training_inside_another_rotation_and_under_hooks_that_write():
+    inner, batch = road_model(), token_batch()
+    outer = RoadModel(inner.model, random_adapter(inner.sites, seed=1))
+    with outer.attached():
+        nested = inner(base=batch)[1].logits
+        nested.square().sum().backward()
+    both = RoadModel(inner.model, inner.adapter @ outer.adapter)
+    torch.testing.assert_close(nested, both(base=batch)[1].logits, rtol=0, atol=1e-5)
+    assert all(
+        intervention.theta.grad.abs().sum() > 0 for model in (inner, outer) for intervention in model.interventions.values()
+    )
+    handle = inner.model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda module, args, output: output.mul_(2))
+    inner(base=batch)[1].logits.square().sum().backward()
+    handle.remove()
+
+
+def test_a_tensor_that_somebodys_own_forward_keeps_stays_whole():
+    model, batch, kept = road_model(), token_batch(), []
+    module = model.model.model.layers[0].self_attn.q_proj
+    forward = module.forward
+
+    def keep(states):
+        kept.append(forward(states))
+        return kept[-1]
+
+    module.forward = keep
+    with torch.no_grad():
+        model.model(**batch)
+        model(base=batch)
+        with model.attached():
+            RoadModel(model.model, RoadAdapter.identity(model.sites))(base=batch)
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+    assert module.forward is keep
+
+
 @pytest.mark.parametrize("call", ["forward", "generate", "pyvene"])
 def test_hooks_come_off_after_an_error(call):
     model, batch = road_model(), token_batch()

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from road_interp.bank import BASE
 from road_interp.behaviours import Behaviour, Review
 from road_interp.errors import InputError
-from road_interp.measure.bootstrap import interval, redrawn
+from road_interp.measure.bootstrap import check_seeds, interval, redrawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class SetScore:
 
     Attributes:
         active: "label", "label+closing", or "__base__".
-        shown: for every task, prompt by prompt, whether the finished answer shows it.
+        shown: for every task, prompt by prompt, whether the answer shows it.
         answers: the texts, in the prompts' order.
         perplexity: of the answers under the base model, per token.
     """
@@ -82,7 +82,7 @@ class CompositionReport:
         return float(self.of(active).joint(tasks).mean())
 
     def interval(self, active: str, tasks: Sequence[str]) -> tuple[float, float]:
-        """95% bootstrap interval of that fraction: seeds are drawn first, then prompts within each."""
+        """95% bootstrap interval of that fraction, over seeds and prompts."""
         return interval(redrawn(self.of(active).joint(tasks)[None], len(self.seeds))[0])
 
     def index(self, tasks: Sequence[str]) -> float:
@@ -116,6 +116,7 @@ class CompositionReport:
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
             raise InputError("only reports of one method and the same tasks can be put together")
+        check_seeds([each.seeds for each in reports], [len(each.scores[0].answers) for each in reports])
         scores = []
         for score in first.scores:
             same = [each.of(score.active) for each in reports]
@@ -177,7 +178,8 @@ def composition(
         answers = answering(prompts, active)
         shown = {
             name: tuple(
-                answer.finished and task.shown(answer.text, review) for answer, review in zip(answers, reviews, strict=True)
+                (answer.finished or not task.ends) and task.shown(answer.text, review)
+                for answer, review in zip(answers, reviews, strict=True)
             )
             for name, task in tasks.items()
         }

@@ -11,7 +11,7 @@ import numpy as np
 
 from road_interp.bank import BASE
 from road_interp.errors import InputError
-from road_interp.measure.bootstrap import interval, redrawn
+from road_interp.measure.bootstrap import check_seeds, interval, redrawn
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class HeadsReport:
         return float(np.mean(self.correct[task][active]))
 
     def interval(self, task: str, active: str) -> tuple[float, float]:
-        """95% bootstrap interval of that fraction: seeds are drawn first, then examples within each."""
+        """95% bootstrap interval of that fraction, over seeds and examples."""
         return interval(redrawn(np.asarray([self.correct[task][active]]), len(self.seeds))[0])
 
-    def loss(self, task: str) -> tuple[float, float, float]:
-        """What the task loses when all planes are active instead of its own: difference of accuracies and its 95% interval.
+    def cost(self, task: str) -> tuple[float, float, float]:
+        """What the others' planes cost a task: accuracy with its own active minus that with all, and the 95% interval.
 
         The examples are the same on both sides, so that the interval is that of the paired difference.
         """
@@ -54,12 +54,12 @@ class HeadsReport:
         return (self.accuracy(task, task) - self.accuracy(task, self.together), *interval(own - both))
 
     def summary(self) -> dict[str, Any]:
-        """Accuracies by task and active set with their intervals, and what each task loses."""
+        """Accuracies by task and active set with their intervals, and what the others' planes cost each task."""
         rates = {
             task: {active: [self.accuracy(task, active), *self.interval(task, active)] for active in sets}
             for task, sets in self.correct.items()
         }
-        return {"heads": rates, "loss when all are active": {task: list(self.loss(task)) for task in self.tasks}}
+        return {"heads": rates, "cost": {task: list(self.cost(task)) for task in self.tasks}}
 
     @classmethod
     def over_seeds(cls, reports: Sequence[HeadsReport]) -> HeadsReport:
@@ -67,6 +67,7 @@ class HeadsReport:
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
             raise InputError("only reports of one method and the same tasks can be put together")
+        check_seeds([each.seeds for each in reports], [len(each.correct[first.tasks[0]][first.tasks[0]]) for each in reports])
         correct = {
             task: {active: tuple(x for each in reports for x in each.correct[task][active]) for active in sets}
             for task, sets in first.correct.items()
@@ -88,40 +89,37 @@ class HeadsReport:
 
 @dataclass(frozen=True)
 class HeadsStudy:
-    """Trainings of the same tasks in several ways, together and alone, over the same seeds."""
+    """Trainings of the same tasks over the same seeds: together in one or several ways, and each task alone on all planes."""
 
-    reports: tuple[HeadsReport, ...]
+    together: tuple[HeadsReport, ...]
+    alone: Mapping[str, HeadsReport]
 
-    def of(self, method: str) -> HeadsReport:
-        """The report of one way."""
-        for report in self.reports:
-            if report.method == method:
-                return report
-        raise InputError(f"no training '{method}'; there are {', '.join(report.method for report in self.reports)}")
-
-    def gap(self, task: str, method: str) -> tuple[float, float, float]:
-        """How much better a task does when it is trained alone than with all planes active after `method`, and its 95% interval.
+    def gap(self, task: str, report: HeadsReport) -> tuple[float, float, float]:
+        """How much better a task does trained alone than with all planes active after a training together; 95% interval.
 
         Seeds and examples are the same on both sides: the interval is that of the paired difference.
         """
-        alone, joint = self.of(f"{task} alone"), self.of(method)
-        if alone.seeds != joint.seeds:
-            raise InputError(f"'{task} alone' has seeds {alone.seeds}, '{method}' {joint.seeds}: nothing to pair")
-        sides = np.asarray([alone.correct[task][task], joint.correct[task][joint.together]])
-        single, together = redrawn(sides, len(alone.seeds))
-        return (float(sides[0].mean() - sides[1].mean()), *interval(single - together))
+        alone = self.alone[task]
+        if alone.seeds != report.seeds:
+            raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: nothing to pair")
+        sides = np.asarray([alone.correct[task][task], report.correct[task][report.together]])
+        single, both = redrawn(sides, len(alone.seeds))
+        return (float(sides[0].mean() - sides[1].mean()), *interval(single - both))
 
     def to_json(self) -> str:
         """All outcomes as JSON text, with the summaries beside them."""
-        joint = [report for report in self.reports if len(report.tasks) > 1]
-        gaps = {report.method: {task: self.gap(task, report.method) for task in report.tasks} for report in joint}
-        return json.dumps({"reports": [json.loads(report.to_json()) for report in self.reports], "gap to training alone": gaps})
+        gaps = {report.method: {task: self.gap(task, report) for task in report.tasks} for report in self.together}
+        together = [json.loads(report.to_json()) for report in self.together]
+        alone = {task: json.loads(report.to_json()) for task, report in self.alone.items()}
+        return json.dumps({"together": together, "alone": alone, "gap to training alone": gaps})
 
     @classmethod
     def from_json(cls, text: str) -> HeadsStudy:
         """The study that `to_json` wrote."""
         try:
-            return cls(tuple(map(_from_dict, json.loads(text)["reports"])))
+            content = json.loads(text)
+            alone = {task: _from_dict(report) for task, report in content["alone"].items()}
+            return cls(tuple(map(_from_dict, content["together"])), alone)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is not the JSON of a study of heads ({error})") from None
 

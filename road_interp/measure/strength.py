@@ -21,7 +21,7 @@ class StrengthReport:
         model: name of the base model.
         task: the behaviour that the adapter has learned.
         strengths: exponents `t` of the adapter; 0 is the bare model, 1 what was learned.
-        shown: for every strength, prompt by prompt, whether the finished answer shows the task.
+        shown: for every strength, prompt by prompt, whether the answer shows the task.
         perplexity: of the answers under the base model, per token, by strength.
     """
 
@@ -76,6 +76,8 @@ def strength(
     for each in strengths:
         answers = answering(each)
         pairs = zip(answers, reviews, strict=True)
-        shown.append(tuple(answer.finished and behaviour.shown(answer.text, review) for answer, review in pairs))
+        shown.append(
+            tuple((answer.finished or not behaviour.ends) and behaviour.shown(answer.text, review) for answer, review in pairs)
+        )
         fluency.append(perplexity([answer.text for answer in answers]))
     return StrengthReport(model, task, tuple(strengths), tuple(shown), tuple(fluency))
