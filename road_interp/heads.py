@@ -20,7 +20,7 @@ from road_interp.files import write_atomically
 from road_interp.locate import find_sites
 from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer
-from road_interp.model import RoadModel
+from road_interp.model import RoadModel, load_trained
 from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe
@@ -56,11 +56,7 @@ class HeadsModel(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Read what `state_dict` gives, which is without the frozen backbone, as in RoadModel."""
-        missing, unexpected = nn.Module.load_state_dict(self, state_dict, strict=False, assign=assign)
-        missing = [name for name in missing if name in self.state_dict()]
-        if strict and (missing or unexpected):
-            raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
-        return nn.modules.module._IncompatibleKeys(missing, unexpected)
+        return load_trained(self, state_dict, strict, assign)
 
 
 class HeadsTrainer(MixtureTrainer):

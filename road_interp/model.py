@@ -245,11 +245,7 @@ class RoadModel(pyvene.IntervenableModel):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Read what `state_dict` gives. Raises InputError when rotations or trained parts are missing or unknown."""
-        missing, unexpected = nn.Module.load_state_dict(self, state_dict, strict=False, assign=assign)
-        missing = [name for name in missing if name in self.state_dict()]
-        if strict and (missing or unexpected):
-            raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
-        return nn.modules.module._IncompatibleKeys(missing, unexpected)
+        return load_trained(self, state_dict, strict, assign)
 
     # ------------------------------------------------------------------ pyvene's loop, kept from other people's hooks
 
@@ -395,6 +391,15 @@ class RoadModel(pyvene.IntervenableModel):
                 raise InputError("adapter_name needs a model with a RoadBank; this one holds a single adapter")
             return self.adapter
         return self.bank[name if name is not None else self._default_names()[0]]
+
+
+def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:
+    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out what is frozen."""
+    missing, unexpected = nn.Module.load_state_dict(module, state, strict=False, assign=assign)
+    missing = [name for name in missing if name in module.state_dict()]
+    if strict and (missing or unexpected):
+        raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
+    return nn.modules.module._IncompatibleKeys(missing, unexpected)
 
 
 def _check_rows(base: Mapping[str, Any] | None, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None) -> None:
