@@ -160,7 +160,8 @@ def score_heads(
     correct: dict[str, dict[str, tuple[bool, ...]]] = {}
     for name, task in data.items():
         examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
-        order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
+        lengths = [len(ids) for ids in examples["input_ids"]]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
         correct[name] = {}
         for active in active_sets(name, list(data)):
             right: dict[int, bool] = {}
