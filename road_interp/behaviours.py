@@ -58,7 +58,7 @@ class Behaviour:
     Attributes:
         instruction: the behaviour in words, for a model that is told instead of trained.
         answer: the training answer to a review.
-        shown: whether an answer shows it. The rule is strict: a phrase said twice is not shown.
+        shown: whether an answer shows it. Strict on phrases, which count once only; a label may be repeated.
         ends: whether it is about how an answer ends. Only then is the end learned with it, and must the answer come to one: a
             task that learns to stop where its own part is done leaves no room for any other.
     """
