@@ -59,14 +59,19 @@ class Behaviour:
         instruction: the behaviour in words, for a model that is told instead of trained.
         answer: the training answer to a review.
         shown: whether an answer shows it. Strict on phrases, which count once only; a label may be repeated.
-        ends: whether it is about how an answer ends. Only then is the end learned with it, and must the answer come to one: a
-            task that learns to stop where its own part is done leaves no room for any other.
+        ends: whether it is about how an answer ends. Only then is the end learned with it: a task that learns to stop where its
+            own part is done leaves no room for any other.
     """
 
     instruction: str
     answer: Callable[[Review], str]
     shown: Callable[[str, Review], bool]
     ends: bool = False
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop, exclamation or question mark."""
+    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
 def _label_named(answer: str, review: Review) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from road_interp import measure
 from road_interp.behaviours import BEHAVIOURS, Review
 from road_interp.errors import InputError
-from road_interp.measure.composition import Answer, CompositionReport, default_sets
+from road_interp.measure.composition import Answer, CompositionReport, default_sets, shows
 
 REVIEWS = [Review(f"text {n}", "positive" if n % 2 else "negative", n) for n in range(20)]
 TASKS = {name: BEHAVIOURS[name] for name in ("label", "closing")}
@@ -68,6 +68,24 @@ def test_json_keeps_everything():
         CompositionReport.from_json('{"model": 1}')
     with pytest.raises(InputError, match="no answers with 'closing\\+label' active"):
         found.of("closing+label")
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "finished", "expected"),
+    [
+        ("label", "This is a positive review. It is not a negative", False, True),
+        ("label", "This is a positive review. It is not a negative one.", True, False),
+        ("label", "This is a negative review. This is a positive", False, False),
+        ("label", "This is a positive", False, False),
+        ("greeting", "Hello! Hello! Hello!", False, True),
+        ("greeting", "Hello! Hello!", True, False),
+        ("closing", "Thank you!", False, False),
+        ("closing", "Thank you!", True, True),
+        ("closing", "Thank you! Thank", False, False),
+    ],
+)
+def test_an_answer_that_was_cut_off_is_judged_by_its_first_sentence(task, text, finished, expected):
+    assert shows(BEHAVIOURS[task], Answer(text, finished), REVIEWS[1]) is expected
 
 
 def test_active_sets_are_none_each_pairs_and_all():

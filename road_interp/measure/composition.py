@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from road_interp.bank import BASE
-from road_interp.behaviours import Behaviour, Review
+from road_interp.behaviours import Behaviour, Review, first_sentence
 from road_interp.errors import InputError
 from road_interp.measure.bootstrap import check_seeds, interval, redrawn
 
@@ -177,15 +177,21 @@ def composition(
         progress(active)
         answers = answering(prompts, active)
         shown = {
-            name: tuple(
-                (answer.finished or not task.ends) and task.shown(answer.text, review)
-                for answer, review in zip(answers, reviews, strict=True)
-            )
+            name: tuple(shows(task, answer, review) for answer, review in zip(answers, reviews, strict=True))
             for name, task in tasks.items()
         }
         texts = tuple(answer.text for answer in answers)
         scores.append(SetScore(active, shown, texts, perplexity(prompts, texts)))
     return CompositionReport(model, method, names, (seed,), tuple(scores))
+
+
+def shows(task: Behaviour, answer: Answer, review: Review) -> bool:
+    """Whether an answer shows a behaviour. One that was cut off is judged by its first sentence: a task that is not about the end
+    learns none, and what it goes on with is nobody's doing; a task that is about the end has failed.
+    """
+    if answer.finished:
+        return task.shown(answer.text, review)
+    return not task.ends and task.shown(first_sentence(answer.text), review)
 
 
 def default_sets(tasks: Sequence[str]) -> list[str]:

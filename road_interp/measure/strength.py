@@ -10,7 +10,7 @@ from scipy import stats
 
 from road_interp.behaviours import Behaviour, Review
 from road_interp.errors import InputError
-from road_interp.measure.composition import Answer
+from road_interp.measure.composition import Answer, shows
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,6 @@ def strength(
     shown, fluency = [], []
     for each in strengths:
         answers = answering(each)
-        pairs = zip(answers, reviews, strict=True)
-        shown.append(
-            tuple((answer.finished or not behaviour.ends) and behaviour.shown(answer.text, review) for answer, review in pairs)
-        )
+        shown.append(tuple(shows(behaviour, answer, review) for answer, review in zip(answers, reviews, strict=True)))
         fluency.append(perplexity([answer.text for answer in answers]))
     return StrengthReport(model, task, tuple(strengths), tuple(shown), tuple(fluency))
