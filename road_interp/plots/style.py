@@ -1,0 +1,26 @@
+"""The house style of every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from importlib import resources
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+STYLE = str(resources.files("road_interp") / "road.mplstyle")
+
+
+def styled(draw: Callable[..., Axes]) -> Callable[..., Axes]:
+    """Draw in the house style, on new axes where none are given."""
+
+    @wraps(draw)
+    def drawn(result: Any, ax: Axes | None = None, **options: Any) -> Axes:
+        with plt.style.context(STYLE):
+            if ax is None:
+                ax = plt.figure(layout="constrained").add_subplot()
+            return draw(result, ax, **options)
+
+    return drawn

@@ -1,0 +1,70 @@
+"""Several tasks in one state, and one task at several strengths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.bank import BASE
+from road_interp.plots.style import styled
+
+if TYPE_CHECKING:
+    from road_interp.measure import CompositionReport, StrengthReport
+    from road_interp.measure.heads import HeadsStudy
+
+
+@styled
+def composition(report: CompositionReport, ax: Axes) -> Axes:
+    """How often each task shows in the answers, and all in one, by set of active tasks, with 95% intervals (paper, figure 5)."""
+    sets = [score.active for score in report.scores]
+    groups = [(task, [task]) for task in report.tasks] + [("all in one answer", list(report.tasks))]
+    width = 0.8 / len(groups)
+    for number, (label, tasks) in enumerate(groups):
+        x = np.arange(len(sets)) + (number - (len(groups) - 1) / 2) * width
+        rates = np.array([report.rate(active, tasks) for active in sets])
+        low, high = np.array([report.interval(active, tasks) for active in sets]).T
+        hatch = "//" if number == len(groups) - 1 else None
+        ax.bar(x, rates, width, label=label, hatch=hatch, edgecolor="w", linewidth=0.5)
+        ax.errorbar(x, rates, yerr=(rates - low, high - rates), fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
+    ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", " + ") for active in sets])
+    ax.set(xlabel="active tasks", ylabel="fraction of answers", ylim=(0, 1.05), title=f"{report.model}: {report.method}")
+    ax.legend(loc="upper left")
+    return ax
+
+
+@styled
+def heads(study: HeadsStudy, ax: Axes) -> Axes:
+    """Accuracy of every head by how it was trained and what is active, with 95% intervals."""
+    tasks = study.together[0].tasks
+    bars = [("trained alone", lambda task: (study.alone[task], task))]
+    for report in study.together:
+        bars.append((f"{report.method}: its planes", lambda task, report=report: (report, task)))
+        bars.append((f"{report.method}: all planes", lambda task, report=report: (report, report.together)))
+    width = 0.8 / len(bars)
+    lowest = 1.0
+    for number, (label, find) in enumerate(bars):
+        x = np.arange(len(tasks)) + (number - (len(bars) - 1) / 2) * width
+        found = [(task, *find(task)) for task in tasks]
+        rates = np.array([report.accuracy(task, active) for task, report, active in found])
+        low, high = np.array([report.interval(task, active) for task, report, active in found]).T
+        lowest = min(lowest, low.min())
+        bar = (rates - low, high - rates)
+        ax.errorbar(x, rates, yerr=bar, fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label)
+    ax.set_xticks(range(len(tasks)), tasks)
+    ax.set(ylabel="accuracy", xlim=(-0.6, len(tasks) - 0.4), ylim=(np.floor(20 * lowest) / 20, 1))
+    ax.set_title(f"{study.together[0].model}: heads on one state, {len(study.together[0].seeds)} seeds")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+@styled
+def strength(report: StrengthReport, ax: Axes) -> Axes:
+    """How often a behaviour shows by the strength of its rotation, with 95% intervals; 1 is what was learned."""
+    rates, low, high = np.array(report.rates()).T
+    ax.errorbar(report.strengths, rates, yerr=(rates - low, high - rates), marker="o", markersize=4, capsize=2)
+    ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")
+    title = f"{report.model}: {report.task}, {len(report.shown[0])} prompts"
+    ax.set(xlabel="strength t of the rotation $A^t$", ylabel="fraction of answers", ylim=(-0.02, 1.05), title=title)
+    return ax

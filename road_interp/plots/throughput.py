@@ -1,0 +1,58 @@
+"""Generated tokens per second of a benchmark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.errors import InputError
+from road_interp.plots.style import styled
+
+if TYPE_CHECKING:
+    from road_interp.bench import BenchReport
+
+# One colour and marker per peer in every panel.
+PEERS = {
+    "bare": ("0.45", "o"),
+    "merged": ("C2", "s"),
+    "RoadModel": ("C0", "D"),
+    "stacked LoRA": ("C4", "^"),
+    "PEFT LoRA": ("C1", "v"),
+    "PEFT RoAd": ("C3", "P"),
+}
+
+
+@styled
+def throughput(report: BenchReport, ax: Axes, task: str = "requests") -> Axes:
+    """Tokens per second of generation (paper, figure 4).
+
+    Bars reach from the first to the third quartile of the rounds.
+
+    Args:
+        task: "requests" (figure 4 right: the number of requests, each with its own adapter), "length" (middle: generated tokens,
+            eight requests) or "rank" (left: one LoRA for eight rows, merged or not).
+    """
+    quantity, label, title = {
+        "requests": ("rows", "requests, each with its own adapter", "Different adapters"),
+        "length": ("new_tokens", "generated tokens per request", "Eight requests"),
+        "rank": ("rank", "rank of one LoRA for eight rows", "One LoRA, merged or not"),
+    }[task]
+    timings = [timing for timing in report.timings if timing.task == task]
+    if not timings:
+        raise InputError(f"this benchmark has no timings of generation by {task}")
+    for peer in dict.fromkeys(timing.peer for timing in timings):
+        line = sorted((timing for timing in timings if timing.peer == peer), key=lambda timing: getattr(timing, quantity))
+        rates = np.array([[timing.tokens / second for second in timing.seconds] for timing in line])
+        middle = np.median(rates, axis=1)
+        low, high = np.quantile(rates, (0.25, 0.75), axis=1)
+        x = [getattr(timing, quantity) for timing in line]
+        color, marker = PEERS[peer]
+        bars = (middle - low, high - middle)
+        ax.errorbar(x, middle, yerr=bars, marker=marker, color=color, markersize=4, capsize=2, label=peer)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(x, [str(number) for number in x])
+    ax.set(xlabel=label, ylabel="generated tokens per second", ylim=(0, None), title=title)
+    ax.legend()
+    return ax
