@@ -1,7 +1,7 @@
 """Figure 5 of the paper, with scores: two tasks on planes of one state, alone and together, and controls beside them.
 
 python analyses/composition.py --out figures                       # every condition, three seeds: hours on two cores
-python analyses/composition.py --only label+closing --out figures  # the conditions whose name holds this text
+python analyses/composition.py --only "closing alone" --out figures  # the conditions of these names
 python analyses/composition.py --quick --out figures
 python analyses/composition.py --redraw figures/composition.json --out figures
 
@@ -71,7 +71,8 @@ def conditions() -> Iterator[tuple[str, list[str], Measure]]:
             yield f"label+closing, {method}, co-activation {probability:g}", changes, partial(low_rank, method=method)
     for pair in PAIRS[1:]:
         for probability in (0.5, 0.0):
-            yield f"{pair}, co-activation {probability:g}", [_tasks(*pair.split("+")), f"co_activation={probability}"], trained
+            changes = [_tasks(*pair.split("+")), f"co_activation={probability}", "scoring.max_new_tokens=32"]
+            yield f"{pair}, co-activation {probability:g}", changes, trained
     yield "label+closing+greeting, co-activation 0.5", [_tasks("label", "closing", "greeting")], trained
     for probability in (0.25, 1.0):
         yield f"label+closing, co-activation {probability:g}", [f"co_activation={probability}"], trained
@@ -85,7 +86,7 @@ def conditions() -> Iterator[tuple[str, list[str], Measure]]:
 def _tasks(*names: str) -> str:
     """Tasks with as many examples in all as the recipe's; naming the label takes three times as many as a phrase."""
     shares = [3 if name.startswith("label") else 1 for name in names]
-    examples = [1440 * share // sum(shares) for share in shares]
+    examples = [2400 * share // sum(shares) for share in shares]
     tasks = (f"{name}: {{behaviour: {name}, examples: {count}}}" for name, count in zip(names, examples, strict=True))
     return "tasks={" + ", ".join(tasks) + "}"
 
@@ -190,7 +191,7 @@ def measured(recipe: MixtureRecipe, folder: Path, measure: Measure) -> Compositi
     if not (folder / METRICS).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         measure(recipe, folder)
-    elif (folder / RECIPE).read_text() != recipe.to_yaml():
+    elif load_recipe(folder / RECIPE) != recipe:
         raise InputError(f"'{folder}' was measured with another recipe; choose another --out")
     return CompositionReport.from_json((folder / COMPOSITION).read_text())
 
@@ -198,7 +199,7 @@ def measured(recipe: MixtureRecipe, folder: Path, measure: Measure) -> Compositi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--only", default="", help="measure the conditions whose name holds this text")
+    parser.add_argument("--only", nargs="+", choices=[name for name, _, _ in conditions()], metavar="CONDITION")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="two steps and four prompts of the main condition")
     parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
@@ -211,7 +212,7 @@ def main() -> None:
     parts.mkdir(parents=True, exist_ok=True)
     seeds = options.seeds[:1] if options.quick else options.seeds
     for name, changes, measure in conditions():
-        if options.only not in name or (options.quick and name != MAIN):
+        if name not in (options.only or [name]) or (options.quick and name != MAIN):
             continue
         reports = []
         for seed in seeds:

@@ -30,7 +30,7 @@ def measured(recipe: MixtureRecipe, folder: Path) -> HeadsReport:
     if not (folder / METRICS).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         train(recipe, folder, progress=False)
-    elif (folder / RECIPE).read_text() != recipe.to_yaml():
+    elif load_recipe(folder / RECIPE) != recipe:
         raise InputError(f"'{folder}' was trained with another recipe; choose another --out")
     return HeadsReport.from_json((folder / HEADS).read_text())
 

@@ -194,6 +194,19 @@ class RoadAdapter:
             raise InputError(f"'{sorted(unknown)[0]}' is not a site of this adapter")
         return self._with_blocks(kept)
 
+    def angles_only(self) -> RoadAdapter:
+        """The same turns without any stretch: the orthogonal polar factor of every block (a mirror where it reflects)."""
+        return self._with_blocks({site.name: rotation.polar_factors(self.blocks(site))[0] for site in self.sites})
+
+    def magnitudes_only(self) -> RoadAdapter:
+        """The same stretches without any turn: `a.angles_only() @ a.magnitudes_only()` equals `a`."""
+        return self._with_blocks({site.name: rotation.polar_factors(self.blocks(site))[1] for site in self.sites})
+
+    def with_sites_of(self, other: RoadAdapter, chosen: Callable[[Site], bool]) -> RoadAdapter:
+        """This adapter, with the maps of `other` at the chosen sites."""
+        self._check_combines(other, "mix")
+        return self._with_blocks({site.name: (other if chosen(site) else self).blocks(site) for site in self.sites})
+
     def distance(self, other: RoadAdapter) -> float:
         """How far apart two road_1 adapters are: the geodesic distance in angle and log magnitude over all planes.
 

@@ -17,8 +17,8 @@ from road_interp.errors import InputError
 
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport
-    from road_interp.measure import AngleReport
-    from road_interp.recipe import AnyRecipe
+    from road_interp.measure import AngleReport, DriftReport
+    from road_interp.recipe import AnyRecipe, ModelRecipe
     from road_interp.run import Run
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ Dtype = Annotated[str | None, typer.Option(help="of the base model: float32, bfl
 Seed = Annotated[int | None, typer.Option(help="instead of the recipe's")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 Out = Annotated[Path | None, typer.Option(help="the run folder; by default the next free runs/NAME")]
+ModelOrRun = Annotated[str, typer.Argument(help="hub id, folder, .gguf file, package://NAME/path, or a run folder")]
 
 
 @app.command()
@@ -103,6 +104,93 @@ def inspect(
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
     console.print(_angle_table(report))
+    for path in paths:
+        console.print(f"figure: {path}", soft_wrap=True)
+
+
+@app.command()
+def drift(
+    base: ModelOrRun,
+    tuned: ModelOrRun,
+    data: Annotated[str, typer.Argument(help="texts: a file, a data set id, or package://NAME/path")],
+    text: Annotated[str, typer.Option(help="the column that holds them")] = "text",
+    token: Annotated[str, typer.Option(help="whose states: first, last, mean or all")] = "first",
+    most: Annotated[int | None, typer.Option(min=1, help="texts to read, from the start; all by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the figures and their numbers")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the hidden states of two models on the same texts: how far they turn, how much they grow.
+
+    Under torchrun the texts are divided among the processes; the numbers are the same.
+    """
+    import torch
+    from accelerate import PartialState
+    from rich.progress import Progress
+
+    from road_interp import measure
+    from road_interp.pretrained import load_tokenizer
+
+    _quiet_libraries()
+    texts = _read_texts(data, text, most)
+    process = PartialState(cpu=not torch.cuda.is_available())
+    loaded = [_load_model_or_run(name) for name in (base, tuned)]
+    models, recipe = [model.to(process.device) for model, _ in loaded], loaded[0][1]
+    with Progress(console=Console(stderr=True), disable=not process.is_main_process) as bar:
+        line = bar.add_task("texts", total=len(texts))
+        report = measure.drift(
+            models[0],
+            models[1],
+            measure.text_batches(texts, load_tokenizer(recipe), recipe.max_length),
+            token,  # type: ignore[arg-type]
+            base_name=Path(base).name,
+            tuned_name=Path(tuned).name,
+            progress=lambda count: bar.advance(line, count),
+        )
+    if process.is_main_process:
+        _show_drift(report, out, as_json)
+    process.destroy_process_group()
+
+
+def _read_texts(data: str, column: str, most: int | None) -> list[str]:
+    """The first texts of a file or data set."""
+    from road_interp.tasks import read_rows
+
+    rows = read_rows(data, None, "test")
+    if column not in rows.column_names:
+        raise InputError(f"'{data}' has no column '{column}' (--text); its columns are {', '.join(rows.column_names)}")
+    texts = rows[:most][column]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"'{data}', row {row}: column '{column}' holds {text!r}, not text")
+    return texts
+
+
+def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe]:
+    """A model, with its rotations where it is a run folder, and how it was loaded."""
+    from road_interp.pretrained import load_model
+    from road_interp.recipe import ModelRecipe
+    from road_interp.run import RECIPE, Run
+
+    if (Path(identifier) / RECIPE).is_file():
+        run = Run.load(identifier)
+        return run.load_model(), run.recipe.model
+    recipe = ModelRecipe(identifier)
+    return load_model(recipe)[0], recipe
+
+
+def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
+    from road_interp import figures, plots
+
+    paths = []
+    if out is not None:
+        paths.append(figures.save_figure(plots.drift_grid([report]), report, out, "drift"))
+        for quantity in ("angle", "dM"):
+            ax = plots.drift_blocks([report], quantity=quantity)
+            paths.append(figures.save_figure(ax, report, out, f"drift-{quantity}"))
+    if as_json:
+        print(report.to_json())
+        return
+    console.print(_drift_table(report))
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
 
@@ -351,6 +439,23 @@ def _angle_table(report: AngleReport) -> Table:
         values = [summary[key] for key in columns.values()]
         layer = "-" if site.layer is None else str(site.layer)
         table.add_row(layer, site.kind, *(str(value) if isinstance(value, int) else f"{value:.2f}" for value in values))
+    return table
+
+
+def _drift_table(report: DriftReport) -> Table:
+    """One line per place, within 80 columns."""
+    title = f"{report.texts:,} texts, token: {report.token}; means with 95% intervals, angles in degrees"
+    pinned = any(place.norm_is_pinned for place in report.places)
+    caption = "behind norm: the LayerNorm that ends the block sets the norm there" if pinned else None
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("block", "state", "angle", "dM (%)", "signed", "dD"):
+        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+    table.padding = (0, 0, 0, 1)
+    for place in report.places:
+        state = "before norm" if place.before_norm else "behind norm" if place.norm_is_pinned else "output"
+        angle = "{:.2f} [{:.2f}, {:.2f}]".format(*place.angle)
+        size = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in place.dM))
+        table.add_row(str(place.layer), state, angle, size, f"{100 * place.signed[0]:+.2f}", f"{place.dD[0]:.4f}")
     return table
 
 

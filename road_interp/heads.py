@@ -136,7 +136,7 @@ def build_heads_model(recipe: MixtureRecipe, data: Mapping[str, Task], tokenizer
     sites = find_sites(base, where.sites, where.layers, where.stack)
     planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
     road = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions, planes)
-    return _with_heads(road, data, tokenizer)
+    return _with_heads(road.learn(where.learn), data, tokenizer)
 
 
 def load_heads_model(run: Run, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:

@@ -153,7 +153,8 @@ def build_mixture_model(recipe: MixtureRecipe) -> RoadModel:
     where = recipe.adapter
     sites = find_sites(base, where.sites, where.layers, where.stack)
     planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
-    return RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions, planes)
+    adapter = RoadAdapter.identity(sites, where.variant, where.group_size)
+    return RoadModel(base, adapter, where.positions, planes).learn(where.learn)
 
 
 def load_mixture(recipe: MixtureRecipe) -> Mixture:

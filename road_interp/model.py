@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,13 @@ class RoadModel(pyvene.IntervenableModel):
                 yield self.model
             finally:
                 self._attached.pop(threading.get_ident(), None)
+
+    def learn(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
+        """Train `theta` and `alpha` of the rotations, or one of them; the other stays as it is."""
+        for _, intervention in self._by_site():
+            intervention.theta.requires_grad_(what != "magnitudes")
+            intervention.alpha.requires_grad_(what != "angles")
+        return self
 
     # ------------------------------------------------------------------ the adapter
 

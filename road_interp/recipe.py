@@ -43,7 +43,7 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class AdapterRecipe:
-    """Where and how to rotate: the arguments of `find_sites` and `RoadAdapter.identity`."""
+    """Where and how to rotate: the arguments of `find_sites` and `RoadAdapter.identity`; and whether theta and alpha learn."""
 
     sites: str | list[str] = "all-linear"
     layers: int | str | list[int] | None = None
@@ -51,6 +51,7 @@ class AdapterRecipe:
     variant: Variant = "road_1"
     group_size: int = 2
     positions: str = "all"
+    learn: Literal["both", "angles", "magnitudes"] = "both"
 
     def __post_init__(self) -> None:
         _require(self.group_size >= 2 and self.group_size % 2 == 0, "adapter.group_size", self.group_size, "even and at least 2")

@@ -248,6 +248,18 @@ def polar(maps: Blocks) -> Polar:
     return Polar(_wrap(angle), size + other, (size - other).abs(), reflection)
 
 
+def polar_factors(maps: Blocks) -> tuple[Blocks, Blocks]:
+    """`(turn, stretch)` with `compose(turn, stretch)` equal to the blocks: rotations or mirrors, and symmetric stretches."""
+    a, b = maps
+    if b is None:
+        return Blocks(_direction(a)), Blocks(a.abs().to(a.dtype))
+    mirrored, zero = b.abs() > a.abs(), torch.zeros_like(a)
+    turn, mirror = _direction(a), _direction(b)
+    stretch_a = torch.where(mirrored, b.abs(), a.abs()).to(a.dtype)
+    stretch_b = torch.where(mirrored, mirror * a.conj(), turn.conj() * b)
+    return Blocks(torch.where(mirrored, zero, turn), torch.where(mirrored, mirror, zero)), Blocks(stretch_a, stretch_b)
+
+
 def per_row(values: Tensor, batch: int) -> Tensor:
     """`(rows, ...)` repeated to `(batch, ...)`, the copies of a row side by side."""
     return values if values.shape[0] == batch else values.repeat_interleave(batch // values.shape[0], dim=0)
@@ -271,6 +283,11 @@ def _is_complex_view(maps: Blocks, hidden: Tensor, group_size: int) -> bool:
         and hidden.storage_offset() % 2 == 0
         and all(stride % 2 == 0 for stride in hidden.stride()[:-1])
     )
+
+
+def _direction(z: Tensor) -> Tensor:
+    """`z / |z|`, and 1 for 0."""
+    return torch.polar(torch.ones_like(z.real), z.angle())
 
 
 def _squared(z: Tensor) -> Tensor:

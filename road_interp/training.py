@@ -14,9 +14,11 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
@@ -65,17 +67,17 @@ def train(
     task = load_task(recipe.data)
     tokenizer = load_tokenizer(recipe.model)
     model, head = _build(recipe, task)
-    splits = {name: _encode(getattr(task, name), tokenizer, recipe) for name in ("train", "validation", "test")}
+    splits = {name: encode(getattr(task, name), tokenizer, recipe) for name in ("train", "validation", "test")}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RECIPE, recipe.to_yaml())
     write_atomically(folder / CLASSES, json.dumps({"classes": task.classes}, indent=2) + "\n")
-    trainer = _trainer(recipe, model, task, tokenizer, splits, folder, where, progress)
+    trainer = make_trainer(recipe, model, task, tokenizer, splits, folder, where, progress)
     frozen = _frozen_scores(trainer, model, task, splits, tokenizer)
     set_seed(recipe.seed)
     trainer.train(resume_from_checkpoint=resume or None)
     metrics = {
-        "validation": _score(trainer, task, splits["validation"]),
-        "test": _score(trainer, task, splits["test"]),
+        "validation": score_split(trainer, task, splits["validation"]),
+        "test": score_split(trainer, task, splits["test"]),
         "frozen backbone, trained head": frozen,
         "parameters": _count(model, head),
     }
@@ -100,33 +102,38 @@ def evaluate(run: Run, data: str | None = None, *, device: str | None = None, pr
         return score_mixture(run.recipe, model, tokenizer, load_mixture(run.recipe), "test", progress).summary()
     task = load_task(run.recipe.data)
     examples = task.test if data is None else load_examples(run.recipe.data, data, run.classes)
-    encoded = _encode(examples, tokenizer, run.recipe)
+    encoded = encode(examples, tokenizer, run.recipe)
     model = run.load_model()
-    trainer = _trainer(run.recipe, model, task, tokenizer, {"validation": encoded}, run.folder, find_device(device), progress)
-    return _score(trainer, task, encoded)
+    trainer = make_trainer(run.recipe, model, task, tokenizer, {"validation": encoded}, run.folder, find_device(device), progress)
+    return score_split(trainer, task, encoded)
 
 
 def _build(recipe: Recipe, task: Task) -> tuple[RoadModel, list[str]]:
     """The model to train, and the modules of its fresh head."""
-    problem = "regression" if task.classes is None else "single_label_classification"
-    base, head = load_model(recipe.model, "classifier", num_labels=task.num_labels, problem_type=problem)
+    base, head = load_classifier(recipe, task)
     where = recipe.adapter
     sites = find_sites(base, where.sites, where.layers, where.stack)
-    model = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions)
+    model = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions).learn(where.learn)
     for name in head:
         base.get_submodule(name).requires_grad_(True)
     return model, head
 
 
-def _encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Dataset:
+def load_classifier(recipe: Recipe, task: Task) -> tuple[PreTrainedModel, list[str]]:
+    """The base model with a fresh head for the task, and the modules of that head."""
+    problem = "regression" if task.classes is None else "single_label_classification"
+    return load_model(recipe.model, "classifier", num_labels=task.num_labels, problem_type=problem)
+
+
+def encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Dataset:
     """Token ids, shortest first: neighbours in a batch then need little padding."""
     encoded = tokenize(examples, tokenizer, recipe.model.max_length)
     return encoded.select(np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable"))
 
 
-def _trainer(
+def make_trainer(
     recipe: Recipe,
-    model: RoadModel,
+    model: nn.Module,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     splits: Mapping[str, Dataset],
@@ -134,6 +141,8 @@ def _trainer(
     where: torch.device,
     progress: bool,
 ) -> RoadTrainer:
+    """The trainer of a recipe's task, for a RoadModel or whatever else is called like one."""
+
     def score(prediction: EvalPrediction) -> dict[str, float]:
         return task.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
@@ -159,7 +168,7 @@ def _trainer(
     )
 
 
-def _score(trainer: RoadTrainer, task: Task, split: Dataset) -> dict[str, Any]:
+def score_split(trainer: RoadTrainer, task: Task, split: Dataset) -> dict[str, Any]:
     """The task's metric on a split; for accuracy with its 95% interval (Wilson)."""
     found: Any = trainer.predict(split, metric_key_prefix="split").metrics
     value = found[f"split_{task.metric}"]
@@ -214,5 +223,6 @@ def _count(model: RoadModel, head: list[str]) -> dict[str, Any]:
     """Trained values beside the backbone's."""
     in_head = sum(parameter.numel() for name in head for parameter in model.model.get_submodule(name).parameters())
     backbone = sum(parameter.numel() for parameter in model.model.parameters()) - in_head
-    adapter = model.adapter.num_parameters
+    rotations = (parameter for each in model.interventions.values() for parameter in each.parameters())
+    adapter = sum(parameter.numel() for parameter in rotations if parameter.requires_grad)
     return {"adapter": adapter, "head": in_head, "backbone": backbone, "percent of backbone": 100 * adapter / backbone}

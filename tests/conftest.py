@@ -8,13 +8,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import datasets
+import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from road_interp.adapter import RoadAdapter
+from road_interp.recipe import load_recipe
 from road_interp.site import Site
+from road_interp.training import train
 
 SMALL = {
     "hidden_size": 32,
@@ -59,6 +70,7 @@ CONFIGS = {
         "patch_size": 8,
     },
 }
+GOOD, BAD, OTHER = ["fine", "grand", "lovely"], ["poor", "dull", "awful"], [f"w{n}" for n in range(20)]
 HEADS = {"backbone": AutoModel, "causal-lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 
 
@@ -106,3 +118,41 @@ def llama() -> PreTrainedModel:
 @pytest.fixture
 def bert() -> PreTrainedModel:
     return tiny_model("Bert")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a tiny BERT, its tokeniser and 200 labelled sentences."""
+    folder = tmp_path_factory.mktemp("workplace")
+    datasets.disable_progress_bars()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *OTHER]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", [("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "model")
+    tiny_model("Bert", vocab_size=len(words), initializer_range=0.3).save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    rows = ["text,label,score"]
+    for n in range(200):
+        chosen = [*rng.choice(OTHER, rng.integers(1, 4)), *rng.choice(GOOD if n % 2 else BAD, 5)]
+        rng.shuffle(chosen)
+        rows.append(f"{' '.join(chosen)},{['negative', 'positive'][n % 2]},{n % 2 + rng.normal() / 10:.3f}")
+    (folder / "data.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def recipe_for(workplace, *overrides):
+    content = {
+        "model": {"id": str(workplace / "model"), "max_length": 16},
+        "data": {"id": str(workplace / "data.csv"), "validation_size": 40, "test_size": 40},
+        "training": {"learning_rate": 0.05, "epochs": 6, "batch_size": 16, "precision": "fp32"},
+    }
+    return load_recipe(content, overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    return train(recipe_for(workplace), workplace / "run", progress=False)

@@ -313,3 +313,22 @@ def test_angles_are_averaged_on_the_circle():
 def test_means_that_do_not_exist_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make(random_adapter(SITES))
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+def test_an_adapter_is_its_angles_behind_its_magnitudes(variant):
+    adapter = random_adapter(SITES, variant, spread=0.8)
+    turning, stretching = adapter.angles_only(), adapter.magnitudes_only()
+    for site in SITES:
+        torch.testing.assert_close((turning @ stretching).matrix(site), adapter.matrix(site), rtol=0, atol=1e-5)
+        torch.testing.assert_close(turning.angles(site), adapter.angles(site), rtol=0, atol=1e-5)
+        torch.testing.assert_close(turning.magnitudes(site), torch.ones(site.width // 2), rtol=0, atol=1e-5)
+        torch.testing.assert_close(stretching.magnitudes(site), adapter.magnitudes(site), rtol=0, atol=1e-5)
+        assert stretching.angles(site).abs().max() < 1e-5
+
+
+def test_maps_of_another_adapter_are_taken_where_chosen():
+    mine, theirs = random_adapter(SITES), random_adapter(SITES, "road_2", seed=1)
+    mixed = mine.with_sites_of(theirs, lambda site: site == SITES[0])
+    torch.testing.assert_close(mixed.matrix(SITES[0]), theirs.matrix(SITES[0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixed.matrix(SITES[1]), mine.matrix(SITES[1]), rtol=0, atol=1e-6)

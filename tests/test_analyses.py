@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
+from conftest import tiny_model, token_batch
 from taught import word_tokenizer
 from test_composition import report as scripted_report
 
 from road_interp.bench import BenchReport, Timing
+from road_interp.measure import DriftStudy
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.strength import StrengthReport
 from road_interp.recipe import MixtureRecipe, load_recipe
@@ -140,3 +141,89 @@ def test_interchange(tmp_path, monkeypatch, capsys):
     run("interchange", "--redraw", "--out", tmp_path, monkeypatch=monkeypatch, load_model=None)
     assert "controls-agreement-0" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("c*.json")} == written
+
+
+def test_disentangle(tmp_path, monkeypatch, capsys):
+    def tiny(recipe):
+        return tiny_model("Bert", vocab_size=400), []
+
+    rows = [f"{name} was {mood},she left,{mood}" for name in ("Mary", "John", "Anna", "Paul") * 8 for mood in ("glad", "sad")]
+    (tmp_path / "pairs.csv").write_text("\n".join(["one,two,mood", *rows]) + "\n")
+    data = [f"id={tmp_path / 'pairs.csv'}", "text=one", "text_pair=two", "label=mood", "metric=matthews"]
+    run(
+        "disentangle", "--quick", "--out", tmp_path, "--task", "mood", "--data", *data,
+        monkeypatch=monkeypatch, load_model=tiny, load_tokenizer=lambda recipe: word_tokenizer(),
+    )  # fmt: skip
+    first = (tmp_path / "disentangle-mood.json").read_text()
+    content = json.loads(first)
+    assert (content["metric"], content["seeds"], len(content["labels"])) == ("matthews", [0], 6)
+    assert [outcome["numbers"] for outcome in content["outcomes"]] == [32, 32, 32, 1, 32, 32, 1, 4, 4, 16, 52, 0]
+    again = tmp_path / "again"
+    run(
+        "disentangle", "--redraw", tmp_path / "disentangle-mood.json", "--out", again,
+        monkeypatch=monkeypatch, disentangle=None,
+    )  # fmt: skip
+    assert (again / "disentangle-mood.json").read_text() == first
+    assert capsys.readouterr().out.count("disentangle-mood.png") == 2
+
+
+def test_drift(tmp_path, monkeypatch, capsys):
+    base, made = tiny_model("Bert"), []
+
+    def scripted(method, recipe, folder):
+        made.append((method, recipe.seed, recipe.training.max_steps))
+        moved = tiny_model("Bert", seed=recipe.seed + len(method))
+        return (base, {}) if method == "pretrained" else (moved, {"test": {"accuracy": 0.5}})
+
+    batches = [token_batch(4), token_batch(3, seed=1)]
+    options = {"monkeypatch": monkeypatch, "trained": scripted, "read_batches": lambda: batches}
+    run("drift", "--quick", "--out", tmp_path, **options)
+    run("drift", "--quick", "--out", tmp_path, **options)
+    names = ["pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"]
+    assert made == [(name, 0, 2) for name in names]  # each once, and what is there is not measured again
+    first = (tmp_path / "drift.json").read_text()
+    study = DriftStudy.from_json(first)
+    assert [report.tuned for report in study.reports] == [*names[1:], "pretrained"]
+    assert study.scores == (*3 * [{"test": {"accuracy": 0.5}}], {})
+    assert all(place.angle == place.dM == (0, 0, 0) for place in study.reports[-1].places)
+    assert all(place.angle[0] > 1 for report in study.reports[:-1] for place in report.places)
+    run("drift", "--redraw", tmp_path / "drift.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, trained=None)
+    assert (tmp_path / "again" / "drift.json").read_text() == first
+    assert (tmp_path / "again" / "drift-grid.pdf").stat().st_size > 1000
+    assert capsys.readouterr().out.count("drift-scatter.png") == 3
+
+
+def test_drift_compares_seeds_too():
+    compared = list(load("drift").comparisons([0, 1, 2]))
+    assert len(compared) == len(set(compared)) == 3 * 3 + 2 + 1
+    assert [pair[:2] for pair in compared[9:]] == [
+        (("full fine-tuning", 0), ("full fine-tuning", 1)),
+        (("full fine-tuning", 1), ("full fine-tuning", 2)),
+        (("pretrained", 0), ("pretrained", 0)),
+    ]
+
+
+def test_ablation(tmp_path, monkeypatch, capsys, finished):
+    run("ablation", finished.folder, "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
+    first = (tmp_path / "ablation.json").read_text()
+    assert json.loads(first)["rows"][0]["part"] == "both"
+    run("ablation", finished.folder, "--quick", "--out", tmp_path, monkeypatch=monkeypatch, RunScorer=None)  # nothing is left
+    run("ablation", "--redraw", tmp_path / "ablation.json", "--out", tmp_path / "again", monkeypatch=monkeypatch)
+    assert (tmp_path / "again" / "ablation.json").read_text() == first
+    assert capsys.readouterr().out.count("ablation.png") == 3
+
+
+def test_ablation_trains_what_is_missing(tmp_path, monkeypatch):
+    script = load("ablation")
+    asked = []
+
+    def learn(recipe, folder, progress):
+        asked.append((recipe.seed, recipe.training.max_steps))
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(script, "train", learn)
+    for _ in range(2):
+        folders = script.trained(tmp_path, (0, 1), script.QUICK)
+    assert asked == [(0, 2), (1, 2)]
+    assert [folder.name for folder in folders] == ["road_1, seed 0", "road_1, seed 1"]

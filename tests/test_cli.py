@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import random_adapter, tiny_model
-from test_training import recipe_for, workplace  # noqa: F401
+from conftest import random_adapter, recipe_for, tiny_model
 
 from road_interp import cli
 from road_interp.adapter import RoadAdapter
@@ -26,7 +25,7 @@ def run(capsys, monkeypatch, *arguments):
     return code, captured.out, captured.err
 
 
-def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):  # noqa: F811
+def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
     (tmp_path / "small.yaml").write_text(recipe_for(workplace).to_yaml())
     code, out, err = run(
         capsys,
@@ -81,6 +80,7 @@ WRONG = {
     "must be 'float32'": ("train", "sentiment-minilm", "--dtype", "int4"),
     "device 'tpu' is not known": ("train", "sentiment-minilm", "--device", "tpu"),
     "data file 'gone.csv' does not exist": ("train", "sentiment-minilm", "data.id=gone.csv"),
+    "data file 'lost.csv' does not exist": ("drift", "a", "b", "lost.csv"),
 }
 
 
@@ -95,7 +95,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path):  # noqa: F811
+def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path):
     recipe = recipe_for(workplace, "training.learning_rate=1e30", "training.max_grad_norm=1e30")
     (tmp_path / "wild.yaml").write_text(recipe.to_yaml())
     code, _, err = run(capsys, monkeypatch, "train", tmp_path / "wild.yaml", "--out", tmp_path / "run", "--json")
@@ -149,3 +149,25 @@ def test_compose_multiplies_adapters_at_their_strengths(capsys, monkeypatch, tmp
         assert (code, out) == (2, "")
         assert message in " ".join(err.split())
     assert not (tmp_path / "x").exists()
+
+
+def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path):
+    tiny_model("Bert", vocab_size=30, initializer_range=0.3, seed=1).save_pretrained(tmp_path / "other")
+    pair = (workplace / "model", tmp_path / "other")
+    code, out, err = run(capsys, monkeypatch, "drift", *pair, workplace / "data.csv", "--most", 5, "--out", tmp_path / "figures")
+    assert code == 0, err
+    assert [line.split()[:3] for line in out.splitlines() if " norm " in line and "[" in line] == [
+        [str(block), where, "norm"] for block in (0, 1) for where in ("before", "behind")
+    ]
+    assert "5 texts, token: first" in out
+    assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {f"{name}.{kind}" for name in ("drift", "drift-angle", "drift-dM") for kind in ("pdf", "png", "json")}
+    for options, message in [
+        (("--text", "words"), "has no column 'words' (--text); its columns are text, label, score"),
+        (("--text", "score"), "row 0: column 'score' holds"),
+        (("--token", "cls"), "token 'cls' is not known; use first, last, mean, all"),
+    ]:
+        code, out, err = run(capsys, monkeypatch, "drift", *pair, workplace / "data.csv", *options)
+        assert (code, out) == (2, "")
+        assert message in err.splitlines()[-1]

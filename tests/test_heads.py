@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import workplace  # noqa: F401  (a fixture)
 
 from road_interp import cli, heads, plots
 from road_interp.errors import InputError
@@ -30,7 +29,7 @@ def recipe_for(folder, *overrides):
 
 
 @pytest.fixture(scope="module")
-def folder(workplace):  # noqa: F811
+def folder(workplace):
     """The tone of a text, and beside it whether its first word is an early one."""
     rows = ["text,label"]
     for line in (workplace / "data.csv").read_text().splitlines()[1:]:

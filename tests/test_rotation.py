@@ -199,3 +199,26 @@ def test_composition_is_associative_and_determinants_multiply(variant, seed):
     torch.testing.assert_close(left.a, right.a, rtol=1e-9, atol=1e-11)
     product = rotation.determinant(a) * rotation.determinant(b)
     torch.testing.assert_close(rotation.determinant(rotation.compose(a, b)), product, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_polar_factors_turn_and_stretch(variant):
+    maps = maps_of(variant, 2, spread=1.5)
+    turn, stretch = rotation.polar_factors(maps)
+    product = rotation.matrix(rotation.compose(turn, stretch), 2)
+    torch.testing.assert_close(product, rotation.matrix(maps, 2), rtol=0, atol=1e-12)
+    orthogonal, symmetric = rotation.matrix(turn, 2), rotation.matrix(stretch, 2)
+    torch.testing.assert_close(orthogonal @ orthogonal.T, torch.eye(WIDTH, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(symmetric, symmetric.T, rtol=0, atol=1e-12)
+    assert torch.linalg.eigvalsh(symmetric).min() > -1e-12
+    mirrored = rotation.polar(maps).reflection
+    assert torch.equal(rotation.determinant(turn) < 0, mirrored)
+    assert mirrored.any() == (variant != "road_1")
+
+
+def test_polar_factors_of_zero_are_the_identity_and_zero():
+    zero = torch.zeros(3, dtype=torch.complex128)
+    for maps in (rotation.Blocks(zero), rotation.Blocks(zero, zero)):
+        turn, stretch = rotation.polar_factors(maps)
+        assert torch.equal(rotation.matrix(turn, 2), torch.eye(6, dtype=torch.float64))
+        assert not rotation.matrix(stretch, 2).any()

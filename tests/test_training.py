@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 
-import datasets
-import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from conftest import recipe_for, tiny_model
 
 from road_interp import training
 from road_interp.adapter import RoadAdapter
@@ -18,46 +14,6 @@ from road_interp.errors import InputError
 from road_interp.recipe import load_recipe
 from road_interp.run import Run
 from road_interp.training import evaluate, train
-
-GOOD, BAD, OTHER = ["fine", "grand", "lovely"], ["poor", "dull", "awful"], [f"w{n}" for n in range(20)]
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with a tiny BERT, its tokeniser and 200 labelled sentences."""
-    folder = tmp_path_factory.mktemp("workplace")
-    datasets.disable_progress_bars()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *OTHER]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", [("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "model")
-    tiny_model("Bert", vocab_size=len(words), initializer_range=0.3).save_pretrained(folder / "model")
-    rng = np.random.default_rng(0)
-    rows = ["text,label,score"]
-    for n in range(200):
-        chosen = [*rng.choice(OTHER, rng.integers(1, 4)), *rng.choice(GOOD if n % 2 else BAD, 5)]
-        rng.shuffle(chosen)
-        rows.append(f"{' '.join(chosen)},{['negative', 'positive'][n % 2]},{n % 2 + rng.normal() / 10:.3f}")
-    (folder / "data.csv").write_text("\n".join(rows) + "\n")
-    return folder
-
-
-def recipe_for(workplace, *overrides):
-    content = {
-        "model": {"id": str(workplace / "model"), "max_length": 16},
-        "data": {"id": str(workplace / "data.csv"), "validation_size": 40, "test_size": 40},
-        "training": {"learning_rate": 0.05, "epochs": 6, "batch_size": 16, "precision": "fp32"},
-    }
-    return load_recipe(content, overrides)
-
-
-@pytest.fixture(scope="module")
-def finished(workplace):
-    return train(recipe_for(workplace), workplace / "run", progress=False)
 
 
 def test_a_run_folder_holds_everything_and_learns(finished, workplace):
@@ -238,3 +194,14 @@ def test_the_real_model_learns_in_a_few_steps(tmp_path):
     assert all((run.adapter.angles(site) != 0).any() for site in run.adapter.sites)
     assert evaluate(run, progress=False) == run.metrics["test"]
     assert RoadAdapter.load(run.folder / "adapter").distance(run.adapter) == 0
+
+
+@pytest.mark.parametrize(("learn", "moves", "stays"), [("angles", "theta", "alpha"), ("magnitudes", "alpha", "theta")])
+def test_angles_or_magnitudes_can_learn_alone(workplace, learn, moves, stays):
+    recipe = recipe_for(workplace, f"adapter.learn={learn}", "training.epochs=2")
+    run = train(recipe, workplace / f"only-{learn}", progress=False)
+    start = {"theta": 0, "alpha": 1}
+    for site in run.adapter.sites:
+        assert (getattr(run.adapter, stays)[site.name] == start[stays]).all()
+        assert (getattr(run.adapter, moves)[site.name] != start[moves]).any()
+    assert run.metrics["parameters"]["adapter"] == run.adapter.num_parameters // 2

@@ -33,6 +33,21 @@ class SiteAngles:
     reflection: tuple[bool, ...]
 
     @property
+    def shares(self) -> dict[str, float]:
+        """How much of the map is rotation, uniform scale and anisotropic stretch: fractions that add up to 1, or zeros.
+
+        Shares of the squared logarithms of the polar parts, summed over the planes: the angle (radians), the mean of the two log
+        stretches, and half their difference. Planes that mirror or flatten have no logarithm and are left out.
+        """
+        with np.errstate(divide="ignore"):
+            stretches = np.log([self.major, self.minor])
+        kept = np.isfinite(stretches).all(0) & ~np.asarray(self.reflection)
+        angle, (major, minor) = np.asarray(self.angle)[kept], stretches[:, kept]
+        parts = {"rotation": angle, "uniform scale": (major + minor) / 2, "anisotropic stretch": (major - minor) / 2}
+        energy = {name: float(np.square(part).sum()) for name, part in parts.items()}
+        return {name: each / (sum(energy.values()) or 1) for name, each in energy.items()}
+
+    @property
     def magnitude(self) -> np.ndarray:
         """Geometric mean of the two stretches of each plane, a factor."""
         return np.sqrt(np.multiply(self.major, self.minor))
@@ -50,6 +65,7 @@ class SiteAngles:
             "min magnitude": float(magnitude.min()),
             "max magnitude": float(magnitude.max()),
             "reflections": int(np.sum(self.reflection)),
+            **{f"share of {name}": share for name, share in self.shares.items()},
         }
 
 

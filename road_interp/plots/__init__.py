@@ -1,9 +1,31 @@
 """Drawing: a result in, matplotlib Axes out. Nothing here measures, shows or saves."""
 
+from road_interp.plots.ablation import ablation, ablation_by, ablation_curve
 from road_interp.plots.angles import angles, magnitudes, planes
+from road_interp.plots.disentangle import disentangle
+from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
 from road_interp.plots.interchange import interchange_scan
+from road_interp.plots.interference import interference
 from road_interp.plots.style import STYLE
 from road_interp.plots.tasks import composition, heads, strength
 from road_interp.plots.throughput import throughput
 
-__all__ = ["STYLE", "angles", "composition", "heads", "interchange_scan", "magnitudes", "planes", "strength", "throughput"]
+__all__ = [
+    "STYLE",
+    "ablation",
+    "ablation_by",
+    "ablation_curve",
+    "angles",
+    "composition",
+    "disentangle",
+    "drift_blocks",
+    "drift_grid",
+    "drift_scatter",
+    "heads",
+    "interchange_scan",
+    "interference",
+    "magnitudes",
+    "planes",
+    "strength",
+    "throughput",
+]

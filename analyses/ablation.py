@@ -1,0 +1,106 @@
+"""What of a learned rotation does the work: angles or magnitudes, which layers and modules, how many planes.
+
+python analyses/ablation.py RUN [RUN ...] --out figures    # run folders of one recipe, one per seed
+python analyses/ablation.py --out figures                  # trains them: sentiment-minilm, three seeds
+python analyses/ablation.py --quick --out figures
+python analyses/ablation.py --redraw figures/ablation.json --out figures
+
+Every run leaves its JSON under parts/ in the folder, and one that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.pyplot import subplots
+from matplotlib.style import context
+
+from road_interp import figures, plots
+from road_interp.files import write_atomically
+from road_interp.measure.ablation import AblationReport, ablation
+from road_interp.recipe import load_recipe
+from road_interp.run import METRICS, Run
+from road_interp.scorer import RunScorer
+from road_interp.training import train
+
+QUICK = ["training.max_steps=2", "data.per_class=200"]
+
+
+def trained(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> list[Path]:
+    """A run folder for every seed; those that are finished are not trained again."""
+    folders = []
+    for seed in seeds:
+        folder = parts / f"road_1, seed {seed}"
+        if not (folder / METRICS).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            tell(f"training, seed {seed}")
+            train(load_recipe("sentiment-minilm", [*changes, f"seed={seed}"]), folder, progress=False)
+        folders.append(folder)
+    return folders
+
+
+def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationReport:
+    """All runs taken apart, as one report."""
+    parts.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for folder in runs:
+        path = parts / f"ablation of {folder.name}.json"
+        if not path.is_file():
+            run = Run.load(folder)
+            scorer = RunScorer(run, most)
+            recipe = run.recipe
+            report = ablation(
+                run.adapter,
+                scorer,
+                model=recipe.model.id.removeprefix("package://").removesuffix("/model"),
+                task=recipe.data.id.rpartition("/")[2],
+                seed=recipe.seed,
+                refitted=scorer.refitted,
+                progress=lambda name, done, total: tell(f"{done + 1} of {total}: {name}"),
+            )
+            write_atomically(path, report.to_json())
+        reports.append(AblationReport.from_json(path.read_text()))
+    return AblationReport.over_seeds(reports)
+
+
+def draw(report: AblationReport) -> Axes:
+    """Four panels: the parts, layer by layer, module by module, and by number of planes."""
+    with context(plots.STYLE):
+        figure, axes = subplots(2, 2, figsize=(7, 5), layout="constrained")
+        seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
+        figure.suptitle(f"{report.model}, {report.variant}, {seeds}: accuracy with parts of the adapter")
+    plots.ablation(report, axes[0, 0])
+    plots.ablation_curve(report, axes[0, 1])
+    plots.ablation_by(report, axes[1, 0], group="layer").get_legend().remove()  # the other serves both
+    plots.ablation_by(report, axes[1, 1], group="kind")
+    return axes[0, 0]
+
+
+def tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="*", help="finished run folders; by default they are trained")
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="one seed, two steps, forty texts")
+    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
+    options = parser.parse_args()
+    if options.redraw is not None:
+        report = AblationReport.from_json(options.redraw.read_text())
+    else:
+        parts = options.out / ("parts-quick" if options.quick else "parts")
+        seeds, changes = (options.seeds[:1], QUICK) if options.quick else (options.seeds, [])
+        report = measure(parts, options.runs or trained(parts, seeds, changes), 40 if options.quick else None)
+    print(figures.save_figure(draw(report), report, options.out, "ablation"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Pilot study 1 of the paper on MiniLM: how far fine-tuning moves [CLS], by direction and by magnitude, block by block.
+
+python analyses/drift.py --out figures             # full fine-tuning, LoRA and road_1 on film reviews, three seeds
+python analyses/drift.py --quick --out figures
+python analyses/drift.py --redraw figures/drift.json --out figures
+
+Two controls stand beside them: the pretrained model against itself, and two seeds of full fine-tuning against each other. Every
+comparison leaves its JSON under parts/ in the folder, and one that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib.pyplot import subplots
+from matplotlib.style import context
+from torch import Tensor
+
+from road_interp import figures, plots
+from road_interp.files import write_atomically
+from road_interp.measure import DriftStudy, drift, text_batches
+from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.recipe import Recipe, load_recipe
+from road_interp.run import METRICS, Run
+from road_interp.tasks import load_task
+from road_interp.training import train
+from road_interp.tuning import tune
+
+PRETRAINED, FULL, LORA, ROAD = "pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"
+ANOTHER = "full fine-tuning, seed against seed"
+RATES = {FULL: 1e-4, LORA: 1e-3}  # learning rates; that of road_1 is the recipe's
+QUICK = ["training.max_steps=2"]
+Which = tuple[str, int]  # method and seed
+
+
+def comparisons(seeds: Sequence[int]) -> Iterator[tuple[Which, Which, str]]:
+    """The model before, the model after, and what the latter is called."""
+    for method in (FULL, LORA, ROAD):
+        for seed in seeds:
+            yield (PRETRAINED, 0), (method, seed), method
+    for first, second in pairwise(seeds):
+        yield (FULL, first), (FULL, second), ANOTHER
+    yield (PRETRAINED, 0), (PRETRAINED, 0), PRETRAINED
+
+
+def load_recipe_for(seed: int, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe that all methods train."""
+    recipe = load_recipe("sentiment-minilm", [*changes, f"seed={seed}"])
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+@cache
+def read_batches() -> list[dict[str, Tensor]]:
+    """The texts that no method learns from."""
+    recipe = load_recipe_for(0)
+    task = load_task(recipe.data)
+    texts = [*task.validation["text"], *task.test["text"]]
+    return list(text_batches(texts, load_tokenizer(recipe.model), recipe.model.max_length))
+
+
+def trained(method: str, recipe: Recipe, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model that a method makes, and what its training came to; road_1 leaves its run in the folder."""
+    if method == PRETRAINED:
+        return load_model(recipe.model)[0], {}
+    if method == ROAD:
+        if not (folder / METRICS).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            train(recipe, folder, progress=False)
+        run = Run.load(folder)
+        return run.load_model(), run.metrics
+    return tune(recipe, "full" if method == FULL else "lora", seed=recipe.seed, learning_rate=RATES[method])
+
+
+def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> DriftStudy:
+    """All comparisons; those that are there are read from their files."""
+    parts.mkdir(parents=True, exist_ok=True)
+
+    @cache
+    def model(method: str, seed: int) -> tuple[Any, dict[str, Any]]:
+        print(f"{method}, seed {seed}", flush=True)
+        return trained(method, load_recipe_for(seed, changes), parts / f"{method}, seed {seed}")
+
+    studies = []
+    for base, tuned, name in comparisons(seeds):
+        path = parts / f"{base[0]} {base[1]} to {tuned[0]} {tuned[1]}.json"
+        if not path.is_file():
+            (before, _), (after, scores) = model(*base), model(*tuned)
+            report = drift(before, after, read_batches(), base_name=base[0], tuned_name=name)
+            write_atomically(path, DriftStudy((report,), (scores,)).to_json())
+        studies.append(DriftStudy.from_json(path.read_text()))
+    reports = (report for study in studies for report in study.reports)
+    return DriftStudy(tuple(reports), tuple(scores for study in studies for scores in study.scores))
+
+
+def draw(study: DriftStudy, folder: Path) -> list[Path]:
+    """Every block with all seeds; the second-last block, and the grid of all, with the first seed of every method."""
+    moved = [report for report in study.reports if report.tuned != PRETRAINED]
+    names = dict.fromkeys(report.tuned for report in moved if report.base == PRETRAINED)
+    first = [next(report for report in moved if report.tuned == name) for name in names]
+    with context(plots.STYLE):
+        blocks = subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")[1]
+        size = (2.4 * len(first), 2.4)
+        points = subplots(1, len(first), figsize=size, layout="constrained", sharex=True, sharey=True)[1]
+    for ax, quantity in zip(blocks, ("angle", "dM"), strict=True):
+        plots.drift_blocks(moved, ax, quantity=quantity)
+    blocks[0].get_legend().remove()  # the other serves both
+    for report, ax in zip(first, points, strict=True):
+        plots.drift_scatter(report, ax, place=report.place(-2, before_norm=True)).label_outer()
+    shown = DriftStudy(tuple(first), ())
+    return [
+        figures.save_figure(blocks[0], study, folder, "drift"),
+        figures.save_figure(points[0], shown, folder, "drift-scatter"),
+        figures.save_figure(plots.drift_grid(first), shown, folder, "drift-grid"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="one seed, two steps")
+    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
+    options = parser.parse_args()
+    if options.redraw is not None:
+        study = DriftStudy.from_json(options.redraw.read_text())
+    else:
+        seeds = options.seeds[: 1 if options.quick else None]
+        study = measure(options.out / ("parts-quick" if options.quick else "parts"), seeds, QUICK if options.quick else [])
+    for path in draw(study, options.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

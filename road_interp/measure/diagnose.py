@@ -1,0 +1,122 @@
+"""Three ways in which a rotation can be the wrong tool, as checks on what was measured: each a verdict with its numbers.
+
+A task that needs large changes of magnitude, rotated planes that other features needed, and tasks that do not compose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from road_interp.errors import InputError
+from road_interp.measure.ablation import ANGLES, MAGNITUDES, AblationReport
+from road_interp.measure.composition import CompositionReport
+from road_interp.measure.drift import DriftReport
+from road_interp.measure.heads import HeadsReport
+from road_interp.measure.interference import NOTHING, InterferenceReport
+
+MARGIN = 0.01  # of accuracy: what an interval must lie above or below for a verdict
+INDEX = 0.9  # composition index: likewise
+
+Verdict = Literal["yes", "no", "cannot tell"]
+Numbers = Mapping[str, tuple[float, float, float]]  # values with their 95% intervals
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about an adapter.
+
+    Attributes:
+        question: answered with yes or no; "yes" names the failure.
+        verdict: "cannot tell" where an interval reaches over the margin.
+        reason: the rule that led to it.
+        numbers: behind the verdict, and beside it.
+    """
+
+    question: str
+    verdict: Verdict
+    reason: str
+    numbers: Numbers
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The checks that were made."""
+
+    checks: tuple[Check, ...]
+
+    def to_json(self) -> str:
+        """All checks as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Diagnosis:
+        """The diagnosis that `to_json` wrote."""
+        try:
+            return cls(tuple(map(_check, json.loads(text)["checks"])))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is not the JSON of a diagnosis ({error})") from None
+
+
+def _check(content: dict[str, Any]) -> Check:
+    numbers = {name: (value, low, high) for name, (value, low, high) in content["numbers"].items()}
+    return Check(content["question"], content["verdict"], content["reason"], numbers)
+
+
+def needs_magnitudes(ablation: AblationReport, drift: DriftReport | None = None) -> Check:
+    """Whether a trained adapter loses accuracy when its angles are kept and its magnitudes set to 1.
+
+    Args:
+        drift: between the base model and the tuned one, whose changes of magnitude are put beside the verdict, where blocks leave
+            the norm free.
+    """
+    losses = {part: ablation.loss(ablation.of("parts", "all planes", part)) for part in (ANGLES, MAGNITUDES)}
+    numbers: dict[str, tuple[float, float, float]] = {f"accuracy lost with {part}": loss for part, loss in losses.items()}
+    for place in drift.places if drift is not None else ():
+        if not place.norm_is_pinned:
+            numbers[f"signed change of the norm, {place.name}"] = place.signed
+    reason = f"accuracy lost with {ANGLES}, against a margin of {MARGIN:g}"
+    return Check("Does the task need changes of magnitude?", _above(losses[ANGLES], MARGIN), reason, numbers)
+
+
+def hurts_others(interference: InterferenceReport, control: str) -> Check:
+    """Whether an adapter costs a control task accuracy when it is composed on the control's own.
+
+    Args:
+        interference: of the adapter, whole and perhaps restricted to some of its planes, and of a control task.
+        control: name of the control task. Raises InputError where it was not scored.
+    """
+    if control not in interference.correct:
+        raise InputError(f"'{control}' was not scored; scored were {', '.join(interference.correct)}")
+    costs = {other: interference.cost(control, other) for other in interference.correct[control] if other != NOTHING}
+    verdicts = {other: _above(cost, MARGIN) for other, cost in costs.items()}
+    guilty = [other for other, verdict in verdicts.items() if verdict == "yes"]
+    verdict: Verdict = "yes" if guilty else "no" if set(verdicts.values()) == {"no"} else "cannot tell"
+    reason = f"accuracy that '{control}' loses, against a margin of {MARGIN:g}" + (f": {', '.join(guilty)}" if guilty else "")
+    return Check("Do the rotated planes hurt other features?", verdict, reason, costs)
+
+
+def fails_to_compose(report: CompositionReport | HeadsReport) -> Check:
+    """Whether tasks on planes of one state lose what they do alone when all are active."""
+    question = "Do the tasks fail to compose?"
+    if isinstance(report, HeadsReport):
+        costs = {f"accuracy that '{task}' loses": report.cost(task) for task in report.tasks}
+        verdicts = {_above(cost, MARGIN) for cost in costs.values()}
+        verdict: Verdict = "yes" if "yes" in verdicts else "no" if verdicts == {"no"} else "cannot tell"
+        return Check(question, verdict, f"accuracy lost with all planes active, against a margin of {MARGIN:g}", costs)
+    index = (report.index(report.tasks), *report.index_interval(report.tasks))
+    numbers = {"composition index": index}
+    for task in report.tasks:
+        numbers[f"'{task}' alone"] = (report.rate(task, [task]), *report.interval(task, [task]))
+    together = "+".join(report.tasks)
+    numbers["all in one answer"] = (report.rate(together, report.tasks), *report.interval(together, report.tasks))
+    value, low, high = index
+    return Check(question, _above((-value, -high, -low), -INDEX), f"composition index, against {INDEX:g}", numbers)
+
+
+def _above(value: tuple[float, float, float], margin: float) -> Verdict:
+    """Whether a value lies above a margin with its whole interval, below it, or across."""
+    _, low, high = value
+    return "yes" if low > margin else "no" if high < margin else "cannot tell"

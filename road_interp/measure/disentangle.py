@@ -1,0 +1,399 @@
+"""Whether angle or magnitude of frozen states carries a task (paper, pilot study 2 and figure 2 right)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from road_interp.errors import InputError
+from road_interp.measure.bootstrap import DRAWS, interval, redrawn
+from road_interp.states import Batch, Token, find_places, pick, running, states_at
+from road_interp.tasks import METRICS
+
+FULL, RANDOM, ANGLE, MAGNITUDE = ARMS = ("full", "random backbone", "angle only", "magnitude only")
+CONSTANT = "constant answer"
+SPLITS = ("train", "validation", "test")
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # learning rates of the arms
+EPOCHS, BATCH_SIZE = 20, 128
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the probes; 1 / alpha for regression
+
+
+@dataclass(frozen=True)
+class Features:
+    """What classifiers see of the texts of one split.
+
+    Attributes:
+        states: one per text, the output of the last block.
+        head_norms: L2 norms of the text's state at every place (`states.find_places`), in chunks as wide as an attention head.
+        labels: class indices, or numbers for regression.
+    """
+
+    states: Float[np.ndarray, "texts width"]
+    head_norms: Float[np.ndarray, "texts places heads"]
+    labels: Shaped[np.ndarray, " texts"]
+
+    @property
+    def norms(self) -> Float[np.ndarray, "texts places"]:
+        """L2 norms of the whole states."""
+        return np.sqrt((self.head_norms**2).sum(-1))
+
+
+Splits = Mapping[str, Features]  # train, validation and test
+
+
+def read_features(model: Any, batches: Iterable[Batch], token: Token) -> Features:
+    """States and norms of all texts in one forward pass each, in the batches' order.
+
+    A last normalisation behind all blocks, as in Llama, is left out: it would take the magnitude away.
+
+    Args:
+        model: a transformers model, or a RoadModel or PEFT model around one; with its rotations in the first case.
+        batches: tokenised texts with an attention_mask and labels.
+        token: "first" for [CLS], "last" for causal models.
+    """
+    states, norms, labels, places = [], [], [], None
+    with running(model) as base:
+        heads = base.config.num_attention_heads
+        for batch in batches:
+            batch = {key: values.to(base.device) for key, values in batch.items()}
+            places = places or find_places(base, batch)
+            picked = [pick(each, batch["attention_mask"], token)[0].float() for each in states_at(base, places, batch)]
+            if picked[-1].shape[1] % heads:
+                raise InputError(f"states of width {picked[-1].shape[1]} do not divide into {heads} heads")
+            norms.append(torch.stack([each.unflatten(1, (heads, -1)).norm(dim=-1) for each in picked], 1).cpu().numpy())
+            states.append(picked[-1].cpu().numpy())
+            labels.append(batch["labels"].cpu().numpy())
+    if not states:
+        raise InputError("there are no texts to read states of")
+    return Features(np.concatenate(states), np.concatenate(norms), np.concatenate(labels))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one classifier predicts on the test texts.
+
+    Attributes:
+        name: of the arm or probe.
+        numbers: how many numbers it sees of each text.
+        predictions: class indices, or numbers for regression; of an arm those of one seed behind those of another.
+        chosen: what validation chose: the learning rate of an arm, one per seed; the regularisation strength C of a probe.
+    """
+
+    name: str
+    numbers: int
+    predictions: tuple[float, ...]
+    chosen: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DisentangleReport:
+    """The four arms, the probes and a constant answer on the same test texts.
+
+    Attributes:
+        model, task: names.
+        metric: "accuracy", "matthews" or "pearson".
+        seeds: of the arms' classifiers and of the random backbones.
+        labels: of the test texts.
+        outcomes: the arms, the probes, and the constant answer: the training texts' most frequent class, or mean for regression.
+    """
+
+    model: str
+    task: str
+    metric: str
+    seeds: tuple[int, ...]
+    labels: tuple[float, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def arms(self) -> tuple[Outcome, ...]:
+        """The two-layer classifiers."""
+        return tuple(self.of(arm) for arm in ARMS)
+
+    @property
+    def probes(self) -> tuple[Outcome, ...]:
+        """The linear classifiers."""
+        return tuple(outcome for outcome in self.outcomes if outcome.name not in (*ARMS, CONSTANT))
+
+    @property
+    def chance(self) -> float:
+        """Score of the constant answer."""
+        return self.score(CONSTANT)
+
+    def of(self, name: str) -> Outcome:
+        """The outcome of one arm or probe."""
+        for outcome in self.outcomes:
+            if outcome.name == name:
+                return outcome
+        raise InputError(f"no outcome '{name}'; there are {', '.join(outcome.name for outcome in self.outcomes)}")
+
+    def score(self, name: str) -> float:
+        """The metric on the test texts, the mean over the seeds."""
+        return float(np.mean([METRICS[self.metric](np.asarray(self.labels), told) for told in self._told(name)]))
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """95% bootstrap interval of the score, over seeds and texts; of a probe over texts."""
+        return interval(self._samples(name))
+
+    def gap(self, name: str, other: str) -> tuple[float, float, float]:
+        """How much better one does than another, and the 95% interval of that paired difference: same texts, same seeds."""
+        return (self.score(name) - self.score(other), *interval(self._samples(name) - self._samples(other)))
+
+    def summary(self) -> dict[str, Any]:
+        """Scores with their intervals, and how far each arm stays behind the full layer."""
+        scores = {outcome.name: [self.score(outcome.name), *self.interval(outcome.name)] for outcome in self.outcomes}
+        return {"scores": scores, "behind the full layer": {arm: self.gap(FULL, arm) for arm in ARMS[1:]}}
+
+    def to_json(self) -> str:
+        """All predictions as JSON text, with the summary beside them."""
+        return json.dumps({**asdict(self), "summary": self.summary()})
+
+    @classmethod
+    def from_json(cls, text: str) -> DisentangleReport:
+        """The report that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            outcomes = tuple(
+                Outcome(each["name"], each["numbers"], tuple(each["predictions"]), tuple(each["chosen"]))
+                for each in content["outcomes"]
+            )
+            lists = tuple(content["seeds"]), tuple(content["labels"]), outcomes
+            return cls(content["model"], content["task"], content["metric"], *lists)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"this is not the JSON of a disentangling ({error})") from None
+
+    def _told(self, name: str) -> Float[np.ndarray, "seeds texts"]:
+        """The predictions; of a probe there is one row."""
+        return np.asarray(self.of(name).predictions).reshape(-1, len(self.labels))
+
+    def _samples(self, name: str) -> Float[np.ndarray, " draws"]:
+        """Bootstrap samples of the score; texts and seeds are drawn alike for every name."""
+        labels = np.asarray(self.labels)
+        by_seed = np.stack([_redrawn_metric(self.metric, labels, told) for told in self._told(name)])
+        drawn = np.random.default_rng(1).integers(len(self.seeds), size=(len(self.seeds), DRAWS))
+        return np.take_along_axis(by_seed, drawn % len(by_seed), 0).mean(0)
+
+
+def _redrawn_metric(
+    metric: str, labels: Float[np.ndarray, " texts"], told: Float[np.ndarray, " texts"]
+) -> Float[np.ndarray, " draws"]:
+    """Bootstrap samples of a metric over texts.
+
+    Pearson is the correlation of numbers, Matthews that of one-hot classes (Gorodkin 2004): both follow from means over texts.
+    """
+    if metric == "accuracy":
+        return redrawn((labels == told)[None], 1)[0]
+    if metric == "matthews":
+        classes = np.union1d(labels, told)[:, None]
+        x, y = (classes == labels).astype(float), (classes == told).astype(float)
+    else:
+        x, y = ((side - side.mean())[None] / (side.std() or 1) for side in (labels, told))
+    rows = np.stack([(x * y).sum(0), (x * x).sum(0), (y * y).sum(0), *x, *y])
+    moments, x_mean, y_mean = np.split(redrawn(rows, 1), [3, 3 + len(x)])
+    covariance, x_spread, y_spread = moments - [(x_mean * y_mean).sum(0), (x_mean**2).sum(0), (y_mean**2).sum(0)]
+    product = x_spread * y_spread
+    return np.divide(covariance, np.sqrt(np.abs(product)), out=np.zeros_like(product), where=product > 1e-12)
+
+
+class TwoLayerClassifier(nn.Module):
+    """A classifier on frozen states whose first layer sees all of a state, its angle or its magnitude.
+
+    The paper's two layers, with what it does not name: a tanh between them, as in RoBERTa's head, and before it in every arm a
+    batch normalisation, at test time a scale and a shift per unit. Cosines, which differ little between texts, the large products
+    of the magnitudes and the nearly equal states of a random backbone so reach the tanh with the same spread, and one grid of
+    learning rates serves all arms. The states are not standardised, since that would change their angles.
+
+    Args:
+        arm: one of ARMS; "random backbone" has the full layer.
+        width: of the states.
+        num_labels: classes, or 1 for regression.
+        centre, spread: mean and standard deviation of regression labels; 0 and 1 for classes.
+    """
+
+    def __init__(self, arm: str, width: int, num_labels: int, centre: float = 0.0, spread: float = 1.0) -> None:
+        super().__init__()
+        self.arm, self.centre, self.spread = arm, centre, spread
+        self.first = nn.Linear(width, width, bias=False)  # the paper's W transposed: its rows are the columns of W
+        self.norm = nn.BatchNorm1d(width, eps=1e-12)
+        self.second = nn.Linear(width, num_labels)
+
+    def forward(self, states: Float[Tensor, "texts width"]) -> Float[Tensor, "texts labels"]:
+        """Logits, or numbers for regression."""
+        return self.spread * self.second(torch.tanh(self.norm(self.units(states)))) + self.centre
+
+    def units(self, states: Float[Tensor, "texts width"]) -> Float[Tensor, "texts width"]:
+        """The first layer: W^T x, cos(W_:,i , x) or ||W_:,i|| ||x||."""
+        weight = self.first.weight
+        if self.arm == ANGLE:
+            return functional.normalize(states) @ functional.normalize(weight).T
+        if self.arm == MAGNITUDE:
+            return torch.outer(states.norm(dim=1), weight.norm(dim=1))
+        return self.first(states)
+
+    @torch.no_grad()
+    def predict(self, states: Float[np.ndarray, "texts width"]) -> Float[np.ndarray, " texts"]:
+        """Class indices, or numbers for regression, in evaluation mode."""
+        output = self.eval()(torch.from_numpy(states))
+        return (output.argmax(1) if output.shape[1] > 1 else output[:, 0]).double().numpy()
+
+
+def learn(arm: str, splits: Splits, metric: str, num_labels: int, seed: int) -> tuple[TwoLayerClassifier, float]:
+    """The classifier and the learning rate that validation chooses among all learning rates and epochs; the smaller in a tie.
+
+    Every arm has the same initial weights, batches and budget for the same seed.
+    """
+    validation = splits["validation"]
+    best, chosen, best_score = None, 0.0, -np.inf
+    for rate in RATES:
+        for classifier in _epochs(arm, splits["train"], num_labels, seed, rate):
+            score = METRICS[metric](validation.labels, classifier.predict(validation.states))
+            if score > best_score:
+                best, chosen, best_score = deepcopy(classifier), rate, score
+    if best is None:
+        raise InputError(f"'{arm}' learns nothing that {metric} could be computed of")
+    return best, chosen
+
+
+def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) -> Iterator[TwoLayerClassifier]:
+    """One classifier in training, after every epoch."""
+    states, labels = torch.from_numpy(train.states), torch.from_numpy(train.labels)
+    scale = (float(labels.mean()), float(labels.std()) or 1.0) if num_labels == 1 else (0.0, 1.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = TwoLayerClassifier(arm, states.shape[1], num_labels, *scale)
+    order = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate)
+    for _ in range(EPOCHS):
+        classifier.train()
+        for rows in torch.randperm(len(states), generator=order).split(BATCH_SIZE):
+            if len(rows) == 1:
+                continue  # has no spread to normalise by
+            output = classifier(states[rows])
+            if num_labels == 1:
+                loss = functional.mse_loss(output[:, 0], labels[rows].to(output.dtype))
+            else:
+                loss = functional.cross_entropy(output, labels[rows].long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        yield classifier
+
+
+def seen_by_probes(features: Features) -> dict[str, Float[np.ndarray, "texts numbers"]]:
+    """What the probes are given: states, directions alone, and the magnitude as one number and as many."""
+    length = np.linalg.norm(features.states, axis=1, keepdims=True)
+    unit = features.states / np.maximum(length, 1e-12)
+    heads = features.head_norms.reshape(len(unit), -1)
+    return {
+        "states": features.states,
+        "unit states": unit,
+        "norm": length,
+        "norms at all blocks": features.norms,
+        "head norms at the last block": features.head_norms[:, -1],
+        "head norms at all blocks": heads,
+        "unit states and all norms": np.hstack([unit, features.norms, heads]),
+    }
+
+
+def _probe(name: str, splits: Splits, metric: str, num_labels: int) -> Outcome:
+    """A linear probe on standardised inputs; validation chooses its regularisation, the stronger in a tie."""
+    seen = {split: seen_by_probes(splits[split])[name] for split in SPLITS}
+    best, chosen, best_score = None, 0.0, -np.inf
+    for strength in STRENGTHS:
+        head = Ridge(alpha=1 / strength) if num_labels == 1 else LogisticRegression(C=strength, max_iter=2000)
+        fitted = make_pipeline(StandardScaler(), head).fit(seen["train"], splits["train"].labels)
+        score = METRICS[metric](splits["validation"].labels, fitted.predict(seen["validation"]))
+        if score > best_score:
+            best, chosen, best_score = fitted, strength, score
+    assert best is not None
+    return Outcome(name, seen["test"].shape[1], tuple(best.predict(seen["test"]).astype(float).tolist()), (chosen,))
+
+
+def _arm(arm: str, by_seed: Mapping[int, Splits], metric: str, num_labels: int) -> Outcome:
+    predictions, chosen = [], []
+    for seed, splits in by_seed.items():
+        classifier, rate = learn(arm, splits, metric, num_labels, seed)
+        predictions += classifier.predict(splits["test"].states).tolist()
+        chosen.append(rate)
+    numbers = 1 if arm == MAGNITUDE else splits["test"].states.shape[1]
+    return Outcome(arm, numbers, tuple(predictions), tuple(chosen))
+
+
+def _constant(splits: Splits, num_labels: int) -> Outcome:
+    labels = splits["train"].labels
+    guess = labels.mean() if num_labels == 1 else np.bincount(labels).argmax()
+    return Outcome(CONSTANT, 0, (float(guess),) * len(splits["test"].labels), ())
+
+
+def disentangle(
+    features: Splits,
+    random: Mapping[int, Splits],
+    *,
+    metric: str,
+    num_labels: int,
+    model: str,
+    task: str,
+    progress: Callable[[str], None] = lambda name: None,
+) -> DisentangleReport:
+    """Train the four arms with every seed and fit the probes on the training texts; validation chooses, then comes the test.
+
+    The magnitude of a state is one number; the probes show what it tells when a classifier is given more of them.
+
+    Args:
+        features: of the pretrained backbone, by split ("train", "validation", "test").
+        random: by seed, those of a randomly initialised backbone of the same configuration on the same texts.
+        metric: "accuracy", "matthews" or "pearson".
+        num_labels: classes, or 1 for regression, which "pearson" scores.
+
+    Raises:
+        InputError: features that do not fit each other, the labels or the metric.
+    """
+    _check(features, random, metric, num_labels)
+    outcomes = []
+    for arm in ARMS:
+        progress(arm)
+        outcomes.append(_arm(arm, random if arm == RANDOM else dict.fromkeys(random, features), metric, num_labels))
+    for name in seen_by_probes(features["test"]):
+        progress(name)
+        outcomes.append(_probe(name, features, metric, num_labels))
+    outcomes.append(_constant(features, num_labels))
+    labels = tuple(features["test"].labels.astype(float).tolist())
+    return DisentangleReport(model, task, metric, tuple(random), labels, tuple(outcomes))
+
+
+def _check(features: Splits, random: Mapping[int, Splits], metric: str, num_labels: int) -> None:
+    if metric not in METRICS:
+        raise InputError(f"metric '{metric}' is not one of {', '.join(METRICS)}")
+    if (metric == "pearson") != (num_labels == 1):
+        raise InputError(f"metric '{metric}' does not fit num_labels {num_labels}: pearson is for regression, num_labels 1")
+    if not random:
+        raise InputError("no seed: give the features of at least one random backbone")
+    for place, splits in {"features": features, **{f"random[{seed}]": each for seed, each in random.items()}}.items():
+        for split in SPLITS:
+            if split not in splits:
+                raise InputError(f"{place} has no split '{split}'; it has {', '.join(splits) or 'none'}")
+            _check_split(f"{place}, {split}", splits[split], features[split], num_labels)
+    if len(np.unique(features["train"].labels)) < 2:
+        raise InputError("all training labels are the same: there is nothing to learn")
+
+
+def _check_split(place: str, split: Features, pretrained: Features, num_labels: int) -> None:
+    if split.states.shape != pretrained.states.shape or not np.array_equal(split.labels, pretrained.labels):
+        raise InputError(f"{place}: other texts or another width than those of the pretrained backbone")
+    if not len(split.states) == len(split.head_norms) == len(split.labels):
+        raise InputError(f"{place}: {len(split.states)} states, {len(split.head_norms)} norms, {len(split.labels)} labels")
+    if not all(np.isfinite(values).all() for values in (split.states, split.head_norms, split.labels)):
+        raise InputError(f"{place}: a state, norm or label is not finite")
+    if num_labels > 1 and not (split.labels.dtype.kind == "i" and np.isin(split.labels, np.arange(num_labels)).all()):
+        raise InputError(f"{place}: a label is not one of the classes 0 to {num_labels - 1}")

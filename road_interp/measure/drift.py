@@ -1,0 +1,383 @@
+"""How far hidden states move between two models: by direction and by magnitude (paper, pilot study 1, figures 2 and B.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import reduce
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, distributed
+from transformers import PreTrainedTokenizerBase
+
+from road_interp.errors import InputError
+from road_interp.measure.bootstrap import interval
+from road_interp.states import Batch, Place, Token, find_places, pick, plain, running, states_at
+
+DRAWS = 1000
+SAMPLE = 1000
+COLUMNS = ("dM", "signed", "dD", "angle")  # what is averaged; behind them come the products that the correlation needs
+Mean = tuple[float, float, float]  # the mean over states, and its 95% bootstrap interval over texts
+
+
+@dataclass(frozen=True)
+class PlaceDrift:
+    """How states moved at one place.
+
+    Attributes:
+        layer: index of the block, counted from 0.
+        before_norm: whether the states are those that enter the normalisation that the block ends in.
+        norm_is_pinned: whether they are those that leave it. It gives all states one norm and then weighs their dimensions: dM
+            there follows from the direction and those weights, and says nothing about the magnitude that the block gave (unless
+            a rotation acts on the block's output itself).
+        dM: relative change of the norm, | ||x|| - ||x0|| | / ||x0||, a factor.
+        signed: the same with its sign: above 0 the states grew.
+        dD: cosine between the states, cos(x, x0).
+        angle: between them, degrees.
+        correlation: of dM and angle over states; None where either is the same for all.
+        points: (dD, dM) of at most 1,000 texts drawn at random, the same ones at every place; of a text with several states the
+            means. Rounded to eight decimals.
+    """
+
+    layer: int
+    before_norm: bool
+    norm_is_pinned: bool
+    dM: Mean
+    signed: Mean
+    dD: Mean
+    angle: Mean
+    correlation: float | None
+    points: tuple[tuple[float, float], ...]
+
+    @property
+    def name(self) -> str:
+        """As figures and tables name it, such as "block 3, behind its LayerNorm (which sets the norm)"."""
+        behind = ", behind its LayerNorm (which sets the norm)" if self.norm_is_pinned else ""
+        return f"block {self.layer}" + (", before its LayerNorm" if self.before_norm else behind)
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """How the states of the same texts differ between two models.
+
+    Attributes:
+        base, tuned: names of the models.
+        token: whose states were compared: each text's first or last, their mean, or all tokens.
+        texts, states: how many there were.
+        places: every block's output, and what enters the normalisation that it ends in.
+    """
+
+    base: str
+    tuned: str
+    token: Token
+    texts: int
+    states: int
+    places: tuple[PlaceDrift, ...]
+
+    @property
+    def layers(self) -> list[int]:
+        """The blocks, in order."""
+        return sorted({place.layer for place in self.places})
+
+    def place(self, layer: int, before_norm: bool = False) -> PlaceDrift:
+        """The place at a block; negative layers count from the last. Raises InputError where there is none."""
+        wanted = layer % len(self.layers) if -len(self.layers) <= layer < 0 else layer
+        for place in self.places:
+            if (place.layer, place.before_norm) == (wanted, before_norm):
+                return place
+        what = "is not followed by a normalisation" if before_norm and wanted in self.layers else "does not exist"
+        raise InputError(f"block {layer} {what}; there are {len(self.layers)} blocks")
+
+    def to_json(self) -> str:
+        """All numbers as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DriftReport:
+        """The report that `to_json` wrote."""
+        try:
+            return _report_from(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is not the JSON of a drift ({error})") from None
+
+
+@dataclass(frozen=True)
+class DriftStudy:
+    """Several comparisons, such as methods and seeds from one pretrained model.
+
+    Attributes:
+        reports: those of one method and several seeds have the same names.
+        scores: for every report what the training of its tuned model came to; empty where there was none.
+    """
+
+    reports: tuple[DriftReport, ...]
+    scores: tuple[Mapping[str, Any], ...]
+
+    def to_json(self) -> str:
+        """All numbers as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DriftStudy:
+        """The study that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            return cls(tuple(map(_report_from, content["reports"])), tuple(map(dict, content["scores"])))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is not the JSON of a study of drift ({error})") from None
+
+
+def _report_from(content: dict[str, Any]) -> DriftReport:
+    places = tuple(PlaceDrift(**{key: _as_tuple(value) for key, value in place.items()}) for place in content["places"])
+    return DriftReport(**{**content, "places": places})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, eq=False)
+class DriftSums:
+    """What is kept of any share of the texts; its size does not grow with them.
+
+    Shares go together by `merge`, in any order. A text's weights in the Poisson bootstrap (Chamandy et al. 2012) and its place in
+    the sample follow from its number alone, so that they depend neither on batches nor on who saw the text.
+
+    Attributes:
+        texts, states: numbers of them.
+        totals: sums over states of `COLUMNS`, of dM^2 and angle^2, and of dM times angle.
+        redrawn: the sums of `COLUMNS` in every bootstrap sample.
+        redrawn_states: number of states in every bootstrap sample.
+        keys: random numbers of the sampled texts, the smallest of all texts', ascending.
+        points: their mean (dD, dM) at every place.
+    """
+
+    texts: int
+    states: int
+    totals: Float[np.ndarray, "places 7"]
+    redrawn: Float[np.ndarray, "draws places 4"]
+    redrawn_states: Float[np.ndarray, " draws"]
+    keys: Float[np.ndarray, " sample"]
+    points: Float[np.ndarray, "sample places 2"]
+
+    @classmethod
+    def of(
+        cls, values: Float[np.ndarray, "texts places 7"], states: Int[np.ndarray, " texts"], numbers: range, seed: int
+    ) -> DriftSums:
+        """The sums of a batch.
+
+        Args:
+            values: sums over each text's states of what `totals` holds.
+            states: number of each text's states.
+            numbers: of the texts, counted over all batches.
+        """
+        keys, weights = np.empty(len(states)), np.empty((len(states), DRAWS))
+        for row, number in enumerate(numbers):
+            generator = np.random.default_rng([seed, number])
+            keys[row], weights[row] = generator.random(), generator.poisson(1, DRAWS)
+        redrawn = np.tensordot(weights, values[:, :, : len(COLUMNS)], (0, 0))
+        points = (values / states[:, None, None])[:, :, [COLUMNS.index("dD"), COLUMNS.index("dM")]]
+        first = np.argsort(keys)[:SAMPLE]
+        kept = keys[first], points[first]
+        return cls(len(states), int(states.sum()), values.sum(0), redrawn, states @ weights, *kept)
+
+    def merge(self, other: DriftSums) -> DriftSums:
+        """The sums of both shares together."""
+        keys, points = np.concatenate([self.keys, other.keys]), np.concatenate([self.points, other.points])
+        first = np.argsort(keys)[:SAMPLE]
+        return DriftSums(
+            self.texts + other.texts,
+            self.states + other.states,
+            self.totals + other.totals,
+            self.redrawn + other.redrawn,
+            self.redrawn_states + other.redrawn_states,
+            keys[first],
+            points[first],
+        )
+
+    def means(self, index: int) -> list[Mean]:
+        """Mean and interval of `COLUMNS` at a place."""
+        some = self.redrawn_states > 0  # of very few texts a sample may hold none
+        redrawn = self.redrawn[some, index] / self.redrawn_states[some, None]
+        middle = self.totals[index] / self.states
+        return [(float(middle[column]), *interval(redrawn[:, column])) for column in range(len(COLUMNS))]
+
+    def correlation(self, index: int) -> float | None:
+        """Pearson correlation of dM and angle at a place."""
+        moments = self.totals[index] / self.states
+        dM, angle, (dM_square, angle_square, product) = moments[COLUMNS.index("dM")], moments[COLUMNS.index("angle")], moments[4:]
+        variances = dM_square - dM**2, angle_square - angle**2
+        if variances[0] <= 1e-12 * dM_square or variances[1] <= 1e-12 * angle_square:  # constant, up to rounding
+            return None
+        return float((product - dM * angle) / np.sqrt(variances[0] * variances[1]))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two models, and where its states are read."""
+
+    model: Any
+    name: str
+    places: tuple[Place, ...]
+
+    def states(self, batch: Batch, token: Token) -> tuple[list[Float[Tensor, "states width"]], Int[Tensor, " states"]]:
+        """In double precision, at every place, and the row of each."""
+        with running(self.model) as model:
+            inputs = _on(model.device, batch)
+            read = states_at(model, self.places, inputs)
+        picked = [pick(states.double(), inputs["attention_mask"], token) for states in read]
+        for place, (states, _) in zip(self.places, picked, strict=True):
+            norms = states.norm(dim=-1)
+            if bad := norms[~(norms.isfinite() & (norms > 0))].tolist():
+                raise InputError(f"{self.name}, {place.name}: a state has norm {bad[0]:g}, and so no direction to compare")
+        return [states for states, _ in picked], picked[0][1]
+
+
+def drift(
+    base: Any,
+    tuned: Any,
+    batches: Iterable[Batch],
+    token: Token = "first",
+    *,
+    base_name: str,
+    tuned_name: str,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda texts: None,
+) -> DriftReport:
+    """Compare the states of two models on the same texts, at every place, in one pass over them.
+
+    Where a process group of torch.distributed is initialised, each process must be given the same batches; it takes its share of
+    them, and all return the report of all texts.
+
+    Args:
+        base, tuned: transformers models, RoadModels or PEFT models of the same depth and width. Where both are one and the same
+            transformers model inside, `base` runs without what `tuned` adds to it.
+        batches: inputs with an attention_mask; texts are numbered in their order.
+        seed: of bootstrap and sample.
+        progress: told after every batch how many texts were in it.
+
+    Raises:
+        InputError: models that differ in blocks or width, an unknown token, no texts, a text without tokens, a state without
+            direction.
+    """
+    if token not in get_args(Token):
+        raise InputError(f"token '{token}' is not known; use {', '.join(get_args(Token))}")
+    process, processes = _share()
+    sides: tuple[_Side, _Side] | None = None
+    sums: DriftSums | None = None
+    texts = 0
+    for number, batch in enumerate(batches):
+        rows = len(batch["attention_mask"])
+        if sides is None:
+            sides = _pair(base, tuned, batch, (base_name, tuned_name))
+            sums = DriftSums.of(np.zeros((0, len(sides[0].places), 7)), np.zeros(0, int), range(0), seed)
+        if number % processes == process:
+            if not batch["attention_mask"].any(1).all():
+                raise InputError(f"a text among {texts} to {texts + rows - 1} has no tokens")
+            assert sums is not None
+            sums = sums.merge(DriftSums.of(*_compare(*sides, batch, token), range(texts, texts + rows), seed))
+        texts += rows
+        progress(rows)
+    if sides is None or sums is None:
+        raise InputError("there are no texts to compare states on")
+    return _report(sides, _over_processes(sums), token)
+
+
+def text_batches(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, size: int = 32
+) -> Iterator[dict[str, Tensor]]:
+    """Batches for `drift`: the texts in their order, longer ones cut to `max_length` tokens, padded on the right."""
+    for start in range(0, len(texts), size):
+        chosen = list(texts[start : start + size])
+        yield dict(
+            tokenizer(chosen, truncation=True, max_length=max_length, padding=True, padding_side="right", return_tensors="pt")
+        )
+
+
+def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str]) -> tuple[_Side, _Side]:
+    """Both models with their places, which must be at the same blocks."""
+    found = []
+    for model in (base, tuned):
+        with running(plain(model)) as bare:
+            found.append(find_places(bare, _on(bare.device, batch)))
+    keys = [[(place.layer, place.before_norm) for place in places] for places in found]
+    if keys[0] != keys[1]:
+        depths = [len({layer for layer, _ in each}) for each in keys]
+        kinds = "" if depths[0] != depths[1] else ", and only one's blocks end in a normalisation"
+        raise InputError(f"{names[0]} has {depths[0]} blocks, {names[1]} {depths[1]}{kinds}: their states cannot be paired")
+    return _Side(base, names[0], found[0]), _Side(tuned, names[1], found[1])
+
+
+def _compare(
+    base: _Side, tuned: _Side, batch: Batch, token: Token
+) -> tuple[Float[np.ndarray, "texts places 7"], Int[np.ndarray, " texts"]]:
+    """Of every text the sums over its states that `DriftSums` keeps, and their number."""
+    with _without_adapter(base.model, tuned.model):
+        before, rows = base.states(batch, token)
+    after, _ = tuned.states(batch, token)
+    texts, sums = len(batch["attention_mask"]), []
+    for old, new in zip(before, after, strict=True):
+        if old.shape != new.shape:
+            widths = f"{base.name} has width {old.shape[-1]}, {tuned.name} {new.shape[-1]}"
+            raise InputError(f"{widths}: their states cannot be compared")
+        values = _changes(old, new.to(old.device))
+        sums.append(values.new_zeros(texts, values.shape[1]).index_add_(0, rows, values).cpu().numpy())
+    return np.stack(sums, axis=1), np.bincount(rows.cpu().numpy(), minlength=texts)
+
+
+def _changes(before: Float[Tensor, "states width"], after: Float[Tensor, "states width"]) -> Float[Tensor, "states 7"]:
+    """What `DriftSums.totals` adds up.
+
+    The angle is twice the arctangent of |u - v| / |u + v| for unit vectors (Kahan 2006): it is exact near 0, where the arccosine
+    of a rounded cosine is not.
+    """
+    old, new = before.norm(dim=-1, keepdim=True), after.norm(dim=-1, keepdim=True)
+    u, v = before / old, after / new
+    radians = 2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1))
+    signed = (new / old - 1).squeeze(-1)
+    size, angle = signed.abs(), radians.rad2deg()
+    return torch.stack([size, signed, radians.cos(), angle, size**2, angle**2, size * angle], dim=-1)
+
+
+def _report(sides: tuple[_Side, _Side], sums: DriftSums, token: Token) -> DriftReport:
+    ending = {place.layer for place in sides[0].places if place.before_norm}
+    places = []
+    for index, place in enumerate(sides[0].places):
+        pinned = place.layer in ending and not place.before_norm
+        points = tuple((direction, size) for direction, size in sums.points[:, index].round(8).tolist())
+        dM, signed, dD, angle = sums.means(index)
+        moved = PlaceDrift(place.layer, place.before_norm, pinned, dM, signed, dD, angle, sums.correlation(index), points)
+        places.append(moved)
+    return DriftReport(sides[0].name, sides[1].name, token, sums.texts, sums.states, tuple(places))
+
+
+def _without_adapter(base: Any, tuned: Any) -> AbstractContextManager[Any]:
+    """`tuned`'s adapter switched off where it was put into `base` itself, as PEFT does."""
+    inside = base is not tuned and plain(tuned) is base and hasattr(tuned, "disable_adapter")
+    return tuned.disable_adapter() if inside else nullcontext()
+
+
+def _on(device: torch.device, batch: Batch) -> dict[str, Tensor]:
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def _share() -> tuple[int, int]:
+    """This process among how many."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _over_processes(sums: DriftSums) -> DriftSums:
+    """The sums of all processes, the same in each."""
+    processes = _share()[1]
+    if processes == 1:
+        return sums
+    gathered: list[Any] = [None] * processes
+    distributed.all_gather_object(gathered, sums)
+    return reduce(DriftSums.merge, gathered)

@@ -1,0 +1,150 @@
+"""How adapters that were learned for different tasks get into each other's way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.measure.angles import angles
+from road_interp.measure.bootstrap import check_seeds, interval, redrawn
+
+Score = Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]  # test example by test example, whether a task's model is right
+NOTHING = "nothing"
+TOP = 0.1  # fraction of the planes that count as the most turned
+
+
+@dataclass(frozen=True)
+class InterferenceReport:
+    """Every task with its own adapter, and with another's composed on it.
+
+    Attributes:
+        model: name of the base model.
+        names: of the adapters; the first ones have tasks that are scored.
+        seeds: of the trainings.
+        overlap: for every pair of adapters the fraction of their most turned tenths of the planes that both share; by chance a
+            tenth. The mean over seeds.
+        angle: between the maps, degrees: that of the vectors of all angles (radians) and log magnitudes; 90 for unrelated ones.
+            The mean over seeds.
+        correct: by scored task and by what is composed on its own adapter ("nothing", or another adapter's name), example by
+            example, those of one seed behind those of another.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    overlap: tuple[tuple[float, ...], ...]
+    angle: tuple[tuple[float, ...], ...]
+    correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
+
+    def accuracy(self, task: str, with_: str = NOTHING) -> tuple[float, float, float]:
+        """Accuracy of a task and its 95% bootstrap interval, over seeds and examples."""
+        outcomes = np.asarray([self.correct[task][with_]])
+        return (float(outcomes.mean()), *interval(redrawn(outcomes, len(self.seeds))[0]))
+
+    def cost(self, task: str, other: str) -> tuple[float, float, float]:
+        """What another adapter costs a task: accuracy without it minus that with it; 95% interval of the paired difference."""
+        outcomes = np.asarray([self.correct[task][NOTHING], self.correct[task][other]])
+        without, with_ = redrawn(outcomes, len(self.seeds))
+        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(without - with_))
+
+    @classmethod
+    def over_seeds(cls, reports: Sequence[InterferenceReport]) -> InterferenceReport:
+        """The reports of one seed each as one: same model and adapters."""
+        first = reports[0]
+        if any((each.model, each.names, *each.correct) != (first.model, first.names, *first.correct) for each in reports):
+            raise InputError("only reports of one model and the same adapters can be put together")
+        task = next(iter(first.correct))
+        check_seeds([each.seeds for each in reports], [len(each.correct[task][NOTHING]) for each in reports])
+        correct = {
+            task: {with_: tuple(x for each in reports for x in each.correct[task][with_]) for with_ in rows}
+            for task, rows in first.correct.items()
+        }
+        overlap, angle = (_nested(np.mean([getattr(each, name) for each in reports], axis=0)) for name in ("overlap", "angle"))
+        return cls(first.model, first.names, tuple(seed for each in reports for seed in each.seeds), overlap, angle, correct)
+
+    def to_json(self) -> str:
+        """All outcomes as JSON text, with what every adapter costs every task beside them."""
+        costs = {task: {other: self.cost(task, other) for other in list(rows)[1:]} for task, rows in self.correct.items()}
+        return json.dumps({**asdict(self), "costs": costs})
+
+    @classmethod
+    def from_json(cls, text: str) -> InterferenceReport:
+        """The report that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            correct = {task: {other: tuple(each) for other, each in rows.items()} for task, rows in content["correct"].items()}
+            overlap, angle = (tuple(map(tuple, content[key])) for key in ("overlap", "angle"))
+            return cls(content["model"], tuple(content["names"]), tuple(content["seeds"]), overlap, angle, correct)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is not the JSON of an interference ({error})") from None
+
+
+def interference(
+    adapters: Mapping[str, RoadAdapter],
+    scores: Mapping[str, Score],
+    *,
+    model: str,
+    seed: int,
+    progress: Callable[[str], None] = lambda what: None,
+) -> InterferenceReport:
+    """Compare adapters on the same sites, and score every task with the others' adapters composed on its own.
+
+    Args:
+        adapters: by name.
+        scores: by name of an adapter, the outcomes of its task with an adapter in the place of its own.
+        progress: told what is scored next.
+
+    Raises:
+        InputError: fewer than two adapters, ones that do not combine, or a task without an adapter.
+    """
+    names = list(adapters)
+    if len(names) < 2:
+        raise InputError(f"interference is between at least two adapters, not {len(names)}")
+    if unknown := [name for name in scores if name not in adapters]:
+        raise InputError(f"task '{unknown[0]}' has no adapter; the adapters are {', '.join(names)}")
+    products = {(own, other): adapters[other] @ adapters[own] for own in names for other in names if other != own}
+    maps = {name: _logarithm(adapter) for name, adapter in adapters.items()}
+    overlap = [[_overlap(maps[one], maps[other]) for other in names] for one in names]
+    angle = [[_angle(maps[one], maps[other]) for other in names] for one in names]
+    correct: dict[str, dict[str, tuple[bool, ...]]] = {}
+    for own, score in scores.items():
+        progress(own)
+        correct[own] = {NOTHING: tuple(map(bool, score(adapters[own])))}
+        for other in names:
+            if other != own:
+                progress(f"{own} with {other}")
+                correct[own][other] = tuple(map(bool, score(products[own, other])))
+    return InterferenceReport(model, tuple(names), (seed,), _nested(overlap), _nested(angle), correct)
+
+
+def _logarithm(adapter: RoadAdapter) -> Float[np.ndarray, "2 planes"]:
+    """Angle (radians) and log magnitude of every plane."""
+    sites = angles(adapter).sites
+    with np.errstate(divide="ignore"):
+        grown = np.log(np.concatenate([site.magnitude for site in sites]))
+    if not np.isfinite(grown).all():
+        raise InputError("an adapter has a plane of magnitude 0: it has no logarithm, and nothing can be said of its direction")
+    return np.stack([np.concatenate([site.angle for site in sites]), grown])
+
+
+def _overlap(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 planes"]) -> float:
+    count = max(1, round(TOP * first.shape[1]))
+    top = [set(np.argsort(-np.abs(each[0]), kind="stable")[:count].tolist()) for each in (first, second)]
+    return len(top[0] & top[1]) / count
+
+
+def _angle(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 planes"]) -> float:
+    norms = np.linalg.norm(first) * np.linalg.norm(second)
+    if norms == 0:
+        return 90.0
+    return float(np.degrees(np.arccos(np.clip((first * second).sum() / norms, -1, 1))))
+
+
+def _nested(rows: Sequence[Sequence[float]] | np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, row)) for row in rows)

@@ -1,0 +1,39 @@
+"""Angle against magnitude: what classifiers on frozen states reach."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.plots.style import styled
+
+if TYPE_CHECKING:
+    from road_interp.measure import DisentangleReport
+
+
+@styled
+def disentangle(report: DisentangleReport, ax: Axes) -> Axes:
+    """Score of every arm and probe with its 95% interval (paper, figure 2 right).
+
+    In brackets how many numbers each sees of a text. The dashed line is the most frequent class, for regression the mean.
+    """
+    shown = [*report.arms, *report.probes]
+    for label, color, marker, outcomes in (("two layers", "C0", "o", report.arms), ("linear probe", "C1", "s", report.probes)):
+        rows = [shown.index(outcome) for outcome in outcomes]
+        scores = np.array([report.score(outcome.name) for outcome in outcomes])
+        low, high = np.array([report.interval(outcome.name) for outcome in outcomes]).T
+        bars = (np.maximum(scores - low, 0), np.maximum(high - scores, 0))
+        ax.errorbar(scores, rows, xerr=bars, fmt=marker, color=color, markersize=4, capsize=2, label=label)
+    ax.axvline(report.chance, color="0.5", linewidth=0.8, linestyle="--", label="constant answer")
+    ax.set_yticks(range(len(shown)), [f"{outcome.name} ({outcome.numbers})" for outcome in shown])
+    ax.invert_yaxis()
+    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
+    ax.set(
+        xlabel=report.metric,
+        ylabel="classifier (numbers it sees of a text)",
+        title=f"{report.model}, {report.task}: frozen states, {seeds}",
+    )
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return ax

@@ -1,0 +1,96 @@
+"""How far hidden states move: by direction and by magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from road_interp.plots.style import STYLE, styled
+
+if TYPE_CHECKING:
+    from road_interp.measure.drift import DriftReport, PlaceDrift
+
+DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$)", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
+BEFORE, BEHIND = "before the block's LayerNorm", "behind it: norm set by LayerNorm"
+
+
+@styled
+def drift_scatter(report: DriftReport, ax: Axes, place: PlaceDrift) -> Axes:
+    """Change of magnitude by change of direction at one place, a point per text (paper, figure 2 left and middle)."""
+    _points(ax, place, "C0")
+    ax.set(xlabel=DIRECTION, ylabel=MAGNITUDE, title=f"{report.tuned}\n{place.name}")
+    return ax
+
+
+def drift_grid(reports: Sequence[DriftReport]) -> Axes:
+    """The same for every block, side by side, with the same axes everywhere (paper, figure B.1): the figure's first axes.
+
+    Every report has a row, and where blocks end in a LayerNorm two: of the states before it and behind it.
+    """
+    kinds = [
+        (report, kind) for report in reports for kind in sorted({place.before_norm for place in report.places}, reverse=True)
+    ]
+    layers = reports[0].layers
+    with plt.style.context(STYLE):
+        size = (1.1 * len(layers) + 0.9, 1.15 * len(kinds) + 0.6)
+        figure, axes = plt.subplots(
+            len(kinds), len(layers), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+        )
+        names = list(dict.fromkeys(report.tuned for report in reports))
+        for row, (report, before_norm) in zip(axes, kinds, strict=True):
+            for ax, layer in zip(row, layers, strict=True):
+                place = report.place(layer, before_norm)
+                _points(ax, place, f"C{names.index(report.tuned)}")
+                ax.locator_params("x", nbins=2)
+            where = {(True, False): "before LayerNorm", (False, True): "behind LayerNorm,\nwhich sets the norm"}
+            label = where.get((before_norm, place.norm_is_pinned), "block's output")
+            row[0].set_ylabel(f"{fill(report.tuned, 28)}\n{label}", fontsize=6)
+        for ax, layer in zip(axes[0], layers, strict=True):
+            ax.set_title(f"block {layer}")
+        figure.supxlabel(DIRECTION, fontsize=8)
+        figure.supylabel(MAGNITUDE, fontsize=8)
+    return axes[0, 0]
+
+
+@styled
+def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["angle", "dM"] = "angle") -> Axes:
+    """Mean angle or mean change of magnitude by block, with 95% intervals over texts; a line per report.
+
+    Reports of one name, which are those of several seeds, share a colour. Behind a LayerNorm markers are hollow.
+    """
+    names = list(dict.fromkeys(report.tuned for report in reports))
+    for report in reports:
+        number = names.index(report.tuned)
+        for before_norm in {place.before_norm for place in report.places}:
+            places = [place for place in report.places if place.before_norm == before_norm]
+            mean, low, high = np.array([getattr(place, quantity) for place in places]).T
+            style = {**_look(places[0].norm_is_pinned), "color": f"C{number}", "marker": "osD^vP"[number % 6]}
+            layers, bars = [place.layer for place in places], (np.maximum(mean - low, 0), np.maximum(high - mean, 0))
+            ax.errorbar(layers, mean, yerr=bars, markersize=4, linewidth=1, capsize=2, **style)
+    handles = [Line2D([], [], color=f"C{number}", marker="osD^vP"[number % 6], label=name) for number, name in enumerate(names)]
+    if any(place.norm_is_pinned for report in reports for place in report.places):
+        looks = ((BEFORE, False), (BEHIND, True))
+        handles += [Line2D([], [], color="0.4", marker="o", label=label, **_look(pinned)) for label, pinned in looks]
+    label = {"angle": "mean angle between x and x$_0$ (degrees)", "dM": f"mean {MAGNITUDE}"}[quantity]
+    ax.set(xlabel="block", ylabel=label, ylim=(0, None), xticks=reports[0].layers[:: 1 if len(reports[0].layers) <= 16 else 4])
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def _points(ax: Axes, place: PlaceDrift, color: str) -> None:
+    """A point per text; hollow behind a LayerNorm."""
+    direction, magnitude = np.array(place.points).T
+    faces = "none" if place.norm_is_pinned else color
+    ax.scatter(direction, magnitude, s=5, facecolors=faces, edgecolors=color, linewidths=0.4, alpha=0.5, rasterized=True)
+    ax.locator_params(nbins=4)
+    ax.ticklabel_format(useOffset=False)
+
+
+def _look(pinned: bool) -> dict[str, Any]:
+    return {"linestyle": "--", "markerfacecolor": "w"} if pinned else {"linestyle": "-"}

@@ -1,0 +1,36 @@
+"""How adapters of different tasks get into each other's way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.plots.style import styled
+
+if TYPE_CHECKING:
+    from road_interp.measure import InterferenceReport
+
+
+@styled
+def interference(report: InterferenceReport, ax: Axes) -> Axes:
+    """What every adapter costs every task when it is composed on the task's own, in points of accuracy, with 95% intervals."""
+    tasks = list(report.correct)
+    costs = {(task, other): report.cost(task, other) for task in tasks for other in report.correct[task] if other != "nothing"}
+    cells = np.full((len(tasks), len(report.names)), np.nan)
+    for (task, other), (cost, _, _) in costs.items():
+        cells[tasks.index(task), report.names.index(other)] = 100 * cost
+    largest = max(1.0, float(np.nanmax(np.abs(cells))))
+    image = ax.imshow(cells, aspect="auto", cmap="PuOr", vmin=-largest, vmax=largest)
+    for (task, other), values in costs.items():
+        cost, low, high = (100 * value for value in values)
+        place = report.names.index(other), tasks.index(task)
+        color = "w" if abs(cost) > 0.6 * largest else "k"
+        ax.text(*place, f"{cost:.1f}\n[{low:.1f}, {high:.1f}]", ha="center", va="center", fontsize=7, color=color)
+    ax.set_xticks(range(len(report.names)), report.names)
+    ax.set_yticks(range(len(tasks)), tasks)
+    ax.set(xlabel="adapter composed on the task's own", ylabel="task", title=f"{report.model}: interference")
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(image, ax=ax, label="accuracy lost (points)")
+    return ax

@@ -1,0 +1,72 @@
+"""Verdicts follow the intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_ablation import needs, taken_apart
+from test_composition import REVIEWS
+from test_composition import report as composition_report
+from test_interference import measured
+
+from road_interp.errors import InputError
+from road_interp.measure import Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
+from road_interp.measure.composition import Answer
+from road_interp.measure.heads import HeadsReport
+
+
+def test_a_task_that_needs_magnitudes_is_told_from_one_that_needs_angles():
+    found = needs_magnitudes(taken_apart(needs("magnitudes")))
+    assert found.verdict == "yes"
+    assert found.numbers["accuracy lost with angles only"][0] == 0.5
+    assert needs_magnitudes(taken_apart(needs("angles"))).verdict == "no"
+
+
+def test_few_examples_allow_no_verdict():
+    def score(adapter):
+        moved = (adapter.magnitudes(adapter.sites[0]) != 1).any()
+        return np.array([True] * 9 + [bool(moved)])
+
+    assert needs_magnitudes(taken_apart(score)).verdict == "cannot tell"
+
+
+def test_planes_that_hurt_a_control_are_named():
+    found = hurts_others(measured(), "first")
+    assert found.verdict == "yes"
+    assert found.reason.endswith(": strong")
+    assert found.numbers["second"] == (0, 0, 0)
+    with pytest.raises(InputError, match="'other' was not scored; scored were first"):
+        hurts_others(measured(), "other")
+
+
+def heads(together):
+    sets = {"__base__": (False,) * 100, "a": (True,) * 100, "a+b": (True,) * together + (False,) * (100 - together)}
+    right = {"__base__": (False,) * 100, "b": (True,) * 100, "a+b": (True,) * 100}
+    return HeadsReport("m", "x", ("a", "b"), (0,), {"a": sets, "b": right})
+
+
+def answering(together):
+    """Right with one task active; with both, what `together` says."""
+
+    def answer(prompts, active):
+        labels = [f"This is a {review.label} review." for review in REVIEWS]
+        texts = {"__base__": "", "label": "{label}", "closing": "Well. Thank you!"}
+        return [Answer(texts.get(active, together).format(label=label), True) for label in labels]
+
+    return answer
+
+
+def test_composition_is_judged_by_its_index_and_heads_by_their_cost():
+    assert fails_to_compose(composition_report()).verdict == "cannot tell"  # 14 of 20
+    assert fails_to_compose(composition_report(answering=answering("{label} Thank you!"))).verdict == "no"
+    assert fails_to_compose(composition_report(answering=answering("{label}"))).verdict == "yes"
+    assert fails_to_compose(heads(100)).verdict == "no"
+    assert fails_to_compose(heads(99)).verdict == "cannot tell"
+    assert fails_to_compose(heads(50)).verdict == "yes"
+
+
+def test_a_diagnosis_comes_back_from_json():
+    found = Diagnosis((fails_to_compose(heads(99)), hurts_others(measured(), "first")))
+    assert Diagnosis.from_json(found.to_json()) == found
+    with pytest.raises(InputError, match="not the JSON of a diagnosis"):
+        Diagnosis.from_json('{"checks": [{}]}')
