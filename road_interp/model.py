@@ -243,7 +243,8 @@ class RoadModel(pyvene.IntervenableModel):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Rotations and whatever else is trained; the frozen base model is not part of it."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        frozen = {f"{prefix}{name}" for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        parameters = self.named_parameters(remove_duplicate=False)  # tied weights stand in the state under every name
+        frozen = {f"{prefix}{name}" for name, parameter in parameters if not parameter.requires_grad}
         buffers = {f"{prefix}{name}" for name, _ in self.named_buffers()}
         state = nn.Module.state_dict(self, *args, **kwargs)
         for name in frozen | buffers:

@@ -521,6 +521,14 @@ def test_train_eval_to_and_parameters_reach_the_rotations():
         other.load_state_dict(state)
 
 
+def test_tied_weights_stay_out_of_the_state():
+    base = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
+    assert len(model.state_dict()) == 2 * len(model.sites)
+    base.lm_head.weight.requires_grad_(True)
+    assert {"model.lm_head.weight", "model.model.embed_tokens.weight"} <= set(model.state_dict())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_keep_their_rotations_in_fp32(dtype):
     model, batch = road_model(), token_batch()
