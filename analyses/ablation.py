@@ -16,11 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.pyplot import subplots
-from matplotlib.style import context
-
-from road_interp import figures, plots
+from road_interp import figures
 from road_interp.files import write_atomically
 from road_interp.measure.ablation import AblationReport, ablation
 from road_interp.recipe import load_recipe
@@ -68,19 +64,6 @@ def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationRepo
     return AblationReport.over_seeds(reports)
 
 
-def draw(report: AblationReport) -> Axes:
-    """Four panels: the parts, layer by layer, module by module, and by number of planes."""
-    with context(plots.STYLE):
-        figure, axes = subplots(2, 2, figsize=(7, 5), layout="constrained")
-        seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
-        figure.suptitle(f"{report.model}, {report.variant}, {seeds}: accuracy with parts of the adapter")
-    plots.ablation(report, axes[0, 0])
-    plots.ablation_curve(report, axes[0, 1])
-    plots.ablation_by(report, axes[1, 0], group="layer").get_legend().remove()  # the other serves both
-    plots.ablation_by(report, axes[1, 1], group="kind")
-    return axes[0, 0]
-
-
 def tell(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
@@ -99,7 +82,7 @@ def main() -> None:
         parts = options.out / ("parts-quick" if options.quick else "parts")
         seeds, changes = (options.seeds[:1], QUICK) if options.quick else (options.seeds, [])
         report = measure(parts, options.runs or trained(parts, seeds, changes), 40 if options.quick else None)
-    print(figures.save_figure(draw(report), report, options.out, "ablation"))
+    print(figures.draw_ablation(report, options.out))
 
 
 if __name__ == "__main__":

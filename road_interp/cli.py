@@ -17,7 +17,7 @@ from road_interp.errors import InputError
 
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport
-    from road_interp.measure import AngleReport, DriftReport
+    from road_interp.measure import AblationReport, AngleReport, Check, DriftReport
     from road_interp.recipe import AnyRecipe, ModelRecipe
     from road_interp.run import Run
 
@@ -179,20 +179,111 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe]:
 
 
 def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
-    from road_interp import figures, plots
+    from road_interp import figures
 
-    paths = []
-    if out is not None:
-        paths.append(figures.save_figure(plots.drift_grid([report]), report, out, "drift"))
-        for quantity in ("angle", "dM"):
-            ax = plots.drift_blocks([report], quantity=quantity)
-            paths.append(figures.save_figure(ax, report, out, f"drift-{quantity}"))
+    paths = [] if out is None else figures.draw_drift(report, out)
     if as_json:
         print(report.to_json())
         return
     console.print(_drift_table(report))
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
+
+
+@app.command()
+def ablate(
+    run: Annotated[Path, typer.Argument(help="a run folder of one classification task")],
+    most: Annotated[int | None, typer.Option(min=1, help="test examples to score, from the start; all by default")] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="score the parts with a refitted head too")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for the figure and its numbers; by default the run's figures/")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run with parts of its adapter set back: angles or magnitudes, layers, modules, all but a few planes."""
+    from road_interp import figures
+    from road_interp.run import FIGURES
+
+    report = _ablate(run, most, refit, device)
+    path = figures.draw_ablation(report, out or run / FIGURES)
+    if as_json:
+        print(json.dumps(report.summary()))
+        return
+    console.print(_ablation_table(report))
+    console.print(f"figure: {path}", soft_wrap=True)
+
+
+def _ablate(folder: Path, most: int | None, refit: bool, device: str | None) -> AblationReport:
+    from rich.progress import Progress
+
+    from road_interp import measure
+    from road_interp.run import Run
+    from road_interp.scorer import RunScorer
+
+    _quiet_libraries()
+    run = Run.load(folder)
+    scorer = RunScorer(run, most, device)
+    with Progress(console=Console(stderr=True)) as bar:
+        line = bar.add_task("", total=None)
+        return measure.ablation(
+            run.adapter,
+            scorer,
+            model=run.recipe.model.id,
+            task=folder.name,
+            seed=run.recipe.seed,
+            refitted=scorer.refitted if refit else None,
+            progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
+        )
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="a run folder: of one classification task, or of several tasks")],
+    most: Annotated[int | None, typer.Option(min=1, help="test examples to score, from the start; all by default")] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="the run of another task, on the same sites, that should not suffer")
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask whether a rotation was the wrong tool: does the task need magnitudes, does it hurt a control, do tasks compose?"""
+    from road_interp import measure
+    from road_interp.recipe import MixtureRecipe
+    from road_interp.run import Run
+
+    loaded = Run.load(run)
+    if isinstance(loaded.recipe, MixtureRecipe):
+        checks = [measure.fails_to_compose(loaded.composition)]
+    else:
+        checks = [measure.needs_magnitudes(_ablate(run, most, False, device))]
+    if control is not None:
+        checks.append(_hurts(loaded, Run.load(control), most, device))
+    diagnosis = measure.Diagnosis(tuple(checks))
+    if as_json:
+        print(diagnosis.to_json())
+        return
+    for check in diagnosis.checks:
+        console.print(_check_table(check))
+
+
+def _hurts(run: Run, control: Run, most: int | None, device: str | None) -> Check:
+    """The check on a control run: the adapter whole, and layer by layer."""
+    from road_interp import measure
+    from road_interp.scorer import RunScorer
+
+    _quiet_libraries()
+    adapters = {"control": control.adapter, "all layers": run.adapter}
+    for layer in sorted({site.layer for site in run.adapter.sites if site.layer is not None}):
+        planes = {site.name: range(site.width // 2) for site in run.adapter.sites if site.layer == layer}
+        adapters[f"layer {layer}"] = run.adapter.restrict(planes)
+    with Console(stderr=True).status("") as status:
+        report = measure.interference(
+            adapters,
+            {"control": RunScorer(control, most, device)},
+            model=run.recipe.model.id,
+            seed=run.recipe.seed,
+            progress=lambda what: status.update(f"scoring {what}"),
+        )
+    return measure.hurts_others(report, "control")
 
 
 @app.command()
@@ -456,6 +547,29 @@ def _drift_table(report: DriftReport) -> Table:
         angle = "{:.2f} [{:.2f}, {:.2f}]".format(*place.angle)
         size = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in place.dM))
         table.add_row(str(place.layer), state, angle, size, f"{100 * place.signed[0]:+.2f}", f"{place.dD[0]:.4f}")
+    return table
+
+
+def _ablation_table(report: AblationReport) -> Table:
+    """One line per changed adapter."""
+    table = Table(title="test accuracy with parts of the adapter, 95% intervals", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("changed", "keeps", "accuracy", "lost"):
+        table.add_column(column, justify="left" if column in ("changed", "keeps") else "right", no_wrap=True)
+    for row in report.rows:
+        cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in (report.accuracy(row), report.loss(row))]
+        keeps = row.part if row.group not in ("most turned", "random planes") else f"{float(row.what):.0%} of the planes"
+        what = row.group if row.what == "all planes" or keeps != row.part else f"{row.group} {row.what}"
+        table.add_row(what, keeps, *cells)
+    return table
+
+
+def _check_table(check: Check) -> Table:
+    title = f"{check.question} [bold]{check.verdict}[/] ({check.reason})"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("", "value", "95%"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name, (value, low, high) in check.numbers.items():
+        table.add_row(name, f"{value:.3f}", f"[{low:.3f}, {high:.3f}]")
     return table
 
 

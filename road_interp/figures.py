@@ -15,7 +15,7 @@ from road_interp.files import write_atomically
 
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport
-    from road_interp.measure import AngleReport
+    from road_interp.measure import AblationReport, AngleReport, DriftReport
 
 
 class Result(Protocol):
@@ -46,6 +46,29 @@ def draw_adapter(report: AngleReport, folder: Path) -> list[Path]:
         "planes": plots.planes,
     }
     return [save_figure(draw(report), report, folder, name) for name, draw in drawings.items()]
+
+
+def draw_ablation(report: AblationReport, folder: Path) -> Path:
+    """Four panels: the parts of the planes, the number of planes, layer by layer, and module by module."""
+    with context(plots.STYLE):
+        figure, axes = subplots(2, 2, figsize=(7, 5), layout="constrained")
+        seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
+        figure.suptitle(f"{report.model}, {report.variant}, {seeds}: accuracy with parts of the adapter")
+    plots.ablation(report, axes[0, 0])
+    plots.ablation_curve(report, axes[0, 1])
+    plots.ablation_by(report, axes[1, 0], group="layer")
+    axes[1, 0].get_legend().remove()  # the other serves both
+    plots.ablation_by(report, axes[1, 1], group="kind")
+    return save_figure(axes[0, 0], report, folder, "ablation")
+
+
+def draw_drift(report: DriftReport, folder: Path) -> list[Path]:
+    """The grid of all blocks, and how angle and norm change from block to block."""
+    return [
+        save_figure(plots.drift_grid([report]), report, folder, "drift"),
+        save_figure(plots.drift_blocks([report], quantity="angle"), report, folder, "drift-angle"),
+        save_figure(plots.drift_blocks([report], quantity="dM"), report, folder, "drift-dM"),
+    ]
 
 
 def draw_bench(report: BenchReport, folder: Path) -> Path:

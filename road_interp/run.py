@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
+from road_interp.measure.composition import CompositionReport
+from road_interp.measure.heads import HeadsReport
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model
@@ -64,6 +66,15 @@ class Run:
             classes = read_json_object(folder / CLASSES).get("classes")
         metrics = read_json_object(folder / METRICS)
         return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes)
+
+    @property
+    def composition(self) -> CompositionReport | HeadsReport:
+        """What a mixture was scored on its test data. Raises InputError for a run that has no such scores."""
+        if (self.folder / HEADS).is_file():
+            return HeadsReport.from_json((self.folder / HEADS).read_text())
+        if (self.folder / COMPOSITION).is_file():
+            return CompositionReport.from_json((self.folder / COMPOSITION).read_text())
+        raise InputError(f"'{self.folder}' has no scores of several tasks: neither {COMPOSITION} nor {HEADS} is there")
 
     def load_model(self) -> RoadModel:
         """The trained model: base weights from where the recipe names them, with the learned head, rotations and planes.

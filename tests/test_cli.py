@@ -171,3 +171,33 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
         code, out, err = run(capsys, monkeypatch, "drift", *pair, workplace / "data.csv", *options)
         assert (code, out) == (2, "")
         assert message in err.splitlines()[-1]
+
+
+def test_ablate_prints_what_every_part_costs(capsys, monkeypatch, finished, tmp_path):
+    code, out, err = run(capsys, monkeypatch, "ablate", finished.folder, "--out", tmp_path, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert rows[0]["accuracy"][0] == finished.metrics["test"]["accuracy"]
+    assert {row["part"] for row in rows if row["group"] == "layer"} == {"angles only", "magnitudes only", "neither"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ablation.pdf", "ablation.png", "ablation.json"}
+    code, out, _ = run(capsys, monkeypatch, "ablate", finished.folder, "--most", 10, "--refit", "--out", tmp_path)
+    assert code == 0
+    assert out.count("head refitted") == 4
+    assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
+
+
+def test_diagnose_gives_verdicts_with_their_numbers(capsys, monkeypatch, finished, tmp_path):
+    code, out, err = run(capsys, monkeypatch, "diagnose", finished.folder, "--control", finished.folder, "--json")
+    assert code == 0, err
+    checks = json.loads(out)["checks"]
+    assert [check["question"] for check in checks] == [
+        "Does the task need changes of magnitude?",
+        "Do the rotated planes hurt other features?",
+    ]
+    assert list(checks[1]["numbers"]) == ["all layers", "layer 0", "layer 1"]
+    code, out, _ = run(capsys, monkeypatch, "diagnose", finished.folder)
+    assert code == 0
+    assert f"magnitude? {checks[0]['verdict']} " in " ".join(out.split())
+    code, out, err = run(capsys, monkeypatch, "diagnose", tmp_path)
+    assert (code, out) == (2, "")
+    assert "is not a finished run" in err
