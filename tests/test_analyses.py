@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import tiny_model, token_batch
 from taught import word_tokenizer
+from test_ablation import needs, taken_apart
 from test_composition import report as scripted_report
 
+from road_interp import figures
 from road_interp.bench import BenchReport, Timing
 from road_interp.measure import DriftStudy
 from road_interp.measure.heads import HeadsReport
@@ -23,7 +25,7 @@ ANALYSES = Path(__file__).parents[1] / "analyses"
 
 def load(name):
     spec = importlib.util.spec_from_file_location(f"analysis_{name}", ANALYSES / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
+    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script
 
@@ -227,3 +229,17 @@ def test_ablation_trains_what_is_missing(tmp_path, monkeypatch):
         folders = script.trained(tmp_path, (0, 1), script.QUICK)
     assert asked == [(0, 2), (1, 2)]
     assert [folder.name for folder in folders] == ["road_1, seed 0", "road_1, seed 1"]
+
+
+def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch, capsys):
+    report = StrengthReport("m", "<closing>", (0.0, 1.0), ((False, False), (True, False)), (2.0, 3.0))
+    run("strength", tmp_path / "run", "--out", tmp_path, monkeypatch=monkeypatch, measure=lambda *_: report)
+    figures.draw_ablation(taken_apart(needs("angles")), tmp_path)
+    (tmp_path / "stranger.png").write_bytes(b"")
+    run("index", tmp_path, monkeypatch=monkeypatch)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<section") == page.count("data:image/png;base64,") == 2
+    assert "angles alone lose 0.000 [0.000, 0.000] and magnitudes alone 0.500" in page
+    assert "&#39;&lt;closing&gt;&#39;" in page
+    assert 'src="http' not in page
+    assert "torch " in page

@@ -1,0 +1,251 @@
+"""One page with every figure of a folder: what it shows, its numbers with intervals, how it was made.
+
+python analyses/index.py figures    # writes figures/index.html, self-contained
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+
+from road_interp.causal import ScanReport
+from road_interp.files import write_atomically
+from road_interp.measure import (
+    AblationReport,
+    AngleReport,
+    CompositionReport,
+    DisentangleReport,
+    DriftStudy,
+    InterferenceReport,
+    QueryKey,
+    SeedStructure,
+    StrengthReport,
+)
+from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER
+from road_interp.measure.heads import HeadsStudy
+
+Row = tuple[str, str]  # what, and its value with interval where there is one
+PAGE = Environment(autoescape=True).from_string((Path(__file__).parent / "index.html.jinja").read_text())
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One figure on the page."""
+
+    name: str
+    title: str
+    sentence: str
+    rows: list[Row]
+    command: str
+    date: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """How a figure of that name (or one that begins so) is told.
+
+    Attributes:
+        read: from its JSON.
+        tell: the sentence that it supports and its numbers, from what was read.
+    """
+
+    title: str
+    command: str
+    read: Callable[[str], Any]
+    tell: Callable[[Any], tuple[str, list[Row]]]
+
+
+def with_interval(values: tuple[float, ...], digits: int = 3) -> str:
+    """A value and its 95% interval."""
+    value, low, high = values
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def tell_angles(report: AngleReport) -> tuple[str, list[Row]]:
+    angle = np.degrees(np.abs(np.concatenate([site.angle for site in report.sites])))
+    grown = np.abs(np.concatenate([site.magnitude for site in report.sites]) - 1)
+    most = max(report.sites, key=lambda site: site.summary()["mean |angle|"])
+    sentence = (
+        f"A plane turns by {angle.mean():.1f} degrees and changes its magnitude by {100 * grown.mean():.1f}% on average; "
+        f"the identity is 0 and 0. The site that turns most is layer {most.layer}, {most.kind}."
+    )
+    shares = np.mean([list(site.shares.values()) for site in report.sites], axis=0)
+    rows = [
+        (f"share of {name}, mean over sites", f"{share:.2f}") for name, share in zip(report.sites[0].shares, shares, strict=True)
+    ]
+    return sentence, [("planes", f"{len(angle):,}"), ("largest angle", f"{angle.max():.0f} degrees"), *rows]
+
+
+def tell_structure(found: SeedStructure) -> tuple[str, list[Row]]:
+    names = {
+        "sites": "mean |angle| of a site",
+        "planes": "|angle| of a plane",
+        "planes_within_sites": "|angle| of a plane within its site",
+        "signed": "signed angle of a plane",
+        "magnitudes": "log magnitude of a plane",
+    }
+    sentence = (
+        f"Over {found.seeds} seeds the pattern of layers and modules comes back with a correlation of {found.sites[0]:.2f}, "
+        f"single planes within a site with {found.planes_within_sites[0]:.2f}."
+    )
+    return sentence, [(name, with_interval(getattr(found, key), 2)) for key, name in names.items()]
+
+
+def tell_query_key(found: QueryKey) -> tuple[str, list[Row]]:
+    correlations = found.correlations()
+    sentence = (
+        f"Angles of query and key correlate with {correlations['angles']:.3f}, their log magnitudes with "
+        f"{correlations['log magnitudes']:.3f}. At -1 and 1 one of the two adapters is redundant."
+    )
+    return sentence, [(f"correlation of {name}", f"{value:.5f}") for name, value in correlations.items()]
+
+
+def tell_drift(study: DriftStudy) -> tuple[str, list[Row]]:
+    rows = []
+    for report in study.reports:
+        for place in report.places[-4:]:
+            rows.append(
+                (f"{report.tuned}: {place.name}", f"{with_interval(place.angle, 1)} degrees, dM {with_interval(place.dM)}")
+            )
+    first = study.reports[0]
+    last = first.place(-1)
+    sentence = (
+        f"{first.tuned} turns the {first.token} token's state by {last.angle[0]:.1f} degrees at the last block and by "
+        f"{first.place(0).angle[0]:.1f} at the first."
+    )
+    if any(place.norm_is_pinned for place in first.places):
+        sentence += " Behind a LayerNorm the norm is set by construction: a small change of magnitude there says nothing."
+    return sentence, rows
+
+
+def tell_disentangle(report: DisentangleReport) -> tuple[str, list[Row]]:
+    behind = {arm: report.gap("full", arm) for arm in ("angle only", "magnitude only", "random backbone")}
+    sentence = (
+        f"Behind the full layer stay angle only by {with_interval(behind['angle only'])}, magnitude only by "
+        f"{with_interval(behind['magnitude only'])} and the full layer on a random backbone by "
+        f"{with_interval(behind['random backbone'])}. The magnitude arm sees one number per text; the probes on norms see more."
+    )
+    rows = [(each.name, with_interval((report.score(each.name), *report.interval(each.name)))) for each in report.outcomes]
+    return sentence, rows
+
+
+def tell_ablation(report: AblationReport) -> tuple[str, list[Row]]:
+    parts = {part: report.of("parts", "all planes", part) for part in (BOTH, ANGLES, MAGNITUDES, NEITHER)}
+    sentence = (
+        f"Of the accuracy with both parts, angles alone lose {with_interval(report.loss(parts[ANGLES]))} and magnitudes alone "
+        f"{with_interval(report.loss(parts[MAGNITUDES]))}; without either {with_interval(report.loss(parts[NEITHER]))} are lost."
+    )
+    return sentence, [
+        (f"{row.group}: {row.part}", with_interval(report.accuracy(row))) for row in report.rows if row.what == "all planes"
+    ]
+
+
+def tell_interference(report: InterferenceReport) -> tuple[str, list[Row]]:
+    costs = {(task, other): report.cost(task, other) for task, rows in report.correct.items() for other in list(rows)[1:]}
+    (task, other), worst = max(costs.items(), key=lambda item: item[1][0])
+    sentence = f"The largest cost is that of '{other}' to '{task}': {with_interval(worst)} of accuracy."
+    return sentence, [(f"{task} with {other}", with_interval(cost)) for (task, other), cost in costs.items()]
+
+
+def tell_composition(report: CompositionReport) -> tuple[str, list[Row]]:
+    together = "+".join(report.tasks)
+    joint = (report.rate(together, report.tasks), *report.interval(together, report.tasks))
+    rows = [
+        (f"{score.active}: {task}", with_interval((report.rate(score.active, [task]), *report.interval(score.active, [task]))))
+        for score in report.scores
+        for task in report.tasks
+    ]
+    return f"With all tasks active {with_interval(joint)} of the answers show all of them ({report.method}).", rows
+
+
+def tell_heads(study: HeadsStudy) -> tuple[str, list[Row]]:
+    rows = [
+        (f"{report.method}: {task}, lost against training alone", with_interval(study.gap(task, report)))
+        for report in study.together
+        for task in report.tasks
+    ]
+    return "What a head loses when it shares its states with another task and both are active.", rows
+
+
+def tell_strength(report: StrengthReport) -> tuple[str, list[Row]]:
+    rows = [(f"strength {t:g}", with_interval(rate)) for t, rate in zip(report.strengths, report.rates(), strict=True)]
+    return f"How often '{report.task}' shows when its rotation is applied at another strength than the learned one.", rows
+
+
+def tell_scan(report: ScanReport) -> tuple[str, list[Row]]:
+    cells = np.array(report.accuracy)
+    layer, span = np.unravel_index(cells.argmax(), cells.shape)
+    sentence = f"The variable of {report.task} is exchanged best at block {report.layers[layer]}, {report.spans[span]}."
+    return sentence, [("interchange accuracy there", f"{cells.max():.3f}")]
+
+
+RUNS = "python analyses/angles.py --out figures"
+KNOWN = {
+    "angles": Known("How far planes turn", RUNS, AngleReport.from_json, tell_angles),
+    "magnitudes": Known("How much planes grow or shrink", RUNS, AngleReport.from_json, tell_angles),
+    "planes": Known("The planes that turn most", RUNS, AngleReport.from_json, tell_angles),
+    "angle-histogram": Known("Angles by module", RUNS, AngleReport.from_json, tell_angles),
+    "shares": Known("Rotation, scale and stretch", RUNS, AngleReport.from_json, tell_angles),
+    "structure": Known("What comes back with another seed", RUNS, SeedStructure.from_json, tell_structure),
+    "query-key": Known("Query against key", RUNS, QueryKey.from_json, tell_query_key),
+    "drift": Known("How far states move", "python analyses/drift.py --out figures", DriftStudy.from_json, tell_drift),
+    "disentangle": Known(
+        "Angle against magnitude of frozen states", "python analyses/disentangle.py --out figures",
+        DisentangleReport.from_json, tell_disentangle,
+    ),
+    "ablation": Known(
+        "What of an adapter does the work", "python analyses/ablation.py --out figures", AblationReport.from_json, tell_ablation
+    ),
+    "interference": Known(
+        "Adapters in each other's way", "python analyses/interference.py --out figures",
+        InterferenceReport.from_json, tell_interference,
+    ),
+    "composition": Known(
+        "Two behaviours in one answer", "python analyses/composition.py --out figures",
+        CompositionReport.from_json, tell_composition,
+    ),
+    "heads": Known("Two heads on one state", "python analyses/heads.py --out figures", HeadsStudy.from_json, tell_heads),
+    "strength": Known(
+        "A behaviour by its strength", "python analyses/strength.py RUN --out figures", StrengthReport.from_json, tell_strength
+    ),
+    "scan": Known("Where a variable is", "python analyses/interchange.py --out figures", ScanReport.from_json, tell_scan),
+}  # fmt: skip
+
+
+def shown_in(folder: Path) -> Iterator[Shown]:
+    """Every figure of the folder that is known, in the order of `KNOWN`."""
+    for kind, known in KNOWN.items():
+        for image in sorted(folder.glob(f"{kind}*.png")):
+            longer = [name for name in KNOWN if len(name) > len(kind) and image.stem.startswith(name)]
+            numbers = image.with_suffix(".json")
+            if longer or not numbers.is_file():
+                continue
+            sentence, rows = known.tell(known.read(numbers.read_text()))
+            date = datetime.fromtimestamp(image.stat().st_mtime, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+            data = base64.b64encode(image.read_bytes()).decode()
+            yield Shown(image.stem, known.title, sentence, rows, known.command, date, data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("figures"))
+    options = parser.parse_args()
+    names = ("road-interp", "torch", "transformers", "pyvene", "scikit-learn", "numpy")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names) + f", Python {platform.python_version()}"
+    write_atomically(options.folder / "index.html", PAGE.render(figures=list(shown_in(options.folder)), versions=versions))
+    print(options.folder / "index.html")
+
+
+if __name__ == "__main__":
+    main()
