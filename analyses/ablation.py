@@ -11,7 +11,6 @@ Every run leaves its JSON under parts/ in the folder, and one that is there is n
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,25 +18,11 @@ from pathlib import Path
 from road_interp import figures
 from road_interp.files import write_atomically
 from road_interp.measure.ablation import AblationReport, ablation
-from road_interp.recipe import load_recipe
-from road_interp.run import METRICS, Run
+from road_interp.run import Run
 from road_interp.scorer import RunScorer
-from road_interp.training import train
+from road_interp.seeds import runs_for_seeds
 
-QUICK = ["training.max_steps=2", "data.per_class=200"]
-
-
-def trained(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> list[Path]:
-    """A run folder for every seed; those that are finished are not trained again."""
-    folders = []
-    for seed in seeds:
-        folder = parts / f"road_1, seed {seed}"
-        if not (folder / METRICS).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            tell(f"training, seed {seed}")
-            train(load_recipe("sentiment-minilm", [*changes, f"seed={seed}"]), folder, progress=False)
-        folders.append(folder)
-    return folders
+QUICK = ["training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2"]
 
 
 def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationReport:
@@ -81,7 +66,8 @@ def main() -> None:
     else:
         parts = options.out / ("parts-quick" if options.quick else "parts")
         seeds, changes = (options.seeds[:1], QUICK) if options.quick else (options.seeds, [])
-        report = measure(parts, options.runs or trained(parts, seeds, changes), 40 if options.quick else None)
+        runs = options.runs or runs_for_seeds("sentiment-minilm", changes, seeds, parts, tell)
+        report = measure(parts, runs, 40 if options.quick else None)
     print(figures.draw_ablation(report, options.out))
 
 

@@ -11,7 +11,6 @@ comparison leaves its JSON under parts/ in the folder, and one that is there is 
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
@@ -27,15 +26,14 @@ from road_interp.files import write_atomically
 from road_interp.measure import DriftStudy, drift, text_batches
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import Recipe, load_recipe
-from road_interp.run import METRICS, Run
+from road_interp.seeds import train_once
 from road_interp.tasks import load_task
-from road_interp.training import train
 from road_interp.tuning import tune
 
 PRETRAINED, FULL, LORA, ROAD = "pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"
 ANOTHER = "full fine-tuning, seed against seed"
 RATES = {FULL: 1e-4, LORA: 1e-3}  # learning rates; that of road_1 is the recipe's
-QUICK = ["training.max_steps=2"]
+QUICK = ["training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2"]
 Which = tuple[str, int]  # method and seed
 
 
@@ -70,10 +68,7 @@ def trained(method: str, recipe: Recipe, folder: Path) -> tuple[Any, dict[str, A
     if method == PRETRAINED:
         return load_model(recipe.model)[0], {}
     if method == ROAD:
-        if not (folder / METRICS).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            train(recipe, folder, progress=False)
-        run = Run.load(folder)
+        run = train_once(recipe, folder)
         return run.load_model(), run.metrics
     return tune(recipe, "full" if method == FULL else "lora", seed=recipe.seed, learning_rate=RATES[method])
 

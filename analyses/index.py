@@ -23,6 +23,7 @@ from road_interp.files import write_atomically
 from road_interp.measure import (
     AblationReport,
     AngleReport,
+    CapacityReport,
     CompositionReport,
     DisentangleReport,
     DriftStudy,
@@ -151,6 +152,20 @@ def tell_ablation(report: AblationReport) -> tuple[str, list[Row]]:
     ]
 
 
+def tell_capacity(report: CapacityReport) -> tuple[str, list[Row]]:
+    best = max(report.points, key=lambda point: point.mean)
+    small = min(report.points, key=lambda point: point.percent)
+    sentence = (
+        f"{best.family} {best.name} scores highest with {best.percent:.3f}% of the weights trained; the fewest, "
+        f"{small.percent:.3f}% ({small.family} {small.name}), give {with_interval((small.mean, *small.interval))}."
+    )
+    rows = [
+        (f"{point.family}: {point.name} ({point.percent:.3f}%)", with_interval((point.mean, *point.interval)))
+        for point in report.points
+    ]
+    return sentence, rows
+
+
 def tell_interference(report: InterferenceReport) -> tuple[str, list[Row]]:
     costs = {(task, other): report.cost(task, other) for task, rows in report.correct.items() for other in list(rows)[1:]}
     (task, other), worst = max(costs.items(), key=lambda item: item[1][0])
@@ -206,6 +221,9 @@ KNOWN = {
     ),
     "ablation": Known(
         "What of an adapter does the work", "python analyses/ablation.py --out figures", AblationReport.from_json, tell_ablation
+    ),
+    "capacity": Known(
+        "Score by how much is trained", "python analyses/capacity.py --out figures", CapacityReport.from_json, tell_capacity
     ),
     "interference": Known(
         "Adapters in each other's way", "python analyses/interference.py --out figures",

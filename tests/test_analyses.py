@@ -15,7 +15,7 @@ from test_composition import report as scripted_report
 
 from road_interp import figures
 from road_interp.bench import BenchReport, Timing
-from road_interp.measure import DriftStudy
+from road_interp.measure import CapacityPoint, DriftStudy
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.strength import StrengthReport
 from road_interp.recipe import MixtureRecipe, load_recipe
@@ -243,3 +243,19 @@ def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch,
     assert "&#39;&lt;closing&gt;&#39;" in page
     assert 'src="http' not in page
     assert "torch " in page
+
+
+def test_capacity(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def scripted(family, name, recipe):
+        trained.append(name)
+        return CapacityPoint(family, name, 10, 0.1, (0.8,), 40)
+
+    for _ in range(2):
+        run("capacity", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, point=scripted)
+    assert len(trained) == len(set(trained)) == 19  # what is there is not measured again
+    first = (tmp_path / "capacity.json").read_text()
+    run("capacity", "--redraw", tmp_path / "capacity.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, point=None)
+    assert (tmp_path / "again" / "capacity.json").read_text() == first
+    assert capsys.readouterr().out.count("capacity.png") == 3

@@ -2,6 +2,7 @@
 
 from road_interp.measure.ablation import Ablation, AblationReport, ablation
 from road_interp.measure.angles import AngleReport, SiteAngles, angles
+from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.measure.composition import CompositionReport, SetScore, composition
 from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
 from road_interp.measure.disentangle import DisentangleReport, Features, disentangle, read_features
@@ -14,6 +15,8 @@ __all__ = [
     "Ablation",
     "AblationReport",
     "AngleReport",
+    "CapacityPoint",
+    "CapacityReport",
     "Check",
     "CompositionReport",
     "Diagnosis",

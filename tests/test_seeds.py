@@ -1,0 +1,33 @@
+"""Runs by seed: what is missing is trained, once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from conftest import recipe_for
+
+from road_interp.errors import InputError
+from road_interp.run import Run
+from road_interp.seeds import runs_for_seeds, train_once
+
+
+def test_a_run_for_every_seed_is_trained_once(workplace, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe_for(workplace).to_yaml())
+    told = []
+    question = (tmp_path / "recipe.yaml", ["training.max_steps=2"], (0, 1), tmp_path / "parts", told.append)
+    folders = runs_for_seeds(*question)
+    assert told == [folder.name for folder in folders] == ["road_1, seed 0", "road_1, seed 1"]
+    assert [(run.recipe.seed, run.recipe.training.max_steps) for run in map(Run.load, folders)] == [(0, 2), (1, 2)]
+    written = [(folder / "metrics.json").stat().st_mtime_ns for folder in folders]
+    assert runs_for_seeds(*question) == folders
+    assert [(folder / "metrics.json").stat().st_mtime_ns for folder in folders] == written
+
+
+def test_what_did_not_finish_is_trained_again_and_another_recipe_is_refused(workplace, tmp_path):
+    recipe = recipe_for(workplace, "training.max_steps=2")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("half")
+    assert train_once(recipe, tmp_path / "run").recipe == recipe
+    with pytest.raises(InputError, match="run' was trained with another recipe; choose another --out"):
+        train_once(replace(recipe, seed=1), tmp_path / "run")
