@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint format notebooks clean
+.PHONY: setup demo test lint format notebooks figures clean
 
 setup: $(READY)
 
@@ -35,6 +35,17 @@ format: setup
 # Run the notebooks in place and keep their outputs.
 notebooks: setup
 	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$notebook || exit 1; done
+
+# Figures on the embedded models, one seed of each, and a page that shows them; QUICK=1 runs every script for a moment only.
+# What takes hours is drawn from what was measured, in docs/.
+MEASURED := angles ablation disentangle drift interference
+figures: setup
+	for script in $(MEASURED); do \
+		$(BIN)/python analyses/$$script.py $(if $(QUICK),--quick,--seeds 0) --out figures || exit 1; \
+	done
+	$(BIN)/python analyses/composition.py --redraw docs/composition/composition.json --out figures
+	$(BIN)/python analyses/throughput.py --redraw docs/throughput.json --out figures
+	$(BIN)/python analyses/index.py figures
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build

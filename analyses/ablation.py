@@ -18,6 +18,7 @@ from pathlib import Path
 from road_interp import figures
 from road_interp.files import write_atomically
 from road_interp.measure.ablation import AblationReport, ablation
+from road_interp.recipe import Recipe
 from road_interp.run import Run
 from road_interp.scorer import RunScorer
 from road_interp.seeds import runs_for_seeds
@@ -35,6 +36,7 @@ def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationRepo
             run = Run.load(folder)
             scorer = RunScorer(run, most)
             recipe = run.recipe
+            assert isinstance(recipe, Recipe)  # or else there were no scorer
             report = ablation(
                 run.adapter,
                 scorer,

@@ -23,7 +23,7 @@ from road_interp.training import train
 from road_interp.tuning import tune
 
 LORA_RATE, FULL_RATE = 1e-3, 1e-4
-QUICK = ["training.max_steps=2", "data.per_class=200"]
+QUICK = ["training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2"]
 
 
 def ways() -> Iterator[tuple[str, str, list[str]]]:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from road_interp import tables
 from road_interp.errors import InputError
 
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport
-    from road_interp.measure import AblationReport, AngleReport, Check, DriftReport
+    from road_interp.measure import AblationReport, Check, DriftReport
     from road_interp.recipe import AnyRecipe, ModelRecipe
     from road_interp.run import Run
 
@@ -82,10 +81,10 @@ def evaluate(
     scores = training.evaluate(Run.load(run), data, device=device, progress=not as_json)
     if as_json:
         print(json.dumps(scores))
-    elif table := _mixture_table(scores):
+    elif table := tables.mixture(scores):
         console.print(table)
     else:
-        console.print(f"[bold]{data or 'test set'}[/]: {_scores(scores)}")
+        console.print(f"[bold]{data or 'test set'}[/]: {tables.score(scores)}")
 
 
 @app.command()
@@ -103,7 +102,7 @@ def inspect(
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
-    console.print(_angle_table(report))
+    console.print(tables.angles(report))
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
 
@@ -185,7 +184,7 @@ def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
     if as_json:
         print(report.to_json())
         return
-    console.print(_drift_table(report))
+    console.print(tables.drift(report))
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
 
@@ -208,7 +207,7 @@ def ablate(
     if as_json:
         print(json.dumps(report.summary()))
         return
-    console.print(_ablation_table(report))
+    console.print(tables.ablation(report))
     console.print(f"figure: {path}", soft_wrap=True)
 
 
@@ -262,7 +261,7 @@ def diagnose(
         print(diagnosis.to_json())
         return
     for check in diagnosis.checks:
-        console.print(_check_table(check))
+        console.print(tables.check(check))
 
 
 def _hurts(run: Run, control: Run, most: int | None, device: str | None) -> Check:
@@ -379,7 +378,7 @@ def bench(
     if out is not None:
         figures.draw_bench(report, out)
         (out / "throughput.partial.json").unlink()
-    print(report.to_json()) if as_json else console.print(_bench_table(report))
+    print(report.to_json()) if as_json else console.print(tables.bench(report))
 
 
 def _counts(option: str, text: str) -> list[int]:
@@ -444,147 +443,18 @@ def _report(run: Run, seconds: float, as_json: bool) -> None:
         print(json.dumps({"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}))
         return
     if run.planes is not None:
-        if table := _mixture_table(run.metrics.get("test", {})):
+        if table := tables.mixture(run.metrics.get("test", {})):
             console.print(table)
         parameters = run.metrics["parameters"]["adapter"]
         console.print(f"rotations: {parameters:,} parameters; results in {run.folder} ({seconds:.0f} s)", soft_wrap=True)
         return
-    table = Table(title=f"Results of {run.folder}", title_justify="left")
-    for column in ("", "validation", "test"):
-        table.add_column(column)
-    frozen = run.metrics["frozen backbone, trained head"]
-    table.add_row("frozen backbone, trained head", _scores(frozen["validation"]), _scores(frozen["test"]))
-    table.add_row(f"{run.recipe.adapter.variant}, trained head", _scores(run.metrics["validation"]), _scores(run.metrics["test"]))
-    console.print(table)
+    console.print(tables.run(run))
     count = run.metrics["parameters"]
     console.print(
         f"rotations: {count['adapter']:,} parameters, {count['percent of backbone']:.3f}% of the backbone's {count['backbone']:,}"
         f" (head: {count['head']:,})"
     )
     console.print(f"results in {run.folder}, figures in {run.folder / 'figures'} ({seconds:.0f} s)", soft_wrap=True)
-
-
-def _mixture_table(summary: dict[str, Any]) -> Table | None:
-    """The table of what a mixture was scored on, if it was."""
-    if "rates" in summary:
-        return _composition_table(summary)
-    return _heads_table(summary) if "heads" in summary else None
-
-
-def _heads_table(summary: dict[str, Any]) -> Table:
-    """One line per head: accuracy with no planes, its own and all active."""
-    title = "accuracy of every head [95% interval] with no planes, its own and all active; what the others' planes cost it"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("head", "none", "own", "all", "cost"):
-        table.add_column(column)
-    for task, sets in summary["heads"].items():
-        cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
-        lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["cost"][task])
-        table.add_row(task, *cells, *[""] * (3 - len(cells)), lost)
-    return table
-
-
-def _composition_table(summary: dict[str, Any]) -> Table:
-    """One line per set of active tasks: how often each task shows, and all in one answer."""
-    rates = summary["rates"]
-    title = f"{summary['prompts']} prompts: fraction of answers that show a task [95% interval]"
-    if "composition index" in summary:
-        index, low, high = summary["composition index"]
-        title += f"; composition index {index:.2f} [{low:.2f}, {high:.2f}]"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    columns = list(next(iter(rates.values())))
-    for column in ("active", *columns):
-        table.add_column(column)
-    for active, cells in rates.items():
-        *shares, perplexity = cells.values()
-        table.add_row(active, *(f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in shares), f"{perplexity:.1f}")
-    return table
-
-
-def _scores(scores: dict[str, Any]) -> str:
-    name, value = next(iter(scores.items()))
-    interval = scores.get("interval")
-    return f"{name} {value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
-def _angle_table(report: AngleReport) -> Table:
-    """One line per site; short headings, so that it fits a terminal of 80 columns."""
-    title = f"{report.variant}, group_size {report.group_size}: angles in degrees, magnitudes as factors"
-    columns = {
-        "planes": "planes",
-        "|angle|": "mean |angle|",
-        "max": "max |angle|",
-        "magn.": "mean magnitude",
-        "min": "min magnitude",
-        "max ": "max magnitude",
-    }
-    summaries = [site.summary() for site in report.sites]
-    if any(summary["reflections"] for summary in summaries):
-        columns["mir."] = "reflections"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
-    table.add_column("layer", justify="right", min_width=5)
-    table.add_column("module", overflow="ellipsis", no_wrap=True)
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for site, summary in zip(report.sites, summaries, strict=True):
-        values = [summary[key] for key in columns.values()]
-        layer = "-" if site.layer is None else str(site.layer)
-        table.add_row(layer, site.kind, *(str(value) if isinstance(value, int) else f"{value:.2f}" for value in values))
-    return table
-
-
-def _drift_table(report: DriftReport) -> Table:
-    """One line per place, within 80 columns."""
-    title = f"{report.texts:,} texts, token: {report.token}; means with 95% intervals, angles in degrees"
-    pinned = any(place.norm_is_pinned for place in report.places)
-    caption = "behind norm: the LayerNorm that ends the block sets the norm there" if pinned else None
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("block", "state", "angle", "dM (%)", "signed", "dD"):
-        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
-    table.padding = (0, 0, 0, 1)
-    for place in report.places:
-        state = "before norm" if place.before_norm else "behind norm" if place.norm_is_pinned else "output"
-        angle = "{:.2f} [{:.2f}, {:.2f}]".format(*place.angle)
-        size = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in place.dM))
-        table.add_row(str(place.layer), state, angle, size, f"{100 * place.signed[0]:+.2f}", f"{place.dD[0]:.4f}")
-    return table
-
-
-def _ablation_table(report: AblationReport) -> Table:
-    """One line per changed adapter."""
-    table = Table(title="test accuracy with parts of the adapter, 95% intervals", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("changed", "keeps", "accuracy", "lost"):
-        table.add_column(column, justify="left" if column in ("changed", "keeps") else "right", no_wrap=True)
-    for row in report.rows:
-        cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in (report.accuracy(row), report.loss(row))]
-        keeps = row.part if row.group not in ("most turned", "random planes") else f"{float(row.what):.0%} of the planes"
-        what = row.group if row.what == "all planes" or keeps != row.part else f"{row.group} {row.what}"
-        table.add_row(what, keeps, *cells)
-    return table
-
-
-def _check_table(check: Check) -> Table:
-    title = f"{check.question} [bold]{check.verdict}[/] ({check.reason})"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("", "value", "95%"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    for name, (value, low, high) in check.numbers.items():
-        table.add_row(name, f"{value:.3f}", f"[{low:.3f}, {high:.3f}]")
-    return table
-
-
-def _bench_table(report: BenchReport) -> Table:
-    title = f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}: ratios to the bare model"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("task", "peer", "rows", "new", "rank", "ratio", "quartiles", "tokens/s", "peak MiB", "saved MiB"):
-        table.add_column(column, justify="left" if column in ("task", "peer") else "right", no_wrap=True)
-    for timing in report.timings:
-        low, high = timing.spread
-        counts = [str(count or "") for count in (timing.rows, timing.new_tokens, timing.rank if "LoRA" in timing.peer else 0)]
-        memory = [f"{size / 2**20:.0f}" if size else "" for size in (timing.peak_bytes, timing.saved_bytes)]
-        rate = f"{timing.tokens_per_second:.0f}"
-        table.add_row(timing.task, timing.peer, *counts, f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", rate, *memory)
-    return table
 
 
 def _quiet_libraries() -> None:

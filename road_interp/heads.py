@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
@@ -146,7 +148,6 @@ def load_heads_model(run: Run, data: Mapping[str, Task], tokenizer: PreTrainedTo
     return model.eval()
 
 
-@torch.no_grad()
 def score_heads(
     recipe: MixtureRecipe,
     model: HeadsModel,
@@ -155,26 +156,52 @@ def score_heads(
     split: str,
 ) -> HeadsReport:
     """Every head on the texts of its task, with no planes, its own and all planes active."""
-    model.eval()
-    device = model.road.model.device
     correct: dict[str, dict[str, tuple[bool, ...]]] = {}
     for name, task in data.items():
         examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
-        lengths = [len(ids) for ids in examples["input_ids"]]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        correct[name] = {}
-        for active in active_sets(name, list(data)):
-            right: dict[int, bool] = {}
-            for start in range(0, len(order), 64):
-                rows = order[start : start + 64]
-                batch = examples[rows]
-                labels = torch.tensor(batch.pop("labels"), device=device)
-                base = tokenizer.pad(batch, return_tensors="pt").to(device)
-                found = model(base, [active] * len(rows))[name].argmax(1) == labels
-                right.update(zip(rows, found.tolist(), strict=True))
-            correct[name][active] = tuple(right[row] for row in range(len(order)))
+        correct[name] = {active: _outcomes(model, name, active, examples, tokenizer) for active in active_sets(name, list(data))}
     method = f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}"
     return HeadsReport(recipe.model.id.rpartition("/")[2], method, tuple(data), (recipe.seed,), correct)
+
+
+def head_scorer(run: Run, task: str) -> Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]:
+    """For every test text of a task whether its head in a run is right, with an adapter in the place of the learned one.
+
+    Raises:
+        InputError: a run without a head for that task.
+    """
+    recipe = run.recipe
+    if not isinstance(recipe, MixtureRecipe) or not recipe.has_heads or task not in recipe.tasks:
+        raise InputError(f"'{run.folder}' has no head for '{task}'")
+    data, tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
+    model = load_heads_model(run, data, tokenizer).to(find_device(None))
+    examples = tokenize(data[task].test, tokenizer, recipe.model.max_length)
+
+    def score(adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
+        model.road = RoadModel(model.road.model, adapter, model.road.positions, model.road.planes)
+        return np.array(_outcomes(model, task, "+".join(data), examples, tokenizer))
+
+    return score
+
+
+@torch.no_grad()
+def _outcomes(
+    model: HeadsModel, task: str, active: str, examples: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> tuple[bool, ...]:
+    """Example by example whether the head of a task is right; batches hold texts of similar length."""
+    model.eval()
+    device = model.road.model.device
+    lengths = [len(ids) for ids in examples["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    right: dict[int, bool] = {}
+    for start in range(0, len(order), 64):
+        rows = order[start : start + 64]
+        batch = examples[rows]
+        labels = torch.tensor(batch.pop("labels"), device=device)
+        base = tokenizer.pad(batch, return_tensors="pt").to(device)
+        found = model(base, [active] * len(rows))[task].argmax(1) == labels
+        right.update(zip(rows, found.tolist(), strict=True))
+    return tuple(right[row] for row in range(len(order)))
 
 
 def _with_heads(road: RoadModel, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:

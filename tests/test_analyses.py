@@ -6,16 +6,21 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from conftest import tiny_model, token_batch
+import torch
+from conftest import random_adapter, tiny_model, token_batch
 from taught import word_tokenizer
 from test_ablation import needs, taken_apart
 from test_composition import report as scripted_report
 
 from road_interp import figures
 from road_interp.bench import BenchReport, Timing
-from road_interp.measure import CapacityPoint, DriftStudy
+from road_interp.errors import InputError
+from road_interp.locate import find_sites
+from road_interp.measure import CapacityPoint, DriftStudy, InterferenceReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.strength import StrengthReport
 from road_interp.recipe import MixtureRecipe, load_recipe
@@ -215,20 +220,74 @@ def test_ablation(tmp_path, monkeypatch, capsys, finished):
     assert capsys.readouterr().out.count("ablation.png") == 3
 
 
-def test_ablation_trains_what_is_missing(tmp_path, monkeypatch):
-    script = load("ablation")
+def test_ablation_trains_where_no_run_is_given(tmp_path, monkeypatch, capsys, finished):
     asked = []
 
-    def learn(recipe, folder, progress):
-        asked.append((recipe.seed, recipe.training.max_steps))
-        folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text("{}")
+    def trained(*question):
+        asked.append(question[:4])
+        return [finished.folder]
 
-    monkeypatch.setattr(script, "train", learn)
+    run("ablation", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, runs_for_seeds=trained)
+    assert asked == [("sentiment-minilm", load("ablation").QUICK, [0], tmp_path / "parts-quick")]
+
+
+def test_scripts_that_share_quick_runs_train_them_alike():
+    assert load("ablation").QUICK == load("angles").QUICK == load("drift").QUICK
+    assert load("interference").QUICK == load("heads").QUICK
+
+
+def test_angles(tmp_path, monkeypatch, capsys, finished):
+    run("angles", finished.folder, finished.folder, "--out", tmp_path, monkeypatch=monkeypatch, runs_for_seeds=None)
+    names = ["angles", "magnitudes", "planes", "angle-histogram", "shares", "structure", "query-key"]
+    assert [Path(line).stem for line in capsys.readouterr().out.split()] == names
+    assert json.loads((tmp_path / "structure.json").read_text())["signed"] == pytest.approx([1, 1, 1])
+    again = tmp_path / "again"
+    run("angles", "--redraw", tmp_path, "--out", again, monkeypatch=monkeypatch, measure=None)
+    assert {file.name for file in tmp_path.glob("*.*")} == {file.name for file in again.glob("*.*")}
+    assert (again / "query-key.json").read_text() == (tmp_path / "query-key.json").read_text()
+
+
+def test_angles_leaves_out_what_there_is_nothing_for(tmp_path, monkeypatch, capsys, finished):
+    def no_query(report, key_heads):
+        raise InputError("no layer rotates query and key")
+
+    def trained(name, changes, seeds, parts, tell):
+        assert (name, seeds, parts) == ("sentiment-minilm", [4], tmp_path / "parts")
+        return [finished.folder]
+
+    run("angles", "--seeds", 4, "--out", tmp_path, monkeypatch=monkeypatch, query_key=no_query, runs_for_seeds=trained)
+    printed = capsys.readouterr()
+    assert [Path(line).stem for line in printed.out.split()] == ["angles", "magnitudes", "planes", "angle-histogram", "shares"]
+    assert "no layer rotates query and key" in printed.err
+
+
+def test_interference(tmp_path, monkeypatch, capsys):
+    sites, asked = find_sites(tiny_model("Bert"), "fc1"), []
+
+    def trained(recipe, folder):
+        asked.append((folder.name, list(recipe.tasks), recipe.training.max_steps))
+        return SimpleNamespace(adapter=random_adapter(sites, seed=len(asked)))
+
+    def scorer(run, task):
+        whole = run.adapter.angles(sites[0])  # half of the answers are wrong once the first layer turned further
+        return lambda adapter: np.array([True, torch.allclose(adapter.angles(sites[0]), whole, atol=1e-4)] * 20)
+
+    replaced = {"monkeypatch": monkeypatch, "train_once": trained, "head_scorer": scorer}
     for _ in range(2):
-        folders = script.trained(tmp_path, (0, 1), script.QUICK)
-    assert asked == [(0, 2), (1, 2)]
-    assert [folder.name for folder in folders] == ["road_1, seed 0", "road_1, seed 1"]
+        run("interference", "--quick", "--out", tmp_path, **replaced)
+    names = ["sentiment", "source"]
+    assert asked == [(f"{name} alone, seed 0", [name], 2) for name in names]  # what is there is not measured again
+    first = (tmp_path / "interference.json").read_text()
+    report = InterferenceReport.from_json(first)
+    assert report.names == tuple(name for task in names for name in (task, f"{task} layer 0", f"{task} layer 1"))
+    assert list(report.correct["source"]) == ["nothing", "sentiment", "sentiment layer 0", "sentiment layer 1"]
+    assert [report.cost("source", f"sentiment{part}")[0] for part in ("", " layer 0", " layer 1")] == [0.5, 0.5, 0]
+    run("interference", "--redraw", tmp_path / "interference.json", "--out", tmp_path / "again", monkeypatch=monkeypatch)
+    assert (tmp_path / "again" / "interference.json").read_text() == first
+    printed = capsys.readouterr().out
+    assert printed.count("interference.png") == 3
+    told = "hurt other features? yes (accuracy that 'source' loses, against a margin of 0.01: sentiment, sentiment layer 0)"
+    assert printed.count(told) == 3
 
 
 def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch, capsys):

@@ -183,6 +183,7 @@ def test_ablate_prints_what_every_part_costs(capsys, monkeypatch, finished, tmp_
     code, out, _ = run(capsys, monkeypatch, "ablate", finished.folder, "--most", 10, "--refit", "--out", tmp_path)
     assert code == 0
     assert out.count("head refitted") == 4
+    assert all(line.rstrip().endswith("]") for line in out.splitlines() if "only" in line)
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
 
 

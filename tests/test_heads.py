@@ -97,6 +97,17 @@ def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
     assert not torch.allclose(model(dict(batch), ["tone+start"] * 2)["tone"], alone)
 
 
+def test_a_head_is_scored_with_any_adapter(finished):
+    report = HeadsReport.from_json((finished.folder / "heads.json").read_text())
+    for task in report.tasks:
+        score = heads.head_scorer(finished, task)
+        assert tuple(score(finished.adapter)) == report.correct[task]["tone+start"]
+        assert tuple(score(finished.adapter**0)) == report.correct[task]["__base__"]
+        assert tuple(score(finished.adapter.restrict(finished.planes.of(task)))) == report.correct[task][task]
+    with pytest.raises(InputError, match="heads' has no head for 'tune'"):
+        heads.head_scorer(finished, "tune")
+
+
 def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):
     monkeypatch.setattr(cli.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
     cli.main()

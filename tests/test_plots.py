@@ -70,6 +70,56 @@ def test_planes_draw_the_turned_vectors(report):
     assert texts[0] == f"{site.layer} {site.kind}\nplane {plane}: {np.degrees(angle):+.0f}°, × {magnitude:.2f}"
 
 
+def with_angles(*degrees):
+    """A report on one site per angle, each of another kind, whose two planes turn by that angle either way."""
+    sites = tuple(Site(f"a.{number}", 4, 0, f"kind {number}") for number in range(len(degrees)))
+    angles = {site.name: torch.tensor([each, -each]).deg2rad() for site, each in zip(sites, degrees, strict=True)}
+    return measure.angles(RoadAdapter(sites, angles, {site.name: torch.ones(2) for site in sites}))
+
+
+@pytest.mark.parametrize(("largest", "limit"), [(0.0, 15), (14.0, 15), (31.0, 45), (179.0, 180), (180.0, 180)])
+def test_the_histogram_is_as_wide_as_its_angles(largest, limit):
+    ax = plots.angle_histogram(with_angles(largest, 0.0))
+    assert [ax.get_thetamin(), ax.get_thetamax()] == pytest.approx([-limit, limit])
+    counts = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers}
+    assert {kind: sum(each) for kind, each in counts.items()} == {"kind 0": 2, "kind 1": 2}
+    at_zero = [bar for bar in ax.containers[1] if bar.get_height()]
+    assert len(at_zero) == 1
+    assert at_zero[0].get_x() == pytest.approx(0, abs=1e-9)
+
+
+def test_the_histogram_stacks_kinds_as_long_as_there_are_colours(report):
+    ax = plots.angle_histogram(report)
+    assert [bars.get_label() for bars in ax.containers] == report.kinds
+    tops = np.sum([[bar.get_height() for bar in bars] for bars in ax.containers], axis=0)
+    last = [bar.get_y() + bar.get_height() for bar in ax.containers[-1]]
+    assert last == pytest.approx(tops)
+    assert [bars.get_label() for bars in plots.angle_histogram(with_angles(*range(9))).containers] == ["all modules"]
+
+
+def test_the_histogram_needs_polar_axes(report):
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure()
+    polar = figure.add_subplot(projection="polar")
+    assert plots.angle_histogram(report, polar) is polar
+    with pytest.raises(InputError, match="needs polar axes"):
+        plots.angle_histogram(report, figure.add_subplot())
+    plt.close(figure)
+
+
+def test_shares_are_means_over_sites():
+    report = measure.angles(random_adapter(find_sites(tiny_model("Bert"), "all-linear"), "road_4"))
+    ax = plots.shares(report)
+    assert [label.get_text() for label in ax.get_yticklabels()] == report.kinds
+    drawn = {bars.get_label(): [bar.get_width() for bar in bars] for bars in ax.containers}
+    first = [site for site in report.sites if site.kind == report.kinds[0]]
+    assert len(first) == 2
+    for name, widths in drawn.items():
+        assert widths[0] == pytest.approx(np.mean([site.shares[name] for site in first]))
+    assert np.sum(list(drawn.values()), axis=0) == pytest.approx(np.ones(6))
+
+
 def test_figures_are_saved_with_their_numbers_and_redraw_from_them(report, tmp_path):
     paths = figures.draw_adapter(report, tmp_path / "deep" / "figures")
     assert [path.name for path in paths] == ["angles.png", "magnitudes.png", "planes.png"]

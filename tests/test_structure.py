@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import random_adapter, tiny_model
 
-from road_interp import RoadAdapter, find_sites, measure
+from road_interp import RoadAdapter, find_sites, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
 from road_interp.site import Site
@@ -82,3 +82,26 @@ def test_what_cannot_be_compared_is_refused():
     found = seed_structure([report(0.1), report(0.1, seed=1)])
     assert SeedStructure.from_json(found.to_json()) == found
     assert np.isfinite([value for name in ("sites", "signed") for value in getattr(found, name)]).all()
+
+
+def test_agreement_is_drawn_with_its_intervals():
+    found = seed_structure([report(0.1, 0, 0.1, seed) for seed in range(3)])
+    ax = plots.seed_structure(found)
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels[0] == "mean |angle| of a site"
+    assert len(labels) == 5
+    dots, _, (bars,) = ax.containers[0]
+    assert dots.get_xdata().tolist()[:2] == [found.sites[0], found.planes[0]]
+    assert bars.get_segments()[0][:, 0] == pytest.approx(found.sites[1:])
+
+
+def test_query_and_key_are_drawn_by_layer():
+    found = query_key(measure.angles(random_adapter(find_sites(tiny_model("Bert"), "attention-qk"))))
+    ax = plots.query_key(found)
+    (points,) = ax.collections
+    wanted = np.degrees([np.concatenate(found.query_angles), np.concatenate(found.key_angles)]).T
+    np.testing.assert_allclose(points.get_offsets(), wanted)
+    assert points.get_array().tolist() == [0] * 16 + [1] * 16
+    assert f"{found.correlations()['angles']:.3f}" in ax.get_title()
+    (line,) = ax.lines
+    assert (line.get_xdata() == -np.asarray(line.get_ydata())).all()

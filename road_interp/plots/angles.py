@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
+from matplotlib.projections.polar import PolarAxes
+from matplotlib.ticker import MaxNLocator
 
-from road_interp.plots.style import styled
+from road_interp.errors import InputError
+from road_interp.plots.style import STYLE, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import AngleReport, SiteAngles
+
+STEP, BINS = 15, 60  # degrees by which the wedge of a histogram grows, and its number of bins
 
 
 @styled
@@ -56,6 +62,66 @@ def planes(report: AngleReport, ax: Axes, count: int = 8) -> Axes:
     ax.set(xlim=(-1.8, wide * (columns - 1) + 1.8), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
     ax.set_axis_off()
     ax.set_title(f"The {len(turned)} planes that turn most: before (grey) and after")
+    return ax
+
+
+def angle_histogram(report: AngleReport, ax: Axes | None = None) -> Axes:
+    """How many planes turn how far, on polar axes: stacked by module kind, or all alike where there are more kinds than colours.
+
+    The wedge is as wide as the largest angle needs, in steps of 15 degrees; the identity stands at 0.
+
+    Raises:
+        InputError: axes that are not polar.
+    """
+    with plt.style.context(STYLE):
+        if ax is None:
+            ax = plt.figure(layout="constrained").add_subplot(projection="polar")
+        if not isinstance(ax, PolarAxes):
+            raise InputError("an angle histogram needs polar axes, such as those of figure.add_subplot(projection='polar')")
+        by_kind = {kind: [site.angle for site in report.sites if site.kind == kind] for kind in report.kinds}
+        if len(by_kind) > len(plt.rcParams["axes.prop_cycle"]):
+            by_kind = {"all modules": [site.angle for site in report.sites]}
+        planes = {kind: np.clip(np.degrees(np.concatenate(angles)), -180, 180) for kind, angles in by_kind.items()}
+        limit = STEP * max(1, np.ceil(max(np.abs(angles).max() for angles in planes.values()) / STEP))
+        edges = np.linspace(-limit, limit, BINS + 1)
+        places = np.radians(edges)
+        below = np.zeros(BINS)
+        for kind, angles in planes.items():
+            counts, _ = np.histogram(angles, edges)
+            ax.bar(places[:-1], counts, np.diff(places), below, align="edge", label=kind)
+            below += counts
+        _shape_wedge(ax, limit, below.max())
+        ax.set_title(f"Number of planes by angle ({report.variant}, {sum(map(len, planes.values()))} planes)")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.15, 1))
+    return ax
+
+
+def _shape_wedge(ax: PolarAxes, limit: float, most: float) -> None:
+    """The identity on top, and a hole in the middle without which the narrow bars of a small wedge meet in a point."""
+    marks = np.linspace(-limit, limit, 7 if limit > STEP else 3)[int(limit == 180) :]  # the ends of a full circle are one
+    ax.set_theta_zero_location("N")
+    ax.set(thetamin=-limit, thetamax=limit, rorigin=-most, axisbelow=True)
+    ax.set_thetagrids(marks, [f"{mark:+g}\u00b0" if mark else "0\u00b0" for mark in marks])
+    ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.set_rlabel_position(-limit if limit < 180 else 150)
+
+
+@styled
+def shares(report: AngleReport, ax: Axes) -> Axes:
+    """How much of the map is rotation, uniform scale and anisotropic stretch by module kind: means over its sites."""
+    kinds = report.kinds
+    mean = [
+        {name: np.mean([site.shares[name] for site in report.sites if site.kind == kind]) for name in report.sites[0].shares}
+        for kind in kinds
+    ]
+    left = np.zeros(len(kinds))
+    for name in report.sites[0].shares:
+        widths = np.array([row[name] for row in mean])
+        ax.barh(kinds, widths, left=left, label=name)
+        left += widths
+    ax.invert_yaxis()
+    ax.set(xlabel="share of the squared logarithm of the map", xlim=(0, 1), title=f"What the planes do ({report.variant})")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ def interference(report: InterferenceReport, ax: Axes) -> Axes:
         place = report.names.index(other), tasks.index(task)
         color = "w" if abs(cost) > 0.6 * largest else "k"
         ax.text(*place, f"{cost:.1f}\n[{low:.1f}, {high:.1f}]", ha="center", va="center", fontsize=7, color=color)
-    ax.set_xticks(range(len(report.names)), report.names)
+    ax.set_xticks(range(len(report.names)), [fill(name, 10) for name in report.names])
     ax.set_yticks(range(len(tasks)), tasks)
     ax.set(xlabel="adapter composed on the task's own", ylabel="task", title=f"{report.model}: interference")
     ax.spines[:].set_visible(False)

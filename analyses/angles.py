@@ -1,0 +1,89 @@
+"""What a learned rotation looks like: angles and magnitudes of its planes, what comes back with another seed, query against key.
+
+python analyses/angles.py RUN [RUN ...] --out figures    # run folders of one recipe, one per seed
+python analyses/angles.py --out figures                  # trains them: sentiment-minilm, three seeds
+python analyses/angles.py --quick --out figures
+python analyses/angles.py --redraw figures --out again   # draws what is there
+
+All figures show the first run, but for the one that compares seeds. Runs that are trained stay under parts/ in the
+folder, where other analyses find them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from road_interp import figures, plots
+from road_interp.errors import InputError
+from road_interp.measure import AngleReport, QueryKey, SeedStructure, angles, query_key, seed_structure
+from road_interp.run import Run
+from road_interp.seeds import runs_for_seeds
+
+QUICK = ["training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2"]
+RESULTS: dict[str, Any] = {"angles": AngleReport, "structure": SeedStructure, "query-key": QueryKey}  # by name of their JSON
+
+
+def measure(runs: Sequence[Path]) -> dict[str, Any]:
+    """Angles of the first run, agreement of all where there are several, and query against key where both are rotated."""
+    loaded = [Run.load(folder) for folder in runs]
+    reports = [angles(run.adapter) for run in loaded]
+    results: dict[str, Any] = {"angles": reports[0]}
+    if len(reports) > 1:
+        results["structure"] = seed_structure(reports)
+    key_heads = getattr(loaded[0].load_model().model.config, "num_key_value_heads", 1)
+    try:
+        results["query-key"] = query_key(reports[0], key_heads)
+    except InputError as error:
+        tell(str(error))
+    return results
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The results that an earlier run left in a folder."""
+    files = {name: folder / f"{name}.json" for name in RESULTS}
+    return {name: RESULTS[name].from_json(file.read_text()) for name, file in files.items() if file.is_file()}
+
+
+def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Every figure that there is a result for."""
+    drawings = {
+        "angle-histogram": ("angles", plots.angle_histogram),
+        "shares": ("angles", plots.shares),
+        "structure": ("structure", plots.seed_structure),
+        "query-key": ("query-key", plots.query_key),
+    }
+    paths = figures.draw_adapter(results["angles"], folder)
+    for name, (result, plot) in drawings.items():
+        if result in results:
+            paths.append(figures.save_figure(plot(results[result]), results[result], folder, name))
+    return paths
+
+
+def tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="*", help="finished run folders; by default they are trained")
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="two seeds, two steps")
+    parser.add_argument("--redraw", type=Path, help="draw from the JSON files in this folder instead of measuring")
+    options = parser.parse_args()
+    if options.redraw is not None:
+        results = read(options.redraw)
+    else:
+        parts = options.out / ("parts-quick" if options.quick else "parts")
+        seeds, changes = (options.seeds[:2], QUICK) if options.quick else (options.seeds, [])
+        results = measure(options.runs or runs_for_seeds("sentiment-minilm", changes, seeds, parts, tell))
+    for path in draw(results, options.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

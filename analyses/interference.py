@@ -1,0 +1,106 @@
+"""How the rotations of two tasks get into each other's way: each task scored with the other's adapter composed on its own.
+
+python analyses/interference.py --out figures    # multitask-minilm, every task trained alone on all planes, three seeds
+python analyses/interference.py --quick --out figures
+python analyses/interference.py --redraw figures/interference.json --out figures
+
+The other's adapter is taken whole and restricted to single layers. Every run, and every seed's JSON, stays under parts/ in the
+folder, and what is there is not trained or measured again; analyses/heads.py leaves and finds the same runs there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from matplotlib.pyplot import subplots
+from matplotlib.style import context
+
+from road_interp import figures, plots
+from road_interp.adapter import RoadAdapter
+from road_interp.files import write_atomically
+from road_interp.heads import head_scorer
+from road_interp.measure import InterferenceReport, hurts_others, interference
+from road_interp.recipe import MixtureRecipe, load_recipe
+from road_interp.run import Run
+from road_interp.seeds import train_once
+
+QUICK = ["training.max_steps=2"]
+
+
+def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> InterferenceReport:
+    """All seeds as one report."""
+    parts.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for seed in seeds:
+        recipe = load_recipe("multitask-minilm", [*changes, f"seed={seed}"])
+        assert isinstance(recipe, MixtureRecipe)
+        path = parts / f"interference, seed {seed}.json"
+        if not path.is_file():
+            write_atomically(path, between(alone(recipe, parts), recipe).to_json())
+        reports.append(InterferenceReport.from_json(path.read_text()))
+    return InterferenceReport.over_seeds(reports)
+
+
+def alone(recipe: MixtureRecipe, parts: Path) -> dict[str, Run]:
+    """Every task's run by itself, on all planes."""
+    runs = {}
+    for task, what in recipe.tasks.items():
+        name = f"{task} alone, seed {recipe.seed}"
+        tell(name)
+        runs[task] = train_once(replace(recipe, tasks={task: what}), parts / name)
+    return runs
+
+
+def between(runs: Mapping[str, Run], recipe: MixtureRecipe) -> InterferenceReport:
+    """Every task with its own adapter, and with the whole of the other's and its single layers composed on it."""
+    adapters = {task: whole_and_layers(task, run.adapter) for task, run in runs.items()}
+    model = recipe.model.id.removeprefix("package://").removesuffix("/model")
+    compare = partial(interference, model=model, seed=recipe.seed, progress=tell)
+    correct: dict[str, Mapping[str, tuple[bool, ...]]] = {}
+    for task, run in runs.items():
+        others = {name: part for other, parts in adapters.items() if other != task for name, part in parts.items()}
+        correct.update(compare({task: run.adapter, **others}, {task: head_scorer(run, task)}).correct)
+    every = {name: part for parts in adapters.values() for name, part in parts.items()}
+    return replace(compare(every, {}), correct=correct)
+
+
+def whole_and_layers(task: str, adapter: RoadAdapter) -> dict[str, RoadAdapter]:
+    """The adapter, and what it is restricted to each of its layers, by name."""
+    parts = {task: adapter}
+    for layer in sorted({site.layer for site in adapter.sites if site.layer is not None}):
+        planes = {site.name: range(site.width // 2) for site in adapter.sites if site.layer == layer}
+        parts[f"{task} layer {layer}"] = adapter.restrict(planes)
+    return parts
+
+
+def tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="one seed, two steps")
+    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
+    options = parser.parse_args()
+    if options.redraw is not None:
+        report = InterferenceReport.from_json(options.redraw.read_text())
+    else:
+        seeds = options.seeds[: 1 if options.quick else None]
+        report = measure(options.out / ("parts-quick" if options.quick else "parts"), seeds, QUICK if options.quick else [])
+    with context(plots.STYLE):
+        ax = subplots(figsize=(1.5 + 0.65 * len(report.names), 2.6), layout="constrained")[1]
+    print(figures.save_figure(plots.interference(report, ax), report, options.out, "interference"))
+    for control in report.correct:
+        check = hurts_others(report, control)
+        print(f"{check.question} {check.verdict} ({check.reason})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Which structure in learned angles is real: what another seed brings back, and what query and key share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.plots.style import styled
+
+if TYPE_CHECKING:
+    from road_interp.measure import QueryKey, SeedStructure
+
+LABELS = {
+    "sites": "mean |angle| of a site",
+    "planes": "|angle| of a plane",
+    "planes_within_sites": "|angle| of a plane within its site",
+    "signed": "signed angle of a plane",
+    "magnitudes": "log magnitude of a plane",
+}
+
+
+@styled
+def seed_structure(result: SeedStructure, ax: Axes) -> Axes:
+    """How well each part of an adapter agrees with that of another seed: correlations with 95% intervals over sites."""
+    middle, low, high = np.array([getattr(result, name) for name in LABELS]).T
+    bars = (np.maximum(middle - low, 0), np.maximum(high - middle, 0))
+    ax.axvline(0, color="0.7", linewidth=0.8, linestyle=":")
+    ax.errorbar(middle, range(len(LABELS)), xerr=bars, fmt="o", markersize=4, capsize=2)
+    ax.set_yticks(range(len(LABELS)), LABELS.values())
+    ax.invert_yaxis()
+    ax.set(xlabel="correlation between seeds", xlim=(min(-0.1, low.min() - 0.05), 1.05))
+    ax.set_title(f"What comes back with another seed: {result.seeds} seeds")
+    return ax
+
+
+@styled
+def query_key(result: QueryKey, ax: Axes) -> Axes:
+    """Angle of every key plane against that of its query plane, in degrees, coloured by layer; on the dashed line they cancel."""
+    query, key = (np.degrees(np.concatenate(each)) for each in (result.query_angles, result.key_angles))
+    count = len(result.layers)
+    layers = np.repeat(range(count), [len(planes) for planes in result.query_angles])
+    most = 1.05 * max(1.0, np.abs([query, key]).max())
+    ax.plot([-most, most], [most, -most], color="0.6", linewidth=0.8, linestyle="--", label=r"$\theta_k = -\theta_q$", zorder=0)
+    shades = plt.get_cmap(lut=count)
+    points = ax.scatter(query, key, s=5, c=layers, cmap=shades, vmin=-0.5, vmax=count - 0.5, linewidths=0, rasterized=True)
+    bar = ax.figure.colorbar(points, ax=ax, label="layer")
+    step = 1 if count <= 16 else 4
+    bar.set_ticks(range(0, count, step), labels=[str(layer) for layer in result.layers[::step]])
+    ax.set(xlim=(-most, most), ylim=(-most, most), aspect="equal")
+    ax.set(xlabel=f"angle of a plane of {result.query} (degrees)", ylabel=f"angle of a plane of {result.key} (degrees)")
+    ax.set_title(f"Query and key: correlation {result.correlations()['angles']:.3f}")
+    ax.legend()
+    return ax

@@ -1,0 +1,154 @@
+"""What the command line prints: a result in, a rich table out, within 80 columns where that can be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from road_interp.bench import BenchReport
+    from road_interp.measure import AblationReport, AngleReport, Check, DriftReport
+    from road_interp.run import Run
+
+
+def run(finished: Run) -> Table:
+    """Validation and test scores of one task, beside those of the frozen backbone."""
+    table = Table(title=f"Results of {finished.folder}", title_justify="left")
+    for column in ("", "validation", "test"):
+        table.add_column(column)
+    variant, frozen = finished.recipe.adapter.variant, "frozen backbone, trained head"
+    for name, scores in ((frozen, finished.metrics[frozen]), (f"{variant}, trained head", finished.metrics)):
+        table.add_row(name, score(scores["validation"]), score(scores["test"]))
+    return table
+
+
+def mixture(summary: dict[str, Any]) -> Table | None:
+    """The table of what a mixture was scored on, if it was."""
+    if "rates" in summary:
+        return composition(summary)
+    return heads(summary) if "heads" in summary else None
+
+
+def composition(summary: dict[str, Any]) -> Table:
+    """One line per set of active tasks: how often each task shows, and all in one answer."""
+    rates = summary["rates"]
+    title = f"{summary['prompts']} prompts: fraction of answers that show a task [95% interval]"
+    if "composition index" in summary:
+        index, low, high = summary["composition index"]
+        title += f"; composition index {index:.2f} [{low:.2f}, {high:.2f}]"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    columns = list(next(iter(rates.values())))
+    for column in ("active", *columns):
+        table.add_column(column)
+    for active, cells in rates.items():
+        *shares, perplexity = cells.values()
+        table.add_row(active, *(f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in shares), f"{perplexity:.1f}")
+    return table
+
+
+def heads(summary: dict[str, Any]) -> Table:
+    """One line per head: accuracy with no planes, its own and all active."""
+    title = "accuracy of every head [95% interval] with no planes, its own and all active; what the others' planes cost it"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("head", "none", "own", "all", "cost"):
+        table.add_column(column)
+    for task, sets in summary["heads"].items():
+        cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
+        lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["cost"][task])
+        table.add_row(task, *cells, *[""] * (3 - len(cells)), lost)
+    return table
+
+
+def angles(report: AngleReport) -> Table:
+    """One line per site; short headings, so that it fits a terminal of 80 columns."""
+    title = f"{report.variant}, group_size {report.group_size}: angles in degrees, magnitudes as factors"
+    columns = {
+        "planes": "planes",
+        "|angle|": "mean |angle|",
+        "max": "max |angle|",
+        "magn.": "mean magnitude",
+        "min": "min magnitude",
+        "max ": "max magnitude",
+    }
+    summaries = [site.summary() for site in report.sites]
+    if any(summary["reflections"] for summary in summaries):
+        columns["mir."] = "reflections"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("layer", justify="right", min_width=5)
+    table.add_column("module", overflow="ellipsis", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for site, summary in zip(report.sites, summaries, strict=True):
+        values = [summary[key] for key in columns.values()]
+        layer = "-" if site.layer is None else str(site.layer)
+        table.add_row(layer, site.kind, *(str(value) if isinstance(value, int) else f"{value:.2f}" for value in values))
+    return table
+
+
+def drift(report: DriftReport) -> Table:
+    """One line per place, within 80 columns."""
+    title = f"{report.texts:,} texts, token: {report.token}; means with 95% intervals, angles in degrees"
+    pinned = any(place.norm_is_pinned for place in report.places)
+    caption = "behind norm: the LayerNorm that ends the block sets the norm there" if pinned else None
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("block", "state", "angle", "dM (%)", "signed", "dD"):
+        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+    table.padding = (0, 0, 0, 1)
+    for place in report.places:
+        state = "before norm" if place.before_norm else "behind norm" if place.norm_is_pinned else "output"
+        angle = "{:.2f} [{:.2f}, {:.2f}]".format(*place.angle)
+        size = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in place.dM))
+        table.add_row(str(place.layer), state, angle, size, f"{100 * place.signed[0]:+.2f}", f"{place.dD[0]:.4f}")
+    return table
+
+
+def ablation(report: AblationReport) -> Table:
+    """One line per changed adapter."""
+    title = "test accuracy with parts of the adapter, and what they cost [95% interval]"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("changed", no_wrap=True, overflow="ellipsis")
+    for column in ("keeps", "accuracy", "lost"):
+        table.add_column(column, justify="left" if column == "keeps" else "right", no_wrap=True, min_width=15)
+    for row in report.rows:
+        cells = [f"{value:.3f} [{short(low)}, {short(high)}]" for value, low, high in (report.accuracy(row), report.loss(row))]
+        what = {"layer": f"layer {row.what}", "kind": row.what}.get(row.group, row.group)
+        table.add_row(what, f"{float(row.what):.0%}" if row.group in ("most turned", "random planes") else row.part, *cells)
+    return table
+
+
+def short(value: float) -> str:
+    """Two decimals, as in ".79", so that two columns of intervals fit."""
+    return f"{value:.2f}".replace("0.", ".", 1)
+
+
+def check(found: Check) -> Table:
+    title = f"{found.question} [bold]{found.verdict}[/] ({found.reason})"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("", "value", "95%"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name, (value, low, high) in found.numbers.items():
+        table.add_row(name, f"{value:.3f}", f"[{low:.3f}, {high:.3f}]")
+    return table
+
+
+def bench(report: BenchReport) -> Table:
+    title = f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}: ratios to the bare model"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("task", "peer", "rows", "new", "rank", "ratio", "quartiles", "tokens/s", "peak MiB", "saved MiB"):
+        table.add_column(column, justify="left" if column in ("task", "peer") else "right", no_wrap=True)
+    for timing in report.timings:
+        low, high = timing.spread
+        counts = [str(count or "") for count in (timing.rows, timing.new_tokens, timing.rank if "LoRA" in timing.peer else 0)]
+        memory = [f"{size / 2**20:.0f}" if size else "" for size in (timing.peak_bytes, timing.saved_bytes)]
+        rate = f"{timing.tokens_per_second:.0f}"
+        table.add_row(timing.task, timing.peer, *counts, f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", rate, *memory)
+    return table
+
+
+def score(scores: dict[str, Any]) -> str:
+    """A metric with its interval, if it has one."""
+    name, value = next(iter(scores.items()))
+    interval = scores.get("interval")
+    return f"{name} {value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
