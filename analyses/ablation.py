@@ -40,7 +40,7 @@ def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationRepo
             report = ablation(
                 run.adapter,
                 scorer,
-                model=recipe.model.id.removeprefix("package://").removesuffix("/model"),
+                model=recipe.model.name,
                 task=recipe.data.id.rpartition("/")[2],
                 seed=recipe.seed,
                 refitted=scorer.refitted,

@@ -171,7 +171,7 @@ def _score(recipe: MixtureRecipe, folder: Path, base: Any, tokenizer: Any, answe
         mixture.scorers,
         mixture.test,
         ask(recipe, [review.text for review in mixture.test], tokenizer),
-        model=recipe.model.id.rpartition("/")[2],
+        model=recipe.model.name,
         method=method,
         seed=recipe.seed,
     )

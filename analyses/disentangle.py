@@ -57,7 +57,7 @@ def measure(task: str, data: Sequence[str], seeds: Sequence[int], most: int | No
         {seed: features(untrained(seed), f"random (seed {seed})") for seed in seeds},
         metric=loaded.metric,
         num_labels=loaded.num_labels,
-        model=recipe.model.id.removeprefix("package://").removesuffix("/model"),
+        model=recipe.model.name,
         task=task,
         progress=tell,
     )

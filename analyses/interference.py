@@ -59,7 +59,7 @@ def alone(recipe: MixtureRecipe, parts: Path) -> dict[str, Run]:
 def between(runs: Mapping[str, Run], recipe: MixtureRecipe) -> InterferenceReport:
     """Every task with its own adapter, and with the whole of the other's and its single layers composed on it."""
     adapters = {task: whole_and_layers(task, run.adapter) for task, run in runs.items()}
-    model = recipe.model.id.removeprefix("package://").removesuffix("/model")
+    model = recipe.model.name
     compare = partial(interference, model=model, seed=recipe.seed, progress=tell)
     correct: dict[str, Mapping[str, tuple[bool, ...]]] = {}
     for task, run in runs.items():

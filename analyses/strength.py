@@ -59,7 +59,7 @@ def measure(folder: Path, strengths: Sequence[float], prompts: int) -> StrengthR
         lambda answers: fluency(asked, answers),
         strengths,
         reviews,
-        model=recipe.model.id.rpartition("/")[2],
+        model=recipe.model.name,
         task=task,
         behaviour=behaviour,
     )

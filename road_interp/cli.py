@@ -226,7 +226,7 @@ def _ablate(folder: Path, most: int | None, refit: bool, device: str | None) -> 
         return measure.ablation(
             run.adapter,
             scorer,
-            model=run.recipe.model.id,
+            model=run.recipe.model.name,
             task=folder.name,
             seed=run.recipe.seed,
             refitted=scorer.refitted if refit else None,
@@ -278,7 +278,7 @@ def _hurts(run: Run, control: Run, most: int | None, device: str | None) -> Chec
         report = measure.interference(
             adapters,
             {"control": RunScorer(control, most, device)},
-            model=run.recipe.model.id,
+            model=run.recipe.model.name,
             seed=run.recipe.seed,
             progress=lambda what: status.update(f"scoring {what}"),
         )

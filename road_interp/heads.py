@@ -161,7 +161,7 @@ def score_heads(
         examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
         correct[name] = {active: _outcomes(model, name, active, examples, tokenizer) for active in active_sets(name, list(data))}
     method = f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}"
-    return HeadsReport(recipe.model.id.rpartition("/")[2], method, tuple(data), (recipe.seed,), correct)
+    return HeadsReport(recipe.model.name, method, tuple(data), (recipe.seed,), correct)
 
 
 def head_scorer(run: Run, task: str) -> Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]:

@@ -254,7 +254,7 @@ def score_mixture(
             mixture.scorers,
             reviews,
             ask(recipe, [review.text for review in reviews], tokenizer),
-            model=recipe.model.id.rpartition("/")[2],
+            model=recipe.model.name,
             method=f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}",
             seed=recipe.seed,
             progress=lambda active: status.update(f"{split} prompts with {active}"),

@@ -40,6 +40,11 @@ class ModelRecipe:
     def __post_init__(self) -> None:
         _require(self.max_length >= 1, "model.max_length", self.max_length, "at least 1")
 
+    @property
+    def name(self) -> str:
+        """What results call it: the last part of its id, or the one before where that is only "model"."""
+        return self.id.removesuffix("/model").rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class AdapterRecipe:

