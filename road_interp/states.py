@@ -57,7 +57,7 @@ def find_places(model: PreTrainedModel, batch: Batch, stack: str | None = None) 
     given = _read(model, {**blocks, **norms}, {}, batch)
     places = []
     for layer, path in enumerate(blocks):
-        ending = [norm for norm in norms if norm.startswith(f"{path}.") and _same(given[norm], given[path])]
+        ending = [norm for norm in norms if norm.startswith(f"{path}.") and torch.equal(given[norm], given[path])]
         places += [Place(layer, True, norm) for norm in ending[-1:]]
         places.append(Place(layer, False, path))
     return tuple(places)
@@ -111,11 +111,6 @@ def plain(model: Any) -> PreTrainedModel:
     if isinstance(model, RoadModel):
         return model.model
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Equal to the bit, where both are not a number too."""
-    return torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 def _is_norm(module: nn.Module) -> bool:
