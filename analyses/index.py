@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
+from road_interp.bench import BenchReport
 from road_interp.causal import ScanReport
 from road_interp.files import write_atomically
 from road_interp.measure import (
@@ -205,6 +206,19 @@ def tell_scan(report: ScanReport) -> tuple[str, list[Row]]:
     return sentence, [("interchange accuracy there", f"{cells.max():.3f}")]
 
 
+def tell_throughput(report: BenchReport) -> tuple[str, list[Row]]:
+    rows = []
+    for timing in report.timings:
+        if timing.task == "requests":
+            low, high = timing.spread
+            rows.append((f"{timing.peer}, {timing.rows} requests", f"{timing.ratio:.2f} [{low:.2f}, {high:.2f}]"))
+    sentence = (
+        f"Time of {report.model} with a different adapter in every row, as a ratio to the bare model: median and quartiles of "
+        f"{report.rounds} rounds on {report.device}."
+    )
+    return sentence, rows
+
+
 RUNS = "python analyses/angles.py --out figures"
 KNOWN = {
     "angles": Known("How far planes turn", RUNS, AngleReport.from_json, tell_angles),
@@ -236,6 +250,9 @@ KNOWN = {
     "heads": Known("Two heads on one state", "python analyses/heads.py --out figures", HeadsStudy.from_json, tell_heads),
     "strength": Known(
         "A behaviour by its strength", "python analyses/strength.py RUN --out figures", StrengthReport.from_json, tell_strength
+    ),
+    "throughput": Known(
+        "Different adapters in one batch", "python analyses/throughput.py --out figures", BenchReport.from_json, tell_throughput
     ),
     "scan": Known("Where a variable is", "python analyses/interchange.py --out figures", ScanReport.from_json, tell_scan),
 }  # fmt: skip
