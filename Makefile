@@ -36,16 +36,18 @@ format: setup
 notebooks: setup
 	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$notebook || exit 1; done
 
-# Figures on the embedded models, one seed of each, and a page that shows them; QUICK=1 runs every script for a moment only.
+# Figures on the embedded models, one seed of each, and a page that shows them; QUICK=1 runs every script for a moment only, in a
+# folder of its own, since its numbers mean nothing.
 # What takes hours is drawn from what was measured, in docs/.
+DRAWN := figures$(if $(QUICK),/quick)
 MEASURED := angles ablation disentangle drift interference
 figures: setup
 	for script in $(MEASURED); do \
-		$(BIN)/python analyses/$$script.py $(if $(QUICK),--quick,--seeds 0) --out figures || exit 1; \
+		$(BIN)/python analyses/$$script.py $(if $(QUICK),--quick,--seeds 0) --out $(DRAWN) || exit 1; \
 	done
-	$(BIN)/python analyses/composition.py --redraw docs/composition/composition.json --out figures
-	$(BIN)/python analyses/throughput.py --redraw docs/throughput.json --out figures
-	$(BIN)/python analyses/index.py figures
+	$(BIN)/python analyses/composition.py --redraw docs/composition/composition.json --out $(DRAWN)
+	$(BIN)/python analyses/throughput.py --redraw docs/throughput.json --out $(DRAWN)
+	$(BIN)/python analyses/index.py $(DRAWN)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build

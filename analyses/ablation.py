@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from road_interp import figures
-from road_interp.files import write_atomically
+from road_interp.adapter import DESCRIPTION
+from road_interp.files import read_json_object, write_atomically
 from road_interp.measure.ablation import AblationReport, ablation
 from road_interp.recipe import Recipe
-from road_interp.run import Run
+from road_interp.run import ADAPTER, Run
 from road_interp.scorer import RunScorer
 from road_interp.seeds import runs_for_seeds
 
@@ -31,9 +32,10 @@ def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationRepo
     parts.mkdir(parents=True, exist_ok=True)
     reports = []
     for folder in runs:
-        path = parts / f"ablation of {folder.name}.json"
+        run = Run.load(folder)
+        digest = read_json_object(folder / ADAPTER / DESCRIPTION)["sha256"][:8]
+        path = parts / f"ablation of {folder.name} {digest}.json"  # a run that was trained again is another one
         if not path.is_file():
-            run = Run.load(folder)
             scorer = RunScorer(run, most)
             recipe = run.recipe
             assert isinstance(recipe, Recipe)  # or else there were no scorer

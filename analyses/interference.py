@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 from matplotlib.pyplot import subplots
@@ -97,8 +98,8 @@ def main() -> None:
     with context(plots.STYLE):
         ax = subplots(figsize=(1.5 + 0.65 * len(report.names), 2.6), layout="constrained")[1]
     print(figures.save_figure(plots.interference(report, ax), report, options.out, "interference"))
-    for control in report.correct:
-        check = hurts_others(report, control)
+    for control, other in permutations(report.correct, 2):
+        check = hurts_others(report, control, other)
         print(f"{check.question} {check.verdict} ({check.reason})")
 
 

@@ -244,18 +244,20 @@ def diagnose(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask whether a rotation was the wrong tool: does the task need magnitudes, does it hurt a control, do tasks compose?"""
+    """Ask whether a rotation was the wrong tool: does it rely on magnitudes, hurt a control, do tasks compose?"""
     from road_interp import measure
     from road_interp.recipe import MixtureRecipe
     from road_interp.run import Run
 
-    loaded = Run.load(run)
+    loaded, other = Run.load(run), None if control is None else Run.load(control)
+    if other is not None and (other.recipe.model, other.adapter.sites) != (loaded.recipe.model, loaded.adapter.sites):
+        raise InputError(f"'{control}' is of another model or of other sites than '{run}': its control must share them")
     if isinstance(loaded.recipe, MixtureRecipe):
         checks = [measure.fails_to_compose(loaded.composition)]
     else:
         checks = [measure.needs_magnitudes(_ablate(run, most, False, device))]
-    if control is not None:
-        checks.append(_hurts(loaded, Run.load(control), most, device))
+    if other is not None:
+        checks.append(_hurts(loaded, other, most, device))
     diagnosis = measure.Diagnosis(tuple(checks))
     if as_json:
         print(diagnosis.to_json())
@@ -282,7 +284,7 @@ def _hurts(run: Run, control: Run, most: int | None, device: str | None) -> Chec
             seed=run.recipe.seed,
             progress=lambda what: status.update(f"scoring {what}"),
         )
-    return measure.hurts_others(report, "control")
+    return measure.hurts_others(report, "control", "all layers")
 
 
 @app.command()

@@ -49,25 +49,30 @@ def draw_adapter(report: AngleReport, folder: Path) -> list[Path]:
 
 
 def draw_ablation(report: AblationReport, folder: Path) -> Path:
-    """Four panels: the parts of the planes, the number of planes, layer by layer, and module by module."""
+    """The parts of the planes, the number of planes, and where there are several, layer by layer and module by module."""
+    several = [group for group in ("layer", "kind") if any(row.group == group for row in report.rows)]
     with context(plots.STYLE):
-        figure, axes = subplots(2, 2, figsize=(7, 5), layout="constrained")
+        rows = 2 if several else 1
+        figure, axes = subplots(rows, 2, figsize=(7, 2.5 * rows), layout="constrained", squeeze=False)
         seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
         figure.suptitle(f"{report.model}, {report.variant}, {seeds}: accuracy with parts of the adapter")
     plots.ablation(report, axes[0, 0])
     plots.ablation_curve(report, axes[0, 1])
-    plots.ablation_by(report, axes[1, 0], group="layer")
-    axes[1, 0].get_legend().remove()  # the other serves both
-    plots.ablation_by(report, axes[1, 1], group="kind")
+    for group, ax in zip(several, axes[-1], strict=False):
+        plots.ablation_by(report, ax, group=group)
+    if len(several) == 1:
+        axes[1, 1].set_axis_off()
+    elif several:
+        axes[1, 0].get_legend().remove()  # the other serves both
     return save_figure(axes[0, 0], report, folder, "ablation")
 
 
 def draw_drift(report: DriftReport, folder: Path) -> list[Path]:
     """The grid of all blocks, and how angle and norm change from block to block."""
     return [
-        save_figure(plots.drift_grid([report]), report, folder, "drift"),
-        save_figure(plots.drift_blocks([report], quantity="angle"), report, folder, "drift-angle"),
-        save_figure(plots.drift_blocks([report], quantity="dM"), report, folder, "drift-dM"),
+        save_figure(plots.drift_grid([report]), report, folder, "states"),
+        save_figure(plots.drift_blocks([report], quantity="angle"), report, folder, "states-angle"),
+        save_figure(plots.drift_blocks([report], quantity="dM"), report, folder, "states-dM"),
     ]
 
 

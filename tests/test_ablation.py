@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import random_adapter
 
-from road_interp import RoadAdapter, measure, plots
+from road_interp import RoadAdapter, figures, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER, AblationReport, keep_planes
 from road_interp.site import Site
@@ -99,3 +99,9 @@ def test_drawings_show_what_was_measured():
     assert [label.get_text() for label in plots.ablation_by(report, group="kind").get_xticklabels()] == ["query", "fc1"]
     curve = plots.ablation_curve(report)
     assert {text.get_text() for text in curve.get_legend().get_texts()} == {"most turned", "random planes", "all", "none"}
+
+
+@pytest.mark.parametrize("sites", [SITES[:1], SITES[:2], SITES[::2]])
+def test_one_layer_or_one_kind_is_drawn_without_the_panel_that_has_nothing(sites, tmp_path):
+    report = measure.ablation(random_adapter(sites), lambda adapter: np.ones(10, bool), model="m", task="t", seed=0)
+    assert figures.draw_ablation(report, tmp_path).is_file()

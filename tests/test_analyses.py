@@ -286,7 +286,7 @@ def test_interference(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "again" / "interference.json").read_text() == first
     printed = capsys.readouterr().out
     assert printed.count("interference.png") == 3
-    told = "hurt other features? yes (accuracy that 'source' loses, against a margin of 0.01: sentiment, sentiment layer 0)"
+    told = "hurt other features? yes (accuracy that 'source' loses with 'sentiment', against a margin of 0.01)"
     assert printed.count(told) == 3
 
 

@@ -162,7 +162,7 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
     assert "5 texts, token: first" in out
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert figures == {f"{name}.{kind}" for name in ("drift", "drift-angle", "drift-dM") for kind in ("pdf", "png", "json")}
+    assert figures == {f"{name}.{kind}" for name in ("states", "states-angle", "states-dM") for kind in ("pdf", "png", "json")}
     for options, message in [
         (("--text", "words"), "has no column 'words' (--text); its columns are text, label, score"),
         (("--text", "score"), "row 0: column 'score' holds"),
@@ -192,13 +192,13 @@ def test_diagnose_gives_verdicts_with_their_numbers(capsys, monkeypatch, finishe
     assert code == 0, err
     checks = json.loads(out)["checks"]
     assert [check["question"] for check in checks] == [
-        "Does the task need changes of magnitude?",
+        "Does the adapter rely on its magnitudes?",
         "Do the rotated planes hurt other features?",
     ]
     assert list(checks[1]["numbers"]) == ["all layers", "layer 0", "layer 1"]
     code, out, _ = run(capsys, monkeypatch, "diagnose", finished.folder)
     assert code == 0
-    assert f"magnitude? {checks[0]['verdict']} " in " ".join(out.split())
+    assert f"magnitudes? {checks[0]['verdict']} " in " ".join(out.split())
     code, out, err = run(capsys, monkeypatch, "diagnose", tmp_path)
     assert (code, out) == (2, "")
     assert "is not a finished run" in err

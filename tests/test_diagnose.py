@@ -20,6 +20,7 @@ def test_a_task_that_needs_magnitudes_is_told_from_one_that_needs_angles():
     assert found.verdict == "yes"
     assert found.numbers["accuracy lost with angles only"][0] == 0.5
     assert needs_magnitudes(taken_apart(needs("angles"))).verdict == "no"
+    assert needs_magnitudes(taken_apart(lambda adapter: np.ones(10, bool))).verdict == "cannot tell"  # it does nothing
 
 
 def test_few_examples_allow_no_verdict():
@@ -30,13 +31,13 @@ def test_few_examples_allow_no_verdict():
     assert needs_magnitudes(taken_apart(score)).verdict == "cannot tell"
 
 
-def test_planes_that_hurt_a_control_are_named():
-    found = hurts_others(measured(), "first")
+def test_an_adapter_that_hurts_a_control_is_found():
+    found = hurts_others(measured(), "first", "strong")
     assert found.verdict == "yes"
-    assert found.reason.endswith(": strong")
     assert found.numbers["second"] == (0, 0, 0)
-    with pytest.raises(InputError, match="'other' was not scored; scored were first"):
-        hurts_others(measured(), "other")
+    assert hurts_others(measured(), "first", "second").verdict == "no"  # whatever the others do
+    with pytest.raises(InputError, match="'other' was not scored with 'first'; scored were first"):
+        hurts_others(measured(), "other", "first")
 
 
 def heads(together):
@@ -57,16 +58,18 @@ def answering(together):
 
 
 def test_composition_is_judged_by_its_index_and_heads_by_their_cost():
-    assert fails_to_compose(composition_report()).verdict == "cannot tell"  # 14 of 20
+    assert fails_to_compose(composition_report()).verdict == "yes"  # 14 of 20
     assert fails_to_compose(composition_report(answering=answering("{label} Thank you!"))).verdict == "no"
     assert fails_to_compose(composition_report(answering=answering("{label}"))).verdict == "yes"
+    nothing = composition_report(answering=lambda prompts, active: [Answer("", True)] * 20)
+    assert fails_to_compose(nothing).verdict == "cannot tell"
     assert fails_to_compose(heads(100)).verdict == "no"
     assert fails_to_compose(heads(99)).verdict == "cannot tell"
     assert fails_to_compose(heads(50)).verdict == "yes"
 
 
 def test_a_diagnosis_comes_back_from_json():
-    found = Diagnosis((fails_to_compose(heads(99)), hurts_others(measured(), "first")))
+    found = Diagnosis((fails_to_compose(heads(99)), hurts_others(measured(), "first", "strong")))
     assert Diagnosis.from_json(found.to_json()) == found
     with pytest.raises(InputError, match="not the JSON of a diagnosis"):
         Diagnosis.from_json('{"checks": [{}]}')

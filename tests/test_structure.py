@@ -58,6 +58,15 @@ def test_query_and_key_are_paired():
     assert QueryKey.from_json(found.to_json()) == found
 
 
+@pytest.mark.parametrize("architecture", ["GPTNeoX", "GPT2", "Phi3", "DistilBert"])
+def test_query_and_key_are_found_in_other_architectures(architecture):
+    model = tiny_model(architecture)
+    adapter = random_adapter(find_sites(model, "attention-qk"))
+    found = query_key(measure.angles(adapter), getattr(model.config, "num_key_value_heads", 1))
+    assert found.layers == (0, 1)
+    assert "key" in found.key or "k_" in found.key
+
+
 def test_query_heads_that_share_a_key_head_are_averaged():
     base = tiny_model("Llama")  # four query heads, two key heads, eight dimensions each
     adapter = random_adapter(find_sites(base, "attention-qk"))

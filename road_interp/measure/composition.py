@@ -85,6 +85,12 @@ class CompositionReport:
         """95% bootstrap interval of that fraction, over seeds and prompts."""
         return interval(redrawn(self.of(active).joint(tasks)[None], len(self.seeds))[0])
 
+    def cost(self, task: str) -> tuple[float, float, float]:
+        """What the others' planes cost a task: its rate alone minus that with all active, paired, and the 95% interval."""
+        outcomes = np.stack([self.of(active).joint([task]) for active in (task, "+".join(self.tasks))])
+        alone, together = redrawn(outcomes, len(self.seeds))
+        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(alone - together))
+
     def index(self, tasks: Sequence[str]) -> float:
         """Composition index: the joint score with all of the tasks active over the product of their scores alone."""
         return float(_ratio(self._index_rows(tasks).mean(1)))

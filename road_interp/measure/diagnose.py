@@ -1,6 +1,6 @@
 """Three ways in which a rotation can be the wrong tool, as checks on what was measured: each a verdict with its numbers.
 
-A task that needs large changes of magnitude, rotated planes that other features needed, and tasks that do not compose.
+An adapter that lives on changes of magnitude, rotated planes that other features needed, and tasks that do not compose.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from road_interp.errors import InputError
-from road_interp.measure.ablation import ANGLES, MAGNITUDES, AblationReport
+from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.drift import DriftReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.interference import NOTHING, InterferenceReport
 
 MARGIN = 0.01  # of accuracy: what an interval must lie above or below for a verdict
-INDEX = 0.9  # composition index: likewise
+SHOWS = 0.1  # share of answers that a task must show alone before it can lose anything
 
 Verdict = Literal["yes", "no", "cannot tell"]
 Numbers = Mapping[str, tuple[float, float, float]]  # values with their 95% intervals
@@ -68,6 +68,9 @@ def _check(content: dict[str, Any]) -> Check:
 def needs_magnitudes(ablation: AblationReport, drift: DriftReport | None = None) -> Check:
     """Whether a trained adapter loses accuracy when its angles are kept and its magnitudes set to 1.
 
+    That is said of this adapter with its head: whether the task could do without is seen by training with `adapter.learn=angles`.
+    An adapter that does nothing for the task allows no verdict.
+
     Args:
         drift: between the base model and the tuned one, whose changes of magnitude are put beside the verdict, where blocks leave
             the norm free.
@@ -78,42 +81,42 @@ def needs_magnitudes(ablation: AblationReport, drift: DriftReport | None = None)
         if not place.norm_is_pinned:
             numbers[f"signed change of the norm, {place.name}"] = place.signed
     reason = f"accuracy lost with {ANGLES}, against a margin of {MARGIN:g}"
-    return Check("Does the task need changes of magnitude?", _above(losses[ANGLES], MARGIN), reason, numbers)
+    gained = ablation.loss(ablation.of("parts", "all planes", NEITHER))
+    verdict: Verdict = _above(losses[ANGLES], MARGIN) if _above(gained, MARGIN) == "yes" else "cannot tell"
+    return Check("Does the adapter rely on its magnitudes?", verdict, reason, numbers)
 
 
-def hurts_others(interference: InterferenceReport, control: str) -> Check:
+def hurts_others(interference: InterferenceReport, control: str, adapter: str) -> Check:
     """Whether an adapter costs a control task accuracy when it is composed on the control's own.
 
     Args:
-        interference: of the adapter, whole and perhaps restricted to some of its planes, and of a control task.
-        control: name of the control task. Raises InputError where it was not scored.
+        interference: of the adapter and a control task, and perhaps of the adapter restricted to some of its planes. Those stand
+            beside the verdict, which is the whole adapter's: of many parts some would cross any margin by chance.
+        control, adapter: their names. Raises InputError where the control was not scored with the adapter.
     """
-    if control not in interference.correct:
-        raise InputError(f"'{control}' was not scored; scored were {', '.join(interference.correct)}")
+    if adapter not in interference.correct.get(control, {}):
+        raise InputError(f"'{control}' was not scored with '{adapter}'; scored were {', '.join(interference.correct)}")
     costs = {other: interference.cost(control, other) for other in interference.correct[control] if other != NOTHING}
-    verdicts = {other: _above(cost, MARGIN) for other, cost in costs.items()}
-    guilty = [other for other, verdict in verdicts.items() if verdict == "yes"]
-    verdict: Verdict = "yes" if guilty else "no" if set(verdicts.values()) == {"no"} else "cannot tell"
-    reason = f"accuracy that '{control}' loses, against a margin of {MARGIN:g}" + (f": {', '.join(guilty)}" if guilty else "")
-    return Check("Do the rotated planes hurt other features?", verdict, reason, costs)
+    reason = f"accuracy that '{control}' loses with '{adapter}', against a margin of {MARGIN:g}"
+    return Check("Do the rotated planes hurt other features?", _above(costs[adapter], MARGIN), reason, costs)
 
 
 def fails_to_compose(report: CompositionReport | HeadsReport) -> Check:
-    """Whether tasks on planes of one state lose what they do alone when all are active."""
-    question = "Do the tasks fail to compose?"
-    if isinstance(report, HeadsReport):
-        costs = {f"accuracy that '{task}' loses": report.cost(task) for task in report.tasks}
-        verdicts = {_above(cost, MARGIN) for cost in costs.values()}
-        verdict: Verdict = "yes" if "yes" in verdicts else "no" if verdicts == {"no"} else "cannot tell"
-        return Check(question, verdict, f"accuracy lost with all planes active, against a margin of {MARGIN:g}", costs)
-    index = (report.index(report.tasks), *report.index_interval(report.tasks))
-    numbers = {"composition index": index}
-    for task in report.tasks:
-        numbers[f"'{task}' alone"] = (report.rate(task, [task]), *report.interval(task, [task]))
-    together = "+".join(report.tasks)
-    numbers["all in one answer"] = (report.rate(together, report.tasks), *report.interval(together, report.tasks))
-    value, low, high = index
-    return Check(question, _above((-value, -high, -low), -INDEX), f"composition index, against {INDEX:g}", numbers)
+    """Whether tasks on planes of one state lose what they do alone when all are active.
+
+    Of every task the paired difference on the same examples. A task that hardly shows alone allows no verdict.
+    """
+    costs = {f"what '{task}' loses": report.cost(task) for task in report.tasks}
+    verdicts = {_above(cost, MARGIN) for cost in costs.values()}
+    verdict: Verdict = "yes" if "yes" in verdicts else "no" if verdicts == {"no"} else "cannot tell"
+    numbers = dict(costs)
+    if isinstance(report, CompositionReport):
+        alone = {task: (report.rate(task, [task]), *report.interval(task, [task])) for task in report.tasks}
+        verdict = verdict if all(low > SHOWS for _, low, _ in alone.values()) else "cannot tell"
+        together = "+".join(report.tasks)
+        numbers |= {f"'{task}' alone": rate for task, rate in alone.items()}
+        numbers["all in one answer"] = (report.rate(together, report.tasks), *report.interval(together, report.tasks))
+    return Check("Do the tasks fail to compose?", verdict, f"lost with all planes active, against {MARGIN:g}", numbers)
 
 
 def _above(value: tuple[float, float, float], margin: float) -> Verdict:

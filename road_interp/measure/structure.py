@@ -176,4 +176,6 @@ def query_key(report: AngleReport, key_heads: int = 1) -> QueryKey:
 
 def _key_of(kind: str) -> str:
     """The kind of the keys beside queries of this kind; the same kind where it is none of queries."""
-    return re.sub(r"query|(?<![a-z])q(?=_|$)", lambda found: "key" if found[0] == "query" else "k", kind)
+    if kind.endswith("[query]"):
+        return kind.removesuffix("[query]") + "[key]"
+    return kind if "[" in kind else re.sub(r"query|(?<![a-z])q(?=_|$)", lambda found: {"query": "key", "q": "k"}[found[0]], kind)
