@@ -10,8 +10,6 @@ Every run leaves its JSON under parts/ in the folder, and one that is there is n
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +20,7 @@ from road_interp.measure.ablation import AblationReport, ablation
 from road_interp.recipe import Recipe
 from road_interp.run import ADAPTER, Run
 from road_interp.scorer import RunScorer
-from road_interp.seeds import runs_for_seeds
-
-QUICK = ["training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2"]
+from road_interp.study import QUICK, runs_for_seeds, study_options, tell
 
 
 def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationReport:
@@ -53,25 +49,14 @@ def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationRepo
     return AblationReport.over_seeds(reports)
 
 
-def tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="*", help="finished run folders; by default they are trained")
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one seed, two steps, forty texts")
-    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
-    options = parser.parse_args()
+    options = study_options(__doc__, "one seed, two steps, forty texts", runs=True)
     if options.redraw is not None:
         report = AblationReport.from_json(options.redraw.read_text())
     else:
-        parts = options.out / ("parts-quick" if options.quick else "parts")
-        seeds, changes = (options.seeds[:1], QUICK) if options.quick else (options.seeds, [])
-        runs = options.runs or runs_for_seeds("sentiment-minilm", changes, seeds, parts, tell)
-        report = measure(parts, runs, 40 if options.quick else None)
+        changes, most = (QUICK, 40) if options.quick else ((), None)
+        runs = options.runs or runs_for_seeds("sentiment-minilm", changes, options.seeds, options.parts)
+        report = measure(options.parts, runs, most)
     print(figures.draw_ablation(report, options.out))
 
 

@@ -11,8 +11,6 @@ folder, where other analyses find them.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,8 @@ from road_interp import figures, plots
 from road_interp.errors import InputError
 from road_interp.measure import AngleReport, QueryKey, SeedStructure, angles, query_key, seed_structure
 from road_interp.run import Run
-from road_interp.seeds import runs_for_seeds
+from road_interp.study import QUICK, runs_for_seeds, study_options, tell
 
-QUICK = ["training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2"]
 RESULTS: dict[str, Any] = {"angles": AngleReport, "structure": SeedStructure, "query-key": QueryKey}  # by name of their JSON
 
 
@@ -63,24 +60,13 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     return paths
 
 
-def tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="*", help="finished run folders; by default they are trained")
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="two seeds, two steps")
-    parser.add_argument("--redraw", type=Path, help="draw from the JSON files in this folder instead of measuring")
-    options = parser.parse_args()
+    options = study_options(__doc__, "two seeds, two steps", quick_seeds=2, runs=True)
     if options.redraw is not None:
         results = read(options.redraw)
     else:
-        parts = options.out / ("parts-quick" if options.quick else "parts")
-        seeds, changes = (options.seeds[:2], QUICK) if options.quick else (options.seeds, [])
-        results = measure(options.runs or runs_for_seeds("sentiment-minilm", changes, seeds, parts, tell))
+        changes = QUICK if options.quick else ()
+        results = measure(options.runs or runs_for_seeds("sentiment-minilm", changes, options.seeds, options.parts))
     for path in draw(results, options.out):
         print(path)
 

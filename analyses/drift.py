@@ -10,7 +10,6 @@ comparison leaves its JSON under parts/ in the folder, and one that is there is 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
@@ -26,14 +25,13 @@ from road_interp.files import write_atomically
 from road_interp.measure import DriftStudy, drift, text_batches
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import Recipe, load_recipe
-from road_interp.seeds import train_once
+from road_interp.study import QUICK, fingerprint, study_options, train_once
 from road_interp.tasks import load_task
-from road_interp.tuning import tune
+from road_interp.tuning import RATES, Method, tune
 
 PRETRAINED, FULL, LORA, ROAD = "pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"
 ANOTHER = "full fine-tuning, seed against seed"
-RATES = {FULL: 1e-4, LORA: 1e-3}  # learning rates; that of road_1 is the recipe's
-QUICK = ["training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2"]
+METHODS: dict[str, Method] = {FULL: "full", LORA: "lora"}  # beside road_1
 Which = tuple[str, int]  # method and seed
 
 
@@ -70,7 +68,7 @@ def trained(method: str, recipe: Recipe, folder: Path) -> tuple[Any, dict[str, A
     if method == ROAD:
         run = train_once(recipe, folder)
         return run.load_model(), run.metrics
-    return tune(recipe, "full" if method == FULL else "lora", seed=recipe.seed, learning_rate=RATES[method])
+    return tune(recipe, METHODS[method], seed=recipe.seed, learning_rate=RATES[METHODS[method]])
 
 
 def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> DriftStudy:
@@ -84,7 +82,8 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> DriftS
 
     studies = []
     for base, tuned, name in comparisons(seeds):
-        path = parts / f"{base[0]} {base[1]} to {tuned[0]} {tuned[1]}.json"
+        settings = fingerprint(*(load_recipe_for(seed, changes) for _, seed in (base, tuned)), RATES)
+        path = parts / f"{base[0]} {base[1]} to {tuned[0]} {tuned[1]}, {settings}.json"
         if not path.is_file():
             (before, _), (after, scores) = model(*base), model(*tuned)
             report = drift(before, after, read_batches(), base_name=base[0], tuned_name=name)
@@ -117,17 +116,11 @@ def draw(study: DriftStudy, folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one seed, two steps")
-    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
-    options = parser.parse_args()
+    options = study_options(__doc__, "one seed, two steps")
     if options.redraw is not None:
         study = DriftStudy.from_json(options.redraw.read_text())
     else:
-        seeds = options.seeds[: 1 if options.quick else None]
-        study = measure(options.out / ("parts-quick" if options.quick else "parts"), seeds, QUICK if options.quick else [])
+        study = measure(options.parts, options.seeds, QUICK if options.quick else ())
     for path in draw(study, options.out):
         print(path)
 

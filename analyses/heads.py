@@ -9,30 +9,16 @@ Every condition and seed leaves its own run folder under parts/ in the folder, a
 
 from __future__ import annotations
 
-import argparse
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from road_interp import figures, plots
-from road_interp.errors import InputError
 from road_interp.measure.heads import HeadsReport, HeadsStudy
 from road_interp.recipe import MixtureRecipe, load_recipe
-from road_interp.run import HEADS, METRICS, RECIPE
-from road_interp.training import train
+from road_interp.study import study_options, tell, train_once
 
 QUICK = ["training.max_steps=2"]
-
-
-def measured(recipe: MixtureRecipe, folder: Path) -> HeadsReport:
-    """The scores in a run folder, which is trained first if it is not finished."""
-    if not (folder / METRICS).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        train(recipe, folder, progress=False)
-    elif load_recipe(folder / RECIPE) != recipe:
-        raise InputError(f"'{folder}' was trained with another recipe; choose another --out")
-    return HeadsReport.from_json((folder / HEADS).read_text())
 
 
 def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> HeadsStudy:
@@ -41,8 +27,10 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> HeadsS
     alone: dict[str, list[HeadsReport]] = {}
 
     def run(name: str, recipe: MixtureRecipe) -> HeadsReport:
-        print(f"{name}, seed {recipe.seed}", flush=True)
-        return replace(measured(recipe, parts / f"{name}, seed {recipe.seed}"), method=name)
+        tell(f"{name}, seed {recipe.seed}")
+        found = train_once(recipe, parts / f"{name}, seed {recipe.seed}").composition
+        assert isinstance(found, HeadsReport)
+        return replace(found, method=name)
 
     for seed in seeds:
         recipe = load_recipe("multitask-minilm", [*changes, f"seed={seed}"])
@@ -57,17 +45,11 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> HeadsS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one seed, two steps")
-    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
-    options = parser.parse_args()
+    options = study_options(__doc__, "one seed, two steps")
     if options.redraw is not None:
         study = HeadsStudy.from_json(options.redraw.read_text())
     else:
-        seeds = options.seeds[: 1 if options.quick else None]
-        study = measure(options.out / ("parts-quick" if options.quick else "parts"), seeds, QUICK if options.quick else [])
+        study = measure(options.parts, options.seeds, QUICK if options.quick else ())
     print(figures.save_figure(plots.heads(study), study, options.out, "heads"))
 
 

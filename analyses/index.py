@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import base64
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment
+from PIL import Image
 
 from road_interp.bench import BenchReport
 from road_interp.causal import ScanReport
@@ -35,6 +34,7 @@ from road_interp.measure import (
 )
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER
 from road_interp.measure.heads import HeadsStudy
+from road_interp.plots.structure import LABELS
 
 Row = tuple[str, str]  # what, and its value with interval where there is one
 PAGE = Environment(autoescape=True).from_string((Path(__file__).parent / "index.html.jinja").read_text())
@@ -49,6 +49,7 @@ class Shown:
     sentence: str
     rows: list[Row]
     command: str
+    versions: str
     date: str
     image: str
 
@@ -63,7 +64,6 @@ class Known:
     """
 
     title: str
-    command: str
     read: Callable[[str], Any]
     tell: Callable[[Any], tuple[str, list[Row]]]
 
@@ -90,27 +90,23 @@ def tell_angles(report: AngleReport) -> tuple[str, list[Row]]:
 
 
 def tell_structure(found: SeedStructure) -> tuple[str, list[Row]]:
-    names = {
-        "sites": "mean |angle| of a site",
-        "planes": "|angle| of a plane",
-        "planes_within_sites": "|angle| of a plane within its site",
-        "signed": "signed angle of a plane",
-        "magnitudes": "log magnitude of a plane",
-    }
+    known = {label: getattr(found, name) for name, label in LABELS.items()}
+    rows = [(label, "undefined" if each is None else with_interval(each, 2)) for label, each in known.items()]
+    pattern, single = (dict(rows)[LABELS[name]] for name in ("sites", "planes_within_sites"))
     sentence = (
-        f"Over {found.seeds} seeds the pattern of layers and modules comes back with a correlation of {found.sites[0]:.2f}, "
-        f"single planes within a site with {found.planes_within_sites[0]:.2f}."
+        f"Over {found.seeds} seeds the pattern of layers and modules comes back with a correlation of {pattern}, "
+        f"single planes within a site with {single}."
     )
-    return sentence, [(name, with_interval(getattr(found, key), 2)) for key, name in names.items()]
+    return sentence, rows
 
 
 def tell_query_key(found: QueryKey) -> tuple[str, list[Row]]:
-    correlations = found.correlations()
+    rows = [(name, "undefined" if value is None else f"{value:.5f}") for name, value in found.correlations().items()]
     sentence = (
-        f"Angles of query and key correlate with {correlations['angles']:.3f}, their log magnitudes with "
-        f"{correlations['log magnitudes']:.3f}. At -1 and 1 one of the two adapters is redundant."
+        "How angles and log magnitudes of query and key correlate. At -1 and 1 one of the two adapters is redundant: attention "
+        "sees only the difference of the angles and the product of the magnitudes."
     )
-    return sentence, [(f"correlation of {name}", f"{value:.5f}") for name, value in correlations.items()]
+    return sentence, rows
 
 
 def tell_drift(study: DriftStudy) -> tuple[str, list[Row]]:
@@ -219,43 +215,25 @@ def tell_throughput(report: BenchReport) -> tuple[str, list[Row]]:
     return sentence, rows
 
 
-RUNS = "python analyses/angles.py --out figures"
 KNOWN = {
-    "angles": Known("How far planes turn", RUNS, AngleReport.from_json, tell_angles),
-    "magnitudes": Known("How much planes grow or shrink", RUNS, AngleReport.from_json, tell_angles),
-    "planes": Known("The planes that turn most", RUNS, AngleReport.from_json, tell_angles),
-    "angle-histogram": Known("Angles by module", RUNS, AngleReport.from_json, tell_angles),
-    "shares": Known("Rotation, scale and stretch", RUNS, AngleReport.from_json, tell_angles),
-    "structure": Known("What comes back with another seed", RUNS, SeedStructure.from_json, tell_structure),
-    "query-key": Known("Query against key", RUNS, QueryKey.from_json, tell_query_key),
-    "drift": Known("How far states move", "python analyses/drift.py --out figures", DriftStudy.from_json, tell_drift),
-    "disentangle": Known(
-        "Angle against magnitude of frozen states", "python analyses/disentangle.py --out figures",
-        DisentangleReport.from_json, tell_disentangle,
-    ),
-    "ablation": Known(
-        "What of an adapter does the work", "python analyses/ablation.py --out figures", AblationReport.from_json, tell_ablation
-    ),
-    "capacity": Known(
-        "Score by how much is trained", "python analyses/capacity.py --out figures", CapacityReport.from_json, tell_capacity
-    ),
-    "interference": Known(
-        "Adapters in each other's way", "python analyses/interference.py --out figures",
-        InterferenceReport.from_json, tell_interference,
-    ),
-    "composition": Known(
-        "Two behaviours in one answer", "python analyses/composition.py --out figures",
-        CompositionReport.from_json, tell_composition,
-    ),
-    "heads": Known("Two heads on one state", "python analyses/heads.py --out figures", HeadsStudy.from_json, tell_heads),
-    "strength": Known(
-        "A behaviour by its strength", "python analyses/strength.py RUN --out figures", StrengthReport.from_json, tell_strength
-    ),
-    "throughput": Known(
-        "Different adapters in one batch", "python analyses/throughput.py --out figures", BenchReport.from_json, tell_throughput
-    ),
-    "scan": Known("Where a variable is", "python analyses/interchange.py --out figures", ScanReport.from_json, tell_scan),
-}  # fmt: skip
+    "angles": Known("How far planes turn", AngleReport.from_json, tell_angles),
+    "magnitudes": Known("How much planes grow or shrink", AngleReport.from_json, tell_angles),
+    "planes": Known("The planes that turn most", AngleReport.from_json, tell_angles),
+    "angle-histogram": Known("Angles by module", AngleReport.from_json, tell_angles),
+    "shares": Known("Rotation, scale and stretch", AngleReport.from_json, tell_angles),
+    "structure": Known("What comes back with another seed", SeedStructure.from_json, tell_structure),
+    "query-key": Known("Query against key", QueryKey.from_json, tell_query_key),
+    "drift": Known("How far states move", DriftStudy.from_json, tell_drift),
+    "disentangle": Known("Angle against magnitude of frozen states", DisentangleReport.from_json, tell_disentangle),
+    "ablation": Known("What of an adapter does the work", AblationReport.from_json, tell_ablation),
+    "capacity": Known("Score by how much is trained", CapacityReport.from_json, tell_capacity),
+    "interference": Known("Adapters in each other's way", InterferenceReport.from_json, tell_interference),
+    "composition": Known("Two behaviours in one answer", CompositionReport.from_json, tell_composition),
+    "heads": Known("Two heads on one state", HeadsStudy.from_json, tell_heads),
+    "strength": Known("A behaviour by its strength", StrengthReport.from_json, tell_strength),
+    "throughput": Known("Different adapters in one batch", BenchReport.from_json, tell_throughput),
+    "scan": Known("Where a variable is", ScanReport.from_json, tell_scan),
+}
 
 
 def shown_in(folder: Path) -> Iterator[Shown]:
@@ -269,16 +247,16 @@ def shown_in(folder: Path) -> Iterator[Shown]:
             sentence, rows = known.tell(known.read(numbers.read_text()))
             date = datetime.fromtimestamp(image.stat().st_mtime, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
             data = base64.b64encode(image.read_bytes()).decode()
-            yield Shown(image.stem, known.title, sentence, rows, known.command, date, data)
+            with Image.open(image) as picture:
+                command, versions = (str(picture.info.get(key, "unknown")) for key in ("Command", "Versions"))
+            yield Shown(image.stem, known.title, sentence, rows, command, versions, date, data)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("figures"))
     options = parser.parse_args()
-    names = ("road-interp", "torch", "transformers", "pyvene", "scikit-learn", "numpy")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names) + f", Python {platform.python_version()}"
-    write_atomically(options.folder / "index.html", PAGE.render(figures=list(shown_in(options.folder)), versions=versions))
+    write_atomically(options.folder / "index.html", PAGE.render(figures=list(shown_in(options.folder))))
     print(options.folder / "index.html")
 
 

@@ -10,8 +10,6 @@ folder, and what is there is not trained or measured again; analyses/heads.py le
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +26,7 @@ from road_interp.heads import head_scorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
 from road_interp.recipe import MixtureRecipe, load_recipe
 from road_interp.run import Run
-from road_interp.seeds import train_once
+from road_interp.study import fingerprint, study_options, tell, train_once
 
 QUICK = ["training.max_steps=2"]
 
@@ -40,7 +38,7 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> Interf
     for seed in seeds:
         recipe = load_recipe("multitask-minilm", [*changes, f"seed={seed}"])
         assert isinstance(recipe, MixtureRecipe)
-        path = parts / f"interference, seed {seed}.json"
+        path = parts / f"interference, seed {seed}, {fingerprint(recipe)}.json"
         if not path.is_file():
             write_atomically(path, between(alone(recipe, parts), recipe).to_json())
         reports.append(InterferenceReport.from_json(path.read_text()))
@@ -72,29 +70,15 @@ def between(runs: Mapping[str, Run], recipe: MixtureRecipe) -> InterferenceRepor
 
 def whole_and_layers(task: str, adapter: RoadAdapter) -> dict[str, RoadAdapter]:
     """The adapter, and what it is restricted to each of its layers, by name."""
-    parts = {task: adapter}
-    for layer in sorted({site.layer for site in adapter.sites if site.layer is not None}):
-        planes = {site.name: range(site.width // 2) for site in adapter.sites if site.layer == layer}
-        parts[f"{task} layer {layer}"] = adapter.restrict(planes)
-    return parts
-
-
-def tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
+    return {task: adapter, **{f"{task} layer {layer}": part for layer, part in adapter.by_layer().items()}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one seed, two steps")
-    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
-    options = parser.parse_args()
+    options = study_options(__doc__, "one seed, two steps")
     if options.redraw is not None:
         report = InterferenceReport.from_json(options.redraw.read_text())
     else:
-        seeds = options.seeds[: 1 if options.quick else None]
-        report = measure(options.out / ("parts-quick" if options.quick else "parts"), seeds, QUICK if options.quick else [])
+        report = measure(options.parts, options.seeds, QUICK if options.quick else ())
     with context(plots.STYLE):
         ax = subplots(figsize=(1.5 + 0.65 * len(report.names), 2.6), layout="constrained")[1]
     print(figures.save_figure(plots.interference(report, ax), report, options.out, "interference"))

@@ -194,6 +194,12 @@ class RoadAdapter:
             raise InputError(f"'{sorted(unknown)[0]}' is not a site of this adapter")
         return self._with_blocks(kept)
 
+    def by_layer(self) -> dict[int, RoadAdapter]:
+        """For every layer the adapter restricted to that layer's sites."""
+        layers = sorted({site.layer for site in self.sites if site.layer is not None})
+        identity = RoadAdapter.identity(self.sites, group_size=self.group_size)
+        return {layer: identity.with_sites_of(self, lambda site, layer=layer: site.layer == layer) for layer in layers}
+
     def angles_only(self) -> RoadAdapter:
         """The same turns without any stretch: the orthogonal polar factor of every block (a mirror where it reflects)."""
         return self._with_blocks({site.name: rotation.polar_factors(self.blocks(site))[0] for site in self.sites})

@@ -113,8 +113,10 @@ def drift(
     tuned: ModelOrRun,
     data: Annotated[str, typer.Argument(help="texts: a file, a data set id, or package://NAME/path")],
     text: Annotated[str, typer.Option(help="the column that holds them")] = "text",
-    token: Annotated[str, typer.Option(help="whose states: first, last, mean or all")] = "first",
-    most: Annotated[int | None, typer.Option(min=1, help="texts to read, from the start; all by default")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="whose states: first, last, mean or all; by default [CLS] or, where there is none, last")
+    ] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="texts to draw; all by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the figures and their numbers")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,16 +135,17 @@ def drift(
     texts = _read_texts(data, text, most)
     process = PartialState(cpu=not torch.cuda.is_available())
     loaded = [_load_model_or_run(name) for name in (base, tuned)]
-    models, recipe = [model.to(process.device) for model, _ in loaded], loaded[0][1]
+    models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
+    tokenizer = load_tokenizer(recipe)
     with Progress(console=Console(stderr=True), disable=not process.is_main_process) as bar:
         line = bar.add_task("texts", total=len(texts))
         report = measure.drift(
             models[0],
             models[1],
-            measure.text_batches(texts, load_tokenizer(recipe), recipe.max_length),
-            token,  # type: ignore[arg-type]
-            base_name=Path(base).name,
-            tuned_name=Path(tuned).name,
+            measure.text_batches(texts, tokenizer, recipe.max_length),
+            token or ("last" if tokenizer.cls_token is None else "first"),  # type: ignore[arg-type]
+            base_name=loaded[0][2],
+            tuned_name=loaded[1][2],
             progress=lambda count: bar.advance(line, count),
         )
     if process.is_main_process:
@@ -151,30 +154,30 @@ def drift(
 
 
 def _read_texts(data: str, column: str, most: int | None) -> list[str]:
-    """The first texts of a file or data set."""
-    from road_interp.tasks import read_rows
+    """Texts of a file or data set: all in their order, or some drawn by a fixed seed."""
+    from road_interp.tasks import drawn, read_rows
 
     rows = read_rows(data, None, "test")
     if column not in rows.column_names:
         raise InputError(f"'{data}' has no column '{column}' (--text); its columns are {', '.join(rows.column_names)}")
-    texts = rows[:most][column]
+    texts = (rows if most is None else drawn(rows, most))[column]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"'{data}', row {row}: column '{column}' holds {text!r}, not text")
     return texts
 
 
-def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe]:
-    """A model, with its rotations where it is a run folder, and how it was loaded."""
+def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
+    """A model, with its rotations where it is a run folder, how it was loaded, and its name."""
     from road_interp.pretrained import load_model
     from road_interp.recipe import ModelRecipe
     from road_interp.run import RECIPE, Run
 
     if (Path(identifier) / RECIPE).is_file():
         run = Run.load(identifier)
-        return run.load_model(), run.recipe.model
+        return run.load_model(), run.recipe.model, run.folder.name
     recipe = ModelRecipe(identifier)
-    return load_model(recipe)[0], recipe
+    return load_model(recipe)[0], recipe, recipe.name
 
 
 def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
@@ -192,7 +195,7 @@ def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
 @app.command()
 def ablate(
     run: Annotated[Path, typer.Argument(help="a run folder of one classification task")],
-    most: Annotated[int | None, typer.Option(min=1, help="test examples to score, from the start; all by default")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="test examples to draw; all by default")] = None,
     refit: Annotated[bool, typer.Option("--refit", help="score the parts with a refitted head too")] = False,
     out: Annotated[Path | None, typer.Option(help="folder for the figure and its numbers; by default the run's figures/")] = None,
     device: Device = None,
@@ -237,7 +240,7 @@ def _ablate(folder: Path, most: int | None, refit: bool, device: str | None) -> 
 @app.command()
 def diagnose(
     run: Annotated[Path, typer.Argument(help="a run folder: of one classification task, or of several tasks")],
-    most: Annotated[int | None, typer.Option(min=1, help="test examples to score, from the start; all by default")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="test examples to draw; all by default")] = None,
     control: Annotated[
         Path | None, typer.Option(help="the run of another task, on the same sites, that should not suffer")
     ] = None,
@@ -272,10 +275,8 @@ def _hurts(run: Run, control: Run, most: int | None, device: str | None) -> Chec
     from road_interp.scorer import RunScorer
 
     _quiet_libraries()
-    adapters = {"control": control.adapter, "all layers": run.adapter}
-    for layer in sorted({site.layer for site in run.adapter.sites if site.layer is not None}):
-        planes = {site.name: range(site.width // 2) for site in run.adapter.sites if site.layer == layer}
-        adapters[f"layer {layer}"] = run.adapter.restrict(planes)
+    layers = {f"layer {layer}": part for layer, part in run.adapter.by_layer().items()}
+    adapters = {"control": control.adapter, "all layers": run.adapter, **layers}
     with Console(stderr=True).status("") as status:
         report = measure.interference(
             adapters,

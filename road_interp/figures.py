@@ -12,6 +12,7 @@ from matplotlib.style import context
 
 from road_interp import plots
 from road_interp.files import write_atomically
+from road_interp.versions import origin
 
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport
@@ -26,13 +27,16 @@ class Result(Protocol):
 
 
 def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
-    """Write `name`.pdf, `name`.png and `name`.json into `folder` and return the PNG's path. The figure is closed."""
+    """Write `name`.pdf, `name`.png and `name`.json into `folder` and return the PNG's path. The figure is closed.
+
+    The PNG says which command drew it, with which versions (its text chunks "Command" and "Versions").
+    """
     folder.mkdir(parents=True, exist_ok=True)
     figure = ax.get_figure(root=True)
     assert figure is not None
     with context(plots.STYLE):
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-        figure.savefig(folder / f"{name}.png")
+        figure.savefig(folder / f"{name}.png", metadata=origin())
     close(figure)
     write_atomically(folder / f"{name}.json", result.to_json())
     return folder / f"{name}.png"

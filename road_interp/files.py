@@ -26,6 +26,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         raise
 
 
+def as_tuples(value: Any) -> Any:
+    """JSON's lists, at every depth, as the tuples of frozen results."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises InputError for a missing file, invalid JSON, or another kind of value."""
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model
 from road_interp.recipe import AnyRecipe, MixtureRecipe, load_recipe
+from road_interp.versions import library_versions
 
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
@@ -118,9 +118,13 @@ def load_head(model: nn.Module, path: Path) -> None:
 
 def describe_environment(seed: int, device: str, precision: str) -> str:
     """What a run ran on, as JSON text: versions, seed, device and precision."""
-    names = ("road-interp", "torch", "transformers", "pyvene", "accelerate", "numpy", "scikit-learn")
-    versions = {name: metadata.version(name) for name in names}
-    content = {"python": platform.python_version(), "versions": versions, "seed": seed, "device": device, "precision": precision}
+    content = {
+        "python": platform.python_version(),
+        "versions": library_versions(),
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+    }
     return json.dumps(content, indent=2) + "\n"
 
 

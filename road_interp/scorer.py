@@ -21,7 +21,7 @@ from road_interp.pretrained import load_tokenizer
 from road_interp.recipe import Recipe
 from road_interp.run import Run
 from road_interp.states import pick
-from road_interp.tasks import load_task, tokenize
+from road_interp.tasks import drawn, load_task, tokenize
 from road_interp.trainer import find_device, forward_precision
 
 BATCH = 64
@@ -32,7 +32,7 @@ class RunScorer:
 
     Args:
         run: of one classification task.
-        most: test examples to use, from the start; all by default.
+        most: test examples to draw; all by default.
 
     Raises:
         InputError: a run of several tasks, or of one that is not scored by accuracy.
@@ -52,7 +52,7 @@ class RunScorer:
             raise InputError(f"'{run.folder}' is scored by {task.metric}; outcomes example by example need accuracy")
         self._train, self._test = (tokenize(each, self._tokenizer, recipe.model.max_length) for each in (task.train, task.test))
         if most is not None:
-            self._test = self._test.select(range(min(most, len(self._test))))
+            self._test = drawn(self._test, most)
 
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
         """Test example by test example, whether the model with this adapter and the trained head is right."""

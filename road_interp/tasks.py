@@ -194,6 +194,11 @@ def _balanced(data: Dataset, recipe: DataRecipe) -> Dataset:
     return data.select(sorted(kept))
 
 
+def drawn(examples: Dataset, most: int) -> Dataset:
+    """At most `most` examples, drawn by a fixed seed: files are often sorted by label."""
+    return examples.shuffle(seed=0).select(range(min(most, len(examples))))
+
+
 def read_rows(identifier: str, config: str | None, split: str, keep: Mapping[str, Any] | None = None) -> Dataset:
     """The rows of one split with all columns, those whose columns have the values of `keep`. Raises InputError for none."""
     data = _read(identifier, config, split)

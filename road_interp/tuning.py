@@ -22,6 +22,7 @@ from road_interp.trainer import find_device
 from road_interp.training import encode, load_classifier, make_trainer, score_split
 
 Method = Literal["full", "lora", "head"]
+RATES = {"full": 1e-4, "lora": 1e-3}  # usual learning rates, not tuned for any recipe here
 
 
 class PlainModel(nn.Module):

@@ -327,6 +327,16 @@ def test_an_adapter_is_its_angles_behind_its_magnitudes(variant):
         assert stretching.angles(site).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("variant", ["road_1", "road_4"])
+def test_layers_multiply_to_the_whole(variant):
+    adapter = random_adapter(SITES, variant)
+    first, second = adapter.by_layer().values()
+    assert list(adapter.by_layer()) == [0, 1]
+    for site in SITES:
+        torch.testing.assert_close((first @ second).matrix(site), adapter.matrix(site), rtol=0, atol=1e-5)
+    torch.testing.assert_close(first.matrix(SITES[1]), torch.eye(16))
+
+
 def test_maps_of_another_adapter_are_taken_where_chosen():
     mine, theirs = random_adapter(SITES), random_adapter(SITES, "road_2", seed=1)
     mixed = mine.with_sites_of(theirs, lambda site: site == SITES[0])

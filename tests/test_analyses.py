@@ -24,6 +24,7 @@ from road_interp.measure import CapacityPoint, DriftStudy, InterferenceReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.strength import StrengthReport
 from road_interp.recipe import MixtureRecipe, load_recipe
+from road_interp.study import QUICK
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
 
@@ -95,23 +96,19 @@ def test_conditions_of_the_composition_are_recipes():
 def test_heads(tmp_path, monkeypatch, capsys):
     trained = []
 
-    def scripted(recipe, folder, progress):
+    def scripted(recipe, folder):
         trained.append((folder.name, recipe.training.max_steps))
-        folder.mkdir(parents=True)
         tasks = tuple(recipe.tasks)
         correct = {task: dict.fromkeys(("__base__", task, "+".join(tasks)), (True, False)) for task in tasks}
-        (folder / "heads.json").write_text(HeadsReport("m", "x", tasks, (recipe.seed,), correct).to_json())
-        (folder / "recipe.yaml").write_text(recipe.to_yaml())
-        (folder / "metrics.json").write_text("{}")
+        return SimpleNamespace(composition=HeadsReport("m", "x", tasks, (recipe.seed,), correct))
 
-    run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train=scripted)
-    run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train=scripted)
+    run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train_once=scripted)
     names = ["co-activation 0.5", "co-activation 0", "sentiment alone", "source alone"]
     assert trained == [(f"{name}, seed 0", 2) for name in names]
     first = (tmp_path / "heads.json").read_text()
-    run("heads", "--redraw", tmp_path / "heads.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, train=None)
+    run("heads", "--redraw", tmp_path / "heads.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, train_once=None)
     assert (tmp_path / "again" / "heads.json").read_text() == first
-    assert capsys.readouterr().out.count("heads.png") == 3
+    assert capsys.readouterr().out.count("heads.png") == 2
 
 
 def test_strength(tmp_path, monkeypatch, capsys):
@@ -224,15 +221,14 @@ def test_ablation_trains_where_no_run_is_given(tmp_path, monkeypatch, capsys, fi
     asked = []
 
     def trained(*question):
-        asked.append(question[:4])
+        asked.append(question)
         return [finished.folder]
 
     run("ablation", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, runs_for_seeds=trained)
-    assert asked == [("sentiment-minilm", load("ablation").QUICK, [0], tmp_path / "parts-quick")]
+    assert asked == [("sentiment-minilm", QUICK, [0], tmp_path / "parts-quick")]
 
 
 def test_scripts_that_share_quick_runs_train_them_alike():
-    assert load("ablation").QUICK == load("angles").QUICK == load("drift").QUICK
     assert load("interference").QUICK == load("heads").QUICK
 
 
@@ -251,7 +247,7 @@ def test_angles_leaves_out_what_there_is_nothing_for(tmp_path, monkeypatch, caps
     def no_query(report, key_heads):
         raise InputError("no layer rotates query and key")
 
-    def trained(name, changes, seeds, parts, tell):
+    def trained(name, changes, seeds, parts):
         assert (name, seeds, parts) == ("sentiment-minilm", [4], tmp_path / "parts")
         return [finished.folder]
 
@@ -301,7 +297,8 @@ def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch,
     assert "angles alone lose 0.000 [0.000, 0.000] and magnitudes alone 0.500" in page
     assert "&#39;&lt;closing&gt;&#39;" in page
     assert 'src="http' not in page
-    assert "torch " in page
+    assert "strength run --out out</code>" in page.replace(str(tmp_path), "out").replace("out/run", "run")
+    assert page.count(f"torch {torch.__version__}") == 2
 
 
 def test_capacity(tmp_path, monkeypatch, capsys):

@@ -43,6 +43,8 @@ def test_overlap_and_angle_between_maps():
     first, second, strong = range(3)
     assert found.overlap[first][strong] == found.overlap[first][first] == 1
     assert found.overlap[first][second] == 0
+    few = random_adapter(SITES).restrict({SITES[0].name: [0]}), random_adapter(SITES).restrict({SITES[1].name: [0]})
+    assert measure.interference(dict(zip("ab", few, strict=True)), {}, model="m", seed=0).overlap[0][1] == 0
     assert found.angle[first][strong] == pytest.approx(0, abs=0.1)
     assert found.angle[first][second] == pytest.approx(90, abs=0.1)
     opposite = measure.interference(

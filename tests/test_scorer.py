@@ -23,7 +23,8 @@ def test_the_trained_adapter_scores_as_the_run_did(finished, scorer):
     right = scorer(finished.adapter)
     assert right.dtype == bool
     assert right.mean() == finished.metrics["test"]["accuracy"]
-    assert np.array_equal(RunScorer(finished, most=10)(finished.adapter), right[:10])
+    some = np.random.default_rng(0).permutation(40)[:10]
+    assert np.array_equal(RunScorer(finished, most=10)(finished.adapter), right[some])
 
 
 def test_without_its_rotations_the_head_is_worse_and_refitting_it_helps(finished, scorer):

@@ -78,6 +78,17 @@ def test_query_heads_that_share_a_key_head_are_averaged():
         query_key(measure.angles(adapter), key_heads=3)
 
 
+def test_what_does_not_vary_has_no_correlation():
+    still = seed_structure([report(), report(seed=1)])  # all planes alike, of all seeds
+    assert (still.sites, still.planes, still.signed) == (None, None, None)
+    base = tiny_model("Bert")
+    turning = random_adapter(find_sites(base, "attention-qk")).angles_only()
+    found = query_key(measure.angles(turning)).correlations()
+    assert found["log magnitudes"] is None
+    assert found["angles"] is not None
+    assert seed_structure([measure.angles(turning), measure.angles(turning)]).magnitudes is None
+
+
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(InputError, match="at least two adapters, not 1"):
         seed_structure([report()])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.files import as_tuples
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,10 @@ class AngleReport:
         """The report that `to_json` wrote."""
         try:
             content = json.loads(text)
-            return cls(**{**content, "sites": tuple(SiteAngles(**_with_tuples(site)) for site in content["sites"])})
+            sites = tuple(SiteAngles(**{key: as_tuples(value) for key, value in site.items()}) for site in content["sites"])
+            return cls(**{**content, "sites": sites})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is not the JSON of an angle report ({error})") from None
-
-
-def _with_tuples(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
 def angles(adapter: RoadAdapter) -> AngleReport:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
 from road_interp.measure.composition import CompositionReport
-from road_interp.measure.drift import DriftReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.interference import NOTHING, InterferenceReport
 
@@ -65,21 +64,14 @@ def _check(content: dict[str, Any]) -> Check:
     return Check(content["question"], content["verdict"], content["reason"], numbers)
 
 
-def needs_magnitudes(ablation: AblationReport, drift: DriftReport | None = None) -> Check:
+def needs_magnitudes(ablation: AblationReport) -> Check:
     """Whether a trained adapter loses accuracy when its angles are kept and its magnitudes set to 1.
 
     That is said of this adapter with its head: whether the task could do without is seen by training with `adapter.learn=angles`.
     An adapter that does nothing for the task allows no verdict.
-
-    Args:
-        drift: between the base model and the tuned one, whose changes of magnitude are put beside the verdict, where blocks leave
-            the norm free.
     """
     losses = {part: ablation.loss(ablation.of("parts", "all planes", part)) for part in (ANGLES, MAGNITUDES)}
-    numbers: dict[str, tuple[float, float, float]] = {f"accuracy lost with {part}": loss for part, loss in losses.items()}
-    for place in drift.places if drift is not None else ():
-        if not place.norm_is_pinned:
-            numbers[f"signed change of the norm, {place.name}"] = place.signed
+    numbers = {f"accuracy lost with {part}": loss for part, loss in losses.items()}
     reason = f"accuracy lost with {ANGLES}, against a margin of {MARGIN:g}"
     gained = ablation.loss(ablation.of("parts", "all planes", NEITHER))
     verdict: Verdict = _above(losses[ANGLES], MARGIN) if _above(gained, MARGIN) == "yes" else "cannot tell"

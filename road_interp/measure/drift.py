@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
+from road_interp.files import as_tuples
 from road_interp.measure.bootstrap import interval
 from road_interp.states import Batch, Place, Token, find_places, pick, plain, running, states_at
 
@@ -133,12 +134,8 @@ class DriftStudy:
 
 
 def _report_from(content: dict[str, Any]) -> DriftReport:
-    places = tuple(PlaceDrift(**{key: _as_tuple(value) for key, value in place.items()}) for place in content["places"])
+    places = tuple(PlaceDrift(**{key: as_tuples(value) for key, value in place.items()}) for place in content["places"])
     return DriftReport(**{**content, "places": places})
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, eq=False)

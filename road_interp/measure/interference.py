@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.measure.ablation import Score
 from road_interp.measure.angles import angles
 from road_interp.measure.bootstrap import check_seeds, interval, redrawn
 
-Score = Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]  # test example by test example, whether a task's model is right
 NOTHING = "nothing"
 TOP = 0.1  # fraction of the planes that count as the most turned
 
@@ -28,7 +28,7 @@ class InterferenceReport:
         names: of the adapters; the first ones have tasks that are scored.
         seeds: of the trainings.
         overlap: for every pair of adapters the fraction of their most turned tenths of the planes that both share; by chance a
-            tenth. The mean over seeds.
+            tenth. Planes that do not turn count for none. The mean over seeds.
         angle: between the maps, degrees: that of the vectors of all angles (radians) and log magnitudes; 90 for unrelated ones.
             The mean over seeds.
         correct: by scored task and by what is composed on its own adapter ("nothing", or another adapter's name), example by
@@ -135,8 +135,9 @@ def _logarithm(adapter: RoadAdapter) -> Float[np.ndarray, "2 planes"]:
 
 def _overlap(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 planes"]) -> float:
     count = max(1, round(TOP * first.shape[1]))
-    top = [set(np.argsort(-np.abs(each[0]), kind="stable")[:count].tolist()) for each in (first, second)]
-    return len(top[0] & top[1]) / count
+    sizes = (np.abs(each[0]) for each in (first, second))
+    top = [{plane for plane in np.argsort(-size, kind="stable")[:count].tolist() if size[plane] > 0} for size in sizes]
+    return len(top[0] & top[1]) / max(1, *map(len, top))
 
 
 def _angle(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 planes"]) -> float:

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from scipy import stats
 
 from road_interp.errors import InputError
+from road_interp.files import as_tuples
 from road_interp.measure.angles import AngleReport, SiteAngles
 from road_interp.measure.bootstrap import interval
 
 DRAWS = 1000
-Correlation = tuple[float, float, float]  # with its 95% bootstrap interval
+Correlation = tuple[float, float, float] | None  # with its 95% bootstrap interval; None where a side does not vary
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,14 @@ class QueryKey:
     query_magnitudes: tuple[tuple[float, ...], ...]
     key_magnitudes: tuple[tuple[float, ...], ...]
 
-    def correlations(self) -> dict[str, float]:
-        """Pearson correlation over all planes, of the angles and of the log magnitudes."""
+    def correlations(self) -> dict[str, float | None]:
+        """Pearson correlation over all planes, of the angles and of the log magnitudes; None where a side does not vary."""
         sides = {
             "angles": (np.concatenate(self.query_angles), np.concatenate(self.key_angles)),
             "log magnitudes": (np.log(np.concatenate(self.query_magnitudes)), np.log(np.concatenate(self.key_magnitudes))),
         }
-        return {name: _pearson(*both) for name, both in sides.items()}
+        found = {name: _pearson(*both) for name, both in sides.items()}
+        return {name: None if np.isnan(value) else value for name, value in found.items()}
 
     def to_json(self) -> str:
         """All planes as JSON text, with the correlations beside them."""
@@ -98,13 +100,9 @@ class QueryKey:
 def _read(text: str, what: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-        return {key: _as_tuple(value) for key, value in content.items()}
+        return {key: as_tuples(value) for key, value in content.items()}
     except (ValueError, AttributeError) as error:
         raise InputError(f"this is not the JSON of {what} ({error})") from None
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
@@ -127,7 +125,7 @@ def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
 
 
 def _agreement(values: Sequence[Sequence[np.ndarray]]) -> Correlation:
-    """Mean correlation over pairs of seeds, and its interval over sites."""
+    """Mean correlation over pairs of seeds, and its interval over sites; draws of sites that do not vary are left out."""
     sites = len(values[0])
     generator = np.random.default_rng(0)
 
@@ -135,14 +133,17 @@ def _agreement(values: Sequence[Sequence[np.ndarray]]) -> Correlation:
         rows = [np.concatenate([report[site] for site in chosen]) for report in values]
         return float(np.mean([_pearson(first, second) for first, second in combinations(rows, 2)]))
 
+    whole = mean(np.arange(sites))
+    if np.isnan(whole):
+        return None
     samples = np.array([mean(generator.integers(sites, size=sites)) for _ in range(DRAWS)])
-    return (mean(np.arange(sites)), *interval(samples))
+    return (whole, *interval(samples[~np.isnan(samples)]))
 
 
 def _pearson(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """Pearson correlation; 0 where a side is constant and none is defined."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
+    """Pearson correlation of radians or log magnitudes; not a number where a side varies by single precision's rounding alone."""
+    if min(np.ptp(first), np.ptp(second)) < 1e-6:
+        return float("nan")
     return float(np.corrcoef(first, second)[0, 1])
 
 

@@ -24,12 +24,16 @@ LABELS = {
 
 @styled
 def seed_structure(result: SeedStructure, ax: Axes) -> Axes:
-    """How well each part of an adapter agrees with that of another seed: correlations with 95% intervals over sites."""
-    middle, low, high = np.array([getattr(result, name) for name in LABELS]).T
+    """How well each part of an adapter agrees with that of another seed: correlations with 95% intervals over sites.
+
+    What does not vary is left out: it has no correlation.
+    """
+    found = {label: getattr(result, name) for name, label in LABELS.items() if getattr(result, name) is not None}
+    middle, low, high = np.array(list(found.values())).T
     bars = (np.maximum(middle - low, 0), np.maximum(high - middle, 0))
     ax.axvline(0, color="0.7", linewidth=0.8, linestyle=":")
-    ax.errorbar(middle, range(len(LABELS)), xerr=bars, fmt="o", markersize=4, capsize=2)
-    ax.set_yticks(range(len(LABELS)), LABELS.values())
+    ax.errorbar(middle, range(len(found)), xerr=bars, fmt="o", markersize=4, capsize=2)
+    ax.set_yticks(range(len(found)), list(found))
     ax.invert_yaxis()
     ax.set(xlabel="correlation between seeds", xlim=(min(-0.1, low.min() - 0.05), 1.05))
     ax.set_title(f"What comes back with another seed: {result.seeds} seeds")
@@ -51,6 +55,7 @@ def query_key(result: QueryKey, ax: Axes) -> Axes:
     bar.set_ticks(range(0, count, step), labels=[str(layer) for layer in result.layers[::step]])
     ax.set(xlim=(-most, most), ylim=(-most, most), aspect="equal")
     ax.set(xlabel=f"angle of a plane of {result.query} (degrees)", ylabel=f"angle of a plane of {result.key} (degrees)")
-    ax.set_title(f"Query and key: correlation {result.correlations()['angles']:.3f}")
+    correlation = result.correlations()["angles"]
+    ax.set_title("Query and key" + ("" if correlation is None else f": correlation {correlation:.3f}"))
     ax.legend()
     return ax

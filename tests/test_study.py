@@ -9,15 +9,15 @@ from conftest import recipe_for
 
 from road_interp.errors import InputError
 from road_interp.run import Run
-from road_interp.seeds import runs_for_seeds, train_once
+from road_interp.study import fingerprint, runs_for_seeds, train_once
 
 
-def test_a_run_for_every_seed_is_trained_once(workplace, tmp_path):
+def test_a_run_for_every_seed_is_trained_once(workplace, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(recipe_for(workplace).to_yaml())
-    told = []
-    question = (tmp_path / "recipe.yaml", ["training.max_steps=2"], (0, 1), tmp_path / "parts", told.append)
+    question = (tmp_path / "recipe.yaml", ["training.max_steps=2"], (0, 1), tmp_path / "parts")
     folders = runs_for_seeds(*question)
-    assert told == [folder.name for folder in folders] == ["road_1, seed 0", "road_1, seed 1"]
+    assert [folder.name for folder in folders] == ["road_1, seed 0", "road_1, seed 1"]
+    assert {folder.name for folder in folders} <= set(capsys.readouterr().err.splitlines())
     assert [(run.recipe.seed, run.recipe.training.max_steps) for run in map(Run.load, folders)] == [(0, 2), (1, 2)]
     written = [(folder / "metrics.json").stat().st_mtime_ns for folder in folders]
     assert runs_for_seeds(*question) == folders
@@ -31,3 +31,9 @@ def test_what_did_not_finish_is_trained_again_and_another_recipe_is_refused(work
     assert train_once(recipe, tmp_path / "run").recipe == recipe
     with pytest.raises(InputError, match="run' was trained with another recipe; choose another --out"):
         train_once(replace(recipe, seed=1), tmp_path / "run")
+
+
+def test_a_fingerprint_changes_with_the_settings(workplace):
+    recipe = recipe_for(workplace)
+    assert fingerprint(recipe, 1e-3) == fingerprint(recipe_for(workplace), 1e-3)
+    assert len({fingerprint(recipe, 1e-3), fingerprint(recipe, 1e-4), fingerprint(replace(recipe, seed=1), 1e-3)}) == 3

@@ -1,0 +1,84 @@
+"""A study: the runs of a recipe over several seeds, kept as they are finished so that several analyses share them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from road_interp.errors import InputError
+from road_interp.recipe import AnyRecipe, load_recipe
+from road_interp.run import METRICS, RECIPE, Run
+from road_interp.training import train
+
+# What makes the recipe of one labelled task a matter of seconds.
+QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
+
+
+def study_options(doc: str, quick: str, quick_seeds: int = 1, runs: bool = False) -> argparse.Namespace:
+    """What a study's script was asked on its command line: `out`, `seeds`, `quick`, `redraw`, and `parts`, where pieces are kept.
+
+    Args:
+        doc: the script's docstring; its first line describes it.
+        quick: what `--quick` does.
+        quick_seeds: how many seeds it leaves.
+        runs: whether finished run folders can be named instead of trained.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    if runs:
+        parser.add_argument("runs", type=Path, nargs="*", help="finished run folders; by default they are trained")
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--redraw", type=Path, help="draw what an earlier run has left here instead of measuring")
+    options = parser.parse_args()
+    options.parts = options.out / ("parts-quick" if options.quick else "parts")
+    options.seeds = options.seeds[:quick_seeds] if options.quick else options.seeds
+    return options
+
+
+def tell(what: str) -> None:
+    """What a script is at, on standard error."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def fingerprint(*settings: object) -> str:
+    """Eight characters that change with the settings: a piece that is kept under them is not taken for one of other settings."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+
+
+def runs_for_seeds(name: str | Path, changes: Sequence[str], seeds: Sequence[int], parts: Path) -> list[Path]:
+    """The run folders "VARIANT, seed N" of a recipe under `parts`, one per seed.
+
+    Args:
+        name: of the recipe, or its file.
+        changes: overrides such as "training.max_steps=2".
+
+    Raises:
+        InputError: a folder with a finished run of another recipe.
+    """
+    folders = []
+    for seed in seeds:
+        recipe = load_recipe(name, [*changes, f"seed={seed}"])
+        folder = parts / f"{recipe.adapter.variant}, seed {seed}"
+        tell(folder.name)
+        train_once(recipe, folder)
+        folders.append(folder)
+    return folders
+
+
+def train_once(recipe: AnyRecipe, folder: Path) -> Run:
+    """The run of a recipe in a folder; it is trained where the folder holds no finished one, whose remains are deleted.
+
+    Raises:
+        InputError: the folder holds a finished run of another recipe.
+    """
+    if not (folder / METRICS).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        return train(recipe, folder, progress=False)
+    if load_recipe(folder / RECIPE) != recipe:
+        raise InputError(f"'{folder}' was trained with another recipe; choose another --out")
+    return Run.load(folder)
