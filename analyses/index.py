@@ -132,7 +132,8 @@ def tell_disentangle(report: DisentangleReport) -> tuple[str, list[Row]]:
     sentence = (
         f"Behind the full layer stay angle only by {with_interval(behind['angle only'])}, magnitude only by "
         f"{with_interval(behind['magnitude only'])} and the full layer on a random backbone by "
-        f"{with_interval(behind['random backbone'])}. The magnitude arm sees one number per text; the probes on norms see more."
+        f"{with_interval(behind['random backbone'])}. The magnitude arm sees one number per text; the probes on norms see more. "
+        "Where blocks end in a LayerNorm their norms are set by it: there only the norms before it can tell anything."
     )
     rows = [(each.name, with_interval((report.score(each.name), *report.interval(each.name)))) for each in report.outcomes]
     return sentence, rows

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from road_interp import rotation
 from road_interp.adapter import RoadAdapter
@@ -18,6 +17,7 @@ from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention, pyvene
+from road_interp.merging import check_mergeable, rotate_weights, shared_tensors
 from road_interp.planes import TaskPlanes
 from road_interp.positions import Positions, parse_positions
 from road_interp.rotation import Blocks, Entries
@@ -197,16 +197,16 @@ class RoadModel(pyvene.IntervenableModel):
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: weights act on every token")
         adapter = self._one_adapter(adapter_name)
-        shared = _shared_tensors(self.model)
+        shared = shared_tensors(self.model)
         for site in self.sites:
-            _check_mergeable(self.model.get_submodule(site.module), site, shared)
+            check_mergeable(self.model.get_submodule(site.module), site, shared)
         with torch.no_grad():
             for site in self.sites:
                 module: Any = self.model.get_submodule(site.module)
                 if site.module not in self._merged:
                     kept = None if module.bias is None else module.bias.clone()
                     self._merged[site.module] = (module.weight.clone(), kept)
-                _rotate_weights(module, adapter.blocks(site), self.group_size, site)
+                rotate_weights(module, adapter.blocks(site), self.group_size, site)
         return self.model
 
     def unmerge(self) -> None:
@@ -486,38 +486,3 @@ def _split_blocks(
         return [Blocks(part) for part in together.a.split(sizes, dim=-1)]
     pairs = zip(theta.split(sizes, dim=-1), alpha.split(sizes, dim=-1), devices, strict=True)
     return [rotation.blocks(t.to(device), a.to(device), variant, group_size) for t, a, device in pairs]
-
-
-def _shared_tensors(model: nn.Module) -> set[int]:
-    """Ids of parameters that more than one module holds."""
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for _, parameter in nn.Module.named_parameters(model, remove_duplicate=False):
-        (shared if id(parameter) in seen else seen).add(id(parameter))
-    return shared
-
-
-def _check_mergeable(module: Any, site: Site, shared: set[int]) -> None:
-    if type(module) not in (nn.Linear, Conv1D):
-        raise InputError(f"site '{site.name}' cannot be merged: {type(module).__name__} is not a plain linear layer")
-    if id(module.weight) in shared:
-        raise InputError(f"site '{site.name}' cannot be merged: its weight is tied to another module, which would turn as well")
-    if not module.weight.is_floating_point():
-        raise InputError(f"site '{site.name}' cannot be merged: its weight is quantised ({module.weight.dtype})")
-
-
-def _rotate_weights(module: Any, maps: Blocks, group_size: int, site: Site) -> None:
-    """W <- R W and b <- R b, in at least fp32."""
-    maps = maps.to(module.weight.device)
-
-    def rotate(columns: Tensor) -> Tensor:
-        columns = columns.float() if columns.dtype.itemsize < 4 else columns
-        part = columns if site.part is None else site.part.select(columns)
-        turned = rotation.apply(maps, part.contiguous(), group_size)
-        return turned if site.part is None else site.part.replace(columns, turned)
-
-    columns = module.weight if isinstance(module, Conv1D) else module.weight.T  # (inputs, outputs)
-    turned = rotate(columns)
-    module.weight.copy_(turned if isinstance(module, Conv1D) else turned.T)
-    if module.bias is not None:
-        module.bias.copy_(rotate(module.bias))

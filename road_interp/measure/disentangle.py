@@ -56,7 +56,8 @@ Splits = Mapping[str, Features]  # train, validation and test
 def read_features(model: Any, batches: Iterable[Batch], token: Token) -> Features:
     """States and norms of all texts in one forward pass each, in the batches' order.
 
-    A last normalisation behind all blocks, as in Llama, is left out: it would take the magnitude away.
+    A last normalisation behind all blocks, as in Llama, is left out: it would take the magnitude away. One that ends the last
+    block itself, as in BERT, is not: the norm of those states is set by it, and what they had before is among the norms.
 
     Args:
         model: a transformers model, or a RoadModel or PEFT model around one; with its rotations in the first case.
