@@ -27,7 +27,7 @@ def capacity(report: CapacityReport, ax: Axes) -> Axes:
         }
         ax.errorbar(x, mean, yerr=(mean - low, high - mean), markersize=4, capsize=2, linewidth=1, label=family, **style)
         for point in points:
-            ax.annotate(point.name, (point.percent, point.mean), (3, 3), textcoords="offset points", fontsize=5.5)
+            ax.annotate(point.name, (point.percent, point.mean), (2, 4), textcoords="offset points", fontsize=5.5, rotation=60)
     ax.set_xscale("log")
     seeds = len(report.points[0].scores)
     title = f"{report.model}, {report.task}: {seeds} seed{'s' * (seeds > 1)}"
