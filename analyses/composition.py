@@ -167,7 +167,7 @@ def _score(recipe: MixtureRecipe, folder: Path, base: Any, tokenizer: Any, answe
     mixture = load_mixture(recipe)
     report = composition(
         answering,
-        answer_perplexity(base, tokenizer, recipe.scoring.batch_size),
+        answer_perplexity(base, tokenizer),
         mixture.scorers,
         mixture.test,
         ask(recipe, [review.text for review in mixture.test], tokenizer),

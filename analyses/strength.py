@@ -53,7 +53,7 @@ def measure(folder: Path, strengths: Sequence[float], prompts: int) -> StrengthR
 
         return greedy_answers(generate, tokenizer, asked, recipe.scoring.batch_size, base.device)
 
-    fluency = answer_perplexity(base, tokenizer, recipe.scoring.batch_size)
+    fluency = answer_perplexity(base, tokenizer)
     return strength(
         answering,
         lambda answers: fluency(asked, answers),

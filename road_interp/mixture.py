@@ -250,7 +250,7 @@ def score_mixture(
     with Console(stderr=True, quiet=not progress).status("") as status:
         return composition(
             answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size),
-            answer_perplexity(model.model, tokenizer, settings.batch_size),
+            answer_perplexity(model.model, tokenizer),
             mixture.scorers,
             reviews,
             ask(recipe, [review.text for review in reviews], tokenizer),

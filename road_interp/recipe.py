@@ -125,7 +125,8 @@ class DataRecipe:
 class TrainingRecipe:
     """AdamW with warm-up; the checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
 
-    `precision` is that of the forward pass: "auto" takes bf16 where the hardware has it. `max_steps` ends training early.
+    `precision` is that of the forward pass: "auto" takes bf16 where a card has it or a processor
+    is faster in it. `max_steps` ends training early.
     """
 
     learning_rate: float = 3e-3

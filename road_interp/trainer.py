@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import timeit
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +140,25 @@ def finish_run(
 
 
 def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:
-    """The forward pass's precision: "auto" is bf16 where the processor or card computes in it."""
+    """The forward pass's precision: "auto" is bf16 where the card computes in it, or the processor is faster in it."""
     if settings.precision != "auto":
         return settings.precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if _processor_prefers_bf16() else "fp32"
+
+
+@cache
+def _processor_prefers_bf16() -> bool:
+    """Whether this processor multiplies faster in bf16. Measured: some that have the instructions take twice as long with them."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+
+    def seconds(dtype: torch.dtype) -> float:
+        factors = torch.ones(512, 512, dtype=dtype)
+        return min(timeit.repeat(lambda: factors @ factors, number=1, repeat=9))
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 def find_device(device: str | None) -> torch.device:

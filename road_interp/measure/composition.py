@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch.nn import functional
 
 from road_interp.bank import BASE
 from road_interp.behaviours import Behaviour, Review, first_sentence
@@ -244,29 +245,26 @@ def greedy_answers(
 
 
 def answer_perplexity(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32, most: int = 64
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16, most: int = 32
 ) -> Callable[[Sequence[str], Sequence[str]], float]:
     """Perplexity per token of answers under the bare model, over the first `most` prompts; an empty answer counts as its end."""
 
     @torch.no_grad()
     def perplexity(prompts: Sequence[str], answers: Sequence[str]) -> float:
-        total, count = 0.0, 0
-        pairs = list(zip(prompts, answers, strict=True))[:most]
-        for start in range(0, len(pairs), batch_size):
-            rows = []
-            for prompt, answer in pairs[start : start + batch_size]:
-                asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-                told = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-                rows.append((asked, told))
-            inputs = tokenizer.pad({"input_ids": [a + t for a, t in rows]}, padding_side="right", return_tensors="pt")
-            inputs = inputs.to(base.device)
-            losses = torch.nn.functional.cross_entropy(
-                base(**inputs).logits[:, :-1].transpose(1, 2).float(), inputs["input_ids"][:, 1:], reduction="none"
-            )
-            for row, (asked, told) in enumerate(rows):
-                total += losses[row, len(asked) - 1 : len(asked) + len(told) - 1].sum().item()
-                count += len(told)
-        return float(np.exp(total / count))
+        asked = tokenizer(list(prompts[:most]), add_special_tokens=False)["input_ids"]
+        told = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(answers[:most]), add_special_tokens=False)["input_ids"]]
+        rows = sorted(zip(asked, told, strict=True), key=lambda row: len(row[0]))
+        total = 0.0
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            inputs = tokenizer.pad({"input_ids": [a + t for a, t in batch]}, padding_side="right", return_tensors="pt")
+            labels = torch.full_like(inputs["input_ids"], -100)
+            for row, (a, t) in enumerate(batch):
+                labels[row, len(a) : len(a) + len(t)] = torch.tensor(t)
+            columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
+            logits = base(**inputs.to(base.device), logits_to_keep=columns.to(base.device)).logits.float().cpu()
+            total += functional.cross_entropy(logits.flatten(0, 1), labels[:, columns + 1].flatten(), reduction="sum").item()
+        return float(np.exp(total / sum(map(len, told))))
 
     return perplexity
 
