@@ -31,6 +31,7 @@ from road_interp.tuning import RATES, Method, tune
 
 PRETRAINED, FULL, LORA, ROAD = "pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"
 ANOTHER = "full fine-tuning, seed against seed"
+NULL = "pretrained against itself"
 METHODS: dict[str, Method] = {FULL: "full", LORA: "lora"}  # beside road_1
 Which = tuple[str, int]  # method and seed
 
@@ -42,7 +43,7 @@ def comparisons(seeds: Sequence[int]) -> Iterator[tuple[Which, Which, str]]:
             yield (PRETRAINED, 0), (method, seed), method
     for first, second in pairwise(seeds):
         yield (FULL, first), (FULL, second), ANOTHER
-    yield (PRETRAINED, 0), (PRETRAINED, 0), PRETRAINED
+    yield (PRETRAINED, 0), (PRETRAINED, 0), NULL
 
 
 def load_recipe_for(seed: int, changes: Sequence[str] = ()) -> Recipe:
@@ -95,15 +96,14 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> DriftS
 
 def draw(study: DriftStudy, folder: Path) -> list[Path]:
     """Every block with all seeds; the second-last block, and the grid of all, with the first seed of every method."""
-    moved = [report for report in study.reports if report.tuned != PRETRAINED]
-    names = dict.fromkeys(report.tuned for report in moved if report.base == PRETRAINED)
-    first = [next(report for report in moved if report.tuned == name) for name in names]
+    names = dict.fromkeys(report.tuned for report in study.reports if report.base == PRETRAINED and report.tuned != NULL)
+    first = [next(report for report in study.reports if report.tuned == name) for name in names]
     with context(plots.STYLE):
         blocks = subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")[1]
         size = (2.4 * len(first), 2.4)
         points = subplots(1, len(first), figsize=size, layout="constrained", sharex=True, sharey=True)[1]
     for ax, quantity in zip(blocks, ("angle", "dM"), strict=True):
-        plots.drift_blocks(moved, ax, quantity=quantity)
+        plots.drift_blocks(study.reports, ax, quantity=quantity)
     blocks[0].get_legend().remove()  # the other serves both
     for report, ax in zip(first, points, strict=True):
         plots.drift_scatter(report, ax, place=report.place(-2, before_norm=True)).label_outer()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,8 +17,10 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
+from road_interp.bank import BASE
 from road_interp.bench import BenchReport
 from road_interp.causal import ScanReport
+from road_interp.depth import DepthReport
 from road_interp.files import write_atomically
 from road_interp.measure import (
     AblationReport,
@@ -26,6 +28,7 @@ from road_interp.measure import (
     CapacityReport,
     CompositionReport,
     DisentangleReport,
+    DriftReport,
     DriftStudy,
     InterferenceReport,
     QueryKey,
@@ -50,6 +53,7 @@ class Shown:
     rows: list[Row]
     command: str
     versions: str
+    seeds: str
     date: str
     image: str
 
@@ -72,6 +76,11 @@ def with_interval(values: tuple[float, ...], digits: int = 3) -> str:
     """A value and its 95% interval."""
     value, low, high = values
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Their mean, lowest and highest."""
+    return float(np.mean(values)), min(values), max(values)
 
 
 def tell_angles(report: AngleReport) -> tuple[str, list[Row]]:
@@ -110,17 +119,23 @@ def tell_query_key(found: QueryKey) -> tuple[str, list[Row]]:
 
 
 def tell_drift(study: DriftStudy) -> tuple[str, list[Row]]:
-    rows = []
+    def over_seeds(reports: list[DriftReport], layer: int, before_norm: bool) -> str:
+        places = [report.place(layer, before_norm) for report in reports]
+        angle, grown = ([getattr(place, quantity)[0] for place in places] for quantity in ("angle", "dM"))
+        return f"{with_interval(spread(angle), 1)} degrees, dM {with_interval(spread(grown))}"
+
+    named: dict[str, list[DriftReport]] = {}
     for report in study.reports:
-        for place in report.places[-4:]:
-            rows.append(
-                (f"{report.tuned}: {place.name}", f"{with_interval(place.angle, 1)} degrees, dM {with_interval(place.dM)}")
-            )
+        named.setdefault(report.tuned, []).append(report)
+    rows = [
+        (f"{name}: {place.name}", over_seeds(reports, place.layer, place.before_norm))
+        for name, reports in named.items()
+        for place in reports[0].places
+    ]
     first = study.reports[0]
-    last = first.place(-1)
     sentence = (
-        f"{first.tuned} turns the {first.token} token's state by {last.angle[0]:.1f} degrees at the last block and by "
-        f"{first.place(0).angle[0]:.1f} at the first."
+        f"{first.tuned} turns the {first.token} token's state by {over_seeds(named[first.tuned], -1, False)} at the last block "
+        f"and by {over_seeds(named[first.tuned], 0, False)} at the first (means over seeds, lowest to highest)."
     )
     if any(place.norm_is_pinned for place in first.places):
         sentence += " Behind a LayerNorm the norm is set by construction: a small change of magnitude there says nothing."
@@ -175,10 +190,12 @@ def tell_composition(report: CompositionReport) -> tuple[str, list[Row]]:
     together = "+".join(report.tasks)
     joint = (report.rate(together, report.tasks), *report.interval(together, report.tasks))
     rows = [
-        (f"{score.active}: {task}", with_interval((report.rate(score.active, [task]), *report.interval(score.active, [task]))))
+        (f"{'nothing' if score.active == BASE else score.active} active: {task}", with_interval((rate, *interval)))
         for score in report.scores
         for task in report.tasks
+        for rate, interval in [(report.rate(score.active, [task]), report.interval(score.active, [task]))]
     ]
+    rows += [(f"{task}: lost to the others' planes", with_interval(report.cost(task))) for task in report.tasks]
     return f"With all tasks active {with_interval(joint)} of the answers show all of them ({report.method}).", rows
 
 
@@ -203,12 +220,27 @@ def tell_scan(report: ScanReport) -> tuple[str, list[Row]]:
     return sentence, [("interchange accuracy there", f"{cells.max():.3f}")]
 
 
+def tell_depths(report: DepthReport) -> tuple[str, list[Row]]:
+    flipped = {
+        (depth, count): with_interval(spread([table[j][k].flipped for table in report.cells]))
+        for j, depth in enumerate(report.depths)
+        for k, count in enumerate(report.rows)
+    }
+    (shallow, *_, deep), (few, *_, many) = report.depths, report.rows
+    sentence = (
+        f"Answers to {report.task} that flip: with {few} swapped row {flipped[shallow, few]} at depth {shallow} and "
+        f"{flipped[deep, few]} at depth {deep}; with {many} rows {flipped[shallow, many]} and {flipped[deep, many]} (means over "
+        "seeds, lowest to highest)."
+    )
+    return sentence, [(f"depth {depth}, {count} rows", value) for (depth, count), value in flipped.items()]
+
+
 def tell_throughput(report: BenchReport) -> tuple[str, list[Row]]:
     rows = []
     for timing in report.timings:
         if timing.task == "requests":
             low, high = timing.spread
-            rows.append((f"{timing.peer}, {timing.rows} requests", f"{timing.ratio:.2f} [{low:.2f}, {high:.2f}]"))
+            rows.append((f"{timing.peer}, {timing.rows} at a time", f"{timing.ratio:.2f} [{low:.2f}, {high:.2f}]"))
     sentence = (
         f"Time of {report.model} with a different adapter in every row, as a ratio to the bare model: median and quartiles of "
         f"{report.rounds} rounds on {report.device}."
@@ -233,6 +265,7 @@ KNOWN = {
     "heads": Known("Two heads on one state", HeadsStudy.from_json, tell_heads),
     "strength": Known("A behaviour by its strength", StrengthReport.from_json, tell_strength),
     "throughput": Known("Different adapters in one batch", BenchReport.from_json, tell_throughput),
+    "depths": Known("How deep a stack, how many rows", DepthReport.from_json, tell_depths),
     "scan": Known("Where a variable is", ScanReport.from_json, tell_scan),
 }
 
@@ -245,12 +278,15 @@ def shown_in(folder: Path) -> Iterator[Shown]:
             numbers = image.with_suffix(".json")
             if longer or not numbers.is_file():
                 continue
-            sentence, rows = known.tell(known.read(numbers.read_text()))
+            result = known.read(numbers.read_text())
+            sentence, rows = known.tell(result)
+            seeds = getattr(result, "seeds", ())
+            drawn = f"seeds {', '.join(map(str, seeds))}" if isinstance(seeds, tuple) and seeds else ""
             date = datetime.fromtimestamp(image.stat().st_mtime, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
             data = base64.b64encode(image.read_bytes()).decode()
             with Image.open(image) as picture:
                 command, versions = (str(picture.info.get(key, "unknown")) for key in ("Command", "Versions"))
-            yield Shown(image.stem, known.title, sentence, rows, command, versions, date, data)
+            yield Shown(image.stem, known.title, sentence, rows, command, versions, drawn, date, data)
 
 
 def main() -> None:

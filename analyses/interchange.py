@@ -20,13 +20,13 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from road_interp import butterfly, figures, plots
-from road_interp.causal import InterchangeRuns, ScanReport, full_swap, interchange_accuracy, scan, train_interchange
+from road_interp import figures, plots
+from road_interp.causal import ScanReport, full_swap, scan
 from road_interp.cli import SMOLLM2
-from road_interp.controls import STACKED, ControlReport, controls, methods
+from road_interp.controls import ControlReport, controls
 from road_interp.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
+from road_interp.depth import DepthReport, depth_by_rows
 from road_interp.files import write_atomically
-from road_interp.interchange import RoadInterchangeIntervention
 from road_interp.pairs import Splits, load_pairs
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import ModelRecipe
@@ -92,24 +92,6 @@ def parts(options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTra
         yield f"depth-{first}-{seed}.json", lambda tell, s=seed: depth_by_rows(model, *place, s, steps, tell)
 
 
-def depth_by_rows(
-    model: PreTrainedModel, splits: Splits, layer: int, span: str, seed: int, steps: int, tell: Callable[..., None]
-) -> ControlReport:
-    """Stacks of several depths, each with several numbers of swapped rows, spread over the planes."""
-    train, test = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.test))
-    width, planes, deepest = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
-    rows = []
-    for depth in sorted({1, min(2, deepest), min(5, deepest), deepest}):
-        for count in sorted({1, min(8, planes), min(64, planes), planes}):
-            name = f"depth {depth}, {count} rows"
-            chosen = [2 * (number * planes // count) for number in range(count)]
-            intervention = RoadInterchangeIntervention(width, depth, chosen, seed)
-            training = methods()[STACKED].training
-            train_interchange(train, intervention, steps, seed=seed, progress=lambda *p, n=name: tell(n, *p), **training)
-            rows.append(interchange_accuracy(test, intervention, name))
-    return ControlReport(seed, tuple(rows))
-
-
 def full_scan(model: PreTrainedModel, splits: Splits, tell: Callable[..., None]) -> ScanReport:
     """Where the variable is: full swaps at every other block output and every span; the validation pairs are enough to see it."""
     layers = range(0, model.config.num_hidden_layers, 2)
@@ -121,7 +103,7 @@ def full_scan(model: PreTrainedModel, splits: Splits, tell: Callable[..., None])
 def show(folder: Path) -> None:
     """Tables of everything measured so far, and the heat map."""
     console = Console()
-    for file in sorted((*folder.glob("controls-*.json"), *folder.glob("depth-*.json"))):
+    for file in sorted(folder.glob("controls-*.json")):
         report = ControlReport.from_json(file.read_text())
         table = Table("", "parameters", "accuracy", "95%", "flipped", "log odds", title=file.stem)
         for row in report.rows:
@@ -136,6 +118,13 @@ def show(folder: Path) -> None:
     for file in sorted(folder.glob("scan-*.json")):
         report = ScanReport.from_json(file.read_text())
         console.print(str(figures.save_figure(plots.interchange_scan(report), report, folder, file.stem)))
+    depths: dict[str, list[DepthReport]] = {}
+    for file in sorted(folder.glob("depth-*.json")):
+        report = DepthReport.from_json(file.read_text())
+        depths.setdefault(report.task, []).append(report)
+    for task, reports in depths.items():
+        together = DepthReport.over_seeds(reports)
+        console.print(str(figures.save_figure(plots.interchange_depth(together), together, folder, f"depths-{task}")))
 
 
 if __name__ == "__main__":

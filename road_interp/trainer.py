@@ -150,7 +150,7 @@ def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:
 
 @cache
 def _processor_prefers_bf16() -> bool:
-    """Whether this processor multiplies faster in bf16. Measured: some that have the instructions take twice as long with them."""
+    """Whether this processor multiplies faster in bf16. Measured, since some that have it take twice as long with it."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
 

@@ -135,7 +135,7 @@ def test_interchange(tmp_path, monkeypatch, capsys):
         "interchange", "--quick", "--layer", 0, "--tasks", "gender", "agreement:object", "--out", tmp_path,
         monkeypatch=monkeypatch, load_model=tiny, load_tokenizer=lambda recipe: word_tokenizer(),
     )  # fmt: skip
-    parts = ["controls-agreement-0", "controls-gender-0", "cost", "depth-gender-0", "scan-gender"]
+    parts = ["controls-agreement-0", "controls-gender-0", "cost", "depth-gender-0", "depths-gender", "scan-gender"]
     assert sorted(path.stem for path in tmp_path.glob("*.json")) == parts
     assert json.loads((tmp_path / "controls-agreement-0.json").read_text())["rows"][0]["span"] == "object"
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("c*.json")}
@@ -143,7 +143,9 @@ def test_interchange(tmp_path, monkeypatch, capsys):
 
     (tmp_path / "scan-gender.json").unlink()
     run("interchange", "--redraw", "--out", tmp_path, monkeypatch=monkeypatch, load_model=None)
-    assert "controls-agreement-0" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "controls-agreement-0" in told
+    assert "depths-gender.png" in told
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("c*.json")} == written
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import pyvene
 import torch
@@ -19,6 +22,7 @@ from road_interp.causal import (
     scan,
     train_interchange,
 )
+from road_interp.depth import DepthReport, depth_by_rows
 from road_interp.errors import InputError
 from road_interp.interchange import RoadInterchangeIntervention
 from road_interp.locate import find_sites
@@ -207,6 +211,38 @@ def test_a_scan_finds_where_the_variable_is(taught):
     ax = plots.interchange_scan(report)
     assert ax.images[0].get_array().tolist() == [[1, 0], [report.accuracy[0][1], 1]]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["name", "last"]
+
+
+def test_depth_does_what_rows_do(taught):
+    model, pairs = taught
+    told = []
+    reports = [
+        depth_by_rows(model, Splits(pairs, pairs, pairs), 0, "name", seed, 40, lambda *what: told.append(what)) for seed in (0, 1)
+    ]
+    both = DepthReport.over_seeds(reports)
+    assert DepthReport.from_json(both.to_json()) == both
+    width = model.config.hidden_size
+    assert (both.seeds, both.depths[0], both.rows) == ((0, 1), 1, tuple(sorted({1, 8, min(64, width // 2), width // 2})))
+    for table in both.cells:
+        assert [[cell.method for cell in row] for row in table] == [
+            [f"depth {depth}, {count} rows" for count in both.rows] for depth in both.depths
+        ]
+        assert [cell.parameters for cell in (row[0] for row in table)] == [depth * width // 2 for depth in both.depths]
+        assert table[0][-1].flipped > table[0][0].flipped  # RoAd with one row sees two dimensions
+        assert table[-1][0].flipped > table[0][0].flipped
+    assert told[0][0] == "depth 1, 1 rows"
+
+    ax = plots.interchange_depth(both)
+    means = [[[table[j][k].flipped for table in both.cells] for k in range(len(both.rows))] for j in range(len(both.depths))]
+    drawn = [container.lines[0].get_ydata() for container in ax.containers]
+    np.testing.assert_allclose(np.array(drawn), np.array(means).mean(-1))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"depth {depth}" for depth in both.depths]
+
+    other = replace(reports[1], depths=(1,))
+    with pytest.raises(InputError, match="same task, depths and rows"):
+        DepthReport.over_seeds([reports[0], other])
+    with pytest.raises(InputError, match="not the JSON of depths and rows"):
+        DepthReport.from_json("{}")
 
 
 def test_wrong_places_are_refused(taught):

@@ -5,7 +5,7 @@ from road_interp.plots.angles import angle_histogram, angles, magnitudes, planes
 from road_interp.plots.capacity import capacity
 from road_interp.plots.disentangle import disentangle
 from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
-from road_interp.plots.interchange import interchange_scan
+from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
 from road_interp.plots.structure import query_key, seed_structure
 from road_interp.plots.style import STYLE
@@ -26,6 +26,7 @@ __all__ = [
     "drift_grid",
     "drift_scatter",
     "heads",
+    "interchange_depth",
     "interchange_scan",
     "interference",
     "magnitudes",

@@ -1,4 +1,4 @@
-"""Interchange accuracy by place."""
+"""Interchange accuracy by place, and by depth and rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from road_interp.plots.style import styled
 
 if TYPE_CHECKING:
     from road_interp.causal import ScanReport
+    from road_interp.depth import DepthReport
 
 
 @styled
@@ -24,4 +25,23 @@ def interchange_scan(report: ScanReport, ax: Axes) -> Axes:
     ax.set(xlabel="output of block", title=f"{report.task}: {report.method}")
     ax.spines[:].set_visible(False)
     ax.figure.colorbar(image, ax=ax, label="interchange accuracy")
+    return ax
+
+
+@styled
+def interchange_depth(report: DepthReport, ax: Axes) -> Axes:
+    """Share of pairs whose answer flips by the number of swapped rows, a line per depth; bars from lowest to highest seed."""
+    flipped = np.array([[[cell.flipped for cell in row] for row in table] for table in report.cells])
+    mean, low, high = flipped.mean(0), flipped.min(0), flipped.max(0)
+    for number, depth in enumerate(report.depths):
+        bars = (mean[number] - low[number], high[number] - mean[number])
+        shift = 1.05 ** (number - (len(report.depths) - 1) / 2)  # so that lines with the same values stay apart
+        places = np.array(report.rows) * shift
+        style = {"marker": "osD^vP"[number % 6], "markersize": 4, "linewidth": 1, "capsize": 2}
+        ax.errorbar(places, mean[number], yerr=np.maximum(bars, 0), label=f"depth {depth}", **style)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(report.rows, [str(count) for count in report.rows])
+    ax.minorticks_off()
+    ax.set(xlabel="swapped rows", ylabel="flipped answers", ylim=(-0.02, 1), title=f"{report.task}, {len(report.seeds)} seeds")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

@@ -1,0 +1,96 @@
+"""How deep a stack of rotations has to be, and how many rows have to be swapped, to exchange a variable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from transformers import PreTrainedModel
+
+from road_interp import butterfly
+from road_interp.causal import InterchangeReport, InterchangeRuns, interchange_accuracy, train_interchange
+from road_interp.controls import STACKED, methods
+from road_interp.errors import InputError
+from road_interp.interchange import RoadInterchangeIntervention
+from road_interp.pairs import Splits
+
+DEPTHS, ROWS = (1, 2, 5), (1, 8, 64)  # beside the full depth and every plane
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """Trained stacks of several depths, each with several numbers of swapped rows, on the same test pairs.
+
+    Attributes:
+        seeds: of the starting angles and the training.
+        depths: numbers of levels; 1 is RoAd, the last mixes every dimension with every other.
+        rows: numbers of swapped rows, spread over the planes; the last is one of every plane.
+        cells: `cells[i][j][k]` is of `seeds[i]`, `depths[j]` and `rows[k]`.
+    """
+
+    seeds: tuple[int, ...]
+    depths: tuple[int, ...]
+    rows: tuple[int, ...]
+    cells: tuple[tuple[tuple[InterchangeReport, ...], ...], ...]
+
+    @classmethod
+    def over_seeds(cls, reports: Sequence[DepthReport]) -> DepthReport:
+        """The reports of several seeds as one. Raises InputError if their depths, rows or task differ."""
+        first = reports[0]
+        if any((each.depths, each.rows, each.task) != (first.depths, first.rows, first.task) for each in reports):
+            raise InputError("only reports of the same task, depths and rows can be put together")
+        seeds = tuple(seed for each in reports for seed in each.seeds)
+        return cls(seeds, first.depths, first.rows, tuple(table for each in reports for table in each.cells))
+
+    @property
+    def task(self) -> str:
+        """What is exchanged."""
+        return self.cells[0][0][0].task
+
+    def to_json(self) -> str:
+        """All numbers as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DepthReport:
+        """The report that `to_json` wrote."""
+        try:
+            content = json.loads(text)
+            seeds, depths, rows = (tuple(content[key]) for key in ("seeds", "depths", "rows"))
+            cells = tuple(tuple(tuple(map(InterchangeReport.from_dict, row)) for row in table) for table in content["cells"])
+            return cls(seeds, depths, rows, cells)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"this is not the JSON of depths and rows ({error})") from None
+
+
+def depth_by_rows(
+    model: PreTrainedModel,
+    splits: Splits,
+    layer: int,
+    span: str,
+    seed: int,
+    steps: int,
+    progress: Callable[[str, int, float], None] = lambda what, step, loss: None,
+) -> DepthReport:
+    """Train a stack for every depth and number of rows, and exchange the test pairs with it.
+
+    Args:
+        layer, span: the block whose output is exchanged, and the token there.
+        steps: of every training.
+        progress: told which stack is trained, the step and the loss.
+    """
+    train, test = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.test))
+    width, planes, deepest = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
+    depths = tuple(sorted({*(min(depth, deepest) for depth in DEPTHS), deepest}))
+    rows = tuple(sorted({*(min(count, planes) for count in ROWS), planes}))
+
+    def cell(depth: int, count: int) -> InterchangeReport:
+        name = f"depth {depth}, {count} rows"
+        chosen = [2 * (number * planes // count) for number in range(count)]
+        intervention = RoadInterchangeIntervention(width, depth, chosen, seed)
+        training = methods()[STACKED].training
+        train_interchange(train, intervention, steps, seed=seed, progress=lambda *p: progress(name, *p), **training)
+        return interchange_accuracy(test, intervention, name)
+
+    return DepthReport((seed,), depths, rows, (tuple(tuple(cell(depth, count) for count in rows) for depth in depths),))
