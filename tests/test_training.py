@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import timeit
 
 import pytest
 import torch
 from conftest import recipe_for, tiny_model
 
-from road_interp import training
+from road_interp import trainer, training
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.recipe import load_recipe
+from road_interp.recipe import TrainingRecipe, load_recipe
 from road_interp.run import Run
 from road_interp.training import evaluate, train
 
@@ -205,3 +206,14 @@ def test_angles_or_magnitudes_can_learn_alone(workplace, learn, moves, stays):
         assert (getattr(run.adapter, stays)[site.name] == start[stays]).all()
         assert (getattr(run.adapter, moves)[site.name] != start[moves]).any()
     assert run.metrics["parameters"]["adapter"] == run.adapter.num_parameters // 2
+
+
+@pytest.mark.parametrize(("supported", "seconds", "expected"), [(True, 1.0, "bf16"), (True, 3.0, "fp32"), (False, 1.0, "fp32")])
+def test_auto_precision_asks_the_processor(supported, seconds, expected, monkeypatch):
+    timed = iter((seconds, 2.0))  # bf16, then fp32
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(timeit, "repeat", lambda *_, **__: [next(timed)])
+    trainer._processor_prefers_bf16.cache_clear()
+    assert trainer.forward_precision(TrainingRecipe(), torch.device("cpu")) == expected
+    trainer._processor_prefers_bf16.cache_clear()
+    assert trainer.forward_precision(TrainingRecipe(precision="bf16"), torch.device("cpu")) == "bf16"
