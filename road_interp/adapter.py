@@ -293,6 +293,19 @@ class RoadAdapter:
             raise InputError(f"{folder}: {error}") from None
 
     @classmethod
+    def from_peft(cls, source: Any, adapter_name: str | None = None, base: Any = None) -> RoadAdapter:
+        """The rotations of a PEFT RoAd folder, or of a live PeftModel: see `road_interp.peft_io.from_peft`."""
+        from road_interp.peft_io import from_peft
+
+        return from_peft(source, adapter_name, base)
+
+    def to_peft(self, folder: str | os.PathLike[str], base: Any = None, modules_to_save: Sequence[str] = ()) -> None:
+        """Write a folder that `PeftModel.from_pretrained` loads: see `road_interp.peft_io.to_peft`."""
+        from road_interp.peft_io import to_peft
+
+        to_peft(self, folder, base, modules_to_save)
+
+    @classmethod
     def _from_description(cls, folder: Path, description: dict[str, Any]) -> RoadAdapter:
         _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256"}, DESCRIPTION)
         if description["format"] != FORMAT:

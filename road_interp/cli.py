@@ -15,6 +15,7 @@ from road_interp import tables
 from road_interp.errors import InputError
 
 if TYPE_CHECKING:
+    from road_interp.adapter import RoadAdapter
     from road_interp.bench import BenchReport
     from road_interp.measure import AblationReport, Check, DriftReport
     from road_interp.recipe import AnyRecipe, ModelRecipe
@@ -89,15 +90,14 @@ def evaluate(
 
 @app.command()
 def inspect(
-    adapter: Annotated[Path, typer.Argument(help="an adapter folder, or a run folder")],
+    adapter: Annotated[Path, typer.Argument(help="an adapter folder (PEFT's RoAd too), or a run folder")],
     out: Annotated[Path | None, typer.Option(help="folder for the figures; by default figures/ beside the adapter")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print how far the planes of every site turn and stretch, and draw the figures."""
     from road_interp import figures, measure
-    from road_interp.adapter import RoadAdapter
 
-    report = measure.angles(RoadAdapter.load(_adapter_folder(adapter)))
+    report = measure.angles(_load_adapter(adapter))
     paths = figures.draw_adapter(report, out or adapter / "figures")
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
@@ -296,8 +296,6 @@ def compose(
     as_json: AsJson = False,
 ) -> None:
     """Multiply adapters, each at its own strength: A^w1 B^w2 ..., the last one acting first."""
-    from road_interp.adapter import RoadAdapter
-
     # An option takes one value here: the further weights arrive among the arguments.
     folders = [text for text in adapters if weights is None or not _is_number(text) or Path(text).exists()]
     numbers = [] if weights is None else [*weights.replace(",", " ").split(), *(text for text in adapters if text not in folders)]
@@ -305,7 +303,7 @@ def compose(
         raise InputError(f"{len(folders)} adapters need {len(folders)} weights, not '{' '.join(numbers)}'")
     if out is None or out.exists():
         raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
-    loaded = [RoadAdapter.load(_adapter_folder(Path(folder))) for folder in folders]
+    loaded = [_load_adapter(Path(folder)) for folder in folders]
     strengths = [float(number) for number in numbers] or [1.0] * len(loaded)
     scaled = [each if strength == 1 else each**strength for each, strength in zip(loaded, strengths, strict=True)]
     product = scaled[0]
@@ -316,6 +314,21 @@ def compose(
     print(json.dumps(summary)) if as_json else console.print(f"{product.variant} adapter in {out}", soft_wrap=True)
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    out: Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's rotations and head as a folder that PeftModel.from_pretrained loads."""
+    from road_interp.run import Run
+
+    if out is None or out.exists():
+        raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
+    Run.load(run).to_peft(out)
+    print(json.dumps({"out": str(out)})) if as_json else console.print(f"PEFT adapter in {out}", soft_wrap=True)
+
+
 def _is_number(text: str) -> bool:
     try:
         return float(text) - float(text) == 0
@@ -323,9 +336,14 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _adapter_folder(folder: Path) -> Path:
-    """The adapter in a run folder, or the folder itself."""
-    return folder / "adapter" if (folder / "adapter").is_dir() else folder
+def _load_adapter(folder: Path) -> RoadAdapter:
+    """The adapter in a run folder, in an adapter folder, or in one of PEFT's."""
+    from road_interp.adapter import RoadAdapter
+    from road_interp.peft_io import CONFIG
+
+    if (folder / CONFIG).is_file():
+        return RoadAdapter.from_peft(folder)
+    return RoadAdapter.load(folder / "adapter" if (folder / "adapter").is_dir() else folder)
 
 
 @app.command()

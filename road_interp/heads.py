@@ -19,6 +19,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_s
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
+from road_interp.head import load_head, save_head
 from road_interp.locate import find_sites
 from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer
@@ -26,7 +27,7 @@ from road_interp.model import RoadModel, load_trained
 from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe
-from road_interp.run import CLASSES, HEAD, HEADS, PLANES, RECIPE, Run, load_head, save_head
+from road_interp.run import CLASSES, HEAD, HEADS, PLANES, RECIPE, Run
 from road_interp.tasks import Task, load_task, tokenize
 from road_interp.trainer import find_device, finish_run, prepare_folder, training_arguments
 

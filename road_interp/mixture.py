@@ -34,12 +34,7 @@ from road_interp.planes import TaskPlanes
 from road_interp.positions import position_mask
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
-from road_interp.run import (
-    COMPOSITION,
-    PLANES,
-    RECIPE,
-    Run,
-)
+from road_interp.run import COMPOSITION, PLANES, RECIPE, Run
 from road_interp.tasks import read_examples, read_rows
 from road_interp.trainer import RoadTrainer, find_device, finish_run, prepare_folder, training_arguments
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp import rotation
+from road_interp import peft_io, rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
@@ -185,6 +186,34 @@ class RoadModel(pyvene.IntervenableModel):
             theta[site.name] = intervention.theta.detach().cpu().clone()
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
         return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size)
+
+    @classmethod
+    def from_peft(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str]) -> RoadModel:
+        """A PEFT RoAd folder on the model that it is for; what it keeps beside the rotations (a head) goes into `base_model`.
+
+        Raises:
+            InputError: no RoAd adapter, or one of another model.
+        """
+        adapter = peft_io.from_peft(folder, base=base_model)
+        peft_io.load_modules_to_save(base_model, folder)
+        return cls(base_model, adapter)
+
+    def to_peft(self, folder: str | os.PathLike[str], modules_to_save: Sequence[str] = ()) -> None:
+        """Write a folder that `PeftModel.from_pretrained(base_model, folder)` loads, with equal outputs.
+
+        Args:
+            modules_to_save: modules that were trained too, such as "classifier".
+
+        Raises:
+            InputError: positions other than "all", planes of tasks, several adapters, or a site that PEFT cannot express.
+        """
+        if self.positions != "all":
+            raise InputError(f"positions {self.positions!r} cannot be said in PEFT: its RoAd rotates every token")
+        if self.planes is not None:
+            raise InputError("tasks on planes cannot be said in PEFT; restrict the adapter to one task's planes and save that")
+        if self.bank is not None:
+            raise InputError("a bank is many adapters: save each one by its own `to_peft`")
+        peft_io.to_peft(self.adapter, folder, self.model, modules_to_save)
 
     def merge(self, adapter_name: str | None = None) -> PreTrainedModel:
         """Rotate the weights themselves, W <- R W and b <- R b (section 3.2), and return the plain transformers model.

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
-
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.files import read_json_object, write_atomically
+from road_interp.files import read_json_object
+from road_interp.head import load_head, read_tensors
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.model import RoadModel
@@ -89,31 +86,15 @@ class Run:
         load_head(base, self.folder / HEAD)
         return RoadModel(base, self.adapter, positions).eval()
 
+    def to_peft(self, folder: Path) -> None:
+        """Write rotations and head as a folder that `PeftModel.from_pretrained` loads.
 
-def save_head(model: nn.Module, modules: list[str], path: Path) -> None:
-    """Write the weights of the named modules of `model`."""
-    tensors: dict[str, Tensor] = {}
-    for name in modules:
-        for inner, tensor in model.get_submodule(name).state_dict().items():
-            tensors[f"{name}.{inner}"] = tensor.detach().cpu().contiguous()
-    write_atomically(path, save(tensors))
-
-
-def load_head(model: nn.Module, path: Path) -> None:
-    """Put weights that `save_head` wrote into `model`. Raises InputError naming what does not fit."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from None
-    known = model.state_dict()
-    for name, tensor in tensors.items():
-        if name not in known:
-            raise InputError(f"{path.name}: '{name}' is not part of {type(model).__name__}")
-        if known[name].shape != tensor.shape:
-            raise InputError(f"{path.name}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(known[name].shape)}")
-        if not tensor.isfinite().all():
-            raise InputError(f"{path.name}: '{name}' holds a value that is not finite")
-    model.load_state_dict(tensors, strict=False)
+        Raises:
+            InputError: a run that PEFT cannot express; it says why.
+        """
+        head = self.folder / HEAD
+        modules = sorted({name.rpartition(".")[0] for name in read_tensors(head)}) if head.is_file() else []
+        self.load_model().to_peft(folder, modules)
 
 
 def describe_environment(seed: int, device: str, precision: str) -> str:

@@ -26,19 +26,14 @@ from transformers import (
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
+from road_interp.head import save_head
 from road_interp.heads import load_heads_model, load_labels, score_heads, train_heads
 from road_interp.locate import find_sites
 from road_interp.mixture import load_mixture, score_mixture, train_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe
-from road_interp.run import (
-    CLASSES,
-    HEAD,
-    RECIPE,
-    Run,
-    save_head,
-)
+from road_interp.run import CLASSES, HEAD, RECIPE, Run
 from road_interp.tasks import Task, load_examples, load_task, tokenize
 from road_interp.trainer import RoadTrainer, find_device, finish_run, prepare_folder, training_arguments
 

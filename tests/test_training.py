@@ -155,7 +155,7 @@ def test_folders_and_devices_are_checked(workplace, finished):
 def test_damaged_heads_are_refused(finished, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from road_interp.run import load_head
+    from road_interp.head import load_head
 
     tensors = load_file(finished.folder / "head.safetensors")
     model = tiny_model("Bert", "classifier", vocab_size=30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def interchange_depth(report: DepthReport, ax: Axes) -> Axes:
         bars = (mean[number] - low[number], high[number] - mean[number])
         shift = 1.05 ** (number - (len(report.depths) - 1) / 2)  # so that lines with the same values stay apart
         places = np.array(report.rows) * shift
-        style = {"marker": "osD^vP"[number % 6], "markersize": 4, "linewidth": 1, "capsize": 2}
+        style: dict[str, Any] = {"marker": "osD^vP"[number % 6], "markersize": 4, "linewidth": 1, "capsize": 2}
         ax.errorbar(places, mean[number], yerr=np.maximum(bars, 0), label=f"depth {depth}", **style)
     ax.set_xscale("log", base=2)
     ax.set_xticks(report.rows, [str(count) for count in report.rows])

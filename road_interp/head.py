@@ -1,0 +1,57 @@
+"""Parts of a model that are trained beside the rotations, such as a classifier's head: written, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from road_interp.errors import InputError
+from road_interp.files import write_atomically
+
+
+def head_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
+    """Parameters and buffers of the named modules, on the CPU. Raises InputError for a module that is not there."""
+    tensors: dict[str, Tensor] = {}
+    for name in modules:
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            raise InputError(f"{type(model).__name__} has no module '{name}'") from None
+        for inner, tensor in module.state_dict().items():
+            tensors[f"{name}.{inner}"] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def save_head(model: nn.Module, modules: Sequence[str], path: Path) -> None:
+    """Write the weights of the named modules of `model`."""
+    write_atomically(path, save(head_tensors(model, modules)))
+
+
+def load_head(model: nn.Module, path: Path) -> None:
+    """Put weights that `save_head` wrote into `model`. Raises InputError naming what does not fit."""
+    put_into(model, read_tensors(path), path.name)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises InputError for one that cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
+
+
+def put_into(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Put tensors under these names into `model`. Raises InputError naming `origin` and what does not fit."""
+    known = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in known:
+            raise InputError(f"{origin}: '{name}' is not part of {type(model).__name__}")
+        if known[name].shape != tensor.shape:
+            raise InputError(f"{origin}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(known[name].shape)}")
+        if not tensor.isfinite().all():
+            raise InputError(f"{origin}: '{name}' holds a value that is not finite")
+    model.load_state_dict(dict(tensors), strict=False)

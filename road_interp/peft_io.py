@@ -1,0 +1,191 @@
+"""PEFT's RoAd, both ways: its folders and models become adapters, and adapters become folders that PEFT loads.
+
+PEFT rotates the whole output of `nn.Linear` modules, at every token. That is all it can say: other places, other tokens and
+disjoint planes of several tasks are refused on the way out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from road_interp import rotation
+from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.files import read_json_object, write_atomically
+from road_interp.head import head_tensors, put_into, read_tensors
+from road_interp.locate import block_stacks
+from road_interp.site import Site
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every name in PEFT's state dict
+THETA, ALPHA = "road_theta", "road_alpha"
+TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM"}
+Source = str | os.PathLike[str] | nn.Module
+
+
+def from_peft(source: Source, adapter_name: str | None = None, base: PreTrainedModel | None = None) -> RoadAdapter:
+    """The rotations of a PEFT RoAd adapter.
+
+    Args:
+        source: a folder with adapter_config.json and adapter_model.safetensors, or a live PeftModel.
+        adapter_name: of a live model with several; its active one by default.
+        base: the model that PEFT wraps (the live model's own by default): its modules give sites their order and their layers, as
+            `find_sites` does. Without it the first number in a module's path counts as its layer.
+
+    Raises:
+        InputError: no RoAd adapter, or one that cannot be read; it says what is wrong and where.
+    """
+    model: nn.Module | None = base
+    if isinstance(source, nn.Module):
+        tensors, variant, group_size = _of_model(source, adapter_name)
+        model = _wrapped(source) if base is None else base
+    else:
+        config, tensors = read_folder(source)
+        variant, group_size = config.get("variant", "road_1"), config.get("group_size", 64)
+    if variant not in rotation.VARIANTS:
+        raise InputError(f"unknown variant {variant!r}; the variants are {', '.join(rotation.VARIANTS)}")
+    theta, alpha = (dict(_named(tensors, kind)) for kind in (THETA, ALPHA))
+    if not theta:
+        raise InputError("the adapter rotates no module: none of its tensors is a road_theta")
+    sites = [_site(module, 2 * values.numel() // rotation.num_parameters(2, variant), model) for module, values in theta.items()]
+    if model is not None:
+        order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+        if missing := [site.name for site in sites if site.name not in order]:
+            raise InputError(f"the adapter rotates '{missing[0]}', which {type(model).__name__} does not have")
+        sites.sort(key=lambda site: order[site.name])
+    else:
+        sites.sort(key=lambda site: (site.layer is None, site.layer or 0))
+    return RoadAdapter(tuple(sites), theta, alpha, variant, group_size)
+
+
+def to_peft(
+    adapter: RoadAdapter,
+    folder: str | os.PathLike[str],
+    base: PreTrainedModel | None = None,
+    modules_to_save: Sequence[str] = (),
+) -> None:
+    """Write a folder that `PeftModel.from_pretrained(base, folder)` loads, with equal outputs.
+
+    Args:
+        base: the model it is for; named in the folder, and asked whether PEFT can rotate these modules.
+        modules_to_save: modules of `base` that were trained too, such as "classifier".
+
+    Raises:
+        InputError: a site that PEFT cannot express; a module that `base` does not have.
+    """
+    try:
+        from peft import RoadConfig
+    except ImportError:
+        raise InputError("writing PEFT's folders needs PEFT: pip install 'road-interp[peft]'") from None
+    for site in adapter.sites:
+        _check_expressible(site, base)
+    tensors = {f"{PREFIX}{site.name}.{THETA}": adapter.theta[site.name] for site in adapter.sites}
+    tensors |= {f"{PREFIX}{site.name}.{ALPHA}": adapter.alpha[site.name] for site in adapter.sites}
+    if modules_to_save:
+        if base is None:
+            raise InputError("modules_to_save needs the model that has these modules, as `base`")
+        tensors |= {f"{PREFIX}{name}": values for name, values in head_tensors(base, modules_to_save).items()}
+    config = RoadConfig(
+        variant=adapter.variant,
+        group_size=adapter.group_size,
+        target_modules="|".join(re.escape(site.name) for site in adapter.sites),  # a list would match other modules' ends too
+        modules_to_save=list(modules_to_save) or None,
+        base_model_name_or_path=getattr(base, "name_or_path", None) or None,
+        task_type=next((task for end, task in TASK_TYPES.items() if type(base).__name__.endswith(end)), None),
+        inference_mode=True,
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    payload = save({name: values.detach().cpu().contiguous() for name, values in tensors.items()}, {"format": "pt"})
+    write_atomically(folder / WEIGHTS, payload)
+    config.save_pretrained(str(folder))
+
+
+def load_modules_to_save(base: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
+    """Put what a PEFT folder keeps beside its rotations, such as a classifier's head, into `base`.
+
+    Raises:
+        InputError: naming what does not fit.
+    """
+    _, tensors = read_folder(folder)
+    kept = {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
+    put_into(base, kept, str(folder))
+
+
+def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors of a PEFT RoAd folder; the tensors by the base model's names. Raises InputError."""
+    folder = Path(folder)
+    config = read_json_object(folder / CONFIG)
+    if (kind := config.get("peft_type")) != "ROAD":
+        raise InputError(f"'{folder}' holds a PEFT adapter of type {kind!r}, not 'ROAD'")
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"'{folder}': {WEIGHTS} is missing; a .bin file is not read, save it with safe_serialization=True")
+    return config, {name.removeprefix(PREFIX): values for name, values in read_tensors(folder / WEIGHTS).items()}
+
+
+def _of_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, Tensor], Any, Any]:
+    """Tensors, variant and group size of one adapter of a live PeftModel."""
+    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
+    name = str(getattr(model, "active_adapter", None) if adapter_name is None else adapter_name)
+    if name not in configs:
+        raise InputError(f"the model has no PEFT adapter '{name}'; it has {', '.join(configs) or 'none'}")
+    config = configs[name]
+    if config.peft_type != "ROAD":
+        raise InputError(f"the PEFT adapter '{name}' is of type '{config.peft_type.value}', not 'ROAD'")
+    tensors = {}
+    for path, values in model.named_parameters():
+        module, _, last = path.rpartition(".")
+        if last == name and module.endswith((THETA, ALPHA)):
+            tensors[module.removeprefix(PREFIX)] = values.detach().cpu().float()
+    return tensors, config.variant, config.group_size
+
+
+def _named(tensors: Mapping[str, Tensor], kind: str) -> Iterable[tuple[str, Tensor]]:
+    """The modules with a tensor of that kind, and the tensor in fp32."""
+    for name, values in tensors.items():
+        module, _, last = name.rpartition(".")
+        if last == kind:
+            yield module, values.float()
+
+
+def _wrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PeftModel."""
+    get: Any = getattr(model, "get_base_model", None)
+    return model if get is None else get()
+
+
+def _site(module: str, width: int, base: nn.Module | None) -> Site:
+    """The site of a module's whole output."""
+    if isinstance(base, PreTrainedModel):
+        stacks = {stack: module.removeprefix(f"{stack}.") for stack in block_stacks(base) if module.startswith(f"{stack}.")}
+        inside = next(iter(stacks.values()), None)
+    else:
+        found = re.search(r"(?:^|\.)(\d+\..+)", module)
+        inside = None if found is None else found[1]
+    if inside is None:
+        return Site(module, width, None, module)
+    layer, _, kind = inside.partition(".")
+    return Site(module, width, int(layer), kind)
+
+
+def _check_expressible(site: Site, base: PreTrainedModel | None) -> None:
+    if site.part is not None:
+        raise InputError(f"site '{site.name}' is a part of a module's output; PEFT's RoAd rotates whole outputs only")
+    if site.kind == "block-output":
+        raise InputError(f"site '{site.name}' is the output of a block; PEFT's RoAd rotates the outputs of linear layers only")
+    if base is None:
+        return
+    try:
+        module = base.get_submodule(site.module)
+    except AttributeError:
+        raise InputError(f"{type(base).__name__} has no module '{site.module}'") from None
+    if not isinstance(module, nn.Linear):
+        raise InputError(f"site '{site.name}' is a {type(module).__name__}; PEFT's RoAd rotates the outputs of nn.Linear only")
