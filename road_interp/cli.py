@@ -108,6 +108,26 @@ def inspect(
 
 
 @app.command()
+def report(
+    adapter: Annotated[Path, typer.Argument(help="a run folder, or an adapter folder (PEFT's RoAd too)")],
+    out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page: figures, a table of sites to sort, and planes to turn by hand."""
+    from road_interp.files import write_atomically
+    from road_interp.report import report_page, scores_of
+    from road_interp.run import METRICS, Run
+
+    loaded = _load_adapter(adapter)
+    scores = scores_of(Run.load(adapter).metrics) if (adapter / METRICS).is_file() else []
+    path = adapter / "report.html" if out is None else out
+    if not path.parent.is_dir():
+        raise InputError(f"--out: the folder '{path.parent}' does not exist")
+    write_atomically(path, report_page(loaded, adapter.resolve().name, scores))
+    print(json.dumps({"page": str(path)})) if as_json else console.print(f"page: {path}", soft_wrap=True)
+
+
+@app.command()
 def drift(
     base: ModelOrRun,
     tuned: ModelOrRun,

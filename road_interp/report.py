@@ -1,0 +1,89 @@
+"""One self-contained HTML page about an adapter: its figures, a table of its sites, and its planes to turn by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import torch
+from jinja2 import Environment
+from matplotlib.axes import Axes
+from matplotlib.pyplot import close
+from matplotlib.style import context
+
+from road_interp import measure, plots
+from road_interp.adapter import RoadAdapter
+from road_interp.site import Site
+from road_interp.versions import library_versions
+
+MOST = 64  # planes of a site that the page holds: of a large model all would be tens of megabytes
+COLUMNS = {"mean |angle|": ".2f", "max |angle|": ".1f", "mean magnitude": ".4f", "min magnitude": ".3f", "max magnitude": ".3f"}
+SHARES = ("rotation", "uniform scale", "anisotropic stretch")
+
+
+def report_page(adapter: RoadAdapter, title: str, scores: Sequence[tuple[str, str]] = ()) -> str:
+    """The page as HTML text. It loads nothing from anywhere, and whatever comes from data is escaped.
+
+    Args:
+        scores: what there is to say about it beside its angles, by name.
+    """
+    found = measure.angles(adapter)
+    sites = []
+    for site in found.sites:
+        summary = site.summary()
+        layer = "" if site.layer is None else site.layer
+        numbers = [format(summary[column], digits) for column, digits in COLUMNS.items()]
+        shares = [format(summary[f"share of {share}"], ".2f") for share in SHARES]
+        sites.append({"name": site.name, "row": [layer, site.kind, len(site.angle), *numbers, *shares]})
+    template = resources.files("road_interp").joinpath("report.html.jinja").read_text("utf-8")
+    drawings = {"Angles": plots.angles, "Magnitudes": plots.magnitudes, "Planes": plots.planes}
+    return (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            title=title,
+            adapter=adapter,
+            versions=", ".join(f"{name} {version}" for name, version in library_versions().items()),
+            scores=scores,
+            images={name: _png(draw(found)) for name, draw in drawings.items()},
+            columns=["site", "layer", "module", "planes", *COLUMNS, *(f"share of {share}" for share in SHARES)],
+            sites=sites,
+            planes=[_planes(adapter, site) for site in adapter.sites],
+            most=MOST,
+        )
+    )
+
+
+def scores_of(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The numbers in a run's metrics as rows, each named by its path: `("test accuracy", "0.813")`."""
+    rows: list[tuple[str, str]] = []
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name} {inner}", text) for inner, text in scores_of(value)]
+        elif isinstance(value, list) and all(isinstance(each, float | int) for each in value):
+            rows.append((name, ", ".join(format(each, ".4g") for each in value)))
+        else:
+            rows.append((name, format(value, ".4g") if isinstance(value, float) else str(value)))
+    return rows
+
+
+def _planes(adapter: RoadAdapter, site: Site) -> list[list[float]]:
+    """The planes of a site that turn most: index, and the complex `a` and `b` of `z -> a z + b conj(z)`."""
+    maps = adapter.blocks(site)
+    b = torch.zeros_like(maps.a) if maps.b is None else maps.b
+    numbers = torch.stack([maps.a.real, maps.a.imag, b.real, b.imag], 1)
+    chosen = adapter.angles(site).abs().argsort(descending=True)[:MOST]
+    return [[plane, *(round(number, 5) for number in numbers[plane].tolist())] for plane in chosen.tolist()]
+
+
+def _png(ax: Axes) -> str:
+    """The figure in base64; it is closed."""
+    figure: Any = ax.get_figure(root=True)
+    image = io.BytesIO()
+    with context(plots.STYLE):
+        figure.savefig(image, format="png")
+    close(figure)
+    return base64.b64encode(image.getvalue()).decode()
