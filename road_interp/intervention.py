@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from typing import Any
 
 with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that an optional backend is missing
@@ -30,12 +31,16 @@ class RoadIntervention(
     As an instance it works on every model; as a type where pyvene knows the width of the component, with the defaults. `theta`
     (radians) and `alpha` (factors) stay fp32 whatever dtype the model takes; the states keep theirs.
 
+    Its state says which variant, group_size and part it is (`form`), so that pyvene, which keeps no constructor's arguments,
+    brings the same rotation back from a folder.
+
     Args:
         embed_dim: width of the hidden state (pyvene's word).
         variant, group_size: as in PEFT's RoadConfig; `group_size=2` is the paper's pairing.
         part: the rotated dimensions of a fused output, if not all.
         subspace_partition: pyvene's: lists of dimensions, or `[start, end]` ranges of them, that `subspaces` counts. Each must
             hold whole planes. Without it `subspaces` counts planes.
+        latent_dim: the width again, for a config in JSON: the one number there that pyvene does not fill itself.
     """
 
     def __init__(
@@ -46,26 +51,50 @@ class RoadIntervention(
         part: Part | None = None,
         max_number_of_units: int = 1,
         subspace_partition: Sequence[Sequence[int]] | None = None,
+        latent_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
+        embed_dim = latent_dim if embed_dim is None else embed_dim
         if embed_dim is None:
             raise InputError(
                 "RoadIntervention needs embed_dim, the width of the hidden state: pyvene does not know it for this component. "
-                "Pass an instance, as in {'component': 'encoder.layer[0].output.output', 'intervention': RoadIntervention(768)}"
+                "Pass an instance, as in {'component': 'encoder.layer[0].output.output', 'intervention': RoadIntervention(768)}, "
+                "or latent_dim in a config of types"
             )
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, subspace_partition=subspace_partition, **kwargs)
-        width = embed_dim // max_number_of_units
-        if part is not None:
-            width = width // part.period * (part.stop - part.start)
+        self._made_by_pyvene = "component" in kwargs  # from a config of types, which has no variant to give
+        self._whole = embed_dim // max_number_of_units
+        self._take_form(variant, group_size, part)
+        self.row_blocks: Blocks | None = None
+
+    def _take_form(self, variant: Variant, group_size: int, part: Part | None) -> None:
+        """Become the identity of this variant, pairing and part."""
+        width = self._whole if part is None else self._whole // part.period * (part.stop - part.start)
         Site("intervention", width).check_group_size(group_size)
         size = rotation.num_parameters(width, variant)
         self.variant, self.group_size, self.part = variant, group_size, part
         self.theta = nn.Parameter(torch.zeros(size))
         self.alpha = nn.Parameter(torch.ones(size))
         self._planes = width // 2
-        owners = None if subspace_partition is None else _subspace_planes(self.subspace_partition, width, group_size)
+        partition = self.subspace_partition
+        owners = None if partition is None else _subspace_planes(partition, width, group_size)
         self.register_buffer("subspace_planes", owners, persistent=False)
-        self.row_blocks: Blocks | None = None
+        numbers = [rotation.VARIANTS.index(variant), group_size, *((0, 0, 0) if part is None else astuple(part))]
+        self.register_buffer("form", torch.tensor(numbers))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the form that was saved, if pyvene made this intervention without knowing it; else only the same form fits."""
+        *_, missing, _, errors = args
+        saved = state_dict.get(f"{prefix}form")
+        if saved is not None and saved.tolist() != self.form.tolist():
+            if self._made_by_pyvene:
+                number, group_size, *part = saved.tolist()
+                self._take_form(rotation.VARIANTS[number], group_size, Part(*part) if any(part) else None)
+            else:
+                errors.append(f"'{prefix}form' is another variant, group_size or part than this intervention's")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}form" in missing:  # a state from before forms were kept
+            missing.remove(f"{prefix}form")
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None, **kwargs: Any) -> Tensor:
         """`base` of shape `(batch, positions, width)` or `(batch, width)`, rotated, in its dtype.

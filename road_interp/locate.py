@@ -188,11 +188,11 @@ def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
     stacks = block_stacks(model)
     for path in paths:
         width = widths[path] if path in widths else output_width(modules[path])
-        yield Site(path, width, *_place(path, stacks))
+        yield Site(path, width, *place(path, stacks))
 
 
-def _place(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
-    """Layer and kind of the module at `path`."""
+def place(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
+    """Layer and kind of the module at `path`, given the paths of the block stacks."""
     for stack in stacks:
         if path.startswith(stack + "."):
             layer, _, kind = path[len(stack) + 1 :].partition(".")

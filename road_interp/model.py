@@ -6,13 +6,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp import peft_io, rotation
+from road_interp import peft_io, pyvene_io, rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
@@ -214,6 +215,40 @@ class RoadModel(pyvene.IntervenableModel):
         if self.bank is not None:
             raise InputError("a bank is many adapters: save each one by its own `to_peft`")
         peft_io.to_peft(self.adapter, folder, self.model, modules_to_save)
+
+    @classmethod
+    def from_pyvene(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str], positions: Positions = "all") -> RoadModel:
+        """The interventions of a pyvene folder on the model that they were made for, of any architecture.
+
+        Raises:
+            InputError: no such folder, other interventions than RoadIntervention's, places that the model does not have.
+        """
+        return cls(base_model, pyvene_io.from_pyvene(folder, base_model), positions)
+
+    def save_pyvene(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder that plain `pyvene.IntervenableModel.load(folder, base_model)` opens, with equal outputs.
+
+        pyvene builds interventions of a stored config only on the architectures of its own table; `from_pyvene` opens the folder
+        on any. Positions are arguments of pyvene's calls (`unit_locations`) and not kept; tasks' planes are, as subspaces.
+
+        Raises:
+            InputError: a bank, which pyvene has no place for.
+        """
+        if self.bank is not None:
+            raise InputError("a bank is many adapters: save a model with each one")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        config: Any = self.config
+        known = dict(zip(config.representations, self._interventions_in_order, strict=True))
+        self.config = pyvene.IntervenableConfig(
+            [
+                entry._replace(latent_dim=int(each.embed_dim), subspace_partition=each.subspace_partition)
+                for entry, each in known.items()
+            ]
+        )
+        try:
+            super().save(str(folder))
+        finally:
+            self.config = config
 
     def merge(self, adapter_name: str | None = None) -> PreTrainedModel:
         """Rotate the weights themselves, W <- R W and b <- R b (section 3.2), and return the plain transformers model.

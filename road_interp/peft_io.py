@@ -21,7 +21,7 @@ from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.head import head_tensors, put_into, read_tensors
-from road_interp.locate import block_stacks
+from road_interp.locate import block_stacks, place
 from road_interp.site import Site
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -165,15 +165,9 @@ def _wrapped(model: nn.Module) -> nn.Module:
 def _site(module: str, width: int, base: nn.Module | None) -> Site:
     """The site of a module's whole output."""
     if isinstance(base, PreTrainedModel):
-        stacks = {stack: module.removeprefix(f"{stack}.") for stack in block_stacks(base) if module.startswith(f"{stack}.")}
-        inside = next(iter(stacks.values()), None)
-    else:
-        found = re.search(r"(?:^|\.)(\d+\..+)", module)
-        inside = None if found is None else found[1]
-    if inside is None:
-        return Site(module, width, None, module)
-    layer, _, kind = inside.partition(".")
-    return Site(module, width, int(layer), kind)
+        return Site(module, width, *place(module, block_stacks(base)))
+    found = re.search(r"(?:^|\.)(\d+)\.(.+)", module)
+    return Site(module, width, None, module) if found is None else Site(module, width, int(found[1]), found[2])
 
 
 def _check_expressible(site: Site, base: PreTrainedModel | None) -> None:
