@@ -41,6 +41,8 @@ class RoadModel(pyvene.IntervenableModel):
         planes: named tasks that own planes of the sites, to choose from row by row with `tasks`.
     """
 
+    config: Any  # pyvene's
+
     def __init__(
         self,
         base_model: PreTrainedModel,
@@ -237,7 +239,7 @@ class RoadModel(pyvene.IntervenableModel):
         if self.bank is not None:
             raise InputError("a bank is many adapters: save a model with each one")
         Path(folder).mkdir(parents=True, exist_ok=True)
-        config: Any = self.config
+        config = self.config
         known = dict(zip(config.representations, self._interventions_in_order, strict=True))
         self.config = pyvene.IntervenableConfig(
             [
