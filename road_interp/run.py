@@ -96,6 +96,19 @@ class Run:
         modules = sorted({name.rpartition(".")[0] for name in read_tensors(head)}) if head.is_file() else []
         self.load_model().to_peft(folder, modules)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the folder with a model card: see `road_interp.hub.push_to_hub`."""
+        from road_interp.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, private=private, token=token)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, revision: str | None = None, token: str | None = None) -> Run:
+        """A run that was pushed: see `road_interp.hub.from_hub`."""
+        from road_interp.hub import from_hub
+
+        return from_hub(repo_id, revision, token)
+
 
 def describe_environment(seed: int, device: str, precision: str) -> str:
     """What a run ran on, as JSON text: versions, seed, device and precision."""
