@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,15 +72,21 @@ def demo(out: Out = None, device: Device = None, seed: Seed = None, as_json: AsJ
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     data: Annotated[str | None, typer.Option(help="another file or data set, read as the recipe says")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="other rotations instead: a run or adapter folder, PEFT's RoAd, pyvene's interventions")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a trained run again, from its files alone."""
+    """Score a trained run again, from its files alone; or other rotations on its task, model and head."""
     from road_interp import training
     from road_interp.run import Run
 
     _quiet_libraries()
-    scores = training.evaluate(Run.load(run), data, device=device, progress=not as_json)
+    trained = Run.load(run)
+    if adapter is not None:
+        trained = replace(trained, adapter=_load_adapter(adapter, trained))
+    scores = training.evaluate(trained, data, device=device, progress=not as_json)
     if as_json:
         print(json.dumps(scores))
     elif table := tables.mixture(scores):
@@ -356,13 +363,19 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _load_adapter(folder: Path) -> RoadAdapter:
-    """The adapter in a run folder, in an adapter folder, or in one of PEFT's."""
+def _load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
+    """The adapter in a run folder, in an adapter folder, or in one of PEFT's; for the model of a run in one of pyvene's too."""
+    from road_interp import peft_io
     from road_interp.adapter import RoadAdapter
-    from road_interp.peft_io import CONFIG
 
-    if (folder / CONFIG).is_file():
-        return RoadAdapter.from_peft(folder)
+    base = None if run is None else run.load_model().model
+    if (folder / peft_io.CONFIG).is_file():
+        return peft_io.from_peft(folder, base=base)
+    if base is not None:
+        from road_interp import pyvene_io
+
+        if (folder / pyvene_io.CONFIG).is_file():
+            return pyvene_io.from_pyvene(folder, base)
     return RoadAdapter.load(folder / "adapter" if (folder / "adapter").is_dir() else folder)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention, pyvene
+from road_interp.locate import is_linear, output_width
 from road_interp.merging import check_mergeable, rotate_weights, shared_tensors
 from road_interp.planes import TaskPlanes
 from road_interp.positions import Positions, parse_positions
@@ -248,7 +250,8 @@ class RoadModel(pyvene.IntervenableModel):
             ]
         )
         try:
-            super().save(str(folder))
+            with redirect_stdout(io.StringIO()):  # pyvene prints that the folder is there
+                super().save(str(folder))
         finally:
             self.config = config
 
@@ -515,12 +518,16 @@ def _on_planes(
 
 def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter, planes: TaskPlanes | None) -> RoadIntervention:
     try:
-        model.get_submodule(site.module)
+        module = model.get_submodule(site.module)
     except AttributeError:
         raise InputError(
             f"{type(model).__name__} has no module '{site.module}': the adapter was made for another model"
         ) from None
     width = site.width if site.part is None else site.width // (site.part.stop - site.part.start) * site.part.period
+    if is_linear(module) and output_width(module) != width:
+        raise InputError(
+            f"the output of '{site.module}' has width {output_width(module)}, not {width}: the adapter was made for another model"
+        )
     partition = None if planes is None else planes.dimensions(site, template.group_size)
     intervention = RoadIntervention(width, template.variant, template.group_size, site.part, subspace_partition=partition)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from conftest import random_adapter, recipe_for, tiny_model
 from road_interp import cli
 from road_interp.adapter import RoadAdapter
 from road_interp.locate import find_sites
+from road_interp.run import Run
 
 
 def run(capsys, monkeypatch, *arguments):
@@ -50,6 +51,20 @@ def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
     code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--data", workplace / "data.csv")
     assert code == 0
     assert "accuracy" in out
+    trained = Run.load(tmp_path / "run")
+    trained.to_peft(tmp_path / "peft")
+    trained.load_model().save_pyvene(tmp_path / "pyvene")
+    for same in (tmp_path / "run", tmp_path / "peft", tmp_path / "pyvene"):
+        code, out, err = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", same, "--json")
+        assert code == 0, err
+        assert json.loads(out)["accuracy"] == result["test"]["accuracy"]
+    (trained.adapter**0).save(tmp_path / "nothing")
+    code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", tmp_path / "nothing", "--json")
+    assert json.loads(out)["loss"] != result["test"]["loss"]
+    random_adapter(find_sites(tiny_model("Llama"), "mlp")).save(tmp_path / "foreign")
+    code, _, err = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", tmp_path / "foreign")
+    assert code == 2
+    assert "the adapter was made for another model" in err
     code, out, _ = run(capsys, monkeypatch, "inspect", tmp_path / "run", "--json", "--out", tmp_path / "figures")
     assert len(json.loads(out)) == 12
     assert (tmp_path / "figures" / "planes.png").stat().st_size > 5000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import pyvene
@@ -532,3 +533,10 @@ def test_compiled_forward_is_the_same_without_a_graph_break(variant, where):
         compiled = torch.compile(base, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=0, atol=1e-5)
     torch._dynamo.reset()
+
+
+def test_an_adapter_of_another_width_is_refused():
+    base = tiny_model("Llama")
+    (site, *_) = find_sites(base, "mlp")
+    with pytest.raises(InputError, match=f"the output of '{site.module}' has width {site.width}, not {2 * site.width}"):
+        RoadModel(base, random_adapter((replace(site, width=2 * site.width),)))
