@@ -32,7 +32,7 @@ class RoadAdapter:
     """Angles `theta` (radians) and scales `alpha` (factors) for every site, fp32, on the CPU unless moved.
 
     `theta[name]` and `alpha[name]` have `rotation.num_parameters(site.width, variant)` entries in PEFT's layout. Maps of one
-    family: adapters combine only when their sites and group_size agree.
+    family: adapters combine only when their sites (in any order) and group_size agree.
     """
 
     sites: tuple[Site, ...]
@@ -239,11 +239,9 @@ class RoadAdapter:
         return replace(self, theta=theta, alpha=alpha, variant=variant)
 
     def _check_combines(self, other: RoadAdapter, action: str) -> None:
-        if self.sites != other.sites:
-            mine, theirs = ({site.name: site for site in adapter.sites} for adapter in (self, other))
-            odd = [n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n)]
-            name = odd[0] if odd else self.sites[0].name
-            raise InputError(f"cannot {action} adapters of different sites: they differ at '{name}' (or in the order)")
+        mine, theirs = ({site.name: site for site in adapter.sites} for adapter in (self, other))
+        if odd := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
+            raise InputError(f"cannot {action} adapters of different sites: they differ at '{odd[0]}'")
         if self.group_size != other.group_size:
             raise InputError(f"cannot {action} adapters of group_size {self.group_size} and {other.group_size}")
 

@@ -123,13 +123,13 @@ def report(
     """Write one self-contained HTML page: figures, a table of sites to sort, and planes to turn by hand."""
     from road_interp.files import write_atomically
     from road_interp.report import report_page, scores_of
-    from road_interp.run import METRICS, Run
+    from road_interp.run import RECIPE, Run
 
     loaded = _load_adapter(adapter)
-    scores = scores_of(Run.load(adapter).metrics) if (adapter / METRICS).is_file() else []
+    scores = scores_of(Run.load(adapter).metrics) if (adapter / RECIPE).is_file() else []
     path = adapter / "report.html" if out is None else out
-    if not path.parent.is_dir():
-        raise InputError(f"--out: the folder '{path.parent}' does not exist")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--out: '{path}' is a folder" if path.is_dir() else f"--out: the folder '{path.parent}' does not exist")
     write_atomically(path, report_page(loaded, adapter.resolve().name, scores))
     print(json.dumps({"page": str(path)})) if as_json else console.print(f"page: {path}", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from road_interp.causal import InterchangeReport, InterchangeRuns, interchange_a
 from road_interp.controls import STACKED, methods
 from road_interp.errors import InputError
 from road_interp.interchange import RoadInterchangeIntervention
+from road_interp.measure.bootstrap import check_seeds
 from road_interp.pairs import Splits
 
 DEPTHS, ROWS = (1, 2, 5), (1, 8, 64)  # beside the full depth and every plane
@@ -36,10 +37,11 @@ class DepthReport:
 
     @classmethod
     def over_seeds(cls, reports: Sequence[DepthReport]) -> DepthReport:
-        """The reports of several seeds as one. Raises InputError if their depths, rows or task differ."""
+        """The reports of several seeds as one. Raises InputError if depths, rows, task or place differ, or for a seed twice."""
         first = reports[0]
-        if any((each.depths, each.rows, each.task) != (first.depths, first.rows, first.task) for each in reports):
-            raise InputError("only reports of the same task, depths and rows can be put together")
+        if any((each.depths, each.rows, each._what) != (first.depths, first.rows, first._what) for each in reports):
+            raise InputError("only reports of the same task, place, depths and rows can be put together")
+        check_seeds([each.seeds for each in reports], [each.cells[0][0][0].examples * len(each.seeds) for each in reports])
         seeds = tuple(seed for each in reports for seed in each.seeds)
         return cls(seeds, first.depths, first.rows, tuple(table for each in reports for table in each.cells))
 
@@ -47,6 +49,11 @@ class DepthReport:
     def task(self) -> str:
         """What is exchanged."""
         return self.cells[0][0][0].task
+
+    @property
+    def _what(self) -> tuple[str, str, str]:
+        cell = self.cells[0][0][0]
+        return cell.task, cell.site, cell.span
 
     def to_json(self) -> str:
         """All numbers as JSON text."""
@@ -88,7 +95,7 @@ def depth_by_rows(
     def cell(depth: int, count: int) -> InterchangeReport:
         name = f"depth {depth}, {count} rows"
         chosen = [2 * (number * planes // count) for number in range(count)]
-        intervention = RoadInterchangeIntervention(width, depth, chosen, seed)
+        intervention = RoadInterchangeIntervention(width, depth, chosen, seed).to(model.device)
         training = methods()[STACKED].training
         train_interchange(train, intervention, steps, seed=seed, progress=lambda *p: progress(name, *p), **training)
         return interchange_accuracy(test, intervention, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from jinja2 import Environment
 
 from road_interp import figures, measure, plots
@@ -20,6 +20,7 @@ from road_interp.report import scores_of
 from road_interp.run import CHECKPOINTS, FIGURES, HEAD, Run
 
 CARD = "README.md"
+REFUSALS = (HTTPError, HFValidationError, OSError)  # of the Hub, and of a network that does not reach it
 
 
 def push_to_hub(run: Run, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -42,26 +43,44 @@ def push_to_hub(run: Run, repo_id: str, *, private: bool = False, token: str | N
         try:
             api = huggingface_hub.HfApi(token=token)
             api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A RoAd rotation by road-interp")
-        except (HfHubHTTPError, HFValidationError) as error:
-            raise InputError(f"'{repo_id}': the Hub does not take it ({str(error).splitlines()[0]})") from None
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                delete_patterns="*",  # whatever another run left there
+                commit_message="A RoAd rotation by road-interp",
+            )
+        except REFUSALS as error:
+            raise InputError(f"'{repo_id}': the Hub does not take it ({_reason(error)})") from None
     return str(commit.commit_url)
 
 
-def from_hub(repo_id: str, revision: str | None = None, token: str | None = None) -> Run:
+def from_hub(repo_id: str, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False) -> Run:
     """A run that `push_to_hub` uploaded, from the Hub's cache on this machine.
 
+    Args:
+        trust_remote_code: whether its recipe may run code that comes with the base model.
+
     Raises:
-        InputError: no such repository, or one that holds no run.
+        InputError: no such repository, one that holds no run, or a run that wants to run code without your leave.
     """
     try:
         folder = huggingface_hub.snapshot_download(repo_id, revision=revision, token=token)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"'{repo_id}' cannot be had from the Hub ({str(error).splitlines()[0]})") from None
+    except REFUSALS as error:
+        raise InputError(f"'{repo_id}' cannot be had from the Hub ({_reason(error)})") from None
     try:
-        return Run.load(folder)
+        run = Run.load(folder)
     except InputError as error:
         raise InputError(f"'{repo_id}' is not a run of road-interp: {error}") from None
+    if run.recipe.model.trust_remote_code and not trust_remote_code:
+        what = f"'{repo_id}' runs code that comes with '{run.recipe.model.id}'"
+        raise InputError(f"{what}: read it, then pass trust_remote_code=True")
+    return run
+
+
+def _reason(error: Exception) -> str:
+    """What the Hub said, on one line."""
+    said = error.server_message if isinstance(error, HfHubHTTPError) else None
+    return " ".join((said or str(error)).split()) or type(error).__name__
 
 
 def model_card(run: Run, repo_id: str) -> str:

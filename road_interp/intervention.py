@@ -87,11 +87,10 @@ class RoadIntervention(
         *_, missing, _, errors = args
         saved = state_dict.get(f"{prefix}form")
         if saved is not None and saved.tolist() != self.form.tolist():
-            if self._made_by_pyvene:
-                number, group_size, *part = saved.tolist()
-                self._take_form(rotation.VARIANTS[number], group_size, Part(*part) if any(part) else None)
-            else:
+            if not self._made_by_pyvene:
                 errors.append(f"'{prefix}form' is another variant, group_size or part than this intervention's")
+                return
+            self._take_form(*read_form(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
         if f"{prefix}form" in missing:  # a state from before forms were kept
             missing.remove(f"{prefix}form")
@@ -130,6 +129,15 @@ class RoadIntervention(
 
     def __str__(self) -> str:
         return f"RoadIntervention(variant={self.variant}, group_size={self.group_size})"
+
+
+def read_form(form: Tensor) -> tuple[Variant, int, Part | None]:
+    """Variant, group_size and part from the `form` of an intervention's state. Raises InputError for numbers that are none."""
+    number, group_size, *part = form.tolist() if form.shape == (5,) and form.dtype == torch.int64 else (-1, 0, 0, 0, 0)
+    period, start, stop = part
+    if not 0 <= number < len(rotation.VARIANTS) or (any(part) and not 0 <= start < stop <= period):
+        raise InputError(f"{form.tolist()} is not the form of a RoadIntervention")
+    return rotation.VARIANTS[number], group_size, Part(*part) if any(part) else None
 
 
 def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size: int) -> Bool[Tensor, "subspaces planes"]:

@@ -236,10 +236,12 @@ class RoadModel(pyvene.IntervenableModel):
         on any. Positions are arguments of pyvene's calls (`unit_locations`) and not kept; tasks' planes are, as subspaces.
 
         Raises:
-            InputError: a bank, which pyvene has no place for.
+            InputError: a bank, which pyvene has no place for; a folder that holds interventions.
         """
         if self.bank is not None:
             raise InputError("a bank is many adapters: save a model with each one")
+        if (Path(folder) / pyvene_io.CONFIG).exists():
+            raise InputError(f"'{folder}' holds a {pyvene_io.CONFIG} already; choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = self.config
         known = dict(zip(config.representations, self._interventions_in_order, strict=True))

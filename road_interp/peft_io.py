@@ -27,7 +27,6 @@ from road_interp.site import Site
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in PEFT's state dict
 THETA, ALPHA = "road_theta", "road_alpha"
-TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM"}
 Source = str | os.PathLike[str] | nn.Module
 
 
@@ -76,33 +75,35 @@ def to_peft(
 
     Args:
         base: the model it is for; named in the folder, and asked whether PEFT can rotate these modules.
-        modules_to_save: modules of `base` that were trained too, such as "classifier".
+        modules_to_save: modules of `base` that were trained too, such as "classifier": all whose path ends so, as in PEFT.
 
     Raises:
-        InputError: a site that PEFT cannot express; a module that `base` does not have.
+        InputError: a site that PEFT cannot express; a module that `base` does not have; a folder that holds an adapter.
     """
     try:
         from peft import RoadConfig
     except ImportError:
         raise InputError("writing PEFT's folders needs PEFT: pip install 'road-interp[peft]'") from None
+    folder = Path(folder)
+    if (folder / CONFIG).exists():
+        raise InputError(f"'{folder}' holds a PEFT adapter already; choose another folder")
+    saved = _modules_to_save(base, modules_to_save)
     for site in adapter.sites:
-        _check_expressible(site, base)
+        _check_expressible(site, base, saved)
     tensors = {f"{PREFIX}{site.name}.{THETA}": adapter.theta[site.name] for site in adapter.sites}
     tensors |= {f"{PREFIX}{site.name}.{ALPHA}": adapter.alpha[site.name] for site in adapter.sites}
-    if modules_to_save:
-        if base is None:
-            raise InputError("modules_to_save needs the model that has these modules, as `base`")
-        tensors |= {f"{PREFIX}{name}": values for name, values in head_tensors(base, modules_to_save).items()}
+    if base is not None:
+        tensors |= {f"{PREFIX}{name}": values for name, values in head_tensors(base, saved).items()}
     config = RoadConfig(
         variant=adapter.variant,
         group_size=adapter.group_size,
         target_modules="|".join(re.escape(site.name) for site in adapter.sites),  # a list would match other modules' ends too
         modules_to_save=list(modules_to_save) or None,
         base_model_name_or_path=getattr(base, "name_or_path", None) or None,
-        task_type=next((task for end, task in TASK_TYPES.items() if type(base).__name__.endswith(end)), None),
+        # Of other tasks PEFT would add heads to save that this adapter may not have.
+        task_type="CAUSAL_LM" if type(base).__name__.endswith("ForCausalLM") else None,
         inference_mode=True,
     )
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     payload = save({name: values.detach().cpu().contiguous() for name, values in tensors.items()}, {"format": "pt"})
     write_atomically(folder / WEIGHTS, payload)
@@ -170,7 +171,22 @@ def _site(module: str, width: int, base: nn.Module | None) -> Site:
     return Site(module, width, None, module) if found is None else Site(module, width, int(found[1]), found[2])
 
 
-def _check_expressible(site: Site, base: PreTrainedModel | None) -> None:
+def _modules_to_save(base: PreTrainedModel | None, names: Sequence[str]) -> list[str]:
+    """Every module that PEFT saves under these names: all whose path ends so."""
+    if not names:
+        return []
+    if base is None:
+        raise InputError("modules_to_save needs the model that has these modules, as `base`")
+    paths = [path for path, _ in base.named_modules() if path]
+    for name in names:
+        if not any(path.endswith(name) for path in paths):
+            raise InputError(f"{type(base).__name__} has no module '{name}'")
+    return [path for path in paths if path.endswith(tuple(names))]
+
+
+def _check_expressible(site: Site, base: PreTrainedModel | None, saved: Sequence[str]) -> None:
+    if any(f"{site.module}.".startswith(f"{path}.") for path in saved):
+        raise InputError(f"site '{site.name}' lies in a module to save, which PEFT does not rotate")
     if site.part is not None:
         raise InputError(f"site '{site.name}' is a part of a module's output; PEFT's RoAd rotates whole outputs only")
     if site.kind == "block-output":

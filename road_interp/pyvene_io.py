@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from road_interp import rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
-from road_interp.intervention import RoadIntervention, pyvene
+from road_interp.intervention import RoadIntervention, pyvene, read_form
 from road_interp.locate import block_stacks, find_sites, place
 from road_interp.site import Part, Site
 
@@ -42,12 +41,14 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAd
     sites, theta, alpha, forms = [], {}, {}, set()
     for key, module in _places(folder, config["representations"], base):
         state = _read_state(folder / f"intkey_{key}.bin")
-        number, group_size, *part = state["form"].tolist()
-        site = _site(base, module, rotation.VARIANTS[number], state["theta"], Part(*part) if any(part) else None)
+        variant, group_size, part = read_form(state["form"])
+        site = _site(base, module, variant, state["theta"], part)
         sites.append(site)
         theta[site.name], alpha[site.name] = state["theta"].float(), state["alpha"].float()
-        forms.add((rotation.VARIANTS[number], group_size))
-    if len(forms) != 1:
+        forms.add((variant, group_size))
+    if not forms:
+        raise InputError(f"'{folder}' holds no intervention")
+    if len(forms) > 1:
         raise InputError(f"'{folder}' mixes variants or group sizes: {sorted(forms)}; an adapter has one of each")
     order = {name: index for index, (name, _) in enumerate(base.named_modules())}
     sites.sort(key=lambda site: (order[site.module], site.part.start if site.part else 0))
@@ -57,11 +58,16 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAd
 def _places(folder: Path, representations: list[Any], base: PreTrainedModel) -> Iterator[tuple[str, str]]:
     """Every intervention's key, and the path of the module whose output it takes, as pyvene finds them."""
     paths = {module: name for name, module in base.named_modules()}
-    entries = [pyvene.RepresentationConfig(*entry)._replace(intervention=RoadIntervention(2)) for entry in representations]
+    learning, training = [parameter for parameter in base.parameters() if parameter.requires_grad], base.training
     try:
+        entries = [pyvene.RepresentationConfig(*entry)._replace(intervention=RoadIntervention(2)) for entry in representations]
         model = pyvene.IntervenableModel(pyvene.IntervenableConfig(entries), base)
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"'{folder}' names a place that {type(base).__name__} does not have ({error})") from None
+    finally:  # pyvene freezes the model
+        base.train(training)
+        for parameter in learning:
+            parameter.requires_grad_(True)
     for key, hook in model.intervention_hooks.items():
         if hook.__name__ != "register_forward_hook":
             raise InputError(f"'{folder}': '{key}' rotates a module's input; an adapter rotates outputs only")
@@ -74,12 +80,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as tensors ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # what a damaged pickle raises has no common kind
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} cannot be read as tensors ({reason})") from None
     if not isinstance(state, dict) or not all(isinstance(state.get(name), Tensor) for name in ("theta", "alpha", "form")):
         raise InputError(f"{path} is not the state of a RoadIntervention")
-    if state["form"].numel() != 5 or not 0 <= int(state["form"][0]) < len(rotation.VARIANTS):
-        raise InputError(f"{path}: the form {state['form'].tolist()} is not one of a RoadIntervention")
     return state
 
 

@@ -93,8 +93,8 @@ class Run:
             InputError: a run that PEFT cannot express; it says why.
         """
         head = self.folder / HEAD
-        modules = sorted({name.rpartition(".")[0] for name in read_tensors(head)}) if head.is_file() else []
-        self.load_model().to_peft(folder, modules)
+        names = read_tensors(head) if head.is_file() else {}
+        self.load_model().to_peft(folder, sorted({name.rpartition(".")[0] for name in names}))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the folder with a model card: see `road_interp.hub.push_to_hub`."""
@@ -103,11 +103,13 @@ class Run:
         return push_to_hub(self, repo_id, private=private, token=token)
 
     @classmethod
-    def from_hub(cls, repo_id: str, revision: str | None = None, token: str | None = None) -> Run:
+    def from_hub(
+        cls, repo_id: str, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
+    ) -> Run:
         """A run that was pushed: see `road_interp.hub.from_hub`."""
         from road_interp.hub import from_hub
 
-        return from_hub(repo_id, revision, token)
+        return from_hub(repo_id, revision, token, trust_remote_code)
 
 
 def describe_environment(seed: int, device: str, precision: str) -> str:

@@ -64,8 +64,8 @@ class Site:
 
     def check_group_size(self, group_size: int) -> None:
         """Raise InputError unless `group_size` is even and divides the width."""
-        if group_size < 2 or group_size % 2:
-            raise InputError(f"group_size must be an even number of at least 2, not {group_size}")
+        if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 2 or group_size % 2:
+            raise InputError(f"group_size must be an even number of at least 2, not {group_size!r}")
         if self.width % group_size:
             raise InputError(
                 f"site '{self.name}': its width {self.width} is not divisible by group_size {group_size}; "

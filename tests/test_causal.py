@@ -239,8 +239,13 @@ def test_depth_does_what_rows_do(taught):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"depth {depth}" for depth in both.depths]
 
     other = replace(reports[1], depths=(1,))
-    with pytest.raises(InputError, match="same task, depths and rows"):
+    with pytest.raises(InputError, match="same task, place, depths and rows"):
         DepthReport.over_seeds([reports[0], other])
+    with pytest.raises(InputError, match="a seed is there twice"):
+        DepthReport.over_seeds([reports[0], reports[0]])
+    low = [min(table[j][0].flipped for table in both.cells) for j in range(len(both.depths))]
+    shown = [container.lines[2][0].get_segments()[0][0][1] for container in ax.containers]
+    assert shown == pytest.approx(low)
     with pytest.raises(InputError, match="not the JSON of depths and rows"):
         DepthReport.from_json("{}")
 

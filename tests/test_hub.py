@@ -33,15 +33,22 @@ def hub(tmp_path, monkeypatch):
             made[repo_id] = (private, self.token)
             (root / repo_id).mkdir(parents=True, exist_ok=True)
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
+        def upload_folder(self, repo_id, folder_path, delete_patterns, commit_message):
             assert commit_message
+            for path in (root / repo_id).rglob(delete_patterns):
+                if path.is_file():
+                    path.unlink()
             shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
             return SimpleNamespace(commit_url=f"hub/{repo_id}/commit/1")
 
     def snapshot_download(repo_id, revision, token):
         huggingface_hub.utils.validate_repo_id(repo_id)
         if not (root / repo_id).is_dir():
-            raise RepositoryNotFoundError(f"404: no repository {repo_id}", response=SimpleNamespace(headers={}, request=None))
+            error = RepositoryNotFoundError(
+                f"404 Client Error. (Request ID: 1)\n\nRepository Not Found: {repo_id}",
+                response=SimpleNamespace(headers={}, request=None),
+            )
+            raise error
         return str(root / repo_id)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
@@ -66,6 +73,27 @@ def test_a_run_goes_to_the_hub_and_comes_back(finished, hub):
     assert evaluate(back, progress=False) == finished.metrics["test"]
 
 
+def test_a_second_push_leaves_nothing_of_the_first(finished, hub, tmp_path):
+    first = tmp_path / "first"
+    shutil.copytree(finished.folder, first)
+    (first / "heads.json").write_text("{}")
+    Run.load(first).push_to_hub("somebody/rotated")
+    finished.push_to_hub("somebody/rotated")
+    assert not (hub.root / "somebody/rotated/heads.json").exists()
+    assert (hub.root / "somebody/rotated/metrics.json").is_file()
+
+
+def test_a_strangers_run_does_not_run_code_unasked(finished, hub, tmp_path):
+    folder = hub.root / "somebody/rotated"
+    finished.push_to_hub("somebody/rotated")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["model"]["trust_remote_code"] = True
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError, match="runs code that comes with .* pass trust_remote_code=True"):
+        Run.from_hub("somebody/rotated")
+    assert Run.from_hub("somebody/rotated", trust_remote_code=True).recipe.model.trust_remote_code
+
+
 def test_the_card_says_what_was_rotated(finished):
     card = model_card(finished, "somebody/rotated")
     _, head, text = card.split("---\n", 2)
@@ -83,8 +111,19 @@ def test_the_card_says_what_was_rotated(finished):
 def test_what_the_hub_refuses_is_one_line(finished, hub):
     with pytest.raises(InputError, match="'not a name': the Hub does not take it"):
         finished.push_to_hub("not a name")
-    with pytest.raises(InputError, match="'somebody/else' cannot be had from the Hub"):
+    with pytest.raises(InputError, match="'somebody/else' cannot be had from the Hub .*Repository Not Found: somebody/else"):
         Run.from_hub("somebody/else")
+
+
+def test_no_network_is_one_line(finished, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="'somebody/rotated': the Hub does not take it"):
+        finished.push_to_hub("somebody/rotated")
+    with pytest.raises(InputError, match="'somebody/rotated' cannot be had from the Hub"):
+        Run.from_hub("somebody/rotated")
+
+
+def test_another_repository_is_no_run(hub):
     (hub.root / "somebody/empty").mkdir(parents=True)
     with pytest.raises(InputError, match="'somebody/empty' is not a run of road-interp"):
         Run.from_hub("somebody/empty")

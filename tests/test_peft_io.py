@@ -57,7 +57,35 @@ def test_a_folder_of_peft_gives_the_same_outputs_and_comes_back(variant, group_s
     rotated = {name for name, module in again.get_base_model().named_modules() if hasattr(module, "road_theta")}
     assert rotated == {site.name for site in ours.sites}
     config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
-    assert (config["task_type"], config["peft_type"], config["modules_to_save"]) == ("SEQ_CLS", "ROAD", ["classifier"])
+    assert (config["peft_type"], config["modules_to_save"]) == ("ROAD", ["classifier"])
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "Llama"])
+@pytest.mark.parametrize("with_head", [True, False])
+def test_classifiers_of_many_kinds(architecture, with_head, tmp_path):
+    base, batch = tiny_model(architecture, "classifier"), token_batch()
+    head = {
+        "Roberta": ["classifier.dense", "classifier.out_proj"],
+        "DistilBert": ["pre_classifier", "classifier"],
+        "Llama": ["score"],
+    }
+    model = RoadModel(copy.deepcopy(base), random_adapter(find_sites(base, "all-linear")))
+    names = head.get(architecture, ["classifier"]) if with_head else []
+    with torch.no_grad():
+        for name in names:
+            model.model.get_submodule(name).weight.normal_()
+    model.to_peft(tmp_path, names)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    torch.testing.assert_close(logits(theirs, batch), logits(model, batch), **TOLERANCE)
+    again = RoadModel.from_peft(copy.deepcopy(base), tmp_path)
+    torch.testing.assert_close(logits(again, batch), logits(model, batch), **TOLERANCE)
+
+
+def test_an_adapter_from_a_folder_combines_with_the_one_it_came_from(tmp_path):
+    adapter = random_adapter(find_sites(tiny_model("Bert"), "all-linear"))
+    adapter.to_peft(tmp_path)
+    assert adapter.distance(RoadAdapter.from_peft(tmp_path)) == 0
+    assert RoadAdapter.from_peft(tmp_path).difference(adapter).distance(RoadAdapter.identity(adapter.sites)) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "GPTNeoX", "Opt"])
@@ -133,6 +161,12 @@ def test_what_peft_cannot_say_is_refused(tmp_path):
         adapter.to_peft(tmp_path / "out", modules_to_save=["score"])
     with pytest.raises(InputError, match=r"BertModel has no module 'model\.layers\.0\.mlp\.gate_proj'"):
         adapter.to_peft(tmp_path / "out", tiny_model("Bert"))
+    classifier = tiny_model("Bert", "classifier")
+    for names in (["classifier"], ["dense"]):
+        with pytest.raises(InputError, match="lies in a module to save, which PEFT does not rotate"):
+            RoadModel(classifier, random_adapter(find_sites(classifier, ["query", "output.dense", "classifier"]))).to_peft(
+                tmp_path / "out", names
+            )
     assert not (tmp_path / "out").exists()
 
 
@@ -152,7 +186,8 @@ def test_broken_folders_are_refused(tmp_path):
 
     refuse("holds a PEFT adapter of type 'LORA', not 'ROAD'", {**content, "peft_type": "LORA"})
     refuse("unknown variant 'road_3'", {**content, "variant": "road_3"})
-    refuse("group_size must be an even number", {**content, "group_size": 3})
+    for wrong in (3, "8", None, [2], 2.0, True):
+        refuse("group_size must be an even number", {**content, "group_size": wrong})
     refuse("its alpha is missing", replaced={key: values for key, values in tensors.items() if key != name})
     refuse("must be finite", replaced={**tensors, name: tensors[name] * torch.nan})
     refuse("rotates no module", replaced={"base_model.model.score.weight": torch.ones(2)})
@@ -165,6 +200,10 @@ def test_broken_folders_are_refused(tmp_path):
         RoadAdapter.from_peft(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         RoadAdapter.from_peft(tmp_path / "gone")
+    with pytest.raises(InputError, match="cannot be read"):
+        RoadAdapter.from_peft(config)
+    with pytest.raises(InputError, match="holds a PEFT adapter already"):
+        random_adapter(find_sites(base, "mlp")).to_peft(tmp_path)
 
 
 def test_a_head_that_does_not_fit_is_refused(tmp_path):

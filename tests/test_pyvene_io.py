@@ -17,6 +17,7 @@ from road_interp.intervention import RoadIntervention
 from road_interp.locate import find_sites
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
+from road_interp.pyvene_io import from_pyvene
 from road_interp.site import Part, Site
 
 
@@ -67,6 +68,10 @@ def test_where_pyvene_does_not_know_the_architecture_or_the_part(architecture, t
     base, batch = tiny_model(architecture), token_batch()
     model = RoadModel(base, random_adapter(find_sites(base, "attention-qk")))
     model.save_pyvene(tmp_path)
+    untouched = tiny_model(architecture).train()
+    assert from_pyvene(tmp_path, untouched).sites == model.sites
+    assert untouched.training
+    assert all(parameter.requires_grad for parameter in untouched.parameters())
     again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
     assert again.sites == model.sites
     with torch.no_grad():
@@ -96,8 +101,12 @@ def test_a_config_in_pyvenes_own_words(tmp_path):
 
 def test_a_state_fits_only_where_its_form_does():
     intervention = RoadIntervention(16, "road_2", 8)
+    before = {name: values.clone() for name, values in intervention.state_dict().items()}
+    other = RoadIntervention(16, "road_2", 2)
+    torch.nn.init.normal_(other.theta)
     with pytest.raises(RuntimeError, match="'form' is another variant, group_size or part"):
-        intervention.load_state_dict(RoadIntervention(16, "road_2", 2).state_dict())
+        intervention.load_state_dict(other.state_dict())
+    assert all(torch.equal(values, before[name]) for name, values in intervention.state_dict().items())
     older = {name: values for name, values in intervention.state_dict().items() if name != "form"}
     intervention.load_state_dict(older)
 
@@ -122,6 +131,11 @@ def test_wrong_folders_are_refused(tmp_path):
     entry = [*content["representations"][0]]
     entry[1] = "model.layers[0].input"
     refuse("rotates a module's input", {**content, "representations": [entry]})
+    entry[1] = "model.layers[x].output"
+    refuse("names a place", {**content, "representations": [entry]})
+    refuse("names a place", {**content, "representations": [5]})
+    refuse("names a place", {**content, "representations": [[None] * 40]})
+    refuse("holds no intervention", {**content, "representations": []})
     config.write_text(json.dumps(content))
     state = next(tmp_path.glob("*.bin"))
 
@@ -130,15 +144,19 @@ def test_wrong_folders_are_refused(tmp_path):
             RoadModel.from_pyvene(base, tmp_path)
 
     tensors = torch.load(state)
-    torch.save({**tensors, "form": torch.tensor([9, 2, 0, 0, 0])}, state)
-    refuse_state(r"the form \[9, 2, 0, 0, 0\]")
+    for form in ([9, 2, 0, 0, 0], [0.0, 2, 0, 0, 0], [[0, 2, 0, 0, 0]], [0, 2], [0, 2, 16, 0, 0]):
+        torch.save({**tensors, "form": torch.tensor(form)}, state)
+        refuse_state("is not the form of a RoadIntervention")
     torch.save({**tensors, "form": torch.tensor([1, 2, 0, 0, 0])}, state)
     refuse_state("mixes variants or group sizes")
     torch.save({"theta": tensors["theta"]}, state)
     refuse_state("is not the state of a RoadIntervention")
-    state.write_bytes(pickle.dumps(print))
-    refuse_state("cannot be read as tensors")
+    for damaged in (pickle.dumps(print), b"", b"hello world", b"\x80\x02.", pickle.dumps([1.5] * 9)[:20]):
+        state.write_bytes(damaged)
+        refuse_state("cannot be read as tensors")
     state.unlink()
     refuse_state("does not exist")
+    with pytest.raises(InputError, match=r"holds a config\.json already"):
+        model.save_pyvene(tmp_path)
     with pytest.raises(InputError, match="a bank is many adapters"):
         RoadModel(base, RoadBank({"a": model.adapter})).save_pyvene(tmp_path)

@@ -62,26 +62,33 @@ def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(cli.sys, "argv", ["road-interp", "report", *map(str, arguments)])
         cli.main()
 
+    finished.adapter.save(tmp_path / "adapter")
+    (tmp_path / "adapter" / "metrics.json").write_text("{}")  # of somebody else
+    run(tmp_path / "adapter", "--json")
+    assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "adapter" / "report.html")}
     run(finished.folder, "--out", tmp_path / "page.html", "--json")
     assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "page.html")}
     page = (tmp_path / "page.html").read_text()
     assert "test accuracy" in page
     for site in angles(finished.adapter).sites:
         assert f"<td>{site.name}</td>" in page
-    with pytest.raises(SystemExit) as stopped:
-        run(finished.folder, "--out", tmp_path / "gone" / "page.html")
-    assert stopped.value.code == 2
+    for wrong in (tmp_path / "gone" / "page.html", tmp_path):
+        with pytest.raises(SystemExit) as stopped:
+            run(finished.folder, "--out", wrong)
+        assert stopped.value.code == 2
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
-def test_it_works_in_a_browser(tmp_path):
+@pytest.mark.parametrize(("seed", "mirrored"), [(1, False), (0, True)])
+def test_it_works_in_a_browser(tmp_path, seed, mirrored):
     """A script behind the page's own sorts, chooses and turns, and writes what it finds into the document."""
-    adapter = random_adapter(SITES, "road_2", seed=1)
+    adapter = random_adapter(SITES, "road_2", spread=0.8 if mirrored else 0.3, seed=seed)
     column = 3  # planes
     probe = f"""<script>
-      document.querySelectorAll("#sites th")[{column}].click();
-      const rows = [...document.querySelectorAll("#sites tbody tr")].map(row => row.cells[{column}].textContent);
-      document.querySelectorAll("#sites tbody tr")[1].click();
+      const column = () => [...document.querySelectorAll("#sites tbody tr")].map(row => row.cells[{column}].textContent);
+      const sort = () => {{ document.querySelectorAll("#sites th")[{column}].click(); return column(); }};
+      const rows = [sort(), sort()];
+      document.querySelectorAll("#sites tbody tr")[0].click();
       const slide = t => {{ at("strength").value = t; at("strength").dispatchEvent(new Event("input")); }};
       const learned = at("told").textContent, curve = at("curve").getAttribute("d");
       slide(0);
@@ -95,13 +102,13 @@ def test_it_works_in_a_browser(tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
     assert found["error"] is None
-    assert found["rows"] == ["128", "4"]  # sorted down by the number of planes
-    assert (found["site"], found["count"]) == ("1", 4)  # the second row was chosen
+    assert found["rows"] == [["128", "4"], ["4", "128"]]  # down, then up by the number of planes
+    assert (found["site"], found["count"]) == ("1", 4)  # the small site, which is the first row now
     polar = adapter.polar(SITES[1])
     plane = int(polar.angle.abs().argmax())
-    if not polar.reflection[plane]:
-        assert f"Angle{polar.angle[plane].rad2deg():.2f}°" in found["learned"]
-        assert "Angle0.00°" in found["still"]
-        assert "1.0000 and 1.0000" in found["still"]
-    assert f"{polar.major[plane]:.4f} and {polar.minor[plane]:.4f}" in found["learned"]
+    assert bool(polar.reflection[plane]) == mirrored
+    assert f"Angle{polar.angle[plane].rad2deg():.2f}°" in found["learned"]
+    stretches = f"{polar.major[plane]:.4f} and {polar.minor[plane]:.4f}"
+    assert stretches in found["learned"]
+    assert (stretches if mirrored else "Angle0.00°Stretches1.0000 and 1.0000") in found["still"]  # at strength 0
     assert found["curve"] > 500
