@@ -99,9 +99,10 @@ def trained(recipe: MixtureRecipe, folder: Path) -> None:
 def multiplied(recipe: MixtureRecipe, folder: Path) -> None:
     """Every task trained alone on all planes, and the adapters multiplied where several tasks are active."""
     alone: dict[str, RoadAdapter] = {}
+    examples = sum(task.examples for task in recipe.tasks.values())
     for name, task in recipe.tasks.items():
         run = part(folder.parent, f"{name} alone", recipe.seed)
-        measured(replace(recipe, tasks={name: task}), run, trained)
+        measured(replace(recipe, tasks={name: replace(task, examples=examples)}), run, trained)
         alone[name] = Run.load(run).adapter
     products = {active: reduce(matmul, (alone[task] for task in active.split("+"))) for active in default_sets(list(alone))[1:]}
     base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), load_tokenizer(recipe.model)

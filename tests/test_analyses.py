@@ -93,6 +93,24 @@ def test_conditions_of_the_composition_are_recipes():
         assert isinstance(load_recipe("composition-smollm2", changes), MixtureRecipe)
 
 
+def test_multiplied_adapters_are_those_of_the_tasks_alone(tmp_path, monkeypatch):
+    script = load("composition")
+    asked = {}
+
+    def measured(recipe, folder, measure):
+        asked[folder.name] = recipe
+        if len(asked) == 2:
+            raise StopIteration
+
+    monkeypatch.setattr(script, "measured", measured)
+    monkeypatch.setattr(script.Run, "load", lambda folder: SimpleNamespace(adapter=None))
+    with pytest.raises(StopIteration):
+        script.multiplied(load_recipe("composition-smollm2", ["seed=2"]), tmp_path / "parts" / "multiplied")
+    for name, changes, _ in script.conditions():
+        if name.endswith(" alone"):
+            assert asked[f"{name}, seed 2"] == load_recipe("composition-smollm2", [*changes, "seed=2"])
+
+
 def test_heads(tmp_path, monkeypatch, capsys):
     trained = []
 

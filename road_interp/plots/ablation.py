@@ -9,18 +9,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import styled
+from road_interp.plots.style import COLORS, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport
 
-LOOKS = {"angles only": ("C0", "o"), "magnitudes only": ("C1", "s"), "neither": ("0.35", "D")}
+LOOKS = {"angles only": (COLORS[0], "o"), "magnitudes only": (COLORS[1], "s"), "neither": ("0.35", "D")}
 
 
 @styled
 def ablation(report: AblationReport, ax: Axes) -> Axes:
     """Accuracy with both parts of the planes, angles only, magnitudes only and neither, with 95% intervals."""
-    heads = (("parts", "trained head", "C0", "o"), ("parts, head refitted", "head refitted", "C2", "^"))
+    heads = (("parts", "trained head", COLORS[0], "o"), ("parts, head refitted", "head refitted", COLORS[2], "^"))
     for number, (group, label, color, marker) in enumerate(heads):
         rows = [row for row in report.rows if row.group == group]
         if not rows:
@@ -54,7 +54,7 @@ def ablation_by(report: AblationReport, ax: Axes, group: Literal["layer", "kind"
 @styled
 def ablation_curve(report: AblationReport, ax: Axes) -> Axes:
     """Accuracy when only the most turned planes are kept, or as many random ones; the line is the whole adapter."""
-    for group, color, marker in (("most turned", "C0", "o"), ("random planes", "C1", "s")):
+    for group, color, marker in (("most turned", COLORS[0], "o"), ("random planes", COLORS[1], "s")):
         rows = sorted((row for row in report.rows if row.group == group), key=lambda row: float(row.what))
         x = [100 * float(row.what) for row in rows]
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, label=group)

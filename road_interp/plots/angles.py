@@ -13,7 +13,7 @@ from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
 from road_interp.errors import InputError
-from road_interp.plots.style import STYLE, styled
+from road_interp.plots.style import COLORS, STYLE, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import AngleReport, SiteAngles
@@ -54,7 +54,7 @@ def planes(report: AngleReport, ax: Axes, count: int = 8) -> Axes:
         x, y = wide * (number % columns), -high * (number // columns)
         ax.add_patch(Circle((x, y), 1, fill=False, color="0.8", linewidth=0.8))
         ax.arrow(x, y, 1, 0, color="0.6", **arrow)
-        ax.arrow(x, y, magnitude * np.cos(angle), magnitude * np.sin(angle), color="C0" if angle > 0 else "C1", **arrow)
+        ax.arrow(x, y, magnitude * np.cos(angle), magnitude * np.sin(angle), color=COLORS[0] if angle > 0 else COLORS[1], **arrow)
         place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
         text = f"{place}\nplane {plane}: {np.degrees(angle):+.0f}°, \u00d7 {magnitude:.2f}"
         ax.text(x, y - 1.25, text, ha="center", va="top", fontsize=5.5)

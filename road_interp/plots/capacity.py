@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import styled
+from road_interp.plots.style import COLORS, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import CapacityReport
@@ -22,7 +22,7 @@ def capacity(report: CapacityReport, ax: Axes) -> Axes:
         low, high = np.array([point.interval for point in points]).T
         style: dict[str, Any] = {
             "marker": "osD^vP"[number % 6],
-            "color": f"C{number}",
+            "color": COLORS[number % len(COLORS)],
             "linestyle": "-" if family.endswith("rank") else "none",
         }
         ax.errorbar(x, mean, yerr=(mean - low, high - mean), markersize=4, capsize=2, linewidth=1, label=family, **style)

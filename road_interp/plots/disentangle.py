@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import styled
+from road_interp.plots.style import COLORS, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import DisentangleReport
@@ -20,7 +20,10 @@ def disentangle(report: DisentangleReport, ax: Axes) -> Axes:
     In brackets how many numbers each sees of a text. The dashed line is the most frequent class, for regression the mean.
     """
     shown = [*report.arms, *report.probes]
-    for label, color, marker, outcomes in (("two layers", "C0", "o", report.arms), ("linear probe", "C1", "s", report.probes)):
+    for label, color, marker, outcomes in (
+        ("two layers", COLORS[0], "o", report.arms),
+        ("linear probe", COLORS[1], "s", report.probes),
+    ):
         rows = [shown.index(outcome) for outcome in outcomes]
         scores = np.array([report.score(outcome.name) for outcome in outcomes])
         low, high = np.array([report.interval(outcome.name) for outcome in outcomes]).T

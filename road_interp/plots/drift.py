@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from road_interp.plots.style import STYLE, styled
+from road_interp.plots.style import COLORS, STYLE, styled
 
 if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, PlaceDrift
@@ -23,7 +23,7 @@ BEFORE, BEHIND = "before the block's LayerNorm", "behind it: norm set by LayerNo
 @styled
 def drift_scatter(report: DriftReport, ax: Axes, place: PlaceDrift) -> Axes:
     """Change of magnitude by change of direction at one place, a point per text (paper, figure 2 left and middle)."""
-    _points(ax, place, "C0")
+    _points(ax, place, COLORS[0])
     ax.set(xlabel=DIRECTION, ylabel=MAGNITUDE, title=f"{report.tuned}\n{place.name}")
     return ax
 
@@ -46,7 +46,7 @@ def drift_grid(reports: Sequence[DriftReport]) -> Axes:
         for row, (report, before_norm) in zip(axes, kinds, strict=True):
             for ax, layer in zip(row, layers, strict=True):
                 place = report.place(layer, before_norm)
-                _points(ax, place, f"C{names.index(report.tuned)}")
+                _points(ax, place, COLORS[names.index(report.tuned) % len(COLORS)])
                 ax.locator_params("x", nbins=2)
             where = {(True, False): "before LayerNorm", (False, True): "behind LayerNorm,\nwhich sets the norm"}
             label = where.get((before_norm, place.norm_is_pinned), "block's output")
@@ -70,10 +70,10 @@ def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["an
         for before_norm in {place.before_norm for place in report.places}:
             places = [place for place in report.places if place.before_norm == before_norm]
             mean, low, high = np.array([getattr(place, quantity) for place in places]).T
-            style = {**_look(places[0].norm_is_pinned), "color": f"C{number}", "marker": "osD^vP"[number % 6]}
+            style = {**_look(places[0].norm_is_pinned), **_kind(number)}
             layers, bars = [place.layer for place in places], (np.maximum(mean - low, 0), np.maximum(high - mean, 0))
             ax.errorbar(layers, mean, yerr=bars, markersize=4, linewidth=1, capsize=2, **style)
-    handles = [Line2D([], [], color=f"C{number}", marker="osD^vP"[number % 6], label=name) for number, name in enumerate(names)]
+    handles = [Line2D([], [], label=name, **_kind(number)) for number, name in enumerate(names)]
     if any(place.norm_is_pinned for report in reports for place in report.places):
         looks = ((BEFORE, False), (BEHIND, True))
         handles += [Line2D([], [], color="0.4", marker="o", label=label, **_look(pinned)) for label, pinned in looks]
@@ -90,6 +90,10 @@ def _points(ax: Axes, place: PlaceDrift, color: str) -> None:
     ax.scatter(direction, magnitude, s=5, facecolors=faces, edgecolors=color, linewidths=0.4, alpha=0.5, rasterized=True)
     ax.locator_params(nbins=4)
     ax.ticklabel_format(useOffset=False)
+
+
+def _kind(number: int) -> dict[str, Any]:
+    return {"color": COLORS[number % len(COLORS)], "marker": "osD^vP"[number % 6]}
 
 
 def _look(pinned: bool) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from importlib import resources
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 
 STYLE = str(resources.files("road_interp") / "road.mplstyle")
+# The style's own, since "C0" would be looked up when a notebook shows the figure, outside of the style.
+COLORS: list[str] = rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"].by_key()["color"]
 
 
 def styled(draw: Callable[..., Axes]) -> Callable[..., Axes]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import styled
+from road_interp.plots.style import COLORS, styled
 
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 # One colour and marker per peer in every panel.
 PEERS = {
     "bare": ("0.45", "o"),
-    "merged": ("C2", "s"),
-    "RoadModel": ("C0", "D"),
-    "stacked LoRA": ("C4", "^"),
-    "PEFT LoRA": ("C1", "v"),
-    "PEFT RoAd": ("C3", "P"),
+    "merged": (COLORS[2], "s"),
+    "RoadModel": (COLORS[0], "D"),
+    "stacked LoRA": (COLORS[4], "^"),
+    "PEFT LoRA": (COLORS[1], "v"),
+    "PEFT RoAd": (COLORS[3], "P"),
 }
 
 
