@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint format notebooks figures clean
+.PHONY: setup demo test test-notebooks lint format notebooks figures clean
 
 setup: $(READY)
 
@@ -21,7 +21,11 @@ demo: setup
 	$(BIN)/road-interp demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook"
+
+# Every notebook from top to bottom: minutes, so they have a target of their own.
+test-notebooks: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m notebook
 
 lint: setup
 	$(BIN)/ruff check .
