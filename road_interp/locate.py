@@ -228,7 +228,8 @@ def _attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[
 
     With the same state at every position, whom attention looks at makes no difference: the gradient of the block's output
     vanishes at queries and keys, and only there. With different states, a key at the first position reaches the output of the
-    last, a query does not. Asked of a copy of the block in fp32, so that "vanishes" is clear.
+    last, a query does not. Asked of a copy of the block in fp64, along several random directions, so that "vanishes" is clear
+    also where weights are trained and some dimensions weigh a million times as much as others.
     """
     generator = torch.Generator().manual_seed(0)
     for block, (args, kwargs) in zip(blocks, _block_calls(model, blocks), strict=True):
@@ -238,7 +239,7 @@ def _attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[
         largest = max((gradient.sum(0).max().item() for gradient in same.values()), default=0.0)
         roles: dict[str, str] = {}
         for kind, gradient in same.items():
-            content = gradient.sum(0) > 1e-5 * largest
+            content = gradient.sum(0) > 1e-4 * largest
             reaches = different[kind][0] > 0
             letters = ("v" if c else "k" if r else "q" for c, r in zip(content.tolist(), reaches.tolist(), strict=True))
             roles[kind] = "".join(letters)
@@ -259,19 +260,19 @@ def _block_calls(model: PreTrainedModel, blocks: nn.ModuleList) -> list[tuple[tu
 
 
 def _without_cache(value: Any) -> Any:
-    """Arguments with every key-value cache taken out and every floating tensor in fp32."""
+    """Arguments with every key-value cache taken out and every floating tensor in fp64."""
     if isinstance(value, tuple | list):
         return type(value)(map(_without_cache, value))
     if isinstance(value, dict):
         return {key: _without_cache(each) for key, each in value.items()}
     if isinstance(value, Cache):
         return None
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _probe(block: nn.Module) -> nn.Module:
-    """A copy of a block in fp32 and evaluation mode, without anybody's hooks."""
-    probe = copy.deepcopy(block).float().eval().requires_grad_(False)
+    """A copy of a block in fp64 and evaluation mode, without anybody's hooks."""
+    probe = copy.deepcopy(block).double().eval().requires_grad_(False)
     for module in probe.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
@@ -281,7 +282,7 @@ def _probe(block: nn.Module) -> nn.Module:
 def _gradients(
     block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], replace_states: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """|gradient| of a random projection of the block's last output position at its attention linears: `(positions, width)`.
+    """Summed |gradient| of random projections of the block's last output position at its attention linears: `(positions, width)`.
 
     The block is given `replace_states(states)` for all hidden states that reach it.
     """
@@ -299,10 +300,13 @@ def _gradients(
     with _hooked([(module.register_forward_hook, keep(kind), {}) for kind, module in linears]), torch.enable_grad():
         output = block(*map(replaced, args), **{key: replaced(value) for key, value in kwargs.items()})
         output = output[0] if isinstance(output, tuple) else output
-        weight = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(1))
-        projection = (output[:, -1] * weight.to(output)).sum()
-        found = torch.autograd.grad(projection, list(captured.values()), materialize_grads=True) if captured else ()
-    return {kind: gradient.abs().sum(0) for kind, gradient in zip(captured, found, strict=True)}
+        weights = torch.randn(4, output.shape[-1], generator=torch.Generator().manual_seed(1)).to(output)
+        total = {kind: torch.zeros_like(each[0]) for kind, each in captured.items()}
+        for projection in (output[:, -1] @ weights.T).sum(0) if captured else ():
+            found = torch.autograd.grad(projection, list(captured.values()), retain_graph=True, materialize_grads=True)
+            for kind, gradient in zip(captured, found, strict=True):
+                total[kind] += gradient.abs().sum(0)
+    return {kind: each.detach() for kind, each in total.items()}
 
 
 def _output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:

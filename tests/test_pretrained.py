@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_model
 
 from road_interp.errors import InputError
+from road_interp.locate import find_sites
 from road_interp.pretrained import load_model, load_tokenizer, resolve
 from road_interp.recipe import ModelRecipe
 
@@ -60,3 +63,14 @@ def test_models_that_are_not_there(tmp_path):
     tiny_model("Bert").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="tokeniser of .* cannot be loaded"):
         load_tokenizer(ModelRecipe(str(tmp_path)))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_queries_and_keys_of_trained_weights_are_told_from_values(attention):
+    """Some dimensions of this model weigh a million times as much as others; a value must not look like a query for it."""
+    model, _ = load_model(replace(SMOLLM2, attn_implementation=attention), "causal-lm")
+    sites = find_sites(model, "attention-qk")
+    assert [site.name for site in sites] == [
+        f"model.layers.{layer}.self_attn.{kind}_proj" for layer in range(30) for kind in ("q", "k")
+    ]
+    assert {site.width for site in sites} == {576, 192}
