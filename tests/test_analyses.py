@@ -207,7 +207,7 @@ def test_drift(tmp_path, monkeypatch, capsys):
     assert made == [(name, 0, 2) for name in names]  # each once, and what is there is not measured again
     first = (tmp_path / "drift.json").read_text()
     study = DriftStudy.from_json(first)
-    assert [report.tuned for report in study.reports] == [*names[1:], "pretrained"]
+    assert [report.tuned for report in study.reports] == [*names[1:], "pretrained against itself"]
     assert study.scores == (*3 * [{"test": {"accuracy": 0.5}}], {})
     assert all(place.angle == place.dM == (0, 0, 0) for place in study.reports[-1].places)
     assert all(place.angle[0] > 1 for report in study.reports[:-1] for place in report.places)

@@ -52,6 +52,6 @@ def test_commands_exist():
 
     commands = get_command(app).commands
     assert set(re.findall(r"^    road-interp (\w+)", README, re.MULTILINE)) <= set(commands)
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"make (\w+)", README)) <= set(targets)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"make ([\w-]+)", README)) <= set(targets)
     assert all((ROOT / script).is_file() for script in re.findall(r"analyses/\w+\.py", README))
