@@ -244,12 +244,9 @@ class RoadModel(pyvene.IntervenableModel):
             raise InputError(f"'{folder}' holds a {pyvene_io.CONFIG} already; choose another folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = self.config
-        known = dict(zip(config.representations, self._interventions_in_order, strict=True))
+        pairs = zip(config.representations, self._interventions_in_order, strict=True)
         self.config = pyvene.IntervenableConfig(
-            [
-                entry._replace(latent_dim=int(each.embed_dim), subspace_partition=each.subspace_partition)
-                for entry, each in known.items()
-            ]
+            [entry._replace(latent_dim=int(each.embed_dim), subspace_partition=each.subspace_partition) for entry, each in pairs]
         )
         try:
             with redirect_stdout(io.StringIO()):  # pyvene prints that the folder is there
