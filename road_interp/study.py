@@ -53,6 +53,8 @@ def fingerprint(*settings: object) -> str:
 def runs_for_seeds(name: str | Path, changes: Sequence[str], seeds: Sequence[int], parts: Path) -> list[Path]:
     """The run folders "VARIANT, seed N" of a recipe under `parts`, one per seed.
 
+    One that learns angles or magnitudes only is "VARIANT, angles alone, seed N".
+
     Args:
         name: of the recipe, or its file.
         changes: overrides such as "training.max_steps=2".
@@ -63,7 +65,9 @@ def runs_for_seeds(name: str | Path, changes: Sequence[str], seeds: Sequence[int
     folders = []
     for seed in seeds:
         recipe = load_recipe(name, [*changes, f"seed={seed}"])
-        folder = parts / f"{recipe.adapter.variant}, seed {seed}"
+        what = recipe.adapter
+        alone = "" if what.learn == "both" else f"{what.learn} alone, "
+        folder = parts / f"{what.variant}, {alone}seed {seed}"
         tell(folder.name)
         train_once(recipe, folder)
         folders.append(folder)

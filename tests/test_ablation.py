@@ -92,6 +92,15 @@ def test_seeds_go_together_and_json_keeps_everything():
         first.of("layer", "7", "neither")
 
 
+def test_an_adapter_that_learned_one_part_alone_is_drawn_above_that_part():
+    report = taken_apart(needs("angles")).with_trained_alone(MAGNITUDES, [True] * 9 + [False])
+    assert AblationReport.from_json(report.to_json()) == report
+    drawn = plots.ablation(report).containers[1]
+    assert drawn.get_label() == "trained alone"
+    (point,) = drawn.lines[0].get_xydata()
+    assert point == pytest.approx([2.16, 0.9])  # the third of both, angles only, magnitudes only and neither
+
+
 def test_drawings_show_what_was_measured():
     report = taken_apart(needs("angles"), refitted=needs("magnitudes"))
     labels = [label.get_text().replace("\n", " ") for label in plots.ablation(report).get_xticklabels()]

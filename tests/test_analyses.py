@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,7 +246,23 @@ def test_ablation_trains_where_no_run_is_given(tmp_path, monkeypatch, capsys, fi
         return [finished.folder]
 
     run("ablation", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, runs_for_seeds=trained)
-    assert asked == [("sentiment-minilm", QUICK, [0], tmp_path / "parts-quick")]
+    assert asked == [
+        ("sentiment-minilm", (*QUICK, f"adapter.learn={part}"), [0], tmp_path / "parts-quick")
+        for part in ("both", "angles", "magnitudes")
+    ]
+
+
+def test_runs_that_learned_one_part_alone_stand_beside_their_seeds_run(tmp_path, monkeypatch, capsys, finished):
+    alone = tmp_path / "angles alone"
+    shutil.copytree(finished.folder, alone)
+    recipe = (alone / "recipe.yaml").read_text()
+    (alone / "recipe.yaml").write_text(recipe.replace("learn: both", "learn: angles"))
+    run("ablation", finished.folder, alone, "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
+    rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
+    assert (rows[-1]["group"], rows[-1]["part"]) == ("trained alone", "angles only")
+    assert rows[-1]["correct"] == rows[0]["correct"]  # a copy of the run, after all
+    with pytest.raises(InputError, match="no run of seed 0 that learned both parts"):
+        run("ablation", alone, "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
 
 
 def test_scripts_that_share_quick_runs_train_them_alike():

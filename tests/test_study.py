@@ -22,6 +22,8 @@ def test_a_run_for_every_seed_is_trained_once(workplace, tmp_path, capsys):
     written = [(folder / "metrics.json").stat().st_mtime_ns for folder in folders]
     assert runs_for_seeds(*question) == folders
     assert [(folder / "metrics.json").stat().st_mtime_ns for folder in folders] == written
+    alone = runs_for_seeds(question[0], [*question[1], "adapter.learn=angles"], (0,), question[3])
+    assert [folder.name for folder in alone] == ["road_1, angles alone, seed 0"]
 
 
 def test_what_did_not_finish_is_trained_again_and_another_recipe_is_refused(workplace, tmp_path):

@@ -19,7 +19,7 @@ from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure.bootstrap import check_seeds, interval, redrawn
 
-Group = Literal["parts", "parts, head refitted", "layer", "kind", "most turned", "random planes"]
+Group = Literal["parts", "parts, head refitted", "trained alone", "layer", "kind", "most turned", "random planes"]
 # For every test example whether the model with that adapter is right.
 Score = Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]
 
@@ -40,7 +40,7 @@ class Ablation:
     Attributes:
         group: what was changed: the "parts" of all planes (scored with the trained head, or with one refitted to the changed
             states), those of one "layer" or one module "kind" with all else as trained, or all planes but the "most turned" or
-            "random planes", which are kept.
+            "random planes", which are kept. "trained alone" is no change but another adapter, which learned that part only.
         what: the part, the layer, the kind, or the fraction of planes kept.
         part: what the changed planes keep.
         correct: example by example, those of one seed behind those of another.
@@ -80,6 +80,10 @@ class AblationReport:
             if row.key == (group, what, part):
                 return row
         raise InputError(f"no ablation '{group}: {what}, {part}'; there are {', '.join(':'.join(row.key) for row in self.rows)}")
+
+    def with_trained_alone(self, part: str, correct: Sequence[bool]) -> AblationReport:
+        """The report with the outcomes of an adapter of the same seed that learned ANGLES or MAGNITUDES alone."""
+        return replace(self, rows=(*self.rows, Ablation("trained alone", "all planes", part, tuple(map(bool, correct)))))
 
     def accuracy(self, row: Ablation) -> tuple[float, float, float]:
         """Fraction of right answers and its 95% bootstrap interval, over seeds and examples."""

@@ -15,19 +15,27 @@ if TYPE_CHECKING:
     from road_interp.measure import AblationReport
 
 LOOKS = {"angles only": (COLORS[0], "o"), "magnitudes only": (COLORS[1], "s"), "neither": ("0.35", "D")}
+KEPT = {
+    "parts": ("trained head", COLORS[0], "o"),
+    "parts, head refitted": ("head refitted", COLORS[2], "^"),
+    "trained alone": ("trained alone", COLORS[1], "s"),
+}
 
 
 @styled
 def ablation(report: AblationReport, ax: Axes) -> Axes:
-    """Accuracy with both parts of the planes, angles only, magnitudes only and neither, with 95% intervals."""
-    heads = (("parts", "trained head", COLORS[0], "o"), ("parts, head refitted", "head refitted", COLORS[2], "^"))
-    for number, (group, label, color, marker) in enumerate(heads):
+    """Accuracy with both parts of the planes, angles only, magnitudes only and neither, with 95% intervals.
+
+    Beside them, where it was measured, adapters that learned that part alone.
+    """
+    parts = [row.part for row in report.rows if row.group == "parts"]
+    for number, (group, (label, color, marker)) in enumerate(KEPT.items()):
         rows = [row for row in report.rows if row.group == group]
         if not rows:
             continue
-        x = np.arange(len(rows)) + 0.16 * (number - 0.5)
+        x = np.array([parts.index(row.part) for row in rows]) + 0.16 * (number - 1)
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, linestyle="none", label=label)
-        ax.set_xticks(range(len(rows)), [row.part.replace(" ", "\n") for row in rows])
+    ax.set_xticks(range(len(parts)), [part.replace(" ", "\n") for part in parts])
     ax.set(ylabel="accuracy", title="What the planes keep")
     ax.legend()
     return ax
