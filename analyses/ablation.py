@@ -5,8 +5,9 @@ python analyses/ablation.py --out figures                  # trains them: sentim
 python analyses/ablation.py --quick --out figures
 python analyses/ablation.py --redraw figures/ablation.json --out figures
 
-Runs that learned one part alone (`adapter.learn=angles` or `magnitudes`) stand beside the run of their seed that learned both, and
-the second form trains them too. Every run leaves its JSON under parts/ in the folder, and one that is there is not measured again.
+Runs that learned one part alone (`adapter.learn=angles` or `magnitudes`) stand beside the run of their seed that learned both,
+and the second form trains them too. Every run leaves its JSON under parts/ in the folder, and one that is there is not measured
+again.
 """
 
 from __future__ import annotations
