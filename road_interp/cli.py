@@ -89,8 +89,8 @@ def evaluate(
     scores = training.evaluate(trained, data, device=device, progress=not as_json)
     if as_json:
         print(json.dumps(scores))
-    elif table := tables.mixture(scores):
-        console.print(table)
+    elif trained.planes is not None:
+        console.print(tables.mixture(scores))
     else:
         console.print(f"[bold]{data or 'test set'}[/]: {tables.score(scores)}")
 
@@ -497,8 +497,7 @@ def _report(run: Run, seconds: float, as_json: bool) -> None:
         print(json.dumps({"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}))
         return
     if run.planes is not None:
-        if table := tables.mixture(run.metrics.get("test", {})):
-            console.print(table)
+        console.print(tables.mixture(run.metrics.get("test", {})))
         parameters = run.metrics["parameters"]["adapter"]
         console.print(f"rotations: {parameters:,} parameters; results in {run.folder} ({seconds:.0f} s)", soft_wrap=True)
         return

@@ -22,7 +22,7 @@ from road_interp.files import write_atomically
 from road_interp.head import load_head, save_head
 from road_interp.locate import find_sites
 from road_interp.measure.heads import HeadsReport, active_sets
-from road_interp.mixture import MixtureTrainer
+from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.model import RoadModel, load_trained
 from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model, load_tokenizer
@@ -161,8 +161,7 @@ def score_heads(
     for name, task in data.items():
         examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
         correct[name] = {active: _outcomes(model, name, active, examples, tokenizer) for active in active_sets(name, list(data))}
-    method = f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}"
-    return HeadsReport(recipe.model.name, method, tuple(data), (recipe.seed,), correct)
+    return HeadsReport(recipe.model.name, method_of(recipe), tuple(data), (recipe.seed,), correct)
 
 
 def head_scorer(run: Run, task: str) -> Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]:

@@ -29,12 +29,13 @@ from road_interp.errors import InputError
 from road_interp.files import write_atomically
 from road_interp.locate import find_sites
 from road_interp.measure.composition import CompositionReport, answer_perplexity, answers_of, composition
+from road_interp.measure.matches import MatchReport, Question, matches, said
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.positions import position_mask
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
-from road_interp.run import COMPOSITION, PLANES, RECIPE, Run
+from road_interp.run import COMPOSITION, MATCHES, PLANES, RECIPE, Run
 from road_interp.tasks import read_examples, read_rows
 from road_interp.trainer import RoadTrainer, find_device, finish_run, prepare_folder, training_arguments
 
@@ -75,6 +76,7 @@ def train_mixture(
     set_seed(recipe.seed)
     mixture = load_mixture(recipe)
     tokenizer = load_tokenizer(recipe.model)
+    questions = load_questions(recipe, tokenizer)
     model = build_mixture_model(recipe).to(where)
     folder.mkdir(parents=True, exist_ok=True)
     assert model.planes is not None
@@ -90,6 +92,10 @@ def train_mixture(
             report = score_mixture(recipe, model, tokenizer, mixture, split, progress)
             metrics[split] = report.summary()
         write_atomically(folder / COMPOSITION, report.to_json())
+    if questions:
+        found = score_matches(recipe, model, tokenizer, questions, progress)
+        metrics["test"] = {**metrics.get("test", {}), **found.summary()}
+        write_atomically(folder / MATCHES, found.to_json())
     return finish_run(trainer, recipe, model.adapter, metrics, folder, where)
 
 
@@ -168,7 +174,7 @@ def load_mixture(recipe: MixtureRecipe) -> Mixture:
             examples[name] = [(review.text, scorers[name].answer(review)) for review in mine]
             used += task.examples
         else:
-            examples[name] = _pairs(name, task)
+            examples[name] = _pairs(name, task, task.id, task.split, task.examples, task.answer)
     return Mixture(examples, scorers if reviews else {}, reviews[:validation], reviews[validation : validation + test])
 
 
@@ -184,16 +190,32 @@ def load_reviews(recipe: DataRecipe) -> list[Review]:
     return [Review(texts[row], words[marks[row]], number) for number, row in enumerate(order)]
 
 
-def _pairs(name: str, task: TaskRecipe) -> list[tuple[str, str]]:
-    assert task.id is not None
-    rows = read_rows(task.id, task.config, task.split)
-    rows = rows.select(range(min(task.examples, len(rows))))
+def load_questions(recipe: MixtureRecipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Question]]:
+    """The questions of every task that is tested on some. Raises InputError where a reference answer says nothing."""
+    questions = {}
+    for name, task in recipe.tasks.items():
+        if task.test is None or task.match is None:
+            continue
+        pairs = _pairs(name, task, task.test, "test", recipe.scoring.test, task.reference or task.answer)
+        wanted = [said(task.match, answer) for _, answer in pairs]
+        if None in wanted:
+            missing = pairs[wanted.index(None)][1]
+            raise InputError(f"task '{name}': {task.match!r} matches nothing in the reference {missing!r} of '{task.test}'")
+        asked = ask(recipe, [prompt for prompt, _ in pairs], tokenizer)
+        questions[name] = [Question(prompt, answer or "") for prompt, answer in zip(asked, wanted, strict=True)]
+    return questions
+
+
+def _pairs(name: str, task: TaskRecipe, source: str, split: str, most: int, told: str) -> list[tuple[str, str]]:
+    """At most so many prompts of a data set, and what the template `told` says of each."""
+    rows = read_rows(source, task.config, split)
+    rows = rows.select(range(min(most, len(rows))))
     try:
-        prompt, answer = TEMPLATES.from_string(task.prompt), TEMPLATES.from_string(task.answer)
+        prompt, answer = TEMPLATES.from_string(task.prompt), TEMPLATES.from_string(told)
         return [(prompt.render(row), answer.render(row)) for row in rows]
     except TemplateError as error:
         columns = ", ".join(rows.column_names)
-        raise InputError(f"task '{name}': its templates fail ({error}); the columns of '{task.id}' are {columns}") from None
+        raise InputError(f"task '{name}': its templates fail ({error}); the columns of '{source}' are {columns}") from None
 
 
 def ask(recipe: MixtureRecipe, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -250,7 +272,35 @@ def score_mixture(
             reviews,
             ask(recipe, [review.text for review in reviews], tokenizer),
             model=recipe.model.name,
-            method=f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}",
+            method=method_of(recipe),
             seed=recipe.seed,
             progress=lambda active: status.update(f"{split} prompts with {active}"),
         )
+
+
+def score_matches(
+    recipe: MixtureRecipe,
+    model: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Mapping[str, list[Question]],
+    progress: bool = False,
+) -> MatchReport:
+    """How often a trained model's greedy answers say what the reference answers say."""
+    model.eval()
+    settings = recipe.scoring
+    with Console(stderr=True, quiet=not progress).status("") as status:
+        return matches(
+            answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size),
+            questions,
+            {name: task.match for name, task in recipe.tasks.items() if task.match is not None},
+            list(recipe.tasks),
+            model=recipe.model.name,
+            method=method_of(recipe),
+            seed=recipe.seed,
+            progress=status.update,
+        )
+
+
+def method_of(recipe: MixtureRecipe) -> str:
+    """How a mixture is trained, in a few words."""
+    return f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}"

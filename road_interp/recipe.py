@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -173,6 +174,9 @@ class TaskRecipe:
         id, config, split: the data set of prompts and answers, read as in DataRecipe.
         prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
         examples: number of training examples of a behaviour or data set.
+        test: data set of questions to test on: `scoring.test` of them at most, or all of a smaller set.
+        reference: Jinja template over its columns of what is right; by default `answer`.
+        match: regular expression; an answer is right if its last match says what the reference's last match says.
         labels: labelled text to learn a classification head for.
     """
 
@@ -183,12 +187,18 @@ class TaskRecipe:
     prompt: str = "{{ prompt }}"
     answer: str = "{{ answer }}"
     examples: int = 600
+    test: str | None = None
+    reference: str | None = None
+    match: str | None = None
     labels: DataRecipe | None = None
 
     def __post_init__(self) -> None:
         given = sum(each is not None for each in (self.behaviour, self.id, self.labels))
         _require(given == 1, "behaviour", self.behaviour, "given, or else id, or else labels (one of them)")
         _require(self.examples >= 1, "examples", self.examples, "at least 1")
+        _require((self.test is None) == (self.match is None), "match", self.match, "given together with test")
+        _require(self.test is None or self.id is not None, "test", self.test, "used with id: questions like those learned from")
+        _require(self.match is None or _compiles(self.match), "match", self.match, "a regular expression")
         _require(
             self.labels is None or self.labels.task == "classification",
             "labels.task",
@@ -395,6 +405,14 @@ def _describe(option: Any) -> str:
 
 def _join(where: str, key: Any) -> str:
     return f"{where}.{key}" if where else str(key)
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _require(holds: bool, key: str, value: Any, what: str) -> None:

@@ -22,7 +22,7 @@ from road_interp.versions import library_versions
 
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
-PLANES, COMPOSITION, HEADS = "planes.json", "composition.json", "heads.json"
+PLANES, COMPOSITION, HEADS, MATCHES = "planes.json", "composition.json", "heads.json", "matches.json"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -24,11 +25,10 @@ def run(finished: Run) -> Table:
     return table
 
 
-def mixture(summary: dict[str, Any]) -> Table | None:
-    """The table of what a mixture was scored on, if it was."""
-    if "rates" in summary:
-        return composition(summary)
-    return heads(summary) if "heads" in summary else None
+def mixture(summary: dict[str, Any]) -> Group:
+    """The tables of what a mixture was scored on."""
+    kinds = {"rates": composition, "heads": heads, "matches": matches}
+    return Group(*(table(summary) for key, table in kinds.items() if key in summary))
 
 
 def composition(summary: dict[str, Any]) -> Table:
@@ -58,6 +58,18 @@ def heads(summary: dict[str, Any]) -> Table:
         cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
         lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["cost"][task])
         table.add_row(task, *cells, *[""] * (3 - len(cells)), lost)
+    return table
+
+
+def matches(summary: dict[str, Any]) -> Table:
+    """One line per task: how often answers say what they should, with no planes, its own and all active."""
+    title = "right answers [95% interval] with no planes, the task's own and all active"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("task", "questions", "none", "own", "all"):
+        table.add_column(column)
+    for task, sets in summary["matches"].items():
+        cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
+        table.add_row(task, f"{summary['questions'][task]:,}", *cells, *[""] * (3 - len(cells)))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from road_interp.files import write_atomically
 from road_interp.head import save_head
 from road_interp.heads import load_heads_model, load_labels, score_heads, train_heads
 from road_interp.locate import find_sites
-from road_interp.mixture import load_mixture, score_mixture, train_mixture
+from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe
@@ -83,24 +84,36 @@ def train(
 def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, Any]:
     """Score a run's model again from its files: on the recipe's test set, or on another file or data set read alike.
 
-    For a mixture the summary of its `CompositionReport` or `HeadsReport`, on its own test data only.
+    For a mixture the summaries of its reports (`CompositionReport`, `HeadsReport`, `MatchReport`), on its own test data; for one
+    task that is tested on questions, on others too.
     """
     tokenizer = load_tokenizer(run.recipe.model)
     if isinstance(run.recipe, MixtureRecipe):
-        if data is not None:
-            raise InputError("a mixture is scored on the test prompts of its recipe; --data is for labelled text")
+        recipe = run.recipe if data is None else with_questions(run.recipe, data)
         if run.recipe.has_heads:
             labels = load_labels(run.recipe)
             heads = load_heads_model(run, labels, tokenizer).to(find_device(device))
             return score_heads(run.recipe, heads, tokenizer, labels, "test").summary()
-        model = run.load_model().to(find_device(device))
-        return score_mixture(run.recipe, model, tokenizer, load_mixture(run.recipe), "test", progress).summary()
+        model, mixture = run.load_model().to(find_device(device)), load_mixture(recipe)
+        summary = score_mixture(recipe, model, tokenizer, mixture, "test", progress).summary() if mixture.scorers else {}
+        if questions := load_questions(recipe, tokenizer):
+            summary |= score_matches(recipe, model, tokenizer, questions, progress).summary()
+        return summary
     task = load_task(run.recipe.data)
     examples = task.test if data is None else load_examples(run.recipe.data, data, run.classes)
     encoded = encode(examples, tokenizer, run.recipe)
     model = run.load_model()
     trainer = make_trainer(run.recipe, model, task, tokenizer, {"validation": encoded}, run.folder, find_device(device), progress)
     return score_split(trainer, task, encoded)
+
+
+def with_questions(recipe: MixtureRecipe, data: str) -> MixtureRecipe:
+    """The recipe of one task with other questions to test it on. Raises InputError for tasks that are not tested on questions."""
+    if len(recipe.tasks) > 1 or any(task.test is None for task in recipe.tasks.values()):
+        raise InputError(
+            "a mixture is scored on the test prompts of its recipe; --data is for labelled text and one task's questions"
+        )
+    return replace(recipe, tasks={name: replace(task, test=data) for name, task in recipe.tasks.items()})
 
 
 def _build(recipe: Recipe, task: Task) -> tuple[RoadModel, list[str]]:

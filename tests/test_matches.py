@@ -1,0 +1,108 @@
+"""Exact match: what an answer says, and how often a trained model says what it should."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_mixture import recipe_for, workplace  # noqa: F401
+
+from road_interp import cli
+from road_interp.errors import InputError
+from road_interp.measure.composition import Answer
+from road_interp.measure.matches import MatchReport, Question, matches, said
+from road_interp.recipe import load_recipe
+from road_interp.training import evaluate, train
+
+NUMBER, CHOICE = r"-?\d[\d,]*(?:\.\d+)?", r"true|false|(?:answer|solution)[1-5]"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        (NUMBER, "He has 3 of 4, so 1,200 remain.", "1200"),
+        (NUMBER, "[1200.0]", "1200"),
+        (NUMBER, "It falls to -2.50.", "-2.5"),
+        (NUMBER, "none", None),
+        (CHOICE, "not answer1: the correct answer is Answer2", "answer1"),
+        (CHOICE, "the correct answer is answer2.", "answer2"),
+        (r"is (\w+)", "It is TRUE", "true"),
+        (r"x(\d)?", "x", ""),
+    ],
+)
+def test_the_last_match_is_what_counts(pattern, text, expected):
+    assert said(pattern, text) == expected
+
+
+def scripted():
+    """Answers that are right only where the task's own planes are active, but for one question."""
+
+    def answering(prompts, active):
+        return [Answer("It is 4." if active == "sums" or prompt == "easy" else "No idea.", True) for prompt in prompts]
+
+    questions = {"sums": [Question("easy", "4"), Question("hard", "4")]}
+    return matches(answering, questions, {"sums": NUMBER}, ["sums", "other"], model="m", method="x", seed=3)
+
+
+def test_questions_are_asked_with_nothing_its_own_and_all_planes():
+    report = scripted()
+    assert {active: report.rate("sums", active)[0] for active in report.correct["sums"]} == {
+        "__base__": 0.5, "sums": 1.0, "sums+other": 0.5,
+    }  # fmt: skip
+    rate, low, high = report.rate("sums", "__base__")
+    assert 0 < low < rate < high < 1
+    assert report.answers["sums"]["sums+other"] == ("It is 4.", "No idea.")
+    assert report.summary()["questions"] == {"sums": 2}
+    assert MatchReport.from_json(report.to_json()) == report
+    with pytest.raises(InputError, match="not the JSON of matches"):
+        MatchReport.from_json("{}")
+
+
+@pytest.fixture(scope="module")
+def asked(workplace):  # noqa: F811
+    """A recipe of one task that learns from 12 questions and is tested on four of them."""
+    data = str(workplace / "pairs.jsonl")
+    task = {"id": data, "prompt": "{{ question }}", "answer": "{{ reply.text }}", "test": data, "match": NUMBER}
+    content = {
+        "model": {"id": str(workplace / "model"), "max_length": 64},
+        "tasks": {"sums": task},
+        "adapter": {"sites": "block-output"},
+        "scoring": {"test": 4, "max_new_tokens": 4},
+        "training": {"max_steps": 2, "batch_size": 4, "precision": "fp32"},
+    }
+    return content
+
+
+def test_a_run_is_tested_on_its_questions_and_on_others(workplace, asked, capsys):  # noqa: F811
+    run = train(load_recipe(asked), workplace / "sums", progress=False)
+    report = MatchReport.from_json((run.folder / "matches.json").read_text())
+    assert run.metrics["test"] == report.summary() == evaluate(run, progress=False)
+    assert report.summary()["questions"] == {"sums": 4}
+    more = workplace / "more.jsonl"
+    more.write_text(json.dumps({"question": "What is 9?", "reply": {"text": "It is 9."}}) + "\n")
+    assert evaluate(run, str(more), progress=False)["questions"] == {"sums": 1}
+    cli.evaluate(run.folder, str(more))
+    assert "right answers [95% interval]" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(InputError, match="--data is for labelled text and one task's questions"):
+        evaluate(train(recipe_for(workplace, "training.max_steps=1"), workplace / "other", progress=False), str(more))
+
+
+REFUSED = {
+    "'tasks.sums.match' must be given together with test": {"test": None},
+    "'tasks.sums.match' must be a regular expression": {"match": "("},
+    "'tasks.sums.test' must be used with id": {"id": None, "behaviour": "label"},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_tested_is_refused(asked, message):
+    wrong = {**asked, "tasks": {"sums": {**asked["tasks"]["sums"], **REFUSED[message]}}}
+    with pytest.raises(InputError, match=message.replace("tasks.sums.", "")):
+        load_recipe(wrong)
+
+
+def test_a_reference_that_says_nothing_is_refused_before_training(asked, tmp_path):
+    wrong = {**asked, "tasks": {"sums": {**asked["tasks"]["sums"], "reference": "{{ question[0] }}"}}}
+    with pytest.raises(InputError, match="task 'sums': .* matches nothing in the reference 'W' of"):
+        train(load_recipe(wrong), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
