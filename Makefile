@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks lint format notebooks figures clean
+.PHONY: setup demo test test-notebooks test-wheel lint format notebooks figures clean
 
 setup: $(READY)
 
@@ -26,6 +26,17 @@ test: setup
 # Every notebook from top to bottom: minutes, so they have a target of their own.
 test-notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m notebook
+
+# The wheel in an empty environment, outside the checkout: nothing is missing, and the demo runs.
+EMPTY := build/empty
+test-wheel: setup
+	rm -rf dist $(EMPTY)
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv $(EMPTY)
+	$(EMPTY)/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[demo]"
+	$(EMPTY)/bin/python -m pip check
+	cd $(EMPTY) && bin/python -c "import road_interp, pathlib; assert (pathlib.Path(road_interp.__file__).parent / 'py.typed').is_file()"
+	cd $(EMPTY) && bin/road-interp demo --out demo
 
 lint: setup
 	$(BIN)/ruff check .
