@@ -61,6 +61,8 @@ figures: setup
 		$(BIN)/python analyses/$$script.py $(if $(QUICK),--quick,--seeds 0) --out $(DRAWN) || exit 1; \
 	done
 	$(BIN)/python analyses/composition.py --redraw docs/composition/composition.json --out $(DRAWN)
+	$(BIN)/python analyses/strength.py --redraw docs/composition/strength.json --out $(DRAWN)
+	$(BIN)/python analyses/heads.py --redraw docs/heads/heads.json --out $(DRAWN)
 	$(BIN)/python analyses/throughput.py --redraw docs/throughput.json --out $(DRAWN)
 	$(BIN)/python analyses/index.py $(DRAWN)
 
