@@ -33,6 +33,15 @@ class RoadAdapter:
 
     `theta[name]` and `alpha[name]` have `rotation.num_parameters(site.width, variant)` entries in PEFT's layout. Maps of one
     family: adapters combine only when their sites (in any order) and group_size agree.
+
+    >>> site = Site("layers.0", width=4)
+    >>> quarter = RoadAdapter((site,), {site.name: torch.tensor([torch.pi / 2, 0.0])}, {site.name: torch.tensor([1.0, 3.0])})
+    >>> (quarter @ quarter).magnitudes(site)
+    tensor([1., 9.])
+    >>> torch.rad2deg((quarter**0.5).angles(site))
+    tensor([45.,  0.])
+    >>> (quarter @ quarter.inverse()).distance(RoadAdapter.identity([site]))
+    0.0
     """
 
     sites: tuple[Site, ...]

@@ -63,6 +63,10 @@ class TaskPlanes:
         Args:
             how: "shares" (of every site the first planes go to the first task, as in section 4.3), "alternating" (plane `i` of
                 every site goes to task `i % n`), "sites" (whole sites in turn), "layers" (whole layers in turn).
+
+        >>> planes = TaskPlanes.split(["german", "instruct"], [Site("layers.0", width=8)])
+        >>> planes.to_json()
+        {'german': {'layers.0': [0, 1]}, 'instruct': {'layers.0': [2, 3]}}
         """
         if how not in get_args(Split):
             raise InputError(f"'{how}' does not divide planes; use {', '.join(get_args(Split))}")

@@ -25,6 +25,10 @@ def position_mask(positions: Positions, attention_mask: Bool[Tensor, "batch leng
 
     Raises:
         InputError: not a position, a list for another number of rows, or an index beyond a row's tokens.
+
+    >>> position_mask("f1+l1", torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])).int()
+    tensor([[1, 0, 0, 1],
+            [0, 1, 0, 1]], dtype=torch.int32)
     """
     present = attention_mask.bool()
     index = present.cumsum(1) - 1

@@ -155,6 +155,10 @@ def apply(maps: Blocks, hidden: Float[Tensor, "*batch width"], group_size: int) 
 
     Blocks with a row axis act on `hidden` of shape `(rows, ..., width)`. Adjacent planes in fp32 or fp64 take one complex
     multiply, which reads and writes each state once; all else takes the equal real form, computed in the wider of the two dtypes.
+
+    >>> maps = blocks(torch.tensor([0.0, torch.pi]), torch.tensor([2.0, 1.0]), "road_1", group_size=2)
+    >>> apply(maps, torch.tensor([1.0, 1.0, 3.0, 4.0]), group_size=2).round()
+    tensor([ 2.,  2., -3., -4.])
     """
     if _is_complex_view(maps, hidden, group_size):
         z = torch.view_as_complex(hidden.unflatten(-1, (-1, 2)))

@@ -74,7 +74,10 @@ class MatchReport:
 def said(pattern: str, text: str) -> str | None:
     """What the last match of a regular expression in a text says: its first group, or all of it. None where nothing matches.
 
-    Case and the commas of numbers do not count, and numbers are compared as numbers: "1,000" says what "1000.0" does.
+    Case and the commas of numbers do not count, and numbers are compared as numbers.
+
+    >>> said(r"[\\d,.]*\\d", "Of 5,000 there remain 1,000."), said(r"[\\d,.]*\\d", "1000.0")
+    ('1000', '1000')
     """
     found = list(re.finditer(pattern, text))
     if not found:
