@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from road_interp.bank import RoadBank
     from road_interp.causal import InterchangeRuns, interchange_accuracy, train_interchange
     from road_interp.errors import InputError
+    from road_interp.explorer import Explorer
     from road_interp.interchange import RoadInterchangeIntervention
     from road_interp.intervention import RoadIntervention
     from road_interp.locate import find_sites
@@ -35,6 +36,7 @@ _HOMES = {
     "interchange_accuracy": "causal",
     "train_interchange": "causal",
     "InputError": "errors",
+    "Explorer": "explorer",
     "RoadInterchangeIntervention": "interchange",
     "RoadIntervention": "intervention",
     "find_sites": "locate",
@@ -54,6 +56,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Explorer",
     "InputError",
     "InterchangeRuns",
     "Pair",

@@ -7,6 +7,7 @@ from road_interp.plots.disentangle import disentangle
 from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
 from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
+from road_interp.plots.plane import plane
 from road_interp.plots.structure import query_key, seed_structure
 from road_interp.plots.style import STYLE
 from road_interp.plots.tasks import composition, heads, strength
@@ -30,6 +31,7 @@ __all__ = [
     "interchange_scan",
     "interference",
     "magnitudes",
+    "plane",
     "planes",
     "query_key",
     "seed_structure",

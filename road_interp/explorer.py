@@ -1,0 +1,73 @@
+"""Looking at an adapter in a notebook: choose layer, module, plane and strength, and see what the plane does."""
+
+from __future__ import annotations
+
+import io
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+
+from road_interp import plots
+from road_interp.adapter import RoadAdapter
+from road_interp.plots.style import COLORS
+from road_interp.site import Site
+
+
+class Explorer(ipywidgets.VBox):
+    """Widgets for an adapter: `layer`, `module`, `plane`, `strength` (road_1 only), and the `picture` they redraw.
+
+    The picture shows one plane's unit circle before and after, and the angles of all planes of its site. The strength is the
+    exponent of the adapter: 0 the identity, 1 what was learned.
+    """
+
+    def __init__(self, adapter: RoadAdapter) -> None:
+        self.adapter = adapter
+        layers = list(dict.fromkeys(site.layer for site in adapter.sites))
+        self.layer = ipywidgets.Dropdown(
+            options=[("-" if layer is None else str(layer), layer) for layer in layers], description="layer"
+        )
+        self.module = ipywidgets.Dropdown(description="module")
+        self.plane = ipywidgets.IntSlider(description="plane", min=0, continuous_update=False)
+        powers = adapter.variant == "road_1"
+        self.strength = ipywidgets.FloatSlider(
+            1.0, min=0, max=2, step=0.05, description="strength", continuous_update=False, disabled=not powers
+        )
+        self.picture = ipywidgets.Image(format="png")
+        self.module.observe(lambda change: self._choose_site(), "value")
+        self.layer.observe(lambda change: self._choose_layer(), "value")
+        for slider in (self.plane, self.strength):
+            slider.observe(lambda change: self._draw(), "value")
+        self._choose_layer()
+        super().__init__([ipywidgets.HBox([self.layer, self.module]), ipywidgets.HBox([self.plane, self.strength]), self.picture])
+
+    @property
+    def site(self) -> Site:
+        """The chosen site."""
+        return self.adapter.site(self.module.value)
+
+    def _choose_layer(self) -> None:
+        """Offer the modules of the layer; a module of the same kind as before stays."""
+        sites = [site for site in self.adapter.sites if site.layer == self.layer.value]
+        kind = None if self.module.value is None else self.site.kind
+        kept = next((site for site in sites if site.kind == kind), sites[0])
+        self.module.options = [(site.kind or site.name, site.name) for site in sites]
+        self.module.value = kept.name
+
+    def _choose_site(self) -> None:
+        self.plane.max = self.site.width // 2 - 1
+        self._draw()
+
+    def _draw(self) -> None:
+        adapter = self.adapter if self.strength.value == 1 else self.adapter**self.strength.value
+        degrees = np.degrees(adapter.angles(self.site).numpy())
+        with plt.style.context(plots.STYLE):
+            figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained", width_ratios=(1, 2))
+            plots.plane(adapter, left, site=self.site, index=self.plane.value)
+            right.plot(degrees, ".", color="0.6", markersize=2)
+            right.plot(self.plane.value, degrees[self.plane.value], "o", color=COLORS[0])
+            right.set(xlabel="plane", ylabel="angle (degrees)", title=self.site.name)
+            content = io.BytesIO()
+            figure.savefig(content, format="png", dpi=110)
+            plt.close(figure)
+        self.picture.value = content.getvalue()

@@ -1,0 +1,46 @@
+"""One plane of an adapter: where its unit circle goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.errors import InputError
+from road_interp.plots.style import COLORS, styled
+
+if TYPE_CHECKING:
+    from road_interp.adapter import RoadAdapter
+    from road_interp.site import Site
+
+
+@styled
+def plane(adapter: RoadAdapter, ax: Axes, site: Site | str = "", index: int = 0) -> Axes:
+    """The unit circle of one plane (grey) and what the adapter makes of it: a circle for road_1, an ellipse for other variants.
+
+    Args:
+        site: of the adapter, or its name; its first site by default.
+        index: of the plane.
+
+    Raises:
+        InputError: no such site, or no such plane of it.
+    """
+    where = adapter.site(site or adapter.sites[0])
+    maps = adapter.blocks(where)
+    if not 0 <= index < len(maps.a):
+        raise InputError(f"site '{where.name}' has planes 0 to {len(maps.a) - 1}, not {index}")
+    before = np.exp(1j * np.linspace(0, 2 * np.pi, 181))
+    after = maps.a[index].item() * before
+    if maps.b is not None:
+        after = after + maps.b[index].item() * before.conj()
+    for points, color in ((before, "0.6"), (after, COLORS[0])):
+        ax.plot(points.real, points.imag, color=color, linewidth=1)
+        style = {"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (points[0].real, points[0].imag), (0, 0), arrowprops=style)
+    reach = 1.1 * max(1.0, float(np.abs(after).max()))
+    angle, magnitude = adapter.angles(where)[index].item(), adapter.magnitudes(where)[index].item()
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"plane {index}: {np.degrees(angle):+.1f}°, × {magnitude:.3f}")
+    return ax
