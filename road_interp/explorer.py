@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 
 from road_interp import plots
 from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
 from road_interp.plots.style import COLORS
 from road_interp.site import Site
+
+try:
+    import ipywidgets
+except ImportError:
+    raise InputError("the explorer needs ipywidgets: pip install 'road-interp[notebooks]'") from None
 
 
 class Explorer(ipywidgets.VBox):

@@ -224,7 +224,7 @@ def test_wrong_mixtures_are_refused(workplace, override, message):
         load_mixture(recipe_for(workplace, override))
 
 
-@pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "told_in_words"])
+@pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "told_in_words", "with_lora"])
 def test_baselines_of_the_composition(workplace, tmp_path, baseline):
     script = load("composition")
     recipe, folder = recipe_for(workplace, "adapter.layers=0", "training.max_steps=2"), tmp_path / "parts" / "both"
