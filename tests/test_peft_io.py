@@ -60,6 +60,31 @@ def test_a_folder_of_peft_gives_the_same_outputs_and_comes_back(variant, group_s
     assert (config["peft_type"], config["modules_to_save"]) == ("ROAD", ["classifier"])
 
 
+def test_the_settings_of_pefts_own_experiment(tmp_path):
+    """What its method comparison stores (MetaMathQA, llama-3.2-3B-lr_0.001): everything but variant and group size left open."""
+    stored = {
+        "auto_mapping": None,
+        "base_model_name_or_path": None,
+        "group_size": 64,
+        "inference_mode": False,
+        "init_weights": True,
+        "peft_type": "ROAD",
+        "revision": None,
+        "target_modules": None,
+        "task_type": None,
+        "variant": "road_2",
+    }
+    base, batch = tiny_model("Llama", "causal-lm", hidden_size=128, intermediate_size=128), token_batch()
+    theirs = peft.get_peft_model(copy.deepcopy(base), peft.PeftConfig.from_peft_type(**stored)).eval()
+    for name, parameter in theirs.named_parameters():
+        if "road_" in name:
+            torch.nn.init.normal_(parameter, mean=float("alpha" in name), std=0.1)
+    theirs.save_pretrained(tmp_path)
+    ours = RoadModel.from_peft(base, tmp_path)
+    assert [site.name for site in ours.sites[:2]] == [f"model.layers.0.self_attn.{kind}_proj" for kind in "qv"]
+    torch.testing.assert_close(logits(ours, batch), logits(theirs, batch), **TOLERANCE)
+
+
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "Llama"])
 @pytest.mark.parametrize("with_head", [True, False])
 def test_classifiers_of_many_kinds(architecture, with_head, tmp_path):
