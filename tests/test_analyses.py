@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -336,6 +337,25 @@ def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch,
     assert 'src="http' not in page
     assert "strength run --out out</code>" in page.replace(str(tmp_path), "out").replace("out/run", "run")
     assert page.count(f"torch {torch.__version__}") == 2
+
+
+def test_index_tells_what_was_measured(tmp_path, monkeypatch, capsys):
+    docs = ANALYSES.parent / "docs"
+    for place in ("", "studies", "composition", "heads", "interchange"):
+        for image in (docs / place).glob("*.png"):
+            if (numbers := image.with_suffix(".json")).is_file():
+                shutil.copy(image, tmp_path)
+                shutil.copy(numbers, tmp_path)
+    run("index", tmp_path, monkeypatch=monkeypatch)
+    page = (tmp_path / "index.html").read_text()
+    known = {shown.name for shown in load("index").shown_in(tmp_path)}
+    kinds = (
+        "angles shares structure query-key drift disentangle-rotten-tomatoes ablation composition heads strength scan-agreement"
+    )
+    assert known == {*kinds.split(), "throughput"}
+    assert page.count("<section") == len(known)
+    assert "trained alone: angles only" in page
+    assert not re.search(r"\bnan\b", re.sub('base64,[^"]*', "", page))
 
 
 def test_capacity(tmp_path, monkeypatch, capsys):
