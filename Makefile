@@ -27,7 +27,7 @@ test: setup
 test-notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m notebook
 
-# The wheel in an empty environment, outside the checkout: nothing is missing, and the demo runs.
+# The wheel in an empty environment, away from the sources: nothing is missing, and the demo runs.
 EMPTY := build/empty
 test-wheel: setup
 	rm -rf dist $(EMPTY)

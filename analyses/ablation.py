@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from road_interp import figures
@@ -29,31 +30,41 @@ from road_interp.study import QUICK, runs_for_seeds, study_options, tell
 ALONE = {"angles": ANGLES, "magnitudes": MAGNITUDES}
 
 
-def measure(parts: Path, runs: Sequence[Path], most: int | None) -> AblationReport:
+def measure(parts: Path, folders: Sequence[Path], most: int | None) -> AblationReport:
     """The runs that learned both parts, taken apart, as one report; beside each those of its seed that learned one part."""
     parts.mkdir(parents=True, exist_ok=True)
+    runs = [Run.load(folder) for folder in folders]
+    whole: dict[int, Run] = {}
+    for run in runs:
+        if run.recipe.adapter.learn == "both":
+            if run.recipe.seed in whole:
+                raise InputError(f"'{run.folder}' and '{whole[run.recipe.seed].folder}' are of one seed")
+            whole[run.recipe.seed] = run
+    alone = [run for run in runs if run.recipe.adapter.learn != "both"]
+    for run in alone:
+        adapter = replace(run.recipe.adapter, learn="both")
+        if run.recipe.seed not in whole or whole[run.recipe.seed].recipe != replace(run.recipe, adapter=adapter):
+            raise InputError(f"no run of the recipe and seed of '{run.folder}' that learned both parts is there to stand beside")
     reports: dict[int, AblationReport] = {}
-    alone: dict[int, list[tuple[str, list[bool]]]] = {}
-    for folder in runs:
-        run = Run.load(folder)
-        digest = read_json_object(folder / ADAPTER / DESCRIPTION)["sha256"][:8]
-        path = parts / f"ablation of {folder.name} {digest}.json"  # a run that was trained again is another one
-        if run.recipe.adapter.learn != "both":
-            if not path.is_file():
-                tell(f"score {folder.name}")
-                write_atomically(path, json.dumps({"correct": RunScorer(run, most)(run.adapter).tolist()}))
-            outcomes = read_json_object(path)["correct"]
-            alone.setdefault(run.recipe.seed, []).append((ALONE[run.recipe.adapter.learn], outcomes))
-            continue
+    for seed, run in whole.items():
+        path = kept(parts, run)
         if not path.is_file():
             write_atomically(path, taken_apart(run, most).to_json())
-        reports[run.recipe.seed] = AblationReport.from_json(path.read_text())
-    for seed, found in alone.items():
-        if seed not in reports:
-            raise InputError(f"there is no run of seed {seed} that learned both parts to stand beside")
-        for part, outcomes in found:
-            reports[seed] = reports[seed].with_trained_alone(part, outcomes)
+        reports[seed] = AblationReport.from_json(path.read_text())
+    for run in alone:
+        path, seed = kept(parts, run), run.recipe.seed
+        if not path.is_file():
+            tell(f"score {run.folder.name}")
+            write_atomically(path, json.dumps({"correct": RunScorer(run, most)(run.adapter).tolist()}))
+        part = ALONE[run.recipe.adapter.learn]
+        reports[seed] = reports[seed].with_trained_alone(part, read_json_object(path)["correct"])
     return AblationReport.over_seeds(list(reports.values()))
+
+
+def kept(parts: Path, run: Run) -> Path:
+    """Where a run's outcomes are kept; a run that was trained again is another one."""
+    digest = read_json_object(run.folder / ADAPTER / DESCRIPTION)["sha256"][:8]
+    return parts / f"ablation of {run.folder.name} {digest}.json"
 
 
 def taken_apart(run: Run, most: int | None) -> AblationReport:

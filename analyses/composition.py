@@ -52,7 +52,7 @@ from road_interp.training import train
 MAIN = "label+closing, co-activation 0.5"
 PAIRS = ("label+closing", "closing+label", "label-only+closing", "label-comment+closing", "greeting+closing", "label+question",
          "german+closing", "capitals+label")  # fmt: skip
-RATES = {"LoRA": 3e-3, "LoReFT": 2e-3}  # learning rates of the baselines, chosen on the spare reviews of the recipe
+RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}  # learning rates of the baselines, chosen on the spare reviews of the recipe
 QUICK = ["training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"]
 # Leaves recipe.yaml, composition.json and at last metrics.json in the folder.
 Measure = Callable[[MixtureRecipe, Path], None]

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import io
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 
 from road_interp import plots
 from road_interp.adapter import RoadAdapter
-from road_interp.errors import InputError
 from road_interp.plots.style import COLORS
 from road_interp.site import Site
-
-try:
-    import ipywidgets
-except ImportError:
-    raise InputError("the explorer needs ipywidgets: pip install 'road-interp[notebooks]'") from None
 
 
 class Explorer(ipywidgets.VBox):
@@ -64,7 +59,8 @@ class Explorer(ipywidgets.VBox):
         self._draw()
 
     def _draw(self) -> None:
-        adapter = self.adapter if self.strength.value == 1 else self.adapter**self.strength.value
+        here = self.adapter.restrict({self.site.name: range(self.site.width // 2)})
+        adapter = self.adapter if self.strength.value == 1 else here**self.strength.value
         degrees = np.degrees(adapter.angles(self.site).numpy())
         with plt.style.context(plots.STYLE):
             figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained", width_ratios=(1, 2))

@@ -41,6 +41,7 @@ from road_interp.trainer import RoadTrainer, find_device, finish_run, prepare_fo
 
 # Sandboxed: a template comes with a recipe and must not reach beyond its row.
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)  # Jinja's, and those of expressions in it
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def train_mixture(
     device: str | None = None,
     progress: bool = True,
 ) -> Run:
-    """Learn the tasks of a mixture and leave a run folder with their composition scores on the test prompts.
+    """Learn the tasks of a mixture and leave a run folder with their scores.
+
+    Behaviours are scored alone and together (composition.json), tasks that are tested on questions by exact match (matches.json).
 
     Arguments and errors are those of `road_interp.train`.
     """
@@ -78,12 +81,12 @@ def train_mixture(
     tokenizer = load_tokenizer(recipe.model)
     questions = load_questions(recipe, tokenizer)
     model = build_mixture_model(recipe).to(where)
-    folder.mkdir(parents=True, exist_ok=True)
     assert model.planes is not None
-    write_atomically(folder / RECIPE, recipe.to_yaml())
-    write_atomically(folder / PLANES, json.dumps(model.planes.to_json()) + "\n")
     arguments = training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no")
     trainer = mixture_trainer(recipe, model, model.planes.tasks, mixture, tokenizer, arguments)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECIPE, recipe.to_yaml())
+    write_atomically(folder / PLANES, json.dumps(model.planes.to_json()) + "\n")
     set_seed(recipe.seed)
     trainer.train(resume_from_checkpoint=resume or None)
     metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
@@ -202,7 +205,7 @@ def load_questions(recipe: MixtureRecipe, tokenizer: PreTrainedTokenizerBase) ->
             missing = pairs[wanted.index(None)][1]
             raise InputError(f"task '{name}': {task.match!r} matches nothing in the reference {missing!r} of '{task.test}'")
         asked = ask(recipe, [prompt for prompt, _ in pairs], tokenizer)
-        questions[name] = [Question(prompt, answer or "") for prompt, answer in zip(asked, wanted, strict=True)]
+        questions[name] = [Question(prompt, answer) for prompt, answer in zip(asked, wanted, strict=True) if answer is not None]
     return questions
 
 
@@ -213,7 +216,7 @@ def _pairs(name: str, task: TaskRecipe, source: str, split: str, most: int, told
     try:
         prompt, answer = TEMPLATES.from_string(task.prompt), TEMPLATES.from_string(told)
         return [(prompt.render(row), answer.render(row)) for row in rows]
-    except TemplateError as error:
+    except TEMPLATE_ERRORS as error:
         columns = ", ".join(rows.column_names)
         raise InputError(f"task '{name}': its templates fail ({error}); the columns of '{source}' are {columns}") from None
 
@@ -222,9 +225,10 @@ def ask(recipe: MixtureRecipe, prompts: Sequence[str], tokenizer: PreTrainedToke
     """Prompts in the model's template; a text too long for `max_length` (with room for the answer) is cut first."""
     try:
         template = TEMPLATES.from_string(recipe.template)
-    except TemplateError as error:
-        raise InputError(f"template: {error}") from None
-    frame = len(tokenizer(template.render(prompt=""), add_special_tokens=False)["input_ids"])
+        blank = template.render(prompt="")
+    except TEMPLATE_ERRORS as error:
+        raise InputError(f"template: {error}; it is given `prompt` alone") from None
+    frame = len(tokenizer(blank, add_special_tokens=False)["input_ids"])
     room = recipe.model.max_length - frame - recipe.scoring.max_new_tokens
     if room < 1:
         raise InputError(f"model.max_length {recipe.model.max_length} leaves no room for a prompt beside template and answer")

@@ -171,7 +171,7 @@ class TaskRecipe:
 
     Attributes:
         behaviour: its name in `road_interp.behaviours`.
-        id, config, split: the data set of prompts and answers, read as in DataRecipe.
+        id, config, split: the data set of prompts and answers, read as in DataRecipe; `config` is that of `test` too.
         prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
         examples: number of training examples of a behaviour or data set.
         test: data set of questions to test on: `scoring.test` of them at most, or all of a smaller set.
@@ -198,6 +198,7 @@ class TaskRecipe:
         _require(self.examples >= 1, "examples", self.examples, "at least 1")
         _require((self.test is None) == (self.match is None), "match", self.match, "given together with test")
         _require(self.test is None or self.id is not None, "test", self.test, "used with id: questions like those learned from")
+        _require(self.reference is None or self.test is not None, "reference", self.reference, "given together with test")
         _require(self.match is None or _compiles(self.match), "match", self.match, "a regular expression")
         _require(
             self.labels is None or self.labels.task == "classification",
@@ -351,7 +352,11 @@ def _build(cls: type, content: Any, where: str) -> Any:
         required = entry.default is MISSING and entry.default_factory is MISSING
         if required and entry.name not in content:
             raise InputError(f"'{_join(where, entry.name)}' is missing")
-    return cls(**{key: _value(hints[key], value, _join(where, key)) for key, value in content.items()})
+    values = {key: _value(hints[key], value, _join(where, key)) for key, value in content.items()}
+    try:
+        return cls(**values)
+    except InputError as error:  # what lies deeper than the recipe's own parts does not know where it stands
+        raise InputError(f"{where}: {error}" if "." in where else str(error)) from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -410,7 +415,7 @@ def _join(where: str, key: Any) -> str:
 def _compiles(pattern: str) -> bool:
     try:
         re.compile(pattern)
-    except re.error:
+    except (re.error, OverflowError, RecursionError):
         return False
     return True
 

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
-from road_interp.recipe import AnyRecipe, TrainingRecipe
+from road_interp.recipe import AnyRecipe, TrainingRecipe, load_recipe
 from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
 
 
@@ -87,7 +87,7 @@ def prepare_folder(recipe: AnyRecipe, out: str | Path | None, resume: bool) -> P
             raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
         if not list((folder / CHECKPOINTS).glob("checkpoint-*")):
             raise InputError(f"'{folder}' holds no checkpoint to resume from; start again with another --out")
-        if (folder / RECIPE).read_text(encoding="utf-8") != recipe.to_yaml():
+        if load_recipe(folder / RECIPE) != recipe:
             raise InputError(f"the recipe differs from the one that '{folder}' was started with ({RECIPE} there)")
     elif folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")

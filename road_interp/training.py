@@ -94,17 +94,26 @@ def evaluate(run: Run, data: str | None = None, *, device: str | None = None, pr
             labels = load_labels(run.recipe)
             heads = load_heads_model(run, labels, tokenizer).to(find_device(device))
             return score_heads(run.recipe, heads, tokenizer, labels, "test").summary()
-        model, mixture = run.load_model().to(find_device(device)), load_mixture(recipe)
-        summary = score_mixture(recipe, model, tokenizer, mixture, "test", progress).summary() if mixture.scorers else {}
-        if questions := load_questions(recipe, tokenizer):
-            summary |= score_matches(recipe, model, tokenizer, questions, progress).summary()
-        return summary
+        return _evaluate_mixture(run, recipe, tokenizer, device, progress)
     task = load_task(run.recipe.data)
     examples = task.test if data is None else load_examples(run.recipe.data, data, run.classes)
     encoded = encode(examples, tokenizer, run.recipe)
     model = run.load_model()
     trainer = make_trainer(run.recipe, model, task, tokenizer, {"validation": encoded}, run.folder, find_device(device), progress)
     return score_split(trainer, task, encoded)
+
+
+def _evaluate_mixture(
+    run: Run, recipe: MixtureRecipe, tokenizer: PreTrainedTokenizerBase, device: str | None, progress: bool
+) -> dict[str, Any]:
+    """The scores of a run's behaviours and questions; what the tasks learned from is read only where reviews are shared."""
+    questions = load_questions(recipe, tokenizer)
+    behaving = any(task.behaviour is not None for task in recipe.tasks.values())
+    if not questions and not behaving:
+        raise InputError("the recipe tests its tasks on nothing: give them 'test' and 'match'")
+    model = run.load_model().to(find_device(device))
+    summary = score_mixture(recipe, model, tokenizer, load_mixture(recipe), "test", progress).summary() if behaving else {}
+    return summary | (score_matches(recipe, model, tokenizer, questions, progress).summary() if questions else {})
 
 
 def with_questions(recipe: MixtureRecipe, data: str) -> MixtureRecipe:

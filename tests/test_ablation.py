@@ -98,7 +98,11 @@ def test_an_adapter_that_learned_one_part_alone_is_drawn_above_that_part():
     drawn = plots.ablation(report).containers[1]
     assert drawn.get_label() == "trained alone"
     (point,) = drawn.lines[0].get_xydata()
-    assert point == pytest.approx([2.16, 0.9])  # the third of both, angles only, magnitudes only and neither
+    assert point == pytest.approx([2.08, 0.9])  # the third of both, angles only, magnitudes only and neither
+    with pytest.raises(InputError, match="that learned magnitudes only stands there already"):
+        report.with_trained_alone(MAGNITUDES, [True] * 10)
+    with pytest.raises(InputError, match="angles only: outcomes on 9 examples do not stand beside those on 10"):
+        report.with_trained_alone(ANGLES, [True] * 9)
 
 
 def test_drawings_show_what_was_measured():

@@ -244,7 +244,7 @@ def test_ablation_trains_where_no_run_is_given(tmp_path, monkeypatch, capsys, fi
 
     def trained(*question):
         asked.append(question)
-        return [finished.folder]
+        return [finished.folder] if "adapter.learn=both" in question[1] else []
 
     run("ablation", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, runs_for_seeds=trained)
     assert asked == [
@@ -262,7 +262,7 @@ def test_runs_that_learned_one_part_alone_stand_beside_their_seeds_run(tmp_path,
     rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
     assert (rows[-1]["group"], rows[-1]["part"]) == ("trained alone", "angles only")
     assert rows[-1]["correct"] == rows[0]["correct"]  # a copy of the run, after all
-    with pytest.raises(InputError, match="no run of seed 0 that learned both parts"):
+    with pytest.raises(InputError, match="no run of the recipe and seed of '.*angles alone' that learned both parts"):
         run("ablation", alone, "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
 
 

@@ -11,6 +11,8 @@ from road_interp import cli
 from road_interp.errors import InputError
 from road_interp.measure.composition import Answer
 from road_interp.measure.matches import MatchReport, Question, matches, said
+from road_interp.mixture import load_questions
+from road_interp.pretrained import load_tokenizer
 from road_interp.recipe import load_recipe
 from road_interp.training import evaluate, train
 
@@ -24,10 +26,15 @@ NUMBER, CHOICE = r"-?\d[\d,]*(?:\.\d+)?", r"true|false|(?:answer|solution)[1-5]"
         (NUMBER, "[1200.0]", "1200"),
         (NUMBER, "It falls to -2.50.", "-2.5"),
         (NUMBER, "none", None),
-        (CHOICE, "not answer1: the correct answer is Answer2", "answer1"),
+        (CHOICE, "not answer1: the correct answer is Answer2", "answer2"),
         (CHOICE, "the correct answer is answer2.", "answer2"),
         (r"is (\w+)", "It is TRUE", "true"),
-        (r"x(\d)?", "x", ""),
+        (CHOICE, "The correct answer is True", "true"),
+        (NUMBER, "1234567", "1234567"),
+        (NUMBER, "10.333333333333334", "10.3333333333"),
+        (r"\d*", "12 and no more", "12"),
+        (r"\d*", "none", None),
+        (r"is (true)|so: (false)", "It is true, so: false", "false"),
     ],
 )
 def test_the_last_match_is_what_counts(pattern, text, expected):
@@ -88,17 +95,49 @@ def test_a_run_is_tested_on_its_questions_and_on_others(workplace, asked, capsys
 
 
 REFUSED = {
-    "'tasks.sums.match' must be given together with test": {"test": None},
-    "'tasks.sums.match' must be a regular expression": {"match": "("},
-    "'tasks.sums.test' must be used with id": {"id": None, "behaviour": "label"},
+    "tasks.sums: 'match' must be given together with test": {"test": None},
+    "tasks.sums: 'match' must be a regular expression": {"match": "("},
+    "tasks.sums: 'match' must be a regular expression, not 'a{": {"match": "a{4294967296}"},
+    "tasks.sums: 'reference' must be given together with test": {"test": None, "match": None, "reference": "{{ question }}"},
+    "tasks.sums: 'test' must be used with id": {"id": None, "behaviour": "label"},
 }
 
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_cannot_be_tested_is_refused(asked, message):
     wrong = {**asked, "tasks": {"sums": {**asked["tasks"]["sums"], **REFUSED[message]}}}
-    with pytest.raises(InputError, match=message.replace("tasks.sums.", "")):
+    with pytest.raises(InputError, match=message):
         load_recipe(wrong)
+
+
+BROKEN = {
+    "template: 'input' is undefined; it is given `prompt` alone": {"template": "{{ prompt }} {{ input }}"},
+    "task 'sums': its templates fail .division by zero.": {"tasks.sums.reference": "{{ 1 / 0 }}"},
+    "task 'sums': its templates fail .object of type 'int' has no len": {"tasks.sums.answer": "{{ 3 | length }}"},
+    "leaves no room for a prompt": {"model.max_length": 4},
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_templates_that_fail_are_told_before_anything_is_written(asked, tmp_path, message):
+    recipe = load_recipe(asked, [f"{key}={value!r}" for key, value in BROKEN[message].items()])
+    with pytest.raises(InputError, match=message):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_questions_are_prompts_in_the_template_and_what_their_references_say(asked):
+    recipe = load_recipe(asked, ["template='Q: {{ prompt }}'"])
+    questions = load_questions(recipe, load_tokenizer(recipe.model))
+    assert questions["sums"][:3] == [Question(f"Q: What is {number}?", str(number)) for number in range(3)]
+    assert len(questions["sums"]) == 4
+
+
+def test_a_recipe_that_tests_nothing_has_no_scores(asked, workplace):  # noqa: F811
+    untested = {**asked, "tasks": {"sums": {**asked["tasks"]["sums"], "test": None, "match": None}}}
+    run = train(load_recipe(untested), workplace / "untested", progress=False)
+    with pytest.raises(InputError, match="tests its tasks on nothing"):
+        evaluate(run, progress=False)
 
 
 def test_a_reference_that_says_nothing_is_refused_before_training(asked, tmp_path):

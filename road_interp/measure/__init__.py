@@ -8,6 +8,7 @@ from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hur
 from road_interp.measure.disentangle import DisentangleReport, Features, disentangle, read_features
 from road_interp.measure.drift import DriftReport, DriftStudy, PlaceDrift, drift, text_batches
 from road_interp.measure.interference import InterferenceReport, interference
+from road_interp.measure.matches import MatchReport, Question, matches
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
 
@@ -25,8 +26,10 @@ __all__ = [
     "DriftStudy",
     "Features",
     "InterferenceReport",
+    "MatchReport",
     "PlaceDrift",
     "QueryKey",
+    "Question",
     "SeedStructure",
     "SetScore",
     "SiteAngles",
@@ -39,6 +42,7 @@ __all__ = [
     "fails_to_compose",
     "hurts_others",
     "interference",
+    "matches",
     "needs_magnitudes",
     "query_key",
     "read_features",

@@ -82,8 +82,17 @@ class AblationReport:
         raise InputError(f"no ablation '{group}: {what}, {part}'; there are {', '.join(':'.join(row.key) for row in self.rows)}")
 
     def with_trained_alone(self, part: str, correct: Sequence[bool]) -> AblationReport:
-        """The report with the outcomes of an adapter of the same seed that learned ANGLES or MAGNITUDES alone."""
-        return replace(self, rows=(*self.rows, Ablation("trained alone", "all planes", part, tuple(map(bool, correct)))))
+        """The report with the outcomes of an adapter of the same seed that learned ANGLES or MAGNITUDES alone.
+
+        Raises InputError for outcomes on other examples, and for a part that is there already.
+        """
+        row = Ablation("trained alone", "all planes", part, tuple(map(bool, correct)))
+        if len(row.correct) != len(self.rows[0].correct):
+            count = len(self.rows[0].correct)
+            raise InputError(f"{part}: outcomes on {len(row.correct)} examples do not stand beside those on {count}")
+        if row.key in {each.key for each in self.rows}:
+            raise InputError(f"an adapter that learned {part} stands there already")
+        return replace(self, rows=(*self.rows, row))
 
     def accuracy(self, row: Ablation) -> tuple[float, float, float]:
         """Fraction of right answers and its 95% bootstrap interval, over seeds and examples."""

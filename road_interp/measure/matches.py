@@ -31,6 +31,7 @@ class MatchReport:
         model: name of the base model.
         method: how the tasks were trained.
         seed: of the training.
+        questions: by task.
         answers: by task and active set ("__base__", the task alone, all tasks), question by question.
         correct: the same, whether the answer says what the reference does.
     """
@@ -38,6 +39,7 @@ class MatchReport:
     model: str
     method: str
     seed: int
+    questions: Mapping[str, tuple[Question, ...]]
     answers: Mapping[str, Mapping[str, tuple[str, ...]]]
     correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
 
@@ -51,11 +53,11 @@ class MatchReport:
     def summary(self) -> dict[str, Any]:
         """The rates by task and active set, and the number of questions of each task."""
         rates = {task: {active: list(self.rate(task, active)) for active in sets} for task, sets in self.correct.items()}
-        return {"matches": rates, "questions": {task: len(next(iter(sets.values()))) for task, sets in self.correct.items()}}
+        return {"matches": rates, "questions": {task: len(asked) for task, asked in self.questions.items()}}
 
     def to_json(self) -> str:
         """All answers and outcomes as JSON text, with the summary beside them."""
-        return json.dumps({**asdict(self), "summary": self.summary()})
+        return json.dumps({**asdict(self), "summary": self.summary()}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> MatchReport:
@@ -66,29 +68,29 @@ class MatchReport:
                 {task: {active: tuple(each) for active, each in sets.items()} for task, sets in content[key].items()}
                 for key in ("answers", "correct")
             )
-            return cls(content["model"], content["method"], content["seed"], answers, correct)
+            questions = {task: tuple(Question(**each) for each in asked) for task, asked in content["questions"].items()}
+            return cls(content["model"], content["method"], content["seed"], questions, answers, correct)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is not the JSON of matches ({error})") from None
 
 
 def said(pattern: str, text: str) -> str | None:
-    """What the last match of a regular expression in a text says: its first group, or all of it. None where nothing matches.
+    """What the last match of a regular expression in a text says: its first group that took part, or all of it.
 
-    Case and the commas of numbers do not count, and numbers are compared as numbers.
+    None where nothing matches. Case does not count, nor do the commas of numbers; numbers are compared as such, to twelve digits.
 
     >>> said(r"[\\d,.]*\\d", "Of 5,000 there remain 1,000."), said(r"[\\d,.]*\\d", "1000.0")
     ('1000', '1000')
     """
-    found = list(re.finditer(pattern, text))
+    found = [match for match in re.finditer(pattern, text, re.IGNORECASE) if match.group()]
     if not found:
         return None
-    last = found[-1]
-    words = (last.group(1) if last.re.groups else last.group()) or ""
-    words = words.strip().casefold()
+    groups = [group for group in found[-1].groups() if group]
+    words = (groups[0] if groups else found[-1].group()).strip().casefold()
     try:
-        return f"{float(words.replace(',', '')):g}"
+        return f"{float(words.replace(',', '')):.12g}"
     except ValueError:
-        return words
+        return words or None
 
 
 def matches(
@@ -120,4 +122,5 @@ def matches(
             given = tuple(answer.text for answer in answering([question.prompt for question in asked], active))
             right = [said(patterns[task], text) == question.answer for text, question in zip(given, asked, strict=True)]
             answers[task][active], correct[task][active] = given, tuple(right)
-    return MatchReport(model, method, seed, answers, correct)
+    kept = {task: tuple(asked) for task, asked in questions.items()}
+    return MatchReport(model, method, seed, kept, answers, correct)

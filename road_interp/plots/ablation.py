@@ -29,11 +29,11 @@ def ablation(report: AblationReport, ax: Axes) -> Axes:
     Beside them, where it was measured, adapters that learned that part alone.
     """
     parts = [row.part for row in report.rows if row.group == "parts"]
-    for number, (group, (label, color, marker)) in enumerate(KEPT.items()):
+    groups = [group for group in KEPT if any(row.group == group for row in report.rows)]
+    for number, group in enumerate(groups):
+        label, color, marker = KEPT[group]
         rows = [row for row in report.rows if row.group == group]
-        if not rows:
-            continue
-        x = np.array([parts.index(row.part) for row in rows]) + 0.16 * (number - 1)
+        x = np.array([parts.index(row.part) for row in rows]) + 0.16 * (number - (len(groups) - 1) / 2)
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, linestyle="none", label=label)
     ax.set_xticks(range(len(parts)), [part.replace(" ", "\n") for part in parts])
     ax.set(ylabel="accuracy", title="What the planes keep")
