@@ -1,6 +1,6 @@
 """How fast rotations run beside their peers: everything timed in one process, one after the other, round by round.
 
-The peers are the bare model; the merged one; RoadModel; the same rotations inside pyvene's own loop; PEFT's RoAd; PEFT's LoRA;
+The peers are the bare model; the merged one; RoadModel; the same rotations inside pyvene's own loop; PEFT's RoAd, LoRA and OFT;
 and LoRA as two stacked batched products per layer, as in section 4.2 of the paper. In every round each peer is timed once, and
 its ratio is to the bare model of that round, so that a machine that slows down slows all of them.
 """

@@ -27,7 +27,7 @@ class Peers:
 
     def __init__(self, base: PreTrainedModel, most: int, ranks: Sequence[int] = ()) -> None:
         try:
-            from peft import LoraConfig, RoadConfig, get_peft_model
+            from peft import LoraConfig, OFTConfig, RoadConfig, get_peft_model
         except ImportError:
             raise InputError("the benchmark compares with PEFT: pip install 'road-interp[peft]'") from None
         self.base: Any = base
@@ -51,6 +51,8 @@ class Peers:
         road = RoadConfig(target_modules=kinds, variant="road_1", group_size=2, init_weights=False)
         self.peft_road = peft(road, list(self.adapters))
         self.peft_lora = peft(lora(RANK), list(self.adapters))
+        # OFT with 2 x 2 blocks: the maps of a road_1 without stretches, by the exact Cayley transform, on the layers' inputs.
+        self.peft_oft = peft(OFTConfig(target_modules=kinds, oft_block_size=2, use_cayley_neumann=False), ["default"])
         self.lora_of_rank = {rank: peft(lora(rank), ["default"]) for rank in ranks}
         self.stacked = StackedLora(base, self.sites, most)
 
@@ -64,6 +66,7 @@ class Peers:
             "pyvene loop": lambda: pyvene.IntervenableModel.forward(self.pyvene, inputs),
             "PEFT RoAd": lambda: self.peft_road(**inputs),
             "PEFT LoRA": lambda: self.peft_lora(**inputs),
+            "PEFT OFT": lambda: self.peft_oft(**inputs),
             "stacked LoRA": lambda: self.stacked.call(ids.shape[0], lambda: self.stacked.model(**inputs)),
         }
 
@@ -82,6 +85,7 @@ class Peers:
             "pyvene loop": lambda: pyvene.IntervenableModel.forward(self.pyvene, inputs)[1].loss,
             "PEFT RoAd": lambda: self.peft_road(**inputs).loss,
             "PEFT LoRA": lambda: self.peft_lora(**inputs).loss,
+            "PEFT OFT": lambda: self.peft_oft(**inputs).loss,
         }
 
     def generate(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:

@@ -29,6 +29,7 @@ def test_every_peer_is_timed_at_every_task(report):
         "pyvene loop",
         "PEFT RoAd",
         "PEFT LoRA",
+        "PEFT OFT",
         "stacked LoRA",
     }
     assert {(t.task, t.rows) for t in report.timings} == {
