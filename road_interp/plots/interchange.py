@@ -42,6 +42,7 @@ def interchange_depth(report: DepthReport, ax: Axes) -> Axes:
     ax.set_xscale("log", base=2)
     ax.set_xticks(report.rows, [str(count) for count in report.rows])
     ax.minorticks_off()
-    ax.set(xlabel="swapped rows", ylabel="flipped answers", ylim=(-0.02, 1), title=f"{report.task}, {len(report.seeds)} seeds")
+    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
+    ax.set(xlabel="swapped rows", ylabel="flipped answers", ylim=(-0.02, 1), title=f"{report.task}, {seeds}")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
