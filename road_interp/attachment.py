@@ -33,6 +33,7 @@ class Attachment:
         positions: the tokens to rotate.
         prompt: attention mask `(batch, length)` of the prompt, for generation; without it every pass that starts with an empty
             cache is a prompt.
+        once: ask for the coefficients at the first pass only, where they cannot change between passes.
 
     Only the thread that attached is affected.
     """
@@ -46,10 +47,11 @@ class Attachment:
         group_size: int,
         positions: Positions = "all",
         prompt: Tensor | None = None,
+        once: bool = False,
     ) -> None:
         self._model, self._sites, self._group_size = model, sites, group_size
         self._coefficients, self._entries = coefficients, entries
-        self._positions, self._prompt = positions, prompt
+        self._positions, self._prompt, self._once = positions, prompt, once
         self._restore: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
         self._blocks: Sequence[Blocks] = ()
@@ -78,6 +80,8 @@ class Attachment:
             self._restore.pop()()
 
     def _refresh(self) -> None:
+        if self._once and self._blocks:
+            return
         blocks = self._coefficients()
         if blocks is not self._blocks:
             self._blocks, self._placed = blocks, {}

@@ -174,7 +174,7 @@ class RoadModel(pyvene.IntervenableModel):
 
     def learn(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
         """Train `theta` and `alpha` of the rotations, or one of them; the other stays as it is."""
-        for _, intervention in self._by_site():
+        for _, intervention in self.by_site():
             intervention.theta.requires_grad_(what != "magnitudes")
             intervention.alpha.requires_grad_(what != "angles")
         return self
@@ -187,10 +187,14 @@ class RoadModel(pyvene.IntervenableModel):
         if self.bank is not None:
             raise InputError("this model uses a bank: take an adapter from it by name, as in model.bank['a']")
         theta, alpha = {}, {}
-        for site, intervention in self._by_site():
+        for site, intervention in self.by_site():
             theta[site.name] = intervention.theta.detach().cpu().clone()
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
         return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size)
+
+    def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
+        """Every site with the intervention that rotates it."""
+        return zip(self.sites, self._interventions_in_order, strict=True)
 
     @classmethod
     def from_peft(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str]) -> RoadModel:
@@ -341,9 +345,6 @@ class RoadModel(pyvene.IntervenableModel):
 
     # ------------------------------------------------------------------ inside
 
-    def _by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
-        return zip(self.sites, self._interventions_in_order, strict=True)
-
     @property
     def _interventions_in_order(self) -> list[RoadIntervention]:
         return list(self.interventions.values())
@@ -370,7 +371,8 @@ class RoadModel(pyvene.IntervenableModel):
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
         coefficients, entries = self._coefficients_for(adapter_names, tasks, learning)
         _check_rows(base, adapter_names, tasks)
-        with Attachment(self.model, self.sites, coefficients, entries, self.group_size, positions, prompt) as attachment:
+        call = base is not None  # and not a block of somebody's code, in which parameters may learn
+        with Attachment(self.model, self.sites, coefficients, entries, self.group_size, positions, prompt, call) as attachment:
             yield attachment
 
     def _coefficients_for(
@@ -396,7 +398,7 @@ class RoadModel(pyvene.IntervenableModel):
         assert self.planes is not None
         if learning is not None and len(learning) != len(tasks):
             raise InputError(f"learning names the tasks of {len(learning)} rows, tasks those of {len(tasks)}")
-        devices = [intervention.theta.device for _, intervention in self._by_site()]
+        devices = [intervention.theta.device for _, intervention in self.by_site()]
 
         def placed(names: Sequence[str]) -> list[Tensor]:
             assert self.planes is not None
@@ -408,7 +410,7 @@ class RoadModel(pyvene.IntervenableModel):
         """Blocks with one row per example; a batch of the same names as the last one finds them ready."""
         assert self.bank is not None
         names = tuple(self._default_names() if adapter_names is None else adapter_names)
-        devices = tuple(intervention.theta.device for _, intervention in self._by_site())
+        devices = tuple(intervention.theta.device for _, intervention in self.by_site())
         key = (names, self.bank.version, devices)
         cached = self._cached  # one read: another thread may put its own rows here
         if cached is None or cached[0] != key:
@@ -427,17 +429,8 @@ class RoadModel(pyvene.IntervenableModel):
         return rotation.entries(intervention.theta, intervention.alpha, self.variant, self.group_size)
 
     def _current(self) -> list[Blocks]:
-        """The blocks of the parameters as they are now; kept between passes while no gradient is needed and nothing changed."""
-        interventions = self._interventions_in_order
-        parameters = [tensor for each in interventions for tensor in (each.theta, each.alpha)]
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
-            return self._blocks_of(interventions)
-        key = [(id(parameter), parameter._version, parameter.data_ptr()) for parameter in parameters]
-        cached = self._cached
-        if cached is None or cached[0] != key:
-            with torch.no_grad():
-                cached = self._cached = (key, self._blocks_of(interventions))
-        return cached[1]
+        """The blocks of the parameters as they are now. Nothing is kept: a fused optimizer changes parameters without a trace."""
+        return self._blocks_of(self._interventions_in_order)
 
     def _blocks_of(self, interventions: Sequence[RoadIntervention]) -> list[Blocks]:
         devices = tuple(each.theta.device for each in interventions)
@@ -454,11 +447,11 @@ class RoadModel(pyvene.IntervenableModel):
         coefficients, _ = self._coefficients_for(adapter_names, tasks, learning)
         rows = coefficients() if self.bank is not None or tasks is not None else None
         try:
-            for index, (_, intervention) in enumerate(self._by_site()):
+            for index, (_, intervention) in enumerate(self.by_site()):
                 intervention.row_blocks = None if rows is None else rows[index]
             yield
         finally:
-            for _, intervention in self._by_site():
+            for _, intervention in self.by_site():
                 intervention.row_blocks = None
 
     def _one_adapter(self, name: str | None) -> RoadAdapter:

@@ -200,17 +200,21 @@ def determinant(maps: Blocks) -> Float[Tensor, "*rows planes"]:
     return straight if maps.b is None else straight - _squared(maps.b)
 
 
+def singular(maps: Blocks) -> Bool[Tensor, "*rows planes"]:
+    """The blocks that have no inverse: one stretch is zero, or too small beside the other for the dtype."""
+    stretches = polar(maps)
+    return ~(stretches.minor > torch.finfo(stretches.major.dtype).eps * stretches.major)
+
+
 def inverse(maps: Blocks) -> Blocks:
     """The exact inverse, block by block. A singular block raises InputError that names its plane."""
-    polar_parts = polar(maps)
-    precision = torch.finfo(polar_parts.major.dtype).eps
-    singular = ~(polar_parts.minor > precision * polar_parts.major)
-    if singular.any():
-        *row, plane = singular.nonzero()[0].tolist()
+    if (lost := singular(maps)).any():
+        *row, plane = lost.nonzero()[0].tolist()
         where = f"plane {plane}" + (f" of row {row[0]}" if row else "")
+        stretches = polar(maps)
         raise InputError(
-            f"{where} cannot be inverted: its block is singular (stretches {polar_parts.major[singular][0]:.3g} and "
-            f"{polar_parts.minor[singular][0]:.3g}; {int(singular.sum())} such planes)"
+            f"{where} cannot be inverted: its block is singular (stretches {stretches.major[lost][0]:.3g} and "
+            f"{stretches.minor[lost][0]:.3g}; {int(lost.sum())} such planes)"
         )
     if maps.b is None:
         return Blocks(maps.a.reciprocal())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -123,6 +124,26 @@ def test_an_adapter_of_another_model_is_refused(bert):
     adapter = random_adapter(find_sites(tiny_model("Llama"), "all-linear"))
     with pytest.raises(InputError, match=r"BertModel has no module 'layers\.0\.self_attn\.q_proj'"):
         RoadModel(bert, adapter)
+
+
+@pytest.mark.parametrize("option", [{"fused": True}, {"foreach": True}, {}], ids=str)
+@pytest.mark.parametrize("attached", [False, True])
+def test_what_is_scored_is_what_has_been_learned(option, attached):
+    """A fused optimizer leaves no mark on the parameters it changes."""
+    model, batch = road_model(), token_batch()
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.1, **option)
+
+    def scored():
+        with torch.no_grad():
+            return model(base=batch)[1].logits
+
+    with model.attached() if attached else nullcontext():
+        before = scored()
+        model(base=batch)[1].logits.square().sum().backward()
+        optimizer.step()
+        after = scored()
+    assert not torch.equal(before, after)
+    assert torch.equal(after, RoadModel(model.model, model.adapter)(base=batch)[1].logits)
 
 
 def test_return_dict_labels_and_use_cache_are_pyvenes():

@@ -153,7 +153,7 @@ def test_generation_equals_each_task_set_alone(positions):
 def test_only_the_learning_tasks_get_a_gradient(variant):
     model, batch = task_model("block-output", variant), token_batch()
     model(base=batch, tasks=["x+y+z"] * 3, learning=["x", "x", "y"])[1].logits.square().sum().backward()
-    for site, intervention in model._by_site():
+    for site, intervention in model.by_site():
         values_per_plane = intervention.theta.numel() // (site.width // 2)
         still = (intervention.theta.grad == 0).view(-1, values_per_plane).all(1)
         assert torch.equal(still, model.planes.of("z")[site.name])
