@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-wheel lint format notebooks figures clean
+.PHONY: setup demo test test-notebooks test-faults test-wheel lint format notebooks figures clean
 
 setup: $(READY)
 
@@ -21,11 +21,15 @@ demo: setup
 	$(BIN)/road-interp demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook and not faults"
 
 # Every notebook from top to bottom: minutes, so they have a target of their own.
 test-notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m notebook
+
+# Processes that are killed at random steps, twenty times, and disks that are full: a minute or two.
+test-faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 # The wheel in an empty environment, away from the sources: nothing is missing, and the demo runs.
 EMPTY := build/empty

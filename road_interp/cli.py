@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -58,8 +59,14 @@ def train(
     loaded = load_recipe(recipe, [*(overrides or ()), *_as_overrides(dtype, seed)])
     if resume and out is None:
         raise InputError("--resume needs --out, the run folder to go on with")
-    run = _train(loaded, out or _free_folder(Path(recipe).stem), resume, device, as_json)
-    _report(run, time.monotonic() - started, as_json)
+    folder = out or _free_folder(Path(recipe).stem)
+    try:
+        run = _train(loaded, folder, resume, device, as_json)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; go on with: the same command, --resume --out {folder}", 1)
+    if _is_main_process():
+        _report(run, time.monotonic() - started, as_json)
+    _leave_group()
 
 
 @app.command()
@@ -464,7 +471,7 @@ def main() -> None:
         raise
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"road-interp: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
@@ -485,11 +492,24 @@ def _train(recipe: AnyRecipe, out: Path, resume: bool, device: str | None, quiet
     from road_interp.run import FIGURES
 
     _quiet_libraries()
-    if not quiet:
+    if not quiet and _is_main_process():
         console.print(f"training {recipe.adapter.variant} on {recipe.adapter.sites} of {recipe.model.id}", soft_wrap=True)
     run = training.train(recipe, out, resume=resume, device=device, progress=not quiet)
-    figures.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
+    if _is_main_process():
+        figures.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
     return run
+
+
+def _is_main_process() -> bool:
+    """Whether this is the one of torchrun's processes that talks and draws; alone it is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _leave_group() -> None:
+    """End what torchrun's processes share."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def _report(run: Run, seconds: float, as_json: bool) -> None:

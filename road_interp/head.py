@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from road_interp.errors import InputError
-from road_interp.files import write_atomically
 
 
 def head_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
@@ -26,13 +25,13 @@ def head_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def save_head(model: nn.Module, modules: Sequence[str], path: Path) -> None:
-    """Write the weights of the named modules of `model`."""
-    write_atomically(path, save(head_tensors(model, modules)))
+def head_file(model: nn.Module, modules: Sequence[str]) -> bytes:
+    """The weights of the named modules of `model`, as a safetensors file holds them."""
+    return save(head_tensors(model, modules))
 
 
 def load_head(model: nn.Module, path: Path) -> None:
-    """Put weights that `save_head` wrote into `model`. Raises InputError naming what does not fit."""
+    """Put weights of a `head_file` into `model`. Raises InputError naming what does not fit."""
     put_into(model, read_tensors(path), path.name)
 
 

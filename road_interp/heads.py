@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_s
 
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.files import write_atomically
-from road_interp.head import load_head, save_head
+from road_interp.head import head_file, load_head
 from road_interp.locate import find_sites
 from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
@@ -27,9 +25,9 @@ from road_interp.model import RoadModel, load_trained
 from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe
-from road_interp.run import CLASSES, HEAD, HEADS, PLANES, RECIPE, Run
+from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.tasks import Task, load_task, tokenize
-from road_interp.trainer import find_device, finish_run, prepare_folder, training_arguments
+from road_interp.trainer import find_device, finish_run, prepare_folder, start_run, train_on, training_arguments
 
 
 class HeadsModel(nn.Module):
@@ -95,10 +93,8 @@ def train_heads(
     data, tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
     model = build_heads_model(recipe, data, tokenizer)
     assert model.road.planes is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECIPE, recipe.to_yaml())
-    write_atomically(folder / PLANES, json.dumps(model.road.planes.to_json()) + "\n")
-    write_atomically(folder / CLASSES, json.dumps({name: task.classes for name, task in data.items()}, indent=2) + "\n")
+    classes = {name: task.classes for name, task in data.items()}
+    start_run(folder, recipe, {PLANES: model.road.planes.to_json(), CLASSES: classes}, where)
     trainer = HeadsTrainer(
         tasks=list(recipe.tasks),
         co_activation=recipe.co_activation,
@@ -109,7 +105,7 @@ def train_heads(
         processing_class=tokenizer,
     )
     set_seed(recipe.seed)
-    trainer.train(resume_from_checkpoint=resume or None)
+    train_on(trainer, folder, resume)
     adapter = model.road.adapter
     metrics: dict[str, Any] = {
         "parameters": {"adapter": adapter.num_parameters, "heads": sum(each.numel() for each in model.heads.parameters())}
@@ -118,9 +114,8 @@ def train_heads(
     for split in ("validation", "test"):
         report = score_heads(recipe, model, tokenizer, data, split)
         metrics[split] = report.summary()
-    write_atomically(folder / HEADS, report.to_json())
-    save_head(model, ["heads"], folder / HEAD)
-    return finish_run(trainer, recipe, adapter, metrics, folder, where)
+    contents: dict[str, bytes | str] = {HEADS: report.to_json(), HEAD: head_file(model, ["heads"])}
+    return finish_run(trainer, recipe, adapter, metrics, contents, folder, where)
 
 
 def load_labels(recipe: MixtureRecipe) -> dict[str, Task]:

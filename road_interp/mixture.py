@@ -6,7 +6,6 @@ learns to work in the presence of the others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Traini
 from road_interp.adapter import RoadAdapter
 from road_interp.behaviours import Behaviour, Review, behaviour
 from road_interp.errors import InputError
-from road_interp.files import write_atomically
 from road_interp.locate import find_sites
 from road_interp.measure.composition import CompositionReport, answer_perplexity, answers_of, composition
 from road_interp.measure.matches import MatchReport, Question, matches, said
@@ -35,9 +33,17 @@ from road_interp.planes import TaskPlanes
 from road_interp.positions import position_mask
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
-from road_interp.run import COMPOSITION, MATCHES, PLANES, RECIPE, Run
+from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
 from road_interp.tasks import read_examples, read_rows
-from road_interp.trainer import RoadTrainer, find_device, finish_run, prepare_folder, training_arguments
+from road_interp.trainer import (
+    RoadTrainer,
+    find_device,
+    finish_run,
+    prepare_folder,
+    start_run,
+    train_on,
+    training_arguments,
+)
 
 # Sandboxed: a template comes with a recipe and must not reach beyond its row.
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -84,22 +90,21 @@ def train_mixture(
     assert model.planes is not None
     arguments = training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no")
     trainer = mixture_trainer(recipe, model, model.planes.tasks, mixture, tokenizer, arguments)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECIPE, recipe.to_yaml())
-    write_atomically(folder / PLANES, json.dumps(model.planes.to_json()) + "\n")
+    start_run(folder, recipe, {PLANES: model.planes.to_json()}, where)
     set_seed(recipe.seed)
-    trainer.train(resume_from_checkpoint=resume or None)
+    train_on(trainer, folder, resume)
     metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
+    contents: dict[str, str] = {}
     if mixture.scorers:
         for split in ("validation", "test"):
             report = score_mixture(recipe, model, tokenizer, mixture, split, progress)
             metrics[split] = report.summary()
-        write_atomically(folder / COMPOSITION, report.to_json())
+        contents[COMPOSITION] = report.to_json()
     if questions:
         found = score_matches(recipe, model, tokenizer, questions, progress)
         metrics["test"] = {**metrics.get("test", {}), **found.summary()}
-        write_atomically(folder / MATCHES, found.to_json())
-    return finish_run(trainer, recipe, model.adapter, metrics, folder, where)
+        contents[MATCHES] = found.to_json()
+    return finish_run(trainer, recipe, model.adapter, metrics, contents, folder, where)
 
 
 class MixtureTrainer(RoadTrainer):

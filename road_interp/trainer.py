@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import timeit
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from road_interp import rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.files import write_atomically
+from road_interp.files import read_json_object, write_atomically
+from road_interp.model import RoadModel
 from road_interp.recipe import AnyRecipe, TrainingRecipe, load_recipe
 from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
 
@@ -49,14 +55,46 @@ class RoadTrainer(Trainer):
         """One step; raises FloatingPointError when the loss is no longer a number."""
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
-            step = self.state.global_step + 1
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower training.learning_rate")
+            site = unsound_site(self._model)
+            self._stop(f"the loss is {loss.item()}{site and ', '}{site}", self.state.global_step + 1)
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The Trainer's log, and a look at the rotations; raises FloatingPointError where one cannot be undone any more."""
+        self._check_rotations()
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint of sound rotations, whole or not at all; raises OSError where it cannot be written."""
+        self._check_rotations()
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have errors of their own for a full disk
+            folder = Path(str(self.args.output_dir))
+            shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            reason = " ".join(str(error).split())[:200]
+            raise OSError(f"no checkpoint could be written to {folder} ({reason}); {_kept(folder)}") from error
+
+    def _check_rotations(self) -> None:
+        if site := unsound_site(self._model):
+            self._stop(site, self.state.global_step)
+
+    def _stop(self, what: str, step: int) -> None:
+        raise FloatingPointError(f"{what} at step {step}: lower training.learning_rate; {_kept(Path(str(self.args.output_dir)))}")
+
+    @property
+    def _model(self) -> nn.Module:
+        assert isinstance(self.model, nn.Module)
+        return self.model
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         """Batches of texts of similar length, in an order that depends on seed and epoch alone, so that resuming keeps it."""
         data: Any = self.train_dataset if train_dataset is None else train_dataset
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return _EpochSampler(batch, lengths=[len(ids) for ids in data["input_ids"]], seed=self.args.seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
@@ -75,6 +113,35 @@ class _EpochSampler(LengthGroupedSampler):
         self.generator.manual_seed(1_000_003 * self._seed + epoch)
 
 
+@torch.no_grad()
+def unsound_site(model: nn.Module) -> str:
+    """What is wrong with the first rotation that holds no number or cannot be undone; nothing if all are sound."""
+    for road in (module for module in model.modules() if isinstance(module, RoadModel)):
+        for site, intervention in road.by_site():
+            if not (intervention.theta.isfinite().all() and intervention.alpha.isfinite().all()):
+                return f"site '{site.name}' holds a value that is not finite"
+            maps = rotation.blocks(intervention.theta, intervention.alpha, intervention.variant, intervention.group_size)
+            if (lost := rotation.singular(maps)).any():
+                return f"site '{site.name}', plane {int(lost.nonzero()[0])}, is singular"
+    return ""
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder that was written to its end; the Trainer writes its own state last."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        try:
+            read_json_object(checkpoint / TRAINER_STATE_NAME)
+        except InputError:
+            continue
+        return checkpoint
+    return None
+
+
+def _kept(folder: Path) -> str:
+    checkpoint = last_checkpoint(folder)
+    return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
+
+
 def prepare_folder(recipe: AnyRecipe, out: str | Path | None, resume: bool) -> Path:
     """The run folder, which must be new or, to resume, hold an unfinished run of the same recipe."""
     folder = next_free(Path("runs") / "run") if out is None else Path(out)
@@ -85,8 +152,6 @@ def prepare_folder(recipe: AnyRecipe, out: str | Path | None, resume: bool) -> P
             raise InputError(f"'{folder}' holds no run to resume")
         if (folder / METRICS).is_file():
             raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
-        if not list((folder / CHECKPOINTS).glob("checkpoint-*")):
-            raise InputError(f"'{folder}' holds no checkpoint to resume from; start again with another --out")
         if load_recipe(folder / RECIPE) != recipe:
             raise InputError(f"the recipe differs from the one that '{folder}' was started with ({RECIPE} there)")
     elif folder.is_dir() and any(folder.iterdir()):
@@ -94,17 +159,45 @@ def prepare_folder(recipe: AnyRecipe, out: str | Path | None, resume: bool) -> P
     return folder
 
 
+def start_run(folder: Path, recipe: AnyRecipe, contents: Mapping[str, Any], where: torch.device) -> None:
+    """Make the run folder and write the recipe and JSON files that stand before training; of several processes one does."""
+    process = _processes(where)
+    process.wait_for_everyone()  # all have found the folder free
+    if process.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
+        write_atomically(folder / RECIPE, recipe.to_yaml())
+
+
+def _processes(where: torch.device) -> PartialState:
+    """The processes that torchrun or accelerate started, this one among them; alone it is one."""
+    return PartialState(cpu=where.type == "cpu")
+
+
+def train_on(trainer: Trainer, folder: Path, resume: bool) -> None:
+    """Train, or go on from the last whole checkpoint; a run that was stopped before its first one begins again."""
+    checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
 def training_arguments(
     settings: TrainingRecipe, seed: int, folder: Path, where: torch.device, progress: bool, **options: Any
 ) -> TrainingArguments:
-    """The Trainer's arguments for a recipe's training; `options` are further ones of the Trainer's own."""
+    """The Trainer's arguments for a recipe's training; `options` are further ones of the Trainer's own.
+
+    A batch of the recipe is one of all processes together, so that their number does not change what is learned.
+    """
     precision = forward_precision(settings, where)
+    processes = _processes(where).num_processes
+    if settings.batch_size % processes:
+        raise InputError(f"training.batch_size {settings.batch_size} cannot be divided among {processes} processes")
     return TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // processes,
+        per_device_eval_batch_size=settings.batch_size // processes,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -127,15 +220,28 @@ def training_arguments(
 
 
 def finish_run(
-    trainer: Trainer, recipe: AnyRecipe, adapter: RoadAdapter, metrics: dict[str, Any], folder: Path, where: torch.device
+    trainer: Trainer,
+    recipe: AnyRecipe,
+    adapter: RoadAdapter,
+    metrics: dict[str, Any],
+    contents: Mapping[str, bytes | str],
+    folder: Path,
+    where: torch.device,
 ) -> Run:
-    """Write what every run folder holds; the metrics come last, since a folder that has them is a finished run."""
-    adapter.save(folder / ADAPTER)
-    write_atomically(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
-    precision = forward_precision(recipe.training, where)
-    write_atomically(folder / ENVIRONMENT, describe_environment(recipe.seed, where.type, precision))
-    write_atomically(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    """Write `contents` (by file name) and what every run folder holds; of several processes one does.
+
+    The metrics come last, since a folder that has them is a finished run.
+    """
+    process = _processes(where)
+    if process.is_main_process:
+        adapter.save(folder / ADAPTER)
+        log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+        environment = describe_environment(recipe.seed, where.type, forward_precision(recipe.training, where))
+        scores = json.dumps(metrics, indent=2) + "\n"
+        for name, content in {**contents, LOG: log, ENVIRONMENT: environment, METRICS: scores}.items():
+            write_atomically(folder / name, content)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    process.wait_for_everyone()
     return Run.load(folder)
 
 

