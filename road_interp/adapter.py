@@ -19,7 +19,8 @@ from torch import Tensor
 
 from road_interp import rotation
 from road_interp.errors import InputError
-from road_interp.files import read_json_object, write_atomically
+from road_interp.files import read_json_object, write_atomically, writing_in
+from road_interp.fingerprint import Fingerprint
 from road_interp.rotation import Blocks, Polar, Variant
 from road_interp.site import Part, Site
 
@@ -32,7 +33,8 @@ class RoadAdapter:
     """Angles `theta` (radians) and scales `alpha` (factors) for every site, fp32, on the CPU unless moved.
 
     `theta[name]` and `alpha[name]` have `rotation.num_parameters(site.width, variant)` entries in PEFT's layout. Maps of one
-    family: adapters combine only when their sites (in any order) and group_size agree.
+    family: adapters combine only when their sites (in any order) and group_size agree. One that a model has learned knows its
+    `base`, and another model that differs from it refuses the adapter.
 
     >>> site = Site("layers.0", width=4)
     >>> quarter = RoadAdapter((site,), {site.name: torch.tensor([torch.pi / 2, 0.0])}, {site.name: torch.tensor([1.0, 3.0])})
@@ -49,6 +51,7 @@ class RoadAdapter:
     alpha: Mapping[str, Float[Tensor, " n"]]
     variant: Variant = "road_1"
     group_size: int = 2
+    base: Fingerprint | None = None
 
     def __post_init__(self) -> None:
         if self.variant not in rotation.VARIANTS:
@@ -91,6 +94,10 @@ class RoadAdapter:
         theta = {name: torch.zeros(size) for name, size in sizes.items()}
         alpha = {name: torch.ones(size) for name, size in sizes.items()}
         return cls(sites, theta, alpha, variant, group_size)
+
+    def blank(self) -> RoadAdapter:
+        """The identity of the same family: sites, variant, group_size and base."""
+        return replace(RoadAdapter.identity(self.sites, self.variant, self.group_size), base=self.base)
 
     @property
     def num_parameters(self) -> int:
@@ -206,8 +213,8 @@ class RoadAdapter:
     def by_layer(self) -> dict[int, RoadAdapter]:
         """For every layer the adapter restricted to that layer's sites."""
         layers = sorted({site.layer for site in self.sites if site.layer is not None})
-        identity = RoadAdapter.identity(self.sites, group_size=self.group_size)
-        return {layer: identity.with_sites_of(self, lambda site, layer=layer: site.layer == layer) for layer in layers}
+        blank = self.blank()
+        return {layer: blank.with_sites_of(self, lambda site, layer=layer: site.layer == layer) for layer in layers}
 
     def angles_only(self) -> RoadAdapter:
         """The same turns without any stretch: the orthogonal polar factor of every block (a mirror where it reflects)."""
@@ -253,6 +260,8 @@ class RoadAdapter:
             raise InputError(f"cannot {action} adapters of different sites: they differ at '{odd[0]}'")
         if self.group_size != other.group_size:
             raise InputError(f"cannot {action} adapters of group_size {self.group_size} and {other.group_size}")
+        if self.base is not None and other.base is not None and (odd_base := self.base.difference(other.base)):
+            raise InputError(f"cannot {action} adapters of different models: {odd_base}")
 
     def _check_nonzero(self, action: str) -> None:
         for site in self.sites:
@@ -264,7 +273,7 @@ class RoadAdapter:
         """Write `folder`: adapter.json and the safetensors file it names.
 
         The tensors go into a file named by their content and the description is replaced last in one step, so that a save that
-        is killed leaves the adapter that was there.
+        is killed leaves the adapter that was there. Processes that save into one folder wait for each other.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -280,12 +289,14 @@ class RoadAdapter:
             "sites": [asdict(site) for site in self.sites],
             "tensors": file,
             "sha256": digest,
+            "base": None if self.base is None else asdict(self.base),
         }
-        before = _named_tensor_file(folder)
-        write_atomically(folder / file, payload)
-        write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
-        if before is not None and before.name != file:
-            before.unlink(missing_ok=True)
+        with writing_in(folder):
+            before = _named_tensor_file(folder)
+            write_atomically(folder / file, payload)
+            write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+            if before is not None and before.name != file:
+                before.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> RoadAdapter:
@@ -295,7 +306,14 @@ class RoadAdapter:
         if not path.is_file():
             raise InputError(f"{folder}: no adapter here ({DESCRIPTION} is missing)")
         try:
-            return cls._from_description(folder, read_json_object(path))
+            description = read_json_object(path)
+            while True:
+                try:
+                    return cls._from_description(folder, description)
+                except InputError:
+                    before, description = description, read_json_object(path)
+                    if description == before:  # else somebody has saved meanwhile, and the file it named is gone
+                        raise
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
 
@@ -314,7 +332,8 @@ class RoadAdapter:
 
     @classmethod
     def _from_description(cls, folder: Path, description: dict[str, Any]) -> RoadAdapter:
-        _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256"}, DESCRIPTION)
+        description = {"base": None, **description}  # which older ones do not have
+        _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256", "base"}, DESCRIPTION)
         if description["format"] != FORMAT:
             raise InputError(f"{DESCRIPTION}: format {description['format']!r} is not known, only {FORMAT}")
         if not isinstance(description["group_size"], int) or isinstance(description["group_size"], bool):
@@ -330,7 +349,8 @@ class RoadAdapter:
             if kind not in ("theta", "alpha"):
                 raise InputError(f"{description['tensors']}: unknown tensor '{name}'; only theta and alpha of sites belong here")
             (theta if kind == "theta" else alpha)[site] = tensor
-        return cls(sites, theta, alpha, description["variant"], description["group_size"])
+        base = None if description["base"] is None else _base_from_json(description["base"])
+        return cls(sites, theta, alpha, description["variant"], description["group_size"], base)
 
 
 def _planes_for(site: Site, planes: Any) -> Any:
@@ -370,9 +390,12 @@ def _tensor_file_name(name: Any) -> str:
 
 def _read_tensors(folder: Path, name: Any, digest: Any) -> dict[str, Tensor]:
     path = folder / _tensor_file_name(name)
-    if not path.is_file():
-        raise InputError(f"{name} is missing")
-    payload = path.read_bytes()
+    try:
+        payload = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{name} is missing") from None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror})") from None
     try:
         tensors = load_tensors(payload)
     except SafetensorError as error:
@@ -410,6 +433,19 @@ def _site_from_json(number: int, item: Any) -> Site:
             _check_type(f"{where}: part", item["part"], key, int)
         part = Part(**item["part"])
     return Site(item["name"], item["width"], item["layer"], item["kind"], part)
+
+
+def _base_from_json(item: Any) -> Fingerprint:
+    where = f"{DESCRIPTION}: base"
+    if not isinstance(item, dict):
+        raise InputError(f"{where} must be an object")
+    _check_keys(item, {"name", "model_type", "hidden_size", "num_hidden_layers"}, where)
+    for key in ("name", "model_type"):
+        _check_type(where, item, key, str)
+    for key in ("hidden_size", "num_hidden_layers"):
+        if item[key] is not None:
+            _check_type(where, item, key, int)
+    return Fingerprint(**item)
 
 
 def _check_type(where: str, item: dict[str, Any], key: str, kind: type) -> None:

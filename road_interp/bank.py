@@ -118,11 +118,14 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     def _flatten(self, name: str, adapter: RoadAdapter) -> Vectors:
         if self._template is None:
-            self._template = RoadAdapter.identity(adapter.sites, adapter.variant, adapter.group_size)
+            self._template = adapter.blank()
         for what in ("variant", "group_size", "sites"):
             if (mine := getattr(self._template, what)) != (theirs := getattr(adapter, what)):
                 detail = "" if what == "sites" else f" ({theirs}, not {mine})"
                 raise InputError(f"adapter '{name}' does not fit this bank: its {what} differ{detail}")
+        mine, theirs = self._template.base, adapter.base
+        if mine is not None and theirs is not None and (odd := mine.difference(theirs)):
+            raise InputError(f"adapter '{name}' does not fit this bank: it was made for another model, {odd}")
         theta = torch.cat([adapter.theta[site.name].detach().cpu().float() for site in adapter.sites])
         alpha = torch.cat([adapter.alpha[site.name].detach().cpu().float() for site in adapter.sites])
         return theta, alpha

@@ -19,6 +19,7 @@ from road_interp.adapter import RoadAdapter
 from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
+from road_interp.fingerprint import Fingerprint
 from road_interp.intervention import RoadIntervention, pyvene
 from road_interp.locate import is_linear, output_width
 from road_interp.merging import check_mergeable, rotate_weights, shared_tensors
@@ -54,6 +55,9 @@ class RoadModel(pyvene.IntervenableModel):
     ) -> None:
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         template = adapter.template if isinstance(adapter, RoadBank) else adapter
+        found = Fingerprint.of(base_model)
+        if template.base is not None and (odd := template.base.difference(found)):
+            raise InputError(f"the adapter was made for another model, '{template.base.name}', not for '{found.name}': {odd}")
         self.sites: tuple[Site, ...] = template.sites
         self.variant, self.group_size = template.variant, template.group_size
         self.positions = _checked(positions)
@@ -190,7 +194,7 @@ class RoadModel(pyvene.IntervenableModel):
         for site, intervention in self.by_site():
             theta[site.name] = intervention.theta.detach().cpu().clone()
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
-        return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size)
+        return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size, Fingerprint.of(self.model))
 
     def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
         """Every site with the intervention that rotates it."""

@@ -7,18 +7,23 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_adapter
+from conftest import random_adapter, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from road_interp import rotation
 from road_interp.adapter import DESCRIPTION, RoadAdapter
+from road_interp.bank import RoadBank
 from road_interp.errors import InputError
+from road_interp.fingerprint import Fingerprint
+from road_interp.locate import find_sites
+from road_interp.model import RoadModel
 from road_interp.site import Part, Site
 
 SITES = (Site("a.query", 8, 0, "query"), Site("a.fused[key]", 16, 1, "fused[key]", Part(48, 16, 32)))
@@ -342,3 +347,28 @@ def test_maps_of_another_adapter_are_taken_where_chosen():
     mixed = mine.with_sites_of(theirs, lambda site: site == SITES[0])
     torch.testing.assert_close(mixed.matrix(SITES[0]), theirs.matrix(SITES[0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(mixed.matrix(SITES[1]), mine.matrix(SITES[1]), rtol=0, atol=1e-6)
+
+
+def test_an_adapter_knows_the_model_that_learned_it(tmp_path):
+    bert = tiny_model("Bert")
+    learned = RoadModel(bert, random_adapter(find_sites(bert, "fc1"))).adapter
+    learned.save(tmp_path)
+    found = RoadAdapter.load(tmp_path)
+    assert found.base == learned.base == Fingerprint(bert.name_or_path, "bert", 32, 2)
+    assert (found**2 @ found.inverse()).restrict([0]).base == found.base
+    assert RoadModel(tiny_model("Bert", seed=5), found).adapter.distance(found) == 0  # another of the same shape
+    deeper = tiny_model("Bert", num_hidden_layers=3)
+    message = "made for another model, '.*', not for '.*': num_hidden_layers is 3, not 2$"
+    with pytest.raises(InputError, match=message):
+        RoadModel(deeper, found)
+    with pytest.raises(InputError, match=message):
+        RoadModel(deeper, RoadBank({"a": tmp_path}))
+    foreign = RoadModel(deeper, replace(found, base=None)).adapter
+    for refused in (lambda: found @ foreign, lambda: RoadBank({"a": found, "b": foreign})):
+        with pytest.raises(InputError, match="num_hidden_layers is 3, not 2"):
+            refused()
+    description = json.loads((tmp_path / "adapter.json").read_text())
+    del description["base"]  # as before it was kept
+    (tmp_path / "adapter.json").write_text(json.dumps(description))
+    assert RoadAdapter.load(tmp_path).base is None
+    RoadModel(deeper, RoadAdapter.load(tmp_path))

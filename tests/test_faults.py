@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, or have no room left, in processes of their own: `make test-faults`."""
+"""Runs that are killed, stopped, or have no room left, and folders that several write, in processes of their own."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import time
 
 import pytest
 import torch
-from conftest import recipe_for
+from conftest import random_adapter, recipe_for, tiny_model
 
 from road_interp import trainer
+from road_interp.adapter import RoadAdapter
+from road_interp.locate import find_sites
 from road_interp.run import Run
 from road_interp.training import train
 
@@ -114,3 +116,27 @@ def test_interrupted_by_hand(finished, workplace):
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["test"] == finished.metrics["test"]
     assert equal(Run.load(workplace / "stopped"), finished)
+
+
+def save_in_turn(folder, seeds):
+    """Save adapters into one folder, one after the other, many times."""
+    adapters = [random_adapter(find_sites(tiny_model("Bert"), "fc1"), seed=seed) for seed in seeds]
+    for _ in range(100):
+        for adapter in adapters:
+            adapter.save(folder)
+
+
+def test_two_processes_save_while_a_third_reads(tmp_path):
+    known = [random_adapter(find_sites(tiny_model("Bert"), "fc1"), seed=seed) for seed in range(4)]
+    known[0].save(tmp_path)
+    writers = [FORKS.Process(target=save_in_turn, args=(tmp_path, seeds)) for seeds in ((0, 1), (2, 3))]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        found = RoadAdapter.load(tmp_path)
+        (which,) = [number for number, adapter in enumerate(known) if adapter.distance(found) == 0]
+        seen.add(which)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert len(seen) > 1
+    assert len(list(tmp_path.iterdir())) == 2
