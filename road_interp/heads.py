@@ -23,7 +23,7 @@ from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.model import RoadModel, load_trained
 from road_interp.planes import TaskPlanes
-from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.pretrained import check_length, load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.tasks import Task, load_task, tokenize
@@ -130,6 +130,7 @@ def load_labels(recipe: MixtureRecipe) -> dict[str, Task]:
 def build_heads_model(recipe: MixtureRecipe, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:
     """The backbone with identity rotations, the tasks' planes, and fresh heads."""
     base, _ = load_model(recipe.model)
+    check_length(base, recipe.model)
     where = recipe.adapter
     sites = find_sites(base, where.sites, where.layers, where.stack)
     planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)

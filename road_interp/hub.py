@@ -67,6 +67,10 @@ def from_hub(repo_id: str, revision: str | None = None, token: str | None = None
         folder = huggingface_hub.snapshot_download(repo_id, revision=revision, token=token)
     except REFUSALS as error:
         raise InputError(f"'{repo_id}' cannot be had from the Hub ({_reason(error)})") from None
+    cache = Path(folder).resolve().parents[1]  # files of a snapshot are links into it
+    for path in sorted(Path(folder).rglob("*")):
+        if not path.resolve().is_relative_to(cache):
+            raise InputError(f"'{repo_id}': '{path.relative_to(folder)}' leads out of the repository")
     try:
         run = Run.load(folder)
     except InputError as error:

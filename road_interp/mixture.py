@@ -31,7 +31,7 @@ from road_interp.measure.matches import MatchReport, Question, matches, said
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.positions import position_mask
-from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.pretrained import check_length, load_model, load_tokenizer
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
 from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
 from road_interp.tasks import read_examples, read_rows
@@ -159,6 +159,7 @@ def mixture_trainer(
 def build_mixture_model(recipe: MixtureRecipe) -> RoadModel:
     """The base model with identity rotations and the tasks' planes."""
     base, _ = load_model(recipe.model, "causal-lm")
+    check_length(base, recipe.model)
     where = recipe.adapter
     sites = find_sites(base, where.sites, where.layers, where.stack)
     planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)

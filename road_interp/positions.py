@@ -55,7 +55,7 @@ def parse_positions(text: str) -> tuple[int | None, int]:
     named = {"all": (None, 0), "prompt": (None, 0), "first": (1, 0), "last": (0, 1)}
     if text in named:
         return named[text]
-    if match := re.fullmatch(r"f(\d+)(?:\+l(\d+))?|l(\d+)", text):
+    if match := re.fullmatch(r"f([0-9]{1,9})(?:\+l([0-9]{1,9}))?|l([0-9]{1,9})", text):
         front, back, only_back = (int(number or 0) for number in match.groups())
         if front + back + only_back > 0:
             return front, back + only_back

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -66,12 +68,25 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
         model, report = AUTO_CLASSES[head].from_pretrained(
             **arguments, dtype=dtype, revision=recipe.revision or "main", output_loading_info=True, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
     if "gguf_file" in arguments:  # the weights are plain tensors now; without this the model could not be saved
         model.hf_quantizer.remove_quantization_config(model)
     fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
     return model, [name for name, _ in model.named_modules() if name in fresh]
+
+
+def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
+    """Raise InputError where texts of the recipe's `max_length` would have more tokens than the model has positions."""
+    tables = (
+        each for name, each in model.named_modules() if name.endswith("position_embeddings") and isinstance(each, nn.Embedding)
+    )
+    if (table := next(tables, None)) is not None:
+        most = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)  # RoBERTa's begin behind it
+    else:
+        most = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
+    if recipe.max_length > most:
+        raise InputError(f"model.max_length {recipe.max_length} is more than the {most} positions of '{recipe.id}'")
 
 
 def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:

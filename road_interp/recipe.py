@@ -39,7 +39,7 @@ class ModelRecipe:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.max_length >= 1, "model.max_length", self.max_length, "at least 1")
+        _require(1 <= self.max_length < 2**31, "model.max_length", self.max_length, "at least 1, and a number of tokens")
 
     @property
     def name(self) -> str:
@@ -120,6 +120,13 @@ class DataRecipe:
             count = getattr(self, key)
             _require(count is None or count >= 1, f"data.{key}", count, "at least 1")
         _require(self.test is None or self.validation is not None, "data.test", self.test, "given together with data.validation")
+        _require(
+            self.classes is None or len(set(map(repr, self.classes))) == len(self.classes) > 1,
+            "data.classes",
+            self.classes,
+            "a list of two or more labels, each once",
+        )
+        _check_seed("data.split_seed", self.split_seed)
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,8 @@ class TrainingRecipe:
         _require(self.epochs > 0, "training.epochs", self.epochs, "positive")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         _require(self.gradient_accumulation >= 1, "training.gradient_accumulation", self.gradient_accumulation, "at least 1")
+        _require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "0 or more")
+        _require(self.max_grad_norm >= 0, "training.max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
         _require(0 <= self.warmup_ratio < 1, "training.warmup_ratio", self.warmup_ratio, "a fraction below 1")
         _require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "at least 1")
 
@@ -159,6 +168,9 @@ class Recipe:
     adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_seed("seed", self.seed)
 
     def to_yaml(self) -> str:
         """The recipe with every default written out; `load_recipe` reads it back."""
@@ -246,6 +258,7 @@ class MixtureRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_seed("seed", self.seed)
         _require(len(self.tasks) >= 1, "tasks", self.tasks, "a mapping of at least one task")
         _require(0 <= self.co_activation <= 1, "co_activation", self.co_activation, "a probability")
         _require("prompt" in self.template, "template", self.template, "a text with {{ prompt }} in it")
@@ -418,6 +431,10 @@ def _compiles(pattern: str) -> bool:
     except (re.error, OverflowError, RecursionError):
         return False
     return True
+
+
+def _check_seed(key: str, seed: int) -> None:
+    _require(0 <= seed < 2**32, key, seed, "from 0 to 4294967295")
 
 
 def _require(holds: bool, key: str, value: Any, what: str) -> None:

@@ -61,6 +61,8 @@ class Run:
             planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)
         else:
             classes = read_json_object(folder / CLASSES).get("classes")
+            if not isinstance(classes, list | None):
+                raise InputError(f"{folder / CLASSES}: 'classes' must be a list or null, not {classes!r}")
         metrics = read_json_object(folder / METRICS)
         return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes)
 

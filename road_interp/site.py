@@ -21,6 +21,10 @@ class Part:
     start: int
     stop: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop <= self.period:
+            raise InputError(f"dimensions {self.start} to {self.stop} of every {self.period} are no part of an output")
+
     def select(self, hidden: Tensor) -> Tensor:
         """The part of `hidden` (`... width_of_the_module`), shape `(... width_of_the_part)`."""
         return hidden.unflatten(-1, (-1, self.period))[..., self.start : self.stop].flatten(-2)
@@ -56,6 +60,10 @@ class Site:
             raise InputError(
                 f"site '{self.name}': width {self.width} cannot be paired into planes; RoAd needs an even width of at least 2"
             )
+        if self.layer is not None and self.layer < 0:
+            raise InputError(f"site '{self.name}': layers are counted from 0, {self.layer} is none")
+        if self.part is not None and self.width % (self.part.stop - self.part.start):
+            raise InputError(f"site '{self.name}': width {self.width} is not made of parts of {self.part.stop - self.part.start}")
 
     @property
     def module(self) -> str:

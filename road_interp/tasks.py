@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from scipy import stats
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 from sklearn.model_selection import train_test_split
@@ -160,7 +160,13 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
         names["text_pair"] = recipe.text_pair
     for role, column in names.items():
         _check_column(data, column, identifier, role)
-    data = Dataset.from_dict({role: data[column] for role, column in names.items()})
+    columns = {role: list(data[column]) for role, column in names.items()}
+    for row, label in enumerate(columns["label"]):
+        if not isinstance(label, str | int | float):
+            raise InputError(f"'{identifier}', row {row}: label {label!r} is neither text nor a number")
+        if isinstance(label, str) != isinstance(columns["label"][0], str):
+            raise InputError(f"'{identifier}', row {row}: label {label!r} is not of the kind of the first one")
+    data = Dataset.from_dict(columns)
     for role in sorted(set(names) - {"label"}):
         for row, text in enumerate(data[role]):
             if not isinstance(text, str):
@@ -229,7 +235,7 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
     name, _, named_split = resolved.partition(":")
     try:
         found = load_dataset(name, config)
-    except (DatasetNotFoundError, OSError, ValueError) as error:
+    except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
     return _split_of(found, named_split or split, identifier)
 

@@ -145,8 +145,9 @@ def _kept(folder: Path) -> str:
 def prepare_folder(recipe: AnyRecipe, out: str | Path | None, resume: bool) -> Path:
     """The run folder, which must be new or, to resume, hold an unfinished run of the same recipe."""
     folder = next_free(Path("runs") / "run") if out is None else Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"'{folder}' is a file, not a folder for a run")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"'{path}' is a file, not a folder for a run")
     if resume:
         if not (folder / RECIPE).is_file():
             raise InputError(f"'{folder}' holds no run to resume")

@@ -31,7 +31,7 @@ from road_interp.heads import load_heads_model, load_labels, score_heads, train_
 from road_interp.locate import find_sites
 from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel
-from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.pretrained import check_length, load_model, load_tokenizer
 from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe
 from road_interp.run import CLASSES, HEAD, Run
 from road_interp.tasks import Task, load_examples, load_task, tokenize
@@ -143,7 +143,9 @@ def _build(recipe: Recipe, task: Task) -> tuple[RoadModel, list[str]]:
 def load_classifier(recipe: Recipe, task: Task) -> tuple[PreTrainedModel, list[str]]:
     """The base model with a fresh head for the task, and the modules of that head."""
     problem = "regression" if task.classes is None else "single_label_classification"
-    return load_model(recipe.model, "classifier", num_labels=task.num_labels, problem_type=problem)
+    model, head = load_model(recipe.model, "classifier", num_labels=task.num_labels, problem_type=problem)
+    check_length(model, recipe.model)
+    return model, head
 
 
 def encode(examples: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Dataset:

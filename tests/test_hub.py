@@ -94,6 +94,19 @@ def test_a_strangers_run_does_not_run_code_unasked(finished, hub, tmp_path):
     assert Run.from_hub("somebody/rotated", trust_remote_code=True).recipe.model.trust_remote_code
 
 
+def test_links_out_of_a_repository_are_refused(finished, hub, tmp_path):
+    folder = hub.root / "somebody/rotated"
+    finished.push_to_hub("somebody/rotated")
+    (folder / "recipe.yaml").rename(hub.root / "blob")  # as the Hub's cache keeps a file
+    (folder / "recipe.yaml").symlink_to(hub.root / "blob")
+    assert Run.from_hub("somebody/rotated").recipe == finished.recipe
+    (tmp_path / "private.json").write_text("{}")
+    (folder / "classes.json").unlink()
+    (folder / "classes.json").symlink_to(tmp_path / "private.json")
+    with pytest.raises(InputError, match="'somebody/rotated': 'classes.json' leads out of the repository"):
+        Run.from_hub("somebody/rotated")
+
+
 def test_the_card_says_what_was_rotated(finished):
     card = model_card(finished, "somebody/rotated")
     _, head, text = card.split("---\n", 2)
