@@ -31,7 +31,7 @@ from road_interp.measure.matches import MatchReport, Question, matches, said
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.positions import position_mask
-from road_interp.pretrained import check_length, load_model, load_tokenizer
+from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
 from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
 from road_interp.tasks import read_examples, read_rows
@@ -86,7 +86,7 @@ def train_mixture(
     mixture = load_mixture(recipe)
     tokenizer = load_tokenizer(recipe.model)
     questions = load_questions(recipe, tokenizer)
-    model = build_mixture_model(recipe).to(where)
+    model: RoadModel = on_device(build_mixture_model(recipe), where)
     assert model.planes is not None
     arguments = training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no")
     trainer = mixture_trainer(recipe, model, model.planes.tasks, mixture, tokenizer, arguments)

@@ -196,6 +196,12 @@ class RoadModel(pyvene.IntervenableModel):
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
         return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size, Fingerprint.of(self.model))
 
+    @property
+    def hf_device_map(self) -> dict[str, Any]:
+        """Where accelerate has put the parts of the base model; the Trainer leaves such a model where it is."""
+        found: dict[str, Any] = self.model.hf_device_map
+        return found
+
     def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
         """Every site with the intervention that rotates it."""
         return zip(self.sites, self._interventions_in_order, strict=True)

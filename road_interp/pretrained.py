@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -63,17 +64,24 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
     arguments = _arguments(recipe)
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
+    if recipe.device_map is not None:
+        options["device_map"] = recipe.device_map
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     try:
         model, report = AUTO_CLASSES[head].from_pretrained(
             **arguments, dtype=dtype, revision=recipe.revision or "main", output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
     if "gguf_file" in arguments:  # the weights are plain tensors now; without this the model could not be saved
         model.hf_quantizer.remove_quantization_config(model)
     fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
     return model, [name for name, _ in model.named_modules() if name in fresh]
+
+
+def on_device(model: Any, device: torch.device) -> Any:
+    """The model on a device, unless accelerate has laid it over several."""
+    return model if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1 else model.to(device)
 
 
 def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:

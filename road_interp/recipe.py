@@ -28,6 +28,7 @@ class ModelRecipe:
         dtype: of the frozen weights.
         attn_implementation: transformers' word: "eager", "sdpa", ...; null takes the model's own.
         max_length: longer texts are cut to this many tokens.
+        device_map: accelerate's word for how a model that is too large for one device is laid over several.
         trust_remote_code: run code that comes with a hub model.
     """
 
@@ -36,6 +37,7 @@ class ModelRecipe:
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attn_implementation: str | None = None
     max_length: int = 128
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:

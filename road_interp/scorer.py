@@ -17,7 +17,7 @@ from torch import Tensor
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.model import RoadModel
-from road_interp.pretrained import load_tokenizer
+from road_interp.pretrained import load_tokenizer, on_device
 from road_interp.recipe import Recipe
 from road_interp.run import Run
 from road_interp.states import pick
@@ -45,7 +45,7 @@ class RunScorer:
         self.positions = recipe.adapter.positions
         self._device = find_device(device)
         self._precision = forward_precision(recipe.training, self._device)
-        self._model: Any = run.load_model().to(self._device).model
+        self._model: Any = on_device(run.load_model(), self._device).model
         self._tokenizer = load_tokenizer(recipe.model)
         task = load_task(recipe.data)
         if task.metric != "accuracy":

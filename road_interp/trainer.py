@@ -8,6 +8,7 @@ import timeit
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -179,7 +180,11 @@ def _processes(where: torch.device) -> PartialState:
 def train_on(trainer: Trainer, folder: Path, resume: bool) -> None:
     """Train, or go on from the last whole checkpoint; a run that was stopped before its first one begins again."""
     checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except (UnpicklingError, SafetensorError, EOFError) as error:  # only tensors are unpickled
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{checkpoint} cannot be read ({reason}); remove it to go on from an earlier one") from None
 
 
 def training_arguments(

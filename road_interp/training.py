@@ -31,7 +31,7 @@ from road_interp.heads import load_heads_model, load_labels, score_heads, train_
 from road_interp.locate import find_sites
 from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel
-from road_interp.pretrained import check_length, load_model, load_tokenizer
+from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
 from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe
 from road_interp.run import CLASSES, HEAD, Run
 from road_interp.tasks import Task, load_examples, load_task, tokenize
@@ -115,7 +115,7 @@ def _evaluate_mixture(
     behaving = any(task.behaviour is not None for task in recipe.tasks.values())
     if not questions and not behaving:
         raise InputError("the recipe tests its tasks on nothing: give them 'test' and 'match'")
-    model = run.load_model().to(find_device(device))
+    model = on_device(run.load_model(), find_device(device))
     summary = score_mixture(recipe, model, tokenizer, load_mixture(recipe), "test", progress).summary() if behaving else {}
     return summary | (score_matches(recipe, model, tokenizer, questions, progress).summary() if questions else {})
 

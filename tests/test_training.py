@@ -13,8 +13,12 @@ from conftest import recipe_for, tiny_model
 from road_interp import trainer, training
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.locate import find_sites
+from road_interp.model import RoadModel
+from road_interp.pretrained import on_device
 from road_interp.recipe import TrainingRecipe, load_recipe
 from road_interp.run import Run
+from road_interp.trainer import RoadTrainer, training_arguments
 from road_interp.training import evaluate, train
 
 
@@ -117,6 +121,18 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         assert torch.equal(resumed.adapter.alpha[site.name], finished.adapter.alpha[site.name])
     with pytest.raises(InputError, match="has finished"):
         train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
+
+
+def test_accelerate_may_lay_the_model_out(finished, workplace):
+    run = train(recipe_for(workplace, "model.device_map=auto"), workplace / "laid", device="cpu", progress=False)
+    assert run.metrics == finished.metrics
+    base = tiny_model("Bert")
+    base.hf_device_map = {"embeddings": 0, "encoder": 1}
+    model = RoadModel(base, RoadAdapter.identity(find_sites(base, "fc1")))
+    arguments = training_arguments(recipe_for(workplace).training, 0, workplace / "laid", torch.device("cpu"), False)
+    assert RoadTrainer(model=model, args=arguments).is_model_parallel
+    on_device(model, torch.device("meta"))
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
 def test_divergence_stops_the_run(workplace):

@@ -1,0 +1,71 @@
+"""Files of strangers are data: nothing of them is run, and nothing outside their folder is read."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import recipe_for
+
+from road_interp import trainer, training
+from road_interp.errors import InputError
+from road_interp.recipe import ModelRecipe, builtin_recipes, load_recipe
+from road_interp.training import train
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "road_interp").rglob("*.py"), *(ROOT / "analyses").glob("*.py")])
+NEVER = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "joblib.load"}
+NEVER |= {"os.system", "os.popen", "subprocess.run", "subprocess.Popen", "np.load", "numpy.load", "shutil.unpack_archive"}
+
+
+class Trap:
+    """A pickle that would run code when it is read."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the trap was sprung')",))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_source_runs_what_it_reads(path):
+    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        name, options = ast.unparse(call.func), {option.arg: ast.unparse(option.value) for option in call.keywords}
+        assert name not in NEVER
+        assert options.get("shell", "False") == "False"
+        if name == "torch.load":
+            assert options.get("weights_only") == "True"
+
+
+def test_no_recipe_trusts_a_hub_models_code():
+    assert ModelRecipe("a/b").trust_remote_code is False
+    assert not any(load_recipe(name).model.trust_remote_code for name in builtin_recipes())
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_runs_code_is_refused(workplace, monkeypatch, file):
+    real = training.RoadTrainer._save_checkpoint
+
+    def stop(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    folder = workplace / file
+    monkeypatch.setattr(training.RoadTrainer, "_save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(workplace), folder, progress=False)
+    monkeypatch.undo()
+    checkpoint = trainer.last_checkpoint(folder / "checkpoints")
+    torch.save(Trap(), checkpoint / file)
+    with pytest.raises(InputError, match=f"{checkpoint.name} cannot be read"):
+        train(recipe_for(workplace), folder, resume=True, progress=False)
+
+
+def test_a_models_pickle_that_runs_code_is_refused(workplace, tmp_path):
+    shutil.copytree(workplace / "model", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(Trap(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        train(recipe_for(workplace, f"model.id={tmp_path / 'model'}"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
