@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -217,3 +218,32 @@ def test_diagnose_gives_verdicts_with_their_numbers(capsys, monkeypatch, finishe
     code, out, err = run(capsys, monkeypatch, "diagnose", tmp_path)
     assert (code, out) == (2, "")
     assert "is not a finished run" in err
+
+
+REPEATED = [
+    "evaluate RUN",
+    "inspect RUN --out OUT",
+    "report RUN --out OUT/page.html",
+    "drift MODEL RUN DATA --most 20",
+    "ablate RUN --most 20 --refit --out OUT",
+    "diagnose RUN --control RUN --most 20",
+    "compose RUN RUN --weights 1,0.5 --out OUT/product",
+    "export RUN --out OUT/peft",
+]
+
+
+@pytest.mark.parametrize("command", REPEATED)
+def test_a_command_that_is_given_again_says_the_same(capsys, monkeypatch, workplace, finished, tmp_path, command):
+    places = {"RUN": finished.folder, "MODEL": workplace / "model", "DATA": workplace / "data.csv"}
+    found = []
+    for turn in "ab":
+        out = tmp_path / turn
+        out.mkdir()
+        places["OUT"] = out
+        words = [re.sub("^[A-Z]+", lambda match: str(places[match[0]]), word) for word in command.split()]
+        code, said, err = run(capsys, monkeypatch, *words, "--json")
+        assert code == 0, err
+        files = {path.name: path.read_bytes() for path in out.rglob("*.*") if path.suffix in (".json", ".safetensors", ".html")}
+        found.append((said.replace(str(out), ""), files))
+    assert found[0] == found[1]
+    assert found[0][0]
