@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,14 +74,13 @@ def runs_for_seeds(name: str | Path, changes: Sequence[str], seeds: Sequence[int
 
 
 def train_once(recipe: AnyRecipe, folder: Path) -> Run:
-    """The run of a recipe in a folder; it is trained where the folder holds no finished one, whose remains are deleted.
+    """The run of a recipe in a folder; where the folder holds no finished one, it is trained, or goes on.
 
     Raises:
-        InputError: the folder holds a finished run of another recipe.
+        InputError: the folder holds a run of another recipe.
     """
     if not (folder / METRICS).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        return train(recipe, folder, progress=False)
+        return train(recipe, folder, resume=(folder / RECIPE).is_file(), progress=False)
     if load_recipe(folder / RECIPE) != recipe:
         raise InputError(f"'{folder}' was trained with another recipe; choose another --out")
     return Run.load(folder)

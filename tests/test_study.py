@@ -26,10 +26,10 @@ def test_a_run_for_every_seed_is_trained_once(workplace, tmp_path, capsys):
     assert [folder.name for folder in alone] == ["road_1, angles alone, seed 0"]
 
 
-def test_what_did_not_finish_is_trained_again_and_another_recipe_is_refused(workplace, tmp_path):
+def test_what_did_not_finish_goes_on_and_another_recipe_is_refused(workplace, tmp_path):
     recipe = recipe_for(workplace, "training.max_steps=2")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text("half")
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())
     assert train_once(recipe, tmp_path / "run").recipe == recipe
     with pytest.raises(InputError, match="run' was trained with another recipe; choose another --out"):
         train_once(replace(recipe, seed=1), tmp_path / "run")
