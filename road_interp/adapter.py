@@ -19,7 +19,7 @@ from torch import Tensor
 
 from road_interp import rotation
 from road_interp.errors import InputError
-from road_interp.files import read_json_object, write_atomically, writing_in
+from road_interp.files import locked, read_json_object, write_atomically
 from road_interp.fingerprint import Fingerprint
 from road_interp.rotation import Blocks, Polar, Variant
 from road_interp.site import Part, Site
@@ -138,7 +138,7 @@ class RoadAdapter:
         """`(a @ b)(h) == a(b(h))`, exactly. road_1 stays road_1; with a general block the result is road_2."""
         self._check_combines(inner, "compose")
         both = {site.name: rotation.compose(self.blocks(site), inner.blocks(site)) for site in self.sites}
-        return self._with_blocks(both)
+        return replace(self, base=self.base or inner.base)._with_blocks(both)
 
     def __pow__(self, strength: float) -> RoadAdapter:
         """road_1 at another strength: angles times `strength`, scales to its power. 0 is the identity, -1 the inverse."""
@@ -291,7 +291,7 @@ class RoadAdapter:
             "sha256": digest,
             "base": None if self.base is None else asdict(self.base),
         }
-        with writing_in(folder):
+        with locked(folder):
             before = _named_tensor_file(folder)
             write_atomically(folder / file, payload)
             write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
@@ -306,14 +306,8 @@ class RoadAdapter:
         if not path.is_file():
             raise InputError(f"{folder}: no adapter here ({DESCRIPTION} is missing)")
         try:
-            description = read_json_object(path)
-            while True:
-                try:
-                    return cls._from_description(folder, description)
-                except InputError:
-                    before, description = description, read_json_object(path)
-                    if description == before:  # else somebody has saved meanwhile, and the file it named is gone
-                        raise
+            with locked(folder, shared=True):
+                return cls._from_description(folder, read_json_object(path))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
 

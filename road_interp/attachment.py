@@ -25,7 +25,7 @@ class Attachment:
     """Detours at the sites of a model, and a hook on the model itself that notices which tokens a pass is about.
 
     Args:
-        model: the Hugging Face model.
+        model: the Hugging Face model; what its parameters say at the start of its pass holds for the pass.
         sites: the rotated places.
         coefficients: gives the blocks of every site at the start of a pass; with a row axis, one row per example.
         entries: gives the real entries of one site's blocks, by its index; asked inside torch.compile, where they are fused.
@@ -49,7 +49,8 @@ class Attachment:
         prompt: Tensor | None = None,
         once: bool = False,
     ) -> None:
-        self._model, self._sites, self._group_size = model, sites, group_size
+        self._model: Any = model
+        self._sites, self._group_size = sites, group_size
         self._coefficients, self._entries = coefficients, entries
         self._positions, self._prompt, self._once = positions, prompt, once
         self._restore: list[Callable[[], None]] = []
@@ -63,6 +64,10 @@ class Attachment:
     def __enter__(self) -> Attachment:
         try:
             self._restore.append(self._model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+            if getattr(
+                getattr(self._model, "config", None), "is_encoder_decoder", False
+            ):  # generation calls the encoder by itself
+                self._restore.append(self._model.get_encoder().register_forward_pre_hook(self._before_encoder).remove)
             for index, site in enumerate(self._sites):
                 module = self._model.get_submodule(site.module)
                 self._restore.append(divert(module, self._change(index, site, module)))
@@ -87,6 +92,10 @@ class Attachment:
             self._blocks, self._placed = blocks, {}
             if torch.is_grad_enabled():
                 self._invertible = _invertible(blocks)
+
+    def _before_encoder(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() == self._thread:
+            self._refresh()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
@@ -169,7 +178,7 @@ class Attachment:
         shape = (hidden.shape[0], hidden.ndim)
         placed = self._placed.get(shape)
         if placed is None:
-            if not self._blocks:  # an encoder that generation calls by itself
+            if not self._blocks:  # somebody calls a part of the model by itself
                 self._refresh()
             placed = self._placed[shape] = self._place(*shape, site)
         return placed

@@ -123,6 +123,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
             if (mine := getattr(self._template, what)) != (theirs := getattr(adapter, what)):
                 detail = "" if what == "sites" else f" ({theirs}, not {mine})"
                 raise InputError(f"adapter '{name}' does not fit this bank: its {what} differ{detail}")
+        if self._template.base is None:
+            self._template = replace(self._template, base=adapter.base)
         mine, theirs = self._template.base, adapter.base
         if mine is not None and theirs is not None and (odd := mine.difference(theirs)):
             raise InputError(f"adapter '{name}' does not fit this bank: it was made for another model, {odd}")

@@ -55,6 +55,7 @@ def train(
     """Train a recipe and leave a run folder with its figures."""
     started = time.monotonic()
     from road_interp.recipe import load_recipe
+    from road_interp.run import METRICS, RECIPE
 
     loaded = load_recipe(recipe, [*(overrides or ()), *_as_overrides(dtype, seed)])
     if resume and out is None:
@@ -63,7 +64,8 @@ def train(
     try:
         run = _train(loaded, folder, resume, device, as_json)
     except KeyboardInterrupt:
-        _fail(f"interrupted; go on with: the same command, --resume --out {folder}", 1)
+        unfinished = (folder / RECIPE).is_file() and not (folder / METRICS).is_file()
+        _fail("interrupted" + (f"; go on with: the same command, --resume --out {folder}" if unfinished else ""), 1)
     if _is_main_process():
         _report(run, time.monotonic() - started, as_json)
     _leave_group()

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def writing_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that write in the folder this way waiting, for as long as the block lasts or the process lives."""
+def locked(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Keep other processes that lock the folder waiting, for as long as the block lasts or the process lives.
+
+    Those that share the lock wait for the others only. Where a file system has no locks nobody waits.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no lock on folders
@@ -38,7 +41,8 @@ def writing_in(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

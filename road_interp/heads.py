@@ -23,7 +23,7 @@ from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.model import RoadModel, load_trained
 from road_interp.planes import TaskPlanes
-from road_interp.pretrained import check_length, load_model, load_tokenizer
+from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.tasks import Task, load_task, tokenize
@@ -53,7 +53,12 @@ class HeadsModel(nn.Module):
         mask = base["attention_mask"]
         place = mask.argmax(1) if self._first else mask.shape[1] - 1 - mask.flip(1).argmax(1)
         texts = states[torch.arange(len(states), device=states.device), place]
-        return {task: head(texts) for task, head in zip(self.tasks, self.heads, strict=True)}
+        return {task: head(texts.to(head.weight.device)) for task, head in zip(self.tasks, self.heads, strict=True)}
+
+    @property
+    def hf_device_map(self) -> dict[str, Any]:
+        """Where accelerate has put the parts of the backbone, as in RoadModel."""
+        return self.road.hf_device_map
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Read what `state_dict` gives, which is without the frozen backbone, as in RoadModel."""
@@ -93,8 +98,6 @@ def train_heads(
     data, tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
     model = build_heads_model(recipe, data, tokenizer)
     assert model.road.planes is not None
-    classes = {name: task.classes for name, task in data.items()}
-    start_run(folder, recipe, {PLANES: model.road.planes.to_json(), CLASSES: classes}, where)
     trainer = HeadsTrainer(
         tasks=list(recipe.tasks),
         co_activation=recipe.co_activation,
@@ -104,6 +107,8 @@ def train_heads(
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
     )
+    classes = {name: task.classes for name, task in data.items()}
+    start_run(folder, recipe, {PLANES: model.road.planes.to_json(), CLASSES: classes}, where)
     set_seed(recipe.seed)
     train_on(trainer, folder, resume)
     adapter = model.road.adapter
@@ -170,7 +175,7 @@ def head_scorer(run: Run, task: str) -> Callable[[RoadAdapter], Bool[np.ndarray,
     if not isinstance(recipe, MixtureRecipe) or not recipe.has_heads or task not in recipe.tasks:
         raise InputError(f"'{run.folder}' has no head for '{task}'")
     data, tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
-    model = load_heads_model(run, data, tokenizer).to(find_device(None))
+    model: HeadsModel = on_device(load_heads_model(run, data, tokenizer), find_device(None))
     examples = tokenize(data[task].test, tokenizer, recipe.model.max_length)
 
     def score(adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:

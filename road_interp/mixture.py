@@ -86,9 +86,9 @@ def train_mixture(
     mixture = load_mixture(recipe)
     tokenizer = load_tokenizer(recipe.model)
     questions = load_questions(recipe, tokenizer)
+    arguments = training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no")
     model: RoadModel = on_device(build_mixture_model(recipe), where)
     assert model.planes is not None
-    arguments = training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no")
     trainer = mixture_trainer(recipe, model, model.planes.tasks, mixture, tokenizer, arguments)
     start_run(folder, recipe, {PLANES: model.planes.to_json()}, where)
     set_seed(recipe.seed)

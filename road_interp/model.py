@@ -166,7 +166,8 @@ class RoadModel(pyvene.IntervenableModel):
         """The base model with the rotations on, for as long as the block lasts, in the calling thread.
 
         For training with gradient checkpointing, for torch.compile of the base model, and for other people's loops. Calls of
-        this model inside the block use the block's adapter_names, positions and tasks.
+        this model inside the block use the block's adapter_names, positions and tasks. Rotations that change meanwhile are
+        seen by the next call of the yielded model.
         """
         with self._rotating(adapter_names, positions, tasks, learning) as attachment:
             if attachment is not None:
@@ -392,8 +393,9 @@ class RoadModel(pyvene.IntervenableModel):
         coefficients: Callable[[], Sequence[Blocks]] = self._current
         entries: Callable[[int], Entries] = self._current_entries
         if self.bank is not None:
-            rows = self._rows(adapter_names)
-            coefficients, entries = lambda: rows, lambda index: rotation.entries_of(rows[index])
+            self._rows(adapter_names)  # unknown names are refused before anything runs
+            coefficients = lambda: self._rows(adapter_names)  # noqa: E731
+            entries = lambda index: rotation.entries_of(self._rows(adapter_names)[index])  # noqa: E731
         elif adapter_names is not None:
             raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
         if tasks is None and learning is None:

@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -24,6 +25,20 @@ from road_interp.errors import InputError
 from road_interp.recipe import ModelRecipe
 
 PACKAGE = "package://"
+POSITIONS = ("position_embeddings", "wpe", "embed_positions")  # what models call their table of learned positions
+# What transformers raises for damaged files; there is no common kind.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    UnpicklingError,
+    StrictDataclassError,
+)
 AUTO_CLASSES = {
     "backbone": AutoModel,
     "causal-lm": AutoModelForCausalLM,
@@ -71,7 +86,7 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
         model, report = AUTO_CLASSES[head].from_pretrained(
             **arguments, dtype=dtype, revision=recipe.revision or "main", output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except UNREADABLE as error:
         raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
     if "gguf_file" in arguments:  # the weights are plain tensors now; without this the model could not be saved
         model.hf_quantizer.remove_quantization_config(model)
@@ -85,23 +100,20 @@ def on_device(model: Any, device: torch.device) -> Any:
 
 
 def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
-    """Raise InputError where texts of the recipe's `max_length` would have more tokens than the model has positions."""
-    tables = (
-        each for name, each in model.named_modules() if name.endswith("position_embeddings") and isinstance(each, nn.Embedding)
-    )
-    if (table := next(tables, None)) is not None:
-        most = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)  # RoBERTa's begin behind it
-    else:
-        most = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
-    if recipe.max_length > most:
-        raise InputError(f"model.max_length {recipe.max_length} is more than the {most} positions of '{recipe.id}'")
+    """Raise InputError where texts of the recipe's `max_length` would have more tokens than the model has learned positions."""
+    for name, table in model.named_modules():
+        if name.rpartition(".")[2] in POSITIONS and isinstance(table, nn.Embedding):
+            # RoBERTa's begin behind the padding, OPT's at an offset.
+            first = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+            if recipe.max_length > (most := table.num_embeddings - first):
+                raise InputError(f"model.max_length {recipe.max_length} is more than the {most} positions of '{recipe.id}'")
 
 
 def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
     """The model's tokeniser, with a padding token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(**_arguments(recipe), revision=recipe.revision or "main")
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: it has no vocabulary")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import timeit
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -80,12 +80,31 @@ class RoadTrainer(Trainer):
             reason = " ".join(str(error).split())[:200]
             raise OSError(f"no checkpoint could be written to {folder} ({reason}); {_kept(folder)}") from error
 
+    def _save_rng_state(self, *args: Any, **kwargs: Any) -> None:
+        """Every process's random state is there before the checkpoint counts as whole."""
+        super()._save_rng_state(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with _readable(args[0]):
+            super()._load_from_checkpoint(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, *args: Any, **kwargs: Any) -> None:
+        with _readable(args[0]):
+            super()._load_optimizer_and_scheduler(*args, **kwargs)
+
+    def _load_rng_state(self, *args: Any, **kwargs: Any) -> None:
+        with _readable(args[0]):
+            super()._load_rng_state(*args, **kwargs)
+
     def _check_rotations(self) -> None:
         if site := unsound_site(self._model):
             self._stop(site, self.state.global_step)
 
     def _stop(self, what: str, step: int) -> None:
-        raise FloatingPointError(f"{what} at step {step}: lower training.learning_rate; {_kept(Path(str(self.args.output_dir)))}")
+        raise FloatingPointError(
+            f"{what} at step {step}: begin again with a lower training.learning_rate; {_kept(Path(str(self.args.output_dir)))}"
+        )
 
     @property
     def _model(self) -> nn.Module:
@@ -116,7 +135,7 @@ class _EpochSampler(LengthGroupedSampler):
 
 @torch.no_grad()
 def unsound_site(model: nn.Module) -> str:
-    """What is wrong with the first rotation that holds no number or cannot be undone; nothing if all are sound."""
+    """What is wrong with the first rotation that holds no number or cannot be undone, or with what is trained beside them."""
     for road in (module for module in model.modules() if isinstance(module, RoadModel)):
         for site, intervention in road.by_site():
             if not (intervention.theta.isfinite().all() and intervention.alpha.isfinite().all()):
@@ -124,18 +143,31 @@ def unsound_site(model: nn.Module) -> str:
             maps = rotation.blocks(intervention.theta, intervention.alpha, intervention.variant, intervention.group_size)
             if (lost := rotation.singular(maps)).any():
                 return f"site '{site.name}', plane {int(lost.nonzero()[0])}, is singular"
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            return f"'{name}' holds a value that is not finite"
     return ""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in a folder that was written to its end; the Trainer writes its own state last."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
-            read_json_object(checkpoint / TRAINER_STATE_NAME)
-        except InputError:
-            continue
-        return checkpoint
+    steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
+        checkpoint = folder / f"checkpoint-{step}"
+        with suppress(InputError):
+            if read_json_object(checkpoint / TRAINER_STATE_NAME).get("global_step") == step:
+                return checkpoint
     return None
+
+
+@contextmanager
+def _readable(checkpoint: str) -> Iterator[None]:
+    """Whatever a damaged file of a checkpoint raises (there is no common kind) becomes InputError."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{checkpoint} cannot be read ({reason}); delete it to go on from an earlier one") from None
 
 
 def _kept(folder: Path) -> str:
@@ -167,9 +199,9 @@ def start_run(folder: Path, recipe: AnyRecipe, contents: Mapping[str, Any], wher
     process.wait_for_everyone()  # all have found the folder free
     if process.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / RECIPE, recipe.to_yaml())
         for name, content in contents.items():
             write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
-        write_atomically(folder / RECIPE, recipe.to_yaml())
 
 
 def _processes(where: torch.device) -> PartialState:
@@ -180,11 +212,7 @@ def _processes(where: torch.device) -> PartialState:
 def train_on(trainer: Trainer, folder: Path, resume: bool) -> None:
     """Train, or go on from the last whole checkpoint; a run that was stopped before its first one begins again."""
     checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except (UnpicklingError, SafetensorError, EOFError) as error:  # only tensors are unpickled
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{checkpoint} cannot be read ({reason}); remove it to go on from an earlier one") from None
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def training_arguments(
@@ -198,7 +226,7 @@ def training_arguments(
     processes = _processes(where).num_processes
     if settings.batch_size % processes:
         raise InputError(f"training.batch_size {settings.batch_size} cannot be divided among {processes} processes")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
@@ -223,6 +251,8 @@ def training_arguments(
         seed=seed,
         **{"save_strategy": "epoch", **options},
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # further GPUs are for torchrun: the replicas of DataParallel would run in threads
+    return arguments
 
 
 def finish_run(

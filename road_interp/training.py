@@ -71,8 +71,8 @@ def train(
     tokenizer = load_tokenizer(recipe.model)
     model, head = _build(recipe, task)
     splits = {name: encode(getattr(task, name), tokenizer, recipe) for name in ("train", "validation", "test")}
-    start_run(folder, recipe, {CLASSES: {"classes": task.classes}}, where)
     trainer = make_trainer(recipe, model, task, tokenizer, splits, folder, where, progress)
+    start_run(folder, recipe, {CLASSES: {"classes": task.classes}}, where)
     frozen = _frozen_scores(trainer, model, task, splits, tokenizer)
     set_seed(recipe.seed)
     train_on(trainer, folder, resume)
@@ -96,7 +96,7 @@ def evaluate(run: Run, data: str | None = None, *, device: str | None = None, pr
         recipe = run.recipe if data is None else with_questions(run.recipe, data)
         if run.recipe.has_heads:
             labels = load_labels(run.recipe)
-            heads = load_heads_model(run, labels, tokenizer).to(find_device(device))
+            heads = on_device(load_heads_model(run, labels, tokenizer), find_device(device))
             return score_heads(run.recipe, heads, tokenizer, labels, "test").summary()
         return _evaluate_mixture(run, recipe, tokenizer, device, progress)
     task = load_task(run.recipe.data)

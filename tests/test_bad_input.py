@@ -436,6 +436,9 @@ CASES = {
     "a wider base": (other_model(hidden_size=64), EVALUATE, "'classifier.weight' has shape (2, 32), not (2, 64)"),
     "no base": (remove("model"), EVALUATE, "'model' cannot be loaded"),
     "a base of broken JSON": (write("model/config.json", "{"), EVALUATE, "'model' cannot be loaded"),
+    "a tokeniser of nothing": (write("model/tokenizer.json", "{}"), TRAIN, "the tokeniser of 'model' cannot be loaded"),
+    "a tokeniser that is a list": (write("model/tokenizer.json", "[]"), TRAIN, "the tokeniser of 'model' cannot be loaded"),
+    "a base of wide words": (set_key("model/config.json", "hidden_size", "x"), TRAIN, "model' cannot be loaded"),
     "half a base": (cut("model/model.safetensors", 1000), EVALUATE, "model 'model' cannot be loaded"),
     "a run without its data": (remove("data.csv"), EVALUATE, "data file 'data.csv' does not exist"),
 }

@@ -561,3 +561,21 @@ def test_an_adapter_of_another_width_is_refused():
     (site, *_) = find_sites(base, "mlp")
     with pytest.raises(InputError, match=f"the output of '{site.module}' has width {site.width}, not {2 * site.width}"):
         RoadModel(base, random_adapter((replace(site, width=2 * site.width),)))
+
+
+def test_a_replaced_adapter_is_seen_at_once():
+    model, batch = bank_model("a"), token_batch()
+    with model.attached() as base, torch.no_grad():
+        before = base(**batch).logits
+        model.bank.replace("a", random_adapter(model.sites, seed=9))
+        assert not torch.equal(before, base(**batch).logits)
+
+
+def test_an_encoder_that_is_called_by_itself_sees_what_has_been_learned():
+    base = tiny_model("T5", "backbone")
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="encoder.block"))), token_batch()
+    with model.attached(), torch.no_grad():
+        before = base.get_encoder()(**batch).last_hidden_state
+        for _, intervention in model.by_site():
+            intervention.theta += 0.3
+        assert not torch.equal(before, base.get_encoder()(**batch).last_hidden_state)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import random_adapter
+from torch import nn
 
 from road_interp import butterfly, rotation
 from road_interp.bank import RoadBank
 from road_interp.interchange import RoadInterchangeIntervention
+from road_interp.merging import rotate_weights
 from road_interp.site import Site
+from road_interp.turn import turn
 
 WIDTH, ROWS = 512, 256
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -41,6 +44,14 @@ def test_a_rotation_is_rounded_once(dtype, variant):
     maps, hidden = random_adapter((SITE,), variant).blocks(SITE), states(dtype)
     exact = rotation.apply(exactly(maps), hidden.double(), 2)
     assert error(rotation.apply(maps, hidden, 2), exact) <= bound(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_form_that_models_use_is_rounded_once(dtype, in_place):
+    maps, hidden = random_adapter((SITE,)).blocks(SITE), states(dtype)
+    exact = rotation.apply(exactly(maps), hidden.double(), 2)
+    assert error(turn(hidden, maps.a, in_place), exact) <= bound(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -82,7 +93,8 @@ def test_an_interchange_is_rounded_once(dtype, depth):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merged_weights_are_rounded_once(dtype):
-    maps = random_adapter((SITE,)).blocks(SITE)
-    weight = states(dtype).T  # columns turn
-    exact = rotation.apply(exactly(maps), weight.T.double(), 2).T
-    assert error(rotation.apply(maps, weight.T.contiguous(), 2).T, exact) <= bound(dtype)
+    maps, module = random_adapter((SITE,)).blocks(SITE), nn.Linear(ROWS, WIDTH, bias=False, dtype=dtype)
+    exact = rotation.apply(exactly(maps), module.weight.detach().T.double(), 2).T
+    with torch.no_grad():
+        rotate_weights(module, maps, 2, SITE)
+    assert error(module.weight.detach(), exact) <= bound(dtype)

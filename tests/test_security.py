@@ -43,8 +43,8 @@ def test_no_recipe_trusts_a_hub_models_code():
     assert not any(load_recipe(name).model.trust_remote_code for name in builtin_recipes())
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_that_runs_code_is_refused(workplace, monkeypatch, file):
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_that_runs_code_or_is_damaged_is_refused(workplace, monkeypatch, file):
     real = training.RoadTrainer._save_checkpoint
 
     def stop(self, *args, **kwargs):
@@ -57,9 +57,13 @@ def test_a_checkpoint_that_runs_code_is_refused(workplace, monkeypatch, file):
         train(recipe_for(workplace), folder, progress=False)
     monkeypatch.undo()
     checkpoint = trainer.last_checkpoint(folder / "checkpoints")
+    whole = (checkpoint / file).read_bytes()
     torch.save(Trap(), checkpoint / file)
-    with pytest.raises(InputError, match=f"{checkpoint.name} cannot be read"):
-        train(recipe_for(workplace), folder, resume=True, progress=False)
+    trap = (checkpoint / file).read_bytes()
+    for damaged in (trap, b"", whole[: len(whole) // 2], bytes(len(whole))):
+        (checkpoint / file).write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{checkpoint.name} cannot be read"):
+            train(recipe_for(workplace), folder, resume=True, progress=False)
 
 
 def test_a_models_pickle_that_runs_code_is_refused(workplace, tmp_path):

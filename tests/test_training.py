@@ -114,6 +114,7 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         (checkpoints / f"checkpoint-{number}").mkdir()
         if state is not None:
             (checkpoints / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
+    (checkpoints / "checkpoint-97.bad").mkdir()
     assert trainer.last_checkpoint(checkpoints) == whole
     resumed = train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
     assert resumed.metrics == finished.metrics
@@ -140,7 +141,8 @@ def test_divergence_stops_the_run(workplace):
         workplace, "training.learning_rate=1e30", "training.max_grad_norm=1e30", "training.scheduler=constant_with_warmup"
     )
     with pytest.raises(
-        FloatingPointError, match=r"loss is nan.* at step \d+: lower training.learning_rate; there is no checkpoint"
+        FloatingPointError,
+        match=r"loss is nan.* at step \d+: begin again with a lower training.learning_rate; there is no checkpoint",
     ):
         train(recipe, workplace / "diverged", progress=False)
     assert not (workplace / "diverged" / "metrics.json").exists()
