@@ -141,7 +141,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
         (recipe(good, filter={"source": "x"}), "no column 'source' for filter"),
         (recipe(good, filter={"class": "x"}), "holds no examples with {'class': 'x'}"),
         (recipe(good, validation=other), r"other\.csv', row 9: label 'maybe' is outside the classes 'no', 'yes'"),
-        (recipe(good, classes=["yes"]), "row 0: label 'no' is outside the classes 'yes'"),
+        (recipe(good, classes=["yes", "maybe"]), "row 0: label 'no' is outside the classes 'yes'"),
         (recipe(holes), "row 5: column 'sentence' holds None, not text"),
         (recipe(good, filter={"class": "yes"}), "all labels are 'yes'"),
         (recipe(good, task="regression"), "label 'no' is not a finite number"),
