@@ -27,7 +27,7 @@ test: setup
 test-notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m notebook
 
-# Processes that are killed at random steps, twenty times, and disks that are full: a minute or two.
+# Processes that are killed at random steps, twenty times, and files that find no room: about three minutes.
 test-faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 

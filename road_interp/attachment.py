@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from road_interp import rotation
@@ -40,7 +40,7 @@ class Attachment:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         sites: Sequence[Site],
         coefficients: Callable[[], Sequence[Blocks]],
         entries: Callable[[int], Entries],
@@ -49,8 +49,7 @@ class Attachment:
         prompt: Tensor | None = None,
         once: bool = False,
     ) -> None:
-        self._model: Any = model
-        self._sites, self._group_size = sites, group_size
+        self._model, self._sites, self._group_size = model, sites, group_size
         self._coefficients, self._entries = coefficients, entries
         self._positions, self._prompt, self._once = positions, prompt, once
         self._restore: list[Callable[[], None]] = []
@@ -64,9 +63,7 @@ class Attachment:
     def __enter__(self) -> Attachment:
         try:
             self._restore.append(self._model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-            if getattr(
-                getattr(self._model, "config", None), "is_encoder_decoder", False
-            ):  # generation calls the encoder by itself
+            if self._model.config.is_encoder_decoder:  # generation calls the encoder by itself
                 self._restore.append(self._model.get_encoder().register_forward_pre_hook(self._before_encoder).remove)
             for index, site in enumerate(self._sites):
                 module = self._model.get_submodule(site.module)

@@ -372,9 +372,10 @@ def export(
 
 def _check_folder(out: Path | None) -> None:
     """Before anything is computed for it."""
-    for path in () if out is None else (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out: '{path}' is a file, not a folder")
+    from road_interp.files import check_folder
+
+    if out is not None:
+        check_folder(out)
 
 
 def _is_number(text: str) -> bool:

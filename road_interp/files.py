@@ -48,6 +48,13 @@ def locked(folder: Path, shared: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise InputError where the folder, or one that it would lie in, is a file."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"'{path}' is a file, not a folder")
+
+
 def as_tuples(value: Any) -> Any:
     """JSON's lists, at every depth, as the tuples of frozen results."""
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -393,9 +394,9 @@ class RoadModel(pyvene.IntervenableModel):
         coefficients: Callable[[], Sequence[Blocks]] = self._current
         entries: Callable[[int], Entries] = self._current_entries
         if self.bank is not None:
-            self._rows(adapter_names)  # unknown names are refused before anything runs
-            coefficients = lambda: self._rows(adapter_names)  # noqa: E731
-            entries = lambda index: rotation.entries_of(self._rows(adapter_names)[index])  # noqa: E731
+            rows = partial(self._rows, adapter_names)  # asked again in every pass: an adapter may be replaced
+            rows()  # unknown names are refused before anything runs
+            coefficients, entries = rows, lambda index: rotation.entries_of(rows()[index])
         elif adapter_names is not None:
             raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
         if tasks is None and learning is None:

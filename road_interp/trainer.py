@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from road_interp import rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.files import read_json_object, write_atomically
+from road_interp.files import check_folder, read_json_object, write_atomically
 from road_interp.model import RoadModel
 from road_interp.recipe import AnyRecipe, TrainingRecipe, load_recipe
 from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
@@ -56,7 +56,7 @@ class RoadTrainer(Trainer):
         """One step; raises FloatingPointError when the loss is no longer a number."""
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
-            site = unsound_site(self._model)
+            site = unsound_part(self._model)
             self._stop(f"the loss is {loss.item()}{site and ', '}{site}", self.state.global_step + 1)
         return loss
 
@@ -98,7 +98,7 @@ class RoadTrainer(Trainer):
             super()._load_rng_state(*args, **kwargs)
 
     def _check_rotations(self) -> None:
-        if site := unsound_site(self._model):
+        if site := unsound_part(self._model):
             self._stop(site, self.state.global_step)
 
     def _stop(self, what: str, step: int) -> None:
@@ -134,7 +134,7 @@ class _EpochSampler(LengthGroupedSampler):
 
 
 @torch.no_grad()
-def unsound_site(model: nn.Module) -> str:
+def unsound_part(model: nn.Module) -> str:
     """What is wrong with the first rotation that holds no number or cannot be undone, or with what is trained beside them."""
     for road in (module for module in model.modules() if isinstance(module, RoadModel)):
         for site, intervention in road.by_site():
@@ -178,9 +178,7 @@ def _kept(folder: Path) -> str:
 def prepare_folder(recipe: AnyRecipe, out: str | Path | None, resume: bool) -> Path:
     """The run folder, which must be new or, to resume, hold an unfinished run of the same recipe."""
     folder = next_free(Path("runs") / "run") if out is None else Path(out)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"'{path}' is a file, not a folder for a run")
+    check_folder(folder)
     if resume:
         if not (folder / RECIPE).is_file():
             raise InputError(f"'{folder}' holds no run to resume")

@@ -79,7 +79,7 @@ def test_a_whole_stack_is_rounded_once(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("depth", [1, butterfly.full_depth(WIDTH)])
-def test_an_interchange_is_rounded_once(dtype, depth):
+def test_an_interchange_is_rounded_twice(dtype, depth):
     swap = RoadInterchangeIntervention(WIDTH, depth=depth, rows=[0, 3, 5])
     with torch.no_grad():
         swap.theta.normal_(generator=torch.Generator().manual_seed(2))

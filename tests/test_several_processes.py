@@ -35,11 +35,11 @@ def test_two_processes_learn_what_one_does(workplace):
     arguments = ["train", workplace / "two.yaml", "--out", workplace / "together", "--device", "cpu", "--json"]
     done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=300)
     together = Run.load(workplace / "together")
-    assert {**json.loads(done.stdout)}["test"] == together.metrics["test"]
+    assert json.loads(done.stdout)["test"] == together.metrics["test"]
     assert len(curve(alone)) == 2
     assert curve(together) == pytest.approx(curve(alone), abs=1e-5)
     for site in alone.adapter.sites:
-        torch.testing.assert_close(together.adapter.theta[site.name], alone.adapter.theta[site.name], rtol=0, atol=1e-3)
+        torch.testing.assert_close(together.adapter.theta[site.name], alone.adapter.theta[site.name], rtol=0, atol=1e-4)
     for split in ("validation", "test"):
         assert together.metrics[split]["accuracy"] == alone.metrics[split]["accuracy"]
         assert together.metrics[split]["loss"] == pytest.approx(alone.metrics[split]["loss"], abs=1e-5)
