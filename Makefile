@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-faults test-wheel lint format notebooks figures clean
+.PHONY: setup demo test test-notebooks test-faults test-wheel test-oldest coverage mutants lint format notebooks figures clean
 
 setup: $(READY)
 
@@ -30,6 +30,26 @@ test-notebooks: setup
 # Processes that are killed at random steps, twenty times, and files that find no room: about three minutes.
 test-faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+# The oldest releases that pyproject.toml admits, as uv resolves them: gigabytes to download and an environment of their own.
+OLDEST := build/oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook and not faults"
+
+# Lines of the package that `make test` runs; what other processes run is not counted.
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook and not faults" \
+		--cov road_interp --cov-report term-missing:skip-covered
+
+# Small changes to the mathematics, one at a time: how many of them the tests notice. The better part of an hour.
+mutants: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 # The wheel in an empty environment, away from the sources: nothing is missing, and the demo runs.
 EMPTY := build/empty

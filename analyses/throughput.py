@@ -11,14 +11,10 @@ import argparse
 from pathlib import Path
 
 from road_interp import figures
-from road_interp.bench import BenchReport, bench
-from road_interp.cli import SMOLLM2
-from road_interp.pretrained import load_model
-from road_interp.recipe import ModelRecipe
+from road_interp.bench import BenchReport, bench_recipe
+from road_interp.recipe import BenchRecipe, load_recipe
 
-# rounds, requests, new tokens, lengths, ranks
-FULL = (5, (1, 2, 4, 8, 16), 16, (8, 32), (1, 4, 16))
-QUICK = (1, (1, 4), 4, (2, 4), (1, 8))
+QUICK = ["rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]"]
 
 
 def main() -> None:
@@ -30,9 +26,9 @@ def main() -> None:
     if options.redraw is not None:
         report = BenchReport.from_json(options.redraw.read_text())
     else:
-        base, _ = load_model(ModelRecipe(SMOLLM2), "causal-lm")
-        settings = QUICK if options.quick else FULL
-        report = bench(base, *settings, progress=lambda task, report: print(task))
+        recipe = load_recipe("throughput-smollm2", QUICK if options.quick else [])
+        assert isinstance(recipe, BenchRecipe)
+        report = bench_recipe(recipe, progress=lambda task, report: print(task))
     print(figures.draw_bench(report, options.out))
 
 

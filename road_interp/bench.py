@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.peers import RANK, Call, Peers, draw_ids
+from road_interp.pretrained import load_model
+from road_interp.recipe import BenchRecipe
+from road_interp.trainer import find_device
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,17 @@ class BenchReport:
             return cls(**{**content, "timings": timings})
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"this is not the JSON of a benchmark ({error})") from None
+
+
+def bench_recipe(
+    recipe: BenchRecipe, device: str | None = None, progress: Callable[[str, BenchReport], None] = lambda task, report: None
+) -> BenchReport:
+    """Load the model of a recipe and time what the recipe says. Device and progress as in `train` and `bench`."""
+    base: Any = load_model(recipe.model, "causal-lm")[0]
+    if recipe.model.device_map is None:
+        base = base.to(find_device(device))
+    sizes = (recipe.rounds, recipe.requests, recipe.new_tokens, recipe.lengths, recipe.ranks)
+    return bench(base, *sizes, recipe.peers, progress, recipe.seed)
 
 
 def bench(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from road_interp.adapter import RoadAdapter
     from road_interp.bench import BenchReport
     from road_interp.measure import AblationReport, Check, DriftReport
-    from road_interp.recipe import AnyRecipe, ModelRecipe
+    from road_interp.recipe import ModelRecipe, Trainable
     from road_interp.run import Run
 
 app = typer.Typer(
@@ -54,10 +54,10 @@ def train(
 ) -> None:
     """Train a recipe and leave a run folder with its figures."""
     started = time.monotonic()
-    from road_interp.recipe import load_recipe
+    from road_interp.recipe import load_recipe, trainable
     from road_interp.run import METRICS, RECIPE
 
-    loaded = load_recipe(recipe, [*(overrides or ()), *_as_overrides(dtype, seed)])
+    loaded = trainable(load_recipe(recipe, [*(overrides or ()), *_as_overrides(dtype, seed)]))
     if resume and out is None:
         raise InputError("--resume needs --out, the run folder to go on with")
     folder = out or _free_folder(Path(recipe).stem)
@@ -404,14 +404,16 @@ def _load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
 @app.command()
 def bench(
     model: Annotated[
-        str, typer.Argument(help="a causal language model: hub id, folder, .gguf file, package://NAME/path")
+        str,
+        typer.Argument(metavar="[RECIPE OR MODEL]", help="a throughput recipe, or a causal language model as recipes name it"),
     ] = SMOLLM2,
-    rounds: Annotated[int, typer.Option(min=1, help="how often everything is timed")] = 7,
-    requests: Annotated[str, typer.Option(help="batch sizes of the generation task")] = "1,2,4,8,16",
-    new_tokens: Annotated[int, typer.Option(min=1, help="generated per request")] = 16,
-    lengths: Annotated[str, typer.Option(help="numbers of tokens to generate for eight requests")] = "",
-    ranks: Annotated[str, typer.Option(help="of one unmerged LoRA for eight rows")] = "",
-    peers: Annotated[str, typer.Option(help="time these only, as in bare,RoadModel; all by default")] = "",
+    overrides: Overrides = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="how often everything is timed")] = None,
+    requests: Annotated[str | None, typer.Option(help="batch sizes of the generation task, as in 1,8,16")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="generated per request")] = None,
+    lengths: Annotated[str | None, typer.Option(help="numbers of tokens to generate for eight requests")] = None,
+    ranks: Annotated[str | None, typer.Option(help="of one unmerged LoRA for eight rows")] = None,
+    peers: Annotated[str | None, typer.Option(help="time these only, as in bare,RoadModel; all by default")] = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = None,
@@ -420,55 +422,33 @@ def bench(
 ) -> None:
     """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd and LoRA, and stacked LoRA, in one run."""
     from road_interp import figures
-    from road_interp.bench import bench as time_all
+    from road_interp.bench import bench_recipe
     from road_interp.files import write_atomically
-    from road_interp.pretrained import load_model
-    from road_interp.recipe import load_recipe
-    from road_interp.trainer import find_device
+    from road_interp.recipe import BenchRecipe, builtin_recipes, load_recipe
 
     _quiet_libraries()
     _check_folder(out)
-    where = find_device(device or "cpu")
-    sizes = _counts("--requests", requests)
-    if not sizes:
-        raise InputError("--requests needs at least one batch size, such as 1,8,16")
-    recipe = load_recipe({"model": {"id": model}, "data": {"id": "none"}}, _as_overrides(dtype, None))
-    base: Any = load_model(recipe.model, "causal-lm")[0].to(where)  # type: ignore[arg-type]
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+    lists = {"requests": requests, "lengths": lengths, "ranks": ranks, "peers": peers}
+    changes = [f"{key}=[{text}]" for key, text in lists.items() if text is not None]
+    changes += [f"{key}={count}" for key, count in (("rounds", rounds), ("new_tokens", new_tokens)) if count is not None]
+    is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")
+    source = model if is_recipe else {"model": {"id": model}, "requests": [1, 2, 4, 8, 16]}
+    recipe = load_recipe(source, [*(overrides or ()), *changes, *_as_overrides(dtype, seed)])
+    if not isinstance(recipe, BenchRecipe):
+        raise InputError(f"recipe '{model}' says nothing to time: its command is road-interp train")
     with Console(stderr=True).status("") as status:
 
         def progress(task: str, so_far: BenchReport) -> None:
             status.update(f"timing: {task}")
             if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
                 write_atomically(out / "throughput.partial.json", so_far.to_json())
 
-        report = time_all(
-            base,
-            rounds,
-            sizes,
-            new_tokens,
-            _counts("--lengths", lengths),
-            _counts("--ranks", ranks),
-            peers.split(",") if peers else (),
-            progress=progress,
-            seed=seed or 0,
-        )
+        report = bench_recipe(recipe, device, progress)
     if out is not None:
         figures.draw_bench(report, out)
         (out / "throughput.partial.json").unlink()
     print(report.to_json()) if as_json else console.print(tables.bench(report))
-
-
-def _counts(option: str, text: str) -> list[int]:
-    """The numbers of "1,8,16"."""
-    try:
-        counts = [int(part) for part in text.split(",")] if text else []
-    except ValueError:
-        counts = [0]
-    if any(count < 1 for count in counts):
-        raise InputError(f"{option} '{text}' is not a list of numbers such as 1,8,16")
-    return counts
 
 
 def main() -> None:
@@ -505,7 +485,7 @@ def _free_folder(name: str) -> Path:
     return next_free(Path("runs") / name)
 
 
-def _train(recipe: AnyRecipe, out: Path, resume: bool, device: str | None, quiet: bool) -> Run:
+def _train(recipe: Trainable, out: Path, resume: bool, device: str | None, quiet: bool) -> Run:
     from road_interp import figures, measure, training
     from road_interp.run import FIGURES
 

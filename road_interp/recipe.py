@@ -281,11 +281,43 @@ class MixtureRecipe:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
 
 
-AnyRecipe = Recipe | MixtureRecipe
+@dataclass(frozen=True)
+class BenchRecipe:
+    """What the benchmark times: the arguments of `road_interp.bench.bench` (paper, section 4.2 and figure 4)."""
+
+    model: ModelRecipe
+    requests: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    rounds: int = 7
+    new_tokens: int = 16
+    lengths: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    peers: list[str] = field(default_factory=list)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_seed("seed", self.seed)
+        _require(len(self.requests) >= 1, "requests", self.requests, "a list of at least one batch size")
+        for key in ("requests", "lengths", "ranks"):
+            _require(min(getattr(self, key), default=1) >= 1, key, getattr(self, key), "a list of numbers of at least 1")
+        for key in ("rounds", "new_tokens"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+
+
+Trainable = Recipe | MixtureRecipe
+AnyRecipe = Trainable | BenchRecipe
+
+
+def trainable(recipe: AnyRecipe) -> Trainable:
+    """The recipe, unless it is one to be timed, which is an InputError."""
+    if isinstance(recipe, BenchRecipe):
+        raise InputError("this recipe trains nothing: its command is road-interp bench")
+    return recipe
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyRecipe:
-    """A recipe from a YAML file, the bare name of a built-in one, or a mapping; with a key `tasks` it is a MixtureRecipe.
+    """A recipe from a YAML file, the bare name of a built-in one, or a mapping.
+
+    With a key `tasks` it is a MixtureRecipe, with a key `requests` a BenchRecipe.
 
     Args:
         source: `interventions/NAME.yaml`, `NAME`, or the content itself.
@@ -301,8 +333,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         content, name = _read_yaml(path), path.name
     for override in overrides:
         _apply_override(content, override)
+    kind = MixtureRecipe if "tasks" in content else BenchRecipe if "requests" in content else Recipe
     try:
-        return _build(MixtureRecipe if "tasks" in content else Recipe, content, "")
+        return _build(kind, content, "")
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 

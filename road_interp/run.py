@@ -17,7 +17,7 @@ from road_interp.measure.heads import HeadsReport
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model
-from road_interp.recipe import AnyRecipe, MixtureRecipe, load_recipe
+from road_interp.recipe import MixtureRecipe, Trainable, load_recipe, trainable
 from road_interp.versions import library_versions
 
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
@@ -39,7 +39,7 @@ class Run:
     """
 
     folder: Path
-    recipe: AnyRecipe
+    recipe: Trainable
     adapter: RoadAdapter
     classes: tuple[Any, ...] | None
     metrics: dict[str, Any]
@@ -55,7 +55,7 @@ class Run:
             unfinished = (folder / RECIPE).is_file()
             state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
             raise InputError(f"'{folder}' is not a finished run: {state}")
-        recipe, adapter = load_recipe(folder / RECIPE), RoadAdapter.load(folder / ADAPTER)
+        recipe, adapter = trainable(load_recipe(folder / RECIPE)), RoadAdapter.load(folder / ADAPTER)
         classes = planes = None
         if isinstance(recipe, MixtureRecipe):
             planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from road_interp.errors import InputError
-from road_interp.recipe import AnyRecipe, load_recipe
+from road_interp.recipe import Trainable, load_recipe, trainable
 from road_interp.run import METRICS, RECIPE, Run
 from road_interp.training import train
 
@@ -63,7 +63,7 @@ def runs_for_seeds(name: str | Path, changes: Sequence[str], seeds: Sequence[int
     """
     folders = []
     for seed in seeds:
-        recipe = load_recipe(name, [*changes, f"seed={seed}"])
+        recipe = trainable(load_recipe(name, [*changes, f"seed={seed}"]))
         what = recipe.adapter
         alone = "" if what.learn == "both" else f"{what.learn} alone, "
         folder = parts / f"{what.variant}, {alone}seed {seed}"
@@ -73,7 +73,7 @@ def runs_for_seeds(name: str | Path, changes: Sequence[str], seeds: Sequence[int
     return folders
 
 
-def train_once(recipe: AnyRecipe, folder: Path) -> Run:
+def train_once(recipe: Trainable, folder: Path) -> Run:
     """The run of a recipe in a folder; where the folder holds no finished one, it is trained, or goes on.
 
     Raises:

@@ -26,7 +26,7 @@ from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import check_folder, read_json_object, write_atomically
 from road_interp.model import RoadModel
-from road_interp.recipe import AnyRecipe, TrainingRecipe, load_recipe
+from road_interp.recipe import Trainable, TrainingRecipe, load_recipe
 from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
 
 
@@ -175,7 +175,7 @@ def _kept(folder: Path) -> str:
     return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
 
 
-def prepare_folder(recipe: AnyRecipe, out: str | Path | None, resume: bool) -> Path:
+def prepare_folder(recipe: Trainable, out: str | Path | None, resume: bool) -> Path:
     """The run folder, which must be new or, to resume, hold an unfinished run of the same recipe."""
     folder = next_free(Path("runs") / "run") if out is None else Path(out)
     check_folder(folder)
@@ -191,7 +191,7 @@ def prepare_folder(recipe: AnyRecipe, out: str | Path | None, resume: bool) -> P
     return folder
 
 
-def start_run(folder: Path, recipe: AnyRecipe, contents: Mapping[str, Any], where: torch.device) -> None:
+def start_run(folder: Path, recipe: Trainable, contents: Mapping[str, Any], where: torch.device) -> None:
     """Make the run folder and write the recipe and JSON files that stand before training; of several processes one does."""
     process = _processes(where)
     process.wait_for_everyone()  # all have found the folder free
@@ -255,7 +255,7 @@ def training_arguments(
 
 def finish_run(
     trainer: Trainer,
-    recipe: AnyRecipe,
+    recipe: Trainable,
     adapter: RoadAdapter,
     metrics: dict[str, Any],
     contents: Mapping[str, bytes | str],

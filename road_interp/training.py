@@ -32,7 +32,7 @@ from road_interp.locate import find_sites
 from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
-from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe
+from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe, trainable
 from road_interp.run import CLASSES, HEAD, Run
 from road_interp.tasks import Task, load_examples, load_task, tokenize
 from road_interp.trainer import (
@@ -61,6 +61,7 @@ def train(
     Raises:
         InputError: an input that cannot be used, or an `out` that holds something else. Nothing has been written then.
     """
+    recipe = trainable(recipe)
     if isinstance(recipe, MixtureRecipe):
         learn = train_heads if recipe.has_heads else train_mixture
         return learn(recipe, out, resume=resume, device=device, progress=progress)

@@ -47,19 +47,17 @@ def run(name, *arguments, monkeypatch, **replaced):
 
 
 def test_throughput(tmp_path, monkeypatch, capsys):
-    def tiny(recipe, head):
-        return tiny_model("Llama", head), []
-
-    def timed(base, rounds, requests, new_tokens, lengths, ranks, progress):
-        settings = [("requests", rows, new_tokens, 8) for rows in requests]
-        settings += [("length", 8, length, 8) for length in lengths] + [("rank", 8, new_tokens, rank) for rank in ranks]
+    def timed(recipe, progress):
+        settings = [("requests", rows, recipe.new_tokens, 8) for rows in recipe.requests]
+        settings += [("length", 8, length, 8) for length in recipe.lengths]
+        settings += [("rank", 8, recipe.new_tokens, rank) for rank in recipe.ranks]
         timings = [Timing(task, "bare", *setting, (0.5, 1.0), (1.0, 1.0), 8) for task, *setting in settings]
-        return BenchReport("tiny", 14, "cpu", "float32", 2, rounds, tuple(timings))
+        return BenchReport("tiny", 14, "cpu", "float32", 2, recipe.rounds, tuple(timings))
 
-    run("throughput", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, load_model=tiny, bench=timed)
+    run("throughput", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, bench_recipe=timed)
     first = (tmp_path / "throughput.json").read_text()
     again = tmp_path / "again"
-    run("throughput", "--redraw", tmp_path / "throughput.json", "--out", again, monkeypatch=monkeypatch, bench=None)
+    run("throughput", "--redraw", tmp_path / "throughput.json", "--out", again, monkeypatch=monkeypatch, bench_recipe=None)
     assert (again / "throughput.json").read_text() == first
     assert (again / "throughput.pdf").stat().st_size > 1000
     assert capsys.readouterr().out.count("throughput.png") == 2

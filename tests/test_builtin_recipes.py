@@ -9,9 +9,10 @@ from conftest import tiny_model
 from datasets import Dataset, DatasetDict
 
 from road_interp import cli, tasks
+from road_interp.bench import BenchReport
 from road_interp.measure import MatchReport
 from road_interp.pretrained import load_tokenizer
-from road_interp.recipe import ModelRecipe, builtin_recipes, load_recipe
+from road_interp.recipe import BenchRecipe, ModelRecipe, builtin_recipes, load_recipe
 from road_interp.training import train
 
 FEW = ["training.max_steps=2", "training.batch_size=4"]
@@ -71,7 +72,10 @@ def rows_of(path, config=None):
     return DatasetDict(dict.fromkeys(("train", "validation", "train_sft"), split))
 
 
-@pytest.mark.parametrize("name", builtin_recipes())
+TIMED = [name for name in builtin_recipes() if isinstance(load_recipe(name), BenchRecipe)]
+
+
+@pytest.mark.parametrize("name", sorted({*builtin_recipes()} - {*TIMED}))
 def test_it_runs(name, stand_ins, tmp_path, monkeypatch):
     load = tasks.load_dataset
     monkeypatch.setattr(
@@ -93,3 +97,24 @@ def test_it_runs(name, stand_ins, tmp_path, monkeypatch):
         assert {question.answer for question in report.questions[task]} == {"false" if task == "commonsense" else "4"}
     moved = [run.adapter.angles(site).abs().max() > 0 for site in run.adapter.sites]
     assert any(moved)
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_it_is_timed(name, stand_ins, tmp_path, monkeypatch):
+    few = ["rounds=1", "requests=[1, 2]", "new_tokens=3", "lengths=[2]", "ranks=[1]", f"model.id={stand_ins / 'Llama'}"]
+    monkeypatch.setattr("sys.argv", ["road-interp", "bench", name, *few, "--rounds", "2", "--out", str(tmp_path / "figures")])
+    cli.main()
+    report = BenchReport.from_json((tmp_path / "figures" / "throughput.json").read_text())
+    recipe = load_recipe(name)
+    assert report.dtype == recipe.model.dtype
+    assert report.rounds == 2
+    generated = {(each.task, each.rows, each.new_tokens, each.rank) for each in report.timings if each.new_tokens}
+    assert generated == {
+        ("requests", 1, 3, 8),
+        ("requests", 2, 3, 8),
+        ("distinct", 2, 3, 0),
+        ("length", 8, 2, 8),
+        ("rank", 8, 3, 1),
+    }
+    assert {each.peer for each in report.timings if each.task == "requests"} >= {"bare", "merged", "RoadModel", "stacked LoRA"}
+    assert not recipe.peers or {each.peer for each in report.timings} == {*recipe.peers}
