@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-faults test-wheel test-oldest coverage mutants lint format notebooks figures clean
+.PHONY: setup demo test test-notebooks test-faults test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures clean
 
 setup: $(READY)
 
@@ -19,6 +19,21 @@ $(READY): pyproject.toml embedded.txt
 
 demo: setup
 	$(BIN)/road-interp demo
+
+# The same in an environment of its own, from releases pinned by their hashes.
+LOCKED := build/locked
+demo-locked:
+	$(PYTHON) -m venv $(LOCKED)
+	$(LOCKED)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOCKED)/bin/uv pip install --quiet --python $(LOCKED)/bin/python --require-hashes --requirement demo.lock
+	$(LOCKED)/bin/uv pip install --quiet --python $(LOCKED)/bin/python --no-deps .
+	$(LOCKED)/bin/road-interp demo
+
+# Pins stay what they are while they fit; delete the file to take the newest.
+demo.lock: pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
+		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook and not faults"

@@ -69,6 +69,46 @@ def test_composition_is_exact_for_all_variants(outer, inner):
         torch.testing.assert_close(both.matrix(site), a.matrix(site) @ b.matrix(site), rtol=1e-5, atol=1e-5)
 
 
+def test_distance_sums_angles_and_log_magnitudes_over_all_sites():
+    sites = (Site("a", 2), Site("b", 2))
+    one = torch.ones(1)
+    first = RoadAdapter(sites, {"a": 3 * one, "b": 0 * one}, {"a": one, "b": 2 * one})
+    second = RoadAdapter(sites, {"a": -3 * one, "b": 0.5 * one}, {"a": one, "b": one})
+    turns = (6 - 2 * torch.pi) ** 2 + 0.5**2
+    assert first.distance(second) == pytest.approx((turns + torch.tensor(2.0).log().item() ** 2) ** 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("variant", rotation.VARIANTS)
+def test_magnitudes_are_the_roots_of_areas(variant):
+    adapter = random_adapter(SITES, variant, spread=0.8)
+    for site in SITES:
+        areas = rotation.determinant(adapter.blocks(site)).abs()
+        torch.testing.assert_close(adapter.magnitudes(site) ** 2, areas, rtol=1e-4, atol=1e-5)
+    bent = RoadAdapter(SITES[:1], {"a.query": torch.zeros(8)}, {"a.query": torch.tensor([8.0, 1, 1, 1, 2, 1, 1, 1])}, "road_2")
+    torch.testing.assert_close(bent.magnitudes("a.query")[0], torch.tensor(8.0).sqrt())
+
+
+@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_4", 8)])
+def test_a_blank_adapter_is_the_identity_of_the_family(variant, group_size):
+    base = Fingerprint("somewhere/bert", "bert", 32, 2)
+    adapter = replace(random_adapter(SITES, variant, group_size), base=base)
+    blank = adapter.blank()
+    assert (blank.sites, blank.variant, blank.group_size, blank.base) == (SITES, variant, group_size, base)
+    assert all(torch.equal(blank.matrix(site), torch.eye(site.width)) for site in SITES)
+
+
+def test_a_product_knows_the_base_that_either_factor_knows():
+    base = Fingerprint("somewhere/bert", "bert", 32, 2)
+    known, unknown = replace(random_adapter(SITES), base=base), random_adapter(SITES)
+    assert (known @ unknown).base == (unknown @ known).base == base
+    assert (unknown @ unknown).base is None
+
+
+def test_the_mean_of_one_adapter_is_that_adapter():
+    adapter = random_adapter(SITES)
+    assert RoadAdapter.mean([adapter]).distance(adapter) < 1e-6
+
+
 def test_restriction_is_the_identity_elsewhere():
     adapter = random_adapter(SITES)
     kept = adapter.restrict({"a.query": [1, 3]})
@@ -100,21 +140,32 @@ def test_angles_and_magnitudes_of_every_variant():
 
 def test_arithmetic_that_has_no_answer_is_refused():
     a = random_adapter(SITES)
-    with pytest.raises(InputError, match="different sites"):
-        a @ random_adapter(SITES[:1])
+    other = random_adapter(SITES[:1])
+    for combine, action in (
+        (lambda: a @ other, "compose"),
+        (lambda: a.with_sites_of(other, bool), "mix"),
+        (lambda: a.distance(other), "measure the distance of"),
+    ):
+        with pytest.raises(InputError, match=f"^cannot {action} adapters of different sites: they differ at 'a.fused\\[key\\]'$"):
+            combine()
     with pytest.raises(InputError, match="group_size 2 and 4"):
         a @ random_adapter(SITES, group_size=4)
     with pytest.raises(InputError, match="road_1 only"):
         random_adapter(SITES, "road_2") ** 2
-    with pytest.raises(InputError, match="road_1 adapters only"):
+    with pytest.raises(InputError, match="^the distance is defined for road_1 adapters only$"):
         a.distance(random_adapter(SITES, "road_4"))
     alpha = {**a.alpha, "a.query": torch.tensor([1.0, 0.0, 1.0, 1.0])}
     broken = RoadAdapter(SITES, a.theta, alpha)
     with pytest.raises(InputError, match="site 'a.query': plane 1 cannot be inverted"):
         broken.inverse()
-    for action in (lambda: broken**0.5, lambda: broken.distance(a), lambda: a.distance(broken)):
-        with pytest.raises(InputError, match="'a.query'.*plane 1 has alpha 0"):
-            action()
+    for raising, action in (
+        (lambda: broken**0.5, "raise to a power"),
+        (lambda: broken.distance(a), "measure the distance of"),
+        (lambda: a.distance(broken), "measure the distance of"),
+        (lambda: RoadAdapter.mean([a, broken]), "take the mean of"),
+    ):
+        with pytest.raises(InputError, match=f"^site 'a.query': cannot {action} this adapter, plane 1 has alpha 0$"):
+            raising()
     with pytest.raises(InputError, match="'elsewhere' is not a site"):
         a.angles("elsewhere")
 
@@ -129,6 +180,22 @@ def test_save_and_load_to_the_bit(tmp_path, variant, group_size):
         assert torch.equal(again.theta[site.name], adapter.theta[site.name])
         assert torch.equal(again.alpha[site.name], adapter.alpha[site.name])
     assert {path.suffix for path in (tmp_path / "adapter").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_saved_adapter_can_be_read_by_people(tmp_path):
+    folder = tmp_path / "of" / "many" / "parents"
+    random_adapter(SITES).save(folder)
+    text = (folder / DESCRIPTION).read_text()
+    description = json.loads(text)
+    assert text == json.dumps(description, indent=2) + "\n"
+    assert tensor_file(folder).name == f"adapter-{description['sha256'][:16]}.safetensors"
+
+
+def test_saving_again_mends_a_folder_without_its_tensors(tmp_path):
+    random_adapter(SITES, seed=1).save(tmp_path)
+    tensor_file(tmp_path).unlink()
+    random_adapter(SITES, seed=2).save(tmp_path)
+    assert RoadAdapter.load(tmp_path).distance(random_adapter(SITES, seed=2)) == 0
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
@@ -192,7 +259,7 @@ BAD_TENSORS = {
     "a.query.*alpha\\[0\\] is inf": put("a.query.alpha", torch.tensor([float("inf"), 0, 0, 0])),
     "a.query.*shape \\(3,\\).*needs \\(4,\\)": put("a.query.theta", torch.zeros(3)),
     "a.query.*dtype torch.int64": put("a.query.theta", torch.zeros(4, dtype=torch.int64)),
-    "a.query.*theta is missing": lambda tensors: tensors.pop("a.query.theta"),
+    "^.*: site 'a.query': its theta is missing$": lambda tensors: tensors.pop("a.query.theta"),
     "'a.value', which is not a site": put("a.value.theta", torch.zeros(4)),
     "unknown tensor 'a.query.gamma'": put("a.query.gamma", torch.zeros(4)),
 }
@@ -206,20 +273,38 @@ def test_bad_tensors_are_refused_with_site_and_reason(tmp_path, message):
         RoadAdapter.load(tmp_path)
 
 
+BASE = {"name": "n", "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2}
+SITE = {"name": "a", "width": 8, "layer": 0, "kind": "", "part": None}
 BAD_DESCRIPTIONS = {
     "unknown variant 'road_3'": {"variant": "road_3"},
     "group_size must be a whole number": {"group_size": 2.5},
     "not divisible by group_size 6": {"group_size": 6},
     "even number": {"group_size": 3},
     "format 99 is not known": {"format": 99},
-    "unknown key 'gropu_size'": {"gropu_size": 2},
+    ": adapter.json: unknown key 'gropu_size'; known are base, format, group_size, sha256, sites, tensors, variant$": {
+        "gropu_size": 2
+    },
     "must name a safetensors file of this folder": {"tensors": "../other.safetensors"},
     "'sites' must be a list": {"sites": 3},
     "site 0 must be an object": {"sites": ["a"]},
+    "adapter.json: base must be an object$": {"base": "bert"},
+    "adapter.json: base: key 'hidden_size' is missing$": {"base": {"name": "n", "model_type": "bert", "num_hidden_layers": 2}},
+    "adapter.json: base: 'model_type' must be text, not 3$": {"base": {**BASE, "model_type": 3}},
+    "adapter.json: base: 'num_hidden_layers' must be a whole number, not '2'$": {"base": {**BASE, "num_hidden_layers": "2"}},
+    "adapter.json: site 1: 'name' must be text, not 3$": {"sites": [SITE, {**SITE, "name": 3}]},
+    "adapter.json: site 0: 'kind' must be text, not None$": {"sites": [{**SITE, "kind": None}]},
+    "adapter.json: site 0: 'layer' must be a whole number, not True$": {"sites": [{**SITE, "layer": True}]},
+    "adapter.json: site 0: 'part' must be an object$": {"sites": [{**SITE, "part": [48, 16, 32]}]},
+    "adapter.json: site 0: part: unknown key 'end'; known are period, start, stop$": {
+        "sites": [{**SITE, "part": {"period": 48, "start": 16, "end": 32}}]
+    },
+    "adapter.json: site 0: part: 'stop' must be a whole number, not '32'$": {
+        "sites": [{**SITE, "part": {"period": 48, "start": 16, "stop": "32"}}]
+    },
     "needs at least one site": {"sites": []},
     "site 0: key 'kind' is missing": {"sites": [{"name": "a", "width": 8}]},
     "width 7 cannot be paired": {"sites": [{"name": "a", "width": 7, "layer": 0, "kind": "", "part": None}]},
-    "'width' must be a whole number": {"sites": [{"name": "a", "width": "8", "layer": 0, "kind": "", "part": None}]},
+    "adapter.json: site 0: 'width' must be a whole number, not '8'$": {"sites": [{**SITE, "width": "8"}]},
 }
 
 
@@ -241,13 +326,16 @@ def test_damaged_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="changed after it was saved"):
         RoadAdapter.load(tmp_path)
     path.write_bytes(whole[:-4] + b"\x00\x00\xc0\x7f")
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match=f"{path.name}: site 'a.query': theta holds a value that is not finite$"):
         RoadAdapter.load(tmp_path)
     path.write_bytes(whole[:50])
     with pytest.raises(InputError, match="not a readable safetensors file"):
         RoadAdapter.load(tmp_path)
     path.unlink()
-    with pytest.raises(InputError, match="is missing"):
+    with pytest.raises(InputError, match=f"{path.name} is missing$"):
+        RoadAdapter.load(tmp_path)
+    path.mkdir()
+    with pytest.raises(InputError, match=f"{path.name} cannot be read \\(Is a directory\\)$"):
         RoadAdapter.load(tmp_path)
     (tmp_path / DESCRIPTION).write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
@@ -306,13 +394,13 @@ def test_angles_are_averaged_on_the_circle():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda a: RoadAdapter.mean([]), "mean of no adapters"),
+        (lambda a: RoadAdapter.mean([]), "^the mean of no adapters does not exist$"),
         (lambda a: RoadAdapter.mean([a, a], [1]), "2 adapters needs as many weights"),
         (lambda a: RoadAdapter.mean([a, a], [1, -1]), "none negative"),
         (lambda a: RoadAdapter.mean([a, a], [0, 0]), "not all zero"),
         (lambda a: RoadAdapter.mean([a, random_adapter(SITES, "road_2")]), "road_1 only, an adapter is road_2"),
-        (lambda a: RoadAdapter.mean([a, random_adapter(SITES[:1])]), "take the mean of adapters of different sites"),
-        (lambda a: a.difference(random_adapter(SITES[:1])), "subtract adapters of different sites"),
+        (lambda a: RoadAdapter.mean([a, random_adapter(SITES[:1])]), "^cannot take the mean of adapters of different sites"),
+        (lambda a: a.difference(random_adapter(SITES[:1])), "^cannot subtract adapters of different sites"),
     ],
 )
 def test_means_that_do_not_exist_are_refused(make, message):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import random_adapter
 
 from road_interp.bank import BASE, RoadBank
 from road_interp.errors import InputError
+from road_interp.fingerprint import Fingerprint
 from road_interp.site import Site
 
 SITES = (Site("a", 8, 0, "a"), Site("b", 16, 0, "b"))
@@ -59,10 +62,10 @@ def test_a_family_has_one_shape():
     bank = RoadBank({"x": random_adapter(SITES)})
     for other, what in (
         (random_adapter(SITES[:1]), "sites differ"),
-        (random_adapter(SITES, "road_2"), "variant differ"),
-        (random_adapter(SITES, group_size=4), "group_size differ"),
+        (random_adapter(SITES, "road_2"), r"variant differ \(road_2, not road_1\)"),
+        (random_adapter(SITES, group_size=4), r"group_size differ \(4, not 2\)"),
     ):
-        with pytest.raises(InputError, match=f"'y' does not fit this bank: its {what}"):
+        with pytest.raises(InputError, match=f"^adapter 'y' does not fit this bank: its {what}$"):
             bank.add("y", other)
     assert list(bank) == ["x"]
 
@@ -78,10 +81,25 @@ def test_a_folder_of_adapters_is_read_when_needed(tmp_path):
     assert torch.equal(bank["adapter3"].theta["a"], random_adapter(SITES, seed=3).theta["a"])
     with pytest.raises(InputError, match="holds no adapter folders"):
         RoadBank.from_folder(tmp_path / "adapter1")
-    with pytest.raises(InputError, match="at least one adapter"):
+    with pytest.raises(InputError, match="^a bank needs at least one adapter$"):
         RoadBank({})
 
 
 def test_memory_is_what_the_parameters_need():
     bank = RoadBank({str(seed): random_adapter(SITES, seed=seed) for seed in range(200)})
     assert bank.num_bytes == 200 * bank["0"].num_parameters * 4
+
+
+def test_an_adapter_that_does_not_fit_is_named_when_it_is_read(tmp_path):
+    random_adapter(SITES[:1]).save(tmp_path)
+    bank = RoadBank({"x": random_adapter(SITES), "folder": tmp_path})
+    with pytest.raises(InputError, match="^adapter 'folder' does not fit this bank: its sites differ$"):
+        bank.rows(["folder"])
+
+
+def test_the_bank_takes_the_base_of_its_first_member_that_knows_one():
+    base = Fingerprint("somewhere/bert", "bert", 32, 2)
+    bank = RoadBank({"x": random_adapter(SITES), "y": replace(random_adapter(SITES), base=base), "z": random_adapter(SITES)})
+    assert bank.template.base == base
+    with pytest.raises(InputError, match="^adapter 'w' does not fit this bank: it was made for another model, .*hidden_size"):
+        bank.add("w", replace(random_adapter(SITES), base=replace(base, hidden_size=64)))

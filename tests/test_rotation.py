@@ -168,7 +168,7 @@ def test_angles_are_wrapped():
 
 def test_powers_of_general_blocks_and_parameters_that_do_not_hold_them_are_refused():
     general = maps_of("road_2", 2)
-    with pytest.raises(InputError, match="road_1 only"):
+    with pytest.raises(InputError, match="^real powers exist for road_1 only: a general block has no unique one$"):
         rotation.power(general, 0.5)
     with pytest.raises(InputError, match="use road_2"):
         rotation.parameters(general, "road_1", 2)
@@ -222,3 +222,116 @@ def test_polar_factors_of_zero_are_the_identity_and_zero():
         turn, stretch = rotation.polar_factors(maps)
         assert torch.equal(rotation.matrix(turn, 2), torch.eye(6, dtype=torch.float64))
         assert not rotation.matrix(stretch, 2).any()
+
+
+FORMS = (rotation.blocks, rotation.entries)
+ACTIVE = torch.tensor([True, False, False, True])
+
+
+def parts_of(*forms):
+    """The tensors of blocks or entries side by side; `b` of road_1 is None in all of them."""
+    for parts in zip(*forms, strict=True):
+        if parts[0] is None:
+            assert parts == (None,) * len(forms)
+        else:
+            yield parts
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_are_repeated_side_by_side(variant, form):
+    maps = form(*drawn(variant, 8, rows=(2,)), variant, 2)
+    for part, repeated in parts_of(maps, maps.for_rows(6)):
+        assert torch.equal(repeated, part[[0, 0, 0, 1, 1, 1]])
+    assert all(same is part for part, same in parts_of(maps, maps.for_rows(2)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_of_rows_get_axes_between(variant):
+    maps = maps_of(variant, 2, width=8, rows=(3,))
+    for part, placed in parts_of(maps, maps.beside(4)):
+        assert placed.shape == (3, 1, 1, 4)
+        assert torch.equal(placed[:, 0, 0], part)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_planes_that_are_not_active_are_the_identity(variant, form):
+    maps = form(*drawn(variant, 8), variant, 2)
+    size = rotation.num_parameters(8, variant)
+    identity = form(torch.zeros(size).double(), torch.ones(size).double(), variant, 2)
+    for part, kept, nothing in parts_of(maps, maps.where(ACTIVE), identity):
+        assert torch.equal(kept[ACTIVE], part[ACTIVE])
+        assert torch.equal(kept[~ACTIVE], nothing[~ACTIVE])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_the_chosen_planes_learn(variant, form):
+    theta, alpha = (values.requires_grad_() for values in drawn(variant, 8))
+    maps = form(theta, alpha, variant, 2)
+    for part, learning in parts_of(maps, maps.learning(ACTIVE)):
+        assert torch.equal(learning, part)
+        if part.requires_grad:
+            (gradient,) = torch.autograd.grad(torch.view_as_real(learning + 0j).sum(), part, retain_graph=True)
+            assert (gradient != 0).tolist() == ACTIVE.tolist()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_move_whole(variant):
+    maps = maps_of(variant, 2)
+    assert all(moved.device.type == "meta" and moved.shape == part.shape for part, moved in parts_of(maps, maps.to("meta")))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_row_has_its_dense_matrix(variant):
+    theta, alpha = drawn(variant, 8, rows=(2, 3))
+    together = rotation.matrix(rotation.blocks(theta, alpha, variant, 4), 4)
+    for row in range(2):
+        for column in range(3):
+            alone = rotation.matrix(rotation.blocks(theta[row, column], alpha[row, column], variant, 4), 4)
+            assert torch.equal(together[row, column], alone)
+    meta = rotation.matrix(maps_of(variant, 4, width=8).to(torch.device("meta")), 4)
+    assert (meta.device.type, meta.shape) == ("meta", (8, 8))
+    assert rotation.plane_dimensions(8, 4, torch.device("meta"))[0].device.type == "meta"
+
+
+def test_a_singular_block_of_a_row_is_named_with_its_stretches():
+    theta, alpha = drawn("road_1", width=8, rows=(3,))
+    alpha[1, 2] = alpha[2, 0] = 0
+    message = r"^plane 2 of row 1 cannot be inverted: its block is singular \(stretches 0 and 0; 2 such planes\)$"
+    with pytest.raises(InputError, match=message):
+        rotation.inverse(rotation.blocks(theta, alpha, "road_1", 2))
+
+
+@pytest.mark.parametrize(("size", "lost"), [(1.0, False), (1e-30, False), (1e30, False), (0.0, True)])
+def test_small_and_large_blocks_are_not_singular(size, lost):
+    assert rotation.singular(rotation.Blocks(torch.tensor([size], dtype=torch.complex128))).tolist() == [lost]
+    uneven = rotation.Blocks(*(torch.tensor([size * part], dtype=torch.complex128) for part in (1.0, 1 - 1e-17)))
+    assert rotation.singular(uneven).tolist() == [True]  # the smaller stretch drowns in the larger one
+
+
+def test_what_takes_the_one_complex_multiply():
+    maps = maps_of("road_1", 2)
+    for dtype in (torch.float32, torch.float64):
+        fitting = rotation.Blocks(maps.a.to(torch.complex64 if dtype == torch.float32 else torch.complex128))
+        assert rotation._is_complex_view(fitting, states(3, WIDTH, dtype=dtype), 2)
+    hidden = states(3, WIDTH)
+    others = {
+        "other planes": (maps, hidden, 4),
+        "half precision": (maps, hidden.half(), 2),
+        "blocks of another precision": (maps, hidden.float(), 2),
+        "dimensions far apart": (maps, states(WIDTH, 4).T, 2),
+        "an odd start": (maps, states(3 * WIDTH + 1)[1:].view(3, WIDTH), 2),
+        "rows of odd length": (maps, states(3, WIDTH + 1)[:, :WIDTH], 2),
+    }
+    for name, case in others.items():
+        assert not rotation._is_complex_view(*case), name
+
+
+def test_the_compiler_sees_the_real_form(monkeypatch):
+    maps, hidden = maps_of("road_1", 2), states(3, WIDTH)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not rotation._is_complex_view(maps, hidden, 2)
+    real = rotation.apply_entries(rotation.entries_of(maps), hidden, 2)
+    assert torch.equal(rotation.apply(maps, hidden, 2), real)
