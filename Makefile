@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-faults test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures clean
+.PHONY: setup demo test test-notebooks test-processes test-faults test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures clean
 
 setup: $(READY)
 
@@ -35,12 +35,17 @@ demo.lock: pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
+QUICKLY := not notebook and not processes and not faults
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook and not faults"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
 # Every notebook from top to bottom: minutes, so they have a target of their own.
 test-notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m notebook
+
+# What torchrun starts: training and measuring by two processes, beside one.
+test-processes: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m processes
 
 # Processes that are killed at random steps, twenty times, and files that find no room: about three minutes.
 test-faults: setup
@@ -53,11 +58,11 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook and not faults"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
 # Lines of the package that `make test` runs; what other processes run is not counted.
 coverage: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not notebook and not faults" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)" \
 		--cov road_interp --cov-report term-missing:skip-covered
 
 # Small changes to the mathematics, one at a time: how many of them the tests notice. The better part of an hour.

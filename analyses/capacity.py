@@ -1,6 +1,7 @@
 """Score against the share of trained weights: RoAd's variants, places and layers, angles or magnitudes alone, and LoRA's ranks.
 
 python analyses/capacity.py --out figures            # MiniLM on film reviews, three seeds: hours
+python analyses/capacity.py --only road_1 block-output "rank 4" --seeds 0 --out figures
 python analyses/capacity.py --quick --out figures
 python analyses/capacity.py --redraw figures/capacity.json --out figures
 
@@ -35,14 +36,14 @@ def ways() -> Iterator[tuple[str, str, list[str]]]:
     for layers in ("0-2", "3-5", "5"):
         yield "RoAd, layers", f"layers {layers}", [f"adapter.layers='{layers}'"]
     for rank in (1, 2, 4, 8, 16):
-        yield "LoRA, rank", str(rank), []
+        yield "LoRA, rank", f"rank {rank}", []
     yield "full fine-tuning", "all weights", []
 
 
 def point(family: str, name: str, recipe: Recipe) -> CapacityPoint:
     """Train one way and score it."""
     if family == "LoRA, rank":
-        scores = tune(recipe, "lora", seed=recipe.seed, learning_rate=RATES["lora"], rank=int(name))[1]
+        scores = tune(recipe, "lora", seed=recipe.seed, learning_rate=RATES["lora"], rank=int(name.removeprefix("rank ")))[1]
         trained = scores["parameters"]["trained"]
     elif family == "full fine-tuning":
         scores = tune(recipe, "full", seed=recipe.seed, learning_rate=RATES["full"])[1]
@@ -55,13 +56,15 @@ def point(family: str, name: str, recipe: Recipe) -> CapacityPoint:
     return CapacityPoint(family, name, trained, percent, (test["accuracy"],), test["examples"])
 
 
-def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> CapacityReport:
-    """All ways over all seeds."""
+def measure(parts: Path, seeds: Sequence[int], only: Sequence[str], changes: Sequence[str]) -> CapacityReport:
+    """The ways of these names over all seeds."""
     parts.mkdir(parents=True, exist_ok=True)
     reports = []
     for seed in seeds:
         points: list[CapacityPoint] = []
         for family, name, change in ways():
+            if name not in only:
+                continue
             recipe = load_recipe("sentiment-minilm", [*changes, *change, f"seed={seed}"])
             assert isinstance(recipe, Recipe)
             path = parts / f"{family} {name}, seed {seed}, {fingerprint(recipe, RATES)}.json"
@@ -75,11 +78,11 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> Capaci
 
 
 def main() -> None:
-    options = study_options(__doc__, "one seed, two steps")
+    options = study_options(__doc__, "one seed, two steps", only=[name for _, name, _ in ways()])
     if options.redraw is not None:
         report = CapacityReport.from_json(options.redraw.read_text())
     else:
-        report = measure(options.parts, options.seeds, QUICK if options.quick else ())
+        report = measure(options.parts, options.seeds, options.only, QUICK if options.quick else ())
     print(figures.save_figure(plots.capacity(report), report, options.out, "capacity"))
 
 

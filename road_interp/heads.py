@@ -26,6 +26,7 @@ from road_interp.planes import TaskPlanes
 from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
+from road_interp.sharding import shard_blocks
 from road_interp.tasks import Task, load_task, tokenize
 from road_interp.trainer import find_device, finish_run, prepare_folder, start_run, train_on, training_arguments
 
@@ -140,6 +141,8 @@ def build_heads_model(recipe: MixtureRecipe, data: Mapping[str, Task], tokenizer
     sites = find_sites(base, where.sites, where.layers, where.stack)
     planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
     road = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions, planes)
+    if recipe.model.shard:
+        shard_blocks(base)
     return _with_heads(road.learn(where.learn), data, tokenizer)
 
 

@@ -34,6 +34,7 @@ from road_interp.positions import position_mask
 from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
 from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
+from road_interp.sharding import shard_blocks
 from road_interp.tasks import read_examples, read_rows
 from road_interp.trainer import (
     RoadTrainer,
@@ -164,7 +165,10 @@ def build_mixture_model(recipe: MixtureRecipe) -> RoadModel:
     sites = find_sites(base, where.sites, where.layers, where.stack)
     planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
     adapter = RoadAdapter.identity(sites, where.variant, where.group_size)
-    return RoadModel(base, adapter, where.positions, planes).learn(where.learn)
+    model = RoadModel(base, adapter, where.positions, planes).learn(where.learn)
+    if recipe.model.shard:
+        shard_blocks(base)
+    return model
 
 
 def load_mixture(recipe: MixtureRecipe) -> Mixture:

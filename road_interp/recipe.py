@@ -29,6 +29,7 @@ class ModelRecipe:
         attn_implementation: transformers' word: "eager", "sdpa", ...; null takes the model's own.
         max_length: longer texts are cut to this many tokens.
         device_map: accelerate's word for how a model that is too large for one device is laid over several.
+        shard: while training divide the frozen blocks among torchrun's processes (FSDP2).
         trust_remote_code: run code that comes with a hub model.
     """
 
@@ -38,9 +39,11 @@ class ModelRecipe:
     attn_implementation: str | None = None
     max_length: int = 128
     device_map: Literal["auto", "balanced", "sequential"] | None = None
+    shard: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        _require(not self.shard or self.device_map is None, "model.device_map", self.device_map, "left out with model.shard")
         _require(1 <= self.max_length < 2**31, "model.max_length", self.max_length, "at least 1, and a number of tokens")
 
     @property

@@ -17,7 +17,7 @@ from road_interp.training import train
 QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 
 
-def study_options(doc: str, quick: str, quick_seeds: int = 1, runs: bool = False) -> argparse.Namespace:
+def study_options(doc: str, quick: str, quick_seeds: int = 1, runs: bool = False, only: Sequence[str] = ()) -> argparse.Namespace:
     """What a study's script was asked on its command line: `out`, `seeds`, `quick`, `redraw`, and `parts`, where pieces are kept.
 
     Args:
@@ -25,6 +25,7 @@ def study_options(doc: str, quick: str, quick_seeds: int = 1, runs: bool = False
         quick: what `--quick` does.
         quick_seeds: how many seeds it leaves.
         runs: whether finished run folders can be named instead of trained.
+        only: what can be chosen by `--only`, if anything; without it all is measured.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     if runs:
@@ -33,6 +34,8 @@ def study_options(doc: str, quick: str, quick_seeds: int = 1, runs: bool = False
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--redraw", type=Path, help="draw what an earlier run has left here instead of measuring")
+    if only:
+        parser.add_argument("--only", nargs="+", choices=only, default=only, metavar="NAME", help=f"of: {', '.join(only)}")
     options = parser.parse_args()
     options.parts = options.out / ("parts-quick" if options.quick else "parts")
     options.seeds = options.seeds[:quick_seeds] if options.quick else options.seeds

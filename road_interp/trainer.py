@@ -28,6 +28,7 @@ from road_interp.files import check_folder, read_json_object, write_atomically
 from road_interp.model import RoadModel
 from road_interp.recipe import Trainable, TrainingRecipe, load_recipe
 from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
+from road_interp.sharding import leave_to_fsdp
 
 
 class RoadTrainer(Trainer):
@@ -35,6 +36,7 @@ class RoadTrainer(Trainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        leave_to_fsdp(self._model)
         self.remove_callback(PrinterCallback)  # the log is in the run folder; standard output belongs to the results
 
     def compute_loss(

@@ -34,6 +34,7 @@ from road_interp.model import RoadModel
 from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
 from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe, trainable
 from road_interp.run import CLASSES, HEAD, Run
+from road_interp.sharding import shard_blocks
 from road_interp.tasks import Task, load_examples, load_task, tokenize
 from road_interp.trainer import (
     RoadTrainer,
@@ -138,6 +139,8 @@ def _build(recipe: Recipe, task: Task) -> tuple[RoadModel, list[str]]:
     model = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions).learn(where.learn)
     for name in head:
         base.get_submodule(name).requires_grad_(True)
+    if recipe.model.shard:
+        shard_blocks(base)
     return model, head
 
 

@@ -22,7 +22,7 @@ from road_interp import figures
 from road_interp.bench import BenchReport, Timing
 from road_interp.errors import InputError
 from road_interp.locate import find_sites
-from road_interp.measure import CapacityPoint, DriftStudy, InterferenceReport
+from road_interp.measure import CapacityPoint, CapacityReport, DriftStudy, InterferenceReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.strength import StrengthReport
 from road_interp.recipe import MixtureRecipe, load_recipe
@@ -366,7 +366,10 @@ def test_capacity(tmp_path, monkeypatch, capsys):
     for _ in range(2):
         run("capacity", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, point=scripted)
     assert len(trained) == len(set(trained)) == 19  # what is there is not measured again
+    only = tmp_path / "only"
+    run("capacity", "--quick", "--only", "road_4", "rank 4", "--out", only, monkeypatch=monkeypatch, point=scripted)
+    assert [each.name for each in CapacityReport.from_json((only / "capacity.json").read_text()).points] == ["road_4", "rank 4"]
     first = (tmp_path / "capacity.json").read_text()
     run("capacity", "--redraw", tmp_path / "capacity.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, point=None)
     assert (tmp_path / "again" / "capacity.json").read_text() == first
-    assert capsys.readouterr().out.count("capacity.png") == 3
+    assert capsys.readouterr().out.count("capacity.png") == 4

@@ -376,7 +376,7 @@ CASES = {
         for keep in (0, 1, 8, 60, -1)
     },
     **{f"tensors flipped at {byte}": (flip(adapter_tensors, byte), INSPECT, "safetensors") for byte in (0, 7, 9, 30, -1, -50)},
-    "a huge header": (huge_header, INSPECT, "header too large"),
+    "a huge header": (huge_header, INSPECT, "is not a readable safetensors file"),
     "a huge shape": (huge_shape, INSPECT, "is not a readable safetensors file"),
     "a value that is no number": (
         retensor(lambda t: t[first(t)].fill_(torch.nan)),
@@ -485,6 +485,8 @@ COMMANDS = {
     "bench gone --out figures": "model 'gone' cannot be loaded",
     "bench gone.yaml": "no recipe 'gone.yaml'",
     "train throughput-smollm2": "this recipe trains nothing",
+    "train recipe.yaml model.shard=true": "model.shard divides the model among processes: start them with torchrun",
+    "train recipe.yaml model.shard=true model.device_map=auto": "'model.device_map' must be left out with model.shard",
     "bench model --rounds 0": "Invalid value for '--rounds'",
     "bench model --peers nobody": "'bare' must be among the peers",
     "bench model --dtype int8": "'model.dtype' must be 'float32' or",

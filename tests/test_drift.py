@@ -297,6 +297,7 @@ def test_the_drawings_show_the_numbers(report, tmp_path):
     assert lines == {tuple(report.place(layer, kind).dM[0] for layer in (0, 1)) for kind in (True, False)}
 
 
+@pytest.mark.processes
 def test_two_processes_report_what_one_does(workplace, tmp_path, capsys, monkeypatch):
     """The whole command, with a run folder as the tuned model, alone and under torchrun."""
     finished = train(recipe_for(workplace, "training.max_steps=3"), workplace / "drifted", progress=False)

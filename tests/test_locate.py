@@ -36,6 +36,9 @@ FIRST_FEED_FORWARD = {
     "T5": ["layer.1.DenseReluDense.wi"],
     "ViT": ["mlp.fc1"],
 }
+if any(name.endswith("attention.attention.query") for name, _ in tiny_model("ViT").named_modules()):  # transformers before 5.12
+    QUERY_KEY["ViT"] = ["attention.attention.query", "attention.attention.key"]
+    FIRST_FEED_FORWARD["ViT"] = ["intermediate.dense"]
 
 
 def kinds(architecture, where, **options):

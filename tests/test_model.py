@@ -10,7 +10,7 @@ import pytest
 import pyvene
 import torch
 from accelerate import cpu_offload
-from conftest import padded_batch, random_adapter, tiny_model, token_batch
+from conftest import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
 
 from road_interp import rotation
 from road_interp.adapter import RoadAdapter
@@ -542,6 +542,7 @@ def test_trained_parts_beside_the_rotations_are_part_of_the_state():
 # ---------------------------------------------------------------- torch.compile
 
 
+@needs_compiler
 @pytest.mark.parametrize(("variant", "where"), [("road_1", "all-linear"), ("road_2", "block-output"), ("road_1", "attention-qk")])
 def test_compiled_forward_is_the_same_without_a_graph_break(variant, where):
     model, batch = road_model(where=where, variant=variant), token_batch()

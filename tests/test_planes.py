@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import pyvene
 import torch
-from conftest import padded_batch, random_adapter, tiny_model, token_batch
+from conftest import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
 
 from road_interp import rotation
 from road_interp.adapter import RoadAdapter
@@ -222,6 +222,7 @@ def test_tasks_and_a_bank_together():
     torch.testing.assert_close(output.logits[2], base(**batch).logits[2], rtol=0, atol=1e-6)
 
 
+@needs_compiler
 def test_compiled_tasks_are_the_same_without_a_graph_break():
     model, batch = task_model(), token_batch()
     with torch.no_grad(), model.attached(tasks=["x", "y+z", BASE]):

@@ -22,20 +22,27 @@ def curve(run):
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def test_two_processes_learn_what_one_does(workplace):
+def launched(workplace, alone, out, *changes):
+    """The run of the same recipe by two processes, and what they printed."""
+    (workplace / "two.yaml").write_text(alone.recipe.to_yaml())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "road_interp.cli"]
+    arguments = ["train", workplace / "two.yaml", *changes, "--out", out, "--device", "cpu", "--json"]
+    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=300)
+    return Run.load(out), json.loads(done.stdout)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("changes", [(), ("model.shard=true",)], ids=["whole blocks", "divided blocks"])
+def test_two_processes_learn_what_one_does(workplace, tmp_path, changes):
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # dropout is drawn by each process for itself
     tiny_model("Bert", vocab_size=30, initializer_range=0.3, **quiet).save_pretrained(workplace / "quiet")
     for file in (workplace / "model").glob("tokenizer*"):
         (workplace / "quiet" / file.name).write_bytes(file.read_bytes())
     # 120 examples are whole batches of 24; 40 are not, and are scored all the same.
-    changes = [f"model.id={workplace / 'quiet'}", "training.batch_size=24", "training.epochs=8"]
-    alone = train(recipe_for(workplace, *changes), workplace / "alone", device="cpu", progress=False)
-    (workplace / "two.yaml").write_text(alone.recipe.to_yaml())
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "road_interp.cli"]
-    arguments = ["train", workplace / "two.yaml", "--out", workplace / "together", "--device", "cpu", "--json"]
-    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=300)
-    together = Run.load(workplace / "together")
-    assert json.loads(done.stdout)["test"] == together.metrics["test"]
+    small = [f"model.id={workplace / 'quiet'}", "training.batch_size=24", "training.epochs=8"]
+    alone = train(recipe_for(workplace, *small), tmp_path / "alone", device="cpu", progress=False)
+    together, told = launched(workplace, alone, tmp_path / "together", *changes)
+    assert told["test"] == together.metrics["test"]
     assert len(curve(alone)) == 2
     assert curve(together) == pytest.approx(curve(alone), abs=1e-5)
     for site in alone.adapter.sites:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import timeit
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_a_run_folder_holds_everything_and_learns(finished, workplace):
     assert max(finished.adapter.angles(site).abs().max() for site in finished.adapter.sites) > 0.01
     environment = json.loads((finished.folder / "environment.json").read_text())
     assert environment["seed"] == 0
-    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["versions"]["torch"] == importlib.metadata.version("torch")
     assert [entry for entry in map(json.loads, (finished.folder / "log.jsonl").read_text().splitlines()) if "loss" in entry]
     assert not list(finished.folder.rglob("*.bin"))
 

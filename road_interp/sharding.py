@@ -1,0 +1,40 @@
+"""FSDP2: the frozen blocks of a model divided among the processes of torchrun, each put together while it computes."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from road_interp.errors import InputError
+from road_interp.locate import block_stacks
+
+
+def shard_blocks(base: nn.Module) -> None:
+    """Divide the weights of every block, which must be frozen; rotations, embeddings and heads stay whole in every process.
+
+    Call it after the places of rotations have been found: what is divided cannot be copied.
+
+    Raises:
+        InputError: a process alone, or a model in which no blocks are found.
+    """
+    process = PartialState(cpu=not torch.cuda.is_available())
+    if process.num_processes == 1:
+        raise InputError("model.shard divides the model among processes: start them with torchrun --nproc-per-node N")
+    stacks = block_stacks(base)  # type: ignore[arg-type]
+    if not stacks:
+        raise InputError("model.shard found no stack of blocks in this model")
+    mesh = init_device_mesh(process.device.type, (process.num_processes,))
+    for blocks in stacks.values():
+        for block in blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+
+
+def leave_to_fsdp(model: nn.Module) -> None:
+    """Tell DistributedDataParallel to leave divided weights alone; it averages the gradients of all others."""
+    divided = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, divided)
