@@ -88,8 +88,9 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
         )
     except UNREADABLE as error:
         raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
-    if "gguf_file" in arguments:  # the weights are plain tensors now; without this the model could not be saved
-        model.hf_quantizer.remove_quantization_config(model)
+    # The weights of a GGUF file are plain tensors now; without this the model could not be saved (older releases need nothing).
+    if "gguf_file" in arguments and (quantizer := getattr(model, "hf_quantizer", None)) is not None:
+        quantizer.remove_quantization_config(model)
     fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
     return model, [name for name, _ in model.named_modules() if name in fresh]
 

@@ -186,9 +186,12 @@ def test_answers_and_their_perplexity(workplace):
     base = build_mixture_model(recipe_for(workplace)).model.eval()
     prompts = ["One two three", "One"]
 
+    def ids_of(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def generate(inputs):
         assert inputs["attention_mask"][1 - inputs["attention_mask"].sum(1).argmax(), 0] == 0  # padded on the left
-        told = [*tokenizer(" yes")["input_ids"], tokenizer.eos_token_id, 5]
+        told = [*ids_of(" yes"), tokenizer.eos_token_id, 5]
         return torch.cat([inputs["input_ids"], torch.tensor([told] * 2)], 1)
 
     answers = greedy_answers(generate, tokenizer, prompts, 2, base.device)
@@ -196,7 +199,7 @@ def test_answers_and_their_perplexity(workplace):
     found = answer_perplexity(base, tokenizer)(prompts, ["yes no", "no"])
     losses = []
     for prompt, answer in zip(prompts, ["yes no", "no"], strict=True):
-        asked, told = tokenizer(prompt)["input_ids"], [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
+        asked, told = ids_of(prompt), [*ids_of(answer), tokenizer.eos_token_id]
         ids = torch.tensor([asked + told])
         with torch.no_grad():
             chances = base(input_ids=ids).logits[0, len(asked) - 1 : -1].log_softmax(-1)
