@@ -26,9 +26,15 @@ def capacity(report: CapacityReport, ax: Axes) -> Axes:
             "linestyle": "-" if family.endswith("rank") else "none",
         }
         ax.errorbar(x, mean, yerr=(mean - low, high - mean), markersize=4, capsize=2, linewidth=1, label=family, **style)
-        for point in points:
-            ax.annotate(point.name, (point.percent, point.mean), (2, 4), textcoords="offset points", fontsize=5.5, rotation=60)
     ax.set_xscale("log")
+    ax.margins(x=0.12)
+    for number, point in enumerate(sorted(report.points, key=lambda point: (point.percent, point.mean))):
+        side: dict[str, Any] = (
+            {"xytext": (2, -4), "va": "top", "rotation": -60} if number % 2 else {"xytext": (2, 4), "rotation": 60}
+        )
+        color = COLORS[report.families.index(point.family) % len(COLORS)]
+        spot = (point.percent, point.mean)
+        ax.annotate(point.name, spot, **side, textcoords="offset points", fontsize=5.5, color=color)
     seeds = len(report.points[0].scores)
     title = f"{report.model}, {report.task}: {seeds} seed{'s' * (seeds > 1)}"
     ax.set(xlabel="trained weights, % of the backbone", ylabel="test accuracy", title=title)
