@@ -30,7 +30,7 @@ demo-locked:
 	$(LOCKED)/bin/road-interp demo
 
 # Pins stay what they are while they fit; delete the file to take the newest.
-demo.lock: pyproject.toml
+demo.lock: pyproject.toml | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
@@ -111,4 +111,4 @@ figures: setup
 	$(BIN)/python analyses/index.py $(DRAWN)
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build
+	rm -rf mutants .coverage .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build

@@ -5,7 +5,8 @@ python analyses/capacity.py --only road_1 block-output "rank 4" --seeds 0 --out 
 python analyses/capacity.py --quick --out figures
 python analyses/capacity.py --redraw figures/capacity.json --out figures
 
-Every training leaves its score under parts/ in the folder, and one that is there is not measured again.
+Every training leaves its score under parts/ in the folder, and one that is there is not measured again. With --only, figure and
+JSON hold the ways that are named, so name those from earlier too.
 """
 
 from __future__ import annotations

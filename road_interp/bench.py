@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.peers import RANK, Call, Peers, draw_ids
-from road_interp.pretrained import load_model
+from road_interp.pretrained import load_model, on_device
 from road_interp.recipe import BenchRecipe
 from road_interp.trainer import find_device
 
@@ -116,9 +116,8 @@ def bench_recipe(
     recipe: BenchRecipe, device: str | None = None, progress: Callable[[str, BenchReport], None] = lambda task, report: None
 ) -> BenchReport:
     """Load the model of a recipe and time what the recipe says. Device and progress as in `train` and `bench`."""
-    base: Any = load_model(recipe.model, "causal-lm")[0]
-    if recipe.model.device_map is None:
-        base = base.to(find_device(device))
+    where = find_device(device)
+    base = on_device(load_model(recipe.model, "causal-lm")[0], where)
     sizes = (recipe.rounds, recipe.requests, recipe.new_tokens, recipe.lengths, recipe.ranks)
     return bench(base, *sizes, recipe.peers, progress, recipe.seed)
 
@@ -168,16 +167,19 @@ def bench(
         timings = list(_timed(Setting("forward", 8, 0, 0, ids.numel()), rounds, _chosen(peers.forward(ids), only), base))
     progress("training step", report := replace(report, timings=tuple(timings)))
     timings += _train_timings(peers, draw_ids(base, 4, 128), rounds, only)
-    for setting, calls in _generations(peers, requests, new_tokens, lengths, ranks):
+    for setting, all_calls in _generations(peers, requests, new_tokens, lengths, ranks):
+        if len(calls := _chosen(all_calls, only)) == 1 < len(only):
+            continue  # nothing beside the bare model
         report = replace(report, timings=tuple(timings))
         progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens", report)
         with torch.no_grad():
-            timings += _timed(setting, rounds, _chosen(calls, only), base)
+            timings += _timed(setting, rounds, calls, base)
     return replace(report, timings=tuple(timings))
 
 
 def _chosen(calls: dict[str, Call], only: Sequence[str]) -> dict[str, Call]:
-    return {peer: call for peer, call in calls.items() if not only or peer in only}
+    """The peers that are wanted; "RoadModel, one adapter" is a RoadModel."""
+    return {peer: call for peer, call in calls.items() if not only or peer.partition(",")[0] in only}
 
 
 class Setting(NamedTuple):

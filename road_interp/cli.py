@@ -431,7 +431,7 @@ def bench(
     lists = {"requests": requests, "lengths": lengths, "ranks": ranks, "peers": peers}
     changes = [f"{key}=[{text}]" for key, text in lists.items() if text is not None]
     changes += [f"{key}={count}" for key, count in (("rounds", rounds), ("new_tokens", new_tokens)) if count is not None]
-    is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")
+    is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")  # a model may be a file too, with .gguf
     source = model if is_recipe else {"model": {"id": model}, "requests": [1, 2, 4, 8, 16]}
     recipe = load_recipe(source, [*(overrides or ()), *changes, *_as_overrides(dtype, seed)])
     if not isinstance(recipe, BenchRecipe):

@@ -98,6 +98,8 @@ def train_heads(
     set_seed(recipe.seed)
     data, tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
     model = build_heads_model(recipe, data, tokenizer)
+    if recipe.model.shard:
+        shard_blocks(model.road.model, where)
     assert model.road.planes is not None
     trainer = HeadsTrainer(
         tasks=list(recipe.tasks),
@@ -141,8 +143,6 @@ def build_heads_model(recipe: MixtureRecipe, data: Mapping[str, Task], tokenizer
     sites = find_sites(base, where.sites, where.layers, where.stack)
     planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
     road = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions, planes)
-    if recipe.model.shard:
-        shard_blocks(base)
     return _with_heads(road.learn(where.learn), data, tokenizer)
 
 

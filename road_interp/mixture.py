@@ -89,6 +89,8 @@ def train_mixture(
     questions = load_questions(recipe, tokenizer)
     arguments = training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no")
     model: RoadModel = on_device(build_mixture_model(recipe), where)
+    if recipe.model.shard:
+        shard_blocks(model.model, where)
     assert model.planes is not None
     trainer = mixture_trainer(recipe, model, model.planes.tasks, mixture, tokenizer, arguments)
     start_run(folder, recipe, {PLANES: model.planes.to_json()}, where)
@@ -165,10 +167,7 @@ def build_mixture_model(recipe: MixtureRecipe) -> RoadModel:
     sites = find_sites(base, where.sites, where.layers, where.stack)
     planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
     adapter = RoadAdapter.identity(sites, where.variant, where.group_size)
-    model = RoadModel(base, adapter, where.positions, planes).learn(where.learn)
-    if recipe.model.shard:
-        shard_blocks(base)
-    return model
+    return RoadModel(base, adapter, where.positions, planes).learn(where.learn)
 
 
 def load_mixture(recipe: MixtureRecipe) -> Mixture:

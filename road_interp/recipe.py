@@ -289,7 +289,7 @@ class BenchRecipe:
     """What the benchmark times: the arguments of `road_interp.bench.bench` (paper, section 4.2 and figure 4)."""
 
     model: ModelRecipe
-    requests: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    requests: list[int]
     rounds: int = 7
     new_tokens: int = 16
     lengths: list[int] = field(default_factory=list)
@@ -299,6 +299,10 @@ class BenchRecipe:
 
     def __post_init__(self) -> None:
         _check_seed("seed", self.seed)
+        _require(not self.model.shard, "model.shard", True, "left out: what is timed is not divided")
+        _require(
+            not self.peers or "bare" in self.peers, "peers", self.peers, "a list with 'bare' in it: ratios are to the bare model"
+        )
         _require(len(self.requests) >= 1, "requests", self.requests, "a list of at least one batch size")
         for key in ("requests", "lengths", "ranks"):
             _require(min(getattr(self, key), default=1) >= 1, key, getattr(self, key), "a list of numbers of at least 1")

@@ -14,7 +14,7 @@ from road_interp.errors import InputError
 from road_interp.locate import block_stacks
 
 
-def shard_blocks(base: nn.Module) -> None:
+def shard_blocks(base: nn.Module, where: torch.device) -> None:
     """Divide the weights of every block, which must be frozen; rotations, embeddings and heads stay whole in every process.
 
     Call it after the places of rotations have been found: what is divided cannot be copied.
@@ -22,12 +22,14 @@ def shard_blocks(base: nn.Module) -> None:
     Raises:
         InputError: a process alone, or a model in which no blocks are found.
     """
-    process = PartialState(cpu=not torch.cuda.is_available())
+    process = PartialState(cpu=where.type == "cpu")
     if process.num_processes == 1:
         raise InputError("model.shard divides the model among processes: start them with torchrun --nproc-per-node N")
     stacks = block_stacks(base)  # type: ignore[arg-type]
     if not stacks:
         raise InputError("model.shard found no stack of blocks in this model")
+    # transformers' word for it: processes then generate in step, until the last of them is done
+    base._is_fsdp_managed_module = True  # type: ignore[assignment]
     mesh = init_device_mesh(process.device.type, (process.num_processes,))
     for blocks in stacks.values():
         for block in blocks:

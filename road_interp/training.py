@@ -72,6 +72,8 @@ def train(
     task = load_task(recipe.data)
     tokenizer = load_tokenizer(recipe.model)
     model, head = _build(recipe, task)
+    if recipe.model.shard:
+        shard_blocks(model.model, where)
     splits = {name: encode(getattr(task, name), tokenizer, recipe) for name in ("train", "validation", "test")}
     trainer = make_trainer(recipe, model, task, tokenizer, splits, folder, where, progress)
     start_run(folder, recipe, {CLASSES: {"classes": task.classes}}, where)
@@ -139,8 +141,6 @@ def _build(recipe: Recipe, task: Task) -> tuple[RoadModel, list[str]]:
     model = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions).learn(where.learn)
     for name in head:
         base.get_submodule(name).requires_grad_(True)
-    if recipe.model.shard:
-        shard_blocks(base)
     return model, head
 
 
