@@ -40,6 +40,6 @@ def test_json_keeps_everything_and_what_differs_is_refused():
 
 def test_the_drawing_has_every_point():
     ax = plots.capacity(CapacityReport("m", "t", report(0.7).points + report(0.6, "RoAd, places").points))
-    assert [text.get_text() for text in ax.texts] == ["1", "2", "1", "2"]
+    assert [text.get_text() for text in ax.texts] == ["1", "1", "2", "2"]  # by how much is trained
     assert ax.get_xscale() == "log"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["LoRA, rank", "RoAd, places"]
