@@ -107,6 +107,7 @@ figures: setup
 	$(BIN)/python analyses/composition.py --redraw docs/composition/composition.json --out $(DRAWN)
 	$(BIN)/python analyses/strength.py --redraw docs/composition/strength.json --out $(DRAWN)
 	$(BIN)/python analyses/heads.py --redraw docs/heads/heads.json --out $(DRAWN)
+	$(BIN)/python analyses/capacity.py --redraw docs/studies/capacity.json --out $(DRAWN)
 	$(BIN)/python analyses/throughput.py --redraw docs/throughput.json --out $(DRAWN)
 	$(BIN)/python analyses/index.py $(DRAWN)
 
