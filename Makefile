@@ -65,7 +65,7 @@ coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)" \
 		--cov road_interp --cov-report term-missing:skip-covered
 
-# Small changes to the mathematics, one at a time: how many of them the tests notice. The better part of an hour.
+# Small changes to the mathematics, one at a time: how many of them the tests notice. Twenty minutes of one core.
 mutants: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
