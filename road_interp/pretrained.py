@@ -5,12 +5,9 @@ from __future__ import annotations
 import difflib
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModel,
@@ -22,23 +19,12 @@ from transformers import (
 )
 
 from road_interp.errors import InputError
+from road_interp.gguf import unpacked
 from road_interp.recipe import ModelRecipe
 
 PACKAGE = "package://"
+GGUF = ".gguf"
 POSITIONS = ("position_embeddings", "wpe", "embed_positions")  # what models call their table of learned positions
-# What transformers raises for damaged files; there is no common kind.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-    UnpicklingError,
-    StrictDataclassError,
-)
 AUTO_CLASSES = {
     "backbone": AutoModel,
     "causal-lm": AutoModelForCausalLM,
@@ -76,21 +62,21 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
         head: "backbone", "causal-lm" or "classifier".
         options: further settings of the configuration, such as num_labels.
     """
-    arguments = _arguments(recipe)
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
     if recipe.device_map is not None:
         options["device_map"] = recipe.device_map
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     try:
-        model, report = AUTO_CLASSES[head].from_pretrained(
-            **arguments, dtype=dtype, revision=recipe.revision or "main", output_loading_info=True, **options
-        )
-    except UNREADABLE as error:
+        # A GGUF file has no head but that of a language model.
+        arguments = _arguments(recipe, "causal-lm" if head == "causal-lm" else "backbone")
+        model, report = AUTO_CLASSES[head].from_pretrained(**arguments, dtype=dtype, output_loading_info=True, **options)
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
         raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
-    # The weights of a GGUF file are plain tensors now; without this the model could not be saved (older releases need nothing).
-    if "gguf_file" in arguments and (quantizer := getattr(model, "hf_quantizer", None)) is not None:
-        quantizer.remove_quantization_config(model)
+    if (path := Path(resolve(recipe.id))).suffix == GGUF:  # it goes by the file's place, not by that of the unpacked folder
+        model.name_or_path = model.config.name_or_path = str(path.parent)
     fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
     return model, [name for name, _ in model.named_modules() if name in fresh]
 
@@ -113,8 +99,10 @@ def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
 def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
     """The model's tokeniser, with a padding token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**_arguments(recipe), revision=recipe.revision or "main")
-    except UNREADABLE as error:
+        tokenizer = AutoTokenizer.from_pretrained(**_arguments(recipe, "tokenizer"))
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: it has no vocabulary")
@@ -123,16 +111,19 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _arguments(recipe: ModelRecipe) -> dict[str, Any]:
+def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
+    """Where transformers finds the model or its tokeniser; `kind` as in `unpacked`."""
     path = Path(resolved := resolve(recipe.id))
-    common = {"trust_remote_code": recipe.trust_remote_code}
-    if path.suffix == ".gguf":
+    if path.suffix == GGUF:
         if not path.is_file():
             raise InputError(f"model '{recipe.id}' does not exist")
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **common}
-    if resolved.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+        resolved = str(unpacked(path, kind))
+    elif path.expanduser().exists():
+        resolved = str(path.expanduser())
+    if resolved.startswith((".", "/", "~")) and not Path(resolved).is_dir():
         raise InputError(f"model folder '{recipe.id}' does not exist")
-    return {"pretrained_model_name_or_path": str(path.expanduser()) if path.expanduser().exists() else resolved, **common}
+    revision = recipe.revision or "main"
+    return {"pretrained_model_name_or_path": resolved, "revision": revision, "trust_remote_code": recipe.trust_remote_code}
 
 
 def _first_line(error: Exception) -> str:

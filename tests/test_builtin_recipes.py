@@ -100,8 +100,9 @@ def test_it_runs(name, stand_ins, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TIMED)
-def test_it_is_timed(name, stand_ins, tmp_path, monkeypatch):
-    few = ["rounds=1", "requests=[1, 2]", "new_tokens=3", "lengths=[2]", "ranks=[1]", f"model.id={stand_ins / 'Llama'}"]
+def test_it_is_timed(name, tmp_path, monkeypatch):
+    tiny_model("Llama", "causal-lm").save_pretrained(tmp_path / "model")
+    few = ["rounds=1", "requests=[1, 2]", "new_tokens=3", "lengths=[2]", "ranks=[1]", f"model.id={tmp_path / 'model'}"]
     monkeypatch.setattr("sys.argv", ["road-interp", "bench", name, *few, "--rounds", "2", "--out", str(tmp_path / "figures")])
     cli.main()
     report = BenchReport.from_json((tmp_path / "figures" / "throughput.json").read_text())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import transformers
 from conftest import tiny_model
 
+from road_interp import gguf
 from road_interp.errors import InputError
 from road_interp.locate import find_sites
 from road_interp.pretrained import load_model, load_tokenizer, resolve
@@ -52,6 +56,60 @@ def test_gguf_becomes_a_normal_model_that_saves_and_reloads_to_the_bit(from_gguf
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     assert "Paris" in tokenizer.decode(ids[0])
+
+
+def test_a_gguf_file_is_unpacked_once(tmp_path, monkeypatch):
+    """What is kept is found by the bytes of the file, whatever its name; another release of transformers unpacks anew."""
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    reads = []
+
+    def read(folder, gguf_file):
+        reads.append(gguf_file)
+        return tiny_model("Llama", "causal-lm")
+
+    monkeypatch.setitem(gguf.READERS, "causal-lm", SimpleNamespace(from_pretrained=read))
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / f"{name}.gguf").write_bytes(content)
+        model, fresh = load_model(ModelRecipe(str(tmp_path / f"{name}.gguf")), "causal-lm")
+        assert (model.name_or_path, fresh) == (str(tmp_path), [])
+    assert reads == ["a.gguf", "c.gguf"]
+    monkeypatch.setattr(transformers, "__version__", "0")
+    load_model(ModelRecipe(str(tmp_path / "a.gguf")), "causal-lm")
+    assert reads == ["a.gguf", "c.gguf", "a.gguf"]
+    assert {path.name for path in (tmp_path / "kept").glob("*/*")} == {"causal-lm"}  # nothing half-written
+
+
+def test_a_gguf_file_that_cannot_be_read_or_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    for content in (b"", b"GGUF and no more", b"another kind of file"):
+        (tmp_path / "bad.gguf").write_bytes(content)
+        with pytest.raises(InputError, match="model .*bad.gguf' cannot be loaded"):
+            load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
+        with pytest.raises(InputError, match="tokeniser of .*bad.gguf' cannot be loaded"):
+            load_tokenizer(ModelRecipe(str(tmp_path / "bad.gguf")))
+    assert not (tmp_path / "kept").exists()
+    (tmp_path / "kept").write_text("a file in its place")
+    monkeypatch.setitem(gguf.READERS, "backbone", SimpleNamespace(from_pretrained=lambda folder, gguf_file: tiny_model("Llama")))
+    with pytest.raises(InputError, match="'bad.gguf' cannot be unpacked under .* set HF_HOME to a folder with room"):
+        load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
+
+
+def test_processes_that_unpack_at_one_time_find_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    (tmp_path / "a.gguf").write_bytes(b"one")
+
+    reads = []
+
+    def read(folder, gguf_file):
+        reads.append(gguf_file)
+        if len(reads) == 1:
+            gguf.unpacked(folder / gguf_file, "backbone")  # the other process, from beginning to end
+        return tiny_model("Llama")
+
+    monkeypatch.setitem(gguf.READERS, "backbone", SimpleNamespace(from_pretrained=read))
+    folder = gguf.unpacked(tmp_path / "a.gguf", "backbone")
+    assert len(reads) == 2
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["backbone"]
 
 
 def test_models_that_are_not_there(tmp_path):
