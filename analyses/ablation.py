@@ -19,7 +19,7 @@ from pathlib import Path
 
 from road_interp import figures
 from road_interp.adapter import DESCRIPTION
-from road_interp.errors import InputError
+from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_json_object, write_atomically
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, AblationReport, ablation
 from road_interp.recipe import Recipe
@@ -99,4 +99,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from road_interp import figures, plots
-from road_interp.errors import InputError
+from road_interp.errors import InputError, in_one_line
 from road_interp.measure import AngleReport, QueryKey, SeedStructure, angles, query_key, seed_structure
 from road_interp.run import Run
 from road_interp.study import QUICK, runs_for_seeds, study_options, tell
@@ -72,4 +72,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from road_interp import figures, plots
+from road_interp.errors import in_one_line
 from road_interp.files import write_atomically
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.recipe import Recipe, load_recipe
@@ -88,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

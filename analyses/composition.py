@@ -28,7 +28,7 @@ from road_interp.adapter import RoadAdapter
 from road_interp.bank import RoadBank
 from road_interp.baselines import LowRankModel
 from road_interp.behaviours import behaviour
-from road_interp.errors import InputError
+from road_interp.errors import InputError, in_one_line
 from road_interp.files import write_atomically
 from road_interp.locate import find_sites
 from road_interp.measure.composition import (
@@ -258,4 +258,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

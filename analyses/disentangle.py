@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, DataCollatorWithPadding, set_seed
 
 from road_interp import figures, plots
+from road_interp.errors import in_one_line
 from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import Recipe, load_recipe
@@ -83,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

@@ -21,6 +21,7 @@ from matplotlib.style import context
 from torch import Tensor
 
 from road_interp import figures, plots
+from road_interp.errors import in_one_line
 from road_interp.files import write_atomically
 from road_interp.measure import DriftStudy, drift, text_batches
 from road_interp.pretrained import load_model, load_tokenizer
@@ -126,4 +127,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

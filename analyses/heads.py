@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from road_interp import figures, plots
+from road_interp.errors import in_one_line
 from road_interp.measure.heads import HeadsReport, HeadsStudy
 from road_interp.recipe import MixtureRecipe, load_recipe
 from road_interp.study import study_options, tell, train_once
@@ -54,4 +55,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

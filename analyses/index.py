@@ -21,6 +21,7 @@ from road_interp.bank import BASE
 from road_interp.bench import BenchReport
 from road_interp.causal import ScanReport
 from road_interp.depth import DepthReport
+from road_interp.errors import in_one_line
 from road_interp.files import write_atomically
 from road_interp.measure import (
     AblationReport,
@@ -298,4 +299,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

@@ -26,6 +26,7 @@ from road_interp.cli import SMOLLM2
 from road_interp.controls import ControlReport, controls
 from road_interp.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
 from road_interp.depth import DepthReport, depth_by_rows
+from road_interp.errors import in_one_line
 from road_interp.files import write_atomically
 from road_interp.pairs import Splits, load_pairs
 from road_interp.pretrained import load_model, load_tokenizer
@@ -128,4 +129,5 @@ def show(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

@@ -21,6 +21,7 @@ from matplotlib.style import context
 
 from road_interp import figures, plots
 from road_interp.adapter import RoadAdapter
+from road_interp.errors import in_one_line
 from road_interp.files import write_atomically
 from road_interp.heads import head_scorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
@@ -88,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from road_interp import figures, plots
-from road_interp.errors import InputError
+from road_interp.errors import InputError, in_one_line
 from road_interp.measure.composition import Answer, answer_perplexity, greedy_answers
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.mixture import ask, load_mixture
@@ -84,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

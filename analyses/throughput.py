@@ -12,6 +12,7 @@ from pathlib import Path
 
 from road_interp import figures
 from road_interp.bench import BenchReport, bench_recipe
+from road_interp.errors import in_one_line
 from road_interp.recipe import BenchRecipe, load_recipe
 
 QUICK = ["rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]"]
@@ -33,4 +34,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line(Path(__file__).name):
+        main()

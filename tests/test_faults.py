@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from road_interp.run import Run
 from road_interp.training import train
 
 resource = pytest.importorskip("resource")  # not on Windows
+ANALYSES = Path(__file__).parents[1] / "analyses"
 pytestmark = pytest.mark.faults
 KILLS = 20
 FORKS = multiprocessing.get_context("forkserver")
@@ -115,6 +117,60 @@ def test_interrupted_by_hand(finished, workplace):
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["test"] == finished.metrics["test"]
     assert equal(Run.load(workplace / "stopped"), finished)
+
+
+def script(name, *arguments, most_bytes=resource.RLIM_INFINITY):
+    """One of the scripts in a process of its own: how it ended, and what it said on standard error."""
+    command = [sys.executable, ANALYSES / f"{name}.py", *arguments]
+    process = subprocess.run(
+        [*map(str, command)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes)),
+    )
+    return process.returncode, process.stderr
+
+
+def test_no_room_for_a_figure(tmp_path):
+    """The numbers come first, then the PDF, then the PNG, and each is whole or not there."""
+    redraw = ("throughput", "--redraw", ANALYSES.parent / "docs" / "throughput.json", "--out")
+    assert script(*redraw, tmp_path / "whole")[0] == 0
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole").iterdir()}
+    assert len(sizes) == 3
+    for most_bytes in (size // 2 for size in sizes.values()):
+        code, said = script(*redraw, tmp_path / "full", most_bytes=most_bytes)
+        assert (code, said.count("\n")) == (1, 1)
+        assert said.startswith("throughput.py: ")
+        for written in (tmp_path / "full").iterdir():
+            assert abs(written.stat().st_size - sizes[written.name]) < 9  # the PNG names the folder
+
+
+def test_a_measurement_goes_on_after_a_kill(tmp_path):
+    arguments = ("--quick", "--only", "fc1", "mlp", "--out", tmp_path)
+    command = [sys.executable, ANALYSES / "capacity.py", *arguments]
+    killed = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (parts := list(tmp_path.glob("parts-quick/*.json"))):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert not list(tmp_path.glob("capacity.*"))
+    first = {path: path.read_bytes() for path in parts}
+    code, said = script("capacity", *arguments)
+    assert code == 0
+    assert "fc1" not in said
+    assert "mlp" in said
+    assert all(path.read_bytes() == content for path, content in first.items())
+    assert len(list(tmp_path.glob("capacity.*"))) == 3
+
+
+def test_a_script_says_in_one_line_what_is_wrong(tmp_path):
+    (tmp_path / "other.json").write_text("[]")
+    for file in ("missing.json", "other.json"):
+        code, said = script("capacity", "--redraw", tmp_path / file)
+        assert (code, said.count("\n")) == (2, 1)
+        assert said.startswith("capacity.py: ")
 
 
 def save_in_turn(folder, seeds):
