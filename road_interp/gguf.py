@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,33 @@ import transformers
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from road_interp.errors import InputError
 
 KEPT = Path(HF_HOME) / "road-interp"
-READERS: dict[str, Any] = {"causal-lm": AutoModelForCausalLM, "backbone": AutoModel, "tokenizer": AutoTokenizer}
+
+
+def read_model(auto_class: Any, file: Path) -> PreTrainedModel:
+    """A model whose weights are plain tensors, which can be saved."""
+    model = auto_class.from_pretrained(file.parent, gguf_file=file.name)
+    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:  # older releases leave none
+        quantizer.remove_quantization_config(model)
+    return model
+
+
+def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """A tokeniser of the general class: one of its own may build itself otherwise when it is loaded (transformers 5.0)."""
+    found = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    kept = {name: getattr(found, name) for name in ("chat_template", "padding_side", "model_max_length")}
+    return PreTrainedTokenizerFast(tokenizer_object=found.backend_tokenizer, **found.special_tokens_map, **kept)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "causal-lm": partial(read_model, AutoModelForCausalLM),
+    "backbone": partial(read_model, AutoModel),
+    "tokenizer": read_tokenizer,
+}
 
 
 def unpacked(file: Path, kind: str) -> Path:
@@ -34,9 +57,7 @@ def unpacked(file: Path, kind: str) -> Path:
         folder = KEPT / f"{sha_fileobj(content).hex()[:16]}-{transformers.__version__}" / kind
     if folder.is_dir():
         return folder
-    whole: Any = READERS[kind].from_pretrained(file.parent, gguf_file=file.name)
-    if (quantizer := getattr(whole, "hf_quantizer", None)) is not None:  # older releases leave none
-        quantizer.remove_quantization_config(whole)
+    whole = READERS[kind](file)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:

@@ -130,7 +130,8 @@ class MixtureTrainer(RoadTrainer):
         mask, labels = inputs["attention_mask"], inputs["labels"]
         positions = None
         if road.positions != "all":
-            positions = [row.nonzero().flatten().tolist() for row in position_mask(road.positions, mask * (labels == -100))]
+            chosen, padding = position_mask(road.positions, mask * (labels == -100)), mask.argmax(1)
+            positions = [(row.nonzero().flatten() - left).tolist() for row, left in zip(chosen, padding, strict=True)]
         # Logits are computed only where some row's answer goes on: of prompts they would cost much and count for nothing.
         columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
         batch = {"input_ids": inputs["input_ids"], "attention_mask": mask, "logits_to_keep": columns}

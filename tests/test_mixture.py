@@ -105,7 +105,13 @@ def test_co_activation_decides_what_else_is_active(workplace, tmp_path, monkeypa
     assert {task for _, learning in seen for task in learning} == {"label", "closing"}
 
 
-def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp_path, monkeypatch):
+def set_side(tokenizer, side):
+    tokenizer.padding_side = side
+    return tokenizer
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp_path, monkeypatch, side):
     calls = []
     call, forward = mixture.MixtureTrainer.call, mixture.RoadModel.forward
 
@@ -125,13 +131,17 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
     monkeypatch.setattr(mixture.MixtureTrainer, "call", spy_on_call)
     monkeypatch.setattr(mixture.RoadModel, "forward", spy_on_forward)
     recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2")
+    load = mixture.load_tokenizer
+    monkeypatch.setattr(mixture, "load_tokenizer", lambda recipe: set_side(load(recipe), side))
     monkeypatch.setattr(mixture, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ()))
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     train(recipe, tmp_path / "run", progress=False)
     assert len(calls) == 2
     for each in calls:
-        starts = (each["inputs"]["labels"] != -100).int().argmax(1).tolist()
-        assert each["options"]["positions"] == [[0, start - 1] for start in starts]
+        mask = each["inputs"]["attention_mask"]
+        assert mask[:, 0 if side == "left" else -1].min() == 0
+        lengths = (mask * (each["inputs"]["labels"] == -100)).sum(1).tolist()
+        assert each["options"]["positions"] == [[0, length - 1] for length in lengths]
         assert each["loss"] == pytest.approx(each["own"], rel=1e-5)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from conftest import tiny_model
+from transformers import AutoTokenizer
 
 from road_interp import gguf
 from road_interp.errors import InputError
@@ -53,6 +54,15 @@ def test_gguf_becomes_a_normal_model_that_saves_and_reloads_to_the_bit(from_gguf
     again, _ = load_model(ModelRecipe(str(tmp_path)), "causal-lm")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
     tokenizer = load_tokenizer(SMOLLM2)
+    file = Path(resolve(SMOLLM2.id))
+    read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    for text in ("<|im_start|>user\nHi there!  two  spaces<|im_end|>\n", "ünïcödé 漢字 🙂\t x", ""):
+        assert tokenizer(text)["input_ids"] == read(text)["input_ids"]
+    assert (tokenizer.chat_template, tokenizer.eos_token, tokenizer.padding_side) == (
+        read.chat_template,
+        read.eos_token,
+        read.padding_side,
+    )
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     assert "Paris" in tokenizer.decode(ids[0])
@@ -63,11 +73,11 @@ def test_a_gguf_file_is_unpacked_once(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
     reads = []
 
-    def read(folder, gguf_file):
-        reads.append(gguf_file)
+    def read(file):
+        reads.append(file.name)
         return tiny_model("Llama", "causal-lm")
 
-    monkeypatch.setitem(gguf.READERS, "causal-lm", SimpleNamespace(from_pretrained=read))
+    monkeypatch.setitem(gguf.READERS, "causal-lm", read)
     for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
         (tmp_path / f"{name}.gguf").write_bytes(content)
         model, fresh = load_model(ModelRecipe(str(tmp_path / f"{name}.gguf")), "causal-lm")
@@ -89,7 +99,7 @@ def test_a_gguf_file_that_cannot_be_read_or_unpacked(tmp_path, monkeypatch):
             load_tokenizer(ModelRecipe(str(tmp_path / "bad.gguf")))
     assert not (tmp_path / "kept").exists()
     (tmp_path / "kept").write_text("a file in its place")
-    monkeypatch.setitem(gguf.READERS, "backbone", SimpleNamespace(from_pretrained=lambda folder, gguf_file: tiny_model("Llama")))
+    monkeypatch.setitem(gguf.READERS, "backbone", lambda file: tiny_model("Llama"))
     with pytest.raises(InputError, match="'bad.gguf' cannot be unpacked under .* set HF_HOME to a folder with room"):
         load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
 
@@ -100,13 +110,13 @@ def test_processes_that_unpack_at_one_time_find_one_folder(tmp_path, monkeypatch
 
     reads = []
 
-    def read(folder, gguf_file):
-        reads.append(gguf_file)
+    def read(file):
+        reads.append(file.name)
         if len(reads) == 1:
-            gguf.unpacked(folder / gguf_file, "backbone")  # the other process, from beginning to end
+            gguf.unpacked(file, "backbone")  # the other process, from beginning to end
         return tiny_model("Llama")
 
-    monkeypatch.setitem(gguf.READERS, "backbone", SimpleNamespace(from_pretrained=read))
+    monkeypatch.setitem(gguf.READERS, "backbone", read)
     folder = gguf.unpacked(tmp_path / "a.gguf", "backbone")
     assert len(reads) == 2
     assert sorted(path.name for path in folder.parent.iterdir()) == ["backbone"]
