@@ -95,20 +95,20 @@ format: setup
 notebooks: setup
 	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$notebook || exit 1; done
 
-# Figures on the embedded models, one seed of each, and a page that shows them; QUICK=1 runs every script for a moment only, in a
-# folder of its own, since its numbers mean nothing.
-# What takes hours is drawn from what was measured, in docs/.
+# Figures of the embedded models, and a page that shows them. What takes minutes is measured, one seed of it; what takes hours is drawn
+# from what was measured, in docs/. QUICK=1 runs every script for a moment only, in a folder of its own, since its numbers mean nothing.
 DRAWN := figures$(if $(QUICK),/quick)
-MEASURED := angles ablation disentangle drift interference
+MEASURED := angles disentangle $(if $(QUICK),ablation drift interference)
+KEPT := $(filter-out $(MEASURED:%=studies/%),studies/ablation studies/drift studies/interference studies/capacity) \
+	composition/composition composition/strength heads/heads throughput
 figures: setup
 	for script in $(MEASURED); do \
 		$(BIN)/python analyses/$$script.py $(if $(QUICK),--quick,--seeds 0) --out $(DRAWN) || exit 1; \
 	done
-	$(BIN)/python analyses/composition.py --redraw docs/composition/composition.json --out $(DRAWN)
-	$(BIN)/python analyses/strength.py --redraw docs/composition/strength.json --out $(DRAWN)
-	$(BIN)/python analyses/heads.py --redraw docs/heads/heads.json --out $(DRAWN)
-	$(BIN)/python analyses/capacity.py --redraw docs/studies/capacity.json --out $(DRAWN)
-	$(BIN)/python analyses/throughput.py --redraw docs/throughput.json --out $(DRAWN)
+	for kept in $(KEPT); do \
+		$(BIN)/python analyses/$$(basename $$kept).py --redraw docs/$$kept.json --out $(DRAWN) || exit 1; \
+	done
+	$(BIN)/python analyses/interchange.py --redraw docs/interchange --out $(DRAWN)
 	$(BIN)/python analyses/index.py $(DRAWN)
 
 clean:

@@ -40,9 +40,11 @@ def measure(runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The results that an earlier run left in a folder."""
+    """The results that an earlier run left in a folder. Raises InputError where there are none."""
     files = {name: folder / f"{name}.json" for name in RESULTS}
-    return {name: RESULTS[name].from_json(file.read_text()) for name, file in files.items() if file.is_file()}
+    if not (results := {name: RESULTS[name].from_json(file.read_text()) for name, file in files.items() if file.is_file()}):
+        raise InputError(f"'{folder}' holds none of {', '.join(file.name for file in files.values())}")
+    return results
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -53,7 +55,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
         "structure": ("structure", plots.seed_structure),
         "query-key": ("query-key", plots.query_key),
     }
-    paths = figures.draw_adapter(results["angles"], folder)
+    paths = figures.draw_adapter(results["angles"], folder) if "angles" in results else []
     for name, (result, plot) in drawings.items():
         if result in results:
             paths.append(figures.save_figure(plot(results[result]), results[result], folder, name))

@@ -3,7 +3,7 @@
 python analyses/interchange.py --out figures/interchange            # SmolLM2-135M; hours on two cores, and it resumes
 python analyses/interchange.py --templates causalgym.json --tasks agreement npi_any_subj-relc agr_gender
 python analyses/interchange.py --quick --out figures/interchange
-python analyses/interchange.py --redraw --out figures/interchange   # tables and figures from the parts that are there
+python analyses/interchange.py --redraw docs/interchange --out figures   # tables and figures from the parts that are there
 
 Every part writes its own JSON file into the folder; parts that are there are not run again.
 """
@@ -48,12 +48,12 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=LAYER)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="one seed, few steps and pairs, small widths")
-    parser.add_argument("--redraw", action="store_true", help="measure nothing")
+    parser.add_argument("--redraw", type=Path, help="draw what an earlier run has left here instead of measuring")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if not options.redraw:
+    if options.redraw is None:
         measure(options)
-    show(options.out)
+    show(options.redraw or options.out, options.out)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -101,8 +101,8 @@ def full_scan(model: PreTrainedModel, splits: Splits, tell: Callable[..., None])
     return scan(model, splits, layers, spans, lambda width: full_swap, "full swap", lambda layer, span: tell(span, layer))
 
 
-def show(folder: Path) -> None:
-    """Tables of everything measured so far, and the heat map."""
+def show(folder: Path, out: Path) -> None:
+    """Tables of everything measured so far in a folder, and the figures."""
     console = Console()
     for file in sorted(folder.glob("controls-*.json")):
         report = ControlReport.from_json(file.read_text())
@@ -118,14 +118,14 @@ def show(folder: Path) -> None:
             console.print(f"width {report.width}: {slower} takes {report.ratio(slower, faster):.0f} times as long as {faster}")
     for file in sorted(folder.glob("scan-*.json")):
         report = ScanReport.from_json(file.read_text())
-        console.print(str(figures.save_figure(plots.interchange_scan(report), report, folder, file.stem)))
+        console.print(str(figures.save_figure(plots.interchange_scan(report), report, out, file.stem)))
     depths: dict[str, list[DepthReport]] = {}
     for file in sorted(folder.glob("depth-*.json")):
         report = DepthReport.from_json(file.read_text())
         depths.setdefault(report.task, []).append(report)
     for task, reports in depths.items():
         together = DepthReport.over_seeds(reports)
-        console.print(str(figures.save_figure(plots.interchange_depth(together), together, folder, f"depths-{task}")))
+        console.print(str(figures.save_figure(plots.interchange_depth(together), together, out, f"depths-{task}")))
 
 
 if __name__ == "__main__":

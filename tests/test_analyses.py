@@ -161,7 +161,7 @@ def test_interchange(tmp_path, monkeypatch, capsys):
     assert "scan-gender.png" in capsys.readouterr().out
 
     (tmp_path / "scan-gender.json").unlink()
-    run("interchange", "--redraw", "--out", tmp_path, monkeypatch=monkeypatch, load_model=None)
+    run("interchange", "--redraw", tmp_path, "--out", tmp_path, monkeypatch=monkeypatch, load_model=None)
     told = capsys.readouterr().out
     assert "controls-agreement-0" in told
     assert "depths-gender.png" in told
@@ -292,6 +292,14 @@ def test_angles_leaves_out_what_there_is_nothing_for(tmp_path, monkeypatch, caps
     printed = capsys.readouterr()
     assert [Path(line).stem for line in printed.out.split()] == ["angles", "magnitudes", "planes", "angle-histogram", "shares"]
     assert "no layer rotates query and key" in printed.err
+
+
+def test_angles_are_redrawn_from_what_is_there(tmp_path, monkeypatch, capsys):
+    folder = ANALYSES.parent / "docs" / "studies" / "smollm2"
+    run("angles", "--redraw", folder, "--out", tmp_path, monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.split() == [str(tmp_path / "query-key.png")]
+    with pytest.raises(InputError, match="holds none of angles.json, structure.json, query-key.json"):
+        run("angles", "--redraw", tmp_path / "none", monkeypatch=monkeypatch)
 
 
 def test_interference(tmp_path, monkeypatch, capsys):
