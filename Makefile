@@ -41,7 +41,7 @@ test: setup
 
 # Every notebook from top to bottom: minutes, so they have a target of their own.
 test-notebooks: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m notebook
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --maxschedchunk 1 -m notebook
 
 # What torchrun starts: training and measuring by two processes, beside one.
 test-processes: setup

@@ -87,8 +87,10 @@ def tune(
         backbone".
 
     Raises:
-        InputError: an input that cannot be used, or for LoRA a site that is not a linear layer.
+        InputError: an input that cannot be used, blocks to divide, or for LoRA a site that is not a linear layer.
     """
+    if recipe.model.shard:
+        raise InputError("model.shard divides the blocks where rotations are trained; these baselines need model.shard=false")
     recipe = replace(recipe, seed=seed, training=replace(recipe.training, learning_rate=learning_rate))
     set_seed(seed)
     task, tokenizer = load_task(recipe.data), load_tokenizer(recipe.model)

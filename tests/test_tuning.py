@@ -105,6 +105,11 @@ def test_a_merged_lora_gives_what_it_gave_beside_the_weights(backbone):
     torch.testing.assert_close(model(**batch).last_hidden_state, beside, atol=1e-4, rtol=1e-4)
 
 
+def test_blocks_are_not_divided_for_baselines(workplace):
+    with pytest.raises(InputError, match="these baselines need model.shard=false"):
+        tune(recipe_for(workplace, "model.shard=true"), "head", seed=0, learning_rate=0.1)
+
+
 def test_lora_needs_linear_layers(workplace):
     with pytest.raises(InputError, match="LoRA acts on whole linear layers; site 'bert.encoder.layer.0' is none"):
         tune(recipe_for(workplace, "adapter.sites=block-output"), "lora", seed=0, learning_rate=1e-3)
