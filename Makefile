@@ -99,8 +99,8 @@ notebooks: setup
 # from what was measured, in docs/. QUICK=1 runs every script for a moment only, in a folder of its own, since its numbers mean nothing.
 DRAWN := figures$(if $(QUICK),/quick)
 MEASURED := angles disentangle $(if $(QUICK),ablation drift interference)
-KEPT := $(filter-out $(MEASURED:%=studies/%),studies/ablation studies/drift studies/interference studies/capacity) \
-	composition/composition composition/strength heads/heads throughput
+KEPT := $(filter-out $(addprefix %/,$(MEASURED)),studies/ablation studies/drift studies/capacity heads/heads heads/interference) \
+	composition/composition composition/strength throughput
 figures: setup
 	for script in $(MEASURED); do \
 		$(BIN)/python analyses/$$script.py $(if $(QUICK),--quick,--seeds 0) --out $(DRAWN) || exit 1; \
