@@ -96,7 +96,7 @@ notebooks: setup
 	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$notebook || exit 1; done
 
 # Figures of the embedded models, and a page that shows them. What takes minutes is measured, one seed of it; what takes hours is drawn
-# from what was measured, in docs/. QUICK=1 runs every script for a moment only, in a folder of its own, since its numbers mean nothing.
+# from what was measured, in docs/. QUICK=1 measures for a moment only, in a folder of its own, since those numbers mean nothing.
 DRAWN := figures$(if $(QUICK),/quick)
 MEASURED := angles disentangle $(if $(QUICK),ablation drift interference)
 KEPT := $(filter-out $(addprefix %/,$(MEASURED)),studies/ablation studies/drift studies/capacity heads/heads heads/interference) \

@@ -20,7 +20,7 @@ from pathlib import Path
 from road_interp import figures
 from road_interp.adapter import DESCRIPTION
 from road_interp.errors import InputError, in_one_line
-from road_interp.files import read_json_object, write_atomically
+from road_interp.files import read_json_object, read_text, write_atomically
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, AblationReport, ablation
 from road_interp.recipe import Recipe
 from road_interp.run import ADAPTER, Run
@@ -86,7 +86,7 @@ def taken_apart(run: Run, most: int | None) -> AblationReport:
 def main() -> None:
     options = study_options(__doc__, "one seed, two steps, forty texts", runs=True)
     if options.redraw is not None:
-        report = AblationReport.from_json(options.redraw.read_text())
+        report = AblationReport.from_json(read_text(options.redraw))
     else:
         changes, most = (QUICK, 40) if options.quick else ((), None)
         runs = options.runs or [

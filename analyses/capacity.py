@@ -17,7 +17,7 @@ from pathlib import Path
 
 from road_interp import figures, plots
 from road_interp.errors import in_one_line
-from road_interp.files import write_atomically
+from road_interp.files import read_text, write_atomically
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.recipe import Recipe, load_recipe
 from road_interp.study import QUICK, fingerprint, study_options, tell
@@ -82,7 +82,7 @@ def measure(parts: Path, seeds: Sequence[int], only: Sequence[str], changes: Seq
 def main() -> None:
     options = study_options(__doc__, "one seed, two steps", only=[name for _, name, _ in ways()])
     if options.redraw is not None:
-        report = CapacityReport.from_json(options.redraw.read_text())
+        report = CapacityReport.from_json(read_text(options.redraw))
     else:
         report = measure(options.parts, options.seeds, options.only, QUICK if options.quick else ())
     print(figures.save_figure(plots.capacity(report), report, options.out, "capacity"))

@@ -29,7 +29,7 @@ from road_interp.bank import RoadBank
 from road_interp.baselines import LowRankModel
 from road_interp.behaviours import behaviour
 from road_interp.errors import InputError, in_one_line
-from road_interp.files import write_atomically
+from road_interp.files import read_text, write_atomically
 from road_interp.locate import find_sites
 from road_interp.measure.composition import (
     Answer,
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
     options = parser.parse_args()
     if options.redraw is not None:
-        report = CompositionReport.from_json(options.redraw.read_text())
+        report = CompositionReport.from_json(read_text(options.redraw))
         print(figures.save_figure(plots.composition(report), report, options.out, "composition"))
         return
     parts = options.out / ("parts-quick" if options.quick else "parts")

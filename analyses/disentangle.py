@@ -21,6 +21,7 @@ from transformers import AutoModel, DataCollatorWithPadding, set_seed
 
 from road_interp import figures, plots
 from road_interp.errors import in_one_line
+from road_interp.files import read_text
 from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import Recipe, load_recipe
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
     options = parser.parse_args()
     if options.redraw is not None:
-        report = DisentangleReport.from_json(options.redraw.read_text())
+        report = DisentangleReport.from_json(read_text(options.redraw))
     else:
         disable_progress_bars()
         seeds = options.seeds[: 1 if options.quick else None]

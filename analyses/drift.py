@@ -22,7 +22,7 @@ from torch import Tensor
 
 from road_interp import figures, plots
 from road_interp.errors import in_one_line
-from road_interp.files import write_atomically
+from road_interp.files import read_text, write_atomically
 from road_interp.measure import DriftStudy, drift, text_batches
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import Recipe, load_recipe
@@ -119,7 +119,7 @@ def draw(study: DriftStudy, folder: Path) -> list[Path]:
 def main() -> None:
     options = study_options(__doc__, "one seed, two steps")
     if options.redraw is not None:
-        study = DriftStudy.from_json(options.redraw.read_text())
+        study = DriftStudy.from_json(read_text(options.redraw))
     else:
         study = measure(options.parts, options.seeds, QUICK if options.quick else ())
     for path in draw(study, options.out):

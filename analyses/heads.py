@@ -15,6 +15,7 @@ from pathlib import Path
 
 from road_interp import figures, plots
 from road_interp.errors import in_one_line
+from road_interp.files import read_text
 from road_interp.measure.heads import HeadsReport, HeadsStudy
 from road_interp.recipe import MixtureRecipe, load_recipe
 from road_interp.study import study_options, tell, train_once
@@ -48,7 +49,7 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> HeadsS
 def main() -> None:
     options = study_options(__doc__, "one seed, two steps")
     if options.redraw is not None:
-        study = HeadsStudy.from_json(options.redraw.read_text())
+        study = HeadsStudy.from_json(read_text(options.redraw))
     else:
         study = measure(options.parts, options.seeds, QUICK if options.quick else ())
     print(figures.save_figure(plots.heads(study), study, options.out, "heads"))

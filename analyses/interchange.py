@@ -26,7 +26,7 @@ from road_interp.cli import SMOLLM2
 from road_interp.controls import ControlReport, controls
 from road_interp.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
 from road_interp.depth import DepthReport, depth_by_rows
-from road_interp.errors import in_one_line
+from road_interp.errors import InputError, in_one_line
 from road_interp.files import write_atomically
 from road_interp.pairs import Splits, load_pairs
 from road_interp.pretrained import load_model, load_tokenizer
@@ -102,7 +102,9 @@ def full_scan(model: PreTrainedModel, splits: Splits, tell: Callable[..., None])
 
 
 def show(folder: Path, out: Path) -> None:
-    """Tables of everything measured so far in a folder, and the figures."""
+    """Tables of everything measured so far in a folder, and the figures. Raises InputError where there is nothing."""
+    if not any(folder.glob("*.json")):
+        raise InputError(f"'{folder}' holds nothing that was measured")
     console = Console()
     for file in sorted(folder.glob("controls-*.json")):
         report = ControlReport.from_json(file.read_text())

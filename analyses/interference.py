@@ -22,7 +22,7 @@ from matplotlib.style import context
 from road_interp import figures, plots
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import in_one_line
-from road_interp.files import write_atomically
+from road_interp.files import read_text, write_atomically
 from road_interp.heads import head_scorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
 from road_interp.recipe import MixtureRecipe, load_recipe
@@ -77,7 +77,7 @@ def whole_and_layers(task: str, adapter: RoadAdapter) -> dict[str, RoadAdapter]:
 def main() -> None:
     options = study_options(__doc__, "one seed, two steps")
     if options.redraw is not None:
-        report = InterferenceReport.from_json(options.redraw.read_text())
+        report = InterferenceReport.from_json(read_text(options.redraw))
     else:
         report = measure(options.parts, options.seeds, QUICK if options.quick else ())
     with context(plots.STYLE):

@@ -16,6 +16,7 @@ from typing import Any
 
 from road_interp import figures, plots
 from road_interp.errors import InputError, in_one_line
+from road_interp.files import read_text
 from road_interp.measure.composition import Answer, answer_perplexity, greedy_answers
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.mixture import ask, load_mixture
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
     options = parser.parse_args()
     if options.redraw is not None:
-        report = StrengthReport.from_json(options.redraw.read_text())
+        report = StrengthReport.from_json(read_text(options.redraw))
     elif options.run is None:
         parser.error("a run folder is needed, or --redraw")
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from road_interp import figures
 from road_interp.bench import BenchReport, bench_recipe
 from road_interp.errors import in_one_line
+from road_interp.files import read_text
 from road_interp.recipe import BenchRecipe, load_recipe
 
 QUICK = ["rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]"]
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of timing")
     options = parser.parse_args()
     if options.redraw is not None:
-        report = BenchReport.from_json(options.redraw.read_text())
+        report = BenchReport.from_json(read_text(options.redraw))
     else:
         recipe = load_recipe("throughput-smollm2", QUICK if options.quick else [])
         assert isinstance(recipe, BenchRecipe)

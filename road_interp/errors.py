@@ -20,7 +20,7 @@ def in_one_line(program: str) -> Iterator[None]:
     """What the user got wrong is one line and exit code 2, work that failed or was interrupted one line and exit code 1."""
     try:
         yield
-    except (InputError, FileNotFoundError) as error:
+    except InputError as error:
         fail(program, str(error), 2)
     except KeyboardInterrupt:
         fail(program, "interrupted", 1)

@@ -60,6 +60,16 @@ def as_tuples(value: Any) -> Any:
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
+def read_text(path: Path) -> str:
+    """The text in `path`. Raises InputError for a file that is missing or holds none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"'{path}' is not a text file") from None
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises InputError for a missing file, invalid JSON, or another kind of value."""
     try:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.utils.sha import sha_fileobj
-from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from road_interp.errors import InputError
+from road_interp.files import locked
 
 KEPT = Path(HF_HOME) / "road-interp"
+FORM = 1  # of what is kept: raised when the readers change
 
 
 def read_model(auto_class: Any, file: Path) -> PreTrainedModel:
@@ -54,19 +56,35 @@ def unpacked(file: Path, kind: str) -> Path:
         OSError, ValueError and others of transformers: the file cannot be read.
     """
     with file.open("rb") as content:
-        folder = KEPT / f"{sha_fileobj(content).hex()[:16]}-{transformers.__version__}" / kind
+        folder = KEPT / f"{sha_fileobj(content).hex()[:16]}-{transformers.__version__}-{FORM}" / kind
     if folder.is_dir():
         return folder
-    whole = READERS[kind](file)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-            whole.save_pretrained(fresh := Path(temporary) / kind)
+    except OSError as error:
+        raise _no_room(file, error) from None
+    with locked(folder.parent):
+        if not folder.is_dir():  # else another process was first
+            with torch.random.fork_rng(devices=[]):  # some releases draw weights that they then replace
+                whole = READERS[kind](file)
             try:
-                fresh.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was first
-                    raise
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"'{file.name}' cannot be unpacked under {KEPT} ({error}); set HF_HOME to a folder with room") from None
+                _save(whole, folder)
+            except Exception as error:  # of tokenizers the bare one
+                raise _no_room(file, error) from None
     return folder
+
+
+def _save(whole: Any, folder: Path) -> None:
+    """Write a model or tokeniser beside its folder, and then under its name; what a killed process left there goes first."""
+    shutil.rmtree(fresh := folder.with_name(f".{folder.name}"), ignore_errors=True)
+    try:
+        whole.save_pretrained(fresh)
+        for path in fresh.iterdir():
+            path.chmod(0o644)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _no_room(file: Path, error: Exception) -> InputError:
+    return InputError(f"'{file.name}' cannot be unpacked under {KEPT} ({error}); set HF_HOME to a folder with room")

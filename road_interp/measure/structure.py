@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from road_interp.measure.angles import AngleReport, SiteAngles
 from road_interp.measure.bootstrap import interval
 
 DRAWS = 1000
+Result = TypeVar("Result")
 Correlation = tuple[float, float, float] | None  # with its 95% bootstrap interval; None where a side does not vary
 
 
@@ -51,7 +52,7 @@ class SeedStructure:
     @classmethod
     def from_json(cls, text: str) -> SeedStructure:
         """The result that `to_json` wrote."""
-        return cls(**_read(text, "the structure over seeds"))
+        return _read(cls, text, "the structure over seeds")
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,14 @@ class QueryKey:
     @classmethod
     def from_json(cls, text: str) -> QueryKey:
         """The result that `to_json` wrote."""
-        content = _read(text, "query and key")
-        return cls(**{key: value for key, value in content.items() if key != "correlations"})
+        return _read(cls, text, "query and key")
 
 
-def _read(text: str, what: str) -> dict[str, Any]:
+def _read(result: type[Result], text: str, what: str) -> Result:
     try:
         content = json.loads(text)
-        return {key: as_tuples(value) for key, value in content.items()}
-    except (ValueError, AttributeError) as error:
+        return result(**{key: as_tuples(value) for key, value in content.items() if key != "correlations"})
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"this is not the JSON of {what} ({error})") from None
 
 
