@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-processes test-faults test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures clean
+.PHONY: setup demo test test-notebooks test-processes test-faults test-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures clean
 
 setup: $(READY)
 
@@ -50,6 +50,10 @@ test-processes: setup
 # Processes that are killed at random steps, twenty times, and files that find no room: about three minutes.
 test-faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+# What needs a CUDA device: skipped, with that reason, where there is none.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 # The oldest releases that pyproject.toml admits, as uv resolves them: gigabytes to download and an environment of their own.
 OLDEST := build/oldest

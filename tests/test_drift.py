@@ -290,6 +290,11 @@ def test_the_drawings_show_the_numbers(report, tmp_path):
     assert [panel.get_title() for panel in panels[:3]] == ["block 0", "block 1", ""]
     np.testing.assert_allclose(panels[3].collections[0].get_offsets(), report.place(1).points)
     assert figures.save_figure(ax, report, tmp_path, "grid").stat().st_size > 5000
+    outputs = [place for place in report.places if not place.before_norm]
+    deep = replace(report, places=tuple(replace(outputs[0], layer=layer) for layer in range(12)))
+    panels = plots.drift_grid([deep]).figure.axes
+    assert [panel.get_title() for panel in panels if panel.axison] == [f"block {layer}" for layer in range(12)]
+    assert len({panel.get_position().y0 for panel in panels}) == 2
     ax = plots.drift_blocks([report, report, other], quantity="dM")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["after", "other", "before the block's LayerNorm", "behind it: norm set by LayerNorm"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, PlaceDrift
 
 DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$)", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
+PANELS = 10  # of the grid, side by side
 BEFORE, BEHIND = "before the block's LayerNorm", "behind it: norm set by LayerNorm"
 
 
@@ -31,28 +32,39 @@ def drift_scatter(report: DriftReport, ax: Axes, place: PlaceDrift) -> Axes:
 def drift_grid(reports: Sequence[DriftReport]) -> Axes:
     """The same for every block, side by side, with the same axes everywhere (paper, figure B.1): the figure's first axes.
 
-    Every report has a row, and where blocks end in a LayerNorm two: of the states before it and behind it.
+    Every report has a row, and where blocks end in a LayerNorm two: of the states before it and behind it. Rows go on below after
+    ten blocks.
     """
     kinds = [
         (report, kind) for report in reports for kind in sorted({place.before_norm for place in report.places}, reverse=True)
     ]
     layers = reports[0].layers
+    parts = [layers[start : start + PANELS] for start in range(0, len(layers), PANELS)]
+    rows = [(report, kind, part) for report, kind in kinds for part in parts]
     with plt.style.context(STYLE):
-        size = (1.1 * len(layers) + 0.9, 1.15 * len(kinds) + 0.6)
+        columns = len(parts[0])
         figure, axes = plt.subplots(
-            len(kinds), len(layers), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+            len(rows),
+            columns,
+            figsize=(1.1 * columns + 0.9, 1.15 * len(rows) + 0.6),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
         names = list(dict.fromkeys(report.tuned for report in reports))
-        for row, (report, before_norm) in zip(axes, kinds, strict=True):
-            for ax, layer in zip(row, layers, strict=True):
+        for index, (row, (report, before_norm, part)) in enumerate(zip(axes, rows, strict=True)):
+            for ax, layer in zip(row, part, strict=False):
                 place = report.place(layer, before_norm)
                 _points(ax, place, COLORS[names.index(report.tuned) % len(COLORS)])
                 ax.locator_params("x", nbins=2)
+                if len(parts) > 1 or index == 0:
+                    ax.set_title(f"block {layer}")
+            for ax in row[len(part) :]:
+                ax.set_axis_off()
             where = {(True, False): "before LayerNorm", (False, True): "behind LayerNorm,\nwhich sets the norm"}
             label = where.get((before_norm, place.norm_is_pinned), "block's output")
             row[0].set_ylabel(f"{fill(report.tuned, 28)}\n{label}", fontsize=6)
-        for ax, layer in zip(axes[0], layers, strict=True):
-            ax.set_title(f"block {layer}")
         figure.supxlabel(DIRECTION, fontsize=8)
         figure.supylabel(MAGNITUDE, fontsize=8)
     return axes[0, 0]
