@@ -359,7 +359,7 @@ def test_index_tells_what_was_measured(tmp_path, monkeypatch, capsys):
     kinds = (
         "angles shares structure query-key drift disentangle-rotten-tomatoes ablation composition heads strength scan-agreement"
     )
-    assert known == {*kinds.split(), "capacity", "throughput", "depths-agreement"}
+    assert known == {*kinds.split(), "capacity", "interference", "throughput", "depths-agreement"}
     assert page.count("<section") == len(known)
     assert "trained alone: angles only" in page
     assert not re.search(r"\bnan\b", re.sub('base64,[^"]*', "", page))
