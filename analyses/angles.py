@@ -17,6 +17,7 @@ from typing import Any
 
 from road_interp import figures, plots
 from road_interp.errors import InputError, in_one_line
+from road_interp.files import read_text
 from road_interp.measure import AngleReport, QueryKey, SeedStructure, angles, query_key, seed_structure
 from road_interp.run import Run
 from road_interp.study import QUICK, runs_for_seeds, study_options, tell
@@ -42,7 +43,7 @@ def measure(runs: Sequence[Path]) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any]:
     """The results that an earlier run left in a folder. Raises InputError where there are none."""
     files = {name: folder / f"{name}.json" for name in RESULTS}
-    if not (results := {name: RESULTS[name].from_json(file.read_text()) for name, file in files.items() if file.is_file()}):
+    if not (results := {name: RESULTS[name].from_json(read_text(file)) for name, file in files.items() if file.is_file()}):
         raise InputError(f"'{folder}' holds none of {', '.join(file.name for file in files.values())}")
     return results
 

@@ -5,8 +5,8 @@ python analyses/capacity.py --only road_1 block-output "rank 4" --seeds 0 --out 
 python analyses/capacity.py --quick --out figures
 python analyses/capacity.py --redraw figures/capacity.json --out figures
 
-Every training leaves its score under parts/ in the folder, and one that is there is not measured again. With --only, figure and
-JSON hold the ways that are named, so name those from earlier too.
+Every training leaves its score under parts/ in the folder, and one that is there is not measured again. --only says what is
+trained; figure and JSON hold all that is there of the seeds that are named.
 """
 
 from __future__ import annotations
@@ -59,22 +59,21 @@ def point(family: str, name: str, recipe: Recipe) -> CapacityPoint:
 
 
 def measure(parts: Path, seeds: Sequence[int], only: Sequence[str], changes: Sequence[str]) -> CapacityReport:
-    """The ways of these names over all seeds."""
+    """Train what is named and missing, over all seeds; the report holds whatever is there of these seeds."""
     parts.mkdir(parents=True, exist_ok=True)
     reports = []
     for seed in seeds:
         points: list[CapacityPoint] = []
         for family, name, change in ways():
-            if name not in only:
-                continue
             recipe = load_recipe("sentiment-minilm", [*changes, *change, f"seed={seed}"])
             assert isinstance(recipe, Recipe)
             path = parts / f"{family} {name}, seed {seed}, {fingerprint(recipe, RATES)}.json"
-            if not path.is_file():
+            if name in only and not path.is_file():
                 tell(path.stem)
                 found = CapacityReport(recipe.model.name, TASK, (point(family, name, recipe),))
                 write_atomically(path, found.to_json())
-            points += CapacityReport.from_json(path.read_text()).points
+            if path.is_file():
+                points += CapacityReport.from_json(read_text(path)).points
         reports.append(CapacityReport(recipe.model.name, TASK, tuple(points)))
     return CapacityReport.over_seeds(reports)
 

@@ -55,9 +55,9 @@ def load_recipe_for(seed: int, changes: Sequence[str] = ()) -> Recipe:
 
 
 @cache
-def read_batches() -> list[dict[str, Tensor]]:
+def read_batches(changes: tuple[str, ...]) -> list[dict[str, Tensor]]:
     """The texts that no method learns from."""
-    recipe = load_recipe_for(0)
+    recipe = load_recipe_for(0, changes)
     task = load_task(recipe.data)
     texts = [*task.validation["text"], *task.test["text"]]
     return list(text_batches(texts, load_tokenizer(recipe.model), recipe.model.max_length))
@@ -88,7 +88,7 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> DriftS
         path = parts / f"{base[0]} {base[1]} to {tuned[0]} {tuned[1]}, {settings}.json"
         if not path.is_file():
             (before, _), (after, scores) = model(*base), model(*tuned)
-            report = drift(before, after, read_batches(), base_name=base[0], tuned_name=name)
+            report = drift(before, after, read_batches(tuple(changes)), base_name=base[0], tuned_name=name)
             write_atomically(path, DriftStudy((report,), (scores,)).to_json())
         studies.append(DriftStudy.from_json(path.read_text()))
     reports = (report for study in studies for report in study.reports)

@@ -27,7 +27,7 @@ from road_interp.controls import ControlReport, controls
 from road_interp.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
 from road_interp.depth import DepthReport, depth_by_rows
 from road_interp.errors import InputError, in_one_line
-from road_interp.files import write_atomically
+from road_interp.files import read_text, write_atomically
 from road_interp.pairs import Splits, load_pairs
 from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipe import ModelRecipe
@@ -107,7 +107,7 @@ def show(folder: Path, out: Path) -> None:
         raise InputError(f"'{folder}' holds nothing that was measured")
     console = Console()
     for file in sorted(folder.glob("controls-*.json")):
-        report = ControlReport.from_json(file.read_text())
+        report = ControlReport.from_json(read_text(file))
         table = Table("", "parameters", "accuracy", "95%", "flipped", "log odds", title=file.stem)
         for row in report.rows:
             low, high = row.interval
@@ -115,15 +115,15 @@ def show(folder: Path, out: Path) -> None:
             table.add_row(row.method, str(row.parameters), *numbers)
         console.print(table)
     if (folder / "cost.json").exists():
-        report = CostReport.from_json((folder / "cost.json").read_text())
+        report = CostReport.from_json(read_text(folder / "cost.json"))
         for slower, faster in ((LOW_RANK, SHALLOW), (FULL, SHALLOW), (FULL, DEEP)):
             console.print(f"width {report.width}: {slower} takes {report.ratio(slower, faster):.0f} times as long as {faster}")
     for file in sorted(folder.glob("scan-*.json")):
-        report = ScanReport.from_json(file.read_text())
+        report = ScanReport.from_json(read_text(file))
         console.print(str(figures.save_figure(plots.interchange_scan(report), report, out, file.stem)))
     depths: dict[str, list[DepthReport]] = {}
     for file in sorted(folder.glob("depth-*.json")):
-        report = DepthReport.from_json(file.read_text())
+        report = DepthReport.from_json(read_text(file))
         depths.setdefault(report.task, []).append(report)
     for task, reports in depths.items():
         together = DepthReport.over_seeds(reports)

@@ -1,4 +1,4 @@
-"""A GGUF file as a folder of transformers, made once: read as it is, its vocabulary alone takes half a minute."""
+"""A GGUF file as a folder of transformers, made once: transformers parses the vocabulary in Python, again at every load."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ def unpacked(file: Path, kind: str) -> Path:
         kind: "causal-lm", "backbone" or "tokenizer".
 
     Raises:
-        InputError: the folder cannot be written.
-        OSError, ValueError and others of transformers: the file cannot be read.
+        InputError: the file cannot be read, or the folder not written.
     """
     with file.open("rb") as content:
         folder = KEPT / f"{sha_fileobj(content).hex()[:16]}-{transformers.__version__}-{FORM}" / kind
@@ -65,8 +64,11 @@ def unpacked(file: Path, kind: str) -> Path:
         raise _no_room(file, error) from None
     with locked(folder.parent):
         if not folder.is_dir():  # else another process was first
-            with torch.random.fork_rng(devices=[]):  # some releases draw weights that they then replace
-                whole = READERS[kind](file)
+            try:
+                with torch.random.fork_rng(devices=[]):  # some releases draw weights that they then replace
+                    whole = READERS[kind](file)
+            except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
+                raise InputError(f"'{file}' cannot be read: {error}") from None
             try:
                 _save(whole, folder)
             except Exception as error:  # of tokenizers the bare one

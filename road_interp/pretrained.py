@@ -67,12 +67,10 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
     if recipe.device_map is not None:
         options["device_map"] = recipe.device_map
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    # A GGUF file has no head but that of a language model.
+    arguments = _arguments(recipe, "causal-lm" if head == "causal-lm" else "backbone")
     try:
-        # A GGUF file has no head but that of a language model.
-        arguments = _arguments(recipe, "causal-lm" if head == "causal-lm" else "backbone")
         model, report = AUTO_CLASSES[head].from_pretrained(**arguments, dtype=dtype, output_loading_info=True, **options)
-    except InputError:
-        raise
     except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
         raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}{_remedy(recipe)}") from None
     if (path := Path(resolve(recipe.id))).suffix == GGUF:  # it goes by the file's place, not by that of the unpacked folder
@@ -98,10 +96,9 @@ def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
 
 def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
     """The model's tokeniser, with a padding token."""
+    arguments = _arguments(recipe, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**_arguments(recipe, "tokenizer"))
-    except InputError:
-        raise
+        tokenizer = AutoTokenizer.from_pretrained(**arguments)
     except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {_first_line(error)}{_remedy(recipe)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

@@ -201,7 +201,7 @@ def test_drift(tmp_path, monkeypatch, capsys):
         return (base, {}) if method == "pretrained" else (moved, {"test": {"accuracy": 0.5}})
 
     batches = [token_batch(4), token_batch(3, seed=1)]
-    options = {"monkeypatch": monkeypatch, "trained": scripted, "read_batches": lambda: batches}
+    options = {"monkeypatch": monkeypatch, "trained": scripted, "read_batches": lambda changes: batches}
     run("drift", "--quick", "--out", tmp_path, **options)
     run("drift", "--quick", "--out", tmp_path, **options)
     names = ["pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"]
@@ -378,7 +378,12 @@ def test_capacity(tmp_path, monkeypatch, capsys):
     only = tmp_path / "only"
     run("capacity", "--quick", "--only", "road_4", "rank 4", "--out", only, monkeypatch=monkeypatch, point=scripted)
     assert [each.name for each in CapacityReport.from_json((only / "capacity.json").read_text()).points] == ["road_4", "rank 4"]
+    trained.clear()  # what is there of other ways stands beside them
+    run("capacity", "--quick", "--only", "fc1", "--out", only, monkeypatch=monkeypatch, point=scripted)
+    assert trained == ["fc1"]
+    names = [each.name for each in CapacityReport.from_json((only / "capacity.json").read_text()).points]
+    assert names == ["road_4", "fc1", "rank 4"]
     first = (tmp_path / "capacity.json").read_text()
     run("capacity", "--redraw", tmp_path / "capacity.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, point=None)
     assert (tmp_path / "again" / "capacity.json").read_text() == first
-    assert capsys.readouterr().out.count("capacity.png") == 4
+    assert capsys.readouterr().out.count("capacity.png") == 5

@@ -33,9 +33,24 @@ def test_json_keeps_everything_and_what_differs_is_refused():
     assert CapacityReport.from_json(both.to_json()) == both
     with pytest.raises(InputError, match="not the JSON of a capacity curve"):
         CapacityReport.from_json("{}")
-    for other in (report(0.8, "RoAd"), replace(report(0.8), points=report(0.8).points[:1])):
-        with pytest.raises(InputError, match="the same ways to train"):
-            CapacityReport.over_seeds([report(0.7), other])
+    other = replace(report(0.8), points=(replace(report(0.8).points[0], parameters=7),))
+    with pytest.raises(InputError, match="1: only as many trained values"):
+        CapacityReport.over_seeds([report(0.7), other])
+
+
+def test_a_way_has_the_seeds_it_was_measured_with():
+    some = replace(report(0.8), points=report(0.8).points[1:])
+    together = CapacityReport.over_seeds([report(0.7), some, report(0.6, "RoAd, places")])
+    assert [(point.family, point.name, len(point.scores)) for point in together.points] == [
+        ("LoRA, rank", "1", 1),
+        ("LoRA, rank", "2", 2),
+        ("RoAd, places", "1", 1),
+        ("RoAd, places", "2", 1),
+    ]
+    ax = plots.capacity(together)
+    assert "1 to 2 seeds" in ax.get_title()
+    hollow = [line.get_xdata() for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert [list(x) for x in hollow] == [[0.1], [0.1, 0.2]]
 
 
 def test_the_drawing_has_every_point():

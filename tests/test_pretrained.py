@@ -122,9 +122,9 @@ def test_gguf_files_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
     for content in (b"", b"GGUF and no more", b"another kind of file"):
         (tmp_path / "bad.gguf").write_bytes(content)
-        with pytest.raises(InputError, match="model .*bad.gguf' cannot be loaded"):
+        with pytest.raises(InputError, match="bad.gguf' cannot be read: "):
             load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
-        with pytest.raises(InputError, match="tokeniser of .*bad.gguf' cannot be loaded"):
+        with pytest.raises(InputError, match="bad.gguf' cannot be read: "):
             load_tokenizer(ModelRecipe(str(tmp_path / "bad.gguf")))
     assert not list((tmp_path / "kept").glob("*/*"))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 
 import numpy as np
 from scipy import stats
@@ -70,17 +71,17 @@ class CapacityReport:
 
     @classmethod
     def over_seeds(cls, reports: Sequence[CapacityReport]) -> CapacityReport:
-        """Reports of one seed each as one. Raises InputError unless they hold the same points."""
-        first = reports[0]
-        points = []
-        for same in zip(*(report.points for report in reports), strict=False):
-            facts = {(point.family, point.name, point.parameters, point.percent, point.examples) for point in same}
-            if len(facts) > 1 or len({len(report.points) for report in reports}) > 1:
-                raise InputError("only reports of the same ways to train, on as many examples, can be put together")
-            (family, name, parameters, percent, examples) = facts.pop()
-            scores = tuple(score for point in same for score in point.scores)
-            points.append(CapacityPoint(family, name, parameters, percent, scores, examples))
-        return cls(first.model, first.task, tuple(points))
+        """Reports of one seed each as one: a way has a score for every report that holds it.
+
+        Raises InputError where a way trains or is tested on another number of values or examples than in an earlier report.
+        """
+        points: dict[tuple[str, str], CapacityPoint] = {}
+        for point in chain.from_iterable(report.points for report in reports):
+            earlier = points.setdefault((point.family, point.name), replace(point, scores=()))
+            if replace(earlier, scores=()) != replace(point, scores=()):
+                raise InputError(f"{point.name}: only as many trained values and as many examples can be put together")
+            points[point.family, point.name] = replace(point, scores=earlier.scores + point.scores)
+        return cls(reports[0].model, reports[0].task, tuple(points.values()))
 
     def to_json(self) -> str:
         """All scores as JSON text, with means and intervals beside them."""
