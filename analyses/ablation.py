@@ -2,12 +2,14 @@
 
 python analyses/ablation.py RUN [RUN ...] --out figures    # run folders of one recipe, one per seed
 python analyses/ablation.py --out figures                  # trains them: sentiment-minilm, three seeds
+python analyses/ablation.py RUN [RUN ...] --only planes --most 128    # no layers and modules, which are many in a deep model
 python analyses/ablation.py --quick --out figures
 python analyses/ablation.py --redraw figures/ablation.json --out figures
 
-Runs that learned one part alone (`adapter.learn=angles` or `magnitudes`) stand beside the run of their seed that learned both,
-and the second form trains them too. Every run leaves its JSON under parts/ in the folder, and one that is there is not measured
-again.
+Runs of one classification task are scored by their accuracy, those of behaviours (`road-interp train composition-smollm2`) by the
+answers that show all of them. Runs that learned one part alone (`adapter.learn=angles` or `magnitudes`) stand beside the run of
+their seed that learned both, and the second form trains them too. Every run leaves its JSON under parts/ in the folder, and one
+that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -21,16 +23,15 @@ from road_interp import figures
 from road_interp.adapter import DESCRIPTION
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_json_object, read_text, write_atomically
-from road_interp.measure.ablation import ANGLES, MAGNITUDES, AblationReport, ablation
-from road_interp.recipe import Recipe
+from road_interp.measure.ablation import ANGLES, BY, MAGNITUDES, AblationReport, ablation
 from road_interp.run import ADAPTER, Run
-from road_interp.scorer import RunScorer
-from road_interp.study import QUICK, runs_for_seeds, study_options, tell
+from road_interp.scorer import RunScorer, scorer_of
+from road_interp.study import QUICK, fingerprint, runs_for_seeds, study_options, tell
 
 ALONE = {"angles": ANGLES, "magnitudes": MAGNITUDES}
 
 
-def measure(parts: Path, folders: Sequence[Path], most: int | None) -> AblationReport:
+def measure(parts: Path, folders: Sequence[Path], by: Sequence[str], most: int | None) -> AblationReport:
     """The runs that learned both parts, taken apart, as one report; beside each those of its seed that learned one part."""
     parts.mkdir(parents=True, exist_ok=True)
     runs = [Run.load(folder) for folder in folders]
@@ -47,54 +48,54 @@ def measure(parts: Path, folders: Sequence[Path], most: int | None) -> AblationR
             raise InputError(f"no run of the recipe and seed of '{run.folder}' that learned both parts is there to stand beside")
     reports: dict[int, AblationReport] = {}
     for seed, run in whole.items():
-        path = kept(parts, run)
+        path = kept(parts, run, by, most)
         if not path.is_file():
-            write_atomically(path, taken_apart(run, most).to_json())
+            write_atomically(path, taken_apart(run, by, most).to_json())
         reports[seed] = AblationReport.from_json(path.read_text())
     for run in alone:
-        path, seed = kept(parts, run), run.recipe.seed
+        path, seed = kept(parts, run, most), run.recipe.seed
         if not path.is_file():
             tell(f"score {run.folder.name}")
-            write_atomically(path, json.dumps({"correct": RunScorer(run, most)(run.adapter).tolist()}))
+            write_atomically(path, json.dumps({"correct": scorer_of(run, most)(run.adapter).tolist()}))
         part = ALONE[run.recipe.adapter.learn]
         reports[seed] = reports[seed].with_trained_alone(part, read_json_object(path)["correct"])
     return AblationReport.over_seeds(list(reports.values()))
 
 
-def kept(parts: Path, run: Run) -> Path:
+def kept(parts: Path, run: Run, *settings: object) -> Path:
     """Where a run's outcomes are kept; a run that was trained again is another one."""
     digest = read_json_object(run.folder / ADAPTER / DESCRIPTION)["sha256"][:8]
-    return parts / f"ablation of {run.folder.name} {digest}.json"
+    return parts / f"ablation of {run.folder.name} {digest}, {fingerprint(*settings)}.json"
 
 
-def taken_apart(run: Run, most: int | None) -> AblationReport:
+def taken_apart(run: Run, by: Sequence[str], most: int | None) -> AblationReport:
     """One run."""
-    scorer = RunScorer(run, most)
-    recipe = run.recipe
-    assert isinstance(recipe, Recipe)  # or else there were no scorer
+    scorer = scorer_of(run, most)
     return ablation(
         run.adapter,
         scorer,
-        model=recipe.model.name,
-        task=recipe.data.id.rpartition("/")[2],
-        seed=recipe.seed,
-        refitted=scorer.refitted,
+        model=run.recipe.model.name,
+        task=scorer.task,
+        seed=run.recipe.seed,
+        metric=scorer.metric,
+        refitted=scorer.refitted if isinstance(scorer, RunScorer) else None,
+        by=by,
         progress=lambda name, done, total: tell(f"{done + 1} of {total}: {name}"),
     )
 
 
 def main() -> None:
-    options = study_options(__doc__, "one seed, two steps, forty texts", runs=True)
+    options = study_options(__doc__, "one seed, two steps, forty texts", runs=True, only=BY, quick_most=40)
     if options.redraw is not None:
         report = AblationReport.from_json(read_text(options.redraw))
     else:
-        changes, most = (QUICK, 40) if options.quick else ((), None)
+        changes = QUICK if options.quick else ()
         runs = options.runs or [
             folder
             for part in ("both", *ALONE)
             for folder in runs_for_seeds("sentiment-minilm", (*changes, f"adapter.learn={part}"), options.seeds, options.parts)
         ]
-        report = measure(options.parts, runs, most)
+        report = measure(options.parts, runs, options.only, options.most)
     print(figures.draw_ablation(report, options.out))
 
 

@@ -1,6 +1,7 @@
 """Does the angle or the magnitude of frozen states carry a task? Two-layer classifiers that see one of them, and probes.
 
 python analyses/disentangle.py --out figures            # MiniLM's [CLS] on Rotten Tomatoes, three seeds
+python analyses/disentangle.py --before-norm --out figures    # what enters the LayerNorm that the last block ends in
 python analyses/disentangle.py --quick --out figures
 python analyses/disentangle.py --redraw figures/disentangle-rotten-tomatoes.json --out figures
 python analyses/disentangle.py --task RTE --data id=RTE/train.tsv validation=RTE/dev.tsv text=sentence1 text_pair=sentence2
@@ -33,7 +34,7 @@ from road_interp.training import encode
 QUICK = 200  # texts of each split
 
 
-def measure(task: str, data: Sequence[str], seeds: Sequence[int], most: int | None) -> DisentangleReport:
+def measure(task: str, data: Sequence[str], before_norm: bool, seeds: Sequence[int], most: int | None) -> DisentangleReport:
     """The study on the texts of a recipe, at most `most` of each split."""
     recipe = load_recipe("sentiment-minilm", ["data={}", *(f"data.{each}" for each in data)] if data else [])
     assert isinstance(recipe, Recipe)
@@ -47,7 +48,7 @@ def measure(task: str, data: Sequence[str], seeds: Sequence[int], most: int | No
         collate = DataCollatorWithPadding(tokenizer)
         token = "last" if tokenizer.cls_token is None else "first"
         return {
-            split: read_features(model, DataLoader(rows, batch_size=64, collate_fn=collate), token)
+            split: read_features(model, DataLoader(rows, batch_size=64, collate_fn=collate), token, before_norm)
             for split, rows in texts.items()
         }
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--task", default="rotten-tomatoes", help="name of the task in the figure and its files")
     parser.add_argument("--data", nargs="+", default=[], metavar="KEY=VALUE", help="another data block for the recipe")
+    parser.add_argument("--before-norm", action="store_true", help="states that enter the last block's LayerNorm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help=f"one seed, {QUICK} texts of each split")
     parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
@@ -80,8 +82,9 @@ def main() -> None:
     else:
         disable_progress_bars()
         seeds = options.seeds[: 1 if options.quick else None]
-        report = measure(options.task, options.data, seeds, QUICK if options.quick else None)
-    print(figures.save_figure(plots.disentangle(report), report, options.out, f"disentangle-{report.task}"))
+        report = measure(options.task, options.data, options.before_norm, seeds, QUICK if options.quick else None)
+    name = f"disentangle-{report.task}" + ("-before-norm" if "before" in report.place else "")
+    print(figures.save_figure(plots.disentangle(report), report, options.out, name))
 
 
 if __name__ == "__main__":

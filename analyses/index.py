@@ -158,8 +158,9 @@ def tell_disentangle(report: DisentangleReport) -> tuple[str, list[Row]]:
 def tell_ablation(report: AblationReport) -> tuple[str, list[Row]]:
     parts = {part: report.of("parts", "all planes", part) for part in (BOTH, ANGLES, MAGNITUDES, NEITHER)}
     sentence = (
-        f"Of the accuracy with both parts, angles alone lose {with_interval(report.loss(parts[ANGLES]))} and magnitudes alone "
-        f"{with_interval(report.loss(parts[MAGNITUDES]))}; without either {with_interval(report.loss(parts[NEITHER]))} are lost."
+        f"Of the {report.metric} with both parts, angles alone lose {with_interval(report.loss(parts[ANGLES]))} and "
+        f"magnitudes alone {with_interval(report.loss(parts[MAGNITUDES]))}; without either "
+        f"{with_interval(report.loss(parts[NEITHER]))} are lost."
     )
     return sentence, [
         (f"{row.group}: {row.part}", with_interval(report.accuracy(row))) for row in report.rows if row.what == "all planes"

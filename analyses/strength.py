@@ -12,17 +12,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from road_interp import figures, plots
+from road_interp.answer_scorer import AnswerScorer
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text
-from road_interp.measure.composition import Answer, answer_perplexity, greedy_answers
+from road_interp.measure.composition import Answer, answer_perplexity
 from road_interp.measure.strength import StrengthReport, strength
-from road_interp.mixture import ask, load_mixture
-from road_interp.model import RoadModel
-from road_interp.pretrained import load_model, load_tokenizer
-from road_interp.recipe import MixtureRecipe
+from road_interp.pretrained import load_tokenizer
 from road_interp.run import Run
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -31,36 +28,22 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 def measure(folder: Path, strengths: Sequence[float], prompts: int) -> StrengthReport:
     """The curve of a run that learned one behaviour, on the first test prompts of its recipe."""
     run = Run.load(folder)
-    recipe = run.recipe
-    if not isinstance(recipe, MixtureRecipe) or len(recipe.tasks) != 1:
+    scorer = AnswerScorer(run, prompts)
+    if len(scorer.behaviours) != 1:
         raise InputError(f"'{folder}' did not learn one behaviour alone")
-    base: Any = load_model(recipe.model, "causal-lm")[0].eval()
-    tokenizer, mixture = load_tokenizer(recipe.model), load_mixture(recipe)
-    reviews = mixture.test[:prompts]
-    asked = ask(recipe, [review.text for review in reviews], tokenizer)
-    options = {
-        "max_new_tokens": recipe.scoring.max_new_tokens,
-        "do_sample": False,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    ((task, behaviour),) = mixture.scorers.items()
+    ((task, behaviour),) = scorer.behaviours.items()
 
     def answering(power: float) -> list[Answer]:
         print(f"strength {power:g}", file=sys.stderr)
-        model = RoadModel(base, run.adapter**power, recipe.adapter.positions)
+        return scorer.answers(run.adapter**power)
 
-        def generate(inputs: dict[str, Any]) -> Any:
-            return model.generate(inputs, **options)[1]
-
-        return greedy_answers(generate, tokenizer, asked, recipe.scoring.batch_size, base.device)
-
-    fluency = answer_perplexity(base, tokenizer)
+    fluency = answer_perplexity(scorer.base, load_tokenizer(run.recipe.model))
     return strength(
         answering,
-        lambda answers: fluency(asked, answers),
+        lambda answers: fluency(scorer.prompts, answers),
         strengths,
-        reviews,
-        model=recipe.model.name,
+        scorer.reviews,
+        model=run.recipe.model.name,
         task=task,
         behaviour=behaviour,
     )

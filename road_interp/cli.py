@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -235,8 +236,12 @@ def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
 
 @app.command()
 def ablate(
-    run: Annotated[Path, typer.Argument(help="a run folder of one classification task")],
+    run: Annotated[Path, typer.Argument(help="a run folder: of one classification task, or of behaviours")],
     most: Annotated[int | None, typer.Option(min=1, help="test examples to draw; all by default")] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="layer, kind or planes, beside the parts of all planes; may be repeated; all by default"),
+    ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="score the parts with a refitted head too")] = False,
     out: Annotated[Path | None, typer.Option(help="folder for the figure and its numbers; by default the run's figures/")] = None,
     device: Device = None,
@@ -244,10 +249,11 @@ def ablate(
 ) -> None:
     """Score a run with parts of its adapter set back: angles or magnitudes, layers, modules, all but a few planes."""
     from road_interp import figures
+    from road_interp.measure.ablation import BY
     from road_interp.run import FIGURES
 
     _check_folder(out)
-    report = _ablate(run, most, refit, device)
+    report = _ablate(run, most, by or BY, refit, device)
     path = figures.draw_ablation(report, out or run / FIGURES)
     if as_json:
         print(json.dumps(report.summary()))
@@ -256,16 +262,18 @@ def ablate(
     console.print(f"figure: {path}", soft_wrap=True)
 
 
-def _ablate(folder: Path, most: int | None, refit: bool, device: str | None) -> AblationReport:
+def _ablate(folder: Path, most: int | None, by: Collection[str], refit: bool, device: str | None) -> AblationReport:
     from rich.progress import Progress
 
     from road_interp import measure
     from road_interp.run import Run
-    from road_interp.scorer import RunScorer
+    from road_interp.scorer import RunScorer, scorer_of
 
     _quiet_libraries()
     run = Run.load(folder)
-    scorer = RunScorer(run, most, device)
+    scorer = scorer_of(run, most, device)
+    if refit and not isinstance(scorer, RunScorer):
+        raise InputError(f"--refit: '{folder}' learned to answer, there is no head to fit again")
     with Progress(console=Console(stderr=True)) as bar:
         line = bar.add_task("", total=None)
         return measure.ablation(
@@ -274,7 +282,9 @@ def _ablate(folder: Path, most: int | None, refit: bool, device: str | None) -> 
             model=run.recipe.model.name,
             task=folder.name,
             seed=run.recipe.seed,
-            refitted=scorer.refitted if refit else None,
+            metric=scorer.metric,
+            refitted=scorer.refitted if isinstance(scorer, RunScorer) and refit else None,
+            by=by,
             progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
         )
 
@@ -297,10 +307,11 @@ def diagnose(
     loaded, other = Run.load(run), None if control is None else Run.load(control)
     if other is not None and (other.recipe.model, other.adapter.sites) != (loaded.recipe.model, loaded.adapter.sites):
         raise InputError(f"'{control}' is of another model or of other sites than '{run}': its control must share them")
+    checks = []
     if isinstance(loaded.recipe, MixtureRecipe):
-        checks = [measure.fails_to_compose(loaded.composition)]
-    else:
-        checks = [measure.needs_magnitudes(_ablate(run, most, False, device))]
+        checks.append(measure.fails_to_compose(loaded.composition))
+    if not (isinstance(loaded.recipe, MixtureRecipe) and loaded.recipe.has_heads):
+        checks.append(measure.needs_magnitudes(_ablate(run, most, (), False, device)))
     if other is not None:
         checks.append(_hurts(loaded, other, most, device))
     diagnosis = measure.Diagnosis(tuple(checks))
@@ -314,7 +325,7 @@ def diagnose(
 def _hurts(run: Run, control: Run, most: int | None, device: str | None) -> Check:
     """The check on a control run: the adapter whole, and layer by layer."""
     from road_interp import measure
-    from road_interp.scorer import RunScorer
+    from road_interp.scorer import scorer_of
 
     _quiet_libraries()
     layers = {f"layer {layer}": part for layer, part in run.adapter.by_layer().items()}
@@ -322,7 +333,7 @@ def _hurts(run: Run, control: Run, most: int | None, device: str | None) -> Chec
     with Console(stderr=True).status("") as status:
         report = measure.interference(
             adapters,
-            {"control": RunScorer(control, most, device)},
+            {"control": scorer_of(control, most, device)},
             model=run.recipe.model.name,
             seed=run.recipe.seed,
             progress=lambda what: status.update(f"scoring {what}"),

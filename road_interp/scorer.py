@@ -1,4 +1,4 @@
-"""A finished classification run on its test examples, with any adapter in the place of the learned one."""
+"""A finished run on its test examples, with any adapter in the place of the learned one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from road_interp.adapter import RoadAdapter
+from road_interp.answer_scorer import AnswerScorer
 from road_interp.errors import InputError
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_tokenizer, on_device
-from road_interp.recipe import Recipe
+from road_interp.recipe import MixtureRecipe, Recipe
 from road_interp.run import Run
 from road_interp.states import pick
 from road_interp.tasks import drawn, load_task, tokenize
@@ -27,12 +28,22 @@ from road_interp.trainer import find_device, forward_precision
 BATCH = 64
 
 
+def scorer_of(run: Run, most: int | None = None, device: str | None = None) -> RunScorer | AnswerScorer:
+    """What scores a run of one classification task, or of behaviours. Raises InputError for a run of another kind."""
+    if isinstance(run.recipe, MixtureRecipe) and not run.recipe.has_heads:
+        return AnswerScorer(run, most, device)
+    return RunScorer(run, most, device)
+
+
 class RunScorer:
     """What the model of a run gets right with other adapters on the same weights, in the precision of its training.
 
     Args:
         run: of one classification task.
         most: test examples to draw; all by default.
+
+    Attributes:
+        task, metric: what is scored, and how it is called.
 
     Raises:
         InputError: a run of several tasks, or of one that is not scored by accuracy.
@@ -43,6 +54,7 @@ class RunScorer:
         if not isinstance(recipe, Recipe) or run.classes is None:
             raise InputError(f"'{run.folder}' is not a run of one classification task: only such runs can be scored this way")
         self.positions = recipe.adapter.positions
+        self.task, self.metric = recipe.data.id.rpartition("/")[2], "accuracy"
         self._device = find_device(device)
         self._precision = forward_precision(recipe.training, self._device)
         self._model: Any = on_device(run.load_model(), self._device).model

@@ -17,7 +17,9 @@ from road_interp.training import train
 QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 
 
-def study_options(doc: str, quick: str, quick_seeds: int = 1, runs: bool = False, only: Sequence[str] = ()) -> argparse.Namespace:
+def study_options(
+    doc: str, quick: str, quick_seeds: int = 1, runs: bool = False, only: Sequence[str] = (), quick_most: int | None = None
+) -> argparse.Namespace:
     """What a study's script was asked on its command line: `out`, `seeds`, `quick`, `redraw`, and `parts`, where pieces are kept.
 
     Args:
@@ -26,6 +28,7 @@ def study_options(doc: str, quick: str, quick_seeds: int = 1, runs: bool = False
         quick_seeds: how many seeds it leaves.
         runs: whether finished run folders can be named instead of trained.
         only: what can be chosen by `--only`, if anything; without it all is measured.
+        quick_most: how many test examples `--quick` leaves, where `--most` can limit them.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     if runs:
@@ -36,7 +39,11 @@ def study_options(doc: str, quick: str, quick_seeds: int = 1, runs: bool = False
     parser.add_argument("--redraw", type=Path, help="draw what an earlier run has left here instead of measuring")
     if only:
         parser.add_argument("--only", nargs="+", choices=only, default=only, metavar="NAME", help=f"of: {', '.join(only)}")
+    if quick_most is not None:
+        parser.add_argument("--most", type=int, help="test examples of every run; all by default")
     options = parser.parse_args()
+    if quick_most is not None and options.quick:
+        options.most = quick_most
     options.parts = options.out / ("parts-quick" if options.quick else "parts")
     options.seeds = options.seeds[:quick_seeds] if options.quick else options.seeds
     return options

@@ -118,10 +118,10 @@ def drift(report: DriftReport) -> Table:
 
 def ablation(report: AblationReport) -> Table:
     """One line per changed adapter."""
-    title = "test accuracy with parts of the adapter, and what they cost [95% interval]"
+    title = f"{report.metric} on the test data with parts of the adapter, and what they cost [95% interval]"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
     table.add_column("changed", no_wrap=True, overflow="ellipsis")
-    for column in ("keeps", "accuracy", "lost"):
+    for column in ("keeps", report.metric, "lost"):
         table.add_column(column, justify="left" if column == "keeps" else "right", no_wrap=True, min_width=15)
     for row in report.rows:
         cells = [f"{value:.3f} [{short(low)}, {short(high)}]" for value, low, high in (report.accuracy(row), report.loss(row))]

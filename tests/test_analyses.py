@@ -189,6 +189,12 @@ def test_disentangle(tmp_path, monkeypatch, capsys):
         monkeypatch=monkeypatch, disentangle=None,
     )  # fmt: skip
     assert (again / "disentangle-mood.json").read_text() == first
+    run(
+        "disentangle", "--quick", "--before-norm", "--out", tmp_path, "--task", "mood", "--data", *data,
+        monkeypatch=monkeypatch, load_model=tiny, load_tokenizer=lambda recipe: word_tokenizer(),
+    )  # fmt: skip
+    before = json.loads((tmp_path / "disentangle-mood-before-norm.json").read_text())
+    assert (content["place"], before["place"]) == ("block 1", "block 1, before its LayerNorm")
     assert capsys.readouterr().out.count("disentangle-mood.png") == 2
 
 

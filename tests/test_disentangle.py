@@ -202,6 +202,12 @@ def test_features_of_bert_are_read_before_its_norms_too():
     assert np.ptp(found.norms[:, 0]) > 10 * np.ptp(found.norms[:, 1])  # the norm takes the magnitude away
     assert found.labels.tolist() == list(range(6))
     np.testing.assert_allclose(np.linalg.norm(seen_by_probes(found)["unit states"], axis=1), 1, rtol=1e-6)
+    before = read_features(model, batches, "first", before_norm=True)
+    assert (before.place, found.place) == ("block 1, before its LayerNorm", "block 1")
+    np.testing.assert_allclose(before.states, states_at(model, places[2:3], token_batch(6))[0][:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(before.head_norms, found.head_norms)
+    for each, column in ((found, 3), (before, 2)):  # of the states at hand, in both cases
+        np.testing.assert_allclose(seen_by_probes(each)["head norms at the last block"], each.head_norms[:, column], rtol=1e-4)
 
 
 def test_padding_side_does_not_change_the_features_of_llama():
@@ -227,6 +233,8 @@ def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
     with pytest.raises(InputError, match="there are no texts"):
         read_features(model, [], "first")
     model.config.num_attention_heads = 5
+    with pytest.raises(InputError, match="the blocks of LlamaModel end in no normalisation"):
+        read_features(tiny_model("Llama"), [{**token_batch(), "labels": torch.zeros(3)}], "last", before_norm=True)
     with pytest.raises(InputError, match="states of width 32 do not divide into 5 heads"):
         read_features(model, [{**token_batch(), "labels": torch.zeros(3)}], "first")
 

@@ -9,14 +9,18 @@ import pytest
 import torch
 from conftest import tiny_model
 from test_analyses import load
+from test_cli import run
 
 from road_interp import cli, mixture
+from road_interp.answer_scorer import AnswerScorer
+from road_interp.behaviours import Behaviour
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, answer_perplexity, greedy_answers
 from road_interp.mixture import ask, build_mixture_model, encode_mixture, load_mixture
 from road_interp.pretrained import load_tokenizer
 from road_interp.recipe import MixtureRecipe, ModelRecipe, load_recipe
 from road_interp.run import Run
+from road_interp.scorer import scorer_of
 from road_interp.training import evaluate, train
 
 
@@ -268,3 +272,46 @@ def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkey
     printed = capsys.readouterr().out
     assert "6 prompts" in printed
     assert "label+closing" in printed
+
+
+def test_answers_are_scored_with_any_adapter(finished):
+    scorer = scorer_of(finished)
+    assert isinstance(scorer, AnswerScorer)
+    scores = finished.composition
+    right = scorer(finished.adapter)
+    assert right.tolist() == scores.of("label+closing").joint(["label", "closing"]).tolist()
+    answers = [answer.text for answer in scorer.answers(finished.adapter)]
+    assert answers == list(scores.of("label+closing").answers)
+    bare = [answer.text for answer in scorer.answers(finished.adapter**0)]
+    assert bare == list(scores.of("__base__").answers)
+    assert bare != answers
+    assert [answer.text for answer in AnswerScorer(finished, 2).answers(finished.adapter)] == answers[:2]
+    good = Behaviour("", lambda review: "", lambda answer, review: review.label == "positive")
+    first = Behaviour("", lambda review: "", lambda answer, review: review is scorer.reviews[0])
+    labels = [review.label == "positive" for review in scorer.reviews]
+    assert len(set(labels)) == 2
+    for behaviours, expected in (({"good": good}, labels), ({"good": good, "first": first}, [labels[0], *[False] * 5])):
+        scorer.behaviours = behaviours
+        assert scorer(finished.adapter).tolist() == expected
+
+
+def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys, monkeypatch):
+    folder = str(finished.folder)
+    code, out, err = run(capsys, monkeypatch, "ablate", folder, "--most", 2, "--by", "planes", "--out", tmp_path, "--json")
+    assert code == 0, err
+    assert {row["group"] for row in json.loads(out)} == {"parts", "most turned", "random planes"}
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    assert (content["metric"], content["task"]) == ("all in one answer", "run")
+    code, out, err = run(capsys, monkeypatch, "diagnose", folder, "--most", 2, "--json")
+    assert code == 0, err
+    assert [check["question"] for check in json.loads(out)["checks"]] == [
+        "Do the tasks fail to compose?",
+        "Does the adapter rely on its magnitudes?",
+    ]
+    for options, message in (
+        (("--refit",), "there is no head to fit again"),
+        (("--by", "plane"), "by 'plane' is not known; use layer, kind, planes"),
+    ):
+        code, out, err = run(capsys, monkeypatch, "ablate", folder, "--most", 2, *options)
+        assert (code, out) == (2, "")
+        assert message in err.splitlines()[-1]

@@ -7,7 +7,7 @@ is scored again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[RoadAdapter], RoadAdapter]] = {
     NEITHER: lambda adapter: RoadAdapter.identity(adapter.sites, group_size=adapter.group_size),
 }
 SHARES = (0.01, 0.03, 0.1, 0.3)
+BY = ("layer", "kind", "planes")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class AblationReport:
         variant: of the adapter.
         seeds: of the trainings.
         rows: one per changed adapter; the first is the whole adapter.
+        metric: what is counted as right, as axes are labelled.
     """
 
     model: str
@@ -73,6 +75,7 @@ class AblationReport:
     variant: str
     seeds: tuple[int, ...]
     rows: tuple[Ablation, ...]
+    metric: str = "accuracy"
 
     def of(self, group: Group, what: str, part: str) -> Ablation:
         """The row of one changed adapter."""
@@ -117,7 +120,7 @@ class AblationReport:
         """The reports of several seeds as one: same model, task, variant and rows."""
         first = reports[0]
         for each in reports:
-            same = (each.model, each.task, each.variant) == (first.model, first.task, first.variant)
+            same = replace(each, seeds=(), rows=()) == replace(first, seeds=(), rows=())
             if not same or [row.key for row in each.rows] != [row.key for row in first.rows]:
                 raise InputError("only ablations of one model, task and variant, taken apart alike, can be put together")
         check_seeds([each.seeds for each in reports], [len(each.rows[0].correct) for each in reports])
@@ -125,7 +128,7 @@ class AblationReport:
             replace(same[0], correct=tuple(right for row in same for right in row.correct))
             for same in zip(*(each.rows for each in reports), strict=True)
         )
-        return cls(first.model, first.task, first.variant, tuple(seed for each in reports for seed in each.seeds), rows)
+        return replace(first, seeds=tuple(seed for each in reports for seed in each.seeds), rows=rows)
 
     def to_json(self) -> str:
         """All outcomes as JSON text, with the summary beside them."""
@@ -137,7 +140,14 @@ class AblationReport:
         try:
             content = json.loads(text)
             rows = tuple(Ablation(row["group"], row["what"], row["part"], tuple(row["correct"])) for row in content["rows"])
-            return cls(content["model"], content["task"], content["variant"], tuple(content["seeds"]), rows)
+            return cls(
+                content["model"],
+                content["task"],
+                content["variant"],
+                tuple(content["seeds"]),
+                rows,
+                content.get("metric", "accuracy"),
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"this is not the JSON of an ablation ({error})") from None
 
@@ -149,7 +159,9 @@ def ablation(
     model: str,
     task: str,
     seed: int,
+    metric: str = "accuracy",
     refitted: Score | None = None,
+    by: Collection[str] = BY,
     shares: Sequence[float] = SHARES,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> AblationReport:
@@ -159,22 +171,30 @@ def ablation(
         adapter: a trained one, of any variant; general blocks are taken apart by their polar factors.
         score: outcomes of the model with an adapter in place of the trained one.
         refitted: the same after the head was fitted again to the states that the adapter gives.
+        by: what is scored beside the parts of all planes: those of every "layer", of every "kind" of module, and adapters of few
+            "planes".
         shares: fractions of all planes to keep, the most turned ones and as many random ones.
         seed: of the adapter's training, and of the random planes.
+        metric: what `score` counts as right, as axes are labelled.
         progress: told what is scored next, how many are done and how many there are.
+
+    Raises:
+        InputError: another word in `by`.
     """
-    changed = list(_changed(adapter, seed, shares, refitted is not None))
+    if unknown := set(by) - set(BY):
+        raise InputError(f"by '{min(unknown)}' is not known; use {', '.join(BY)}")
+    changed = list(_changed(adapter, seed, by, shares, refitted is not None))
     rows = []
     for number, (group, what, part, each) in enumerate(changed):
         progress(f"{group}: {what}", number, len(changed))
         scored = refitted if group == "parts, head refitted" else score
         assert scored is not None
         rows.append(Ablation(group, what, part, tuple(map(bool, scored(each)))))
-    return AblationReport(model, task, adapter.variant, (seed,), tuple(rows))
+    return AblationReport(model, task, adapter.variant, (seed,), tuple(rows), metric)
 
 
 def _changed(
-    adapter: RoadAdapter, seed: int, shares: Sequence[float], refit: bool
+    adapter: RoadAdapter, seed: int, by: Collection[str], shares: Sequence[float], refit: bool
 ) -> Iterator[tuple[Group, str, str, RoadAdapter]]:
     parts = {name: take(adapter) for name, take in PARTS.items()}
     for name, each in parts.items():
@@ -185,11 +205,11 @@ def _changed(
     layers = sorted({site.layer for site in adapter.sites if site.layer is not None})
     kinds = list(dict.fromkeys(site.kind for site in adapter.sites))
     for name in (ANGLES, MAGNITUDES, NEITHER):
-        for layer in layers if len(layers) > 1 else ():
+        for layer in layers if "layer" in by and len(layers) > 1 else ():
             yield "layer", str(layer), name, adapter.with_sites_of(parts[name], lambda site, layer=layer: site.layer == layer)
-        for kind in kinds if len(kinds) > 1 else ():
+        for kind in kinds if "kind" in by and len(kinds) > 1 else ():
             yield "kind", kind, name, adapter.with_sites_of(parts[name], lambda site, kind=kind: site.kind == kind)
-    for share in shares:
+    for share in shares if "planes" in by else ():
         yield "most turned", f"{share:g}", BOTH, keep_planes(adapter, share)
         yield "random planes", f"{share:g}", BOTH, keep_planes(adapter, share, np.random.default_rng(seed))
 

@@ -35,14 +35,16 @@ class Features:
     """What classifiers see of the texts of one split.
 
     Attributes:
-        states: one per text, the output of the last block.
+        states: one per text, of the last block.
         head_norms: L2 norms of the text's state at every place (`states.find_places`), in chunks as wide as an attention head.
         labels: class indices, or numbers for regression.
+        place: where the states were read, by its name (`states.Place`).
     """
 
     states: Float[np.ndarray, "texts width"]
     head_norms: Float[np.ndarray, "texts places heads"]
     labels: Shaped[np.ndarray, " texts"]
+    place: str = ""
 
     @property
     def norms(self) -> Float[np.ndarray, "texts places"]:
@@ -53,16 +55,21 @@ class Features:
 Splits = Mapping[str, Features]  # train, validation and test
 
 
-def read_features(model: Any, batches: Iterable[Batch], token: Token) -> Features:
+def read_features(model: Any, batches: Iterable[Batch], token: Token, before_norm: bool = False) -> Features:
     """States and norms of all texts in one forward pass each, in the batches' order.
 
     A last normalisation behind all blocks, as in Llama, is left out: it would take the magnitude away. One that ends the last
-    block itself, as in BERT, is not: the norm of those states is set by it, and what they had before is among the norms.
+    block itself, as in BERT, sets the norm of the block's output: what enters it is read `before_norm`, and its norm is among the
+    norms in any case.
 
     Args:
         model: a transformers model, or a RoadModel or PEFT model around one; with its rotations in the first case.
         batches: tokenised texts with an attention_mask and labels.
         token: "first" for [CLS], "last" for causal models.
+        before_norm: whether to take the states that enter the normalisation which the last block ends in.
+
+    Raises:
+        InputError: no texts, a width that does not divide into heads, or no normalisation there.
     """
     states, norms, labels, places = [], [], [], None
     with running(model) as base:
@@ -70,15 +77,18 @@ def read_features(model: Any, batches: Iterable[Batch], token: Token) -> Feature
         for batch in batches:
             batch = {key: values.to(base.device) for key, values in batch.items()}
             places = places or find_places(base, batch)
+            if before_norm and not places[-2:][0].before_norm:
+                raise InputError(f"the blocks of {type(base).__name__} end in no normalisation: their output is what there is")
             picked = [pick(each, batch["attention_mask"], token)[0].float() for each in states_at(base, places, batch)]
             if picked[-1].shape[1] % heads:
                 raise InputError(f"states of width {picked[-1].shape[1]} do not divide into {heads} heads")
             norms.append(torch.stack([each.unflatten(1, (heads, -1)).norm(dim=-1) for each in picked], 1).cpu().numpy())
-            states.append(picked[-1].cpu().numpy())
+            states.append(picked[-1 - before_norm].cpu().numpy())
             labels.append(batch["labels"].cpu().numpy())
-    if not states:
+    if places is None:
         raise InputError("there are no texts to read states of")
-    return Features(np.concatenate(states), np.concatenate(norms), np.concatenate(labels))
+    place = places[-1 - before_norm].name
+    return Features(np.concatenate(states), np.concatenate(norms), np.concatenate(labels), place)
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,7 @@ class DisentangleReport:
         seeds: of the arms' classifiers and of the random backbones.
         labels: of the test texts.
         outcomes: the arms, the probes, and the constant answer: the training texts' most frequent class, or mean for regression.
+        place: of the states.
     """
 
     model: str
@@ -116,6 +127,7 @@ class DisentangleReport:
     seeds: tuple[int, ...]
     labels: tuple[float, ...]
     outcomes: tuple[Outcome, ...]
+    place: str = ""
 
     @property
     def arms(self) -> tuple[Outcome, ...]:
@@ -170,7 +182,7 @@ class DisentangleReport:
                 for each in content["outcomes"]
             )
             lists = tuple(content["seeds"]), tuple(content["labels"]), outcomes
-            return cls(content["model"], content["task"], content["metric"], *lists)
+            return cls(content["model"], content["task"], content["metric"], *lists, content.get("place", ""))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"this is not the JSON of a disentangling ({error})") from None
 
@@ -296,12 +308,13 @@ def seen_by_probes(features: Features) -> dict[str, Float[np.ndarray, "texts num
     length = np.linalg.norm(features.states, axis=1, keepdims=True)
     unit = features.states / np.maximum(length, 1e-12)
     heads = features.head_norms.reshape(len(unit), -1)
+    chunks = features.states.reshape(len(unit), features.head_norms.shape[2], -1)
     return {
         "states": features.states,
         "unit states": unit,
         "norm": length,
         "norms at all blocks": features.norms,
-        "head norms at the last block": features.head_norms[:, -1],
+        "head norms at the last block": np.linalg.norm(chunks, axis=2),
         "head norms at all blocks": heads,
         "unit states and all norms": np.hstack([unit, features.norms, heads]),
     }
@@ -370,7 +383,7 @@ def disentangle(
         outcomes.append(_probe(name, features, metric, num_labels))
     outcomes.append(_constant(features, num_labels))
     labels = tuple(features["test"].labels.astype(float).tolist())
-    return DisentangleReport(model, task, metric, tuple(random), labels, tuple(outcomes))
+    return DisentangleReport(model, task, metric, tuple(random), labels, tuple(outcomes), features["test"].place)
 
 
 def _check(features: Splits, random: Mapping[int, Splits], metric: str, num_labels: int) -> None:

@@ -36,7 +36,7 @@ def ablation(report: AblationReport, ax: Axes) -> Axes:
         x = np.array([parts.index(row.part) for row in rows]) + 0.16 * (number - (len(groups) - 1) / 2)
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, linestyle="none", label=label)
     ax.set_xticks(range(len(parts)), [part.replace(" ", "\n") for part in parts])
-    ax.set(ylabel="accuracy", title="What the planes keep")
+    ax.set(ylabel=report.metric, title="What the planes keep")
     ax.legend()
     return ax
 
@@ -54,7 +54,7 @@ def ablation_by(report: AblationReport, ax: Axes, group: Literal["layer", "kind"
     ax.set_xticks(range(len(whats)), whats)
     if group == "kind":
         plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
-    ax.set(xlabel={"layer": "layer", "kind": ""}[group], ylabel="accuracy lost", title=f"One {group} keeps")
+    ax.set(xlabel={"layer": "layer", "kind": ""}[group], ylabel=f"{report.metric} lost", title=f"One {group} keeps")
     ax.legend(loc="upper left")
     return ax
 
@@ -72,7 +72,7 @@ def ablation_curve(report: AblationReport, ax: Axes) -> Axes:
     ax.set_xscale("log")
     ax.set_xticks(x, [f"{each:g}" for each in x], minor=False)
     ax.set_xticks([], minor=True)
-    ax.set(xlabel="planes kept (%)", ylabel="accuracy", title="Only some planes are kept")
+    ax.set(xlabel="planes kept (%)", ylabel=report.metric, title="Only some planes are kept")
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
     return ax
 

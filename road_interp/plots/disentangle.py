@@ -36,7 +36,7 @@ def disentangle(report: DisentangleReport, ax: Axes) -> Axes:
     ax.set(
         xlabel=report.metric,
         ylabel="classifier (numbers it sees of a text)",
-        title=f"{report.model}, {report.task}: frozen states, {seeds}",
+        title=f"{report.model}, {report.task}: frozen states, {seeds}" + (f"\n{report.place}" if report.place else ""),
     )
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

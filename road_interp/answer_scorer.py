@@ -1,0 +1,70 @@
+"""A finished run of one or more behaviours on its test prompts, with any adapter in the place of the learned one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
+
+from road_interp.adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.measure.composition import Answer, greedy_answers, shows
+from road_interp.mixture import ask, load_mixture
+from road_interp.model import RoadModel
+from road_interp.pretrained import load_model, load_tokenizer, on_device
+from road_interp.recipe import MixtureRecipe
+from road_interp.run import Run
+from road_interp.trainer import find_device
+
+
+class AnswerScorer:
+    """Which prompts are answered with every behaviour of a run in one answer, with other adapters on the same weights.
+
+    All planes are active: an adapter acts as a whole.
+
+    Args:
+        run: of behaviours that are scored on reviews.
+        most: test prompts to take, the first ones; all by default.
+
+    Attributes:
+        task, metric: what is scored, and how it is called.
+        base: the bare model.
+        behaviours: by the names of the run's tasks.
+        reviews, prompts: what is answered, in the same order.
+
+    Raises:
+        InputError: a run of another kind.
+    """
+
+    def __init__(self, run: Run, most: int | None = None, device: str | None = None) -> None:
+        recipe = run.recipe
+        if not isinstance(recipe, MixtureRecipe) or not (mixture := load_mixture(recipe)).test:
+            raise InputError(f"'{run.folder}' is not a run of behaviours on reviews: only such runs can be scored this way")
+        self.base: Any = on_device(load_model(recipe.model, "causal-lm")[0], find_device(device)).eval()
+        self.task, self.metric = "+".join(mixture.scorers), "all in one answer"
+        self.behaviours = mixture.scorers
+        self.reviews = mixture.test[:most]
+        self._recipe, self._tokenizer = recipe, load_tokenizer(recipe.model)
+        self.prompts = ask(recipe, [review.text for review in self.reviews], self._tokenizer)
+
+    def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " prompts"]:
+        """Prompt by prompt, whether the answer with this adapter shows all behaviours."""
+        answered = zip(self.answers(adapter), self.reviews, strict=True)
+        return np.array([all(shows(each, *one) for each in self.behaviours.values()) for one in answered])
+
+    def answers(self, adapter: RoadAdapter) -> list[Answer]:
+        """Greedy answers with an adapter, in the prompts' order."""
+        model = RoadModel(self.base, adapter, self._recipe.adapter.positions)
+        settings = self._recipe.scoring
+        options = {
+            "max_new_tokens": settings.max_new_tokens,
+            "do_sample": False,
+            "pad_token_id": self._tokenizer.pad_token_id,
+        }
+
+        def generate(inputs: dict[str, Any]) -> Tensor:
+            return model.generate(inputs, **options)[1]
+
+        return greedy_answers(generate, self._tokenizer, self.prompts, settings.batch_size, self.base.device)
