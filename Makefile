@@ -13,7 +13,7 @@ $(READY): pyproject.toml embedded.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "road-interp needs Python 3.10 to 3.13; choose one with make PYTHON=python3.12 ..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
 	@touch $@
 
@@ -104,16 +104,25 @@ notebooks: setup
 DRAWN := figures$(if $(QUICK),/quick)
 MEASURED := angles disentangle $(if $(QUICK),ablation drift interference)
 KEPT := $(filter-out $(addprefix %/,$(MEASURED)),studies/ablation studies/drift studies/capacity heads/heads heads/interference) \
-	composition/composition composition/strength throughput
+	studies/disentangle-rotten-tomatoes-before-norm composition/composition composition/strength throughput
+FIGURE := OMP_NUM_THREADS=1 $(BIN)/python analyses
 figures: setup
-	for script in $(MEASURED); do \
-		$(BIN)/python analyses/$$script.py $(if $(QUICK),--quick,--seeds 0) --out $(DRAWN) || exit 1; \
-	done
-	for kept in $(KEPT); do \
-		$(BIN)/python analyses/$$(basename $$kept).py --redraw docs/$$kept.json --out $(DRAWN) || exit 1; \
-	done
-	$(BIN)/python analyses/interchange.py --redraw docs/interchange --out $(DRAWN)
-	$(BIN)/python analyses/index.py $(DRAWN)
+	@$(MAKE) measure/angles  # trains what others measure too
+	@$(MAKE) --jobs 2 $(addprefix measure/,$(filter-out angles,$(MEASURED))) $(addprefix redraw/,$(KEPT)) redraw/interchange redraw/smollm2
+	$(FIGURE)/index.py $(DRAWN) $(DRAWN)/smollm2
+
+measure/%:
+	$(FIGURE)/$*.py $(if $(QUICK),--quick,--seeds 0) --out $(DRAWN)
+
+redraw/interchange:
+	$(FIGURE)/interchange.py --redraw docs/interchange --out $(DRAWN)
+
+redraw/smollm2:
+	$(FIGURE)/angles.py --redraw docs/studies/smollm2 --out $(DRAWN)/smollm2
+	$(FIGURE)/ablation.py --redraw docs/studies/smollm2/ablation.json --out $(DRAWN)/smollm2
+
+redraw/%:
+	$(FIGURE)/$(firstword $(subst -, ,$(notdir $*))).py --redraw docs/$*.json --out $(DRAWN)
 
 clean:
 	rm -rf mutants .coverage .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build

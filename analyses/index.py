@@ -1,12 +1,14 @@
-"""One page with every figure of a folder: what it shows, its numbers with intervals, how it was made.
+"""One page with every figure of some folders: what it shows, its numbers with intervals, how it was made.
 
-python analyses/index.py figures    # writes figures/index.html, self-contained
+python analyses/index.py figures                     # writes figures/index.html, self-contained
+python analyses/index.py figures figures/smollm2     # the same, with those of another model behind them
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -272,8 +274,8 @@ KNOWN = {
 }
 
 
-def shown_in(folder: Path) -> Iterator[Shown]:
-    """Every figure of the folder that is known, in the order of `KNOWN`."""
+def shown_in(folder: Path, page: Path) -> Iterator[Shown]:
+    """Every figure of the folder that is known, in the order of `KNOWN`, named as seen from the folder of the page."""
     for kind, known in KNOWN.items():
         for image in sorted(folder.glob(f"{kind}*.png")):
             longer = [name for name in KNOWN if len(name) > len(kind) and image.stem.startswith(name)]
@@ -288,15 +290,17 @@ def shown_in(folder: Path) -> Iterator[Shown]:
             data = base64.b64encode(image.read_bytes()).decode()
             with Image.open(image) as picture:
                 command, versions = (str(picture.info.get(key, "unknown")) for key in ("Command", "Versions"))
-            yield Shown(image.stem, known.title, sentence, rows, command, versions, drawn, date, data)
+            name = Path(os.path.relpath(image, page)).with_suffix("").as_posix()
+            yield Shown(name, known.title, sentence, rows, command, versions, drawn, date, data)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("figures"))
-    options = parser.parse_args()
-    write_atomically(options.folder / "index.html", PAGE.render(figures=list(shown_in(options.folder))))
-    print(options.folder / "index.html")
+    parser.add_argument("folders", type=Path, nargs="*", default=[Path("figures")], help="the first one gets the page")
+    folders = parser.parse_args().folders
+    shown = [each for folder in folders for each in shown_in(folder, folders[0])]
+    write_atomically(folders[0] / "index.html", PAGE.render(figures=shown))
+    print(folders[0] / "index.html")
 
 
 if __name__ == "__main__":

@@ -342,14 +342,16 @@ def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch,
     run("strength", tmp_path / "run", "--out", tmp_path, monkeypatch=monkeypatch, measure=lambda *_: report)
     figures.draw_ablation(taken_apart(needs("angles")), tmp_path)
     (tmp_path / "stranger.png").write_bytes(b"")
-    run("index", tmp_path, monkeypatch=monkeypatch)
+    figures.draw_ablation(taken_apart(needs("angles")), tmp_path / "other")
+    run("index", tmp_path, tmp_path / "other", monkeypatch=monkeypatch)
     page = (tmp_path / "index.html").read_text()
-    assert page.count("<section") == page.count("data:image/png;base64,") == 2
+    assert page.count("<section") == page.count("data:image/png;base64,") == 3
+    assert re.findall('<section id="(.*)">', page) == ["ablation", "strength", "other/ablation"]
     assert "angles alone lose 0.000 [0.000, 0.000] and magnitudes alone 0.500" in page
     assert "&#39;&lt;closing&gt;&#39;" in page
     assert 'src="http' not in page
     assert "strength run --out out</code>" in page.replace(str(tmp_path), "out").replace("out/run", "run")
-    assert page.count(f"torch {version('torch')}") == 2
+    assert page.count(f"torch {version('torch')}") == 3
 
 
 def test_index_tells_what_was_measured(tmp_path, monkeypatch, capsys):
@@ -361,7 +363,7 @@ def test_index_tells_what_was_measured(tmp_path, monkeypatch, capsys):
                 shutil.copy(numbers, tmp_path)
     run("index", tmp_path, monkeypatch=monkeypatch)
     page = (tmp_path / "index.html").read_text()
-    known = {shown.name for shown in load("index").shown_in(tmp_path)}
+    known = {shown.name for shown in load("index").shown_in(tmp_path, tmp_path)}
     kinds = (
         "angles shares structure query-key drift disentangle-rotten-tomatoes ablation composition heads strength scan-agreement"
     )
