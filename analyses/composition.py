@@ -82,7 +82,7 @@ def conditions() -> Iterator[tuple[str, list[str], Measure]]:
         yield f"label+closing, {planes}", [f"planes={planes}"], trained
     yield "label+closing, all linear layers", ["adapter.sites=all-linear", "adapter.layers=10-20"], trained
     for part in ("angles", "magnitudes"):
-        yield f"label+closing, {part} alone", [f"adapter.learn={part}"], trained
+        yield f"label+closing, {part} only", [f"adapter.learn={part}"], trained
     paper = ["adapter.layers=[15]", "adapter.positions=last"]
     yield "label+closing, one block at the last prompt token", paper, trained
 

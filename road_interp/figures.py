@@ -62,7 +62,7 @@ def draw_ablation(report: AblationReport, folder: Path) -> Path:
         rows = 2 if several else 1
         figure, axes = subplots(rows, 2, figsize=(7, 2.5 * rows), layout="constrained", squeeze=False)
         seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
-        figure.suptitle(f"{report.model}, {report.variant}, {seeds}: accuracy with parts of the adapter")
+        figure.suptitle(f"{report.model}, {report.variant}, {seeds}: parts of the adapter")
     plots.ablation(report, axes[0, 0])
     plots.ablation_curve(report, axes[0, 1])
     for group, ax in zip(several, axes[-1], strict=False):

@@ -37,7 +37,8 @@ def ablation(report: AblationReport, ax: Axes) -> Axes:
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, linestyle="none", label=label)
     ax.set_xticks(range(len(parts)), [part.replace(" ", "\n") for part in parts])
     ax.set(ylabel=report.metric, title="What the planes keep")
-    ax.legend()
+    if len(groups) > 1:
+        ax.legend()
     return ax
 
 
