@@ -23,7 +23,7 @@ from road_interp import figures, plots
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
-from road_interp.heads import head_scorer
+from road_interp.heads import HeadScorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
 from road_interp.recipe import MixtureRecipe, load_recipe
 from road_interp.run import Run
@@ -64,7 +64,7 @@ def between(runs: Mapping[str, Run], recipe: MixtureRecipe) -> InterferenceRepor
     correct: dict[str, Mapping[str, tuple[bool, ...]]] = {}
     for task, run in runs.items():
         others = {name: part for other, parts in adapters.items() if other != task for name, part in parts.items()}
-        correct.update(compare({task: run.adapter, **others}, {task: head_scorer(run, task)}).correct)
+        correct.update(compare({task: run.adapter, **others}, {task: HeadScorer(run, task)}).correct)
     every = {name: part for parts in adapters.values() for name, part in parts.items()}
     return replace(compare(every, {}), correct=correct)
 

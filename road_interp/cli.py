@@ -273,7 +273,7 @@ def _ablate(folder: Path, most: int | None, by: Collection[str], refit: bool, de
     run = Run.load(folder)
     scorer = scorer_of(run, most, device)
     if refit and not isinstance(scorer, RunScorer):
-        raise InputError(f"--refit: '{folder}' learned to answer, there is no head to fit again")
+        raise InputError(f"--refit: heads are fitted again of runs that learned one classification task only, not of '{folder}'")
     with Progress(console=Console(stderr=True)) as bar:
         line = bar.add_task("", total=None)
         return measure.ablation(
@@ -307,10 +307,11 @@ def diagnose(
     loaded, other = Run.load(run), None if control is None else Run.load(control)
     if other is not None and (other.recipe.model, other.adapter.sites) != (loaded.recipe.model, loaded.adapter.sites):
         raise InputError(f"'{control}' is of another model or of other sites than '{run}': its control must share them")
-    checks = []
-    if isinstance(loaded.recipe, MixtureRecipe):
+    recipe, checks = loaded.recipe, []
+    several = recipe if isinstance(recipe, MixtureRecipe) and len(recipe.tasks) > 1 else None
+    if several is not None:
         checks.append(measure.fails_to_compose(loaded.composition))
-    if not (isinstance(loaded.recipe, MixtureRecipe) and loaded.recipe.has_heads):
+    if several is None or not several.has_heads:
         checks.append(measure.needs_magnitudes(_ablate(run, most, (), False, device)))
     if other is not None:
         checks.append(_hurts(loaded, other, most, device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ from road_interp.pretrained import check_length, load_model, load_tokenizer, on_
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.sharding import shard_blocks
-from road_interp.tasks import Task, load_task, tokenize
+from road_interp.tasks import Task, drawn, load_task, tokenize
 from road_interp.trainer import find_device, finish_run, prepare_folder, start_run, train_on, training_arguments
 
 
@@ -168,24 +168,37 @@ def score_heads(
     return HeadsReport(recipe.model.name, method_of(recipe), tuple(data), (recipe.seed,), correct)
 
 
-def head_scorer(run: Run, task: str) -> Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]:
+class HeadScorer:
     """For every test text of a task whether its head in a run is right, with an adapter in the place of the learned one.
+
+    Args:
+        run: with a head for the task.
+        task: its name.
+        most: test texts to draw; all by default.
+
+    Attributes:
+        task, metric: what is scored, and how it is called.
 
     Raises:
         InputError: a run without a head for that task.
     """
-    recipe = run.recipe
-    if not isinstance(recipe, MixtureRecipe) or not recipe.has_heads or task not in recipe.tasks:
-        raise InputError(f"'{run.folder}' has no head for '{task}'")
-    data, tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
-    model: HeadsModel = on_device(load_heads_model(run, data, tokenizer), find_device(None))
-    examples = tokenize(data[task].test, tokenizer, recipe.model.max_length)
 
-    def score(adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
-        model.road = RoadModel(model.road.model, adapter, model.road.positions, model.road.planes)
-        return np.array(_outcomes(model, task, "+".join(data), examples, tokenizer))
+    def __init__(self, run: Run, task: str, most: int | None = None, device: str | None = None) -> None:
+        recipe = run.recipe
+        if not isinstance(recipe, MixtureRecipe) or not recipe.has_heads or task not in recipe.tasks:
+            raise InputError(f"'{run.folder}' has no head for '{task}'")
+        self.task, self.metric = task, "accuracy"
+        data, self._tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
+        self._active = "+".join(data)
+        self._model: HeadsModel = on_device(load_heads_model(run, data, self._tokenizer), find_device(device))
+        test = tokenize(data[task].test, self._tokenizer, recipe.model.max_length)
+        self._examples = test if most is None else drawn(test, most)
 
-    return score
+    def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
+        """Text by text whether the head is right, with all planes active."""
+        road = self._model.road
+        self._model.road = RoadModel(road.model, adapter, road.positions, road.planes)
+        return np.array(_outcomes(self._model, self.task, self._active, self._examples, self._tokenizer))
 
 
 @torch.no_grad()

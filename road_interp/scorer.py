@@ -17,6 +17,7 @@ from torch import Tensor
 from road_interp.adapter import RoadAdapter
 from road_interp.answer_scorer import AnswerScorer
 from road_interp.errors import InputError
+from road_interp.heads import HeadScorer
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_tokenizer, on_device
 from road_interp.recipe import MixtureRecipe, Recipe
@@ -28,10 +29,13 @@ from road_interp.trainer import find_device, forward_precision
 BATCH = 64
 
 
-def scorer_of(run: Run, most: int | None = None, device: str | None = None) -> RunScorer | AnswerScorer:
+def scorer_of(run: Run, most: int | None = None, device: str | None = None) -> RunScorer | HeadScorer | AnswerScorer:
     """What scores a run of one classification task, or of behaviours. Raises InputError for a run of another kind."""
-    if isinstance(run.recipe, MixtureRecipe) and not run.recipe.has_heads:
-        return AnswerScorer(run, most, device)
+    if isinstance(run.recipe, MixtureRecipe):
+        if not run.recipe.has_heads:
+            return AnswerScorer(run, most, device)
+        if len(run.recipe.tasks) == 1:
+            return HeadScorer(run, next(iter(run.recipe.tasks)), most, device)
     return RunScorer(run, most, device)
 
 

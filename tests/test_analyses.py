@@ -319,7 +319,7 @@ def test_interference(tmp_path, monkeypatch, capsys):
         whole = run.adapter.angles(sites[0])  # half of the answers are wrong once the first layer turned further
         return lambda adapter: np.array([True, torch.allclose(adapter.angles(sites[0]), whole, atol=1e-4)] * 20)
 
-    replaced = {"monkeypatch": monkeypatch, "train_once": trained, "head_scorer": scorer}
+    replaced = {"monkeypatch": monkeypatch, "train_once": trained, "HeadScorer": scorer}
     for _ in range(2):
         run("interference", "--quick", "--out", tmp_path, **replaced)
     names = ["sentiment", "source"]

@@ -14,6 +14,7 @@ from road_interp.measure.heads import HeadsReport, HeadsStudy, active_sets
 from road_interp.pretrained import load_tokenizer
 from road_interp.recipe import load_recipe
 from road_interp.run import Run
+from road_interp.scorer import scorer_of
 from road_interp.tasks import load_task
 from road_interp.training import evaluate, train
 
@@ -100,12 +101,31 @@ def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
 def test_a_head_is_scored_with_any_adapter(finished):
     report = HeadsReport.from_json((finished.folder / "heads.json").read_text())
     for task in report.tasks:
-        score = heads.head_scorer(finished, task)
+        score = heads.HeadScorer(finished, task)
         assert tuple(score(finished.adapter)) == report.correct[task]["tone+start"]
         assert tuple(score(finished.adapter**0)) == report.correct[task]["__base__"]
         assert tuple(score(finished.adapter.restrict(finished.planes.of(task)))) == report.correct[task][task]
     with pytest.raises(InputError, match="heads' has no head for 'tune'"):
-        heads.head_scorer(finished, "tune")
+        heads.HeadScorer(finished, "tune")
+
+
+def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monkeypatch, capsys):
+    def diagnosed(*arguments):
+        monkeypatch.setattr(cli.sys, "argv", ["road-interp", "diagnose", *map(str, arguments), "--most", "10", "--json"])
+        cli.main()
+        return json.loads(capsys.readouterr().out)["checks"]
+
+    alone = recipe_for(folder, "training.max_steps=2")
+    run = train(replace(alone, tasks={"tone": alone.tasks["tone"]}), folder / "tone alone", progress=False)
+    report = HeadsReport.from_json((run.folder / "heads.json").read_text())
+    scorer = scorer_of(run)
+    assert isinstance(scorer, heads.HeadScorer)
+    assert tuple(scorer(run.adapter)) == report.correct["tone"]["tone"]
+    assert len(scorer_of(run, most=10)(run.adapter)) == 10
+    relies, hurts = diagnosed(run.folder, "--control", run.folder)
+    assert relies["question"] == "Does the adapter rely on its magnitudes?"
+    assert (hurts["question"], "all layers" in hurts["numbers"]) == ("Do the rotated planes hurt other features?", True)
+    assert [check["question"] for check in diagnosed(finished.folder)] == ["Do the tasks fail to compose?"]
 
 
 def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):

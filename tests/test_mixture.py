@@ -309,7 +309,7 @@ def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys
         "Does the adapter rely on its magnitudes?",
     ]
     for options, message in (
-        (("--refit",), "there is no head to fit again"),
+        (("--refit",), "heads are fitted again of runs that learned one classification task only"),
         (("--by", "plane"), "by 'plane' is not known; use layer, kind, planes"),
     ):
         code, out, err = run(capsys, monkeypatch, "ablate", folder, "--most", 2, *options)
