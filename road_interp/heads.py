@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from jaxtyping import Bool
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
@@ -120,7 +121,7 @@ def train_heads(
     }
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scored as `evaluate` will
     for split in ("validation", "test"):
-        report = score_heads(recipe, model, tokenizer, data, split)
+        report = score_heads(recipe, model, tokenizer, data, split, progress)
         metrics[split] = report.summary()
     contents: dict[str, bytes | str] = {HEADS: report.to_json(), HEAD: head_file(model, ["heads"])}
     return finish_run(trainer, recipe, adapter, metrics, contents, folder, where)
@@ -159,12 +160,16 @@ def score_heads(
     tokenizer: PreTrainedTokenizerBase,
     data: Mapping[str, Task],
     split: str,
+    progress: bool = False,
 ) -> HeadsReport:
     """Every head on the texts of its task, with no planes, its own and all planes active."""
-    correct: dict[str, dict[str, tuple[bool, ...]]] = {}
-    for name, task in data.items():
-        examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
-        correct[name] = {active: _outcomes(model, name, active, examples, tokenizer) for active in active_sets(name, list(data))}
+    correct: dict[str, dict[str, tuple[bool, ...]]] = {name: {} for name in data}
+    with Console(stderr=True, quiet=not progress).status("") as status:
+        for name, task in data.items():
+            examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
+            for active in active_sets(name, list(data)):
+                status.update(f"{split} texts of '{name}' with {active}")
+                correct[name][active] = _outcomes(model, name, active, examples, tokenizer)
     return HeadsReport(recipe.model.name, method_of(recipe), tuple(data), (recipe.seed,), correct)
 
 

@@ -101,7 +101,7 @@ def evaluate(run: Run, data: str | None = None, *, device: str | None = None, pr
         if run.recipe.has_heads:
             labels = load_labels(run.recipe)
             heads = on_device(load_heads_model(run, labels, tokenizer), find_device(device))
-            return score_heads(run.recipe, heads, tokenizer, labels, "test").summary()
+            return score_heads(run.recipe, heads, tokenizer, labels, "test", progress).summary()
         return _evaluate_mixture(run, recipe, tokenizer, device, progress)
     task = load_task(run.recipe.data)
     examples = task.test if data is None else load_examples(run.recipe.data, data, run.classes)
