@@ -65,14 +65,14 @@ def _check(content: dict[str, Any]) -> Check:
 
 
 def needs_magnitudes(ablation: AblationReport) -> Check:
-    """Whether a trained adapter loses accuracy when its angles are kept and its magnitudes set to 1.
+    """Whether a trained adapter loses accuracy (or its behaviours) when its angles are kept and its magnitudes set to 1.
 
     That is said of this adapter with its head: whether the task could do without is seen by training with `adapter.learn=angles`.
     An adapter that does nothing for the task allows no verdict.
     """
     losses = {part: ablation.loss(ablation.of("parts", "all planes", part)) for part in (ANGLES, MAGNITUDES)}
-    numbers = {f"accuracy lost with {part}": loss for part, loss in losses.items()}
-    reason = f"accuracy lost with {ANGLES}, against a margin of {MARGIN:g}"
+    numbers = {f"{ablation.metric} lost with {part}": loss for part, loss in losses.items()}
+    reason = f"{ablation.metric} lost with {ANGLES}, against a margin of {MARGIN:g}"
     gained = ablation.loss(ablation.of("parts", "all planes", NEITHER))
     verdict: Verdict = _above(losses[ANGLES], MARGIN) if _above(gained, MARGIN) == "yes" else "cannot tell"
     return Check("Does the adapter rely on its magnitudes?", verdict, reason, numbers)
