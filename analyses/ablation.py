@@ -25,7 +25,7 @@ from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_json_object, read_text, write_atomically
 from road_interp.measure.ablation import ANGLES, BY, MAGNITUDES, AblationReport, ablation
 from road_interp.run import ADAPTER, Run
-from road_interp.scorer import RunScorer, scorer_of
+from road_interp.scorer import scorer_of
 from road_interp.study import QUICK, fingerprint, runs_for_seeds, study_options, tell
 
 ALONE = {"angles": ANGLES, "magnitudes": MAGNITUDES}
@@ -48,7 +48,7 @@ def measure(parts: Path, folders: Sequence[Path], by: Sequence[str], most: int |
             raise InputError(f"no run of the recipe and seed of '{run.folder}' that learned both parts is there to stand beside")
     reports: dict[int, AblationReport] = {}
     for seed, run in whole.items():
-        path = kept(parts, run, by, most)
+        path = kept(parts, run, sorted(by), most)
         if not path.is_file():
             write_atomically(path, taken_apart(run, by, most).to_json())
         reports[seed] = AblationReport.from_json(path.read_text())
@@ -78,7 +78,7 @@ def taken_apart(run: Run, by: Sequence[str], most: int | None) -> AblationReport
         task=scorer.task,
         seed=run.recipe.seed,
         metric=scorer.metric,
-        refitted=scorer.refitted if isinstance(scorer, RunScorer) else None,
+        refitted=scorer.refitted,
         by=by,
         progress=lambda name, done, total: tell(f"{done + 1} of {total}: {name}"),
     )

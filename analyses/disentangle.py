@@ -83,7 +83,7 @@ def main() -> None:
         disable_progress_bars()
         seeds = options.seeds[: 1 if options.quick else None]
         report = measure(options.task, options.data, options.before_norm, seeds, QUICK if options.quick else None)
-    name = f"disentangle-{report.task}" + ("-before-norm" if "before" in report.place else "")
+    name = f"disentangle-{report.task}{'-before-norm' * options.before_norm}" if options.redraw is None else options.redraw.stem
     print(figures.save_figure(plots.disentangle(report), report, options.out, name))
 
 

@@ -160,7 +160,7 @@ def tell_disentangle(report: DisentangleReport) -> tuple[str, list[Row]]:
 def tell_ablation(report: AblationReport) -> tuple[str, list[Row]]:
     parts = {part: report.of("parts", "all planes", part) for part in (BOTH, ANGLES, MAGNITUDES, NEITHER)}
     sentence = (
-        f"Of the {report.metric} with both parts, angles alone lose {with_interval(report.loss(parts[ANGLES]))} and "
+        f"{report.model}, {report.metric}: angles alone lose {with_interval(report.loss(parts[ANGLES]))} of both parts and "
         f"magnitudes alone {with_interval(report.loss(parts[MAGNITUDES]))}; without either "
         f"{with_interval(report.loss(parts[NEITHER]))} are lost."
     )

@@ -23,7 +23,7 @@ from road_interp import figures, plots
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
-from road_interp.heads import HeadScorer
+from road_interp.head_scorer import HeadScorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
 from road_interp.recipe import MixtureRecipe, load_recipe
 from road_interp.run import Run

@@ -20,6 +20,7 @@ from road_interp.files import read_text
 from road_interp.measure.composition import Answer, answer_perplexity
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.pretrained import load_tokenizer
+from road_interp.recipe import MixtureRecipe
 from road_interp.run import Run
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -28,9 +29,9 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 def measure(folder: Path, strengths: Sequence[float], prompts: int) -> StrengthReport:
     """The curve of a run that learned one behaviour, on the first test prompts of its recipe."""
     run = Run.load(folder)
-    scorer = AnswerScorer(run, prompts)
-    if len(scorer.behaviours) != 1:
+    if not isinstance(run.recipe, MixtureRecipe) or len(run.recipe.tasks) != 1:
         raise InputError(f"'{folder}' did not learn one behaviour alone")
+    scorer = AnswerScorer(run, prompts)
     ((task, behaviour),) = scorer.behaviours.items()
 
     def answering(power: float) -> list[Answer]:

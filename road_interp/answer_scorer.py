@@ -26,10 +26,11 @@ class AnswerScorer:
 
     Args:
         run: of behaviours that are scored on reviews.
-        most: test prompts to take, the first ones; all by default.
+        most: test prompts to take, the first ones (they lie in a drawn order); all by default.
 
     Attributes:
         task, metric: what is scored, and how it is called.
+        refitted: None; there is no head to fit again.
         base: the bare model.
         behaviours: by the names of the run's tasks.
         reviews, prompts: what is answered, in the same order.
@@ -38,12 +39,14 @@ class AnswerScorer:
         InputError: a run of another kind.
     """
 
+    refitted = None
+
     def __init__(self, run: Run, most: int | None = None, device: str | None = None) -> None:
         recipe = run.recipe
         if not isinstance(recipe, MixtureRecipe) or not (mixture := load_mixture(recipe)).test:
             raise InputError(f"'{run.folder}' is not a run of behaviours on reviews: only such runs can be scored this way")
         self.base: Any = on_device(load_model(recipe.model, "causal-lm")[0], find_device(device)).eval()
-        self.task, self.metric = "+".join(mixture.scorers), "all in one answer"
+        self.task, self.metric = "+".join(mixture.scorers), "all in one answer" if len(mixture.scorers) > 1 else "shown"
         self.behaviours = mixture.scorers
         self.reviews = mixture.test[:most]
         self._recipe, self._tokenizer = recipe, load_tokenizer(recipe.model)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from road_interp.adapter import RoadAdapter
     from road_interp.bench import BenchReport
     from road_interp.measure import AblationReport, Check, DriftReport
+    from road_interp.measure.ablation import Score
     from road_interp.recipe import ModelRecipe, Trainable
     from road_interp.run import Run
 
@@ -267,12 +268,12 @@ def _ablate(folder: Path, most: int | None, by: Collection[str], refit: bool, de
 
     from road_interp import measure
     from road_interp.run import Run
-    from road_interp.scorer import RunScorer, scorer_of
+    from road_interp.scorer import scorer_of
 
     _quiet_libraries()
     run = Run.load(folder)
     scorer = scorer_of(run, most, device)
-    if refit and not isinstance(scorer, RunScorer):
+    if refit and scorer.refitted is None:
         raise InputError(f"--refit: heads are fitted again of runs that learned one classification task only, not of '{folder}'")
     with Progress(console=Console(stderr=True)) as bar:
         line = bar.add_task("", total=None)
@@ -280,10 +281,10 @@ def _ablate(folder: Path, most: int | None, by: Collection[str], refit: bool, de
             run.adapter,
             scorer,
             model=run.recipe.model.name,
-            task=folder.name,
+            task=scorer.task,
             seed=run.recipe.seed,
             metric=scorer.metric,
-            refitted=scorer.refitted if isinstance(scorer, RunScorer) and refit else None,
+            refitted=scorer.refitted if refit else None,
             by=by,
             progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
         )
@@ -291,8 +292,10 @@ def _ablate(folder: Path, most: int | None, by: Collection[str], refit: bool, de
 
 @app.command()
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="a run folder: of one classification task, or of several tasks")],
-    most: Annotated[int | None, typer.Option(min=1, help="test examples to draw; all by default")] = None,
+    run: Annotated[Path, typer.Argument(help="a run folder: of one classification task, of several heads, or of behaviours")],
+    most: Annotated[
+        int | None, typer.Option(min=1, help="test examples to draw; all by default, of which behaviours answer each four times")
+    ] = None,
     control: Annotated[
         Path | None, typer.Option(help="the run of another task, on the same sites, that should not suffer")
     ] = None,
@@ -303,18 +306,21 @@ def diagnose(
     from road_interp import measure
     from road_interp.recipe import MixtureRecipe
     from road_interp.run import Run
+    from road_interp.scorer import scorer_of
 
+    _quiet_libraries()
     loaded, other = Run.load(run), None if control is None else Run.load(control)
     if other is not None and (other.recipe.model, other.adapter.sites) != (loaded.recipe.model, loaded.adapter.sites):
         raise InputError(f"'{control}' is of another model or of other sites than '{run}': its control must share them")
+    scored = None if other is None else scorer_of(other, most, device)
     recipe, checks = loaded.recipe, []
     several = recipe if isinstance(recipe, MixtureRecipe) and len(recipe.tasks) > 1 else None
     if several is not None:
         checks.append(measure.fails_to_compose(loaded.composition))
     if several is None or not several.has_heads:
         checks.append(measure.needs_magnitudes(_ablate(run, most, (), False, device)))
-    if other is not None:
-        checks.append(_hurts(loaded, other, most, device))
+    if other is not None and scored is not None:
+        checks.append(_hurts(loaded, other, scored))
     diagnosis = measure.Diagnosis(tuple(checks))
     if as_json:
         print(diagnosis.to_json())
@@ -323,18 +329,16 @@ def diagnose(
         console.print(tables.check(check))
 
 
-def _hurts(run: Run, control: Run, most: int | None, device: str | None) -> Check:
+def _hurts(run: Run, control: Run, score: Score) -> Check:
     """The check on a control run: the adapter whole, and layer by layer."""
     from road_interp import measure
-    from road_interp.scorer import scorer_of
 
-    _quiet_libraries()
     layers = {f"layer {layer}": part for layer, part in run.adapter.by_layer().items()}
     adapters = {"control": control.adapter, "all layers": run.adapter, **layers}
     with Console(stderr=True).status("") as status:
         report = measure.interference(
             adapters,
-            {"control": scorer_of(control, most, device)},
+            {"control": score},
             model=run.recipe.model.name,
             seed=run.recipe.seed,
             progress=lambda what: status.update(f"scoring {what}"),

@@ -28,6 +28,11 @@ def in_one_line(program: str) -> Iterator[None]:
         fail(program, str(error), 1)
 
 
+def first_line(error: Exception) -> str:
+    """Of what a library's error says; its name where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def fail(program: str, message: str, code: int) -> NoReturn:
     """End the process with one line on standard error."""
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)

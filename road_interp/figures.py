@@ -64,7 +64,10 @@ def draw_ablation(report: AblationReport, folder: Path) -> Path:
         seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
         figure.suptitle(f"{report.model}, {report.variant}, {seeds}: parts of the adapter")
     plots.ablation(report, axes[0, 0])
-    plots.ablation_curve(report, axes[0, 1])
+    if any(row.group == "most turned" for row in report.rows):
+        plots.ablation_curve(report, axes[0, 1])
+    else:
+        axes[0, 1].set_axis_off()
     for group, ax in zip(several, axes[-1], strict=False):
         plots.ablation_by(report, ax, group=group)
     if len(several) == 1:

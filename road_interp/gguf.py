@@ -14,7 +14,7 @@ from huggingface_hub.constants import HF_HOME
 from huggingface_hub.utils.sha import sha_fileobj
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, first_line
 from road_interp.files import locked
 
 KEPT = Path(HF_HOME) / "road-interp"
@@ -54,8 +54,12 @@ def unpacked(file: Path, kind: str) -> Path:
     Raises:
         InputError: the file cannot be read, or the folder not written.
     """
-    with file.open("rb") as content:
-        folder = KEPT / f"{sha_fileobj(content).hex()[:16]}-{transformers.__version__}-{FORM}" / kind
+    try:
+        with file.open("rb") as content:
+            digest = sha_fileobj(content).hex()[:16]
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    folder = KEPT / f"{digest}-{transformers.__version__}-{FORM}" / kind
     if folder.is_dir():
         return folder
     try:
@@ -68,7 +72,7 @@ def unpacked(file: Path, kind: str) -> Path:
                 with torch.random.fork_rng(devices=[]):  # some releases draw weights that they then replace
                     whole = READERS[kind](file)
             except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
-                raise InputError(f"'{file}' cannot be read: {error}") from None
+                raise _unreadable(file, error) from None
             try:
                 _save(whole, folder)
             except Exception as error:  # of tokenizers the bare one
@@ -86,6 +90,10 @@ def _save(whole: Any, folder: Path) -> None:
         fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _unreadable(file: Path, error: Exception) -> InputError:
+    return InputError(f"'{file}' cannot be read: {first_line(error)}")
 
 
 def _no_room(file: Path, error: Exception) -> InputError:

@@ -7,10 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
-from jaxtyping import Bool
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,11 +22,11 @@ from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.model import RoadModel, load_trained
 from road_interp.planes import TaskPlanes
-from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
+from road_interp.pretrained import check_length, load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.sharding import shard_blocks
-from road_interp.tasks import Task, drawn, load_task, tokenize
+from road_interp.tasks import Task, load_task, tokenize
 from road_interp.trainer import find_device, finish_run, prepare_folder, start_run, train_on, training_arguments
 
 
@@ -169,45 +167,12 @@ def score_heads(
             examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
             for active in active_sets(name, list(data)):
                 status.update(f"{split} texts of '{name}' with {active}")
-                correct[name][active] = _outcomes(model, name, active, examples, tokenizer)
+                correct[name][active] = outcomes(model, name, active, examples, tokenizer)
     return HeadsReport(recipe.model.name, method_of(recipe), tuple(data), (recipe.seed,), correct)
 
 
-class HeadScorer:
-    """For every test text of a task whether its head in a run is right, with an adapter in the place of the learned one.
-
-    Args:
-        run: with a head for the task.
-        task: its name.
-        most: test texts to draw; all by default.
-
-    Attributes:
-        task, metric: what is scored, and how it is called.
-
-    Raises:
-        InputError: a run without a head for that task.
-    """
-
-    def __init__(self, run: Run, task: str, most: int | None = None, device: str | None = None) -> None:
-        recipe = run.recipe
-        if not isinstance(recipe, MixtureRecipe) or not recipe.has_heads or task not in recipe.tasks:
-            raise InputError(f"'{run.folder}' has no head for '{task}'")
-        self.task, self.metric = task, "accuracy"
-        data, self._tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
-        self._active = "+".join(data)
-        self._model: HeadsModel = on_device(load_heads_model(run, data, self._tokenizer), find_device(device))
-        test = tokenize(data[task].test, self._tokenizer, recipe.model.max_length)
-        self._examples = test if most is None else drawn(test, most)
-
-    def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
-        """Text by text whether the head is right, with all planes active."""
-        road = self._model.road
-        self._model.road = RoadModel(road.model, adapter, road.positions, road.planes)
-        return np.array(_outcomes(self._model, self.task, self._active, self._examples, self._tokenizer))
-
-
 @torch.no_grad()
-def _outcomes(
+def outcomes(
     model: HeadsModel, task: str, active: str, examples: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[bool, ...]:
     """Example by example whether the head of a task is right; batches hold texts of similar length."""

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, first_line
 from road_interp.gguf import KEPT, unpacked
 from road_interp.recipe import ModelRecipe
 
@@ -72,7 +72,7 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
     try:
         model, report = AUTO_CLASSES[head].from_pretrained(**arguments, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
-        raise InputError(f"model '{recipe.id}' cannot be loaded: {_first_line(error)}{_remedy(recipe)}") from None
+        raise InputError(f"model '{recipe.id}' cannot be loaded: {first_line(error)}{_remedy(recipe)}") from None
     if (path := Path(resolve(recipe.id))).suffix == GGUF:  # it goes by the file's place, not by that of the unpacked folder
         model.name_or_path = model.config.name_or_path = str(path.parent)
     fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
@@ -100,7 +100,7 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
     except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
-        raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {_first_line(error)}{_remedy(recipe)}") from None
+        raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {first_line(error)}{_remedy(recipe)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: it has no vocabulary")
     if tokenizer.pad_token is None:
@@ -125,7 +125,3 @@ def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
 
 def _remedy(recipe: ModelRecipe) -> str:
     return f" (unpacked under {KEPT}; delete that to unpack it again)" if recipe.id.endswith(GGUF) else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

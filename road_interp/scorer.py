@@ -17,7 +17,7 @@ from torch import Tensor
 from road_interp.adapter import RoadAdapter
 from road_interp.answer_scorer import AnswerScorer
 from road_interp.errors import InputError
-from road_interp.heads import HeadScorer
+from road_interp.head_scorer import HeadScorer
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_tokenizer, on_device
 from road_interp.recipe import MixtureRecipe, Recipe
@@ -30,13 +30,14 @@ BATCH = 64
 
 
 def scorer_of(run: Run, most: int | None = None, device: str | None = None) -> RunScorer | HeadScorer | AnswerScorer:
-    """What scores a run of one classification task, or of behaviours. Raises InputError for a run of another kind."""
-    if isinstance(run.recipe, MixtureRecipe):
-        if not run.recipe.has_heads:
-            return AnswerScorer(run, most, device)
-        if len(run.recipe.tasks) == 1:
-            return HeadScorer(run, next(iter(run.recipe.tasks)), most, device)
-    return RunScorer(run, most, device)
+    """What scores a run of one classification task, of one head, or of behaviours. Raises InputError for others."""
+    if not isinstance(run.recipe, MixtureRecipe):
+        return RunScorer(run, most, device)
+    if not run.recipe.has_heads:
+        return AnswerScorer(run, most, device)
+    if len(run.recipe.tasks) > 1:
+        raise InputError(f"'{run.folder}' has several heads: a run is scored as one number with one head, or with behaviours")
+    return HeadScorer(run, next(iter(run.recipe.tasks)), most, device)
 
 
 class RunScorer:

@@ -42,8 +42,10 @@ def study_options(
     if quick_most is not None:
         parser.add_argument("--most", type=int, help="test examples of every run; all by default")
     options = parser.parse_args()
-    if quick_most is not None and options.quick:
-        options.most = quick_most
+    if quick_most is not None:
+        if options.most is not None and options.most < 1:
+            parser.error("--most must be at least 1")
+        options.most = options.most or (quick_most if options.quick else None)
     options.parts = options.out / ("parts-quick" if options.quick else "parts")
     options.seeds = options.seeds[:quick_seeds] if options.quick else options.seeds
     return options

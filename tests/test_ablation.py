@@ -82,7 +82,7 @@ def test_seeds_go_together_and_json_keeps_everything():
     assert both.seeds == (0, 1)
     assert both.accuracy(both.of("parts", "all planes", ANGLES))[0] == 0.75
     assert AblationReport.from_json(both.to_json()) == both
-    with pytest.raises(InputError, match="only ablations of one model, task and variant"):
+    with pytest.raises(InputError, match="only ablations of one model, task, metric and variant"):
         AblationReport.over_seeds([first, taken_apart(needs("angles"), "road_2", seed=1)])
     with pytest.raises(InputError, match="a seed is there twice"):
         AblationReport.over_seeds([first, first])
@@ -117,4 +117,13 @@ def test_drawings_show_what_was_measured():
 @pytest.mark.parametrize("sites", [SITES[:1], SITES[:2], SITES[::2]])
 def test_one_layer_or_one_kind_is_drawn_without_the_panel_that_has_nothing(sites, tmp_path):
     report = measure.ablation(random_adapter(sites), lambda adapter: np.ones(10, bool), model="m", task="t", seed=0)
+    assert figures.draw_ablation(report, tmp_path).is_file()
+
+
+@pytest.mark.parametrize("by", [(), ("layer",), ("kind",), ("planes",), ("kind", "layer")])
+def test_what_is_scored_beside_the_parts_can_be_chosen(by, tmp_path):
+    report = taken_apart(needs("angles"), by=by)
+    groups = {"layer": {"layer"}, "kind": {"kind"}, "planes": {"most turned", "random planes"}}
+    assert {row.group for row in report.rows} == {"parts"}.union(*(groups[each] for each in by))
+    assert set(report.rows) <= set(taken_apart(needs("angles")).rows)
     assert figures.draw_ablation(report, tmp_path).is_file()

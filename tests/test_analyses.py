@@ -207,7 +207,7 @@ def test_drift(tmp_path, monkeypatch, capsys):
         return (base, {}) if method == "pretrained" else (moved, {"test": {"accuracy": 0.5}})
 
     batches = [token_batch(4), token_batch(3, seed=1)]
-    options = {"monkeypatch": monkeypatch, "trained": scripted, "read_batches": lambda changes: batches}
+    options = {"monkeypatch": monkeypatch, "trained": scripted, "read_batches": {tuple(QUICK): batches}.__getitem__}
     run("drift", "--quick", "--out", tmp_path, **options)
     run("drift", "--quick", "--out", tmp_path, **options)
     names = ["pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"]
@@ -238,10 +238,14 @@ def test_ablation(tmp_path, monkeypatch, capsys, finished):
     run("ablation", finished.folder, "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
     first = (tmp_path / "ablation.json").read_text()
     assert json.loads(first)["rows"][0]["part"] == "both"
-    run("ablation", finished.folder, "--quick", "--out", tmp_path, monkeypatch=monkeypatch, RunScorer=None)  # nothing is left
+    run("ablation", finished.folder, "--quick", "--out", tmp_path, monkeypatch=monkeypatch, scorer_of=None)  # nothing is left
     run("ablation", "--redraw", tmp_path / "ablation.json", "--out", tmp_path / "again", monkeypatch=monkeypatch)
+    with pytest.raises(SystemExit):
+        run("ablation", finished.folder, "--most", 0, "--out", tmp_path, monkeypatch=monkeypatch)
+    printed = capsys.readouterr()
+    assert "--most must be at least 1" in printed.err
     assert (tmp_path / "again" / "ablation.json").read_text() == first
-    assert capsys.readouterr().out.count("ablation.png") == 3
+    assert printed.out.count("ablation.png") == 3
 
 
 def test_ablation_trains_where_no_run_is_given(tmp_path, monkeypatch, capsys, finished):
@@ -333,7 +337,7 @@ def test_interference(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "again" / "interference.json").read_text() == first
     printed = capsys.readouterr().out
     assert printed.count("interference.png") == 3
-    told = "hurt other features? yes (accuracy that 'source' loses with 'sentiment', against a margin of 0.01)"
+    told = "hurt other features? yes (what 'source' loses with 'sentiment', against a margin of 0.01)"
     assert printed.count(told) == 3
 
 
@@ -347,7 +351,7 @@ def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch,
     page = (tmp_path / "index.html").read_text()
     assert page.count("<section") == page.count("data:image/png;base64,") == 3
     assert re.findall('<section id="(.*)">', page) == ["ablation", "strength", "other/ablation"]
-    assert "angles alone lose 0.000 [0.000, 0.000] and magnitudes alone 0.500" in page
+    assert "accuracy: angles alone lose 0.000 [0.000, 0.000] of both parts and magnitudes alone 0.500" in page
     assert "&#39;&lt;closing&gt;&#39;" in page
     assert 'src="http' not in page
     assert "strength run --out out</code>" in page.replace(str(tmp_path), "out").replace("out/run", "run")
@@ -367,7 +371,8 @@ def test_index_tells_what_was_measured(tmp_path, monkeypatch, capsys):
     kinds = (
         "angles shares structure query-key drift disentangle-rotten-tomatoes ablation composition heads strength scan-agreement"
     )
-    assert known == {*kinds.split(), "capacity", "interference", "throughput", "depths-agreement"}
+    before = "disentangle-rotten-tomatoes-before-norm"
+    assert known == {*kinds.split(), before, "capacity", "interference", "throughput", "depths-agreement"}
     assert page.count("<section") == len(known)
     assert "trained alone: angles only" in page
     assert not re.search(r"\bnan\b", re.sub('base64,[^"]*', "", page))

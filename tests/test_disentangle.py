@@ -257,6 +257,8 @@ def spoiled(**changes):
         ({"train": TEST}, {0: SPLITS}, {}, "features has no split 'validation'; it has train"),
         (SPLITS, {7: {}}, {}, r"random\[7\] has no split 'train'; it has none"),
         (SPLITS, {0: spoiled(labels=1 - TEST.labels)}, {}, r"random\[0\], test: other texts or another width"),
+        (SPLITS, {0: spoiled(place="block 1")}, {}, r"random\[0\], test: states of block 1, those of the pretrained"),
+        (spoiled(head_norms=TEST.head_norms[..., [0, 1, 1]]), {0: SPLITS}, {}, "of width 8 do not divide into 3 heads"),
         (spoiled(labels=TEST.labels[1:]), {0: SPLITS}, {}, "features, test: 400 states, 400 norms, 399 labels"),
         (
             spoiled(states=TEST.states * np.float32("nan")),

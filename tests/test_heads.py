@@ -10,6 +10,7 @@ import torch
 
 from road_interp import cli, heads, plots
 from road_interp.errors import InputError
+from road_interp.head_scorer import HeadScorer
 from road_interp.measure.heads import HeadsReport, HeadsStudy, active_sets
 from road_interp.pretrained import load_tokenizer
 from road_interp.recipe import load_recipe
@@ -101,12 +102,12 @@ def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
 def test_a_head_is_scored_with_any_adapter(finished):
     report = HeadsReport.from_json((finished.folder / "heads.json").read_text())
     for task in report.tasks:
-        score = heads.HeadScorer(finished, task)
+        score = HeadScorer(finished, task)
         assert tuple(score(finished.adapter)) == report.correct[task]["tone+start"]
         assert tuple(score(finished.adapter**0)) == report.correct[task]["__base__"]
         assert tuple(score(finished.adapter.restrict(finished.planes.of(task)))) == report.correct[task][task]
     with pytest.raises(InputError, match="heads' has no head for 'tune'"):
-        heads.HeadScorer(finished, "tune")
+        HeadScorer(finished, "tune")
 
 
 def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monkeypatch, capsys):
@@ -119,7 +120,7 @@ def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monke
     run = train(replace(alone, tasks={"tone": alone.tasks["tone"]}), folder / "tone alone", progress=False)
     report = HeadsReport.from_json((run.folder / "heads.json").read_text())
     scorer = scorer_of(run)
-    assert isinstance(scorer, heads.HeadScorer)
+    assert isinstance(scorer, HeadScorer)
     assert tuple(scorer(run.adapter)) == report.correct["tone"]["tone"]
     assert len(scorer_of(run, most=10)(run.adapter)) == 10
     relies, hurts = diagnosed(run.folder, "--control", run.folder)

@@ -301,7 +301,7 @@ def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys
     assert code == 0, err
     assert {row["group"] for row in json.loads(out)} == {"parts", "most turned", "random planes"}
     content = json.loads((tmp_path / "ablation.json").read_text())
-    assert (content["metric"], content["task"]) == ("all in one answer", "run")
+    assert (content["metric"], content["task"]) == ("all in one answer", "label+closing")
     code, out, err = run(capsys, monkeypatch, "diagnose", folder, "--most", 2, "--json")
     assert code == 0, err
     assert [check["question"] for check in json.loads(out)["checks"]] == [

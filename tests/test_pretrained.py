@@ -128,6 +128,13 @@ def test_gguf_files_that_cannot_be_read(tmp_path, monkeypatch):
             load_tokenizer(ModelRecipe(str(tmp_path / "bad.gguf")))
     assert not list((tmp_path / "kept").glob("*/*"))
 
+    def forbidden(content):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(gguf, "sha_fileobj", forbidden)
+    with pytest.raises(InputError, match="bad.gguf' cannot be read: .*Permission denied"):
+        load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
+
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("No space left")])  # tokenizers' own is bare
 def test_a_gguf_file_that_finds_no_room(tmp_path, monkeypatch, error):

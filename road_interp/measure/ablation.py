@@ -122,7 +122,7 @@ class AblationReport:
         for each in reports:
             same = replace(each, seeds=(), rows=()) == replace(first, seeds=(), rows=())
             if not same or [row.key for row in each.rows] != [row.key for row in first.rows]:
-                raise InputError("only ablations of one model, task and variant, taken apart alike, can be put together")
+                raise InputError("only ablations of one model, task, metric and variant, taken apart alike, can be put together")
         check_seeds([each.seeds for each in reports], [len(each.rows[0].correct) for each in reports])
         rows = tuple(
             replace(same[0], correct=tuple(right for row in same for right in row.correct))

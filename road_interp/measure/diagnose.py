@@ -79,7 +79,7 @@ def needs_magnitudes(ablation: AblationReport) -> Check:
 
 
 def hurts_others(interference: InterferenceReport, control: str, adapter: str) -> Check:
-    """Whether an adapter costs a control task accuracy when it is composed on the control's own.
+    """Whether an adapter costs a control task accuracy (or its behaviours) when it is composed on the control's own.
 
     Args:
         interference: of the adapter and a control task, and perhaps of the adapter restricted to some of its planes. Those stand
@@ -89,7 +89,7 @@ def hurts_others(interference: InterferenceReport, control: str, adapter: str) -
     if adapter not in interference.correct.get(control, {}):
         raise InputError(f"'{control}' was not scored with '{adapter}'; scored were {', '.join(interference.correct)}")
     costs = {other: interference.cost(control, other) for other in interference.correct[control] if other != NOTHING}
-    reason = f"accuracy that '{control}' loses with '{adapter}', against a margin of {MARGIN:g}"
+    reason = f"what '{control}' loses with '{adapter}', against a margin of {MARGIN:g}"
     return Check("Do the rotated planes hurt other features?", _above(costs[adapter], MARGIN), reason, costs)
 
 

@@ -405,6 +405,10 @@ def _check(features: Splits, random: Mapping[int, Splits], metric: str, num_labe
 def _check_split(place: str, split: Features, pretrained: Features, num_labels: int) -> None:
     if split.states.shape != pretrained.states.shape or not np.array_equal(split.labels, pretrained.labels):
         raise InputError(f"{place}: other texts or another width than those of the pretrained backbone")
+    if split.place != pretrained.place:
+        raise InputError(f"{place}: states of {split.place}, those of the pretrained backbone are of {pretrained.place}")
+    if split.states.shape[1] % split.head_norms.shape[2]:
+        raise InputError(f"{place}: states of width {split.states.shape[1]} do not divide into {split.head_norms.shape[2]} heads")
     if not len(split.states) == len(split.head_norms) == len(split.labels):
         raise InputError(f"{place}: {len(split.states)} states, {len(split.head_norms)} norms, {len(split.labels)} labels")
     if not all(np.isfinite(values).all() for values in (split.states, split.head_norms, split.labels)):
