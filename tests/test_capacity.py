@@ -50,11 +50,13 @@ def test_a_way_has_the_seeds_it_was_measured_with():
     ax = plots.capacity(together)
     assert "1 to 2 seeds" in ax.get_title()
     hollow = [line.get_xdata() for line in ax.lines if line.get_markerfacecolor() == "white"]
-    assert [list(x) for x in hollow] == [[0.1], [0.1, 0.2]]
+    assert [list(x) for x in hollow] == [pytest.approx([0.71]), pytest.approx([0.61, 0.62])]
 
 
 def test_the_drawing_has_every_point():
     ax = plots.capacity(CapacityReport("m", "t", report(0.7).points + report(0.6, "RoAd, places").points))
-    assert [text.get_text() for text in ax.texts] == ["1", "1", "2", "2"]  # by how much is trained
-    assert ax.get_xscale() == "log"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["1  0.1%", "1  0.1%", "2  0.2%", "2  0.2%"]
+    points = [container.lines[0] for container in ax.containers]
+    assert [line.get_ydata().tolist() for line in points] == [[0, 2], [1, 3]]
+    assert [line.get_xdata().tolist() for line in points] == [pytest.approx([0.71, 0.72]), pytest.approx([0.61, 0.62])]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["LoRA, rank", "RoAd, places"]
