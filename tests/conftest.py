@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import sys
+
 import datasets
 import numpy as np
 import pytest
@@ -28,6 +30,16 @@ from road_interp.site import Site
 from road_interp.training import train
 
 needs_compiler = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot compile transformers' own forward")
+
+
+@pytest.fixture(autouse=True)
+def figures_are_closed():
+    """What a test has drawn goes with it."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
