@@ -20,7 +20,7 @@ from road_interp.measure.heads import HeadsReport, HeadsStudy
 from road_interp.recipe import MixtureRecipe, load_recipe
 from road_interp.study import study_options, tell, train_once
 
-QUICK = ["training.max_steps=2"]
+QUICK = ["training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source"))]
 
 
 def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> HeadsStudy:
