@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from torch import Tensor
 
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.measure.composition import Answer, greedy_answers, shows
+from road_interp.measure.composition import Answer, answers_of, shows
 from road_interp.mixture import ask, load_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_model, load_tokenizer, on_device
@@ -49,7 +48,7 @@ class AnswerScorer:
         self.task, self.metric = "+".join(mixture.scorers), "all in one answer" if len(mixture.scorers) > 1 else "shown"
         self.behaviours = mixture.scorers
         self.reviews = mixture.test[:most]
-        self._recipe, self._tokenizer = recipe, load_tokenizer(recipe.model)
+        self._recipe, self._planes, self._tokenizer = recipe, run.planes, load_tokenizer(recipe.model)
         self.prompts = ask(recipe, [review.text for review in self.reviews], self._tokenizer)
 
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " prompts"]:
@@ -59,15 +58,7 @@ class AnswerScorer:
 
     def answers(self, adapter: RoadAdapter) -> list[Answer]:
         """Greedy answers with an adapter, in the prompts' order."""
-        model = RoadModel(self.base, adapter, self._recipe.adapter.positions)
+        model = RoadModel(self.base, adapter, self._recipe.adapter.positions, self._planes)
         settings = self._recipe.scoring
-        options = {
-            "max_new_tokens": settings.max_new_tokens,
-            "do_sample": False,
-            "pad_token_id": self._tokenizer.pad_token_id,
-        }
-
-        def generate(inputs: dict[str, Any]) -> Tensor:
-            return model.generate(inputs, **options)[1]
-
-        return greedy_answers(generate, self._tokenizer, self.prompts, settings.batch_size, self.base.device)
+        answering = answers_of(model, self._tokenizer, settings.max_new_tokens, settings.batch_size)
+        return answering(self.prompts, "+".join(self._recipe.tasks))
