@@ -1,0 +1,64 @@
+"""Folders written by 0.1.0 open: an adapter, pyvene's interventions, and a run folder of each kind."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import pyvene
+import torch
+from conftest import random_adapter, tiny_model, token_batch
+
+import road_interp as ri
+from road_interp.locate import find_sites
+
+GOLDEN = Path(__file__).parent / "golden" / "0.1.0"
+
+
+def assert_same(adapter, expected):
+    assert (adapter.sites, adapter.variant, adapter.group_size) == (expected.sites, expected.variant, expected.group_size)
+    for site in expected.sites:
+        assert torch.equal(adapter.theta[site.name], expected.theta[site.name])
+        assert torch.equal(adapter.alpha[site.name], expected.alpha[site.name])
+
+
+def test_adapters_open_to_the_bit():
+    sites = find_sites(tiny_model("Llama", "causal-lm"), "block-output")
+    assert_same(ri.RoadAdapter.load(GOLDEN / "adapter"), random_adapter(sites, "road_2", 4))
+    parts = find_sites(tiny_model("GPT2"), "attention-qk", layers=[0])
+    assert_same(ri.RoadAdapter.load(GOLDEN / "adapter-of-parts"), random_adapter(parts))
+
+
+@torch.no_grad()
+def test_interventions_open_in_plain_pyvene_and_as_a_model():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    expected = ri.RoadModel(copy.deepcopy(base), random_adapter(find_sites(base, "block-output")))(batch)[1].logits
+    for model in (
+        pyvene.IntervenableModel.load(str(GOLDEN / "pyvene"), copy.deepcopy(base)),
+        ri.RoadModel.from_pyvene(copy.deepcopy(base), GOLDEN / "pyvene"),
+    ):
+        torch.testing.assert_close(model(batch)[1].logits, expected, atol=1e-6, rtol=1e-6)
+    base = tiny_model("GPT2")
+    adapter = ri.RoadModel.from_pyvene(base, GOLDEN / "pyvene-of-parts").adapter
+    assert_same(adapter, random_adapter(find_sites(base, "attention-qk", layers=[0])))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tasks"),
+    [
+        ("classification", None),
+        ("multitask-classification", ("tone", "again")),
+        ("multitask-generation", ("label", "closing")),
+        ("questions", ("word",)),
+    ],
+)
+def test_runs_open(kind, tasks):
+    run = ri.Run.load(GOLDEN / "runs" / kind)
+    assert run.recipe.training.max_steps == 3
+    assert run.adapter.num_parameters == 64
+    assert "test" in run.metrics
+    assert (None if run.planes is None else run.planes.tasks) == tasks
+    if kind.startswith("multitask"):
+        assert run.composition.tasks == tasks
+        assert run.composition.summary().keys() <= run.metrics["test"].keys()
