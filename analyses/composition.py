@@ -43,10 +43,10 @@ from road_interp.measure.composition import (
 )
 from road_interp.mixture import ask, build_mixture_model, load_mixture, mixture_trainer
 from road_interp.model import RoadModel
-from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.pretrained import find_device, load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe, load_recipe
 from road_interp.run import COMPOSITION, METRICS, RECIPE, Run
-from road_interp.trainer import find_device, training_arguments
+from road_interp.trainer import training_arguments
 from road_interp.training import train
 
 MAIN = "label+closing, co-activation 0.5"

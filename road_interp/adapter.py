@@ -313,16 +313,17 @@ class RoadAdapter:
 
     @classmethod
     def from_peft(cls, source: Any, adapter_name: str | None = None, base: Any = None) -> RoadAdapter:
-        """The rotations of a PEFT RoAd folder, or of a live PeftModel: see `road_interp.peft_io.from_peft`."""
-        from road_interp.peft_io import from_peft
+        """The rotations of a PEFT RoAd folder, or of a live PeftModel: see `road_interp.peft_io.read_rotations`."""
+        from road_interp.peft_io import read_rotations
 
-        return from_peft(source, adapter_name, base)
+        return cls(*read_rotations(source, adapter_name, base))
 
     def to_peft(self, folder: str | os.PathLike[str], base: Any = None, modules_to_save: Sequence[str] = ()) -> None:
-        """Write a folder that `PeftModel.from_pretrained` loads: see `road_interp.peft_io.to_peft`."""
-        from road_interp.peft_io import to_peft
+        """Write a folder that `PeftModel.from_pretrained` loads: see `road_interp.peft_io.write_rotations`."""
+        from road_interp.peft_io import Rotations, write_rotations
 
-        to_peft(self, folder, base, modules_to_save)
+        rotations = Rotations(self.sites, self.theta, self.alpha, self.variant, self.group_size)
+        write_rotations(rotations, folder, base, modules_to_save)
 
     @classmethod
     def _from_description(cls, folder: Path, description: dict[str, Any]) -> RoadAdapter:

@@ -12,10 +12,9 @@ from road_interp.errors import InputError
 from road_interp.measure.composition import Answer, answers_of, shows
 from road_interp.mixture import ask, load_mixture
 from road_interp.model import RoadModel
-from road_interp.pretrained import load_model, load_tokenizer, on_device
+from road_interp.pretrained import find_device, load_model, load_tokenizer, on_device
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import Run
-from road_interp.trainer import find_device
 
 
 class AnswerScorer:

@@ -23,9 +23,8 @@ from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.peers import RANK, Call, Peers, draw_ids
-from road_interp.pretrained import load_model, on_device
+from road_interp.pretrained import find_device, load_model, on_device
 from road_interp.recipe import BenchRecipe
-from road_interp.trainer import find_device
 
 
 @dataclass(frozen=True)

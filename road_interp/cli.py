@@ -409,7 +409,7 @@ def _load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
 
     base = None if run is None else run.load_model().model
     if (folder / peft_io.CONFIG).is_file():
-        return peft_io.from_peft(folder, base=base)
+        return RoadAdapter.from_peft(folder, base=base)
     if base is not None:
         from road_interp import pyvene_io
 

@@ -9,11 +9,10 @@ from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.heads import HeadsModel, load_heads_model, load_labels, outcomes
 from road_interp.model import RoadModel
-from road_interp.pretrained import load_tokenizer, on_device
+from road_interp.pretrained import find_device, load_tokenizer, on_device
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import Run
 from road_interp.tasks import drawn, tokenize
-from road_interp.trainer import find_device
 
 
 class HeadScorer:

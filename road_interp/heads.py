@@ -22,12 +22,12 @@ from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.model import RoadModel, load_trained
 from road_interp.planes import TaskPlanes
-from road_interp.pretrained import check_length, load_model, load_tokenizer
+from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.sharding import shard_blocks
 from road_interp.tasks import Task, load_task, tokenize
-from road_interp.trainer import find_device, finish_run, prepare_folder, start_run, train_on, training_arguments
+from road_interp.trainer import finish_run, prepare_folder, start_run, train_on, training_arguments
 
 
 class HeadsModel(nn.Module):

@@ -31,20 +31,12 @@ from road_interp.measure.matches import MatchReport, Question, matches, said
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.positions import position_mask
-from road_interp.pretrained import check_length, load_model, load_tokenizer, on_device
+from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
 from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
 from road_interp.sharding import shard_blocks
 from road_interp.tasks import read_examples, read_rows
-from road_interp.trainer import (
-    RoadTrainer,
-    find_device,
-    finish_run,
-    prepare_folder,
-    start_run,
-    train_on,
-    training_arguments,
-)
+from road_interp.trainer import RoadTrainer, finish_run, prepare_folder, start_run, train_on, training_arguments
 
 # Sandboxed: a template comes with a recipe and must not reach beyond its row.
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)

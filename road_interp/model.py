@@ -215,7 +215,7 @@ class RoadModel(pyvene.IntervenableModel):
         Raises:
             InputError: no RoAd adapter, or one of another model.
         """
-        adapter = peft_io.from_peft(folder, base=base_model)
+        adapter = RoadAdapter.from_peft(folder, base=base_model)
         peft_io.load_modules_to_save(base_model, folder)
         return cls(base_model, adapter)
 
@@ -234,7 +234,7 @@ class RoadModel(pyvene.IntervenableModel):
             raise InputError("tasks on planes cannot be said in PEFT; restrict the adapter to one task's planes and save that")
         if self.bank is not None:
             raise InputError("a bank is many adapters: save each one by its own `to_peft`")
-        peft_io.to_peft(self.adapter, folder, self.model, modules_to_save)
+        self.adapter.to_peft(folder, self.model, modules_to_save)
 
     @classmethod
     def from_pyvene(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str], positions: Positions = "all") -> RoadModel:

@@ -1,4 +1,4 @@
-"""PEFT's RoAd, both ways: its folders and models become adapters, and adapters become folders that PEFT loads.
+"""PEFT's RoAd format, both ways: rotations read from its folders and live models, and written to folders that PEFT loads.
 
 PEFT rotates the whole output of `nn.Linear` modules, at every token. That is all it can say: other places, other tokens and
 disjoint planes of several tasks are refused on the way out.
@@ -10,14 +10,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp import rotation
-from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.head import head_tensors, put_into, read_tensors
@@ -30,8 +29,18 @@ THETA, ALPHA = "road_theta", "road_alpha"
 Source = str | os.PathLike[str] | nn.Module
 
 
-def from_peft(source: Source, adapter_name: str | None = None, base: PreTrainedModel | None = None) -> RoadAdapter:
-    """The rotations of a PEFT RoAd adapter.
+class Rotations(NamedTuple):
+    """What PEFT's format holds of an adapter: the arguments of `RoadAdapter`, in their order."""
+
+    sites: tuple[Site, ...]
+    theta: Mapping[str, Tensor]
+    alpha: Mapping[str, Tensor]
+    variant: rotation.Variant
+    group_size: int
+
+
+def read_rotations(source: Source, adapter_name: str | None = None, base: PreTrainedModel | None = None) -> Rotations:
+    """The rotations of a PEFT RoAd adapter, theta (radians) and alpha (factors) in fp32.
 
     Args:
         source: a folder with adapter_config.json and adapter_model.safetensors, or a live PeftModel.
@@ -62,11 +71,11 @@ def from_peft(source: Source, adapter_name: str | None = None, base: PreTrainedM
         sites.sort(key=lambda site: order[site.name])
     else:
         sites.sort(key=lambda site: (site.layer is None, site.layer or 0))
-    return RoadAdapter(tuple(sites), theta, alpha, variant, group_size)
+    return Rotations(tuple(sites), theta, alpha, variant, group_size)
 
 
-def to_peft(
-    adapter: RoadAdapter,
+def write_rotations(
+    rotations: Rotations,
     folder: str | os.PathLike[str],
     base: PreTrainedModel | None = None,
     modules_to_save: Sequence[str] = (),
@@ -88,16 +97,16 @@ def to_peft(
     if (folder / CONFIG).exists():
         raise InputError(f"'{folder}' holds a PEFT adapter already; choose another folder")
     saved = _modules_to_save(base, modules_to_save)
-    for site in adapter.sites:
+    for site in rotations.sites:
         _check_expressible(site, base, saved)
-    tensors = {f"{PREFIX}{site.name}.{THETA}": adapter.theta[site.name] for site in adapter.sites}
-    tensors |= {f"{PREFIX}{site.name}.{ALPHA}": adapter.alpha[site.name] for site in adapter.sites}
+    tensors = {f"{PREFIX}{site.name}.{THETA}": rotations.theta[site.name] for site in rotations.sites}
+    tensors |= {f"{PREFIX}{site.name}.{ALPHA}": rotations.alpha[site.name] for site in rotations.sites}
     if base is not None:
         tensors |= {f"{PREFIX}{name}": values for name, values in head_tensors(base, saved).items()}
     config = RoadConfig(
-        variant=adapter.variant,
-        group_size=adapter.group_size,
-        target_modules="|".join(re.escape(site.name) for site in adapter.sites),  # a list would match other modules' ends too
+        variant=rotations.variant,
+        group_size=rotations.group_size,
+        target_modules="|".join(re.escape(site.name) for site in rotations.sites),  # a list would match other modules' ends too
         modules_to_save=list(modules_to_save) or None,
         base_model_name_or_path=getattr(base, "name_or_path", None) or None,
         # Of other tasks PEFT would add heads to save that this adapter may not have.

@@ -79,6 +79,15 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
     return model, [name for name, _ in model.named_modules() if name in fresh]
 
 
+def find_device(device: str | None) -> torch.device:
+    """The device of that name, or what torch finds."""
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(f"device '{device}' is not known; use cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch finds no CUDA device")
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def on_device(model: Any, device: torch.device) -> Any:
     """The model on a device, unless accelerate has laid it over several."""
     return model if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1 else model.to(device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,19 +101,50 @@ class Run:
         self.load_model().to_peft(folder, sorted({name.rpartition(".")[0] for name in names}))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload the folder with a model card: see `road_interp.hub.push_to_hub`."""
-        from road_interp.hub import push_to_hub
+        """Upload the folder with a model card and the figure of its angles; the address of the commit.
 
-        return push_to_hub(self, repo_id, private=private, token=token)
+        Args:
+            repo_id: "user/name"; the repository is made if there is none.
+            private: whether a new repository is.
+            token: of the Hub; by default that of `hf auth login`.
+
+        Raises:
+            InputError: a name that the Hub does not take, or a Hub that refuses.
+        """
+        from road_interp import figures, hub, measure, plots
+
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "run"
+            shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(CHECKPOINTS, FIGURES))
+            card = hub.model_card(self.adapter, self.recipe, self.metrics, repo_id, (self.folder / HEAD).is_file())
+            (folder / hub.CARD).write_text(card, encoding="utf-8")
+            report = measure.angles(self.adapter)
+            shutil.copy(figures.save_figure(plots.angles(report), report, Path(temporary), "angles"), folder)
+            return hub.upload(folder, repo_id, private=private, token=token)
 
     @classmethod
     def from_hub(
         cls, repo_id: str, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
     ) -> Run:
-        """A run that was pushed: see `road_interp.hub.from_hub`."""
-        from road_interp.hub import from_hub
+        """A run that `push_to_hub` uploaded, from the Hub's cache on this machine.
 
-        return from_hub(repo_id, revision, token, trust_remote_code)
+        Args:
+            trust_remote_code: whether its recipe may run code that comes with the base model.
+
+        Raises:
+            InputError: no such repository, one that holds no run, or a run that wants to run code without your leave.
+        """
+        from road_interp import hub
+
+        folder = hub.download(repo_id, revision, token)
+        try:
+            run = cls.load(folder)
+        except InputError as error:
+            raise InputError(f"'{repo_id}' is not a run of road-interp: {error}") from None
+        if run.recipe.model.trust_remote_code and not trust_remote_code:
+            what = f"'{repo_id}' runs code that comes with '{run.recipe.model.id}'"
+            raise InputError(f"{what}: read it, then pass trust_remote_code=True")
+        return run
 
 
 def describe_environment(seed: int, device: str, precision: str) -> str:

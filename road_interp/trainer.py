@@ -301,12 +301,3 @@ def _processor_prefers_bf16() -> bool:
         return min(timeit.repeat(lambda: factors @ factors, number=1, repeat=9))
 
     return seconds(torch.bfloat16) < 0.7 * seconds(torch.float32)
-
-
-def find_device(device: str | None) -> torch.device:
-    """The device of that name, or what torch finds."""
-    if device not in (None, "cpu", "cuda"):
-        raise InputError(f"device '{device}' is not known; use cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch finds no CUDA device")
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -108,7 +108,7 @@ def test_links_out_of_a_repository_are_refused(finished, hub, tmp_path):
 
 
 def test_the_card_says_what_was_rotated(finished):
-    card = model_card(finished, "somebody/rotated")
+    card = model_card(finished.adapter, finished.recipe, finished.metrics, "somebody/rotated", head=True)
     _, head, text = card.split("---\n", 2)
     data = yaml.safe_load(head)
     assert data["library_name"] == "road-interp"
