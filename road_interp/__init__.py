@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from road_interp.site import Site
     from road_interp.training import evaluate, train
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "RoadAdapter": "adapter",
     "RoadBank": "bank",
     "InterchangeRuns": "causal",
@@ -41,11 +41,11 @@ _HOMES = {
     "RoadIntervention": "intervention",
     "find_sites": "locate",
     "RoadModel": "model",
-    "TaskPlanes": "planes",
     "Pair": "pairs",
     "encode_pairs": "pairs",
     "load_pairs": "pairs",
     "read_pairs": "pairs",
+    "TaskPlanes": "planes",
     "load_model": "pretrained",
     "load_tokenizer": "pretrained",
     "load_recipe": "recipe",
@@ -87,8 +87,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("measure", "plots"):
         return import_module(f"road_interp.{name}")
-    if name in _HOMES:
-        return getattr(import_module(f"road_interp.{_HOMES[name]}"), name)
+    if name in _LAZY_IMPORTS:
+        return getattr(import_module(f"road_interp.{_LAZY_IMPORTS[name]}"), name)
     raise AttributeError(f"module 'road_interp' has no attribute '{name}'")
 
 

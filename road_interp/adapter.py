@@ -17,11 +17,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from road_interp import rotation
 from road_interp.errors import InputError
 from road_interp.files import locked, read_json_object, write_atomically
 from road_interp.fingerprint import Fingerprint
-from road_interp.rotation import Blocks, Polar, Variant
+from road_interp.rotation import plane_maps
+from road_interp.rotation.plane_maps import Blocks, Polar, Variant
 from road_interp.site import Part, Site
 
 FORMAT = 1
@@ -54,8 +54,8 @@ class RoadAdapter:
     base: Fingerprint | None = None
 
     def __post_init__(self) -> None:
-        if self.variant not in rotation.VARIANTS:
-            raise InputError(f"unknown variant '{self.variant}'; the variants are {', '.join(rotation.VARIANTS)}")
+        if self.variant not in plane_maps.VARIANTS:
+            raise InputError(f"unknown variant '{self.variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
         if not self.sites:
             raise InputError("an adapter needs at least one site")
         names = [site.name for site in self.sites]
@@ -70,7 +70,7 @@ class RoadAdapter:
 
     def _check(self, kind: str, site: Site, values: Tensor | None) -> None:
         site.check_group_size(self.group_size)
-        expected = rotation.num_parameters(site.width, self.variant)
+        expected = plane_maps.num_parameters(site.width, self.variant)
         if values is None:
             raise InputError(f"site '{site.name}': its {kind} is missing")
         if tuple(values.shape) != (expected,):
@@ -88,9 +88,9 @@ class RoadAdapter:
     def identity(cls, sites: Iterable[Site], variant: Variant = "road_1", group_size: int = 2) -> RoadAdapter:
         """The adapter that changes nothing: every angle 0, every scale 1."""
         sites = tuple(sites)
-        if variant not in rotation.VARIANTS:
-            raise InputError(f"unknown variant '{variant}'; the variants are {', '.join(rotation.VARIANTS)}")
-        sizes = {site.name: rotation.num_parameters(site.width, variant) for site in sites}
+        if variant not in plane_maps.VARIANTS:
+            raise InputError(f"unknown variant '{variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
+        sizes = {site.name: plane_maps.num_parameters(site.width, variant) for site in sites}
         theta = {name: torch.zeros(size) for name, size in sizes.items()}
         alpha = {name: torch.ones(size) for name, size in sizes.items()}
         return cls(sites, theta, alpha, variant, group_size)
@@ -115,11 +115,11 @@ class RoadAdapter:
     def blocks(self, site: Site | str) -> Blocks:
         """The 2 x 2 blocks of one site, one per plane."""
         name = self.site(site).name
-        return rotation.blocks(self.theta[name], self.alpha[name], self.variant, self.group_size)
+        return plane_maps.blocks(self.theta[name], self.alpha[name], self.variant, self.group_size)
 
     def polar(self, site: Site | str) -> Polar:
         """Angle, stretches and reflection flag of every plane of one site, for any variant."""
-        return rotation.polar(self.blocks(site))
+        return plane_maps.polar(self.blocks(site))
 
     def angles(self, site: Site | str) -> Float[Tensor, " planes"]:
         """How far every plane turns: radians in (-pi, pi]."""
@@ -132,12 +132,12 @@ class RoadAdapter:
 
     def matrix(self, site: Site | str) -> Float[Tensor, "width width"]:
         """The dense `R` of one site."""
-        return rotation.matrix(self.blocks(site), self.group_size)
+        return plane_maps.matrix(self.blocks(site), self.group_size)
 
     def __matmul__(self, inner: RoadAdapter) -> RoadAdapter:
         """`(a @ b)(h) == a(b(h))`, exactly. road_1 stays road_1; with a general block the result is road_2."""
         self._check_combines(inner, "compose")
-        both = {site.name: rotation.compose(self.blocks(site), inner.blocks(site)) for site in self.sites}
+        both = {site.name: plane_maps.compose(self.blocks(site), inner.blocks(site)) for site in self.sites}
         return replace(self, base=self.base or inner.base)._with_blocks(both)
 
     def __pow__(self, strength: float) -> RoadAdapter:
@@ -145,14 +145,14 @@ class RoadAdapter:
         if self.variant != "road_1":
             raise InputError(f"real powers exist for road_1 only, this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
-        return self._with_blocks({site.name: rotation.power(self.blocks(site), strength) for site in self.sites})
+        return self._with_blocks({site.name: plane_maps.power(self.blocks(site), strength) for site in self.sites})
 
     def inverse(self) -> RoadAdapter:
         """The adapter that undoes this one. Raises InputError naming site and plane where a block is singular."""
         undone = {}
         for site in self.sites:
             try:
-                undone[site.name] = rotation.inverse(self.blocks(site))
+                undone[site.name] = plane_maps.inverse(self.blocks(site))
             except InputError as error:
                 raise InputError(f"site '{site.name}': {error}") from None
         return self._with_blocks(undone)
@@ -218,11 +218,11 @@ class RoadAdapter:
 
     def angles_only(self) -> RoadAdapter:
         """The same turns without any stretch: the orthogonal polar factor of every block (a mirror where it reflects)."""
-        return self._with_blocks({site.name: rotation.polar_factors(self.blocks(site))[0] for site in self.sites})
+        return self._with_blocks({site.name: plane_maps.polar_factors(self.blocks(site))[0] for site in self.sites})
 
     def magnitudes_only(self) -> RoadAdapter:
         """The same stretches without any turn: `a.angles_only() @ a.magnitudes_only()` equals `a`."""
-        return self._with_blocks({site.name: rotation.polar_factors(self.blocks(site))[1] for site in self.sites})
+        return self._with_blocks({site.name: plane_maps.polar_factors(self.blocks(site))[1] for site in self.sites})
 
     def with_sites_of(self, other: RoadAdapter, chosen: Callable[[Site], bool]) -> RoadAdapter:
         """This adapter, with the maps of `other` at the chosen sites."""
@@ -249,7 +249,7 @@ class RoadAdapter:
 
     def _with_blocks(self, maps: Mapping[str, Blocks]) -> RoadAdapter:
         variant: Variant = "road_1" if all(each.b is None for each in maps.values()) else "road_2"
-        pairs = {name: rotation.parameters(each, variant, self.group_size) for name, each in maps.items()}
+        pairs = {name: plane_maps.parameters(each, variant, self.group_size) for name, each in maps.items()}
         theta = {name: pair[0] for name, pair in pairs.items()}
         alpha = {name: pair[1] for name, pair in pairs.items()}
         return replace(self, theta=theta, alpha=alpha, variant=variant)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from road_interp import rotation
 from road_interp.detour import Change, divert, own_forward
 from road_interp.errors import InputError
 from road_interp.intervention import apply_to_part
 from road_interp.positions import Positions, position_mask
-from road_interp.rotation import Blocks, Entries
+from road_interp.rotation import plane_maps
+from road_interp.rotation.inplace import COMPLEX, SMALLEST, turn
+from road_interp.rotation.plane_maps import Blocks, Entries
 from road_interp.site import Site
-from road_interp.turn import COMPLEX, SMALLEST, turn
 
 
 class Attachment:
@@ -117,7 +117,7 @@ class Attachment:
             self._active = done < prompt.shape[1]
         if not self._active:
             return None
-        mask = rotation.per_row(position_mask(self._positions, prompt), batch)[:, done : done + length]
+        mask = plane_maps.per_row(position_mask(self._positions, prompt), batch)[:, done : done + length]
         return nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask
 
     def _change(self, index: int, site: Site, module: nn.Module) -> Change:
@@ -191,8 +191,8 @@ class Attachment:
 
 def _apply_entries_to_part(blocks: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:
     if site.part is None:
-        return rotation.apply_entries(blocks, hidden, group_size)
-    return site.part.replace(hidden, rotation.apply_entries(blocks, site.part.select(hidden), group_size))
+        return plane_maps.apply_entries(blocks, hidden, group_size)
+    return site.part.replace(hidden, plane_maps.apply_entries(blocks, site.part.select(hidden), group_size))
 
 
 def _invertible(blocks: Sequence[Blocks]) -> bool:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from road_interp import rotation
 from road_interp.adapter import DESCRIPTION, RoadAdapter
 from road_interp.errors import InputError
+from road_interp.rotation import plane_maps
 
 BASE = "__base__"  # PEFT's name for "no adapter"
 
@@ -97,7 +97,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
         self._check_known([name])
         theta, alpha = self._vectors(name)
         names = [site.name for site in self.template.sites]
-        sizes = [rotation.num_parameters(site.width, self.template.variant) for site in self.template.sites]
+        sizes = [plane_maps.num_parameters(site.width, self.template.variant) for site in self.template.sites]
         return replace(
             self.template,
             theta=dict(zip(names, theta.split(sizes), strict=True)),

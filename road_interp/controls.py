@@ -16,7 +16,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from road_interp import butterfly
 from road_interp.causal import (
     Interchange,
     InterchangeReport,
@@ -30,6 +29,7 @@ from road_interp.errors import InputError
 from road_interp.interchange import RoadInterchangeIntervention
 from road_interp.intervention import pyvene
 from road_interp.pairs import Splits
+from road_interp.rotation import butterfly
 from road_interp.site import Site
 
 STACKED, PLANES = "stacked RoAd, one row", "RoAd, a row of every plane"

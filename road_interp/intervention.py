@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from road_interp import rotation
 from road_interp.errors import InputError
-from road_interp.rotation import Blocks, Variant
+from road_interp.rotation import plane_maps
+from road_interp.rotation.plane_maps import Blocks, Variant
 from road_interp.site import Part, Site
 
 
@@ -71,7 +71,7 @@ class RoadIntervention(
         """Become the identity of this variant, pairing and part."""
         width = self._whole if part is None else self._whole // part.period * (part.stop - part.start)
         Site("intervention", width).check_group_size(group_size)
-        size = rotation.num_parameters(width, variant)
+        size = plane_maps.num_parameters(width, variant)
         self.variant, self.group_size, self.part = variant, group_size, part
         self.theta = nn.Parameter(torch.zeros(size))
         self.alpha = nn.Parameter(torch.ones(size))
@@ -79,7 +79,7 @@ class RoadIntervention(
         partition = self.subspace_partition
         owners = None if partition is None else _subspace_planes(partition, width, group_size)
         self.register_buffer("subspace_planes", owners, persistent=False)
-        numbers = [rotation.VARIANTS.index(variant), group_size, *((0, 0, 0) if part is None else astuple(part))]
+        numbers = [plane_maps.VARIANTS.index(variant), group_size, *((0, 0, 0) if part is None else astuple(part))]
         self.register_buffer("form", torch.tensor(numbers))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -102,7 +102,7 @@ class RoadIntervention(
         """
         maps = self.row_blocks
         if maps is None:
-            maps = rotation.blocks(self.theta, self.alpha, self.variant, self.group_size)
+            maps = plane_maps.blocks(self.theta, self.alpha, self.variant, self.group_size)
         if subspaces is not None:
             maps = maps.where(self._active(subspaces))
         return apply_to_part(maps, base, self.group_size, self.part)
@@ -135,9 +135,9 @@ def read_form(form: Tensor) -> tuple[Variant, int, Part | None]:
     """Variant, group_size and part from the `form` of an intervention's state. Raises InputError for numbers that are none."""
     number, group_size, *part = form.tolist() if form.shape == (5,) and form.dtype == torch.int64 else (-1, 0, 0, 0, 0)
     period, start, stop = part
-    if not 0 <= number < len(rotation.VARIANTS) or (any(part) and not 0 <= start < stop <= period):
+    if not 0 <= number < len(plane_maps.VARIANTS) or (any(part) and not 0 <= start < stop <= period):
         raise InputError(f"{form.tolist()} is not the form of a RoadIntervention")
-    return rotation.VARIANTS[number], group_size, Part(*part) if any(part) else None
+    return plane_maps.VARIANTS[number], group_size, Part(*part) if any(part) else None
 
 
 def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size: int) -> Bool[Tensor, "subspaces planes"]:
@@ -147,7 +147,7 @@ def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size:
         if beyond := [dimension for dimension in dimensions if not 0 <= dimension < width]:
             raise InputError(f"subspace {index} holds dimension {beyond[0]}, but the state has {width}")
         member[index, torch.tensor(dimensions, dtype=torch.long)] = True
-    first, second = rotation.plane_dimensions(width, group_size)
+    first, second = plane_maps.plane_dimensions(width, group_size)
     if (cut := member[:, first] != member[:, second]).any():
         index, plane = cut.nonzero()[0].tolist()
         raise InputError(
@@ -160,5 +160,5 @@ def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size:
 def apply_to_part(maps: Blocks, hidden: Tensor, group_size: int, part: Part | None) -> Tensor:
     """`hidden` with the rotation applied to all of it, or to the part of a fused output."""
     if part is None:
-        return rotation.apply(maps, hidden, group_size)
-    return part.replace(hidden, rotation.apply(maps, part.select(hidden), group_size))
+        return plane_maps.apply(maps, hidden, group_size)
+    return part.replace(hidden, plane_maps.apply(maps, part.select(hidden), group_size))

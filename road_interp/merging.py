@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from road_interp import rotation
 from road_interp.errors import InputError
-from road_interp.rotation import Blocks
+from road_interp.rotation import plane_maps
+from road_interp.rotation.plane_maps import Blocks
 from road_interp.site import Site
 
 
@@ -39,7 +39,7 @@ def rotate_weights(module: Any, maps: Blocks, group_size: int, site: Site) -> No
     def rotate(columns: Tensor) -> Tensor:
         columns = columns.float() if columns.dtype.itemsize < 4 else columns
         part = columns if site.part is None else site.part.select(columns)
-        turned = rotation.apply(maps, part.contiguous(), group_size)
+        turned = plane_maps.apply(maps, part.contiguous(), group_size)
         return turned if site.part is None else site.part.replace(columns, turned)
 
     columns = module.weight if isinstance(module, Conv1D) else module.weight.T  # (inputs, outputs)

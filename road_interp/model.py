@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp import peft_io, pyvene_io, rotation
+from road_interp import peft_io, pyvene_io
 from road_interp.adapter import RoadAdapter
 from road_interp.attachment import Attachment
 from road_interp.bank import RoadBank
@@ -26,7 +26,8 @@ from road_interp.locate import is_linear, output_width
 from road_interp.merging import check_mergeable, rotate_weights, shared_tensors
 from road_interp.planes import TaskPlanes
 from road_interp.positions import Positions, parse_positions
-from road_interp.rotation import Blocks, Entries
+from road_interp.rotation import plane_maps
+from road_interp.rotation.plane_maps import Blocks, Entries
 from road_interp.site import Site
 
 
@@ -396,7 +397,7 @@ class RoadModel(pyvene.IntervenableModel):
         if self.bank is not None:
             rows = partial(self._rows, adapter_names)  # asked again in every pass: an adapter may be replaced
             rows()  # unknown names are refused before anything runs
-            coefficients, entries = rows, lambda index: rotation.entries_of(rows()[index])
+            coefficients, entries = rows, lambda index: plane_maps.entries_of(rows()[index])
         elif adapter_names is not None:
             raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
         if tasks is None and learning is None:
@@ -439,7 +440,7 @@ class RoadModel(pyvene.IntervenableModel):
 
     def _current_entries(self, index: int) -> Entries:
         intervention = self._interventions_in_order[index]
-        return rotation.entries(intervention.theta, intervention.alpha, self.variant, self.group_size)
+        return plane_maps.entries(intervention.theta, intervention.alpha, self.variant, self.group_size)
 
     def _current(self) -> list[Blocks]:
         """The blocks of the parameters as they are now. Nothing is kept: a fused optimizer changes parameters without a trace."""
@@ -448,7 +449,7 @@ class RoadModel(pyvene.IntervenableModel):
     def _blocks_of(self, interventions: Sequence[RoadIntervention]) -> list[Blocks]:
         devices = tuple(each.theta.device for each in interventions)
         if len(set(devices)) > 1:
-            return [rotation.blocks(each.theta, each.alpha, self.variant, self.group_size) for each in interventions]
+            return [plane_maps.blocks(each.theta, each.alpha, self.variant, self.group_size) for each in interventions]
         theta, alpha = torch.cat([each.theta for each in interventions]), torch.cat([each.alpha for each in interventions])
         return _split_blocks(theta, alpha, self.sites, self.variant, self.group_size, devices)
 
@@ -553,14 +554,14 @@ def _split_blocks(
     theta: Tensor,
     alpha: Tensor,
     sites: Sequence[Site],
-    variant: rotation.Variant,
+    variant: plane_maps.Variant,
     group_size: int,
     devices: Sequence[torch.device],
 ) -> list[Blocks]:
     """Blocks of every site from vectors that hold all sites side by side; for road_1 all at once."""
-    sizes = [rotation.num_parameters(site.width, variant) for site in sites]
+    sizes = [plane_maps.num_parameters(site.width, variant) for site in sites]
     if variant == "road_1" and len(set(devices)) == 1:
-        together = rotation.blocks(theta.to(devices[0]), alpha.to(devices[0]), variant, group_size)
+        together = plane_maps.blocks(theta.to(devices[0]), alpha.to(devices[0]), variant, group_size)
         return [Blocks(part) for part in together.a.split(sizes, dim=-1)]
     pairs = zip(theta.split(sizes, dim=-1), alpha.split(sizes, dim=-1), devices, strict=True)
-    return [rotation.blocks(t.to(device), a.to(device), variant, group_size) for t, a, device in pairs]
+    return [plane_maps.blocks(t.to(device), a.to(device), variant, group_size) for t, a, device in pairs]

@@ -16,11 +16,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp import rotation
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.head import head_tensors, put_into, read_tensors
 from road_interp.locate import block_stacks, place
+from road_interp.rotation import plane_maps
 from road_interp.site import Site
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,7 +35,7 @@ class Rotations(NamedTuple):
     sites: tuple[Site, ...]
     theta: Mapping[str, Tensor]
     alpha: Mapping[str, Tensor]
-    variant: rotation.Variant
+    variant: plane_maps.Variant
     group_size: int
 
 
@@ -58,12 +58,14 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
     else:
         config, tensors = read_folder(source)
         variant, group_size = config.get("variant", "road_1"), config.get("group_size", 64)
-    if variant not in rotation.VARIANTS:
-        raise InputError(f"unknown variant {variant!r}; the variants are {', '.join(rotation.VARIANTS)}")
+    if variant not in plane_maps.VARIANTS:
+        raise InputError(f"unknown variant {variant!r}; the variants are {', '.join(plane_maps.VARIANTS)}")
     theta, alpha = (dict(_named(tensors, kind)) for kind in (THETA, ALPHA))
     if not theta:
         raise InputError("the adapter rotates no module: none of its tensors is a road_theta")
-    sites = [_site(module, 2 * values.numel() // rotation.num_parameters(2, variant), model) for module, values in theta.items()]
+    sites = [
+        _site(module, 2 * values.numel() // plane_maps.num_parameters(2, variant), model) for module, values in theta.items()
+    ]
     if model is not None:
         order = {name: index for index, (name, _) in enumerate(model.named_modules())}
         if missing := [site.name for site in sites if site.name not in order]:

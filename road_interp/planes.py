@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from road_interp import rotation
 from road_interp.bank import BASE
 from road_interp.errors import InputError
+from road_interp.rotation import plane_maps
 from road_interp.site import Site
 
 Split = Literal["shares", "alternating", "sites", "layers"]
@@ -112,7 +112,7 @@ class TaskPlanes:
 
     def dimensions(self, site: Site, group_size: int) -> list[list[int]]:
         """The tasks' dimensions at one site: pyvene's `subspace_partition`."""
-        first, second = rotation.plane_dimensions(site.width, group_size)
+        first, second = plane_maps.plane_dimensions(site.width, group_size)
         masks = [self._mask(task, site) for task in self.owned]
         return [sorted([*first[mask].tolist(), *second[mask].tolist()]) for mask in masks]
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from road_interp import rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
 from road_interp.intervention import RoadIntervention, pyvene, read_form
 from road_interp.locate import block_stacks, find_sites, place
+from road_interp.rotation import plane_maps
 from road_interp.site import Part, Site
 
 CONFIG = "config.json"
@@ -88,9 +88,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _site(base: PreTrainedModel, module: str, variant: rotation.Variant, theta: Tensor, part: Part | None) -> Site:
+def _site(base: PreTrainedModel, module: str, variant: plane_maps.Variant, theta: Tensor, part: Part | None) -> Site:
     """The site of a module's output, or of a part of it, which has the name that `find_sites` gives it."""
-    width = 2 * theta.numel() // rotation.num_parameters(2, variant)
+    width = 2 * theta.numel() // plane_maps.num_parameters(2, variant)
     if part is None:
         return Site(module, width, *place(module, block_stacks(base)))
     for site in find_sites(base, "attention-qk"):

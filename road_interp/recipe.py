@@ -15,7 +15,7 @@ import yaml
 
 from road_interp.errors import InputError
 from road_interp.positions import parse_positions
-from road_interp.rotation import Variant
+from road_interp.rotation.plane_maps import Variant
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from road_interp import rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import check_folder, read_json_object, write_atomically
 from road_interp.model import RoadModel
 from road_interp.recipe import Trainable, TrainingRecipe, load_recipe
+from road_interp.rotation import plane_maps
 from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
 from road_interp.sharding import leave_to_fsdp
 
@@ -142,8 +142,8 @@ def unsound_part(model: nn.Module) -> str:
         for site, intervention in road.by_site():
             if not (intervention.theta.isfinite().all() and intervention.alpha.isfinite().all()):
                 return f"site '{site.name}' holds a value that is not finite"
-            maps = rotation.blocks(intervention.theta, intervention.alpha, intervention.variant, intervention.group_size)
-            if (lost := rotation.singular(maps)).any():
+            maps = plane_maps.blocks(intervention.theta, intervention.alpha, intervention.variant, intervention.group_size)
+            if (lost := plane_maps.singular(maps)).any():
                 return f"site '{site.name}', plane {int(lost.nonzero()[0])}, is singular"
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():

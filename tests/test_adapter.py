@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from road_interp import rotation
 from road_interp.adapter import DESCRIPTION, RoadAdapter
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.fingerprint import Fingerprint
 from road_interp.locate import find_sites
 from road_interp.model import RoadModel
+from road_interp.rotation import plane_maps
 from road_interp.site import Part, Site
 
 SITES = (Site("a.query", 8, 0, "query"), Site("a.fused[key]", 16, 1, "fused[key]", Part(48, 16, 32)))
@@ -59,8 +59,8 @@ def test_distance_is_a_metric(first, second, third):
     assert (a @ c).distance(b @ c) == pytest.approx(a.distance(b), abs=1e-4)
 
 
-@pytest.mark.parametrize("outer", rotation.VARIANTS)
-@pytest.mark.parametrize("inner", rotation.VARIANTS)
+@pytest.mark.parametrize("outer", plane_maps.VARIANTS)
+@pytest.mark.parametrize("inner", plane_maps.VARIANTS)
 def test_composition_is_exact_for_all_variants(outer, inner):
     a, b = random_adapter(SITES, outer, seed=1), random_adapter(SITES, inner, seed=2)
     both = a @ b
@@ -78,11 +78,11 @@ def test_distance_sums_angles_and_log_magnitudes_over_all_sites():
     assert first.distance(second) == pytest.approx((turns + torch.tensor(2.0).log().item() ** 2) ** 0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize("variant", rotation.VARIANTS)
+@pytest.mark.parametrize("variant", plane_maps.VARIANTS)
 def test_magnitudes_are_the_roots_of_areas(variant):
     adapter = random_adapter(SITES, variant, spread=0.8)
     for site in SITES:
-        areas = rotation.determinant(adapter.blocks(site)).abs()
+        areas = plane_maps.determinant(adapter.blocks(site)).abs()
         torch.testing.assert_close(adapter.magnitudes(site) ** 2, areas, rtol=1e-4, atol=1e-5)
     bent = RoadAdapter(SITES[:1], {"a.query": torch.zeros(8)}, {"a.query": torch.tensor([8.0, 1, 1, 1, 2, 1, 1, 1])}, "road_2")
     torch.testing.assert_close(bent.magnitudes("a.query")[0], torch.tensor(8.0).sqrt())

@@ -7,9 +7,9 @@ import pyvene
 import torch
 from conftest import tiny_model, token_batch
 
-from road_interp import butterfly
 from road_interp.errors import InputError
 from road_interp.interchange import RoadInterchangeIntervention
+from road_interp.rotation import butterfly
 
 WIDTH = 32
 

@@ -7,10 +7,10 @@ import pyvene
 import torch
 from conftest import random_adapter, tiny_model, token_batch
 
-from road_interp import rotation
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention
 from road_interp.locate import find_sites
+from road_interp.rotation import plane_maps
 
 
 def intervenable(model, component, intervention):
@@ -25,7 +25,7 @@ def filled(width, variant="road_1", group_size=2, seed=0):
     return intervention
 
 
-@pytest.mark.parametrize("variant", rotation.VARIANTS)
+@pytest.mark.parametrize("variant", plane_maps.VARIANTS)
 @pytest.mark.parametrize("group_size", [2, 8])
 def test_the_start_changes_no_bit(bert, variant, group_size):
     batch = token_batch()
@@ -39,7 +39,7 @@ def test_an_instance_rotates_whole_sequences_of_any_model(bert):
     intervention = filled(32)
 
     def rotate(module, args, output):
-        return rotation.apply(rotation.blocks(intervention.theta, intervention.alpha, "road_1", 2), output, 2)
+        return plane_maps.apply(plane_maps.blocks(intervention.theta, intervention.alpha, "road_1", 2), output, 2)
 
     handle = bert.encoder.layer[1].attention.self.query.register_forward_hook(rotate)
     expected = bert(**batch).last_hidden_state

@@ -12,12 +12,12 @@ import torch
 from accelerate import cpu_offload
 from conftest import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
 
-from road_interp import rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.bank import BASE, RoadBank
 from road_interp.errors import InputError
 from road_interp.locate import find_sites
 from road_interp.model import RoadModel
+from road_interp.rotation import plane_maps
 
 WHERE = ["all-linear", "attention-qk", "block-output"]
 ARCHITECTURES = ["Llama", "GPT2", "GPTNeoX", "OPT", "Phi3"]
@@ -74,7 +74,7 @@ def test_the_identity_changes_no_bit(architecture, where):
 
 @pytest.mark.parametrize("architecture", ["Llama", "GPT2"])
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("variant", rotation.VARIANTS)
+@pytest.mark.parametrize("variant", plane_maps.VARIANTS)
 def test_gradients_equal_pyvenes(architecture, where, variant):
     model, batch = road_model(architecture, where, variant), token_batch()
     gradients = []
@@ -239,7 +239,7 @@ def test_encoder_decoder_models_take_all_positions_only():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("variant", rotation.VARIANTS)
+@pytest.mark.parametrize("variant", plane_maps.VARIANTS)
 @pytest.mark.parametrize("where", WHERE)
 def test_a_mixed_batch_equals_each_row_alone(side, variant, where):
     model, batch = bank_model(where=where, variant=variant), padded_batch((7, 3, 5, 7), side)
@@ -339,7 +339,7 @@ def test_other_peoples_hooks_stay_and_see_what_the_next_layer_sees():
         unrotated = attention.q_proj(taken[0])
         seen.clear()
         torch.testing.assert_close(
-            rotated, rotation.apply(model.adapter.blocks("model.layers.0.self_attn.q_proj"), unrotated, model.group_size)
+            rotated, plane_maps.apply(model.adapter.blocks("model.layers.0.self_attn.q_proj"), unrotated, model.group_size)
         )
         through_pyvene(model, batch)
         model.generate(batch, **GREEDY)
@@ -353,7 +353,7 @@ def test_hidden_states_that_transformers_returns_are_rotated():
     model = RoadModel(base, random_adapter(sites))
     plain = base(**batch, output_hidden_states=True).hidden_states[1]
     states = model(base={**batch, "output_hidden_states": True})[1].hidden_states[1]
-    torch.testing.assert_close(states, rotation.apply(model.adapter.blocks(sites[0]), plain, 2))
+    torch.testing.assert_close(states, plane_maps.apply(model.adapter.blocks(sites[0]), plain, 2))
 
 
 def test_training_inside_another_rotation_and_under_hooks_that_write():

@@ -7,7 +7,6 @@ import pyvene
 import torch
 from conftest import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
 
-from road_interp import rotation
 from road_interp.adapter import RoadAdapter
 from road_interp.bank import BASE, RoadBank
 from road_interp.errors import InputError
@@ -15,6 +14,7 @@ from road_interp.intervention import RoadIntervention
 from road_interp.locate import find_sites
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
+from road_interp.rotation import plane_maps
 from road_interp.site import Site
 
 SITES = (Site("a", 12, 0), Site("b", 16, 0), Site("c", 12, 1), Site("d", 8, 2))
@@ -57,7 +57,7 @@ def test_splits_are_what_they_say():
 @pytest.mark.parametrize("group_size", [2, 4])
 def test_dimensions_are_those_of_the_planes(group_size):
     planes = TaskPlanes.split("xy", SITES, "alternating")
-    first, second = rotation.plane_dimensions(12, group_size)
+    first, second = plane_maps.plane_dimensions(12, group_size)
     mine, others = planes.dimensions(SITES[0], group_size)
     assert sorted(mine + others) == list(range(12))
     assert {first[0].item(), second[0].item()} <= set(mine)
@@ -130,7 +130,7 @@ def test_disjoint_planes_commute_and_keep_to_their_dimensions():
     torch.testing.assert_close((mine @ others).matrix("a"), (others @ mine).matrix("a"), rtol=0, atol=1e-6)
     torch.testing.assert_close((mine @ others).matrix("a"), adapter.matrix("a"), rtol=0, atol=1e-6)
     states = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    turned = rotation.apply(mine.blocks("a"), states, 4)
+    turned = plane_maps.apply(mine.blocks("a"), states, 4)
     own, foreign = planes.dimensions(sites[0], 4)
     assert torch.equal(turned[:, foreign], states[:, foreign])
     assert ((turned[:, own] - states[:, own]).abs() > 0).all()

@@ -16,7 +16,7 @@ from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.locate import find_sites
 from road_interp.measure import AngleReport
-from road_interp.rotation import VARIANTS
+from road_interp.rotation.plane_maps import VARIANTS
 from road_interp.site import Site
 
 

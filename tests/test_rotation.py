@@ -11,24 +11,24 @@ from hypothesis import strategies as st
 from peft import RoadConfig
 from peft.tuners.road.layer import Linear as PeftRoadLinear
 
-from road_interp import rotation
 from road_interp.errors import InputError
+from road_interp.rotation import plane_maps
 
 WIDTH = 128
-VARIANTS = list(rotation.VARIANTS)
+VARIANTS = list(plane_maps.VARIANTS)
 GROUPS = [2, 4, 32, 64]
 
 
 def drawn(variant, width=WIDTH, seed=0, dtype=torch.float64, rows=(), spread=0.5):
     generator = torch.Generator().manual_seed(seed)
-    size = rotation.num_parameters(width, variant)
+    size = plane_maps.num_parameters(width, variant)
     theta = spread * torch.randn(*rows, size, generator=generator, dtype=dtype)
     alpha = 1 + spread * torch.randn(*rows, size, generator=generator, dtype=dtype)
     return theta, alpha
 
 
 def maps_of(variant, group_size, **options):
-    return rotation.blocks(*drawn(variant, **options), variant, group_size)
+    return plane_maps.blocks(*drawn(variant, **options), variant, group_size)
 
 
 def states(*shape, dtype=torch.float64, seed=9):
@@ -39,30 +39,30 @@ def states(*shape, dtype=torch.float64, seed=9):
 @pytest.mark.parametrize("group_size", GROUPS)
 class TestEveryVariant:
     def test_identity_at_the_start_changes_no_bit(self, variant, group_size):
-        size = rotation.num_parameters(WIDTH, variant)
-        maps = rotation.blocks(torch.zeros(size), torch.ones(size), variant, group_size)
+        size = plane_maps.num_parameters(WIDTH, variant)
+        maps = plane_maps.blocks(torch.zeros(size), torch.ones(size), variant, group_size)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             hidden = states(2, 3, WIDTH, dtype=dtype)
-            assert torch.equal(rotation.apply(maps, hidden, group_size), hidden)
+            assert torch.equal(plane_maps.apply(maps, hidden, group_size), hidden)
 
     def test_inverse_undoes(self, variant, group_size):
         maps, hidden = maps_of(variant, group_size), states(5, WIDTH)
-        back = rotation.apply(rotation.inverse(maps), rotation.apply(maps, hidden, group_size), group_size)
-        condition = (rotation.polar(maps).major / rotation.polar(maps).minor).max().item()
+        back = plane_maps.apply(plane_maps.inverse(maps), plane_maps.apply(maps, hidden, group_size), group_size)
+        condition = (plane_maps.polar(maps).major / plane_maps.polar(maps).minor).max().item()
         assert (back - hidden).abs().max() < 1e-12 * max(1.0, condition / 100)
 
     def test_compose_equals_apply_twice(self, variant, group_size):
         outer, inner, hidden = maps_of(variant, group_size, seed=1), maps_of(variant, group_size, seed=2), states(5, WIDTH)
-        twice = rotation.apply(outer, rotation.apply(inner, hidden, group_size), group_size)
-        once = rotation.apply(rotation.compose(outer, inner), hidden, group_size)
+        twice = plane_maps.apply(outer, plane_maps.apply(inner, hidden, group_size), group_size)
+        once = plane_maps.apply(plane_maps.compose(outer, inner), hidden, group_size)
         torch.testing.assert_close(once, twice, rtol=0, atol=1e-12)
 
     def test_complex_form_equals_real_form_equals_dense_matrix(self, variant, group_size):
         theta, alpha = drawn(variant)
-        maps, hidden = rotation.blocks(theta, alpha, variant, group_size), states(2, 5, WIDTH)
-        real = rotation.apply_entries(rotation.entries(theta, alpha, variant, group_size), hidden, group_size)
-        dense = hidden @ rotation.matrix(maps, group_size).T
-        torch.testing.assert_close(rotation.apply(maps, hidden, group_size), real, rtol=0, atol=1e-12)
+        maps, hidden = plane_maps.blocks(theta, alpha, variant, group_size), states(2, 5, WIDTH)
+        real = plane_maps.apply_entries(plane_maps.entries(theta, alpha, variant, group_size), hidden, group_size)
+        dense = hidden @ plane_maps.matrix(maps, group_size).T
+        torch.testing.assert_close(plane_maps.apply(maps, hidden, group_size), real, rtol=0, atol=1e-12)
         torch.testing.assert_close(dense, real, rtol=0, atol=1e-12)
 
     def test_peft_gives_the_same_output(self, variant, group_size):
@@ -71,13 +71,13 @@ class TestEveryVariant:
         layer = PeftRoadLinear(linear, "default", RoadConfig(variant=variant, group_size=group_size, init_weights=False))
         theta, alpha = layer.road_theta["default"].detach(), layer.road_alpha["default"].detach()
         inputs = states(4, 7, 16, dtype=torch.float32)
-        ours = rotation.apply(rotation.blocks(theta, alpha, variant, group_size), linear(inputs), group_size)
+        ours = plane_maps.apply(plane_maps.blocks(theta, alpha, variant, group_size), linear(inputs), group_size)
         torch.testing.assert_close(ours, layer(inputs), rtol=1e-6, atol=1e-6)
 
     def test_polar_parts_rebuild_the_blocks(self, variant, group_size):
         maps = maps_of(variant, group_size, spread=1.5)
-        polar = rotation.polar(maps)
-        d0, o0, o1, d1 = rotation.entries_of(maps)
+        polar = plane_maps.polar(maps)
+        d0, o0, o1, d1 = plane_maps.entries_of(maps)
         dense = torch.stack((torch.stack((d0, o0), -1), torch.stack((o1, d1), -1)), -2)
         expected = torch.linalg.svdvals(dense)
         torch.testing.assert_close(torch.stack((polar.major, polar.minor), -1), expected, rtol=0, atol=1e-12)
@@ -92,9 +92,9 @@ class TestEveryVariant:
     def test_rows_are_rotated_by_their_own_blocks(self, variant, group_size):
         theta, alpha = drawn(variant, rows=(3,))
         hidden = states(3, 4, WIDTH)
-        together = rotation.apply(rotation.blocks(theta, alpha, variant, group_size), hidden, group_size)
+        together = plane_maps.apply(plane_maps.blocks(theta, alpha, variant, group_size), hidden, group_size)
         for row in range(3):
-            alone = rotation.apply(rotation.blocks(theta[row], alpha[row], variant, group_size), hidden[row], group_size)
+            alone = plane_maps.apply(plane_maps.blocks(theta[row], alpha[row], variant, group_size), hidden[row], group_size)
             assert torch.equal(together[row], alone)
 
     def test_gradients_agree_with_finite_differences(self, variant, group_size):
@@ -102,64 +102,66 @@ class TestEveryVariant:
         hidden = states(2, 3, 64).requires_grad_()
 
         def turned(theta, alpha, hidden):
-            return rotation.apply(rotation.blocks(theta, alpha, variant, group_size), hidden, group_size)
+            return plane_maps.apply(plane_maps.blocks(theta, alpha, variant, group_size), hidden, group_size)
 
         assert torch.autograd.gradcheck(turned, (theta, alpha, hidden), fast_mode=True)
 
     def test_half_precision_keeps_its_dtype_and_follows_fp32(self, variant, group_size):
         theta, alpha = drawn(variant, dtype=torch.float32)
-        maps, hidden = rotation.blocks(theta, alpha, variant, group_size), states(2, 3, WIDTH, dtype=torch.float32)
+        maps, hidden = plane_maps.blocks(theta, alpha, variant, group_size), states(2, 3, WIDTH, dtype=torch.float32)
         for dtype in (torch.bfloat16, torch.float16):
-            low = rotation.apply(maps, hidden.to(dtype), group_size)
+            low = plane_maps.apply(maps, hidden.to(dtype), group_size)
             assert low.dtype == dtype
-            exact = rotation.apply(maps, hidden.to(dtype).float(), group_size)
+            exact = plane_maps.apply(maps, hidden.to(dtype).float(), group_size)
             assert torch.equal(low, exact.to(dtype))
 
 
 @pytest.mark.parametrize("group_size", GROUPS)
 def test_parameters_are_the_way_back(group_size):
     general = maps_of("road_4", group_size)
-    again = rotation.blocks(*rotation.parameters(general, "road_2", group_size), "road_2", group_size)
+    again = plane_maps.blocks(*plane_maps.parameters(general, "road_2", group_size), "road_2", group_size)
     torch.testing.assert_close(torch.stack(again), torch.stack(general), rtol=0, atol=1e-13)
     turning = maps_of("road_1", group_size)
-    again = rotation.blocks(*rotation.parameters(turning, "road_1", group_size), "road_1", group_size)
+    again = plane_maps.blocks(*plane_maps.parameters(turning, "road_1", group_size), "road_1", group_size)
     torch.testing.assert_close(again.a, turning.a, rtol=0, atol=1e-14)
 
 
 def test_paper_pairs_neighbours_and_peft_pairs_across_the_group():
-    quarter_turn = rotation.blocks(torch.tensor([math.pi / 2, 0.0]), torch.ones(2), "road_1", 2)
+    quarter_turn = plane_maps.blocks(torch.tensor([math.pi / 2, 0.0]), torch.ones(2), "road_1", 2)
     hidden = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    torch.testing.assert_close(rotation.apply(quarter_turn, hidden, 2), torch.tensor([-2.0, 1.0, 3.0, 4.0]))
-    torch.testing.assert_close(rotation.apply(quarter_turn, hidden, 4), torch.tensor([-3.0, 2.0, 1.0, 4.0]))
-    assert [part.tolist() for part in rotation.plane_dimensions(4, 4)] == [[0, 1], [2, 3]]
+    torch.testing.assert_close(plane_maps.apply(quarter_turn, hidden, 2), torch.tensor([-2.0, 1.0, 3.0, 4.0]))
+    torch.testing.assert_close(plane_maps.apply(quarter_turn, hidden, 4), torch.tensor([-3.0, 2.0, 1.0, 4.0]))
+    assert [part.tolist() for part in plane_maps.plane_dimensions(4, 4)] == [[0, 1], [2, 3]]
 
 
 def test_pure_rotations_keep_norms():
     theta, _ = drawn("road_1")
     hidden = states(10, WIDTH)
-    turned = rotation.apply(rotation.blocks(theta, torch.ones_like(theta), "road_1", 2), hidden, 2)
+    turned = plane_maps.apply(plane_maps.blocks(theta, torch.ones_like(theta), "road_1", 2), hidden, 2)
     torch.testing.assert_close(turned.norm(dim=-1), hidden.norm(dim=-1), rtol=1e-14, atol=0)
 
 
 def test_non_contiguous_states_take_the_equal_real_form():
     maps = maps_of("road_1", 2)
     hidden = states(WIDTH, 6).T
-    torch.testing.assert_close(rotation.apply(maps, hidden, 2), rotation.apply(maps, hidden.contiguous(), 2), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        plane_maps.apply(maps, hidden, 2), plane_maps.apply(maps, hidden.contiguous(), 2), rtol=0, atol=1e-14
+    )
 
 
 def test_singular_block_is_named():
     theta, alpha = drawn("road_1", width=8)
     alpha[2] = 0
     with pytest.raises(InputError, match="plane 2 cannot be inverted.*singular"):
-        rotation.inverse(rotation.blocks(theta, alpha, "road_1", 2))
-    flat = rotation.blocks(torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, 0.0]), "road_2", 2)
+        plane_maps.inverse(plane_maps.blocks(theta, alpha, "road_1", 2))
+    flat = plane_maps.blocks(torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, 0.0]), "road_2", 2)
     with pytest.raises(InputError, match="plane 1"):
-        rotation.inverse(flat)
+        plane_maps.inverse(flat)
 
 
 def test_angles_are_wrapped():
     theta = torch.tensor([3.5, -3.5, math.pi, -math.pi, 7.0])
-    angle = rotation.polar(rotation.blocks(theta, torch.ones(5), "road_1", 2)).angle
+    angle = plane_maps.polar(plane_maps.blocks(theta, torch.ones(5), "road_1", 2)).angle
     expected = torch.tensor([3.5 - 2 * math.pi, 2 * math.pi - 3.5, math.pi, math.pi, 7.0 - 2 * math.pi])
     torch.testing.assert_close(angle.cos(), expected.cos())
     assert (angle > -math.pi).all()
@@ -169,11 +171,11 @@ def test_angles_are_wrapped():
 def test_powers_of_general_blocks_and_parameters_that_do_not_hold_them_are_refused():
     general = maps_of("road_2", 2)
     with pytest.raises(InputError, match="^real powers exist for road_1 only: a general block has no unique one$"):
-        rotation.power(general, 0.5)
+        plane_maps.power(general, 0.5)
     with pytest.raises(InputError, match="use road_2"):
-        rotation.parameters(general, "road_1", 2)
+        plane_maps.parameters(general, "road_1", 2)
     with pytest.raises(InputError, match="use road_2"):
-        rotation.parameters(general, "road_4", 2)
+        plane_maps.parameters(general, "road_4", 2)
 
 
 planes = st.integers(1, 6)
@@ -186,45 +188,45 @@ def test_powers_add_up(count, first, second, seed):
     generator = torch.Generator().manual_seed(seed)
     theta = torch.randn(count, generator=generator, dtype=torch.float64)
     alpha = 0.2 + torch.rand(count, generator=generator, dtype=torch.float64)
-    maps = rotation.blocks(theta, alpha, "road_1", 2)
-    split = rotation.compose(rotation.power(maps, first), rotation.power(maps, second))
-    torch.testing.assert_close(split.a, rotation.power(maps, first + second).a, rtol=1e-10, atol=1e-10)
+    maps = plane_maps.blocks(theta, alpha, "road_1", 2)
+    split = plane_maps.compose(plane_maps.power(maps, first), plane_maps.power(maps, second))
+    torch.testing.assert_close(split.a, plane_maps.power(maps, first + second).a, rtol=1e-10, atol=1e-10)
 
 
 @given(st.sampled_from(VARIANTS), st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
 def test_composition_is_associative_and_determinants_multiply(variant, seed):
     a, b, c = (maps_of(variant, 2, width=8, seed=seed + shift) for shift in (0, 1, 2))
-    left, right = rotation.compose(rotation.compose(a, b), c), rotation.compose(a, rotation.compose(b, c))
+    left, right = plane_maps.compose(plane_maps.compose(a, b), c), plane_maps.compose(a, plane_maps.compose(b, c))
     torch.testing.assert_close(left.a, right.a, rtol=1e-9, atol=1e-11)
-    product = rotation.determinant(a) * rotation.determinant(b)
-    torch.testing.assert_close(rotation.determinant(rotation.compose(a, b)), product, rtol=1e-9, atol=1e-11)
+    product = plane_maps.determinant(a) * plane_maps.determinant(b)
+    torch.testing.assert_close(plane_maps.determinant(plane_maps.compose(a, b)), product, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_polar_factors_turn_and_stretch(variant):
     maps = maps_of(variant, 2, spread=1.5)
-    turn, stretch = rotation.polar_factors(maps)
-    product = rotation.matrix(rotation.compose(turn, stretch), 2)
-    torch.testing.assert_close(product, rotation.matrix(maps, 2), rtol=0, atol=1e-12)
-    orthogonal, symmetric = rotation.matrix(turn, 2), rotation.matrix(stretch, 2)
+    turn, stretch = plane_maps.polar_factors(maps)
+    product = plane_maps.matrix(plane_maps.compose(turn, stretch), 2)
+    torch.testing.assert_close(product, plane_maps.matrix(maps, 2), rtol=0, atol=1e-12)
+    orthogonal, symmetric = plane_maps.matrix(turn, 2), plane_maps.matrix(stretch, 2)
     torch.testing.assert_close(orthogonal @ orthogonal.T, torch.eye(WIDTH, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(symmetric, symmetric.T, rtol=0, atol=1e-12)
     assert torch.linalg.eigvalsh(symmetric).min() > -1e-12
-    mirrored = rotation.polar(maps).reflection
-    assert torch.equal(rotation.determinant(turn) < 0, mirrored)
+    mirrored = plane_maps.polar(maps).reflection
+    assert torch.equal(plane_maps.determinant(turn) < 0, mirrored)
     assert mirrored.any() == (variant != "road_1")
 
 
 def test_polar_factors_of_zero_are_the_identity_and_zero():
     zero = torch.zeros(3, dtype=torch.complex128)
-    for maps in (rotation.Blocks(zero), rotation.Blocks(zero, zero)):
-        turn, stretch = rotation.polar_factors(maps)
-        assert torch.equal(rotation.matrix(turn, 2), torch.eye(6, dtype=torch.float64))
-        assert not rotation.matrix(stretch, 2).any()
+    for maps in (plane_maps.Blocks(zero), plane_maps.Blocks(zero, zero)):
+        turn, stretch = plane_maps.polar_factors(maps)
+        assert torch.equal(plane_maps.matrix(turn, 2), torch.eye(6, dtype=torch.float64))
+        assert not plane_maps.matrix(stretch, 2).any()
 
 
-FORMS = (rotation.blocks, rotation.entries)
+FORMS = (plane_maps.blocks, plane_maps.entries)
 ACTIVE = torch.tensor([True, False, False, True])
 
 
@@ -258,7 +260,7 @@ def test_blocks_of_rows_get_axes_between(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_planes_that_are_not_active_are_the_identity(variant, form):
     maps = form(*drawn(variant, 8), variant, 2)
-    size = rotation.num_parameters(8, variant)
+    size = plane_maps.num_parameters(8, variant)
     identity = form(torch.zeros(size).double(), torch.ones(size).double(), variant, 2)
     for part, kept, nothing in parts_of(maps, maps.where(ACTIVE), identity):
         assert torch.equal(kept[ACTIVE], part[ACTIVE])
@@ -286,14 +288,14 @@ def test_blocks_move_whole(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_row_has_its_dense_matrix(variant):
     theta, alpha = drawn(variant, 8, rows=(2, 3))
-    together = rotation.matrix(rotation.blocks(theta, alpha, variant, 4), 4)
+    together = plane_maps.matrix(plane_maps.blocks(theta, alpha, variant, 4), 4)
     for row in range(2):
         for column in range(3):
-            alone = rotation.matrix(rotation.blocks(theta[row, column], alpha[row, column], variant, 4), 4)
+            alone = plane_maps.matrix(plane_maps.blocks(theta[row, column], alpha[row, column], variant, 4), 4)
             assert torch.equal(together[row, column], alone)
-    meta = rotation.matrix(maps_of(variant, 4, width=8).to(torch.device("meta")), 4)
+    meta = plane_maps.matrix(maps_of(variant, 4, width=8).to(torch.device("meta")), 4)
     assert (meta.device.type, meta.shape) == ("meta", (8, 8))
-    assert rotation.plane_dimensions(8, 4, torch.device("meta"))[0].device.type == "meta"
+    assert plane_maps.plane_dimensions(8, 4, torch.device("meta"))[0].device.type == "meta"
 
 
 def test_a_singular_block_of_a_row_is_named_with_its_stretches():
@@ -301,21 +303,21 @@ def test_a_singular_block_of_a_row_is_named_with_its_stretches():
     alpha[1, 2] = alpha[2, 0] = 0
     message = r"^plane 2 of row 1 cannot be inverted: its block is singular \(stretches 0 and 0; 2 such planes\)$"
     with pytest.raises(InputError, match=message):
-        rotation.inverse(rotation.blocks(theta, alpha, "road_1", 2))
+        plane_maps.inverse(plane_maps.blocks(theta, alpha, "road_1", 2))
 
 
 @pytest.mark.parametrize(("size", "lost"), [(1.0, False), (1e-30, False), (1e30, False), (0.0, True)])
 def test_small_and_large_blocks_are_not_singular(size, lost):
-    assert rotation.singular(rotation.Blocks(torch.tensor([size], dtype=torch.complex128))).tolist() == [lost]
-    uneven = rotation.Blocks(*(torch.tensor([size * part], dtype=torch.complex128) for part in (1.0, 1 - 1e-17)))
-    assert rotation.singular(uneven).tolist() == [True]  # the smaller stretch drowns in the larger one
+    assert plane_maps.singular(plane_maps.Blocks(torch.tensor([size], dtype=torch.complex128))).tolist() == [lost]
+    uneven = plane_maps.Blocks(*(torch.tensor([size * part], dtype=torch.complex128) for part in (1.0, 1 - 1e-17)))
+    assert plane_maps.singular(uneven).tolist() == [True]  # the smaller stretch drowns in the larger one
 
 
 def test_what_takes_the_one_complex_multiply():
     maps = maps_of("road_1", 2)
     for dtype in (torch.float32, torch.float64):
-        fitting = rotation.Blocks(maps.a.to(torch.complex64 if dtype == torch.float32 else torch.complex128))
-        assert rotation._is_complex_view(fitting, states(3, WIDTH, dtype=dtype), 2)
+        fitting = plane_maps.Blocks(maps.a.to(torch.complex64 if dtype == torch.float32 else torch.complex128))
+        assert plane_maps._is_complex_view(fitting, states(3, WIDTH, dtype=dtype), 2)
     hidden = states(3, WIDTH)
     others = {
         "other planes": (maps, hidden, 4),
@@ -326,12 +328,12 @@ def test_what_takes_the_one_complex_multiply():
         "rows of odd length": (maps, states(3, WIDTH + 1)[:, :WIDTH], 2),
     }
     for name, case in others.items():
-        assert not rotation._is_complex_view(*case), name
+        assert not plane_maps._is_complex_view(*case), name
 
 
 def test_the_compiler_sees_the_real_form(monkeypatch):
     maps, hidden = maps_of("road_1", 2), states(3, WIDTH)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not rotation._is_complex_view(maps, hidden, 2)
-    real = rotation.apply_entries(rotation.entries_of(maps), hidden, 2)
-    assert torch.equal(rotation.apply(maps, hidden, 2), real)
+    assert not plane_maps._is_complex_view(maps, hidden, 2)
+    real = plane_maps.apply_entries(plane_maps.entries_of(maps), hidden, 2)
+    assert torch.equal(plane_maps.apply(maps, hidden, 2), real)

@@ -1,0 +1,1 @@
+"""The mathematics of RoAd, in torch alone: plane maps, their in-place form, stacks of rotations."""
