@@ -30,7 +30,6 @@ from road_interp.baselines import LowRankModel
 from road_interp.behaviours import behaviour
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
-from road_interp.locate import find_sites
 from road_interp.measure.composition import (
     Answer,
     Answering,
@@ -46,6 +45,7 @@ from road_interp.model import RoadModel
 from road_interp.pretrained import find_device, load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe, load_recipe
 from road_interp.run import COMPOSITION, METRICS, RECIPE, Run
+from road_interp.sites.find import find_sites
 from road_interp.trainer import training_arguments
 from road_interp.training import train
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from road_interp.explorer import Explorer
     from road_interp.interchange import RoadInterchangeIntervention
     from road_interp.intervention import RoadIntervention
-    from road_interp.locate import find_sites
     from road_interp.model import RoadModel
     from road_interp.pairs import Pair, encode_pairs, load_pairs, read_pairs
     from road_interp.planes import TaskPlanes
     from road_interp.pretrained import load_model, load_tokenizer
     from road_interp.recipe import load_recipe
     from road_interp.run import Run
-    from road_interp.site import Site
+    from road_interp.sites.find import find_sites
+    from road_interp.sites.site import Site
     from road_interp.training import evaluate, train
 
 _LAZY_IMPORTS = {
@@ -39,7 +39,7 @@ _LAZY_IMPORTS = {
     "Explorer": "explorer",
     "RoadInterchangeIntervention": "interchange",
     "RoadIntervention": "intervention",
-    "find_sites": "locate",
+    "find_sites": "sites.find",
     "RoadModel": "model",
     "Pair": "pairs",
     "encode_pairs": "pairs",
@@ -50,7 +50,7 @@ _LAZY_IMPORTS = {
     "load_tokenizer": "pretrained",
     "load_recipe": "recipe",
     "Run": "run",
-    "Site": "site",
+    "Site": "sites.site",
     "evaluate": "training",
     "train": "training",
 }

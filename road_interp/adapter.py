@@ -22,7 +22,7 @@ from road_interp.files import locked, read_json_object, write_atomically
 from road_interp.fingerprint import Fingerprint
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Blocks, Polar, Variant
-from road_interp.site import Part, Site
+from road_interp.sites.site import Part, Site
 
 FORMAT = 1
 DESCRIPTION = "adapter.json"

@@ -14,11 +14,11 @@ from transformers.pytorch_utils import Conv1D
 from road_interp.detour import Change, divert, own_forward
 from road_interp.errors import InputError
 from road_interp.intervention import apply_to_part
-from road_interp.positions import Positions, position_mask
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, SMALLEST, turn
 from road_interp.rotation.plane_maps import Blocks, Entries
-from road_interp.site import Site
+from road_interp.sites.positions import Positions, position_mask
+from road_interp.sites.site import Site
 
 
 class Attachment:

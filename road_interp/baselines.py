@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from road_interp.bank import BASE
 from road_interp.errors import InputError
-from road_interp.locate import output_width
-from road_interp.site import Site
+from road_interp.sites.module_tree import output_width
+from road_interp.sites.site import Site
 
 
 class TaskLora(nn.Module):

@@ -24,9 +24,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.locate import block_stacks, find_sites
 from road_interp.pairs import CounterfactualPairs, Splits
-from road_interp.site import Site
+from road_interp.sites.find import find_sites
+from road_interp.sites.module_tree import block_stacks
+from road_interp.sites.site import Site
 
 # From the states of base and source at one token, `(batch, width)` each, to the state that the base run goes on with.
 Interchange = Callable[[Tensor, Tensor], Tensor]

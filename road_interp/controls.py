@@ -30,7 +30,7 @@ from road_interp.interchange import RoadInterchangeIntervention
 from road_interp.intervention import pyvene
 from road_interp.pairs import Splits
 from road_interp.rotation import butterfly
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 STACKED, PLANES = "stacked RoAd, one row", "RoAd, a row of every plane"
 Progress = Callable[[str, int, float], None]

@@ -11,7 +11,7 @@ import numpy as np
 from road_interp import plots
 from road_interp.adapter import RoadAdapter
 from road_interp.plots.style import COLORS
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 
 class Explorer(ipywidgets.VBox):

@@ -17,7 +17,6 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_s
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.head import head_file, load_head
-from road_interp.locate import find_sites
 from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.model import RoadModel, load_trained
@@ -26,6 +25,7 @@ from road_interp.pretrained import check_length, find_device, load_model, load_t
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.sharding import shard_blocks
+from road_interp.sites.find import find_sites
 from road_interp.tasks import Task, load_task, tokenize
 from road_interp.trainer import finish_run, prepare_folder, start_run, train_on, training_arguments
 

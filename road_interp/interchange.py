@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from road_interp.errors import InputError
 from road_interp.intervention import pyvene
 from road_interp.rotation import butterfly
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 Rows = Literal["first", "mask"] | Sequence[int]
 Featurizer = tuple[Callable[[Tensor], tuple[Tensor, None]], Callable[[Tensor, None], Tensor], list[int]]

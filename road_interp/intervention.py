@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Blocks, Variant
-from road_interp.site import Part, Site
+from road_interp.sites.site import Part, Site
 
 
 class RoadIntervention(

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Blocks
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 
 def shared_tensors(model: nn.Module) -> set[int]:

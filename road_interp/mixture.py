@@ -25,16 +25,16 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Traini
 from road_interp.adapter import RoadAdapter
 from road_interp.behaviours import Behaviour, Review, behaviour
 from road_interp.errors import InputError
-from road_interp.locate import find_sites
 from road_interp.measure.composition import CompositionReport, answer_perplexity, answers_of, composition
 from road_interp.measure.matches import MatchReport, Question, matches, said
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
-from road_interp.positions import position_mask
 from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
 from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
 from road_interp.sharding import shard_blocks
+from road_interp.sites.find import find_sites
+from road_interp.sites.positions import position_mask
 from road_interp.tasks import read_examples, read_rows
 from road_interp.trainer import RoadTrainer, finish_run, prepare_folder, start_run, train_on, training_arguments
 

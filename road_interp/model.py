@@ -22,13 +22,13 @@ from road_interp.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.fingerprint import Fingerprint
 from road_interp.intervention import RoadIntervention, pyvene
-from road_interp.locate import is_linear, output_width
 from road_interp.merging import check_mergeable, rotate_weights, shared_tensors
 from road_interp.planes import TaskPlanes
-from road_interp.positions import Positions, parse_positions
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Blocks, Entries
-from road_interp.site import Site
+from road_interp.sites.module_tree import is_linear, output_width
+from road_interp.sites.positions import Positions, parse_positions
+from road_interp.sites.site import Site
 
 
 class RoadModel(pyvene.IntervenableModel):

@@ -14,9 +14,10 @@ from road_interp.adapter import RoadAdapter
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.intervention import pyvene
-from road_interp.locate import find_sites, output_width
 from road_interp.model import RoadModel
-from road_interp.site import Site
+from road_interp.sites.find import find_sites
+from road_interp.sites.module_tree import output_width
+from road_interp.sites.site import Site
 
 RANK = 8
 Call = Callable[[], Any]

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.head import head_tensors, put_into, read_tensors
-from road_interp.locate import block_stacks, place
 from road_interp.rotation import plane_maps
-from road_interp.site import Site
+from road_interp.sites.module_tree import block_stacks, place
+from road_interp.sites.site import Site
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in PEFT's state dict

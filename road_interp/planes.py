@@ -16,7 +16,7 @@ from torch import Tensor
 from road_interp.bank import BASE
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 Split = Literal["shares", "alternating", "sites", "layers"]
 

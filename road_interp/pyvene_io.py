@@ -15,9 +15,10 @@ from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
 from road_interp.intervention import RoadIntervention, pyvene, read_form
-from road_interp.locate import block_stacks, find_sites, place
 from road_interp.rotation import plane_maps
-from road_interp.site import Part, Site
+from road_interp.sites.find import find_sites
+from road_interp.sites.module_tree import block_stacks, place
+from road_interp.sites.site import Part, Site
 
 CONFIG = "config.json"
 TYPE = f"<class '{RoadIntervention.__module__}.{RoadIntervention.__name__}'>"

@@ -14,8 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from road_interp.errors import InputError
-from road_interp.positions import parse_positions
 from road_interp.rotation.plane_maps import Variant
+from road_interp.sites.positions import parse_positions
 
 
 @dataclass(frozen=True)

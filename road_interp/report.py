@@ -17,7 +17,7 @@ from matplotlib.style import context
 from road_interp import measure, plots
 from road_interp.adapter import RoadAdapter
 from road_interp.provenance import library_versions
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 MOST = 64  # planes of a site that the page holds: of a large model all would be tens of megabytes
 COLUMNS = {"mean |angle|": ".2f", "max |angle|": ".1f", "mean magnitude": ".4f", "min magnitude": ".3f", "max magnitude": ".3f"}

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from road_interp.errors import InputError
-from road_interp.locate import block_stacks
+from road_interp.sites.module_tree import block_stacks
 
 
 def shard_blocks(base: nn.Module, where: torch.device) -> None:

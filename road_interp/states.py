@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.locate import block_stacks
 from road_interp.model import RoadModel
+from road_interp.sites.module_tree import block_stacks
 
 Token = Literal["first", "last", "mean", "all"]
 Batch = Mapping[str, Tensor]  # a model's inputs, with an attention_mask

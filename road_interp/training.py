@@ -28,13 +28,13 @@ from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.head import head_file
 from road_interp.heads import load_heads_model, load_labels, score_heads, train_heads
-from road_interp.locate import find_sites
 from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe, trainable
 from road_interp.run import CLASSES, HEAD, Run
 from road_interp.sharding import shard_blocks
+from road_interp.sites.find import find_sites
 from road_interp.tasks import Task, load_examples, load_task, tokenize
 from road_interp.trainer import RoadTrainer, finish_run, prepare_folder, start_run, train_on, training_arguments
 

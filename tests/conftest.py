@@ -25,7 +25,7 @@ from transformers import (
 
 from road_interp.adapter import RoadAdapter
 from road_interp.recipe import load_recipe
-from road_interp.site import Site
+from road_interp.sites.site import Site
 from road_interp.training import train
 
 needs_compiler = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot compile transformers' own forward")

@@ -10,7 +10,7 @@ from conftest import random_adapter
 from road_interp import RoadAdapter, figures, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER, AblationReport, keep_planes
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 SITES = tuple(Site(f"layers.{layer}.{kind}", 8, layer, kind) for layer in (0, 1) for kind in ("query", "fc1"))
 

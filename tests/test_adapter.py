@@ -21,10 +21,10 @@ from road_interp.adapter import DESCRIPTION, RoadAdapter
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.fingerprint import Fingerprint
-from road_interp.locate import find_sites
 from road_interp.model import RoadModel
 from road_interp.rotation import plane_maps
-from road_interp.site import Part, Site
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import Part, Site
 
 SITES = (Site("a.query", 8, 0, "query"), Site("a.fused[key]", 16, 1, "fused[key]", Part(48, 16, 32)))
 seeds = st.integers(0, 10_000)

@@ -22,11 +22,11 @@ from test_composition import report as scripted_report
 from road_interp import figures
 from road_interp.bench import BenchReport, Timing
 from road_interp.errors import InputError
-from road_interp.locate import find_sites
 from road_interp.measure import CapacityPoint, CapacityReport, DriftStudy, InterferenceReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.strength import StrengthReport
 from road_interp.recipe import MixtureRecipe, load_recipe
+from road_interp.sites.find import find_sites
 from road_interp.study import QUICK
 
 ANALYSES = Path(__file__).parents[1] / "analyses"

@@ -11,7 +11,7 @@ from conftest import random_adapter
 from road_interp.bank import BASE, RoadBank
 from road_interp.errors import InputError
 from road_interp.fingerprint import Fingerprint
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 SITES = (Site("a", 8, 0, "a"), Site("b", 16, 0, "b"))
 

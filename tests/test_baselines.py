@@ -8,7 +8,7 @@ from conftest import tiny_model, token_batch
 
 from road_interp.baselines import LowRankModel
 from road_interp.errors import InputError
-from road_interp.locate import find_sites
+from road_interp.sites.find import find_sites
 
 TASKS = ("a", "b")
 

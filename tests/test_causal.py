@@ -25,9 +25,9 @@ from road_interp.causal import (
 from road_interp.depth import DepthReport, depth_by_rows
 from road_interp.errors import InputError
 from road_interp.interchange import RoadInterchangeIntervention
-from road_interp.locate import find_sites
 from road_interp.model import RoadModel
 from road_interp.pairs import Pair, Splits, encode_pairs
+from road_interp.sites.find import find_sites
 
 # How to ask for three blocks, and the paths of the second one and of a module inside it.
 MODELS = {

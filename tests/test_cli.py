@@ -12,8 +12,8 @@ from conftest import random_adapter, recipe_for, tiny_model
 
 from road_interp import cli
 from road_interp.adapter import RoadAdapter
-from road_interp.locate import find_sites
 from road_interp.run import Run
+from road_interp.sites.find import find_sites
 
 
 def run(capsys, monkeypatch, *arguments):

@@ -9,7 +9,7 @@ from conftest import random_adapter
 import road_interp as ri
 from road_interp import plots
 from road_interp.errors import InputError
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 SITES = tuple(
     Site(f"layers.{layer}.{kind}", width, layer, kind) for layer in (0, 1) for kind, width in (("query", 8), ("fc1", 12))

@@ -19,8 +19,8 @@ from conftest import random_adapter, recipe_for, tiny_model
 
 from road_interp import trainer
 from road_interp.adapter import RoadAdapter
-from road_interp.locate import find_sites
 from road_interp.run import Run
+from road_interp.sites.find import find_sites
 from road_interp.training import train
 
 resource = pytest.importorskip("resource")  # not on Windows

@@ -16,7 +16,6 @@ from typer.main import get_command
 from road_interp import cli
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.positions import parse_positions, position_mask
 from road_interp.recipe import (
     AdapterRecipe,
     DataRecipe,
@@ -28,7 +27,8 @@ from road_interp.recipe import (
     TrainingRecipe,
     load_recipe,
 )
-from road_interp.site import Part, Site
+from road_interp.sites.positions import parse_positions, position_mask
+from road_interp.sites.site import Part, Site
 
 RECIPES = (Recipe, MixtureRecipe, ModelRecipe, DataRecipe, AdapterRecipe, TrainingRecipe, TaskRecipe, ScoringRecipe)
 KEYS = st.sampled_from(sorted({field.name for each in RECIPES for field in fields(each)}))

@@ -11,7 +11,7 @@ import torch
 from conftest import random_adapter, tiny_model, token_batch
 
 import road_interp as ri
-from road_interp.locate import find_sites
+from road_interp.sites.find import find_sites
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1.0"
 

@@ -9,7 +9,7 @@ from conftest import random_adapter
 from road_interp import RoadAdapter, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.interference import NOTHING, InterferenceReport
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 SITES = tuple(Site(f"layers.{layer}.fc1", 80, layer, "fc1") for layer in range(2))
 

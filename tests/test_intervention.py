@@ -9,8 +9,8 @@ from conftest import random_adapter, tiny_model, token_batch
 
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention
-from road_interp.locate import find_sites
 from road_interp.rotation import plane_maps
+from road_interp.sites.find import find_sites
 
 
 def intervenable(model, component, intervention):

@@ -8,8 +8,9 @@ from conftest import CONFIGS, tiny_model
 from torch import nn
 
 from road_interp.errors import InputError
-from road_interp.locate import block_stacks, find_sites, parse_layers
-from road_interp.site import Site
+from road_interp.sites.find import find_sites, parse_layers
+from road_interp.sites.module_tree import block_stacks
+from road_interp.sites.site import Site
 
 STACKS = {"T5": "encoder.block"}
 QUERY_KEY = {

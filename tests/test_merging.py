@@ -9,8 +9,8 @@ from test_model import ARCHITECTURES, GREEDY, bank_model, road_model
 from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
-from road_interp.locate import find_sites
 from road_interp.model import RoadModel
+from road_interp.sites.find import find_sites
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "Gemma2", "Qwen2"])

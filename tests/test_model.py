@@ -15,9 +15,9 @@ from conftest import needs_compiler, padded_batch, random_adapter, tiny_model, t
 from road_interp.adapter import RoadAdapter
 from road_interp.bank import BASE, RoadBank
 from road_interp.errors import InputError
-from road_interp.locate import find_sites
 from road_interp.model import RoadModel
 from road_interp.rotation import plane_maps
+from road_interp.sites.find import find_sites
 
 WHERE = ["all-linear", "attention-qk", "block-output"]
 ARCHITECTURES = ["Llama", "GPT2", "GPTNeoX", "OPT", "Phi3"]

@@ -12,7 +12,7 @@ from road_interp.interchange import RoadInterchangeIntervention
 from road_interp.merging import rotate_weights
 from road_interp.rotation import butterfly, plane_maps
 from road_interp.rotation.inplace import turn
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 WIDTH, ROWS = 512, 256
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

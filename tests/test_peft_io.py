@@ -15,10 +15,10 @@ from road_interp import cli
 from road_interp.adapter import RoadAdapter
 from road_interp.bank import RoadBank
 from road_interp.errors import InputError
-from road_interp.locate import find_sites
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.run import Run
+from road_interp.sites.find import find_sites
 from road_interp.training import train
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-6}

@@ -11,11 +11,11 @@ from road_interp.adapter import RoadAdapter
 from road_interp.bank import BASE, RoadBank
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention
-from road_interp.locate import find_sites
 from road_interp.model import RoadModel
 from road_interp.planes import TaskPlanes
 from road_interp.rotation import plane_maps
-from road_interp.site import Site
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
 
 SITES = (Site("a", 12, 0), Site("b", 16, 0), Site("c", 12, 1), Site("d", 8, 2))
 TASKS = ("x", "y", "z")

@@ -14,10 +14,10 @@ from test_composition import report as scripted_report
 from road_interp import figures, measure, plots
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.locate import find_sites
 from road_interp.measure import AngleReport
 from road_interp.rotation.plane_maps import VARIANTS
-from road_interp.site import Site
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from road_interp.errors import InputError
-from road_interp.positions import parse_positions, position_mask
+from road_interp.sites.positions import parse_positions, position_mask
 
 RIGHT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
 LEFT = RIGHT.flip(1)

@@ -14,7 +14,7 @@ from conftest import random_adapter
 from road_interp import cli
 from road_interp.measure import angles
 from road_interp.report import MOST, report_page, scores_of
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SITES = (Site("blocks.0.mlp", 256, 0, "mlp"), Site("blocks.1.mlp", 8, 1, "mlp"))

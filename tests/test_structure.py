@@ -10,7 +10,7 @@ from conftest import random_adapter, tiny_model
 from road_interp import RoadAdapter, find_sites, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
-from road_interp.site import Site
+from road_interp.sites.site import Site
 
 SITES = tuple(Site(f"layers.{layer}.q", 64, layer, "q") for layer in range(12))
 

@@ -14,11 +14,11 @@ from conftest import recipe_for, tiny_model
 from road_interp import trainer, training
 from road_interp.adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.locate import find_sites
 from road_interp.model import RoadModel
 from road_interp.pretrained import on_device
 from road_interp.recipe import TrainingRecipe, load_recipe
 from road_interp.run import Run
+from road_interp.sites.find import find_sites
 from road_interp.trainer import RoadTrainer, training_arguments
 from road_interp.training import evaluate, train
 

@@ -12,7 +12,7 @@ from road_interp.plots.style import COLORS, styled
 
 if TYPE_CHECKING:
     from road_interp.adapter import RoadAdapter
-    from road_interp.site import Site
+    from road_interp.sites.site import Site
 
 
 @styled

@@ -1,0 +1,1 @@
+"""Where a model can be rotated: sites, how they are found, which tokens."""

@@ -1,0 +1,160 @@
+"""Finding the places of a model where a rotation can act, by asking the model: no table of architectures.
+
+The block stack is the module list that is as long as the configuration's number of layers. Widths come from the linears
+themselves or from one forward pass on dummy inputs. Query and key are told from value by what reaches the block's output.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from road_interp.errors import InputError
+from road_interp.sites.attention_roles import _attention_roles, _part
+from road_interp.sites.module_tree import _in_attention, _output_widths, block_stacks, is_linear, linears_of, output_width, place
+from road_interp.sites.site import Site
+
+PRESETS = ("all-linear", "attention-qk", "attention", "mlp", "fc1", "block-output")
+Layers = int | str | Iterable[int] | None
+Where = str | Site | Sequence[str | Site]
+
+
+def find_sites(model: PreTrainedModel, where: Where, layers: Layers = None, stack: str | None = None) -> tuple[Site, ...]:
+    """The sites of `model` named by `where`, in the model's order.
+
+    Args:
+        model: any Hugging Face model.
+        where: a preset; a pattern, which is a regular expression for a module's path or its end, as "query" or
+            "h[.]0[.]attn[.]c_attn"; or a list of these and of `Site`s. The presets look inside the blocks only, so that
+            embeddings and head stay out:
+
+            - "all-linear": the output of every linear layer,
+            - "attention-qk": queries and keys, also where they share one linear with the values,
+            - "attention", "mlp": the linears of either half of a block,
+            - "fc1": the feed-forward linears that come before its last one (gate and up in a gated one),
+            - "block-output": the blocks' own output, the residual stream.
+        layers: block indices from 0, negative from the end; an int, a list, a range, or text such as "10-29" or "0,2,-1".
+        stack: path of the block stack for models that have two (encoder and decoder).
+
+    Raises:
+        InputError: nothing found, two stacks and none chosen, an odd width, an unknown layer.
+    """
+    entries = [where] if isinstance(where, str | Site) else list(where)
+    found: dict[str, Site] = {}
+    for entry in entries:
+        if isinstance(entry, Site):
+            chosen: Iterable[Site] = [entry]
+        elif entry in PRESETS:
+            chosen = _preset_sites(model, entry, stack)
+        else:
+            chosen = _pattern_sites(model, entry)
+        found |= {site.name: site for site in chosen}
+    sites = list(found.values())
+    if layers is not None:
+        depth = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
+        if len(stacks := block_stacks(model)) == 1 or stack is not None:
+            depth = len(stacks[stack or next(iter(stacks))])
+        wanted = parse_layers(layers, depth)
+        sites = [site for site in sites if site.layer in wanted]
+    if not sites:
+        raise InputError(f"no site of {type(model).__name__} matches {where!r} in layers {layers!r}")
+    order = {name: index for index, name in enumerate(dict(model.named_modules()))}
+    return tuple(sorted(sites, key=lambda site: (order.get(site.module, len(order)), site.part.start if site.part else 0)))
+
+
+def parse_layers(layers: Layers, depth: int) -> set[int]:
+    """Layer indices from an int, an iterable of ints, or text ("3", "10-29" with both ends, "0,2,-1")."""
+    if isinstance(layers, str):
+        wanted: list[int] = []
+        for piece in layers.split(","):
+            if not (match := re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", piece)):
+                raise InputError(f"layers '{layers}': '{piece}' is neither a number nor a range such as 10-29")
+            first = int(match[1])
+            wanted += range(first, int(match[2]) + 1) if match[2] else [first]
+    else:
+        wanted = [layers] if isinstance(layers, int) else list(layers or ())
+    for layer in wanted:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not -depth <= layer < depth:
+            raise InputError(f"layer {layer!r} does not exist: this model has layers 0 to {depth - 1}")
+    return {layer % depth for layer in wanted}
+
+
+def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Iterator[Site]:
+    name, blocks = _the_stack(model, stack)
+    if preset == "block-output":
+        paths = [f"{name}.{layer}" for layer in range(len(blocks))]
+        widths = _output_widths(model, paths)
+        yield from (Site(path, widths[path], layer, "block-output") for layer, path in enumerate(paths))
+        return
+    if preset == "attention-qk":
+        yield from _query_key_sites(model, name, blocks)
+        return
+    for layer, block in enumerate(blocks):
+        for kind, module in _linears_for(preset, block):
+            yield Site(f"{name}.{layer}.{kind}", output_width(module), layer, kind)
+
+
+def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:
+    linears = list(linears_of(block))
+    if preset == "all-linear":
+        return linears
+    if preset == "attention":
+        return [pair for pair in linears if _in_attention(pair[0])]
+    feed_forward = [pair for pair in linears if not _in_attention(pair[0])]
+    return feed_forward[:-1] if preset == "fc1" else feed_forward
+
+
+def _the_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.ModuleList]:
+    stacks = block_stacks(model)
+    if stack is not None:
+        if stack not in stacks:
+            raise InputError(f"'{stack}' is not a block stack of {type(model).__name__}; it has {', '.join(stacks) or 'none'}")
+        return stack, stacks[stack]
+    if not stacks:
+        raise InputError(
+            f"{type(model).__name__} has no list of blocks as long as its number of layers: "
+            "name modules by a pattern instead of a preset"
+        )
+    if len(stacks) > 1:
+        raise InputError(f"{type(model).__name__} has several block stacks, {' and '.join(stacks)}: choose one with stack=...")
+    return next(iter(stacks.items()))
+
+
+def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
+    modules = {
+        name: module for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    }
+    try:
+        expression = re.compile(rf"(?:.*\.)?(?:{pattern})")
+    except re.error as error:
+        raise InputError(f"'{pattern}' is neither a preset ({', '.join(PRESETS)}) nor a regular expression ({error})") from None
+    paths = [name for name in modules if expression.fullmatch(name)]
+    if not paths:
+        names = sorted({part for name in modules for part in (name, name.rpartition(".")[2])})
+        near = difflib.get_close_matches(pattern, [*PRESETS, *names], n=3, cutoff=0.4)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        raise InputError(f"no module of {type(model).__name__} matches '{pattern}'{hint}")
+    others = [path for path in paths if not is_linear(modules[path])]
+    widths = _output_widths(model, others) if others else {}
+    stacks = block_stacks(model)
+    for path in paths:
+        width = widths[path] if path in widths else output_width(modules[path])
+        yield Site(path, width, *place(path, stacks))
+
+
+def _query_key_sites(model: PreTrainedModel, stack: str, blocks: nn.ModuleList) -> Iterator[Site]:
+    for layer, roles in enumerate(_attention_roles(model, blocks)):
+        for kind, letters in roles.items():
+            path = f"{stack}.{layer}.{kind}"
+            if set(letters) in ({"q"}, {"k"}):
+                yield Site(path, len(letters), layer, kind)
+                continue
+            for role in ("query", "key"):
+                if role[0] in letters:
+                    part = _part(letters, role[0], path)
+                    width = len(letters) // part.period * (part.stop - part.start)
+                    yield Site(f"{path}[{role}]", width, layer, f"{kind}[{role}]", part)

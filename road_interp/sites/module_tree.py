@@ -1,0 +1,123 @@
+"""The module tree of a model: its block stacks, its linear layers, the widths of their outputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from road_interp.errors import InputError
+
+Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # how to register, the hook, options
+
+
+def block_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
+    """The module lists of `model` that are as long as a number of layers in its configuration, outermost only, by path."""
+    config = model.config
+    lengths = {
+        getattr(part, key, None)
+        for part in (config, config.get_text_config(), *vars(config).values())
+        for key in ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+    }
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(outer + ".") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) in lengths and not inside and len(set(map(type, module))) == 1:
+            found[name] = module
+    return found
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` maps its last dimension by a weight: nn.Linear and its subclasses, Conv1D, or a PEFT layer around one."""
+    return isinstance(module, nn.Linear | Conv1D) or isinstance(getattr(module, "base_layer", None), nn.Linear | Conv1D)
+
+
+def output_width(module: nn.Module) -> int:
+    """Width of a linear's output."""
+    linear: Any = getattr(module, "base_layer", module)
+    return int(linear.nf if isinstance(linear, Conv1D) else linear.out_features)
+
+
+def linears_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The linears inside `module` with their paths; what lies inside a linear (a PEFT layer's own matrices) is left out."""
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if is_linear(child):
+            yield path, child
+        else:
+            yield from linears_of(child, path)
+
+
+def _in_attention(kind: str) -> bool:
+    return re.search("att(entio)?n", kind, re.IGNORECASE) is not None
+
+
+def place(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
+    """Layer and kind of the module at `path`, given the paths of the block stacks."""
+    for stack in stacks:
+        if path.startswith(stack + "."):
+            layer, _, kind = path[len(stack) + 1 :].partition(".")
+            return int(layer), kind or "block-output"
+    return None, path
+
+
+def _output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
+    """Width of the output of the modules at `paths`, from one forward pass on dummy inputs."""
+    widths: dict[str, int] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            if isinstance(output, Tensor) and output.ndim >= 2:
+                widths[path] = output.shape[-1]
+
+        return hook
+
+    hooks: Hooks = [(model.get_submodule(path).register_forward_hook, note(path), {}) for path in paths]
+    with _hooked(hooks), torch.no_grad(), _evaluating(model):
+        model(**_dummy_inputs(model))
+    for path in paths:
+        if path not in widths:
+            raise InputError(f"'{path}' gives no hidden states (its output is not a tensor, or it is not called)")
+    return widths
+
+
+def _dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        size = config.image_size if isinstance(config.image_size, Sequence) else (config.image_size, config.image_size)
+        return {"pixel_values": torch.zeros(1, config.num_channels, *size, device=model.device, dtype=model.dtype)}
+    ids = torch.arange(1, 5, device=model.device).remainder(config.get_text_config().vocab_size).unsqueeze(0)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    return inputs
+
+
+@contextmanager
+def _hooked(hooks: Hooks) -> Iterator[None]:
+    """Hooks registered for a while; they come off also after an error."""
+    handles = [register(hook, **options) for register, hook, options in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode for a while."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
