@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from road_interp import figures
-from road_interp.adapter import DESCRIPTION
+from road_interp.adapters.storage import DESCRIPTION
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_json_object, read_text, write_atomically
 from road_interp.measure.ablation import ANGLES, BY, MAGNITUDES, AblationReport, ablation

@@ -24,8 +24,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import set_seed
 
 from road_interp import figures, plots
-from road_interp.adapter import RoadAdapter
-from road_interp.bank import RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.baselines import LowRankModel
 from road_interp.behaviours import behaviour
 from road_interp.errors import InputError, in_one_line

@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
-from road_interp.bank import BASE
+from road_interp.adapters.bank import BASE
 from road_interp.bench import BenchReport
 from road_interp.causal import ScanReport
 from road_interp.depth import DepthReport

@@ -20,7 +20,7 @@ from matplotlib.pyplot import subplots
 from matplotlib.style import context
 
 from road_interp import figures, plots
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.head_scorer import HeadScorer

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from road_interp import measure, plots
-    from road_interp.adapter import RoadAdapter
-    from road_interp.bank import RoadBank
+    from road_interp.adapters.bank import RoadBank
+    from road_interp.adapters.road_adapter import RoadAdapter
+    from road_interp.adapters.task_planes import TaskPlanes
     from road_interp.causal import InterchangeRuns, interchange_accuracy, train_interchange
     from road_interp.errors import InputError
     from road_interp.explorer import Explorer
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from road_interp.intervention import RoadIntervention
     from road_interp.model import RoadModel
     from road_interp.pairs import Pair, encode_pairs, load_pairs, read_pairs
-    from road_interp.planes import TaskPlanes
     from road_interp.pretrained import load_model, load_tokenizer
     from road_interp.recipe import load_recipe
     from road_interp.run import Run
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from road_interp.training import evaluate, train
 
 _LAZY_IMPORTS = {
-    "RoadAdapter": "adapter",
-    "RoadBank": "bank",
+    "RoadAdapter": "adapters.road_adapter",
+    "RoadBank": "adapters.bank",
     "InterchangeRuns": "causal",
     "interchange_accuracy": "causal",
     "train_interchange": "causal",
@@ -39,17 +39,17 @@ _LAZY_IMPORTS = {
     "Explorer": "explorer",
     "RoadInterchangeIntervention": "interchange",
     "RoadIntervention": "intervention",
-    "find_sites": "sites.find",
     "RoadModel": "model",
     "Pair": "pairs",
     "encode_pairs": "pairs",
     "load_pairs": "pairs",
     "read_pairs": "pairs",
-    "TaskPlanes": "planes",
+    "TaskPlanes": "adapters.task_planes",
     "load_model": "pretrained",
     "load_tokenizer": "pretrained",
     "load_recipe": "recipe",
     "Run": "run",
+    "find_sites": "sites.find",
     "Site": "sites.site",
     "evaluate": "training",
     "train": "training",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 from transformers import PreTrainedModel
 
-from road_interp.bank import BASE
+from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
 from road_interp.sites.module_tree import output_width
 from road_interp.sites.site import Site

@@ -18,7 +18,7 @@ from road_interp import tables
 from road_interp.errors import InputError, fail, in_one_line
 
 if TYPE_CHECKING:
-    from road_interp.adapter import RoadAdapter
+    from road_interp.adapters.road_adapter import RoadAdapter
     from road_interp.bench import BenchReport
     from road_interp.measure import AblationReport, Check, DriftReport
     from road_interp.measure.ablation import Score
@@ -404,11 +404,11 @@ def _is_number(text: str) -> bool:
 
 def _load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     """The adapter in a run folder, in an adapter folder, or in one of PEFT's; for the model of a run in one of pyvene's too."""
-    from road_interp import peft_io
-    from road_interp.adapter import RoadAdapter
+    from road_interp.adapters import peft_format
+    from road_interp.adapters.road_adapter import RoadAdapter
 
     base = None if run is None else run.load_model().model
-    if (folder / peft_io.CONFIG).is_file():
+    if (folder / peft_format.CONFIG).is_file():
         return RoadAdapter.from_peft(folder, base=base)
     if base is not None:
         from road_interp import pyvene_io

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from road_interp import plots
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.plots.style import COLORS
 from road_interp.sites.site import Site
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.modules_to_save import head_file, load_head
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.head import head_file, load_head
 from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.model import RoadModel, load_trained
-from road_interp.planes import TaskPlanes
 from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer
 from road_interp.recipe import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from jinja2 import Environment
 
 from road_interp import measure
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.recipe import MixtureRecipe, Trainable
 from road_interp.report import scores_of

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.behaviours import Behaviour, Review, behaviour
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, answer_perplexity, answers_of, composition
 from road_interp.measure.matches import MatchReport, Question, matches, said
 from road_interp.model import RoadModel
-from road_interp.planes import TaskPlanes
 from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
 from road_interp.run import COMPOSITION, MATCHES, PLANES, Run

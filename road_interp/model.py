@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp import peft_io, pyvene_io
-from road_interp.adapter import RoadAdapter
+from road_interp import pyvene_io
+from road_interp.adapters import peft_format
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.base_model import Fingerprint
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.attachment import Attachment
-from road_interp.bank import RoadBank
 from road_interp.errors import InputError
-from road_interp.fingerprint import Fingerprint
 from road_interp.intervention import RoadIntervention, pyvene
 from road_interp.merging import check_mergeable, rotate_weights, shared_tensors
-from road_interp.planes import TaskPlanes
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Blocks, Entries
 from road_interp.sites.module_tree import is_linear, output_width
@@ -217,7 +218,7 @@ class RoadModel(pyvene.IntervenableModel):
             InputError: no RoAd adapter, or one of another model.
         """
         adapter = RoadAdapter.from_peft(folder, base=base_model)
-        peft_io.load_modules_to_save(base_model, folder)
+        peft_format.load_modules_to_save(base_model, folder)
         return cls(base_model, adapter)
 
     def to_peft(self, folder: str | os.PathLike[str], modules_to_save: Sequence[str] = ()) -> None:

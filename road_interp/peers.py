@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from road_interp.adapter import RoadAdapter
-from road_interp.bank import RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.intervention import pyvene
 from road_interp.model import RoadModel

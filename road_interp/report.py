@@ -15,7 +15,7 @@ from matplotlib.pyplot import close
 from matplotlib.style import context
 
 from road_interp import measure, plots
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.provenance import library_versions
 from road_interp.sites.site import Site
 

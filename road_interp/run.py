@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.modules_to_save import load_head, read_tensors
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
-from road_interp.head import load_head, read_tensors
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.model import RoadModel
-from road_interp.planes import TaskPlanes
 from road_interp.pretrained import load_model
 from road_interp.provenance import library_versions
 from road_interp.recipe import MixtureRecipe, Trainable, load_recipe, trainable

@@ -24,9 +24,9 @@ from transformers import (
     set_seed,
 )
 
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.modules_to_save import head_file
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.head import head_file
 from road_interp.heads import load_heads_model, load_labels, score_heads, train_heads
 from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel

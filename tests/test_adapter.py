@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from road_interp.adapter import DESCRIPTION, RoadAdapter
-from road_interp.bank import RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.base_model import Fingerprint
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.storage import DESCRIPTION
 from road_interp.errors import InputError
-from road_interp.fingerprint import Fingerprint
 from road_interp.model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
@@ -215,7 +216,7 @@ def test_a_killed_save_leaves_a_whole_adapter(tmp_path, moment):
     script = f"""
 import os, signal, pathlib
 from road_interp import adapter
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 moment, real, calls = {moment!r}, os.replace, 0
 def replace(*paths):
     global calls

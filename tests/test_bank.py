@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import random_adapter
 
-from road_interp.bank import BASE, RoadBank
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.base_model import Fingerprint
 from road_interp.errors import InputError
-from road_interp.fingerprint import Fingerprint
 from road_interp.sites.site import Site
 
 SITES = (Site("a", 8, 0, "a"), Site("b", 16, 0, "b"))

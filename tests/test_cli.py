@@ -11,7 +11,7 @@ import pytest
 from conftest import random_adapter, recipe_for, tiny_model
 
 from road_interp import cli
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.run import Run
 from road_interp.sites.find import find_sites
 

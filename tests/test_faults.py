@@ -18,7 +18,7 @@ import torch
 from conftest import random_adapter, recipe_for, tiny_model
 
 from road_interp import trainer
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import train

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from road_interp import cli
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.recipe import (
     AdapterRecipe,

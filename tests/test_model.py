@@ -12,8 +12,8 @@ import torch
 from accelerate import cpu_offload
 from conftest import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
 
-from road_interp.adapter import RoadAdapter
-from road_interp.bank import BASE, RoadBank
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.model import RoadModel
 from road_interp.rotation import plane_maps

@@ -7,7 +7,7 @@ import torch
 from conftest import random_adapter
 from torch import nn
 
-from road_interp.bank import RoadBank
+from road_interp.adapters.bank import RoadBank
 from road_interp.interchange import RoadInterchangeIntervention
 from road_interp.merging import rotate_weights
 from road_interp.rotation import butterfly, plane_maps

@@ -12,11 +12,11 @@ from conftest import random_adapter, recipe_for, tiny_model, token_batch
 from safetensors.torch import load_file, save_file
 
 from road_interp import cli
-from road_interp.adapter import RoadAdapter
-from road_interp.bank import RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.model import RoadModel
-from road_interp.planes import TaskPlanes
 from road_interp.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import train

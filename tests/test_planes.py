@@ -7,12 +7,12 @@ import pyvene
 import torch
 from conftest import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
 
-from road_interp.adapter import RoadAdapter
-from road_interp.bank import BASE, RoadBank
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention
 from road_interp.model import RoadModel
-from road_interp.planes import TaskPlanes
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site

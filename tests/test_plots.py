@@ -12,7 +12,7 @@ from scipy import stats
 from test_composition import report as scripted_report
 
 from road_interp import figures, measure, plots
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure import AngleReport
 from road_interp.rotation.plane_maps import VARIANTS

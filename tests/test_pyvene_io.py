@@ -11,11 +11,11 @@ import pyvene
 import torch
 from conftest import random_adapter, tiny_model, token_batch
 
-from road_interp.bank import RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.intervention import RoadIntervention
 from road_interp.model import RoadModel
-from road_interp.planes import TaskPlanes
 from road_interp.pyvene_io import from_pyvene
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Part, Site

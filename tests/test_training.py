@@ -12,7 +12,7 @@ import torch
 from conftest import recipe_for, tiny_model
 
 from road_interp import trainer, training
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.model import RoadModel
 from road_interp.pretrained import on_device
@@ -236,7 +236,7 @@ def test_folders_and_devices_are_checked(workplace, finished):
 def test_damaged_heads_are_refused(finished, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from road_interp.head import load_head
+    from road_interp.adapters.modules_to_save import load_head
 
     tensors = load_file(finished.folder / "head.safetensors")
     model = tiny_model("Bert", "classifier", vocab_size=30)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure.bootstrap import check_seeds, interval, redrawn
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from road_interp.bank import BASE
+from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
 from road_interp.measure.bootstrap import check_seeds, interval, redrawn
 

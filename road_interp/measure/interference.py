@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Float
 
-from road_interp.adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure.ablation import Score
 from road_interp.measure.angles import angles

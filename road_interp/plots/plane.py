@@ -11,7 +11,7 @@ from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, styled
 
 if TYPE_CHECKING:
-    from road_interp.adapter import RoadAdapter
+    from road_interp.adapters.road_adapter import RoadAdapter
     from road_interp.sites.site import Site
 
 

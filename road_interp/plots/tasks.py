@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.bank import BASE
+from road_interp.adapters.bank import BASE
 from road_interp.plots.style import styled
 
 if TYPE_CHECKING:

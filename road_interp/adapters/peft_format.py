@@ -16,9 +16,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from road_interp.adapters.modules_to_save import head_tensors, put_into, read_tensors
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
-from road_interp.head import head_tensors, put_into, read_tensors
 from road_interp.rotation import plane_maps
 from road_interp.sites.module_tree import block_stacks, place
 from road_interp.sites.site import Site

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from road_interp.bank import BASE
+from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.sites.site import Site

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from road_interp.adapter import DESCRIPTION, RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.storage import DESCRIPTION
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 
