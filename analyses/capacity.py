@@ -19,7 +19,8 @@ from road_interp import figures, plots
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
-from road_interp.recipe import Recipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import Recipe
 from road_interp.study import QUICK, fingerprint, study_options, tell
 from road_interp.training import train
 from road_interp.tuning import RATES, tune

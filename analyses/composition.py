@@ -43,7 +43,8 @@ from road_interp.measure.composition import (
 from road_interp.mixture import ask, build_mixture_model, load_mixture, mixture_trainer
 from road_interp.model import RoadModel
 from road_interp.pretrained import find_device, load_model, load_tokenizer
-from road_interp.recipe import MixtureRecipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import COMPOSITION, METRICS, RECIPE, Run
 from road_interp.sites.find import find_sites
 from road_interp.trainer import training_arguments

@@ -17,7 +17,8 @@ from road_interp import figures, plots
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
 from road_interp.measure.heads import HeadsReport, HeadsStudy
-from road_interp.recipe import MixtureRecipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import MixtureRecipe
 from road_interp.study import study_options, tell, train_once
 
 QUICK = ["training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source"))]

@@ -30,7 +30,7 @@ from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.pairs import Splits, load_pairs
 from road_interp.pretrained import load_model, load_tokenizer
-from road_interp.recipe import ModelRecipe
+from road_interp.recipes.schema import ModelRecipe
 
 LAYER = 15
 SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}

@@ -25,7 +25,8 @@ from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.head_scorer import HeadScorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
-from road_interp.recipe import MixtureRecipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
 from road_interp.study import fingerprint, study_options, tell, train_once
 

@@ -20,7 +20,7 @@ from road_interp.files import read_text
 from road_interp.measure.composition import Answer, answer_perplexity
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.pretrained import load_tokenizer
-from road_interp.recipe import MixtureRecipe
+from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

@@ -14,7 +14,8 @@ from road_interp import figures
 from road_interp.bench import BenchReport, bench_recipe
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
-from road_interp.recipe import BenchRecipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import BenchRecipe
 
 QUICK = ["rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]"]
 

@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from road_interp.model import RoadModel
     from road_interp.pairs import Pair, encode_pairs, load_pairs, read_pairs
     from road_interp.pretrained import load_model, load_tokenizer
-    from road_interp.recipe import load_recipe
+    from road_interp.recipes.loader import load_recipe
     from road_interp.run import Run
     from road_interp.sites.find import find_sites
     from road_interp.sites.site import Site
     from road_interp.training import evaluate, train
 
 _LAZY_IMPORTS = {
-    "RoadAdapter": "adapters.road_adapter",
     "RoadBank": "adapters.bank",
+    "RoadAdapter": "adapters.road_adapter",
+    "TaskPlanes": "adapters.task_planes",
     "InterchangeRuns": "causal",
     "interchange_accuracy": "causal",
     "train_interchange": "causal",
@@ -44,10 +45,9 @@ _LAZY_IMPORTS = {
     "encode_pairs": "pairs",
     "load_pairs": "pairs",
     "read_pairs": "pairs",
-    "TaskPlanes": "adapters.task_planes",
     "load_model": "pretrained",
     "load_tokenizer": "pretrained",
-    "load_recipe": "recipe",
+    "load_recipe": "recipes.loader",
     "Run": "run",
     "find_sites": "sites.find",
     "Site": "sites.site",

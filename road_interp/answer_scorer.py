@@ -13,7 +13,7 @@ from road_interp.measure.composition import Answer, answers_of, shows
 from road_interp.mixture import ask, load_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import find_device, load_model, load_tokenizer, on_device
-from road_interp.recipe import MixtureRecipe
+from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
 
 

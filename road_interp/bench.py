@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from road_interp.errors import InputError
 from road_interp.peers import RANK, Call, Peers, draw_ids
 from road_interp.pretrained import find_device, load_model, on_device
-from road_interp.recipe import BenchRecipe
+from road_interp.recipes.schema import BenchRecipe
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from road_interp.bench import BenchReport
     from road_interp.measure import AblationReport, Check, DriftReport
     from road_interp.measure.ablation import Score
-    from road_interp.recipe import ModelRecipe, Trainable
+    from road_interp.recipes.schema import ModelRecipe, Trainable
     from road_interp.run import Run
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ def train(
 ) -> None:
     """Train a recipe and leave a run folder with its figures."""
     started = time.monotonic()
-    from road_interp.recipe import load_recipe, trainable
+    from road_interp.recipes.loader import load_recipe, trainable
     from road_interp.run import METRICS, RECIPE
 
     loaded = trainable(load_recipe(recipe, [*(overrides or ()), *_as_overrides(dtype, seed)]))
@@ -211,7 +211,7 @@ def _read_texts(data: str, column: str, most: int | None) -> list[str]:
 def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     """A model, with its rotations where it is a run folder, how it was loaded, and its name."""
     from road_interp.pretrained import check_length, load_model
-    from road_interp.recipe import ModelRecipe
+    from road_interp.recipes.schema import ModelRecipe
     from road_interp.run import RECIPE, Run
 
     if (Path(identifier) / RECIPE).is_file():
@@ -304,7 +304,7 @@ def diagnose(
 ) -> None:
     """Ask whether a rotation was the wrong tool: does it rely on magnitudes, hurt a control, do tasks compose?"""
     from road_interp import measure
-    from road_interp.recipe import MixtureRecipe
+    from road_interp.recipes.schema import MixtureRecipe
     from road_interp.run import Run
     from road_interp.scorer import scorer_of
 
@@ -441,7 +441,8 @@ def bench(
     from road_interp import figures
     from road_interp.bench import bench_recipe
     from road_interp.files import write_atomically
-    from road_interp.recipe import BenchRecipe, builtin_recipes, load_recipe
+    from road_interp.recipes.loader import builtin_recipes, load_recipe
+    from road_interp.recipes.schema import BenchRecipe
 
     _quiet_libraries()
     _check_folder(out)

@@ -10,7 +10,7 @@ from road_interp.errors import InputError
 from road_interp.heads import HeadsModel, load_heads_model, load_labels, outcomes
 from road_interp.model import RoadModel
 from road_interp.pretrained import find_device, load_tokenizer, on_device
-from road_interp.recipe import MixtureRecipe
+from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
 from road_interp.tasks import drawn, tokenize
 

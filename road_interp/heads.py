@@ -22,7 +22,7 @@ from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.model import RoadModel, load_trained
 from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer
-from road_interp.recipe import MixtureRecipe
+from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites

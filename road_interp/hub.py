@@ -16,7 +16,7 @@ from jinja2 import Environment
 from road_interp import measure
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.recipe import MixtureRecipe, Trainable
+from road_interp.recipes.schema import MixtureRecipe, Trainable
 from road_interp.report import scores_of
 
 CARD = "README.md"

@@ -30,7 +30,7 @@ from road_interp.measure.composition import CompositionReport, answer_perplexity
 from road_interp.measure.matches import MatchReport, Question, matches, said
 from road_interp.model import RoadModel
 from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
-from road_interp.recipe import DataRecipe, MixtureRecipe, TaskRecipe
+from road_interp.recipes.schema import DataRecipe, MixtureRecipe, TaskRecipe
 from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
 from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites

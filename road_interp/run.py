@@ -20,7 +20,8 @@ from road_interp.measure.heads import HeadsReport
 from road_interp.model import RoadModel
 from road_interp.pretrained import load_model
 from road_interp.provenance import library_versions
-from road_interp.recipe import MixtureRecipe, Trainable, load_recipe, trainable
+from road_interp.recipes.loader import load_recipe, trainable
+from road_interp.recipes.schema import MixtureRecipe, Trainable
 
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"

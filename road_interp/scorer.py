@@ -20,7 +20,7 @@ from road_interp.errors import InputError
 from road_interp.head_scorer import HeadScorer
 from road_interp.model import RoadModel
 from road_interp.pretrained import find_device, load_tokenizer, on_device
-from road_interp.recipe import MixtureRecipe, Recipe
+from road_interp.recipes.schema import MixtureRecipe, Recipe
 from road_interp.run import Run
 from road_interp.states import pick
 from road_interp.tasks import drawn, load_task, tokenize

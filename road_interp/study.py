@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from road_interp.errors import InputError
-from road_interp.recipe import Trainable, load_recipe, trainable
+from road_interp.recipes.loader import load_recipe, trainable
+from road_interp.recipes.schema import Trainable
 from road_interp.run import METRICS, RECIPE, Run
 from road_interp.training import train
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
-from road_interp.recipe import DataRecipe
+from road_interp.recipes.schema import DataRecipe
 from road_interp.sources import resolve
 
 GLUE = "nyu-mll/glue"

@@ -25,7 +25,8 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import check_folder, read_json_object, write_atomically
 from road_interp.model import RoadModel
-from road_interp.recipe import Trainable, TrainingRecipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import Trainable, TrainingRecipe
 from road_interp.rotation import plane_maps
 from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
 from road_interp.sharding import leave_to_fsdp

@@ -31,7 +31,8 @@ from road_interp.heads import load_heads_model, load_labels, score_heads, train_
 from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
-from road_interp.recipe import AnyRecipe, MixtureRecipe, Recipe, trainable
+from road_interp.recipes.loader import trainable
+from road_interp.recipes.schema import AnyRecipe, MixtureRecipe, Recipe
 from road_interp.run import CLASSES, HEAD, Run
 from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites

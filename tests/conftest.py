@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.recipe import load_recipe
+from road_interp.recipes.loader import load_recipe
 from road_interp.sites.site import Site
 from road_interp.training import train
 

@@ -25,7 +25,8 @@ from road_interp.errors import InputError
 from road_interp.measure import CapacityPoint, CapacityReport, DriftStudy, InterferenceReport
 from road_interp.measure.heads import HeadsReport
 from road_interp.measure.strength import StrengthReport
-from road_interp.recipe import MixtureRecipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import MixtureRecipe
 from road_interp.sites.find import find_sites
 from road_interp.study import QUICK
 

@@ -15,7 +15,7 @@ from conftest import recipe_for, tiny_model
 from safetensors.torch import load_file, save_file
 from test_cli import run as run_cli
 
-from road_interp.recipe import load_recipe
+from road_interp.recipes.loader import load_recipe
 from road_interp.training import train
 
 # ---------------------------------------------------------------- what is there, and what is done to it

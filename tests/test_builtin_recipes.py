@@ -12,7 +12,8 @@ from road_interp import cli, tasks
 from road_interp.bench import BenchReport
 from road_interp.measure import MatchReport
 from road_interp.pretrained import load_tokenizer
-from road_interp.recipe import BenchRecipe, ModelRecipe, builtin_recipes, load_recipe
+from road_interp.recipes.loader import builtin_recipes, load_recipe
+from road_interp.recipes.schema import BenchRecipe, ModelRecipe
 from road_interp.training import train
 
 FEW = ["training.max_steps=2", "training.batch_size=4"]

@@ -16,7 +16,8 @@ from typer.main import get_command
 from road_interp import cli
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.recipe import (
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import (
     AdapterRecipe,
     DataRecipe,
     MixtureRecipe,
@@ -25,7 +26,6 @@ from road_interp.recipe import (
     ScoringRecipe,
     TaskRecipe,
     TrainingRecipe,
-    load_recipe,
 )
 from road_interp.sites.positions import parse_positions, position_mask
 from road_interp.sites.site import Part, Site

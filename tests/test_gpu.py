@@ -13,7 +13,7 @@ from road_interp import measure
 from road_interp.bench import bench_recipe
 from road_interp.interchange import RoadInterchangeIntervention
 from road_interp.model import RoadModel
-from road_interp.recipe import BenchRecipe, ModelRecipe
+from road_interp.recipes.schema import BenchRecipe, ModelRecipe
 from road_interp.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import evaluate, train

@@ -13,7 +13,7 @@ from road_interp.measure.composition import Answer
 from road_interp.measure.matches import MatchReport, Question, matches, said
 from road_interp.mixture import load_questions
 from road_interp.pretrained import load_tokenizer
-from road_interp.recipe import load_recipe
+from road_interp.recipes.loader import load_recipe
 from road_interp.training import evaluate, train
 
 NUMBER, CHOICE = r"-?\d[\d,]*(?:\.\d+)?", r"true|false|(?:answer|solution)[1-5]"

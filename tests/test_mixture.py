@@ -18,7 +18,8 @@ from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, answer_perplexity, greedy_answers
 from road_interp.mixture import ask, build_mixture_model, encode_mixture, load_mixture
 from road_interp.pretrained import load_tokenizer
-from road_interp.recipe import MixtureRecipe, ModelRecipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import MixtureRecipe, ModelRecipe
 from road_interp.run import Run
 from road_interp.scorer import scorer_of
 from road_interp.training import evaluate, train

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from road_interp import gguf
 from road_interp.errors import InputError
 from road_interp.pretrained import load_model, load_tokenizer
-from road_interp.recipe import ModelRecipe
+from road_interp.recipes.schema import ModelRecipe
 from road_interp.sites.find import find_sites
 from road_interp.sources import resolve
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from road_interp.errors import InputError
-from road_interp.recipe import BenchRecipe, ModelRecipe, builtin_recipes, load_recipe, recipe_path
+from road_interp.recipes.loader import builtin_recipes, load_recipe, recipe_path
+from road_interp.recipes.schema import BenchRecipe, ModelRecipe
 
 SMALLEST = {"model": {"id": "m"}, "data": {"id": "d.csv"}}
 

@@ -12,7 +12,8 @@ from conftest import recipe_for
 
 from road_interp import trainer, training
 from road_interp.errors import InputError
-from road_interp.recipe import ModelRecipe, builtin_recipes, load_recipe
+from road_interp.recipes.loader import builtin_recipes, load_recipe
+from road_interp.recipes.schema import ModelRecipe
 from road_interp.training import train
 
 ROOT = Path(__file__).parents[1]

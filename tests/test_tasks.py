@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from road_interp import tasks
 from road_interp.errors import InputError
-from road_interp.recipe import DataRecipe
+from road_interp.recipes.schema import DataRecipe
 from road_interp.tasks import Task, load_examples, load_task
 
 ROWS = [{"sentence": f'text "{n} is NA', "second": f"b{n}", "class": ["no", "yes"][n % 2]} for n in range(40)]

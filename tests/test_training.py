@@ -16,7 +16,8 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.model import RoadModel
 from road_interp.pretrained import on_device
-from road_interp.recipe import TrainingRecipe, load_recipe
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import TrainingRecipe
 from road_interp.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.trainer import RoadTrainer, training_arguments
