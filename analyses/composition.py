@@ -27,7 +27,8 @@ from road_interp import figures, plots
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.baselines import LowRankModel
-from road_interp.behaviours import behaviour
+from road_interp.data.behaviours import behaviour
+from road_interp.data.multitask import ask, load_mixture
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.measure.composition import (
@@ -40,7 +41,7 @@ from road_interp.measure.composition import (
     default_sets,
     greedy_answers,
 )
-from road_interp.mixture import ask, build_mixture_model, load_mixture, mixture_trainer
+from road_interp.mixture import build_mixture_model, mixture_trainer
 from road_interp.model import RoadModel
 from road_interp.pretrained import find_device, load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, DataCollatorWithPadding, set_seed
 
 from road_interp import figures, plots
+from road_interp.data.labelled import drawn, load_task
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
 from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
@@ -28,7 +29,6 @@ from road_interp.pretrained import find_device, load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.study import tell
-from road_interp.tasks import drawn, load_task
 from road_interp.training import encode
 
 QUICK = 200  # texts of each split

@@ -21,6 +21,7 @@ from matplotlib.style import context
 from torch import Tensor
 
 from road_interp import figures, plots
+from road_interp.data.labelled import load_task
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.measure import DriftStudy, drift, text_batches
@@ -28,7 +29,6 @@ from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.study import QUICK, fingerprint, study_options, train_once
-from road_interp.tasks import load_task
 from road_interp.tuning import RATES, Method, tune
 
 PRETRAINED, FULL, LORA, ROAD = "pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"

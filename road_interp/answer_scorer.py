@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data.multitask import ask, load_mixture
 from road_interp.errors import InputError
 from road_interp.measure.composition import Answer, answers_of, shows
-from road_interp.mixture import ask, load_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import find_device, load_model, load_tokenizer, on_device
 from road_interp.recipes.schema import MixtureRecipe

@@ -196,7 +196,7 @@ def drift(
 
 def _read_texts(data: str, column: str, most: int | None) -> list[str]:
     """Texts of a file or data set: all in their order, or some drawn by a fixed seed."""
-    from road_interp.tasks import drawn, read_rows
+    from road_interp.data.labelled import drawn, read_rows
 
     rows = read_rows(data, None, "test")
     if column not in rows.column_names:

@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data.labelled import drawn, tokenize
 from road_interp.errors import InputError
 from road_interp.heads import HeadsModel, load_heads_model, load_labels, outcomes
 from road_interp.model import RoadModel
 from road_interp.pretrained import find_device, load_tokenizer, on_device
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
-from road_interp.tasks import drawn, tokenize
 
 
 class HeadScorer:

@@ -17,6 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_s
 from road_interp.adapters.modules_to_save import head_file, load_head
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.data.labelled import Task, load_task, tokenize
 from road_interp.errors import InputError
 from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
@@ -26,7 +27,6 @@ from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites
-from road_interp.tasks import Task, load_task, tokenize
 from road_interp.trainer import finish_run, prepare_folder, start_run, train_on, training_arguments
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.answer_scorer import AnswerScorer
+from road_interp.data.labelled import drawn, load_task, tokenize
 from road_interp.errors import InputError
 from road_interp.head_scorer import HeadScorer
 from road_interp.model import RoadModel
@@ -23,7 +24,6 @@ from road_interp.pretrained import find_device, load_tokenizer, on_device
 from road_interp.recipes.schema import MixtureRecipe, Recipe
 from road_interp.run import Run
 from road_interp.states import pick
-from road_interp.tasks import drawn, load_task, tokenize
 from road_interp.trainer import forward_precision
 
 BATCH = 64

@@ -26,9 +26,11 @@ from transformers import (
 
 from road_interp.adapters.modules_to_save import head_file
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data.labelled import Task, load_examples, load_task, tokenize
+from road_interp.data.multitask import load_mixture, load_questions
 from road_interp.errors import InputError
 from road_interp.heads import load_heads_model, load_labels, score_heads, train_heads
-from road_interp.mixture import load_mixture, load_questions, score_matches, score_mixture, train_mixture
+from road_interp.mixture import score_matches, score_mixture, train_mixture
 from road_interp.model import RoadModel
 from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.recipes.loader import trainable
@@ -36,7 +38,6 @@ from road_interp.recipes.schema import AnyRecipe, MixtureRecipe, Recipe
 from road_interp.run import CLASSES, HEAD, Run
 from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites
-from road_interp.tasks import Task, load_examples, load_task, tokenize
 from road_interp.trainer import RoadTrainer, finish_run, prepare_folder, start_run, train_on, training_arguments
 
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
 from road_interp.baselines import LowRankModel
+from road_interp.data.labelled import load_task
 from road_interp.errors import InputError
 from road_interp.pretrained import find_device, load_tokenizer
 from road_interp.recipes.schema import Recipe
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
-from road_interp.tasks import load_task
 from road_interp.training import encode, load_classifier, make_trainer, score_split
 
 Method = Literal["full", "lora", "head"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from road_interp.behaviours import BEHAVIOURS, COMMENTS, Review, behaviour
+from road_interp.data.behaviours import BEHAVIOURS, COMMENTS, Review, behaviour
 from road_interp.errors import InputError
 
 REVIEW = Review("a fine film", "positive", 3)

@@ -8,8 +8,9 @@ import pytest
 from conftest import tiny_model
 from datasets import Dataset, DatasetDict
 
-from road_interp import cli, tasks
+from road_interp import cli
 from road_interp.bench import BenchReport
+from road_interp.data import labelled
 from road_interp.measure import MatchReport
 from road_interp.pretrained import load_tokenizer
 from road_interp.recipes.loader import builtin_recipes, load_recipe
@@ -78,9 +79,9 @@ TIMED = [name for name in builtin_recipes() if isinstance(load_recipe(name), Ben
 
 @pytest.mark.parametrize("name", sorted({*builtin_recipes()} - {*TIMED}))
 def test_it_runs(name, stand_ins, tmp_path, monkeypatch):
-    load = tasks.load_dataset
+    load = labelled.load_dataset
     monkeypatch.setattr(
-        tasks, "load_dataset", lambda path, *options, **more: load(path, *options, **more) if more else rows_of(path, *options)
+        labelled, "load_dataset", lambda path, *options, **more: load(path, *options, **more) if more else rows_of(path, *options)
     )
     monkeypatch.chdir(tmp_path)
     for file, values in QUESTIONS.items():

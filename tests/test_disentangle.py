@@ -10,12 +10,12 @@ import torch
 from conftest import tiny_model, token_batch
 
 from road_interp import plots
+from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure import DisentangleReport, Features, disentangle, read_features
 from road_interp.measure.bootstrap import interval, redrawn
 from road_interp.measure.disentangle import ARMS, CONSTANT, TwoLayerClassifier, learn, seen_by_probes
 from road_interp.states import find_places, states_at
-from road_interp.tasks import METRICS
 
 SIZES = {"train": 640, "validation": 200, "test": 400}
 WIDTH, HEADS = 8, 2

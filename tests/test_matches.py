@@ -8,10 +8,11 @@ import pytest
 from test_mixture import recipe_for, workplace  # noqa: F401
 
 from road_interp import cli
+from road_interp.data.multitask import load_questions
+from road_interp.data.questions import Question, said
 from road_interp.errors import InputError
 from road_interp.measure.composition import Answer
-from road_interp.measure.matches import MatchReport, Question, matches, said
-from road_interp.mixture import load_questions
+from road_interp.measure.matches import MatchReport, matches
 from road_interp.pretrained import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.training import evaluate, train

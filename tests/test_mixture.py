@@ -13,10 +13,11 @@ from test_cli import run
 
 from road_interp import cli, mixture
 from road_interp.answer_scorer import AnswerScorer
-from road_interp.behaviours import Behaviour
+from road_interp.data.behaviours import Behaviour
+from road_interp.data.multitask import ask, encode_mixture, load_mixture
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, answer_perplexity, greedy_answers
-from road_interp.mixture import ask, build_mixture_model, encode_mixture, load_mixture
+from road_interp.mixture import build_mixture_model
 from road_interp.pretrained import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe, ModelRecipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from road_interp import measure, plots
-from road_interp.behaviours import BEHAVIOURS, Review
+from road_interp.data.behaviours import BEHAVIOURS, Review
 from road_interp.errors import InputError
 from road_interp.measure import StrengthReport
 from road_interp.measure.composition import Answer

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from road_interp import tasks
+from road_interp.data import labelled
+from road_interp.data.labelled import Task, load_examples, load_task
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe
-from road_interp.tasks import Task, load_examples, load_task
 
 ROWS = [{"sentence": f'text "{n} is NA', "second": f"b{n}", "class": ["no", "yes"][n % 2]} for n in range(40)]
 
@@ -101,7 +101,7 @@ def test_glue_by_name(monkeypatch, name):
         rows = Dataset.from_list([{**row, "label": n / 2 if name == "stsb" else n % 2} for n in range(12)])
         return DatasetDict({"train": rows, "validation": rows, "validation_matched": rows})
 
-    monkeypatch.setattr(tasks, "load_dataset", load)
+    monkeypatch.setattr(labelled, "load_dataset", load)
     task = load_task(DataRecipe(id=f"glue/{name}"))
     assert asked == [("nyu-mll/glue", name)] * 2
     assert task.metric == metric

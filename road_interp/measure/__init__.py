@@ -1,5 +1,6 @@
 """Measuring functions: model and data in, frozen results out, each with `to_json` and `from_json`."""
 
+from road_interp.data.questions import Question
 from road_interp.measure.ablation import Ablation, AblationReport, ablation
 from road_interp.measure.angles import AngleReport, SiteAngles, angles
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
@@ -8,7 +9,7 @@ from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hur
 from road_interp.measure.disentangle import DisentangleReport, Features, disentangle, read_features
 from road_interp.measure.drift import DriftReport, DriftStudy, PlaceDrift, drift, text_batches
 from road_interp.measure.interference import InterferenceReport, interference
-from road_interp.measure.matches import MatchReport, Question, matches
+from road_interp.measure.matches import MatchReport, matches
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch.nn import functional
 
 from road_interp.adapters.bank import BASE
-from road_interp.behaviours import Behaviour, Review, first_sentence
+from road_interp.data.behaviours import Behaviour, Review, first_sentence
 from road_interp.errors import InputError
 from road_interp.measure.bootstrap import check_seeds, interval, redrawn
 

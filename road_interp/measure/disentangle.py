@@ -17,10 +17,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional
 
+from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure.bootstrap import DRAWS, interval, redrawn
 from road_interp.states import Batch, Token, find_places, pick, running, states_at
-from road_interp.tasks import METRICS
 
 FULL, RANDOM, ANGLE, MAGNITUDE = ARMS = ("full", "random backbone", "angle only", "magnitude only")
 CONSTANT = "constant answer"

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from scipy import stats
 
+from road_interp.data.questions import Question, said
 from road_interp.errors import InputError
 from road_interp.measure.composition import Answering
 from road_interp.measure.heads import active_sets
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt in the model's template, and what its reference answer says."""
-
-    prompt: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -72,25 +64,6 @@ class MatchReport:
             return cls(content["model"], content["method"], content["seed"], questions, answers, correct)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"this is not the JSON of matches ({error})") from None
-
-
-def said(pattern: str, text: str) -> str | None:
-    """What the last match of a regular expression in a text says: its first group that took part, or all of it.
-
-    None where nothing matches. Case does not count, nor do the commas of numbers; numbers are compared as such, to twelve digits.
-
-    >>> said(r"[\\d,.]*\\d", "Of 5,000 there remain 1,000."), said(r"[\\d,.]*\\d", "1000.0")
-    ('1000', '1000')
-    """
-    found = [match for match in re.finditer(pattern, text, re.IGNORECASE) if match.group()]
-    if not found:
-        return None
-    groups = [group for group in found[-1].groups() if group]
-    words = (groups[0] if groups else found[-1].group()).strip().casefold()
-    try:
-        return f"{float(words.replace(',', '')):.12g}"
-    except ValueError:
-        return words or None
 
 
 def matches(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from scipy import stats
 
-from road_interp.behaviours import Behaviour, Review
+from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.measure.composition import Answer, shows
 

@@ -182,7 +182,7 @@ class TaskRecipe:
     """One task of a mixture: a built-in behaviour towards film reviews, prompts and answers from a data set, or labels.
 
     Attributes:
-        behaviour: its name in `road_interp.behaviours`.
+        behaviour: its name in `road_interp.data.behaviours`.
         id, config, split: the data set of prompts and answers, read as in DataRecipe; `config` is that of `test` too.
         prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
         examples: number of training examples of a behaviour or data set.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from scipy import stats
-from sklearn.metrics import accuracy_score, matthews_corrcoef
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe
 from road_interp.sources import resolve
@@ -65,20 +64,6 @@ class Task:
         """The metrics of a split from `(examples, num_labels)` logits; the task's own comes first."""
         predictions = logits.reshape(len(labels)) if self.classes is None else logits.argmax(-1)
         return {self.metric: METRICS[self.metric](labels, predictions)}
-
-
-def _pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Pearson correlation; 0 where a side is constant and none is defined."""
-    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-        return 0.0
-    return float(stats.pearsonr(labels, predictions).statistic)
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
-    "matthews": lambda labels, predictions: float(matthews_corrcoef(labels, predictions)),
-    "pearson": _pearson,
-}
 
 
 def load_task(recipe: DataRecipe) -> Task:

@@ -1,0 +1,1 @@
+"""Labelled text, behaviours, questions, sets of several tasks, and metrics."""
