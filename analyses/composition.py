@@ -31,19 +31,11 @@ from road_interp.data.behaviours import behaviour
 from road_interp.data.multitask import ask, load_mixture
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
-from road_interp.measure.composition import (
-    Answer,
-    Answering,
-    CompositionReport,
-    answer_perplexity,
-    answers_of,
-    composition,
-    default_sets,
-    greedy_answers,
-)
+from road_interp.measure.composition import CompositionReport, composition, default_sets
 from road_interp.mixture import build_mixture_model, mixture_trainer
-from road_interp.model import RoadModel
-from road_interp.pretrained import find_device, load_model, load_tokenizer
+from road_interp.models.generation import Answer, Answering, answer_perplexity, answers_of, greedy_answers
+from road_interp.models.loading import find_device, load_model, load_tokenizer
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import COMPOSITION, METRICS, RECIPE, Run

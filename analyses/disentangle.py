@@ -25,7 +25,7 @@ from road_interp.data.labelled import drawn, load_task
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
 from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
-from road_interp.pretrained import find_device, load_model, load_tokenizer
+from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.study import tell

@@ -25,7 +25,7 @@ from road_interp.data.labelled import load_task
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.measure import DriftStudy, drift, text_batches
-from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.study import QUICK, fingerprint, study_options, train_once

@@ -28,8 +28,8 @@ from road_interp.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
 from road_interp.depth import DepthReport, depth_by_rows
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
+from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.pairs import Splits, load_pairs
-from road_interp.pretrained import load_model, load_tokenizer
 from road_interp.recipes.schema import ModelRecipe
 
 LAYER = 15

@@ -17,9 +17,9 @@ from road_interp import figures, plots
 from road_interp.answer_scorer import AnswerScorer
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text
-from road_interp.measure.composition import Answer, answer_perplexity
 from road_interp.measure.strength import StrengthReport, strength
-from road_interp.pretrained import load_tokenizer
+from road_interp.models.generation import Answer, answer_perplexity
+from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
 

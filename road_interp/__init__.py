@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from road_interp.causal import InterchangeRuns, interchange_accuracy, train_interchange
     from road_interp.errors import InputError
     from road_interp.explorer import Explorer
-    from road_interp.interchange import RoadInterchangeIntervention
-    from road_interp.intervention import RoadIntervention
-    from road_interp.model import RoadModel
+    from road_interp.models.interchange import RoadInterchangeIntervention
+    from road_interp.models.intervention import RoadIntervention
+    from road_interp.models.loading import load_model, load_tokenizer
+    from road_interp.models.road_model import RoadModel
     from road_interp.pairs import Pair, encode_pairs, load_pairs, read_pairs
-    from road_interp.pretrained import load_model, load_tokenizer
     from road_interp.recipes.loader import load_recipe
     from road_interp.run import Run
     from road_interp.sites.find import find_sites
@@ -38,15 +38,15 @@ _LAZY_IMPORTS = {
     "train_interchange": "causal",
     "InputError": "errors",
     "Explorer": "explorer",
-    "RoadInterchangeIntervention": "interchange",
-    "RoadIntervention": "intervention",
-    "RoadModel": "model",
+    "RoadInterchangeIntervention": "models.interchange",
+    "RoadIntervention": "models.intervention",
+    "RoadModel": "models.road_model",
     "Pair": "pairs",
     "encode_pairs": "pairs",
     "load_pairs": "pairs",
     "read_pairs": "pairs",
-    "load_model": "pretrained",
-    "load_tokenizer": "pretrained",
+    "load_model": "models.loading",
+    "load_tokenizer": "models.loading",
     "load_recipe": "recipes.loader",
     "Run": "run",
     "find_sites": "sites.find",

@@ -10,9 +10,10 @@ from jaxtyping import Bool
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.multitask import ask, load_mixture
 from road_interp.errors import InputError
-from road_interp.measure.composition import Answer, answers_of, shows
-from road_interp.model import RoadModel
-from road_interp.pretrained import find_device, load_model, load_tokenizer, on_device
+from road_interp.measure.composition import shows
+from road_interp.models.generation import Answer, answers_of
+from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
 

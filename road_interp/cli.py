@@ -169,7 +169,7 @@ def drift(
     from rich.progress import Progress
 
     from road_interp import measure
-    from road_interp.pretrained import load_tokenizer
+    from road_interp.models.loading import load_tokenizer
 
     _quiet_libraries()
     _check_folder(out)
@@ -210,7 +210,7 @@ def _read_texts(data: str, column: str, most: int | None) -> list[str]:
 
 def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     """A model, with its rotations where it is a run folder, how it was loaded, and its name."""
-    from road_interp.pretrained import check_length, load_model
+    from road_interp.models.loading import check_length, load_model
     from road_interp.recipes.schema import ModelRecipe
     from road_interp.run import RECIPE, Run
 
@@ -411,7 +411,7 @@ def _load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     if (folder / peft_format.CONFIG).is_file():
         return RoadAdapter.from_peft(folder, base=base)
     if base is not None:
-        from road_interp import pyvene_io
+        from road_interp.models import pyvene_io
 
         if (folder / pyvene_io.CONFIG).is_file():
             return pyvene_io.from_pyvene(folder, base)

@@ -26,8 +26,8 @@ from road_interp.causal import (
     train_interchange,
 )
 from road_interp.errors import InputError
-from road_interp.interchange import RoadInterchangeIntervention
-from road_interp.intervention import pyvene
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.intervention import pyvene
 from road_interp.pairs import Splits
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from road_interp.causal import count_parameters
 from road_interp.errors import InputError
-from road_interp.interchange import RoadInterchangeIntervention
-from road_interp.intervention import pyvene
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.intervention import pyvene
 from road_interp.rotation import butterfly
 
 SHALLOW, DEEP, LOW_RANK, FULL = "RoAd", "stacked RoAd", "low-rank DAS, rank 8", "full rotation DAS"

@@ -21,8 +21,8 @@ from road_interp.data.labelled import Task, load_task, tokenize
 from road_interp.errors import InputError
 from road_interp.measure.heads import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
-from road_interp.model import RoadModel, load_trained
-from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer
+from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer
+from road_interp.models.road_model import RoadModel, load_trained
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
 from road_interp.sharding import shard_blocks

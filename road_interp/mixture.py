@@ -22,10 +22,11 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.data.behaviours import Review
 from road_interp.data.multitask import Mixture, ask, encode_mixture, load_mixture, load_questions
 from road_interp.data.questions import Question
-from road_interp.measure.composition import CompositionReport, answer_perplexity, answers_of, composition
+from road_interp.measure.composition import CompositionReport, composition
 from road_interp.measure.matches import MatchReport, matches
-from road_interp.model import RoadModel
-from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
+from road_interp.models.generation import answer_perplexity, answers_of
+from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
 from road_interp.sharding import shard_blocks

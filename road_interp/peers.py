@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.intervention import pyvene
-from road_interp.model import RoadModel
+from road_interp.models.intervention import pyvene
+from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import output_width
 from road_interp.sites.site import Site

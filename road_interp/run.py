@@ -17,8 +17,8 @@ from road_interp.errors import InputError
 from road_interp.files import read_json_object
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.heads import HeadsReport
-from road_interp.model import RoadModel
-from road_interp.pretrained import load_model
+from road_interp.models.loading import load_model
+from road_interp.models.road_model import RoadModel
 from road_interp.provenance import library_versions
 from road_interp.recipes.loader import load_recipe, trainable
 from road_interp.recipes.schema import MixtureRecipe, Trainable

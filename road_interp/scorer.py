@@ -19,11 +19,11 @@ from road_interp.answer_scorer import AnswerScorer
 from road_interp.data.labelled import drawn, load_task, tokenize
 from road_interp.errors import InputError
 from road_interp.head_scorer import HeadScorer
-from road_interp.model import RoadModel
-from road_interp.pretrained import find_device, load_tokenizer, on_device
+from road_interp.models.hidden_states import pick
+from road_interp.models.loading import find_device, load_tokenizer, on_device
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MixtureRecipe, Recipe
 from road_interp.run import Run
-from road_interp.states import pick
 from road_interp.trainer import forward_precision
 
 BATCH = 64

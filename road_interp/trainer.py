@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import check_folder, read_json_object, write_atomically
-from road_interp.model import RoadModel
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Trainable, TrainingRecipe
 from road_interp.rotation import plane_maps

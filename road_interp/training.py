@@ -31,8 +31,8 @@ from road_interp.data.multitask import load_mixture, load_questions
 from road_interp.errors import InputError
 from road_interp.heads import load_heads_model, load_labels, score_heads, train_heads
 from road_interp.mixture import score_matches, score_mixture, train_mixture
-from road_interp.model import RoadModel
-from road_interp.pretrained import check_length, find_device, load_model, load_tokenizer, on_device
+from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import trainable
 from road_interp.recipes.schema import AnyRecipe, MixtureRecipe, Recipe
 from road_interp.run import CLASSES, HEAD, Run

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from road_interp.baselines import LowRankModel
 from road_interp.data.labelled import load_task
 from road_interp.errors import InputError
-from road_interp.pretrained import find_device, load_tokenizer
+from road_interp.models.loading import find_device, load_tokenizer
 from road_interp.recipes.schema import Recipe
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site

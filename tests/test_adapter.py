@@ -22,7 +22,7 @@ from road_interp.adapters.base_model import Fingerprint
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import DESCRIPTION
 from road_interp.errors import InputError
-from road_interp.model import RoadModel
+from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Part, Site

@@ -12,7 +12,7 @@ from road_interp import cli
 from road_interp.bench import BenchReport
 from road_interp.data import labelled
 from road_interp.measure import MatchReport
-from road_interp.pretrained import load_tokenizer
+from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import builtin_recipes, load_recipe
 from road_interp.recipes.schema import BenchRecipe, ModelRecipe
 from road_interp.training import train

@@ -24,8 +24,8 @@ from road_interp.causal import (
 )
 from road_interp.depth import DepthReport, depth_by_rows
 from road_interp.errors import InputError
-from road_interp.interchange import RoadInterchangeIntervention
-from road_interp.model import RoadModel
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.road_model import RoadModel
 from road_interp.pairs import Pair, Splits, encode_pairs
 from road_interp.sites.find import find_sites
 

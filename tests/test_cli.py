@@ -121,7 +121,7 @@ def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path):
 
 def test_json_is_all_that_standard_output_holds(tmp_path):
     random_adapter(find_sites(tiny_model("Bert"), "fc1")).save(tmp_path / "adapter")
-    script = "import sys, road_interp.model; from road_interp.cli import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main()"
+    script = "import sys, road_interp.models.road_model; from road_interp.cli import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main()"
     arguments = [sys.executable, "-c", script, "", "inspect", str(tmp_path / "adapter"), "--json"]
     shown = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert len(json.loads(shown.stdout)) == 2

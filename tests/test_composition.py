@@ -7,7 +7,8 @@ import pytest
 from road_interp import measure
 from road_interp.data.behaviours import BEHAVIOURS, Review
 from road_interp.errors import InputError
-from road_interp.measure.composition import Answer, CompositionReport, default_sets, shows
+from road_interp.measure.composition import CompositionReport, default_sets, shows
+from road_interp.models.generation import Answer
 
 REVIEWS = [Review(f"text {n}", "positive" if n % 2 else "negative", n) for n in range(20)]
 TASKS = {name: BEHAVIOURS[name] for name in ("label", "closing")}

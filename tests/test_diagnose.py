@@ -11,8 +11,8 @@ from test_interference import measured
 
 from road_interp.errors import InputError
 from road_interp.measure import Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
-from road_interp.measure.composition import Answer
 from road_interp.measure.heads import HeadsReport
+from road_interp.models.generation import Answer
 
 
 def test_a_task_that_needs_magnitudes_is_told_from_one_that_needs_angles():

@@ -15,7 +15,7 @@ from road_interp.errors import InputError
 from road_interp.measure import DisentangleReport, Features, disentangle, read_features
 from road_interp.measure.bootstrap import interval, redrawn
 from road_interp.measure.disentangle import ARMS, CONSTANT, TwoLayerClassifier, learn, seen_by_probes
-from road_interp.states import find_places, states_at
+from road_interp.models.hidden_states import find_places, states_at
 
 SIZES = {"train": 640, "validation": 200, "test": 400}
 WIDTH, HEADS = 8, 2

@@ -22,7 +22,7 @@ from test_cli import run as run_cli
 from road_interp import RoadAdapter, RoadModel, figures, find_sites, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.drift import DRAWS, SAMPLE, DriftReport, DriftStudy, DriftSums
-from road_interp.states import find_places, states_at
+from road_interp.models.hidden_states import find_places, states_at
 from road_interp.training import train
 
 file = import_module("road_interp.measure.drift")  # the package's attribute of that name is the function

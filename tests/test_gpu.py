@@ -11,8 +11,8 @@ from test_model import GREEDY, bank_model, road_model
 
 from road_interp import measure
 from road_interp.bench import bench_recipe
-from road_interp.interchange import RoadInterchangeIntervention
-from road_interp.model import RoadModel
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import BenchRecipe, ModelRecipe
 from road_interp.run import Run
 from road_interp.sites.find import find_sites

@@ -13,7 +13,7 @@ from road_interp.data.labelled import load_task
 from road_interp.errors import InputError
 from road_interp.head_scorer import HeadScorer
 from road_interp.measure.heads import HeadsReport, HeadsStudy, active_sets
-from road_interp.pretrained import load_tokenizer
+from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.run import Run
 from road_interp.scorer import scorer_of

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_model, token_batch
 
 from road_interp.errors import InputError
-from road_interp.interchange import RoadInterchangeIntervention
+from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.rotation import butterfly
 
 WIDTH = 32

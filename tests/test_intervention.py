@@ -8,7 +8,7 @@ import torch
 from conftest import random_adapter, tiny_model, token_batch
 
 from road_interp.errors import InputError
-from road_interp.intervention import RoadIntervention
+from road_interp.models.intervention import RoadIntervention
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 

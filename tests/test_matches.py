@@ -11,9 +11,9 @@ from road_interp import cli
 from road_interp.data.multitask import load_questions
 from road_interp.data.questions import Question, said
 from road_interp.errors import InputError
-from road_interp.measure.composition import Answer
 from road_interp.measure.matches import MatchReport, matches
-from road_interp.pretrained import load_tokenizer
+from road_interp.models.generation import Answer
+from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.training import evaluate, train
 

@@ -9,7 +9,7 @@ from test_model import ARCHITECTURES, GREEDY, bank_model, road_model
 from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
-from road_interp.model import RoadModel
+from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
 

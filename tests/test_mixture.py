@@ -16,9 +16,10 @@ from road_interp.answer_scorer import AnswerScorer
 from road_interp.data.behaviours import Behaviour
 from road_interp.data.multitask import ask, encode_mixture, load_mixture
 from road_interp.errors import InputError
-from road_interp.measure.composition import CompositionReport, answer_perplexity, greedy_answers
+from road_interp.measure.composition import CompositionReport
 from road_interp.mixture import build_mixture_model
-from road_interp.pretrained import load_tokenizer
+from road_interp.models.generation import answer_perplexity, greedy_answers
+from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe, ModelRecipe
 from road_interp.run import Run

@@ -15,7 +15,7 @@ from conftest import needs_compiler, padded_batch, random_adapter, tiny_model, t
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.model import RoadModel
+from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 

@@ -8,8 +8,8 @@ from conftest import random_adapter
 from torch import nn
 
 from road_interp.adapters.bank import RoadBank
-from road_interp.interchange import RoadInterchangeIntervention
-from road_interp.merging import rotate_weights
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.merging import rotate_weights
 from road_interp.rotation import butterfly, plane_maps
 from road_interp.rotation.inplace import turn
 from road_interp.sites.site import Site

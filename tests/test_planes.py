@@ -11,8 +11,8 @@ from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.intervention import RoadIntervention
-from road_interp.model import RoadModel
+from road_interp.models.intervention import RoadIntervention
+from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site

@@ -13,9 +13,9 @@ import transformers
 from conftest import tiny_model
 from transformers import AutoTokenizer
 
-from road_interp import gguf
 from road_interp.errors import InputError
-from road_interp.pretrained import load_model, load_tokenizer
+from road_interp.models import gguf
+from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sites.find import find_sites
 from road_interp.sources import resolve

@@ -14,9 +14,9 @@ from conftest import random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.intervention import RoadIntervention
-from road_interp.model import RoadModel
-from road_interp.pyvene_io import from_pyvene
+from road_interp.models.intervention import RoadIntervention
+from road_interp.models.pyvene_io import from_pyvene
+from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Part, Site
 

@@ -8,7 +8,7 @@ from conftest import padded_batch, random_adapter, tiny_model, token_batch
 
 from road_interp import RoadAdapter, RoadModel, find_sites
 from road_interp.errors import InputError
-from road_interp.states import find_places, pick, plain, running, states_at
+from road_interp.models.hidden_states import find_places, pick, plain, running, states_at
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "Electra"])

@@ -8,7 +8,7 @@ from road_interp import measure, plots
 from road_interp.data.behaviours import BEHAVIOURS, Review
 from road_interp.errors import InputError
 from road_interp.measure import StrengthReport
-from road_interp.measure.composition import Answer
+from road_interp.models.generation import Answer
 
 REVIEWS = [Review(f"text {n}", "positive", n) for n in range(8)]
 

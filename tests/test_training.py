@@ -14,8 +14,8 @@ from conftest import recipe_for, tiny_model
 from road_interp import trainer, training
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.model import RoadModel
-from road_interp.pretrained import on_device
+from road_interp.models.loading import on_device
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TrainingRecipe
 from road_interp.run import Run

@@ -11,7 +11,7 @@ from conftest import recipe_for, token_batch
 
 from road_interp import tuning
 from road_interp.errors import InputError
-from road_interp.pretrained import load_model
+from road_interp.models.loading import load_model
 from road_interp.sites.find import find_sites
 from road_interp.training import make_trainer, train
 from road_interp.tuning import LoraModel, tune

@@ -8,28 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from torch.nn import functional
 
 from road_interp.adapters.bank import BASE
 from road_interp.data.behaviours import Behaviour, Review, first_sentence
 from road_interp.errors import InputError
 from road_interp.measure.bootstrap import check_seeds, interval, redrawn
+from road_interp.models.generation import Answer, Answering
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A generated text, and whether it came to its own end."""
-
-    text: str
-    finished: bool
-
-
-Answering = Callable[[Sequence[str], str], list[Answer]]  # prompts and the active tasks
+    pass
 
 
 @dataclass(frozen=True)
@@ -205,68 +193,6 @@ def default_sets(tasks: Sequence[str]) -> list[str]:
     """None, each task, each pair, all."""
     pairs = [f"{first}+{second}" for number, first in enumerate(tasks) for second in tasks[number + 1 :]]
     return list(dict.fromkeys([BASE, *tasks, *pairs, "+".join(tasks)]))
-
-
-def answers_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> Answering:
-    """Greedy answers of a RoadModel with planes, or of what is called like one. Prompts of similar length go together."""
-
-    def answering(prompts: Sequence[str], active: str) -> list[Answer]:
-        def generate(inputs: dict[str, Any]) -> torch.Tensor:
-            tasks = [active] * len(inputs["input_ids"])
-            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-            return model.generate(inputs, tasks=tasks, **options)[1]
-
-        return greedy_answers(generate, tokenizer, prompts, batch_size, model.model.device)
-
-    return answering
-
-
-@torch.no_grad()
-def greedy_answers(
-    generate: Callable[[dict[str, Any]], torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    batch_size: int,
-    device: torch.device,
-) -> list[Answer]:
-    """The answers that `generate` (tokenised prompts to ids of prompt and answer) gives, in the prompts' order."""
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda row: len(ids[row]))
-    answers: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(device)
-        generated = generate(dict(padded))[:, padded["input_ids"].shape[1] :]
-        for row, tokens in zip(rows, generated.tolist(), strict=True):
-            finished = tokenizer.eos_token_id in tokens
-            tokens = tokens[: tokens.index(tokenizer.eos_token_id)] if finished else tokens
-            answers[row] = Answer(str(tokenizer.decode(tokens, skip_special_tokens=True)).strip(), finished)
-    return [answers[row] for row in range(len(prompts))]
-
-
-def answer_perplexity(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16, most: int = 32
-) -> Callable[[Sequence[str], Sequence[str]], float]:
-    """Perplexity per token of answers under the bare model, over the first `most` prompts; an empty answer counts as its end."""
-
-    @torch.no_grad()
-    def perplexity(prompts: Sequence[str], answers: Sequence[str]) -> float:
-        asked = tokenizer(list(prompts[:most]), add_special_tokens=False)["input_ids"]
-        told = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(answers[:most]), add_special_tokens=False)["input_ids"]]
-        rows = sorted(zip(asked, told, strict=True), key=lambda row: len(row[0]))
-        total = 0.0
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            inputs = tokenizer.pad({"input_ids": [a + t for a, t in batch]}, padding_side="right", return_tensors="pt")
-            labels = torch.full_like(inputs["input_ids"], -100)
-            for row, (a, t) in enumerate(batch):
-                labels[row, len(a) : len(a) + len(t)] = torch.tensor(t)
-            columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
-            logits = base(**inputs.to(base.device), logits_to_keep=columns.to(base.device)).logits.float().cpu()
-            total += functional.cross_entropy(logits.flatten(0, 1), labels[:, columns + 1].flatten(), reduction="sum").item()
-        return float(np.exp(total / sum(map(len, told))))
-
-    return perplexity
 
 
 def _ratio(rates: Float[np.ndarray, "scores ..."]) -> np.ndarray:

@@ -10,7 +10,8 @@ from scipy import stats
 
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
-from road_interp.measure.composition import Answer, shows
+from road_interp.measure.composition import shows
+from road_interp.models.generation import Answer
 
 
 @dataclass(frozen=True)

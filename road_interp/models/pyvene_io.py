@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
-from road_interp.intervention import RoadIntervention, pyvene, read_form
+from road_interp.models.intervention import RoadIntervention, pyvene, read_form
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import block_stacks, place

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.model import RoadModel
+from road_interp.models.road_model import RoadModel
 from road_interp.sites.module_tree import block_stacks
 
 Token = Literal["first", "last", "mean", "all"]

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from road_interp.errors import InputError, first_line
-from road_interp.gguf import KEPT, unpacked
+from road_interp.models.gguf import KEPT, unpacked
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sources import resolve
 

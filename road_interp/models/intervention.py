@@ -43,6 +43,8 @@ class RoadIntervention(
         latent_dim: the width again, for a config in JSON: the one number there that pyvene does not fill itself.
     """
 
+    __module__ = "road_interp"  # the dotted path that pyvene writes into its folders
+
     def __init__(
         self,
         embed_dim: int | None = None,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.errors import InputError
-from road_interp.intervention import pyvene
+from road_interp.models.intervention import pyvene
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
@@ -39,6 +39,8 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         subspace_partition: pyvene's, as in its LowRankRotatedSpaceIntervention: `subspaces` then name parts of `rows`, else
             single entries of it.
     """
+
+    __module__ = "road_interp"  # the dotted path that pyvene writes into its folders
 
     def __init__(
         self,

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp import pyvene_io
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import Fingerprint
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
-from road_interp.attachment import Attachment
 from road_interp.errors import InputError
-from road_interp.intervention import RoadIntervention, pyvene
-from road_interp.merging import check_mergeable, rotate_weights, shared_tensors
+from road_interp.models import pyvene_io
+from road_interp.models.coefficients import _check_rows, _on_planes, _split_blocks
+from road_interp.models.intervention import RoadIntervention, pyvene
+from road_interp.models.merging import check_mergeable, rotate_weights, shared_tensors
+from road_interp.models.rotation_context import Attachment
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Blocks, Entries
 from road_interp.sites.module_tree import is_linear, output_width
@@ -486,41 +487,10 @@ def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assi
     return nn.modules.module._IncompatibleKeys(missing, unexpected)
 
 
-def _check_rows(base: Mapping[str, Any] | None, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None) -> None:
-    """Raise InputError unless there is one entry per row (a model alone could not tell too few entries from beams)."""
-    batch = next((len(value) for value in (base or {}).values() if isinstance(value, Tensor)), None)
-    for what, entries in (("adapter names", adapter_names), ("tasks", tasks)):
-        if batch is not None and entries is not None and len(entries) != batch:
-            raise InputError(f"{len(entries)} {what} for a batch of {batch} rows; give one per row")
-
-
 def _checked(positions: Positions) -> Positions:
     if isinstance(positions, str):
         parse_positions(positions)
     return positions
-
-
-def _on_planes(
-    coefficients: Callable[[], Sequence[Blocks]],
-    entries: Callable[[int], Entries],
-    active: Sequence[Tensor],
-    learning: Sequence[Tensor] | None,
-) -> tuple[Callable[[], Sequence[Blocks]], Callable[[int], Entries]]:
-    """The same coefficients on the active planes of every row, remembered while the ones below stay."""
-    last: tuple[Sequence[Blocks], Sequence[Blocks]] | None = None
-
-    def chosen(index: int, maps: Any) -> Any:
-        kept = maps if learning is None else maps.learning(learning[index])
-        return kept.where(active[index])
-
-    def on_planes() -> Sequence[Blocks]:
-        nonlocal last
-        maps = coefficients()
-        if last is None or last[0] is not maps:
-            last = (maps, [chosen(index, each) for index, each in enumerate(maps)])
-        return last[1]
-
-    return on_planes, lambda index: chosen(index, entries(index))
 
 
 def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter, planes: TaskPlanes | None) -> RoadIntervention:
@@ -549,20 +519,3 @@ def _device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:
     if getattr(hook, "execution_device", None) is not None:
         return torch.device(hook.execution_device)
     return next((tensor.device for tensor in module.parameters()), model.device)
-
-
-def _split_blocks(
-    theta: Tensor,
-    alpha: Tensor,
-    sites: Sequence[Site],
-    variant: plane_maps.Variant,
-    group_size: int,
-    devices: Sequence[torch.device],
-) -> list[Blocks]:
-    """Blocks of every site from vectors that hold all sites side by side; for road_1 all at once."""
-    sizes = [plane_maps.num_parameters(site.width, variant) for site in sites]
-    if variant == "road_1" and len(set(devices)) == 1:
-        together = plane_maps.blocks(theta.to(devices[0]), alpha.to(devices[0]), variant, group_size)
-        return [Blocks(part) for part in together.a.split(sizes, dim=-1)]
-    pairs = zip(theta.split(sizes, dim=-1), alpha.split(sizes, dim=-1), devices, strict=True)
-    return [plane_maps.blocks(t.to(device), a.to(device), variant, group_size) for t, a, device in pairs]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from road_interp.detour import Change, divert, own_forward
 from road_interp.errors import InputError
-from road_interp.intervention import apply_to_part
+from road_interp.models.forward_wrapper import Change, divert, own_forward
+from road_interp.models.intervention import apply_to_part
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, SMALLEST, turn
 from road_interp.rotation.plane_maps import Blocks, Entries

@@ -1,0 +1,1 @@
+"""Models with rotations: RoadModel, pyvene interventions, merging, loading, generation."""
