@@ -21,7 +21,7 @@ from road_interp.sites.module_tree import block_stacks, place
 from road_interp.sites.site import Part, Site
 
 CONFIG = "config.json"
-TYPE = f"<class '{RoadIntervention.__module__}.{RoadIntervention.__name__}'>"
+TYPES = ("<class 'road_interp.RoadIntervention'>", "<class 'road_interp.intervention.RoadIntervention'>")  # the second is 0.1.0's
 
 
 def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAdapter:
@@ -37,7 +37,7 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAd
     config = read_json_object(folder / CONFIG)
     if not isinstance(config.get("representations"), list) or not isinstance(config.get("intervention_types"), list):
         raise InputError(f"'{folder}': {CONFIG} is not one of pyvene's interventions")
-    if other := [kind for kind in config["intervention_types"] if kind != TYPE]:
+    if other := [kind for kind in config["intervention_types"] if kind not in TYPES]:
         raise InputError(f"'{folder}' holds an intervention of type {other[0]}, not RoadIntervention")
     sites, theta, alpha, forms = [], {}, {}, set()
     for key, module in _places(folder, config["representations"], base):
