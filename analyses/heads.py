@@ -16,7 +16,7 @@ from pathlib import Path
 from road_interp import figures, plots
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
-from road_interp.measure.heads import HeadsReport, HeadsStudy
+from road_interp.measure.multitask_accuracy import HeadsReport, HeadsStudy
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.study import study_options, tell, train_once

@@ -20,7 +20,6 @@ from jinja2 import Environment
 from PIL import Image
 
 from road_interp.adapters.bank import BASE
-from road_interp.bench import BenchReport
 from road_interp.causal import ScanReport
 from road_interp.depth import DepthReport
 from road_interp.errors import in_one_line
@@ -39,7 +38,8 @@ from road_interp.measure import (
     StrengthReport,
 )
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER
-from road_interp.measure.heads import HeadsStudy
+from road_interp.measure.multitask_accuracy import HeadsStudy
+from road_interp.measure.throughput import BenchReport
 from road_interp.plots.structure import LABELS
 
 Row = tuple[str, str]  # what, and its value with interval where there is one

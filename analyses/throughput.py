@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from road_interp import figures
-from road_interp.bench import BenchReport, bench_recipe
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
+from road_interp.measure.throughput import BenchReport, bench_recipe
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import BenchRecipe
 

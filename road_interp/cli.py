@@ -19,9 +19,9 @@ from road_interp.errors import InputError, fail, in_one_line
 
 if TYPE_CHECKING:
     from road_interp.adapters.road_adapter import RoadAdapter
-    from road_interp.bench import BenchReport
     from road_interp.measure import AblationReport, Check, DriftReport
     from road_interp.measure.ablation import Score
+    from road_interp.measure.throughput import BenchReport
     from road_interp.recipes.schema import ModelRecipe, Trainable
     from road_interp.run import Run
 
@@ -439,8 +439,8 @@ def bench(
 ) -> None:
     """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd and LoRA, and stacked LoRA, in one run."""
     from road_interp import figures
-    from road_interp.bench import bench_recipe
     from road_interp.files import write_atomically
+    from road_interp.measure.throughput import bench_recipe
     from road_interp.recipes.loader import builtin_recipes, load_recipe
     from road_interp.recipes.schema import BenchRecipe
 

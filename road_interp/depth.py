@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from road_interp.causal import InterchangeReport, InterchangeRuns, interchange_accuracy, train_interchange
 from road_interp.controls import STACKED, methods
 from road_interp.errors import InputError
-from road_interp.measure.bootstrap import check_seeds
+from road_interp.measure.intervals import check_seeds
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.pairs import Splits
 from road_interp.rotation import butterfly

@@ -16,8 +16,8 @@ from road_interp.files import write_atomically
 from road_interp.provenance import origin
 
 if TYPE_CHECKING:
-    from road_interp.bench import BenchReport
     from road_interp.measure import AblationReport, AngleReport, DriftReport
+    from road_interp.measure.throughput import BenchReport
 
 
 class Result(Protocol):

@@ -19,7 +19,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.data.labelled import Task, load_task, tokenize
 from road_interp.errors import InputError
-from road_interp.measure.heads import HeadsReport, active_sets
+from road_interp.measure.multitask_accuracy import HeadsReport, active_sets
 from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel, load_trained

@@ -23,7 +23,7 @@ from road_interp.data.behaviours import Review
 from road_interp.data.multitask import Mixture, ask, encode_mixture, load_mixture, load_questions
 from road_interp.data.questions import Question
 from road_interp.measure.composition import CompositionReport, composition
-from road_interp.measure.matches import MatchReport, matches
+from road_interp.measure.exact_match import MatchReport, matches
 from road_interp.models.generation import answer_perplexity, answers_of
 from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel

@@ -16,7 +16,7 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
 from road_interp.measure.composition import CompositionReport
-from road_interp.measure.heads import HeadsReport
+from road_interp.measure.multitask_accuracy import HeadsReport
 from road_interp.models.loading import load_model
 from road_interp.models.road_model import RoadModel
 from road_interp.provenance import library_versions

@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from road_interp.bench import BenchReport
     from road_interp.measure import AblationReport, AngleReport, Check, DriftReport
+    from road_interp.measure.throughput import BenchReport
     from road_interp.run import Run
 
 

@@ -20,11 +20,11 @@ from test_ablation import needs, taken_apart
 from test_composition import report as scripted_report
 
 from road_interp import figures
-from road_interp.bench import BenchReport, Timing
 from road_interp.errors import InputError
 from road_interp.measure import CapacityPoint, CapacityReport, DriftStudy, InterferenceReport
-from road_interp.measure.heads import HeadsReport
+from road_interp.measure.multitask_accuracy import HeadsReport
 from road_interp.measure.strength import StrengthReport
+from road_interp.measure.throughput import BenchReport, Timing
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.sites.find import find_sites

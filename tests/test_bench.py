@@ -9,10 +9,10 @@ import torch
 from conftest import tiny_model, token_batch
 
 from road_interp import plots
-from road_interp.bench import BenchReport, bench, peak_bytes, saved_bytes
 from road_interp.errors import InputError
+from road_interp.measure.throughput import BenchReport, bench, peak_bytes, saved_bytes
+from road_interp.measure.throughput_methods import Peers
 from road_interp.models.road_model import RoadModel
-from road_interp.peers import Peers
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from road_interp.errors import InputError
-from road_interp.measure.bootstrap import check_seeds, interval, redrawn
+from road_interp.measure.intervals import check_seeds, interval, redrawn
 
 
 def width(outcomes, seeds):

@@ -9,9 +9,9 @@ from conftest import tiny_model
 from datasets import Dataset, DatasetDict
 
 from road_interp import cli
-from road_interp.bench import BenchReport
 from road_interp.data import labelled
 from road_interp.measure import MatchReport
+from road_interp.measure.throughput import BenchReport
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import builtin_recipes, load_recipe
 from road_interp.recipes.schema import BenchRecipe, ModelRecipe

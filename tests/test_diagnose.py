@@ -11,7 +11,7 @@ from test_interference import measured
 
 from road_interp.errors import InputError
 from road_interp.measure import Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
-from road_interp.measure.heads import HeadsReport
+from road_interp.measure.multitask_accuracy import HeadsReport
 from road_interp.models.generation import Answer
 
 

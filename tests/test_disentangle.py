@@ -13,8 +13,8 @@ from road_interp import plots
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure import DisentangleReport, Features, disentangle, read_features
-from road_interp.measure.bootstrap import interval, redrawn
 from road_interp.measure.disentangle import ARMS, CONSTANT, TwoLayerClassifier, learn, seen_by_probes
+from road_interp.measure.intervals import interval, redrawn
 from road_interp.models.hidden_states import find_places, states_at
 
 SIZES = {"train": 640, "validation": 200, "test": 400}

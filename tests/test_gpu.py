@@ -10,7 +10,7 @@ from conftest import random_adapter, recipe_for, tiny_model, token_batch
 from test_model import GREEDY, bank_model, road_model
 
 from road_interp import measure
-from road_interp.bench import bench_recipe
+from road_interp.measure.throughput import bench_recipe
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import BenchRecipe, ModelRecipe

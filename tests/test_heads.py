@@ -12,7 +12,7 @@ from road_interp import cli, heads, plots
 from road_interp.data.labelled import load_task
 from road_interp.errors import InputError
 from road_interp.head_scorer import HeadScorer
-from road_interp.measure.heads import HeadsReport, HeadsStudy, active_sets
+from road_interp.measure.multitask_accuracy import HeadsReport, HeadsStudy, active_sets
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.run import Run

@@ -11,7 +11,7 @@ from road_interp import cli
 from road_interp.data.multitask import load_questions
 from road_interp.data.questions import Question, said
 from road_interp.errors import InputError
-from road_interp.measure.matches import MatchReport, matches
+from road_interp.measure.exact_match import MatchReport, matches
 from road_interp.models.generation import Answer
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe

@@ -8,8 +8,8 @@ from road_interp.measure.composition import CompositionReport, SetScore, composi
 from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
 from road_interp.measure.disentangle import DisentangleReport, Features, disentangle, read_features
 from road_interp.measure.drift import DriftReport, DriftStudy, PlaceDrift, drift, text_batches
+from road_interp.measure.exact_match import MatchReport, matches
 from road_interp.measure.interference import InterferenceReport, interference
-from road_interp.measure.matches import MatchReport, matches
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
 

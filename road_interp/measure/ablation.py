@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.measure.bootstrap import check_seeds, interval, redrawn
+from road_interp.measure.intervals import check_seeds, interval, redrawn
 
 Group = Literal["parts", "parts, head refitted", "trained alone", "layer", "kind", "most turned", "random planes"]
 # For every test example whether the model with that adapter is right.

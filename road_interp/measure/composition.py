@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from road_interp.adapters.bank import BASE
 from road_interp.data.behaviours import Behaviour, Review, first_sentence
 from road_interp.errors import InputError
-from road_interp.measure.bootstrap import check_seeds, interval, redrawn
+from road_interp.measure.intervals import check_seeds, interval, redrawn
 from road_interp.models.generation import Answer, Answering
 
 if TYPE_CHECKING:

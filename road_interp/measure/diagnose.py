@@ -13,8 +13,8 @@ from typing import Any, Literal
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
 from road_interp.measure.composition import CompositionReport
-from road_interp.measure.heads import HeadsReport
 from road_interp.measure.interference import NOTHING, InterferenceReport
+from road_interp.measure.multitask_accuracy import HeadsReport
 
 MARGIN = 0.01  # of accuracy: what an interval must lie above or below for a verdict
 SHOWS = 0.1  # share of answers that a task must show alone before it can lose anything

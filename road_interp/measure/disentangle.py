@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure.bootstrap import DRAWS, interval, redrawn
+from road_interp.measure.intervals import DRAWS, interval, redrawn
 from road_interp.models.hidden_states import Batch, Token, find_places, pick, running, states_at
 
 FULL, RANDOM, ANGLE, MAGNITUDE = ARMS = ("full", "random backbone", "angle only", "magnitude only")

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
 from road_interp.files import as_tuples
-from road_interp.measure.bootstrap import interval
+from road_interp.measure.intervals import interval
 from road_interp.models.hidden_states import Batch, Place, Token, find_places, pick, plain, running, states_at
 
 DRAWS = 1000

@@ -13,7 +13,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure.ablation import Score
 from road_interp.measure.angles import angles
-from road_interp.measure.bootstrap import check_seeds, interval, redrawn
+from road_interp.measure.intervals import check_seeds, interval, redrawn
 
 NOTHING = "nothing"
 TOP = 0.1  # fraction of the planes that count as the most turned

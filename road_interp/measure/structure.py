@@ -16,7 +16,7 @@ from scipy import stats
 from road_interp.errors import InputError
 from road_interp.files import as_tuples
 from road_interp.measure.angles import AngleReport, SiteAngles
-from road_interp.measure.bootstrap import interval
+from road_interp.measure.intervals import interval
 
 DRAWS = 1000
 Result = TypeVar("Result")

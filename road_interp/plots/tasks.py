@@ -12,7 +12,7 @@ from road_interp.plots.style import styled
 
 if TYPE_CHECKING:
     from road_interp.measure import CompositionReport, StrengthReport
-    from road_interp.measure.heads import HeadsStudy
+    from road_interp.measure.multitask_accuracy import HeadsStudy
 
 
 @styled

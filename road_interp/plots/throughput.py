@@ -11,7 +11,7 @@ from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, styled
 
 if TYPE_CHECKING:
-    from road_interp.bench import BenchReport
+    from road_interp.measure.throughput import BenchReport
 
 # One colour and marker per peer in every panel.
 PEERS = {

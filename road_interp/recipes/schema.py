@@ -281,7 +281,7 @@ class MixtureRecipe:
 
 @dataclass(frozen=True)
 class BenchRecipe:
-    """What the benchmark times: the arguments of `road_interp.bench.bench` (paper, section 4.2 and figure 4)."""
+    """What the benchmark times: the arguments of `road_interp.measure.throughput.bench` (paper, section 4.2 and figure 4)."""
 
     model: ModelRecipe
     requests: list[int]

@@ -11,7 +11,7 @@ import numpy as np
 
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
-from road_interp.measure.bootstrap import check_seeds, interval, redrawn
+from road_interp.measure.intervals import check_seeds, interval, redrawn
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
+from road_interp.measure.throughput_methods import RANK, Call, Peers, draw_ids
 from road_interp.models.loading import find_device, load_model, on_device
-from road_interp.peers import RANK, Call, Peers, draw_ids
 from road_interp.recipes.schema import BenchRecipe
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from road_interp.data.questions import Question, said
 from road_interp.errors import InputError
-from road_interp.measure.heads import active_sets
+from road_interp.measure.multitask_accuracy import active_sets
 from road_interp.models.generation import Answering
 
 
