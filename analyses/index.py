@@ -20,8 +20,8 @@ from jinja2 import Environment
 from PIL import Image
 
 from road_interp.adapters.bank import BASE
-from road_interp.causal import ScanReport
-from road_interp.depth import DepthReport
+from road_interp.causal.accuracy import ScanReport
+from road_interp.causal.depth_sweep import DepthReport
 from road_interp.errors import in_one_line
 from road_interp.files import write_atomically
 from road_interp.measure import (

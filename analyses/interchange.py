@@ -21,15 +21,17 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp import figures, plots
-from road_interp.causal import ScanReport, full_swap, scan
+from road_interp.causal.accuracy import ScanReport, scan
+from road_interp.causal.controls import ControlReport, controls
+from road_interp.causal.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
+from road_interp.causal.counterfactuals import Splits
+from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
+from road_interp.causal.interchange_runs import full_swap
+from road_interp.causal.templates import load_pairs
 from road_interp.cli import SMOLLM2
-from road_interp.controls import ControlReport, controls
-from road_interp.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
-from road_interp.depth import DepthReport, depth_by_rows
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.models.loading import load_model, load_tokenizer
-from road_interp.pairs import Splits, load_pairs
 from road_interp.recipes.schema import ModelRecipe
 
 LAYER = 15

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from road_interp.adapters.bank import RoadBank
     from road_interp.adapters.road_adapter import RoadAdapter
     from road_interp.adapters.task_planes import TaskPlanes
-    from road_interp.causal import InterchangeRuns, interchange_accuracy, train_interchange
+    from road_interp.causal.accuracy import interchange_accuracy
+    from road_interp.causal.counterfactuals import Pair, encode_pairs, read_pairs
+    from road_interp.causal.interchange_runs import InterchangeRuns
+    from road_interp.causal.templates import load_pairs
+    from road_interp.causal.training import train_interchange
     from road_interp.errors import InputError
     from road_interp.explorer import Explorer
     from road_interp.models.interchange import RoadInterchangeIntervention
     from road_interp.models.intervention import RoadIntervention
     from road_interp.models.loading import load_model, load_tokenizer
     from road_interp.models.road_model import RoadModel
-    from road_interp.pairs import Pair, encode_pairs, load_pairs, read_pairs
     from road_interp.recipes.loader import load_recipe
     from road_interp.run import Run
     from road_interp.sites.find import find_sites
@@ -33,9 +36,13 @@ _LAZY_IMPORTS = {
     "RoadBank": "adapters.bank",
     "RoadAdapter": "adapters.road_adapter",
     "TaskPlanes": "adapters.task_planes",
-    "InterchangeRuns": "causal",
-    "interchange_accuracy": "causal",
-    "train_interchange": "causal",
+    "interchange_accuracy": "causal.accuracy",
+    "Pair": "causal.counterfactuals",
+    "encode_pairs": "causal.counterfactuals",
+    "read_pairs": "causal.counterfactuals",
+    "InterchangeRuns": "causal.interchange_runs",
+    "load_pairs": "causal.templates",
+    "train_interchange": "causal.training",
     "InputError": "errors",
     "Explorer": "explorer",
     "RoadInterchangeIntervention": "models.interchange",
@@ -43,10 +50,6 @@ _LAZY_IMPORTS = {
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
     "RoadModel": "models.road_model",
-    "Pair": "pairs",
-    "encode_pairs": "pairs",
-    "load_pairs": "pairs",
-    "read_pairs": "pairs",
     "load_recipe": "recipes.loader",
     "Run": "run",
     "find_sites": "sites.find",

@@ -12,21 +12,14 @@ from conftest import random_adapter, tiny_model
 from taught import taught_model, word_tokenizer
 
 from road_interp import plots
-from road_interp.causal import (
-    InterchangeReport,
-    InterchangeRuns,
-    ScanReport,
-    full_swap,
-    interchange_accuracy,
-    no_swap,
-    scan,
-    train_interchange,
-)
-from road_interp.depth import DepthReport, depth_by_rows
+from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchange_accuracy, scan
+from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
+from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
+from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
+from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.road_model import RoadModel
-from road_interp.pairs import Pair, Splits, encode_pairs
 from road_interp.sites.find import find_sites
 
 # How to ask for three blocks, and the paths of the second one and of a module inside it.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from taught import taught_model, word_tokenizer
 
-from road_interp.causal import InterchangeRuns, interchange_accuracy
-from road_interp.controls import (
+from road_interp.causal.accuracy import interchange_accuracy
+from road_interp.causal.controls import (
     STACKED,
     ControlReport,
     controls,
@@ -17,8 +17,9 @@ from road_interp.controls import (
     swap_along,
     untrained_like,
 )
+from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
+from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.errors import InputError
-from road_interp.pairs import Pair, Splits, encode_pairs
 
 
 @pytest.fixture(scope="module")

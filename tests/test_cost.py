@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from road_interp.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, MethodCost, cost
+from road_interp.causal.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, MethodCost, cost
 from road_interp.errors import InputError
 
 

@@ -7,8 +7,9 @@ import json
 import pytest
 from taught import word_tokenizer
 
+from road_interp.causal.counterfactuals import Pair, encode_pairs, read_pairs
+from road_interp.causal.templates import load_pairs
 from road_interp.errors import InputError
-from road_interp.pairs import Pair, encode_pairs, load_pairs, read_pairs
 
 FILLER_GAP = {
     "templates": ["{lead}{det} {noun} {clause.verb} the {clause.object}"],

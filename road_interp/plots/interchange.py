@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from road_interp.plots.style import styled
 
 if TYPE_CHECKING:
-    from road_interp.causal import ScanReport
-    from road_interp.depth import DepthReport
+    from road_interp.causal.accuracy import ScanReport
+    from road_interp.causal.depth_sweep import DepthReport
 
 
 @styled

@@ -16,19 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from road_interp.causal import (
-    Interchange,
-    InterchangeReport,
-    InterchangeRuns,
-    full_swap,
-    interchange_accuracy,
-    no_swap,
-    train_interchange,
-)
+from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
+from road_interp.causal.counterfactuals import Splits
+from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
+from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
-from road_interp.pairs import Splits
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from road_interp.causal import count_parameters
+from road_interp.causal.accuracy import count_parameters
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel
 
-from road_interp.causal import InterchangeReport, InterchangeRuns, interchange_accuracy, train_interchange
-from road_interp.controls import STACKED, methods
+from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
+from road_interp.causal.controls import STACKED, methods
+from road_interp.causal.counterfactuals import Splits
+from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.measure.intervals import check_seeds
 from road_interp.models.interchange import RoadInterchangeIntervention
-from road_interp.pairs import Splits
 from road_interp.rotation import butterfly
 
 DEPTHS, ROWS = (1, 2, 5), (1, 8, 64)  # beside the full depth and every plane

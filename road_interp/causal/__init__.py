@@ -1,0 +1,1 @@
+"""Interchange interventions on counterfactual pairs: pairs, training, accuracy, controls, cost."""

@@ -1,0 +1,60 @@
+"""Training an interchange to make the model give the source's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from road_interp.causal.interchange_runs import InterchangeRuns
+
+
+def train_interchange(
+    runs: InterchangeRuns,
+    interchange: nn.Module,
+    steps: int = 200,
+    learning_rate: float = 0.02,
+    batch_size: int = 16,
+    seed: int = 0,
+    temperatures: tuple[float, float] | None = None,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> tuple[float, ...]:
+    """Train an interchange, in place, to make the model give the source's answer; returns the loss of every step.
+
+    Cross entropy of the source's answer among all answers of the task, behind the base text. Adam; the learning rate falls
+    linearly to zero.
+
+    Args:
+        interchange: any pyvene intervention with a source, or module called with base and source states.
+        temperatures: of a learned mask (`set_temperature`), at the first and the last step; geometric in between.
+        progress: told the number of steps done and the last loss.
+    """
+    parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    answers = runs._tensor(runs.pairs.label_tokens)
+    targets = torch.searchsorted(answers, runs.source_label)
+    losses = []
+    for step, rows in enumerate(_shuffled(len(runs.pairs), batch_size, steps, seed, answers.device)):
+        if temperatures is not None:
+            first, last = temperatures
+            set_temperature: Any = interchange.set_temperature
+            set_temperature(torch.tensor(first * (last / first) ** (step / max(1, steps - 1)), device=answers.device))
+        loss = functional.cross_entropy(runs.logits(rows, interchange)[:, answers].float(), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+        losses.append(loss.item())
+        progress(step + 1, losses[-1])
+    return tuple(losses)
+
+
+def _shuffled(count: int, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+    """`steps` batches of row numbers, every row once before any comes again."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * size // count))])
+    yield from rows[: steps * size].to(device).split(size)
