@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from road_interp import figures
 from road_interp.adapters.storage import DESCRIPTION
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_json_object, read_text, write_atomically
 from road_interp.measure.ablation import ANGLES, BY, MAGNITUDES, AblationReport, ablation
+from road_interp.plots import export
 from road_interp.run import ADAPTER, Run
 from road_interp.scorer import scorer_of
 from road_interp.study import QUICK, fingerprint, runs_for_seeds, study_options, tell
@@ -96,7 +96,7 @@ def main() -> None:
             for folder in runs_for_seeds("sentiment-minilm", (*changes, f"adapter.learn={part}"), options.seeds, options.parts)
         ]
         report = measure(options.parts, runs, options.only, options.most)
-    print(figures.draw_ablation(report, options.out))
+    print(export.draw_ablation(report, options.out))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text
 from road_interp.measure import AngleReport, QueryKey, SeedStructure, angles, query_key, seed_structure
+from road_interp.plots import export
 from road_interp.run import Run
 from road_interp.study import QUICK, runs_for_seeds, study_options, tell
 
@@ -56,10 +57,10 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
         "structure": ("structure", plots.seed_structure),
         "query-key": ("query-key", plots.query_key),
     }
-    paths = figures.draw_adapter(results["angles"], folder) if "angles" in results else []
+    paths = export.draw_adapter(results["angles"], folder) if "angles" in results else []
     for name, (result, plot) in drawings.items():
         if result in results:
-            paths.append(figures.save_figure(plot(results[result]), results[result], folder, name))
+            paths.append(export.save_figure(plot(results[result]), results[result], folder, name))
     return paths
 
 

@@ -15,10 +15,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
+from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.study import QUICK, fingerprint, study_options, tell
@@ -85,7 +86,7 @@ def main() -> None:
         report = CapacityReport.from_json(read_text(options.redraw))
     else:
         report = measure(options.parts, options.seeds, options.only, QUICK if options.quick else ())
-    print(figures.save_figure(plots.capacity(report), report, options.out, "capacity"))
+    print(export.save_figure(plots.capacity(report), report, options.out, "capacity"))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import set_seed
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.baselines import LowRankModel
@@ -36,6 +36,7 @@ from road_interp.mixture import build_mixture_model, mixture_trainer
 from road_interp.models.generation import Answer, Answering, answer_perplexity, answers_of, greedy_answers
 from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
+from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import COMPOSITION, METRICS, RECIPE, Run
@@ -231,7 +232,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.redraw is not None:
         report = CompositionReport.from_json(read_text(options.redraw))
-        print(figures.save_figure(plots.composition(report), report, options.out, "composition"))
+        print(export.save_figure(plots.composition(report), report, options.out, "composition"))
         return
     parts = options.out / ("parts-quick" if options.quick else "parts")
     parts.mkdir(parents=True, exist_ok=True)
@@ -250,7 +251,7 @@ def main() -> None:
         together = replace(CompositionReport.over_seeds(reports), method=name)
         write_atomically(options.out / f"composition, {name}.json", together.to_json())
         if name == MAIN:
-            print(figures.save_figure(plots.composition(together), together, options.out, "composition"))
+            print(export.save_figure(plots.composition(together), together, options.out, "composition"))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from datasets import disable_progress_bars
 from torch.utils.data import DataLoader
 from transformers import AutoModel, DataCollatorWithPadding, set_seed
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.data.labelled import drawn, load_task
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
 from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
 from road_interp.models.loading import find_device, load_model, load_tokenizer
+from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.study import tell
@@ -84,7 +85,7 @@ def main() -> None:
         seeds = options.seeds[: 1 if options.quick else None]
         report = measure(options.task, options.data, options.before_norm, seeds, QUICK if options.quick else None)
     name = f"disentangle-{report.task}{'-before-norm' * options.before_norm}" if options.redraw is None else options.redraw.stem
-    print(figures.save_figure(plots.disentangle(report), report, options.out, name))
+    print(export.save_figure(plots.disentangle(report), report, options.out, name))
 
 
 if __name__ == "__main__":

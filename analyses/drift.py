@@ -20,12 +20,13 @@ from matplotlib.pyplot import subplots
 from matplotlib.style import context
 from torch import Tensor
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.data.labelled import load_task
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.measure import DriftStudy, drift, text_batches
 from road_interp.models.loading import load_model, load_tokenizer
+from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.study import QUICK, fingerprint, study_options, train_once
@@ -111,9 +112,9 @@ def draw(study: DriftStudy, folder: Path) -> list[Path]:
         plots.drift_scatter(report, ax, place=report.place(-2, before_norm=True)).label_outer()
     shown = DriftStudy(tuple(first), ())
     return [
-        figures.save_figure(blocks[0], study, folder, "drift"),
-        figures.save_figure(points[0], shown, folder, "drift-scatter"),
-        figures.save_figure(plots.drift_grid(first), shown, folder, "drift-grid"),
+        export.save_figure(blocks[0], study, folder, "drift"),
+        export.save_figure(points[0], shown, folder, "drift-scatter"),
+        export.save_figure(plots.drift_grid(first), shown, folder, "drift-grid"),
     ]
 
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
 from road_interp.measure.multitask_accuracy import HeadsReport, HeadsStudy
+from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.study import study_options, tell, train_once
@@ -53,7 +54,7 @@ def main() -> None:
         study = HeadsStudy.from_json(read_text(options.redraw))
     else:
         study = measure(options.parts, options.seeds, QUICK if options.quick else ())
-    print(figures.save_figure(plots.heads(study), study, options.out, "heads"))
+    print(export.save_figure(plots.heads(study), study, options.out, "heads"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.causal.accuracy import ScanReport, scan
 from road_interp.causal.controls import ControlReport, controls
 from road_interp.causal.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
@@ -32,6 +32,7 @@ from road_interp.cli import SMOLLM2
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.models.loading import load_model, load_tokenizer
+from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
 
 LAYER = 15
@@ -122,14 +123,14 @@ def show(folder: Path, out: Path) -> None:
             console.print(f"width {report.width}: {slower} takes {report.ratio(slower, faster):.0f} times as long as {faster}")
     for file in sorted(folder.glob("scan-*.json")):
         report = ScanReport.from_json(read_text(file))
-        console.print(str(figures.save_figure(plots.interchange_scan(report), report, out, file.stem)))
+        console.print(str(export.save_figure(plots.interchange_scan(report), report, out, file.stem)))
     depths: dict[str, list[DepthReport]] = {}
     for file in sorted(folder.glob("depth-*.json")):
         report = DepthReport.from_json(read_text(file))
         depths.setdefault(report.task, []).append(report)
     for task, reports in depths.items():
         together = DepthReport.over_seeds(reports)
-        console.print(str(figures.save_figure(plots.interchange_depth(together), together, out, f"depths-{task}")))
+        console.print(str(export.save_figure(plots.interchange_depth(together), together, out, f"depths-{task}")))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from pathlib import Path
 from matplotlib.pyplot import subplots
 from matplotlib.style import context
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.head_scorer import HeadScorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
+from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
@@ -83,7 +84,7 @@ def main() -> None:
         report = measure(options.parts, options.seeds, QUICK if options.quick else ())
     with context(plots.STYLE):
         ax = subplots(figsize=(1.5 + 0.65 * len(report.names), 2.6), layout="constrained")[1]
-    print(figures.save_figure(plots.interference(report, ax), report, options.out, "interference"))
+    print(export.save_figure(plots.interference(report, ax), report, options.out, "interference"))
     for control, other in permutations(report.correct, 2):
         check = hurts_others(report, control, other)
         print(f"{check.question} {check.verdict} ({check.reason})")

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from road_interp import figures, plots
+from road_interp import plots
 from road_interp.answer_scorer import AnswerScorer
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.models.generation import Answer, answer_perplexity
 from road_interp.models.loading import load_tokenizer
+from road_interp.plots import export
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.run import Run
 
@@ -65,7 +66,7 @@ def main() -> None:
     else:
         strengths, prompts = ((0.0, 1.0), 4) if options.quick else (STRENGTHS, options.prompts)
         report = measure(options.run, strengths, prompts)
-    print(figures.save_figure(plots.strength(report), report, options.out, "strength"))
+    print(export.save_figure(plots.strength(report), report, options.out, "strength"))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from road_interp import figures
 from road_interp.errors import in_one_line
 from road_interp.files import read_text
 from road_interp.measure.throughput import BenchReport, bench_recipe
+from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import BenchRecipe
 
@@ -32,7 +32,7 @@ def main() -> None:
         recipe = load_recipe("throughput-smollm2", QUICK if options.quick else [])
         assert isinstance(recipe, BenchRecipe)
         report = bench_recipe(recipe, progress=lambda task, report: print(task))
-    print(figures.draw_bench(report, options.out))
+    print(export.draw_bench(report, options.out))
 
 
 if __name__ == "__main__":

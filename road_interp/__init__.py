@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from road_interp.causal.templates import load_pairs
     from road_interp.causal.training import train_interchange
     from road_interp.errors import InputError
-    from road_interp.explorer import Explorer
     from road_interp.models.interchange import RoadInterchangeIntervention
     from road_interp.models.intervention import RoadIntervention
     from road_interp.models.loading import load_model, load_tokenizer
     from road_interp.models.road_model import RoadModel
+    from road_interp.plots.explorer import Explorer
     from road_interp.recipes.loader import load_recipe
     from road_interp.run import Run
     from road_interp.sites.find import find_sites
@@ -44,7 +44,7 @@ _LAZY_IMPORTS = {
     "load_pairs": "causal.templates",
     "train_interchange": "causal.training",
     "InputError": "errors",
-    "Explorer": "explorer",
+    "Explorer": "plots.explorer",
     "RoadInterchangeIntervention": "models.interchange",
     "RoadIntervention": "models.intervention",
     "load_model": "models.loading",

@@ -114,11 +114,12 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Print how far the planes of every site turn and stretch, and draw the figures."""
-    from road_interp import figures, measure
+    from road_interp import measure
+    from road_interp.plots import export
 
     _check_folder(out)
     report = measure.angles(_load_adapter(adapter))
-    paths = figures.draw_adapter(report, out or adapter / "figures")
+    paths = export.draw_adapter(report, out or adapter / "figures")
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
@@ -135,7 +136,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: figures, a table of sites to sort, and planes to turn by hand."""
     from road_interp.files import write_atomically
-    from road_interp.report import report_page, scores_of
+    from road_interp.plots.html_report import report_page, scores_of
     from road_interp.run import RECIPE, Run
 
     loaded = _load_adapter(adapter)
@@ -224,9 +225,9 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
 
 
 def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
-    from road_interp import figures
+    from road_interp.plots import export
 
-    paths = [] if out is None else figures.draw_drift(report, out)
+    paths = [] if out is None else export.draw_drift(report, out)
     if as_json:
         print(report.to_json())
         return
@@ -249,13 +250,13 @@ def ablate(
     as_json: AsJson = False,
 ) -> None:
     """Score a run with parts of its adapter set back: angles or magnitudes, layers, modules, all but a few planes."""
-    from road_interp import figures
     from road_interp.measure.ablation import BY
+    from road_interp.plots import export
     from road_interp.run import FIGURES
 
     _check_folder(out)
     report = _ablate(run, most, by or BY, refit, device)
-    path = figures.draw_ablation(report, out or run / FIGURES)
+    path = export.draw_ablation(report, out or run / FIGURES)
     if as_json:
         print(json.dumps(report.summary()))
         return
@@ -438,9 +439,9 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd and LoRA, and stacked LoRA, in one run."""
-    from road_interp import figures
     from road_interp.files import write_atomically
     from road_interp.measure.throughput import bench_recipe
+    from road_interp.plots import export
     from road_interp.recipes.loader import builtin_recipes, load_recipe
     from road_interp.recipes.schema import BenchRecipe
 
@@ -464,7 +465,7 @@ def bench(
 
         report = bench_recipe(recipe, device, progress)
     if out is not None:
-        figures.draw_bench(report, out)
+        export.draw_bench(report, out)
         (out / "throughput.partial.json").unlink()
     print(report.to_json()) if as_json else console.print(tables.bench(report))
 
@@ -496,7 +497,8 @@ def _free_folder(name: str) -> Path:
 
 
 def _train(recipe: Trainable, out: Path, resume: bool, device: str | None, quiet: bool) -> Run:
-    from road_interp import figures, measure, training
+    from road_interp import measure, training
+    from road_interp.plots import export
     from road_interp.run import FIGURES
 
     _quiet_libraries()
@@ -504,7 +506,7 @@ def _train(recipe: Trainable, out: Path, resume: bool, device: str | None, quiet
         console.print(f"training {recipe.adapter.variant} on {recipe.adapter.sites} of {recipe.model.id}", soft_wrap=True)
     run = training.train(recipe, out, resume=resume, device=device, progress=not quiet)
     if _is_main_process():
-        figures.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
+        export.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
     return run
 
 

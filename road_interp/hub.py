@@ -16,8 +16,8 @@ from jinja2 import Environment
 from road_interp import measure
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.plots.html_report import scores_of
 from road_interp.recipes.schema import MixtureRecipe, Trainable
-from road_interp.report import scores_of
 
 CARD = "README.md"
 REFUSALS = (HTTPError, HFValidationError, OSError)  # of the Hub, and of a network that does not reach it

@@ -112,7 +112,8 @@ class Run:
         Raises:
             InputError: a name that the Hub does not take, or a Hub that refuses.
         """
-        from road_interp import figures, hub, measure, plots
+        from road_interp import hub, measure, plots
+        from road_interp.plots import export
 
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run"
@@ -120,7 +121,7 @@ class Run:
             card = hub.model_card(self.adapter, self.recipe, self.metrics, repo_id, (self.folder / HEAD).is_file())
             (folder / hub.CARD).write_text(card, encoding="utf-8")
             report = measure.angles(self.adapter)
-            shutil.copy(figures.save_figure(plots.angles(report), report, Path(temporary), "angles"), folder)
+            shutil.copy(export.save_figure(plots.angles(report), report, Path(temporary), "angles"), folder)
             return hub.upload(folder, repo_id, private=private, token=token)
 
     @classmethod

@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import random_adapter
 
-from road_interp import RoadAdapter, figures, measure, plots
+from road_interp import RoadAdapter, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER, AblationReport, keep_planes
+from road_interp.plots import export
 from road_interp.sites.site import Site
 
 SITES = tuple(Site(f"layers.{layer}.{kind}", 8, layer, kind) for layer in (0, 1) for kind in ("query", "fc1"))
@@ -117,7 +118,7 @@ def test_drawings_show_what_was_measured():
 @pytest.mark.parametrize("sites", [SITES[:1], SITES[:2], SITES[::2]])
 def test_one_layer_or_one_kind_is_drawn_without_the_panel_that_has_nothing(sites, tmp_path):
     report = measure.ablation(random_adapter(sites), lambda adapter: np.ones(10, bool), model="m", task="t", seed=0)
-    assert figures.draw_ablation(report, tmp_path).is_file()
+    assert export.draw_ablation(report, tmp_path).is_file()
 
 
 @pytest.mark.parametrize("by", [(), ("layer",), ("kind",), ("planes",), ("kind", "layer")])
@@ -126,4 +127,4 @@ def test_what_is_scored_beside_the_parts_can_be_chosen(by, tmp_path):
     groups = {"layer": {"layer"}, "kind": {"kind"}, "planes": {"most turned", "random planes"}}
     assert {row.group for row in report.rows} == {"parts"}.union(*(groups[each] for each in by))
     assert set(report.rows) <= set(taken_apart(needs("angles")).rows)
-    assert figures.draw_ablation(report, tmp_path).is_file()
+    assert export.draw_ablation(report, tmp_path).is_file()

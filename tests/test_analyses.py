@@ -19,12 +19,12 @@ from taught import word_tokenizer
 from test_ablation import needs, taken_apart
 from test_composition import report as scripted_report
 
-from road_interp import figures
 from road_interp.errors import InputError
 from road_interp.measure import CapacityPoint, CapacityReport, DriftStudy, InterferenceReport
 from road_interp.measure.multitask_accuracy import HeadsReport
 from road_interp.measure.strength import StrengthReport
 from road_interp.measure.throughput import BenchReport, Timing
+from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.sites.find import find_sites
@@ -345,9 +345,9 @@ def test_interference(tmp_path, monkeypatch, capsys):
 def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch, capsys):
     report = StrengthReport("m", "<closing>", (0.0, 1.0), ((False, False), (True, False)), (2.0, 3.0))
     run("strength", tmp_path / "run", "--out", tmp_path, monkeypatch=monkeypatch, measure=lambda *_: report)
-    figures.draw_ablation(taken_apart(needs("angles")), tmp_path)
+    export.draw_ablation(taken_apart(needs("angles")), tmp_path)
     (tmp_path / "stranger.png").write_bytes(b"")
-    figures.draw_ablation(taken_apart(needs("angles")), tmp_path / "other")
+    export.draw_ablation(taken_apart(needs("angles")), tmp_path / "other")
     run("index", tmp_path, tmp_path / "other", monkeypatch=monkeypatch)
     page = (tmp_path / "index.html").read_text()
     assert page.count("<section") == page.count("data:image/png;base64,") == 3

@@ -19,10 +19,11 @@ from conftest import padded_batch, random_adapter, recipe_for, tiny_model, token
 from scipy import stats
 from test_cli import run as run_cli
 
-from road_interp import RoadAdapter, RoadModel, figures, find_sites, measure, plots
+from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.drift import DRAWS, SAMPLE, DriftReport, DriftStudy, DriftSums
 from road_interp.models.hidden_states import find_places, states_at
+from road_interp.plots import export
 from road_interp.training import train
 
 file = import_module("road_interp.measure.drift")  # the package's attribute of that name is the function
@@ -289,7 +290,7 @@ def test_the_drawings_show_the_numbers(report, tmp_path):
     assert len({(panel.get_xlim(), panel.get_ylim()) for panel in panels}) == 1
     assert [panel.get_title() for panel in panels[:3]] == ["block 0", "block 1", ""]
     np.testing.assert_allclose(panels[3].collections[0].get_offsets(), report.place(1).points)
-    assert figures.save_figure(ax, report, tmp_path, "grid").stat().st_size > 5000
+    assert export.save_figure(ax, report, tmp_path, "grid").stat().st_size > 5000
     outputs = [place for place in report.places if not place.before_norm]
     deep = replace(report, places=tuple(replace(outputs[0], layer=layer) for layer in range(12)))
     panels = plots.drift_grid([deep]).figure.axes

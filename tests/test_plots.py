@@ -11,10 +11,11 @@ from conftest import random_adapter, tiny_model
 from scipy import stats
 from test_composition import report as scripted_report
 
-from road_interp import figures, measure, plots
+from road_interp import measure, plots
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure import AngleReport
+from road_interp.plots import export
 from road_interp.rotation.plane_maps import VARIANTS
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
@@ -121,12 +122,12 @@ def test_shares_are_means_over_sites():
 
 
 def test_figures_are_saved_with_their_numbers_and_redraw_from_them(report, tmp_path):
-    paths = figures.draw_adapter(report, tmp_path / "deep" / "figures")
+    paths = export.draw_adapter(report, tmp_path / "deep" / "figures")
     assert [path.name for path in paths] == ["angles.png", "magnitudes.png", "planes.png"]
     again = AngleReport.from_json((tmp_path / "deep" / "figures" / "angles.json").read_text())
     assert again == report
     before = (tmp_path / "deep" / "figures" / "angles.png").read_bytes()
-    figures.draw_adapter(again, tmp_path / "again")
+    export.draw_adapter(again, tmp_path / "again")
     assert (tmp_path / "again" / "angles.png").read_bytes() == before
     assert (tmp_path / "again" / "angles.pdf").read_bytes()[:5] == b"%PDF-"
 

@@ -13,7 +13,7 @@ from conftest import random_adapter
 
 from road_interp import cli
 from road_interp.measure import angles
-from road_interp.report import MOST, report_page, scores_of
+from road_interp.plots.html_report import MOST, report_page, scores_of
 from road_interp.sites.site import Site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

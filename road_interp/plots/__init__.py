@@ -7,10 +7,10 @@ from road_interp.plots.disentangle import disentangle
 from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
 from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
+from road_interp.plots.multitask import composition, heads, strength
 from road_interp.plots.plane import plane
 from road_interp.plots.structure import query_key, seed_structure
 from road_interp.plots.style import STYLE
-from road_interp.plots.tasks import composition, heads, strength
 from road_interp.plots.throughput import throughput
 
 __all__ = [

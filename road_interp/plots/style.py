@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 
-STYLE = str(resources.files("road_interp") / "road.mplstyle")
+STYLE = str(resources.files("road_interp.plots") / "road.mplstyle")
 # The style's own, since "C0" would be looked up when a notebook shows the figure, outside of the style.
 COLORS: list[str] = rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"].by_key()["color"]
 

@@ -38,7 +38,7 @@ def report_page(adapter: RoadAdapter, title: str, scores: Sequence[tuple[str, st
         numbers = [format(summary[column], digits) for column, digits in COLUMNS.items()]
         shares = [format(summary[f"share of {share}"], ".2f") for share in SHARES]
         sites.append({"name": site.name, "row": [layer, site.kind, len(site.angle), *numbers, *shares]})
-    template = resources.files("road_interp").joinpath("report.html.jinja").read_text("utf-8")
+    template = resources.files("road_interp.plots").joinpath("report.html.jinja").read_text("utf-8")
     drawings = {"Angles": plots.angles, "Magnitudes": plots.magnitudes, "Planes": plots.planes}
     return (
         Environment(autoescape=True)
