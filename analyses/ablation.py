@@ -24,7 +24,8 @@ from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_json_object, read_text, write_atomically
 from road_interp.measure.ablation import ANGLES, BY, MAGNITUDES, AblationReport, ablation
 from road_interp.plots import export
-from road_interp.run import ADAPTER, Run
+from road_interp.runs.run import Run
+from road_interp.runs.run_files import ADAPTER
 from road_interp.scorer import scorer_of
 from road_interp.study import QUICK, fingerprint, runs_for_seeds, study_options, tell
 

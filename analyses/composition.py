@@ -39,7 +39,8 @@ from road_interp.models.road_model import RoadModel
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
-from road_interp.run import COMPOSITION, METRICS, RECIPE, Run
+from road_interp.runs.run import Run
+from road_interp.runs.run_files import COMPOSITION, METRICS, RECIPE
 from road_interp.sites.find import find_sites
 from road_interp.trainer import training_arguments
 from road_interp.training import train

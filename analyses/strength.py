@@ -22,7 +22,7 @@ from road_interp.models.generation import Answer, answer_perplexity
 from road_interp.models.loading import load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.schema import MixtureRecipe
-from road_interp.run import Run
+from road_interp.runs.run import Run
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 

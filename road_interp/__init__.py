@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from road_interp.models.road_model import RoadModel
     from road_interp.plots.explorer import Explorer
     from road_interp.recipes.loader import load_recipe
-    from road_interp.run import Run
+    from road_interp.runs.run import Run
     from road_interp.sites.find import find_sites
     from road_interp.sites.site import Site
     from road_interp.training import evaluate, train
@@ -44,14 +44,14 @@ _LAZY_IMPORTS = {
     "load_pairs": "causal.templates",
     "train_interchange": "causal.training",
     "InputError": "errors",
-    "Explorer": "plots.explorer",
     "RoadInterchangeIntervention": "models.interchange",
     "RoadIntervention": "models.intervention",
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
     "RoadModel": "models.road_model",
+    "Explorer": "plots.explorer",
     "load_recipe": "recipes.loader",
-    "Run": "run",
+    "Run": "runs.run",
     "find_sites": "sites.find",
     "Site": "sites.site",
     "evaluate": "training",

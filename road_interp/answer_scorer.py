@@ -15,7 +15,7 @@ from road_interp.models.generation import Answer, answers_of
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MixtureRecipe
-from road_interp.run import Run
+from road_interp.runs.run import Run
 
 
 class AnswerScorer:

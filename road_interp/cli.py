@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from road_interp.measure.ablation import Score
     from road_interp.measure.throughput import BenchReport
     from road_interp.recipes.schema import ModelRecipe, Trainable
-    from road_interp.run import Run
+    from road_interp.runs.run import Run
 
 app = typer.Typer(
     help="Rotate the hidden states of a language model: learn a rotation, run it, look at it.",
@@ -58,7 +58,7 @@ def train(
     """Train a recipe and leave a run folder with its figures."""
     started = time.monotonic()
     from road_interp.recipes.loader import load_recipe, trainable
-    from road_interp.run import METRICS, RECIPE
+    from road_interp.runs.run_files import METRICS, RECIPE
 
     loaded = trainable(load_recipe(recipe, [*(overrides or ()), *_as_overrides(dtype, seed)]))
     if resume and out is None:
@@ -92,7 +92,7 @@ def evaluate(
 ) -> None:
     """Score a trained run again, from its files alone; or other rotations on its task, model and head."""
     from road_interp import training
-    from road_interp.run import Run
+    from road_interp.runs.run import Run
 
     _quiet_libraries()
     trained = Run.load(run)
@@ -137,7 +137,8 @@ def report(
     """Write one self-contained HTML page: figures, a table of sites to sort, and planes to turn by hand."""
     from road_interp.files import write_atomically
     from road_interp.plots.html_report import report_page, scores_of
-    from road_interp.run import RECIPE, Run
+    from road_interp.runs.run import Run
+    from road_interp.runs.run_files import RECIPE
 
     loaded = _load_adapter(adapter)
     scores = scores_of(Run.load(adapter).metrics) if (adapter / RECIPE).is_file() else []
@@ -213,7 +214,8 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     """A model, with its rotations where it is a run folder, how it was loaded, and its name."""
     from road_interp.models.loading import check_length, load_model
     from road_interp.recipes.schema import ModelRecipe
-    from road_interp.run import RECIPE, Run
+    from road_interp.runs.run import Run
+    from road_interp.runs.run_files import RECIPE
 
     if (Path(identifier) / RECIPE).is_file():
         run = Run.load(identifier)
@@ -252,7 +254,7 @@ def ablate(
     """Score a run with parts of its adapter set back: angles or magnitudes, layers, modules, all but a few planes."""
     from road_interp.measure.ablation import BY
     from road_interp.plots import export
-    from road_interp.run import FIGURES
+    from road_interp.runs.run_files import FIGURES
 
     _check_folder(out)
     report = _ablate(run, most, by or BY, refit, device)
@@ -268,7 +270,7 @@ def _ablate(folder: Path, most: int | None, by: Collection[str], refit: bool, de
     from rich.progress import Progress
 
     from road_interp import measure
-    from road_interp.run import Run
+    from road_interp.runs.run import Run
     from road_interp.scorer import scorer_of
 
     _quiet_libraries()
@@ -306,7 +308,7 @@ def diagnose(
     """Ask whether a rotation was the wrong tool: does it rely on magnitudes, hurt a control, do tasks compose?"""
     from road_interp import measure
     from road_interp.recipes.schema import MixtureRecipe
-    from road_interp.run import Run
+    from road_interp.runs.run import Run
     from road_interp.scorer import scorer_of
 
     _quiet_libraries()
@@ -380,7 +382,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a run's rotations and head as a folder that PeftModel.from_pretrained loads."""
-    from road_interp.run import Run
+    from road_interp.runs.run import Run
 
     if out is None or out.exists():
         raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
@@ -491,7 +493,7 @@ def _as_overrides(dtype: str | None, seed: int | None) -> list[str]:
 
 
 def _free_folder(name: str) -> Path:
-    from road_interp.run import next_free
+    from road_interp.runs.run_folder import next_free
 
     return next_free(Path("runs") / name)
 
@@ -499,7 +501,7 @@ def _free_folder(name: str) -> Path:
 def _train(recipe: Trainable, out: Path, resume: bool, device: str | None, quiet: bool) -> Run:
     from road_interp import measure, training
     from road_interp.plots import export
-    from road_interp.run import FIGURES
+    from road_interp.runs.run_files import FIGURES
 
     _quiet_libraries()
     if not quiet and _is_main_process():

@@ -12,7 +12,7 @@ from road_interp.heads import HeadsModel, load_heads_model, load_labels, outcome
 from road_interp.models.loading import find_device, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MixtureRecipe
-from road_interp.run import Run
+from road_interp.runs.run import Run
 
 
 class HeadScorer:

@@ -24,10 +24,12 @@ from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel, load_trained
 from road_interp.recipes.schema import MixtureRecipe
-from road_interp.run import CLASSES, HEAD, HEADS, PLANES, Run
+from road_interp.runs.run import Run
+from road_interp.runs.run_files import CLASSES, HEAD, HEADS, PLANES
+from road_interp.runs.run_folder import finish_run, prepare_folder, start_run
 from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites
-from road_interp.trainer import finish_run, prepare_folder, start_run, train_on, training_arguments
+from road_interp.trainer import train_on, training_arguments
 
 
 class HeadsModel(nn.Module):

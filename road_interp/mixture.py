@@ -28,11 +28,13 @@ from road_interp.models.generation import answer_perplexity, answers_of
 from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MixtureRecipe
-from road_interp.run import COMPOSITION, MATCHES, PLANES, Run
+from road_interp.runs.run import Run
+from road_interp.runs.run_files import COMPOSITION, MATCHES, PLANES
+from road_interp.runs.run_folder import finish_run, prepare_folder, start_run
 from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites
 from road_interp.sites.positions import position_mask
-from road_interp.trainer import RoadTrainer, finish_run, prepare_folder, start_run, train_on, training_arguments
+from road_interp.trainer import RoadTrainer, train_on, training_arguments
 
 
 def train_mixture(

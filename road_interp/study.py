@@ -11,7 +11,8 @@ from pathlib import Path
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe, trainable
 from road_interp.recipes.schema import Trainable
-from road_interp.run import METRICS, RECIPE, Run
+from road_interp.runs.run import Run
+from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training import train
 
 # What makes the recipe of one labelled task a matter of seconds.

@@ -11,7 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, AngleReport, Check, DriftReport
     from road_interp.measure.throughput import BenchReport
-    from road_interp.run import Run
+    from road_interp.runs.run import Run
 
 
 def run(finished: Run) -> Table:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import timeit
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -21,14 +20,12 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.files import check_folder, read_json_object, write_atomically
+from road_interp.files import read_json_object
 from road_interp.models.road_model import RoadModel
-from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import Trainable, TrainingRecipe
+from road_interp.recipes.schema import TrainingRecipe
 from road_interp.rotation import plane_maps
-from road_interp.run import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE, Run, describe_environment, next_free
+from road_interp.runs.run_files import CHECKPOINTS
 from road_interp.sharding import leave_to_fsdp
 
 
@@ -178,33 +175,6 @@ def _kept(folder: Path) -> str:
     return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
 
 
-def prepare_folder(recipe: Trainable, out: str | Path | None, resume: bool) -> Path:
-    """The run folder, which must be new or, to resume, hold an unfinished run of the same recipe."""
-    folder = next_free(Path("runs") / "run") if out is None else Path(out)
-    check_folder(folder)
-    if resume:
-        if not (folder / RECIPE).is_file():
-            raise InputError(f"'{folder}' holds no run to resume")
-        if (folder / METRICS).is_file():
-            raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
-        if load_recipe(folder / RECIPE) != recipe:
-            raise InputError(f"the recipe differs from the one that '{folder}' was started with ({RECIPE} there)")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
-    return folder
-
-
-def start_run(folder: Path, recipe: Trainable, contents: Mapping[str, Any], where: torch.device) -> None:
-    """Make the run folder and write the recipe and JSON files that stand before training; of several processes one does."""
-    process = _processes(where)
-    process.wait_for_everyone()  # all have found the folder free
-    if process.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RECIPE, recipe.to_yaml())
-        for name, content in contents.items():
-            write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
-
-
 def _processes(where: torch.device) -> PartialState:
     """The processes that torchrun or accelerate started, this one among them; alone it is one."""
     return PartialState(cpu=where.type == "cpu")
@@ -254,32 +224,6 @@ def training_arguments(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # further GPUs are for torchrun: the replicas of DataParallel would run in threads
     return arguments
-
-
-def finish_run(
-    trainer: Trainer,
-    recipe: Trainable,
-    adapter: RoadAdapter,
-    metrics: dict[str, Any],
-    contents: Mapping[str, bytes | str],
-    folder: Path,
-    where: torch.device,
-) -> Run:
-    """Write `contents` (by file name) and what every run folder holds; of several processes one does.
-
-    The metrics come last, since a folder that has them is a finished run.
-    """
-    process = _processes(where)
-    if process.is_main_process:
-        adapter.save(folder / ADAPTER)
-        log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-        environment = describe_environment(recipe.seed, where.type, forward_precision(recipe.training, where))
-        scores = json.dumps(metrics, indent=2) + "\n"
-        for name, content in {**contents, LOG: log, ENVIRONMENT: environment, METRICS: scores}.items():
-            write_atomically(folder / name, content)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    process.wait_for_everyone()
-    return Run.load(folder)
 
 
 def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:

@@ -35,10 +35,12 @@ from road_interp.models.loading import check_length, find_device, load_model, lo
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import trainable
 from road_interp.recipes.schema import AnyRecipe, MixtureRecipe, Recipe
-from road_interp.run import CLASSES, HEAD, Run
+from road_interp.runs.run import Run
+from road_interp.runs.run_files import CLASSES, HEAD
+from road_interp.runs.run_folder import finish_run, prepare_folder, start_run
 from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites
-from road_interp.trainer import RoadTrainer, finish_run, prepare_folder, start_run, train_on, training_arguments
+from road_interp.trainer import RoadTrainer, train_on, training_arguments
 
 
 def train(

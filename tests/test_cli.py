@@ -12,7 +12,7 @@ from conftest import random_adapter, recipe_for, tiny_model
 
 from road_interp import cli
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 
 

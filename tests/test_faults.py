@@ -19,7 +19,7 @@ from conftest import random_adapter, recipe_for, tiny_model
 
 from road_interp import trainer
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import train
 

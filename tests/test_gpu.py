@@ -14,7 +14,7 @@ from road_interp.measure.throughput import bench_recipe
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import BenchRecipe, ModelRecipe
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import evaluate, train
 

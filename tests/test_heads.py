@@ -15,7 +15,7 @@ from road_interp.head_scorer import HeadScorer
 from road_interp.measure.multitask_accuracy import HeadsReport, HeadsStudy, active_sets
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.scorer import scorer_of
 from road_interp.training import evaluate, train
 

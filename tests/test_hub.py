@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from road_interp.errors import InputError
-from road_interp.hub import model_card
-from road_interp.run import Run
+from road_interp.runs.hub import model_card
+from road_interp.runs.run import Run
 from road_interp.training import evaluate
 
 

@@ -22,7 +22,7 @@ from road_interp.models.generation import answer_perplexity, greedy_answers
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe, ModelRecipe
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.scorer import scorer_of
 from road_interp.training import evaluate, train
 

@@ -17,7 +17,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import train
 

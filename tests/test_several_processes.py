@@ -11,7 +11,7 @@ import torch
 from conftest import recipe_for, tiny_model
 
 from road_interp.errors import InputError
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.trainer import training_arguments
 from road_interp.training import train
 

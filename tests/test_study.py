@@ -8,7 +8,7 @@ import pytest
 from conftest import recipe_for
 
 from road_interp.errors import InputError
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.study import fingerprint, runs_for_seeds, train_once
 
 

@@ -18,7 +18,7 @@ from road_interp.models.loading import on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TrainingRecipe
-from road_interp.run import Run
+from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.trainer import RoadTrainer, training_arguments
 from road_interp.training import evaluate, train

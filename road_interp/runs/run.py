@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -19,13 +17,9 @@ from road_interp.measure.composition import CompositionReport
 from road_interp.measure.multitask_accuracy import HeadsReport
 from road_interp.models.loading import load_model
 from road_interp.models.road_model import RoadModel
-from road_interp.provenance import library_versions
 from road_interp.recipes.loader import load_recipe, trainable
 from road_interp.recipes.schema import MixtureRecipe, Trainable
-
-RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
-ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
-PLANES, COMPOSITION, HEADS, MATCHES = "planes.json", "composition.json", "heads.json", "matches.json"
+from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, CLASSES, COMPOSITION, FIGURES, HEAD, HEADS, METRICS, PLANES, RECIPE
 
 
 @dataclass(frozen=True)
@@ -112,8 +106,9 @@ class Run:
         Raises:
             InputError: a name that the Hub does not take, or a Hub that refuses.
         """
-        from road_interp import hub, measure, plots
+        from road_interp import measure, plots
         from road_interp.plots import export
+        from road_interp.runs import hub
 
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run"
@@ -136,7 +131,7 @@ class Run:
         Raises:
             InputError: no such repository, one that holds no run, or a run that wants to run code without your leave.
         """
-        from road_interp import hub
+        from road_interp.runs import hub
 
         folder = hub.download(repo_id, revision, token)
         try:
@@ -147,24 +142,3 @@ class Run:
             what = f"'{repo_id}' runs code that comes with '{run.recipe.model.id}'"
             raise InputError(f"{what}: read it, then pass trust_remote_code=True")
         return run
-
-
-def describe_environment(seed: int, device: str, precision: str) -> str:
-    """What a run ran on, as JSON text: versions, seed, device and precision."""
-    content = {
-        "python": platform.python_version(),
-        "versions": library_versions(),
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-    }
-    return json.dumps(content, indent=2) + "\n"
-
-
-def next_free(folder: Path) -> Path:
-    """`folder`, or `folder-2`, `folder-3`, ... if it is taken."""
-    candidate, number = folder, 1
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate

@@ -85,7 +85,7 @@ def model_card(adapter: RoadAdapter, recipe: Trainable, metrics: Mapping[str, An
     data = huggingface_hub.ModelCardData(
         library_name="road-interp", tags=["road", "pyvene", "interpretability", adapter.variant], base_model=hub_id
     )
-    template = resources.files("road_interp").joinpath("card.md.jinja").read_text("utf-8")
+    template = resources.files("road_interp.runs").joinpath("card.md.jinja").read_text("utf-8")
     text = (
         Environment(trim_blocks=True)
         .from_string(template)

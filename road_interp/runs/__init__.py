@@ -1,0 +1,1 @@
+"""The run folder: its files, what it was made with, and the Hub."""
