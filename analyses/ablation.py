@@ -26,8 +26,8 @@ from road_interp.measure.ablation import ANGLES, BY, MAGNITUDES, AblationReport,
 from road_interp.plots import export
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import ADAPTER
-from road_interp.scorer import scorer_of
-from road_interp.study import QUICK, fingerprint, runs_for_seeds, study_options, tell
+from road_interp.training.scoring import scorer_of
+from road_interp.training.study import QUICK, fingerprint, runs_for_seeds, study_options, tell
 
 ALONE = {"angles": ANGLES, "magnitudes": MAGNITUDES}
 

@@ -21,7 +21,7 @@ from road_interp.files import read_text
 from road_interp.measure import AngleReport, QueryKey, SeedStructure, angles, query_key, seed_structure
 from road_interp.plots import export
 from road_interp.runs.run import Run
-from road_interp.study import QUICK, runs_for_seeds, study_options, tell
+from road_interp.training.study import QUICK, runs_for_seeds, study_options, tell
 
 RESULTS: dict[str, Any] = {"angles": AngleReport, "structure": SeedStructure, "query-key": QueryKey}  # by name of their JSON
 

@@ -22,9 +22,9 @@ from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
-from road_interp.study import QUICK, fingerprint, study_options, tell
-from road_interp.training import train
-from road_interp.tuning import RATES, tune
+from road_interp.training.api import train
+from road_interp.training.fine_tuning import RATES, tune
+from road_interp.training.study import QUICK, fingerprint, study_options, tell
 
 TASK = "rotten-tomatoes"
 

@@ -26,13 +26,11 @@ from transformers import set_seed
 from road_interp import plots
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.baselines import LowRankModel
 from road_interp.data.behaviours import behaviour
 from road_interp.data.multitask import ask, load_mixture
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.measure.composition import CompositionReport, composition, default_sets
-from road_interp.mixture import build_mixture_model, mixture_trainer
 from road_interp.models.generation import Answer, Answering, answer_perplexity, answers_of, greedy_answers
 from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
@@ -42,8 +40,10 @@ from road_interp.recipes.schema import MixtureRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import COMPOSITION, METRICS, RECIPE
 from road_interp.sites.find import find_sites
-from road_interp.trainer import training_arguments
-from road_interp.training import train
+from road_interp.training.api import train
+from road_interp.training.arguments import training_arguments
+from road_interp.training.low_rank import LowRankModel
+from road_interp.training.multitask_generation import build_mixture_model, mixture_trainer
 
 MAIN = "label+closing, co-activation 0.5"
 PAIRS = ("label+closing", "closing+label", "label-only+closing", "label-comment+closing", "greeting+closing", "label+question",

@@ -29,8 +29,8 @@ from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
-from road_interp.study import tell
-from road_interp.training import encode
+from road_interp.training.classification import encode
+from road_interp.training.study import tell
 
 QUICK = 200  # texts of each split
 

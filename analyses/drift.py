@@ -29,8 +29,8 @@ from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
-from road_interp.study import QUICK, fingerprint, study_options, train_once
-from road_interp.tuning import RATES, Method, tune
+from road_interp.training.fine_tuning import RATES, Method, tune
+from road_interp.training.study import QUICK, fingerprint, study_options, train_once
 
 PRETRAINED, FULL, LORA, ROAD = "pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"
 ANOTHER = "full fine-tuning, seed against seed"

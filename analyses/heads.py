@@ -20,7 +20,7 @@ from road_interp.measure.multitask_accuracy import HeadsReport, HeadsStudy
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
-from road_interp.study import study_options, tell, train_once
+from road_interp.training.study import study_options, tell, train_once
 
 QUICK = ["training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source"))]
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from road_interp.runs.run import Run
     from road_interp.sites.find import find_sites
     from road_interp.sites.site import Site
-    from road_interp.training import evaluate, train
+    from road_interp.training.api import evaluate, train
 
 _LAZY_IMPORTS = {
     "RoadBank": "adapters.bank",
@@ -54,8 +54,8 @@ _LAZY_IMPORTS = {
     "Run": "runs.run",
     "find_sites": "sites.find",
     "Site": "sites.site",
-    "evaluate": "training",
-    "train": "training",
+    "evaluate": "training.api",
+    "train": "training.api",
 }
 
 __all__ = [

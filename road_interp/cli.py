@@ -91,14 +91,14 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a trained run again, from its files alone; or other rotations on its task, model and head."""
-    from road_interp import training
     from road_interp.runs.run import Run
+    from road_interp.training import api
 
     _quiet_libraries()
     trained = Run.load(run)
     if adapter is not None:
         trained = replace(trained, adapter=_load_adapter(adapter, trained))
-    scores = training.evaluate(trained, data, device=device, progress=not as_json)
+    scores = api.evaluate(trained, data, device=device, progress=not as_json)
     if as_json:
         print(json.dumps(scores))
     elif trained.planes is not None:
@@ -271,7 +271,7 @@ def _ablate(folder: Path, most: int | None, by: Collection[str], refit: bool, de
 
     from road_interp import measure
     from road_interp.runs.run import Run
-    from road_interp.scorer import scorer_of
+    from road_interp.training.scoring import scorer_of
 
     _quiet_libraries()
     run = Run.load(folder)
@@ -309,7 +309,7 @@ def diagnose(
     from road_interp import measure
     from road_interp.recipes.schema import MixtureRecipe
     from road_interp.runs.run import Run
-    from road_interp.scorer import scorer_of
+    from road_interp.training.scoring import scorer_of
 
     _quiet_libraries()
     loaded, other = Run.load(run), None if control is None else Run.load(control)
@@ -499,14 +499,15 @@ def _free_folder(name: str) -> Path:
 
 
 def _train(recipe: Trainable, out: Path, resume: bool, device: str | None, quiet: bool) -> Run:
-    from road_interp import measure, training
+    from road_interp import measure
     from road_interp.plots import export
     from road_interp.runs.run_files import FIGURES
+    from road_interp.training import api
 
     _quiet_libraries()
     if not quiet and _is_main_process():
         console.print(f"training {recipe.adapter.variant} on {recipe.adapter.sites} of {recipe.model.id}", soft_wrap=True)
-    run = training.train(recipe, out, resume=resume, device=device, progress=not quiet)
+    run = api.train(recipe, out, resume=resume, device=device, progress=not quiet)
     if _is_main_process():
         export.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
     return run

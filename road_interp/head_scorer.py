@@ -8,11 +8,11 @@ from jaxtyping import Bool
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.labelled import drawn, tokenize
 from road_interp.errors import InputError
-from road_interp.heads import HeadsModel, load_heads_model, load_labels, outcomes
 from road_interp.models.loading import find_device, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.runs.run import Run
+from road_interp.training.multitask_classifier import HeadsModel, load_heads_model, load_labels, outcomes
 
 
 class HeadScorer:

@@ -26,7 +26,7 @@ from transformers import (
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.recipes.loader import load_recipe
 from road_interp.sites.site import Site
-from road_interp.training import train
+from road_interp.training.api import train
 
 needs_compiler = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot compile transformers' own forward")
 

@@ -28,7 +28,7 @@ from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.sites.find import find_sites
-from road_interp.study import QUICK
+from road_interp.training.study import QUICK
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
 

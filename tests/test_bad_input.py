@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import run as run_cli
 
 from road_interp.recipes.loader import load_recipe
-from road_interp.training import train
+from road_interp.training.api import train
 
 # ---------------------------------------------------------------- what is there, and what is done to it
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import tiny_model, token_batch
 
-from road_interp.baselines import LowRankModel
 from road_interp.errors import InputError
 from road_interp.sites.find import find_sites
+from road_interp.training.low_rank import LowRankModel
 
 TASKS = ("a", "b")
 

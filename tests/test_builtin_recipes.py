@@ -15,7 +15,7 @@ from road_interp.measure.throughput import BenchReport
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import builtin_recipes, load_recipe
 from road_interp.recipes.schema import BenchRecipe, ModelRecipe
-from road_interp.training import train
+from road_interp.training.api import train
 
 FEW = ["training.max_steps=2", "training.batch_size=4"]
 LABELLED = [*FEW, "data.per_class=40", "data.validation_size=20", "data.test_size=20"]

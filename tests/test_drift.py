@@ -24,7 +24,7 @@ from road_interp.errors import InputError
 from road_interp.measure.drift import DRAWS, SAMPLE, DriftReport, DriftStudy, DriftSums
 from road_interp.models.hidden_states import find_places, states_at
 from road_interp.plots import export
-from road_interp.training import train
+from road_interp.training.api import train
 
 file = import_module("road_interp.measure.drift")  # the package's attribute of that name is the function
 NAMES = {"base_name": "before", "tuned_name": "after"}

@@ -17,18 +17,18 @@ import pytest
 import torch
 from conftest import random_adapter, recipe_for, tiny_model
 
-from road_interp import trainer
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
-from road_interp.training import train
+from road_interp.training import trainer
+from road_interp.training.api import train
 
 resource = pytest.importorskip("resource")  # not on Windows
 ANALYSES = Path(__file__).parents[1] / "analyses"
 pytestmark = pytest.mark.faults
 KILLS = 20
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["road_interp.training"])
+FORKS.set_forkserver_preload(["road_interp.training.classification"])
 
 
 def go_on(workplace, folder, kill_at=None, most_bytes=None):

@@ -16,7 +16,7 @@ from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import BenchRecipe, ModelRecipe
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
-from road_interp.training import evaluate, train
+from road_interp.training.api import evaluate, train
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")]

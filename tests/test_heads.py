@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from road_interp import cli, heads, plots
+from road_interp import cli, plots
 from road_interp.data.labelled import load_task
 from road_interp.errors import InputError
 from road_interp.head_scorer import HeadScorer
@@ -16,8 +16,9 @@ from road_interp.measure.multitask_accuracy import HeadsReport, HeadsStudy, acti
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.runs.run import Run
-from road_interp.scorer import scorer_of
-from road_interp.training import evaluate, train
+from road_interp.training import multitask_classifier
+from road_interp.training.api import evaluate, train
+from road_interp.training.scoring import scorer_of
 
 
 def recipe_for(folder, *overrides):
@@ -66,13 +67,13 @@ def test_a_run_comes_back_from_its_files(finished):
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_bits(folder, finished, monkeypatch):
-    save = heads.HeadsTrainer._save_checkpoint
+    save = multitask_classifier.HeadsTrainer._save_checkpoint
 
     def interrupt(self, *arguments, **options):
         save(self, *arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(heads.HeadsTrainer, "_save_checkpoint", interrupt)
+    monkeypatch.setattr(multitask_classifier.HeadsTrainer, "_save_checkpoint", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe_for(folder), folder / "stopped", progress=False)
     monkeypatch.undo()
@@ -87,8 +88,8 @@ def test_scores_are_those_of_the_evaluation_also_after_training_in_half_precisio
 
 def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
     recipe = finished.recipe
-    data, tokenizer = heads.load_labels(recipe), load_tokenizer(recipe.model)
-    model = heads.load_heads_model(finished, data, tokenizer)
+    data, tokenizer = multitask_classifier.load_labels(recipe), load_tokenizer(recipe.model)
+    model = multitask_classifier.load_heads_model(finished, data, tokenizer)
     batch = tokenizer(["fine w1 w2", "poor w3"], padding=True, return_tensors="pt")
     alone = model(dict(batch), ["tone", "tone"])["tone"]
     with torch.no_grad():
@@ -224,7 +225,7 @@ def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
 def test_regression_has_no_place_among_heads(folder):
     recipe = recipe_for(folder, "tasks.tone.labels.metric=matthews")
     with pytest.raises(InputError, match="task 'tone' is scored by matthews"):
-        heads.load_labels(recipe)
+        multitask_classifier.load_labels(recipe)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from road_interp.errors import InputError
 from road_interp.runs.hub import model_card
 from road_interp.runs.run import Run
-from road_interp.training import evaluate
+from road_interp.training.api import evaluate
 
 
 @pytest.fixture

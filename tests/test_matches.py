@@ -15,7 +15,7 @@ from road_interp.measure.exact_match import MatchReport, matches
 from road_interp.models.generation import Answer
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
-from road_interp.training import evaluate, train
+from road_interp.training.api import evaluate, train
 
 NUMBER, CHOICE = r"-?\d[\d,]*(?:\.\d+)?", r"true|false|(?:answer|solution)[1-5]"
 

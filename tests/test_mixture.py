@@ -11,20 +11,21 @@ from conftest import tiny_model
 from test_analyses import load
 from test_cli import run
 
-from road_interp import cli, mixture
+from road_interp import cli
 from road_interp.answer_scorer import AnswerScorer
 from road_interp.data.behaviours import Behaviour
 from road_interp.data.multitask import ask, encode_mixture, load_mixture
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
-from road_interp.mixture import build_mixture_model
 from road_interp.models.generation import answer_perplexity, greedy_answers
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe, ModelRecipe
 from road_interp.runs.run import Run
-from road_interp.scorer import scorer_of
-from road_interp.training import evaluate, train
+from road_interp.training import multitask_generation
+from road_interp.training.api import evaluate, train
+from road_interp.training.multitask_generation import build_mixture_model
+from road_interp.training.scoring import scorer_of
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +80,13 @@ def test_a_run_folder_holds_all_and_comes_back(workplace, finished):
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_bits(workplace, finished, monkeypatch):
-    recipe, save = recipe_for(workplace), mixture.MixtureTrainer._save_checkpoint
+    recipe, save = recipe_for(workplace), multitask_generation.MixtureTrainer._save_checkpoint
 
     def interrupt(self, *arguments, **options):
         save(self, *arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mixture.MixtureTrainer, "_save_checkpoint", interrupt)
+    monkeypatch.setattr(multitask_generation.MixtureTrainer, "_save_checkpoint", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, workplace / "stopped", progress=False)
     monkeypatch.undo()
@@ -98,15 +99,17 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(workplace, finished, monkey
 @pytest.mark.parametrize(("probability", "together"), [(0.0, {"label", "closing"}), (1.0, {"label+closing"})])
 def test_co_activation_decides_what_else_is_active(workplace, tmp_path, monkeypatch, probability, together):
     seen = []
-    forward = mixture.RoadModel.forward
+    forward = multitask_generation.RoadModel.forward
 
     def spy(self, base, **options):
         seen.append((options["tasks"], options["learning"]))
         return forward(self, base, **options)
 
-    monkeypatch.setattr(mixture, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ()))
+    monkeypatch.setattr(
+        multitask_generation, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
+    )
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
-    monkeypatch.setattr(mixture.RoadModel, "forward", spy)
+    monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy)
     train(recipe_for(workplace, f"co_activation={probability}", "training.epochs=1"), tmp_path / "run", progress=False)
     assert {task for tasks, _ in seen for task in tasks} == together
     assert {task for _, learning in seen for task in learning} == {"label", "closing"}
@@ -120,7 +123,7 @@ def set_side(tokenizer, side):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp_path, monkeypatch, side):
     calls = []
-    call, forward = mixture.MixtureTrainer.call, mixture.RoadModel.forward
+    call, forward = multitask_generation.MixtureTrainer.call, multitask_generation.RoadModel.forward
 
     def spy_on_call(self, model, inputs):
         calls.append({"inputs": inputs})
@@ -135,12 +138,14 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
         calls[-1]["options"] = options
         return forward(self, base, **options)
 
-    monkeypatch.setattr(mixture.MixtureTrainer, "call", spy_on_call)
-    monkeypatch.setattr(mixture.RoadModel, "forward", spy_on_forward)
+    monkeypatch.setattr(multitask_generation.MixtureTrainer, "call", spy_on_call)
+    monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
     recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2")
-    load = mixture.load_tokenizer
-    monkeypatch.setattr(mixture, "load_tokenizer", lambda recipe: set_side(load(recipe), side))
-    monkeypatch.setattr(mixture, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ()))
+    load = multitask_generation.load_tokenizer
+    monkeypatch.setattr(multitask_generation, "load_tokenizer", lambda recipe: set_side(load(recipe), side))
+    monkeypatch.setattr(
+        multitask_generation, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
+    )
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     train(recipe, tmp_path / "run", progress=False)
     assert len(calls) == 2

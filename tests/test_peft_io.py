@@ -19,7 +19,7 @@ from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
-from road_interp.training import train
+from road_interp.training.api import train
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-6}
 

@@ -10,8 +10,8 @@ from conftest import recipe_for
 
 from road_interp import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.scorer import RunScorer
-from road_interp.training import train
+from road_interp.training.api import train
+from road_interp.training.scoring import RunScorer
 
 
 @pytest.fixture(scope="module")

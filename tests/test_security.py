@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import recipe_for
 
-from road_interp import trainer, training
 from road_interp.errors import InputError
 from road_interp.recipes.loader import builtin_recipes, load_recipe
 from road_interp.recipes.schema import ModelRecipe
-from road_interp.training import train
+from road_interp.training import classification, trainer
+from road_interp.training.api import train
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "road_interp").rglob("*.py"), *(ROOT / "analyses").glob("*.py")])
@@ -46,14 +46,14 @@ def test_no_recipe_trusts_a_hub_models_code():
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
 def test_a_checkpoint_that_runs_code_or_is_damaged_is_refused(workplace, monkeypatch, file):
-    real = training.RoadTrainer._save_checkpoint
+    real = classification.RoadTrainer._save_checkpoint
 
     def stop(self, *args, **kwargs):
         real(self, *args, **kwargs)
         raise KeyboardInterrupt
 
     folder = workplace / file
-    monkeypatch.setattr(training.RoadTrainer, "_save_checkpoint", stop)
+    monkeypatch.setattr(classification.RoadTrainer, "_save_checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
         train(recipe_for(workplace), folder, progress=False)
     monkeypatch.undo()

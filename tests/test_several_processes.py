@@ -12,8 +12,8 @@ from conftest import recipe_for, tiny_model
 
 from road_interp.errors import InputError
 from road_interp.runs.run import Run
-from road_interp.trainer import training_arguments
-from road_interp.training import train
+from road_interp.training.api import train
+from road_interp.training.arguments import training_arguments
 
 
 def curve(run):
@@ -54,6 +54,6 @@ def test_two_processes_learn_what_one_does(workplace, tmp_path, changes):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(workplace, tmp_path, monkeypatch):
-    monkeypatch.setattr("road_interp.trainer._processes", lambda where: type("Five", (), {"num_processes": 5}))
+    monkeypatch.setattr("road_interp.training.trainer._processes", lambda where: type("Five", (), {"num_processes": 5}))
     with pytest.raises(InputError, match="training.batch_size 16 cannot be divided among 5 processes"):
         training_arguments(recipe_for(workplace).training, 0, tmp_path, torch.device("cpu"), False)

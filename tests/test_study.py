@@ -9,7 +9,7 @@ from conftest import recipe_for
 
 from road_interp.errors import InputError
 from road_interp.runs.run import Run
-from road_interp.study import fingerprint, runs_for_seeds, train_once
+from road_interp.training.study import fingerprint, runs_for_seeds, train_once
 
 
 def test_a_run_for_every_seed_is_trained_once(workplace, tmp_path, capsys):

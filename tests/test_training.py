@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import recipe_for, tiny_model
 
-from road_interp import trainer, training
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.models.loading import on_device
@@ -20,8 +19,10 @@ from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TrainingRecipe
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
-from road_interp.trainer import RoadTrainer, training_arguments
-from road_interp.training import evaluate, train
+from road_interp.training import classification, trainer
+from road_interp.training.api import evaluate, train
+from road_interp.training.arguments import training_arguments
+from road_interp.training.trainer import RoadTrainer
 
 
 def test_a_run_folder_holds_everything_and_learns(finished, workplace):
@@ -92,7 +93,7 @@ def test_other_recipes_train(workplace, variant, sites, positions):
 
 
 def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatch):
-    real, calls = training.RoadTrainer._save_checkpoint, []
+    real, calls = classification.RoadTrainer._save_checkpoint, []
 
     def interrupted(self, *args, **kwargs):
         real(self, *args, **kwargs)
@@ -100,10 +101,10 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.RoadTrainer, "_save_checkpoint", interrupted)
+    monkeypatch.setattr(classification.RoadTrainer, "_save_checkpoint", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(recipe_for(workplace), workplace / "cut", progress=False)
-    monkeypatch.setattr(training.RoadTrainer, "_save_checkpoint", real)
+    monkeypatch.setattr(classification.RoadTrainer, "_save_checkpoint", real)
     with pytest.raises(InputError, match="has not finished; go on with --resume"):
         Run.load(workplace / "cut")
     with pytest.raises(InputError, match="not empty"):
@@ -152,7 +153,7 @@ def test_divergence_stops_the_run(workplace):
 
 @pytest.mark.parametrize(("value", "what"), [(0.0, "plane 3, is singular"), (torch.nan, "holds a value that is not finite")])
 def test_an_unsound_rotation_stops_the_run_before_it_is_kept(finished, workplace, monkeypatch, value, what):
-    real = training.RoadTrainer.training_step
+    real = classification.RoadTrainer.training_step
 
     def spoiled(self, *args, **kwargs):
         loss = real(self, *args, **kwargs)
@@ -162,7 +163,7 @@ def test_an_unsound_rotation_stops_the_run_before_it_is_kept(finished, workplace
             assert site.name == "bert.encoder.layer.0.output.dense"
         return loss
 
-    monkeypatch.setattr(training.RoadTrainer, "training_step", spoiled)
+    monkeypatch.setattr(classification.RoadTrainer, "training_step", spoiled)
     folder = workplace / f"spoiled-{value}"
     with pytest.raises(FloatingPointError, match=f"site 'bert.encoder.layer.0.output.dense'.*{what}.* at step 1.*checkpoint-8$"):
         train(recipe_for(workplace), folder, progress=False)
@@ -257,7 +258,7 @@ def test_damaged_heads_are_refused(finished, tmp_path):
 
 def test_the_real_model_learns_in_a_few_steps(tmp_path):
     whole = load_recipe("sentiment-minilm", ["data.validation_size=200", "data.test_size=8000"])
-    task = training.load_task(whole.data)
+    task = classification.load_task(whole.data)
     assert len(task.train) == 330
     small_file = tmp_path / "small.csv"
     task.train.to_csv(str(small_file))

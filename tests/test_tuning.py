@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import recipe_for, token_batch
 
-from road_interp import tuning
 from road_interp.errors import InputError
 from road_interp.models.loading import load_model
 from road_interp.sites.find import find_sites
-from road_interp.training import make_trainer, train
-from road_interp.tuning import LoraModel, tune
+from road_interp.training import fine_tuning
+from road_interp.training.api import train
+from road_interp.training.classification import make_trainer
+from road_interp.training.fine_tuning import LoraModel, tune
 
 RATES = {"full": 5e-3, "lora": 2e-2, "head": 5e-2}
 
@@ -79,7 +80,7 @@ def test_the_best_epoch_is_kept_and_nothing_stays_on_disk(workplace, monkeypatch
         trainer.compute_metrics = lambda prediction: {"accuracy": next(scores)}
         return trainer
 
-    monkeypatch.setattr(tuning, "make_trainer", falling)
+    monkeypatch.setattr(fine_tuning, "make_trainer", falling)
     constant = ["training.scheduler=constant_with_warmup", "training.warmup_ratio=0"]
     once, thrice = (
         tune(recipe_for(workplace, f"training.epochs={count}", *constant), "full", seed=0, learning_rate=RATES["full"])[0]

@@ -20,7 +20,8 @@ from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Trainable
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE
-from road_interp.trainer import _processes, forward_precision
+from road_interp.training.arguments import forward_precision
+from road_interp.training.trainer import _processes
 
 
 def prepare_folder(recipe: Trainable, out: str | Path | None, resume: bool) -> Path:

@@ -24,7 +24,7 @@ from road_interp.models.loading import find_device, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MixtureRecipe, Recipe
 from road_interp.runs.run import Run
-from road_interp.trainer import forward_precision
+from road_interp.training.arguments import forward_precision
 
 BATCH = 64
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
-from road_interp.baselines import LowRankModel
 from road_interp.data.labelled import load_task
 from road_interp.errors import InputError
 from road_interp.models.loading import find_device, load_tokenizer
 from road_interp.recipes.schema import Recipe
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
-from road_interp.training import encode, load_classifier, make_trainer, score_split
+from road_interp.training.classification import encode, load_classifier, make_trainer, score_split
+from road_interp.training.low_rank import LowRankModel
 
 Method = Literal["full", "lora", "head"]
 RATES = {"full": 1e-4, "lora": 1e-3}  # usual learning rates, not tuned for any recipe here

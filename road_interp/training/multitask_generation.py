@@ -31,10 +31,11 @@ from road_interp.recipes.schema import MixtureRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import COMPOSITION, MATCHES, PLANES
 from road_interp.runs.run_folder import finish_run, prepare_folder, start_run
-from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites
 from road_interp.sites.positions import position_mask
-from road_interp.trainer import RoadTrainer, train_on, training_arguments
+from road_interp.training.arguments import training_arguments
+from road_interp.training.distributed import shard_blocks
+from road_interp.training.trainer import RoadTrainer, train_on
 
 
 def train_mixture(

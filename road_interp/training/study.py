@@ -13,7 +13,7 @@ from road_interp.recipes.loader import load_recipe, trainable
 from road_interp.recipes.schema import Trainable
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
-from road_interp.training import train
+from road_interp.training.api import train
 
 # What makes the recipe of one labelled task a matter of seconds.
 QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")

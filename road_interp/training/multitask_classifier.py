@@ -20,16 +20,17 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.data.labelled import Task, load_task, tokenize
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import HeadsReport, active_sets
-from road_interp.mixture import MixtureTrainer, method_of
 from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel, load_trained
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import CLASSES, HEAD, HEADS, PLANES
 from road_interp.runs.run_folder import finish_run, prepare_folder, start_run
-from road_interp.sharding import shard_blocks
 from road_interp.sites.find import find_sites
-from road_interp.trainer import train_on, training_arguments
+from road_interp.training.arguments import training_arguments
+from road_interp.training.distributed import shard_blocks
+from road_interp.training.multitask_generation import MixtureTrainer, method_of
+from road_interp.training.trainer import train_on
 
 
 class HeadsModel(nn.Module):
