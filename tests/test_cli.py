@@ -10,8 +10,8 @@ import sys
 import pytest
 from conftest import random_adapter, recipe_for, tiny_model
 
-from road_interp import cli
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.cli import app
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 
@@ -20,7 +20,7 @@ def run(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["road-interp", *map(str, arguments)])
     code = 0
     try:
-        cli.main()
+        app.main()
     except SystemExit as exit:
         code = exit.code or 0
     captured = capsys.readouterr()
@@ -121,16 +121,16 @@ def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path):
 
 def test_json_is_all_that_standard_output_holds(tmp_path):
     random_adapter(find_sites(tiny_model("Bert"), "fc1")).save(tmp_path / "adapter")
-    script = "import sys, road_interp.models.road_model; from road_interp.cli import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main()"
+    script = "import sys, road_interp.models.road_model; from road_interp.cli.app import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main()"
     arguments = [sys.executable, "-c", script, "", "inspect", str(tmp_path / "adapter"), "--json"]
     shown = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert len(json.loads(shown.stdout)) == 2
 
 
 def test_help_and_bare_import_load_no_heavy_library():
-    script = "import sys, road_interp.cli; sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    script = "import sys, road_interp.cli.app; sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-    shown = subprocess.run([sys.executable, "-m", "road_interp.cli", "--help"], capture_output=True, text=True, check=False)
+    shown = subprocess.run([sys.executable, "-m", "road_interp.cli.app", "--help"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0
     assert all(command in shown.stdout for command in ("train", "evaluate", "inspect", "demo"))
 

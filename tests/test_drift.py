@@ -313,7 +313,16 @@ def test_two_processes_report_what_one_does(workplace, tmp_path, capsys, monkeyp
     alone = DriftReport.from_json(out)
     assert alone.texts == 150 < alone.states
     assert alone.places[-1].angle[0] > 0.1
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "road_interp.cli"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "road_interp.cli.app",
+    ]
     done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True)
     together = DriftReport.from_json(done.stdout)
     assert (together.texts, together.states) == (alone.texts, alone.states)

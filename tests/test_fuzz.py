@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.main import get_command
 
-from road_interp import cli
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.cli import app
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import (
@@ -42,7 +42,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=4),
     max_leaves=12,
 )
-COMMANDS = get_command(cli.app).commands
+COMMANDS = get_command(app.app).commands
 OPTIONS = sorted({name for command in COMMANDS.values() for option in command.params for name in option.opts})
 WORDS = [*COMMANDS, *OPTIONS, "--nothing", "nowhere", "0", "-1", "1", "a=b", "="]
 
@@ -100,7 +100,7 @@ def test_command_lines(monkeypatch, tmp_path, capsys, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["road-interp", *words])
     with pytest.raises(SystemExit) as exit:
-        cli.main()
+        app.main()
     assert exit.value.code in (0, 2)
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from road_interp import cli, plots
+from road_interp import plots
+from road_interp.cli import app
 from road_interp.data.labelled import load_task
 from road_interp.errors import InputError
 from road_interp.head_scorer import HeadScorer
@@ -113,8 +114,8 @@ def test_a_head_is_scored_with_any_adapter(finished):
 
 def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monkeypatch, capsys):
     def diagnosed(*arguments):
-        monkeypatch.setattr(cli.sys, "argv", ["road-interp", "diagnose", *map(str, arguments), "--most", "10", "--json"])
-        cli.main()
+        monkeypatch.setattr(app.sys, "argv", ["road-interp", "diagnose", *map(str, arguments), "--most", "10", "--json"])
+        app.main()
         return json.loads(capsys.readouterr().out)["checks"]
 
     alone = recipe_for(folder, "training.max_steps=2")
@@ -131,8 +132,8 @@ def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monke
 
 
 def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):
-    monkeypatch.setattr(cli.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
-    cli.main()
+    monkeypatch.setattr(app.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
+    app.main()
     printed = capsys.readouterr().out
     assert "what the others' planes cost" in " ".join(printed.split())
     assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["heads"]["start"].values())

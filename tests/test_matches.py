@@ -7,7 +7,7 @@ import json
 import pytest
 from test_mixture import recipe_for, workplace  # noqa: F401
 
-from road_interp import cli
+from road_interp.cli import app
 from road_interp.data.multitask import load_questions
 from road_interp.data.questions import Question, said
 from road_interp.errors import InputError
@@ -89,7 +89,7 @@ def test_a_run_is_tested_on_its_questions_and_on_others(workplace, asked, capsys
     more = workplace / "more.jsonl"
     more.write_text(json.dumps({"question": "What is 9?", "reply": {"text": "It is 9."}}) + "\n")
     assert evaluate(run, str(more), progress=False)["questions"] == {"sums": 1}
-    cli.evaluate(run.folder, str(more))
+    app.evaluate(run.folder, str(more))
     assert "right answers [95% interval]" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(InputError, match="--data is for labelled text and one task's questions"):
         evaluate(train(recipe_for(workplace, "training.max_steps=1"), workplace / "other", progress=False), str(more))

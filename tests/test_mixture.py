@@ -11,8 +11,8 @@ from conftest import tiny_model
 from test_analyses import load
 from test_cli import run
 
-from road_interp import cli
 from road_interp.answer_scorer import AnswerScorer
+from road_interp.cli import app
 from road_interp.data.behaviours import Behaviour
 from road_interp.data.multitask import ask, encode_mixture, load_mixture
 from road_interp.errors import InputError
@@ -33,7 +33,7 @@ def workplace(tmp_path_factory):
     """A folder with a tiny Llama, SmolLM2's tokeniser, 60 reviews, and 12 prompts with answers."""
     folder = tmp_path_factory.mktemp("mixture")
     datasets.disable_progress_bars()
-    tokenizer = load_tokenizer(ModelRecipe(cli.SMOLLM2))
+    tokenizer = load_tokenizer(ModelRecipe(app.SMOLLM2))
     tokenizer.save_pretrained(folder / "model")
     tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(
         folder / "model"
@@ -275,8 +275,8 @@ def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
 
 
 def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkeypatch, capsys):
-    monkeypatch.setattr(cli.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
-    cli.main()
+    monkeypatch.setattr(app.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
+    app.main()
     printed = capsys.readouterr().out
     assert "6 prompts" in printed
     assert "label+closing" in printed

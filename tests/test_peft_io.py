@@ -11,10 +11,10 @@ import torch
 from conftest import random_adapter, recipe_for, tiny_model, token_batch
 from safetensors.torch import load_file, save_file
 
-from road_interp import cli
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.cli import app
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.runs.run import Run
@@ -240,9 +240,9 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path):
 
 def test_the_command_line_reads_and_writes_peft(finished, workplace, tmp_path, monkeypatch, capsys):
     def run(*arguments):
-        monkeypatch.setattr(cli.sys, "argv", ["road-interp", *map(str, arguments)])
+        monkeypatch.setattr(app.sys, "argv", ["road-interp", *map(str, arguments)])
         try:
-            cli.main()
+            app.main()
         except SystemExit as exit:
             return exit.code, capsys.readouterr()
         return 0, capsys.readouterr()

@@ -48,7 +48,7 @@ def test_links_lead_somewhere():
 def test_commands_exist():
     from typer.main import get_command
 
-    from road_interp.cli import app
+    from road_interp.cli.options import app
 
     commands = get_command(app).commands
     assert set(re.findall(r"^    road-interp (\w+)", README, re.MULTILINE)) <= set(commands)

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from conftest import random_adapter
 
-from road_interp import cli
+from road_interp.cli import app
 from road_interp.measure import angles
 from road_interp.plots.html_report import MOST, report_page, scores_of
 from road_interp.sites.site import Site
@@ -59,8 +59,8 @@ def test_scores_are_named_by_their_path():
 
 def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
     def run(*arguments):
-        monkeypatch.setattr(cli.sys, "argv", ["road-interp", "report", *map(str, arguments)])
-        cli.main()
+        monkeypatch.setattr(app.sys, "argv", ["road-interp", "report", *map(str, arguments)])
+        app.main()
 
     finished.adapter.save(tmp_path / "adapter")
     (tmp_path / "adapter" / "metrics.json").write_text("{}")  # of somebody else

@@ -25,7 +25,16 @@ def curve(run):
 def launched(workplace, alone, out, *changes):
     """The run of the same recipe by two processes, and what they printed."""
     (workplace / "two.yaml").write_text(alone.recipe.to_yaml())
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "road_interp.cli"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "road_interp.cli.app",
+    ]
     arguments = ["train", workplace / "two.yaml", *changes, "--out", out, "--device", "cpu", "--json"]
     done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=300)
     return Run.load(out), json.loads(done.stdout)

