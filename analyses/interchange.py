@@ -28,12 +28,12 @@ from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.templates import load_pairs
-from road_interp.cli.app import SMOLLM2
 from road_interp.errors import InputError, in_one_line
 from road_interp.files import read_text, write_atomically
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
+from road_interp.sources import SMOLLM2
 
 LAYER = 15
 SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}

