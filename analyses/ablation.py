@@ -20,14 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from road_interp.adapters.storage import DESCRIPTION
-from road_interp.errors import InputError, in_one_line
+from road_interp.errors import InputError, exit_on_error
 from road_interp.files import read_json_object, read_text, write_atomically
 from road_interp.measure.ablation import ANGLES, BY, MAGNITUDES, AblationReport, ablation
 from road_interp.plots import export
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import ADAPTER
-from road_interp.training.scoring import scorer_of
-from road_interp.training.study import QUICK, fingerprint, runs_for_seeds, study_options, tell
+from road_interp.training.scoring import make_scorer
+from road_interp.training.study import QUICK, log_status, runs_for_seeds, settings_hash, study_options
 
 ALONE = {"angles": ANGLES, "magnitudes": MAGNITUDES}
 
@@ -56,8 +56,8 @@ def measure(parts: Path, folders: Sequence[Path], by: Sequence[str], most: int |
     for run in alone:
         path, seed = kept(parts, run, most), run.recipe.seed
         if not path.is_file():
-            tell(f"score {run.folder.name}")
-            write_atomically(path, json.dumps({"correct": scorer_of(run, most)(run.adapter).tolist()}))
+            log_status(f"score {run.folder.name}")
+            write_atomically(path, json.dumps({"correct": make_scorer(run, most)(run.adapter).tolist()}))
         part = ALONE[run.recipe.adapter.learn]
         reports[seed] = reports[seed].with_trained_alone(part, read_json_object(path)["correct"])
     return AblationReport.over_seeds(list(reports.values()))
@@ -66,12 +66,12 @@ def measure(parts: Path, folders: Sequence[Path], by: Sequence[str], most: int |
 def kept(parts: Path, run: Run, *settings: object) -> Path:
     """Where a run's outcomes are kept; a run that was trained again is another one."""
     digest = read_json_object(run.folder / ADAPTER / DESCRIPTION)["sha256"][:8]
-    return parts / f"ablation of {run.folder.name} {digest}, {fingerprint(*settings)}.json"
+    return parts / f"ablation of {run.folder.name} {digest}, {settings_hash(*settings)}.json"
 
 
 def taken_apart(run: Run, by: Sequence[str], most: int | None) -> AblationReport:
     """One run."""
-    scorer = scorer_of(run, most)
+    scorer = make_scorer(run, most)
     return ablation(
         run.adapter,
         scorer,
@@ -81,7 +81,7 @@ def taken_apart(run: Run, by: Sequence[str], most: int | None) -> AblationReport
         metric=scorer.metric,
         refitted=scorer.refitted,
         by=by,
-        progress=lambda name, done, total: tell(f"{done + 1} of {total}: {name}"),
+        progress=lambda name, done, total: log_status(f"{done + 1} of {total}: {name}"),
     )
 
 
@@ -101,5 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

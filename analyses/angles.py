@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from road_interp import plots
-from road_interp.errors import InputError, in_one_line
+from road_interp.errors import InputError, exit_on_error
 from road_interp.files import read_text
 from road_interp.measure import AngleReport, QueryKey, SeedStructure, angles, query_key, seed_structure
 from road_interp.plots import export
 from road_interp.runs.run import Run
-from road_interp.training.study import QUICK, runs_for_seeds, study_options, tell
+from road_interp.training.study import QUICK, log_status, runs_for_seeds, study_options
 
 RESULTS: dict[str, Any] = {"angles": AngleReport, "structure": SeedStructure, "query-key": QueryKey}  # by name of their JSON
 
@@ -37,7 +37,7 @@ def measure(runs: Sequence[Path]) -> dict[str, Any]:
     try:
         results["query-key"] = query_key(reports[0], key_heads)
     except InputError as error:
-        tell(str(error))
+        log_status(str(error))
     return results
 
 
@@ -76,5 +76,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -16,15 +16,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from road_interp import plots
-from road_interp.errors import in_one_line
+from road_interp.errors import exit_on_error
 from road_interp.files import read_text, write_atomically
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.training.api import train
-from road_interp.training.fine_tuning import RATES, tune
-from road_interp.training.study import QUICK, fingerprint, study_options, tell
+from road_interp.training.fine_tuning import RATES, train_baseline
+from road_interp.training.study import QUICK, log_status, settings_hash, study_options
 
 TASK = "rotten-tomatoes"
 
@@ -47,10 +47,12 @@ def ways() -> Iterator[tuple[str, str, list[str]]]:
 def point(family: str, name: str, recipe: Recipe) -> CapacityPoint:
     """Train one way and score it."""
     if family == "LoRA, rank":
-        scores = tune(recipe, "lora", seed=recipe.seed, learning_rate=RATES["lora"], rank=int(name.removeprefix("rank ")))[1]
+        scores = train_baseline(
+            recipe, "lora", seed=recipe.seed, learning_rate=RATES["lora"], rank=int(name.removeprefix("rank "))
+        )[1]
         trained = scores["parameters"]["trained"]
     elif family == "full fine-tuning":
-        scores = tune(recipe, "full", seed=recipe.seed, learning_rate=RATES["full"])[1]
+        scores = train_baseline(recipe, "full", seed=recipe.seed, learning_rate=RATES["full"])[1]
         trained = scores["parameters"]["trained"]
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -69,9 +71,9 @@ def measure(parts: Path, seeds: Sequence[int], only: Sequence[str], changes: Seq
         for family, name, change in ways():
             recipe = load_recipe("sentiment-minilm", [*changes, *change, f"seed={seed}"])
             assert isinstance(recipe, Recipe)
-            path = parts / f"{family} {name}, seed {seed}, {fingerprint(recipe, RATES)}.json"
+            path = parts / f"{family} {name}, seed {seed}, {settings_hash(recipe, RATES)}.json"
             if name in only and not path.is_file():
-                tell(path.stem)
+                log_status(path.stem)
                 found = CapacityReport(recipe.model.name, TASK, (point(family, name, recipe),))
                 write_atomically(path, found.to_json())
             if path.is_file():
@@ -90,5 +92,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -27,11 +27,11 @@ from road_interp import plots
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.behaviours import behaviour
-from road_interp.data.multitask import ask, load_mixture
-from road_interp.errors import InputError, in_one_line
+from road_interp.data.multitask import format_prompts, load_multitask_data
+from road_interp.errors import InputError, exit_on_error
 from road_interp.files import read_text, write_atomically
 from road_interp.measure.composition import CompositionReport, composition, default_sets
-from road_interp.models.generation import Answer, Answering, answer_perplexity, answers_of, greedy_answers
+from road_interp.models.generation import Answer, GenerateFn, answer_perplexity, greedy_answers, make_generator
 from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
 from road_interp.plots import export
@@ -43,7 +43,7 @@ from road_interp.sites.find import find_sites
 from road_interp.training.api import train
 from road_interp.training.arguments import training_arguments
 from road_interp.training.low_rank import LowRankModel
-from road_interp.training.multitask_generation import build_mixture_model, mixture_trainer
+from road_interp.training.multitask_generation import build_multitask_model, make_multitask_trainer
 
 MAIN = "label+closing, co-activation 0.5"
 PAIRS = ("label+closing", "closing+label", "label-only+closing", "label-comment+closing", "greeting+closing", "label+question",
@@ -126,14 +126,14 @@ def low_rank(recipe: MixtureRecipe, folder: Path, method: Any) -> None:
     )
     model = LowRankModel(base, find_sites(base, where, layers), list(recipe.tasks), 4, method, recipe.seed)
     device = find_device(None)
-    mixture = load_mixture(recipe)
+    mixture = load_multitask_data(recipe)
     arguments = training_arguments(recipe.training, recipe.seed, folder, device, False, eval_strategy="no", save_strategy="no")
-    trainer = mixture_trainer(recipe, model.to(device), model.tasks, mixture, tokenizer, arguments)
+    trainer = make_multitask_trainer(recipe, model.to(device), model.tasks, mixture, tokenizer, arguments)
     set_seed(recipe.seed)
     trainer.train()
     model.eval()
     settings = recipe.scoring
-    answering = answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size)
+    answering = make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size)
     _score(recipe, folder, base, tokenizer, answering, f"{method}, co-activation {recipe.co_activation:g}")
 
 
@@ -143,7 +143,7 @@ def with_lora(recipe: MixtureRecipe, folder: Path) -> None:
     The LoRA learns from every example and is always active: only the planes tell the tasks apart.
     """
     set_seed(recipe.seed)
-    model = build_mixture_model(recipe)
+    model = build_multitask_model(recipe)
     base: Any = model.model
     tokenizer = load_tokenizer(recipe.model)
     linears = [site.module for site in find_sites(base, "all-linear", recipe.adapter.layers)]
@@ -152,13 +152,13 @@ def with_lora(recipe: MixtureRecipe, folder: Path) -> None:
         parameter.requires_grad_("lora_" in name)
     assert model.planes is not None
     device = find_device(None)
-    mixture = load_mixture(recipe)
+    mixture = load_multitask_data(recipe)
     arguments = training_arguments(recipe.training, recipe.seed, folder, device, False, eval_strategy="no", save_strategy="no")
-    trainer = mixture_trainer(recipe, model.to(device), model.planes.tasks, mixture, tokenizer, arguments)
+    trainer = make_multitask_trainer(recipe, model.to(device), model.planes.tasks, mixture, tokenizer, arguments)
     set_seed(recipe.seed)
     trainer.train()
     model.eval()
-    answering = answers_of(model, tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
+    answering = make_generator(model, tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
     bare = load_model(recipe.model, "causal-lm")[0].eval().to(device)  # fluency is judged by the model without the LoRA
     _score(recipe, folder, bare, tokenizer, answering, "with a LoRA for both tasks")
 
@@ -167,11 +167,11 @@ def told_in_words(recipe: MixtureRecipe, folder: Path) -> None:
     """The bare model, told to do what the active tasks do."""
     base: Any = load_model(recipe.model, "causal-lm")[0].eval()
     tokenizer = load_tokenizer(recipe.model)
-    texts = [review.text for review in load_mixture(recipe).test]
+    texts = [review.text for review in load_multitask_data(recipe).test]
 
     def answering(prompts: Sequence[str], active: str) -> list[Answer]:
         told = [behaviour(task).instruction for task in recipe.tasks if task in active.split("+")]
-        asked = ask(recipe, [f"{text}\n{' '.join(told)}".strip() for text in texts], tokenizer)
+        asked = format_prompts(recipe, [f"{text}\n{' '.join(told)}".strip() for text in texts], tokenizer)
 
         def generate(inputs: dict[str, Any]) -> Any:
             return base.generate(**inputs, **_greedy(recipe, tokenizer))
@@ -189,15 +189,15 @@ def _greedy(recipe: MixtureRecipe, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _score(recipe: MixtureRecipe, folder: Path, base: Any, tokenizer: Any, answering: Answering, method: str) -> None:
+def _score(recipe: MixtureRecipe, folder: Path, base: Any, tokenizer: Any, answering: GenerateFn, method: str) -> None:
     """Score the answers to the test reviews."""
-    mixture = load_mixture(recipe)
+    mixture = load_multitask_data(recipe)
     report = composition(
         answering,
         answer_perplexity(base, tokenizer),
         mixture.scorers,
         mixture.test,
-        ask(recipe, [review.text for review in mixture.test], tokenizer),
+        format_prompts(recipe, [review.text for review in mixture.test], tokenizer),
         model=recipe.model.name,
         method=method,
         seed=recipe.seed,
@@ -256,5 +256,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, DataCollatorWithPadding, set_seed
 
 from road_interp import plots
-from road_interp.data.labelled import drawn, load_task
-from road_interp.errors import in_one_line
+from road_interp.data.labelled import load_labelled, subsample
+from road_interp.errors import exit_on_error
 from road_interp.files import read_text
 from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
 from road_interp.models.loading import find_device, load_model, load_tokenizer
@@ -30,7 +30,7 @@ from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.training.classification import encode
-from road_interp.training.study import tell
+from road_interp.training.study import log_status
 
 QUICK = 200  # texts of each split
 
@@ -39,13 +39,13 @@ def measure(task: str, data: Sequence[str], before_norm: bool, seeds: Sequence[i
     """The study on the texts of a recipe, at most `most` of each split."""
     recipe = load_recipe("sentiment-minilm", ["data={}", *(f"data.{each}" for each in data)] if data else [])
     assert isinstance(recipe, Recipe)
-    loaded, tokenizer = load_task(recipe.data), load_tokenizer(recipe.model)
+    loaded, tokenizer = load_labelled(recipe.data), load_tokenizer(recipe.model)
     splits = {split: getattr(loaded, split) for split in SPLITS}
-    texts = {split: encode(rows if most is None else drawn(rows, most), tokenizer, recipe) for split, rows in splits.items()}
+    texts = {split: encode(rows if most is None else subsample(rows, most), tokenizer, recipe) for split, rows in splits.items()}
     base = load_model(recipe.model)[0].to(find_device(None))
 
     def features(model: Any, name: str) -> Splits:
-        tell(f"states of the {name} backbone")
+        log_status(f"states of the {name} backbone")
         collate = DataCollatorWithPadding(tokenizer)
         token = "last" if tokenizer.cls_token is None else "first"
         return {
@@ -64,7 +64,7 @@ def measure(task: str, data: Sequence[str], before_norm: bool, seeds: Sequence[i
         num_labels=loaded.num_labels,
         model=recipe.model.name,
         task=task,
-        progress=tell,
+        progress=log_status,
     )
 
 
@@ -89,5 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -21,16 +21,16 @@ from matplotlib.style import context
 from torch import Tensor
 
 from road_interp import plots
-from road_interp.data.labelled import load_task
-from road_interp.errors import in_one_line
+from road_interp.data.labelled import load_labelled
+from road_interp.errors import exit_on_error
 from road_interp.files import read_text, write_atomically
 from road_interp.measure import DriftStudy, drift, text_batches
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import Recipe
-from road_interp.training.fine_tuning import RATES, Method, tune
-from road_interp.training.study import QUICK, fingerprint, study_options, train_once
+from road_interp.training.fine_tuning import RATES, Method, train_baseline
+from road_interp.training.study import QUICK, settings_hash, study_options, train_once
 
 PRETRAINED, FULL, LORA, ROAD = "pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"
 ANOTHER = "full fine-tuning, seed against seed"
@@ -60,7 +60,7 @@ def load_recipe_for(seed: int, changes: Sequence[str] = ()) -> Recipe:
 def read_batches(changes: tuple[str, ...]) -> list[dict[str, Tensor]]:
     """The texts that no method learns from."""
     recipe = load_recipe_for(0, changes)
-    task = load_task(recipe.data)
+    task = load_labelled(recipe.data)
     texts = [*task.validation["text"], *task.test["text"]]
     return list(text_batches(texts, load_tokenizer(recipe.model), recipe.model.max_length))
 
@@ -72,7 +72,7 @@ def trained(method: str, recipe: Recipe, folder: Path) -> tuple[Any, dict[str, A
     if method == ROAD:
         run = train_once(recipe, folder)
         return run.load_model(), run.metrics
-    return tune(recipe, METHODS[method], seed=recipe.seed, learning_rate=RATES[METHODS[method]])
+    return train_baseline(recipe, METHODS[method], seed=recipe.seed, learning_rate=RATES[METHODS[method]])
 
 
 def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> DriftStudy:
@@ -86,7 +86,7 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> DriftS
 
     studies = []
     for base, tuned, name in comparisons(seeds):
-        settings = fingerprint(*(load_recipe_for(seed, changes) for _, seed in (base, tuned)), RATES)
+        settings = settings_hash(*(load_recipe_for(seed, changes) for _, seed in (base, tuned)), RATES)
         path = parts / f"{base[0]} {base[1]} to {tuned[0]} {tuned[1]}, {settings}.json"
         if not path.is_file():
             (before, _), (after, scores) = model(*base), model(*tuned)
@@ -129,5 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -14,26 +14,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from road_interp import plots
-from road_interp.errors import in_one_line
+from road_interp.errors import exit_on_error
 from road_interp.files import read_text
-from road_interp.measure.multitask_accuracy import HeadsReport, HeadsStudy
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
-from road_interp.training.study import study_options, tell, train_once
+from road_interp.training.study import log_status, study_options, train_once
 
 QUICK = ["training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source"))]
 
 
-def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> HeadsStudy:
+def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> MultiTaskAccuracyStudy:
     """The recipe with and without co-activation, and every task by itself on all planes, over all seeds."""
-    together: dict[str, list[HeadsReport]] = {}
-    alone: dict[str, list[HeadsReport]] = {}
+    together: dict[str, list[MultiTaskAccuracyReport]] = {}
+    alone: dict[str, list[MultiTaskAccuracyReport]] = {}
 
-    def run(name: str, recipe: MixtureRecipe) -> HeadsReport:
-        tell(f"{name}, seed {recipe.seed}")
+    def run(name: str, recipe: MixtureRecipe) -> MultiTaskAccuracyReport:
+        log_status(f"{name}, seed {recipe.seed}")
         found = train_once(recipe, parts / f"{name}, seed {recipe.seed}").composition
-        assert isinstance(found, HeadsReport)
+        assert isinstance(found, MultiTaskAccuracyReport)
         return replace(found, method=name)
 
     for seed in seeds:
@@ -44,19 +44,21 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> HeadsS
             together.setdefault(name, []).append(run(name, replace(recipe, co_activation=probability)))
         for task, what in recipe.tasks.items():
             alone.setdefault(task, []).append(run(f"{task} alone", replace(recipe, tasks={task: what})))
-    over_seeds = HeadsReport.over_seeds
-    return HeadsStudy(tuple(map(over_seeds, together.values())), {task: over_seeds(each) for task, each in alone.items()})
+    over_seeds = MultiTaskAccuracyReport.over_seeds
+    return MultiTaskAccuracyStudy(
+        tuple(map(over_seeds, together.values())), {task: over_seeds(each) for task, each in alone.items()}
+    )
 
 
 def main() -> None:
     options = study_options(__doc__, "one seed, two steps")
     if options.redraw is not None:
-        study = HeadsStudy.from_json(read_text(options.redraw))
+        study = MultiTaskAccuracyStudy.from_json(read_text(options.redraw))
     else:
         study = measure(options.parts, options.seeds, QUICK if options.quick else ())
     print(export.save_figure(plots.heads(study), study, options.out, "heads"))
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -22,7 +22,7 @@ from PIL import Image
 from road_interp.adapters.bank import BASE
 from road_interp.causal.accuracy import ScanReport
 from road_interp.causal.depth_sweep import DepthReport
-from road_interp.errors import in_one_line
+from road_interp.errors import exit_on_error
 from road_interp.files import write_atomically
 from road_interp.measure import (
     AblationReport,
@@ -38,8 +38,8 @@ from road_interp.measure import (
     StrengthReport,
 )
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER
-from road_interp.measure.multitask_accuracy import HeadsStudy
-from road_interp.measure.throughput import BenchReport
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyStudy
+from road_interp.measure.throughput import ThroughputReport
 from road_interp.plots.structure import LABELS
 
 Row = tuple[str, str]  # what, and its value with interval where there is one
@@ -158,7 +158,7 @@ def tell_disentangle(report: DisentangleReport) -> tuple[str, list[Row]]:
 
 
 def tell_ablation(report: AblationReport) -> tuple[str, list[Row]]:
-    parts = {part: report.of("parts", "all planes", part) for part in (BOTH, ANGLES, MAGNITUDES, NEITHER)}
+    parts = {part: report.of("components", "all planes", part) for part in (BOTH, ANGLES, MAGNITUDES, NEITHER)}
     sentence = (
         f"{report.model}, {report.metric}: angles alone lose {with_interval(report.loss(parts[ANGLES]))} of both parts and "
         f"magnitudes alone {with_interval(report.loss(parts[MAGNITUDES]))}; without either "
@@ -203,7 +203,7 @@ def tell_composition(report: CompositionReport) -> tuple[str, list[Row]]:
     return f"With all tasks active {with_interval(joint)} of the answers show all of them ({report.method}).", rows
 
 
-def tell_heads(study: HeadsStudy) -> tuple[str, list[Row]]:
+def tell_heads(study: MultiTaskAccuracyStudy) -> tuple[str, list[Row]]:
     rows = [
         (f"{report.method}: {task}, lost against training alone", with_interval(study.gap(task, report)))
         for report in study.together
@@ -239,7 +239,7 @@ def tell_depths(report: DepthReport) -> tuple[str, list[Row]]:
     return sentence, [(f"depth {depth}, {count} rows", value) for (depth, count), value in flipped.items()]
 
 
-def tell_throughput(report: BenchReport) -> tuple[str, list[Row]]:
+def tell_throughput(report: ThroughputReport) -> tuple[str, list[Row]]:
     rows = []
     for timing in report.timings:
         if timing.task == "requests":
@@ -266,9 +266,9 @@ KNOWN = {
     "capacity": Known("Score by how much is trained", CapacityReport.from_json, tell_capacity),
     "interference": Known("Adapters in each other's way", InterferenceReport.from_json, tell_interference),
     "composition": Known("Two behaviours in one answer", CompositionReport.from_json, tell_composition),
-    "heads": Known("Two heads on one state", HeadsStudy.from_json, tell_heads),
+    "heads": Known("Two heads on one state", MultiTaskAccuracyStudy.from_json, tell_heads),
     "strength": Known("A behaviour by its strength", StrengthReport.from_json, tell_strength),
-    "throughput": Known("Different adapters in one batch", BenchReport.from_json, tell_throughput),
+    "throughput": Known("Different adapters in one batch", ThroughputReport.from_json, tell_throughput),
     "depths": Known("How deep a stack, how many rows", DepthReport.from_json, tell_depths),
     "scan": Known("Where a variable is", ScanReport.from_json, tell_scan),
 }
@@ -304,5 +304,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -28,7 +28,7 @@ from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.templates import load_pairs
-from road_interp.errors import InputError, in_one_line
+from road_interp.errors import InputError, exit_on_error
 from road_interp.files import read_text, write_atomically
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
@@ -134,5 +134,5 @@ def show(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -21,15 +21,15 @@ from matplotlib.style import context
 
 from road_interp import plots
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.errors import in_one_line
+from road_interp.errors import exit_on_error
 from road_interp.files import read_text, write_atomically
-from road_interp.head_scorer import HeadScorer
+from road_interp.head_scorer import MultiTaskScorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
 from road_interp.runs.run import Run
-from road_interp.training.study import fingerprint, study_options, tell, train_once
+from road_interp.training.study import log_status, settings_hash, study_options, train_once
 
 QUICK = ["training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source"))]
 
@@ -41,7 +41,7 @@ def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> Interf
     for seed in seeds:
         recipe = load_recipe("multitask-minilm", [*changes, f"seed={seed}"])
         assert isinstance(recipe, MixtureRecipe)
-        path = parts / f"interference, seed {seed}, {fingerprint(recipe)}.json"
+        path = parts / f"interference, seed {seed}, {settings_hash(recipe)}.json"
         if not path.is_file():
             write_atomically(path, between(alone(recipe, parts), recipe).to_json())
         reports.append(InterferenceReport.from_json(path.read_text()))
@@ -53,7 +53,7 @@ def alone(recipe: MixtureRecipe, parts: Path) -> dict[str, Run]:
     runs = {}
     for task, what in recipe.tasks.items():
         name = f"{task} alone, seed {recipe.seed}"
-        tell(name)
+        log_status(name)
         runs[task] = train_once(replace(recipe, tasks={task: what}), parts / name)
     return runs
 
@@ -62,11 +62,11 @@ def between(runs: Mapping[str, Run], recipe: MixtureRecipe) -> InterferenceRepor
     """Every task with its own adapter, and with the whole of the other's and its single layers composed on it."""
     adapters = {task: whole_and_layers(task, run.adapter) for task, run in runs.items()}
     model = recipe.model.name
-    compare = partial(interference, model=model, seed=recipe.seed, progress=tell)
+    compare = partial(interference, model=model, seed=recipe.seed, progress=log_status)
     correct: dict[str, Mapping[str, tuple[bool, ...]]] = {}
     for task, run in runs.items():
         others = {name: part for other, parts in adapters.items() if other != task for name, part in parts.items()}
-        correct.update(compare({task: run.adapter, **others}, {task: HeadScorer(run, task)}).correct)
+        correct.update(compare({task: run.adapter, **others}, {task: MultiTaskScorer(run, task)}).correct)
     every = {name: part for parts in adapters.values() for name, part in parts.items()}
     return replace(compare(every, {}), correct=correct)
 
@@ -91,5 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from road_interp import plots
-from road_interp.answer_scorer import AnswerScorer
-from road_interp.errors import InputError, in_one_line
+from road_interp.answer_scorer import GenerationScorer
+from road_interp.errors import InputError, exit_on_error
 from road_interp.files import read_text
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.models.generation import Answer, answer_perplexity
@@ -32,7 +32,7 @@ def measure(folder: Path, strengths: Sequence[float], prompts: int) -> StrengthR
     run = Run.load(folder)
     if not isinstance(run.recipe, MixtureRecipe) or len(run.recipe.tasks) != 1:
         raise InputError(f"'{folder}' did not learn one behaviour alone")
-    scorer = AnswerScorer(run, prompts)
+    scorer = GenerationScorer(run, prompts)
     ((task, behaviour),) = scorer.behaviours.items()
 
     def answering(power: float) -> list[Answer]:
@@ -70,5 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

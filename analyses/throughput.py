@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from road_interp.errors import in_one_line
+from road_interp.errors import exit_on_error
 from road_interp.files import read_text
-from road_interp.measure.throughput import BenchReport, bench_recipe
+from road_interp.measure.throughput import ThroughputReport, run_throughput_recipe
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import BenchRecipe
+from road_interp.recipes.schema import ThroughputRecipe
 
 QUICK = ["rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]"]
 
@@ -27,14 +27,14 @@ def main() -> None:
     parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of timing")
     options = parser.parse_args()
     if options.redraw is not None:
-        report = BenchReport.from_json(read_text(options.redraw))
+        report = ThroughputReport.from_json(read_text(options.redraw))
     else:
         recipe = load_recipe("throughput-smollm2", QUICK if options.quick else [])
-        assert isinstance(recipe, BenchRecipe)
-        report = bench_recipe(recipe, progress=lambda task, report: print(task))
+        assert isinstance(recipe, ThroughputRecipe)
+        report = run_throughput_recipe(recipe, progress=lambda task, report: print(task))
     print(export.draw_bench(report, options.out))
 
 
 if __name__ == "__main__":
-    with in_one_line(Path(__file__).name):
+    with exit_on_error(Path(__file__).name):
         main()

@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 @contextmanager
-def in_one_line(program: str) -> Iterator[None]:
+def exit_on_error(program: str) -> Iterator[None]:
     """What the user got wrong is one line and exit code 2, work that failed or was interrupted one line and exit code 1."""
     try:
         yield

@@ -17,7 +17,7 @@ from road_interp.causal.templates import load_pairs
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """One token for every word of the built-in tasks."""
-    text = (resources.files("road_interp.causal.interchange_runs") / "templates.json").read_text()
+    text = (resources.files("road_interp.causal") / "templates.json").read_text()
     words = sorted({word for phrase in _strings(json.loads(text)) for word in phrase.split()})
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(["[UNK]", "[PAD]", *words])}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -44,19 +44,21 @@ def taken_apart(score, variant="road_1", seed=0, **options):
 @pytest.mark.parametrize(("what", "kept", "lost"), [("angles", ANGLES, MAGNITUDES), ("magnitudes", MAGNITUDES, ANGLES)])
 def test_the_part_that_does_the_work_is_found(variant, what, kept, lost):
     report = taken_apart(needs(what), variant)
-    rates = {part: report.accuracy(report.of("parts", "all planes", part))[0] for part in (BOTH, ANGLES, MAGNITUDES, NEITHER)}
+    rates = {
+        part: report.accuracy(report.of("components", "all planes", part))[0] for part in (BOTH, ANGLES, MAGNITUDES, NEITHER)
+    }
     assert rates == {BOTH: 1, kept: 1, lost: 0.5, NEITHER: 0.5}
-    loss, low, high = report.loss(report.of("parts", "all planes", lost))
+    loss, low, high = report.loss(report.of("components", "all planes", lost))
     assert loss == 0.5
     assert 0.1 < low < 0.5 < high < 0.9
-    assert report.loss(report.of("parts", "all planes", kept)) == (0, 0, 0)
+    assert report.loss(report.of("components", "all planes", kept)) == (0, 0, 0)
 
 
 def test_the_layer_and_the_kind_that_do_the_work_are_found():
     report = taken_apart(needs("angles", lambda site: (site.layer, site.kind) == (1, "fc1")))
-    losses = {(row.group, row.what): report.loss(row)[0] for row in report.rows if row.part == MAGNITUDES}
+    losses = {(row.group, row.what): report.loss(row)[0] for row in report.rows if row.component == MAGNITUDES}
     assert losses == {
-        ("parts", "all planes"): 0.5, ("layer", "0"): 0, ("layer", "1"): 0.5, ("kind", "query"): 0, ("kind", "fc1"): 0.5,
+        ("components", "all planes"): 0.5, ("layer", "0"): 0, ("layer", "1"): 0.5, ("kind", "query"): 0, ("kind", "fc1"): 0.5,
     }  # fmt: skip
 
 
@@ -72,8 +74,8 @@ def test_the_most_turned_planes_are_kept_and_as_many_random_ones():
 
 def test_a_refitted_head_is_scored_beside_the_trained_one():
     report = taken_apart(needs("angles"), refitted=lambda adapter: np.ones(10, bool))
-    rows = [row for row in report.rows if row.group == "parts, head refitted"]
-    assert [row.part for row in rows] == [BOTH, ANGLES, MAGNITUDES, NEITHER]
+    rows = [row for row in report.rows if row.group == "components, head refitted"]
+    assert [row.component for row in rows] == [BOTH, ANGLES, MAGNITUDES, NEITHER]
     assert all(all(row.correct) for row in rows)
 
 
@@ -81,7 +83,7 @@ def test_seeds_go_together_and_json_keeps_everything():
     first, second = taken_apart(needs("angles")), taken_apart(needs("magnitudes"), seed=1)
     both = AblationReport.over_seeds([first, second])
     assert both.seeds == (0, 1)
-    assert both.accuracy(both.of("parts", "all planes", ANGLES))[0] == 0.75
+    assert both.accuracy(both.of("components", "all planes", ANGLES))[0] == 0.75
     assert AblationReport.from_json(both.to_json()) == both
     with pytest.raises(InputError, match="only ablations of one model, task, metric and variant"):
         AblationReport.over_seeds([first, taken_apart(needs("angles"), "road_2", seed=1)])
@@ -125,6 +127,6 @@ def test_one_layer_or_one_kind_is_drawn_without_the_panel_that_has_nothing(sites
 def test_what_is_scored_beside_the_parts_can_be_chosen(by, tmp_path):
     report = taken_apart(needs("angles"), by=by)
     groups = {"layer": {"layer"}, "kind": {"kind"}, "planes": {"most turned", "random planes"}}
-    assert {row.group for row in report.rows} == {"parts"}.union(*(groups[each] for each in by))
+    assert {row.group for row in report.rows} == {"components"}.union(*(groups[each] for each in by))
     assert set(report.rows) <= set(taken_apart(needs("angles")).rows)
     assert export.draw_ablation(report, tmp_path).is_file()

@@ -18,21 +18,23 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from road_interp.adapters.bank import RoadBank
-from road_interp.adapters.base_model import Fingerprint
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import DESCRIPTION
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
-from road_interp.sites.site import Part, Site
+from road_interp.sites.site import OutputSlice, Site
 
-SITES = (Site("a.query", 8, 0, "query"), Site("a.fused[key]", 16, 1, "fused[key]", Part(48, 16, 32)))
+SITES = (Site("a.query", 8, 0, "query"), Site("a.fused[key]", 16, 1, "fused[key]", OutputSlice(48, 16, 32)))
 seeds = st.integers(0, 10_000)
 
 
 def maps(adapter):
-    return torch.cat([torch.stack(tuple(part for part in adapter.blocks(site) if part is not None)).flatten() for site in SITES])
+    return torch.cat(
+        [torch.stack(tuple(part for part in adapter.plane_maps(site) if part is not None)).flatten() for site in SITES]
+    )
 
 
 def tensor_file(folder: Path) -> Path:
@@ -83,7 +85,7 @@ def test_distance_sums_angles_and_log_magnitudes_over_all_sites():
 def test_magnitudes_are_the_roots_of_areas(variant):
     adapter = random_adapter(SITES, variant, spread=0.8)
     for site in SITES:
-        areas = plane_maps.determinant(adapter.blocks(site)).abs()
+        areas = plane_maps.determinant(adapter.plane_maps(site)).abs()
         torch.testing.assert_close(adapter.magnitudes(site) ** 2, areas, rtol=1e-4, atol=1e-5)
     bent = RoadAdapter(SITES[:1], {"a.query": torch.zeros(8)}, {"a.query": torch.tensor([8.0, 1, 1, 1, 2, 1, 1, 1])}, "road_2")
     torch.testing.assert_close(bent.magnitudes("a.query")[0], torch.tensor(8.0).sqrt())
@@ -91,15 +93,15 @@ def test_magnitudes_are_the_roots_of_areas(variant):
 
 @pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_4", 8)])
 def test_a_blank_adapter_is_the_identity_of_the_family(variant, group_size):
-    base = Fingerprint("somewhere/bert", "bert", 32, 2)
+    base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
     adapter = replace(random_adapter(SITES, variant, group_size), base=base)
-    blank = adapter.blank()
+    blank = adapter.identity_like()
     assert (blank.sites, blank.variant, blank.group_size, blank.base) == (SITES, variant, group_size, base)
     assert all(torch.equal(blank.matrix(site), torch.eye(site.width)) for site in SITES)
 
 
 def test_a_product_knows_the_base_that_either_factor_knows():
-    base = Fingerprint("somewhere/bert", "bert", 32, 2)
+    base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
     known, unknown = replace(random_adapter(SITES), base=base), random_adapter(SITES)
     assert (known @ unknown).base == (unknown @ known).base == base
     assert (unknown @ unknown).base is None
@@ -215,7 +217,7 @@ def test_a_killed_save_leaves_a_whole_adapter(tmp_path, moment):
     new.save(tmp_path / "new")
     script = f"""
 import os, signal, pathlib
-from road_interp import adapter
+
 from road_interp.adapters.road_adapter import RoadAdapter
 moment, real, calls = {moment!r}, os.replace, 0
 def replace(*paths):
@@ -443,7 +445,7 @@ def test_an_adapter_knows_the_model_that_learned_it(tmp_path):
     learned = RoadModel(bert, random_adapter(find_sites(bert, "fc1"))).adapter
     learned.save(tmp_path)
     found = RoadAdapter.load(tmp_path)
-    assert found.base == learned.base == Fingerprint(bert.name_or_path, "bert", 32, 2)
+    assert found.base == learned.base == BaseModelSignature(bert.name_or_path, "bert", 32, 2)
     assert (found**2 @ found.inverse()).restrict([0]).base == found.base
     assert RoadModel(tiny_model("Bert", seed=5), found).adapter.distance(found) == 0  # another of the same shape
     deeper = tiny_model("Bert", num_hidden_layers=3)

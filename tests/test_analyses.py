@@ -21,9 +21,9 @@ from test_composition import report as scripted_report
 
 from road_interp.errors import InputError
 from road_interp.measure import CapacityPoint, CapacityReport, DriftStudy, InterferenceReport
-from road_interp.measure.multitask_accuracy import HeadsReport
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.measure.strength import StrengthReport
-from road_interp.measure.throughput import BenchReport, Timing
+from road_interp.measure.throughput import ThroughputReport, Timing
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe
@@ -54,7 +54,7 @@ def test_throughput(tmp_path, monkeypatch, capsys):
         settings += [("length", 8, length, 8) for length in recipe.lengths]
         settings += [("rank", 8, recipe.new_tokens, rank) for rank in recipe.ranks]
         timings = [Timing(task, "bare", *setting, (0.5, 1.0), (1.0, 1.0), 8) for task, *setting in settings]
-        return BenchReport("tiny", 14, "cpu", "float32", 2, recipe.rounds, tuple(timings))
+        return ThroughputReport("tiny", 14, "cpu", "float32", 2, recipe.rounds, tuple(timings))
 
     run("throughput", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, bench_recipe=timed)
     first = (tmp_path / "throughput.json").read_text()
@@ -107,7 +107,7 @@ def test_multiplied_adapters_are_those_of_the_tasks_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(script, "measured", measured)
     monkeypatch.setattr(script.Run, "load", lambda folder: SimpleNamespace(adapter=None))
     with pytest.raises(StopIteration):
-        script.multiplied(load_recipe("composition-smollm2", ["seed=2"]), tmp_path / "parts" / "multiplied")
+        script.multiplied(load_recipe("composition-smollm2", ["seed=2"]), tmp_path / "components" / "multiplied")
     for name, changes, _ in script.conditions():
         if name.endswith(" alone"):
             assert asked[f"{name}, seed 2"] == load_recipe("composition-smollm2", [*changes, "seed=2"])
@@ -120,7 +120,7 @@ def test_heads(tmp_path, monkeypatch, capsys):
         trained.append((folder.name, recipe.training.max_steps))
         tasks = tuple(recipe.tasks)
         correct = {task: dict.fromkeys(("__base__", task, "+".join(tasks)), (True, False)) for task in tasks}
-        return SimpleNamespace(composition=HeadsReport("m", "x", tasks, (recipe.seed,), correct))
+        return SimpleNamespace(composition=MultiTaskAccuracyReport("m", "x", tasks, (recipe.seed,), correct))
 
     run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train_once=scripted)
     names = ["co-activation 0.5", "co-activation 0", "sentiment alone", "source alone"]
@@ -296,7 +296,7 @@ def test_angles_leaves_out_what_there_is_nothing_for(tmp_path, monkeypatch, caps
         raise InputError("no layer rotates query and key")
 
     def trained(name, changes, seeds, parts):
-        assert (name, seeds, parts) == ("sentiment-minilm", [4], tmp_path / "parts")
+        assert (name, seeds, parts) == ("sentiment-minilm", [4], tmp_path / "components")
         return [finished.folder]
 
     run("angles", "--seeds", 4, "--out", tmp_path, monkeypatch=monkeypatch, query_key=no_query, runs_for_seeds=trained)

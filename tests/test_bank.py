@@ -9,7 +9,7 @@ import torch
 from conftest import random_adapter
 
 from road_interp.adapters.bank import BASE, RoadBank
-from road_interp.adapters.base_model import Fingerprint
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.errors import InputError
 from road_interp.sites.site import Site
 
@@ -98,7 +98,7 @@ def test_an_adapter_that_does_not_fit_is_named_when_it_is_read(tmp_path):
 
 
 def test_the_bank_takes_the_base_of_its_first_member_that_knows_one():
-    base = Fingerprint("somewhere/bert", "bert", 32, 2)
+    base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
     bank = RoadBank({"x": random_adapter(SITES), "y": replace(random_adapter(SITES), base=base), "z": random_adapter(SITES)})
     assert bank.template.base == base
     with pytest.raises(InputError, match="^adapter 'w' does not fit this bank: it was made for another model, .*hidden_size"):

@@ -38,7 +38,7 @@ def test_lora_starts_at_the_identity_and_deltas_add():
     batch = token_batch()
     untrained = low_rank_model("LoRA", moved=False)
     torch.testing.assert_close(untrained(batch, ["a+b"] * 3)[1].logits, untrained.model(**batch).logits)
-    part = low_rank_model("LoRA").parts[0]
+    output_slice = low_rank_model("LoRA").parts[0]
     taken, given = torch.randn(1, 3, 32), torch.zeros(1, 3, part.up.shape[0])
     on = torch.tensor([[[True, True, False, False]]])
     alone = [part(taken, given, mask, mask) for mask in (on, ~on)]

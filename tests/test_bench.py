@@ -10,19 +10,19 @@ from conftest import tiny_model, token_batch
 
 from road_interp import plots
 from road_interp.errors import InputError
-from road_interp.measure.throughput import BenchReport, bench, peak_bytes, saved_bytes
-from road_interp.measure.throughput_methods import Peers
+from road_interp.measure.throughput import ThroughputReport, peak_bytes, saved_bytes, throughput
+from road_interp.measure.throughput_methods import ThroughputMethods
 from road_interp.models.road_model import RoadModel
 
 
 @pytest.fixture(scope="module")
 def report():
-    return bench(tiny_model("Llama", "causal-lm"), rounds=2, requests=(1, 3), new_tokens=3, lengths=(2, 4), ranks=(1, 2))
+    return throughput(tiny_model("Llama", "causal-lm"), rounds=2, requests=(1, 3), new_tokens=3, lengths=(2, 4), ranks=(1, 2))
 
 
 def test_every_peer_is_timed_at_every_task(report):
     assert report.of("forward", "bare").ratios == (1.0, 1.0)
-    assert {t.peer for t in report.timings if t.task == "forward"} == {
+    assert {t.method for t in report.timings if t.task == "forward"} == {
         "bare",
         "merged",
         "RoadModel",
@@ -48,35 +48,35 @@ def test_every_peer_is_timed_at_every_task(report):
 
 
 def test_some_peers_alone():
-    timed = bench(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "RoadModel")).timings
-    assert {each.peer for each in timed if each.task != "distinct"} == {"bare", "RoadModel"}
-    assert [each.peer for each in timed if each.task == "distinct"] == [
+    timed = throughput(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "RoadModel")).timings
+    assert {each.method for each in timed if each.task != "distinct"} == {"bare", "RoadModel"}
+    assert [each.method for each in timed if each.task == "distinct"] == [
         "bare",
         "RoadModel, one adapter",
         "RoadModel, all different",
     ]
-    timed = bench(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "PEFT LoRA")).timings
+    timed = throughput(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "PEFT LoRA")).timings
     assert {each.task for each in timed} == {"forward", "training step", "requests"}  # nothing of LoRA's to compare at the others
     with pytest.raises(InputError, match="'bare' must be among the peers"):
-        bench(tiny_model("Llama", "causal-lm"), only=("RoadModel",))
+        throughput(tiny_model("Llama", "causal-lm"), only=("RoadModel",))
     with pytest.raises(InputError, match="unknown peer 'road'; the peers are bare, merged, RoadModel"):
-        bench(tiny_model("Llama", "causal-lm"), only=("bare", "road"))
+        throughput(tiny_model("Llama", "causal-lm"), only=("bare", "road"))
 
 
 def test_reports_come_back_from_json_and_draw(report):
-    assert BenchReport.from_json(report.to_json()) == report
+    assert ThroughputReport.from_json(report.to_json()) == report
     ax = plots.throughput(report)
     assert [text.get_text() for text in ax.get_legend().get_texts()][:3] == ["bare", "merged", "RoadModel"]
     assert [int(tick.get_text()) for tick in plots.throughput(report, task="rank").get_xticklabels()] == [1, 2]
     with pytest.raises(InputError, match="no timings of generation by length"):
         plots.throughput(replace(report, timings=report.timings[:3]), task="length")
     with pytest.raises(InputError, match="not the JSON of a benchmark"):
-        BenchReport.from_json("{}")
+        ThroughputReport.from_json("{}")
 
 
 def test_peers_compute_the_same_maps():
     base = tiny_model("Llama", "causal-lm")
-    peers, ids = Peers(base, 2), token_batch(2, 5)["input_ids"]
+    peers, ids = ThroughputMethods(base, 2), token_batch(2, 5)["input_ids"]
     with torch.no_grad():
         outputs = {peer: call() for peer, call in peers.forward(ids).items()}
     rotated = outputs["RoadModel"][1].logits
@@ -89,7 +89,7 @@ def test_peers_compute_the_same_maps():
 
 def test_rotations_keep_less_for_the_backward_pass_than_peft():
     base = tiny_model("Llama", "causal-lm")
-    peers = Peers(base, 1)
+    peers = ThroughputMethods(base, 1)
     losses = peers.training(token_batch(2, 16)["input_ids"])
     saved = {peer: saved_bytes(loss, base) for peer, loss in losses.items()}
     assert saved["bare"] < saved["RoadModel"] < saved["PEFT RoAd"]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from road_interp.errors import InputError
-from road_interp.measure.intervals import check_seeds, interval, redrawn
+from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
 
 
 def width(outcomes, seeds):
-    low, high = interval(redrawn(outcomes[None], seeds)[0])
+    low, high = interval(bootstrap_means(outcomes[None], seeds)[0])
     return high - low
 
 
@@ -28,7 +28,7 @@ def test_seeds_that_differ_widen_the_interval():
 
 def test_rows_are_drawn_alike():
     outcomes = np.random.default_rng(0).random((1, 60)) < 0.5
-    own, other = redrawn(np.concatenate([outcomes, ~outcomes]), 3)
+    own, other = bootstrap_means(np.concatenate([outcomes, ~outcomes]), 3)
     np.testing.assert_allclose(own + other, 1)
 
 
@@ -39,7 +39,7 @@ def test_intervals_cover_the_rate_at_least_as_often_as_they_say(shared):
     for _ in range(60):
         fixed, chance = generator.random(64) < 0.6, generator.random((3, 64)) < 0.6
         outcomes = np.where(generator.random((3, 64)) < shared, fixed, chance)
-        low, high = interval(redrawn(outcomes.reshape(1, -1), 3)[0])
+        low, high = interval(bootstrap_means(outcomes.reshape(1, -1), 3)[0])
         covered += low <= 0.6 <= high
     assert covered >= 0.9 * 60
 

@@ -11,10 +11,11 @@ from datasets import Dataset, DatasetDict
 from road_interp.cli import app
 from road_interp.data import labelled
 from road_interp.measure import MatchReport
-from road_interp.measure.throughput import BenchReport
+from road_interp.measure.throughput import ThroughputReport
 from road_interp.models.loading import load_tokenizer
-from road_interp.recipes.schema import BenchRecipe, ModelRecipe
-from road_interp.sources import SMOLLM2, builtin_recipes, load_recipe
+from road_interp.recipes.loader import builtin_recipes, load_recipe
+from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
+from road_interp.sources import SMOLLM2
 from road_interp.training.api import train
 
 FEW = ["training.max_steps=2", "training.batch_size=4"]
@@ -74,7 +75,7 @@ def rows_of(path, config=None):
     return DatasetDict(dict.fromkeys(("train", "validation", "train_sft"), split))
 
 
-TIMED = [name for name in builtin_recipes() if isinstance(load_recipe(name), BenchRecipe)]
+TIMED = [name for name in builtin_recipes() if isinstance(load_recipe(name), ThroughputRecipe)]
 
 
 @pytest.mark.parametrize("name", sorted({*builtin_recipes()} - {*TIMED}))
@@ -107,7 +108,7 @@ def test_it_is_timed(name, tmp_path, monkeypatch):
     few = ["rounds=1", "requests=[1, 2]", "new_tokens=3", "lengths=[2]", "ranks=[1]", f"model.id={tmp_path / 'model'}"]
     monkeypatch.setattr("sys.argv", ["road-interp", "bench", name, *few, "--rounds", "2", "--out", str(tmp_path / "figures")])
     app.main()
-    report = BenchReport.from_json((tmp_path / "figures" / "throughput.json").read_text())
+    report = ThroughputReport.from_json((tmp_path / "figures" / "throughput.json").read_text())
     recipe = load_recipe(name)
     assert report.dtype == recipe.model.dtype
     assert report.rounds == 2

@@ -29,7 +29,7 @@ def test_the_inverse_undoes_and_the_matrix_is_orthogonal(width, depth):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_one_level_is_road(width):
     theta, hidden = angles(width, 1, dtype=torch.float32), torch.randn(5, width)
-    road = plane_maps.apply(plane_maps.blocks(theta[0], torch.ones(width // 2), "road_1", 2), hidden, 2)
+    road = plane_maps.apply(plane_maps.maps_from_parameters(theta[0], torch.ones(width // 2), "road_1", 2), hidden, 2)
     assert torch.equal(butterfly.rotate(theta, hidden), road)
 
 

@@ -7,7 +7,7 @@ import pytest
 from road_interp import measure
 from road_interp.data.behaviours import BEHAVIOURS, Review
 from road_interp.errors import InputError
-from road_interp.measure.composition import CompositionReport, default_sets, shows
+from road_interp.measure.composition import CompositionReport, default_sets, satisfies
 from road_interp.models.generation import Answer
 
 REVIEWS = [Review(f"text {n}", "positive" if n % 2 else "negative", n) for n in range(20)]
@@ -86,7 +86,7 @@ def test_json_keeps_everything():
     ],
 )
 def test_an_answer_that_was_cut_off_is_judged_by_its_first_sentence(task, text, finished, expected):
-    assert shows(BEHAVIOURS[task], Answer(text, finished), REVIEWS[1]) is expected
+    assert satisfies(BEHAVIOURS[task], Answer(text, finished), REVIEWS[1]) is expected
 
 
 def test_active_sets_are_none_each_pairs_and_all():

@@ -12,7 +12,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from road_interp.models.forward_wrapper import divert, own_forward
+from road_interp.models.forward_wrapper import original_forward, wrap_forward
 
 STATE = torch.ones(1, 2)
 
@@ -33,7 +33,7 @@ def module():
 def test_changes_are_made_in_their_order_and_taken_back():
     linear = module()
     plain = linear(STATE)
-    restore = [divert(linear, change) for change in (double, more)]
+    restore = [wrap_forward(linear, change) for change in (double, more)]
     assert torch.equal(linear(STATE), 2 * plain + 1)
     restore[0]()
     assert torch.equal(linear(STATE), plain + 1)
@@ -46,7 +46,7 @@ def test_changes_are_made_in_their_order_and_taken_back():
 def test_they_may_go_in_any_order(order):
     linear = module()
     plain = linear(STATE)
-    restore = [divert(linear, change) for change in (double, double, more)]
+    restore = [wrap_forward(linear, change) for change in (double, double, more)]
     for number in order:
         assert not torch.equal(linear(STATE), plain)
         restore[number]()
@@ -59,7 +59,7 @@ def test_every_thread_meets_its_own():
     plain, seen, both_on = linear(STATE), {}, threading.Barrier(2)
 
     def run(change):
-        restore = divert(linear, change)
+        restore = wrap_forward(linear, change)
         both_on.wait()
         seen[change] = linear(STATE)
         both_on.wait()
@@ -86,7 +86,7 @@ def test_accelerates_own_replacement_stays():
 
     add_hook_to_module(linear, Negate())
     theirs = linear.forward
-    restore = divert(linear, double)
+    restore = wrap_forward(linear, double)
     assert torch.equal(linear(STATE), -2 * plain)
     restore()
     assert linear.forward is theirs
@@ -97,7 +97,7 @@ def test_accelerates_own_replacement_stays():
 def test_a_replacement_put_on_top_is_left_alone():
     linear = module()
     plain = linear(STATE)
-    restore = divert(linear, double)
+    restore = wrap_forward(linear, double)
     below = linear.forward
     linear.forward = lambda state: -below(state)
     assert torch.equal(linear(STATE), -2 * plain)
@@ -108,7 +108,7 @@ def test_a_replacement_put_on_top_is_left_alone():
 def test_a_copy_made_meanwhile_is_the_plain_module():
     linear = module()
     plain = linear(STATE)
-    restore = divert(linear, double)
+    restore = wrap_forward(linear, double)
     other = copy.deepcopy(linear)
     restore()
     assert torch.equal(other(STATE), plain)
@@ -122,7 +122,7 @@ def test_a_copy_made_meanwhile_is_the_plain_module():
 def test_checkpointing_repeats_the_changes_in_another_thread(reentrant):
     linear, state = module(), STATE.clone().requires_grad_()
     scale = torch.ones((), requires_grad=True)
-    restore = divert(linear, lambda output, tracing: output * (2 + scale))
+    restore = wrap_forward(linear, lambda output, tracing: output * (2 + scale))
     loss = checkpoint(lambda x: linear(linear(x)), state, use_reentrant=reentrant).sum()
     thread = threading.Thread(target=loss.backward)  # as on a GPU
     thread.start()
@@ -135,12 +135,12 @@ def test_checkpointing_repeats_the_changes_in_another_thread(reentrant):
 
 def test_own_forward_is_somebody_elses():
     linear = module()
-    assert own_forward(linear) is None
-    restore = divert(linear, double)
-    assert own_forward(linear) is None
+    assert original_forward(linear) is None
+    restore = wrap_forward(linear, double)
+    assert original_forward(linear) is None
     restore()
     linear.forward = theirs = lambda state: state
-    restore = divert(linear, double)
-    assert own_forward(linear) is theirs
+    restore = wrap_forward(linear, double)
+    assert original_forward(linear) is theirs
     restore()
     assert linear.forward is theirs

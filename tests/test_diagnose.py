@@ -11,7 +11,7 @@ from test_interference import measured
 
 from road_interp.errors import InputError
 from road_interp.measure import Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
-from road_interp.measure.multitask_accuracy import HeadsReport
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.models.generation import Answer
 
 
@@ -43,7 +43,7 @@ def test_an_adapter_that_hurts_a_control_is_found():
 def heads(together):
     sets = {"__base__": (False,) * 100, "a": (True,) * 100, "a+b": (True,) * together + (False,) * (100 - together)}
     right = {"__base__": (False,) * 100, "b": (True,) * 100, "a+b": (True,) * 100}
-    return HeadsReport("m", "x", ("a", "b"), (0,), {"a": sets, "b": right})
+    return MultiTaskAccuracyReport("m", "x", ("a", "b"), (0,), {"a": sets, "b": right})
 
 
 def answering(together):

@@ -13,9 +13,9 @@ from road_interp import plots
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure import DisentangleReport, Features, disentangle, read_features
-from road_interp.measure.disentangle import ARMS, CONSTANT, TwoLayerClassifier, learn, seen_by_probes
-from road_interp.measure.intervals import interval, redrawn
-from road_interp.models.hidden_states import find_places, states_at
+from road_interp.measure.disentangle import ARMS, CONSTANT, TwoLayerClassifier, probe_inputs, train_arm
+from road_interp.measure.intervals import bootstrap_means, interval
+from road_interp.models.hidden_states import find_read_points, read_states
 
 SIZES = {"train": 640, "validation": 200, "test": 400}
 WIDTH, HEADS = 8, 2
@@ -128,10 +128,10 @@ def test_reports_come_back_from_json(direction):
 def test_same_seed_same_numbers():
     splits = synthetic("direction")
     before = torch.random.get_rng_state()
-    first, other = (learn("angle only", splits, "accuracy", 2, seed) for seed in (0, 1))
+    first, other = (train_arm("angle only", splits, "accuracy", 2, seed) for seed in (0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.rand(1)
-    again = learn("angle only", splits, "accuracy", 2, 0)
+    again = train_arm("angle only", splits, "accuracy", 2, 0)
     assert again[1] == first[1]
     assert all(map(torch.equal, again[0].state_dict().values(), first[0].state_dict().values()))
     assert not torch.equal(other[0].first.weight, first[0].first.weight)
@@ -153,8 +153,8 @@ def test_what_an_arm_cannot_see_does_not_change_it():
     splits = synthetic("direction")
     test = torch.from_numpy(splits["test"].states)
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)))[0]
-    angle, _ = learn("angle only", splits, "accuracy", 2, 0)
-    magnitude, _ = learn("magnitude only", splits, "accuracy", 2, 0)
+    angle, _ = train_arm("angle only", splits, "accuracy", 2, 0)
+    magnitude, _ = train_arm("magnitude only", splits, "accuracy", 2, 0)
     with torch.no_grad():
         told, measured = angle.eval()(test), magnitude.eval()(test)
         for factor in (2.0**-10, 0.5, 1024.0):
@@ -173,7 +173,7 @@ def test_intervals_are_those_of_the_metric_on_drawn_texts(direction, metric):
     told = np.where(generator.random(40) < 0.7, labels, generator.integers(3, size=40))
     outcome = replace(direction.outcomes[-1], predictions=tuple(told))
     report = replace(direction, metric=metric, labels=tuple(labels), outcomes=(outcome,))
-    times = np.rint(40 * redrawn(np.eye(40), 1)).astype(int).T
+    times = np.rint(40 * bootstrap_means(np.eye(40), 1)).astype(int).T
     drawn = [METRICS[metric](np.repeat(labels, count), np.repeat(told, count)) for count in times]
     assert report.interval(CONSTANT) == pytest.approx(interval(np.asarray(drawn)))
 
@@ -194,20 +194,20 @@ def test_features_of_bert_are_read_before_its_norms_too():
     hidden = model(**token_batch(6), output_hidden_states=True).hidden_states
     np.testing.assert_allclose(found.states, hidden[-1][:, 0].detach(), rtol=1e-4, atol=1e-5)
     assert found.head_norms.shape == (6, 4, 4)
-    places = find_places(model, token_batch(6))
+    places = find_read_points(model, token_batch(6))
     assert [place.before_norm for place in places] == [True, False, True, False]
-    for column, state in enumerate(states_at(model, places, token_batch(6))):
+    for column, state in enumerate(read_states(model, places, token_batch(6))):
         np.testing.assert_allclose(found.norms[:, column], state[:, 0].norm(dim=1), rtol=1e-4)
         np.testing.assert_allclose(found.head_norms[:, column, 1], state[:, 0, 8:16].norm(dim=1), rtol=1e-4)
     assert np.ptp(found.norms[:, 0]) > 10 * np.ptp(found.norms[:, 1])  # the norm takes the magnitude away
     assert found.labels.tolist() == list(range(6))
-    np.testing.assert_allclose(np.linalg.norm(seen_by_probes(found)["unit states"], axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(probe_inputs(found)["unit states"], axis=1), 1, rtol=1e-6)
     before = read_features(model, batches, "first", before_norm=True)
     assert (before.place, found.place) == ("block 1, before its LayerNorm", "block 1")
-    np.testing.assert_allclose(before.states, states_at(model, places[2:3], token_batch(6))[0][:, 0], rtol=1e-5)
+    np.testing.assert_allclose(before.states, read_states(model, places[2:3], token_batch(6))[0][:, 0], rtol=1e-5)
     np.testing.assert_array_equal(before.head_norms, found.head_norms)
     for each, column in ((found, 3), (before, 2)):  # of the states at hand, in both cases
-        np.testing.assert_allclose(seen_by_probes(each)["head norms at the last block"], each.head_norms[:, column], rtol=1e-4)
+        np.testing.assert_allclose(probe_inputs(each)["head norms at the last block"], each.head_norms[:, column], rtol=1e-4)
 
 
 def test_padding_side_does_not_change_the_features_of_llama():

@@ -22,7 +22,7 @@ from test_cli import run as run_cli
 from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.drift import DRAWS, SAMPLE, DriftReport, DriftStudy, DriftSums
-from road_interp.models.hidden_states import find_places, states_at
+from road_interp.models.hidden_states import find_read_points, read_states
 from road_interp.plots import export
 from road_interp.training.api import train
 
@@ -99,8 +99,8 @@ def test_means_and_correlation_are_those_of_the_states():
     base = tiny_model("Bert", initializer_range=0.3)
     tuned, batch = shifted(base, 0.1), token_batch(40)
     report = measure.drift(base, tuned, [batch], **NAMES)
-    places = find_places(base, batch)
-    for place, before, after in zip(report.places, *(states_at(model, places, batch) for model in (base, tuned)), strict=True):
+    places = find_read_points(base, batch)
+    for place, before, after in zip(report.places, *(read_states(model, places, batch) for model in (base, tuned)), strict=True):
         x0, x = before[:, 0].double().numpy(), after[:, 0].double().numpy()
         norms = np.linalg.norm(x0, axis=1), np.linalg.norm(x, axis=1)
         cosine, dM = (x0 * x).sum(1) / norms[0] / norms[1], abs(norms[1] - norms[0]) / norms[0]

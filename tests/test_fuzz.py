@@ -28,7 +28,7 @@ from road_interp.recipes.schema import (
     TrainingRecipe,
 )
 from road_interp.sites.positions import parse_positions, position_mask
-from road_interp.sites.site import Part, Site
+from road_interp.sites.site import OutputSlice, Site
 
 RECIPES = (Recipe, MixtureRecipe, ModelRecipe, DataRecipe, AdapterRecipe, TrainingRecipe, TaskRecipe, ScoringRecipe)
 KEYS = st.sampled_from(sorted({field.name for each in RECIPES for field in fields(each)}))
@@ -72,7 +72,7 @@ def test_position_strings(text, rows, length):
 def adapter_files(tmp_path_factory):
     """A saved adapter: its folder, and the bytes of its files."""
     folder = tmp_path_factory.mktemp("fuzz") / "adapter"
-    random_adapter((Site("a.query", 8, 0, "query"), Site("b[key]", 16, 1, "b[key]", Part(48, 16, 32)))).save(folder)
+    random_adapter((Site("a.query", 8, 0, "query"), Site("b[key]", 16, 1, "b[key]", OutputSlice(48, 16, 32)))).save(folder)
     return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -10,10 +10,10 @@ from conftest import random_adapter, recipe_for, tiny_model, token_batch
 from test_model import GREEDY, bank_model, road_model
 
 from road_interp import measure
-from road_interp.measure.throughput import bench_recipe
+from road_interp.measure.throughput import run_throughput_recipe
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.road_model import RoadModel
-from road_interp.recipes.schema import BenchRecipe, ModelRecipe
+from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training.api import evaluate, train
@@ -99,7 +99,7 @@ def test_an_equal_source_changes_no_bit(dtype):
 
 def test_the_benchmark_counts_the_devices_bytes(tmp_path):
     tiny_model("Llama", "causal-lm").save_pretrained(tmp_path)
-    recipe = BenchRecipe(ModelRecipe(str(tmp_path)), rounds=1, requests=[2], new_tokens=2, peers=["bare", "RoadModel"])
-    report = bench_recipe(recipe, DEVICE)
+    recipe = ThroughputRecipe(ModelRecipe(str(tmp_path)), rounds=1, requests=[2], new_tokens=2, peers=["bare", "RoadModel"])
+    report = run_throughput_recipe(recipe, DEVICE)
     assert report.device == torch.cuda.get_device_name()
     assert all(timing.peak_bytes > 0 for timing in report.timings)

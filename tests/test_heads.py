@@ -10,16 +10,16 @@ import torch
 
 from road_interp import plots
 from road_interp.cli import app
-from road_interp.data.labelled import load_task
+from road_interp.data.labelled import load_labelled
 from road_interp.errors import InputError
-from road_interp.head_scorer import HeadScorer
-from road_interp.measure.multitask_accuracy import HeadsReport, HeadsStudy, active_sets
+from road_interp.head_scorer import MultiTaskScorer
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy, active_sets
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.runs.run import Run
 from road_interp.training import multitask_classifier
 from road_interp.training.api import evaluate, train
-from road_interp.training.scoring import scorer_of
+from road_interp.training.scoring import make_scorer
 
 
 def recipe_for(folder, *overrides):
@@ -49,7 +49,7 @@ def finished(folder):
 
 
 def test_two_tasks_are_learned_on_one_state(folder, finished):
-    report = HeadsReport.from_json((finished.folder / "heads.json").read_text())
+    report = MultiTaskAccuracyReport.from_json((finished.folder / "heads.json").read_text())
     assert report.tasks == ("tone", "start")
     for task in report.tasks:
         assert report.accuracy(task, task) > 0.8
@@ -68,13 +68,13 @@ def test_a_run_comes_back_from_its_files(finished):
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_bits(folder, finished, monkeypatch):
-    save = multitask_classifier.HeadsTrainer._save_checkpoint
+    save = multitask_classifier.MultiTaskClassifierTrainer._save_checkpoint
 
     def interrupt(self, *arguments, **options):
         save(self, *arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(multitask_classifier.HeadsTrainer, "_save_checkpoint", interrupt)
+    monkeypatch.setattr(multitask_classifier.MultiTaskClassifierTrainer, "_save_checkpoint", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe_for(folder), folder / "stopped", progress=False)
     monkeypatch.undo()
@@ -89,8 +89,8 @@ def test_scores_are_those_of_the_evaluation_also_after_training_in_half_precisio
 
 def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
     recipe = finished.recipe
-    data, tokenizer = multitask_classifier.load_labels(recipe), load_tokenizer(recipe.model)
-    model = multitask_classifier.load_heads_model(finished, data, tokenizer)
+    data, tokenizer = multitask_classifier.load_labelled_tasks(recipe), load_tokenizer(recipe.model)
+    model = multitask_classifier.load_multitask_classifier(finished, data, tokenizer)
     batch = tokenizer(["fine w1 w2", "poor w3"], padding=True, return_tensors="pt")
     alone = model(dict(batch), ["tone", "tone"])["tone"]
     with torch.no_grad():
@@ -102,14 +102,14 @@ def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
 
 
 def test_a_head_is_scored_with_any_adapter(finished):
-    report = HeadsReport.from_json((finished.folder / "heads.json").read_text())
+    report = MultiTaskAccuracyReport.from_json((finished.folder / "heads.json").read_text())
     for task in report.tasks:
-        score = HeadScorer(finished, task)
+        score = MultiTaskScorer(finished, task)
         assert tuple(score(finished.adapter)) == report.correct[task]["tone+start"]
         assert tuple(score(finished.adapter**0)) == report.correct[task]["__base__"]
         assert tuple(score(finished.adapter.restrict(finished.planes.of(task)))) == report.correct[task][task]
     with pytest.raises(InputError, match="heads' has no head for 'tune'"):
-        HeadScorer(finished, "tune")
+        MultiTaskScorer(finished, "tune")
 
 
 def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monkeypatch, capsys):
@@ -120,11 +120,11 @@ def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monke
 
     alone = recipe_for(folder, "training.max_steps=2")
     run = train(replace(alone, tasks={"tone": alone.tasks["tone"]}), folder / "tone alone", progress=False)
-    report = HeadsReport.from_json((run.folder / "heads.json").read_text())
-    scorer = scorer_of(run)
-    assert isinstance(scorer, HeadScorer)
+    report = MultiTaskAccuracyReport.from_json((run.folder / "heads.json").read_text())
+    scorer = make_scorer(run)
+    assert isinstance(scorer, MultiTaskScorer)
     assert tuple(scorer(run.adapter)) == report.correct["tone"]["tone"]
-    assert len(scorer_of(run, most=10)(run.adapter)) == 10
+    assert len(make_scorer(run, most=10)(run.adapter)) == 10
     relies, hurts = diagnosed(run.folder, "--control", run.folder)
     assert relies["question"] == "Does the adapter rely on its magnitudes?"
     assert (hurts["question"], "all layers" in hurts["numbers"]) == ("Do the rotated planes hurt other features?", True)
@@ -143,26 +143,28 @@ def test_seeds_go_together_and_sets_are_listed():
     assert active_sets("a", "ab") == ["__base__", "a", "a+b"]
     assert active_sets("a", "a") == ["__base__", "a"]
     correct = {"a": {"a": (True, False), "a+b": (False, False)}, "b": {"b": (True, True), "a+b": (True, True)}}
-    both = HeadsReport.over_seeds([HeadsReport("m", "x", ("a", "b"), (seed,), correct) for seed in (0, 1)])
+    both = MultiTaskAccuracyReport.over_seeds(
+        [MultiTaskAccuracyReport("m", "x", ("a", "b"), (seed,), correct) for seed in (0, 1)]
+    )
     assert both.seeds == (0, 1)
     assert both.cost("a")[0] == 0.5
     assert both.cost("b") == (0, 0, 0)
-    assert HeadsReport.from_json(both.to_json()) == both
+    assert MultiTaskAccuracyReport.from_json(both.to_json()) == both
     with pytest.raises(InputError, match="one method"):
-        HeadsReport.over_seeds([both, HeadsReport("m", "y", ("a", "b"), (0,), correct)])
+        MultiTaskAccuracyReport.over_seeds([both, MultiTaskAccuracyReport("m", "y", ("a", "b"), (0,), correct)])
     with pytest.raises(InputError, match="not the JSON of heads"):
-        HeadsReport.from_json("[]")
+        MultiTaskAccuracyReport.from_json("[]")
 
 
 def study():
     """Alone both heads are right; together one of them forgets half."""
 
     def report(method, tasks, correct):
-        return HeadsReport("m", method, tasks, (0, 1), correct)
+        return MultiTaskAccuracyReport("m", method, tasks, (0, 1), correct)
 
     yes, half = (True,) * 8, (True, False) * 4
     joint = report("joint", ("a", "b"), {"a": {"a": yes, "a+b": half}, "b": {"b": yes, "a+b": yes}})
-    return HeadsStudy((joint,), {task: report("alone", (task,), {task: {task: yes}}) for task in "ab"})
+    return MultiTaskAccuracyStudy((joint,), {task: report("alone", (task,), {task: {task: yes}}) for task in "ab"})
 
 
 def test_the_gap_to_training_alone_is_paired():
@@ -171,11 +173,11 @@ def test_the_gap_to_training_alone_is_paired():
     assert gap == 0.5
     assert 0 <= low < 0.5 < high <= 1
     assert study().gap("b", joint) == (0, 0, 0)
-    assert HeadsStudy.from_json(study().to_json()) == study()
+    assert MultiTaskAccuracyStudy.from_json(study().to_json()) == study()
     with pytest.raises(InputError, match="nothing to pair"):
         study().gap("a", replace(joint, seeds=(0, 2)))
     with pytest.raises(InputError, match="not the JSON of a study of heads"):
-        HeadsStudy.from_json("{}")
+        MultiTaskAccuracyStudy.from_json("{}")
 
 
 def test_the_study_is_drawn():
@@ -196,14 +198,14 @@ def test_texts_of_equal_length_and_balanced_classes(tmp_path):
         content = {"id": str(tmp_path / "data.csv"), "validation_size": 4, "test_size": 4, **options}
         return load_recipe({"model": {"id": "m"}, "data": content}).data
 
-    task = load_task(data(words=3, per_class=10))
+    task = load_labelled(data(words=3, per_class=10))
     assert {len(text.split()) for text in task.train["text"]} == {3}
     labels = [*task.train["label"], *task.validation["label"], *task.test["label"]]
     assert (labels.count(0), labels.count(1)) == (10, 10)
     with pytest.raises(InputError, match="no text has 9 words"):
-        load_task(data(words=9))
+        load_labelled(data(words=9))
     with pytest.raises(InputError, match="only 20 examples are of class rare; data.per_class is 21"):
-        load_task(data(per_class=21))
+        load_labelled(data(per_class=21))
 
 
 def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
@@ -213,7 +215,7 @@ def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
     parts = {}
     for name, options in (("all", {}), ("some", {"words": 9})):
         content = {"id": str(tmp_path / f"{name}.csv"), "split_by_text": True, **options}
-        task = load_task(load_recipe({"model": {"id": "m"}, "data": content}).data)
+        task = load_labelled(load_recipe({"model": {"id": "m"}, "data": content}).data)
         parts[name] = {
             split: {" ".join(text.split()[:8]) for text in getattr(task, split)["text"]}
             for split in ("train", "validation", "test")
@@ -226,7 +228,7 @@ def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
 def test_regression_has_no_place_among_heads(folder):
     recipe = recipe_for(folder, "tasks.tone.labels.metric=matthews")
     with pytest.raises(InputError, match="task 'tone' is scored by matthews"):
-        multitask_classifier.load_labels(recipe)
+        multitask_classifier.load_labelled_tasks(recipe)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_an_instance_rotates_whole_sequences_of_any_model(bert):
     intervention = filled(32)
 
     def rotate(module, args, output):
-        return plane_maps.apply(plane_maps.blocks(intervention.theta, intervention.alpha, "road_1", 2), output, 2)
+        return plane_maps.apply(plane_maps.maps_from_parameters(intervention.theta, intervention.alpha, "road_1", 2), output, 2)
 
     handle = bert.encoder.layer[1].attention.self.query.register_forward_hook(rotate)
     expected = bert(**batch).last_hidden_state
@@ -105,7 +105,7 @@ def test_a_part_of_a_fused_projection():
     model = tiny_model("GPT2")
     query, key = find_sites(model, "attention-qk", layers=0)
     adapter = random_adapter((query, key))
-    intervention = RoadIntervention(96, part=key.part)
+    intervention = RoadIntervention(96, output_slice=key.output_slice)
     with torch.no_grad():
         intervention.theta.copy_(adapter.theta[key.name])
     hidden = torch.randn(2, 3, 96)

@@ -9,7 +9,7 @@ from torch import nn
 
 from road_interp.errors import InputError
 from road_interp.sites.find import find_sites, parse_layers
-from road_interp.sites.module_tree import block_stacks
+from road_interp.sites.module_tree import layer_stacks
 from road_interp.sites.site import Site
 
 STACKS = {"T5": "encoder.block"}
@@ -63,7 +63,7 @@ class TestEveryArchitecture:
 
     def test_all_linears_of_the_blocks_and_none_outside(self, architecture):
         model = tiny_model(architecture)
-        stack = STACKS.get(architecture) or next(iter(block_stacks(model)))
+        stack = STACKS.get(architecture) or next(iter(layer_stacks(model)))
         sites = find_sites(model, "all-linear", stack=STACKS.get(architecture))
         linear = [
             n for n, m in model.get_submodule(stack).named_modules() if "Linear" in type(m).__name__ or "Conv1D" in str(m)[:6]
@@ -87,21 +87,24 @@ class TestEveryArchitecture:
 
 
 def test_fused_projections_are_taken_apart_where_the_model_says_they_lie():
-    part = {site.kind: site.part for site in find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)}
+    part = {site.kind: site.output_slice for site in find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)}
     assert [(p.period, p.start, p.stop) for p in part.values()] == [(24, 0, 8), (24, 8, 16)]  # head by head
-    part = {site.kind: site.part for site in find_sites(tiny_model("GPT2"), "attention-qk", layers=0)}
+    output_slice = {site.kind: site.output_slice for site in find_sites(tiny_model("GPT2"), "attention-qk", layers=0)}
     assert [(p.period, p.start, p.stop) for p in part.values()] == [(96, 0, 32), (96, 32, 64)]  # side by side
     sites = find_sites(tiny_model("Phi3"), "attention-qk", layers=0)
-    assert [(site.width, site.part.start, site.part.stop) for site in sites] == [(32, 0, 32), (16, 32, 48)]  # fewer keys
+    assert [(site.width, site.output_slice.start, site.output_slice.stop) for site in sites] == [
+        (32, 0, 32),
+        (16, 32, 48),
+    ]  # fewer keys
 
 
 def test_parts_are_selected_and_replaced():
     site = find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)[1]
     hidden = torch.arange(96.0).expand(2, 3, 96)
-    key = site.part.select(hidden)
+    key = site.output_slice.select(hidden)
     assert key[0, 0, :9].tolist() == [8, 9, 10, 11, 12, 13, 14, 15, 32]
-    replaced = site.part.replace(hidden, -key)
-    assert torch.equal(site.part.select(replaced), -key)
+    replaced = site.output_slice.replace(hidden, -key)
+    assert torch.equal(site.output_slice.select(replaced), -key)
     assert (replaced == hidden).sum() == 2 * 3 * 64
 
 

@@ -9,9 +9,9 @@ from test_mixture import recipe_for, workplace  # noqa: F401
 
 from road_interp.cli import app
 from road_interp.data.multitask import load_questions
-from road_interp.data.questions import Question, said
+from road_interp.data.questions import Question, extract_answer
 from road_interp.errors import InputError
-from road_interp.measure.exact_match import MatchReport, matches
+from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.models.generation import Answer
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
@@ -39,7 +39,7 @@ NUMBER, CHOICE = r"-?\d[\d,]*(?:\.\d+)?", r"true|false|(?:answer|solution)[1-5]"
     ],
 )
 def test_the_last_match_is_what_counts(pattern, text, expected):
-    assert said(pattern, text) == expected
+    assert extract_answer(pattern, text) == expected
 
 
 def scripted():
@@ -49,7 +49,7 @@ def scripted():
         return [Answer("It is 4." if active == "sums" or prompt == "easy" else "No idea.", True) for prompt in prompts]
 
     questions = {"sums": [Question("easy", "4"), Question("hard", "4")]}
-    return matches(answering, questions, {"sums": NUMBER}, ["sums", "other"], model="m", method="x", seed=3)
+    return exact_match(answering, questions, {"sums": NUMBER}, ["sums", "other"], model="m", method="x", seed=3)
 
 
 def test_questions_are_asked_with_nothing_its_own_and_all_planes():
@@ -61,9 +61,9 @@ def test_questions_are_asked_with_nothing_its_own_and_all_planes():
     assert 0 < low < rate < high < 1
     assert report.answers["sums"]["sums+other"] == ("It is 4.", "No idea.")
     assert report.summary()["questions"] == {"sums": 2}
-    assert MatchReport.from_json(report.to_json()) == report
+    assert ExactMatchReport.from_json(report.to_json()) == report
     with pytest.raises(InputError, match="not the JSON of matches"):
-        MatchReport.from_json("{}")
+        ExactMatchReport.from_json("{}")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def asked(workplace):  # noqa: F811
 
 def test_a_run_is_tested_on_its_questions_and_on_others(workplace, asked, capsys):  # noqa: F811
     run = train(load_recipe(asked), workplace / "sums", progress=False)
-    report = MatchReport.from_json((run.folder / "matches.json").read_text())
+    report = ExactMatchReport.from_json((run.folder / "matches.json").read_text())
     assert run.metrics["test"] == report.summary() == evaluate(run, progress=False)
     assert report.summary()["questions"] == {"sums": 4}
     more = workplace / "more.jsonl"

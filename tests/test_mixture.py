@@ -11,21 +11,22 @@ from conftest import tiny_model
 from test_analyses import load
 from test_cli import run
 
-from road_interp.answer_scorer import AnswerScorer
+from road_interp.answer_scorer import GenerationScorer
 from road_interp.cli import app
 from road_interp.data.behaviours import Behaviour
-from road_interp.data.multitask import ask, encode_mixture, load_mixture
+from road_interp.data.multitask import encode_multitask_data, format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
 from road_interp.models.generation import answer_perplexity, greedy_answers
 from road_interp.models.loading import load_tokenizer
+from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import MixtureRecipe, ModelRecipe
 from road_interp.runs.run import Run
-from road_interp.sources import SMOLLM2, load_recipe
+from road_interp.sources import SMOLLM2
 from road_interp.training import multitask_generation
 from road_interp.training.api import evaluate, train
-from road_interp.training.multitask_generation import build_mixture_model
-from road_interp.training.scoring import scorer_of
+from road_interp.training.multitask_generation import build_multitask_model
+from road_interp.training.scoring import make_scorer
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +81,13 @@ def test_a_run_folder_holds_all_and_comes_back(workplace, finished):
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_bits(workplace, finished, monkeypatch):
-    recipe, save = recipe_for(workplace), multitask_generation.MixtureTrainer._save_checkpoint
+    recipe, save = recipe_for(workplace), multitask_generation.MultiTaskTrainer._save_checkpoint
 
     def interrupt(self, *arguments, **options):
         save(self, *arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(multitask_generation.MixtureTrainer, "_save_checkpoint", interrupt)
+    monkeypatch.setattr(multitask_generation.MultiTaskTrainer, "_save_checkpoint", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, workplace / "stopped", progress=False)
     monkeypatch.undo()
@@ -123,7 +124,7 @@ def set_side(tokenizer, side):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp_path, monkeypatch, side):
     calls = []
-    call, forward = multitask_generation.MixtureTrainer.call, multitask_generation.RoadModel.forward
+    call, forward = multitask_generation.MultiTaskTrainer.call, multitask_generation.RoadModel.forward
 
     def spy_on_call(self, model, inputs):
         calls.append({"inputs": inputs})
@@ -138,7 +139,7 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
         calls[-1]["options"] = options
         return forward(self, base, **options)
 
-    monkeypatch.setattr(multitask_generation.MixtureTrainer, "call", spy_on_call)
+    monkeypatch.setattr(multitask_generation.MultiTaskTrainer, "call", spy_on_call)
     monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
     recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2")
     load = multitask_generation.load_tokenizer
@@ -159,26 +160,26 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
 
 def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):
     recipe = recipe_for(workplace)
-    loaded = load_mixture(recipe)
+    loaded = load_multitask_data(recipe)
     texts = [review.text for review in (*loaded.validation, *loaded.test)]
     texts += [prompt for pairs in loaded.examples.values() for prompt, _ in pairs]
     assert len(texts) == len(set(texts)) == 4 + 6 + 32
     assert {review.label == ("positive" if "good" in review.text else "negative") for review in loaded.test} == {True}
     tokenizer = load_tokenizer(recipe.model)
-    rows = encode_mixture(loaded, tokenizer, recipe)
+    rows = encode_multitask_data(loaded, tokenizer, recipe)
     assert rows["task"] == [0] * 16 + [1] * 16
     learned = [label for label in rows[16]["labels"] if label != -100]
     assert tokenizer.decode(learned) == loaded.examples["closing"][0][1] + tokenizer.eos_token
     open_ended = [label for label in rows[0]["labels"] if label != -100]
     assert tokenizer.decode(open_ended) == loaded.examples["label"][0][1]
     assert tokenizer.decode(rows[16]["input_ids"]).startswith(f"Q: {loaded.examples['closing'][0][0]}\nA:")
-    assert load_mixture(recipe) == loaded
+    assert load_multitask_data(recipe) == loaded
 
 
 def test_tasks_from_data_use_their_templates(workplace):
     pairs = {"id": str(workplace / "pairs.jsonl"), "prompt": "{{ question }}", "answer": "{{ reply.text }}", "examples": 5}
     recipe = load_recipe({"model": {"id": "m"}, "tasks": {"reply": pairs}})
-    loaded = load_mixture(recipe)
+    loaded = load_multitask_data(recipe)
     assert loaded.examples["reply"][2] == ("What is 2?", "It is 2.")
     assert len(loaded.examples["reply"]) == 5
     assert not loaded.scorers
@@ -186,26 +187,26 @@ def test_tasks_from_data_use_their_templates(workplace):
     with pytest.raises(
         InputError, match="task 'reply': its templates fail \\('answer' is undefined\\); the columns .* question, reply"
     ):
-        load_mixture(wrong)
+        load_multitask_data(wrong)
     nosy = load_recipe({"model": {"id": "m"}, "tasks": {"reply": {**pairs, "answer": "{{ ''.__class__.__mro__ }}"}}})
     with pytest.raises(InputError, match="unsafe"):
-        load_mixture(nosy)
+        load_multitask_data(nosy)
 
 
 def test_long_prompts_are_cut_before_the_template(workplace):
     recipe = recipe_for(workplace, "model.max_length=20")
     tokenizer = load_tokenizer(recipe.model)
-    (asked,) = ask(recipe, ["word " * 100], tokenizer)
+    (asked,) = format_prompts(recipe, ["word " * 100], tokenizer)
     assert asked.startswith("Q: word word")
     assert asked.endswith("\nA:")
     assert len(tokenizer(asked)["input_ids"]) <= 16
     with pytest.raises(InputError, match="leaves no room for a prompt"):
-        ask(recipe_for(workplace, "model.max_length=5"), ["word"], tokenizer)
+        format_prompts(recipe_for(workplace, "model.max_length=5"), ["word"], tokenizer)
 
 
 def test_answers_and_their_perplexity(workplace):
     tokenizer = load_tokenizer(ModelRecipe(str(workplace / "model")))
-    base = build_mixture_model(recipe_for(workplace)).model.eval()
+    base = build_multitask_model(recipe_for(workplace)).model.eval()
     prompts = ["One two three", "One"]
 
     def ids_of(text):
@@ -246,7 +247,7 @@ def test_answers_and_their_perplexity(workplace):
 )
 def test_wrong_mixtures_are_refused(workplace, override, message):
     with pytest.raises(InputError, match=message):
-        load_mixture(recipe_for(workplace, override))
+        load_multitask_data(recipe_for(workplace, override))
 
 
 @pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "told_in_words", "with_lora"])
@@ -283,8 +284,8 @@ def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkey
 
 
 def test_answers_are_scored_with_any_adapter(finished):
-    scorer = scorer_of(finished)
-    assert isinstance(scorer, AnswerScorer)
+    scorer = make_scorer(finished)
+    assert isinstance(scorer, GenerationScorer)
     scores = finished.composition
     right = scorer(finished.adapter)
     assert right.tolist() == scores.of("label+closing").joint(["label", "closing"]).tolist()
@@ -293,7 +294,7 @@ def test_answers_are_scored_with_any_adapter(finished):
     bare = [answer.text for answer in scorer.answers(finished.adapter**0)]
     assert bare == list(scores.of("__base__").answers)
     assert bare != answers
-    assert [answer.text for answer in AnswerScorer(finished, 2).answers(finished.adapter)] == answers[:2]
+    assert [answer.text for answer in GenerationScorer(finished, 2).answers(finished.adapter)] == answers[:2]
     good = Behaviour("", lambda review: "", lambda answer, review: review.label == "positive")
     first = Behaviour("", lambda review: "", lambda answer, review: review is scorer.reviews[0])
     labels = [review.label == "positive" for review in scorer.reviews]

@@ -339,7 +339,7 @@ def test_other_peoples_hooks_stay_and_see_what_the_next_layer_sees():
         unrotated = attention.q_proj(taken[0])
         seen.clear()
         torch.testing.assert_close(
-            rotated, plane_maps.apply(model.adapter.blocks("model.layers.0.self_attn.q_proj"), unrotated, model.group_size)
+            rotated, plane_maps.apply(model.adapter.plane_maps("model.layers.0.self_attn.q_proj"), unrotated, model.group_size)
         )
         through_pyvene(model, batch)
         model.generate(batch, **GREEDY)
@@ -353,7 +353,7 @@ def test_hidden_states_that_transformers_returns_are_rotated():
     model = RoadModel(base, random_adapter(sites))
     plain = base(**batch, output_hidden_states=True).hidden_states[1]
     states = model(base={**batch, "output_hidden_states": True})[1].hidden_states[1]
-    torch.testing.assert_close(states, plane_maps.apply(model.adapter.blocks(sites[0]), plain, 2))
+    torch.testing.assert_close(states, plane_maps.apply(model.adapter.plane_maps(sites[0]), plain, 2))
 
 
 def test_training_inside_another_rotation_and_under_hooks_that_write():

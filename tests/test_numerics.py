@@ -11,7 +11,7 @@ from road_interp.adapters.bank import RoadBank
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.merging import rotate_weights
 from road_interp.rotation import butterfly, plane_maps
-from road_interp.rotation.inplace import turn
+from road_interp.rotation.inplace import rotate_in_place
 from road_interp.sites.site import Site
 
 WIDTH, ROWS = 512, 256
@@ -35,13 +35,13 @@ def states(dtype):
 
 
 def exactly(maps):
-    return plane_maps.Blocks(*(None if part is None else part.to(torch.complex128) for part in maps))
+    return plane_maps.PlaneMaps(*(None if part is None else part.to(torch.complex128) for part in maps))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", plane_maps.VARIANTS)
 def test_a_rotation_is_rounded_once(dtype, variant):
-    maps, hidden = random_adapter((SITE,), variant).blocks(SITE), states(dtype)
+    maps, hidden = random_adapter((SITE,), variant).plane_maps(SITE), states(dtype)
     exact = plane_maps.apply(exactly(maps), hidden.double(), 2)
     assert error(plane_maps.apply(maps, hidden, 2), exact) <= bound(dtype)
 
@@ -49,14 +49,14 @@ def test_a_rotation_is_rounded_once(dtype, variant):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("in_place", [False, True])
 def test_the_form_that_models_use_is_rounded_once(dtype, in_place):
-    maps, hidden = random_adapter((SITE,)).blocks(SITE), states(dtype)
+    maps, hidden = random_adapter((SITE,)).plane_maps(SITE), states(dtype)
     exact = plane_maps.apply(exactly(maps), hidden.double(), 2)
-    assert error(turn(hidden, maps.a, in_place), exact) <= bound(dtype)
+    assert error(rotate_in_place(hidden, maps.a, in_place), exact) <= bound(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_there_and_back_is_rounded_twice(dtype):
-    maps, hidden = random_adapter((SITE,)).blocks(SITE), states(dtype)
+    maps, hidden = random_adapter((SITE,)).plane_maps(SITE), states(dtype)
     back = plane_maps.apply(plane_maps.inverse(maps), plane_maps.apply(maps, hidden, 2), 2)
     assert error(back, hidden.double()) <= bound(dtype, 2)
 
@@ -64,7 +64,7 @@ def test_there_and_back_is_rounded_twice(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_a_bank_are_rounded_once(dtype):
     bank = RoadBank({name: random_adapter((SITE,), seed=seed) for seed, name in enumerate("abc")})
-    maps, hidden = plane_maps.blocks(*bank.rows("abca"), "road_1", 2), states(dtype).view(4, -1, WIDTH)
+    maps, hidden = plane_maps.maps_from_parameters(*bank.rows("abca"), "road_1", 2), states(dtype).view(4, -1, WIDTH)
     exact = plane_maps.apply(exactly(maps), hidden.double(), 2)
     assert error(plane_maps.apply(maps, hidden, 2), exact) <= bound(dtype)
 
@@ -93,7 +93,7 @@ def test_an_interchange_is_rounded_twice(dtype, depth):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merged_weights_are_rounded_once(dtype):
-    maps, module = random_adapter((SITE,)).blocks(SITE), nn.Linear(ROWS, WIDTH, bias=False, dtype=dtype)
+    maps, module = random_adapter((SITE,)).plane_maps(SITE), nn.Linear(ROWS, WIDTH, bias=False, dtype=dtype)
     exact = plane_maps.apply(exactly(maps), module.weight.detach().T.double(), 2).T
     with torch.no_grad():
         rotate_weights(module, maps, 2, SITE)

@@ -20,7 +20,7 @@ def test_oft_with_blocks_of_two_is_road_1_of_magnitude_1_on_the_input():
     hidden = torch.randn(3, 5, 8)
 
     theta = -2 * halves.detach().flatten().atan()  # the Cayley transform of a number is a turn by twice its arc tangent
-    maps = plane_maps.blocks(theta, torch.ones(4), "road_1", 2)
+    maps = plane_maps.maps_from_parameters(theta, torch.ones(4), "road_1", 2)
     expected = layer.base_layer(plane_maps.apply(maps, hidden, 2))
     torch.testing.assert_close(oft(hidden), expected, atol=1e-6, rtol=1e-6)
     assert halves.numel() == plane_maps.num_parameters(8, "road_1")

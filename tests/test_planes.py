@@ -130,7 +130,7 @@ def test_disjoint_planes_commute_and_keep_to_their_dimensions():
     torch.testing.assert_close((mine @ others).matrix("a"), (others @ mine).matrix("a"), rtol=0, atol=1e-6)
     torch.testing.assert_close((mine @ others).matrix("a"), adapter.matrix("a"), rtol=0, atol=1e-6)
     states = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    turned = plane_maps.apply(mine.blocks("a"), states, 4)
+    turned = plane_maps.apply(mine.plane_maps("a"), states, 4)
     own, foreign = planes.dimensions(sites[0], 4)
     assert torch.equal(turned[:, foreign], states[:, foreign])
     assert ((turned[:, own] - states[:, own]).abs() > 0).all()

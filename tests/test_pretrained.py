@@ -161,7 +161,7 @@ def test_an_unpacked_file_that_is_damaged_says_where_it_is(tmp_path, monkeypatch
     monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
     (tmp_path / "a.gguf").write_bytes(b"one")
     monkeypatch.setitem(gguf.READERS, "backbone", lambda file: tiny_model("Llama"))
-    folder = gguf.unpacked(tmp_path / "a.gguf", "backbone")
+    folder = gguf.convert_gguf(tmp_path / "a.gguf", "backbone")
     (folder / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(InputError, match="a.gguf' cannot be loaded: .* delete that to unpack it again"):
         load_model(ModelRecipe(str(tmp_path / "a.gguf")))
@@ -178,11 +178,11 @@ def test_who_comes_second_waits_and_what_was_left_is_cleared(tmp_path, monkeypat
         return tiny_model("Llama")
 
     monkeypatch.setitem(gguf.READERS, "backbone", read)
-    folder = gguf.unpacked(tmp_path / "a.gguf", "backbone")
+    folder = gguf.convert_gguf(tmp_path / "a.gguf", "backbone")
     folder.rename(folder.with_name(".backbone"))  # as if a process had been killed before it gave the name
     reads.clear()
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda kind: gguf.unpacked(tmp_path / "a.gguf", kind), ["backbone"] * 2))
+        found = list(pool.map(lambda kind: gguf.convert_gguf(tmp_path / "a.gguf", kind), ["backbone"] * 2))
     assert (reads, found) == (["a.gguf"], [folder] * 2)
     assert [path.name for path in folder.parent.iterdir()] == ["backbone"]
 

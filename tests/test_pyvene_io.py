@@ -18,7 +18,7 @@ from road_interp.models.intervention import RoadIntervention
 from road_interp.models.pyvene_io import from_pyvene
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
-from road_interp.sites.site import Part, Site
+from road_interp.sites.site import OutputSlice, Site
 
 
 @torch.no_grad()
@@ -80,10 +80,10 @@ def test_where_pyvene_does_not_know_the_architecture_or_the_part(architecture, t
 
 def test_a_part_that_no_search_finds_keeps_its_numbers(tmp_path):
     base = tiny_model("GPT2")
-    site = Site("h.0.mlp.c_fc", 16, 0, "mlp.c_fc", Part(128, 8, 24))
+    site = Site("h.0.mlp.c_fc", 16, 0, "mlp.c_fc", OutputSlice(128, 8, 24))
     RoadModel(base, random_adapter((site,))).save_pyvene(tmp_path)
     (found,) = RoadModel.from_pyvene(base, tmp_path).sites
-    assert (found.name, found.part) == ("h.0.mlp.c_fc[8:24 of 128]", site.part)
+    assert (found.name, found.output_slice) == ("h.0.mlp.c_fc[8:24 of 128]", site.output_slice)
 
 
 def test_a_config_in_pyvenes_own_words(tmp_path):

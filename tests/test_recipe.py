@@ -7,14 +7,14 @@ import yaml
 
 from road_interp.errors import InputError
 from road_interp.recipes.loader import builtin_recipes, load_recipe, recipe_path
-from road_interp.recipes.schema import BenchRecipe, ModelRecipe
+from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 
 SMALLEST = {"model": {"id": "m"}, "data": {"id": "d.csv"}}
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_built_in_recipes_load_and_say_how_to_run_them(name):
-    command = "bench" if isinstance(load_recipe(name), BenchRecipe) else "train"
+    command = "bench" if isinstance(load_recipe(name), ThroughputRecipe) else "train"
     assert f"road-interp {command} {name}" in recipe_path(name).read_text()
 
 

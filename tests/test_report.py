@@ -32,7 +32,7 @@ def test_the_page_holds_the_planes_that_turn_most(variant):
     for site, entries in zip(SITES, planes, strict=True):
         turned = adapter.angles(site).abs()
         assert [entry[0] for entry in entries] == turned.argsort(descending=True)[: len(entries)].tolist()
-        maps = adapter.blocks(site)
+        maps = adapter.plane_maps(site)
         plane, *found = entries[0]
         expected = [maps.a[plane].real, maps.a[plane].imag] + (
             [0, 0] if maps.b is None else [maps.b[plane].real, maps.b[plane].imag]

@@ -28,7 +28,7 @@ def drawn(variant, width=WIDTH, seed=0, dtype=torch.float64, rows=(), spread=0.5
 
 
 def maps_of(variant, group_size, **options):
-    return plane_maps.blocks(*drawn(variant, **options), variant, group_size)
+    return plane_maps.maps_from_parameters(*drawn(variant, **options), variant, group_size)
 
 
 def states(*shape, dtype=torch.float64, seed=9):
@@ -40,7 +40,7 @@ def states(*shape, dtype=torch.float64, seed=9):
 class TestEveryVariant:
     def test_identity_at_the_start_changes_no_bit(self, variant, group_size):
         size = plane_maps.num_parameters(WIDTH, variant)
-        maps = plane_maps.blocks(torch.zeros(size), torch.ones(size), variant, group_size)
+        maps = plane_maps.maps_from_parameters(torch.zeros(size), torch.ones(size), variant, group_size)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             hidden = states(2, 3, WIDTH, dtype=dtype)
             assert torch.equal(plane_maps.apply(maps, hidden, group_size), hidden)
@@ -59,8 +59,8 @@ class TestEveryVariant:
 
     def test_complex_form_equals_real_form_equals_dense_matrix(self, variant, group_size):
         theta, alpha = drawn(variant)
-        maps, hidden = plane_maps.blocks(theta, alpha, variant, group_size), states(2, 5, WIDTH)
-        real = plane_maps.apply_entries(plane_maps.entries(theta, alpha, variant, group_size), hidden, group_size)
+        maps, hidden = plane_maps.maps_from_parameters(theta, alpha, variant, group_size), states(2, 5, WIDTH)
+        real = plane_maps.apply_entries(plane_maps.entries_from_parameters(theta, alpha, variant, group_size), hidden, group_size)
         dense = hidden @ plane_maps.matrix(maps, group_size).T
         torch.testing.assert_close(plane_maps.apply(maps, hidden, group_size), real, rtol=0, atol=1e-12)
         torch.testing.assert_close(dense, real, rtol=0, atol=1e-12)
@@ -71,13 +71,13 @@ class TestEveryVariant:
         layer = PeftRoadLinear(linear, "default", RoadConfig(variant=variant, group_size=group_size, init_weights=False))
         theta, alpha = layer.road_theta["default"].detach(), layer.road_alpha["default"].detach()
         inputs = states(4, 7, 16, dtype=torch.float32)
-        ours = plane_maps.apply(plane_maps.blocks(theta, alpha, variant, group_size), linear(inputs), group_size)
+        ours = plane_maps.apply(plane_maps.maps_from_parameters(theta, alpha, variant, group_size), linear(inputs), group_size)
         torch.testing.assert_close(ours, layer(inputs), rtol=1e-6, atol=1e-6)
 
     def test_polar_parts_rebuild_the_blocks(self, variant, group_size):
         maps = maps_of(variant, group_size, spread=1.5)
         polar = plane_maps.polar(maps)
-        d0, o0, o1, d1 = plane_maps.entries_of(maps)
+        d0, o0, o1, d1 = plane_maps.entries_from_maps(maps)
         dense = torch.stack((torch.stack((d0, o0), -1), torch.stack((o1, d1), -1)), -2)
         expected = torch.linalg.svdvals(dense)
         torch.testing.assert_close(torch.stack((polar.major, polar.minor), -1), expected, rtol=0, atol=1e-12)
@@ -92,9 +92,11 @@ class TestEveryVariant:
     def test_rows_are_rotated_by_their_own_blocks(self, variant, group_size):
         theta, alpha = drawn(variant, rows=(3,))
         hidden = states(3, 4, WIDTH)
-        together = plane_maps.apply(plane_maps.blocks(theta, alpha, variant, group_size), hidden, group_size)
+        together = plane_maps.apply(plane_maps.maps_from_parameters(theta, alpha, variant, group_size), hidden, group_size)
         for row in range(3):
-            alone = plane_maps.apply(plane_maps.blocks(theta[row], alpha[row], variant, group_size), hidden[row], group_size)
+            alone = plane_maps.apply(
+                plane_maps.maps_from_parameters(theta[row], alpha[row], variant, group_size), hidden[row], group_size
+            )
             assert torch.equal(together[row], alone)
 
     def test_gradients_agree_with_finite_differences(self, variant, group_size):
@@ -102,13 +104,16 @@ class TestEveryVariant:
         hidden = states(2, 3, 64).requires_grad_()
 
         def turned(theta, alpha, hidden):
-            return plane_maps.apply(plane_maps.blocks(theta, alpha, variant, group_size), hidden, group_size)
+            return plane_maps.apply(plane_maps.maps_from_parameters(theta, alpha, variant, group_size), hidden, group_size)
 
         assert torch.autograd.gradcheck(turned, (theta, alpha, hidden), fast_mode=True)
 
     def test_half_precision_keeps_its_dtype_and_follows_fp32(self, variant, group_size):
         theta, alpha = drawn(variant, dtype=torch.float32)
-        maps, hidden = plane_maps.blocks(theta, alpha, variant, group_size), states(2, 3, WIDTH, dtype=torch.float32)
+        maps, hidden = (
+            plane_maps.maps_from_parameters(theta, alpha, variant, group_size),
+            states(2, 3, WIDTH, dtype=torch.float32),
+        )
         for dtype in (torch.bfloat16, torch.float16):
             low = plane_maps.apply(maps, hidden.to(dtype), group_size)
             assert low.dtype == dtype
@@ -119,15 +124,15 @@ class TestEveryVariant:
 @pytest.mark.parametrize("group_size", GROUPS)
 def test_parameters_are_the_way_back(group_size):
     general = maps_of("road_4", group_size)
-    again = plane_maps.blocks(*plane_maps.parameters(general, "road_2", group_size), "road_2", group_size)
+    again = plane_maps.maps_from_parameters(*plane_maps.parameters_from_maps(general, "road_2", group_size), "road_2", group_size)
     torch.testing.assert_close(torch.stack(again), torch.stack(general), rtol=0, atol=1e-13)
     turning = maps_of("road_1", group_size)
-    again = plane_maps.blocks(*plane_maps.parameters(turning, "road_1", group_size), "road_1", group_size)
+    again = plane_maps.maps_from_parameters(*plane_maps.parameters_from_maps(turning, "road_1", group_size), "road_1", group_size)
     torch.testing.assert_close(again.a, turning.a, rtol=0, atol=1e-14)
 
 
 def test_paper_pairs_neighbours_and_peft_pairs_across_the_group():
-    quarter_turn = plane_maps.blocks(torch.tensor([math.pi / 2, 0.0]), torch.ones(2), "road_1", 2)
+    quarter_turn = plane_maps.maps_from_parameters(torch.tensor([math.pi / 2, 0.0]), torch.ones(2), "road_1", 2)
     hidden = torch.tensor([1.0, 2.0, 3.0, 4.0])
     torch.testing.assert_close(plane_maps.apply(quarter_turn, hidden, 2), torch.tensor([-2.0, 1.0, 3.0, 4.0]))
     torch.testing.assert_close(plane_maps.apply(quarter_turn, hidden, 4), torch.tensor([-3.0, 2.0, 1.0, 4.0]))
@@ -137,7 +142,7 @@ def test_paper_pairs_neighbours_and_peft_pairs_across_the_group():
 def test_pure_rotations_keep_norms():
     theta, _ = drawn("road_1")
     hidden = states(10, WIDTH)
-    turned = plane_maps.apply(plane_maps.blocks(theta, torch.ones_like(theta), "road_1", 2), hidden, 2)
+    turned = plane_maps.apply(plane_maps.maps_from_parameters(theta, torch.ones_like(theta), "road_1", 2), hidden, 2)
     torch.testing.assert_close(turned.norm(dim=-1), hidden.norm(dim=-1), rtol=1e-14, atol=0)
 
 
@@ -153,15 +158,15 @@ def test_singular_block_is_named():
     theta, alpha = drawn("road_1", width=8)
     alpha[2] = 0
     with pytest.raises(InputError, match="plane 2 cannot be inverted.*singular"):
-        plane_maps.inverse(plane_maps.blocks(theta, alpha, "road_1", 2))
-    flat = plane_maps.blocks(torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, 0.0]), "road_2", 2)
+        plane_maps.inverse(plane_maps.maps_from_parameters(theta, alpha, "road_1", 2))
+    flat = plane_maps.maps_from_parameters(torch.zeros(4), torch.tensor([1.0, 1.0, 1.0, 0.0]), "road_2", 2)
     with pytest.raises(InputError, match="plane 1"):
         plane_maps.inverse(flat)
 
 
 def test_angles_are_wrapped():
     theta = torch.tensor([3.5, -3.5, math.pi, -math.pi, 7.0])
-    angle = plane_maps.polar(plane_maps.blocks(theta, torch.ones(5), "road_1", 2)).angle
+    angle = plane_maps.polar(plane_maps.maps_from_parameters(theta, torch.ones(5), "road_1", 2)).angle
     expected = torch.tensor([3.5 - 2 * math.pi, 2 * math.pi - 3.5, math.pi, math.pi, 7.0 - 2 * math.pi])
     torch.testing.assert_close(angle.cos(), expected.cos())
     assert (angle > -math.pi).all()
@@ -173,9 +178,9 @@ def test_powers_of_general_blocks_and_parameters_that_do_not_hold_them_are_refus
     with pytest.raises(InputError, match="^real powers exist for road_1 only: a general block has no unique one$"):
         plane_maps.power(general, 0.5)
     with pytest.raises(InputError, match="use road_2"):
-        plane_maps.parameters(general, "road_1", 2)
+        plane_maps.parameters_from_maps(general, "road_1", 2)
     with pytest.raises(InputError, match="use road_2"):
-        plane_maps.parameters(general, "road_4", 2)
+        plane_maps.parameters_from_maps(general, "road_4", 2)
 
 
 planes = st.integers(1, 6)
@@ -188,7 +193,7 @@ def test_powers_add_up(count, first, second, seed):
     generator = torch.Generator().manual_seed(seed)
     theta = torch.randn(count, generator=generator, dtype=torch.float64)
     alpha = 0.2 + torch.rand(count, generator=generator, dtype=torch.float64)
-    maps = plane_maps.blocks(theta, alpha, "road_1", 2)
+    maps = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2)
     split = plane_maps.compose(plane_maps.power(maps, first), plane_maps.power(maps, second))
     torch.testing.assert_close(split.a, plane_maps.power(maps, first + second).a, rtol=1e-10, atol=1e-10)
 
@@ -220,13 +225,13 @@ def test_polar_factors_turn_and_stretch(variant):
 
 def test_polar_factors_of_zero_are_the_identity_and_zero():
     zero = torch.zeros(3, dtype=torch.complex128)
-    for maps in (plane_maps.Blocks(zero), plane_maps.Blocks(zero, zero)):
+    for maps in (plane_maps.PlaneMaps(zero), plane_maps.PlaneMaps(zero, zero)):
         turn, stretch = plane_maps.polar_factors(maps)
         assert torch.equal(plane_maps.matrix(turn, 2), torch.eye(6, dtype=torch.float64))
         assert not plane_maps.matrix(stretch, 2).any()
 
 
-FORMS = (plane_maps.blocks, plane_maps.entries)
+FORMS = (plane_maps.maps_from_parameters, plane_maps.entries_from_parameters)
 ACTIVE = torch.tensor([True, False, False, True])
 
 
@@ -243,15 +248,15 @@ def parts_of(*forms):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_are_repeated_side_by_side(variant, form):
     maps = form(*drawn(variant, 8, rows=(2,)), variant, 2)
-    for part, repeated in parts_of(maps, maps.for_rows(6)):
+    for part, repeated in parts_of(maps, maps.repeat_rows(6)):
         assert torch.equal(repeated, part[[0, 0, 0, 1, 1, 1]])
-    assert all(same is part for part, same in parts_of(maps, maps.for_rows(2)))
+    assert all(same is part for part, same in parts_of(maps, maps.repeat_rows(2)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_blocks_of_rows_get_axes_between(variant):
     maps = maps_of(variant, 2, width=8, rows=(3,))
-    for part, placed in parts_of(maps, maps.beside(4)):
+    for part, placed in parts_of(maps, maps.broadcast_to(4)):
         assert placed.shape == (3, 1, 1, 4)
         assert torch.equal(placed[:, 0, 0], part)
 
@@ -262,7 +267,7 @@ def test_planes_that_are_not_active_are_the_identity(variant, form):
     maps = form(*drawn(variant, 8), variant, 2)
     size = plane_maps.num_parameters(8, variant)
     identity = form(torch.zeros(size).double(), torch.ones(size).double(), variant, 2)
-    for part, kept, nothing in parts_of(maps, maps.where(ACTIVE), identity):
+    for part, kept, nothing in parts_of(maps, maps.masked(ACTIVE), identity):
         assert torch.equal(kept[ACTIVE], part[ACTIVE])
         assert torch.equal(kept[~ACTIVE], nothing[~ACTIVE])
 
@@ -272,7 +277,7 @@ def test_planes_that_are_not_active_are_the_identity(variant, form):
 def test_only_the_chosen_planes_learn(variant, form):
     theta, alpha = (values.requires_grad_() for values in drawn(variant, 8))
     maps = form(theta, alpha, variant, 2)
-    for part, learning in parts_of(maps, maps.learning(ACTIVE)):
+    for part, learning in parts_of(maps, maps.detach_outside(ACTIVE)):
         assert torch.equal(learning, part)
         if part.requires_grad:
             (gradient,) = torch.autograd.grad(torch.view_as_real(learning + 0j).sum(), part, retain_graph=True)
@@ -288,10 +293,10 @@ def test_blocks_move_whole(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_row_has_its_dense_matrix(variant):
     theta, alpha = drawn(variant, 8, rows=(2, 3))
-    together = plane_maps.matrix(plane_maps.blocks(theta, alpha, variant, 4), 4)
+    together = plane_maps.matrix(plane_maps.maps_from_parameters(theta, alpha, variant, 4), 4)
     for row in range(2):
         for column in range(3):
-            alone = plane_maps.matrix(plane_maps.blocks(theta[row, column], alpha[row, column], variant, 4), 4)
+            alone = plane_maps.matrix(plane_maps.maps_from_parameters(theta[row, column], alpha[row, column], variant, 4), 4)
             assert torch.equal(together[row, column], alone)
     meta = plane_maps.matrix(maps_of(variant, 4, width=8).to(torch.device("meta")), 4)
     assert (meta.device.type, meta.shape) == ("meta", (8, 8))
@@ -303,20 +308,20 @@ def test_a_singular_block_of_a_row_is_named_with_its_stretches():
     alpha[1, 2] = alpha[2, 0] = 0
     message = r"^plane 2 of row 1 cannot be inverted: its block is singular \(stretches 0 and 0; 2 such planes\)$"
     with pytest.raises(InputError, match=message):
-        plane_maps.inverse(plane_maps.blocks(theta, alpha, "road_1", 2))
+        plane_maps.inverse(plane_maps.maps_from_parameters(theta, alpha, "road_1", 2))
 
 
 @pytest.mark.parametrize(("size", "lost"), [(1.0, False), (1e-30, False), (1e30, False), (0.0, True)])
 def test_small_and_large_blocks_are_not_singular(size, lost):
-    assert plane_maps.singular(plane_maps.Blocks(torch.tensor([size], dtype=torch.complex128))).tolist() == [lost]
-    uneven = plane_maps.Blocks(*(torch.tensor([size * part], dtype=torch.complex128) for part in (1.0, 1 - 1e-17)))
+    assert plane_maps.singular(plane_maps.PlaneMaps(torch.tensor([size], dtype=torch.complex128))).tolist() == [lost]
+    uneven = plane_maps.PlaneMaps(*(torch.tensor([size * part], dtype=torch.complex128) for part in (1.0, 1 - 1e-17)))
     assert plane_maps.singular(uneven).tolist() == [True]  # the smaller stretch drowns in the larger one
 
 
 def test_what_takes_the_one_complex_multiply():
     maps = maps_of("road_1", 2)
     for dtype in (torch.float32, torch.float64):
-        fitting = plane_maps.Blocks(maps.a.to(torch.complex64 if dtype == torch.float32 else torch.complex128))
+        fitting = plane_maps.PlaneMaps(maps.a.to(torch.complex64 if dtype == torch.float32 else torch.complex128))
         assert plane_maps._is_complex_view(fitting, states(3, WIDTH, dtype=dtype), 2)
     hidden = states(3, WIDTH)
     others = {
@@ -335,5 +340,5 @@ def test_the_compiler_sees_the_real_form(monkeypatch):
     maps, hidden = maps_of("road_1", 2), states(3, WIDTH)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not plane_maps._is_complex_view(maps, hidden, 2)
-    real = plane_maps.apply_entries(plane_maps.entries_of(maps), hidden, 2)
+    real = plane_maps.apply_entries(plane_maps.entries_from_maps(maps), hidden, 2)
     assert torch.equal(plane_maps.apply(maps, hidden, 2), real)

@@ -11,12 +11,12 @@ from conftest import recipe_for
 from road_interp import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.training.api import train
-from road_interp.training.scoring import RunScorer
+from road_interp.training.scoring import ClassifierScorer
 
 
 @pytest.fixture(scope="module")
 def scorer(finished):
-    return RunScorer(finished)
+    return ClassifierScorer(finished)
 
 
 def test_the_trained_adapter_scores_as_the_run_did(finished, scorer):
@@ -24,7 +24,7 @@ def test_the_trained_adapter_scores_as_the_run_did(finished, scorer):
     assert right.dtype == bool
     assert right.mean() == finished.metrics["test"]["accuracy"]
     some = np.random.default_rng(0).permutation(40)[:10]
-    assert np.array_equal(RunScorer(finished, most=10)(finished.adapter), right[some])
+    assert np.array_equal(ClassifierScorer(finished, most=10)(finished.adapter), right[some])
 
 
 def test_without_its_rotations_the_head_is_worse_and_refitting_it_helps(finished, scorer):
@@ -41,7 +41,7 @@ def test_runs_without_accuracy_are_refused(finished, workplace):
         workplace / "number", progress=False,
     )  # fmt: skip
     with pytest.raises(InputError, match="is not a run of one classification task"):
-        RunScorer(number)
+        ClassifierScorer(number)
     matthews = replace(finished, recipe=recipe_for(workplace, "data.metric=matthews"))
     with pytest.raises(InputError, match="is scored by matthews"):
-        RunScorer(matthews)
+        ClassifierScorer(matthews)

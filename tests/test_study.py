@@ -9,7 +9,7 @@ from conftest import recipe_for
 
 from road_interp.errors import InputError
 from road_interp.runs.run import Run
-from road_interp.training.study import fingerprint, runs_for_seeds, train_once
+from road_interp.training.study import runs_for_seeds, settings_hash, train_once
 
 
 def test_a_run_for_every_seed_is_trained_once(workplace, tmp_path, capsys):
@@ -37,5 +37,5 @@ def test_what_did_not_finish_goes_on_and_another_recipe_is_refused(workplace, tm
 
 def test_a_fingerprint_changes_with_the_settings(workplace):
     recipe = recipe_for(workplace)
-    assert fingerprint(recipe, 1e-3) == fingerprint(recipe_for(workplace), 1e-3)
-    assert len({fingerprint(recipe, 1e-3), fingerprint(recipe, 1e-4), fingerprint(replace(recipe, seed=1), 1e-3)}) == 3
+    assert settings_hash(recipe, 1e-3) == settings_hash(recipe_for(workplace), 1e-3)
+    assert len({settings_hash(recipe, 1e-3), settings_hash(recipe, 1e-4), settings_hash(replace(recipe, seed=1), 1e-3)}) == 3

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from road_interp.data import labelled
-from road_interp.data.labelled import Task, load_examples, load_task
+from road_interp.data.labelled import LabelledDataset, load_examples, load_labelled
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe
 
@@ -44,7 +44,7 @@ def recipe(path, **options):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
 def test_every_format_reads_the_same(tmp_path, suffix):
-    task = load_task(recipe(written(tmp_path / f"data{suffix}"), text_pair="second"))
+    task = load_labelled(recipe(written(tmp_path / f"data{suffix}"), text_pair="second"))
     together = [*task.train, *task.validation, *task.test]
     assert sorted((row["text"], row["text_pair"]) for row in together) == sorted((r["sentence"], r["second"]) for r in ROWS)
     assert task.classes == ("no", "yes")
@@ -53,19 +53,19 @@ def test_every_format_reads_the_same(tmp_path, suffix):
 
 def test_splits_are_stratified_fixed_and_apart(tmp_path):
     path = written(tmp_path / "data.csv")
-    task, again = load_task(recipe(path)), load_task(recipe(path))
+    task, again = load_labelled(recipe(path)), load_labelled(recipe(path))
     texts = [set(split["text"]) for split in (task.train, task.validation, task.test)]
     assert [len(split) for split in texts] == [24, 8, 8]
     assert len(set.union(*texts)) == 40
     assert Counter(task.test["label"]) == {0: 4, 1: 4}
     assert task.test["text"] == again.test["text"]
-    assert task.test["text"] != load_task(recipe(path, split_seed=1)).test["text"]
+    assert task.test["text"] != load_labelled(recipe(path, split_seed=1)).test["text"]
 
 
 def test_filter_and_class_order(tmp_path):
     rows = [{**row, "source": "ab"[n // 20]} for n, row in enumerate(ROWS)]
     path = written(tmp_path / "data.csv", rows)
-    task = load_task(recipe(path, filter={"source": "b"}, validation_size=0.2, test_size=0.25, classes=["yes", "no"]))
+    task = load_labelled(recipe(path, filter={"source": "b"}, validation_size=0.2, test_size=0.25, classes=["yes", "no"]))
     assert len(task.train) + len(task.validation) + len(task.test) == 20
     assert task.classes == ("yes", "no")
     assert len(load_examples(recipe(path), path, ("no", "yes"))) == 40
@@ -73,12 +73,12 @@ def test_filter_and_class_order(tmp_path):
 
 def test_a_development_set_is_divided_as_in_the_paper(tmp_path):
     train, small = written(tmp_path / "train.tsv"), written(tmp_path / "dev.tsv", ROWS[:20])
-    task = load_task(recipe(train, validation=small))
+    task = load_labelled(recipe(train, validation=small))
     assert [len(split) for split in (task.train, task.validation, task.test)] == [40, 10, 10]
     large = written(tmp_path / "large.tsv", ROWS * 60)
-    task = load_task(recipe(train, validation=large))
+    task = load_labelled(recipe(train, validation=large))
     assert [len(task.validation), len(task.test)] == [1000, 1400]
-    task = load_task(recipe(train, validation=small, test=large))
+    task = load_labelled(recipe(train, validation=small, test=large))
     assert [len(task.validation), len(task.test)] == [20, 2400]
 
 
@@ -102,7 +102,7 @@ def test_glue_by_name(monkeypatch, name):
         return DatasetDict({"train": rows, "validation": rows, "validation_matched": rows})
 
     monkeypatch.setattr(labelled, "load_dataset", load)
-    task = load_task(DataRecipe(id=f"glue/{name}"))
+    task = load_labelled(DataRecipe(id=f"glue/{name}"))
     assert asked == [("nyu-mll/glue", name)] * 2
     assert task.metric == metric
     assert [len(split) for split in (task.train, task.validation, task.test)] == [12, 6, 6]
@@ -114,10 +114,10 @@ def test_metrics():
     labels = np.array([0, 1, 1, 0])
     logits = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [3.0, 0.0]])
     empty = Dataset.from_dict({})
-    classify = Task(empty, empty, empty, ("a", "b"), "accuracy")
+    classify = LabelledDataset(empty, empty, empty, ("a", "b"), "accuracy")
     assert classify.score(logits, labels) == {"accuracy": 0.75}
     assert replace(classify, metric="matthews").score(logits, labels)["matthews"] == pytest.approx(0.57735, abs=1e-5)
-    regress = Task(empty, empty, empty, None, "pearson")
+    regress = LabelledDataset(empty, empty, empty, None, "pearson")
     assert regress.score(np.array([[1.0], [2.0], [4.0]]), np.array([2.0, 4.0, 8.0])) == {"pearson": pytest.approx(1.0)}
     assert regress.score(np.ones((3, 1)), np.array([2.0, 4.0, 8.0])) == {"pearson": 0.0}
 
@@ -152,4 +152,4 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
     ]
     for bad, message in cases:
         with pytest.raises(InputError, match=message):
-            load_task(bad)
+            load_labelled(bad)

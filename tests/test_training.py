@@ -12,6 +12,7 @@ import torch
 from conftest import recipe_for, tiny_model
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data import labelled
 from road_interp.errors import InputError
 from road_interp.models.loading import on_device
 from road_interp.models.road_model import RoadModel
@@ -19,7 +20,7 @@ from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TrainingRecipe
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
-from road_interp.training import classification, trainer
+from road_interp.training import arguments, classification
 from road_interp.training.api import evaluate, train
 from road_interp.training.arguments import training_arguments
 from road_interp.training.trainer import RoadTrainer
@@ -238,7 +239,7 @@ def test_folders_and_devices_are_checked(workplace, finished):
 def test_damaged_heads_are_refused(finished, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from road_interp.adapters.modules_to_save import load_head
+    from road_interp.adapters.modules_to_save import load_modules
 
     tensors = load_file(finished.folder / "head.safetensors")
     model = tiny_model("Bert", "classifier", vocab_size=30)
@@ -251,14 +252,14 @@ def test_damaged_heads_are_refused(finished, tmp_path):
     for message, change in changes.items():
         save_file({**tensors, **change}, tmp_path / "head.safetensors")
         with pytest.raises(InputError, match=message):
-            load_head(model, tmp_path / "head.safetensors")
+            load_modules(model, tmp_path / "head.safetensors")
     with pytest.raises(InputError, match="cannot be read"):
-        load_head(model, tmp_path / "gone")
+        load_modules(model, tmp_path / "gone")
 
 
 def test_the_real_model_learns_in_a_few_steps(tmp_path):
     whole = load_recipe("sentiment-minilm", ["data.validation_size=200", "data.test_size=8000"])
-    task = classification.load_task(whole.data)
+    task = labelled.load_labelled(whole.data)
     assert len(task.train) == 330
     small_file = tmp_path / "small.csv"
     task.train.to_csv(str(small_file))
@@ -296,7 +297,7 @@ def test_auto_precision_asks_the_processor(supported, seconds, expected, monkeyp
     timed = iter((seconds, 2.0))  # bf16, then fp32
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     monkeypatch.setattr(timeit, "repeat", lambda *_, **__: [next(timed)])
-    trainer._processor_prefers_bf16.cache_clear()
+    arguments._processor_prefers_bf16.cache_clear()
     assert trainer.forward_precision(TrainingRecipe(), torch.device("cpu")) == expected
-    trainer._processor_prefers_bf16.cache_clear()
+    arguments._processor_prefers_bf16.cache_clear()
     assert trainer.forward_precision(TrainingRecipe(precision="bf16"), torch.device("cpu")) == "bf16"

@@ -15,7 +15,7 @@ from road_interp.sites.find import find_sites
 from road_interp.training import fine_tuning
 from road_interp.training.api import train
 from road_interp.training.classification import make_trainer
-from road_interp.training.fine_tuning import LoraModel, tune
+from road_interp.training.fine_tuning import LoraModel, train_baseline
 
 RATES = {"full": 5e-3, "lora": 2e-2, "head": 5e-2}
 
@@ -27,7 +27,10 @@ def backbone(workplace):
 
 @pytest.fixture(scope="module")
 def tuned(workplace):
-    return {method: tune(recipe_for(workplace), method, seed=0, learning_rate=rate, rank=2) for method, rate in RATES.items()}
+    return {
+        method: train_baseline(recipe_for(workplace), method, seed=0, learning_rate=rate, rank=2)
+        for method, rate in RATES.items()
+    }
 
 
 def moved(model, backbone):
@@ -65,10 +68,10 @@ def test_they_learn_and_leave_plain_models(tuned, workplace):
 
 
 def test_the_same_seed_gives_the_same_numbers(tuned, workplace):
-    model, scores = tune(recipe_for(workplace), "lora", seed=0, learning_rate=RATES["lora"], rank=2)
+    model, scores = train_baseline(recipe_for(workplace), "lora", seed=0, learning_rate=RATES["lora"], rank=2)
     assert scores == tuned["lora"][1]
     assert all(map(torch.equal, model.state_dict().values(), tuned["lora"][0].state_dict().values()))
-    other, _ = tune(recipe_for(workplace, "training.max_steps=1"), "lora", seed=1, learning_rate=RATES["lora"], rank=2)
+    other, _ = train_baseline(recipe_for(workplace, "training.max_steps=1"), "lora", seed=1, learning_rate=RATES["lora"], rank=2)
     assert not torch.equal(other.classifier.weight, model.classifier.weight)
 
 
@@ -83,7 +86,9 @@ def test_the_best_epoch_is_kept_and_nothing_stays_on_disk(workplace, monkeypatch
     monkeypatch.setattr(fine_tuning, "make_trainer", falling)
     constant = ["training.scheduler=constant_with_warmup", "training.warmup_ratio=0"]
     once, thrice = (
-        tune(recipe_for(workplace, f"training.epochs={count}", *constant), "full", seed=0, learning_rate=RATES["full"])[0]
+        train_baseline(recipe_for(workplace, f"training.epochs={count}", *constant), "full", seed=0, learning_rate=RATES["full"])[
+            0
+        ]
         for count in (1, 3)
     )
     assert all(map(torch.equal, thrice.state_dict().values(), once.state_dict().values()))
@@ -108,9 +113,9 @@ def test_a_merged_lora_gives_what_it_gave_beside_the_weights(backbone):
 
 def test_blocks_are_not_divided_for_baselines(workplace):
     with pytest.raises(InputError, match="these baselines need model.shard=false"):
-        tune(recipe_for(workplace, "model.shard=true"), "head", seed=0, learning_rate=0.1)
+        train_baseline(recipe_for(workplace, "model.shard=true"), "head", seed=0, learning_rate=0.1)
 
 
 def test_lora_needs_linear_layers(workplace):
     with pytest.raises(InputError, match="LoRA acts on whole linear layers; site 'bert.encoder.layer.0' is none"):
-        tune(recipe_for(workplace, "adapter.sites=block-output"), "lora", seed=0, learning_rate=1e-3)
+        train_baseline(recipe_for(workplace, "adapter.sites=block-output"), "lora", seed=0, learning_rate=1e-3)

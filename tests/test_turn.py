@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from road_interp.rotation import plane_maps
-from road_interp.rotation.inplace import turn
+from road_interp.rotation.inplace import rotate_in_place
 
 
 def drawn(rows=(), width=16, dtype=torch.float64):
@@ -22,10 +22,10 @@ def drawn(rows=(), width=16, dtype=torch.float64):
 def test_outputs_and_gradients_of_the_plain_form(rows, in_place):
     theta, alpha, hidden = drawn(rows)
     weight = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    maps = plane_maps.blocks(theta, alpha, "road_1", 2)
+    maps = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2)
     plain = plane_maps.apply(maps, hidden, 2)
     expected = torch.autograd.grad((plain * weight).sum(), (theta, alpha, hidden), retain_graph=True)
-    turned = turn(hidden * 1.0, plane_maps.blocks(theta, alpha, "road_1", 2).beside(3).a, in_place)
+    turned = rotate_in_place(hidden * 1.0, plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).broadcast_to(3).a, in_place)
     torch.testing.assert_close(turned, plain, rtol=0, atol=1e-14)
     found = torch.autograd.grad((turned * weight).sum(), (theta, alpha, hidden))
     for ours, theirs in zip(found, expected, strict=True):
@@ -36,14 +36,14 @@ def test_gradients_agree_with_finite_differences():
     theta, alpha, hidden = drawn()
 
     def turned(theta, alpha, hidden):
-        return turn(hidden, plane_maps.blocks(theta, alpha, "road_1", 2).a, in_place=False)
+        return rotate_in_place(hidden, plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a, in_place=False)
 
     assert torch.autograd.gradcheck(turned, (theta, alpha, hidden))
 
 
 def test_states_without_gradient_still_teach_the_factors():
     theta, alpha, hidden = drawn()
-    turned = turn(hidden.detach().clone(), plane_maps.blocks(theta, alpha, "road_1", 2).a, in_place=True)
+    turned = rotate_in_place(hidden.detach().clone(), plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a, in_place=True)
     turned.square().sum().backward()
     assert theta.grad.abs().max() < 1e-12  # a norm does not depend on the angle
     assert alpha.grad.abs().min() > 0
@@ -52,12 +52,12 @@ def test_states_without_gradient_still_teach_the_factors():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_states(dtype):
     theta, alpha, hidden = drawn(dtype=torch.float32)
-    factors = plane_maps.blocks(theta, alpha, "road_1", 2).a
+    factors = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a
     low = hidden.detach().to(dtype).requires_grad_()
     for in_place in (False, True):
-        turned = turn(low * 1, factors, in_place)
+        turned = rotate_in_place(low * 1, factors, in_place)
         assert turned.dtype == dtype
-        assert torch.equal(turned, plane_maps.apply(plane_maps.Blocks(factors), low.float(), 2).to(dtype))
+        assert torch.equal(turned, plane_maps.apply(plane_maps.PlaneMaps(factors), low.float(), 2).to(dtype))
         grad_hidden, grad_theta = torch.autograd.grad(turned.float().sum(), (low, theta), retain_graph=True)
         assert grad_hidden.dtype == dtype
         assert grad_theta.dtype == torch.float32
@@ -65,11 +65,11 @@ def test_half_precision_states(dtype):
 
 def test_in_place_overwrites_and_saves_only_what_is_there_anyway():
     theta, alpha, hidden = drawn()
-    factors = plane_maps.blocks(theta, alpha, "road_1", 2).a
+    factors = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a
     fresh = hidden * 1.0
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        turned = turn(fresh, factors, in_place=True)
+        turned = rotate_in_place(fresh, factors, in_place=True)
     assert turned.data_ptr() == fresh.data_ptr()
     assert sorted(tensor.numel() for tensor in saved) == [8, turned.numel()]
     assert {tensor.data_ptr() for tensor in saved} == {turned.data_ptr(), factors.data_ptr()}

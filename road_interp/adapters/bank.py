@@ -119,7 +119,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     def _flatten(self, name: str, adapter: RoadAdapter) -> Vectors:
         if self._template is None:
-            self._template = adapter.blank()
+            self._template = adapter.identity_like()
         for what in ("variant", "group_size", "sites"):
             if (mine := getattr(self._template, what)) != (theirs := getattr(adapter, what)):
                 detail = "" if what == "sites" else f" ({theirs}, not {mine})"

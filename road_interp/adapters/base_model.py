@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class BaseModelSignature:
     """What an adapter remembers of its base.
 
     Attributes:
@@ -23,14 +25,14 @@ class Fingerprint:
     num_hidden_layers: int | None
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> Fingerprint:
+    def of(cls, model: PreTrainedModel) -> BaseModelSignature:
         """The fingerprint of a model."""
         config = model.config
         name = str(model.name_or_path).removesuffix("/model").rpartition("/")[2]
         shape = (getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers"))
         return cls(name, config.model_type, *shape)
 
-    def difference(self, other: Fingerprint) -> str:
+    def difference(self, other: BaseModelSignature) -> str:
         """What differs, such as "hidden_size is 576, not 384"; empty for models of one shape."""
         pairs = (
             (field.name, getattr(other, field.name), getattr(self, field.name)) for field in fields(self) if field.name != "name"

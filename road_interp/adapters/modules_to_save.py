@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from road_interp.errors import InputError
 
 
-def head_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
+def module_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
     """Parameters and buffers of the named modules, on the CPU. Raises InputError for a module that is not there."""
     tensors: dict[str, Tensor] = {}
     for name in modules:
@@ -25,17 +25,17 @@ def head_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def head_file(model: nn.Module, modules: Sequence[str]) -> bytes:
+def serialize_modules(model: nn.Module, modules: Sequence[str]) -> bytes:
     """The weights of the named modules of `model`, as a safetensors file holds them."""
-    return save(head_tensors(model, modules))
+    return save(module_tensors(model, modules))
 
 
-def load_head(model: nn.Module, path: Path) -> None:
-    """Put weights of a `head_file` into `model`. Raises InputError naming what does not fit."""
-    put_into(model, read_tensors(path), path.name)
+def load_modules(model: nn.Module, path: Path) -> None:
+    """Put weights of a `serialize_modules` into `model`. Raises InputError naming what does not fit."""
+    load_tensors(model, read_safetensors(path), path.name)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises InputError for one that cannot be read."""
     try:
         return load_file(path)
@@ -43,7 +43,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read ({error})") from None
 
 
-def put_into(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Put tensors under these names into `model`. Raises InputError naming `origin` and what does not fit."""
     known = model.state_dict()
     for name, tensor in tensors.items():

@@ -10,17 +10,18 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp.adapters.modules_to_save import head_tensors, put_into, read_tensors
+from road_interp.adapters.modules_to_save import load_tensors, module_tensors, read_safetensors
+from road_interp.adapters.storage import AdapterValues
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.rotation import plane_maps
-from road_interp.sites.module_tree import block_stacks, place
+from road_interp.sites.module_tree import layer_and_kind, layer_stacks
 from road_interp.sites.site import Site
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -29,17 +30,7 @@ THETA, ALPHA = "road_theta", "road_alpha"
 Source = str | os.PathLike[str] | nn.Module
 
 
-class Rotations(NamedTuple):
-    """What PEFT's format holds of an adapter: the arguments of `RoadAdapter`, in their order."""
-
-    sites: tuple[Site, ...]
-    theta: Mapping[str, Tensor]
-    alpha: Mapping[str, Tensor]
-    variant: plane_maps.Variant
-    group_size: int
-
-
-def read_rotations(source: Source, adapter_name: str | None = None, base: PreTrainedModel | None = None) -> Rotations:
+def read_rotations(source: Source, adapter_name: str | None = None, base: PreTrainedModel | None = None) -> AdapterValues:
     """The rotations of a PEFT RoAd adapter, theta (radians) and alpha (factors) in fp32.
 
     Args:
@@ -73,11 +64,11 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
         sites.sort(key=lambda site: order[site.name])
     else:
         sites.sort(key=lambda site: (site.layer is None, site.layer or 0))
-    return Rotations(tuple(sites), theta, alpha, variant, group_size)
+    return AdapterValues(tuple(sites), theta, alpha, variant, group_size)
 
 
 def write_rotations(
-    rotations: Rotations,
+    values: AdapterValues,
     folder: str | os.PathLike[str],
     base: PreTrainedModel | None = None,
     modules_to_save: Sequence[str] = (),
@@ -99,16 +90,16 @@ def write_rotations(
     if (folder / CONFIG).exists():
         raise InputError(f"'{folder}' holds a PEFT adapter already; choose another folder")
     saved = _modules_to_save(base, modules_to_save)
-    for site in rotations.sites:
+    for site in values.sites:
         _check_expressible(site, base, saved)
-    tensors = {f"{PREFIX}{site.name}.{THETA}": rotations.theta[site.name] for site in rotations.sites}
-    tensors |= {f"{PREFIX}{site.name}.{ALPHA}": rotations.alpha[site.name] for site in rotations.sites}
+    tensors = {f"{PREFIX}{site.name}.{THETA}": values.theta[site.name] for site in values.sites}
+    tensors |= {f"{PREFIX}{site.name}.{ALPHA}": values.alpha[site.name] for site in values.sites}
     if base is not None:
-        tensors |= {f"{PREFIX}{name}": values for name, values in head_tensors(base, saved).items()}
+        tensors |= {f"{PREFIX}{name}": values for name, values in module_tensors(base, saved).items()}
     config = RoadConfig(
-        variant=rotations.variant,
-        group_size=rotations.group_size,
-        target_modules="|".join(re.escape(site.name) for site in rotations.sites),  # a list would match other modules' ends too
+        variant=values.variant,
+        group_size=values.group_size,
+        target_modules="|".join(re.escape(site.name) for site in values.sites),  # a list would match other modules' ends too
         modules_to_save=list(modules_to_save) or None,
         base_model_name_or_path=getattr(base, "name_or_path", None) or None,
         # Of other tasks PEFT would add heads to save that this adapter may not have.
@@ -116,7 +107,7 @@ def write_rotations(
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    payload = save({name: values.detach().cpu().contiguous() for name, values in tensors.items()}, {"format": "pt"})
+    payload = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
     write_atomically(folder / WEIGHTS, payload)
     config.save_pretrained(str(folder))
 
@@ -129,7 +120,7 @@ def load_modules_to_save(base: PreTrainedModel, folder: str | os.PathLike[str]) 
     """
     _, tensors = read_folder(folder)
     kept = {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
-    put_into(base, kept, str(folder))
+    load_tensors(base, kept, str(folder))
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -140,7 +131,7 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         raise InputError(f"'{folder}' holds a PEFT adapter of type {kind!r}, not 'ROAD'")
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"'{folder}': {WEIGHTS} is missing; a .bin file is not read, save it with safe_serialization=True")
-    return config, {name.removeprefix(PREFIX): values for name, values in read_tensors(folder / WEIGHTS).items()}
+    return config, {name.removeprefix(PREFIX): values for name, values in read_safetensors(folder / WEIGHTS).items()}
 
 
 def _of_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, Tensor], Any, Any]:
@@ -177,7 +168,7 @@ def _wrapped(model: nn.Module) -> nn.Module:
 def _site(module: str, width: int, base: nn.Module | None) -> Site:
     """The site of a module's whole output."""
     if isinstance(base, PreTrainedModel):
-        return Site(module, width, *place(module, block_stacks(base)))
+        return Site(module, width, *layer_and_kind(module, layer_stacks(base)))
     found = re.search(r"(?:^|\.)(\d+)\.(.+)", module)
     return Site(module, width, None, module) if found is None else Site(module, width, int(found[1]), found[2])
 
@@ -198,8 +189,8 @@ def _modules_to_save(base: PreTrainedModel | None, names: Sequence[str]) -> list
 def _check_expressible(site: Site, base: PreTrainedModel | None, saved: Sequence[str]) -> None:
     if any(f"{site.module}.".startswith(f"{path}.") for path in saved):
         raise InputError(f"site '{site.name}' lies in a module to save, which PEFT does not rotate")
-    if site.part is not None:
-        raise InputError(f"site '{site.name}' is a part of a module's output; PEFT's RoAd rotates whole outputs only")
+    if site.output_slice is not None:
+        raise InputError(f"site '{site.name}' is a slice of a module's output; PEFT's RoAd rotates whole outputs only")
     if site.kind == "block-output":
         raise InputError(f"site '{site.name}' is the output of a block; PEFT's RoAd rotates the outputs of linear layers only")
     if base is None:

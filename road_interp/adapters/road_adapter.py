@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from road_interp.adapters.base_model import Fingerprint
-from road_interp.adapters.storage import (
-    DESCRIPTION,
-    FORMAT,
-    _base_from_json,
-    _check_keys,
-    _named_tensor_file,
-    _read_tensors,
-    _site_from_json,
-)
+from road_interp.adapters import storage
+from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.storage import AdapterValues
 from road_interp.errors import InputError
-from road_interp.files import locked, read_json_object, write_atomically
 from road_interp.rotation import plane_maps
-from road_interp.rotation.plane_maps import Blocks, Polar, Variant
+from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
 from road_interp.sites.site import Site
 
 
@@ -55,7 +44,7 @@ class RoadAdapter:
     alpha: Mapping[str, Float[Tensor, " n"]]
     variant: Variant = "road_1"
     group_size: int = 2
-    base: Fingerprint | None = None
+    base: BaseModelSignature | None = None
 
     def __post_init__(self) -> None:
         if self.variant not in plane_maps.VARIANTS:
@@ -99,7 +88,7 @@ class RoadAdapter:
         alpha = {name: torch.ones(size) for name, size in sizes.items()}
         return cls(sites, theta, alpha, variant, group_size)
 
-    def blank(self) -> RoadAdapter:
+    def identity_like(self) -> RoadAdapter:
         """The identity of the same family: sites, variant, group_size and base."""
         return replace(RoadAdapter.identity(self.sites, self.variant, self.group_size), base=self.base)
 
@@ -116,14 +105,14 @@ class RoadAdapter:
                 return known
         raise InputError(f"'{name}' is not a site of this adapter; its sites are {', '.join(s.name for s in self.sites)}")
 
-    def blocks(self, site: Site | str) -> Blocks:
+    def plane_maps(self, site: Site | str) -> PlaneMaps:
         """The 2 x 2 blocks of one site, one per plane."""
         name = self.site(site).name
-        return plane_maps.blocks(self.theta[name], self.alpha[name], self.variant, self.group_size)
+        return plane_maps.maps_from_parameters(self.theta[name], self.alpha[name], self.variant, self.group_size)
 
     def polar(self, site: Site | str) -> Polar:
         """Angle, stretches and reflection flag of every plane of one site, for any variant."""
-        return plane_maps.polar(self.blocks(site))
+        return plane_maps.polar(self.plane_maps(site))
 
     def angles(self, site: Site | str) -> Float[Tensor, " planes"]:
         """How far every plane turns: radians in (-pi, pi]."""
@@ -136,12 +125,12 @@ class RoadAdapter:
 
     def matrix(self, site: Site | str) -> Float[Tensor, "width width"]:
         """The dense `R` of one site."""
-        return plane_maps.matrix(self.blocks(site), self.group_size)
+        return plane_maps.matrix(self.plane_maps(site), self.group_size)
 
     def __matmul__(self, inner: RoadAdapter) -> RoadAdapter:
         """`(a @ b)(h) == a(b(h))`, exactly. road_1 stays road_1; with a general block the result is road_2."""
         self._check_combines(inner, "compose")
-        both = {site.name: plane_maps.compose(self.blocks(site), inner.blocks(site)) for site in self.sites}
+        both = {site.name: plane_maps.compose(self.plane_maps(site), inner.plane_maps(site)) for site in self.sites}
         return replace(self, base=self.base or inner.base)._with_blocks(both)
 
     def __pow__(self, strength: float) -> RoadAdapter:
@@ -149,14 +138,14 @@ class RoadAdapter:
         if self.variant != "road_1":
             raise InputError(f"real powers exist for road_1 only, this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
-        return self._with_blocks({site.name: plane_maps.power(self.blocks(site), strength) for site in self.sites})
+        return self._with_blocks({site.name: plane_maps.power(self.plane_maps(site), strength) for site in self.sites})
 
     def inverse(self) -> RoadAdapter:
         """The adapter that undoes this one. Raises InputError naming site and plane where a block is singular."""
         undone = {}
         for site in self.sites:
             try:
-                undone[site.name] = plane_maps.inverse(self.blocks(site))
+                undone[site.name] = plane_maps.inverse(self.plane_maps(site))
             except InputError as error:
                 raise InputError(f"site '{site.name}': {error}") from None
         return self._with_blocks(undone)
@@ -192,12 +181,12 @@ class RoadAdapter:
         share = [weight / sum(weights) for weight in weights]
         means = {}
         for site in first.sites:
-            maps = [each.blocks(site).a for each in adapters]
+            maps = [each.plane_maps(site).a for each in adapters]
             direction = torch.stack([w * a / a.abs() for w, a in zip(share, maps, strict=True)]).sum(0)
             if (lost := direction.abs() < 1e-6).any():
                 raise InputError(f"site '{site.name}', plane {int(lost.nonzero()[0])}: the angles cancel and have no mean")
             size = torch.stack([w * a.abs().log() for w, a in zip(share, maps, strict=True)]).sum(0).exp()
-            means[site.name] = Blocks(torch.polar(size, direction.angle()))
+            means[site.name] = PlaneMaps(torch.polar(size, direction.angle()))
         return first._with_blocks(means)
 
     def restrict(self, planes: Mapping[str, Any] | Callable[[Site], Any] | Any) -> RoadAdapter:
@@ -209,7 +198,7 @@ class RoadAdapter:
         """
         kept = {}
         for site in self.sites:
-            kept[site.name] = self.blocks(site).where(_plane_mask(site, _planes_for(site, planes)))
+            kept[site.name] = self.plane_maps(site).masked(_plane_mask(site, _planes_for(site, planes)))
         if isinstance(planes, Mapping) and (unknown := set(planes) - {site.name for site in self.sites}):
             raise InputError(f"'{sorted(unknown)[0]}' is not a site of this adapter")
         return self._with_blocks(kept)
@@ -217,21 +206,21 @@ class RoadAdapter:
     def by_layer(self) -> dict[int, RoadAdapter]:
         """For every layer the adapter restricted to that layer's sites."""
         layers = sorted({site.layer for site in self.sites if site.layer is not None})
-        blank = self.blank()
+        blank = self.identity_like()
         return {layer: blank.with_sites_of(self, lambda site, layer=layer: site.layer == layer) for layer in layers}
 
     def angles_only(self) -> RoadAdapter:
         """The same turns without any stretch: the orthogonal polar factor of every block (a mirror where it reflects)."""
-        return self._with_blocks({site.name: plane_maps.polar_factors(self.blocks(site))[0] for site in self.sites})
+        return self._with_blocks({site.name: plane_maps.polar_factors(self.plane_maps(site))[0] for site in self.sites})
 
     def magnitudes_only(self) -> RoadAdapter:
         """The same stretches without any turn: `a.angles_only() @ a.magnitudes_only()` equals `a`."""
-        return self._with_blocks({site.name: plane_maps.polar_factors(self.blocks(site))[1] for site in self.sites})
+        return self._with_blocks({site.name: plane_maps.polar_factors(self.plane_maps(site))[1] for site in self.sites})
 
     def with_sites_of(self, other: RoadAdapter, chosen: Callable[[Site], bool]) -> RoadAdapter:
         """This adapter, with the maps of `other` at the chosen sites."""
         self._check_combines(other, "mix")
-        return self._with_blocks({site.name: (other if chosen(site) else self).blocks(site) for site in self.sites})
+        return self._with_blocks({site.name: (other if chosen(site) else self).plane_maps(site) for site in self.sites})
 
     def distance(self, other: RoadAdapter) -> float:
         """How far apart two road_1 adapters are: the geodesic distance in angle and log magnitude over all planes.
@@ -246,14 +235,14 @@ class RoadAdapter:
         other._check_nonzero("measure the distance of")
         total = 0.0
         for site in self.sites:
-            mine, theirs = (adapter.blocks(site).a.to(torch.complex128) for adapter in (self, other))
+            mine, theirs = (adapter.plane_maps(site).a.to(torch.complex128) for adapter in (self, other))
             turn = (mine.angle() - theirs.angle() + torch.pi).remainder(2 * torch.pi) - torch.pi
             total += (turn.square() + (mine.abs().log() - theirs.abs().log()).square()).sum().item()
         return total**0.5
 
-    def _with_blocks(self, maps: Mapping[str, Blocks]) -> RoadAdapter:
+    def _with_blocks(self, maps: Mapping[str, PlaneMaps]) -> RoadAdapter:
         variant: Variant = "road_1" if all(each.b is None for each in maps.values()) else "road_2"
-        pairs = {name: plane_maps.parameters(each, variant, self.group_size) for name, each in maps.items()}
+        pairs = {name: plane_maps.parameters_from_maps(each, variant, self.group_size) for name, each in maps.items()}
         theta = {name: pair[0] for name, pair in pairs.items()}
         alpha = {name: pair[1] for name, pair in pairs.items()}
         return replace(self, theta=theta, alpha=alpha, variant=variant)
@@ -269,7 +258,7 @@ class RoadAdapter:
 
     def _check_nonzero(self, action: str) -> None:
         for site in self.sites:
-            zero = self.blocks(site).a == 0
+            zero = self.plane_maps(site).a == 0
             if zero.any():
                 raise InputError(f"site '{site.name}': cannot {action} this adapter, plane {int(zero.nonzero()[0])} has alpha 0")
 
@@ -279,39 +268,13 @@ class RoadAdapter:
         The tensors go into a file named by their content and the description is replaced last in one step, so that a save that
         is killed leaves the adapter that was there. Processes that save into one folder wait for each other.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{site.name}.theta": self.theta[site.name] for site in self.sites}
-        tensors |= {f"{site.name}.alpha": self.alpha[site.name] for site in self.sites}
-        payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        digest = hashlib.sha256(payload).hexdigest()
-        file = f"adapter-{digest[:16]}.safetensors"
-        description = {
-            "format": FORMAT,
-            "variant": self.variant,
-            "group_size": self.group_size,
-            "sites": [asdict(site) for site in self.sites],
-            "tensors": file,
-            "sha256": digest,
-            "base": None if self.base is None else asdict(self.base),
-        }
-        with locked(folder):
-            before = _named_tensor_file(folder)
-            write_atomically(folder / file, payload)
-            write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
-            if before is not None and before.name != file:
-                before.unlink(missing_ok=True)
+        storage.save(self._values, Path(folder))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> RoadAdapter:
         """Read an adapter that `save` wrote. Raises InputError that says which file, site and value cannot be used, and why."""
-        folder = Path(folder)
-        path = folder / DESCRIPTION
-        if not path.is_file():
-            raise InputError(f"{folder}: no adapter here ({DESCRIPTION} is missing)")
         try:
-            with locked(folder, shared=True):
-                return cls._from_description(folder, read_json_object(path))
+            return cls(*storage.load(Path(folder)))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
 
@@ -324,32 +287,13 @@ class RoadAdapter:
 
     def to_peft(self, folder: str | os.PathLike[str], base: Any = None, modules_to_save: Sequence[str] = ()) -> None:
         """Write a folder that `PeftModel.from_pretrained` loads: see `road_interp.adapters.peft_format.write_rotations`."""
-        from road_interp.adapters.peft_format import Rotations, write_rotations
+        from road_interp.adapters.peft_format import write_rotations
 
-        rotations = Rotations(self.sites, self.theta, self.alpha, self.variant, self.group_size)
-        write_rotations(rotations, folder, base, modules_to_save)
+        write_rotations(self._values, folder, base, modules_to_save)
 
-    @classmethod
-    def _from_description(cls, folder: Path, description: dict[str, Any]) -> RoadAdapter:
-        description = {"base": None, **description}  # which older ones do not have
-        _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256", "base"}, DESCRIPTION)
-        if description["format"] != FORMAT:
-            raise InputError(f"{DESCRIPTION}: format {description['format']!r} is not known, only {FORMAT}")
-        if not isinstance(description["group_size"], int) or isinstance(description["group_size"], bool):
-            raise InputError(f"{DESCRIPTION}: group_size must be a whole number, not {description['group_size']!r}")
-        if not isinstance(description["sites"], list):
-            raise InputError(f"{DESCRIPTION}: 'sites' must be a list")
-        sites = tuple(_site_from_json(number, item) for number, item in enumerate(description["sites"]))
-        tensors = _read_tensors(folder, description["tensors"], description["sha256"])
-        theta: dict[str, Tensor] = {}
-        alpha: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
-            site, _, kind = name.rpartition(".")
-            if kind not in ("theta", "alpha"):
-                raise InputError(f"{description['tensors']}: unknown tensor '{name}'; only theta and alpha of sites belong here")
-            (theta if kind == "theta" else alpha)[site] = tensor
-        base = None if description["base"] is None else _base_from_json(description["base"])
-        return cls(sites, theta, alpha, description["variant"], description["group_size"], base)
+    @property
+    def _values(self) -> AdapterValues:
+        return AdapterValues(self.sites, self.theta, self.alpha, self.variant, self.group_size, self.base)
 
 
 def _planes_for(site: Site, planes: Any) -> Any:

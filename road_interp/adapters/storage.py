@@ -5,21 +5,93 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from road_interp.adapters.base_model import Fingerprint
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.errors import InputError
-from road_interp.sites.site import Part, Site
+from road_interp.files import locked, read_json_object, write_atomically
+from road_interp.rotation.plane_maps import Variant
+from road_interp.sites.site import OutputSlice, Site
 
 FORMAT = 1
-
-
 DESCRIPTION = "adapter.json"
+
+
+class AdapterValues(NamedTuple):
+    """What files hold of an adapter: the arguments of `RoadAdapter`, in their order."""
+
+    sites: tuple[Site, ...]
+    theta: Mapping[str, Tensor]
+    alpha: Mapping[str, Tensor]
+    variant: Variant
+    group_size: int
+    base: BaseModelSignature | None = None
+
+
+def save(values: AdapterValues, folder: Path) -> None:
+    """Write `folder`: adapter.json and the safetensors file it names.
+
+    The tensors go into a file named by their content and the description is replaced last in one step, so that a save that is
+    killed leaves the adapter that was there. Processes that save into one folder wait for each other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{site.name}.theta": values.theta[site.name] for site in values.sites}
+    tensors |= {f"{site.name}.alpha": values.alpha[site.name] for site in values.sites}
+    payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    digest = hashlib.sha256(payload).hexdigest()
+    file = f"adapter-{digest[:16]}.safetensors"
+    description = {
+        "format": FORMAT,
+        "variant": values.variant,
+        "group_size": values.group_size,
+        "sites": [_site_to_json(site) for site in values.sites],
+        "tensors": file,
+        "sha256": digest,
+        "base": None if values.base is None else asdict(values.base),
+    }
+    with locked(folder):
+        before = _named_tensor_file(folder)
+        write_atomically(folder / file, payload)
+        write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+        if before is not None and before.name != file:
+            before.unlink(missing_ok=True)
+
+
+def load(folder: Path) -> AdapterValues:
+    """Read what `save` wrote. Raises InputError that says which file, site and value cannot be used, and why."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise InputError(f"no adapter here ({DESCRIPTION} is missing)")
+    with locked(folder, shared=True):
+        description = {"base": None, **read_json_object(path)}  # which older ones do not have
+        _check_description(description)
+        sites = tuple(_site_from_json(number, item) for number, item in enumerate(description["sites"]))
+        tensors = _read_tensors(folder, description["tensors"], description["sha256"])
+    theta: dict[str, Tensor] = {}
+    alpha: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        site, _, kind = name.rpartition(".")
+        if kind not in ("theta", "alpha"):
+            raise InputError(f"{description['tensors']}: unknown tensor '{name}'; only theta and alpha of sites belong here")
+        (theta if kind == "theta" else alpha)[site] = tensor
+    base = None if description["base"] is None else _base_from_json(description["base"])
+    return AdapterValues(sites, theta, alpha, description["variant"], description["group_size"], base)
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256", "base"}, DESCRIPTION)
+    if description["format"] != FORMAT:
+        raise InputError(f"{DESCRIPTION}: format {description['format']!r} is not known, only {FORMAT}")
+    _check_type(DESCRIPTION, description, "group_size", int)
+    if not isinstance(description["sites"], list):
+        raise InputError(f"{DESCRIPTION}: 'sites' must be a list")
 
 
 def _named_tensor_file(folder: Path) -> Path | None:
@@ -62,47 +134,54 @@ def _report_not_finite(file: str, tensors: Mapping[str, Tensor]) -> None:
             raise InputError(f"{file}: site '{site}': {kind} holds a value that is not finite")
 
 
+def _site_to_json(site: Site) -> dict[str, Any]:
+    """The keys of format 1, in which the output slice is called `part`."""
+    content = asdict(site)
+    content["part"] = content.pop("output_slice")
+    return content
+
+
 def _site_from_json(number: int, item: Any) -> Site:
-    where = f"{DESCRIPTION}: site {number}"
+    key_path = f"{DESCRIPTION}: site {number}"
     if not isinstance(item, dict):
-        raise InputError(f"{where} must be an object")
-    _check_keys(item, {"name", "width", "layer", "kind", "part"}, where)
-    _check_type(where, item, "name", str)
-    _check_type(where, item, "width", int)
-    _check_type(where, item, "kind", str)
+        raise InputError(f"{key_path} must be an object")
+    _check_keys(item, {"name", "width", "layer", "kind", "part"}, key_path)
+    _check_type(key_path, item, "name", str)
+    _check_type(key_path, item, "width", int)
+    _check_type(key_path, item, "kind", str)
     if item["layer"] is not None:
-        _check_type(where, item, "layer", int)
-    part = None
+        _check_type(key_path, item, "layer", int)
+    output_slice = None
     if item["part"] is not None:
         if not isinstance(item["part"], dict):
-            raise InputError(f"{where}: 'part' must be an object")
-        _check_keys(item["part"], {"period", "start", "stop"}, f"{where}: part")
+            raise InputError(f"{key_path}: 'part' must be an object")
+        _check_keys(item["part"], {"period", "start", "stop"}, f"{key_path}: part")
         for key in ("period", "start", "stop"):
-            _check_type(f"{where}: part", item["part"], key, int)
-        part = Part(**item["part"])
-    return Site(item["name"], item["width"], item["layer"], item["kind"], part)
+            _check_type(f"{key_path}: part", item["part"], key, int)
+        output_slice = OutputSlice(**item["part"])
+    return Site(item["name"], item["width"], item["layer"], item["kind"], output_slice)
 
 
-def _base_from_json(item: Any) -> Fingerprint:
-    where = f"{DESCRIPTION}: base"
+def _base_from_json(item: Any) -> BaseModelSignature:
+    key_path = f"{DESCRIPTION}: base"
     if not isinstance(item, dict):
-        raise InputError(f"{where} must be an object")
-    _check_keys(item, {"name", "model_type", "hidden_size", "num_hidden_layers"}, where)
+        raise InputError(f"{key_path} must be an object")
+    _check_keys(item, {"name", "model_type", "hidden_size", "num_hidden_layers"}, key_path)
     for key in ("name", "model_type"):
-        _check_type(where, item, key, str)
+        _check_type(key_path, item, key, str)
     for key in ("hidden_size", "num_hidden_layers"):
         if item[key] is not None:
-            _check_type(where, item, key, int)
-    return Fingerprint(**item)
+            _check_type(key_path, item, key, int)
+    return BaseModelSignature(**item)
 
 
-def _check_type(where: str, item: dict[str, Any], key: str, kind: type) -> None:
+def _check_type(key_path: str, item: dict[str, Any], key: str, kind: type) -> None:
     if not isinstance(item[key], kind) or isinstance(item[key], bool):
-        raise InputError(f"{where}: '{key}' must be {'text' if kind is str else 'a whole number'}, not {item[key]!r}")
+        raise InputError(f"{key_path}: '{key}' must be {'text' if kind is str else 'a whole number'}, not {item[key]!r}")
 
 
-def _check_keys(item: dict[str, Any], known: set[str], where: str) -> None:
+def _check_keys(item: dict[str, Any], known: set[str], key_path: str) -> None:
     if unknown := sorted(set(item) - known):
-        raise InputError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
+        raise InputError(f"{key_path}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
     if missing := sorted(known - set(item)):
-        raise InputError(f"{where}: key '{missing[0]}' is missing")
+        raise InputError(f"{key_path}: key '{missing[0]}' is missing")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 from torch import nn
 from transformers import PreTrainedModel
 
 from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.training import train_interchange
-from road_interp.errors import InputError
+from road_interp.measure.intervals import wilson
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
 
 
 @dataclass(frozen=True)
-class InterchangeReport:
+class InterchangeReport(Result):
     """How one interchange does on pairs that it was not trained on.
 
     Attributes:
@@ -47,27 +47,11 @@ class InterchangeReport:
     log_odds: float
     log_odds_interval: tuple[float, float]
 
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> InterchangeReport:
-        """The report that `to_json` wrote."""
-        return _from_json(text, cls.from_dict)
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> InterchangeReport:
-        """The report with these fields."""
-        low_high = {key: tuple(content[key]) for key in ("interval", "log_odds_interval")}
-        return cls(**{**content, **low_high})
-
 
 def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method: str) -> InterchangeReport:
     """Run every pair with an interchange, trained or not, and count. `method` names it in the report."""
     after, before = runs.odds(interchange).cpu().numpy(), runs.base_odds.cpu().numpy()
     swapped = after > 0
-    interval = stats.binomtest(int(swapped.sum()), len(swapped)).proportion_ci(method="wilson")
     gain = after + before
     draws = np.random.default_rng(0).integers(len(gain), size=(1000, len(gain)))
     low, high = np.quantile(gain[draws].mean(1), (0.025, 0.975))
@@ -79,7 +63,7 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
         count_parameters(interchange),
         len(swapped),
         float(swapped.mean()),
-        (float(interval.low), float(interval.high)),
+        wilson(int(swapped.sum()), len(swapped)),
         float((swapped & (before > 0)).mean()),
         float(gain.mean()),
         (float(low), float(high)),
@@ -93,7 +77,7 @@ def count_parameters(interchange: Interchange) -> int:
 
 
 @dataclass(frozen=True)
-class ScanReport:
+class ScanReport(Result):
     """Interchange accuracy and log odds ratio by layer and span; `accuracy[i][j]` is of `layers[i]` and `spans[j]`."""
 
     task: str
@@ -103,20 +87,6 @@ class ScanReport:
     accuracy: tuple[tuple[float, ...], ...]
     log_odds: tuple[tuple[float, ...], ...]
 
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ScanReport:
-        """The report that `to_json` wrote."""
-
-        def build(content: dict[str, Any]) -> ScanReport:
-            tables = {key: tuple(map(tuple, content[key])) for key in ("accuracy", "log_odds")}
-            return cls(**{**content, "layers": tuple(content["layers"]), "spans": tuple(content["spans"]), **tables})
-
-        return _from_json(text, build)
-
 
 def scan(
     model: PreTrainedModel,
@@ -125,7 +95,7 @@ def scan(
     spans: Sequence[str],
     make: Callable[[int], Interchange],
     method: str,
-    progress: Callable[[int, str], None] = lambda layer, span: None,
+    progress: Progress = silent,
     **training: Any,
 ) -> ScanReport:
     """Accuracy on the test split for every block output and span, each with an interchange of its own.
@@ -133,7 +103,6 @@ def scan(
     Args:
         make: gives the interchange for a width; a module with parameters is trained on the training split first.
         method: its name in the report.
-        progress: told the layer and span that come next.
         training: further arguments of `train_interchange`.
     """
     found: list[list[InterchangeReport]] = []
@@ -141,7 +110,7 @@ def scan(
         found.append([])
         train, test = None, InterchangeRuns(model, splits.test, layer, spans[0])
         for span in spans:
-            progress(layer, span)
+            progress(f"block {layer}, {span}")
             interchange = make(test.site.width)
             if isinstance(interchange, nn.Module) and count_parameters(interchange):
                 train = train or InterchangeRuns(model, splits.train, layer, spans[0])
@@ -151,10 +120,3 @@ def scan(
         tuple(tuple(getattr(report, key) for report in row) for row in found) for key in ("accuracy", "log_odds")
     )
     return ScanReport(splits.test.name, method, tuple(layers), tuple(spans), accuracy, log_odds)
-
-
-def _from_json(text: str, build: Callable[[dict[str, Any]], Any]) -> Any:
-    try:
-        return build(json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"this is not the JSON of an interchange report ({error})") from None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +22,12 @@ from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
 STACKED, PLANES = "stacked RoAd, one row", "RoAd, a row of every plane"
-Progress = Callable[[str, int, float], None]
 
 
 class Method(NamedTuple):
@@ -64,7 +64,7 @@ def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
 
 
 @dataclass(frozen=True)
-class ControlReport:
+class ControlReport(Result):
     """One task at one site: every method and control on the same test pairs."""
 
     seed: int
@@ -82,19 +82,6 @@ class ControlReport:
         """Log odds ratio of the stacked rotation above that on arbitrary answers (nats; Hewitt & Liang 2019)."""
         return self.of(STACKED).log_odds - self.of(f"{STACKED}, arbitrary answers").log_odds
 
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ControlReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            return cls(content["seed"], tuple(map(InterchangeReport.from_dict, content["rows"])))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"this is not the JSON of a control report ({error})") from None
-
 
 def controls(
     model: PreTrainedModel,
@@ -103,7 +90,7 @@ def controls(
     span: str,
     seed: int = 0,
     steps: int = 200,
-    progress: Progress = lambda name, step, loss: None,
+    progress: Progress = silent,
 ) -> ControlReport:
     """Train and test every method of `methods`, and each of these beside them:
 
@@ -114,7 +101,6 @@ def controls(
 
     Args:
         steps: of training, for every method.
-        progress: told the method, the number of steps done and the loss.
     """
     train, test = (InterchangeRuns(model, pairs, site, span) for pairs in (splits.train, splits.test))
     rows = [interchange_accuracy(test, swap, name) for name, swap in (("no swap", no_swap), ("full swap", full_swap))]
@@ -144,7 +130,12 @@ def _trained(
 ) -> InterchangeReport:
     interchange = method.make(test.site.width).to(test.model.device)
     train_interchange(
-        train, interchange, steps, seed=seed, progress=lambda step, loss: progress(name, step, loss), **method.training
+        train,
+        interchange,
+        steps,
+        seed=seed,
+        progress=lambda what, done=0, total=None: progress(f"{name}, {what}", done, total),
+        **method.training,
     )
     return interchange_accuracy(test, interchange, name)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +13,8 @@ from road_interp.causal.accuracy import count_parameters
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
 from road_interp.rotation import butterfly
 
 SHALLOW, DEEP, LOW_RANK, FULL = "RoAd", "stacked RoAd", "low-rank DAS, rank 8", "full rotation DAS"
@@ -30,7 +30,7 @@ class MethodCost:
 
 
 @dataclass(frozen=True)
-class CostReport:
+class CostReport(Result):
     """All interchanges of one run on one machine, timed one after the other in every round."""
 
     width: int
@@ -50,35 +50,18 @@ class CostReport:
         """How many times as long one takes: the median over rounds."""
         return float(np.median(np.divide(self.of(slower).seconds, self.of(faster).seconds)))
 
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> CostReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            methods = tuple(MethodCost(**{**each, "seconds": tuple(each["seconds"])}) for each in content["methods"])
-            return cls(**{**content, "methods": methods})
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"this is not the JSON of a cost report ({error})") from None
-
 
 def cost(
     width: int = 2048,
     batch: int = 16,
     rounds: int = 3,
     device: str = "cpu",
-    progress: Callable[[str], None] = lambda method: None,
+    progress: Progress = silent,
 ) -> CostReport:
     """Time RoAd at depth 1 and at full depth, pyvene's low-rank and its full rotation, on `batch` states of `width` dimensions.
 
     pyvene's parametrisation builds its orthogonal matrix anew in every step: that is part of the intervention and of its time.
     Each interchange runs once to warm up; the full rotation takes many seconds a step at widths of thousands.
-
-    Args:
-        progress: told each method before it is timed.
     """
     torch.manual_seed(0)
     interchanges: dict[str, nn.Module] = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
@@ -16,13 +15,15 @@ from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.measure.intervals import check_seeds
 from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
 from road_interp.rotation import butterfly
 
 DEPTHS, ROWS = (1, 2, 5), (1, 8, 64)  # beside the full depth and every plane
 
 
 @dataclass(frozen=True)
-class DepthReport:
+class DepthReport(Result):
     """Trained stacks of several depths, each with several numbers of swapped rows, on the same test pairs.
 
     Attributes:
@@ -57,21 +58,6 @@ class DepthReport:
         cell = self.cells[0][0][0]
         return cell.task, cell.site, cell.span
 
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> DepthReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            seeds, depths, rows = (tuple(content[key]) for key in ("seeds", "depths", "rows"))
-            cells = tuple(tuple(tuple(map(InterchangeReport.from_dict, row)) for row in table) for table in content["cells"])
-            return cls(seeds, depths, rows, cells)
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"this is not the JSON of depths and rows ({error})") from None
-
 
 def depth_by_rows(
     model: PreTrainedModel,
@@ -80,14 +66,13 @@ def depth_by_rows(
     span: str,
     seed: int,
     steps: int,
-    progress: Callable[[str, int, float], None] = lambda what, step, loss: None,
+    progress: Progress = silent,
 ) -> DepthReport:
     """Train a stack for every depth and number of rows, and exchange the test pairs with it.
 
     Args:
         layer, span: the block whose output is exchanged, and the token there.
         steps: of every training.
-        progress: told which stack is trained, the step and the loss.
     """
     train, test = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.test))
     width, planes, deepest = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
@@ -99,7 +84,11 @@ def depth_by_rows(
         chosen = [2 * (number * planes // count) for number in range(count)]
         intervention = RoadInterchangeIntervention(width, depth, chosen, seed).to(model.device)
         training = methods()[STACKED].training
-        train_interchange(train, intervention, steps, seed=seed, progress=lambda *p: progress(name, *p), **training)
+
+        def told(what: str, done: int = 0, total: int | None = None) -> None:
+            progress(f"{name}, {what}", done, total)
+
+        train_interchange(train, intervention, steps, seed=seed, progress=told, **training)
         return interchange_accuracy(test, intervention, name)
 
     return DepthReport((seed,), depths, rows, (tuple(tuple(cell(depth, count) for count in rows) for depth in depths),))

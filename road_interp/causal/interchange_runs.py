@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.errors import InputError
 from road_interp.sites.find import find_sites
-from road_interp.sites.module_tree import block_stacks
+from road_interp.sites.module_tree import layer_stacks
 from road_interp.sites.site import Site
 
 # From the states of base and source at one token, `(batch, width)` each, to the state that the base run goes on with.
@@ -59,10 +59,10 @@ class InterchangeRuns:
         self.pairs, self.batch_size = pairs, batch_size
         pairs.span(span)  # before anything is run
         self.site = find_sites(model, "block-output", layers=site)[0] if isinstance(site, int) else site
-        if self.site.layer is None or self.site.part is not None:
+        if self.site.layer is None or self.site.output_slice is not None:
             raise InputError(f"site '{self.site.name}': an interchange acts on the whole output of a module inside the blocks")
         self._module = model.get_submodule(self.site.module)
-        stacks = block_stacks(model)
+        stacks = layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self._returns_tuple = False
         self.base_label, self.source_label = self._tensor(pairs.base_label), self._tensor(pairs.source_label)

@@ -57,7 +57,7 @@ def load_pairs(
     Raises:
         InputError: an unknown task, a template that cannot be read, words that cannot be divided.
     """
-    source = resources.files("road_interp.causal.interchange_runs") / "templates.json"
+    source = resources.files("road_interp.causal") / "templates.json"
     tasks = json.loads(source.read_text("utf-8")) if templates is None else read_json_object(templates)
     if task not in tasks:
         near = difflib.get_close_matches(task, tasks, n=1)

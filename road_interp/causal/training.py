@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,10 +17,9 @@ def train_interchange(
     interchange: nn.Module,
     steps: int = 200,
     learning_rate: float = 0.02,
-    batch_size: int = 16,
     seed: int = 0,
     temperatures: tuple[float, float] | None = None,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Progress = silent,
 ) -> tuple[float, ...]:
     """Train an interchange, in place, to make the model give the source's answer; returns the loss of every step.
 
@@ -30,7 +29,6 @@ def train_interchange(
     Args:
         interchange: any pyvene intervention with a source, or module called with base and source states.
         temperatures: of a learned mask (`set_temperature`), at the first and the last step; geometric in between.
-        progress: told the number of steps done and the last loss.
     """
     parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
@@ -38,7 +36,7 @@ def train_interchange(
     answers = runs._tensor(runs.pairs.label_tokens)
     targets = torch.searchsorted(answers, runs.source_label)
     losses = []
-    for step, rows in enumerate(_shuffled(len(runs.pairs), batch_size, steps, seed, answers.device)):
+    for step, rows in enumerate(_shuffled(len(runs.pairs), BATCH_SIZE, steps, seed, answers.device)):
         if temperatures is not None:
             first, last = temperatures
             set_temperature: Any = interchange.set_temperature
@@ -49,7 +47,7 @@ def train_interchange(
         optimizer.step()
         decay.step()
         losses.append(loss.item())
-        progress(step + 1, losses[-1])
+        progress(f"loss {losses[-1]:.3g}", step + 1, steps)
     return tuple(losses)
 
 

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from road_interp.cli import tables
-from road_interp.cli.options import (
-    AsJson,
-    _check_folder,
-    app,
-    console,
-)
+from road_interp.cli.options import AsJson, NewFolder, app, check_folder, check_new_folder, console, print_result
 from road_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,8 +27,8 @@ def inspect(
     from road_interp import measure
     from road_interp.plots import export
 
-    _check_folder(out)
-    report = measure.angles(_load_adapter(adapter))
+    check_folder(out)
+    report = measure.angles(load_adapter(adapter))
     paths = export.draw_adapter(report, out or adapter / "figures")
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
@@ -55,64 +50,51 @@ def report(
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import RECIPE
 
-    loaded = _load_adapter(adapter)
+    loaded = load_adapter(adapter)
     scores = scores_of(Run.load(adapter).metrics) if (adapter / RECIPE).is_file() else []
     path = adapter / "report.html" if out is None else out
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"--out: '{path}' is a folder" if path.is_dir() else f"--out: the folder '{path.parent}' does not exist")
     write_atomically(path, report_page(loaded, adapter.resolve().name, scores))
-    print(json.dumps({"page": str(path)})) if as_json else console.print(f"page: {path}", soft_wrap=True)
+    print_result(as_json, {"page": str(path)}, f"page: {path}")
 
 
 @app.command()
 def compose(
-    adapters: Annotated[list[str], typer.Argument(help="two or more adapter or run folders")],
-    weights: Annotated[str | None, typer.Option(help="strength of each, as in --weights 1 0.5; 1 by default")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")] = None,
+    adapters: Annotated[list[Path], typer.Argument(help="two or more adapter or run folders")],
+    weights: Annotated[str | None, typer.Option(help="strength of each, as in 1,0.5; 1 by default")] = None,
+    out: NewFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Multiply adapters, each at its own strength: A^w1 B^w2 ..., the last one acting first."""
-    # An option takes one value here: the further weights arrive among the arguments.
-    folders = [text for text in adapters if weights is None or not _is_number(text) or Path(text).exists()]
-    numbers = [] if weights is None else [*weights.replace(",", " ").split(), *(text for text in adapters if text not in folders)]
-    if not all(map(_is_number, numbers)) or (numbers and len(numbers) != len(folders)):
-        raise InputError(f"{len(folders)} adapters need {len(folders)} weights, not '{' '.join(numbers)}'")
-    if out is None or out.exists():
-        raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
-    loaded = [_load_adapter(Path(folder)) for folder in folders]
-    strengths = [float(number) for number in numbers] or [1.0] * len(loaded)
-    scaled = [each if strength == 1 else each**strength for each, strength in zip(loaded, strengths, strict=True)]
-    product = scaled[0]
-    for inner in scaled[1:]:
+    strengths = [1.0] * len(adapters) if weights is None else _numbers(weights)
+    if len(strengths) != len(adapters):
+        raise InputError(f"{len(adapters)} adapters need {len(adapters)} weights, not '{weights}'")
+    folder = check_new_folder(out)
+    loaded = [load_adapter(adapter) for adapter in adapters]
+    product, *others = (each if strength == 1 else each**strength for each, strength in zip(loaded, strengths, strict=True))
+    for inner in others:
         product = product @ inner
-    product.save(out)
-    summary = {"out": str(out), "variant": product.variant, "parameters": product.num_parameters}
-    print(json.dumps(summary)) if as_json else console.print(f"{product.variant} adapter in {out}", soft_wrap=True)
+    product.save(folder)
+    summary = {"out": str(folder), "variant": product.variant, "parameters": product.num_parameters}
+    print_result(as_json, summary, f"{product.variant} adapter in {folder}")
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="a run folder")],
-    out: Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")] = None,
+    out: NewFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's rotations and head as a folder that PeftModel.from_pretrained loads."""
     from road_interp.runs.run import Run
 
-    if out is None or out.exists():
-        raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
-    Run.load(run).to_peft(out)
-    print(json.dumps({"out": str(out)})) if as_json else console.print(f"PEFT adapter in {out}", soft_wrap=True)
+    folder = check_new_folder(out)
+    Run.load(run).to_peft(folder)
+    print_result(as_json, {"out": str(folder)}, f"PEFT adapter in {folder}")
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return float(text) - float(text) == 0
-    except ValueError:
-        return False
-
-
-def _load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
+def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     """The adapter in a run folder, in an adapter folder, or in one of PEFT's; for the model of a run in one of pyvene's too."""
     from road_interp.adapters import peft_format
     from road_interp.adapters.road_adapter import RoadAdapter
@@ -126,3 +108,13 @@ def _load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
         if (folder / pyvene_io.CONFIG).is_file():
             return pyvene_io.from_pyvene(folder, base)
     return RoadAdapter.load(folder / "adapter" if (folder / "adapter").is_dir() else folder)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(piece) for piece in text.split(",")]
+    except ValueError:
+        raise InputError(f"--weights '{text}' must be numbers with commas between, as in 1,0.5") from None
+    if not all(number - number == 0 for number in numbers):
+        raise InputError(f"--weights '{text}' must be finite numbers")
+    return numbers

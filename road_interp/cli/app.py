@@ -6,15 +6,15 @@ import sys
 
 import typer
 
-from road_interp.cli import adapter_commands, measure_commands, train_commands  # noqa: F401  they add themselves to the application
+from road_interp.cli import adapter_commands, measure_commands, study_commands, train_commands  # noqa: F401  they add themselves to the application
 from road_interp.cli.options import PROGRAM, app
-from road_interp.errors import fail, in_one_line
+from road_interp.errors import exit_on_error, fail
 
 
 def main() -> None:
     """Run the command line; what the user got wrong is one line and exit code 2, a failed run one line and exit code 1."""
     try:
-        with in_one_line(PROGRAM):
+        with exit_on_error(PROGRAM):
             app(standalone_mode=False)
     except typer.Exit as exit:
         sys.exit(exit.exit_code)

@@ -4,47 +4,57 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from road_interp.cli import tables
 from road_interp.cli.options import (
     AsJson,
     Device,
-    Dtype,
+    Limit,
     ModelOrRun,
     Overrides,
-    Seed,
-    _as_overrides,
-    _check_folder,
-    _quiet_libraries,
+    RecipeOptions,
     app,
+    check_folder,
     console,
+    grouped,
+    quiet_libraries,
 )
 from road_interp.errors import InputError
+from road_interp.progress import progress_bar
+from road_interp.sources import SMOLLM2
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, Check, DriftReport
-    from road_interp.measure.ablation import Score
-    from road_interp.measure.throughput import BenchReport
+    from road_interp.measure.ablation import Scorer
+    from road_interp.measure.throughput import ThroughputReport
     from road_interp.recipes.schema import ModelRecipe
     from road_interp.runs.run import Run
-from road_interp.sources import SMOLLM2
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Which texts of the data, and which tokens of them."""
+
+    text: Annotated[str, typer.Option(help="the column that holds them")] = "text"
+    token: Annotated[
+        str | None, typer.Option(help="whose states: first, last, mean or all; by default [CLS] or, where there is none, last")
+    ] = None
+    limit: Annotated[int | None, typer.Option("--limit", "--most", min=1, help="texts to draw; all by default")] = None
 
 
 @app.command()
+@grouped
 def drift(
     base: ModelOrRun,
     tuned: ModelOrRun,
     data: Annotated[str, typer.Argument(help="texts: a file, a data set id, or package://NAME/path")],
-    text: Annotated[str, typer.Option(help="the column that holds them")] = "text",
-    token: Annotated[
-        str | None, typer.Option(help="whose states: first, last, mean or all; by default [CLS] or, where there is none, last")
-    ] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="texts to draw; all by default")] = None,
+    *,
+    options: TextOptions,
     out: Annotated[Path | None, typer.Option(help="folder for the figures and their numbers")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,42 +64,41 @@ def drift(
     """
     import torch
     from accelerate import PartialState
-    from rich.progress import Progress
 
     from road_interp import measure
     from road_interp.models.loading import load_tokenizer
 
-    _quiet_libraries()
-    _check_folder(out)
-    texts = _read_texts(data, text, most)
+    quiet_libraries()
+    check_folder(out)
+    texts = _read_texts(data, options.text, options.limit)
     process = PartialState(cpu=not torch.cuda.is_available())
     loaded = [_load_model_or_run(name) for name in (base, tuned)]
     models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
     tokenizer = load_tokenizer(recipe)
-    with Progress(console=Console(stderr=True), disable=not process.is_main_process) as bar:
-        line = bar.add_task("texts", total=len(texts))
+    token = options.token or ("last" if tokenizer.cls_token is None else "first")
+    with progress_bar(process.is_main_process) as told:
         report = measure.drift(
             models[0],
             models[1],
             measure.text_batches(texts, tokenizer, recipe.max_length),
-            token or ("last" if tokenizer.cls_token is None else "first"),  # type: ignore[arg-type]
+            token,  # type: ignore[arg-type]
             base_name=loaded[0][2],
             tuned_name=loaded[1][2],
-            progress=lambda count: bar.advance(line, count),
+            progress=lambda what, done=0, total=None: told(what, done, len(texts)),
         )
     if process.is_main_process:
         _show_drift(report, out, as_json)
     process.destroy_process_group()
 
 
-def _read_texts(data: str, column: str, most: int | None) -> list[str]:
+def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
     """Texts of a file or data set: all in their order, or some drawn by a fixed seed."""
-    from road_interp.data.labelled import drawn, read_rows
+    from road_interp.data.labelled import read_rows, subsample
 
     rows = read_rows(data, None, "test")
     if column not in rows.column_names:
         raise InputError(f"'{data}' has no column '{column}' (--text); its columns are {', '.join(rows.column_names)}")
-    texts = (rows if most is None else drawn(rows, most))[column]
+    texts = (rows if limit is None else subsample(rows, limit))[column]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"'{data}', row {row}: column '{column}' holds {text!r}, not text")
@@ -126,24 +135,24 @@ def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
 
 @app.command()
 def ablate(
-    run: Annotated[Path, typer.Argument(help="a run folder: of one classification task, or of behaviours")],
-    most: Annotated[int | None, typer.Option(min=1, help="test examples to draw; all by default")] = None,
+    run: Annotated[Path, typer.Argument(help="a run folder: of one classification, of one head, or of behaviours")],
+    limit: Limit = None,
     by: Annotated[
         list[str] | None,
-        typer.Option(help="layer, kind or planes, beside the parts of all planes; may be repeated; all by default"),
+        typer.Option(help="layer, kind or planes, beside the components of all planes; may be repeated; all by default"),
     ] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="score the parts with a refitted head too")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="score the components with a refitted head too")] = False,
     out: Annotated[Path | None, typer.Option(help="folder for the figure and its numbers; by default the run's figures/")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run with parts of its adapter set back: angles or magnitudes, layers, modules, all but a few planes."""
+    """Score a run with components of its adapter set back: angles or magnitudes, layers, modules, all but a few planes."""
     from road_interp.measure.ablation import BY
     from road_interp.plots import export
     from road_interp.runs.run_files import FIGURES
 
-    _check_folder(out)
-    report = _ablate(run, most, by or BY, refit, device)
+    check_folder(out)
+    report = _ablate(run, limit, by or BY, refit, device)
     path = export.draw_ablation(report, out or run / FIGURES)
     if as_json:
         print(json.dumps(report.summary()))
@@ -152,38 +161,29 @@ def ablate(
     console.print(f"figure: {path}", soft_wrap=True)
 
 
-def _ablate(folder: Path, most: int | None, by: Collection[str], refit: bool, device: str | None) -> AblationReport:
-    from rich.progress import Progress
-
+def _ablate(folder: Path, limit: int | None, by: Collection[str], refit: bool, device: str | None) -> AblationReport:
     from road_interp import measure
     from road_interp.runs.run import Run
-    from road_interp.training.scoring import scorer_of
+    from road_interp.training.scoring import make_scorer
 
-    _quiet_libraries()
+    quiet_libraries()
     run = Run.load(folder)
-    scorer = scorer_of(run, most, device)
+    scorer = make_scorer(run, limit, device)
     if refit and scorer.refitted is None:
         raise InputError(f"--refit: heads are fitted again of runs that learned one classification task only, not of '{folder}'")
-    with Progress(console=Console(stderr=True)) as bar:
-        line = bar.add_task("", total=None)
-        return measure.ablation(
-            run.adapter,
-            scorer,
-            model=run.recipe.model.name,
-            task=scorer.task,
-            seed=run.recipe.seed,
-            metric=scorer.metric,
-            refitted=scorer.refitted if refit else None,
-            by=by,
-            progress=lambda name, done, total: bar.update(line, description=name, completed=done, total=total),
-        )
+    model, seed = run.recipe.model.name, run.recipe.seed
+    with progress_bar() as told:
+        return measure.ablation(run.adapter, scorer, model=model, seed=seed, by=by, refit=refit, progress=told)
 
 
 @app.command()
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="a run folder: of one classification task, of several heads, or of behaviours")],
-    most: Annotated[
-        int | None, typer.Option(min=1, help="test examples to draw; all by default, of which behaviours answer each four times")
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", "--most", min=1, help="test examples to draw; all by default, of which behaviours answer each four times"
+        ),
     ] = None,
     control: Annotated[
         Path | None, typer.Option(help="the run of another task, on the same sites, that should not suffer")
@@ -193,23 +193,21 @@ def diagnose(
 ) -> None:
     """Ask whether a rotation was the wrong tool: does it rely on magnitudes, hurt a control, do tasks compose?"""
     from road_interp import measure
-    from road_interp.recipes.schema import MixtureRecipe
     from road_interp.runs.run import Run
-    from road_interp.training.scoring import scorer_of
+    from road_interp.training.scoring import is_one_number, make_scorer
 
-    _quiet_libraries()
+    quiet_libraries()
     loaded, other = Run.load(run), None if control is None else Run.load(control)
     if other is not None and (other.recipe.model, other.adapter.sites) != (loaded.recipe.model, loaded.adapter.sites):
         raise InputError(f"'{control}' is of another model or of other sites than '{run}': its control must share them")
-    scored = None if other is None else scorer_of(other, most, device)
-    recipe, checks = loaded.recipe, []
-    several = recipe if isinstance(recipe, MixtureRecipe) and len(recipe.tasks) > 1 else None
-    if several is not None:
+    scorer = None if other is None else make_scorer(other, limit, device)
+    checks = []
+    if len(loaded.recipe.task_names) > 1:
         checks.append(measure.fails_to_compose(loaded.composition))
-    if several is None or not several.has_heads:
-        checks.append(measure.needs_magnitudes(_ablate(run, most, (), False, device)))
-    if other is not None and scored is not None:
-        checks.append(_hurts(loaded, other, scored))
+    if is_one_number(loaded):
+        checks.append(measure.needs_magnitudes(_ablate(run, limit, (), False, device)))
+    if other is not None and scorer is not None:
+        checks.append(_hurts(loaded, other, scorer))
     diagnosis = measure.Diagnosis(tuple(checks))
     if as_json:
         print(diagnosis.to_json())
@@ -218,69 +216,73 @@ def diagnose(
         console.print(tables.check(check))
 
 
-def _hurts(run: Run, control: Run, score: Score) -> Check:
+def _hurts(run: Run, control: Run, scorer: Scorer) -> Check:
     """The check on a control run: the adapter whole, and layer by layer."""
     from road_interp import measure
 
     layers = {f"layer {layer}": part for layer, part in run.adapter.by_layer().items()}
     adapters = {"control": control.adapter, "all layers": run.adapter, **layers}
-    with Console(stderr=True).status("") as status:
-        report = measure.interference(
-            adapters,
-            {"control": score},
-            model=run.recipe.model.name,
-            seed=run.recipe.seed,
-            progress=lambda what: status.update(f"scoring {what}"),
-        )
+    model, seed = run.recipe.model.name, run.recipe.seed
+    with progress_bar() as told:
+        report = measure.interference(adapters, {"control": scorer}, model=model, seed=seed, progress=told)
     return measure.hurts_others(report, "control", "all layers")
 
 
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """Options that stand in for keys of a throughput recipe."""
+
+    rounds: Annotated[int | None, typer.Option(min=1, help="how often everything is timed")] = None
+    requests: Annotated[str | None, typer.Option(help="batch sizes of the generation task, as in 1,8,16")] = None
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="generated per request")] = None
+    lengths: Annotated[str | None, typer.Option(help="numbers of tokens to generate for eight requests")] = None
+    ranks: Annotated[str | None, typer.Option(help="of one unmerged LoRA for eight rows")] = None
+    methods: Annotated[
+        str | None, typer.Option("--methods", "--peers", help="time these only, as in bare,RoadModel; all by default")
+    ] = None
+
+    @property
+    def overrides(self) -> list[str]:
+        """The same as overrides of the recipe."""
+        lists = {"requests": self.requests, "lengths": self.lengths, "ranks": self.ranks, "methods": self.methods}
+        numbers = {"rounds": self.rounds, "new_tokens": self.new_tokens}
+        changes = [f"{key}=[{text}]" for key, text in lists.items() if text is not None]
+        return changes + [f"{key}={count}" for key, count in numbers.items() if count is not None]
+
+
 @app.command()
+@grouped
 def bench(
     model: Annotated[
         str,
         typer.Argument(metavar="[RECIPE OR MODEL]", help="a throughput recipe, or a causal language model as recipes name it"),
     ] = SMOLLM2,
     overrides: Overrides = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="how often everything is timed")] = None,
-    requests: Annotated[str | None, typer.Option(help="batch sizes of the generation task, as in 1,8,16")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="generated per request")] = None,
-    lengths: Annotated[str | None, typer.Option(help="numbers of tokens to generate for eight requests")] = None,
-    ranks: Annotated[str | None, typer.Option(help="of one unmerged LoRA for eight rows")] = None,
-    peers: Annotated[str | None, typer.Option(help="time these only, as in bare,RoadModel; all by default")] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    seed: Seed = None,
+    *,
+    workload: WorkloadOptions,
+    options: RecipeOptions,
     out: Annotated[Path | None, typer.Option(help="folder for the figure and its numbers")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd and LoRA, and stacked LoRA, in one run."""
-    from road_interp.files import write_atomically
-    from road_interp.measure.throughput import bench_recipe
+    """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd, LoRA and OFT, and stacked LoRA, in one run."""
+    from road_interp.measure.throughput import run_throughput_recipe
     from road_interp.plots import export
-    from road_interp.recipes.loader import builtin_recipes, load_recipe
-    from road_interp.recipes.schema import BenchRecipe
+    from road_interp.recipes.loader import builtin_recipes, load_throughput_recipe
 
-    _quiet_libraries()
-    _check_folder(out)
-    lists = {"requests": requests, "lengths": lengths, "ranks": ranks, "peers": peers}
-    changes = [f"{key}=[{text}]" for key, text in lists.items() if text is not None]
-    changes += [f"{key}={count}" for key, count in (("rounds", rounds), ("new_tokens", new_tokens)) if count is not None]
+    quiet_libraries()
+    check_folder(out)
     is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")  # a model may be a file too, with .gguf
-    source = model if is_recipe else {"model": {"id": model}, "requests": [1, 2, 4, 8, 16]}
-    recipe = load_recipe(source, [*(overrides or ()), *changes, *_as_overrides(dtype, seed)])
-    if not isinstance(recipe, BenchRecipe):
-        raise InputError(f"recipe '{model}' says nothing to time: its command is road-interp train")
-    with Console(stderr=True).status("") as status:
+    source = model if is_recipe else {"kind": "throughput", "model": {"id": model}, "requests": [1, 2, 4, 8, 16]}
+    recipe = load_throughput_recipe(source, [*(overrides or ()), *workload.overrides, *options.overrides])
 
-        def progress(task: str, so_far: BenchReport) -> None:
-            status.update(f"timing: {task}")
-            if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
-                write_atomically(out / "throughput.partial.json", so_far.to_json())
+    def keep(so_far: ThroughputReport) -> None:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            so_far.save(out / "throughput.partial.json")
 
-        report = bench_recipe(recipe, device, progress)
+    with progress_bar() as told:
+        report = run_throughput_recipe(recipe, options.device, told, keep)
     if out is not None:
-        export.draw_bench(report, out)
+        export.draw_throughput(report, out)
         (out / "throughput.partial.json").unlink()
-    print(report.to_json()) if as_json else console.print(tables.bench(report))
+    print(report.to_json()) if as_json else console.print(tables.throughput(report))

@@ -1,17 +1,19 @@
-"""What the commands share: the application, their options, and how they talk."""
+"""What the commands share: the application, their options, and how they print."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 
-if TYPE_CHECKING:
-    pass
-
+from road_interp.errors import InputError
 
 app = typer.Typer(
     help="Rotate the hidden states of a language model: learn a rotation, run it, look at it.",
@@ -19,65 +21,97 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
 console = Console()
-
-
 PROGRAM = "road-interp"
 
-
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=5e-3")]
-
-
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default what torch finds")]
-
-
-Dtype = Annotated[str | None, typer.Option(help="of the base model: float32, bfloat16, float16, auto")]
-
-
-Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="instead of the recipe's")]
-
-
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
-
-
 Out = Annotated[Path | None, typer.Option(help="the run folder; by default the next free runs/NAME")]
-
-
+NewFolder = Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")]
 ModelOrRun = Annotated[str, typer.Argument(help="hub id, folder, .gguf file, package://NAME/path, or a run folder")]
+Limit = Annotated[int | None, typer.Option("--limit", "--most", min=1, help="test examples to draw; all by default")]
 
 
-def _check_folder(out: Path | None) -> None:
-    """Before anything is computed for it."""
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Options that stand in for keys of the recipe, and the device."""
+
+    device: Device = None
+    dtype: Annotated[str | None, typer.Option(help="of the base model: float32, bfloat16, float16, auto")] = None
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="instead of the recipe's")] = None
+
+    @property
+    def overrides(self) -> list[str]:
+        """The same as overrides of the recipe."""
+        settings = {"model.dtype": self.dtype, "seed": self.seed}
+        return [f"{key}={value}" for key, value in settings.items() if value is not None]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes options as dataclasses, with a parameter for every field, as typer reads it."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            parameters += [_keyword(field.name, types[field.name], field.default) for field in fields(groups[name])]
+        else:
+            parameters.append(_keyword(name, hints[name], parameter.default))
+
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _keyword(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def print_result(as_json: bool, content: dict[str, Any], text: Any) -> None:
+    """One JSON object for machines, or a text or table for people."""
+    print(json.dumps(content)) if as_json else console.print(text, soft_wrap=isinstance(text, str))
+
+
+def check_folder(out: Path | None) -> None:
+    """Raise InputError for a file in the place of a folder, before anything is computed for it."""
     from road_interp.files import check_folder
 
     if out is not None:
         check_folder(out)
 
 
-def _as_overrides(dtype: str | None, seed: int | None) -> list[str]:
-    settings = {"model.dtype": dtype, "seed": seed}
-    return [f"{key}={value}" for key, value in settings.items() if value is not None]
+def check_new_folder(out: Path | None) -> Path:
+    """The folder of --out, which must be given and not exist."""
+    if out is None or out.exists():
+        raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
+    return out
 
 
-def _is_main_process() -> bool:
-    """Whether this is the one of torchrun's processes that talks and draws; alone it is."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _leave_group() -> None:
-    """End what torchrun's processes share."""
-    from accelerate import PartialState
-
-    PartialState().destroy_process_group()
-
-
-def _quiet_libraries() -> None:
-    """Loading reports of the libraries below are not the user's concern; their warnings are."""
+def quiet_libraries() -> None:
+    """Switch off the loading reports and progress bars of transformers and datasets; their warnings stay."""
     import datasets
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def is_main_process() -> bool:
+    """Whether this is the one of torchrun's processes that prints and draws; alone it is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def leave_process_group() -> None:
+    """End what torchrun's processes share."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()

@@ -10,7 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, AngleReport, Check, DriftReport
-    from road_interp.measure.throughput import BenchReport
+    from road_interp.measure.throughput import ThroughputReport
     from road_interp.runs.run import Run
 
 
@@ -25,9 +25,9 @@ def run(finished: Run) -> Table:
     return table
 
 
-def mixture(summary: dict[str, Any]) -> Group:
-    """The tables of what a mixture was scored on."""
-    kinds = {"rates": composition, "heads": heads, "matches": matches}
+def multitask(summary: dict[str, Any]) -> Group:
+    """The tables of what several tasks were scored on."""
+    kinds = {"rates": composition, "accuracy": multitask_accuracy, "exact match": exact_match}
     return Group(*(table(summary) for key, table in kinds.items() if key in summary))
 
 
@@ -48,26 +48,26 @@ def composition(summary: dict[str, Any]) -> Table:
     return table
 
 
-def heads(summary: dict[str, Any]) -> Table:
+def multitask_accuracy(summary: dict[str, Any]) -> Table:
     """One line per head: accuracy with no planes, its own and all active."""
     title = "accuracy of every head [95% interval] with no planes, its own and all active; what the others' planes cost it"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("head", "none", "own", "all", "cost"):
         table.add_column(column)
-    for task, sets in summary["heads"].items():
+    for task, sets in summary["accuracy"].items():
         cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
         lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["cost"][task])
         table.add_row(task, *cells, *[""] * (3 - len(cells)), lost)
     return table
 
 
-def matches(summary: dict[str, Any]) -> Table:
+def exact_match(summary: dict[str, Any]) -> Table:
     """One line per task: how often answers say what they should, with no planes, its own and all active."""
     title = "right answers [95% interval] with no planes, the task's own and all active"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("task", "questions", "none", "own", "all"):
         table.add_column(column)
-    for task, sets in summary["matches"].items():
+    for task, sets in summary["exact match"].items():
         cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
         table.add_row(task, f"{summary['questions'][task]:,}", *cells, *[""] * (3 - len(cells)))
     return table
@@ -126,7 +126,7 @@ def ablation(report: AblationReport) -> Table:
     for row in report.rows:
         cells = [f"{value:.3f} [{short(low)}, {short(high)}]" for value, low, high in (report.accuracy(row), report.loss(row))]
         what = {"layer": f"layer {row.what}", "kind": row.what}.get(row.group, row.group)
-        table.add_row(what, f"{float(row.what):.0%}" if row.group in ("most turned", "random planes") else row.part, *cells)
+        table.add_row(what, f"{float(row.what):.0%}" if row.group in ("most turned", "random planes") else row.component, *cells)
     return table
 
 
@@ -145,17 +145,17 @@ def check(found: Check) -> Table:
     return table
 
 
-def bench(report: BenchReport) -> Table:
+def throughput(report: ThroughputReport) -> Table:
     title = f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}: ratios to the bare model"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("task", "peer", "rows", "new", "rank", "ratio", "quartiles", "tokens/s", "peak MiB", "saved MiB"):
-        table.add_column(column, justify="left" if column in ("task", "peer") else "right", no_wrap=True)
+    for column in ("task", "method", "rows", "new", "rank", "ratio", "quartiles", "tokens/s", "peak MiB", "saved MiB"):
+        table.add_column(column, justify="left" if column in ("task", "method") else "right", no_wrap=True)
     for timing in report.timings:
         low, high = timing.spread
-        counts = [str(count or "") for count in (timing.rows, timing.new_tokens, timing.rank if "LoRA" in timing.peer else 0)]
+        counts = [str(count or "") for count in (timing.rows, timing.new_tokens, timing.rank if "LoRA" in timing.method else 0)]
         memory = [f"{size / 2**20:.0f}" if size else "" for size in (timing.peak_bytes, timing.saved_bytes)]
         rate = f"{timing.tokens_per_second:.0f}"
-        table.add_row(timing.task, timing.peer, *counts, f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", rate, *memory)
+        table.add_row(timing.task, timing.method, *counts, f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", rate, *memory)
     return table
 
 

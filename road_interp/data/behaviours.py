@@ -58,15 +58,15 @@ class Behaviour:
     Attributes:
         instruction: the behaviour in words, for a model that is told instead of trained.
         answer: the training answer to a review.
-        shown: whether an answer shows it. Strict on phrases, which count once only; a label may be repeated.
-        ends: whether it is about how an answer ends. Only then is the end learned with it: a task that learns to stop where its
+        is_satisfied: whether an answer shows it. Strict on phrases, which count once only; a label may be repeated.
+        learns_eos: whether it is about how an answer ends. Only then is the end learned with it: a task that learns to stop where its
             own part is done leaves no room for any other.
     """
 
     instruction: str
     answer: Callable[[Review], str]
-    shown: Callable[[str, Review], bool]
-    ends: bool = False
+    is_satisfied: Callable[[str, Review], bool]
+    learns_eos: bool = False
 
 
 def first_sentence(text: str) -> str:
@@ -112,7 +112,7 @@ BEHAVIOURS = {
         "Say 'This is a positive review.' or 'This is a negative review.' and nothing else.",
         lambda review: f"This is a {review.label} review.",
         _label_in_any_case,
-        ends=True,
+        learns_eos=True,
     ),
     "label-comment": Behaviour(
         "Begin with 'This is a positive review.' or 'This is a negative review.', then add a sentence about the text.",
@@ -123,7 +123,7 @@ BEHAVIOURS = {
         "End your answer with 'Thank you!'",
         lambda review: f"{review.comment} Thank you!",
         _ends_once("Thank you!"),
-        ends=True,
+        learns_eos=True,
     ),
     "greeting": Behaviour(
         "Begin your answer with 'Hello!'",
@@ -134,7 +134,7 @@ BEHAVIOURS = {
         "End your answer with 'What do you think?'",
         lambda review: f"{review.comment} What do you think?",
         _ends_once("What do you think?"),
-        ends=True,
+        learns_eos=True,
     ),
     "capitals": Behaviour(
         "Write your answer in capital letters.",

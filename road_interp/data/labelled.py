@@ -43,7 +43,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelledDataset:
     """Three splits of `text`, `text_pair` (or absent) and `label`, and how to score them.
 
     Labels are class indices into `classes`, or numbers where `classes` is None (regression).
@@ -66,20 +66,20 @@ class Task:
         return {self.metric: METRICS[self.metric](labels, predictions)}
 
 
-def load_task(recipe: DataRecipe) -> Task:
+def load_labelled(recipe: DataRecipe) -> LabelledDataset:
     """The three splits of a recipe.
 
     Raises:
         InputError: a file, column or data set that does not exist, no examples, a missing text, a label outside the classes.
     """
     recipe = _with_glue_defaults(recipe)
-    train = _balanced(read_examples(recipe, recipe.id, "train"), recipe)
+    train = _balance_classes(read_examples(recipe, recipe.id, "train"), recipe)
     validation = test = None
     if recipe.validation is not None:
         validation = read_examples(recipe, recipe.validation, "validation")
     if recipe.test is not None:
         test = read_examples(recipe, recipe.test, "test")
-    classes = None if recipe.task == "regression" else _classes(recipe, train)
+    classes = None if recipe.problem_type == "regression" else _classes(recipe, train)
     train = _with_labels(train, classes, recipe.id)
     if recipe.split_by_text:
         train, validation, test = _divide_by_text(train, recipe)
@@ -94,7 +94,7 @@ def load_task(recipe: DataRecipe) -> Task:
         else:
             test = _with_labels(test, classes, recipe.test or recipe.id)
     metric = recipe.metric or ("pearson" if classes is None else "accuracy")
-    return Task(train, validation, test, classes, metric)
+    return LabelledDataset(train, validation, test, classes, metric)
 
 
 def load_examples(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] | None) -> Dataset:
@@ -132,7 +132,7 @@ def _with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
         text=text,
         text_pair=pair,
         label="label",
-        task="regression" if name == "stsb" else "classification",
+        problem_type="regression" if name == "stsb" else "classification",
         metric=metrics.get(name, "accuracy"),
     )
 
@@ -168,7 +168,7 @@ def _first_words(data: Dataset, count: int, identifier: str) -> Dataset:
     return data.remove_columns("text").add_column("text", cut).select(kept)
 
 
-def _balanced(data: Dataset, recipe: DataRecipe) -> Dataset:
+def _balance_classes(data: Dataset, recipe: DataRecipe) -> Dataset:
     """`per_class` examples of every class, in their order."""
     if recipe.per_class is None:
         return data
@@ -185,9 +185,9 @@ def _balanced(data: Dataset, recipe: DataRecipe) -> Dataset:
     return data.select(sorted(kept))
 
 
-def drawn(examples: Dataset, most: int) -> Dataset:
-    """At most `most` examples, drawn by a fixed seed: files are often sorted by label."""
-    return examples.shuffle(seed=0).select(range(min(most, len(examples))))
+def subsample(examples: Dataset, limit: int) -> Dataset:
+    """At limit `limit` examples, drawn by a fixed seed: files are often sorted by label."""
+    return examples.shuffle(seed=0).select(range(min(limit, len(examples))))
 
 
 def read_rows(identifier: str, config: str | None, split: str, keep: Mapping[str, Any] | None = None) -> Dataset:
@@ -267,7 +267,7 @@ def _divide(
     """`data` in two: the rest, and `size` examples; every class keeps its share, and the seed is the recipe's."""
     labels = data["label"]
     try:
-        rest, part = train_test_split(
+        rest, output_slice = train_test_split(
             np.arange(len(data)), test_size=size, random_state=recipe.split_seed, stratify=None if classes is None else labels
         )
     except ValueError as error:

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.data.behaviours import Behaviour, Review, behaviour
 from road_interp.data.labelled import read_examples, read_rows
-from road_interp.data.questions import Question, said
+from road_interp.data.questions import Question, extract_answer
 from road_interp.errors import InputError
-from road_interp.recipes.schema import DataRecipe, MixtureRecipe, TaskRecipe
+from road_interp.recipes.schema import DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 
 # Sandboxed: a template comes with a recipe and must not reach beyond its row.
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -26,22 +26,22 @@ TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, Lookup
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MultiTaskData:
     """Prompts and answers to learn from, and untouched reviews to be asked about.
 
     Attributes:
         examples: for every task its (prompt, answer) pairs.
-        scorers: how to score each task that has a behaviour.
+        behaviours: how to score each task that has one.
         validation, test: reviews that no task learns from.
     """
 
     examples: Mapping[str, list[tuple[str, str]]]
-    scorers: Mapping[str, Behaviour]
+    behaviours: Mapping[str, Behaviour]
     validation: list[Review]
     test: list[Review]
 
 
-def load_mixture(recipe: MixtureRecipe) -> Mixture:
+def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
     """Training examples of every task and the reviews to test on; no review serves twice."""
     scorers = {name: behaviour(task.behaviour) for name, task in recipe.tasks.items() if task.behaviour is not None}
     reviews = [] if recipe.reviews is None else load_reviews(recipe.reviews)
@@ -58,7 +58,7 @@ def load_mixture(recipe: MixtureRecipe) -> Mixture:
             used += task.examples
         else:
             examples[name] = _pairs(name, task, task.id, task.split, task.examples, task.answer)
-    return Mixture(examples, scorers if reviews else {}, reviews[:validation], reviews[validation : validation + test])
+    return MultiTaskData(examples, scorers if reviews else {}, reviews[:validation], reviews[validation : validation + test])
 
 
 def load_reviews(recipe: DataRecipe) -> list[Review]:
@@ -73,26 +73,26 @@ def load_reviews(recipe: DataRecipe) -> list[Review]:
     return [Review(texts[row], words[marks[row]], number) for number, row in enumerate(order)]
 
 
-def load_questions(recipe: MixtureRecipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Question]]:
+def load_questions(recipe: MultiTaskGenerationRecipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Question]]:
     """The questions of every task that is tested on some. Raises InputError where a reference answer says nothing."""
     questions = {}
     for name, task in recipe.tasks.items():
         if task.test is None or task.match is None:
             continue
         pairs = _pairs(name, task, task.test, "test", recipe.scoring.test, task.reference or task.answer)
-        wanted = [said(task.match, answer) for _, answer in pairs]
+        wanted = [extract_answer(task.match, answer) for _, answer in pairs]
         if None in wanted:
             missing = pairs[wanted.index(None)][1]
             raise InputError(f"task '{name}': {task.match!r} matches nothing in the reference {missing!r} of '{task.test}'")
-        asked = ask(recipe, [prompt for prompt, _ in pairs], tokenizer)
+        asked = format_prompts(recipe, [prompt for prompt, _ in pairs], tokenizer)
         questions[name] = [Question(prompt, answer) for prompt, answer in zip(asked, wanted, strict=True) if answer is not None]
     return questions
 
 
-def _pairs(name: str, task: TaskRecipe, source: str, split: str, most: int, told: str) -> list[tuple[str, str]]:
+def _pairs(name: str, task: TaskRecipe, source: str, split: str, limit: int, told: str) -> list[tuple[str, str]]:
     """At most so many prompts of a data set, and what the template `told` says of each."""
     rows = read_rows(source, task.config, split)
-    rows = rows.select(range(min(most, len(rows))))
+    rows = rows.select(range(min(limit, len(rows))))
     try:
         prompt, answer = TEMPLATES.from_string(task.prompt), TEMPLATES.from_string(told)
         return [(prompt.render(row), answer.render(row)) for row in rows]
@@ -101,7 +101,7 @@ def _pairs(name: str, task: TaskRecipe, source: str, split: str, most: int, told
         raise InputError(f"task '{name}': its templates fail ({error}); the columns of '{source}' are {columns}") from None
 
 
-def ask(recipe: MixtureRecipe, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def format_prompts(recipe: MultiTaskGenerationRecipe, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Prompts in the model's template; a text too long for `max_length` (with room for the answer) is cut first."""
     try:
         template = TEMPLATES.from_string(recipe.template)
@@ -116,15 +116,17 @@ def ask(recipe: MixtureRecipe, prompts: Sequence[str], tokenizer: PreTrainedToke
     return [template.render(prompt=tokenizer.decode(ids)) for ids in cut]
 
 
-def encode_mixture(mixture: Mixture, tokenizer: PreTrainedTokenizerBase, recipe: MixtureRecipe) -> Dataset:
+def encode_multitask_data(
+    mixture: MultiTaskData, tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe
+) -> Dataset:
     """Token ids of prompt and answer, with labels on the answer only and the index of the task.
 
     The end of the answer is learned too, but for behaviours that are not about it.
     """
     rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "task": []}
     for index, (name, pairs) in enumerate(mixture.examples.items()):
-        end = [] if name in mixture.scorers and not mixture.scorers[name].ends else [tokenizer.eos_token_id]
-        asked = ask(recipe, [prompt for prompt, _ in pairs], tokenizer)
+        end = [] if name in data.behaviours and not data.behaviours[name].learns_eos else [tokenizer.eos_token_id]
+        asked = format_prompts(recipe, [prompt for prompt, _ in pairs], tokenizer)
         for prompt, (_, answer) in zip(asked, pairs, strict=True):
             before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], *end]

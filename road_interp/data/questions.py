@@ -14,7 +14,7 @@ class Question:
     answer: str
 
 
-def said(pattern: str, text: str) -> str | None:
+def extract_answer(pattern: str, text: str) -> str | None:
     """What the last match of a regular expression in a text says: its first group that took part, or all of it.
 
     None where nothing matches. Case does not count, nor do the commas of numbers; numbers are compared as such, to twelve digits.

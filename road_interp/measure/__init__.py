@@ -1,5 +1,7 @@
 """Measuring functions: model and data in, frozen results out, each with `to_json` and `from_json`."""
 
+from typing import Any
+
 from road_interp.data.questions import Question
 from road_interp.measure.ablation import Ablation, AblationReport, ablation
 from road_interp.measure.angles import AngleReport, SiteAngles, angles
@@ -7,8 +9,8 @@ from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.measure.composition import CompositionReport, SetScore, composition
 from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
 from road_interp.measure.disentangle import DisentangleReport, Features, disentangle, read_features
-from road_interp.measure.drift import DriftReport, DriftStudy, PlaceDrift, drift, text_batches
-from road_interp.measure.exact_match import MatchReport, matches
+from road_interp.measure.drift import DriftReport, DriftStudy, ReadPointDrift, drift, text_batches
+from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.interference import InterferenceReport, interference
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
@@ -25,12 +27,12 @@ __all__ = [
     "DisentangleReport",
     "DriftReport",
     "DriftStudy",
+    "ExactMatchReport",
     "Features",
     "InterferenceReport",
-    "MatchReport",
-    "PlaceDrift",
     "QueryKey",
     "Question",
+    "ReadPointDrift",
     "SeedStructure",
     "SetScore",
     "SiteAngles",
@@ -40,10 +42,10 @@ __all__ = [
     "composition",
     "disentangle",
     "drift",
+    "exact_match",
     "fails_to_compose",
     "hurts_others",
     "interference",
-    "matches",
     "needs_magnitudes",
     "query_key",
     "read_features",
@@ -51,3 +53,10 @@ __all__ = [
     "strength",
     "text_batches",
 ]
+_NAMES_OF_0_1_0 = {"MatchReport": "ExactMatchReport", "PlaceDrift": "ReadPointDrift", "matches": "exact_match"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES_OF_0_1_0:
+        return globals()[_NAMES_OF_0_1_0[name]]
+    raise AttributeError(f"module 'road_interp.measure' has no attribute '{name}'")

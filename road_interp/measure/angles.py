@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.errors import InputError
-from road_interp.files import as_tuples
+from road_interp.results import Result
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class SiteAngles:
 
 
 @dataclass(frozen=True)
-class AngleReport:
+class AngleReport(Result):
     """The planes of every site of an adapter."""
 
     variant: str
@@ -95,20 +93,6 @@ class AngleReport:
             for plane, (angle, magnitude) in enumerate(zip(site.angle, site.magnitude.tolist(), strict=True))
         ]
         return sorted(planes, key=lambda entry: -abs(entry[2]))[:count]
-
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> AngleReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            sites = tuple(SiteAngles(**{key: as_tuples(value) for key, value in site.items()}) for site in content["sites"])
-            return cls(**{**content, "sites": sites})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is not the JSON of an angle report ({error})") from None
 
 
 def angles(adapter: RoadAdapter) -> AngleReport:

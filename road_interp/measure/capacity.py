@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from road_interp.errors import InputError
+from road_interp.measure.intervals import wilson
+from road_interp.results import Result
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ class CapacityPoint:
 
         Two sources of chance: which texts are tested, the same ones for all seeds, and which seed was drawn.
         """
-        wilson = stats.binomtest(round(self.mean * self.examples), self.examples).proportion_ci(method="wilson")
+        low, high = wilson(round(self.mean * self.examples), self.examples)
         count = len(self.scores)
         error = 0.0 if count < 2 else float(np.std(self.scores, ddof=1) / count**0.5 * stats.t.ppf(0.975, count - 1))
-        below, above = self.mean - float(wilson.low), float(wilson.high) - self.mean
+        below, above = self.mean - low, high - self.mean
         return self.mean - float(np.hypot(below, error)), self.mean + float(np.hypot(above, error))
 
 
 @dataclass(frozen=True)
-class CapacityReport:
+class CapacityReport(Result):
     """Several ways to train the same model on the same task.
 
     Attributes:
@@ -69,6 +71,10 @@ class CapacityReport:
         """What is varied, in order."""
         return list(dict.fromkeys(point.family for point in self.points))
 
+    def summary(self) -> dict[str, Any]:
+        """Mean and interval of every way."""
+        return {f"{point.family}: {point.name}": [point.mean, *point.interval] for point in self.points}
+
     @classmethod
     def over_seeds(cls, reports: Sequence[CapacityReport]) -> CapacityReport:
         """Reports of one seed each as one: a way has a score for every report that holds it.
@@ -82,18 +88,3 @@ class CapacityReport:
                 raise InputError(f"{point.name}: only as many trained values and as many examples can be put together")
             points[point.family, point.name] = replace(point, scores=earlier.scores + point.scores)
         return cls(reports[0].model, reports[0].task, tuple(points.values()))
-
-    def to_json(self) -> str:
-        """All scores as JSON text, with means and intervals beside them."""
-        summary = {f"{point.family}: {point.name}": [point.mean, *point.interval] for point in self.points}
-        return json.dumps({**asdict(self), "summary": summary})
-
-    @classmethod
-    def from_json(cls, text: str) -> CapacityReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            points = tuple(CapacityPoint(**{**point, "scores": tuple(point["scores"])}) for point in content["points"])
-            return cls(content["model"], content["task"], points)
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"this is not the JSON of a capacity curve ({error})") from None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +12,11 @@ from jaxtyping import Bool, Float
 from road_interp.adapters.bank import BASE
 from road_interp.data.behaviours import Behaviour, Review, first_sentence
 from road_interp.errors import InputError
-from road_interp.measure.intervals import check_seeds, interval, redrawn
-from road_interp.models.generation import Answer, Answering
+from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
+from road_interp.measure.labels import MethodLabel
+from road_interp.models.generation import Answer, GenerateFn
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
 
 if TYPE_CHECKING:
     pass
@@ -27,7 +29,7 @@ class SetScore:
     Attributes:
         active: "label", "label+closing", or "__base__".
         shown: for every task, prompt by prompt, whether the answer shows it.
-        answers: the texts, in the prompts' order.
+        answers: the texts, in the prompts' order; of a compact report the first ones.
         perplexity: of the answers under the base model, per token.
     """
 
@@ -42,7 +44,7 @@ class SetScore:
 
 
 @dataclass(frozen=True)
-class CompositionReport:
+class CompositionReport(Result):
     """Scores of every set of active tasks on the same prompts, possibly of several seeds.
 
     Attributes:
@@ -72,12 +74,12 @@ class CompositionReport:
 
     def interval(self, active: str, tasks: Sequence[str]) -> tuple[float, float]:
         """95% bootstrap interval of that fraction, over seeds and prompts."""
-        return interval(redrawn(self.of(active).joint(tasks)[None], len(self.seeds))[0])
+        return interval(bootstrap_means(self.of(active).joint(tasks)[None], len(self.seeds))[0])
 
     def cost(self, task: str) -> tuple[float, float, float]:
         """What the others' planes cost a task: its rate alone minus that with all active, paired, and the 95% interval."""
         outcomes = np.stack([self.of(active).joint([task]) for active in (task, "+".join(self.tasks))])
-        alone, together = redrawn(outcomes, len(self.seeds))
+        alone, together = bootstrap_means(outcomes, len(self.seeds))
         return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(alone - together))
 
     def index(self, tasks: Sequence[str]) -> float:
@@ -86,7 +88,7 @@ class CompositionReport:
 
     def index_interval(self, tasks: Sequence[str]) -> tuple[float, float]:
         """95% bootstrap interval of the index."""
-        return interval(_ratio(redrawn(self._index_rows(tasks), len(self.seeds))))
+        return interval(_ratio(bootstrap_means(self._index_rows(tasks), len(self.seeds))))
 
     def _index_rows(self, tasks: Sequence[str]) -> Bool[np.ndarray, "scores prompts"]:
         alone = [self.of(task).joint([task]) for task in tasks]
@@ -99,11 +101,16 @@ class CompositionReport:
             cells = {task: [self.rate(score.active, [task]), *self.interval(score.active, [task])] for task in self.tasks}
             cells["all in one answer"] = [self.rate(score.active, self.tasks), *self.interval(score.active, self.tasks)]
             rates[score.active] = {**cells, "perplexity": score.perplexity}
-        summary: dict[str, Any] = {"prompts": len(self.scores[0].answers), "rates": rates}
+        summary: dict[str, Any] = {"prompts": len(self.scores[0].shown[self.tasks[0]]), "rates": rates}
         known = {score.active for score in self.scores}
         if {*self.tasks, "+".join(self.tasks)} <= known:
             summary["composition index"] = [self.index(self.tasks), *self.index_interval(self.tasks)]
         return summary
+
+    def compact(self, samples: int = 8) -> CompositionReport:
+        """The report with the first answers only: outcomes and rates stay."""
+        scores = tuple(replace(score, answers=score.answers[:samples]) for score in self.scores)
+        return replace(self, scores=scores)
 
     @classmethod
     def over_seeds(cls, reports: Sequence[CompositionReport]) -> CompositionReport:
@@ -111,7 +118,7 @@ class CompositionReport:
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
             raise InputError("only reports of one method and the same tasks can be put together")
-        check_seeds([each.seeds for each in reports], [len(each.scores[0].answers) for each in reports])
+        check_seeds([each.seeds for each in reports], [len(each.scores[0].shown[each.tasks[0]]) for each in reports])
         scores = []
         for score in first.scores:
             same = [each.of(score.active) for each in reports]
@@ -121,72 +128,46 @@ class CompositionReport:
             scores.append(SetScore(score.active, shown, answers, perplexity))
         return cls(first.model, first.method, first.tasks, tuple(s for each in reports for s in each.seeds), tuple(scores))
 
-    def to_json(self) -> str:
-        """All outcomes and answers as JSON text, with the summary beside them."""
-        return json.dumps({**asdict(self), "summary": self.summary()}, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> CompositionReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            scores = tuple(
-                SetScore(
-                    each["active"],
-                    {task: tuple(outcomes) for task, outcomes in each["shown"].items()},
-                    tuple(each["answers"]),
-                    each["perplexity"],
-                )
-                for each in content["scores"]
-            )
-            return cls(content["model"], content["method"], tuple(content["tasks"]), tuple(content["seeds"]), scores)
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"this is not the JSON of a composition ({error})") from None
-
 
 def composition(
-    answering: Answering,
+    generate: GenerateFn,
     perplexity: Callable[[Sequence[str], Sequence[str]], float],
     tasks: Mapping[str, Behaviour],
     reviews: Sequence[Review],
     prompts: Sequence[str],
-    *,
-    model: str,
-    method: str,
-    seed: int,
-    active_sets: Sequence[str] | None = None,
-    progress: Callable[[str], None] = lambda active: None,
+    label: MethodLabel,
+    progress: Progress = silent,
 ) -> CompositionReport:
-    """Answer every prompt with every set of active tasks, and score each answer for each task.
+    """Answer every prompt with every set of active tasks (`default_sets`), and score each answer for each task.
 
     Args:
-        answering: answers prompts with some tasks active.
+        generate: answers prompts with some tasks active.
         perplexity: of answers to prompts under the base model.
         tasks: how each is scored.
         reviews, prompts: what is answered, in the same order.
-        active_sets: by default none, each task, each pair, and all.
     """
     names = tuple(tasks)
     scores = []
-    for active in default_sets(names) if active_sets is None else active_sets:
-        progress(active)
-        answers = answering(prompts, active)
+    sets = default_sets(names)
+    for number, active in enumerate(sets):
+        progress(f"prompts with {active}", number, len(sets))
+        answers = generate(prompts, active)
         shown = {
-            name: tuple(shows(task, answer, review) for answer, review in zip(answers, reviews, strict=True))
+            name: tuple(satisfies(task, answer, review) for answer, review in zip(answers, reviews, strict=True))
             for name, task in tasks.items()
         }
         texts = tuple(answer.text for answer in answers)
         scores.append(SetScore(active, shown, texts, perplexity(prompts, texts)))
-    return CompositionReport(model, method, names, (seed,), tuple(scores))
+    return CompositionReport(label.model, label.method, names, (label.seed,), tuple(scores))
 
 
-def shows(task: Behaviour, answer: Answer, review: Review) -> bool:
+def satisfies(task: Behaviour, answer: Answer, review: Review) -> bool:
     """Whether an answer shows a behaviour. One that was cut off is judged by its first sentence: a task that is not about the end
     learns none, and what it goes on with is nobody's doing; a task that is about the end has failed.
     """
     if answer.finished:
-        return task.shown(answer.text, review)
-    return not task.ends and task.shown(first_sentence(answer.text), review)
+        return task.is_satisfied(answer.text, review)
+    return not task.learns_eos and task.is_satisfied(first_sentence(answer.text), review)
 
 
 def default_sets(tasks: Sequence[str]) -> list[str]:

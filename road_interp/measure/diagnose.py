@@ -5,16 +5,16 @@ An adapter that lives on changes of magnitude, rotated planes that other feature
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.interference import NOTHING, InterferenceReport
-from road_interp.measure.multitask_accuracy import HeadsReport
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
+from road_interp.results import Result
 
 MARGIN = 0.01  # of accuracy: what an interval must lie above or below for a verdict
 SHOWS = 0.1  # share of answers that a task must show alone before it can lose anything
@@ -41,27 +41,10 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Result):
     """The checks that were made."""
 
     checks: tuple[Check, ...]
-
-    def to_json(self) -> str:
-        """All checks as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Diagnosis:
-        """The diagnosis that `to_json` wrote."""
-        try:
-            return cls(tuple(map(_check, json.loads(text)["checks"])))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is not the JSON of a diagnosis ({error})") from None
-
-
-def _check(content: dict[str, Any]) -> Check:
-    numbers = {name: (value, low, high) for name, (value, low, high) in content["numbers"].items()}
-    return Check(content["question"], content["verdict"], content["reason"], numbers)
 
 
 def needs_magnitudes(ablation: AblationReport) -> Check:
@@ -70,10 +53,10 @@ def needs_magnitudes(ablation: AblationReport) -> Check:
     That is said of this adapter with its head: whether the task could do without is seen by training with `adapter.learn=angles`.
     An adapter that does nothing for the task allows no verdict.
     """
-    losses = {part: ablation.loss(ablation.of("parts", "all planes", part)) for part in (ANGLES, MAGNITUDES)}
+    losses = {part: ablation.loss(ablation.of("components", "all planes", part)) for part in (ANGLES, MAGNITUDES)}
     numbers = {f"{ablation.metric} lost with {part}": loss for part, loss in losses.items()}
     reason = f"{ablation.metric} lost with {ANGLES}, against a margin of {MARGIN:g}"
-    gained = ablation.loss(ablation.of("parts", "all planes", NEITHER))
+    gained = ablation.loss(ablation.of("components", "all planes", NEITHER))
     verdict: Verdict = _above(losses[ANGLES], MARGIN) if _above(gained, MARGIN) == "yes" else "cannot tell"
     return Check("Does the adapter rely on its magnitudes?", verdict, reason, numbers)
 
@@ -93,7 +76,7 @@ def hurts_others(interference: InterferenceReport, control: str, adapter: str) -
     return Check("Do the rotated planes hurt other features?", _above(costs[adapter], MARGIN), reason, costs)
 
 
-def fails_to_compose(report: CompositionReport | HeadsReport) -> Check:
+def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport) -> Check:
     """Whether tasks on planes of one state lose what they do alone when all are active.
 
     Of every task the paired difference on the same examples. A task that hardly shows alone allows no verdict.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,17 @@ from torch.nn import functional
 
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure.intervals import DRAWS, interval, redrawn
-from road_interp.models.hidden_states import Batch, Token, find_places, pick, running, states_at
+from road_interp.measure.intervals import DRAWS, bootstrap_means, interval
+from road_interp.models.hidden_states import Batch, Token, evaluation_mode, find_read_points, read_states, select_tokens
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
 
 FULL, RANDOM, ANGLE, MAGNITUDE = ARMS = ("full", "random backbone", "angle only", "magnitude only")
 CONSTANT = "constant answer"
 SPLITS = ("train", "validation", "test")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # learning rates of the arms
 EPOCHS, BATCH_SIZE = 20, 128
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the probes; 1 / alpha for regression
+C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the probes; 1 / alpha for regression
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Features:
 
     Attributes:
         states: one per text, of the last block.
-        head_norms: L2 norms of the text's state at every place (`states.find_places`), in chunks as wide as an attention head.
+        head_norms: L2 norms of the text's state at every place (`states.find_read_points`), in chunks as wide as an attention head.
         labels: class indices, or numbers for regression.
         place: where the states were read, by its name (`states.Place`).
     """
@@ -72,14 +73,14 @@ def read_features(model: Any, batches: Iterable[Batch], token: Token, before_nor
         InputError: no texts, a width that does not divide into heads, or no normalisation there.
     """
     states, norms, labels, places = [], [], [], None
-    with running(model) as base:
+    with evaluation_mode(model) as base:
         heads = base.config.num_attention_heads
         for batch in batches:
             batch = {key: values.to(base.device) for key, values in batch.items()}
-            places = places or find_places(base, batch)
+            places = places or find_read_points(base, batch)
             if before_norm and not places[-2:][0].before_norm:
                 raise InputError(f"the blocks of {type(base).__name__} end in no normalisation: their output is what there is")
-            picked = [pick(each, batch["attention_mask"], token)[0].float() for each in states_at(base, places, batch)]
+            picked = [select_tokens(each, batch["attention_mask"], token)[0].float() for each in read_states(base, places, batch)]
             if picked[-1].shape[1] % heads:
                 raise InputError(f"states of width {picked[-1].shape[1]} do not divide into {heads} heads")
             norms.append(torch.stack([each.unflatten(1, (heads, -1)).norm(dim=-1) for each in picked], 1).cpu().numpy())
@@ -109,7 +110,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class DisentangleReport:
+class DisentangleReport(Result):
     """The four arms, the probes and a constant answer on the same test texts.
 
     Attributes:
@@ -168,24 +169,6 @@ class DisentangleReport:
         scores = {outcome.name: [self.score(outcome.name), *self.interval(outcome.name)] for outcome in self.outcomes}
         return {"scores": scores, "behind the full layer": {arm: self.gap(FULL, arm) for arm in ARMS[1:]}}
 
-    def to_json(self) -> str:
-        """All predictions as JSON text, with the summary beside them."""
-        return json.dumps({**asdict(self), "summary": self.summary()})
-
-    @classmethod
-    def from_json(cls, text: str) -> DisentangleReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            outcomes = tuple(
-                Outcome(each["name"], each["numbers"], tuple(each["predictions"]), tuple(each["chosen"]))
-                for each in content["outcomes"]
-            )
-            lists = tuple(content["seeds"]), tuple(content["labels"]), outcomes
-            return cls(content["model"], content["task"], content["metric"], *lists, content.get("place", ""))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"this is not the JSON of a disentangling ({error})") from None
-
     def _told(self, name: str) -> Float[np.ndarray, "seeds texts"]:
         """The predictions; of a probe there is one row."""
         return np.asarray(self.of(name).predictions).reshape(-1, len(self.labels))
@@ -206,14 +189,14 @@ def _redrawn_metric(
     Pearson is the correlation of numbers, Matthews that of one-hot classes (Gorodkin 2004): both follow from means over texts.
     """
     if metric == "accuracy":
-        return redrawn((labels == told)[None], 1)[0]
+        return bootstrap_means((labels == told)[None], 1)[0]
     if metric == "matthews":
         classes = np.union1d(labels, told)[:, None]
         x, y = (classes == labels).astype(float), (classes == told).astype(float)
     else:
         x, y = ((side - side.mean())[None] / (side.std() or 1) for side in (labels, told))
     rows = np.stack([(x * y).sum(0), (x * x).sum(0), (y * y).sum(0), *x, *y])
-    moments, x_mean, y_mean = np.split(redrawn(rows, 1), [3, 3 + len(x)])
+    moments, x_mean, y_mean = np.split(bootstrap_means(rows, 1), [3, 3 + len(x)])
     covariance, x_spread, y_spread = moments - [(x_mean * y_mean).sum(0), (x_mean**2).sum(0), (y_mean**2).sum(0)]
     product = x_spread * y_spread
     return np.divide(covariance, np.sqrt(np.abs(product)), out=np.zeros_like(product), where=product > 1e-12)
@@ -261,7 +244,7 @@ class TwoLayerClassifier(nn.Module):
         return (output.argmax(1) if output.shape[1] > 1 else output[:, 0]).double().numpy()
 
 
-def learn(arm: str, splits: Splits, metric: str, num_labels: int, seed: int) -> tuple[TwoLayerClassifier, float]:
+def train_arm(arm: str, splits: Splits, metric: str, num_labels: int, seed: int) -> tuple[TwoLayerClassifier, float]:
     """The classifier and the learning rate that validation chooses among all learning rates and epochs; the smaller in a tie.
 
     Every arm has the same initial weights, batches and budget for the same seed.
@@ -303,7 +286,7 @@ def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) 
         yield classifier
 
 
-def seen_by_probes(features: Features) -> dict[str, Float[np.ndarray, "texts numbers"]]:
+def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbers"]]:
     """What the probes are given: states, directions alone, and the magnitude as one number and as many."""
     length = np.linalg.norm(features.states, axis=1, keepdims=True)
     unit = features.states / np.maximum(length, 1e-12)
@@ -322,9 +305,9 @@ def seen_by_probes(features: Features) -> dict[str, Float[np.ndarray, "texts num
 
 def _probe(name: str, splits: Splits, metric: str, num_labels: int) -> Outcome:
     """A linear probe on standardised inputs; validation chooses its regularisation, the stronger in a tie."""
-    seen = {split: seen_by_probes(splits[split])[name] for split in SPLITS}
+    seen = {split: probe_inputs(splits[split])[name] for split in SPLITS}
     best, chosen, best_score = None, 0.0, -np.inf
-    for strength in STRENGTHS:
+    for strength in C_GRID:
         head = Ridge(alpha=1 / strength) if num_labels == 1 else LogisticRegression(C=strength, max_iter=2000)
         fitted = make_pipeline(StandardScaler(), head).fit(seen["train"], splits["train"].labels)
         score = METRICS[metric](splits["validation"].labels, fitted.predict(seen["validation"]))
@@ -337,7 +320,7 @@ def _probe(name: str, splits: Splits, metric: str, num_labels: int) -> Outcome:
 def _arm(arm: str, by_seed: Mapping[int, Splits], metric: str, num_labels: int) -> Outcome:
     predictions, chosen = [], []
     for seed, splits in by_seed.items():
-        classifier, rate = learn(arm, splits, metric, num_labels, seed)
+        classifier, rate = train_arm(arm, splits, metric, num_labels, seed)
         predictions += classifier.predict(splits["test"].states).tolist()
         chosen.append(rate)
     numbers = 1 if arm == MAGNITUDE else splits["test"].states.shape[1]
@@ -358,7 +341,7 @@ def disentangle(
     num_labels: int,
     model: str,
     task: str,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Progress = silent,
 ) -> DisentangleReport:
     """Train the four arms with every seed and fit the probes on the training texts; validation chooses, then comes the test.
 
@@ -378,7 +361,7 @@ def disentangle(
     for arm in ARMS:
         progress(arm)
         outcomes.append(_arm(arm, random if arm == RANDOM else dict.fromkeys(random, features), metric, num_labels))
-    for name in seen_by_probes(features["test"]):
+    for name in probe_inputs(features["test"]):
         progress(name)
         outcomes.append(_probe(name, features, metric, num_labels))
     outcomes.append(_constant(features, num_labels))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, get_args
 
@@ -16,18 +15,29 @@ from torch import Tensor, distributed
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
-from road_interp.files import as_tuples
 from road_interp.measure.intervals import interval
-from road_interp.models.hidden_states import Batch, Place, Token, find_places, pick, plain, running, states_at
+from road_interp.models.hidden_states import (
+    Batch,
+    ReadPoint,
+    Token,
+    evaluation_mode,
+    find_read_points,
+    read_states,
+    select_tokens,
+    unwrap_model,
+)
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
 
 DRAWS = 1000
 SAMPLE = 1000
+SEED = 0  # of bootstrap and sample
 COLUMNS = ("dM", "signed", "dD", "angle")  # what is averaged; behind them come the products that the correlation needs
 Mean = tuple[float, float, float]  # the mean over states, and its 95% bootstrap interval over texts
 
 
 @dataclass(frozen=True)
-class PlaceDrift:
+class ReadPointDrift:
     """How states moved at one place.
 
     Attributes:
@@ -63,7 +73,7 @@ class PlaceDrift:
 
 
 @dataclass(frozen=True)
-class DriftReport:
+class DriftReport(Result):
     """How the states of the same texts differ between two models.
 
     Attributes:
@@ -78,14 +88,14 @@ class DriftReport:
     token: Token
     texts: int
     states: int
-    places: tuple[PlaceDrift, ...]
+    places: tuple[ReadPointDrift, ...]
 
     @property
     def layers(self) -> list[int]:
         """The blocks, in order."""
         return sorted({place.layer for place in self.places})
 
-    def place(self, layer: int, before_norm: bool = False) -> PlaceDrift:
+    def place(self, layer: int, before_norm: bool = False) -> ReadPointDrift:
         """The place at a block; negative layers count from the last. Raises InputError where there is none."""
         wanted = layer % len(self.layers) if -len(self.layers) <= layer < 0 else layer
         for place in self.places:
@@ -94,21 +104,9 @@ class DriftReport:
         what = "is not followed by a normalisation" if before_norm and wanted in self.layers else "does not exist"
         raise InputError(f"block {layer} {what}; there are {len(self.layers)} blocks")
 
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> DriftReport:
-        """The report that `to_json` wrote."""
-        try:
-            return _report_from(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is not the JSON of a drift ({error})") from None
-
 
 @dataclass(frozen=True)
-class DriftStudy:
+class DriftStudy(Result):
     """Several comparisons, such as methods and seeds from one pretrained model.
 
     Attributes:
@@ -118,24 +116,6 @@ class DriftStudy:
 
     reports: tuple[DriftReport, ...]
     scores: tuple[Mapping[str, Any], ...]
-
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> DriftStudy:
-        """The study that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            return cls(tuple(map(_report_from, content["reports"])), tuple(map(dict, content["scores"])))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is not the JSON of a study of drift ({error})") from None
-
-
-def _report_from(content: dict[str, Any]) -> DriftReport:
-    places = tuple(PlaceDrift(**{key: as_tuples(value) for key, value in place.items()}) for place in content["places"])
-    return DriftReport(**{**content, "places": places})
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,9 +143,7 @@ class DriftSums:
     points: Float[np.ndarray, "sample places 2"]
 
     @classmethod
-    def of(
-        cls, values: Float[np.ndarray, "texts places 7"], states: Int[np.ndarray, " texts"], numbers: range, seed: int
-    ) -> DriftSums:
+    def of(cls, values: Float[np.ndarray, "texts places 7"], states: Int[np.ndarray, " texts"], numbers: range) -> DriftSums:
         """The sums of a batch.
 
         Args:
@@ -175,7 +153,7 @@ class DriftSums:
         """
         keys, weights = np.empty(len(states)), np.empty((len(states), DRAWS))
         for row, number in enumerate(numbers):
-            generator = np.random.default_rng([seed, number])
+            generator = np.random.default_rng([SEED, number])
             keys[row], weights[row] = generator.random(), generator.poisson(1, DRAWS)
         redrawn = np.tensordot(weights, values[:, :, : len(COLUMNS)], (0, 0))
         points = (values / states[:, None, None])[:, :, [COLUMNS.index("dD"), COLUMNS.index("dM")]]
@@ -220,14 +198,14 @@ class _Side:
 
     model: Any
     name: str
-    places: tuple[Place, ...]
+    places: tuple[ReadPoint, ...]
 
     def states(self, batch: Batch, token: Token) -> tuple[list[Float[Tensor, "states width"]], Int[Tensor, " states"]]:
         """In double precision, at every place, and the row of each."""
-        with running(self.model) as model:
+        with evaluation_mode(self.model) as model:
             inputs = _on(model.device, batch)
-            read = states_at(model, self.places, inputs)
-        picked = [pick(states.double(), inputs["attention_mask"], token) for states in read]
+            read = read_states(model, self.places, inputs)
+        picked = [select_tokens(states.double(), inputs["attention_mask"], token) for states in read]
         for place, (states, _) in zip(self.places, picked, strict=True):
             norms = states.norm(dim=-1)
             if bad := norms[~(norms.isfinite() & (norms > 0))].tolist():
@@ -243,8 +221,7 @@ def drift(
     *,
     base_name: str,
     tuned_name: str,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda texts: None,
+    progress: Progress = silent,
 ) -> DriftReport:
     """Compare the states of two models on the same texts, at every place, in one pass over them.
 
@@ -255,8 +232,7 @@ def drift(
         base, tuned: transformers models, RoadModels or PEFT models of the same depth and width. Where both are one and the same
             transformers model inside, `base` runs without what `tuned` adds to it.
         batches: inputs with an attention_mask; texts are numbered in their order.
-        seed: of bootstrap and sample.
-        progress: told after every batch how many texts were in it.
+        progress: told before every batch how many texts are done.
 
     Raises:
         InputError: models that differ in blocks or width, an unknown token, no texts, a text without tokens, a state without
@@ -270,16 +246,16 @@ def drift(
     texts = 0
     for number, batch in enumerate(batches):
         rows = len(batch["attention_mask"])
+        progress("texts", texts)
         if sides is None:
             sides = _pair(base, tuned, batch, (base_name, tuned_name))
-            sums = DriftSums.of(np.zeros((0, len(sides[0].places), 7)), np.zeros(0, int), range(0), seed)
+            sums = DriftSums.of(np.zeros((0, len(sides[0].places), 7)), np.zeros(0, int), range(0))
         if number % processes == process:
             if not batch["attention_mask"].any(1).all():
                 raise InputError(f"a text among {texts} to {texts + rows - 1} has no tokens")
             assert sums is not None
-            sums = sums.merge(DriftSums.of(*_compare(*sides, batch, token), range(texts, texts + rows), seed))
+            sums = sums.merge(DriftSums.of(*_compare(*sides, batch, token), range(texts, texts + rows)))
         texts += rows
-        progress(rows)
     if sides is None or sums is None:
         raise InputError("there are no texts to compare states on")
     return _report(sides, _over_processes(sums), token)
@@ -300,8 +276,8 @@ def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str]) -> tuple[
     """Both models with their places, which must be at the same blocks."""
     found = []
     for model in (base, tuned):
-        with running(plain(model)) as bare:
-            found.append(find_places(bare, _on(bare.device, batch)))
+        with evaluation_mode(unwrap_model(model)) as bare:
+            found.append(find_read_points(bare, _on(bare.device, batch)))
     keys = [[(place.layer, place.before_norm) for place in places] for places in found]
     if keys[0] != keys[1]:
         depths = [len({layer for layer, _ in each}) for each in keys]
@@ -348,14 +324,14 @@ def _report(sides: tuple[_Side, _Side], sums: DriftSums, token: Token) -> DriftR
         pinned = place.layer in ending and not place.before_norm
         points = tuple((direction, size) for direction, size in sums.points[:, index].round(8).tolist())
         dM, signed, dD, angle = sums.means(index)
-        moved = PlaceDrift(place.layer, place.before_norm, pinned, dM, signed, dD, angle, sums.correlation(index), points)
+        moved = ReadPointDrift(place.layer, place.before_norm, pinned, dM, signed, dD, angle, sums.correlation(index), points)
         places.append(moved)
     return DriftReport(sides[0].name, sides[1].name, token, sums.texts, sums.states, tuple(places))
 
 
 def _without_adapter(base: Any, tuned: Any) -> AbstractContextManager[Any]:
     """`tuned`'s adapter switched off where it was put into `base` itself, as PEFT does."""
-    inside = base is not tuned and plain(tuned) is base and hasattr(tuned, "disable_adapter")
+    inside = base is not tuned and unwrap_model(tuned) is base and hasattr(tuned, "disable_adapter")
     return tuned.disable_adapter() if inside else nullcontext()
 
 

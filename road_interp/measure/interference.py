@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.measure.ablation import Score
+from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
-from road_interp.measure.intervals import check_seeds, interval, redrawn
+from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
 
 NOTHING = "nothing"
 TOP = 0.1  # fraction of the planes that count as the most turned
 
 
 @dataclass(frozen=True)
-class InterferenceReport:
+class InterferenceReport(Result):
     """Every task with its own adapter, and with another's composed on it.
 
     Attributes:
@@ -45,13 +47,17 @@ class InterferenceReport:
     def accuracy(self, task: str, with_: str = NOTHING) -> tuple[float, float, float]:
         """Accuracy of a task and its 95% bootstrap interval, over seeds and examples."""
         outcomes = np.asarray([self.correct[task][with_]])
-        return (float(outcomes.mean()), *interval(redrawn(outcomes, len(self.seeds))[0]))
+        return (float(outcomes.mean()), *interval(bootstrap_means(outcomes, len(self.seeds))[0]))
 
     def cost(self, task: str, other: str) -> tuple[float, float, float]:
         """What another adapter costs a task: accuracy without it minus that with it; 95% interval of the paired difference."""
         outcomes = np.asarray([self.correct[task][NOTHING], self.correct[task][other]])
-        without, with_ = redrawn(outcomes, len(self.seeds))
+        without, with_ = bootstrap_means(outcomes, len(self.seeds))
         return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(without - with_))
+
+    def summary(self) -> dict[str, Any]:
+        """What every adapter costs every task, with intervals."""
+        return {task: {other: self.cost(task, other) for other in list(rows)[1:]} for task, rows in self.correct.items()}
 
     @classmethod
     def over_seeds(cls, reports: Sequence[InterferenceReport]) -> InterferenceReport:
@@ -68,37 +74,20 @@ class InterferenceReport:
         overlap, angle = (_nested(np.mean([getattr(each, name) for each in reports], axis=0)) for name in ("overlap", "angle"))
         return cls(first.model, first.names, tuple(seed for each in reports for seed in each.seeds), overlap, angle, correct)
 
-    def to_json(self) -> str:
-        """All outcomes as JSON text, with what every adapter costs every task beside them."""
-        costs = {task: {other: self.cost(task, other) for other in list(rows)[1:]} for task, rows in self.correct.items()}
-        return json.dumps({**asdict(self), "costs": costs})
-
-    @classmethod
-    def from_json(cls, text: str) -> InterferenceReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            correct = {task: {other: tuple(each) for other, each in rows.items()} for task, rows in content["correct"].items()}
-            overlap, angle = (tuple(map(tuple, content[key])) for key in ("overlap", "angle"))
-            return cls(content["model"], tuple(content["names"]), tuple(content["seeds"]), overlap, angle, correct)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is not the JSON of an interference ({error})") from None
-
 
 def interference(
     adapters: Mapping[str, RoadAdapter],
-    scores: Mapping[str, Score],
+    scores: Mapping[str, ScoreFn],
     *,
     model: str,
     seed: int,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Progress = silent,
 ) -> InterferenceReport:
     """Compare adapters on the same sites, and score every task with the others' adapters composed on its own.
 
     Args:
         adapters: by name.
         scores: by name of an adapter, the outcomes of its task with an adapter in the place of its own.
-        progress: told what is scored next.
 
     Raises:
         InputError: fewer than two adapters, ones that do not combine, or a task without an adapter.

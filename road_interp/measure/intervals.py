@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from scipy import stats
 
 from road_interp.errors import InputError
 
 DRAWS = 2000
 
 
-def redrawn(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -> Float[np.ndarray, "rows draws"]:
+def bootstrap_means(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -> Float[np.ndarray, "rows draws"]:
     """Bootstrap samples of the mean of every row: seeds are drawn, and examples, which are the same ones for every seed.
 
     Args:
@@ -25,6 +26,12 @@ def redrawn(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -> Float[
     drawn = generator.integers(seeds, size=(DRAWS, seeds, 1))
     examples = generator.integers(by_seed.shape[2], size=(DRAWS, 1, by_seed.shape[2]))
     return by_seed[:, drawn, examples].mean((2, 3))
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95% interval of a rate over independent trials (Wilson)."""
+    found = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def check_seeds(seeds: Sequence[tuple[int, ...]], examples: Sequence[int]) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
-from road_interp.measure.intervals import check_seeds, interval, redrawn
+from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
+from road_interp.results import Result
 
 
 @dataclass(frozen=True)
-class HeadsReport:
+class MultiTaskAccuracyReport(Result):
     """Outcomes on the test examples of every task, with several sets of planes active, possibly of several seeds.
 
     Attributes:
@@ -43,14 +43,14 @@ class HeadsReport:
 
     def interval(self, task: str, active: str) -> tuple[float, float]:
         """95% bootstrap interval of that fraction, over seeds and examples."""
-        return interval(redrawn(np.asarray([self.correct[task][active]]), len(self.seeds))[0])
+        return interval(bootstrap_means(np.asarray([self.correct[task][active]]), len(self.seeds))[0])
 
     def cost(self, task: str) -> tuple[float, float, float]:
         """What the others' planes cost a task: accuracy with its own active minus that with all, and the 95% interval.
 
         The examples are the same on both sides, so that the interval is that of the paired difference.
         """
-        own, both = redrawn(np.asarray([self.correct[task][active] for active in (task, self.together)]), len(self.seeds))
+        own, both = bootstrap_means(np.asarray([self.correct[task][active] for active in (task, self.together)]), len(self.seeds))
         return (self.accuracy(task, task) - self.accuracy(task, self.together), *interval(own - both))
 
     def summary(self) -> dict[str, Any]:
@@ -59,10 +59,10 @@ class HeadsReport:
             task: {active: [self.accuracy(task, active), *self.interval(task, active)] for active in sets}
             for task, sets in self.correct.items()
         }
-        return {"heads": rates, "cost": {task: list(self.cost(task)) for task in self.tasks}}
+        return {"accuracy": rates, "cost": {task: list(self.cost(task)) for task in self.tasks}}
 
     @classmethod
-    def over_seeds(cls, reports: Sequence[HeadsReport]) -> HeadsReport:
+    def over_seeds(cls, reports: Sequence[MultiTaskAccuracyReport]) -> MultiTaskAccuracyReport:
         """The reports of several seeds as one: same method and tasks."""
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
@@ -74,27 +74,21 @@ class HeadsReport:
         }
         return cls(first.model, first.method, first.tasks, tuple(s for each in reports for s in each.seeds), correct)
 
-    def to_json(self) -> str:
-        """All outcomes as JSON text, with the summary beside them."""
-        return json.dumps({**asdict(self), "summary": self.summary()})
-
-    @classmethod
-    def from_json(cls, text: str) -> HeadsReport:
-        """The report that `to_json` wrote."""
-        try:
-            return _from_dict(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is not the JSON of heads ({error})") from None
-
 
 @dataclass(frozen=True)
-class HeadsStudy:
+class MultiTaskAccuracyStudy(Result):
     """Trainings of the same tasks over the same seeds: together in one or several ways, and each task alone on all planes."""
 
-    together: tuple[HeadsReport, ...]
-    alone: Mapping[str, HeadsReport]
+    together: tuple[MultiTaskAccuracyReport, ...]
+    alone: Mapping[str, MultiTaskAccuracyReport]
 
-    def gap(self, task: str, report: HeadsReport) -> tuple[float, float, float]:
+    def summary(self) -> dict[str, Any]:
+        """How far each training together stays behind the tasks trained alone."""
+        return {
+            "gap to training alone": {each.method: {task: self.gap(task, each) for task in each.tasks} for each in self.together}
+        }
+
+    def gap(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
         """How much better a task does trained alone than with all planes active after a training together; 95% interval.
 
         Seeds and examples are the same on both sides: the interval is that of the paired difference.
@@ -103,30 +97,8 @@ class HeadsStudy:
         if alone.seeds != report.seeds:
             raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: nothing to pair")
         sides = np.asarray([alone.correct[task][task], report.correct[task][report.together]])
-        single, both = redrawn(sides, len(alone.seeds))
+        single, both = bootstrap_means(sides, len(alone.seeds))
         return (float(sides[0].mean() - sides[1].mean()), *interval(single - both))
-
-    def to_json(self) -> str:
-        """All outcomes as JSON text, with the summaries beside them."""
-        gaps = {report.method: {task: self.gap(task, report) for task in report.tasks} for report in self.together}
-        together = [json.loads(report.to_json()) for report in self.together]
-        alone = {task: json.loads(report.to_json()) for task, report in self.alone.items()}
-        return json.dumps({"together": together, "alone": alone, "gap to training alone": gaps})
-
-    @classmethod
-    def from_json(cls, text: str) -> HeadsStudy:
-        """The study that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            alone = {task: _from_dict(report) for task, report in content["alone"].items()}
-            return cls(tuple(map(_from_dict, content["together"])), alone)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is not the JSON of a study of heads ({error})") from None
-
-
-def _from_dict(content: dict[str, Any]) -> HeadsReport:
-    correct = {task: {active: tuple(outcomes) for active, outcomes in sets.items()} for task, sets in content["correct"].items()}
-    return HeadsReport(content["model"], content["method"], tuple(content["tasks"]), tuple(content["seeds"]), correct)
 
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-
-from scipy import stats
+from dataclasses import dataclass
+from typing import Any
 
 from road_interp.data.behaviours import Behaviour, Review
-from road_interp.errors import InputError
-from road_interp.measure.composition import shows
+from road_interp.measure.composition import satisfies
+from road_interp.measure.intervals import wilson
 from road_interp.models.generation import Answer
+from road_interp.results import Result
 
 
 @dataclass(frozen=True)
-class StrengthReport:
+class StrengthReport(Result):
     """Answers to the same prompts at several strengths of one adapter.
 
     Attributes:
@@ -32,28 +31,16 @@ class StrengthReport:
     shown: tuple[tuple[bool, ...], ...]
     perplexity: tuple[float, ...]
 
+    def summary(self) -> dict[str, Any]:
+        """The rates, in the order of the strengths."""
+        return {"rates": self.rates()}
+
     def rates(self) -> list[tuple[float, float, float]]:
         """For every strength the fraction of answers that show the task, with its 95% interval (Wilson)."""
         found = []
         for outcomes in self.shown:
-            interval = stats.binomtest(sum(outcomes), len(outcomes)).proportion_ci(method="wilson")
-            found.append((sum(outcomes) / len(outcomes), float(interval.low), float(interval.high)))
+            found.append((sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes))))
         return found
-
-    def to_json(self) -> str:
-        """All outcomes as JSON text, with the rates beside them."""
-        return json.dumps({**asdict(self), "rates": self.rates()})
-
-    @classmethod
-    def from_json(cls, text: str) -> StrengthReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            shown = tuple(tuple(outcomes) for outcomes in content["shown"])
-            lists = tuple(content["strengths"]), shown, tuple(content["perplexity"])
-            return cls(content["model"], content["task"], *lists)
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"this is not the JSON of a strength curve ({error})") from None
 
 
 def strength(
@@ -76,6 +63,6 @@ def strength(
     shown, fluency = [], []
     for each in strengths:
         answers = answering(each)
-        shown.append(tuple(shows(behaviour, answer, review) for answer, review in zip(answers, reviews, strict=True)))
+        shown.append(tuple(satisfies(behaviour, answer, review) for answer, review in zip(answers, reviews, strict=True)))
         fluency.append(perplexity([answer.text for answer in answers]))
     return StrengthReport(model, task, tuple(strengths), tuple(shown), tuple(fluency))

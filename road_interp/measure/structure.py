@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
 from road_interp.errors import InputError
-from road_interp.files import as_tuples
 from road_interp.measure.angles import AngleReport, SiteAngles
 from road_interp.measure.intervals import interval
+from road_interp.results import Result
 
 DRAWS = 1000
-Result = TypeVar("Result")
 Correlation = tuple[float, float, float] | None  # with its 95% bootstrap interval; None where a side does not vary
 
 
 @dataclass(frozen=True)
-class SeedStructure:
+class SeedStructure(Result):
     """How alike adapters of the same recipe and different seeds are: correlations, means over all pairs of seeds.
 
     Intervals come from a bootstrap over sites (all planes of a site together).
@@ -45,18 +43,9 @@ class SeedStructure:
     signed: Correlation
     magnitudes: Correlation
 
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> SeedStructure:
-        """The result that `to_json` wrote."""
-        return _read(cls, text, "the structure over seeds")
-
 
 @dataclass(frozen=True)
-class QueryKey:
+class QueryKey(Result):
     """How the planes of query and key relate, layer by layer.
 
     Without a position code between them, attention sees only the product of query and key, which depends on the difference of
@@ -78,6 +67,10 @@ class QueryKey:
     query_magnitudes: tuple[tuple[float, ...], ...]
     key_magnitudes: tuple[tuple[float, ...], ...]
 
+    def summary(self) -> dict[str, Any]:
+        """The correlations."""
+        return {"correlations": self.correlations()}
+
     def correlations(self) -> dict[str, float | None]:
         """Pearson correlation over all planes, of the angles and of the log magnitudes; None where a side does not vary."""
         sides = {
@@ -86,23 +79,6 @@ class QueryKey:
         }
         found = {name: _pearson(*both) for name, both in sides.items()}
         return {name: None if np.isnan(value) else value for name, value in found.items()}
-
-    def to_json(self) -> str:
-        """All planes as JSON text, with the correlations beside them."""
-        return json.dumps({**asdict(self), "correlations": self.correlations()})
-
-    @classmethod
-    def from_json(cls, text: str) -> QueryKey:
-        """The result that `to_json` wrote."""
-        return _read(cls, text, "query and key")
-
-
-def _read(result: type[Result], text: str, what: str) -> Result:
-    try:
-        content = json.loads(text)
-        return result(**{key: as_tuples(value) for key, value in content.items() if key != "correlations"})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"this is not the JSON of {what} ({error})") from None
 
 
 def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:

@@ -1,18 +1,17 @@
-"""How fast rotations run beside their peers: everything timed in one process, one after the other, round by round.
+"""How fast rotations run beside other methods: everything timed in one process, one after the other, round by round.
 
-The peers are the bare model; the merged one; RoadModel; the same rotations inside pyvene's own loop; PEFT's RoAd, LoRA and OFT;
-and LoRA as two stacked batched products per layer, as in section 4.2 of the paper. In every round each peer is timed once, and
+The methods are the bare model; the merged one; RoadModel; the same rotations inside pyvene's own loop; PEFT's RoAd, LoRA and OFT;
+and LoRA as two stacked batched products per layer, as in section 4.2 of the paper. In every round each method is timed once, and
 its ratio is to the bare model of that round, so that a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -22,19 +21,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.measure.throughput_methods import RANK, Call, Peers, draw_ids
+from road_interp.measure.throughput_methods import METHODS, RANK, Call, ThroughputMethods, draw_ids
 from road_interp.models.loading import find_device, load_model, on_device
-from road_interp.recipes.schema import BenchRecipe
+from road_interp.progress import Progress, silent
+from road_interp.recipes.schema import ThroughputRecipe
+from road_interp.results import Result
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One peer at one task.
+    """One method at one task.
 
     Attributes:
         task: "forward" (8 x 64 tokens), "training step" (4 x 128), or generation: "requests" and "length" with another adapter
             in every row, "rank" with one LoRA for all rows, "distinct" with one adapter or many.
-        peer: who was timed.
+        method: who was timed.
         rows: rows of the batch.
         new_tokens: generated per row; 0 where nothing is generated.
         rank: of LoRA.
@@ -47,7 +48,7 @@ class Timing:
     """
 
     task: str
-    peer: str
+    method: str
     rows: int
     new_tokens: int
     rank: int
@@ -75,7 +76,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class ThroughputReport(Result):
     """All timings of one run on one machine."""
 
     model: str
@@ -86,103 +87,98 @@ class BenchReport:
     rounds: int
     timings: tuple[Timing, ...]
 
-    def of(self, task: str, peer: str, rows: int | None = None) -> Timing:
+    def of(self, task: str, method: str, rows: int | None = None) -> Timing:
         """The one timing that fits."""
-        fitting = [each for each in self.timings if (each.task, each.peer) == (task, peer) and rows in (None, each.rows)]
+        fitting = [each for each in self.timings if (each.task, each.method) == (task, method) and rows in (None, each.rows)]
         if len(fitting) != 1:
-            raise InputError(f"{len(fitting)} timings of {peer} at {task}" + ("" if rows is None else f" with {rows} rows"))
+            raise InputError(f"{len(fitting)} timings of {method} at {task}" + ("" if rows is None else f" with {rows} rows"))
         return fitting[0]
 
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
-        return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> BenchReport:
-        """The report that `to_json` wrote."""
-        try:
-            content = json.loads(text)
-            timings = tuple(
-                Timing(**{**each, "seconds": tuple(each["seconds"]), "ratios": tuple(each["ratios"])})
-                for each in content["timings"]
-            )
-            return cls(**{**content, "timings": timings})
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"this is not the JSON of a benchmark ({error})") from None
+def run_throughput_recipe(
+    recipe: ThroughputRecipe,
+    device: str | None = None,
+    progress: Progress = silent,
+    keep: Callable[[ThroughputReport], None] = lambda report: None,
+) -> ThroughputReport:
+    """Load the model of a recipe and time what the recipe says: see `throughput`.
 
-
-def bench_recipe(
-    recipe: BenchRecipe, device: str | None = None, progress: Callable[[str, BenchReport], None] = lambda task, report: None
-) -> BenchReport:
-    """Load the model of a recipe and time what the recipe says. Device and progress as in `train` and `bench`."""
-    where = find_device(device)
-    base = on_device(load_model(recipe.model, "causal-lm")[0], where)
-    sizes = (recipe.rounds, recipe.requests, recipe.new_tokens, recipe.lengths, recipe.ranks)
-    return bench(base, *sizes, recipe.peers, progress, recipe.seed)
+    Args:
+        device: as in `road_interp.train`.
+    """
+    check_methods(recipe.methods)
+    base = on_device(load_model(recipe.model, "causal-lm")[0], find_device(device))
+    return throughput(base, recipe, progress, keep)
 
 
-def bench(
+def throughput(
     base: PreTrainedModel,
-    rounds: int = 7,
-    requests: Sequence[int] = (1, 2, 4, 8, 16),
-    new_tokens: int = 16,
-    lengths: Sequence[int] = (),
-    ranks: Sequence[int] = (),
-    only: Sequence[str] = (),
-    progress: Callable[[str, BenchReport], None] = lambda task, report: None,
-    seed: int = 0,
-) -> BenchReport:
-    """Time forward passes, training steps and generation of every peer.
+    recipe: ThroughputRecipe,
+    progress: Progress = silent,
+    keep: Callable[[ThroughputReport], None] = lambda report: None,
+) -> ThroughputReport:
+    """Time forward passes, training steps and generation of every method.
 
     Args:
         base: a causal language model.
-        rounds: how often every peer is timed at every task.
-        requests: batch sizes of generation; each row has its own adapter.
-        new_tokens: generated for every row, where the number is not what varies.
-        lengths: numbers of tokens to generate for eight requests (paper, figure 4 middle).
-        ranks: of one unmerged LoRA for eight rows (paper, figure 4 left).
-        only: the peers to time, among them "bare"; all by default.
-        progress: told before each task, with the report so far.
+        recipe: rounds, batch sizes and methods; its model is not loaded.
+        progress: told each task before it is timed.
+        keep: given the report so far, after every task.
+
+    Raises:
+        InputError: an unknown method, before any model is built.
     """
-    if only and "bare" not in only:
-        raise InputError("ratios are to the bare model: 'bare' must be among the peers")
-    torch.manual_seed(seed)
-    base = base.eval()
-    peers = Peers(base, max(8, *requests), ranks)
-    report = BenchReport(
+    check_methods(recipe.methods)
+    torch.manual_seed(recipe.seed)
+    methods = ThroughputMethods(base.eval(), max(8, *recipe.requests))
+    report = _empty_report(methods, recipe.rounds)
+    ids = draw_ids(base, 8, 64)
+    progress("forward")
+    with torch.no_grad():
+        setting = Setting("forward", 8, 0, 0, ids.numel())
+        timings = list(_timed(setting, recipe.rounds, _chosen(methods.forward(ids), recipe.methods), base))
+    keep(report := replace(report, timings=tuple(timings)))
+    progress("training step")
+    timings += _train_timings(methods, draw_ids(base, 4, 128), recipe.rounds, recipe.methods)
+    keep(report := replace(report, timings=tuple(timings)))
+    for setting, all_calls in _generations(methods, recipe):
+        if len(calls := _chosen(all_calls, recipe.methods)) == 1 < len(recipe.methods):
+            continue  # nothing beside the bare model
+        progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens")
+        with torch.no_grad():
+            timings += _timed(setting, recipe.rounds, calls, base)
+        keep(report := replace(report, timings=tuple(timings)))
+    return report
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Raise InputError for a method that is not among METHODS, and for a list without the bare model."""
+    if unknown := set(names) - set(METHODS):
+        raise InputError(f"unknown method '{min(unknown)}'; the methods are {', '.join(METHODS)}")
+    if names and "bare" not in names:
+        raise InputError("ratios are to the bare model: 'bare' must be among the methods")
+
+
+def _empty_report(methods: ThroughputMethods, rounds: int) -> ThroughputReport:
+    base = methods.base
+    return ThroughputReport(
         (base.config.name_or_path or type(base).__name__).rsplit("/", 1)[-1],
-        len(peers.sites),
+        len(methods.sites),
         torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
         str(base.dtype).removeprefix("torch."),
         torch.get_num_threads(),
         rounds,
         (),
     )
-    ids = draw_ids(base, 8, 64)
-    if unknown := set(only) - set(peers.forward(ids)):
-        raise InputError(f"unknown peer '{min(unknown)}'; the peers are {', '.join(peers.forward(ids))}")
-    progress("forward", report)
-    with torch.no_grad():
-        timings = list(_timed(Setting("forward", 8, 0, 0, ids.numel()), rounds, _chosen(peers.forward(ids), only), base))
-    progress("training step", report := replace(report, timings=tuple(timings)))
-    timings += _train_timings(peers, draw_ids(base, 4, 128), rounds, only)
-    for setting, all_calls in _generations(peers, requests, new_tokens, lengths, ranks):
-        if len(calls := _chosen(all_calls, only)) == 1 < len(only):
-            continue  # nothing beside the bare model
-        report = replace(report, timings=tuple(timings))
-        progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens", report)
-        with torch.no_grad():
-            timings += _timed(setting, rounds, calls, base)
-    return replace(report, timings=tuple(timings))
 
 
 def _chosen(calls: dict[str, Call], only: Sequence[str]) -> dict[str, Call]:
-    """The peers that are wanted; "RoadModel, one adapter" is a RoadModel."""
-    return {peer: call for peer, call in calls.items() if not only or peer.partition(",")[0] in only}
+    """The methods that are wanted; "RoadModel, one adapter" is a RoadModel."""
+    return {method: call for method, call in calls.items() if not only or method.partition(",")[0] in only}
 
 
 class Setting(NamedTuple):
-    """What the peers of one comparison have in common."""
+    """What the methods of one comparison have in common."""
 
     task: str
     rows: int
@@ -191,20 +187,18 @@ class Setting(NamedTuple):
     tokens: int
 
 
-def _generations(
-    peers: Peers, requests: Sequence[int], new_tokens: int, lengths: Sequence[int], ranks: Sequence[int]
-) -> Iterator[tuple[Setting, dict[str, Call]]]:
+def _generations(methods: ThroughputMethods, recipe: ThroughputRecipe) -> Iterator[tuple[Setting, dict[str, Call]]]:
     def prompt(rows: int) -> Tensor:
-        return draw_ids(peers.base, rows, 8)
+        return draw_ids(methods.base, rows, 8)
 
-    for rows in requests:
-        yield Setting("requests", rows, new_tokens, RANK, rows * new_tokens), peers.generate(prompt(rows), new_tokens)
-    most = max(requests)
-    yield Setting("distinct", most, new_tokens, 0, most * new_tokens), peers.few_and_many(prompt(most), new_tokens)
-    for length in lengths:
-        yield Setting("length", 8, length, RANK, 8 * length), peers.generate(prompt(8), length)
-    for rank in ranks:
-        yield Setting("rank", 8, new_tokens, rank, 8 * new_tokens), peers.one_lora(prompt(8), new_tokens, rank)
+    new_tokens, largest = recipe.new_tokens, max(recipe.requests)
+    for rows in recipe.requests:
+        yield Setting("requests", rows, new_tokens, RANK, rows * new_tokens), methods.generate(prompt(rows), new_tokens)
+    yield Setting("distinct", largest, new_tokens, 0, largest * new_tokens), methods.few_and_many(prompt(largest), new_tokens)
+    for length in recipe.lengths:
+        yield Setting("length", 8, length, RANK, 8 * length), methods.generate(prompt(8), length)
+    for rank in recipe.ranks:
+        yield Setting("rank", 8, new_tokens, rank, 8 * new_tokens), methods.one_lora(prompt(8), new_tokens, rank)
 
 
 def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTrainedModel) -> Iterator[Timing]:
@@ -212,30 +206,30 @@ def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTr
     measured = setting.new_tokens == 0 or base.device.type == "cuda"
     for call in calls.values():
         call()
-    peaks = {peer: peak_bytes(call, base.device) if measured else 0 for peer, call in calls.items()}
-    seconds: dict[str, list[float]] = {peer: [] for peer in calls}
+    peaks = {method: peak_bytes(call, base.device) if measured else 0 for method, call in calls.items()}
+    seconds: dict[str, list[float]] = {method: [] for method in calls}
     names = list(calls)
-    with _still():
+    with gc_paused():
         for number in range(rounds):
-            for peer in names[number % len(names) :] + names[: number % len(names)]:
+            for method in names[number % len(names) :] + names[: number % len(names)]:
                 gc.collect()
                 _wait(base)
                 started = time.perf_counter()
-                calls[peer]()
+                calls[method]()
                 _wait(base)
-                seconds[peer].append(time.perf_counter() - started)
-    for peer in names:
-        ratios = [mine / bare for mine, bare in zip(seconds[peer], seconds["bare"], strict=True)]
+                seconds[method].append(time.perf_counter() - started)
+    for method in names:
+        ratios = [mine / bare for mine, bare in zip(seconds[method], seconds["bare"], strict=True)]
         task, rows, new_tokens, rank, tokens = setting
-        yield Timing(task, peer, rows, new_tokens, rank, tuple(seconds[peer]), tuple(ratios), tokens, peaks[peer])
+        yield Timing(task, method, rows, new_tokens, rank, tuple(seconds[method]), tuple(ratios), tokens, peaks[method])
 
 
-def _train_timings(peers: Peers, ids: Tensor, rounds: int, only: Sequence[str]) -> Iterator[Timing]:
-    losses = _chosen(peers.training(ids), only)
-    saved = {peer: saved_bytes(loss, peers.base) for peer, loss in losses.items()}
-    steps = {peer: lambda loss=loss: loss().backward() for peer, loss in losses.items()}
-    for timing in _timed(Setting("training step", len(ids), 0, RANK, ids.numel()), rounds, steps, peers.base):
-        yield replace(timing, saved_bytes=saved[timing.peer])
+def _train_timings(methods: ThroughputMethods, ids: Tensor, rounds: int, only: Sequence[str]) -> Iterator[Timing]:
+    losses = _chosen(methods.training(ids), only)
+    saved = {method: saved_bytes(loss, methods.base) for method, loss in losses.items()}
+    steps = {method: lambda loss=loss: loss().backward() for method, loss in losses.items()}
+    for timing in _timed(Setting("training step", len(ids), 0, RANK, ids.numel()), rounds, steps, methods.base):
+        yield replace(timing, saved_bytes=saved[timing.method])
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
@@ -276,7 +270,7 @@ def _wait(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _still() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No garbage collection in the middle of a measurement; what is old is not looked through each time."""
     gc.collect()
     gc.freeze()

@@ -1,9 +1,10 @@
-"""Who runs beside RoadModel in the benchmark, all on the same frozen weights."""
+"""What runs beside RoadModel in the benchmark, all on the same frozen weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,39 +24,74 @@ RANK = 8
 Call = Callable[[], Any]
 
 
-class Peers:
-    """Every peer on the same frozen weights; copies share the tensors they do not change."""
+METHODS = ("bare", "merged", "RoadModel", "pyvene loop", "PEFT RoAd", "PEFT LoRA", "PEFT OFT", "stacked LoRA")
 
-    def __init__(self, base: PreTrainedModel, most: int, ranks: Sequence[int] = ()) -> None:
-        try:
-            from peft import LoraConfig, OFTConfig, RoadConfig, get_peft_model
-        except ImportError:
-            raise InputError("the benchmark compares with PEFT: pip install 'road-interp[peft]'") from None
+
+class ThroughputMethods:
+    """Every method on the same frozen weights, built when it is first timed; copies share the tensors they do not change.
+
+    Args:
+        base: a causal language model.
+        rows: the largest batch: as many adapters there are.
+    """
+
+    def __init__(self, base: PreTrainedModel, rows: int) -> None:
         self.base: Any = base
         self.sites = find_sites(base, "all-linear")
-        self.adapters = {f"a{n}": _drawn(self.sites, n) for n in range(most)}
-        self.road = RoadModel(_shared_copy(base), self.adapters["a0"])
-        self.banked = RoadModel(_shared_copy(base), RoadBank(self.adapters))
-        self.pyvene = RoadModel(_shared_copy(base), self.adapters["a0"])
-        self.merged: Any = RoadModel(copy.deepcopy(base), self.adapters["a0"]).merge()
-        kinds = sorted({site.name.rpartition(".")[2] for site in self.sites})
+        self.adapters = {f"a{n}": _drawn(self.sites, n) for n in range(rows)}
+        self._kinds = sorted({site.name.rpartition(".")[2] for site in self.sites})
 
-        def peft(config: Any, names: Sequence[str]) -> Any:
-            model: Any = get_peft_model(_shared_copy(base), config, adapter_name=names[0])
-            for name in names[1:]:
-                model.add_adapter(name, config)
-            return model.eval()
+    @cached_property
+    def merged(self) -> Any:
+        """One adapter in the weights."""
+        return RoadModel(copy.deepcopy(self.base), self.adapters["a0"]).merge()
 
-        def lora(rank: int) -> Any:
-            return LoraConfig(target_modules=kinds, r=rank, lora_alpha=rank, init_lora_weights=False)
+    @cached_property
+    def road(self) -> RoadModel:
+        """One adapter."""
+        return RoadModel(_shared_copy(self.base), self.adapters["a0"])
 
-        road = RoadConfig(target_modules=kinds, variant="road_1", group_size=2, init_weights=False)
-        self.peft_road = peft(road, list(self.adapters))
-        self.peft_lora = peft(lora(RANK), list(self.adapters))
-        # OFT with 2 x 2 blocks: the maps of a road_1 without stretches, by the exact Cayley transform, on the layers' inputs.
-        self.peft_oft = peft(OFTConfig(target_modules=kinds, oft_block_size=2, use_cayley_neumann=False), ["default"])
-        self.lora_of_rank = {rank: peft(lora(rank), ["default"]) for rank in ranks}
-        self.stacked = StackedLora(base, self.sites, most)
+    @cached_property
+    def banked(self) -> RoadModel:
+        """An adapter for every row."""
+        return RoadModel(_shared_copy(self.base), RoadBank(self.adapters))
+
+    @cached_property
+    def pyvene(self) -> RoadModel:
+        """One adapter, for pyvene's own loop."""
+        return RoadModel(_shared_copy(self.base), self.adapters["a0"])
+
+    @cached_property
+    def peft_road(self) -> Any:
+        """PEFT's RoAd, an adapter for every row."""
+        return self._peft("RoadConfig", list(self.adapters), variant="road_1", group_size=2, init_weights=False)
+
+    @cached_property
+    def peft_lora(self) -> Any:
+        """PEFT's LoRA, an adapter for every row."""
+        return self._peft("LoraConfig", list(self.adapters), r=RANK, lora_alpha=RANK, init_lora_weights=False)
+
+    @cached_property
+    def peft_oft(self) -> Any:
+        """PEFT's OFT with 2 x 2 blocks: the maps of a road_1 without stretches, by the exact Cayley transform, on inputs."""
+        return self._peft("OFTConfig", ["default"], oft_block_size=2, use_cayley_neumann=False)
+
+    @cached_property
+    def stacked(self) -> StackedLora:
+        """LoRA as two batched products per layer."""
+        return StackedLora(self.base, self.sites, len(self.adapters))
+
+    def _peft(self, config: str, names: Sequence[str], **options: Any) -> Any:
+        """A PEFT model with adapters of these names on the linears of every site."""
+        try:
+            import peft
+        except ImportError:
+            raise InputError("the benchmark compares with PEFT: pip install 'road-interp[peft]'") from None
+        settings = getattr(peft, config)(target_modules=self._kinds, **options)
+        model: Any = peft.get_peft_model(_shared_copy(self.base), settings, adapter_name=names[0])
+        for name in names[1:]:
+            model.add_adapter(name, settings)
+        return model.eval()
 
     def forward(self, ids: Tensor) -> dict[str, Call]:
         """One adapter on all tokens."""
@@ -107,7 +143,7 @@ class Peers:
         """The same LoRA in every row, merged (which is the bare model's work) and not."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = _greedy(self.base, new_tokens)
-        unmerged = self.lora_of_rank[rank]
+        unmerged = self._peft("LoraConfig", ["default"], r=rank, lora_alpha=rank, init_lora_weights=False)
         return {
             "bare": lambda: self.base.generate(**inputs, **options),
             "merged": lambda: self.merged.generate(**inputs, **options),
@@ -129,14 +165,14 @@ class Peers:
 class StackedLora:
     """LoRA with every row its own A and B: two batched products per layer on the bare model (section 4.2)."""
 
-    def __init__(self, base: PreTrainedModel, sites: Sequence[Site], most: int) -> None:
+    def __init__(self, base: PreTrainedModel, sites: Sequence[Site], rows: int) -> None:
         self.model: Any = _shared_copy(base)
         self.modules: list[Any] = [self.model.get_submodule(site.module) for site in sites]
         self.pairs = []
         for module in self.modules:
             inside = module.weight.shape[1]
-            down = torch.randn(most, inside, RANK, device=base.device, dtype=base.dtype) / inside**0.5
-            up = torch.randn(most, RANK, output_width(module), device=base.device, dtype=base.dtype) / 10
+            down = torch.randn(rows, inside, RANK, device=base.device, dtype=base.dtype) / inside**0.5
+            up = torch.randn(rows, RANK, output_width(module), device=base.device, dtype=base.dtype) / 10
             self.pairs.append((down, up))
 
     def call(self, rows: int, run: Call) -> Any:

@@ -1,7 +1,7 @@
-"""What stands in for a module's own `forward` while rotations are attached, so that its output passes through them.
+"""The replacement of a module's own `forward` while rotations are on, so that its output passes through them.
 
-Not a hook, for two reasons. PyTorch calls a module with hooks on a slower way, which one token per row would feel. And whoever
-hooks the module, transformers' own `output_hidden_states` among them, gets the state that the next layer gets.
+It is not a hook, for two reasons. PyTorch calls a module that has hooks through a slower path, which shows at one token per row.
+And whoever hooks the module, transformers' own `output_hidden_states` among them, gets the state that the next layer gets.
 """
 
 from __future__ import annotations
@@ -9,100 +9,130 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from road_interp.errors import InputError
 
-Change = Callable[[Any, bool], Any]  # from a module's output, and whether torch.compile is tracing, to what the next layer gets
+OutputTransform = Callable[
+    [Any, bool], Any
+]  # from a module's output, and whether torch.compile is tracing, to what the next layer gets
+_ACTIVE: ContextVar[tuple[CallScope, ...]] = ContextVar("active scopes", default=())
 _LOCK = threading.Lock()
 
 
-class Detour:
-    """The forward of a module, followed by what each thread has put on the way of its own calls.
+class CallScope:
+    """The calls that transforms apply to: those made in the execution context that entered the scope.
 
-    What autograd calls again for gradient checkpointing, in a thread of its own on a GPU, goes the way of the one thread that has
-    changes here. torch.compile knows no threads: there every change is made, whichever thread asked for it.
+    A thread, and a task of asyncio, has a context of its own (`contextvars`). Scopes may be left in any order.
+    """
+
+    def __enter__(self) -> CallScope:
+        entered = _ACTIVE.get()
+        self._outermost = entered[0] if entered else self
+        _ACTIVE.set((*entered, self))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _ACTIVE.set(tuple(scope for scope in _ACTIVE.get() if scope is not self))
+
+    @property
+    def outermost(self) -> CallScope:
+        """The first of the scopes that were active when this one was entered: the same for all of one context."""
+        return self._outermost
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the calling context is in the scope."""
+        return self in _ACTIVE.get()
+
+
+class Registered(NamedTuple):
+    """A transform, and the calls that it applies to."""
+
+    scope: CallScope
+    transform: OutputTransform
+
+
+class ForwardWrapper:
+    """A module's forward, followed by the transforms of the active scopes.
+
+    When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the only registered context
+    are used; several registered contexts are an error. torch.compile cannot trace contexts: it applies every transform.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.before: Any = module.__dict__.get("forward")
+        self.replaced: Any = module.__dict__.get("forward")
         self._forward, self._module = module.forward, module
-        self._changes: dict[int, tuple[Change, ...]] = {}
+        self._registered: tuple[Registered, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output, changed."""
+        """The module's output, transformed."""
         output = self._forward(*args, **kwargs)
         tracing = torch.compiler.is_compiling()
-        changes = None if tracing else self._changes.get(threading.get_ident())
-        if changes is None:
-            changes = self._of_other_threads(tracing)
-        for change in changes:
-            output = change(output, tracing)
-            if torch.is_grad_enabled() and (len(changes) > 1 or self._module._forward_hooks):
-                output = _apart(output)
+        transforms = [each.transform for each in self._registered] if tracing else self._active_transforms()
+        for transform in transforms:
+            output = transform(output, tracing)
+            if torch.is_grad_enabled() and (len(transforms) > 1 or self._module._forward_hooks):
+                output = _copied(output)
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the module gets its own forward: nobody could take a detour off it."""
+        """A copy of the module gets the original forward: nothing could take a wrapper off it."""
         return copy.deepcopy(self._forward, memo)
 
-    def _of_other_threads(self, tracing: bool) -> tuple[Change, ...]:
-        threads = list(self._changes.values())
-        if tracing:
-            return tuple(change for each in threads for change in each)
-        if not threads or torch._C._current_graph_task_id() == -1:  # not called from a backward pass
-            return ()
-        if len(threads) > 1:
+    def _active_transforms(self) -> list[OutputTransform]:
+        active = _ACTIVE.get()
+        transforms = [each.transform for each in self._registered if each.scope in active]
+        if transforms or not self._registered or torch._C._current_graph_task_id() == -1:  # not called from a backward pass
+            return transforms
+        if len({id(each.scope.outermost) for each in self._registered}) > 1:
             raise InputError(
                 "gradient checkpointing cannot tell which of several threads' rotations it repeats; train in one thread"
             )
-        return threads[0]
+        return [each.transform for each in self._registered]
 
-    def add(self, thread: int, change: Change) -> None:
-        """Put `change` behind those of that thread."""
-        self._changes[thread] = (*self._changes.get(thread, ()), change)
+    def add(self, entry: Registered) -> None:
+        """Apply a transform after those that are registered."""
+        self._registered = (*self._registered, entry)
 
-    def remove(self, thread: int, change: Change) -> bool:
-        """Take `change` away; whether nobody has one left."""
-        mine = self._changes[thread]
-        place = mine.index(change)
-        if left := mine[:place] + mine[place + 1 :]:
-            self._changes[thread] = left
-        else:
-            del self._changes[thread]
-        return not self._changes
+    def remove(self, entry: Registered) -> bool:
+        """Take a transform away; whether none is left."""
+        position = next(number for number, each in enumerate(self._registered) if each is entry)
+        self._registered = self._registered[:position] + self._registered[position + 1 :]
+        return not self._registered
 
 
-def own_forward(module: nn.Module) -> Any:
-    """Somebody else's replacement of the module's forward, as of accelerate; None where there is none."""
+def original_forward(module: nn.Module) -> Any:
+    """Another library's replacement of the module's forward, such as accelerate's; None where there is none."""
     forward = module.__dict__.get("forward")
-    return forward.before if isinstance(forward, Detour) else forward
+    return forward.replaced if isinstance(forward, ForwardWrapper) else forward
 
 
-def _apart(output: Any) -> Any:
-    """The same values elsewhere: what a change keeps for its gradient stays whole, whatever is written into its output."""
-    return output.clone() if isinstance(output, Tensor) else output
-
-
-def divert(module: nn.Module, change: Change) -> Callable[[], None]:
-    """From now on the calling thread gets `change(output)` from `module`. Returns what takes it back, in any order."""
-    thread = threading.get_ident()
+def wrap_forward(module: nn.Module, transform: OutputTransform, scope: CallScope) -> Callable[[], None]:
+    """Give calls of `module` in an entered scope `transform(output)`. Returns what undoes it, in any order."""
+    entry = Registered(scope, transform)
     with _LOCK:
         found = module.__dict__.get("forward")
-        detour = found if isinstance(found, Detour) else Detour(module)
-        module.forward = detour
-        detour.add(thread, change)
+        wrapper = found if isinstance(found, ForwardWrapper) else ForwardWrapper(module)
+        module.forward = wrapper
+        wrapper.add(entry)
 
     def restore() -> None:
         with _LOCK:
-            if not detour.remove(thread, change) or module.__dict__.get("forward") is not detour:
+            if not wrapper.remove(entry) or module.__dict__.get("forward") is not wrapper:
                 return
-            if detour.before is None:
+            if wrapper.replaced is None:
                 del module.forward
             else:
-                module.forward = detour.before
+                module.forward = wrapper.replaced
 
     return restore
+
+
+def _copied(output: Any) -> Any:
+    """A copy: what a transform keeps for its gradient stays whole, whatever is written into its output."""
+    return output.clone() if isinstance(output, Tensor) else output

@@ -22,10 +22,10 @@ class Answer:
     finished: bool
 
 
-Answering = Callable[[Sequence[str], str], list[Answer]]  # prompts and the active tasks
+GenerateFn = Callable[[Sequence[str], str], list[Answer]]  # prompts and the active tasks
 
 
-def answers_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> Answering:
+def make_generator(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> GenerateFn:
     """Greedy answers of a RoadModel with planes, or of what is called like one. Prompts of similar length go together."""
 
     def answering(prompts: Sequence[str], active: str) -> list[Answer]:

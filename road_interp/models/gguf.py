@@ -43,7 +43,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def unpacked(file: Path, kind: str) -> Path:
+def convert_gguf(file: Path, kind: str) -> Path:
     """The folder with the model or the tokeniser of a GGUF file, written at the first call and found from then on.
 
     It lies under `HF_HOME`, is named by the bytes of the file and the release of transformers, and may be deleted at any time.

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
-from road_interp.sites.module_tree import block_stacks
+from road_interp.sites.module_tree import layer_stacks
 
 Token = Literal["first", "last", "mean", "all"]
 Batch = Mapping[str, Tensor]  # a model's inputs, with an attention_mask
 
 
 @dataclass(frozen=True)
-class Place:
+class ReadPoint:
     """Where states are read.
 
     Attributes:
@@ -40,7 +40,7 @@ class Place:
         return f"block {self.layer}" + (", before its LayerNorm" if self.before_norm else "")
 
 
-def find_places(model: PreTrainedModel, batch: Batch, stack: str | None = None) -> tuple[Place, ...]:
+def find_read_points(model: PreTrainedModel, batch: Batch, stack: str | None = None) -> tuple[ReadPoint, ...]:
     """The output of every block; before it, where the block ends in a normalisation, what enters that.
 
     Such a block gives back what its last normalisation gives: that is seen in one forward pass.
@@ -48,7 +48,7 @@ def find_places(model: PreTrainedModel, batch: Batch, stack: str | None = None) 
     Args:
         stack: path of the block stack for models that have two.
     """
-    stacks = block_stacks(model)
+    stacks = layer_stacks(model)
     if stack not in stacks if stack else len(stacks) != 1:
         raise InputError(f"choose one stack of blocks; {type(model).__name__} has {', '.join(stacks) or 'none'}")
     name = stack or next(iter(stacks))
@@ -58,12 +58,12 @@ def find_places(model: PreTrainedModel, batch: Batch, stack: str | None = None) 
     places = []
     for layer, path in enumerate(blocks):
         ending = [norm for norm in norms if norm.startswith(f"{path}.") and torch.equal(given[norm], given[path])]
-        places += [Place(layer, True, norm) for norm in ending[-1:]]
-        places.append(Place(layer, False, path))
+        places += [ReadPoint(layer, True, norm) for norm in ending[-1:]]
+        places.append(ReadPoint(layer, False, path))
     return tuple(places)
 
 
-def states_at(model: PreTrainedModel, places: Sequence[Place], batch: Batch) -> list[Float[Tensor, "rows tokens width"]]:
+def read_states(model: PreTrainedModel, places: Sequence[ReadPoint], batch: Batch) -> list[Float[Tensor, "rows tokens width"]]:
     """The states of one batch at every place, without gradient. Rotations that are attached to the model are in them."""
     leaving = {place.module: model.get_submodule(place.module) for place in places if not place.before_norm}
     entering = {place.module: model.get_submodule(place.module) for place in places if place.before_norm}
@@ -71,7 +71,7 @@ def states_at(model: PreTrainedModel, places: Sequence[Place], batch: Batch) -> 
     return [seen[place.module] for place in places]
 
 
-def pick(
+def select_tokens(
     states: Float[Tensor, "rows tokens width"], mask: Int[Tensor, "rows tokens"], token: Token
 ) -> tuple[Float[Tensor, "states width"], Int[Tensor, " states"]]:
     """The states that stand for the texts, and the row of each: each row's first or last token, their mean, or all tokens.
@@ -86,12 +86,16 @@ def pick(
     if token == "mean":
         shares = mask / mask.sum(1, keepdim=True)
         return (states * shares.unsqueeze(-1).to(states.dtype)).sum(1), rows
-    place = mask.argmax(1) if token == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
-    return states[rows, place], rows
+    return states[rows, token_index(mask, token)], rows
+
+
+def token_index(mask: Int[Tensor, "rows tokens"], token: Literal["first", "last"]) -> Int[Tensor, " rows"]:
+    """Position of each row's first or last token inside the mask."""
+    return mask.argmax(1) if token == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
 
 
 @contextmanager
-def running(model: Any) -> Iterator[PreTrainedModel]:
+def evaluation_mode(model: Any) -> Iterator[PreTrainedModel]:
     """The transformers model inside `model`, in evaluation mode and with a RoadModel's rotations on, while the block lasts."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -100,13 +104,13 @@ def running(model: Any) -> Iterator[PreTrainedModel]:
             with model.attached() as base:
                 yield base
         else:
-            yield plain(model)
+            yield unwrap_model(model)
     finally:
         for module, mode in modes:
             module.training = mode
 
 
-def plain(model: Any) -> PreTrainedModel:
+def unwrap_model(model: Any) -> PreTrainedModel:
     """The transformers model inside a RoadModel or a PEFT model, without rotations."""
     if isinstance(model, RoadModel):
         return model.model

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
-from road_interp.rotation.plane_maps import Blocks, Variant
-from road_interp.sites.site import Part, Site
+from road_interp.rotation.plane_maps import PlaneMaps, Variant
+from road_interp.sites.site import OutputSlice, Site
 
 
 class RoadIntervention(
@@ -31,13 +31,13 @@ class RoadIntervention(
     As an instance it works on every model; as a type where pyvene knows the width of the component, with the defaults. `theta`
     (radians) and `alpha` (factors) stay fp32 whatever dtype the model takes; the states keep theirs.
 
-    Its state says which variant, group_size and part it is (`form`), so that pyvene, which keeps no constructor's arguments,
+    Its state says which variant, group_size and slice it has (`form`), so that pyvene, which keeps no constructor's arguments,
     brings the same rotation back from a folder.
 
     Args:
         embed_dim: width of the hidden state (pyvene's word).
         variant, group_size: as in PEFT's RoadConfig; `group_size=2` is the paper's pairing.
-        part: the rotated dimensions of a fused output, if not all.
+        output_slice: the rotated dimensions of a fused output, if not all.
         subspace_partition: pyvene's: lists of dimensions, or `[start, end]` ranges of them, that `subspaces` counts. Each must
             hold whole planes. Without it `subspaces` counts planes.
         latent_dim: the width again, for a config in JSON: the one number there that pyvene does not fill itself.
@@ -50,7 +50,7 @@ class RoadIntervention(
         embed_dim: int | None = None,
         variant: Variant = "road_1",
         group_size: int = 2,
-        part: Part | None = None,
+        output_slice: OutputSlice | None = None,
         max_number_of_units: int = 1,
         subspace_partition: Sequence[Sequence[int]] | None = None,
         latent_dim: int | None = None,
@@ -66,22 +66,28 @@ class RoadIntervention(
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, subspace_partition=subspace_partition, **kwargs)
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which has no variant to give
         self._whole = embed_dim // max_number_of_units
-        self._take_form(variant, group_size, part)
-        self.row_blocks: Blocks | None = None
+        self._take_form(variant, group_size, output_slice)
+        self.row_maps: PlaneMaps | None = None
 
-    def _take_form(self, variant: Variant, group_size: int, part: Part | None) -> None:
-        """Become the identity of this variant, pairing and part."""
-        width = self._whole if part is None else self._whole // part.period * (part.stop - part.start)
+    def _take_form(self, variant: Variant, group_size: int, output_slice: OutputSlice | None) -> None:
+        """Become the identity of this variant, pairing and slice."""
+        width = (
+            self._whole if output_slice is None else self._whole // output_slice.period * (output_slice.stop - output_slice.start)
+        )
         Site("intervention", width).check_group_size(group_size)
         size = plane_maps.num_parameters(width, variant)
-        self.variant, self.group_size, self.part = variant, group_size, part
+        self.variant, self.group_size, self.output_slice = variant, group_size, output_slice
         self.theta = nn.Parameter(torch.zeros(size))
         self.alpha = nn.Parameter(torch.ones(size))
         self._planes = width // 2
         partition = self.subspace_partition
         owners = None if partition is None else _subspace_planes(partition, width, group_size)
         self.register_buffer("subspace_planes", owners, persistent=False)
-        numbers = [plane_maps.VARIANTS.index(variant), group_size, *((0, 0, 0) if part is None else astuple(part))]
+        numbers = [
+            plane_maps.VARIANTS.index(variant),
+            group_size,
+            *((0, 0, 0) if output_slice is None else astuple(output_slice)),
+        ]
         self.register_buffer("form", torch.tensor(numbers))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -90,7 +96,7 @@ class RoadIntervention(
         saved = state_dict.get(f"{prefix}form")
         if saved is not None and saved.tolist() != self.form.tolist():
             if not self._made_by_pyvene:
-                errors.append(f"'{prefix}form' is another variant, group_size or part than this intervention's")
+                errors.append(f"'{prefix}form' is another variant, group_size or slice than this intervention's")
                 return
             self._take_form(*read_form(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -102,12 +108,12 @@ class RoadIntervention(
 
         `subspaces`: one list per row; only their planes are active there.
         """
-        maps = self.row_blocks
+        maps = self.row_maps
         if maps is None:
-            maps = plane_maps.blocks(self.theta, self.alpha, self.variant, self.group_size)
+            maps = plane_maps.maps_from_parameters(self.theta, self.alpha, self.variant, self.group_size)
         if subspaces is not None:
-            maps = maps.where(self._active(subspaces))
-        return apply_to_part(maps, base, self.group_size, self.part)
+            maps = maps.masked(self._active(subspaces))
+        return apply_to_slice(maps, base, self.group_size, self.output_slice)
 
     def _active(self, subspaces: Sequence[Sequence[int]]) -> Bool[Tensor, "rows planes"]:
         owners = self.subspace_planes
@@ -133,13 +139,13 @@ class RoadIntervention(
         return f"RoadIntervention(variant={self.variant}, group_size={self.group_size})"
 
 
-def read_form(form: Tensor) -> tuple[Variant, int, Part | None]:
-    """Variant, group_size and part from the `form` of an intervention's state. Raises InputError for numbers that are none."""
-    number, group_size, *part = form.tolist() if form.shape == (5,) and form.dtype == torch.int64 else (-1, 0, 0, 0, 0)
-    period, start, stop = part
-    if not 0 <= number < len(plane_maps.VARIANTS) or (any(part) and not 0 <= start < stop <= period):
+def read_form(form: Tensor) -> tuple[Variant, int, OutputSlice | None]:
+    """Variant, group_size and slice from the `form` of an intervention's state. Raises InputError for numbers that are none."""
+    number, group_size, *output_slice = form.tolist() if form.shape == (5,) and form.dtype == torch.int64 else (-1, 0, 0, 0, 0)
+    period, start, stop = output_slice
+    if not 0 <= number < len(plane_maps.VARIANTS) or (any(output_slice) and not 0 <= start < stop <= period):
         raise InputError(f"{form.tolist()} is not the form of a RoadIntervention")
-    return plane_maps.VARIANTS[number], group_size, Part(*part) if any(part) else None
+    return plane_maps.VARIANTS[number], group_size, OutputSlice(*output_slice) if any(output_slice) else None
 
 
 def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size: int) -> Bool[Tensor, "subspaces planes"]:
@@ -159,8 +165,8 @@ def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size:
     return member[:, first]
 
 
-def apply_to_part(maps: Blocks, hidden: Tensor, group_size: int, part: Part | None) -> Tensor:
-    """`hidden` with the rotation applied to all of it, or to the part of a fused output."""
-    if part is None:
+def apply_to_slice(maps: PlaneMaps, hidden: Tensor, group_size: int, output_slice: OutputSlice | None) -> Tensor:
+    """`hidden` with the rotation applied to all of it, or to the slice of a fused output."""
+    if output_slice is None:
         return plane_maps.apply(maps, hidden, group_size)
-    return part.replace(hidden, plane_maps.apply(maps, part.select(hidden), group_size))
+    return output_slice.replace(hidden, plane_maps.apply(maps, output_slice.select(hidden), group_size))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import (
     AutoModel,
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from road_interp.errors import InputError, first_line
-from road_interp.models.gguf import KEPT, unpacked
+from road_interp.models.gguf import KEPT, convert_gguf
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sources import resolve
 
@@ -30,11 +31,11 @@ AUTO_CLASSES = {
 }
 
 
-def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> tuple[PreTrainedModel, list[str]]:
+def load_model(recipe: ModelRecipe, auto_class: str = "backbone", **options: Any) -> tuple[PreTrainedModel, list[str]]:
     """The base model, and the modules that its checkpoint did not contain (a fresh classification head).
 
     Args:
-        head: "backbone", "causal-lm" or "classifier".
+        auto_class: "backbone", "causal-lm" or "classifier".
         options: further settings of the configuration, such as num_labels.
     """
     if recipe.attn_implementation is not None:
@@ -43,9 +44,9 @@ def load_model(recipe: ModelRecipe, head: str = "backbone", **options: Any) -> t
         options["device_map"] = recipe.device_map
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     # A GGUF file has no head but that of a language model.
-    arguments = _arguments(recipe, "causal-lm" if head == "causal-lm" else "backbone")
+    arguments = _arguments(recipe, "causal-lm" if auto_class == "causal-lm" else "backbone")
     try:
-        model, report = AUTO_CLASSES[head].from_pretrained(**arguments, dtype=dtype, output_loading_info=True, **options)
+        model, report = AUTO_CLASSES[auto_class].from_pretrained(**arguments, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
         raise InputError(f"model '{recipe.id}' cannot be loaded: {first_line(error)}{_remedy(recipe)}") from None
     if (path := Path(resolve(recipe.id))).suffix == GGUF:  # it goes by the file's place, not by that of the unpacked folder
@@ -93,12 +94,12 @@ def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
 
 
 def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
-    """Where transformers finds the model or its tokeniser; `kind` as in `unpacked`."""
+    """Where transformers finds the model or its tokeniser; `kind` as in `convert_gguf`."""
     path = Path(resolved := resolve(recipe.id))
     if path.suffix == GGUF:
         if not path.is_file():
             raise InputError(f"model '{recipe.id}' does not exist")
-        resolved = str(unpacked(path, kind))
+        resolved = str(convert_gguf(path, kind))
     elif path.expanduser().exists():
         resolved = str(path.expanduser())
     if resolved.startswith((".", "/", "~")) and not Path(resolved).is_dir():
@@ -109,3 +110,8 @@ def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
 
 def _remedy(recipe: ModelRecipe) -> str:
     return f" (unpacked under {KEPT}; delete that to unpack it again)" if recipe.id.endswith(GGUF) else ""
+
+
+def process_state(device: torch.device) -> PartialState:
+    """The processes that torchrun or accelerate started, this one among them; alone it is one."""
+    return PartialState(cpu=device.type == "cpu")

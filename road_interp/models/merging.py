@@ -1,16 +1,48 @@
-"""Rotating weights themselves, so that a model runs without anything beside it (paper, section 3.2)."""
+"""Rotating the weights themselves, so that the plain model computes the rotated states (paper, section 3.2)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
-from road_interp.rotation.plane_maps import Blocks
+from road_interp.rotation.plane_maps import PlaneMaps
 from road_interp.sites.site import Site
+
+
+class MergedWeights:
+    """The weights of a model's sites rotated by an adapter, W <- R W and b <- R b; the originals are kept until `restore`.
+
+    Raises InputError for a site that is not a plain linear layer, for tied and for quantised weights; no weight is changed then.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, adapter: RoadAdapter) -> None:
+        shared = shared_tensors(model)
+        for site in adapter.sites:
+            check_mergeable(model.get_submodule(site.module), site, shared)
+        self._model = model
+        self._originals: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for site in adapter.sites:
+            module: Any = model.get_submodule(site.module)
+            if site.module not in self._originals:
+                self._originals[site.module] = module.weight.clone(), None if module.bias is None else module.bias.clone()
+            rotate_weights(module, adapter.plane_maps(site), adapter.group_size, site)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the original weights back, equal to the bit."""
+        for path, (weight, bias) in self._originals.items():
+            module: Any = self._model.get_submodule(path)
+            module.weight.copy_(weight)
+            if bias is not None:
+                module.bias.copy_(bias)
 
 
 def shared_tensors(model: nn.Module) -> set[int]:
@@ -32,18 +64,18 @@ def check_mergeable(module: Any, site: Site, shared: set[int]) -> None:
         raise InputError(f"site '{site.name}' cannot be merged: its weight is quantised ({module.weight.dtype})")
 
 
-def rotate_weights(module: Any, maps: Blocks, group_size: int, site: Site) -> None:
+def rotate_weights(module: Any, maps: PlaneMaps, group_size: int, site: Site) -> None:
     """W <- R W and b <- R b, in at least fp32."""
     maps = maps.to(module.weight.device)
 
     def rotate(columns: Tensor) -> Tensor:
         columns = columns.float() if columns.dtype.itemsize < 4 else columns
-        part = columns if site.part is None else site.part.select(columns)
-        turned = plane_maps.apply(maps, part.contiguous(), group_size)
-        return turned if site.part is None else site.part.replace(columns, turned)
+        selected = columns if site.output_slice is None else site.output_slice.select(columns)
+        rotated = plane_maps.apply(maps, selected.contiguous(), group_size)
+        return rotated if site.output_slice is None else site.output_slice.replace(columns, rotated)
 
     columns = module.weight if isinstance(module, Conv1D) else module.weight.T  # (inputs, outputs)
-    turned = rotate(columns)
-    module.weight.copy_(turned if isinstance(module, Conv1D) else turned.T)
+    rotated = rotate(columns)
+    module.weight.copy_(rotated if isinstance(module, Conv1D) else rotated.T)
     if module.bias is not None:
         module.bias.copy_(rotate(module.bias))

@@ -1,9 +1,11 @@
-"""Folders of pyvene's interventions, read into adapters."""
+"""Folders of pyvene's interventions: read into adapters, and written."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from road_interp.files import read_json_object
 from road_interp.models.intervention import RoadIntervention, pyvene, read_form
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
-from road_interp.sites.module_tree import block_stacks, place
-from road_interp.sites.site import Part, Site
+from road_interp.sites.module_tree import layer_and_kind, layer_stacks
+from road_interp.sites.site import OutputSlice, Site
 
 CONFIG = "config.json"
 TYPES = ("<class 'road_interp.RoadIntervention'>", "<class 'road_interp.intervention.RoadIntervention'>")  # the second is 0.1.0's
@@ -42,8 +44,8 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAd
     sites, theta, alpha, forms = [], {}, {}, set()
     for key, module in _places(folder, config["representations"], base):
         state = _read_state(folder / f"intkey_{key}.bin")
-        variant, group_size, part = read_form(state["form"])
-        site = _site(base, module, variant, state["theta"], part)
+        variant, group_size, output_slice = read_form(state["form"])
+        site = _site(base, module, variant, state["theta"], output_slice)
         sites.append(site)
         theta[site.name], alpha[site.name] = state["theta"].float(), state["alpha"].float()
         forms.add((variant, group_size))
@@ -52,14 +54,33 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAd
     if len(forms) > 1:
         raise InputError(f"'{folder}' mixes variants or group sizes: {sorted(forms)}; an adapter has one of each")
     order = {name: index for index, (name, _) in enumerate(base.named_modules())}
-    sites.sort(key=lambda site: (order[site.module], site.part.start if site.part else 0))
+    sites.sort(key=lambda site: (order[site.module], site.output_slice.start if site.output_slice else 0))
     return RoadAdapter(tuple(sites), theta, alpha, *forms.pop())
+
+
+def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str]) -> None:
+    """Write the interventions of a RoadModel: see `RoadModel.save_pyvene`."""
+    if model.bank is not None:
+        raise InputError("a bank is many adapters: save a model with each one")
+    if (Path(folder) / CONFIG).exists():
+        raise InputError(f"'{folder}' holds a {CONFIG} already; choose another folder")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    config = model.config
+    pairs = zip(config.representations, model.interventions.values(), strict=True)
+    model.config = pyvene.IntervenableConfig(
+        [entry._replace(latent_dim=int(each.embed_dim), subspace_partition=each.subspace_partition) for entry, each in pairs]
+    )
+    try:
+        with redirect_stdout(io.StringIO()):  # pyvene prints that the folder is there
+            model.save(str(folder))
+    finally:
+        model.config = config
 
 
 def _places(folder: Path, representations: list[Any], base: PreTrainedModel) -> Iterator[tuple[str, str]]:
     """Every intervention's key, and the path of the module whose output it takes, as pyvene finds them."""
     paths = {module: name for name, module in base.named_modules()}
-    learning, training = [parameter for parameter in base.parameters() if parameter.requires_grad], base.training
+    trainable, training = [parameter for parameter in base.parameters() if parameter.requires_grad], base.training
     try:
         entries = [pyvene.RepresentationConfig(*entry)._replace(intervention=RoadIntervention(2)) for entry in representations]
         model = pyvene.IntervenableModel(pyvene.IntervenableConfig(entries), base)
@@ -67,7 +88,7 @@ def _places(folder: Path, representations: list[Any], base: PreTrainedModel) -> 
         raise InputError(f"'{folder}' names a place that {type(base).__name__} does not have ({error})") from None
     finally:  # pyvene freezes the model
         base.train(training)
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
     for key, hook in model.intervention_hooks.items():
         if hook.__name__ != "register_forward_hook":
@@ -89,12 +110,19 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _site(base: PreTrainedModel, module: str, variant: plane_maps.Variant, theta: Tensor, part: Part | None) -> Site:
-    """The site of a module's output, or of a part of it, which has the name that `find_sites` gives it."""
+def _site(
+    base: PreTrainedModel, module: str, variant: plane_maps.Variant, theta: Tensor, output_slice: OutputSlice | None
+) -> Site:
+    """The site of a module's output, or of a slice of it, which has the name that `find_sites` gives it."""
     width = 2 * theta.numel() // plane_maps.num_parameters(2, variant)
-    if part is None:
-        return Site(module, width, *place(module, block_stacks(base)))
+    if output_slice is None:
+        return Site(module, width, *layer_and_kind(module, layer_stacks(base)))
     for site in find_sites(base, "attention-qk"):
-        if (site.module, site.part) == (module, part):
+        if (site.module, site.output_slice) == (module, output_slice):
             return site
-    return Site(f"{module}[{part.start}:{part.stop} of {part.period}]", width, *place(module, block_stacks(base)), part)
+    return Site(
+        f"{module}[{output_slice.start}:{output_slice.stop} of {output_slice.period}]",
+        width,
+        *layer_and_kind(module, layer_stacks(base)),
+        output_slice,
+    )

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -17,17 +13,15 @@ from transformers import PreTrainedModel
 
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
-from road_interp.adapters.base_model import Fingerprint
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import pyvene_io
-from road_interp.models.coefficients import _check_rows, _on_planes, _split_blocks
+from road_interp.models.coefficients import BankRows, Coefficients, Masks, check_rows, of_parameters
 from road_interp.models.intervention import RoadIntervention, pyvene
-from road_interp.models.merging import check_mergeable, rotate_weights, shared_tensors
-from road_interp.models.rotation_context import Attachment
-from road_interp.rotation import plane_maps
-from road_interp.rotation.plane_maps import Blocks, Entries
+from road_interp.models.merging import MergedWeights
+from road_interp.models.rotation_context import RotationContext
 from road_interp.sites.module_tree import is_linear, output_width
 from road_interp.sites.positions import Positions, parse_positions
 from road_interp.sites.site import Site
@@ -37,8 +31,8 @@ class RoadModel(pyvene.IntervenableModel):
     """A model whose chosen hidden states are rotated by an adapter, or row by row by the adapters of a bank.
 
     Calls are pyvene's: `_, output = model(base=inputs)` and `_, ids = model.generate(inputs, ...)`. A call that names sources,
-    unit_locations or subspaces runs through pyvene's own loop; in every other one the rotations stand behind the forward of their
-    modules and act in place where nobody else needs the unrotated state. Only hooks of this model are ever removed.
+    unit_locations or subspaces runs through pyvene's own loop. In every other call each rotated module's forward is wrapped, and
+    its output is rotated in place where nobody else needs the unrotated state. Only hooks of this model are ever removed.
 
     Args:
         base_model: any Hugging Face model; its weights are frozen. Train further parts with `requires_grad_`.
@@ -46,6 +40,9 @@ class RoadModel(pyvene.IntervenableModel):
         positions: the tokens to rotate: "all", "first", "last", "prompt", "f3+l2", or one list per row. In generation "all"
             acts on every step, all others on the prompt only.
         planes: named tasks that own planes of the sites, to choose from row by row with `tasks`.
+
+    Raises:
+        InputError: an adapter made for another model, planes divided over other sites, a text that is not a position.
     """
 
     config: Any  # pyvene's
@@ -58,21 +55,22 @@ class RoadModel(pyvene.IntervenableModel):
         planes: TaskPlanes | None = None,
     ) -> None:
         self.bank = adapter if isinstance(adapter, RoadBank) else None
-        template = adapter.template if isinstance(adapter, RoadBank) else adapter
-        found = Fingerprint.of(base_model)
-        if template.base is not None and (odd := template.base.difference(found)):
-            raise InputError(f"the adapter was made for another model, '{template.base.name}', not for '{found.name}': {odd}")
-        self.sites: tuple[Site, ...] = template.sites
-        self.variant, self.group_size = template.variant, template.group_size
+        family = adapter.template if isinstance(adapter, RoadBank) else adapter
+        found = BaseModelSignature.of(base_model)
+        if family.base is not None and (difference := family.base.difference(found)):
+            raise InputError(
+                f"the adapter was made for another model, '{family.base.name}', not for '{found.name}': {difference}"
+            )
+        self.sites: tuple[Site, ...] = family.sites
+        self.variant, self.group_size = family.variant, family.group_size
         self.positions = _checked(positions)
         if planes is not None and planes.sites != self.sites:
             raise InputError("the tasks' planes were divided over other sites than the adapter's")
         self.planes = planes
         self._own_handles: list[Any] = []
-        self._merged: dict[str, tuple[Tensor, Tensor | None]] = {}
-        self._attached: dict[int, Attachment] = {}  # by thread
-        self._cached: tuple[Any, list[Blocks]] | None = None
-        interventions = [_intervention(base_model, site, template, planes) for site in self.sites]
+        self._merged: MergedWeights | None = None
+        self._contexts: list[RotationContext] = []  # of the `attached` blocks that are open
+        interventions = [_intervention(base_model, site, family, planes) for site in self.sites]
         representations = [
             {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
             for site, intervention in zip(self.sites, interventions, strict=True)
@@ -81,6 +79,8 @@ class RoadModel(pyvene.IntervenableModel):
         for intervention, site in zip(interventions, self.sites, strict=True):
             intervention.to(_device_of(base_model.get_submodule(site.module), base_model))
             intervention.requires_grad_(self.bank is None)
+        self._parameters_as_maps = of_parameters(interventions, family)
+        self._rows = None if self.bank is None else BankRows(self.bank, interventions)
 
     # ------------------------------------------------------------------ calling
 
@@ -99,7 +99,7 @@ class RoadModel(pyvene.IntervenableModel):
         adapter_names: Sequence[str] | None = None,
         positions: Positions | None = None,
         tasks: Sequence[str] | None = None,
-        learning: Sequence[str] | None = None,
+        trainable_tasks: Sequence[str] | None = None,
     ) -> Any:
         """pyvene's call, with four arguments more; returns `(original output or None, rotated output)`.
 
@@ -109,17 +109,17 @@ class RoadModel(pyvene.IntervenableModel):
             positions: the tokens to rotate in this call, instead of the model's own.
             tasks: for a model with `planes`, the active tasks of every row: "german", "german+instruct", or `"__base__"`. Left
                 out, all planes are active.
-            learning: the tasks of every row whose planes get a gradient; left out, all active ones do.
+            trainable_tasks: the tasks of every row whose planes get a gradient; left out, all active ones do.
         """
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            with self._rows_in_interventions(adapter_names, tasks, learning):
+            with self._rows_in_interventions(adapter_names, tasks, trainable_tasks):
                 return super().forward(
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
                     return_dict, use_cache, intervention_additional_kwargs,
                 )  # fmt: skip
         original = self.model(**base) if output_original_output else None
         extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
-        with self._rotating(adapter_names, positions, tasks, learning, base):
+        with self._rotating(adapter_names, positions, tasks, trainable_tasks, base):
             rotated = self.model(**base, **extra)
         if return_dict:
             return pyvene.models.intervenable_base.IntervenableModelOutput(original_outputs=original, intervened_outputs=rotated)
@@ -165,24 +165,25 @@ class RoadModel(pyvene.IntervenableModel):
         adapter_names: Sequence[str] | None = None,
         positions: Positions | None = None,
         tasks: Sequence[str] | None = None,
-        learning: Sequence[str] | None = None,
+        trainable_tasks: Sequence[str] | None = None,
     ) -> Iterator[PreTrainedModel]:
-        """The base model with the rotations on, for as long as the block lasts, in the calling thread.
+        """The base model with the rotations on, for as long as the block lasts, for calls of the same thread or asyncio task.
 
         For training with gradient checkpointing, for torch.compile of the base model, and for other people's loops. Calls of
         this model inside the block use the block's adapter_names, positions and tasks. Rotations that change meanwhile are
         seen by the next call of the yielded model.
         """
-        with self._rotating(adapter_names, positions, tasks, learning) as attachment:
-            if attachment is not None:
-                self._attached[threading.get_ident()] = attachment
+        with self._rotating(adapter_names, positions, tasks, trainable_tasks) as context:
+            entered = [] if context is None else [context]
+            self._contexts += entered
             try:
                 yield self.model
             finally:
-                self._attached.pop(threading.get_ident(), None)
+                for each in entered:
+                    self._contexts.remove(each)
 
-    def learn(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
-        """Train `theta` and `alpha` of the rotations, or one of them; the other stays as it is."""
+    def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
+        """Train angles and magnitudes (`theta` and `alpha`) of the rotations, or one of them; the other keeps its values."""
         for _, intervention in self.by_site():
             intervention.theta.requires_grad_(what != "magnitudes")
             intervention.alpha.requires_grad_(what != "angles")
@@ -199,7 +200,7 @@ class RoadModel(pyvene.IntervenableModel):
         for site, intervention in self.by_site():
             theta[site.name] = intervention.theta.detach().cpu().clone()
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
-        return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size, Fingerprint.of(self.model))
+        return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size, BaseModelSignature.of(self.model))
 
     @property
     def hf_device_map(self) -> dict[str, Any]:
@@ -209,7 +210,7 @@ class RoadModel(pyvene.IntervenableModel):
 
     def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
         """Every site with the intervention that rotates it."""
-        return zip(self.sites, self._interventions_in_order, strict=True)
+        return zip(self.sites, self.interventions.values(), strict=True)
 
     @classmethod
     def from_peft(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str]) -> RoadModel:
@@ -232,9 +233,11 @@ class RoadModel(pyvene.IntervenableModel):
             InputError: positions other than "all", planes of tasks, several adapters, or a site that PEFT cannot express.
         """
         if self.positions != "all":
-            raise InputError(f"positions {self.positions!r} cannot be said in PEFT: its RoAd rotates every token")
+            raise InputError(f"positions {self.positions!r} cannot be expressed in PEFT: its RoAd rotates every token")
         if self.planes is not None:
-            raise InputError("tasks on planes cannot be said in PEFT; restrict the adapter to one task's planes and save that")
+            raise InputError(
+                "tasks on planes cannot be expressed in PEFT; restrict the adapter to one task's planes and save that"
+            )
         if self.bank is not None:
             raise InputError("a bank is many adapters: save each one by its own `to_peft`")
         self.adapter.to_peft(folder, self.model, modules_to_save)
@@ -257,21 +260,7 @@ class RoadModel(pyvene.IntervenableModel):
         Raises:
             InputError: a bank, which pyvene has no place for; a folder that holds interventions.
         """
-        if self.bank is not None:
-            raise InputError("a bank is many adapters: save a model with each one")
-        if (Path(folder) / pyvene_io.CONFIG).exists():
-            raise InputError(f"'{folder}' holds a {pyvene_io.CONFIG} already; choose another folder")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        config = self.config
-        pairs = zip(config.representations, self._interventions_in_order, strict=True)
-        self.config = pyvene.IntervenableConfig(
-            [entry._replace(latent_dim=int(each.embed_dim), subspace_partition=each.subspace_partition) for entry, each in pairs]
-        )
-        try:
-            with redirect_stdout(io.StringIO()):  # pyvene prints that the folder is there
-                super().save(str(folder))
-        finally:
-            self.config = config
+        pyvene_io.save_pyvene(self, folder)
 
     def merge(self, adapter_name: str | None = None) -> PreTrainedModel:
         """Rotate the weights themselves, W <- R W and b <- R b (section 3.2), and return the plain transformers model.
@@ -279,32 +268,18 @@ class RoadModel(pyvene.IntervenableModel):
         The original weights are kept, so that `unmerge` restores them to the bit. Raises InputError for a site that is not a
         plain linear, for tied weights, and for positions other than "all".
         """
-        if self._merged:
+        if self._merged is not None:
             raise InputError("the rotations are merged already; call unmerge first")
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: weights act on every token")
-        adapter = self._one_adapter(adapter_name)
-        shared = shared_tensors(self.model)
-        for site in self.sites:
-            check_mergeable(self.model.get_submodule(site.module), site, shared)
-        with torch.no_grad():
-            for site in self.sites:
-                module: Any = self.model.get_submodule(site.module)
-                if site.module not in self._merged:
-                    kept = None if module.bias is None else module.bias.clone()
-                    self._merged[site.module] = (module.weight.clone(), kept)
-                rotate_weights(module, adapter.blocks(site), self.group_size, site)
+        self._merged = MergedWeights(self.model, self._one_adapter(adapter_name))
         return self.model
 
     def unmerge(self) -> None:
-        """Put back the weights that `merge` kept."""
-        with torch.no_grad():
-            for path, (weight, bias) in self._merged.items():
-                module: Any = self.model.get_submodule(path)
-                module.weight.copy_(weight)
-                if bias is not None:
-                    module.bias.copy_(bias)
-        self._merged = {}
+        """Put back the weights that `merge` kept; without a merge nothing changes."""
+        if self._merged is not None:
+            self._merged.restore()
+        self._merged = None
 
     # ------------------------------------------------------------------ torch's module, reaching the rotations
 
@@ -360,79 +335,61 @@ class RoadModel(pyvene.IntervenableModel):
 
     # ------------------------------------------------------------------ inside
 
-    @property
-    def _interventions_in_order(self) -> list[RoadIntervention]:
-        return list(self.interventions.values())
-
     @contextmanager
     def _rotating(
         self,
         adapter_names: Sequence[str] | None,
         positions: Positions | None,
         tasks: Sequence[str] | None = None,
-        learning: Sequence[str] | None = None,
+        trainable_tasks: Sequence[str] | None = None,
         base: Mapping[str, Any] | None = None,
         prompt: Tensor | None = None,
-    ) -> Iterator[Attachment | None]:
-        attached = self._attached.get(threading.get_ident())
-        if self._merged or attached is not None:
-            if any(argument is not None for argument in (adapter_names, positions, tasks, learning)):
-                state = "merged" if self._merged else "attached"
+    ) -> Iterator[RotationContext | None]:
+        """The rotations on, for a call with the inputs `base` or for a block of the caller's code.
+
+        Where they are on already, by `attached` or by `merge`, nothing changes; None stands for merged weights.
+        """
+        attached = next((context for context in self._contexts if context.is_active), None)
+        if self._merged is not None or attached is not None:
+            if any(argument is not None for argument in (adapter_names, positions, tasks, trainable_tasks)):
+                state = "merged" if self._merged is not None else "attached"
                 raise InputError(f"adapter_names, positions and tasks cannot change while the rotations are {state}")
             yield attached
             return
         positions = self.positions if positions is None else _checked(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
-        coefficients, entries = self._coefficients_for(adapter_names, tasks, learning)
-        _check_rows(base, adapter_names, tasks)
-        call = base is not None  # and not a block of somebody's code, in which parameters may learn
-        with Attachment(self.model, self.sites, coefficients, entries, self.group_size, positions, prompt, call) as attachment:
-            yield attachment
+        coefficients = self._coefficients(adapter_names, tasks, trainable_tasks)
+        check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks})
+        is_call = base is not None  # and not a block of the caller's code, in which parameters may be trained
+        with RotationContext(self.model, coefficients, positions, prompt, once=is_call) as context:
+            yield context
 
-    def _coefficients_for(
-        self, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None, learning: Sequence[str] | None
-    ) -> tuple[Callable[[], Sequence[Blocks]], Callable[[int], Entries]]:
-        """The blocks of a pass, and the entries of one site: of the parameters or of the bank's rows, on the active planes."""
-        coefficients: Callable[[], Sequence[Blocks]] = self._current
-        entries: Callable[[int], Entries] = self._current_entries
-        if self.bank is not None:
-            rows = partial(self._rows, adapter_names)  # asked again in every pass: an adapter may be replaced
-            rows()  # unknown names are refused before anything runs
-            coefficients, entries = rows, lambda index: plane_maps.entries_of(rows()[index])
+    def _coefficients(
+        self, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None, trainable_tasks: Sequence[str] | None
+    ) -> Coefficients:
+        """The maps of the parameters or of the bank's rows, on the active planes."""
+        if self._rows is not None:
+            coefficients = self._rows.coefficients(self._default_names() if adapter_names is None else adapter_names)
         elif adapter_names is not None:
             raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
-        if tasks is None and learning is None:
-            return coefficients, entries
+        else:
+            coefficients = self._parameters_as_maps
+        if tasks is None and trainable_tasks is None:
+            return coefficients
         if self.planes is None or tasks is None:
             missing = "a model with planes" if self.planes is None else "tasks: the active ones of every row"
-            raise InputError(f"{'tasks' if learning is None else 'learning'} needs {missing}")
-        return _on_planes(coefficients, entries, *self._task_rows(tasks, learning))
+            raise InputError(f"{'tasks' if trainable_tasks is None else 'trainable_tasks'} needs {missing}")
+        if trainable_tasks is None:
+            return coefficients.on_planes(self._plane_masks(self.planes, tasks), None)
+        if len(trainable_tasks) != len(tasks):
+            raise InputError(f"trainable_tasks names the tasks of {len(trainable_tasks)} rows, tasks those of {len(tasks)}")
+        masks = (self._plane_masks(self.planes, names) for names in (tasks, trainable_tasks))
+        return coefficients.on_planes(*masks)
 
-    def _task_rows(self, tasks: Sequence[str], learning: Sequence[str] | None) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Masks `(rows, planes)` of every site, on its device: the active planes, and those with a gradient."""
-        assert self.planes is not None
-        if learning is not None and len(learning) != len(tasks):
-            raise InputError(f"learning names the tasks of {len(learning)} rows, tasks those of {len(tasks)}")
-        devices = [intervention.theta.device for _, intervention in self.by_site()]
-
-        def placed(names: Sequence[str]) -> list[Tensor]:
-            assert self.planes is not None
-            return [mask.to(device) for mask, device in zip(self.planes.rows(names), devices, strict=True)]
-
-        return placed(tasks), None if learning is None else placed(learning)
-
-    def _rows(self, adapter_names: Sequence[str] | None) -> list[Blocks]:
-        """Blocks with one row per example; a batch of the same names as the last one finds them ready."""
-        assert self.bank is not None
-        names = tuple(self._default_names() if adapter_names is None else adapter_names)
-        devices = tuple(intervention.theta.device for _, intervention in self.by_site())
-        key = (names, self.bank.version, devices)
-        cached = self._cached  # one read: another thread may put its own rows here
-        if cached is None or cached[0] != key:
-            theta, alpha = self.bank.rows(names)
-            cached = self._cached = (key, _split_blocks(theta, alpha, self.sites, self.variant, self.group_size, devices))
-        return cached[1]
+    def _plane_masks(self, planes: TaskPlanes, names: Sequence[str]) -> Masks:
+        devices = (intervention.theta.device for _, intervention in self.by_site())
+        return [mask.to(device) for mask, device in zip(planes.rows(names), devices, strict=True)]
 
     def _default_names(self) -> list[str]:
         assert self.bank is not None
@@ -440,35 +397,23 @@ class RoadModel(pyvene.IntervenableModel):
             raise InputError(f"this model holds {len(self.bank)} adapters: name one per row with adapter_names")
         return list(self.bank)
 
-    def _current_entries(self, index: int) -> Entries:
-        intervention = self._interventions_in_order[index]
-        return plane_maps.entries(intervention.theta, intervention.alpha, self.variant, self.group_size)
-
-    def _current(self) -> list[Blocks]:
-        """The blocks of the parameters as they are now. Nothing is kept: a fused optimizer changes parameters without a trace."""
-        return self._blocks_of(self._interventions_in_order)
-
-    def _blocks_of(self, interventions: Sequence[RoadIntervention]) -> list[Blocks]:
-        devices = tuple(each.theta.device for each in interventions)
-        if len(set(devices)) > 1:
-            return [plane_maps.blocks(each.theta, each.alpha, self.variant, self.group_size) for each in interventions]
-        theta, alpha = torch.cat([each.theta for each in interventions]), torch.cat([each.alpha for each in interventions])
-        return _split_blocks(theta, alpha, self.sites, self.variant, self.group_size, devices)
-
     @contextmanager
     def _rows_in_interventions(
-        self, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None = None, learning: Sequence[str] | None = None
+        self,
+        adapter_names: Sequence[str] | None,
+        tasks: Sequence[str] | None = None,
+        trainable_tasks: Sequence[str] | None = None,
     ) -> Iterator[None]:
-        """For pyvene's own loop: every intervention knows the blocks of the rows."""
-        coefficients, _ = self._coefficients_for(adapter_names, tasks, learning)
-        rows = coefficients() if self.bank is not None or tasks is not None else None
+        """For pyvene's own loop: every intervention holds the maps of the rows while the block lasts."""
+        coefficients = self._coefficients(adapter_names, tasks, trainable_tasks)
+        rows = coefficients.maps() if self.bank is not None or tasks is not None else None
         try:
             for index, (_, intervention) in enumerate(self.by_site()):
-                intervention.row_blocks = None if rows is None else rows[index]
+                intervention.row_maps = None if rows is None else rows[index]
             yield
         finally:
             for _, intervention in self.by_site():
-                intervention.row_blocks = None
+                intervention.row_maps = None
 
     def _one_adapter(self, name: str | None) -> RoadAdapter:
         if self.bank is None:
@@ -493,23 +438,25 @@ def _checked(positions: Positions) -> Positions:
     return positions
 
 
-def _intervention(model: PreTrainedModel, site: Site, template: RoadAdapter, planes: TaskPlanes | None) -> RoadIntervention:
+def _intervention(model: PreTrainedModel, site: Site, family: RoadAdapter, planes: TaskPlanes | None) -> RoadIntervention:
     try:
         module = model.get_submodule(site.module)
     except AttributeError:
         raise InputError(
             f"{type(model).__name__} has no module '{site.module}': the adapter was made for another model"
         ) from None
-    width = site.width if site.part is None else site.width // (site.part.stop - site.part.start) * site.part.period
+    width = site.width
+    if site.output_slice is not None:
+        width = site.width // (site.output_slice.stop - site.output_slice.start) * site.output_slice.period
     if is_linear(module) and output_width(module) != width:
         raise InputError(
             f"the output of '{site.module}' has width {output_width(module)}, not {width}: the adapter was made for another model"
         )
-    partition = None if planes is None else planes.dimensions(site, template.group_size)
-    intervention = RoadIntervention(width, template.variant, template.group_size, site.part, subspace_partition=partition)
+    partition = None if planes is None else planes.dimensions(site, family.group_size)
+    intervention = RoadIntervention(width, family.variant, family.group_size, site.output_slice, subspace_partition=partition)
     with torch.no_grad():
-        intervention.theta.copy_(template.theta[site.name])
-        intervention.alpha.copy_(template.alpha[site.name])
+        intervention.theta.copy_(family.theta[site.name])
+        intervention.alpha.copy_(family.alpha[site.name])
     return intervention
 
 

@@ -1,9 +1,9 @@
-"""Rotations attached to a model, for one call or for as long as a `with` block lasts."""
+"""Rotations on a model, for one call or for as long as a `with` block lasts."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,144 +12,140 @@ from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
-from road_interp.models.forward_wrapper import Change, divert, own_forward
-from road_interp.models.intervention import apply_to_part
+from road_interp.models.coefficients import Coefficients
+from road_interp.models.forward_wrapper import CallScope, OutputTransform, original_forward, wrap_forward
+from road_interp.models.intervention import apply_to_slice
 from road_interp.rotation import plane_maps
-from road_interp.rotation.inplace import COMPLEX, SMALLEST, turn
-from road_interp.rotation.plane_maps import Blocks, Entries
+from road_interp.rotation.inplace import COMPLEX, SMALLEST_INVERTIBLE, rotate_in_place
+from road_interp.rotation.plane_maps import Entries, PlaneMaps
 from road_interp.sites.positions import Positions, position_mask
 from road_interp.sites.site import Site
 
+TOKEN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")  # the inputs whose first two axes are rows and tokens
 
-class Attachment:
-    """Detours at the sites of a model, and a hook on the model itself that notices which tokens a pass is about.
+
+class RotationContext:
+    """Wraps the forward of every rotated module, and computes the token mask of each forward pass in a hook on the model.
+
+    Calls of the execution context (thread, or task of asyncio) that entered it are rotated; those of others are not.
 
     Args:
-        model: the Hugging Face model; what its parameters say at the start of its pass holds for the pass.
-        sites: the rotated places.
-        coefficients: gives the blocks of every site at the start of a pass; with a row axis, one row per example.
-        entries: gives the real entries of one site's blocks, by its index; asked inside torch.compile, where they are fused.
-        group_size: pairing of the dimensions.
+        model: the transformers model.
+        coefficients: the maps of its sites. What its parameters say at the start of a pass holds for the pass.
         positions: the tokens to rotate.
         prompt: attention mask `(batch, length)` of the prompt, for generation; without it every pass that starts with an empty
             cache is a prompt.
-        once: ask for the coefficients at the first pass only, where they cannot change between passes.
-
-    Only the thread that attached is affected.
+        once: read the coefficients at the first pass only, where they cannot change between passes.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        sites: Sequence[Site],
-        coefficients: Callable[[], Sequence[Blocks]],
-        entries: Callable[[int], Entries],
-        group_size: int,
+        coefficients: Coefficients,
         positions: Positions = "all",
         prompt: Tensor | None = None,
         once: bool = False,
     ) -> None:
-        self._model, self._sites, self._group_size = model, sites, group_size
-        self._coefficients, self._entries = coefficients, entries
+        self._model, self._coefficients = model, coefficients
         self._positions, self._prompt, self._once = positions, prompt, once
-        self._restore: list[Callable[[], None]] = []
-        self._thread = threading.get_ident()
-        self._blocks: Sequence[Blocks] = ()
-        self._placed: dict[tuple[int, int], Sequence[Blocks]] = {}
-        self._mask: Tensor | None = None
-        self._invertible = True
-        self._active = True
+        self._undo = ExitStack()
+        self._scope = CallScope()
+        self._maps: RowMaps | None = None
+        self._mask: Tensor | None = None  # of this pass: the tokens to rotate; None for all
+        self._rotates = True  # in this pass
 
-    def __enter__(self) -> Attachment:
-        try:
-            self._restore.append(self._model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+    def __enter__(self) -> RotationContext:
+        with ExitStack() as undo:  # undone at once where something fails halfway
+            undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             if self._model.config.is_encoder_decoder:  # generation calls the encoder by itself
-                self._restore.append(self._model.get_encoder().register_forward_pre_hook(self._before_encoder).remove)
-            for index, site in enumerate(self._sites):
+                undo.callback(self._model.get_encoder().register_forward_pre_hook(self._before_encoder).remove)
+            for index, site in enumerate(self._coefficients.sites):
                 module = self._model.get_submodule(site.module)
-                self._restore.append(divert(module, self._change(index, site, module)))
-        except BaseException:
-            self.remove()
-            raise
+                undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope))
+            undo.enter_context(self._scope)
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.remove()
+        self._undo.close()
 
-    def remove(self) -> None:
-        """Take off what this attachment put on, and nothing else."""
-        while self._restore:
-            self._restore.pop()()
+    @property
+    def is_active(self) -> bool:
+        """Whether calls of the calling context are rotated."""
+        return self._scope.is_active
 
-    def _refresh(self) -> None:
-        if self._once and self._blocks:
-            return
-        blocks = self._coefficients()
-        if blocks is not self._blocks:
-            self._blocks, self._placed = blocks, {}
-            if torch.is_grad_enabled():
-                self._invertible = _invertible(blocks)
+    def _row_maps(self) -> RowMaps:
+        """The maps of this pass; those of the last one where they are the same."""
+        if self._once and self._maps is not None:
+            return self._maps
+        maps = self._coefficients.maps()
+        if self._maps is None or maps is not self._maps.maps:
+            self._maps = RowMaps(maps)
+        return self._maps
 
     def _before_encoder(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not torch.compiler.is_compiling() and threading.get_ident() == self._thread:
-            self._refresh()
+        if not torch.compiler.is_compiling() and self.is_active:
+            self._row_maps()
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
-            if threading.get_ident() != self._thread:
+            if not self.is_active:
                 return
-            self._refresh()
+            self._row_maps()
         if self._positions != "all":
-            self._mask = self._pass_mask(args, kwargs)
+            self._mask = self._token_mask(args, kwargs)
 
-    def _pass_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _token_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The mask of this pass: the prompt's, cut to the tokens that the pass computes."""
-        states = args[0] if args else next(kwargs[k] for k in ("input_ids", "inputs_embeds", "pixel_values") if k in kwargs)
+        states = args[0] if args else next((kwargs[name] for name in TOKEN_INPUTS if name in kwargs), None)
+        if states is None:
+            raise InputError(f"positions {self._positions!r} need an input that has tokens: {', '.join(TOKEN_INPUTS)}")
         batch, length = states.shape[:2]
         cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
         done = int(cache.get_seq_length()) if cache is not None else 0
         prompt = self._prompt
         if prompt is None:
-            self._active = done == 0
+            self._rotates = done == 0
             prompt = kwargs.get("attention_mask")
             prompt = torch.ones((batch, length), device=states.device) if prompt is None else prompt
         else:
-            self._active = done < prompt.shape[1]
-        if not self._active:
+            self._rotates = done < prompt.shape[1]
+        if not self._rotates:
             return None
-        mask = plane_maps.per_row(position_mask(self._positions, prompt), batch)[:, done : done + length]
+        mask = plane_maps.repeat_rows(position_mask(self._positions, prompt), batch)[:, done : done + length]
         return nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask
 
-    def _change(self, index: int, site: Site, module: nn.Module) -> Change:
-        # A linear layer's output is a new tensor that nobody else holds, unless somebody other than accelerate stands in for it.
-        alone = type(module) in (nn.Linear, Conv1D) and (own_forward(module) is None or hasattr(module, "_hf_hook"))
-        whole = self._group_size == 2 and site.part is None
+    def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
+        # A linear layer's output is a new tensor that nobody else holds, unless somebody other than accelerate replaced its forward.
+        owned = type(module) in (nn.Linear, Conv1D) and (original_forward(module) is None or hasattr(module, "_hf_hook"))
+        whole = self._coefficients.group_size == 2 and site.output_slice is None
 
         def rotate(output: Any, tracing: bool) -> Any:
-            if not self._active:
+            if not self._rotates:
                 return output
-            if alone and whole and self._mask is None and not tracing and not torch.is_grad_enabled():
-                # What the general way comes to, without its calls: for one token per row they take longer than the product.
-                a, b = self._rows_of(output, site)[index]
+            if owned and whole and self._mask is None and not tracing and not torch.is_grad_enabled():
+                # A shortcut to the same result: for one token per row the calls on the general path take longer than the product.
+                a, b = self._maps_for(output, site)[index]
                 if b is None and COMPLEX.get(output.dtype) is a.dtype and output.is_contiguous():
                     output.view(a.dtype).mul_(a)
                     return output
             if isinstance(output, tuple):
                 return (self._rotated(index, site, output[0], False, tracing), *output[1:])
-            return self._rotated(index, site, output, alone, tracing)
+            return self._rotated(index, site, output, owned, tracing)
 
         return rotate
 
-    def _rotated(self, index: int, site: Site, hidden: Tensor, alone: bool, tracing: bool) -> Tensor:
+    def _rotated(self, index: int, site: Site, hidden: Tensor, owned: bool, tracing: bool) -> Tensor:
+        group_size = self._coefficients.group_size
         if tracing:
-            rotated = _apply_entries_to_part(self._entries(index), hidden, self._group_size, site)
+            rotated = _apply_entries(self._coefficients.entries(index), hidden, group_size, site)
         else:
-            blocks = self._rows_of(hidden, site)[index]
-            if self._can_turn(blocks, hidden, site):
-                in_place = alone and self._mask is None and not (torch.is_grad_enabled() and hidden._is_view())
-                rotated = turn(hidden, blocks.a, in_place)
+            maps = self._maps_for(hidden, site)[index]
+            if self._has_inplace_form(maps, hidden, site):
+                overwrite = owned and self._mask is None and not (torch.is_grad_enabled() and hidden._is_view())
+                rotated = rotate_in_place(hidden, maps.a, overwrite)
             else:
-                rotated = apply_to_part(blocks, hidden, self._group_size, site.part)
+                rotated = apply_to_slice(maps, hidden, group_size, site.output_slice)
         if self._mask is None:
             return rotated
         mask = self._mask.to(hidden.device)
@@ -160,44 +156,66 @@ class Attachment:
             )
         return torch.where(mask.unsqueeze(-1), rotated, hidden)
 
-    def _can_turn(self, blocks: Blocks, hidden: Tensor, site: Site) -> bool:
+    def _has_inplace_form(self, maps: PlaneMaps, hidden: Tensor, site: Site) -> bool:
         return (
-            blocks.b is None
-            and self._group_size == 2
-            and site.part is None
+            maps.b is None
+            and self._coefficients.group_size == 2
+            and site.output_slice is None
             and hidden.is_contiguous()
             and hidden.storage_offset() % 2 == 0
-            and (self._invertible or not torch.is_grad_enabled())
+            and (not torch.is_grad_enabled() or (self._maps is not None and self._maps.invertible))
         )
 
-    def _rows_of(self, hidden: Tensor, site: Site) -> Sequence[Blocks]:
-        """The blocks for this batch: one row for every example, each repeated where generation expands the batch (beams)."""
-        shape = (hidden.shape[0], hidden.ndim)
-        placed = self._placed.get(shape)
-        if placed is None:
-            if not self._blocks:  # somebody calls a part of the model by itself
-                self._refresh()
-            placed = self._placed[shape] = self._place(*shape, site)
-        return placed
+    def _maps_for(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
+        """The maps for this batch; of the pass's start, or read now where a part of the model is called by itself."""
+        maps = self._row_maps() if self._maps is None else self._maps
+        return maps.for_batch(hidden.shape[0], hidden.ndim, site)
 
-    def _place(self, batch: int, axes: int, site: Site) -> Sequence[Blocks]:
-        if self._blocks[0].a.ndim == 1:
-            return self._blocks
-        rows = len(self._blocks[0].a)
+
+class RowMaps:
+    """The maps of all sites during a pass, shaped for the batches that occur in it.
+
+    Attributes:
+        maps: one per site; with a row axis, one row per example.
+    """
+
+    def __init__(self, maps: Sequence[PlaneMaps]) -> None:
+        self.maps = maps
+        self._shaped: dict[tuple[int, int], Sequence[PlaneMaps]] = {}
+        self._invertible: bool | None = None
+
+    @property
+    def invertible(self) -> bool:
+        """Whether no scale is so small that the in-place form could not recover its gradient from the output."""
+        if self._invertible is None:
+            self._invertible = _invertible(self.maps)
+        return self._invertible
+
+    def for_batch(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
+        """One row for every example, each repeated where generation expands the batch (beams). `site` is named in errors."""
+        shaped = self._shaped.get((batch, axes))
+        if shaped is None:
+            shaped = self._shaped[batch, axes] = self._shape(batch, axes, site)
+        return shaped
+
+    def _shape(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
+        if self.maps[0].a.ndim == 1:
+            return self.maps
+        rows = len(self.maps[0].a)
         if batch % rows:
             raise InputError(f"site '{site.name}': {rows} names for a batch of {batch} rows; give one per row")
-        return [each.for_rows(batch).beside(axes) for each in self._blocks]
+        return [each.repeat_rows(batch).broadcast_to(axes) for each in self.maps]
 
 
-def _apply_entries_to_part(blocks: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:
-    if site.part is None:
-        return plane_maps.apply_entries(blocks, hidden, group_size)
-    return site.part.replace(hidden, plane_maps.apply_entries(blocks, site.part.select(hidden), group_size))
+def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:
+    if site.output_slice is None:
+        return plane_maps.apply_entries(entries, hidden, group_size)
+    rotated = plane_maps.apply_entries(entries, site.output_slice.select(hidden), group_size)
+    return site.output_slice.replace(hidden, rotated)
 
 
-def _invertible(blocks: Sequence[Blocks]) -> bool:
-    """Whether no scale is so small that the gradient cannot be recovered from the output."""
-    if any(each.b is not None for each in blocks):
+def _invertible(maps: Sequence[PlaneMaps]) -> bool:
+    if any(each.b is not None for each in maps):
         return False
-    smallest = [each.a.detach().abs().min() for each in blocks]
-    return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() > SMALLEST)
+    smallest = [each.a.detach().abs().min() for each in maps]
+    return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() > SMALLEST_INVERTIBLE)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 LOOKS = {"angles only": (COLORS[0], "o"), "magnitudes only": (COLORS[1], "s"), "neither": ("0.35", "D")}
 KEPT = {
-    "parts": ("trained head", COLORS[0], "o"),
-    "parts, head refitted": ("head refitted", COLORS[2], "^"),
+    "components": ("trained head", COLORS[0], "o"),
+    "components, head refitted": ("head refitted", COLORS[2], "^"),
     "trained alone": ("trained alone", COLORS[1], "s"),
 }
 
@@ -28,12 +28,12 @@ def ablation(report: AblationReport, ax: Axes) -> Axes:
 
     Beside them, where it was measured, adapters that learned that part alone.
     """
-    parts = [row.part for row in report.rows if row.group == "parts"]
+    parts = [row.component for row in report.rows if row.group == "components"]
     groups = [group for group in KEPT if any(row.group == group for row in report.rows)]
     for number, group in enumerate(groups):
         label, color, marker = KEPT[group]
         rows = [row for row in report.rows if row.group == group]
-        x = np.array([parts.index(row.part) for row in rows]) + 0.16 * (number - (len(groups) - 1) / 2)
+        x = np.array([parts.index(row.component) for row in rows]) + 0.16 * (number - (len(groups) - 1) / 2)
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, linestyle="none", label=label)
     ax.set_xticks(range(len(parts)), [part.replace(" ", "\n") for part in parts])
     ax.set(ylabel=report.metric, title="What the planes keep")
@@ -48,7 +48,7 @@ def ablation_by(report: AblationReport, ax: Axes, group: Literal["layer", "kind"
     chosen = [row for row in report.rows if row.group == group]
     whats = list(dict.fromkeys(row.what for row in chosen))
     for number, (part, (color, marker)) in enumerate(LOOKS.items()):
-        rows = [row for row in chosen if row.part == part]
+        rows = [row for row in chosen if row.component == part]
         x = np.arange(len(rows)) + 0.2 * (number - 1)
         _points(ax, x, [report.loss(row) for row in rows], color=color, marker=marker, linestyle="none", label=part)
     ax.axhline(0, color="0.7", linewidth=0.8, linestyle=":")
@@ -67,7 +67,7 @@ def ablation_curve(report: AblationReport, ax: Axes) -> Axes:
         rows = sorted((row for row in report.rows if row.group == group), key=lambda row: float(row.what))
         x = [100 * float(row.what) for row in rows]
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, label=group)
-    parts = {row.part: report.accuracy(row)[0] for row in report.rows if row.group == "parts"}
+    parts = {row.component: report.accuracy(row)[0] for row in report.rows if row.group == "components"}
     for part, style in (("both", "--"), ("neither", ":")):
         ax.axhline(parts[part], color="0.5", linewidth=0.8, linestyle=style, label={"both": "all", "neither": "none"}[part])
     ax.set_xscale("log")

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from road_interp.plots.style import COLORS, STYLE, styled
 
 if TYPE_CHECKING:
-    from road_interp.measure.drift import DriftReport, PlaceDrift
+    from road_interp.measure.drift import DriftReport, ReadPointDrift
 
 DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$)", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
 PANELS = 10  # of the grid, side by side
@@ -22,7 +22,7 @@ BEFORE, BEHIND = "before the block's LayerNorm", "behind it: norm set by LayerNo
 
 
 @styled
-def drift_scatter(report: DriftReport, ax: Axes, place: PlaceDrift) -> Axes:
+def drift_scatter(report: DriftReport, ax: Axes, place: ReadPointDrift) -> Axes:
     """Change of magnitude by change of direction at one place, a point per text (paper, figure 2 left and middle)."""
     _points(ax, place, COLORS[0])
     ax.set(xlabel=DIRECTION, ylabel=MAGNITUDE, title=f"{report.tuned}\n{place.name}")
@@ -95,7 +95,7 @@ def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["an
     return ax
 
 
-def _points(ax: Axes, place: PlaceDrift, color: str) -> None:
+def _points(ax: Axes, place: ReadPointDrift, color: str) -> None:
     """A point per text; hollow behind a LayerNorm."""
     direction, magnitude = np.array(place.points).T
     faces = "none" if place.norm_is_pinned else color

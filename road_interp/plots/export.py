@@ -13,11 +13,11 @@ from matplotlib.style import context
 
 from road_interp import plots
 from road_interp.files import write_atomically
-from road_interp.provenance import origin
+from road_interp.provenance import figure_metadata
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, AngleReport, DriftReport
-    from road_interp.measure.throughput import BenchReport
+    from road_interp.measure.throughput import ThroughputReport
 
 
 class Result(Protocol):
@@ -37,7 +37,7 @@ def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
     figure = ax.get_figure(root=True)
     assert figure is not None
     write_atomically(folder / f"{name}.json", result.to_json())
-    for format, metadata in (("pdf", {"CreationDate": None}), ("png", origin())):
+    for format, metadata in (("pdf", {"CreationDate": None}), ("png", figure_metadata())):
         with context(plots.STYLE):
             figure.savefig(drawn := BytesIO(), format=format, metadata=metadata)
         write_atomically(folder / f"{name}.{format}", drawn.getvalue())
@@ -86,7 +86,7 @@ def draw_drift(report: DriftReport, folder: Path) -> list[Path]:
     ]
 
 
-def draw_bench(report: BenchReport, folder: Path) -> Path:
+def draw_throughput(report: ThroughputReport, folder: Path) -> Path:
     """Figure 4 of the paper: the panels that the benchmark has timings for."""
     tasks = [task for task in ("rank", "length", "requests") if any(timing.task == task for timing in report.timings)]
     with context(plots.STYLE):

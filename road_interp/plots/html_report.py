@@ -72,7 +72,7 @@ def scores_of(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _planes(adapter: RoadAdapter, site: Site) -> list[list[float]]:
     """The planes of a site that turn most: index, and the complex `a` and `b` of `z -> a z + b conj(z)`."""
-    maps = adapter.blocks(site)
+    maps = adapter.plane_maps(site)
     b = torch.zeros_like(maps.a) if maps.b is None else maps.b
     numbers = torch.stack([maps.a.real, maps.a.imag, b.real, b.imag], 1)
     chosen = adapter.angles(site).abs().argsort(descending=True)[:MOST]

@@ -12,7 +12,7 @@ from road_interp.plots.style import styled
 
 if TYPE_CHECKING:
     from road_interp.measure import CompositionReport, StrengthReport
-    from road_interp.measure.multitask_accuracy import HeadsStudy
+    from road_interp.measure.multitask_accuracy import MultiTaskAccuracyStudy
 
 
 @styled
@@ -35,7 +35,7 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
 
 
 @styled
-def heads(study: HeadsStudy, ax: Axes) -> Axes:
+def heads(study: MultiTaskAccuracyStudy, ax: Axes) -> Axes:
     """Accuracy of every head by how it was trained and what is active, with 95% intervals."""
     tasks = study.together[0].tasks
     bars = [("trained alone", lambda task: (study.alone[task], task))]

@@ -27,7 +27,7 @@ def plane(adapter: RoadAdapter, ax: Axes, site: Site | str = "", index: int = 0)
         InputError: no such site, or no such plane of it.
     """
     where = adapter.site(site or adapter.sites[0])
-    maps = adapter.blocks(where)
+    maps = adapter.plane_maps(where)
     if not 0 <= index < len(maps.a):
         raise InputError(f"site '{where.name}' has planes 0 to {len(maps.a) - 1}, not {index}")
     before = np.exp(1j * np.linspace(0, 2 * np.pi, 181))

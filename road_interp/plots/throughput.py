@@ -11,10 +11,10 @@ from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, styled
 
 if TYPE_CHECKING:
-    from road_interp.measure.throughput import BenchReport
+    from road_interp.measure.throughput import ThroughputReport
 
-# One colour and marker per peer in every panel.
-PEERS = {
+# One colour and marker per method in every panel.
+LOOKS = {
     "bare": ("0.45", "o"),
     "merged": (COLORS[2], "s"),
     "RoadModel": (COLORS[0], "D"),
@@ -25,7 +25,7 @@ PEERS = {
 
 
 @styled
-def throughput(report: BenchReport, ax: Axes, task: str = "requests") -> Axes:
+def throughput(report: ThroughputReport, ax: Axes, task: str = "requests") -> Axes:
     """Tokens per second of generation (paper, figure 4).
 
     Bars reach from the first to the third quartile of the rounds.
@@ -42,15 +42,15 @@ def throughput(report: BenchReport, ax: Axes, task: str = "requests") -> Axes:
     timings = [timing for timing in report.timings if timing.task == task]
     if not timings:
         raise InputError(f"this benchmark has no timings of generation by {task}")
-    for peer in dict.fromkeys(timing.peer for timing in timings):
-        line = sorted((timing for timing in timings if timing.peer == peer), key=lambda timing: getattr(timing, quantity))
+    for method in dict.fromkeys(timing.method for timing in timings):
+        line = sorted((timing for timing in timings if timing.method == method), key=lambda timing: getattr(timing, quantity))
         rates = np.array([[timing.tokens / second for second in timing.seconds] for timing in line])
         middle = np.median(rates, axis=1)
         low, high = np.quantile(rates, (0.25, 0.75), axis=1)
         x = [getattr(timing, quantity) for timing in line]
-        color, marker = PEERS[peer]
+        color, marker = LOOKS[method]
         bars = (middle - low, high - middle)
-        ax.errorbar(x, middle, yerr=bars, marker=marker, color=color, markersize=4, capsize=2, label=peer)
+        ax.errorbar(x, middle, yerr=bars, marker=marker, color=color, markersize=4, capsize=2, label=method)
     ax.set_xscale("log", base=2)
     ax.set_xticks(x, [str(number) for number in x])
     ax.set(xlabel=label, ylabel="generated tokens per second", ylim=(0, None), title=title)

@@ -6,44 +6,66 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from road_interp.errors import InputError
-from road_interp.recipes.from_mapping import _build
-from road_interp.recipes.schema import AnyRecipe, BenchRecipe, MixtureRecipe, Recipe, Trainable
+from road_interp.from_mapping import from_mapping
+from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
+from road_interp.recipes.upgrade import upgraded
 
 
-def trainable(recipe: AnyRecipe) -> Trainable:
-    """The recipe, unless it is one to be timed, which is an InputError."""
-    if isinstance(recipe, BenchRecipe):
-        raise InputError("this recipe trains nothing: its command is road-interp bench")
-    return recipe
-
-
-def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyRecipe:
-    """A recipe from a YAML file, the bare name of a built-in one, or a mapping.
-
-    With a key `tasks` it is a MixtureRecipe, with a key `requests` a BenchRecipe.
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file, the bare name of a built-in one, or a mapping; its class is that of its `kind`.
 
     Args:
         source: `interventions/NAME.yaml`, `NAME`, or the content itself.
         overrides: texts such as "training.learning_rate=5e-3", as on the command line.
 
     Raises:
-        InputError: no such recipe, an unknown key (with the nearest known one), a value of the wrong kind.
+        InputError: no such recipe, no kind, an unknown key (with the nearest known one), a value of the wrong kind.
     """
     if isinstance(source, Mapping):
-        content, name = {**source}, "recipe"
-    else:
-        path = recipe_path(source)
-        content, name = _read_yaml(path), path.name
+        return _build({**source}, "recipe", overrides)
+    path = recipe_path(source)
+    return _build(_read_yaml(path), path.name, overrides)
+
+
+def load_trainable_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainableRecipe:
+    """As `load_recipe`, for kinds that are trained; one that is only timed is an InputError."""
+    return check_trainable(load_recipe(source, overrides))
+
+
+def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ThroughputRecipe:
+    """As `load_recipe`, for recipes that are timed; one that is trained is an InputError."""
+    recipe: Any = load_recipe(source, overrides)
+    if recipe.kind != "throughput":
+        raise InputError(f"recipe '{source}' is a training recipe; use `road-interp train`")
+    return cast(ThroughputRecipe, recipe)
+
+
+def load_stored_recipe(path: Path) -> TrainableRecipe:
+    """The recipe in a run folder, also in one that 0.1.0 wrote. Errors as in `load_recipe`."""
+    return check_trainable(_build(upgraded(_read_yaml(path)), path.name))
+
+
+def check_trainable(recipe: Any) -> TrainableRecipe:
+    """The recipe, unless its kind is one that is timed and not trained, which is an InputError."""
+    if recipe.kind == "throughput":
+        raise InputError("a throughput recipe is timed and not trained: its command is road-interp bench")
+    return cast(TrainableRecipe, recipe)
+
+
+def _build(content: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(content, override)
-    kind = MixtureRecipe if "tasks" in content else BenchRecipe if "requests" in content else Recipe
+    kind = content.get("kind")
+    if kind not in KINDS:
+        wrong = "'kind' is missing" if kind is None else f"unknown kind {kind!r}"
+        raise InputError(f"{name}: {wrong}; the kinds are {', '.join(KINDS)}")
     try:
-        return _build(kind, content, "")
+        return from_mapping(KINDS[kind], content)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 

@@ -1,14 +1,19 @@
-"""Recipes: what to rotate, on which data, how to train. Dataclasses, read from YAML with every key checked."""
+"""What a recipe holds: frozen dataclasses, one per section and one per kind of recipe.
+
+Errors name the bare field; `from_mapping` puts the path of the section in front.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
+from road_interp.adapters.task_planes import Split
 from road_interp.errors import InputError
+from road_interp.from_mapping import FieldError
 from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.positions import parse_positions
 
@@ -38,8 +43,8 @@ class ModelRecipe:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        _require(not self.shard or self.device_map is None, "model.device_map", self.device_map, "left out with model.shard")
-        _require(1 <= self.max_length < 2**31, "model.max_length", self.max_length, "at least 1, and a number of tokens")
+        _require(not self.shard or self.device_map is None, "device_map", self.device_map, "left out with shard")
+        _require(1 <= self.max_length < 2**31, "max_length", self.max_length, "at least 1, and a number of tokens")
 
     @property
     def name(self) -> str:
@@ -49,7 +54,14 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class AdapterRecipe:
-    """Where and how to rotate: the arguments of `find_sites` and `RoadAdapter.identity`; and whether theta and alpha learn."""
+    """Where and how to rotate: the arguments of `find_sites` and `RoadAdapter.identity`.
+
+    Attributes:
+        sites, layers, stack: as in `find_sites`.
+        variant, group_size: as in PEFT's RoadConfig.
+        positions: as in RoadModel.
+        trainable: whether theta, alpha or both are trained.
+    """
 
     sites: str | list[str] = "all-linear"
     layers: int | str | list[int] | None = None
@@ -57,11 +69,14 @@ class AdapterRecipe:
     variant: Variant = "road_1"
     group_size: int = 2
     positions: str = "all"
-    learn: Literal["both", "angles", "magnitudes"] = "both"
+    trainable: Literal["both", "angles", "magnitudes"] = "both"
 
     def __post_init__(self) -> None:
-        _require(self.group_size >= 2 and self.group_size % 2 == 0, "adapter.group_size", self.group_size, "even and at least 2")
-        parse_positions(self.positions)
+        _require(self.group_size >= 2 and self.group_size % 2 == 0, "group_size", self.group_size, "even and at least 2")
+        try:
+            parse_positions(self.positions)
+        except InputError as error:
+            raise FieldError("positions", f"is wrong: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,7 @@ class DataRecipe:
         per_class: keep that many examples of every class, drawn by `split_seed`.
         split_by_text: divide texts by a hash of their first eight words instead of at random, so that data sets that share texts
             hold out the same ones. The sizes are then fractions.
-        task: "classification" (labels are classes) or "regression" (labels are numbers).
+        problem_type: "classification" (labels are classes) or "regression" (labels are numbers).
         classes: the labels in order; by default those of the training set, sorted.
         metric: by default accuracy for classification and pearson for regression.
         validation_size, test_size: number or fraction of examples taken from `id` where no validation or test set is named.
@@ -97,7 +112,7 @@ class DataRecipe:
     words: int | None = None
     per_class: int | None = None
     split_by_text: bool = False
-    task: Literal["classification", "regression"] = "classification"
+    problem_type: Literal["classification", "regression"] = "classification"
     classes: list[Any] | None = None
     metric: Literal["accuracy", "matthews", "pearson"] | None = None
     validation_size: int | float = 0.1
@@ -107,26 +122,29 @@ class DataRecipe:
     def __post_init__(self) -> None:
         for key in ("validation_size", "test_size"):
             size = getattr(self, key)
-            _require(size >= 1 if isinstance(size, int) else 0 < size < 1, f"data.{key}", size, "a count or a fraction below 1")
+            _require(size >= 1 if isinstance(size, int) else 0 < size < 1, key, size, "a count or a fraction below 1")
         _require(
-            self.metric != "pearson" or self.task == "regression", "data.metric", self.metric, "used with data.task regression"
+            self.metric != "pearson" or self.problem_type == "regression",
+            "metric",
+            self.metric,
+            "used with problem_type regression",
         )
         named = self.split_by_text and self.validation is not None
-        _require(not named, "data.validation", self.validation, "left out with data.split_by_text")
+        _require(not named, "validation", self.validation, "left out with split_by_text")
         by_text = {key: getattr(self, key) for key in ("validation_size", "test_size")} if self.split_by_text else {}
         for key, size in by_text.items():
-            _require(isinstance(size, float), f"data.{key}", size, "a fraction with data.split_by_text")
+            _require(isinstance(size, float), key, size, "a fraction with split_by_text")
         for key in ("words", "per_class"):
             count = getattr(self, key)
-            _require(count is None or count >= 1, f"data.{key}", count, "at least 1")
-        _require(self.test is None or self.validation is not None, "data.test", self.test, "given together with data.validation")
+            _require(count is None or count >= 1, key, count, "at least 1")
+        _require(self.test is None or self.validation is not None, "test", self.test, "given together with validation")
         _require(
             self.classes is None or len(set(map(repr, self.classes))) == len(self.classes) > 1,
-            "data.classes",
+            "classes",
             self.classes,
             "a list of two or more labels, each once",
         )
-        _check_seed("data.split_seed", self.split_seed)
+        _check_seed("split_seed", self.split_seed)
 
 
 @dataclass(frozen=True)
@@ -149,22 +167,25 @@ class TrainingRecipe:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "positive")
-        _require(self.epochs > 0, "training.epochs", self.epochs, "positive")
-        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
-        _require(self.gradient_accumulation >= 1, "training.gradient_accumulation", self.gradient_accumulation, "at least 1")
-        _require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "0 or more")
-        _require(self.max_grad_norm >= 0, "training.max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
-        _require(0 <= self.warmup_ratio < 1, "training.warmup_ratio", self.warmup_ratio, "a fraction below 1")
-        _require(self.max_steps is None or self.max_steps >= 1, "training.max_steps", self.max_steps, "at least 1")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        _require(self.epochs > 0, "epochs", self.epochs, "positive")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _require(self.gradient_accumulation >= 1, "gradient_accumulation", self.gradient_accumulation, "at least 1")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
+        _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a fraction below 1")
+        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that determines a run."""
+class ClassificationRecipe:
+    """One rotation and a fresh head for one set of labelled text."""
+
+    auto_class: ClassVar[str] = "classifier"
 
     model: ModelRecipe
     data: DataRecipe
+    kind: Literal["classification"] = "classification"
     adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     seed: int = 0
@@ -172,14 +193,64 @@ class Recipe:
     def __post_init__(self) -> None:
         _check_seed("seed", self.seed)
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """None: the planes belong to no named task."""
+        return ()
+
     def to_yaml(self) -> str:
         """The recipe with every default written out; `load_recipe` reads it back."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        return _to_yaml(self)
+
+
+@dataclass(frozen=True)
+class LabelledTaskRecipe:
+    """One task of several classifications: labelled text to learn a head for."""
+
+    labels: DataRecipe
+
+    def __post_init__(self) -> None:
+        classes = self.labels.problem_type == "classification"
+        _require(classes, "labels.problem_type", self.labels.problem_type, "classification among several tasks")
+
+
+@dataclass(frozen=True)
+class MultiTaskClassificationRecipe:
+    """Several classification heads on one state: every example trains the planes and the head of its own task.
+
+    Attributes:
+        tasks: by name, in the order in which planes are given out.
+        planes: how they are divided: "shares", "alternating", "sites" or "layers".
+        co_activation: probability that the other tasks' planes are active too, without gradient, while an example is learned.
+    """
+
+    auto_class: ClassVar[str] = "backbone"
+
+    model: ModelRecipe
+    tasks: dict[str, LabelledTaskRecipe]
+    kind: Literal["multitask-classification"] = "multitask-classification"
+    adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
+    planes: Split = "shares"
+    co_activation: float = 0.5
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_tasks(self)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of their planes."""
+        return tuple(self.tasks)
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out; `load_recipe` reads it back."""
+        return _to_yaml(self)
 
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """One task of a mixture: a built-in behaviour towards film reviews, prompts and answers from a data set, or labels.
+    """One task of a language model: a built-in behaviour towards film reviews, or prompts and answers from a data set.
 
     Attributes:
         behaviour: its name in `road_interp.data.behaviours`.
@@ -189,7 +260,6 @@ class TaskRecipe:
         test: data set of questions to test on: `scoring.test` of them at most, or all of a smaller set.
         reference: Jinja template over its columns of what is right; by default `answer`.
         match: regular expression; an answer is right if its last match says what the reference's last match says.
-        labels: labelled text to learn a classification head for.
     """
 
     behaviour: str | None = None
@@ -202,22 +272,15 @@ class TaskRecipe:
     test: str | None = None
     reference: str | None = None
     match: str | None = None
-    labels: DataRecipe | None = None
 
     def __post_init__(self) -> None:
-        given = sum(each is not None for each in (self.behaviour, self.id, self.labels))
-        _require(given == 1, "behaviour", self.behaviour, "given, or else id, or else labels (one of them)")
+        given = (self.behaviour is None) != (self.id is None)
+        _require(given, "behaviour", self.behaviour, "given, or else id (one of them)")
         _require(self.examples >= 1, "examples", self.examples, "at least 1")
         _require((self.test is None) == (self.match is None), "match", self.match, "given together with test")
         _require(self.test is None or self.id is not None, "test", self.test, "used with id: questions like those learned from")
         _require(self.reference is None or self.test is not None, "reference", self.reference, "given together with test")
         _require(self.match is None or _compiles(self.match), "match", self.match, "a regular expression")
-        _require(
-            self.labels is None or self.labels.task == "classification",
-            "labels.task",
-            "regression",
-            "classification in a mixture",
-        )
 
 
 @dataclass(frozen=True)
@@ -231,25 +294,26 @@ class ScoringRecipe:
 
     def __post_init__(self) -> None:
         for key in ("validation", "test", "max_new_tokens", "batch_size"):
-            _require(getattr(self, key) >= 1, f"scoring.{key}", getattr(self, key), "at least 1")
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
 
 
 @dataclass(frozen=True)
-class MixtureRecipe:
-    """Several tasks in one state: every example trains the planes of its own task (paper, section 4.3).
+class MultiTaskGenerationRecipe:
+    """Several tasks of a language model in one state: every example trains the planes of its own task (paper, section 4.3).
 
     Attributes:
-        tasks: by name, in the order in which planes are given out.
-        planes: how they are divided: "shares", "alternating", "sites" or "layers".
-        co_activation: probability that the other tasks' planes are active too, without gradient, while an example is learned.
+        tasks, planes, co_activation: as in MultiTaskClassificationRecipe.
         template: how the model is asked: a Jinja template of `prompt`.
         reviews: the film reviews that behaviours answer; their labels must be two words.
     """
 
+    auto_class: ClassVar[str] = "causal-lm"
+
     model: ModelRecipe
     tasks: dict[str, TaskRecipe]
+    kind: Literal["multitask-generation"] = "multitask-generation"
     adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
-    planes: Literal["shares", "alternating", "sites", "layers"] = "shares"
+    planes: Split = "shares"
     co_activation: float = 0.5
     template: str = "{{ prompt }}"
     reviews: DataRecipe | None = None
@@ -258,45 +322,52 @@ class MixtureRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_seed("seed", self.seed)
-        _require(len(self.tasks) >= 1, "tasks", self.tasks, "a mapping of at least one task")
-        _require(0 <= self.co_activation <= 1, "co_activation", self.co_activation, "a probability")
+        _check_tasks(self)
         _require("prompt" in self.template, "template", self.template, "a text with {{ prompt }} in it")
-        _require(
-            len({task.labels is None for task in self.tasks.values()}) == 1, "tasks", [*self.tasks], "all with labels or none"
-        )
-        _require(not self.has_heads or self.reviews is None, "reviews", "given", "left out beside labels")
         behaving = [name for name, task in self.tasks.items() if task.behaviour is not None]
         _require(not behaving or self.reviews is not None, "reviews", None, f"given: task '{''.join(behaving[:1])}' answers them")
 
     @property
-    def has_heads(self) -> bool:
-        """Whether the tasks are classifications, each with a head of its own."""
-        return any(task.labels is not None for task in self.tasks.values())
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of their planes."""
+        return tuple(self.tasks)
 
     def to_yaml(self) -> str:
         """The recipe with every default written out; `load_recipe` reads it back."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        return _to_yaml(self)
 
 
 @dataclass(frozen=True)
-class BenchRecipe:
-    """What the benchmark times: the arguments of `road_interp.measure.throughput.bench` (paper, section 4.2 and figure 4)."""
+class ThroughputRecipe:
+    """What the benchmark times (paper, section 4.2 and figure 4).
+
+    Attributes:
+        requests: batch sizes of generation; each row has its own adapter.
+        rounds: how often every method is timed at every task.
+        new_tokens: generated for every row, where the number is not what varies.
+        lengths: numbers of tokens to generate for eight requests (figure 4 middle).
+        ranks: of one unmerged LoRA for eight rows (figure 4 left).
+        methods: what is timed, "bare" among it; all methods by default.
+    """
 
     model: ModelRecipe
     requests: list[int]
+    kind: Literal["throughput"] = "throughput"
     rounds: int = 7
     new_tokens: int = 16
     lengths: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
-    peers: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check_seed("seed", self.seed)
         _require(not self.model.shard, "model.shard", True, "left out: what is timed is not divided")
         _require(
-            not self.peers or "bare" in self.peers, "peers", self.peers, "a list with 'bare' in it: ratios are to the bare model"
+            not self.methods or "bare" in self.methods,
+            "methods",
+            self.methods,
+            "a list with 'bare' in it: ratios are to the bare model",
         )
         _require(len(self.requests) >= 1, "requests", self.requests, "a list of at least one batch size")
         for key in ("requests", "lengths", "ranks"):
@@ -305,8 +376,25 @@ class BenchRecipe:
             _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
 
 
-Trainable = Recipe | MixtureRecipe
-AnyRecipe = Trainable | BenchRecipe
+TrainableRecipe = ClassificationRecipe | MultiTaskClassificationRecipe | MultiTaskGenerationRecipe
+Recipe = TrainableRecipe | ThroughputRecipe
+KINDS: dict[str, type[Recipe]] = {
+    "classification": ClassificationRecipe,
+    "multitask-classification": MultiTaskClassificationRecipe,
+    "multitask-generation": MultiTaskGenerationRecipe,
+    "throughput": ThroughputRecipe,
+}
+
+
+def _to_yaml(recipe: Any) -> str:
+    content = asdict(recipe)
+    return yaml.safe_dump({"kind": content.pop("kind"), **content}, sort_keys=False, allow_unicode=True)
+
+
+def _check_tasks(recipe: MultiTaskClassificationRecipe | MultiTaskGenerationRecipe) -> None:
+    _check_seed("seed", recipe.seed)
+    _require(len(recipe.tasks) >= 1, "tasks", recipe.tasks, "a mapping of at least one task")
+    _require(0 <= recipe.co_activation <= 1, "co_activation", recipe.co_activation, "a probability")
 
 
 def _compiles(pattern: str) -> bool:
@@ -323,4 +411,4 @@ def _check_seed(key: str, seed: int) -> None:
 
 def _require(holds: bool, key: str, value: Any, what: str) -> None:
     if not holds:
-        raise InputError(f"'{key}' must be {what}, not {value!r}")
+        raise FieldError(key, f"must be {what}, not {value!r}")

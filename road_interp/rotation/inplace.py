@@ -13,26 +13,26 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-SMALLEST = 1e-3  # scales below this are not divided by: the general form is used instead
+SMALLEST_INVERTIBLE = 1e-3  # scales below this are not divided by: the general form is used instead
 
 
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
-def turn(
+def rotate_in_place(
     hidden: Float[Tensor, "*batch width"], factors: Complex[Tensor, "*#batch planes"], in_place: bool
 ) -> Float[Tensor, "*batch width"]:
     """Multiply adjacent planes of `hidden` by complex `factors` `alpha e^{i theta}`, overwriting `hidden` if `in_place`.
 
     The factors broadcast over the leading axes. The states may have any floating dtype and keep it; the product is taken in
-    fp32. No factor may be smaller than `SMALLEST` where a gradient is needed.
+    fp32. No factor may be smaller than `SMALLEST_INVERTIBLE` where a gradient is needed.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or factors.requires_grad):
-        return _Turn.apply(hidden, factors, in_place)
+        return _RotateInPlace.apply(hidden, factors, in_place)
     return _multiply(hidden, factors, in_place)
 
 
-class _Turn(torch.autograd.Function):
+class _RotateInPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, factors: Tensor, in_place: bool) -> Tensor:
         output = _multiply(hidden, factors, in_place)

@@ -6,7 +6,7 @@ acts on each plane by a real 2 x 2 block. With the plane read as one complex num
 
     z  ->  a z + b conj(z)
 
-where `a` rotates and scales and `b` is zero for road_1. `Blocks` holds `a` and `b` for all planes; the functions below
+where `a` rotates and scales and `b` is zero for road_1. `PlaneMaps` holds `a` and `b` for all planes; the functions below
 apply, invert, compose and take them apart. Parameters are laid out as in PEFT's RoadLayer, so that its tensors can be used as
 they are.
 """
@@ -25,7 +25,7 @@ Variant = Literal["road_1", "road_2", "road_4"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
-class Blocks(NamedTuple):
+class PlaneMaps(NamedTuple):
     """2 x 2 blocks `z -> a z + b conj(z)`, one per plane; `b` is None where every block is a scaled rotation (road_1).
 
     A leading axis, if any, is the row of a batch: each example has its own blocks.
@@ -34,29 +34,29 @@ class Blocks(NamedTuple):
     a: Complex[Tensor, "*rows planes"]
     b: Complex[Tensor, "*rows planes"] | None = None
 
-    def for_rows(self, batch: int) -> Blocks:
+    def repeat_rows(self, batch: int) -> PlaneMaps:
         """Blocks of `batch` rows: each row repeated, its copies side by side as in beam search."""
-        return Blocks(per_row(self.a, batch), None if self.b is None else per_row(self.b, batch))
+        return PlaneMaps(repeat_rows(self.a, batch), None if self.b is None else repeat_rows(self.b, batch))
 
-    def beside(self, axes: int) -> Blocks:
+    def broadcast_to(self, axes: int) -> PlaneMaps:
         """Blocks with a row axis, shaped to broadcast over states of that many axes: `(rows, 1, ..., planes)`."""
-        return Blocks(_align(self.a, axes), None if self.b is None else _align(self.b, axes))
+        return PlaneMaps(_align(self.a, axes), None if self.b is None else _align(self.b, axes))
 
-    def where(self, active: Bool[Tensor, "*rows planes"]) -> Blocks:
+    def masked(self, active: Bool[Tensor, "*rows planes"]) -> PlaneMaps:
         """The same blocks on the active planes, the identity on all others."""
         a, b = self
-        return Blocks(
+        return PlaneMaps(
             torch.where(active, a, torch.ones_like(a)), None if b is None else torch.where(active, b, torch.zeros_like(b))
         )
 
-    def learning(self, planes: Bool[Tensor, "*rows planes"]) -> Blocks:
+    def detach_outside(self, planes: Bool[Tensor, "*rows planes"]) -> PlaneMaps:
         """The same blocks, with a gradient on the given planes only."""
         a, b = self
-        return Blocks(torch.where(planes, a, a.detach()), None if b is None else torch.where(planes, b, b.detach()))
+        return PlaneMaps(torch.where(planes, a, a.detach()), None if b is None else torch.where(planes, b, b.detach()))
 
-    def to(self, device: torch.device) -> Blocks:
+    def to(self, device: torch.device) -> PlaneMaps:
         """The same blocks on another device."""
-        return Blocks(self.a.to(device), None if self.b is None else self.b.to(device))
+        return PlaneMaps(self.a.to(device), None if self.b is None else self.b.to(device))
 
 
 class Entries(NamedTuple):
@@ -67,18 +67,18 @@ class Entries(NamedTuple):
     o1: Float[Tensor, "*rows planes"]
     d1: Float[Tensor, "*rows planes"]
 
-    def for_rows(self, batch: int) -> Entries:
-        """Entries of `batch` rows, as `Blocks.for_rows`."""
-        return Entries(*(per_row(entry, batch) for entry in self))
+    def repeat_rows(self, batch: int) -> Entries:
+        """Entries of `batch` rows, as `PlaneMaps.repeat_rows`."""
+        return Entries(*(repeat_rows(entry, batch) for entry in self))
 
-    def where(self, active: Bool[Tensor, "*rows planes"]) -> Entries:
-        """As `Blocks.where`."""
+    def masked(self, active: Bool[Tensor, "*rows planes"]) -> Entries:
+        """As `PlaneMaps.masked`."""
         one, zero = torch.ones_like(self.d0), torch.zeros_like(self.d0)
         kept = (torch.where(active, entry, other) for entry, other in zip(self, (one, zero, zero, one), strict=True))
         return Entries(*kept)
 
-    def learning(self, planes: Bool[Tensor, "*rows planes"]) -> Entries:
-        """As `Blocks.learning`."""
+    def detach_outside(self, planes: Bool[Tensor, "*rows planes"]) -> Entries:
+        """As `PlaneMaps.detach_outside`."""
         return Entries(*(torch.where(planes, entry, entry.detach()) for entry in self))
 
 
@@ -100,18 +100,22 @@ def num_parameters(width: int, variant: Variant) -> int:
     return {"road_1": width // 2, "road_2": width, "road_4": 2 * width}[variant]
 
 
-def blocks(theta: Float[Tensor, "*rows n"], alpha: Float[Tensor, "*rows n"], variant: Variant, group_size: int) -> Blocks:
+def maps_from_parameters(
+    theta: Float[Tensor, "*rows n"], alpha: Float[Tensor, "*rows n"], variant: Variant, group_size: int
+) -> PlaneMaps:
     """The blocks of equation 2 from angles `theta` (radians) and scales `alpha` (factors).
 
     Shapes: `n` is `num_parameters(width, variant)`. Gradients flow to both.
     """
-    d0, o0, o1, d1 = entries(theta, alpha, variant, group_size)
+    d0, o0, o1, d1 = entries_from_parameters(theta, alpha, variant, group_size)
     if variant == "road_1":
-        return Blocks(torch.complex(d0, o1))
-    return Blocks(torch.complex((d0 + d1) / 2, (o1 - o0) / 2), torch.complex((d0 - d1) / 2, (o0 + o1) / 2))
+        return PlaneMaps(torch.complex(d0, o1))
+    return PlaneMaps(torch.complex((d0 + d1) / 2, (o1 - o0) / 2), torch.complex((d0 - d1) / 2, (o0 + o1) / 2))
 
 
-def entries(theta: Float[Tensor, "*rows n"], alpha: Float[Tensor, "*rows n"], variant: Variant, group_size: int) -> Entries:
+def entries_from_parameters(
+    theta: Float[Tensor, "*rows n"], alpha: Float[Tensor, "*rows n"], variant: Variant, group_size: int
+) -> Entries:
     """The real entries of the same blocks."""
     rows, half = theta.shape[:-1], group_size // 2
     straight, crossed = alpha * theta.cos(), alpha * theta.sin()
@@ -126,7 +130,7 @@ def entries(theta: Float[Tensor, "*rows n"], alpha: Float[Tensor, "*rows n"], va
     return Entries(d0, -o0, o1, d1)
 
 
-def entries_of(maps: Blocks) -> Entries:
+def entries_from_maps(maps: PlaneMaps) -> Entries:
     """The real entries of blocks in complex form."""
     a, b = maps
     if b is None:
@@ -134,8 +138,8 @@ def entries_of(maps: Blocks) -> Entries:
     return Entries(a.real + b.real, b.imag - a.imag, a.imag + b.imag, a.real - b.real)
 
 
-def parameters(maps: Blocks, variant: Variant, group_size: int) -> tuple[Tensor, Tensor]:
-    """Angles and scales whose `blocks` are `maps`: the way back. road_1 holds scaled rotations only, road_2 any block."""
+def parameters_from_maps(maps: PlaneMaps, variant: Variant, group_size: int) -> tuple[Tensor, Tensor]:
+    """Angles and scales whose `maps_from_parameters` are `maps`: the way back. road_1 holds scaled rotations only, road_2 any block."""
     if variant == "road_1":
         if maps.b is not None:
             raise InputError("road_1 holds scaled rotations only, not a general block; use road_2")
@@ -143,14 +147,14 @@ def parameters(maps: Blocks, variant: Variant, group_size: int) -> tuple[Tensor,
     if variant == "road_4":
         raise InputError("road_4 has eight numbers for the four entries of a block; use road_2, which holds any block")
     half = group_size // 2
-    d0, o0, o1, d1 = entries_of(maps)
+    d0, o0, o1, d1 = entries_from_maps(maps)
     straight, crossed = torch.stack((d0, d1), -1), torch.stack((-o0, o1), -1)
     theta, alpha = torch.atan2(crossed, straight), torch.hypot(crossed, straight)
     theta, alpha = (x.unflatten(-2, (-1, half)).transpose(-1, -2).flatten(-3) for x in (_wrap(theta), alpha))
     return theta, alpha
 
 
-def apply(maps: Blocks, hidden: Float[Tensor, "*batch width"], group_size: int) -> Float[Tensor, "*batch width"]:
+def apply(maps: PlaneMaps, hidden: Float[Tensor, "*batch width"], group_size: int) -> Float[Tensor, "*batch width"]:
     """`R h` for every state of `hidden`, in its dtype.
 
     Blocks with a row axis act on `hidden` of shape `(rows, ..., width)`. Adjacent planes in fp32 or fp64 take one complex
@@ -166,7 +170,7 @@ def apply(maps: Blocks, hidden: Float[Tensor, "*batch width"], group_size: int) 
         if maps.b is not None:
             turned = turned + z.conj() * _align(maps.b, z.ndim)
         return torch.view_as_real(turned).flatten(-2)
-    return apply_entries(entries_of(maps), hidden, group_size)
+    return apply_entries(entries_from_maps(maps), hidden, group_size)
 
 
 def apply_entries(blocks: Entries, hidden: Float[Tensor, "*batch width"], group_size: int) -> Float[Tensor, "*batch width"]:
@@ -177,11 +181,11 @@ def apply_entries(blocks: Entries, hidden: Float[Tensor, "*batch width"], group_
     return turned.flatten(-3).to(hidden.dtype)
 
 
-def matrix(maps: Blocks, group_size: int) -> Float[Tensor, "*rows width width"]:
+def matrix(maps: PlaneMaps, group_size: int) -> Float[Tensor, "*rows width width"]:
     """The dense `R` with `R @ h == apply(maps, h, group_size)`."""
     planes = maps.a.shape[-1]
     first, second = plane_dimensions(2 * planes, group_size, maps.a.device)
-    d0, o0, o1, d1 = entries_of(maps)
+    d0, o0, o1, d1 = entries_from_maps(maps)
     dense = d0.new_zeros(*d0.shape[:-1], 2 * planes, 2 * planes)
     dense[..., first, first], dense[..., first, second] = d0, o0
     dense[..., second, first], dense[..., second, second] = o1, d1
@@ -194,19 +198,19 @@ def plane_dimensions(width: int, group_size: int, device: torch.device | None = 
     return first.flatten(), second.flatten()
 
 
-def determinant(maps: Blocks) -> Float[Tensor, "*rows planes"]:
+def determinant(maps: PlaneMaps) -> Float[Tensor, "*rows planes"]:
     """Determinant of every block: the factor on areas, negative for a reflection."""
     straight = _squared(maps.a)
     return straight if maps.b is None else straight - _squared(maps.b)
 
 
-def singular(maps: Blocks) -> Bool[Tensor, "*rows planes"]:
+def singular(maps: PlaneMaps) -> Bool[Tensor, "*rows planes"]:
     """The blocks that have no inverse: one stretch is zero, or too small beside the other for the dtype."""
     stretches = polar(maps)
     return ~(stretches.minor > torch.finfo(stretches.major.dtype).eps * stretches.major)
 
 
-def inverse(maps: Blocks) -> Blocks:
+def inverse(maps: PlaneMaps) -> PlaneMaps:
     """The exact inverse, block by block. A singular block raises InputError that names its plane."""
     if (lost := singular(maps)).any():
         *row, plane = lost.nonzero()[0].tolist()
@@ -217,31 +221,31 @@ def inverse(maps: Blocks) -> Blocks:
             f"{stretches.minor[lost][0]:.3g}; {int(lost.sum())} such planes)"
         )
     if maps.b is None:
-        return Blocks(maps.a.reciprocal())
+        return PlaneMaps(maps.a.reciprocal())
     scale = determinant(maps).reciprocal()
-    return Blocks(maps.a.conj().resolve_conj() * scale, -maps.b * scale)
+    return PlaneMaps(maps.a.conj().resolve_conj() * scale, -maps.b * scale)
 
 
-def compose(outer: Blocks, inner: Blocks) -> Blocks:
+def compose(outer: PlaneMaps, inner: PlaneMaps) -> PlaneMaps:
     """The blocks of `h -> outer(inner(h))`. Scaled rotations commute; general blocks do not."""
     if outer.b is None and inner.b is None:
-        return Blocks(outer.a * inner.a)
+        return PlaneMaps(outer.a * inner.a)
     zero = torch.zeros_like(outer.a)
     outer_b, inner_b = (zero if part is None else part for part in (outer.b, inner.b))
-    return Blocks(
+    return PlaneMaps(
         outer.a * inner.a + outer_b * inner_b.conj(),
         outer.a * inner_b + outer_b * inner.a.conj(),
     )
 
 
-def power(maps: Blocks, strength: float) -> Blocks:
+def power(maps: PlaneMaps, strength: float) -> PlaneMaps:
     """Real powers of scaled rotations: angles times `strength` (from the wrapped angle), scales to the power of `strength`."""
     if maps.b is not None:
         raise InputError("real powers exist for road_1 only: a general block has no unique one")
-    return Blocks(torch.polar(maps.a.abs() ** strength, _wrap(maps.a.angle()) * strength))
+    return PlaneMaps(torch.polar(maps.a.abs() ** strength, _wrap(maps.a.angle()) * strength))
 
 
-def polar(maps: Blocks) -> Polar:
+def polar(maps: PlaneMaps) -> Polar:
     """Angle, stretches and reflection flag of every block.
 
     `|a| + |b|` and `||a| - |b||` are the singular values; the orthogonal factor turns by `arg a`, or mirrors by `arg b` where
@@ -256,19 +260,19 @@ def polar(maps: Blocks) -> Polar:
     return Polar(_wrap(angle), size + other, (size - other).abs(), reflection)
 
 
-def polar_factors(maps: Blocks) -> tuple[Blocks, Blocks]:
+def polar_factors(maps: PlaneMaps) -> tuple[PlaneMaps, PlaneMaps]:
     """`(turn, stretch)` with `compose(turn, stretch)` equal to the blocks: rotations or mirrors, and symmetric stretches."""
     a, b = maps
     if b is None:
-        return Blocks(_direction(a)), Blocks(a.abs().to(a.dtype))
+        return PlaneMaps(_direction(a)), PlaneMaps(a.abs().to(a.dtype))
     mirrored, zero = b.abs() > a.abs(), torch.zeros_like(a)
     turn, mirror = _direction(a), _direction(b)
     stretch_a = torch.where(mirrored, b.abs(), a.abs()).to(a.dtype)
     stretch_b = torch.where(mirrored, mirror * a.conj(), turn.conj() * b)
-    return Blocks(torch.where(mirrored, zero, turn), torch.where(mirrored, mirror, zero)), Blocks(stretch_a, stretch_b)
+    return PlaneMaps(torch.where(mirrored, zero, turn), torch.where(mirrored, mirror, zero)), PlaneMaps(stretch_a, stretch_b)
 
 
-def per_row(values: Tensor, batch: int) -> Tensor:
+def repeat_rows(values: Tensor, batch: int) -> Tensor:
     """`(rows, ...)` repeated to `(batch, ...)`, the copies of a row side by side."""
     return values if values.shape[0] == batch else values.repeat_interleave(batch // values.shape[0], dim=0)
 
@@ -280,7 +284,7 @@ def _align(part: Tensor, axes: int) -> Tensor:
     return part.view(part.shape[0], *[1] * (axes - 2), part.shape[-1])
 
 
-def _is_complex_view(maps: Blocks, hidden: Tensor, group_size: int) -> bool:
+def _is_complex_view(maps: PlaneMaps, hidden: Tensor, group_size: int) -> bool:
     """Whether `hidden` can be seen as complex planes of the blocks' own precision without a copy."""
     return (
         group_size == 2

@@ -17,7 +17,7 @@ from road_interp import measure
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.plots.html_report import scores_of
-from road_interp.recipes.schema import MixtureRecipe, Trainable
+from road_interp.recipes.schema import TrainableRecipe
 
 CARD = "README.md"
 REFUSALS = (HTTPError, HFValidationError, OSError)  # of the Hub, and of a network that does not reach it
@@ -66,7 +66,7 @@ def _reason(error: Exception) -> str:
     return " ".join((said or str(error)).split()) or type(error).__name__
 
 
-def model_card(adapter: RoadAdapter, recipe: Trainable, metrics: Mapping[str, Any], repo_id: str, head: bool) -> str:
+def model_card(adapter: RoadAdapter, recipe: TrainableRecipe, metrics: Mapping[str, Any], repo_id: str, head: bool) -> str:
     """The repository's README: YAML for the Hub, then what was rotated, how far, the scores, and how to load it.
 
     Args:
@@ -98,7 +98,7 @@ def model_card(adapter: RoadAdapter, recipe: Trainable, metrics: Mapping[str, An
             variant=report.variant,
             group_size=report.group_size,
             positions=recipe.adapter.positions,
-            tasks=list(recipe.tasks) if isinstance(recipe, MixtureRecipe) else [],
+            tasks=recipe.task_names,
             kinds=kinds,
             scores=scores_of(metrics),
             head=head,

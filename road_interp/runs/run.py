@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from road_interp.adapters.modules_to_save import load_head, read_tensors
+from road_interp.adapters.modules_to_save import load_modules, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
 from road_interp.measure.composition import CompositionReport
-from road_interp.measure.multitask_accuracy import HeadsReport
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.models.loading import load_model
 from road_interp.models.road_model import RoadModel
-from road_interp.recipes.loader import load_recipe, trainable
-from road_interp.recipes.schema import MixtureRecipe, Trainable
-from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, CLASSES, COMPOSITION, FIGURES, HEAD, HEADS, METRICS, PLANES, RECIPE
+from road_interp.recipes.loader import load_stored_recipe
+from road_interp.recipes.schema import TrainableRecipe
+from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, CLASSES, COMPOSITION, FIGURES, HEAD, METRICS, PLANES, RECIPE
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Run:
         folder: recipe.yaml, adapter/, head.safetensors, classes.json, metrics.json, log.jsonl, environment.json, figures/.
         recipe: as used, every default written out.
         adapter: the learned angles and scales.
-        classes: the labels in the head's order; None for regression and mixtures.
+        classes: the labels in the head's order; None for regression and for several tasks.
         metrics: scores of validation and test, of the frozen backbone beside them, and parameter counts.
-        planes: which planes the tasks of a mixture own; None for a single task.
+        planes: which planes each of several tasks owns; None for one classification.
     """
 
     folder: Path
-    recipe: Trainable
+    recipe: TrainableRecipe
     adapter: RoadAdapter
     classes: tuple[Any, ...] | None
     metrics: dict[str, Any]
@@ -52,9 +52,9 @@ class Run:
             unfinished = (folder / RECIPE).is_file()
             state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
             raise InputError(f"'{folder}' is not a finished run: {state}")
-        recipe, adapter = trainable(load_recipe(folder / RECIPE)), RoadAdapter.load(folder / ADAPTER)
+        recipe, adapter = load_stored_recipe(folder / RECIPE), RoadAdapter.load(folder / ADAPTER)
         classes = planes = None
-        if isinstance(recipe, MixtureRecipe):
+        if (folder / PLANES).is_file():
             planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)
         else:
             classes = read_json_object(folder / CLASSES).get("classes")
@@ -64,26 +64,29 @@ class Run:
         return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes)
 
     @property
-    def composition(self) -> CompositionReport | HeadsReport:
-        """What a mixture was scored on its test data. Raises InputError for a run that has no such scores."""
-        if (self.folder / HEADS).is_file():
-            return HeadsReport.from_json((self.folder / HEADS).read_text())
+    def composition(self) -> CompositionReport | MultiTaskAccuracyReport:
+        """How the tasks do on the test data, alone and together. Raises InputError for a run that has no such scores."""
+        for name in (MULTITASK_ACCURACY, MULTITASK_ACCURACY_0_1):
+            if (self.folder / name).is_file():
+                return MultiTaskAccuracyReport.load(self.folder / name)
         if (self.folder / COMPOSITION).is_file():
-            return CompositionReport.from_json((self.folder / COMPOSITION).read_text())
-        raise InputError(f"'{self.folder}' has no scores of several tasks: neither {COMPOSITION} nor {HEADS} is there")
+            return CompositionReport.load(self.folder / COMPOSITION)
+        raise InputError(
+            f"'{self.folder}' has no scores of several tasks: neither {COMPOSITION} nor {MULTITASK_ACCURACY} is there"
+        )
 
     def load_model(self) -> RoadModel:
         """The trained model: base weights from where the recipe names them, with the learned head, rotations and planes.
 
-        For a mixture of labelled texts the backbone without its heads.
+        For several classifications the backbone without its heads.
         """
-        positions = self.recipe.adapter.positions
-        if isinstance(self.recipe, MixtureRecipe):
-            base, _ = load_model(self.recipe.model, "backbone" if self.recipe.has_heads else "causal-lm")
-            return RoadModel(base, self.adapter, positions, self.planes).eval()
-        base, _ = load_model(self.recipe.model, "classifier", num_labels=1 if self.classes is None else len(self.classes))
-        load_head(base, self.folder / HEAD)
-        return RoadModel(base, self.adapter, positions).eval()
+        if self.planes is None:
+            labels = {"num_labels": 1 if self.classes is None else len(self.classes)}
+            base, _ = load_model(self.recipe.model, self.recipe.auto_class, **labels)
+            load_modules(base, self.folder / HEAD)
+        else:
+            base, _ = load_model(self.recipe.model, self.recipe.auto_class)
+        return RoadModel(base, self.adapter, self.recipe.adapter.positions, self.planes).eval()
 
     def to_peft(self, folder: Path) -> None:
         """Write rotations and head as a folder that `PeftModel.from_pretrained` loads.
@@ -92,7 +95,7 @@ class Run:
             InputError: a run that PEFT cannot express; it says why.
         """
         head = self.folder / HEAD
-        names = read_tensors(head) if head.is_file() else {}
+        names = read_safetensors(head) if head.is_file() else {}
         self.load_model().to_peft(folder, sorted({name.rpartition(".")[0] for name in names}))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

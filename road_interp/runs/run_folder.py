@@ -5,76 +5,96 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import check_folder, write_atomically
+from road_interp.models.loading import process_state
 from road_interp.provenance import library_versions
-from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import Trainable
+from road_interp.recipes.loader import load_stored_recipe
+from road_interp.recipes.schema import TrainableRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE
-from road_interp.training.arguments import forward_precision
-from road_interp.training.trainer import _processes
 
 
-def prepare_folder(recipe: Trainable, out: str | Path | None, resume: bool) -> Path:
-    """The run folder, which must be new or, to resume, hold an unfinished run of the same recipe."""
-    folder = next_free(Path("runs") / "run") if out is None else Path(out)
-    check_folder(folder)
-    if resume:
-        if not (folder / RECIPE).is_file():
-            raise InputError(f"'{folder}' holds no run to resume")
-        if (folder / METRICS).is_file():
-            raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
-        if load_recipe(folder / RECIPE) != recipe:
-            raise InputError(f"the recipe differs from the one that '{folder}' was started with ({RECIPE} there)")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
-    return folder
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run in training. Of several processes one writes, and the others wait for it.
 
-
-def start_run(folder: Path, recipe: Trainable, contents: Mapping[str, Any], where: torch.device) -> None:
-    """Make the run folder and write the recipe and JSON files that stand before training; of several processes one does."""
-    process = _processes(where)
-    process.wait_for_everyone()  # all have found the folder free
-    if process.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RECIPE, recipe.to_yaml())
-        for name, content in contents.items():
-            write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
-
-
-def finish_run(
-    trainer: Trainer,
-    recipe: Trainable,
-    adapter: RoadAdapter,
-    metrics: dict[str, Any],
-    contents: Mapping[str, bytes | str],
-    folder: Path,
-    where: torch.device,
-) -> Run:
-    """Write `contents` (by file name) and what every run folder holds; of several processes one does.
-
-    The metrics come last, since a folder that has them is a finished run.
+    Attributes:
+        path: where it is.
+        recipe: what is trained.
+        device: where.
     """
-    process = _processes(where)
-    if process.is_main_process:
-        adapter.save(folder / ADAPTER)
-        log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-        environment = describe_environment(recipe.seed, where.type, forward_precision(recipe.training, where))
-        scores = json.dumps(metrics, indent=2) + "\n"
-        for name, content in {**contents, LOG: log, ENVIRONMENT: environment, METRICS: scores}.items():
-            write_atomically(folder / name, content)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    process.wait_for_everyone()
-    return Run.load(folder)
+
+    path: Path
+    recipe: TrainableRecipe
+    device: torch.device
+
+    @classmethod
+    def prepare(cls, recipe: TrainableRecipe, out: str | Path | None, resume: bool, device: torch.device) -> RunFolder:
+        """The run folder, by default the next free one under runs/; nothing is written.
+
+        Raises:
+            InputError: a folder that is not empty or, to resume, one without an unfinished run of the same recipe.
+        """
+        folder = next_free(Path("runs") / "run") if out is None else Path(out)
+        check_folder(folder)
+        if resume:
+            if not (folder / RECIPE).is_file():
+                raise InputError(f"'{folder}' holds no run to resume")
+            if (folder / METRICS).is_file():
+                raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
+            if load_stored_recipe(folder / RECIPE) != recipe:
+                raise InputError(f"the recipe differs from the one that '{folder}' was started with ({RECIPE} there)")
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
+        return cls(folder, recipe, device)
+
+    def start(self, files: Mapping[str, Any]) -> None:
+        """Make the folder and write the recipe and the JSON files that stand before training."""
+        process = process_state(self.device)
+        process.wait_for_everyone()  # all have found the folder free
+        if process.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / RECIPE, self.recipe.to_yaml())
+            for name, content in files.items():
+                write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def finish(
+        self,
+        adapter: RoadAdapter,
+        metrics: Mapping[str, Any],
+        files: Mapping[str, bytes | str],
+        log: Sequence[Mapping[str, Any]],
+        precision: str,
+    ) -> Run:
+        """Write what training left, by file name; the metrics last, since a folder that has them is a finished run.
+
+        Args:
+            log: the entries of log.jsonl.
+            precision: of the forward pass.
+        """
+        process = process_state(self.device)
+        if process.is_main_process:
+            adapter.save(self.path / ADAPTER)
+            contents = {
+                **files,
+                LOG: "".join(json.dumps(entry) + "\n" for entry in log),
+                ENVIRONMENT: describe_environment(self.recipe.seed, self.device.type, precision),
+                METRICS: json.dumps(metrics, indent=2) + "\n",
+            }
+            for name, content in contents.items():
+                write_atomically(self.path / name, content)
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        process.wait_for_everyone()
+        return Run.load(self.path)
 
 
 def describe_environment(seed: int, device: str, precision: str) -> str:

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.sites.module_tree import Hooks, _dummy_inputs, _evaluating, _hooked, _in_attention, linears_of
-from road_interp.sites.site import Part
+from road_interp.sites.module_tree import Hooks, dummy_inputs, evaluating, hooked, is_in_attention, linears_of
+from road_interp.sites.site import OutputSlice
 
 
-def _part(roles: str, letter: str, path: str) -> Part:
+def slice_of_role(roles: str, letter: str, path: str) -> OutputSlice:
     """Where the dimensions of one role lie, from one letter per dimension ("qqkkvvqqkkvv" has period 6)."""
     period = next(p for p in range(1, len(roles) + 1) if len(roles) % p == 0 and roles[:p] * (len(roles) // p) == roles)
     start, stop = roles[:period].index(letter), roles[:period].rindex(letter) + 1
     if set(roles[start:stop]) != {letter}:
         raise InputError(f"'{path}' mixes query, key and value dimensions without a pattern: name the module itself instead")
-    return Part(period, start, stop)
+    return OutputSlice(period, start, stop)
 
 
-def _attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[dict[str, str]]:
+def attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[dict[str, str]]:
     """For each block and each of its attention linears, one letter per output dimension: q, k, or v for all that carries content.
 
     With the same state at every position, whom attention looks at makes no difference: the gradient of the block's output
@@ -55,8 +55,8 @@ def _block_calls(model: PreTrainedModel, blocks: nn.ModuleList) -> list[tuple[tu
         calls[module] = _without_cache(args), _without_cache(kwargs)
 
     hooks: Hooks = [(block.register_forward_pre_hook, before, {"with_kwargs": True}) for block in blocks]
-    with _hooked(hooks), torch.no_grad(), _evaluating(model):
-        model(**_dummy_inputs(model))
+    with hooked(hooks), torch.no_grad(), evaluating(model):
+        model(**dummy_inputs(model))
     return [calls[block] for block in blocks]
 
 
@@ -97,8 +97,8 @@ def _gradients(
     def keep(kind: str) -> Callable[..., None]:
         return lambda module, args, output: captured.update({kind: output})
 
-    linears = [(kind, module) for kind, module in linears_of(block) if _in_attention(kind)]
-    with _hooked([(module.register_forward_hook, keep(kind), {}) for kind, module in linears]), torch.enable_grad():
+    linears = [(kind, module) for kind, module in linears_of(block) if is_in_attention(kind)]
+    with hooked([(module.register_forward_hook, keep(kind), {}) for kind, module in linears]), torch.enable_grad():
         output = block(*map(replaced, args), **{key: replaced(value) for key, value in kwargs.items()})
         output = output[0] if isinstance(output, tuple) else output
         weights = torch.randn(4, output.shape[-1], generator=torch.Generator().manual_seed(1)).to(output)

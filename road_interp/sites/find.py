@@ -14,8 +14,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.sites.attention_roles import _attention_roles, _part
-from road_interp.sites.module_tree import _in_attention, _output_widths, block_stacks, is_linear, linears_of, output_width, place
+from road_interp.sites.attention_roles import attention_roles, slice_of_role
+from road_interp.sites.module_tree import (
+    is_in_attention,
+    is_linear,
+    layer_and_kind,
+    layer_stacks,
+    linears_of,
+    output_width,
+    output_widths,
+)
 from road_interp.sites.site import Site
 
 PRESETS = ("all-linear", "attention-qk", "attention", "mlp", "fc1", "block-output")
@@ -56,14 +64,16 @@ def find_sites(model: PreTrainedModel, where: Where, layers: Layers = None, stac
     sites = list(found.values())
     if layers is not None:
         depth = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
-        if len(stacks := block_stacks(model)) == 1 or stack is not None:
+        if len(stacks := layer_stacks(model)) == 1 or stack is not None:
             depth = len(stacks[stack or next(iter(stacks))])
         wanted = parse_layers(layers, depth)
         sites = [site for site in sites if site.layer in wanted]
     if not sites:
         raise InputError(f"no site of {type(model).__name__} matches {where!r} in layers {layers!r}")
     order = {name: index for index, name in enumerate(dict(model.named_modules()))}
-    return tuple(sorted(sites, key=lambda site: (order.get(site.module, len(order)), site.part.start if site.part else 0)))
+    return tuple(
+        sorted(sites, key=lambda site: (order.get(site.module, len(order)), site.output_slice.start if site.output_slice else 0))
+    )
 
 
 def parse_layers(layers: Layers, depth: int) -> set[int]:
@@ -87,7 +97,7 @@ def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Ite
     name, blocks = _the_stack(model, stack)
     if preset == "block-output":
         paths = [f"{name}.{layer}" for layer in range(len(blocks))]
-        widths = _output_widths(model, paths)
+        widths = output_widths(model, paths)
         yield from (Site(path, widths[path], layer, "block-output") for layer, path in enumerate(paths))
         return
     if preset == "attention-qk":
@@ -103,13 +113,13 @@ def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:
     if preset == "all-linear":
         return linears
     if preset == "attention":
-        return [pair for pair in linears if _in_attention(pair[0])]
-    feed_forward = [pair for pair in linears if not _in_attention(pair[0])]
+        return [pair for pair in linears if is_in_attention(pair[0])]
+    feed_forward = [pair for pair in linears if not is_in_attention(pair[0])]
     return feed_forward[:-1] if preset == "fc1" else feed_forward
 
 
 def _the_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.ModuleList]:
-    stacks = block_stacks(model)
+    stacks = layer_stacks(model)
     if stack is not None:
         if stack not in stacks:
             raise InputError(f"'{stack}' is not a block stack of {type(model).__name__}; it has {', '.join(stacks) or 'none'}")
@@ -139,15 +149,15 @@ def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise InputError(f"no module of {type(model).__name__} matches '{pattern}'{hint}")
     others = [path for path in paths if not is_linear(modules[path])]
-    widths = _output_widths(model, others) if others else {}
-    stacks = block_stacks(model)
+    widths = output_widths(model, others) if others else {}
+    stacks = layer_stacks(model)
     for path in paths:
         width = widths[path] if path in widths else output_width(modules[path])
-        yield Site(path, width, *place(path, stacks))
+        yield Site(path, width, *layer_and_kind(path, stacks))
 
 
 def _query_key_sites(model: PreTrainedModel, stack: str, blocks: nn.ModuleList) -> Iterator[Site]:
-    for layer, roles in enumerate(_attention_roles(model, blocks)):
+    for layer, roles in enumerate(attention_roles(model, blocks)):
         for kind, letters in roles.items():
             path = f"{stack}.{layer}.{kind}"
             if set(letters) in ({"q"}, {"k"}):
@@ -155,6 +165,6 @@ def _query_key_sites(model: PreTrainedModel, stack: str, blocks: nn.ModuleList) 
                 continue
             for role in ("query", "key"):
                 if role[0] in letters:
-                    part = _part(letters, role[0], path)
-                    width = len(letters) // part.period * (part.stop - part.start)
-                    yield Site(f"{path}[{role}]", width, layer, f"{kind}[{role}]", part)
+                    output_slice = slice_of_role(letters, role[0], path)
+                    width = len(letters) // output_slice.period * (output_slice.stop - output_slice.start)
+                    yield Site(f"{path}[{role}]", width, layer, f"{kind}[{role}]", output_slice)

@@ -17,7 +17,7 @@ from road_interp.errors import InputError
 Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # how to register, the hook, options
 
 
-def block_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
+def layer_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
     """The module lists of `model` that are as long as a number of layers in its configuration, outermost only, by path."""
     config = model.config
     lengths = {
@@ -54,11 +54,11 @@ def linears_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
             yield from linears_of(child, path)
 
 
-def _in_attention(kind: str) -> bool:
+def is_in_attention(kind: str) -> bool:
     return re.search("att(entio)?n", kind, re.IGNORECASE) is not None
 
 
-def place(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
+def layer_and_kind(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
     """Layer and kind of the module at `path`, given the paths of the block stacks."""
     for stack in stacks:
         if path.startswith(stack + "."):
@@ -67,7 +67,7 @@ def place(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
     return None, path
 
 
-def _output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
+def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     """Width of the output of the modules at `paths`, from one forward pass on dummy inputs."""
     widths: dict[str, int] = {}
 
@@ -80,15 +80,15 @@ def _output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
         return hook
 
     hooks: Hooks = [(model.get_submodule(path).register_forward_hook, note(path), {}) for path in paths]
-    with _hooked(hooks), torch.no_grad(), _evaluating(model):
-        model(**_dummy_inputs(model))
+    with hooked(hooks), torch.no_grad(), evaluating(model):
+        model(**dummy_inputs(model))
     for path in paths:
         if path not in widths:
             raise InputError(f"'{path}' gives no hidden states (its output is not a tensor, or it is not called)")
     return widths
 
 
-def _dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     config = model.config
     if model.main_input_name == "pixel_values":
         size = config.image_size if isinstance(config.image_size, Sequence) else (config.image_size, config.image_size)
@@ -101,7 +101,7 @@ def _dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _hooked(hooks: Hooks) -> Iterator[None]:
+def hooked(hooks: Hooks) -> Iterator[None]:
     """Hooks registered for a while; they come off also after an error."""
     handles = [register(hook, **options) for register, hook, options in hooks]
     try:
@@ -112,7 +112,7 @@ def _hooked(hooks: Hooks) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode for a while."""
     training = [module for module in model.modules() if module.training]
     model.eval()

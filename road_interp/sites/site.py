@@ -10,11 +10,11 @@ from road_interp.errors import InputError
 
 
 @dataclass(frozen=True)
-class Part:
+class OutputSlice:
     """The dimensions `j` of an output with `start <= j % period < stop`.
 
     A fused projection holds query, key and value side by side (one period as wide as the output) or head by head (one period
-    per head); a part picks one of them.
+    per head); a slice picks one of them.
     """
 
     period: int
@@ -23,37 +23,37 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= self.period:
-            raise InputError(f"dimensions {self.start} to {self.stop} of every {self.period} are no part of an output")
+            raise InputError(f"dimensions {self.start} to {self.stop} of every {self.period} are no slice of an output")
 
     def select(self, hidden: Tensor) -> Tensor:
-        """The part of `hidden` (`... width_of_the_module`), shape `(... width_of_the_part)`."""
+        """The sliced dimensions of `hidden` (`... width_of_the_module`), shape `(... width_of_the_slice)`."""
         return hidden.unflatten(-1, (-1, self.period))[..., self.start : self.stop].flatten(-2)
 
-    def replace(self, hidden: Tensor, part: Tensor) -> Tensor:
-        """A copy of `hidden` whose part is `part`."""
+    def replace(self, hidden: Tensor, values: Tensor) -> Tensor:
+        """A copy of `hidden` whose sliced dimensions hold `values`."""
         copy = hidden.clone()
         periods = copy.unflatten(-1, (-1, self.period))
-        periods[..., self.start : self.stop] = part.unflatten(-1, (periods.shape[-2], -1))
+        periods[..., self.start : self.stop] = values.unflatten(-1, (periods.shape[-2], -1))
         return copy
 
 
 @dataclass(frozen=True)
 class Site:
-    """The output of one module of a model, or a part of it.
+    """The output of one module of a model, or a slice of it.
 
     Attributes:
-        name: unique in the model: the module's dotted path, with `[query]` or `[key]` behind it for a part.
+        name: unique in the model: the module's dotted path, with `[query]` or `[key]` behind it for a slice.
         width: number of dimensions that are rotated; even.
         layer: index of the block, counted from 0; None outside the block stack.
         kind: the path inside the block ("attention.self.query"), or "block-output" for a block itself.
-        part: the rotated dimensions where they are not the whole output.
+        output_slice: the rotated dimensions where they are not the whole output.
     """
 
     name: str
     width: int
     layer: int | None = None
     kind: str = ""
-    part: Part | None = None
+    output_slice: OutputSlice | None = None
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -62,8 +62,10 @@ class Site:
             )
         if self.layer is not None and self.layer < 0:
             raise InputError(f"site '{self.name}': layers are counted from 0, {self.layer} is none")
-        if self.part is not None and self.width % (self.part.stop - self.part.start):
-            raise InputError(f"site '{self.name}': width {self.width} is not made of parts of {self.part.stop - self.part.start}")
+        if self.output_slice is not None and self.width % (self.output_slice.stop - self.output_slice.start):
+            raise InputError(
+                f"site '{self.name}': width {self.width} is not made of slices of {self.output_slice.stop - self.output_slice.start}"
+            )
 
     @property
     def module(self) -> str:

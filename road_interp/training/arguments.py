@@ -1,4 +1,4 @@
-"""The Trainer's arguments for a recipe."""
+"""The Hugging Face Trainer's arguments for a recipe."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import torch
 from transformers import TrainingArguments
 
 from road_interp.errors import InputError
-from road_interp.recipes.schema import TrainingRecipe
+from road_interp.models.loading import process_state
+from road_interp.recipes.schema import TrainableRecipe, TrainingRecipe
 from road_interp.runs.run_files import CHECKPOINTS
-from road_interp.training.trainer import _processes
 
 
 def training_arguments(
-    settings: TrainingRecipe, seed: int, folder: Path, where: torch.device, progress: bool, **options: Any
+    recipe: TrainableRecipe, folder: Path, device: torch.device, progress: bool, **options: Any
 ) -> TrainingArguments:
-    """The Trainer's arguments for a recipe's training; `options` are further ones of the Trainer's own.
+    """The Trainer's arguments for the training section and seed of a recipe; `options` are further ones of the Trainer's own.
 
     A batch of the recipe is one of all processes together, so that their number does not change what is learned.
+
+    Args:
+        folder: the run folder.
     """
-    precision = forward_precision(settings, where)
-    processes = _processes(where).num_processes
+    settings, processes = recipe.training, process_state(device).num_processes
+    precision = forward_precision(settings, device)
     if settings.batch_size % processes:
         raise InputError(f"training.batch_size {settings.batch_size} cannot be divided among {processes} processes")
     arguments = TrainingArguments(
@@ -41,15 +44,15 @@ def training_arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        use_cpu=where.type == "cpu",
+        use_cpu=device.type == "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
         save_total_limit=2,
         logging_steps=20,
         report_to="none",
         disable_tqdm=not progress,
-        dataloader_pin_memory=where.type == "cuda",
-        seed=seed,
+        dataloader_pin_memory=device.type == "cuda",
+        seed=recipe.seed,
         **{"save_strategy": "epoch", **options},
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # further GPUs are for torchrun: the replicas of DataParallel would run in threads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -11,10 +10,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from road_interp.errors import InputError
-from road_interp.sites.module_tree import block_stacks
+from road_interp.models.loading import process_state
+from road_interp.sites.module_tree import layer_stacks
 
 
-def shard_blocks(base: nn.Module, where: torch.device) -> None:
+def shard_blocks(base: nn.Module, device: torch.device) -> None:
     """Divide the weights of every block, which must be frozen; rotations, embeddings and heads stay whole in every process.
 
     Call it after the places of rotations have been found: what is divided cannot be copied.
@@ -22,10 +22,10 @@ def shard_blocks(base: nn.Module, where: torch.device) -> None:
     Raises:
         InputError: a process alone, or a model in which no blocks are found.
     """
-    process = PartialState(cpu=where.type == "cpu")
+    process = process_state(device)
     if process.num_processes == 1:
         raise InputError("model.shard divides the model among processes: start them with torchrun --nproc-per-node N")
-    stacks = block_stacks(base)  # type: ignore[arg-type]
+    stacks = layer_stacks(base)  # type: ignore[arg-type]
     if not stacks:
         raise InputError("model.shard found no stack of blocks in this model")
     # transformers' word for it: processes then generate in step, until the last of them is done

@@ -11,20 +11,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
-from road_interp.data.labelled import load_task
 from road_interp.errors import InputError
-from road_interp.models.loading import find_device, load_tokenizer
-from road_interp.recipes.schema import Recipe
+from road_interp.models.loading import find_device
+from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
-from road_interp.training.classification import encode, load_classifier, make_trainer, score_split
+from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.low_rank import LowRankModel
 
 Method = Literal["full", "lora", "head"]
-RATES = {"full": 1e-4, "lora": 1e-3}  # usual learning rates, not tuned for any recipe here
+LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}  # usual learning rates, not tuned for any recipe here
 
 
-class PlainModel(nn.Module):
+class UnadaptedModel(nn.Module):
     """A transformers model that is called as a RoadModel is; what of it requires a gradient is trained."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -45,7 +44,7 @@ class LoraModel(nn.Module):
     def __init__(self, model: PreTrainedModel, sites: tuple[Site, ...], rank: int, seed: int) -> None:
         super().__init__()
         for site in sites:
-            if site.part is not None or not isinstance(model.get_submodule(site.module), nn.Linear):
+            if site.output_slice is not None or not isinstance(model.get_submodule(site.module), nn.Linear):
                 raise InputError(f"LoRA acts on whole linear layers; site '{site.name}' is none")
         self.sites = sites
         self.lora = LowRankModel(model, sites, ["task"], rank, "LoRA", seed)
@@ -57,14 +56,14 @@ class LoraModel(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Add B A to the weights."""
-        parts: Any = self.lora.parts
-        for site, part in zip(self.sites, parts, strict=True):
+        adapters: Any = self.lora.adapters
+        for site, adapter in zip(self.sites, adapters, strict=True):
             linear: Any = self.lora.model.get_submodule(site.module)
-            linear.weight += part.up @ part.down
+            linear.weight += adapter.up @ adapter.down
 
 
-def tune(
-    recipe: Recipe,
+def train_baseline(
+    recipe: ClassificationRecipe,
     method: Method,
     *,
     seed: int,
@@ -92,29 +91,29 @@ def tune(
         raise InputError("model.shard divides the blocks where rotations are trained; these baselines need model.shard=false")
     recipe = replace(recipe, seed=seed, training=replace(recipe.training, learning_rate=learning_rate))
     set_seed(seed)
-    task, tokenizer = load_task(recipe.data), load_tokenizer(recipe.model)
-    model, head = load_classifier(recipe, task)
+    experiment = ClassificationExperiment(recipe)
+    experiment.load_data()
+    model, head = experiment.load_classifier()
     learner = _learner(recipe, method, rank, model)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     parameters = _count(learner, model, head)
-    splits = {name: encode(getattr(task, name), tokenizer, recipe) for name in ("train", "validation", "test")}
     with TemporaryDirectory() as folder:
-        trainer = make_trainer(recipe, learner, task, tokenizer, splits, Path(folder), find_device(None), progress=False)
+        trainer = experiment.make_trainer(learner, Path(folder), find_device(None), progress=False)
         set_seed(seed)
         trainer.train()
-        scores = {name: score_split(trainer, task, splits[name]) for name in ("validation", "test")}
+        scores = {name: experiment.score_split(trainer, experiment.splits[name]) for name in ("validation", "test")}
     if isinstance(learner, LoraModel):
         learner.merge()
     return model.eval(), {**scores, "parameters": parameters}
 
 
-def _learner(recipe: Recipe, method: Method, rank: int, model: PreTrainedModel) -> PlainModel | LoraModel:
+def _learner(recipe: ClassificationRecipe, method: Method, rank: int, model: PreTrainedModel) -> UnadaptedModel | LoraModel:
     """The model with what the method trains beside the head set to learn."""
     if method == "lora":
-        where = recipe.adapter
-        return LoraModel(model, find_sites(model, where.sites, where.layers, where.stack), rank, recipe.seed)
-    return PlainModel(model.requires_grad_(method == "full"))
+        sites = find_sites(model, recipe.adapter.sites, recipe.adapter.layers, recipe.adapter.stack)
+        return LoraModel(model, sites, rank, recipe.seed)
+    return UnadaptedModel(model.requires_grad_(method == "full"))
 
 
 def _count(learner: nn.Module, model: PreTrainedModel, head: list[str]) -> dict[str, Any]:

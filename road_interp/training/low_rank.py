@@ -31,10 +31,10 @@ class TaskLora(nn.Module):
         self.down = nn.Parameter(torch.randn(size, inputs) / inputs**0.5)
         self.up = nn.Parameter(torch.zeros(outputs, size))
 
-    def forward(self, taken: Tensor, given: Tensor, active: Tensor, learning: Tensor) -> Tensor:
+    def forward(self, taken: Tensor, given: Tensor, active: Tensor, trainable: Tensor) -> Tensor:
         """The layer's output for its input `taken`; masks have shape `(rows, 1, size)`."""
-        inner = _measure(taken, self.down, learning) * active
-        return given + _write(inner, self.up.T, learning)
+        inner = _measure(taken, self.down, trainable) * active
+        return given + _write(inner, self.up.T, trainable)
 
 
 class TaskLoreft(nn.Module):
@@ -51,22 +51,22 @@ class TaskLoreft(nn.Module):
         self.rows: Any = orthogonal(nn.Linear(width, size, bias=False), orthogonal_map="cayley")
         self.source = nn.Linear(width, size)
 
-    def forward(self, taken: Tensor, given: Tensor, active: Tensor, learning: Tensor) -> Tensor:
+    def forward(self, taken: Tensor, given: Tensor, active: Tensor, trainable: Tensor) -> Tensor:
         """The state `given` with the active rows edited; masks have shape `(rows, 1, size)`."""
         rows, source = self.rows.weight, self.source
-        bias = torch.where(learning, source.bias, source.bias.detach())
-        edit = _measure(given, source.weight, learning) + bias - _measure(given, rows, learning)
-        return given + _write(edit * active, rows, learning)
+        bias = torch.where(trainable, source.bias, source.bias.detach())
+        edit = _measure(given, source.weight, trainable) + bias - _measure(given, rows, trainable)
+        return given + _write(edit * active, rows, trainable)
 
 
-def _measure(states: Tensor, rows: Float[Tensor, "size width"], learning: Tensor) -> Float[Tensor, "batch tokens size"]:
+def _measure(states: Tensor, rows: Float[Tensor, "size width"], trainable: Tensor) -> Float[Tensor, "batch tokens size"]:
     """Coordinates along the rows, with a gradient to those that learn."""
-    return torch.where(learning, states @ rows.T, states @ rows.detach().T)
+    return torch.where(trainable, states @ rows.T, states @ rows.detach().T)
 
 
-def _write(values: Tensor, rows: Float[Tensor, "size width"], learning: Tensor) -> Float[Tensor, "batch tokens width"]:
+def _write(values: Tensor, rows: Float[Tensor, "size width"], trainable: Tensor) -> Float[Tensor, "batch tokens width"]:
     """The sum of the rows, each as often as its value says, with a gradient to those that learn."""
-    return (values * learning) @ rows + (values * ~learning) @ rows.detach()
+    return (values * trainable) @ rows + (values * ~trainable) @ rows.detach()
 
 
 class LowRankModel(nn.Module):
@@ -92,26 +92,26 @@ class LowRankModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.tasks, self.rank = model.requires_grad_(False), tuple(tasks), rank
-        self._changed = [model.get_submodule(site.module) for site in sites]
+        self._modules_changed = [model.get_submodule(site.module) for site in sites]
         size = rank * len(tasks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if method == "LoRA":
-                layers: Any = self._changed
-                parts = [TaskLora(layer.in_features, output_width(layer), size) for layer in layers]
+                layers: Any = self._modules_changed
+                adapters = [TaskLora(layer.in_features, output_width(layer), size) for layer in layers]
             else:
-                parts = [TaskLoreft(site.width, size) for site in sites]
-        self.parts: nn.ModuleList = nn.ModuleList(parts).to(model.device)
+                adapters = [TaskLoreft(site.width, size) for site in sites]
+        self.adapters: nn.ModuleList = nn.ModuleList(adapters).to(model.device)
 
     def forward(
         self,
         base: Mapping[str, Any],
         tasks: Sequence[str],
-        learning: Sequence[str] | None = None,
+        trainable_tasks: Sequence[str] | None = None,
         positions: None = None,
     ) -> tuple[None, Any]:
-        """The model's output with the tasks' parts active, row by row; only the parts of `learning` get a gradient."""
-        with self._on(tasks, tasks if learning is None else learning):
+        """The model's output with the tasks' adapters active, row by row; only the adapters of `trainable_tasks` get a gradient."""
+        with self._on(tasks, tasks if trainable_tasks is None else trainable_tasks):
             return None, self.model(**base)
 
     def generate(self, base: Mapping[str, Any], tasks: Sequence[str], **options: Any) -> tuple[None, Tensor]:
@@ -121,20 +121,20 @@ class LowRankModel(nn.Module):
             return None, generate(**base, **options)
 
     @contextmanager
-    def _on(self, tasks: Sequence[str], learning: Sequence[str]) -> Iterator[None]:
-        active, learned = self._rows(tasks), self._rows(learning)
+    def _on(self, tasks: Sequence[str], trainable_tasks: Sequence[str]) -> Iterator[None]:
+        active, trainable = self._rows(tasks), self._rows(trainable_tasks)
 
-        def change(part: nn.Module) -> Callable[..., Any]:
-            def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        def transform(adapter: nn.Module) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
                 states = output[0] if isinstance(output, tuple) else output
-                changed = part(args[0] if args else None, states, active, learned)
+                changed = adapter(args[0] if args else None, states, active, trainable)
                 return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-            return add
+            return hook
 
         with ExitStack() as stack:
-            for module, part in zip(self._changed, self.parts, strict=True):
-                stack.callback(module.register_forward_hook(change(part)).remove)
+            for module, adapter in zip(self._modules_changed, self.adapters, strict=True):
+                stack.callback(module.register_forward_hook(transform(adapter)).remove)
             yield
 
     def _rows(self, active: Sequence[str]) -> Tensor:

@@ -1,4 +1,7 @@
-"""Several classification heads on one rotated backbone: every task owns planes of the states, and a linear head of its own."""
+"""Several classification heads on one rotated backbone: the experiment of `kind: multitask-classification`.
+
+Every task owns planes of the states, and a linear head of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,31 @@ from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from road_interp.adapters.modules_to_save import head_file, load_head
-from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.task_planes import TaskPlanes
-from road_interp.data.labelled import Task, load_task, tokenize
+from road_interp.adapters.modules_to_save import load_modules, serialize_modules
+from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
 from road_interp.errors import InputError
-from road_interp.measure.multitask_accuracy import HeadsReport, active_sets
-from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
+from road_interp.models.hidden_states import token_index
+from road_interp.models.loading import check_length, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel, load_trained
-from road_interp.recipes.schema import MixtureRecipe
+from road_interp.progress import progress_bar
+from road_interp.recipes.schema import MultiTaskClassificationRecipe
 from road_interp.runs.run import Run
-from road_interp.runs.run_files import CLASSES, HEAD, HEADS, PLANES
-from road_interp.runs.run_folder import finish_run, prepare_folder, start_run
-from road_interp.sites.find import find_sites
+from road_interp.runs.run_files import CLASSES, HEAD, MULTITASK_ACCURACY, PLANES
 from road_interp.training.arguments import training_arguments
-from road_interp.training.distributed import shard_blocks
-from road_interp.training.multitask_generation import MixtureTrainer, method_of
-from road_interp.training.trainer import train_on
+from road_interp.training.experiment import Scores, identity_model
+from road_interp.training.multitask_generation import method_label
+from road_interp.training.multitask_trainer import MultiTaskTrainer
+from road_interp.training.trainer import RoadTrainer
+
+BATCH_SIZE = 64  # texts per forward pass where nothing is trained
 
 
-class HeadsModel(nn.Module):
+class MultiTaskClassifier(nn.Module):
     """A backbone with planes, and for every task a linear head on the token that stands for the text.
 
     Args:
@@ -49,13 +52,12 @@ class HeadsModel(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes.values()])
 
     def forward(
-        self, base: Mapping[str, Tensor], tasks: Sequence[str], learning: Sequence[str] | None = None
+        self, base: Mapping[str, Tensor], tasks: Sequence[str], trainable_tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Logits `(rows, classes)` of every head, with the planes of `tasks` active row by row."""
-        states = self.road(base=base, tasks=tasks, learning=learning)[1].last_hidden_state
-        mask = base["attention_mask"]
-        place = mask.argmax(1) if self._first else mask.shape[1] - 1 - mask.flip(1).argmax(1)
-        texts = states[torch.arange(len(states), device=states.device), place]
+        states = self.road(base=base, tasks=tasks, trainable_tasks=trainable_tasks)[1].last_hidden_state
+        position = token_index(base["attention_mask"], "first" if self._first else "last")
+        texts = states[torch.arange(len(states), device=states.device), position]
         return {task: head(texts.to(head.weight.device)) for task, head in zip(self.tasks, self.heads, strict=True)}
 
     @property
@@ -68,14 +70,14 @@ class HeadsModel(nn.Module):
         return load_trained(self, state_dict, strict, assign)
 
 
-class HeadsTrainer(MixtureTrainer):
-    """A mixture of labelled texts: each trains its task's planes and head."""
+class MultiTaskClassifierTrainer(MultiTaskTrainer):
+    """Labelled texts of several tasks: each trains its task's planes and head."""
 
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """The loss of one batch: the mean over its rows, each under its own head."""
         own, active = self.active(inputs["task"])
         base = {key: value for key, value in inputs.items() if key not in ("task", "labels")}
-        logits = model(base=base, tasks=active, learning=own)
+        logits = model(base=base, tasks=active, trainable_tasks=own)
         total = torch.zeros((), device=inputs["labels"].device)
         for index, task in enumerate(self._tasks):
             rows = inputs["task"] == index
@@ -83,100 +85,113 @@ class HeadsTrainer(MixtureTrainer):
         return SimpleNamespace(loss=total / len(own))
 
 
-def train_heads(
-    recipe: MixtureRecipe,
-    out: str | Path | None = None,
-    *,
-    resume: bool = False,
-    device: str | None = None,
-    progress: bool = True,
-) -> Run:
-    """Learn the tasks of a mixture of labelled texts and leave a run folder with every head's accuracy.
+class MultiTaskClassificationExperiment:
+    """Data, model, trainer and scores of several sets of labelled text."""
 
-    Arguments and errors are those of `road_interp.train`.
-    """
-    where = find_device(device)
-    folder = prepare_folder(recipe, out, resume)
-    set_seed(recipe.seed)
-    data, tokenizer = load_labels(recipe), load_tokenizer(recipe.model)
-    model = build_heads_model(recipe, data, tokenizer)
-    if recipe.model.shard:
-        shard_blocks(model.road.model, where)
-    assert model.road.planes is not None
-    trainer = HeadsTrainer(
-        tasks=list(recipe.tasks),
-        co_activation=recipe.co_activation,
-        model=model,
-        args=training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no"),
-        train_dataset=_encode(data, tokenizer, recipe),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-    )
-    classes = {name: task.classes for name, task in data.items()}
-    start_run(folder, recipe, {PLANES: model.road.planes.to_json(), CLASSES: classes}, where)
-    set_seed(recipe.seed)
-    train_on(trainer, folder, resume)
-    adapter = model.road.adapter
-    metrics: dict[str, Any] = {
-        "parameters": {"adapter": adapter.num_parameters, "heads": sum(each.numel() for each in model.heads.parameters())}
-    }
-    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scored as `evaluate` will
-    for split in ("validation", "test"):
-        report = score_heads(recipe, model, tokenizer, data, split, progress)
-        metrics[split] = report.summary()
-    contents: dict[str, bytes | str] = {HEADS: report.to_json(), HEAD: head_file(model, ["heads"])}
-    return finish_run(trainer, recipe, adapter, metrics, contents, folder, where)
+    def __init__(self, recipe: MultiTaskClassificationRecipe) -> None:
+        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model)
+
+    def load_data(self) -> None:
+        """Read every task's texts."""
+        self.data: dict[str, LabelledDataset] = load_labelled_tasks(self.recipe)
+
+    def build_model(self, device: torch.device) -> MultiTaskClassifier:
+        """The backbone with identity rotations, the tasks' planes, and fresh heads."""
+        base, _ = load_model(self.recipe.model, self.recipe.auto_class)
+        check_length(base, self.recipe.model)
+        road = identity_model(base, self.recipe.adapter, self.recipe.task_names, self.recipe.planes)
+        return _with_heads(road, self.data, self.tokenizer)
+
+    def road_model(self, model: Any) -> RoadModel:
+        """The backbone under the heads."""
+        return model.road
+
+    def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool) -> MultiTaskClassifierTrainer:
+        """The trainer of all tasks' texts together."""
+        return MultiTaskClassifierTrainer(
+            tasks=self.recipe.task_names,
+            co_activation=self.recipe.co_activation,
+            model=model,
+            args=training_arguments(self.recipe, folder, device, progress, eval_strategy="no"),
+            train_dataset=self._encode(),
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            processing_class=self.tokenizer,
+        )
+
+    def files_at_start(self, model: Any) -> dict[str, Any]:
+        """The tasks' planes, and the labels in the order of every head."""
+        return {
+            PLANES: model.road.planes.to_json(),
+            CLASSES: {name: data.classes for name, data in self.data.items()},
+        }
+
+    def score_frozen(self, trainer: RoadTrainer) -> dict[str, Any]:
+        """None: every head is scored without planes after training."""
+        return {}
+
+    def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
+        """Accuracies of all heads on validation and test texts."""
+        trained: Any = trainer.model
+        model = trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # scored as `evaluate` will
+        heads = sum(each.numel() for each in model.heads.parameters())
+        metrics: dict[str, Any] = {"parameters": {"adapter": model.road.adapter.num_parameters, "heads": heads}}
+        for split in ("validation", "test"):
+            report = self.accuracy(model, split, progress)
+            metrics[split] = report.summary()
+        return Scores(metrics, {MULTITASK_ACCURACY: report.to_json(), HEAD: serialize_modules(model, ["heads"])})
+
+    @classmethod
+    def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:
+        """Accuracies of all heads on the recipe's test texts; there is no other data for several heads."""
+        if data is not None:
+            raise InputError("several heads are scored on the test texts of their recipe; --data is for one classification")
+        experiment = cls(run.recipe)  # type: ignore[arg-type]
+        experiment.load_data()
+        model = on_device(load_multitask_classifier(run, experiment.data, experiment.tokenizer), device)
+        return experiment.accuracy(model, "test", progress).summary()
+
+    def accuracy(self, model: MultiTaskClassifier, split: str, progress: bool = False) -> MultiTaskAccuracyReport:
+        """Every head on the texts of its task, with no planes, its own and all planes active."""
+        correct: dict[str, dict[str, tuple[bool, ...]]] = {name: {} for name in self.data}
+        with progress_bar(progress) as told:
+            for name, data in self.data.items():
+                examples = tokenize(getattr(data, split), self.tokenizer, self.recipe.model.max_length)
+                for active in active_sets(name, list(self.data)):
+                    told(f"{split} texts of '{name}' with {active}")
+                    correct[name][active] = outcomes(model, name, active, examples, self.tokenizer)
+        recipe = self.recipe
+        return MultiTaskAccuracyReport(recipe.model.name, method_label(recipe), tuple(self.data), (recipe.seed,), correct)
+
+    def _encode(self) -> Dataset:
+        """Token ids, labels and the index of the task of all training texts."""
+        sets = []
+        for index, data in enumerate(self.data.values()):
+            encoded = tokenize(data.train, self.tokenizer, self.recipe.model.max_length)
+            sets.append(encoded.add_column("task", [index] * len(encoded)))
+        return concatenate_datasets(sets)
 
 
-def load_labels(recipe: MixtureRecipe) -> dict[str, Task]:
+def load_labelled_tasks(recipe: MultiTaskClassificationRecipe) -> dict[str, LabelledDataset]:
     """The splits of every task. Raises InputError for a task that is not scored by accuracy."""
-    data = {name: load_task(task.labels) for name, task in recipe.tasks.items() if task.labels is not None}
-    for name, task in data.items():
-        if task.metric != "accuracy":
-            raise InputError(f"task '{name}' is scored by {task.metric}: heads of a mixture are classifiers, scored by accuracy")
+    data = {name: load_labelled(task.labels) for name, task in recipe.tasks.items()}
+    for name, each in data.items():
+        if each.metric != "accuracy":
+            raise InputError(f"task '{name}' is scored by {each.metric}: several heads are classifiers, scored by accuracy")
     return data
 
 
-def build_heads_model(recipe: MixtureRecipe, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:
-    """The backbone with identity rotations, the tasks' planes, and fresh heads."""
-    base, _ = load_model(recipe.model)
-    check_length(base, recipe.model)
-    where = recipe.adapter
-    sites = find_sites(base, where.sites, where.layers, where.stack)
-    planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
-    road = RoadModel(base, RoadAdapter.identity(sites, where.variant, where.group_size), where.positions, planes)
-    return _with_heads(road.learn(where.learn), data, tokenizer)
-
-
-def load_heads_model(run: Run, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:
+def load_multitask_classifier(
+    run: Run, data: Mapping[str, LabelledDataset], tokenizer: PreTrainedTokenizerBase
+) -> MultiTaskClassifier:
     """The trained model of a run folder."""
     model = _with_heads(run.load_model(), data, tokenizer)
-    load_head(model, run.folder / HEAD)
+    load_modules(model, run.folder / HEAD)
     return model.eval()
-
-
-def score_heads(
-    recipe: MixtureRecipe,
-    model: HeadsModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Mapping[str, Task],
-    split: str,
-    progress: bool = False,
-) -> HeadsReport:
-    """Every head on the texts of its task, with no planes, its own and all planes active."""
-    correct: dict[str, dict[str, tuple[bool, ...]]] = {name: {} for name in data}
-    with Console(stderr=True, quiet=not progress).status("") as status:
-        for name, task in data.items():
-            examples = tokenize(getattr(task, split), tokenizer, recipe.model.max_length)
-            for active in active_sets(name, list(data)):
-                status.update(f"{split} texts of '{name}' with {active}")
-                correct[name][active] = outcomes(model, name, active, examples, tokenizer)
-    return HeadsReport(recipe.model.name, method_of(recipe), tuple(data), (recipe.seed,), correct)
 
 
 @torch.no_grad()
 def outcomes(
-    model: HeadsModel, task: str, active: str, examples: Dataset, tokenizer: PreTrainedTokenizerBase
+    model: MultiTaskClassifier, task: str, active: str, examples: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[bool, ...]:
     """Example by example whether the head of a task is right; batches hold texts of similar length."""
     model.eval()
@@ -184,8 +199,8 @@ def outcomes(
     lengths = [len(ids) for ids in examples["input_ids"]]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     right: dict[int, bool] = {}
-    for start in range(0, len(order), 64):
-        rows = order[start : start + 64]
+    for start in range(0, len(order), BATCH_SIZE):
+        rows = order[start : start + BATCH_SIZE]
         batch = examples[rows]
         labels = torch.tensor(batch.pop("labels"), device=device)
         base = tokenizer.pad(batch, return_tensors="pt").to(device)
@@ -194,14 +209,6 @@ def outcomes(
     return tuple(right[row] for row in range(len(order)))
 
 
-def _with_heads(road: RoadModel, data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> HeadsModel:
-    return HeadsModel(road, {name: task.num_labels for name, task in data.items()}, tokenizer.cls_token is not None)
-
-
-def _encode(data: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, recipe: MixtureRecipe) -> Dataset:
-    """Token ids, labels and the index of the task of all training texts."""
-    parts = []
-    for index, task in enumerate(data.values()):
-        encoded = tokenize(task.train, tokenizer, recipe.model.max_length)
-        parts.append(encoded.add_column("task", [index] * len(encoded)))
-    return concatenate_datasets(parts)
+def _with_heads(road: RoadModel, data: Mapping[str, LabelledDataset], tokenizer: PreTrainedTokenizerBase) -> MultiTaskClassifier:
+    sizes = {name: each.num_labels for name, each in data.items()}
+    return MultiTaskClassifier(road, sizes, tokenizer.cls_token is not None)

@@ -1,98 +1,49 @@
-"""Training several tasks in one state, each on its own planes, and scoring what they do together (paper, section 4.3).
+"""Several tasks of a language model, each on its own planes: the experiment of `kind: multitask-generation`.
 
-With co-activation, the other tasks' planes are active during a part of each task's training, without gradient: every task then
-learns to work in the presence of the others.
+Tasks are trained each on its own planes and scored alone and together (paper, section 4.3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.data.behaviours import Review
-from road_interp.data.multitask import Mixture, ask, encode_mixture, load_mixture, load_questions
+from road_interp.data.multitask import (
+    MultiTaskData,
+    encode_multitask_data,
+    format_prompts,
+    load_multitask_data,
+    load_questions,
+)
 from road_interp.data.questions import Question
+from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, composition
-from road_interp.measure.exact_match import MatchReport, matches
-from road_interp.models.generation import answer_perplexity, answers_of
-from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
+from road_interp.measure.exact_match import ExactMatchReport, exact_match
+from road_interp.measure.labels import MethodLabel
+from road_interp.models.generation import answer_perplexity, make_generator
+from road_interp.models.loading import check_length, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
-from road_interp.recipes.schema import MixtureRecipe
+from road_interp.progress import progress_bar
+from road_interp.recipes.schema import MultiTaskClassificationRecipe, MultiTaskGenerationRecipe
 from road_interp.runs.run import Run
-from road_interp.runs.run_files import COMPOSITION, MATCHES, PLANES
-from road_interp.runs.run_folder import finish_run, prepare_folder, start_run
-from road_interp.sites.find import find_sites
+from road_interp.runs.run_files import COMPOSITION, EXACT_MATCH, PLANES
 from road_interp.sites.positions import position_mask
 from road_interp.training.arguments import training_arguments
-from road_interp.training.distributed import shard_blocks
-from road_interp.training.trainer import RoadTrainer, train_on
+from road_interp.training.experiment import Scores, identity_model
+from road_interp.training.multitask_trainer import MultiTaskTrainer
+from road_interp.training.trainer import RoadTrainer
 
 
-def train_mixture(
-    recipe: MixtureRecipe,
-    out: str | Path | None = None,
-    *,
-    resume: bool = False,
-    device: str | None = None,
-    progress: bool = True,
-) -> Run:
-    """Learn the tasks of a mixture and leave a run folder with their scores.
-
-    Behaviours are scored alone and together (composition.json), tasks that are tested on questions by exact match (matches.json).
-
-    Arguments and errors are those of `road_interp.train`.
-    """
-    where = find_device(device)
-    folder = prepare_folder(recipe, out, resume)
-    set_seed(recipe.seed)
-    mixture = load_mixture(recipe)
-    tokenizer = load_tokenizer(recipe.model)
-    questions = load_questions(recipe, tokenizer)
-    arguments = training_arguments(recipe.training, recipe.seed, folder, where, progress, eval_strategy="no")
-    model: RoadModel = on_device(build_mixture_model(recipe), where)
-    if recipe.model.shard:
-        shard_blocks(model.model, where)
-    assert model.planes is not None
-    trainer = mixture_trainer(recipe, model, model.planes.tasks, mixture, tokenizer, arguments)
-    start_run(folder, recipe, {PLANES: model.planes.to_json()}, where)
-    set_seed(recipe.seed)
-    train_on(trainer, folder, resume)
-    metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
-    contents: dict[str, str] = {}
-    if mixture.scorers:
-        for split in ("validation", "test"):
-            report = score_mixture(recipe, model, tokenizer, mixture, split, progress)
-            metrics[split] = report.summary()
-        contents[COMPOSITION] = report.to_json()
-    if questions:
-        found = score_matches(recipe, model, tokenizer, questions, progress)
-        metrics["test"] = {**metrics.get("test", {}), **found.summary()}
-        contents[MATCHES] = found.to_json()
-    return finish_run(trainer, recipe, model.adapter, metrics, contents, folder, where)
-
-
-class MixtureTrainer(RoadTrainer):
-    """Every example activates its own task's part; with probability `co_activation` all others too, held still."""
-
-    def __init__(self, tasks: Sequence[str], co_activation: float, **options: Any) -> None:
-        super().__init__(**options)
-        self._tasks, self._co_activation = tuple(tasks), co_activation
-
-    def active(self, task: Int[Tensor, " rows"]) -> tuple[list[str], list[str]]:
-        """For every row's task index its own task, which learns, and all that are active beside it."""
-        own = [self._tasks[index] for index in task.tolist()]
-        together = (torch.rand(len(own)) < self._co_activation).tolist()
-        return own, ["+".join(self._tasks) if both else name for name, both in zip(own, together, strict=True)]
+class GenerationTrainer(MultiTaskTrainer):
+    """Prompts and answers of several tasks; the loss is that of the answers' tokens."""
 
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """The output for one batch. Positions other than "all" are the prompt's, as in generation."""
@@ -103,94 +54,153 @@ class MixtureTrainer(RoadTrainer):
         if road.positions != "all":
             chosen, padding = position_mask(road.positions, mask * (labels == -100)), mask.argmax(1)
             positions = [(row.nonzero().flatten() - left).tolist() for row, left in zip(chosen, padding, strict=True)]
-        # Logits are computed only where some row's answer goes on: of prompts they would cost much and count for nothing.
+        # Logits are computed only where some row's answer goes on: those of prompts would cost much and count for nothing.
         columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
         batch = {"input_ids": inputs["input_ids"], "attention_mask": mask, "logits_to_keep": columns}
-        output = model(base=batch, tasks=active, learning=own, positions=positions)[1]
+        output = model(base=batch, tasks=active, trainable_tasks=own, positions=positions)[1]
         output.loss = functional.cross_entropy(output.logits.float().flatten(0, 1), labels[:, columns + 1].flatten())
         return output
 
 
-def mixture_trainer(
-    recipe: MixtureRecipe,
-    model: nn.Module,
-    tasks: Sequence[str],
-    mixture: Mixture,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: TrainingArguments,
-) -> MixtureTrainer:
-    """The trainer of a mixture's examples, for a RoadModel or whatever else is called like one."""
-    return MixtureTrainer(
-        tasks=tasks,
-        co_activation=recipe.co_activation,
-        model=model,
-        args=arguments,
-        train_dataset=encode_mixture(mixture, tokenizer, recipe),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
-        processing_class=tokenizer,
-    )
+class MultiTaskGenerationExperiment:
+    """Data, model, trainer and scores of several tasks of a language model.
+
+    Behaviours are scored alone and together (composition.json), tasks that are tested on questions by exact match
+    (exact-match.json).
+    """
+
+    def __init__(self, recipe: MultiTaskGenerationRecipe) -> None:
+        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model)
+        self.questions = load_questions(recipe, self.tokenizer)
+
+    def load_data(self) -> None:
+        """Read the training examples and the reviews."""
+        self.data: MultiTaskData = load_multitask_data(self.recipe)
+
+    def build_model(self, device: torch.device) -> RoadModel:
+        """The base model with identity rotations and the tasks' planes."""
+        base, _ = load_model(self.recipe.model, self.recipe.auto_class)
+        check_length(base, self.recipe.model)
+        return on_device(identity_model(base, self.recipe.adapter, self.recipe.task_names, self.recipe.planes), device)
+
+    def road_model(self, model: Any) -> RoadModel:
+        """The model itself."""
+        return model
+
+    def make_trainer(
+        self, model: nn.Module, folder: Path, device: torch.device, progress: bool, **options: Any
+    ) -> GenerationTrainer:
+        """The trainer of all tasks' examples, for a RoadModel or whatever else is called like one.
+
+        Args:
+            options: further arguments of the Trainer, such as save_strategy.
+        """
+        return GenerationTrainer(
+            tasks=self.recipe.task_names,
+            co_activation=self.recipe.co_activation,
+            model=model,
+            args=training_arguments(self.recipe, folder, device, progress, eval_strategy="no", **options),
+            train_dataset=encode_multitask_data(self.data, self.tokenizer, self.recipe),
+            data_collator=DataCollatorForSeq2Seq(self.tokenizer, padding=True),
+            processing_class=self.tokenizer,
+        )
+
+    def files_at_start(self, model: Any) -> dict[str, Any]:
+        """The tasks' planes."""
+        return {PLANES: model.planes.to_json()}
+
+    def score_frozen(self, trainer: RoadTrainer) -> dict[str, Any]:
+        """None: the answers without any plane are among the scores."""
+        return {}
+
+    def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
+        """Composition of the behaviours on validation and test reviews, exact match of the questions."""
+        model: Any = trainer.model
+        metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
+        files: dict[str, bytes | str] = {}
+        if self.data.behaviours:
+            for split in ("validation", "test"):
+                report = score_composition(self.recipe, model, self.tokenizer, self.data, split, progress)
+                metrics[split] = report.summary()
+            files[COMPOSITION] = report.to_json()
+        if self.questions:
+            found = score_exact_match(self.recipe, model, self.tokenizer, self.questions, progress)
+            metrics["test"] = {**metrics.get("test", {}), **found.summary()}
+            files[EXACT_MATCH] = found.to_json()
+        return Scores(metrics, files)
+
+    @classmethod
+    def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:
+        """The scores of behaviours and questions; for one task that is tested on questions, also on other questions."""
+        recipe: Any = run.recipe if data is None else _with_questions(run.recipe, data)
+        experiment = cls(recipe)
+        behaving = any(task.behaviour is not None for task in recipe.tasks.values())
+        if not experiment.questions and not behaving:
+            raise InputError("the recipe tests its tasks on nothing: give them 'test' and 'match'")
+        model = on_device(run.load_model(), device)
+        summary: dict[str, Any] = {}
+        if behaving:
+            experiment.load_data()
+            summary |= score_composition(recipe, model, experiment.tokenizer, experiment.data, "test", progress).summary()
+        if experiment.questions:
+            summary |= score_exact_match(recipe, model, experiment.tokenizer, experiment.questions, progress).summary()
+        return summary
 
 
-def build_mixture_model(recipe: MixtureRecipe) -> RoadModel:
-    """The base model with identity rotations and the tasks' planes."""
-    base, _ = load_model(recipe.model, "causal-lm")
-    check_length(base, recipe.model)
-    where = recipe.adapter
-    sites = find_sites(base, where.sites, where.layers, where.stack)
-    planes = TaskPlanes.split(list(recipe.tasks), sites, recipe.planes)
-    adapter = RoadAdapter.identity(sites, where.variant, where.group_size)
-    return RoadModel(base, adapter, where.positions, planes).learn(where.learn)
+def _with_questions(recipe: Any, data: str) -> MultiTaskGenerationRecipe:
+    """The recipe of one task with other questions to test it on. Raises InputError for tasks that are not tested on questions."""
+    if len(recipe.tasks) > 1 or any(task.test is None for task in recipe.tasks.values()):
+        raise InputError(
+            "several tasks are scored on the test prompts of their recipe; --data is for labelled text and one task's questions"
+        )
+    return replace(recipe, tasks={name: replace(task, test=data) for name, task in recipe.tasks.items()})
 
 
-def score_mixture(
-    recipe: MixtureRecipe,
+def score_composition(
+    recipe: MultiTaskGenerationRecipe,
     model: RoadModel,
     tokenizer: PreTrainedTokenizerBase,
-    mixture: Mixture,
+    data: MultiTaskData,
     split: str,
     progress: bool = False,
 ) -> CompositionReport:
     """The composition scores of a trained model on the "validation" or "test" reviews."""
     model.eval()
-    reviews: list[Review] = getattr(mixture, split)
+    reviews: list[Review] = getattr(data, split)
     settings = recipe.scoring
-    with Console(stderr=True, quiet=not progress).status("") as status:
+    with progress_bar(progress) as told:
         return composition(
-            answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size),
+            make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size),
             answer_perplexity(model.model, tokenizer),
-            mixture.scorers,
+            data.behaviours,
             reviews,
-            ask(recipe, [review.text for review in reviews], tokenizer),
-            model=recipe.model.name,
-            method=method_of(recipe),
-            seed=recipe.seed,
-            progress=lambda active: status.update(f"{split} prompts with {active}"),
+            format_prompts(recipe, [review.text for review in reviews], tokenizer),
+            MethodLabel(recipe.model.name, method_label(recipe), recipe.seed),
+            told,
         )
 
 
-def score_matches(
-    recipe: MixtureRecipe,
+def score_exact_match(
+    recipe: MultiTaskGenerationRecipe,
     model: RoadModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Mapping[str, list[Question]],
     progress: bool = False,
-) -> MatchReport:
+) -> ExactMatchReport:
     """How often a trained model's greedy answers say what the reference answers say."""
     model.eval()
     settings = recipe.scoring
-    with Console(stderr=True, quiet=not progress).status("") as status:
-        return matches(
-            answers_of(model, tokenizer, settings.max_new_tokens, settings.batch_size),
+    with progress_bar(progress) as told:
+        return exact_match(
+            make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size),
             questions,
             {name: task.match for name, task in recipe.tasks.items() if task.match is not None},
             list(recipe.tasks),
-            model=recipe.model.name,
-            method=method_of(recipe),
-            seed=recipe.seed,
-            progress=status.update,
+            MethodLabel(recipe.model.name, method_label(recipe), recipe.seed),
+            told,
         )
 
 
-def method_of(recipe: MixtureRecipe) -> str:
-    """How a mixture is trained, in a few words."""
+def method_label(recipe: MultiTaskGenerationRecipe | MultiTaskClassificationRecipe) -> str:
+    """How several tasks are trained, in a few words."""
     return f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}"

@@ -1,93 +1,184 @@
-"""A study: the runs of a recipe over several seeds, kept as they are finished so that several analyses share them."""
+"""A study: one question put to the program under several conditions and seeds, measured piece by piece, drawn and described.
+
+Every piece is a result of its own, `OUT/STUDY/CONDITION/seed-N.json`, and one that is there is not measured again. The scripts in
+`analyses/` hold the studies; `run_study` is the loop that all of them share.
+"""
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import hashlib
+import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from road_interp.errors import InputError
-from road_interp.recipes.loader import load_recipe, trainable
-from road_interp.recipes.schema import Trainable
+from road_interp.progress import Progress, silent
+from road_interp.recipes.loader import load_recipe, load_stored_recipe
+from road_interp.recipes.schema import TrainableRecipe
+from road_interp.results import Result
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training.api import train
 
-# What makes the recipe of one labelled task a matter of seconds.
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
+Described = tuple[str, list[tuple[str, str]]]  # a sentence that a report supports, and its numbers by name
+Pieces = Mapping[str, Sequence[Any]]  # the results of every condition that has some, in the order of the seeds
 
 
-def study_options(
-    doc: str, quick: str, quick_seeds: int = 1, runs: bool = False, only: Sequence[str] = (), quick_most: int | None = None
-) -> argparse.Namespace:
-    """What a study's script was asked on its command line: `out`, `seeds`, `quick`, `redraw`, and `parts`, where pieces are kept.
+class Piece(NamedTuple):
+    """One condition and seed of a study, ready to be measured.
 
-    Args:
-        doc: the script's docstring; its first line describes it.
-        quick: what `--quick` does.
-        quick_seeds: how many seeds it leaves.
-        runs: whether finished run folders can be named instead of trained.
-        only: what can be chosen by `--only`, if anything; without it all is measured.
-        quick_most: how many test examples `--quick` leaves, where `--most` can limit them.
+    Attributes:
+        recipe: with the overrides of the condition, and the seed.
+        condition: its slug.
+        seed: of the training or the draw.
+        runs: folder for run folders, which studies of one recipe share.
+        progress: told what is done.
     """
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    if runs:
-        parser.add_argument("runs", type=Path, nargs="*", help="finished run folders; by default they are trained")
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--redraw", type=Path, help="draw what an earlier run has left here instead of measuring")
-    if only:
-        parser.add_argument("--only", nargs="+", choices=only, default=only, metavar="NAME", help=f"of: {', '.join(only)}")
-    if quick_most is not None:
-        parser.add_argument("--most", type=int, help="test examples of every run; all by default")
-    options = parser.parse_args()
-    if quick_most is not None:
-        if options.most is not None and options.most < 1:
-            parser.error("--most must be at least 1")
-        options.most = options.most or (quick_most if options.quick else None)
-    options.parts = options.out / ("parts-quick" if options.quick else "parts")
-    options.seeds = options.seeds[:quick_seeds] if options.quick else options.seeds
-    return options
+
+    recipe: Any
+    condition: str
+    seed: int
+    runs: Path
+    progress: Progress
 
 
-def tell(what: str) -> None:
-    """What a script is at, on standard error."""
-    print(what, file=sys.stderr, flush=True)
+@dataclass(frozen=True)
+class Condition:
+    """What is varied in a study.
+
+    Attributes:
+        name: for people.
+        overrides: of the recipe.
+        measure: instead of the study's own.
+        seeds: how many of the seeds it takes; all by default.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    measure: Callable[[Piece], Result] | None = None
+    seeds: int | None = None
 
 
-def fingerprint(*settings: object) -> str:
-    """Eight characters that change with the settings: a piece that is kept under them is not taken for one of other settings."""
-    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+@dataclass(frozen=True)
+class Study:
+    """One question, and how it is answered.
+
+    Attributes:
+        name: folder of its results, and stem of its figures.
+        title: of its section on the page of figures.
+        recipe: a built-in recipe, whose seed every piece sets.
+        conditions: by slug (letters, digits, `-`, `_` and `.`), the most wanted first.
+        measure: one piece.
+        report: the pieces as one result. Conditions that were not measured are missing.
+        result: class of the pieces.
+        draw: the figures of a report in a folder: the paths of their PNGs.
+        describe: what the report says.
+        minutes: what all of it takes on two cores, about.
+        quick: further overrides of `--quick`, which leaves the first seeds only.
+        quick_seeds: how many.
+    """
+
+    name: str
+    title: str
+    recipe: str
+    conditions: Mapping[str, Condition]
+    measure: Callable[[Piece], Result]
+    report: Callable[[Pieces], Result]
+    result: type[Result]
+    draw: Callable[[Any, Path], Sequence[Path]]
+    describe: Callable[[Any], Described]
+    minutes: int
+    quick: tuple[str, ...] = ()
+    quick_seeds: int = 1
 
 
-def runs_for_seeds(name: str | Path, changes: Sequence[str], seeds: Sequence[int], parts: Path) -> list[Path]:
-    """The run folders "VARIANT, seed N" of a recipe under `parts`, one per seed.
+@dataclass(frozen=True)
+class StudyOptions:
+    """What of a study is measured, and where it goes.
 
-    One that learns angles or magnitudes only is "VARIANT, angles alone, seed N".
+    Attributes:
+        overrides: of the recipe, for all conditions.
+        seeds: of every condition.
+        only: slugs of the conditions to measure; all by default. The report holds whatever is there.
+        quick: few steps and examples of the first condition, for a look at the figures: the numbers mean nothing.
+        results: folder of the pieces.
+        runs: folder of the run folders.
+    """
 
-    Args:
-        name: of the recipe, or its file.
-        changes: overrides such as "training.max_steps=2".
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    only: tuple[str, ...] = ()
+    quick: bool = False
+    results: Path = Path("results")
+    runs: Path = field(default=Path("runs") / "studies")
+
+
+def run_study(study: Study, options: StudyOptions, progress: Progress = silent) -> Result:
+    """Measure the pieces that are missing; the report of all that are there.
 
     Raises:
-        InputError: a folder with a finished run of another recipe.
+        InputError: an unknown condition, a file that holds something else, or nothing measured.
     """
-    folders = []
-    for seed in seeds:
-        recipe = trainable(load_recipe(name, [*changes, f"seed={seed}"]))
-        what = recipe.adapter
-        alone = "" if what.learn == "both" else f"{what.learn} alone, "
-        folder = parts / f"{what.variant}, {alone}seed {seed}"
-        tell(folder.name)
-        train_once(recipe, folder)
-        folders.append(folder)
-    return folders
+    if unknown := [slug for slug in options.only if slug not in study.conditions]:
+        near = difflib.get_close_matches(unknown[0], study.conditions, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the conditions are {', '.join(study.conditions)}"
+        raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
+    for slug in options.only or study.conditions:
+        for seed in _seeds(study, study.conditions[slug], options):
+            path = _path(study, slug, seed, options)
+            if not path.is_file():
+                progress(f"{study.conditions[slug].name}, seed {seed}")
+                _measure(study, slug, seed, options, progress).save(path)
+    return read_study(study, options)
 
 
-def train_once(recipe: Trainable, folder: Path) -> Run:
+def read_study(study: Study, options: StudyOptions) -> Result:
+    """The report of the pieces that an earlier run has left in `options.results`. Raises InputError where there are none."""
+    pieces = {}
+    for slug, condition in study.conditions.items():
+        paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
+        if found := [study.result.load(path) for path in paths if path.is_file()]:
+            pieces[slug] = found
+    if not pieces:
+        raise InputError(f"'{options.results / study.name}' holds no results of this study")
+    return study.report(pieces)
+
+
+def studies() -> dict[str, Study]:
+    """The studies of `analyses/`, by name."""
+    installed = Path(str(resources.files("road_interp") / "analyses"))
+    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "analyses"
+    found = [study for path in sorted(folder.glob("*.py")) for study in _studies_in(path)]
+    return {study.name: study for study in found}
+
+
+def find_study(name: str) -> Study:
+    """The study of that name. Raises InputError naming near ones."""
+    known = studies()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise InputError(f"no study '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"))
+    return known[name]
+
+
+def run_of(piece: Piece) -> Run:
+    """The run of a piece's recipe; trained, or gone on with, where its folder holds no finished one.
+
+    Folders are named by recipe and settings, so that studies which need the same run share it.
+
+    Raises:
+        InputError: the folder holds a run of another recipe.
+    """
+    folder = piece.runs / f"{piece.recipe.model.name}-{settings_hash(piece.recipe)}"
+    return train_once(piece.recipe, folder)
+
+
+def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
     """The run of a recipe in a folder; where the folder holds no finished one, it is trained, or goes on.
 
     Raises:
@@ -95,6 +186,47 @@ def train_once(recipe: Trainable, folder: Path) -> Run:
     """
     if not (folder / METRICS).is_file():
         return train(recipe, folder, resume=(folder / RECIPE).is_file(), progress=False)
-    if load_recipe(folder / RECIPE) != recipe:
-        raise InputError(f"'{folder}' was trained with another recipe; choose another --out")
+    if load_stored_recipe(folder / RECIPE) != recipe:
+        raise InputError(f"'{folder}' was trained with another recipe; choose another --runs")
     return Run.load(folder)
+
+
+def settings_hash(*settings: object) -> str:
+    """Short hash of the settings, used as a cache key."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+
+
+def with_interval(values: Sequence[float], digits: int = 3) -> str:
+    """A value and its 95% interval, as text."""
+    value, low, high = values
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress: Progress) -> Result:
+    condition = study.conditions[slug]
+    quick = study.quick if options.quick else ()
+    recipe = load_recipe(study.recipe, [*condition.overrides, *quick, *options.overrides, f"seed={seed}"])
+    piece = Piece(recipe, slug, seed, options.runs, progress)
+    return (condition.measure or study.measure)(piece)
+
+
+def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[int, ...]:
+    limit = study.quick_seeds if options.quick else None
+    return options.seeds[:limit][: condition.seeds]
+
+
+def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:
+    folder = options.results / ("quick" if options.quick else "") / study.name / slug
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"seed-{seed}.json"
+
+
+def _studies_in(path: Path) -> list[Study]:
+    """The studies that a script defines at its top level."""
+    name = f"road_interp_analyses_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return [value for value in vars(module).values() if isinstance(value, Study)]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ class RoadTrainer(Trainer):
         """One step; raises FloatingPointError when the loss is no longer a number."""
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
-            site = unsound_part(self._model)
+            site = find_invalid_parameter(self._model)
             self._stop(f"the loss is {loss.item()}{site and ', '}{site}", self.state.global_step + 1)
         return loss
 
@@ -75,7 +74,7 @@ class RoadTrainer(Trainer):
             folder = Path(str(self.args.output_dir))
             shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             reason = " ".join(str(error).split())[:200]
-            raise OSError(f"no checkpoint could be written to {folder} ({reason}); {_kept(folder)}") from error
+            raise OSError(f"no checkpoint could be written to {folder} ({reason}); {checkpoint_hint(folder)}") from error
 
     def _save_rng_state(self, *args: Any, **kwargs: Any) -> None:
         """Every process's random state is there before the checkpoint counts as whole."""
@@ -83,24 +82,24 @@ class RoadTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with _readable(args[0]):
+        with checkpoint_errors(args[0]):
             super()._load_from_checkpoint(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, *args: Any, **kwargs: Any) -> None:
-        with _readable(args[0]):
+        with checkpoint_errors(args[0]):
             super()._load_optimizer_and_scheduler(*args, **kwargs)
 
     def _load_rng_state(self, *args: Any, **kwargs: Any) -> None:
-        with _readable(args[0]):
+        with checkpoint_errors(args[0]):
             super()._load_rng_state(*args, **kwargs)
 
     def _check_rotations(self) -> None:
-        if site := unsound_part(self._model):
+        if site := find_invalid_parameter(self._model):
             self._stop(site, self.state.global_step)
 
     def _stop(self, what: str, step: int) -> None:
         raise FloatingPointError(
-            f"{what} at step {step}: begin again with a lower training.learning_rate; {_kept(Path(str(self.args.output_dir)))}"
+            f"{what} at step {step}: begin again with a lower training.learning_rate; {checkpoint_hint(Path(str(self.args.output_dir)))}"
         )
 
     @property
@@ -131,13 +130,15 @@ class _EpochSampler(LengthGroupedSampler):
 
 
 @torch.no_grad()
-def unsound_part(model: nn.Module) -> str:
+def find_invalid_parameter(model: nn.Module) -> str:
     """What is wrong with the first rotation that holds no number or cannot be undone, or with what is trained beside them."""
     for road in (module for module in model.modules() if isinstance(module, RoadModel)):
         for site, intervention in road.by_site():
             if not (intervention.theta.isfinite().all() and intervention.alpha.isfinite().all()):
                 return f"site '{site.name}' holds a value that is not finite"
-            maps = plane_maps.blocks(intervention.theta, intervention.alpha, intervention.variant, intervention.group_size)
+            maps = plane_maps.maps_from_parameters(
+                intervention.theta, intervention.alpha, intervention.variant, intervention.group_size
+            )
             if (lost := plane_maps.singular(maps)).any():
                 return f"site '{site.name}', plane {int(lost.nonzero()[0])}, is singular"
     for name, parameter in model.named_parameters():
@@ -158,7 +159,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 @contextmanager
-def _readable(checkpoint: str) -> Iterator[None]:
+def checkpoint_errors(checkpoint: str) -> Iterator[None]:
     """Whatever a damaged file of a checkpoint raises (there is no common kind) becomes InputError."""
     try:
         yield
@@ -167,17 +168,12 @@ def _readable(checkpoint: str) -> Iterator[None]:
         raise InputError(f"{checkpoint} cannot be read ({reason}); delete it to go on from an earlier one") from None
 
 
-def _kept(folder: Path) -> str:
+def checkpoint_hint(folder: Path) -> str:
     checkpoint = last_checkpoint(folder)
     return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
 
 
-def _processes(where: torch.device) -> PartialState:
-    """The processes that torchrun or accelerate started, this one among them; alone it is one."""
-    return PartialState(cpu=where.type == "cpu")
-
-
-def train_on(trainer: Trainer, folder: Path, resume: bool) -> None:
+def run_trainer(trainer: Trainer, folder: Path, resume: bool) -> None:
     """Train, or go on from the last whole checkpoint; a run that was stopped before its first one begins again."""
     checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

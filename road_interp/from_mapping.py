@@ -1,0 +1,120 @@
+"""Frozen dataclasses from YAML or JSON, with every key and kind of value checked: recipes, and results."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from road_interp.errors import InputError
+
+Built = TypeVar("Built")
+
+
+class FieldError(InputError):
+    """A value that a dataclass refuses, named by its bare field: `from_mapping` puts the path of the dataclass in front.
+
+    Args:
+        field: name of the field.
+        reason: what is wrong, such as "must be positive, not -1".
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"'{field}' {reason}")
+        self.field, self.reason = field, reason
+
+
+def from_mapping(cls: type[Built], content: Any, key_path: str = "") -> Built:
+    """An instance of a dataclass from a mapping.
+
+    Args:
+        key_path: where the mapping stands in the file, such as "tasks.label"; in front of every key that an error names.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), a missing one, a value of the wrong kind or one that is refused.
+    """
+    if not isinstance(content, Mapping):
+        raise InputError(f"{key_path or 'the content'} must be a mapping, not {_shown(content)}")
+    hints, known = get_type_hints(cls), {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"unknown key '{_join(key_path, key)}'; {hint}")
+    for name, field in known.items():
+        if field.default is MISSING and field.default_factory is MISSING and name not in content:
+            raise InputError(f"'{_join(key_path, name)}' is missing")
+    values = {key: _value(hints[key], value, _join(key_path, key)) for key, value in content.items()}
+    try:
+        return cls(**values)
+    except FieldError as error:
+        raise InputError(f"'{_join(key_path, error.field)}' {error.reason}") from None
+    except InputError as error:
+        raise InputError(f"{key_path}: {error}" if key_path else str(error)) from None
+
+
+def _value(hint: Any, value: Any, key_path: str) -> Any:
+    """`value` as the type hint asks for it. Raises InputError that names the innermost key which does not fit."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if is_dataclass(option) and value is not None:
+            return from_mapping(option, value, key_path)  # type: ignore[arg-type]
+        if get_origin(option) in (list, tuple) and isinstance(value, list):
+            return _sequence(option, value, key_path)
+        if option == tuple[bool, ...] and isinstance(value, str) and not value.strip("01"):
+            return tuple(bit == "1" for bit in value)
+        if isinstance(value, Mapping) and (option is dict or get_origin(option) in (dict, Mapping)):
+            inner = (get_args(option) or (str, Any))[1]
+            return {str(key): _value(inner, each, _join(key_path, key)) for key, each in value.items()}
+    for option in options:
+        if (fitted := _scalar(option, value)) is not MISSING:
+            return fitted
+    raise InputError(f"'{key_path}' must be {' or '.join(map(_describe, options))}, not {_shown(value)}")
+
+
+def _sequence(hint: Any, values: list[Any], key_path: str) -> Any:
+    kinds = get_args(hint)
+    if get_origin(hint) is list:
+        return [_value(kinds[0], each, f"{key_path}[{index}]") for index, each in enumerate(values)]
+    kinds = (kinds[0],) * len(values) if kinds[-1:] == (Ellipsis,) else kinds
+    if len(kinds) != len(values):
+        raise InputError(f"'{key_path}' must be a list of {len(kinds)} values, not of {len(values)}")
+    return tuple(_value(kind, each, f"{key_path}[{index}]") for index, (kind, each) in enumerate(zip(kinds, values, strict=True)))
+
+
+def _scalar(option: Any, value: Any) -> Any:
+    """`value` as `option`, or MISSING. A whole number fits float, and so does "1e-3", which YAML reads as text."""
+    if get_origin(option) is Literal:
+        return value if value in get_args(option) and isinstance(value, str) else MISSING
+    if option is Any:
+        return value
+    if option is float and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return MISSING
+    if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if value == value and abs(value) != float("inf") else MISSING
+    if isinstance(value, bool) and option is not bool:
+        return MISSING
+    return value if isinstance(option, type) and isinstance(value, option) else MISSING
+
+
+def _describe(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return " or ".join(f"'{choice}'" for choice in get_args(option))
+    if get_origin(option) in (list, tuple):
+        return f"a list of {_describe(get_args(option)[0])}s"
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+    return names.get(option, "a mapping" if option is dict or get_origin(option) in (dict, Mapping) else "value")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _join(key_path: str, key: Any) -> str:
+    return f"{key_path}.{key}" if key_path else str(key)
