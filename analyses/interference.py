@@ -18,12 +18,12 @@ from pathlib import Path
 
 from matplotlib.pyplot import subplots
 from matplotlib.style import context
+from road_interp.head_scorer import MultiTaskScorer
 
 from road_interp import plots
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import exit_on_error
 from road_interp.files import read_text, write_atomically
-from road_interp.head_scorer import MultiTaskScorer
 from road_interp.measure import InterferenceReport, hurts_others, interference
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe

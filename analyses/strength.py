@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from road_interp import plots
 from road_interp.answer_scorer import GenerationScorer
+
+from road_interp import plots
 from road_interp.errors import InputError, exit_on_error
 from road_interp.files import read_text
 from road_interp.measure.strength import StrengthReport, strength

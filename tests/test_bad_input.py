@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import recipe_for, tiny_model
 from safetensors.torch import load_file, save_file
 from test_cli import run as run_cli
 
+from helpers.models import tiny_model
+from helpers.recipes import recipe_for
 from road_interp.recipes.loader import load_recipe
 from road_interp.training.api import train
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_adapter, recipe_for, tiny_model
 
+from helpers.models import random_adapter, tiny_model
+from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites

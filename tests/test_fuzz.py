@@ -8,11 +8,11 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import random_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.main import get_command
 
+from helpers.models import random_adapter
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.cli import app
 from road_interp.errors import InputError

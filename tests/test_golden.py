@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import pyvene
 import torch
-from conftest import random_adapter, tiny_model, token_batch
 
 import road_interp as ri
+from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp.sites.find import find_sites
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1.0"

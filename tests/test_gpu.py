@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
-from conftest import random_adapter, recipe_for, tiny_model, token_batch
 from test_model import GREEDY, bank_model, road_model
 
+from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.recipes import recipe_for
 from road_interp import measure
 from road_interp.measure.throughput import run_throughput_recipe
 from road_interp.models.interchange import RoadInterchangeIntervention

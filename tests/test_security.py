@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import recipe_for
 
+from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.recipes.loader import builtin_recipes, load_recipe
 from road_interp.recipes.schema import ModelRecipe

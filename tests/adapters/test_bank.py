@@ -1,0 +1,105 @@
+"""RoadBank: named adapters, read lazily, stacked row by row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers.models import random_adapter
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.errors import InputError
+from road_interp.sites.site import Site
+
+SITES = (Site("a", 8, 0, "a"), Site("b", 16, 0, "b"))
+
+
+def test_rows_are_the_named_adapters_side_by_side():
+    adapters = {name: random_adapter(SITES, seed=seed) for seed, name in enumerate("xyz")}
+    bank = RoadBank(adapters)
+    theta, alpha = bank.rows(["z", BASE, "x", "z"])
+    assert theta.shape == alpha.shape == (4, 12)
+    assert torch.equal(theta[0], torch.cat([adapters["z"].theta["a"], adapters["z"].theta["b"]]))
+    assert torch.equal(theta[1], torch.zeros(12))
+    assert torch.equal(alpha[1], torch.ones(12))
+    assert torch.equal(alpha[0], alpha[3])
+
+
+def test_adapters_come_back_to_the_bit():
+    adapter = random_adapter(SITES, "road_2")
+    again = RoadBank({"x": adapter})["x"]
+    assert all(torch.equal(again.theta[site.name], adapter.theta[site.name]) for site in SITES)
+    assert all(torch.equal(again.alpha[site.name], adapter.alpha[site.name]) for site in SITES)
+
+
+def test_add_replace_remove():
+    bank = RoadBank({"x": random_adapter(SITES, seed=1)})
+    version = bank.version
+    bank.add("y", random_adapter(SITES, seed=2))
+    bank.replace("x", random_adapter(SITES, seed=3))
+    assert list(bank) == ["x", "y"]
+    assert torch.equal(bank["x"].theta["a"], random_adapter(SITES, seed=3).theta["a"])
+    bank.remove("x")
+    assert list(bank) == ["y"]
+    assert bank.version == version + 3
+    with pytest.raises(InputError, match="already has an adapter 'y'"):
+        bank.add("y", random_adapter(SITES))
+    with pytest.raises(InputError, match="only adapter"):
+        bank.remove("y")
+    with pytest.raises(InputError, match="stands for no adapter"):
+        bank.add(BASE, random_adapter(SITES))
+
+
+def test_unknown_names_are_listed_beside_the_known_ones():
+    bank = RoadBank({"german": random_adapter(SITES), "french": random_adapter(SITES)})
+    with pytest.raises(InputError, match="unknown adapter dutch, italian; the bank holds german, french and __base__"):
+        bank.rows(["german", "italian", "dutch"])
+
+
+def test_a_family_has_one_shape():
+    bank = RoadBank({"x": random_adapter(SITES)})
+    for other, what in (
+        (random_adapter(SITES[:1]), "sites differ"),
+        (random_adapter(SITES, "road_2"), r"variant differ \(road_2, not road_1\)"),
+        (random_adapter(SITES, group_size=4), r"group_size differ \(4, not 2\)"),
+    ):
+        with pytest.raises(InputError, match=f"^adapter 'y' does not fit this bank: its {what}$"):
+            bank.add("y", other)
+    assert list(bank) == ["x"]
+
+
+def test_a_folder_of_adapters_is_read_when_needed(tmp_path):
+    for seed in range(5):
+        random_adapter(SITES, seed=seed).save(tmp_path / f"adapter{seed}")
+    bank = RoadBank.from_folder(tmp_path)
+    assert len(bank) == 5
+    assert bank.num_bytes == 0
+    bank.rows(["adapter3"])
+    assert bank.num_bytes == 2 * 12 * 4
+    assert torch.equal(bank["adapter3"].theta["a"], random_adapter(SITES, seed=3).theta["a"])
+    with pytest.raises(InputError, match="holds no adapter folders"):
+        RoadBank.from_folder(tmp_path / "adapter1")
+    with pytest.raises(InputError, match="^a bank needs at least one adapter$"):
+        RoadBank({})
+
+
+def test_memory_is_what_the_parameters_need():
+    bank = RoadBank({str(seed): random_adapter(SITES, seed=seed) for seed in range(200)})
+    assert bank.num_bytes == 200 * bank["0"].num_parameters * 4
+
+
+def test_an_adapter_that_does_not_fit_is_named_when_it_is_read(tmp_path):
+    random_adapter(SITES[:1]).save(tmp_path)
+    bank = RoadBank({"x": random_adapter(SITES), "folder": tmp_path})
+    with pytest.raises(InputError, match="^adapter 'folder' does not fit this bank: its sites differ$"):
+        bank.rows(["folder"])
+
+
+def test_the_bank_takes_the_base_of_its_first_member_that_knows_one():
+    base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
+    bank = RoadBank({"x": random_adapter(SITES), "y": replace(random_adapter(SITES), base=base), "z": random_adapter(SITES)})
+    assert bank.template.base == base
+    with pytest.raises(InputError, match="^adapter 'w' does not fit this bank: it was made for another model, .*hidden_size"):
+        bank.add("w", replace(random_adapter(SITES), base=replace(base, hidden_size=64)))

@@ -1,0 +1,269 @@
+"""PEFT's RoAd, both ways, by equal outputs."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.recipes import recipe_for
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.cli import app
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.runs.run import Run
+from road_interp.sites.find import find_sites
+from road_interp.training.api import train
+
+TOLERANCE = {"atol": 1e-6, "rtol": 1e-6}
+
+
+def peft_model(base, seed=0, name="default", **options):
+    """A PEFT RoAd model with random rotations; `base` keeps its own copy of the weights."""
+    torch.manual_seed(seed)
+    return peft.get_peft_model(copy.deepcopy(base), peft.RoadConfig(init_weights=False, **options), adapter_name=name).eval()
+
+
+@torch.no_grad()
+def logits(model, batch):
+    output = model(base=batch)[1] if isinstance(model, RoadModel) else model(**batch)
+    return output.logits
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+@pytest.mark.parametrize("group_size", [2, 8])
+@pytest.mark.parametrize("targets", [["query", "value"], r".*layer\.1\..*(key|dense)", "all-linear"])
+def test_a_folder_of_peft_gives_the_same_outputs_and_comes_back(variant, group_size, targets, tmp_path):
+    base, batch = tiny_model("Bert", "classifier"), token_batch()
+    theirs = peft_model(base, variant=variant, group_size=group_size, target_modules=targets, task_type="SEQ_CLS")
+    torch.nn.init.normal_(theirs.base_model.model.classifier.modules_to_save["default"].weight)
+    expected = logits(theirs, batch)
+    assert not torch.allclose(expected, logits(base, batch), atol=1e-3)
+    theirs.save_pretrained(tmp_path / "theirs")
+
+    ours = RoadModel.from_peft(copy.deepcopy(base), tmp_path / "theirs")
+    torch.testing.assert_close(logits(ours, batch), expected, **TOLERANCE)
+    assert (ours.variant, ours.group_size) == (variant, group_size)
+
+    ours.to_peft(tmp_path / "back", ["classifier"])
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "back").eval()
+    torch.testing.assert_close(logits(again, batch), expected, **TOLERANCE)
+    rotated = {name for name, module in again.get_base_model().named_modules() if hasattr(module, "road_theta")}
+    assert rotated == {site.name for site in ours.sites}
+    config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["modules_to_save"]) == ("ROAD", ["classifier"])
+
+
+def test_the_settings_of_pefts_own_experiment(tmp_path):
+    """What its method comparison stores (MetaMathQA, llama-3.2-3B-lr_0.001): everything but variant and group size left open."""
+    stored = {
+        "auto_mapping": None,
+        "base_model_name_or_path": None,
+        "group_size": 64,
+        "inference_mode": False,
+        "init_weights": True,
+        "peft_type": "ROAD",
+        "revision": None,
+        "target_modules": None,
+        "task_type": None,
+        "variant": "road_2",
+    }
+    base, batch = tiny_model("Llama", "causal-lm", hidden_size=128, intermediate_size=128), token_batch()
+    theirs = peft.get_peft_model(copy.deepcopy(base), peft.PeftConfig.from_peft_type(**stored)).eval()
+    for name, parameter in theirs.named_parameters():
+        if "road_" in name:
+            torch.nn.init.normal_(parameter, mean=float("alpha" in name), std=0.1)
+    theirs.save_pretrained(tmp_path)
+    ours = RoadModel.from_peft(base, tmp_path)
+    assert [site.name for site in ours.sites[:2]] == [f"model.layers.0.self_attn.{kind}_proj" for kind in "qv"]
+    torch.testing.assert_close(logits(ours, batch), logits(theirs, batch), **TOLERANCE)
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "Llama"])
+@pytest.mark.parametrize("with_head", [True, False])
+def test_classifiers_of_many_kinds(architecture, with_head, tmp_path):
+    base, batch = tiny_model(architecture, "classifier"), token_batch()
+    head = {
+        "Roberta": ["classifier.dense", "classifier.out_proj"],
+        "DistilBert": ["pre_classifier", "classifier"],
+        "Llama": ["score"],
+    }
+    model = RoadModel(copy.deepcopy(base), random_adapter(find_sites(base, "all-linear")))
+    names = head.get(architecture, ["classifier"]) if with_head else []
+    with torch.no_grad():
+        for name in names:
+            model.model.get_submodule(name).weight.normal_()
+    model.to_peft(tmp_path, names)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    torch.testing.assert_close(logits(theirs, batch), logits(model, batch), **TOLERANCE)
+    again = RoadModel.from_peft(copy.deepcopy(base), tmp_path)
+    torch.testing.assert_close(logits(again, batch), logits(model, batch), **TOLERANCE)
+
+
+def test_an_adapter_from_a_folder_combines_with_the_one_it_came_from(tmp_path):
+    adapter = random_adapter(find_sites(tiny_model("Bert"), "all-linear"))
+    adapter.to_peft(tmp_path)
+    assert adapter.distance(RoadAdapter.from_peft(tmp_path)) == 0
+    assert RoadAdapter.from_peft(tmp_path).difference(adapter).distance(RoadAdapter.identity(adapter.sites)) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "GPTNeoX", "Opt"])
+def test_sites_are_those_that_find_sites_gives(architecture, tmp_path):
+    architecture = {"Opt": "OPT"}.get(architecture, architecture)
+    base = tiny_model(architecture, "causal-lm")
+    sites = find_sites(base, "all-linear")
+    adapter = random_adapter(sites, group_size=4)
+    adapter.to_peft(tmp_path, base)
+    batch = token_batch()
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    torch.testing.assert_close(logits(theirs, batch), logits(RoadModel(copy.deepcopy(base), adapter), batch), **TOLERANCE)
+    for back in (RoadAdapter.from_peft(tmp_path, base=base), RoadAdapter.from_peft(theirs)):
+        assert back.sites == sites
+        assert all(torch.equal(back.theta[site.name], adapter.theta[site.name]) for site in sites)
+        assert all(torch.equal(back.alpha[site.name], adapter.alpha[site.name]) for site in sites)
+    without_model = RoadAdapter.from_peft(tmp_path)
+    assert {site.name: site for site in without_model.sites} == {site.name: site for site in sites}
+    assert [site.layer for site in without_model.sites] == sorted(site.layer for site in sites)
+
+
+def test_a_live_model_with_several_adapters():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    theirs = peft_model(base, name="first", target_modules=["q_proj"], group_size=4)
+    theirs.add_adapter(
+        "second", peft.RoadConfig(target_modules=["down_proj"], variant="road_2", group_size=2, init_weights=False)
+    )
+    for name in ("first", "second"):
+        theirs.set_adapter(name)
+        for adapter in (RoadAdapter.from_peft(theirs, name), RoadAdapter.from_peft(theirs)):  # the active one
+            ours = RoadModel(copy.deepcopy(base), adapter)
+            torch.testing.assert_close(logits(ours, batch), logits(theirs, batch), **TOLERANCE)
+    with pytest.raises(InputError, match="no PEFT adapter 'third'; it has first, second"):
+        RoadAdapter.from_peft(theirs, "third")
+    with pytest.raises(InputError, match="no PEFT adapter 'None'; it has none"):
+        RoadAdapter.from_peft(base)
+    lora = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="of type 'LORA', not 'ROAD'"):
+        RoadAdapter.from_peft(lora)
+
+
+def test_a_site_outside_the_blocks_has_no_layer(tmp_path):
+    base = tiny_model("Bert", "classifier")
+    peft_model(base, target_modules=["pooler.dense"], group_size=2).save_pretrained(tmp_path)
+    for adapter in (RoadAdapter.from_peft(tmp_path), RoadAdapter.from_peft(tmp_path, base=base)):
+        assert [(site.name, site.layer, site.kind) for site in adapter.sites] == [
+            ("bert.pooler.dense", None, "bert.pooler.dense")
+        ]
+
+
+def test_what_peft_cannot_say_is_refused(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    linear, blocks = find_sites(base, "mlp"), find_sites(base, "block-output")
+    adapter = random_adapter(linear)
+    refused = {
+        "positions 'last' cannot be said in PEFT": RoadModel(base, adapter, positions="last"),
+        "tasks on planes cannot be said in PEFT": RoadModel(base, adapter, planes=TaskPlanes.split(["a", "b"], linear, "shares")),
+        "a bank is many adapters": RoadModel(base, RoadBank({"a": adapter})),
+        "is the output of a block; PEFT's RoAd rotates the outputs of linear": RoadModel(base, random_adapter(blocks)),
+        "is a LlamaRMSNorm; PEFT's RoAd rotates the outputs of nn.Linear": RoadModel(
+            base, random_adapter(find_sites(base, "input_layernorm"))
+        ),
+    }
+    for message, model in refused.items():
+        with pytest.raises(InputError, match=message):
+            model.to_peft(tmp_path / "out")
+    fused = tiny_model("GPT2", "causal-lm")
+    with pytest.raises(InputError, match="is a part of a module's output"):
+        random_adapter(find_sites(fused, "attention-qk")).to_peft(tmp_path / "out")
+    with pytest.raises(InputError, match="LlamaForCausalLM has no module 'score'"):
+        adapter.to_peft(tmp_path / "out", base, ["score"])
+    with pytest.raises(InputError, match="needs the model that has these modules"):
+        adapter.to_peft(tmp_path / "out", modules_to_save=["score"])
+    with pytest.raises(InputError, match=r"BertModel has no module 'model\.layers\.0\.mlp\.gate_proj'"):
+        adapter.to_peft(tmp_path / "out", tiny_model("Bert"))
+    classifier = tiny_model("Bert", "classifier")
+    for names in (["classifier"], ["dense"]):
+        with pytest.raises(InputError, match="lies in a module to save, which PEFT does not rotate"):
+            RoadModel(classifier, random_adapter(find_sites(classifier, ["query", "output.dense", "classifier"]))).to_peft(
+                tmp_path / "out", names
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_folders_are_refused(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    good = peft_model(base, target_modules=["q_proj"], group_size=2)
+    good.save_pretrained(tmp_path)
+    config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    content, tensors = json.loads(config.read_text()), load_file(weights)
+    name = next(name for name in tensors if name.endswith("road_alpha"))
+
+    def refuse(message, changed=content, replaced=tensors, model=None):
+        config.write_text(json.dumps(changed))
+        save_file(replaced, weights)
+        with pytest.raises(InputError, match=message):
+            RoadAdapter.from_peft(tmp_path, base=model)
+
+    refuse("holds a PEFT adapter of type 'LORA', not 'ROAD'", {**content, "peft_type": "LORA"})
+    refuse("unknown variant 'road_3'", {**content, "variant": "road_3"})
+    for wrong in (3, "8", None, [2], 2.0, True):
+        refuse("group_size must be an even number", {**content, "group_size": wrong})
+    refuse("its alpha is missing", replaced={key: values for key, values in tensors.items() if key != name})
+    refuse("must be finite", replaced={**tensors, name: tensors[name] * torch.nan})
+    refuse("rotates no module", replaced={"base_model.model.score.weight": torch.ones(2)})
+    refuse("rotates 'model.layers.0.self_attn.q_proj', which BertModel does not have", model=tiny_model("Bert"))
+    weights.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be read"):
+        RoadAdapter.from_peft(tmp_path)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"a \.bin file is not read"):
+        RoadAdapter.from_peft(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        RoadAdapter.from_peft(tmp_path / "gone")
+    with pytest.raises(InputError, match="cannot be read"):
+        RoadAdapter.from_peft(config)
+    with pytest.raises(InputError, match="holds a PEFT adapter already"):
+        random_adapter(find_sites(base, "mlp")).to_peft(tmp_path)
+
+
+def test_a_head_that_does_not_fit_is_refused(tmp_path):
+    base = tiny_model("Bert", "classifier")
+    peft_model(base, target_modules=["query"], group_size=2, task_type="SEQ_CLS").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"'classifier.bias' has shape \(2,\), not \(3,\)"):
+        RoadModel.from_peft(tiny_model("Bert", "classifier", num_labels=3), tmp_path)
+
+
+def test_the_command_line_reads_and_writes_peft(finished, workplace, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(app.sys, "argv", ["road-interp", *map(str, arguments)])
+        try:
+            app.main()
+        except SystemExit as exit:
+            return exit.code, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    assert run("export", finished.folder, "--out", tmp_path / "peft", "--json")[0] == 0
+    base = Run.load(finished.folder).load_model()
+    theirs = peft.PeftModel.from_pretrained(Run.load(finished.folder).load_model().model, tmp_path / "peft").eval()
+    batch = {"input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 5, 3]])}
+    torch.testing.assert_close(logits(theirs, batch), logits(base, batch), **TOLERANCE)
+
+    code, told = run("inspect", tmp_path / "peft", "--json")
+    assert code == 0
+    assert set(json.loads(told.out)) == {site.name for site in finished.adapter.sites}
+    code, told = run("export", finished.folder, "--out", tmp_path / "peft")
+    assert (code, told.err.count("\n")) == (2, 1)
+    assert "exists already" in told.err
+    assert run("export", finished.folder)[0] == 2
+    blocks = recipe_for(workplace, "adapter.sites=block-output", "training.max_steps=1")
+    train(blocks, tmp_path / "blocks", progress=False)
+    code, told = run("export", tmp_path / "blocks", "--out", tmp_path / "other")
+    assert code == 2
+    assert "is the output of a block" in told.err
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,465 @@
+"""RoadAdapter: arithmetic as a group, storage to the bit, refusals that name site and reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from helpers.models import random_adapter, tiny_model
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.storage import DESCRIPTION
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.rotation import plane_maps
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import OutputSlice, Site
+
+SITES = (Site("a.query", 8, 0, "query"), Site("a.fused[key]", 16, 1, "fused[key]", OutputSlice(48, 16, 32)))
+seeds = st.integers(0, 10_000)
+
+
+def maps(adapter):
+    return torch.cat(
+        [torch.stack(tuple(part for part in adapter.plane_maps(site) if part is not None)).flatten() for site in SITES]
+    )
+
+
+def tensor_file(folder: Path) -> Path:
+    return folder / json.loads((folder / DESCRIPTION).read_text())["tensors"]
+
+
+@given(seeds, seeds)
+@settings(max_examples=30, deadline=None)
+def test_road_1_is_a_commutative_group(first, second):
+    a, b = random_adapter(SITES, seed=first, spread=0.2), random_adapter(SITES, seed=second, spread=0.2)
+    assert (a @ b).distance(b @ a) < 1e-5
+    assert (a @ a.inverse()).distance(RoadAdapter.identity(SITES)) < 1e-5
+    assert (a**0).distance(RoadAdapter.identity(SITES)) < 1e-6
+    assert (a**-1).distance(a.inverse()) < 1e-5
+    assert (a**0.5 @ a**0.5).distance(a) < 1e-4
+
+
+@given(seeds, seeds, seeds)
+@settings(max_examples=30, deadline=None)
+def test_distance_is_a_metric(first, second, third):
+    a, b, c = (random_adapter(SITES, seed=seed, spread=0.2) for seed in (first, second, third))
+    assert a.distance(a) == 0
+    assert a.distance(b) == pytest.approx(b.distance(a), abs=1e-9)
+    assert a.distance(c) <= a.distance(b) + b.distance(c) + 1e-9
+    assert (a @ c).distance(b @ c) == pytest.approx(a.distance(b), abs=1e-4)
+
+
+@pytest.mark.parametrize("outer", plane_maps.VARIANTS)
+@pytest.mark.parametrize("inner", plane_maps.VARIANTS)
+def test_composition_is_exact_for_all_variants(outer, inner):
+    a, b = random_adapter(SITES, outer, seed=1), random_adapter(SITES, inner, seed=2)
+    both = a @ b
+    assert both.variant == ("road_1" if outer == inner == "road_1" else "road_2")
+    for site in SITES:
+        torch.testing.assert_close(both.matrix(site), a.matrix(site) @ b.matrix(site), rtol=1e-5, atol=1e-5)
+
+
+def test_distance_sums_angles_and_log_magnitudes_over_all_sites():
+    sites = (Site("a", 2), Site("b", 2))
+    one = torch.ones(1)
+    first = RoadAdapter(sites, {"a": 3 * one, "b": 0 * one}, {"a": one, "b": 2 * one})
+    second = RoadAdapter(sites, {"a": -3 * one, "b": 0.5 * one}, {"a": one, "b": one})
+    turns = (6 - 2 * torch.pi) ** 2 + 0.5**2
+    assert first.distance(second) == pytest.approx((turns + torch.tensor(2.0).log().item() ** 2) ** 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("variant", plane_maps.VARIANTS)
+def test_magnitudes_are_the_roots_of_areas(variant):
+    adapter = random_adapter(SITES, variant, spread=0.8)
+    for site in SITES:
+        areas = plane_maps.determinant(adapter.plane_maps(site)).abs()
+        torch.testing.assert_close(adapter.magnitudes(site) ** 2, areas, rtol=1e-4, atol=1e-5)
+    bent = RoadAdapter(SITES[:1], {"a.query": torch.zeros(8)}, {"a.query": torch.tensor([8.0, 1, 1, 1, 2, 1, 1, 1])}, "road_2")
+    torch.testing.assert_close(bent.magnitudes("a.query")[0], torch.tensor(8.0).sqrt())
+
+
+@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_4", 8)])
+def test_a_blank_adapter_is_the_identity_of_the_family(variant, group_size):
+    base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
+    adapter = replace(random_adapter(SITES, variant, group_size), base=base)
+    blank = adapter.identity_like()
+    assert (blank.sites, blank.variant, blank.group_size, blank.base) == (SITES, variant, group_size, base)
+    assert all(torch.equal(blank.matrix(site), torch.eye(site.width)) for site in SITES)
+
+
+def test_a_product_knows_the_base_that_either_factor_knows():
+    base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
+    known, unknown = replace(random_adapter(SITES), base=base), random_adapter(SITES)
+    assert (known @ unknown).base == (unknown @ known).base == base
+    assert (unknown @ unknown).base is None
+
+
+def test_the_mean_of_one_adapter_is_that_adapter():
+    adapter = random_adapter(SITES)
+    assert RoadAdapter.mean([adapter]).distance(adapter) < 1e-6
+
+
+def test_restriction_is_the_identity_elsewhere():
+    adapter = random_adapter(SITES)
+    kept = adapter.restrict({"a.query": [1, 3]})
+    assert (kept.angles("a.query") != 0).tolist() == [False, True, False, True]
+    assert torch.equal(kept.angles("a.fused[key]"), torch.zeros(8))
+    halves = adapter.restrict(lambda site: range(site.width // 4)) @ adapter.restrict(
+        lambda site: range(site.width // 4, site.width // 2)
+    )
+    assert halves.distance(adapter) < 1e-5
+    with pytest.raises(InputError, match="planes 0 to 3"):
+        adapter.restrict([4])
+    with pytest.raises(InputError, match="mask of shape"):
+        adapter.restrict(torch.ones(3, dtype=torch.bool))
+    with pytest.raises(InputError, match="not a site"):
+        adapter.restrict({"elsewhere": [0]})
+
+
+def test_angles_and_magnitudes_of_every_variant():
+    site = SITES[0]
+    turned = RoadAdapter(SITES[:1], {site.name: torch.tensor([0.5, -0.5, 4.0, 0.0])}, {site.name: torch.tensor([2.0, 1, 1, 1])})
+    torch.testing.assert_close(turned.angles(site), torch.tensor([0.5, -0.5, 4.0 - 2 * torch.pi, 0.0]))
+    torch.testing.assert_close(turned.magnitudes("a.query"), torch.tensor([2.0, 1, 1, 1]))
+    as_road_2 = turned @ RoadAdapter.identity(SITES[:1], "road_2")
+    assert as_road_2.variant == "road_2"
+    torch.testing.assert_close(as_road_2.angles(site), turned.angles(site))
+    torch.testing.assert_close(as_road_2.magnitudes(site), turned.magnitudes(site))
+    assert turned.num_parameters == 8
+
+
+def test_arithmetic_that_has_no_answer_is_refused():
+    a = random_adapter(SITES)
+    other = random_adapter(SITES[:1])
+    for combine, action in (
+        (lambda: a @ other, "compose"),
+        (lambda: a.with_sites_of(other, bool), "mix"),
+        (lambda: a.distance(other), "measure the distance of"),
+    ):
+        with pytest.raises(InputError, match=f"^cannot {action} adapters of different sites: they differ at 'a.fused\\[key\\]'$"):
+            combine()
+    with pytest.raises(InputError, match="group_size 2 and 4"):
+        a @ random_adapter(SITES, group_size=4)
+    with pytest.raises(InputError, match="road_1 only"):
+        random_adapter(SITES, "road_2") ** 2
+    with pytest.raises(InputError, match="^the distance is defined for road_1 adapters only$"):
+        a.distance(random_adapter(SITES, "road_4"))
+    alpha = {**a.alpha, "a.query": torch.tensor([1.0, 0.0, 1.0, 1.0])}
+    broken = RoadAdapter(SITES, a.theta, alpha)
+    with pytest.raises(InputError, match="site 'a.query': plane 1 cannot be inverted"):
+        broken.inverse()
+    for raising, action in (
+        (lambda: broken**0.5, "raise to a power"),
+        (lambda: broken.distance(a), "measure the distance of"),
+        (lambda: a.distance(broken), "measure the distance of"),
+        (lambda: RoadAdapter.mean([a, broken]), "take the mean of"),
+    ):
+        with pytest.raises(InputError, match=f"^site 'a.query': cannot {action} this adapter, plane 1 has alpha 0$"):
+            raising()
+    with pytest.raises(InputError, match="'elsewhere' is not a site"):
+        a.angles("elsewhere")
+
+
+@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_2", 4), ("road_4", 8)])
+def test_save_and_load_to_the_bit(tmp_path, variant, group_size):
+    adapter = random_adapter(SITES, variant, group_size)
+    adapter.save(tmp_path / "adapter")
+    again = RoadAdapter.load(tmp_path / "adapter")
+    assert (again.sites, again.variant, again.group_size) == (adapter.sites, variant, group_size)
+    for site in SITES:
+        assert torch.equal(again.theta[site.name], adapter.theta[site.name])
+        assert torch.equal(again.alpha[site.name], adapter.alpha[site.name])
+    assert {path.suffix for path in (tmp_path / "adapter").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_saved_adapter_can_be_read_by_people(tmp_path):
+    folder = tmp_path / "of" / "many" / "parents"
+    random_adapter(SITES).save(folder)
+    text = (folder / DESCRIPTION).read_text()
+    description = json.loads(text)
+    assert text == json.dumps(description, indent=2) + "\n"
+    assert tensor_file(folder).name == f"adapter-{description['sha256'][:16]}.safetensors"
+
+
+def test_saving_again_mends_a_folder_without_its_tensors(tmp_path):
+    random_adapter(SITES, seed=1).save(tmp_path)
+    tensor_file(tmp_path).unlink()
+    random_adapter(SITES, seed=2).save(tmp_path)
+    assert RoadAdapter.load(tmp_path).distance(random_adapter(SITES, seed=2)) == 0
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
+    random_adapter(SITES, seed=1).save(tmp_path)
+    other = random_adapter(SITES, seed=2)
+    other.save(tmp_path)
+    other.save(tmp_path)
+    assert torch.equal(RoadAdapter.load(tmp_path).theta["a.query"], other.theta["a.query"])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("moment", ["before the tensors", "before the description", "before the old file goes"])
+def test_a_killed_save_leaves_a_whole_adapter(tmp_path, moment):
+    old, new = random_adapter(SITES, seed=1), random_adapter(SITES, seed=2)
+    old.save(tmp_path / "adapter")
+    new.save(tmp_path / "new")
+    script = f"""
+import os, signal, pathlib
+
+from road_interp.adapters.road_adapter import RoadAdapter
+moment, real, calls = {moment!r}, os.replace, 0
+def replace(*paths):
+    global calls
+    calls += 1
+    if (moment, calls) in (("before the tensors", 1), ("before the description", 2)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*paths)
+os.replace = replace
+if moment == "before the old file goes":
+    pathlib.Path.unlink = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+RoadAdapter.load({str(tmp_path / "new")!r}).save({str(tmp_path / "adapter")!r})
+"""
+    finished = subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False)
+    assert finished.returncode == -signal.SIGKILL
+    expected = new if moment == "before the old file goes" else old
+    assert torch.equal(RoadAdapter.load(tmp_path / "adapter").theta["a.query"], expected.theta["a.query"])
+
+
+def edited(folder: Path, **changes: object) -> None:
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def retensored(folder: Path, change) -> None:
+    """Change the stored tensors and keep the checksum right, as somebody else's tool would."""
+    import hashlib
+
+    path = tensor_file(folder)
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    edited(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def put(name, value):
+    return lambda tensors: tensors.__setitem__(name, value)
+
+
+BAD_TENSORS = {
+    "a.query.*theta\\[2\\] is nan": put("a.query.theta", torch.tensor([0, 0, float("nan"), 0])),
+    "a.query.*alpha\\[0\\] is inf": put("a.query.alpha", torch.tensor([float("inf"), 0, 0, 0])),
+    "a.query.*shape \\(3,\\).*needs \\(4,\\)": put("a.query.theta", torch.zeros(3)),
+    "a.query.*dtype torch.int64": put("a.query.theta", torch.zeros(4, dtype=torch.int64)),
+    "^.*: site 'a.query': its theta is missing$": lambda tensors: tensors.pop("a.query.theta"),
+    "'a.value', which is not a site": put("a.value.theta", torch.zeros(4)),
+    "unknown tensor 'a.query.gamma'": put("a.query.gamma", torch.zeros(4)),
+}
+
+
+@pytest.mark.parametrize("message", BAD_TENSORS)
+def test_bad_tensors_are_refused_with_site_and_reason(tmp_path, message):
+    random_adapter(SITES).save(tmp_path)
+    retensored(tmp_path, BAD_TENSORS[message])
+    with pytest.raises(InputError, match=message):
+        RoadAdapter.load(tmp_path)
+
+
+BASE = {"name": "n", "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2}
+SITE = {"name": "a", "width": 8, "layer": 0, "kind": "", "part": None}
+BAD_DESCRIPTIONS = {
+    "unknown variant 'road_3'": {"variant": "road_3"},
+    "group_size must be a whole number": {"group_size": 2.5},
+    "not divisible by group_size 6": {"group_size": 6},
+    "even number": {"group_size": 3},
+    "format 99 is not known": {"format": 99},
+    ": adapter.json: unknown key 'gropu_size'; known are base, format, group_size, sha256, sites, tensors, variant$": {
+        "gropu_size": 2
+    },
+    "must name a safetensors file of this folder": {"tensors": "../other.safetensors"},
+    "'sites' must be a list": {"sites": 3},
+    "site 0 must be an object": {"sites": ["a"]},
+    "adapter.json: base must be an object$": {"base": "bert"},
+    "adapter.json: base: key 'hidden_size' is missing$": {"base": {"name": "n", "model_type": "bert", "num_hidden_layers": 2}},
+    "adapter.json: base: 'model_type' must be text, not 3$": {"base": {**BASE, "model_type": 3}},
+    "adapter.json: base: 'num_hidden_layers' must be a whole number, not '2'$": {"base": {**BASE, "num_hidden_layers": "2"}},
+    "adapter.json: site 1: 'name' must be text, not 3$": {"sites": [SITE, {**SITE, "name": 3}]},
+    "adapter.json: site 0: 'kind' must be text, not None$": {"sites": [{**SITE, "kind": None}]},
+    "adapter.json: site 0: 'layer' must be a whole number, not True$": {"sites": [{**SITE, "layer": True}]},
+    "adapter.json: site 0: 'part' must be an object$": {"sites": [{**SITE, "part": [48, 16, 32]}]},
+    "adapter.json: site 0: part: unknown key 'end'; known are period, start, stop$": {
+        "sites": [{**SITE, "part": {"period": 48, "start": 16, "end": 32}}]
+    },
+    "adapter.json: site 0: part: 'stop' must be a whole number, not '32'$": {
+        "sites": [{**SITE, "part": {"period": 48, "start": 16, "stop": "32"}}]
+    },
+    "needs at least one site": {"sites": []},
+    "site 0: key 'kind' is missing": {"sites": [{"name": "a", "width": 8}]},
+    "width 7 cannot be paired": {"sites": [{"name": "a", "width": 7, "layer": 0, "kind": "", "part": None}]},
+    "adapter.json: site 0: 'width' must be a whole number, not '8'$": {"sites": [{**SITE, "width": "8"}]},
+}
+
+
+@pytest.mark.parametrize("message", BAD_DESCRIPTIONS)
+def test_bad_descriptions_are_refused(tmp_path, message):
+    random_adapter(SITES).save(tmp_path)
+    edited(tmp_path, **BAD_DESCRIPTIONS[message])
+    with pytest.raises(InputError, match=message):
+        RoadAdapter.load(tmp_path)
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"adapter\.json is missing"):
+        RoadAdapter.load(tmp_path / "nowhere")
+    random_adapter(SITES).save(tmp_path)
+    path = tensor_file(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] + b"\x00\x00\x00\x40")
+    with pytest.raises(InputError, match="changed after it was saved"):
+        RoadAdapter.load(tmp_path)
+    path.write_bytes(whole[:-4] + b"\x00\x00\xc0\x7f")
+    with pytest.raises(InputError, match=f"{path.name}: site 'a.query': theta holds a value that is not finite$"):
+        RoadAdapter.load(tmp_path)
+    path.write_bytes(whole[:50])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        RoadAdapter.load(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path.name} is missing$"):
+        RoadAdapter.load(tmp_path)
+    path.mkdir()
+    with pytest.raises(InputError, match=f"{path.name} cannot be read \\(Is a directory\\)$"):
+        RoadAdapter.load(tmp_path)
+    (tmp_path / DESCRIPTION).write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        RoadAdapter.load(tmp_path)
+
+
+def test_constructor_checks():
+    with pytest.raises(InputError, match="unknown variant"):
+        RoadAdapter.identity(SITES, "road_9")
+    with pytest.raises(InputError, match="listed twice"):
+        RoadAdapter.identity((SITES[0], SITES[0]))
+    with pytest.raises(InputError, match="not divisible by group_size 32"):
+        RoadAdapter.identity(SITES, group_size=32)
+    with pytest.raises(InputError, match="width 5 cannot be paired"):
+        Site("odd", 5)
+
+
+# ---------------------------------------------------------------- difference and mean
+
+
+@given(seeds, seeds)
+@settings(max_examples=30, deadline=None)
+def test_a_difference_leads_back(first, second):
+    a, b = random_adapter(SITES, seed=first, spread=0.2), random_adapter(SITES, seed=second, spread=0.2)
+    assert (a.difference(b) @ b).distance(a) < 1e-4
+    assert a.difference(a).distance(RoadAdapter.identity(SITES)) < 1e-5
+
+
+@given(seeds, seeds, seeds)
+@settings(max_examples=30, deadline=None)
+def test_the_mean_lies_between_and_moves_with_its_members(first, second, third):
+    a, b, c = (random_adapter(SITES, seed=seed, spread=0.2) for seed in (first, second, third))
+    middle = RoadAdapter.mean([a, b])
+    assert middle.distance(a) == pytest.approx(middle.distance(b), abs=1e-4)
+    assert middle.distance(a) == pytest.approx(a.distance(b) / 2, abs=1e-4)
+    assert RoadAdapter.mean([a, a, a]).distance(a) < 1e-5
+    assert RoadAdapter.mean([a, b], [1, 0]).distance(a) < 1e-5
+    assert RoadAdapter.mean([a, b], [1, 3]).distance(RoadAdapter.mean([a, b, b, b])) < 1e-5
+    assert RoadAdapter.mean([c @ a, c @ b]).distance(c @ middle) < 1e-4
+
+
+def test_angles_are_averaged_on_the_circle():
+    site = Site("a", 2)
+    near_pi = [
+        RoadAdapter((site,), {"a": torch.tensor([angle])}, {"a": torch.tensor([size])})
+        for angle, size in ((3.1, 1.0), (-3.1, 4.0))
+    ]
+    middle = RoadAdapter.mean(near_pi)
+    assert middle.angles("a").abs().item() == pytest.approx(torch.pi, abs=1e-5)
+    assert middle.magnitudes("a").item() == pytest.approx(2.0, abs=1e-5)
+    opposite = [RoadAdapter((site,), {"a": torch.tensor([angle])}, {"a": torch.ones(1)}) for angle in (0.0, torch.pi)]
+    with pytest.raises(InputError, match="site 'a', plane 0: the angles cancel"):
+        RoadAdapter.mean(opposite)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda a: RoadAdapter.mean([]), "^the mean of no adapters does not exist$"),
+        (lambda a: RoadAdapter.mean([a, a], [1]), "2 adapters needs as many weights"),
+        (lambda a: RoadAdapter.mean([a, a], [1, -1]), "none negative"),
+        (lambda a: RoadAdapter.mean([a, a], [0, 0]), "not all zero"),
+        (lambda a: RoadAdapter.mean([a, random_adapter(SITES, "road_2")]), "road_1 only, an adapter is road_2"),
+        (lambda a: RoadAdapter.mean([a, random_adapter(SITES[:1])]), "^cannot take the mean of adapters of different sites"),
+        (lambda a: a.difference(random_adapter(SITES[:1])), "^cannot subtract adapters of different sites"),
+    ],
+)
+def test_means_that_do_not_exist_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make(random_adapter(SITES))
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+def test_an_adapter_is_its_angles_behind_its_magnitudes(variant):
+    adapter = random_adapter(SITES, variant, spread=0.8)
+    turning, stretching = adapter.angles_only(), adapter.magnitudes_only()
+    for site in SITES:
+        torch.testing.assert_close((turning @ stretching).matrix(site), adapter.matrix(site), rtol=0, atol=1e-5)
+        torch.testing.assert_close(turning.angles(site), adapter.angles(site), rtol=0, atol=1e-5)
+        torch.testing.assert_close(turning.magnitudes(site), torch.ones(site.width // 2), rtol=0, atol=1e-5)
+        torch.testing.assert_close(stretching.magnitudes(site), adapter.magnitudes(site), rtol=0, atol=1e-5)
+        assert stretching.angles(site).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_4"])
+def test_layers_multiply_to_the_whole(variant):
+    adapter = random_adapter(SITES, variant)
+    first, second = adapter.by_layer().values()
+    assert list(adapter.by_layer()) == [0, 1]
+    for site in SITES:
+        torch.testing.assert_close((first @ second).matrix(site), adapter.matrix(site), rtol=0, atol=1e-5)
+    torch.testing.assert_close(first.matrix(SITES[1]), torch.eye(16))
+
+
+def test_maps_of_another_adapter_are_taken_where_chosen():
+    mine, theirs = random_adapter(SITES), random_adapter(SITES, "road_2", seed=1)
+    mixed = mine.with_sites_of(theirs, lambda site: site == SITES[0])
+    torch.testing.assert_close(mixed.matrix(SITES[0]), theirs.matrix(SITES[0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixed.matrix(SITES[1]), mine.matrix(SITES[1]), rtol=0, atol=1e-6)
+
+
+def test_an_adapter_knows_the_model_that_learned_it(tmp_path):
+    bert = tiny_model("Bert")
+    learned = RoadModel(bert, random_adapter(find_sites(bert, "fc1"))).adapter
+    learned.save(tmp_path)
+    found = RoadAdapter.load(tmp_path)
+    assert found.base == learned.base == BaseModelSignature(bert.name_or_path, "bert", 32, 2)
+    assert (found**2 @ found.inverse()).restrict([0]).base == found.base
+    assert RoadModel(tiny_model("Bert", seed=5), found).adapter.distance(found) == 0  # another of the same shape
+    deeper = tiny_model("Bert", num_hidden_layers=3)
+    message = "made for another model, '.*', not for '.*': num_hidden_layers is 3, not 2$"
+    with pytest.raises(InputError, match=message):
+        RoadModel(deeper, found)
+    with pytest.raises(InputError, match=message):
+        RoadModel(deeper, RoadBank({"a": tmp_path}))
+    foreign = RoadModel(deeper, replace(found, base=None)).adapter
+    for refused in (lambda: found @ foreign, lambda: RoadBank({"a": found, "b": foreign})):
+        with pytest.raises(InputError, match="num_hidden_layers is 3, not 2"):
+            refused()
+    description = json.loads((tmp_path / "adapter.json").read_text())
+    del description["base"]  # as before it was kept
+    (tmp_path / "adapter.json").write_text(json.dumps(description))
+    assert RoadAdapter.load(tmp_path).base is None
+    RoadModel(deeper, RoadAdapter.load(tmp_path))

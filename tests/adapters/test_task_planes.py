@@ -1,0 +1,256 @@
+"""Tasks on planes: disjoint, identity where inactive, independent of the neighbours, and the same through pyvene's subspaces."""
+
+from __future__ import annotations
+
+import pytest
+import pyvene
+import torch
+
+from helpers.models import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.errors import InputError
+from road_interp.models.intervention import RoadIntervention
+from road_interp.models.road_model import RoadModel
+from road_interp.rotation import plane_maps
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
+
+SITES = (Site("a", 12, 0), Site("b", 16, 0), Site("c", 12, 1), Site("d", 8, 2))
+TASKS = ("x", "y", "z")
+SPLITS = ["shares", "alternating", "sites", "layers"]
+GREEDY = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 2}
+
+
+def task_model(where="all-linear", variant="road_1", group_size=2, how="shares", positions="all", tasks=TASKS):
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, where)
+    adapter = random_adapter(sites, variant, group_size)
+    return RoadModel(base, adapter, positions, TaskPlanes.split(tasks, sites, how))
+
+
+# ---------------------------------------------------------------- the value
+
+
+@pytest.mark.parametrize("how", SPLITS)
+def test_every_plane_belongs_to_one_task(how):
+    planes = TaskPlanes.split(TASKS, SITES, how)
+    assert planes.tasks == TASKS
+    for index, site in enumerate(SITES):
+        owners = torch.stack([planes.of(task)[site.name] for task in TASKS]).sum(0)
+        assert torch.equal(owners, torch.ones_like(owners))
+        rows = planes.rows(["x", "x+z", BASE, "x+y+z"])[index]
+        assert torch.equal(rows[0], planes.of("x")[site.name])
+        assert torch.equal(rows[1], planes.of("x")[site.name] | planes.of("z")[site.name])
+        assert not rows[2].any()
+        assert rows[3].all()
+
+
+def test_splits_are_what_they_say():
+    assert TaskPlanes.split("xy", SITES).of("x")["b"].tolist() == [True] * 4 + [False] * 4
+    assert TaskPlanes.split("xy", SITES, "alternating").of("y")["d"].tolist() == [False, True, False, True]
+    assert [mask.all().item() for mask in TaskPlanes.split("xy", SITES, "sites").of("x").values()] == [True, False, True, False]
+    assert [mask.all().item() for mask in TaskPlanes.split("xy", SITES, "layers").of("x").values()] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("group_size", [2, 4])
+def test_dimensions_are_those_of_the_planes(group_size):
+    planes = TaskPlanes.split("xy", SITES, "alternating")
+    first, second = plane_maps.plane_dimensions(12, group_size)
+    mine, others = planes.dimensions(SITES[0], group_size)
+    assert sorted(mine + others) == list(range(12))
+    assert {first[0].item(), second[0].item()} <= set(mine)
+    assert {first[1].item(), second[1].item()} <= set(others)
+
+
+def test_json_keeps_the_planes():
+    planes = TaskPlanes.split("xy", SITES, "alternating")
+    again = TaskPlanes.from_json(planes.to_json(), SITES)
+    assert again.to_json() == planes.to_json()
+    partial = TaskPlanes.from_json({"x": {"a": [0, 5]}}, SITES)
+    assert partial.of("x")["a"].tolist() == [True, False, False, False, False, True]
+    assert not partial.of("x")["b"].any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TaskPlanes(SITES, {}), "at least one task"),
+        (lambda: TaskPlanes.split(["a+b"], SITES), "'\\+' joins tasks"),
+        (lambda: TaskPlanes.split([BASE], SITES), "stands for none"),
+        (lambda: TaskPlanes.split("xy", SITES, "diagonal"), "'diagonal' does not divide planes; use shares, alternating"),
+        (lambda: TaskPlanes.split("xy", (Site("a", 4),), "layers"), "outside the block stack"),
+        (lambda: TaskPlanes.from_json({"x": {"a": [0, 1]}, "y": {"a": [1]}}, SITES), "'a': plane 1 belongs to x and y"),
+        (lambda: TaskPlanes.from_json({"x": {"q": [0]}}, SITES), "'q', which is not a site"),
+        (lambda: TaskPlanes.from_json({"x": {"a": [6]}}, SITES), "'a' has planes 0 to 5"),
+        (lambda: TaskPlanes(SITES, {"x": {"q": torch.ones(2).bool()}}), "'q', which is not a site"),
+        (lambda: TaskPlanes(SITES, {"x": {"a": torch.ones(2).bool()}}), "mask of shape \\(6,\\)"),
+        (lambda: TaskPlanes.split("xy", SITES).rows(["x+u"]), "unknown task 'u'; the tasks are x, y"),
+    ],
+)
+def test_wrong_planes_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+# ---------------------------------------------------------------- on a model
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2"])
+@pytest.mark.parametrize("how", ["shares", "layers"])
+@pytest.mark.parametrize("where", ["all-linear", "block-output"])
+def test_a_row_does_not_depend_on_its_neighbours_tasks(variant, how, where):
+    model, batch = task_model(where, variant, 2 if variant == "road_1" else 4, how), padded_batch((3, 7, 5, 7), "left")
+    active = ["x", "x+z", BASE, "x+y+z"]
+    together = model(base=batch, tasks=active)[1].logits
+    for row, tasks in enumerate(active):
+        real = batch["attention_mask"][row].bool()
+        alone = {key: values[row : row + 1, real] for key, values in batch.items()}
+        restricted = model.adapter.restrict(model.planes.of(tasks))
+        expected = RoadModel(tiny_model("Llama", "causal-lm"), restricted)(base=alone)[1].logits
+        torch.testing.assert_close(together[row, real], expected[0], rtol=0, atol=1e-5)
+
+
+def test_inactive_planes_are_the_identity_to_the_bit():
+    model, batch = task_model(), token_batch()
+    bare = model.model(**batch).logits
+    assert torch.equal(model(base=batch, tasks=[BASE] * 3)[1].logits, bare)
+    mixed = model(base=batch, tasks=[BASE, "x", BASE])[1].logits
+    assert torch.equal(mixed[[0, 2]], bare[[0, 2]])
+    assert (mixed[1] - bare[1]).abs().max() > 1e-5
+    everything = model(base=batch)[1].logits
+    torch.testing.assert_close(model(base=batch, tasks=["x+y+z"] * 3)[1].logits, everything, rtol=0, atol=1e-6)
+
+
+def test_disjoint_planes_commute_and_keep_to_their_dimensions():
+    sites = (Site("a", 16, 0),)
+    adapter, planes = random_adapter(sites, "road_2", 4), TaskPlanes.split("xy", sites, "alternating")
+    mine, others = (adapter.restrict(planes.of(task)) for task in "xy")
+    torch.testing.assert_close((mine @ others).matrix("a"), (others @ mine).matrix("a"), rtol=0, atol=1e-6)
+    torch.testing.assert_close((mine @ others).matrix("a"), adapter.matrix("a"), rtol=0, atol=1e-6)
+    states = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    turned = plane_maps.apply(mine.plane_maps("a"), states, 4)
+    own, foreign = planes.dimensions(sites[0], 4)
+    assert torch.equal(turned[:, foreign], states[:, foreign])
+    assert ((turned[:, own] - states[:, own]).abs() > 0).all()
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_generation_equals_each_task_set_alone(positions):
+    model, batch = task_model(positions=positions), padded_batch((4, 7, 5), "left")
+    active = ["x", BASE, "y+z"]
+    _, together = model.generate(batch, tasks=active, **GREEDY)
+    for row, tasks in enumerate(active):
+        alone = {key: values[row : row + 1] for key, values in batch.items()}
+        _, ids = model.generate(alone, tasks=[tasks], **GREEDY)
+        assert torch.equal(ids[0], together[row])
+    _, beams = model.generate(batch, tasks=active, num_beams=2, **GREEDY)
+    assert beams.shape == together.shape
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_4"])
+def test_only_the_learning_tasks_get_a_gradient(variant):
+    model, batch = task_model("block-output", variant), token_batch()
+    model(base=batch, tasks=["x+y+z"] * 3, learning=["x", "x", "y"])[1].logits.square().sum().backward()
+    for site, intervention in model.by_site():
+        values_per_plane = intervention.theta.numel() // (site.width // 2)
+        still = (intervention.theta.grad == 0).view(-1, values_per_plane).all(1)
+        assert torch.equal(still, model.planes.of("z")[site.name])
+    values = model(base=batch, tasks=["x+y+z"] * 3, learning=["x"] * 3)[1].logits
+    torch.testing.assert_close(values, model(base=batch)[1].logits, rtol=0, atol=1e-6)
+
+
+def test_gradients_of_mixed_rows_equal_those_of_the_rows_alone():
+    model, batch = task_model(), token_batch()
+    active = ["x+y", "y", "x+z"]
+    model(base=batch, tasks=active, learning=["x", "y", "z"])[1].logits.square().sum().backward()
+    together = [each.theta.grad.clone() for each in model._interventions_in_order]
+    model.zero_grad()
+    for row in range(3):
+        alone = {key: values[row : row + 1] for key, values in batch.items()}
+        model(base=alone, tasks=active[row : row + 1], learning=["xyz"[row]])[1].logits.square().sum().backward()
+    for ours, intervention in zip(together, model._interventions_in_order, strict=True):
+        torch.testing.assert_close(ours, intervention.theta.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["shares", "alternating"])
+def test_pyvenes_subspaces_are_the_same(how):
+    model, batch = task_model(how=how), token_batch()
+    active, chosen = ["x", "x+y", BASE], [[0], [0, 1], []]
+    expected = model(base=batch, tasks=active)[1].logits
+    through_loop = model(base=batch, subspaces=[chosen] * len(model.sites))[1].logits
+    torch.testing.assert_close(through_loop, expected, rtol=0, atol=1e-5)
+    slow = model(base=batch, unit_locations={"base": 0}, tasks=active)[1].logits
+    fast = model(base=batch, positions=[[0]] * 3, tasks=active)[1].logits
+    torch.testing.assert_close(slow, fast, rtol=0, atol=1e-5)
+
+
+def test_a_plain_pyvene_config_takes_subspaces():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    site = find_sites(base, "block-output", layers=[1])[0]
+    adapter = random_adapter((site,))
+    intervention = RoadIntervention(32, subspace_partition=[[0, 8], [8, 32]])
+    with torch.no_grad():
+        intervention.theta.copy_(adapter.theta[site.name])
+        intervention.alpha.copy_(adapter.alpha[site.name])
+    config = pyvene.IntervenableConfig([{"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}])
+    plain = pyvene.IntervenableModel(config, base)
+    _, output = plain(batch, subspaces=[[[0], [1], [0, 1]]], unit_locations=None)
+    planes = TaskPlanes.from_json({"x": {site.name: range(4)}, "y": {site.name: range(4, 16)}}, (site,))
+    model = RoadModel(tiny_model("Llama", "causal-lm"), adapter, planes=planes)
+    torch.testing.assert_close(output.logits, model(base=batch, tasks=["x", "y", "x+y"])[1].logits, rtol=0, atol=1e-5)
+
+
+def test_without_a_partition_subspaces_count_planes():
+    intervention = RoadIntervention(8)
+    torch.nn.init.constant_(intervention.theta, 1.0)
+    states = torch.randn(2, 3, 8)
+    moved = (intervention(states, subspaces=[[1], [0, 3]]) != states).any(1)
+    assert moved.tolist() == [[False, False, True, True] + [False] * 4, [True, True] + [False] * 4 + [True, True]]
+
+
+def test_tasks_and_a_bank_together():
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "all-linear")
+    adapters, planes = {name: random_adapter(sites, seed=seed) for seed, name in enumerate("ab")}, TaskPlanes.split("xy", sites)
+    model, batch = RoadModel(base, RoadBank(adapters), planes=planes), token_batch()
+    _, output = model(base=batch, adapter_names=["a", "b", BASE], tasks=["x", "y", "x+y"])
+    for row, (name, task) in enumerate([("a", "x"), ("b", "y")]):
+        expected = RoadModel(tiny_model("Llama", "causal-lm"), adapters[name].restrict(planes.of(task)))(base=batch)[1]
+        torch.testing.assert_close(output.logits[row], expected.logits[row], rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.logits[2], base(**batch).logits[2], rtol=0, atol=1e-6)
+
+
+@needs_compiler
+def test_compiled_tasks_are_the_same_without_a_graph_break():
+    model, batch = task_model(), token_batch()
+    with torch.no_grad(), model.attached(tasks=["x", "y+z", BASE]):
+        plain = model.model(**batch).logits
+        torch._dynamo.reset()
+        compiled = torch.compile(model.model, backend="eager", fullgraph=True)(**batch).logits
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
+
+
+def test_wrong_task_arguments_are_refused():
+    batch = token_batch()
+    model = task_model()
+    with pytest.raises(InputError, match="unknown task 'q'; the tasks are x, y, z"):
+        model(base=batch, tasks=["q"] * 3)
+    with pytest.raises(InputError, match="2 tasks for a batch of 3 rows"):
+        model(base=batch, tasks=["x"] * 2)
+    with pytest.raises(InputError, match="learning names the tasks of 1 rows, tasks those of 3"):
+        model(base=batch, tasks=["x"] * 3, learning=["x"])
+    with pytest.raises(InputError, match="learning needs tasks"):
+        model(base=batch, learning=["x"] * 3)
+    plain = RoadModel(tiny_model("Llama", "causal-lm"), random_adapter(model.sites))
+    with pytest.raises(InputError, match="tasks needs a model with planes"):
+        plain(base=batch, tasks=["x"] * 3)
+    with pytest.raises(InputError, match="other sites"):
+        RoadModel(tiny_model("Llama", "causal-lm"), RoadAdapter.identity(model.sites[:2]), planes=model.planes)
+    with pytest.raises(InputError, match="subspace 0 cuts plane 1: dimensions 2 and 3 turn together"):
+        RoadIntervention(8, subspace_partition=[[0, 3], [3, 8]])
+    with pytest.raises(InputError, match="subspace 1 holds dimension 8"):
+        RoadIntervention(8, subspace_partition=[[0, 2], [2, 9]])
+    with pytest.raises(InputError, match="subspaces of row 1: there is no 2, only 0 to 1"):
+        RoadIntervention(8, subspace_partition=[[0, 2], [2, 8]])(torch.randn(2, 8), subspaces=[[0], [2]])

@@ -1,0 +1,90 @@
+"""Controls beside an interchange, on a tiny model that was taught a task."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.taught import taught_model, word_tokenizer
+from road_interp.causal.accuracy import interchange_accuracy
+from road_interp.causal.controls import (
+    STACKED,
+    ControlReport,
+    controls,
+    mean_difference,
+    methods,
+    probe_direction,
+    swap_along,
+    untrained_like,
+)
+from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
+from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def taught(tokenizer):
+    return taught_model(tokenizer)
+
+
+def test_every_control_stands_beside_every_method(taught):
+    model, pairs = taught
+    told = []
+    report = controls(model, Splits(pairs, pairs, pairs), 0, "name", steps=60, progress=lambda *step: told.append(step))
+    names = [row.method for row in report.rows]
+    assert len(set(names)) == len(names) == 15
+    assert set(methods()) < set(names)
+    assert report.of("no swap").accuracy == 0
+    assert report.of("full swap").accuracy == 1
+    assert report.of(f"{STACKED}, random angles").accuracy < 0.3
+    assert report.of(STACKED).accuracy > 0.9
+    assert report.of("no swap, random weights").flipped == 0
+    assert report.selectivity == report.of(STACKED).log_odds - report.of(f"{STACKED}, arbitrary answers").log_odds
+    assert (report.of("low-rank DAS, rank 8").parameters, report.of(STACKED).parameters) == (8 * 32, 5 * 16)
+    assert [name for name, step, _ in told if step == 60] == list(dict.fromkeys(name for name, *_ in told))
+    assert ControlReport.from_json(report.to_json()) == report
+    with pytest.raises(InputError, match="no row 'DAS'; the rows are no swap"):
+        report.of("DAS")
+    with pytest.raises(InputError, match="not the JSON of a control report"):
+        ControlReport.from_json("[]")
+
+
+def test_directions_part_the_classes(taught):
+    model, pairs = taught
+    runs = InterchangeRuns(model, pairs, 0, "name")
+    for direction in (mean_difference(runs), probe_direction(runs)):
+        assert direction.shape == (32, 1)
+        assert direction.norm() == pytest.approx(1)
+        base = (runs.bases @ direction).squeeze(1)
+        second = torch.tensor([each == "she" for each in pairs.base_class])
+        assert base[second].mean() > base[~second].mean()
+        assert interchange_accuracy(runs, swap_along(direction), "direction").log_odds > 1
+
+
+def test_swapping_along_a_whole_basis_is_the_full_swap():
+    base, source = torch.randn(3, 8), torch.randn(3, 8)
+    basis = torch.linalg.qr(torch.randn(8, 8)).Q
+    torch.testing.assert_close(swap_along(basis)(base, source), source)
+
+
+def test_an_untrained_model_is_the_same_for_a_seed_and_leaves_the_generator_alone(taught):
+    model, _ = taught
+    before = torch.random.get_rng_state()
+    one, again, other = (untrained_like(model, seed).model.layers[0].mlp.up_proj.weight for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, model.model.layers[0].mlp.up_proj.weight)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_directions_need_two_classes(taught, tokenizer):
+    texts = [("Basil cried because", " he"), ("Ida cried because", " she"), ("Otto cried because", " because")]
+    pairs = [Pair(one, other, first, second) for one, first in texts for other, second in texts if first != second]
+    runs = InterchangeRuns(taught[0], encode_pairs(pairs, tokenizer), 0, "last")
+    with pytest.raises(InputError, match="between two classes: pairs has 3"):
+        mean_difference(runs)

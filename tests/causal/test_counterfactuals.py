@@ -1,0 +1,157 @@
+"""Counterfactual pairs: templates, files, spans and splits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from helpers.taught import word_tokenizer
+from road_interp.causal.counterfactuals import Pair, encode_pairs, read_pairs
+from road_interp.causal.templates import load_pairs
+from road_interp.errors import InputError
+
+FILLER_GAP = {
+    "templates": ["{lead}{det} {noun} {clause.verb} the {clause.object}"],
+    "label": ["lead", "det"],
+    "result_prepend_space": False,
+    "labels": {"yes": [" he"], "no": [" she"]},
+    "variables": {
+        "lead": {"yes": ["with", "above"], "no": [""]},
+        "det": {"yes": [" the"], "no": ["The"]},
+        "noun": ["baker", "banker", "baker"],
+        "clause.verb": ["called", "opened"],
+        "clause.object": ["taxi", "window"],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture
+def templates(tmp_path):
+    path = tmp_path / "templates.json"
+    path.write_text(json.dumps({"gap": FILLER_GAP}))
+    return path
+
+
+@pytest.mark.parametrize(("task", "slot"), [("agreement", "subject"), ("gender", "name")])
+def test_splits_share_no_word_of_the_variable(tokenizer, task, slot):
+    splits = load_pairs(task, tokenizer, (300, 100, 200))
+    assert [len(split) for split in splits] == [300, 100, 200]
+    words = []
+    for split in splits:
+        ends = split.span(slot)
+        base = {text.split()[position] for text, (position, _) in zip(split.base, ends, strict=True)}
+        words.append({word[:4] for word in base | {text.split()[p] for text, (_, p) in zip(split.source, ends, strict=True)}})
+    assert not words[0] & words[1]
+    assert not words[0] & words[2]
+    assert not words[1] & words[2]
+
+
+def test_base_and_source_differ_in_the_variable_only(tokenizer):
+    pairs = load_pairs("agreement", tokenizer, (200, 1, 1)).train
+    for base, source in zip(pairs.base, pairs.source, strict=True):
+        differing = [place for place, (one, other) in enumerate(zip(base.split(), source.split(), strict=True)) if one != other]
+        assert differing == [1]
+    assert all(one != other for one, other in zip(pairs.base_class, pairs.source_class, strict=True))
+    assert len(set(zip(pairs.base, pairs.source, strict=True))) == 200
+    verbs = {"is": "are", "was": "were", "has": "have"}
+    for one, other in zip(pairs.base_label, pairs.source_label, strict=True):
+        one, other = sorted(tokenizer.convert_ids_to_tokens([one, other]))
+        assert verbs.get(other, verbs.get(one)) in (one, other)
+
+
+def test_the_same_seed_gives_the_same_pairs(tokenizer):
+    first, again, other = (load_pairs("gender", tokenizer, (50, 5, 5), seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first.train != other.train
+
+
+def test_positions_hold_the_last_token_of_every_span(tokenizer):
+    pairs = encode_pairs(
+        [Pair({"who": "the baker", "does": " opened", "what": " the window "}, "the baker cried", " he", " she")], tokenizer
+    )
+    assert list(pairs.positions) == ["last"]
+    spans = {"who": "the baker", "does": " opened", "gap": "", "what": " the window "}
+    pairs = encode_pairs(
+        [Pair(spans, {"gap": "", "what": "The window", "does": " cried", "who": " with the baker"}, " he", " she")], tokenizer
+    )
+    assert pairs.positions == {"who": ((1, 5),), "does": ((2, 2),), "what": ((4, 1),), "last": ((4, 5),)}
+    assert pairs.base == ("the baker opened the window",)
+    assert pairs.base_class == (" he",)
+    with pytest.raises(InputError, match="'gap' is not a span of pairs; its spans are who, does, what, last"):
+        pairs.span("gap")
+
+
+def test_a_prefix_moves_every_position(tokenizer):
+    pairs = [Pair({"who": "the baker", "does": " cried"}, {"who": "Ida", "does": " cried"}, " he", " she")]
+    plain, moved = encode_pairs(pairs, tokenizer), encode_pairs(pairs, tokenizer, prefix="because ")
+    assert moved.base == ("because the baker cried",)
+    assert moved.base_ids == ((tokenizer.convert_tokens_to_ids("because"), *plain.base_ids[0]),)
+    for span, ((base, source),) in plain.positions.items():
+        assert moved.span(span) == ((base + 1, source + 1),)
+
+
+def test_causalgym_templates_with_several_label_slots_and_joint_lists(tokenizer, templates):
+    splits = load_pairs("gap", tokenizer, (100, 100, 100), templates=templates)
+    texts = {*splits.train.base, *splits.train.source}
+    assert texts == {
+        f"{lead} {noun} {clause}"
+        for lead in ("with the", "above the", "The")
+        for noun in ("baker", "banker")
+        for clause in ("called the taxi", "opened the window")
+    }
+    assert len(splits.train) == 16  # as many as there are
+    assert list(splits.train.positions) == ["det", "noun", "clause.verb", "the", "clause.object", "last"]
+
+
+def test_pairs_come_from_a_file_and_from_a_callable(tokenizer, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    lines = [
+        {"base": {"name": "Basil", "rest": " cried because"}, "source": {"name": "Bella", "rest": " cried because"}},
+        {"base": {"name": "Ida", "rest": " smiled because"}, "source": {"name": "Otto", "rest": " smiled because"}},
+    ]
+    answers = ({"base_label": " he", "source_label": " she"}, {"base_label": " she", "source_label": " he"})
+    path.write_text("\n\n".join(json.dumps({**line, **answer}) for line, answer in zip(lines, answers, strict=True)))
+    pairs = encode_pairs(read_pairs(path), tokenizer)
+    assert pairs.base == ("Basil cried because", "Ida smiled because")
+    assert pairs.span("name") == ((0, 0), (0, 0))
+    assert encode_pairs(lambda: iter(read_pairs(path)), tokenizer) == pairs
+    path.write_text('{"base": "Basil"}\n')
+    with pytest.raises(InputError, match="line 1: not a pair .*its keys are base, source"):
+        read_pairs(path)
+    with pytest.raises(InputError, match="does not exist"):
+        read_pairs(tmp_path / "none.jsonl")
+
+
+def test_arbitrary_answers_are_the_same_in_every_split(tokenizer):
+    splits = load_pairs("agreement", tokenizer, (60, 30, 30))
+    train, test = (pairs.with_arbitrary_labels(len(tokenizer), 3) for pairs in (splits.train, splits.test))
+    both = dict(zip(splits.train.base_label, train.base_label, strict=True))
+    assert all(both[old] == new for old, new in zip(splits.test.source_label, test.source_label, strict=True))
+    assert len(set(both.values())) == 6
+    assert train.base_ids == splits.train.base_ids
+
+
+def test_unusable_pairs_say_why(tokenizer, templates):
+    for pairs, message in (
+        ([], "there are no pairs"),
+        ([Pair("", "cried", " he", " she")], "a text is empty"),
+        ([Pair("Basil cried", "Ida cried", " he", " he")], "begin with the same token"),
+        ([Pair("Basil cried", "Ida cried", " ", " he")], "does not begin a token of its own"),
+        ([Pair("Basil cried", "Ida cried", "s", " he")], "the answer 's' does not begin a token of its own behind 'Basil cried'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encode_pairs(pairs, tokenizer)
+    with pytest.raises(InputError, match="unknown task 'agrement'; did you mean 'agreement'"):
+        load_pairs("agrement", tokenizer)
+    broken = {key: value for key, value in FILLER_GAP.items() if key != "labels"}
+    templates.write_text(json.dumps({"gap": broken, "slotless": {**FILLER_GAP, "templates": ["{lead} {verb}"]}}))
+    with pytest.raises(InputError, match="task 'gap' is not in CausalGym's template format.*labels"):
+        load_pairs("gap", tokenizer, templates=templates)
+    with pytest.raises(InputError, match="task 'slotless': the slot 'verb' has no words"):
+        load_pairs("slotless", tokenizer, templates=templates)

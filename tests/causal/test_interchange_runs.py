@@ -1,0 +1,258 @@
+"""Interchange runs, training, accuracy and scans on a tiny model that was taught a task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import pyvene
+import torch
+
+from helpers.models import random_adapter, tiny_model
+from helpers.taught import taught_model, word_tokenizer
+from road_interp import plots
+from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchange_accuracy, scan
+from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
+from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
+from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
+from road_interp.causal.training import train_interchange
+from road_interp.errors import InputError
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+
+# How to ask for three blocks, and the paths of the second one and of a module inside it.
+MODELS = {
+    "Llama": ("num_hidden_layers", "model.layers[1]", "mlp"),
+    "GPT2": ("n_layer", "transformer.h[1]", "mlp"),
+    "GPTNeoX": ("num_hidden_layers", "gpt_neox.layers[1]", "mlp"),
+    "OPT": ("num_hidden_layers", "model.decoder.layers[1]", "self_attn.out_proj"),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def taught(tokenizer):
+    return taught_model(tokenizer)
+
+
+def ragged(tokenizer):
+    """Texts of different lengths whose spans end at different tokens."""
+    return encode_pairs(
+        [
+            Pair({"who": "Basil", "does": " cried because"}, {"who": "the baker Ida", "does": " cried because"}, " he", " she"),
+            Pair({"who": "Ida", "does": " came back because"}, {"who": "Otto", "does": " cried because"}, " she", " he"),
+            Pair({"who": "the nurse Ivy", "does": " smiled because"}, {"who": "Max", "does": " smiled because"}, " she", " he"),
+        ],
+        tokenizer,
+    )
+
+
+@pytest.mark.parametrize("architecture", list(MODELS))
+@pytest.mark.parametrize("inside", [False, True])
+def test_runs_equal_pyvenes(tokenizer, architecture, inside):
+    option, block, module = MODELS[architecture]
+    model = tiny_model(architecture, "causal-lm", vocab_size=len(tokenizer), **{option: 3})
+    pairs = ragged(tokenizer)
+    site = find_sites(model, f".*[.]{module}", layers=1)[0] if inside else 1
+    runs = InterchangeRuns(model, pairs, site, "who", batch_size=2)
+    intervention = RoadInterchangeIntervention(32)
+    rows = torch.arange(3)
+    ours = runs.logits(rows, intervention)
+
+    component = f"{block}.{module}.output" if inside else f"{block}.output"
+    wrapped = pyvene.IntervenableModel([{"component": component, "intervention": intervention}], model)
+    batches = [tokenizer(list(texts), padding=True, return_tensors="pt") for texts in (pairs.base, pairs.source)]
+    base, source = ({key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches)
+    base_ends, source_ends = ([[end] for end in side] for side in zip(*pairs.span("who"), strict=True))
+    _, theirs = wrapped(base, [source], unit_locations={"sources->base": ([source_ends], [base_ends])})
+    last = base["attention_mask"].sum(1) - 1
+    torch.testing.assert_close(ours, theirs.logits[rows, last], atol=1e-6, rtol=1e-5)
+
+    plain = model(**base).logits[rows, last]
+    torch.testing.assert_close(runs.logits(rows, no_swap), plain, atol=1e-6, rtol=1e-5)
+    assert (ours - plain).abs().amax(1).min() > 1e-5
+
+
+@pytest.mark.parametrize("where", ["all-linear", "block-output"])
+def test_interchanges_inside_a_rotated_model(tokenizer, where):
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), num_hidden_layers=3)
+    pairs, rows = ragged(tokenizer), torch.arange(3)
+    model = RoadModel(base, random_adapter(find_sites(base, where)))
+    inputs = tokenizer(list(pairs.base), padding=True, return_tensors="pt")
+    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad(), model.attached() as rotated:
+        runs = InterchangeRuns(rotated, pairs, 1, "who")
+        plain, swapped = runs.logits(rows, no_swap), runs.logits(rows, full_swap)
+    last = inputs["attention_mask"].sum(1) - 1
+    torch.testing.assert_close(plain, model(base=inputs)[1].logits[rows, last], atol=1e-6, rtol=1e-5)
+    if where == "all-linear":
+        merged = InterchangeRuns(model.merge(), pairs, 1, "who")
+        torch.testing.assert_close(swapped, merged.logits(rows, full_swap), atol=1e-5, rtol=1e-5)
+    assert not any("forward" in module.__dict__ for module in base.modules())
+
+
+def test_the_model_is_left_as_it_was(taught):
+    model, pairs = taught
+    forwards = [block.forward for block in model.model.layers]
+    runs = InterchangeRuns(model, pairs, 1, "name")
+    with pytest.raises(ZeroDivisionError):
+        runs.odds(lambda base, source: base / (1 // 0))
+    assert [block.forward for block in model.model.layers] == forwards
+    assert not any(
+        "forward" in block.__dict__ or block._forward_hooks or block._forward_pre_hooks for block in model.model.layers
+    )
+
+
+def test_the_swaps_without_learning(taught):
+    model, pairs = taught
+    nothing = interchange_accuracy(InterchangeRuns(model, pairs, 0, "name"), no_swap, "no swap")
+    assert (nothing.accuracy, nothing.flipped, nothing.parameters) == (0, 0, 0)
+    assert nothing.log_odds == pytest.approx(0, abs=1e-4)
+    everything = interchange_accuracy(InterchangeRuns(model, pairs, 0, "name"), full_swap, "full swap")
+    assert (everything.accuracy, everything.flipped) == (1, 1)
+    assert everything.log_odds > 2
+    assert everything.interval[0] < 1 <= everything.interval[1]
+    assert everything.log_odds_interval[0] < everything.log_odds < everything.log_odds_interval[1]
+    late = interchange_accuracy(InterchangeRuns(model, pairs, 1, "name"), full_swap, "full swap")
+    assert late.accuracy == 0  # behind the last block the name's own position no longer matters
+
+
+@pytest.mark.parametrize("rows", ["one", "first", "mask"])
+def test_an_interchange_is_learned(taught, rows):
+    model, pairs = taught
+    runs = InterchangeRuns(model, pairs, 0, "name")
+    temperatures = None
+    if rows == "one":
+        intervention = RoadInterchangeIntervention(32, depth=5, rows=[0])
+        assert interchange_accuracy(runs, intervention, "random angles").accuracy < 0.3
+    elif rows == "first":
+        intervention = RoadInterchangeIntervention(32)
+    else:
+        intervention, temperatures = RoadInterchangeIntervention(32, depth=2, rows="mask"), (1.0, 0.01)
+    steps = []
+    losses = train_interchange(
+        runs, intervention, 50, 0.1, 32, temperatures=temperatures, progress=lambda step, loss: steps.append((step, loss))
+    )
+    assert steps == list(enumerate(losses, start=1))
+    assert len(losses) == 50
+    if rows == "mask":
+        assert 0 < len(intervention.harden()) < 32
+    report = interchange_accuracy(runs, intervention, "learned")
+    assert report.accuracy > 0.95
+    assert report.parameters == sum(parameter.numel() for parameter in intervention.parameters())
+    assert InterchangeReport.from_json(report.to_json()) == report
+
+
+def test_pyvenes_interventions_train_as_well(taught):
+    model, pairs = taught
+    runs = InterchangeRuns(model, pairs, 0, "name")
+    torch.manual_seed(0)
+    intervention = pyvene.LowRankRotatedSpaceIntervention(embed_dim=32, low_rank_dimension=1)
+    train_interchange(runs, intervention, 40, 0.05, 32)
+    assert interchange_accuracy(runs, intervention, "rank 1").accuracy > 0.95
+
+
+def test_the_same_seed_gives_the_same_numbers(taught):
+    model, pairs = taught
+    runs = InterchangeRuns(model, pairs, 0, "name")
+    found = []
+    for seed in (0, 0, 1):
+        intervention = RoadInterchangeIntervention(32, depth=5, rows=[0])
+        losses = train_interchange(runs, intervention, 5, seed=seed)
+        found.append((losses, interchange_accuracy(runs, intervention, "learned")))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_half_precision_models(taught, tokenizer):
+    model, _ = taught_model(tokenizer)
+    runs = InterchangeRuns(model.bfloat16(), taught[1], 0, "name")
+    intervention = RoadInterchangeIntervention(32, depth=5, rows=[0])
+    losses = train_interchange(runs, intervention, 50, 0.1, 32)
+    assert losses[-1] < losses[0]
+    assert intervention.theta.dtype == torch.float32
+    assert interchange_accuracy(runs, intervention, "learned").accuracy > 0.9
+
+
+def test_a_scan_finds_where_the_variable_is(taught):
+    model, pairs = taught
+    splits = Splits(pairs, pairs, pairs)
+    told = []
+    report = scan(
+        model, splits, [0, 1], ["name", "last"], lambda width: full_swap, "full swap", lambda *place: told.append(place)
+    )
+    assert told == [(0, "name"), (0, "last"), (1, "name"), (1, "last")]
+    assert (report.accuracy[0][0], report.accuracy[1]) == (1, (0, 1))
+    assert ScanReport.from_json(report.to_json()) == report
+    learned = scan(
+        model,
+        splits,
+        [0],
+        ["name"],
+        lambda width: RoadInterchangeIntervention(width, 5, [0]),
+        "one row",
+        steps=50,
+        learning_rate=0.1,
+    )
+    assert learned.accuracy[0][0] > 0.95
+    ax = plots.interchange_scan(report)
+    assert ax.images[0].get_array().tolist() == [[1, 0], [report.accuracy[0][1], 1]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["name", "last"]
+
+
+def test_depth_does_what_rows_do(taught):
+    model, pairs = taught
+    told = []
+    reports = [
+        depth_by_rows(model, Splits(pairs, pairs, pairs), 0, "name", seed, 40, lambda *what: told.append(what)) for seed in (0, 1)
+    ]
+    both = DepthReport.over_seeds(reports)
+    assert DepthReport.from_json(both.to_json()) == both
+    width = model.config.hidden_size
+    assert (both.seeds, both.depths[0], both.rows) == ((0, 1), 1, tuple(sorted({1, 8, min(64, width // 2), width // 2})))
+    for table in both.cells:
+        assert [[cell.method for cell in row] for row in table] == [
+            [f"depth {depth}, {count} rows" for count in both.rows] for depth in both.depths
+        ]
+        assert [cell.parameters for cell in (row[0] for row in table)] == [depth * width // 2 for depth in both.depths]
+        assert table[0][-1].flipped > table[0][0].flipped  # RoAd with one row sees two dimensions
+        assert table[-1][0].flipped > table[0][0].flipped
+    assert told[0][0] == "depth 1, 1 rows"
+
+    ax = plots.interchange_depth(both)
+    means = [[[table[j][k].flipped for table in both.cells] for k in range(len(both.rows))] for j in range(len(both.depths))]
+    drawn = [container.lines[0].get_ydata() for container in ax.containers]
+    np.testing.assert_allclose(np.array(drawn), np.array(means).mean(-1))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"depth {depth}" for depth in both.depths]
+
+    other = replace(reports[1], depths=(1,))
+    with pytest.raises(InputError, match="same task, place, depths and rows"):
+        DepthReport.over_seeds([reports[0], other])
+    with pytest.raises(InputError, match="a seed is there twice"):
+        DepthReport.over_seeds([reports[0], reports[0]])
+    low = [min(table[j][0].flipped for table in both.cells) for j in range(len(both.depths))]
+    shown = [container.lines[2][0].get_segments()[0][0][1] for container in ax.containers]
+    assert shown == pytest.approx(low)
+    with pytest.raises(InputError, match="not the JSON of depths and rows"):
+        DepthReport.from_json("{}")
+
+
+def test_wrong_places_are_refused(taught):
+    model, pairs = taught
+    with pytest.raises(InputError, match="'verb' is not a span of gender; its spans are name, event, because, last"):
+        InterchangeRuns(model, pairs, 0, "verb")
+    with pytest.raises(InputError, match="layer 2 does not exist"):
+        InterchangeRuns(model, pairs, 2, "name")
+    (norm,) = find_sites(model, "model[.]norm")
+    with pytest.raises(InputError, match="'model.norm': an interchange acts on the whole output of a module inside the blocks"):
+        InterchangeRuns(model, pairs, norm, "name")
+    for kind in (InterchangeReport, ScanReport):
+        for text in ("{", "{}", "[]"):
+            with pytest.raises(InputError, match="not the JSON of an interchange report"):
+                kind.from_json(text)

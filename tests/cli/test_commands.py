@@ -1,0 +1,250 @@
+"""The command line: exit codes, one-line errors, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from helpers.models import random_adapter, tiny_model
+from helpers.recipes import recipe_for
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.cli import app
+from road_interp.runs.run import Run
+from road_interp.sites.find import find_sites
+
+
+def run(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["road-interp", *map(str, arguments)])
+    code = 0
+    try:
+        app.main()
+    except SystemExit as exit:
+        code = exit.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
+    (tmp_path / "small.yaml").write_text(recipe_for(workplace).to_yaml())
+    code, out, err = run(
+        capsys,
+        monkeypatch,
+        "train",
+        tmp_path / "small.yaml",
+        "training.epochs=2",
+        "--out",
+        tmp_path / "run",
+        "--seed",
+        3,
+        "--json",
+    )
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["folder"] == str(tmp_path / "run")
+    assert "seed: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
+    figures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert figures == {f"{name}.{kind}" for name in ("angles", "magnitudes", "planes") for kind in ("pdf", "png", "json")}
+    code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--json")
+    assert (code, json.loads(out)) == (0, result["test"])
+    code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--data", workplace / "data.csv")
+    assert code == 0
+    assert "accuracy" in out
+    trained = Run.load(tmp_path / "run")
+    trained.to_peft(tmp_path / "peft")
+    trained.load_model().save_pyvene(tmp_path / "pyvene")
+    for same in (tmp_path / "run", tmp_path / "peft", tmp_path / "pyvene"):
+        code, out, err = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", same, "--json")
+        assert code == 0, err
+        assert json.loads(out)["accuracy"] == result["test"]["accuracy"]
+    (trained.adapter**0).save(tmp_path / "nothing")
+    code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", tmp_path / "nothing", "--json")
+    assert json.loads(out)["loss"] != result["test"]["loss"]
+    random_adapter(find_sites(tiny_model("Llama"), "mlp")).save(tmp_path / "foreign")
+    code, _, err = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", tmp_path / "foreign")
+    assert code == 2
+    assert "the adapter was made for another model" in err
+    code, out, _ = run(capsys, monkeypatch, "inspect", tmp_path / "run", "--json", "--out", tmp_path / "figures")
+    assert len(json.loads(out)) == 12
+    assert (tmp_path / "figures" / "planes.png").stat().st_size > 5000
+    code, out, err = run(capsys, monkeypatch, "train", tmp_path / "small.yaml", "--out", tmp_path / "run")
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_path):
+    random_adapter(find_sites(tiny_model("Bert"), "all-linear"), "road_4", spread=1.0).save(tmp_path)
+    code, out, _ = run(capsys, monkeypatch, "inspect", tmp_path)
+    assert code == 0
+    lines = [line for line in out.splitlines() if "attention.self.query" in line]
+    assert [line.split()[0] for line in lines] == ["0", "1"]
+    assert "mir." in out
+    assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
+
+
+WRONG = {
+    "no recipe 'nothing'": ("train", "nothing"),
+    "did you mean 'learning_rate'": ("train", "sentiment-minilm", "training.learning_rat=1"),
+    "--resume needs --out": ("train", "sentiment-minilm", "--resume"),
+    "run folder 'nowhere' does not exist": ("evaluate", "nowhere"),
+    "no adapter here": ("inspect", "nowhere"),
+    "No such command": ("trian",),
+    "No such option": ("inspect", "x", "--jsn"),
+    "Missing argument": ("evaluate",),
+    "must be 'float32'": ("train", "sentiment-minilm", "--dtype", "int4"),
+    "device 'tpu' is not known": ("train", "sentiment-minilm", "--device", "tpu"),
+    "data file 'gone.csv' does not exist": ("train", "sentiment-minilm", "data.id=gone.csv"),
+    "data file 'lost.csv' does not exist": ("drift", "a", "b", "lost.csv"),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, monkeypatch, *WRONG[message])
+    assert code == 2
+    assert message in err
+    assert err.startswith("road-interp: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path):
+    recipe = recipe_for(workplace, "training.learning_rate=1e30", "training.max_grad_norm=1e30")
+    (tmp_path / "wild.yaml").write_text(recipe.to_yaml())
+    code, _, err = run(capsys, monkeypatch, "train", tmp_path / "wild.yaml", "--out", tmp_path / "run", "--json")
+    assert code == 1
+    assert "the loss is nan" in err.splitlines()[-1]
+
+
+def test_json_is_all_that_standard_output_holds(tmp_path):
+    random_adapter(find_sites(tiny_model("Bert"), "fc1")).save(tmp_path / "adapter")
+    script = "import sys, road_interp.models.road_model; from road_interp.cli.app import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main()"
+    arguments = [sys.executable, "-c", script, "", "inspect", str(tmp_path / "adapter"), "--json"]
+    shown = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert len(json.loads(shown.stdout)) == 2
+
+
+def test_help_and_bare_import_load_no_heavy_library():
+    script = "import sys, road_interp.cli.app; sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    shown = subprocess.run([sys.executable, "-m", "road_interp.cli", "--help"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in ("train", "evaluate", "inspect", "demo"))
+
+
+def test_compose_multiplies_adapters_at_their_strengths(capsys, monkeypatch, tmp_path):
+    sites = find_sites(tiny_model("Bert"), "mlp")
+    first, second = (random_adapter(sites, seed=seed) for seed in (0, 1))
+    first.save(tmp_path / "a")
+    second.save(tmp_path / "b" / "adapter")  # as in a run folder
+    a, b = tmp_path / "a", tmp_path / "b"
+    code, out, err = run(capsys, monkeypatch, "compose", a, b, "--weights", 1, 0.5, "--out", tmp_path / "ab", "--json")
+    assert code == 0, err
+    assert json.loads(out)["variant"] == "road_1"
+    assert RoadAdapter.load(tmp_path / "ab").distance(first @ second**0.5) < 1e-5
+    code, out, _ = run(capsys, monkeypatch, "compose", a, b, "--weights", "2,-1", "--out", tmp_path / "difference")
+    assert code == 0
+    assert RoadAdapter.load(tmp_path / "difference").distance((first**2).difference(second)) < 1e-4
+    code, _, _ = run(capsys, monkeypatch, "compose", a, b, "--out", tmp_path / "plain")
+    assert RoadAdapter.load(tmp_path / "plain").distance(first @ second) < 1e-5
+    random_adapter(sites, "road_2").save(tmp_path / "c")
+    code, out, _ = run(capsys, monkeypatch, "compose", a, tmp_path / "c", "--out", tmp_path / "ac")
+    assert (code, "road_2 adapter" in out) == (0, True)
+    for arguments, message in [
+        ((a, b, "--weights", 1, "--out", tmp_path / "x"), "2 adapters need 2 weights, not '1'"),
+        ((a, b, "--weights", "x y", "--out", tmp_path / "x"), "2 adapters need 2 weights, not 'x y'"),
+        ((a, b), "--out is missing"),
+        ((a, b, "--out", tmp_path / "ab"), "exists already"),
+        ((a, tmp_path / "none", "--out", tmp_path / "x"), "no adapter here"),
+        ((a, tmp_path / "c", "--weights", "1 2", "--out", tmp_path / "x"), "real powers exist for road_1 only"),
+    ]:
+        code, out, err = run(capsys, monkeypatch, "compose", *arguments)
+        assert (code, out) == (2, "")
+        assert message in " ".join(err.split())
+    assert not (tmp_path / "x").exists()
+
+
+def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path):
+    tiny_model("Bert", vocab_size=30, initializer_range=0.3, seed=1).save_pretrained(tmp_path / "other")
+    pair = (workplace / "model", tmp_path / "other")
+    code, out, err = run(capsys, monkeypatch, "drift", *pair, workplace / "data.csv", "--most", 5, "--out", tmp_path / "figures")
+    assert code == 0, err
+    assert [line.split()[:3] for line in out.splitlines() if " norm " in line and "[" in line] == [
+        [str(block), where, "norm"] for block in (0, 1) for where in ("before", "behind")
+    ]
+    assert "5 texts, token: first" in out
+    assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {f"{name}.{kind}" for name in ("states", "states-angle", "states-dM") for kind in ("pdf", "png", "json")}
+    for options, message in [
+        (("--text", "words"), "has no column 'words' (--text); its columns are text, label, score"),
+        (("--text", "score"), "row 0: column 'score' holds"),
+        (("--token", "cls"), "token 'cls' is not known; use first, last, mean, all"),
+    ]:
+        code, out, err = run(capsys, monkeypatch, "drift", *pair, workplace / "data.csv", *options)
+        assert (code, out) == (2, "")
+        assert message in err.splitlines()[-1]
+
+
+def test_ablate_prints_what_every_part_costs(capsys, monkeypatch, finished, tmp_path):
+    code, out, err = run(capsys, monkeypatch, "ablate", finished.folder, "--out", tmp_path, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert rows[0]["accuracy"][0] == finished.metrics["test"]["accuracy"]
+    assert {row["part"] for row in rows if row["group"] == "layer"} == {"angles only", "magnitudes only", "neither"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ablation.pdf", "ablation.png", "ablation.json"}
+    code, out, _ = run(capsys, monkeypatch, "ablate", finished.folder, "--most", 10, "--refit", "--out", tmp_path)
+    assert code == 0
+    assert out.count("head refitted") == 4
+    assert all(line.rstrip().endswith("]") for line in out.splitlines() if "only" in line)
+    assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
+
+
+def test_diagnose_gives_verdicts_with_their_numbers(capsys, monkeypatch, finished, tmp_path):
+    code, out, err = run(capsys, monkeypatch, "diagnose", finished.folder, "--control", finished.folder, "--json")
+    assert code == 0, err
+    checks = json.loads(out)["checks"]
+    assert [check["question"] for check in checks] == [
+        "Does the adapter rely on its magnitudes?",
+        "Do the rotated planes hurt other features?",
+    ]
+    assert list(checks[1]["numbers"]) == ["all layers", "layer 0", "layer 1"]
+    code, out, _ = run(capsys, monkeypatch, "diagnose", finished.folder)
+    assert code == 0
+    assert f"magnitudes? {checks[0]['verdict']} " in " ".join(out.split())
+    code, out, err = run(capsys, monkeypatch, "diagnose", tmp_path)
+    assert (code, out) == (2, "")
+    assert "is not a finished run" in err
+
+
+REPEATED = [
+    "evaluate RUN",
+    "inspect RUN --out OUT",
+    "report RUN --out OUT/page.html",
+    "drift MODEL RUN DATA --most 20",
+    "ablate RUN --most 20 --refit --out OUT",
+    "diagnose RUN --control RUN --most 20",
+    "compose RUN RUN --weights 1,0.5 --out OUT/product",
+    "export RUN --out OUT/peft",
+]
+
+
+@pytest.mark.parametrize("command", REPEATED)
+def test_a_command_that_is_given_again_says_the_same(capsys, monkeypatch, workplace, finished, tmp_path, command):
+    places = {"RUN": finished.folder, "MODEL": workplace / "model", "DATA": workplace / "data.csv"}
+    found = []
+    for turn in "ab":
+        out = tmp_path / turn
+        out.mkdir()
+        places["OUT"] = out
+        words = [re.sub("^[A-Z]+", lambda match: str(places[match[0]]), word) for word in command.split()]
+        code, said, err = run(capsys, monkeypatch, *words, "--json")
+        assert code == 0, err
+        files = {path.name: path.read_bytes() for path in out.rglob("*.*") if path.suffix in (".json", ".safetensors", ".html")}
+        found.append((said.replace(str(out), ""), files))
+    assert found[0] == found[1]
+    assert found[0][0]

@@ -1,0 +1,55 @@
+"""A word-level tokeniser, and a tiny model that was taught which pronoun follows a name."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from helpers.models import tiny_model
+from road_interp.causal.counterfactuals import CounterfactualPairs
+from road_interp.causal.templates import load_pairs
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for every word of the built-in tasks."""
+    text = (resources.files("road_interp.causal") / "templates.json").read_text()
+    words = sorted({word for phrase in _strings(json.loads(text)) for word in phrase.split()})
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(["[UNK]", "[PAD]", *words])}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def _strings(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in _strings(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in _strings(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def taught_model(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, CounterfactualPairs]:
+    """A model that answers all names right, and pairs that it was taught.
+
+    The first block's attention is silent: the name is still at its own token when that block ends, and leaves it in the second.
+    """
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    silent = model.model.layers[0].self_attn.o_proj.weight
+    silent.data.zero_()
+    pairs = load_pairs("gender", tokenizer, (256, 32, 64)).train
+    batch = tokenizer([*pairs.base, *pairs.source], padding=True, return_tensors="pt")
+    answers = torch.tensor([*pairs.base_label, *pairs.source_label])
+    last = batch["attention_mask"].sum(1) - 1
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight is not silent], lr=1e-2)
+    for _ in range(40):
+        logits = model(batch["input_ids"], batch["attention_mask"]).logits[torch.arange(len(answers)), last]
+        loss = functional.cross_entropy(logits, answers)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (logits.argmax(1) == answers).all()
+    return model, pairs

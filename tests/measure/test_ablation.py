@@ -1,0 +1,132 @@
+"""Ablations on adapters whose working part is known, and the scorer of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.models import random_adapter
+from road_interp import RoadAdapter, measure, plots
+from road_interp.errors import InputError
+from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER, AblationReport, keep_planes
+from road_interp.plots import export
+from road_interp.sites.site import Site
+
+SITES = tuple(Site(f"layers.{layer}.{kind}", 8, layer, kind) for layer in (0, 1) for kind in ("query", "fc1"))
+
+
+def needs(what, where=lambda site: True):
+    """Ten examples: right as long as the adapter has this at all of these sites, else every second one."""
+
+    def score(adapter):
+        values = {
+            "angles": lambda site: adapter.angles(site).abs().min() > 0.01,
+            "magnitudes": lambda site: (adapter.magnitudes(site) - 1).abs().min() > 0.01,
+        }
+        whole = all(values[what](site) for site in adapter.sites if where(site))
+        return np.array([whole or number % 2 == 0 for number in range(10)])
+
+    return score
+
+
+def adapter(variant="road_1"):
+    drawn = random_adapter(SITES, variant)
+    theta = {name: 0.5 + values.abs() for name, values in drawn.theta.items()}
+    return RoadAdapter(SITES, theta, {name: 1.5 + values.abs() for name, values in drawn.alpha.items()}, variant)
+
+
+def taken_apart(score, variant="road_1", seed=0, **options):
+    return measure.ablation(adapter(variant), score, model="m", task="t", seed=seed, **options)
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+@pytest.mark.parametrize(("what", "kept", "lost"), [("angles", ANGLES, MAGNITUDES), ("magnitudes", MAGNITUDES, ANGLES)])
+def test_the_part_that_does_the_work_is_found(variant, what, kept, lost):
+    report = taken_apart(needs(what), variant)
+    rates = {
+        part: report.accuracy(report.of("components", "all planes", part))[0] for part in (BOTH, ANGLES, MAGNITUDES, NEITHER)
+    }
+    assert rates == {BOTH: 1, kept: 1, lost: 0.5, NEITHER: 0.5}
+    loss, low, high = report.loss(report.of("components", "all planes", lost))
+    assert loss == 0.5
+    assert 0.1 < low < 0.5 < high < 0.9
+    assert report.loss(report.of("components", "all planes", kept)) == (0, 0, 0)
+
+
+def test_the_layer_and_the_kind_that_do_the_work_are_found():
+    report = taken_apart(needs("angles", lambda site: (site.layer, site.kind) == (1, "fc1")))
+    losses = {(row.group, row.what): report.loss(row)[0] for row in report.rows if row.component == MAGNITUDES}
+    assert losses == {
+        ("components", "all planes"): 0.5, ("layer", "0"): 0, ("layer", "1"): 0.5, ("kind", "query"): 0, ("kind", "fc1"): 0.5,
+    }  # fmt: skip
+
+
+def test_the_most_turned_planes_are_kept_and_as_many_random_ones():
+    whole = adapter()
+    angles = torch.cat([whole.angles(site) for site in SITES])
+    for share in (0.0, 0.25, 1.0):
+        kept = torch.cat([keep_planes(whole, share).angles(site) for site in SITES])
+        random = torch.cat([keep_planes(whole, share, np.random.default_rng(0)).angles(site) for site in SITES])
+        assert (kept != 0).sum() == (random != 0).sum() == 16 * share
+        torch.testing.assert_close(kept[kept != 0].sort().values, angles.sort().values[len(angles) - int(16 * share) :])
+
+
+def test_a_refitted_head_is_scored_beside_the_trained_one():
+    report = taken_apart(needs("angles"), refitted=lambda adapter: np.ones(10, bool))
+    rows = [row for row in report.rows if row.group == "components, head refitted"]
+    assert [row.component for row in rows] == [BOTH, ANGLES, MAGNITUDES, NEITHER]
+    assert all(all(row.correct) for row in rows)
+
+
+def test_seeds_go_together_and_json_keeps_everything():
+    first, second = taken_apart(needs("angles")), taken_apart(needs("magnitudes"), seed=1)
+    both = AblationReport.over_seeds([first, second])
+    assert both.seeds == (0, 1)
+    assert both.accuracy(both.of("components", "all planes", ANGLES))[0] == 0.75
+    assert AblationReport.from_json(both.to_json()) == both
+    with pytest.raises(InputError, match="only ablations of one model, task, metric and variant"):
+        AblationReport.over_seeds([first, taken_apart(needs("angles"), "road_2", seed=1)])
+    with pytest.raises(InputError, match="a seed is there twice"):
+        AblationReport.over_seeds([first, first])
+    with pytest.raises(InputError, match="not the JSON of an ablation"):
+        AblationReport.from_json("{}")
+    with pytest.raises(InputError, match="no ablation 'layer: 7, neither'"):
+        first.of("layer", "7", "neither")
+
+
+def test_an_adapter_that_learned_one_part_alone_is_drawn_above_that_part():
+    report = taken_apart(needs("angles")).with_trained_alone(MAGNITUDES, [True] * 9 + [False])
+    assert AblationReport.from_json(report.to_json()) == report
+    drawn = plots.ablation(report).containers[1]
+    assert drawn.get_label() == "trained alone"
+    (point,) = drawn.lines[0].get_xydata()
+    assert point == pytest.approx([2.08, 0.9])  # the third of both, angles only, magnitudes only and neither
+    with pytest.raises(InputError, match="that learned magnitudes only stands there already"):
+        report.with_trained_alone(MAGNITUDES, [True] * 10)
+    with pytest.raises(InputError, match="angles only: outcomes on 9 examples do not stand beside those on 10"):
+        report.with_trained_alone(ANGLES, [True] * 9)
+
+
+def test_drawings_show_what_was_measured():
+    report = taken_apart(needs("angles"), refitted=needs("magnitudes"))
+    labels = [label.get_text().replace("\n", " ") for label in plots.ablation(report).get_xticklabels()]
+    assert labels == [BOTH, ANGLES, MAGNITUDES, NEITHER]
+    assert [label.get_text() for label in plots.ablation_by(report, group="kind").get_xticklabels()] == ["query", "fc1"]
+    curve = plots.ablation_curve(report)
+    assert {text.get_text() for text in curve.get_legend().get_texts()} == {"most turned", "random planes", "all", "none"}
+
+
+@pytest.mark.parametrize("sites", [SITES[:1], SITES[:2], SITES[::2]])
+def test_one_layer_or_one_kind_is_drawn_without_the_panel_that_has_nothing(sites, tmp_path):
+    report = measure.ablation(random_adapter(sites), lambda adapter: np.ones(10, bool), model="m", task="t", seed=0)
+    assert export.draw_ablation(report, tmp_path).is_file()
+
+
+@pytest.mark.parametrize("by", [(), ("layer",), ("kind",), ("planes",), ("kind", "layer")])
+def test_what_is_scored_beside_the_parts_can_be_chosen(by, tmp_path):
+    report = taken_apart(needs("angles"), by=by)
+    groups = {"layer": {"layer"}, "kind": {"kind"}, "planes": {"most turned", "random planes"}}
+    assert {row.group for row in report.rows} == {"components"}.union(*(groups[each] for each in by))
+    assert set(report.rows) <= set(taken_apart(needs("angles")).rows)
+    assert export.draw_ablation(report, tmp_path).is_file()

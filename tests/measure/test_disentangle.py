@@ -1,0 +1,295 @@
+"""Angle and magnitude of frozen states: synthetic states whose answer is known, and features of tiny models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.models import tiny_model, token_batch
+from road_interp import plots
+from road_interp.data.metrics import METRICS
+from road_interp.errors import InputError
+from road_interp.measure import DisentangleReport, Features, disentangle, read_features
+from road_interp.measure.disentangle import ARMS, CONSTANT, TwoLayerClassifier, probe_inputs, train_arm
+from road_interp.measure.intervals import bootstrap_means, interval
+from road_interp.models.hidden_states import find_read_points, read_states
+
+SIZES = {"train": 640, "validation": 200, "test": 400}
+WIDTH, HEADS = 8, 2
+LABELS = {
+    "direction": lambda direction, length: (direction[:, 0] > 0).astype(int),
+    "norm": lambda direction, length: (length > 2).astype(int),
+    "number": lambda direction, length: 100 + 20 * direction[:, 0],
+}
+
+
+def features(states, labels):
+    chunks = states.reshape(len(states), 1, HEADS, -1)
+    return Features(states, np.linalg.norm(chunks, axis=-1), labels)
+
+
+def synthetic(kind, seed=0):
+    """Random directions around a common one, and lengths independent of them; the label depends on one of the two."""
+    splits, generator = {}, np.random.default_rng(seed)
+    for split, size in SIZES.items():
+        direction = generator.standard_normal((size, WIDTH)) + 4 * np.eye(WIDTH)[-1]
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        length = generator.uniform(1, 3, size)
+        splits[split] = features((length[:, None] * direction).astype(np.float32), LABELS[kind](direction, length))
+    return splits
+
+
+def study(kind, seeds=(0, 1)):
+    pretrained = synthetic(kind)
+    noise = {seed: synthetic(kind, 100 + seed) for seed in seeds}
+    random = {
+        seed: {split: features(each.states, pretrained[split].labels) for split, each in splits.items()}
+        for seed, splits in noise.items()
+    }
+    scored = {"metric": "pearson", "num_labels": 1} if kind == "number" else {"metric": "accuracy", "num_labels": 2}
+    return disentangle(pretrained, random, model="m", task=kind, **scored)
+
+
+@pytest.fixture(scope="module")
+def direction():
+    return study("direction")
+
+
+@pytest.fixture(scope="module")
+def norm():
+    return study("norm")
+
+
+def test_a_label_in_the_direction_is_seen_by_the_angle_alone(direction):
+    for name in ("full", "angle only", "states", "unit states", "unit states and all norms"):
+        assert direction.score(name) > 0.93, name
+    for name in ("random backbone", "magnitude only", "norm", "norms at all blocks"):
+        assert direction.score(name) < 0.6, name
+        low, high = direction.interval(name)
+        assert low < 0.5 < high, name
+    gap, low, high = direction.gap("angle only", "magnitude only")
+    assert gap == pytest.approx(direction.score("angle only") - direction.score("magnitude only"))
+    assert 0.3 < low < gap < high
+
+
+def test_a_label_in_the_norm_is_seen_by_the_magnitude_alone(norm):
+    for name in ("magnitude only", "norm", "norms at all blocks", "unit states and all norms"):
+        assert norm.score(name) > 0.93, name
+    assert norm.score("full") > 0.8
+    for name in ("random backbone", "angle only", "unit states"):
+        assert norm.score(name) < 0.6, name
+    assert norm.gap("full", "angle only")[1] > 0.2
+    assert norm.gap("full", "full") == (0, 0, 0)
+
+
+def test_regression_is_scored_by_correlation():
+    report = study("number", seeds=(0,))
+    for name in ("full", "angle only", "states", "unit states"):
+        assert report.score(name) > 0.9, name
+        assert 95 < np.mean(report.of(name).predictions) < 105
+    for name in ("random backbone", "magnitude only", "norm"):
+        assert abs(report.score(name)) < 0.2, name
+    assert report.chance == 0
+    assert report.interval(CONSTANT) == (0, 0)
+
+
+def test_the_outcomes_say_what_was_seen_and_chosen(direction):
+    assert [outcome.name for outcome in direction.arms] == list(ARMS)
+    assert [outcome.numbers for outcome in direction.arms] == [WIDTH, WIDTH, WIDTH, 1]
+    assert {outcome.name: outcome.numbers for outcome in direction.probes} == {
+        "states": 8,
+        "unit states": 8,
+        "norm": 1,
+        "norms at all blocks": 1,
+        "head norms at the last block": 2,
+        "head norms at all blocks": 2,
+        "unit states and all norms": 11,
+    }
+    assert all(len(outcome.chosen) == 2 and len(outcome.predictions) == 800 for outcome in direction.arms)
+    assert all(len(outcome.chosen) == 1 and len(outcome.predictions) == 400 for outcome in direction.probes)
+    share = np.mean(direction.labels)
+    assert direction.chance in (pytest.approx(share), pytest.approx(1 - share))
+    with pytest.raises(InputError, match="no outcome 'length'; there are full, random backbone"):
+        direction.of("length")
+
+
+def test_reports_come_back_from_json(direction):
+    again = DisentangleReport.from_json(direction.to_json())
+    assert again == direction
+    assert again.summary() == direction.summary()
+    for text in ("{", "[]", "{}"):
+        with pytest.raises(InputError, match="not the JSON of a disentangling"):
+            DisentangleReport.from_json(text)
+
+
+def test_same_seed_same_numbers():
+    splits = synthetic("direction")
+    before = torch.random.get_rng_state()
+    first, other = (train_arm("angle only", splits, "accuracy", 2, seed) for seed in (0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(1)
+    again = train_arm("angle only", splits, "accuracy", 2, 0)
+    assert again[1] == first[1]
+    assert all(map(torch.equal, again[0].state_dict().values(), first[0].state_dict().values()))
+    assert not torch.equal(other[0].first.weight, first[0].first.weight)
+
+
+def test_the_first_layers_are_those_of_the_paper():
+    states = torch.randn(5, WIDTH)
+    for arm in ARMS:
+        classifier = TwoLayerClassifier(arm, WIDTH, 3)
+        w = classifier.first.weight.T
+        expected = {
+            "angle only": torch.cosine_similarity(states.unsqueeze(2), w.unsqueeze(0), dim=1),
+            "magnitude only": torch.outer(states.norm(dim=1), w.norm(dim=0)),
+        }.get(arm, states @ w)
+        torch.testing.assert_close(classifier.units(states), expected)
+
+
+def test_what_an_arm_cannot_see_does_not_change_it():
+    splits = synthetic("direction")
+    test = torch.from_numpy(splits["test"].states)
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)))[0]
+    angle, _ = train_arm("angle only", splits, "accuracy", 2, 0)
+    magnitude, _ = train_arm("magnitude only", splits, "accuracy", 2, 0)
+    with torch.no_grad():
+        told, measured = angle.eval()(test), magnitude.eval()(test)
+        for factor in (2.0**-10, 0.5, 1024.0):
+            assert torch.equal(angle(factor * test), told)
+        lengths = torch.linspace(0.1, 50, len(test)).unsqueeze(1)
+        torch.testing.assert_close(angle(lengths * test), told, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(magnitude(test @ turn), measured, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(angle(test @ turn), told, atol=0.1)
+        assert not torch.allclose(magnitude(lengths * test), measured, atol=0.01)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "matthews", "pearson"])
+def test_intervals_are_those_of_the_metric_on_drawn_texts(direction, metric):
+    generator = np.random.default_rng(0)
+    labels = generator.integers(3, size=40).astype(float)
+    told = np.where(generator.random(40) < 0.7, labels, generator.integers(3, size=40))
+    outcome = replace(direction.outcomes[-1], predictions=tuple(told))
+    report = replace(direction, metric=metric, labels=tuple(labels), outcomes=(outcome,))
+    times = np.rint(40 * bootstrap_means(np.eye(40), 1)).astype(int).T
+    drawn = [METRICS[metric](np.repeat(labels, count), np.repeat(told, count)) for count in times]
+    assert report.interval(CONSTANT) == pytest.approx(interval(np.asarray(drawn)))
+
+
+def test_seeds_are_drawn_too(direction):
+    """Two seeds, one always right and one always wrong: the score is uncertain though every text is alike."""
+    outcome = replace(direction.outcomes[0], predictions=(1.0,) * 4 + (0.0,) * 4)
+    report = replace(direction, labels=(1.0,) * 4, outcomes=(outcome, replace(outcome, name="norm", predictions=(1.0,) * 4)))
+    assert (report.score("full"), report.interval("full")) == (0.5, (0, 1))
+    assert report.interval("norm") == (1, 1)
+    assert report.gap("norm", "full") == (0.5, 0, 1)
+
+
+def test_features_of_bert_are_read_before_its_norms_too():
+    model, batch = tiny_model("Bert"), {**token_batch(6), "labels": torch.arange(6)}
+    batches = [{key: values[rows] for key, values in batch.items()} for rows in (slice(0, 4), slice(4, 6))]
+    found = read_features(model, batches, "first")
+    hidden = model(**token_batch(6), output_hidden_states=True).hidden_states
+    np.testing.assert_allclose(found.states, hidden[-1][:, 0].detach(), rtol=1e-4, atol=1e-5)
+    assert found.head_norms.shape == (6, 4, 4)
+    places = find_read_points(model, token_batch(6))
+    assert [place.before_norm for place in places] == [True, False, True, False]
+    for column, state in enumerate(read_states(model, places, token_batch(6))):
+        np.testing.assert_allclose(found.norms[:, column], state[:, 0].norm(dim=1), rtol=1e-4)
+        np.testing.assert_allclose(found.head_norms[:, column, 1], state[:, 0, 8:16].norm(dim=1), rtol=1e-4)
+    assert np.ptp(found.norms[:, 0]) > 10 * np.ptp(found.norms[:, 1])  # the norm takes the magnitude away
+    assert found.labels.tolist() == list(range(6))
+    np.testing.assert_allclose(np.linalg.norm(probe_inputs(found)["unit states"], axis=1), 1, rtol=1e-6)
+    before = read_features(model, batches, "first", before_norm=True)
+    assert (before.place, found.place) == ("block 1, before its LayerNorm", "block 1")
+    np.testing.assert_allclose(before.states, read_states(model, places[2:3], token_batch(6))[0][:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(before.head_norms, found.head_norms)
+    for each, column in ((found, 3), (before, 2)):  # of the states at hand, in both cases
+        np.testing.assert_allclose(probe_inputs(each)["head norms at the last block"], each.head_norms[:, column], rtol=1e-4)
+
+
+def test_padding_side_does_not_change_the_features_of_llama():
+    model, rows = tiny_model("Llama"), token_batch(3, 7)["input_ids"]
+    lengths = (3, 7, 5)
+    read = {}
+    for side in ("left", "right"):
+        ids, mask = torch.full_like(rows, 2), torch.zeros_like(rows)
+        for row, length in enumerate(lengths):
+            place = slice(7 - length, None) if side == "left" else slice(0, length)
+            ids[row, place], mask[row, place] = rows[row, :length], 1
+        read[side] = read_features(model, [{"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(3)}], "last")
+    alone = model(rows[2:, :5], output_hidden_states=True)
+    np.testing.assert_allclose(read["left"].states, read["right"].states, atol=1e-5)
+    np.testing.assert_allclose(read["left"].norms, read["right"].norms, rtol=1e-4)
+    normed = model.norm(torch.from_numpy(read["left"].states[2])).detach()  # Llama's last norm stands behind what is read
+    torch.testing.assert_close(normed, alone.last_hidden_state[0, -1].detach(), rtol=1e-4, atol=1e-5)
+    assert read["left"].head_norms.shape == (3, 2, 4)
+
+
+def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
+    model = tiny_model("Bert")
+    with pytest.raises(InputError, match="there are no texts"):
+        read_features(model, [], "first")
+    model.config.num_attention_heads = 5
+    with pytest.raises(InputError, match="the blocks of LlamaModel end in no normalisation"):
+        read_features(tiny_model("Llama"), [{**token_batch(), "labels": torch.zeros(3)}], "last", before_norm=True)
+    with pytest.raises(InputError, match="states of width 32 do not divide into 5 heads"):
+        read_features(model, [{**token_batch(), "labels": torch.zeros(3)}], "first")
+
+
+SPLITS = synthetic("direction")
+TEST = SPLITS["test"]
+
+
+def spoiled(**changes):
+    return {**SPLITS, "test": replace(TEST, **changes)}
+
+
+@pytest.mark.parametrize(
+    ("given", "random", "options", "message"),
+    [
+        (SPLITS, {0: SPLITS}, {"metric": "f1"}, "metric 'f1' is not one of accuracy, matthews, pearson"),
+        (SPLITS, {0: SPLITS}, {"metric": "pearson"}, "'pearson' does not fit num_labels 2"),
+        (SPLITS, {0: SPLITS}, {"num_labels": 1}, "'accuracy' does not fit num_labels 1"),
+        (SPLITS, {}, {}, "no seed"),
+        ({"train": TEST}, {0: SPLITS}, {}, "features has no split 'validation'; it has train"),
+        (SPLITS, {7: {}}, {}, r"random\[7\] has no split 'train'; it has none"),
+        (SPLITS, {0: spoiled(labels=1 - TEST.labels)}, {}, r"random\[0\], test: other texts or another width"),
+        (SPLITS, {0: spoiled(place="block 1")}, {}, r"random\[0\], test: states of block 1, those of the pretrained"),
+        (spoiled(head_norms=TEST.head_norms[..., [0, 1, 1]]), {0: SPLITS}, {}, "of width 8 do not divide into 3 heads"),
+        (spoiled(labels=TEST.labels[1:]), {0: SPLITS}, {}, "features, test: 400 states, 400 norms, 399 labels"),
+        (
+            spoiled(states=TEST.states * np.float32("nan")),
+            {0: SPLITS},
+            {},
+            "features, test: a state, norm or label is not finite",
+        ),
+        (spoiled(labels=TEST.labels + 1), {0: SPLITS}, {}, "test: a label is not one of the classes 0 to 1"),
+        (spoiled(labels=TEST.labels / 1), {0: SPLITS}, {}, "test: a label is not one of the classes 0 to 1"),
+        (
+            {split: replace(each, labels=0 * each.labels) for split, each in SPLITS.items()},
+            {0: {split: replace(each, labels=0 * each.labels) for split, each in SPLITS.items()}},
+            {},
+            "all training labels are the same",
+        ),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(given, random, options, message):
+    with pytest.raises(InputError, match=message):
+        disentangle(given, random, **{"metric": "accuracy", "num_labels": 2, "model": "m", "task": "t", **options})
+
+
+def test_the_study_is_drawn(direction):
+    ax = plots.disentangle(direction)
+    ticks = [label.get_text() for label in ax.get_yticklabels()]
+    assert ticks[:4] == ["full (8)", "random backbone (8)", "angle only (8)", "magnitude only (1)"]
+    assert ticks[-1] == "unit states and all norms (11)"
+    arms, probes = (container.lines[0] for container in ax.containers)
+    assert arms.get_xdata().tolist() == [direction.score(arm) for arm in ARMS]
+    assert probes.get_ydata().tolist() == list(range(4, 11))
+    assert arms.get_color() != probes.get_color()
+    (dashed,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert dashed.get_xdata()[0] == direction.chance
+    assert ax.get_title() == "m, direction: frozen states, 2 seeds"

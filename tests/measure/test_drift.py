@@ -1,0 +1,331 @@
+"""Drift of states: nothing where nothing changed, known angles and scales, and the same numbers however texts are divided."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from functools import reduce
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from test_cli import run as run_cli
+
+from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
+from helpers.recipes import recipe_for
+from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
+from road_interp.errors import InputError
+from road_interp.measure.drift import DRAWS, SAMPLE, DriftReport, DriftStudy, DriftSums
+from road_interp.models.hidden_states import find_read_points, read_states
+from road_interp.plots import export
+from road_interp.training.api import train
+
+file = import_module("road_interp.measure.drift")  # the package's attribute of that name is the function
+NAMES = {"base_name": "before", "tuned_name": "after"}
+
+
+def shifted(model, spread=0.02):
+    """A copy with all weights moved, except those of the normalisations."""
+    moved = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if "norm" not in name.lower():
+                parameter += spread * torch.randn(parameter.shape, generator=generator)
+    return moved
+
+
+def turned(model, layer, angle, scale):
+    """A RoadModel whose only rotation turns every plane of a block's output by `angle` and scales it."""
+    sites = find_sites(model, "block-output", layer)
+    blank = RoadAdapter.identity(sites)
+    theta = {name: torch.full_like(values, angle) for name, values in blank.theta.items()}
+    alpha = {name: torch.full_like(values, scale) for name, values in blank.alpha.items()}
+    return RoadModel(model, RoadAdapter(sites, theta, alpha))
+
+
+def numbers(report):
+    return np.array([[*place.dM, *place.signed, *place.dD, *place.angle] for place in report.places])
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Llama"])
+@pytest.mark.parametrize("token", ["first", "last", "mean", "all"])
+def test_the_identity_moves_nothing_at_all(architecture, token):
+    base = tiny_model(architecture)
+    road = RoadModel(base, RoadAdapter.identity(find_sites(base, "all-linear")))
+    report = measure.drift(base, road, [padded_batch((3, 7, 5), "right")], token, **NAMES)
+    assert (report.texts, report.states) == (3, 15 if token == "all" else 3)
+    for place in report.places:
+        assert (place.dM, place.signed, place.angle, place.dD) == ((0, 0, 0), (0, 0, 0), (0, 0, 0), (1, 1, 1))
+        assert place.correlation is None
+        assert place.points == ((1, 0),) * 3
+
+
+@pytest.mark.parametrize("token", ["first", "mean", "all"])
+def test_a_known_rotation_comes_out_at_its_place(token):
+    base = tiny_model("Llama")
+    report = measure.drift(base, turned(base, 1, 0.5, 0.8), [token_batch(), token_batch(seed=1)], token, **NAMES)
+    before, place = report.places
+    assert (before.angle, before.dM) == ((0, 0, 0), (0, 0, 0))
+    assert place.angle == pytest.approx((np.degrees(0.5),) * 3, rel=1e-5)
+    assert place.dD == pytest.approx((np.cos(0.5),) * 3, rel=1e-5)
+    assert place.dM == pytest.approx((0.2,) * 3, rel=1e-5)
+    assert place.signed == pytest.approx((-0.2,) * 3, rel=1e-5)
+    back = measure.drift(turned(base, 1, 0.5, 0.8), base, [token_batch()], token, **NAMES)
+    assert back.places[1].signed[0] == pytest.approx(0.25, rel=1e-5)
+    assert base(**token_batch()).last_hidden_state.isfinite().all()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.modules())
+
+
+def test_behind_a_norm_the_norm_cannot_move():
+    base = tiny_model("Bert", initializer_range=0.3)
+    report = measure.drift(base, shifted(base, 0.2), [token_batch(8)], **NAMES)
+    assert [(place.layer, place.before_norm) for place in report.places] == [(0, True), (0, False), (1, True), (1, False)]
+    for place in report.places:
+        assert place.norm_is_pinned == (not place.before_norm)
+        assert ("sets the norm" in place.name) == place.norm_is_pinned
+        assert (place.dM[0] < 1e-5) == place.norm_is_pinned
+        assert place.angle[0] > 5
+    assert not any(place.norm_is_pinned for place in measure.drift(*(2 * [tiny_model("Llama")]), [token_batch()], **NAMES).places)
+
+
+def test_means_and_correlation_are_those_of_the_states():
+    base = tiny_model("Bert", initializer_range=0.3)
+    tuned, batch = shifted(base, 0.1), token_batch(40)
+    report = measure.drift(base, tuned, [batch], **NAMES)
+    places = find_read_points(base, batch)
+    for place, before, after in zip(report.places, *(read_states(model, places, batch) for model in (base, tuned)), strict=True):
+        x0, x = before[:, 0].double().numpy(), after[:, 0].double().numpy()
+        norms = np.linalg.norm(x0, axis=1), np.linalg.norm(x, axis=1)
+        cosine, dM = (x0 * x).sum(1) / norms[0] / norms[1], abs(norms[1] - norms[0]) / norms[0]
+        angle = np.degrees(np.arccos(cosine))
+        expected = (dM.mean(), (norms[1] / norms[0] - 1).mean(), cosine.mean(), angle.mean())
+        assert (place.dM[0], place.signed[0], place.dD[0], place.angle[0]) == pytest.approx(expected, abs=1e-9)
+        if place.before_norm:
+            assert place.correlation == pytest.approx(stats.pearsonr(dM, angle).statistic, abs=1e-6)
+        np.testing.assert_allclose(sorted(place.points), sorted(zip(cosine, dM, strict=True)), atol=1e-6)
+        resampled = stats.bootstrap((angle,), np.mean, n_resamples=2000, rng=np.random.default_rng(0), method="percentile")
+        wide = np.subtract(*resampled.confidence_interval[::-1])
+        assert place.angle[2] - place.angle[1] == pytest.approx(wide, rel=0.15)
+
+
+@pytest.mark.parametrize("token", ["first", "last", "mean", "all"])
+@pytest.mark.parametrize("architecture", ["Bert", "Llama"])
+def test_padding_and_batches_do_not_matter(token, architecture):
+    base = tiny_model(architecture, initializer_range=0.2)
+    road = RoadModel(base, random_adapter(find_sites(base, "all-linear"), spread=0.1))
+    lengths = (3, 7, 5, 7, 2)
+    whole = padded_batch(lengths, "right")
+    apart = [{key: value[row : row + 1, :length] for key, value in whole.items()} for row, length in enumerate(lengths)]
+    one = measure.drift(base, road, [whole], token, **NAMES)
+    many = measure.drift(base, road, apart, token, **NAMES)
+    np.testing.assert_allclose(numbers(many), numbers(one), atol=1e-3, rtol=1e-3)
+    assert one.places[-1].angle[0] > 1
+    if architecture == "Llama":  # positions are relative there
+        left = [
+            {key: value.roll(7 - length, 1) for key, value in row.items()}
+            for row, length in zip(_rows(whole), lengths, strict=True)
+        ]
+        padded = {key: torch.cat([row[key] for row in left]) for key in whole}
+        np.testing.assert_allclose(
+            numbers(measure.drift(base, road, [padded], token, **NAMES)), numbers(one), atol=1e-3, rtol=1e-3
+        )
+
+
+def _rows(batch):
+    return [{key: value[row : row + 1] for key, value in batch.items()} for row in range(len(batch["input_ids"]))]
+
+
+def some_sums(texts, places=3, seed=0):
+    """What two processes might have seen: a batch of random values per entry of `texts`."""
+    generator, first, sums = np.random.default_rng(seed), 0, []
+    for size in texts:
+        values, states = generator.random((size, places, 7)), generator.integers(1, 9, size)
+        sums.append(DriftSums.of(values * states[:, None, None], states, range(first, first + size), 0))
+        first += size
+    return sums
+
+
+def assert_equal(sums, other):
+    for name, value in vars(sums).items():
+        np.testing.assert_allclose(value, getattr(other, name), rtol=1e-12, err_msg=name)
+
+
+def test_shares_merge_to_the_whole_in_any_order():
+    parts = some_sums([700, 1, 900, 30])
+    whole = reduce(DriftSums.merge, parts)
+    assert len(whole.keys) == SAMPLE < whole.texts
+    assert_equal(reduce(DriftSums.merge, parts[::-1]), whole)
+    assert_equal(parts[0].merge(parts[1]).merge(parts[2].merge(parts[3])), whole)
+    nothing = DriftSums.of(np.zeros((0, 3, 7)), np.zeros(0, int), range(0), 0)
+    assert_equal(nothing.merge(whole), whole)
+    values = np.random.default_rng(0).random((50, 2, 7))
+    one = DriftSums.of(values, np.ones(50, int), range(50), 0)
+    halves = [DriftSums.of(values[part], np.ones(25, int), range(50)[part], 0) for part in (slice(25), slice(25, 50))]
+    assert_equal(halves[1].merge(halves[0]), one)
+    assert one.redrawn_states.mean() == pytest.approx(50, rel=0.02)
+    assert one.redrawn_states.std() == pytest.approx(50**0.5, rel=0.1)
+
+
+def test_every_process_takes_its_share(monkeypatch):
+    base, batches = tiny_model("Bert"), [token_batch(rows, seed=rows) for rows in (3, 2, 4)]
+    seen = {}
+    for process, processes in ((0, 1), (0, 2), (1, 2)):
+        monkeypatch.setattr(file, "_share", lambda share=(process, processes): share)
+        monkeypatch.setattr(file, "_over_processes", lambda sums, key=(process, processes): seen.setdefault(key, sums))
+        measure.drift(base, shifted(base), batches, **NAMES)
+    assert [sums.texts for sums in seen.values()] == [9, 7, 2]
+    assert_equal(seen[1, 2].merge(seen[0, 2]), seen[0, 1])
+
+
+def test_sums_do_not_grow_with_the_texts():
+    sizes = [len(pickle.dumps(reduce(DriftSums.merge, some_sums([100] * count)))) for count in (10, 30)]
+    assert sizes[1] == sizes[0] < 8 * 3 * (4 * DRAWS + 2 * SAMPLE) * 1.5
+
+
+def test_activations_are_not_kept():
+    base, alive = tiny_model("Bert"), []
+
+    def batches():
+        for seed in range(8):
+            gc.collect()
+            alive.append(sum(isinstance(each, torch.Tensor) for each in gc.get_objects()))
+            yield token_batch(seed=seed)
+
+    gc.freeze()  # what is there before needs not be looked through
+    measure.drift(base, shifted(base), batches(), "all", **NAMES)
+    gc.unfreeze()
+    assert len(set(alive[2:])) == 1
+
+
+def test_a_model_that_peft_changed_is_compared_with_itself_before():
+    peft = pytest.importorskip("peft")
+    base = tiny_model("Bert")
+    config = peft.LoraConfig(target_modules=["query", "value"], r=2, init_lora_weights=False)
+    batch = [token_batch()]
+    expected = measure.drift(copy.deepcopy(base), tuned := peft.get_peft_model(base, config), batch, **NAMES)
+    assert expected.places[-1].angle[0] > 0.1
+    assert numbers(measure.drift(base, tuned, batch, **NAMES)).tolist() == numbers(expected).tolist()
+    assert not numbers(measure.drift(tuned, tuned, batch, **NAMES))[:, :6].any()
+
+
+def test_modes_are_put_back_and_dropout_is_off():
+    base = tiny_model("Bert").train()
+    report = measure.drift(base, base, [token_batch()], **NAMES)
+    assert base.training
+    assert not numbers(report)[:, :6].any()
+
+
+def test_what_cannot_be_compared_is_refused():
+    base, batch = tiny_model("Bert"), [token_batch()]
+    wrong = [
+        (tiny_model("Bert", num_hidden_layers=3), "before has 2 blocks, after 3: their states cannot be paired"),
+        (tiny_model("Llama"), "only one's blocks end in a normalisation"),
+        (tiny_model("Bert", hidden_size=16), "before has width 32, after 16"),
+    ]
+    for other, message in wrong:
+        with pytest.raises(InputError, match=message):
+            measure.drift(base, other, batch, **NAMES)
+    with pytest.raises(InputError, match="there are no texts"):
+        measure.drift(base, base, [], **NAMES)
+    with pytest.raises(InputError, match="token 'cls' is not known; use first, last, mean, all"):
+        measure.drift(base, base, batch, "cls", **NAMES)
+    empty = [token_batch(), {**token_batch(2), "attention_mask": torch.tensor([[1] * 7, [0] * 7])}]
+    with pytest.raises(InputError, match="a text among 3 to 4 has no tokens"):
+        measure.drift(base, base, empty, **NAMES)
+    with torch.no_grad():
+        (dead := copy.deepcopy(base)).encoder.layer[1].output.LayerNorm.weight.zero_()
+    with pytest.raises(InputError, match="after, block 1: a state has norm 0, and so no direction"):
+        measure.drift(base, dead, batch, **NAMES)
+    with torch.no_grad():
+        (wild := tiny_model("Llama")).layers[0].mlp.down_proj.weight[0, 0] = torch.inf
+    with pytest.raises(InputError, match="after, block 0: a state has norm (nan|inf)"):
+        measure.drift(tiny_model("Llama"), wild, batch, **NAMES)
+
+
+@pytest.fixture(scope="module")
+def report():
+    base = tiny_model("Bert", initializer_range=0.3)
+    return measure.drift(base, shifted(base, 0.1), [token_batch(20)], **NAMES)
+
+
+def test_reports_come_back_from_json(report):
+    assert DriftReport.from_json(report.to_json()) == report
+    study = DriftStudy((report, report), ({"test": {"accuracy": 0.5}}, {}))
+    assert DriftStudy.from_json(study.to_json()) == study
+    for text in ("{", "[]", "{}", json.dumps({**json.loads(report.to_json()), "places": [{"x": 1}]})):
+        with pytest.raises(InputError, match="not the JSON of a drift"):
+            DriftReport.from_json(text)
+    for text in ("[1]", '{"reports": [1], "scores": []}', report.to_json()):
+        with pytest.raises(InputError, match="not the JSON of a study of drift"):
+            DriftStudy.from_json(text)
+
+
+def test_places_are_found_by_block(report):
+    assert report.layers == [0, 1]
+    assert report.place(-1) == report.places[-1]
+    assert report.place(0, before_norm=True) == report.places[0]
+    with pytest.raises(InputError, match="block 2 does not exist; there are 2 blocks"):
+        report.place(2)
+    bare = replace(report, places=(report.places[1],))
+    with pytest.raises(InputError, match="block 0 is not followed by a normalisation"):
+        bare.place(0, before_norm=True)
+
+
+def test_the_drawings_show_the_numbers(report, tmp_path):
+    place = report.place(-1, before_norm=True)
+    ax = plots.drift_scatter(report, place=place)
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), place.points)
+    assert ax.get_title() == "after\nblock 1, before its LayerNorm"
+    other = replace(report, tuned="other")
+    ax = plots.drift_grid([report, other])
+    panels = ax.figure.axes
+    assert len(panels) == 8
+    assert len({(panel.get_xlim(), panel.get_ylim()) for panel in panels}) == 1
+    assert [panel.get_title() for panel in panels[:3]] == ["block 0", "block 1", ""]
+    np.testing.assert_allclose(panels[3].collections[0].get_offsets(), report.place(1).points)
+    assert export.save_figure(ax, report, tmp_path, "grid").stat().st_size > 5000
+    outputs = [place for place in report.places if not place.before_norm]
+    deep = replace(report, places=tuple(replace(outputs[0], layer=layer) for layer in range(12)))
+    panels = plots.drift_grid([deep]).figure.axes
+    assert [panel.get_title() for panel in panels if panel.axison] == [f"block {layer}" for layer in range(12)]
+    assert len({panel.get_position().y0 for panel in panels}) == 2
+    ax = plots.drift_blocks([report, report, other], quantity="dM")
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["after", "other", "before the block's LayerNorm", "behind it: norm set by LayerNorm"]
+    lines = {tuple(container.lines[0].get_ydata()) for container in ax.containers}
+    assert lines == {tuple(report.place(layer, kind).dM[0] for layer in (0, 1)) for kind in (True, False)}
+
+
+@pytest.mark.processes
+def test_two_processes_report_what_one_does(workplace, tmp_path, capsys, monkeypatch):
+    """The whole command, with a run folder as the tuned model, alone and under torchrun."""
+    finished = train(recipe_for(workplace, "training.max_steps=3"), workplace / "drifted", progress=False)
+    arguments = ["drift", workplace / "model", finished.folder, workplace / "data.csv", "--token", "all", "--most", 150, "--json"]
+    code, out, err = run_cli(capsys, monkeypatch, *arguments)
+    assert code == 0, err
+    alone = DriftReport.from_json(out)
+    assert alone.texts == 150 < alone.states
+    assert alone.places[-1].angle[0] > 0.1
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "road_interp.cli",
+    ]
+    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True)
+    together = DriftReport.from_json(done.stdout)
+    assert (together.texts, together.states) == (alone.texts, alone.states)
+    np.testing.assert_allclose(numbers(together), numbers(alone), rtol=1e-9, atol=1e-12)
+    assert [place.points for place in together.places] == [place.points for place in alone.places]

@@ -1,0 +1,86 @@
+"""Interference between adapters whose relation is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from helpers.models import random_adapter
+from road_interp import RoadAdapter, measure, plots
+from road_interp.errors import InputError
+from road_interp.measure.interference import NOTHING, InterferenceReport
+from road_interp.sites.site import Site
+
+SITES = tuple(Site(f"layers.{layer}.fc1", 80, layer, "fc1") for layer in range(2))
+
+
+def halves():
+    """Two tasks on the two layers, and a third adapter that is the first at three times its strength."""
+    whole = random_adapter(SITES)
+    first, second = (whole.restrict(lambda site, layer=layer: np.full(40, site.layer == layer)) for layer in (0, 1))
+    return {"first": first, "second": second, "strong": first**3}
+
+
+def close_to(wanted):
+    """Twenty examples, right while the first layer is as wanted there."""
+    return lambda adapter: np.full(20, np.allclose(adapter.angles(SITES[0]), wanted.angles(SITES[0]), atol=1e-4))
+
+
+def measured(seed=0):
+    adapters = halves()
+    return measure.interference(adapters, {"first": close_to(adapters["first"])}, model="m", seed=seed)
+
+
+def test_disjoint_planes_do_not_cost_anything_and_the_same_planes_do():
+    found = measured()
+    assert found.accuracy("first") == (1, 1, 1)
+    assert found.cost("first", "second") == (0, 0, 0)
+    assert found.cost("first", "strong") == (1, 1, 1)
+
+
+def test_overlap_and_angle_between_maps():
+    found = measured()
+    first, second, strong = range(3)
+    assert found.overlap[first][strong] == found.overlap[first][first] == 1
+    assert found.overlap[first][second] == 0
+    few = random_adapter(SITES).restrict({SITES[0].name: [0]}), random_adapter(SITES).restrict({SITES[1].name: [0]})
+    assert measure.interference(dict(zip("ab", few, strict=True)), {}, model="m", seed=0).overlap[0][1] == 0
+    assert found.angle[first][strong] == pytest.approx(0, abs=0.1)
+    assert found.angle[first][second] == pytest.approx(90, abs=0.1)
+    opposite = measure.interference(
+        {"a": halves()["first"], "b": halves()["first"].inverse(), "none": RoadAdapter.identity(SITES)}, {}, model="m", seed=0
+    )
+    assert opposite.angle[0][1] == pytest.approx(180, abs=0.1)
+    assert opposite.angle[0][2] == 90
+
+
+def test_seeds_go_together_and_json_keeps_everything():
+    both = InterferenceReport.over_seeds([measured(0), measured(1)])
+    assert both.seeds == (0, 1)
+    assert len(both.correct["first"][NOTHING]) == 40
+    assert both.overlap == measured().overlap
+    assert InterferenceReport.from_json(both.to_json()) == both
+    with pytest.raises(InputError, match="a seed is there twice"):
+        InterferenceReport.over_seeds([measured(), measured()])
+    with pytest.raises(InputError, match="not the JSON of an interference"):
+        InterferenceReport.from_json("[]")
+
+
+def test_what_cannot_be_compared_is_refused():
+    adapters = halves()
+    with pytest.raises(InputError, match="at least two adapters, not 1"):
+        measure.interference({"first": adapters["first"]}, {}, model="m", seed=0)
+    with pytest.raises(InputError, match="task 'third' has no adapter; the adapters are first, second, strong"):
+        measure.interference(adapters, {"third": close_to(adapters["first"])}, model="m", seed=0)
+    with pytest.raises(InputError, match="different sites"):
+        measure.interference({"a": adapters["first"], "b": random_adapter(SITES[:1])}, {}, model="m", seed=0)
+    flat = RoadAdapter(SITES, adapters["first"].theta, {site.name: 0 * adapters["first"].alpha[site.name] for site in SITES})
+    with pytest.raises(InputError, match="magnitude 0"):
+        measure.interference({"a": adapters["first"], "b": flat}, {}, model="m", seed=0)
+
+
+def test_the_matrix_shows_the_costs():
+    ax = plots.interference(measured())
+    cells = ax.images[0].get_array()
+    assert cells.mask.tolist() == [[True, False, False]]
+    assert cells[0, 1:].tolist() == [0, 100]

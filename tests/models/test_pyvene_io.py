@@ -1,0 +1,162 @@
+"""pyvene's folders, both ways, by equal outputs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import pyvene
+import torch
+
+from helpers.models import random_adapter, tiny_model, token_batch
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.errors import InputError
+from road_interp.models.intervention import RoadIntervention
+from road_interp.models.pyvene_io import from_pyvene
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import OutputSlice, Site
+
+
+@torch.no_grad()
+def logits(model, base, **options):
+    return model(base, **options)[1].logits
+
+
+@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_2", 8), ("road_4", 4)])
+@pytest.mark.parametrize("where", ["block-output", "all-linear"])
+def test_plain_pyvene_opens_the_folder(variant, group_size, where, tmp_path):
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    model = RoadModel(base, random_adapter(find_sites(base, where), variant, group_size))
+    expected = logits(model, batch)
+    representations = list(model.config.representations)
+    model.save_pyvene(tmp_path)
+    assert model.config.representations == representations
+    torch.testing.assert_close(logits(model, batch), expected)
+
+    plain = pyvene.IntervenableModel.load(str(tmp_path), copy.deepcopy(base))
+    assert type(plain) is pyvene.IntervenableModel
+    assert {(each.variant, each.group_size) for each in plain.interventions.values()} == {(variant, group_size)}
+    torch.testing.assert_close(logits(plain, batch), expected, atol=1e-6, rtol=1e-6)
+    again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    assert again.sites == model.sites
+    for site in model.sites:
+        assert torch.equal(again.adapter.theta[site.name], model.adapter.theta[site.name])
+        assert torch.equal(again.adapter.alpha[site.name], model.adapter.alpha[site.name])
+
+    plain.save(str(tmp_path / "theirs"))  # what pyvene writes itself comes back too
+    theirs = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path / "theirs")
+    torch.testing.assert_close(logits(theirs, batch), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_planes_are_subspaces(tmp_path):
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    sites = find_sites(base, "block-output")
+    model = RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["a", "b"], sites, "alternating"))
+    expected = logits(model, batch, tasks=["a", "a+b", "__base__"])
+    model.save_pyvene(tmp_path)
+    plain = pyvene.IntervenableModel.load(str(tmp_path), copy.deepcopy(base))
+    found = logits(plain, batch, subspaces=[[[0], [0, 1], []]] * len(sites))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "GPT2"])
+def test_where_pyvene_does_not_know_the_architecture_or_the_part(architecture, tmp_path):
+    base, batch = tiny_model(architecture), token_batch()
+    model = RoadModel(base, random_adapter(find_sites(base, "attention-qk")))
+    model.save_pyvene(tmp_path)
+    untouched = tiny_model(architecture).train()
+    assert from_pyvene(tmp_path, untouched).sites == model.sites
+    assert untouched.training
+    assert all(parameter.requires_grad for parameter in untouched.parameters())
+    again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    assert again.sites == model.sites
+    with torch.no_grad():
+        torch.testing.assert_close(again(batch)[1].last_hidden_state, model(batch)[1].last_hidden_state)
+
+
+def test_a_part_that_no_search_finds_keeps_its_numbers(tmp_path):
+    base = tiny_model("GPT2")
+    site = Site("h.0.mlp.c_fc", 16, 0, "mlp.c_fc", OutputSlice(128, 8, 24))
+    RoadModel(base, random_adapter((site,))).save_pyvene(tmp_path)
+    (found,) = RoadModel.from_pyvene(base, tmp_path).sites
+    assert (found.name, found.output_slice) == ("h.0.mlp.c_fc[8:24 of 128]", site.output_slice)
+
+
+def test_a_config_in_pyvenes_own_words(tmp_path):
+    base, batch = tiny_model("GPT2", "causal-lm"), token_batch()
+    config = pyvene.IntervenableConfig([{"layer": 1, "component": "block_output", "intervention_type": RoadIntervention}])
+    plain = pyvene.IntervenableModel(config, base)
+    (intervention,) = plain.interventions.values()
+    torch.nn.init.normal_(intervention.theta)
+    expected = logits(plain, batch)
+    plain.save(str(tmp_path))
+    model = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    assert [(site.name, site.layer, site.kind) for site in model.sites] == [("transformer.h.1", 1, "block-output")]
+    torch.testing.assert_close(logits(model, batch), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_state_fits_only_where_its_form_does():
+    intervention = RoadIntervention(16, "road_2", 8)
+    before = {name: values.clone() for name, values in intervention.state_dict().items()}
+    other = RoadIntervention(16, "road_2", 2)
+    torch.nn.init.normal_(other.theta)
+    with pytest.raises(RuntimeError, match="'form' is another variant, group_size or part"):
+        intervention.load_state_dict(other.state_dict())
+    assert all(torch.equal(values, before[name]) for name, values in intervention.state_dict().items())
+    older = {name: values for name, values in intervention.state_dict().items() if name != "form"}
+    intervention.load_state_dict(older)
+
+
+def test_wrong_folders_are_refused(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
+    model.save_pyvene(tmp_path)
+    config = tmp_path / "config.json"
+    content = json.loads(config.read_text())
+
+    def refuse(message, changed=content, model=base):
+        config.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=message):
+            RoadModel.from_pyvene(model, tmp_path)
+
+    other = ["<class 'pyvene.models.interventions.VanillaIntervention'>"]
+    vanilla = {**content, "intervention_types": other}
+    refuse("holds an intervention of type <class 'pyvene.*VanillaIntervention'>, not RoadIntervention", vanilla)
+    refuse("is not one of pyvene's interventions", {"a": 1})
+    refuse("names a place that BertModel does not have", model=tiny_model("Bert"))
+    entry = [*content["representations"][0]]
+    entry[1] = "model.layers[0].input"
+    refuse("rotates a module's input", {**content, "representations": [entry]})
+    entry[1] = "model.layers[x].output"
+    refuse("names a place", {**content, "representations": [entry]})
+    refuse("names a place", {**content, "representations": [5]})
+    refuse("names a place", {**content, "representations": [[None] * 40]})
+    refuse("holds no intervention", {**content, "representations": []})
+    config.write_text(json.dumps(content))
+    state = next(tmp_path.glob("*.bin"))
+
+    def refuse_state(message):
+        with pytest.raises(InputError, match=message):
+            RoadModel.from_pyvene(base, tmp_path)
+
+    tensors = torch.load(state)
+    for form in ([9, 2, 0, 0, 0], [0.0, 2, 0, 0, 0], [[0, 2, 0, 0, 0]], [0, 2], [0, 2, 16, 0, 0]):
+        torch.save({**tensors, "form": torch.tensor(form)}, state)
+        refuse_state("is not the form of a RoadIntervention")
+    torch.save({**tensors, "form": torch.tensor([1, 2, 0, 0, 0])}, state)
+    refuse_state("mixes variants or group sizes")
+    torch.save({"theta": tensors["theta"]}, state)
+    refuse_state("is not the state of a RoadIntervention")
+    for damaged in (pickle.dumps(print), b"", b"hello world", b"\x80\x02.", pickle.dumps([1.5] * 9)[:20]):
+        state.write_bytes(damaged)
+        refuse_state("cannot be read as tensors")
+    state.unlink()
+    refuse_state("does not exist")
+    with pytest.raises(InputError, match=r"holds a config\.json already"):
+        model.save_pyvene(tmp_path)
+    with pytest.raises(InputError, match="a bank is many adapters"):
+        RoadModel(base, RoadBank({"a": model.adapter})).save_pyvene(tmp_path)

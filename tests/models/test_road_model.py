@@ -1,0 +1,582 @@
+"""RoadModel: the fast path against pyvene's, row by row, with padding, in generation, beside other people's hooks."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import pyvene
+import torch
+from accelerate import cpu_offload
+
+from helpers.models import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.rotation import plane_maps
+from road_interp.sites.find import find_sites
+
+WHERE = ["all-linear", "attention-qk", "block-output"]
+ARCHITECTURES = ["Llama", "GPT2", "GPTNeoX", "OPT", "Phi3"]
+GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 2}
+
+
+def road_model(architecture="Llama", where="all-linear", variant="road_1", group_size=2, positions="all", seed=0):
+    base = tiny_model(architecture, "causal-lm")
+    return RoadModel(base, random_adapter(find_sites(base, where), variant, group_size, seed=seed), positions)
+
+
+def bank_model(names="abc", where="all-linear", architecture="Llama", variant="road_1", positions="all"):
+    base = tiny_model(architecture, "causal-lm")
+    sites = find_sites(base, where)
+    bank = RoadBank({name: random_adapter(sites, variant, seed=seed) for seed, name in enumerate(names)})
+    return RoadModel(base, bank, positions)
+
+
+def through_pyvene(model, batch, **options):
+    """The same call through pyvene's own loop."""
+    with model._rows_in_interventions(options.pop("adapter_names", None)):
+        return pyvene.IntervenableModel.forward(model, batch, **options)[1].logits
+
+
+def untouched(model):
+    """Nothing of the rotations is left on the base model."""
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.model.modules())
+
+
+# ---------------------------------------------------------------- one adapter
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_1", 8), ("road_2", 2), ("road_4", 4)])
+def test_fast_path_equals_pyvene_path(architecture, where, variant, group_size):
+    model, batch = road_model(architecture, where, variant, group_size), token_batch()
+    assert isinstance(model, pyvene.IntervenableModel)
+    original, output = model(base=batch, output_original_output=True)
+    slow = through_pyvene(model, batch)
+    torch.testing.assert_close(output.logits, slow, rtol=0, atol=1e-6)
+    assert (output.logits - original.logits).abs().max() > 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(model(base=batch)[1].logits, slow, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("where", WHERE)
+def test_the_identity_changes_no_bit(architecture, where):
+    base, batch = tiny_model(architecture, "causal-lm"), token_batch()
+    model = RoadModel(base, RoadAdapter.identity(find_sites(base, where)))
+    assert torch.equal(model(base=batch)[1].logits, base(**batch).logits)
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "GPT2"])
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("variant", plane_maps.VARIANTS)
+def test_gradients_equal_pyvenes(architecture, where, variant):
+    model, batch = road_model(architecture, where, variant), token_batch()
+    gradients = []
+    for call in (lambda: model(base=batch)[1].logits, lambda: through_pyvene(model, batch)):
+        model.zero_grad()
+        call().log_softmax(-1)[..., 5].sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4 * gradients[1].abs().max().item())
+
+
+def test_scales_near_zero_still_have_a_gradient():
+    model, batch = road_model(), token_batch()
+    with torch.no_grad():
+        for _, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter[0] = 0.0
+    model(base=batch)[1].logits.square().sum().backward()
+    ours = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    through_pyvene(model, batch).square().sum().backward()
+    theirs = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_changed_parameters_are_seen_at_once():
+    model, batch = road_model(), token_batch()
+    with torch.no_grad():
+        before = model(base=batch)[1].logits
+        assert torch.equal(model(base=batch)[1].logits, before)
+        next(iter(model.interventions.values())).theta[:] = 1.0
+        after = model(base=batch)[1].logits
+        torch.testing.assert_close(after, through_pyvene(model, batch), rtol=0, atol=1e-6)
+    assert not torch.equal(after, before)
+
+
+def test_adapter_comes_out_as_it_went_in():
+    base = tiny_model("Llama", "causal-lm")
+    adapter = random_adapter(find_sites(base, "all-linear"))
+    assert RoadModel(base, adapter).adapter.distance(adapter) == 0
+    with pytest.raises(InputError, match="by name"):
+        _ = bank_model().adapter
+
+
+def test_an_adapter_of_another_model_is_refused(bert):
+    adapter = random_adapter(find_sites(tiny_model("Llama"), "all-linear"))
+    with pytest.raises(InputError, match=r"BertModel has no module 'layers\.0\.self_attn\.q_proj'"):
+        RoadModel(bert, adapter)
+
+
+@pytest.mark.parametrize("option", [{"fused": True}, {"foreach": True}, {}], ids=str)
+@pytest.mark.parametrize("attached", [False, True])
+def test_what_is_scored_is_what_has_been_learned(option, attached):
+    """A fused optimizer leaves no mark on the parameters it changes."""
+    model, batch = road_model(), token_batch()
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.1, **option)
+
+    def scored():
+        with torch.no_grad():
+            return model(base=batch)[1].logits
+
+    with model.attached() if attached else nullcontext():
+        before = scored()
+        model(base=batch)[1].logits.square().sum().backward()
+        optimizer.step()
+        after = scored()
+    assert not torch.equal(before, after)
+    assert torch.equal(after, RoadModel(model.model, model.adapter)(base=batch)[1].logits)
+
+
+def test_return_dict_labels_and_use_cache_are_pyvenes():
+    model, batch = road_model(), token_batch()
+    output = model(base=batch, labels=batch["input_ids"], use_cache=False, return_dict=True).intervened_outputs
+    assert output.loss > 0
+    assert output.past_key_values is None
+
+
+# ---------------------------------------------------------------- positions
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("positions", ["all", "first", "last", "prompt", "f2+l1"])
+@pytest.mark.parametrize("where", ["block-output", "all-linear"])
+def test_a_padded_batch_equals_each_row_alone(side, positions, where):
+    lengths = (7, 3, 5)
+    model, batch = road_model("Llama", where, positions=positions), padded_batch((7, 3, 5), side)
+    with torch.no_grad():
+        together = model(base=batch)[1].logits
+        for row, length in enumerate(lengths):
+            own = batch["attention_mask"][row].bool()
+            ids = batch["input_ids"][row, own].unsqueeze(0)
+            alone = model(base={"input_ids": ids, "attention_mask": torch.ones_like(ids)})[1].logits
+            torch.testing.assert_close(together[row, own], alone[0], rtol=0, atol=1e-5)
+            assert alone.shape[1] == length
+
+
+def test_ragged_lists_and_positions_of_one_call():
+    model, batch = road_model("Llama", "block-output"), token_batch()
+    wanted = [[0, -1], [3], []]
+    fast = model(base=batch, positions=wanted)[1].logits
+    rows = []
+    for row, positions in enumerate([[0, 6], [3], None]):
+        one = {key: value[row : row + 1] for key, value in batch.items()}
+        if positions is None:
+            rows.append(model.model(**one).logits)
+        else:
+            rows.append(through_pyvene(model, one, unit_locations={"base": [[positions]] * len(model.sites)}))
+    torch.testing.assert_close(fast, torch.cat(rows), rtol=0, atol=1e-5)
+    assert not torch.equal(fast, model(base=batch)[1].logits)
+
+
+@pytest.mark.parametrize("positions", ["all", "last", "f1+l1", "prompt"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_cache_equals_no_cache(positions, side):
+    model = road_model("Llama", "all-linear", positions=positions)
+    batch = padded_batch((6, 4), "left") if side == "left" else token_batch(2, 6)
+    _, cached = model.generate(batch, use_cache=True, **GREEDY)
+    _, uncached = model.generate(batch, use_cache=False, **GREEDY)
+    assert torch.equal(cached, uncached)
+    assert not torch.equal(cached, model.model.generate(**batch, **GREEDY))
+
+
+def test_generation_rotates_the_prompt_only_unless_all():
+    batch = token_batch(2, 6)
+    on_prompt = road_model("Llama", "block-output", positions="prompt").generate(batch, **GREEDY)[1]
+    everywhere = road_model("Llama", "block-output", positions="all").generate(batch, **GREEDY)[1]
+    assert torch.equal(on_prompt[:, :7], everywhere[:, :7])  # the first new token sees rotated prompts in both
+    assert not torch.equal(on_prompt, everywhere)
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_generation_equals_steps_by_hand(positions):
+    model, batch = road_model("Llama", "all-linear", positions=positions), token_batch(2, 6)
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        for _ in range(6):
+            wanted = "all" if positions == "all" else [[5], [5]]
+            logits = model(base={"input_ids": ids, "attention_mask": torch.ones_like(ids)}, positions=wanted)[1].logits
+            ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(model.generate(batch, **GREEDY)[1], ids)
+
+
+def test_unknown_positions_are_refused_at_once():
+    with pytest.raises(InputError, match="'middle' is not a position"):
+        road_model(positions="middle")
+    with pytest.raises(InputError, match="position 9 of row 0"):
+        road_model()(base=token_batch(), positions=[[9], [], []])
+
+
+def test_encoder_decoder_models_take_all_positions_only():
+    base = tiny_model("T5")
+    model = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="encoder.block")))
+    batch = token_batch()
+    _, output = model(base={**batch, "decoder_input_ids": batch["input_ids"]})
+    assert output.last_hidden_state.shape == (3, 7, 32)
+    with pytest.raises(InputError, match="only positions='all'"):
+        model(base={**batch, "decoder_input_ids": batch["input_ids"]}, positions="last")
+
+
+# ---------------------------------------------------------------- a different adapter in every row
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("variant", plane_maps.VARIANTS)
+@pytest.mark.parametrize("where", WHERE)
+def test_a_mixed_batch_equals_each_row_alone(side, variant, where):
+    model, batch = bank_model(where=where, variant=variant), padded_batch((7, 3, 5, 7), side)
+    names = ["b", BASE, "a", "b"]
+    with torch.no_grad():
+        together = model(base=batch, adapter_names=names)[1].logits
+        for row, name in enumerate(names):
+            own = batch["attention_mask"][row].bool()
+            one = {key: value[row, own].unsqueeze(0) for key, value in batch.items()}
+            alone = model.model(**one).logits if name == BASE else RoadModel(model.model, model.bank[name])(base=one)[1].logits
+            torch.testing.assert_close(together[row, own], alone[0], rtol=0, atol=1e-5)
+
+
+def test_a_mixed_batch_through_pyvene_is_the_same():
+    model, batch = bank_model(), token_batch()
+    names = ["c", "a", BASE]
+    fast = model(base=batch, adapter_names=names)[1].logits
+    torch.testing.assert_close(fast, through_pyvene(model, batch, adapter_names=names), rtol=0, atol=1e-6)
+    _, by_location = model(base=batch, adapter_names=names, unit_locations={"base": [[list(range(7))] * 3] * len(model.sites)})
+    torch.testing.assert_close(by_location.logits, fast, rtol=0, atol=1e-6)
+
+
+SEARCHES = {
+    "greedy": {},
+    "beam": {"num_beams": 3},
+    "beams returned": {"num_beams": 3, "num_return_sequences": 2},
+    "no cache": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_mixed_generation_equals_each_row_alone(search, positions):
+    model, batch = bank_model(positions=positions), padded_batch((6, 4, 5), "left")
+    names, options = ["b", BASE, "c"], {**GREEDY, **SEARCHES[search]}
+    _, together = model.generate(batch, adapter_names=names, **options)
+    several = options.get("num_return_sequences", 1)
+    for row, name in enumerate(names):
+        one = {key: value[row : row + 1] for key, value in batch.items()}
+        if name == BASE:
+            alone = model.model.generate(**one, **options)
+        else:
+            alone = RoadModel(model.model, model.bank[name], positions).generate(one, **options)[1]
+        assert torch.equal(together[row * several : (row + 1) * several], alone)
+
+
+def test_sampling_keeps_the_rows_adapters():
+    model, batch = bank_model(), token_batch(2, 6)
+    options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 5, "pad_token_id": 2}
+    torch.manual_seed(0)
+    _, mixed = model.generate(batch, adapter_names=["a", "a"], **options)
+    torch.manual_seed(0)
+    _, single = RoadModel(model.model, model.bank["a"]).generate(batch, **options)
+    assert torch.equal(mixed, single)
+
+
+def test_names_are_checked():
+    model, batch = bank_model(), token_batch()
+    with pytest.raises(InputError, match="unknown adapter d; the bank holds a, b, c and __base__"):
+        model(base=batch, adapter_names=["a", "d", "b"])
+    with pytest.raises(InputError, match="2 adapter names for a batch of 3 rows"):
+        model(base=batch, adapter_names=["a", "b"])
+    for call in (model, model.generate):
+        with pytest.raises(InputError, match="2 adapter names for a batch of 4 rows"):  # not taken for two beams each
+            call(base=token_batch(4), adapter_names=["a", "b"])
+    with pytest.raises(InputError, match="holds 3 adapters: name one per row"):
+        model(base=batch)
+    with pytest.raises(InputError, match="needs a model with a RoadBank"):
+        road_model()(base=batch, adapter_names=["a"])
+    assert untouched(model)
+
+
+def test_the_bank_may_change_while_the_model_lives():
+    model, batch = bank_model(), token_batch()
+    first = model(base=batch, adapter_names=["a"] * 3)[1].logits
+    model.bank.replace("a", model.bank["b"])
+    assert torch.equal(model(base=batch, adapter_names=["a"] * 3)[1].logits, model(base=batch, adapter_names=["b"] * 3)[1].logits)
+    model.bank.add("d", model.bank["c"])
+    model.bank.remove("c")
+    assert not torch.equal(model(base=batch, adapter_names=["d"] * 3)[1].logits, first)
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def test_other_peoples_hooks_stay_and_see_what_the_next_layer_sees():
+    model, batch = road_model(), token_batch()
+    seen, taken = [], []
+    attention = model.model.model.layers[0].self_attn
+    handles = [
+        attention.q_proj.register_forward_hook(lambda module, args, output: seen.append(output.clone())),
+        attention.register_forward_pre_hook(lambda module, args, kwargs: taken.append(kwargs["hidden_states"]), with_kwargs=True),
+    ]
+    with torch.no_grad():
+        model(base=batch)
+        rotated = seen.pop()
+        unrotated = attention.q_proj(taken[0])
+        seen.clear()
+        torch.testing.assert_close(
+            rotated, plane_maps.apply(model.adapter.plane_maps("model.layers.0.self_attn.q_proj"), unrotated, model.group_size)
+        )
+        through_pyvene(model, batch)
+        model.generate(batch, **GREEDY)
+    assert len(seen) == 1 + 6
+    assert list(attention.q_proj._forward_hooks) == [handles[0].id]
+
+
+def test_hidden_states_that_transformers_returns_are_rotated():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    sites = find_sites(base, "block-output", layers=0)
+    model = RoadModel(base, random_adapter(sites))
+    plain = base(**batch, output_hidden_states=True).hidden_states[1]
+    states = model(base={**batch, "output_hidden_states": True})[1].hidden_states[1]
+    torch.testing.assert_close(states, plane_maps.apply(model.adapter.plane_maps(sites[0]), plain, 2))
+
+
+def test_training_inside_another_rotation_and_under_hooks_that_write():
+    inner, batch = road_model(), token_batch()
+    outer = RoadModel(inner.model, random_adapter(inner.sites, seed=1))
+    with outer.attached():
+        nested = inner(base=batch)[1].logits
+        nested.square().sum().backward()
+    both = RoadModel(inner.model, inner.adapter @ outer.adapter)
+    torch.testing.assert_close(nested, both(base=batch)[1].logits, rtol=0, atol=1e-5)
+    assert all(
+        intervention.theta.grad.abs().sum() > 0 for model in (inner, outer) for intervention in model.interventions.values()
+    )
+    handle = inner.model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda module, args, output: output.mul_(2))
+    inner(base=batch)[1].logits.square().sum().backward()
+    handle.remove()
+
+
+def test_a_tensor_that_somebodys_own_forward_keeps_stays_whole():
+    model, batch, kept = road_model(), token_batch(), []
+    module = model.model.model.layers[0].self_attn.q_proj
+    forward = module.forward
+
+    def keep(states):
+        kept.append(forward(states))
+        return kept[-1]
+
+    module.forward = keep
+    with torch.no_grad():
+        model.model(**batch)
+        model(base=batch)
+        with model.attached():
+            RoadModel(model.model, RoadAdapter.identity(model.sites))(base=batch)
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+    assert module.forward is keep
+
+
+@pytest.mark.parametrize("call", ["forward", "generate", "pyvene"])
+def test_hooks_come_off_after_an_error(call):
+    model, batch = road_model(), token_batch()
+    handle = model.model.model.layers[1].mlp.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("user's own")))
+    with pytest.raises(RuntimeError, match="user's own"):
+        {
+            "forward": lambda: model(base=batch),
+            "generate": lambda: model.generate(batch, **GREEDY),
+            "pyvene": lambda: through_pyvene(model, batch),
+        }[call]()
+    handle.remove()
+    assert untouched(model)
+
+
+def test_attached_rotates_for_as_long_as_it_lasts():
+    model, batch = road_model(), token_batch()
+    rotated, plain = model(base=batch)[1].logits, model.model(**batch).logits
+    with model.attached() as base:
+        torch.testing.assert_close(base(**batch).logits, rotated, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(base=batch)[1].logits, rotated, rtol=0, atol=1e-6)
+        with pytest.raises(InputError, match="cannot change while the rotations are attached"):
+            model(base=batch, positions="last")
+    assert torch.equal(model.model(**batch).logits, plain)
+    with pytest.raises(ZeroDivisionError), model.attached():
+        1 / 0  # noqa: B018
+    assert torch.equal(model.model(**batch).logits, plain)
+
+
+def test_gradient_checkpointing_trains_inside_attached():
+    model, batch = road_model(), token_batch()
+    model(base=batch)[1].logits.square().sum().backward()
+    plain = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.model.train()
+    with model.attached() as base:
+        base(**batch, use_cache=False).logits.square().sum().backward()
+    for parameter, expected in zip((p for p in model.parameters() if p.requires_grad), plain, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_get_their_own_adapters():
+    model, batch = bank_model(), token_batch(2, 6)
+    expected = {name: model.generate(batch, adapter_names=[name] * 2, **GREEDY)[1] for name in "abc"}
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in "abc"}
+
+    def work(name):
+        for _ in range(5):
+            found[name].append(model.generate(batch, adapter_names=[name] * 2, **GREEDY)[1])
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in "abc":
+        assert len(found[name]) == 5
+        assert all(torch.equal(ids, expected[name]) for ids in found[name])
+
+
+def test_a_peft_lora_model_underneath():
+    from peft import LoraConfig, get_peft_model
+
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    lora = get_peft_model(base, config).eval()
+    plain = lora(**batch).logits
+    model = RoadModel(lora, random_adapter(find_sites(lora, "all-linear")))
+    fast = model(base=batch)[1].logits
+    torch.testing.assert_close(fast, through_pyvene(model, batch), rtol=0, atol=1e-6)
+    assert torch.equal(lora(**batch).logits, plain)
+    with pytest.raises(InputError, match="not a plain linear layer"):
+        model.merge()
+
+
+# ---------------------------------------------------------------- torch's own verbs
+
+
+def test_train_eval_to_and_parameters_reach_the_rotations():
+    model = road_model()
+    assert not model.eval().training
+    assert model.train() is model
+    assert all(intervention.training for intervention in model.interventions.values())
+    named = dict(model.named_parameters())
+    assert sum(p.numel() for p in named.values() if p.requires_grad) == model.adapter.num_parameters
+    assert any(name.startswith("model.") for name in named)
+    state = model.state_dict()
+    assert len(state) == 2 * len(model.sites)
+    other = road_model(seed=1)
+    other.load_state_dict(state)
+    assert other.adapter.distance(model.adapter) == 0
+    state.popitem()
+    with pytest.raises(InputError, match="does not fit this model: missing"):
+        other.load_state_dict(state)
+
+
+def test_tied_weights_stay_out_of_the_state():
+    base = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
+    assert len(model.state_dict()) == 2 * len(model.sites)
+    base.lm_head.weight.requires_grad_(True)
+    assert {"model.lm_head.weight", "model.model.embed_tokens.weight"} <= set(model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_keep_their_rotations_in_fp32(dtype):
+    model, batch = road_model(), token_batch()
+    before = model.adapter
+    model.to(dtype)
+    assert model.adapter.distance(before) == 0
+    _, output = model(base=batch)
+    assert output.logits.dtype == dtype
+    torch.testing.assert_close(output.logits, through_pyvene(model, batch), rtol=2e-2, atol=2e-2)
+    output.logits.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def test_offloaded_weights_leave_the_rotations_where_the_site_computes():
+    plain, offloaded = road_model(), tiny_model("Llama", "causal-lm")
+    cpu_offload(offloaded, torch.device("cpu"))  # accelerate brings the weights for the call only; they are "meta" between calls
+    assert next(offloaded.parameters()).device.type == "meta"
+    model = RoadModel(offloaded, plain.adapter)
+    assert {parameter.device.type for _, parameter in model.interventions.named_parameters()} == {"cpu"}
+    for options in ({}, {"positions": "last"}):
+        ours, theirs = (each(base=token_batch(), **options)[1].logits for each in (model, plain))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_sites_on_several_devices_have_their_rotations_there():
+    base = tiny_model("Llama", "causal-lm")
+    base.model.layers[1].to("meta")
+    model = RoadModel(base, random_adapter(find_sites(base, "all-linear")))
+    bank = RoadModel(base, RoadBank({"a": random_adapter(model.sites)}))
+    expected = ["cpu" if site.layer == 0 else "meta" for site in model.sites]
+    assert [each.theta.device.type for each in model.interventions.values()] == expected
+    assert [each.a.device.type for each in model._current()] == expected
+    assert [each.a.device.type for each in bank._rows(["a", "__base__"])] == expected
+
+
+def test_trained_parts_beside_the_rotations_are_part_of_the_state():
+    base = tiny_model("Bert", "classifier")
+    model = RoadModel(base, random_adapter(find_sites(base, "fc1")))
+    base.classifier.requires_grad_(True)
+    assert {"model.classifier.weight", "model.classifier.bias"} <= set(model.state_dict())
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+@needs_compiler
+@pytest.mark.parametrize(("variant", "where"), [("road_1", "all-linear"), ("road_2", "block-output"), ("road_1", "attention-qk")])
+def test_compiled_forward_is_the_same_without_a_graph_break(variant, where):
+    model, batch = road_model(where=where, variant=variant), token_batch()
+    inputs = {**batch, "use_cache": False}
+    expected = model(base=inputs)[1].logits
+    torch._dynamo.reset()
+    with model.attached() as base, torch.no_grad():
+        explained = torch._dynamo.explain(base)(**inputs)
+        assert explained.graph_break_count == 0, explained.break_reasons
+        compiled = torch.compile(base, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=0, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_an_adapter_of_another_width_is_refused():
+    base = tiny_model("Llama")
+    (site, *_) = find_sites(base, "mlp")
+    with pytest.raises(InputError, match=f"the output of '{site.module}' has width {site.width}, not {2 * site.width}"):
+        RoadModel(base, random_adapter((replace(site, width=2 * site.width),)))
+
+
+def test_a_replaced_adapter_is_seen_at_once():
+    model, batch = bank_model("a"), token_batch()
+    with model.attached() as base, torch.no_grad():
+        before = base(**batch).logits
+        model.bank.replace("a", random_adapter(model.sites, seed=9))
+        assert not torch.equal(before, base(**batch).logits)
+
+
+def test_an_encoder_that_is_called_by_itself_sees_what_has_been_learned():
+    base = tiny_model("T5", "backbone")
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="encoder.block"))), token_batch()
+    with model.attached(), torch.no_grad():
+        before = base.get_encoder()(**batch).last_hidden_state
+        for _, intervention in model.by_site():
+            intervention.theta += 0.3
+        assert not torch.equal(before, base.get_encoder()(**batch).last_hidden_state)

@@ -1,0 +1,68 @@
+"""The explorer redraws what is chosen, without a browser."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import road_interp as ri
+from helpers.models import random_adapter
+from road_interp import plots
+from road_interp.errors import InputError
+from road_interp.sites.site import Site
+
+SITES = tuple(
+    Site(f"layers.{layer}.{kind}", width, layer, kind) for layer in (0, 1) for kind, width in (("query", 8), ("fc1", 12))
+)
+
+
+def test_every_choice_is_drawn():
+    adapter = random_adapter((*SITES, Site("head", 4)))
+    shown = ri.Explorer(adapter)
+    assert [label for label, _ in shown.layer.options] == ["0", "1", "-"]
+    pictures = [bytes(shown.picture.value)]
+    assert pictures[0].startswith(b"\x89PNG")
+
+    def redrawn():
+        pictures.append(bytes(shown.picture.value))
+        assert pictures[-1] != pictures[-2]
+
+    shown.module.value = "layers.0.fc1"
+    redrawn()
+    assert shown.plane.max == 5
+    shown.plane.value = 5
+    redrawn()
+    shown.strength.value = 0.5
+    redrawn()
+    shown.layer.value = 1
+    redrawn()
+    assert shown.site.name == "layers.1.fc1"  # the same kind of module in another layer
+    shown.module.value = "layers.1.query"
+    redrawn()
+    assert (shown.plane.max, shown.plane.value) == (3, 3)
+    shown.layer.value = None
+    redrawn()
+    assert shown.site.name == "head"
+
+
+@pytest.mark.parametrize("variant", ["road_2", "road_4"])
+def test_only_road_1_has_a_strength(variant):
+    shown = ri.Explorer(random_adapter(SITES, variant))
+    assert shown.strength.disabled
+    assert bytes(shown.picture.value).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+def test_the_circle_goes_where_the_matrix_sends_it(variant):
+    adapter = random_adapter(SITES, variant)
+    ax = plots.plane(adapter, site="layers.1.fc1", index=2)
+    before, after = (line.get_xydata() for line in ax.lines)
+    assert np.allclose(np.hypot(*before.T), 1)
+    block = adapter.matrix("layers.1.fc1")[4:6, 4:6]
+    assert np.allclose(before @ block.T.numpy(), after, atol=1e-6)
+
+
+def test_a_plane_that_is_not_there_is_refused():
+    adapter = ri.RoadAdapter.identity(SITES)
+    with pytest.raises(InputError, match=r"site 'layers.0.query' has planes 0 to 3, not 4"):
+        plots.plane(adapter, index=4)

@@ -1,0 +1,158 @@
+"""Measured angles and what is drawn from them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from test_composition import report as scripted_report
+
+from helpers.models import random_adapter, tiny_model
+from road_interp import measure, plots
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.measure import AngleReport
+from road_interp.plots import export
+from road_interp.rotation.plane_maps import VARIANTS
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
+
+
+@pytest.fixture
+def report():
+    return measure.angles(random_adapter(find_sites(tiny_model("Bert"), "all-linear")))
+
+
+def test_report_follows_the_adapter():
+    site = Site("a.b", 8, 3, "b")
+    adapter = RoadAdapter((site,), {"a.b": torch.tensor([0.1, -0.2, 3.0, -3.0])}, {"a.b": torch.tensor([1.0, 2.0, 0.5, 1.0])})
+    found = measure.angles(adapter)
+    (row,) = found.sites
+    np.testing.assert_allclose(row.angle, [0.1, -0.2, 3.0, -3.0], rtol=1e-6)
+    np.testing.assert_allclose(row.magnitude, [1, 2, 0.5, 1], rtol=1e-6)
+    summary = row.summary()
+    assert summary["mean |angle|"] == pytest.approx(np.degrees(6.3 / 4), rel=1e-6)
+    assert summary["circular mean"] == pytest.approx(np.degrees(stats.circmean(row.angle, np.pi, -np.pi)))
+    assert (summary["planes"], summary["reflections"]) == (4, 0)
+    assert [(plane, round(magnitude, 3)) for _, plane, _, magnitude in found.most_turned(2)] == [(2, 0.5), (3, 1.0)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_reports_come_back_from_json(variant):
+    report = measure.angles(random_adapter(find_sites(tiny_model("GPT2"), "attention-qk"), variant, spread=1.0))
+    assert AngleReport.from_json(report.to_json()) == report
+    assert any(any(site.reflection) for site in report.sites) == (variant != "road_1")
+
+
+def test_other_json_is_refused():
+    for text in ("{", "[]", "{}", '{"variant": 1, "group_size": 2, "sites": [{"x": 1}]}'):
+        with pytest.raises(InputError, match="not the JSON of an angle report"):
+            AngleReport.from_json(text)
+
+
+def test_heat_maps_show_the_numbers(report):
+    ax = plots.angles(report)
+    cells = ax.images[0].get_array()
+    assert cells.shape == (6, 2)
+    assert cells[0, 1] == pytest.approx(np.degrees(np.abs(report.sites[6].angle).mean()))
+    assert [label.get_text() for label in ax.get_yticklabels()] == report.kinds
+    ax = plots.magnitudes(report)
+    assert ax.images[0].get_array()[0, 0] == pytest.approx(100 * np.abs(report.sites[0].magnitude - 1).mean())
+
+
+def test_planes_draw_the_turned_vectors(report):
+    ax = plots.planes(report, count=3)
+    texts = [text.get_text() for text in ax.texts]
+    site, plane, angle, magnitude = report.most_turned(3)[0]
+    assert len(texts) == 3
+    assert texts[0] == f"{site.layer} {site.kind}\nplane {plane}: {np.degrees(angle):+.0f}°, × {magnitude:.2f}"
+
+
+def with_angles(*degrees):
+    """A report on one site per angle, each of another kind, whose two planes turn by that angle either way."""
+    sites = tuple(Site(f"a.{number}", 4, 0, f"kind {number}") for number in range(len(degrees)))
+    angles = {site.name: torch.tensor([each, -each]).deg2rad() for site, each in zip(sites, degrees, strict=True)}
+    return measure.angles(RoadAdapter(sites, angles, {site.name: torch.ones(2) for site in sites}))
+
+
+@pytest.mark.parametrize(("largest", "limit"), [(0.0, 15), (14.0, 15), (31.0, 45), (179.0, 180), (180.0, 180)])
+def test_the_histogram_is_as_wide_as_its_angles(largest, limit):
+    ax = plots.angle_histogram(with_angles(largest, 0.0))
+    assert [ax.get_thetamin(), ax.get_thetamax()] == pytest.approx([-limit, limit])
+    counts = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers}
+    assert {kind: sum(each) for kind, each in counts.items()} == {"kind 0": 2, "kind 1": 2}
+    at_zero = [bar for bar in ax.containers[1] if bar.get_height()]
+    assert len(at_zero) == 1
+    assert at_zero[0].get_x() == pytest.approx(0, abs=1e-9)
+
+
+def test_the_histogram_stacks_kinds_as_long_as_there_are_colours(report):
+    ax = plots.angle_histogram(report)
+    assert [bars.get_label() for bars in ax.containers] == report.kinds
+    tops = np.sum([[bar.get_height() for bar in bars] for bars in ax.containers], axis=0)
+    last = [bar.get_y() + bar.get_height() for bar in ax.containers[-1]]
+    assert last == pytest.approx(tops)
+    assert [bars.get_label() for bars in plots.angle_histogram(with_angles(*range(9))).containers] == ["all modules"]
+
+
+def test_the_histogram_needs_polar_axes(report):
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure()
+    polar = figure.add_subplot(projection="polar")
+    assert plots.angle_histogram(report, polar) is polar
+    with pytest.raises(InputError, match="needs polar axes"):
+        plots.angle_histogram(report, figure.add_subplot())
+    plt.close(figure)
+
+
+def test_shares_are_means_over_sites():
+    report = measure.angles(random_adapter(find_sites(tiny_model("Bert"), "all-linear"), "road_4"))
+    ax = plots.shares(report)
+    assert [label.get_text() for label in ax.get_yticklabels()] == report.kinds
+    drawn = {bars.get_label(): [bar.get_width() for bar in bars] for bars in ax.containers}
+    first = [site for site in report.sites if site.kind == report.kinds[0]]
+    assert len(first) == 2
+    for name, widths in drawn.items():
+        assert widths[0] == pytest.approx(np.mean([site.shares[name] for site in first]))
+    assert np.sum(list(drawn.values()), axis=0) == pytest.approx(np.ones(6))
+
+
+def test_figures_are_saved_with_their_numbers_and_redraw_from_them(report, tmp_path):
+    paths = export.draw_adapter(report, tmp_path / "deep" / "figures")
+    assert [path.name for path in paths] == ["angles.png", "magnitudes.png", "planes.png"]
+    again = AngleReport.from_json((tmp_path / "deep" / "figures" / "angles.json").read_text())
+    assert again == report
+    before = (tmp_path / "deep" / "figures" / "angles.png").read_bytes()
+    export.draw_adapter(again, tmp_path / "again")
+    assert (tmp_path / "again" / "angles.png").read_bytes() == before
+    assert (tmp_path / "again" / "angles.pdf").read_bytes()[:5] == b"%PDF-"
+
+
+def test_drawing_uses_given_axes_and_leaves_the_style_alone(report):
+    import matplotlib.pyplot as plt
+
+    size = plt.rcParams["font.size"]
+    _, ax = plt.subplots()
+    assert plots.planes(report, ax) is ax
+    assert plt.rcParams["font.size"] == size
+    plt.close("all")
+
+
+def test_a_site_outside_the_blocks_has_its_own_column():
+    model = tiny_model("Bert")
+    report = measure.angles(random_adapter(find_sites(model, ["pooler.dense", "fc1"])))
+    ax = plots.angles(report)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "-"]
+    assert json.loads(report.to_json())["sites"][-1]["layer"] is None
+
+
+def test_composition_bars_stand_for_rates():
+    report = scripted_report()
+    ax = plots.composition(report)
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers if bars.get_label() in report.tasks}
+    assert heights["label"] == [report.rate(score.active, ["label"]) for score in report.scores]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "label", "closing", "label + closing"]

@@ -1,0 +1,114 @@
+"""The page about an adapter: what it says, that it is self-contained and escaped, and that it works in a browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from helpers.models import random_adapter
+from road_interp.cli import app
+from road_interp.measure import angles
+from road_interp.plots.html_report import MOST, report_page, scores_of
+from road_interp.sites.site import Site
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+SITES = (Site("blocks.0.mlp", 256, 0, "mlp"), Site("blocks.1.mlp", 8, 1, "mlp"))
+
+
+def data_of(page: str) -> list:
+    return json.loads(re.search(r"const planes = (.*?);  //", page)[1])
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2"])
+def test_the_page_holds_the_planes_that_turn_most(variant):
+    adapter = random_adapter(SITES, variant)
+    planes = data_of(report_page(adapter, "a run"))
+    assert [len(site) for site in planes] == [MOST, 4]
+    for site, entries in zip(SITES, planes, strict=True):
+        turned = adapter.angles(site).abs()
+        assert [entry[0] for entry in entries] == turned.argsort(descending=True)[: len(entries)].tolist()
+        maps = adapter.plane_maps(site)
+        plane, *found = entries[0]
+        expected = [maps.a[plane].real, maps.a[plane].imag] + (
+            [0, 0] if maps.b is None else [maps.b[plane].real, maps.b[plane].imag]
+        )
+        assert found == pytest.approx([float(each) for each in expected], abs=1e-5)
+
+
+def test_what_comes_from_data_is_escaped_and_nothing_is_loaded():
+    evil = "</script><script>alert(1)</script>"
+    sites = (Site(f"blocks.0.{evil}", 8, 0, evil),)
+    page = report_page(random_adapter(sites), evil, [(evil, evil)])
+    assert evil not in page
+    assert page.count(html.escape(evil)) >= 5
+    assert page.count("<script>") == 1
+    assert not re.search(r'(?:src|href)="(?!data:)|url\(|@import|https?://', page)
+
+
+def test_scores_are_named_by_their_path():
+    metrics = {"test": {"accuracy": 0.8125, "interval": [0.7, 0.9]}, "classes": ["a", "b"], "steps": 12}
+    assert scores_of(metrics) == [
+        ("test accuracy", "0.8125"), ("test interval", "0.7, 0.9"), ("classes", "['a', 'b']"), ("steps", "12"),
+    ]  # fmt: skip
+
+
+def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(app.sys, "argv", ["road-interp", "report", *map(str, arguments)])
+        app.main()
+
+    finished.adapter.save(tmp_path / "adapter")
+    (tmp_path / "adapter" / "metrics.json").write_text("{}")  # of somebody else
+    run(tmp_path / "adapter", "--json")
+    assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "adapter" / "report.html")}
+    run(finished.folder, "--out", tmp_path / "page.html", "--json")
+    assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "page.html")}
+    page = (tmp_path / "page.html").read_text()
+    assert "test accuracy" in page
+    for site in angles(finished.adapter).sites:
+        assert f"<td>{site.name}</td>" in page
+    for wrong in (tmp_path / "gone" / "page.html", tmp_path):
+        with pytest.raises(SystemExit) as stopped:
+            run(finished.folder, "--out", wrong)
+        assert stopped.value.code == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
+@pytest.mark.parametrize(("seed", "mirrored"), [(1, False), (0, True)])
+def test_it_works_in_a_browser(tmp_path, seed, mirrored):
+    """A script behind the page's own sorts, chooses and turns, and writes what it finds into the document."""
+    adapter = random_adapter(SITES, "road_2", spread=0.8 if mirrored else 0.3, seed=seed)
+    column = 3  # planes
+    probe = f"""<script>
+      const column = () => [...document.querySelectorAll("#sites tbody tr")].map(row => row.cells[{column}].textContent);
+      const sort = () => {{ document.querySelectorAll("#sites th")[{column}].click(); return column(); }};
+      const rows = [sort(), sort()];
+      document.querySelectorAll("#sites tbody tr")[0].click();
+      const slide = t => {{ at("strength").value = t; at("strength").dispatchEvent(new Event("input")); }};
+      const learned = at("told").textContent, curve = at("curve").getAttribute("d");
+      slide(0);
+      document.title = JSON.stringify({{rows, site: at("site").value, count: at("plane").length, learned, curve: curve.length,
+        still: at("told").textContent, error: window.failed || null}});
+    </script>"""
+    watch = "<script>window.onerror = error => {window.failed = error};</script><script>"
+    page = report_page(adapter, "a run").replace("<script>", watch, 1)
+    (tmp_path / "page.html").write_text(page.replace("</html>", probe + "</html>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
+    assert found["error"] is None
+    assert found["rows"] == [["128", "4"], ["4", "128"]]  # down, then up by the number of planes
+    assert (found["site"], found["count"]) == ("1", 4)  # the small site, which is the first row now
+    polar = adapter.polar(SITES[1])
+    plane = int(polar.angle.abs().argmax())
+    assert bool(polar.reflection[plane]) == mirrored
+    assert f"Angle{polar.angle[plane].rad2deg():.2f}°" in found["learned"]
+    stretches = f"{polar.major[plane]:.4f} and {polar.minor[plane]:.4f}"
+    assert stretches in found["learned"]
+    assert (stretches if mirrored else "Angle0.00°Stretches1.0000 and 1.0000") in found["still"]  # at strength 0
+    assert found["curve"] > 500

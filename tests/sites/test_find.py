@@ -1,0 +1,197 @@
+"""find_sites on fifteen architectures, none of which the code knows by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.models import CONFIGS, tiny_model
+from road_interp.errors import InputError
+from road_interp.sites.find import find_sites, parse_layers
+from road_interp.sites.module_tree import layer_stacks
+from road_interp.sites.site import Site
+
+STACKS = {"T5": "encoder.block"}
+QUERY_KEY = {
+    "Bert": ["attention.self.query", "attention.self.key"],
+    "Roberta": ["attention.self.query", "attention.self.key"],
+    "DistilBert": ["attention.q_lin", "attention.k_lin"],
+    "Electra": ["attention.self.query", "attention.self.key"],
+    "GPT2": ["attn.c_attn[query]", "attn.c_attn[key]"],
+    "GPTNeoX": ["attention.query_key_value[query]", "attention.query_key_value[key]"],
+    "OPT": ["self_attn.k_proj", "self_attn.q_proj"],
+    "Phi3": ["self_attn.qkv_proj[query]", "self_attn.qkv_proj[key]"],
+    "T5": ["layer.0.SelfAttention.q", "layer.0.SelfAttention.k"],
+    "ViT": ["attention.q_proj", "attention.k_proj"],
+}
+FIRST_FEED_FORWARD = {
+    "Bert": ["intermediate.dense"],
+    "Roberta": ["intermediate.dense"],
+    "DistilBert": ["ffn.lin1"],
+    "Electra": ["intermediate.dense"],
+    "GPT2": ["mlp.c_fc"],
+    "GPTNeoX": ["mlp.dense_h_to_4h"],
+    "OPT": ["fc1"],
+    "Phi3": ["mlp.gate_up_proj"],
+    "T5": ["layer.1.DenseReluDense.wi"],
+    "ViT": ["mlp.fc1"],
+}
+if any(name.endswith("attention.attention.query") for name, _ in tiny_model("ViT").named_modules()):  # transformers before 5.12
+    QUERY_KEY["ViT"] = ["attention.attention.query", "attention.attention.key"]
+    FIRST_FEED_FORWARD["ViT"] = ["intermediate.dense"]
+
+
+def kinds(architecture, where, **options):
+    model = tiny_model(architecture)
+    return [site.kind for site in find_sites(model, where, layers=1, stack=STACKS.get(architecture), **options)]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+class TestEveryArchitecture:
+    def test_query_and_key(self, architecture):
+        assert kinds(architecture, "attention-qk") == QUERY_KEY.get(architecture, ["self_attn.q_proj", "self_attn.k_proj"])
+
+    def test_first_feed_forward_layer(self, architecture):
+        assert kinds(architecture, "fc1") == FIRST_FEED_FORWARD.get(architecture, ["mlp.gate_proj", "mlp.up_proj"])
+
+    def test_attention_and_mlp_divide_all_linears(self, architecture):
+        attention, mlp = kinds(architecture, "attention"), kinds(architecture, "mlp")
+        assert attention
+        assert mlp
+        assert sorted(attention + mlp) == sorted(kinds(architecture, "all-linear"))
+
+    def test_all_linears_of_the_blocks_and_none_outside(self, architecture):
+        model = tiny_model(architecture)
+        stack = STACKS.get(architecture) or next(iter(layer_stacks(model)))
+        sites = find_sites(model, "all-linear", stack=STACKS.get(architecture))
+        linear = [
+            n for n, m in model.get_submodule(stack).named_modules() if "Linear" in type(m).__name__ or "Conv1D" in str(m)[:6]
+        ]
+        assert [site.module for site in sites] == [f"{stack}.{name}" for name in linear]
+        for site in sites:
+            module = model.get_submodule(site.module)
+            assert site.width == (module.bias.shape[0] if module.bias is not None else module.weight.shape[0])
+
+    def test_block_outputs(self, architecture):
+        model = tiny_model(architecture)
+        sites = find_sites(model, "block-output", stack=STACKS.get(architecture))
+        assert [(site.width, site.layer, site.kind) for site in sites] == [(32, 0, "block-output"), (32, 1, "block-output")]
+
+    def test_asking_leaves_the_model_as_it_was(self, architecture):
+        model = tiny_model(architecture).train()
+        find_sites(model, ["attention-qk", "block-output"], stack=STACKS.get(architecture))
+        assert all(module.training for module in model.modules())
+        assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_fused_projections_are_taken_apart_where_the_model_says_they_lie():
+    part = {site.kind: site.output_slice for site in find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)}
+    assert [(p.period, p.start, p.stop) for p in part.values()] == [(24, 0, 8), (24, 8, 16)]  # head by head
+    output_slice = {site.kind: site.output_slice for site in find_sites(tiny_model("GPT2"), "attention-qk", layers=0)}
+    assert [(p.period, p.start, p.stop) for p in part.values()] == [(96, 0, 32), (96, 32, 64)]  # side by side
+    sites = find_sites(tiny_model("Phi3"), "attention-qk", layers=0)
+    assert [(site.width, site.output_slice.start, site.output_slice.stop) for site in sites] == [
+        (32, 0, 32),
+        (16, 32, 48),
+    ]  # fewer keys
+
+
+def test_parts_are_selected_and_replaced():
+    site = find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)[1]
+    hidden = torch.arange(96.0).expand(2, 3, 96)
+    key = site.output_slice.select(hidden)
+    assert key[0, 0, :9].tolist() == [8, 9, 10, 11, 12, 13, 14, 15, 32]
+    replaced = site.output_slice.replace(hidden, -key)
+    assert torch.equal(site.output_slice.select(replaced), -key)
+    assert (replaced == hidden).sum() == 2 * 3 * 64
+
+
+def test_the_probe_works_in_bfloat16():
+    model = tiny_model("GPTNeoX").to(torch.bfloat16)
+    assert [site.kind for site in find_sites(model, "attention-qk", layers=0)] == QUERY_KEY["GPTNeoX"]
+
+
+def test_cross_attention_has_queries_and_keys_too():
+    sites = find_sites(tiny_model("T5"), "attention-qk", layers=0, stack="decoder.block")
+    assert [site.kind for site in sites] == [
+        "layer.0.SelfAttention.q",
+        "layer.0.SelfAttention.k",
+        "layer.1.EncDecAttention.q",
+        "layer.1.EncDecAttention.k",
+    ]
+
+
+def test_patterns_lists_and_layers(bert):
+    everywhere = find_sites(bert, "query")
+    assert [site.name for site in everywhere] == [f"encoder.layer.{n}.attention.self.query" for n in (0, 1)]
+    assert find_sites(bert, r"encoder\.layer\.0\..*dense", layers=None) == find_sites(bert, "dense", layers=0)
+    assert find_sites(bert, "query", layers=-1) == everywhere[1:]
+    assert find_sites(bert, "query", layers=range(2)) == find_sites(bert, "query", layers="0-1") == everywhere
+    both = find_sites(bert, ["fc1", "query", everywhere[0]], layers=[0])
+    assert [site.kind for site in both] == ["attention.self.query", "intermediate.dense"]
+    pooler = find_sites(bert, "pooler.dense")
+    assert (pooler[0].layer, pooler[0].kind) == (None, "pooler.dense")
+    assert find_sites(bert, "LayerNorm")[0].width == 32
+
+
+def test_a_lora_layer_is_one_site():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model("Llama", "causal-lm"), LoraConfig(target_modules=["q_proj"]))
+    sites = find_sites(model, "attention-qk", layers=0)
+    assert [site.kind for site in sites] == ["self_attn.q_proj", "self_attn.k_proj"]
+    assert len(find_sites(model, "all-linear", layers=0)) == 7
+
+
+def test_two_stacks_are_named_and_one_is_asked_for():
+    model = tiny_model("T5")
+    with pytest.raises(InputError, match=r"encoder\.block and decoder\.block: choose one"):
+        find_sites(model, "mlp")
+    with pytest.raises(InputError, match="'nothing' is not a block stack"):
+        find_sites(model, "mlp", stack="nothing")
+    assert find_sites(model, r"encoder.*wi")[0].layer == 0
+
+
+def test_what_is_not_there_is_refused(bert):
+    with pytest.raises(InputError, match="no module of BertModel matches 'querry'; near it are .*query"):
+        find_sites(bert, "querry")
+    with pytest.raises(InputError, match="neither a preset .* nor a regular expression"):
+        find_sites(bert, "(")
+    with pytest.raises(InputError, match="layers 0 to 1"):
+        find_sites(bert, "query", layers=2)
+    with pytest.raises(InputError, match="no site of BertModel matches 'pooler.dense' in layers 0"):
+        find_sites(bert, "pooler.dense", layers=0)
+    with pytest.raises(InputError, match="gives no hidden states"):
+        find_sites(bert, "embeddings.dropout|dropout_that_is_not_called|encoder")
+    bert.encoder.layer[0].intermediate.dense = nn.Linear(32, 63)
+    with pytest.raises(InputError, match="width 63 cannot be paired"):
+        find_sites(bert, "fc1")
+
+
+def test_a_model_without_a_block_stack_takes_patterns_only(bert):
+    bert.config.num_hidden_layers = 5
+    with pytest.raises(InputError, match="by a pattern instead of a preset"):
+        find_sites(bert, "mlp")
+    assert len(find_sites(bert, "query")) == 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [(3, {3}), (-1, {9}), ("2-4", {2, 3, 4}), ("0, 2,-1", {0, 2, 9}), (range(8, 10), {8, 9}), ([1, -9], {1})],
+)
+def test_parse_layers(layers, expected):
+    assert parse_layers(layers, 10) == expected
+
+
+@pytest.mark.parametrize("layers", ["two", "1-", [10], -11, [True], ["1"]])
+def test_parse_layers_refuses(layers):
+    with pytest.raises(InputError, match="layer"):
+        parse_layers(layers, 10)
+
+
+def test_group_size_must_divide_the_width():
+    Site("a", 48).check_group_size(16)
+    with pytest.raises(InputError, match="width 48 is not divisible by group_size 64"):
+        Site("a", 48).check_group_size(64)

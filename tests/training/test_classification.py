@@ -1,0 +1,304 @@
+"""Training: a tiny BERT on made-up text end to end, and the real MiniLM for a few steps."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import timeit
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.models import tiny_model
+from helpers.recipes import recipe_for
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data import labelled
+from road_interp.errors import InputError
+from road_interp.models.loading import on_device
+from road_interp.models.road_model import RoadModel
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import TrainingRecipe
+from road_interp.runs.run import Run
+from road_interp.sites.find import find_sites
+from road_interp.training import arguments, classification
+from road_interp.training.api import evaluate, train
+from road_interp.training.arguments import training_arguments
+from road_interp.training.trainer import RoadTrainer
+
+
+def test_a_run_folder_holds_everything_and_learns(finished, workplace):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        "recipe.yaml",
+        "classes.json",
+        "adapter",
+        "head.safetensors",
+        "metrics.json",
+        "log.jsonl",
+        "environment.json",
+    }
+    assert finished.metrics["test"]["accuracy"] > 0.9
+    assert finished.metrics["test"]["interval"][0] < finished.metrics["test"]["accuracy"]
+    assert finished.metrics["parameters"]["adapter"] == 2 * (5 * 32 + 64)
+    assert finished.metrics["parameters"]["head"] == 66
+    assert finished.classes == ("negative", "positive")
+    assert max(finished.adapter.angles(site).abs().max() for site in finished.adapter.sites) > 0.01
+    environment = json.loads((finished.folder / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert environment["versions"]["torch"] == importlib.metadata.version("torch")
+    assert [entry for entry in map(json.loads, (finished.folder / "log.jsonl").read_text().splitlines()) if "loss" in entry]
+    assert not list(finished.folder.rglob("*.bin"))
+
+
+def test_two_runs_with_one_seed_are_identical(finished, workplace):
+    again = train(recipe_for(workplace), workplace / "again", progress=False)
+    assert again.metrics == finished.metrics
+    for site in finished.adapter.sites:
+        assert torch.equal(again.adapter.theta[site.name], finished.adapter.theta[site.name])
+    other = train(recipe_for(workplace, "seed=1"), workplace / "other", progress=False)
+    assert other.adapter.distance(finished.adapter) > 0.01
+
+
+def test_evaluate_from_the_files_gives_the_stored_numbers(finished, workplace):
+    scores = evaluate(Run.load(finished.folder), progress=False)
+    assert scores == finished.metrics["test"]
+    more = evaluate(finished, str(workplace / "data.csv"), progress=False)
+    assert more["examples"] == 200
+    assert more["accuracy"] > 0.9
+
+
+def test_the_frozen_backbone_control_sees_no_rotation(workplace):
+    recipe = recipe_for(workplace, "training.max_steps=1")
+    run = train(recipe, workplace / "one", progress=False)
+    other = train(recipe_for(workplace, "training.max_steps=1", "adapter.sites=fc1"), workplace / "two", progress=False)
+    name = "frozen backbone, trained head"
+    assert run.metrics[name] == other.metrics[name]
+
+
+def test_regression_with_text_pairs(workplace):
+    overrides = ["data.task=regression", "data.label=score", "data.text_pair=text", "training.epochs=4"]
+    run = train(recipe_for(workplace, *overrides), workplace / "regression", progress=False)
+    assert run.classes is None
+    assert run.metrics["test"]["pearson"] > 0.8
+    assert evaluate(run, progress=False) == run.metrics["test"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "sites", "positions"), [("road_2", "block-output", "all"), ("road_4", "attention-qk", "first")]
+)
+def test_other_recipes_train(workplace, variant, sites, positions):
+    overrides = [f"adapter.variant={variant}", f"adapter.sites={sites}", f"adapter.positions={positions}"]
+    run = train(recipe_for(workplace, *overrides, "training.epochs=1"), workplace / variant, progress=False)
+    assert run.adapter.variant == variant
+    assert any(run.adapter.angles(site).abs().max() > 0 for site in run.adapter.sites)
+
+
+def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatch):
+    real, calls = classification.RoadTrainer._save_checkpoint, []
+
+    def interrupted(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(classification.RoadTrainer, "_save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(workplace), workplace / "cut", progress=False)
+    monkeypatch.setattr(classification.RoadTrainer, "_save_checkpoint", real)
+    with pytest.raises(InputError, match="has not finished; go on with --resume"):
+        Run.load(workplace / "cut")
+    with pytest.raises(InputError, match="not empty"):
+        train(recipe_for(workplace), workplace / "cut", progress=False)
+    with pytest.raises(InputError, match="recipe differs"):
+        train(recipe_for(workplace, "seed=3"), workplace / "cut", resume=True, progress=False)
+    checkpoints = workplace / "cut" / "checkpoints"
+    whole = max(checkpoints.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    for number, state in ((98, None), (99, (whole / "trainer_state.json").read_text()[:-9])):  # killed while they were written
+        (checkpoints / f"checkpoint-{number}").mkdir()
+        if state is not None:
+            (checkpoints / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
+    (checkpoints / "checkpoint-97.bad").mkdir()
+    assert trainer.last_checkpoint(checkpoints) == whole
+    resumed = train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
+    assert resumed.metrics == finished.metrics
+    for site in finished.adapter.sites:
+        assert torch.equal(resumed.adapter.alpha[site.name], finished.adapter.alpha[site.name])
+    with pytest.raises(InputError, match="has finished"):
+        train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
+
+
+def test_accelerate_may_lay_the_model_out(finished, workplace):
+    run = train(recipe_for(workplace, "model.device_map=auto"), workplace / "laid", device="cpu", progress=False)
+    assert run.metrics == finished.metrics
+    base = tiny_model("Bert")
+    base.hf_device_map = {"embeddings": 0, "encoder": 1}
+    model = RoadModel(base, RoadAdapter.identity(find_sites(base, "fc1")))
+    arguments = training_arguments(recipe_for(workplace).training, 0, workplace / "laid", torch.device("cpu"), False)
+    assert RoadTrainer(model=model, args=arguments).is_model_parallel
+    on_device(model, torch.device("meta"))
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+def test_divergence_stops_the_run(workplace):
+    recipe = recipe_for(
+        workplace, "training.learning_rate=1e30", "training.max_grad_norm=1e30", "training.scheduler=constant_with_warmup"
+    )
+    with pytest.raises(
+        FloatingPointError,
+        match=r"loss is nan.* at step \d+: begin again with a lower training.learning_rate; there is no checkpoint",
+    ):
+        train(recipe, workplace / "diverged", progress=False)
+    assert not (workplace / "diverged" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("value", "what"), [(0.0, "plane 3, is singular"), (torch.nan, "holds a value that is not finite")])
+def test_an_unsound_rotation_stops_the_run_before_it_is_kept(finished, workplace, monkeypatch, value, what):
+    real = classification.RoadTrainer.training_step
+
+    def spoiled(self, *args, **kwargs):
+        loss = real(self, *args, **kwargs)
+        if self.state.global_step >= 12:  # of 48, a checkpoint after every eighth
+            site, intervention = list(self.model.by_site())[5]
+            intervention.alpha.data[3], intervention.alpha.grad = value, None
+            assert site.name == "bert.encoder.layer.0.output.dense"
+        return loss
+
+    monkeypatch.setattr(classification.RoadTrainer, "training_step", spoiled)
+    folder = workplace / f"spoiled-{value}"
+    with pytest.raises(FloatingPointError, match=f"site 'bert.encoder.layer.0.output.dense'.*{what}.* at step 1.*checkpoint-8$"):
+        train(recipe_for(workplace), folder, progress=False)
+    assert trainer.last_checkpoint(folder / "checkpoints").name == "checkpoint-8"
+    monkeypatch.undo()
+    assert train(recipe_for(workplace), folder, resume=True, progress=False).metrics == finished.metrics
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_full_disk_leaves_the_last_checkpoint(finished, workplace, monkeypatch, error):
+    real, calls = torch.save, []
+
+    def full(content, path, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:  # a checkpoint has four such files or so: in the middle of the second
+            Path(path).write_bytes(b"half of it")
+            raise error
+        real(content, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    folder = workplace / f"full-{type(error).__name__}"
+    with pytest.raises(
+        OSError, match=r"no checkpoint could be written.*(No space left|failed writing).*last good.*checkpoint-\d+$"
+    ):
+        train(recipe_for(workplace), folder, progress=False)
+    monkeypatch.undo()
+    (kept,) = (folder / "checkpoints").iterdir()
+    assert trainer.last_checkpoint(folder / "checkpoints") == kept
+    assert train(recipe_for(workplace), folder, resume=True, progress=False).metrics == finished.metrics
+
+
+def test_a_run_without_a_checkpoint_begins_again(finished, workplace):
+    (workplace / "early").mkdir()
+    (workplace / "early" / "recipe.yaml").write_text(recipe_for(workplace).to_yaml())
+    assert train(recipe_for(workplace), workplace / "early", resume=True, progress=False).metrics == finished.metrics
+
+
+BAD_RECIPES = {
+    "no module of BertForSequenceClassification matches 'nowhere'": "adapter.sites=nowhere",
+    "not divisible by group_size 48": "adapter.group_size=48",
+    "no column 'txt'": "data.text=txt",
+    "layers 0 to 1": "adapter.layers=7",
+    "does not exist": "model.id=./nowhere",
+}
+
+
+@pytest.mark.parametrize("message", BAD_RECIPES)
+def test_nothing_is_written_when_the_input_is_wrong(workplace, message):
+    with pytest.raises(InputError, match=message):
+        train(recipe_for(workplace, BAD_RECIPES[message]), workplace / "never", progress=False)
+    assert not (workplace / "never").exists()
+
+
+def test_folders_and_devices_are_checked(workplace, finished):
+    recipe = recipe_for(workplace)
+    with pytest.raises(InputError, match="is a file"):
+        train(recipe, workplace / "data.csv")
+    with pytest.raises(InputError, match="holds no run to resume"):
+        train(recipe, workplace / "nowhere", resume=True)
+    with pytest.raises(InputError, match="device 'tpu' is not known"):
+        train(recipe, workplace / "nowhere", device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            train(recipe, workplace / "nowhere", device="cuda")
+    for folder, message in (("nowhere", "does not exist"), ("model", "not a finished run")):
+        with pytest.raises(InputError, match=message):
+            Run.load(workplace / folder)
+
+
+def test_damaged_heads_are_refused(finished, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from road_interp.adapters.modules_to_save import load_modules
+
+    tensors = load_file(finished.folder / "head.safetensors")
+    model = tiny_model("Bert", "classifier", vocab_size=30)
+    name = "classifier.weight"
+    changes = {
+        "not part of": {"elsewhere": torch.zeros(1)},
+        "has shape": {name: torch.zeros(3, 32)},
+        "not finite": {name: torch.full((2, 32), torch.nan)},
+    }
+    for message, change in changes.items():
+        save_file({**tensors, **change}, tmp_path / "head.safetensors")
+        with pytest.raises(InputError, match=message):
+            load_modules(model, tmp_path / "head.safetensors")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_modules(model, tmp_path / "gone")
+
+
+def test_the_real_model_learns_in_a_few_steps(tmp_path):
+    whole = load_recipe("sentiment-minilm", ["data.validation_size=200", "data.test_size=8000"])
+    task = labelled.load_labelled(whole.data)
+    assert len(task.train) == 330
+    small_file = tmp_path / "small.csv"
+    task.train.to_csv(str(small_file))
+    quick = load_recipe(
+        "sentiment-minilm",
+        [f"data.id={small_file}", "data.filter={}", "training.max_steps=8", "data.validation_size=32", "data.test_size=64"],
+    )
+    run = train(quick, tmp_path / "run", progress=False)
+    losses = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert run.metrics["parameters"] == {
+        "adapter": 20736,
+        "head": 770,
+        "backbone": 22713216,
+        "percent of backbone": pytest.approx(0.0912949, abs=1e-6),
+    }
+    assert any(entry.get("train_loss", 9) < 0.72 for entry in losses)
+    assert all((run.adapter.angles(site) != 0).any() for site in run.adapter.sites)
+    assert evaluate(run, progress=False) == run.metrics["test"]
+    assert RoadAdapter.load(run.folder / "adapter").distance(run.adapter) == 0
+
+
+@pytest.mark.parametrize(("learn", "moves", "stays"), [("angles", "theta", "alpha"), ("magnitudes", "alpha", "theta")])
+def test_angles_or_magnitudes_can_learn_alone(workplace, learn, moves, stays):
+    recipe = recipe_for(workplace, f"adapter.learn={learn}", "training.epochs=2")
+    run = train(recipe, workplace / f"only-{learn}", progress=False)
+    start = {"theta": 0, "alpha": 1}
+    for site in run.adapter.sites:
+        assert (getattr(run.adapter, stays)[site.name] == start[stays]).all()
+        assert (getattr(run.adapter, moves)[site.name] != start[moves]).any()
+    assert run.metrics["parameters"]["adapter"] == run.adapter.num_parameters // 2
+
+
+@pytest.mark.parametrize(("supported", "seconds", "expected"), [(True, 1.0, "bf16"), (True, 3.0, "fp32"), (False, 1.0, "fp32")])
+def test_auto_precision_asks_the_processor(supported, seconds, expected, monkeypatch):
+    timed = iter((seconds, 2.0))  # bf16, then fp32
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(timeit, "repeat", lambda *_, **__: [next(timed)])
+    arguments._processor_prefers_bf16.cache_clear()
+    assert trainer.forward_precision(TrainingRecipe(), torch.device("cpu")) == expected
+    arguments._processor_prefers_bf16.cache_clear()
+    assert trainer.forward_precision(TrainingRecipe(precision="bf16"), torch.device("cpu")) == "bf16"

@@ -1,0 +1,122 @@
+"""Fine-tuning by other methods: each trains what it says, learns, and gives the same numbers again."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+
+import pytest
+import torch
+
+from helpers.models import token_batch
+from helpers.recipes import recipe_for
+from road_interp.errors import InputError
+from road_interp.models.loading import load_model
+from road_interp.sites.find import find_sites
+from road_interp.training import fine_tuning
+from road_interp.training.api import train
+from road_interp.training.classification import make_trainer
+from road_interp.training.fine_tuning import LoraModel, train_baseline
+
+RATES = {"full": 5e-3, "lora": 2e-2, "head": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def backbone(workplace):
+    return load_model(recipe_for(workplace).model)[0]
+
+
+@pytest.fixture(scope="module")
+def tuned(workplace):
+    return {
+        method: train_baseline(recipe_for(workplace), method, seed=0, learning_rate=rate, rank=2)
+        for method, rate in RATES.items()
+    }
+
+
+def moved(model, backbone):
+    """The weights of the backbone that differ from the pretrained ones."""
+    before = backbone.state_dict()
+    return {name for name, weight in model.bert.state_dict().items() if not torch.equal(weight, before[name])}
+
+
+def test_every_method_trains_what_it_says(tuned, backbone):
+    sites = find_sites(backbone, "all-linear")
+    everything = {name for name, _ in backbone.named_parameters()}
+    changed = {method: moved(model, backbone) for method, (model, _) in tuned.items()}
+    assert changed["head"] == set()
+    assert changed["lora"] == {f"{site.module}.weight" for site in sites}
+    assert everything - changed["full"] <= {f"encoder.layer.{n}.attention.self.key.bias" for n in range(2)}  # softmax ignores it
+    trained = {method: scores["parameters"]["trained"] for method, (_, scores) in tuned.items()}
+    backbone_size = sum(parameter.numel() for parameter in backbone.parameters())
+    assert trained == {"full": backbone_size, "lora": 2 * 2 * (10 * 32 + 64 + 64), "head": 0}
+    for _, scores in tuned.values():
+        count = scores["parameters"]
+        assert (count["head"], count["backbone"]) == (66, backbone_size)
+        assert count["percent of backbone"] == 100 * count["trained"] / backbone_size
+
+
+def test_they_learn_and_leave_plain_models(tuned, workplace):
+    frozen = train(recipe_for(workplace, "training.max_steps=1"), workplace / "tuning", progress=False).metrics
+    for method, (model, scores) in tuned.items():
+        assert not model.training
+        assert not any(module._forward_hooks for module in model.modules())
+        assert "forward" not in vars(model)  # no wrapper of the trainer's around it
+        assert scores["test"]["interval"][0] < scores["test"]["accuracy"]
+        if method != "head":
+            assert scores["validation"]["accuracy"] > frozen["validation"]["accuracy"]
+            assert scores["test"]["accuracy"] > 0.9
+
+
+def test_the_same_seed_gives_the_same_numbers(tuned, workplace):
+    model, scores = train_baseline(recipe_for(workplace), "lora", seed=0, learning_rate=RATES["lora"], rank=2)
+    assert scores == tuned["lora"][1]
+    assert all(map(torch.equal, model.state_dict().values(), tuned["lora"][0].state_dict().values()))
+    other, _ = train_baseline(recipe_for(workplace, "training.max_steps=1"), "lora", seed=1, learning_rate=RATES["lora"], rank=2)
+    assert not torch.equal(other.classifier.weight, model.classifier.weight)
+
+
+def test_the_best_epoch_is_kept_and_nothing_stays_on_disk(workplace, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def falling(*arguments, **options):
+        trainer, scores = make_trainer(*arguments, **options), iter((0.9, 0.5, 0.5, 0.5, 0.5))
+        trainer.compute_metrics = lambda prediction: {"accuracy": next(scores)}
+        return trainer
+
+    monkeypatch.setattr(fine_tuning, "make_trainer", falling)
+    constant = ["training.scheduler=constant_with_warmup", "training.warmup_ratio=0"]
+    once, thrice = (
+        train_baseline(recipe_for(workplace, f"training.epochs={count}", *constant), "full", seed=0, learning_rate=RATES["full"])[
+            0
+        ]
+        for count in (1, 3)
+    )
+    assert all(map(torch.equal, thrice.state_dict().values(), once.state_dict().values()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merged_lora_gives_what_it_gave_beside_the_weights(backbone):
+    model = copy.deepcopy(backbone)
+    learner = LoraModel(model, find_sites(model, "all-linear"), rank=2, seed=0).eval()
+    batch = token_batch()
+    batch["input_ids"] %= model.config.vocab_size
+    before = learner(batch)[1].last_hidden_state
+    torch.testing.assert_close(before, backbone(**batch).last_hidden_state)
+    with torch.no_grad():
+        for part in learner.lora.parts:
+            part.up += 0.3 * torch.randn_like(part.up)
+    beside = learner(batch)[1].last_hidden_state
+    assert not torch.allclose(beside, before, atol=1e-2)
+    learner.merge()
+    torch.testing.assert_close(model(**batch).last_hidden_state, beside, atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_are_not_divided_for_baselines(workplace):
+    with pytest.raises(InputError, match="these baselines need model.shard=false"):
+        train_baseline(recipe_for(workplace, "model.shard=true"), "head", seed=0, learning_rate=0.1)
+
+
+def test_lora_needs_linear_layers(workplace):
+    with pytest.raises(InputError, match="LoRA acts on whole linear layers; site 'bert.encoder.layer.0' is none"):
+        train_baseline(recipe_for(workplace, "adapter.sites=block-output"), "lora", seed=0, learning_rate=1e-3)

@@ -1,0 +1,247 @@
+"""Several heads on one backbone: a tiny BERT learns two tasks from made-up text, end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from road_interp.head_scorer import MultiTaskScorer
+
+from road_interp import plots
+from road_interp.cli import app
+from road_interp.data.labelled import load_labelled
+from road_interp.errors import InputError
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy, active_sets
+from road_interp.models.loading import load_tokenizer
+from road_interp.recipes.loader import load_recipe
+from road_interp.runs.run import Run
+from road_interp.training import multitask_classifier
+from road_interp.training.api import evaluate, train
+from road_interp.training.scoring import make_scorer
+
+
+def recipe_for(folder, *overrides):
+    data = {"id": str(folder / "data.csv"), "validation_size": 40, "test_size": 40}
+    content = {
+        "model": {"id": str(folder / "model"), "max_length": 16},
+        "tasks": {"tone": {"labels": data}, "start": {"labels": {**data, "id": str(folder / "start.csv")}}},
+        "training": {"learning_rate": 0.05, "epochs": 6, "batch_size": 16, "precision": "fp32"},
+    }
+    return load_recipe(content, overrides)
+
+
+@pytest.fixture(scope="module")
+def folder(workplace):
+    """The tone of a text, and beside it whether its first word is an early one."""
+    rows = ["text,label"]
+    for line in (workplace / "data.csv").read_text().splitlines()[1:]:
+        text = line.split(",")[0]
+        rows.append(f"w{3 if len(rows) % 2 else 17} {text},{'early' if len(rows) % 2 else 'late'}")
+    (workplace / "start.csv").write_text("\n".join(rows) + "\n")
+    return workplace
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    return train(recipe_for(folder), folder / "heads", progress=False)
+
+
+def test_two_tasks_are_learned_on_one_state(folder, finished):
+    report = MultiTaskAccuracyReport.from_json((finished.folder / "heads.json").read_text())
+    assert report.tasks == ("tone", "start")
+    for task in report.tasks:
+        assert report.accuracy(task, task) > 0.8
+        assert len(report.correct[task][task]) == 40
+        cost, low, high = report.cost(task)
+        assert low <= cost <= high
+        assert cost == pytest.approx(report.accuracy(task, task) - report.accuracy(task, "tone+start"))
+    assert report.summary() == finished.metrics["test"]
+
+
+def test_a_run_comes_back_from_its_files(finished):
+    again = Run.load(finished.folder)
+    assert again.planes.tasks == ("tone", "start")
+    assert evaluate(again) == finished.metrics["test"]
+    assert json.loads((finished.folder / "classes.json").read_text())["start"] == ["early", "late"]
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_bits(folder, finished, monkeypatch):
+    save = multitask_classifier.MultiTaskClassifierTrainer._save_checkpoint
+
+    def interrupt(self, *arguments, **options):
+        save(self, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(multitask_classifier.MultiTaskClassifierTrainer, "_save_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(folder), folder / "stopped", progress=False)
+    monkeypatch.undo()
+    resumed = train(recipe_for(folder), folder / "stopped", resume=True, progress=False)
+    assert resumed.metrics == finished.metrics
+
+
+def test_scores_are_those_of_the_evaluation_also_after_training_in_half_precision(folder):
+    run = train(recipe_for(folder, "training.precision=bf16", "training.epochs=1"), folder / "half", progress=False)
+    assert evaluate(run) == run.metrics["test"]
+
+
+def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
+    recipe = finished.recipe
+    data, tokenizer = multitask_classifier.load_labelled_tasks(recipe), load_tokenizer(recipe.model)
+    model = multitask_classifier.load_multitask_classifier(finished, data, tokenizer)
+    batch = tokenizer(["fine w1 w2", "poor w3"], padding=True, return_tensors="pt")
+    alone = model(dict(batch), ["tone", "tone"])["tone"]
+    with torch.no_grad():
+        for site in finished.planes.sites:
+            intervention = dict(zip(model.road.sites, model.road._interventions_in_order, strict=True))[site]
+            intervention.theta[finished.planes.owned["start"][site.name]] += 1
+    assert torch.equal(model(dict(batch), ["tone", "tone"])["tone"], alone)
+    assert not torch.allclose(model(dict(batch), ["tone+start"] * 2)["tone"], alone)
+
+
+def test_a_head_is_scored_with_any_adapter(finished):
+    report = MultiTaskAccuracyReport.from_json((finished.folder / "heads.json").read_text())
+    for task in report.tasks:
+        score = MultiTaskScorer(finished, task)
+        assert tuple(score(finished.adapter)) == report.correct[task]["tone+start"]
+        assert tuple(score(finished.adapter**0)) == report.correct[task]["__base__"]
+        assert tuple(score(finished.adapter.restrict(finished.planes.of(task)))) == report.correct[task][task]
+    with pytest.raises(InputError, match="heads' has no head for 'tune'"):
+        MultiTaskScorer(finished, "tune")
+
+
+def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monkeypatch, capsys):
+    def diagnosed(*arguments):
+        monkeypatch.setattr(app.sys, "argv", ["road-interp", "diagnose", *map(str, arguments), "--most", "10", "--json"])
+        app.main()
+        return json.loads(capsys.readouterr().out)["checks"]
+
+    alone = recipe_for(folder, "training.max_steps=2")
+    run = train(replace(alone, tasks={"tone": alone.tasks["tone"]}), folder / "tone alone", progress=False)
+    report = MultiTaskAccuracyReport.from_json((run.folder / "heads.json").read_text())
+    scorer = make_scorer(run)
+    assert isinstance(scorer, MultiTaskScorer)
+    assert tuple(scorer(run.adapter)) == report.correct["tone"]["tone"]
+    assert len(make_scorer(run, most=10)(run.adapter)) == 10
+    relies, hurts = diagnosed(run.folder, "--control", run.folder)
+    assert relies["question"] == "Does the adapter rely on its magnitudes?"
+    assert (hurts["question"], "all layers" in hurts["numbers"]) == ("Do the rotated planes hurt other features?", True)
+    assert [check["question"] for check in diagnosed(finished.folder)] == ["Do the tasks fail to compose?"]
+
+
+def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):
+    monkeypatch.setattr(app.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
+    app.main()
+    printed = capsys.readouterr().out
+    assert "what the others' planes cost" in " ".join(printed.split())
+    assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["heads"]["start"].values())
+
+
+def test_seeds_go_together_and_sets_are_listed():
+    assert active_sets("a", "ab") == ["__base__", "a", "a+b"]
+    assert active_sets("a", "a") == ["__base__", "a"]
+    correct = {"a": {"a": (True, False), "a+b": (False, False)}, "b": {"b": (True, True), "a+b": (True, True)}}
+    both = MultiTaskAccuracyReport.over_seeds(
+        [MultiTaskAccuracyReport("m", "x", ("a", "b"), (seed,), correct) for seed in (0, 1)]
+    )
+    assert both.seeds == (0, 1)
+    assert both.cost("a")[0] == 0.5
+    assert both.cost("b") == (0, 0, 0)
+    assert MultiTaskAccuracyReport.from_json(both.to_json()) == both
+    with pytest.raises(InputError, match="one method"):
+        MultiTaskAccuracyReport.over_seeds([both, MultiTaskAccuracyReport("m", "y", ("a", "b"), (0,), correct)])
+    with pytest.raises(InputError, match="not the JSON of heads"):
+        MultiTaskAccuracyReport.from_json("[]")
+
+
+def study():
+    """Alone both heads are right; together one of them forgets half."""
+
+    def report(method, tasks, correct):
+        return MultiTaskAccuracyReport("m", method, tasks, (0, 1), correct)
+
+    yes, half = (True,) * 8, (True, False) * 4
+    joint = report("joint", ("a", "b"), {"a": {"a": yes, "a+b": half}, "b": {"b": yes, "a+b": yes}})
+    return MultiTaskAccuracyStudy((joint,), {task: report("alone", (task,), {task: {task: yes}}) for task in "ab"})
+
+
+def test_the_gap_to_training_alone_is_paired():
+    (joint,) = study().together
+    gap, low, high = study().gap("a", joint)
+    assert gap == 0.5
+    assert 0 <= low < 0.5 < high <= 1
+    assert study().gap("b", joint) == (0, 0, 0)
+    assert MultiTaskAccuracyStudy.from_json(study().to_json()) == study()
+    with pytest.raises(InputError, match="nothing to pair"):
+        study().gap("a", replace(joint, seeds=(0, 2)))
+    with pytest.raises(InputError, match="not the JSON of a study of heads"):
+        MultiTaskAccuracyStudy.from_json("{}")
+
+
+def test_the_study_is_drawn():
+    ax = plots.heads(study())
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "trained alone",
+        "joint: its planes",
+        "joint: all planes",
+    ]
+    assert ax.containers[2].lines[0].get_ydata().tolist() == [0.5, 1]
+
+
+def test_texts_of_equal_length_and_balanced_classes(tmp_path):
+    rows = [f"{' '.join(['word'] * (n % 5 + 1))},{'odd' if n % 3 else 'rare'}" for n in range(60)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+
+    def data(**options):
+        content = {"id": str(tmp_path / "data.csv"), "validation_size": 4, "test_size": 4, **options}
+        return load_recipe({"model": {"id": "m"}, "data": content}).data
+
+    task = load_labelled(data(words=3, per_class=10))
+    assert {len(text.split()) for text in task.train["text"]} == {3}
+    labels = [*task.train["label"], *task.validation["label"], *task.test["label"]]
+    assert (labels.count(0), labels.count(1)) == (10, 10)
+    with pytest.raises(InputError, match="no text has 9 words"):
+        load_labelled(data(words=9))
+    with pytest.raises(InputError, match="only 20 examples are of class rare; data.per_class is 21"):
+        load_labelled(data(per_class=21))
+
+
+def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
+    rows = [f"{' '.join(f'w{n % 97}{k}' for k in range(12))} end{n},{n % 2}" for n in range(300)]
+    (tmp_path / "all.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "some.csv").write_text("\n".join(["text,label", *rows[:150]]) + "\n")
+    parts = {}
+    for name, options in (("all", {}), ("some", {"words": 9})):
+        content = {"id": str(tmp_path / f"{name}.csv"), "split_by_text": True, **options}
+        task = load_labelled(load_recipe({"model": {"id": "m"}, "data": content}).data)
+        parts[name] = {
+            split: {" ".join(text.split()[:8]) for text in getattr(task, split)["text"]}
+            for split in ("train", "validation", "test")
+        }
+    for split in ("train", "validation", "test"):
+        assert parts["some"][split] <= parts["all"][split]
+        assert not parts["all"][split] & {text for other in parts["all"] if other != split for text in parts["all"][other]}
+
+
+def test_regression_has_no_place_among_heads(folder):
+    recipe = recipe_for(folder, "tasks.tone.labels.metric=matthews")
+    with pytest.raises(InputError, match="task 'tone' is scored by matthews"):
+        multitask_classifier.load_labelled_tasks(recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tasks.tone={behaviour: label}", "'tasks' must be all with labels or none"),
+        ("tasks.tone.behaviour=label", "'behaviour' must be given, or else id, or else labels"),
+        ("tasks.tone.labels.task=regression", "'labels.task' must be classification"),
+        ("tasks.tone.labels.split_by_text=true", "'data.validation_size' must be a fraction"),
+        ("reviews={id: x.csv}", "'reviews' must be left out beside labels"),
+        ("tasks.tone.labels.words=0", "'data.words' must be at least 1"),
+    ],
+)
+def test_wrong_heads_are_refused(folder, override, message):
+    with pytest.raises(InputError, match=message):
+        recipe_for(folder, override)

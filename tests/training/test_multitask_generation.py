@@ -1,0 +1,326 @@
+"""Training a mixture: a tiny Llama with a real tokeniser, end to end."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+import torch
+from road_interp.answer_scorer import GenerationScorer
+from test_analyses import load
+from test_cli import run
+
+from helpers.models import tiny_model
+from road_interp.cli import app
+from road_interp.data.behaviours import Behaviour
+from road_interp.data.multitask import encode_multitask_data, format_prompts, load_multitask_data
+from road_interp.errors import InputError
+from road_interp.measure.composition import CompositionReport
+from road_interp.models.generation import answer_perplexity, greedy_answers
+from road_interp.models.loading import load_tokenizer
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import MixtureRecipe, ModelRecipe
+from road_interp.runs.run import Run
+from road_interp.sources import SMOLLM2
+from road_interp.training import multitask_generation
+from road_interp.training.api import evaluate, train
+from road_interp.training.multitask_generation import build_multitask_model
+from road_interp.training.scoring import make_scorer
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a tiny Llama, SmolLM2's tokeniser, 60 reviews, and 12 prompts with answers."""
+    folder = tmp_path_factory.mktemp("mixture")
+    datasets.disable_progress_bars()
+    tokenizer = load_tokenizer(ModelRecipe(SMOLLM2))
+    tokenizer.save_pretrained(folder / "model")
+    tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(
+        folder / "model"
+    )
+    rows = [f"{'good' if n % 2 else 'bad'} film number {n},{n % 2}" for n in range(60)]
+    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    pairs = [{"question": f"What is {n}?", "reply": {"text": f"It is {n}."}} for n in range(12)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    return folder
+
+
+def recipe_for(workplace, *overrides):
+    content = {
+        "model": {"id": str(workplace / "model"), "max_length": 64},
+        "tasks": {"label": {"behaviour": "label", "examples": 16}, "closing": {"behaviour": "closing", "examples": 16}},
+        "template": "Q: {{ prompt }}\nA:",
+        "reviews": {"id": str(workplace / "reviews.csv")},
+        "adapter": {"sites": "block-output"},
+        "scoring": {"validation": 4, "test": 6, "max_new_tokens": 4, "batch_size": 4},
+        "training": {"learning_rate": 0.05, "epochs": 2, "batch_size": 8, "precision": "fp32"},
+    }
+    return load_recipe(content, overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    return train(recipe_for(workplace), workplace / "run", progress=False)
+
+
+def test_a_run_folder_holds_all_and_comes_back(workplace, finished):
+    names = {path.name for path in (workplace / "run").iterdir()}
+    assert names == {"recipe.yaml", "planes.json", "adapter", "composition.json", "metrics.json", "log.jsonl", "environment.json"}
+    again = Run.load(workplace / "run")
+    assert isinstance(again.recipe, MixtureRecipe)
+    assert again.planes.tasks == ("label", "closing")
+    assert again.metrics["parameters"]["adapter"] == 64
+    report = CompositionReport.from_json((workplace / "run" / "composition.json").read_text())
+    assert len(report.of("label+closing").answers) == 6
+    assert evaluate(again) == again.metrics["test"]
+    moved = [again.adapter.angles(site).abs() > 0 for site in again.adapter.sites]
+    assert all(mask.all() for mask in moved)
+    with pytest.raises(InputError, match="a mixture is scored on the test prompts of its recipe"):
+        evaluate(again, "other.csv")
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_bits(workplace, finished, monkeypatch):
+    recipe, save = recipe_for(workplace), multitask_generation.MultiTaskTrainer._save_checkpoint
+
+    def interrupt(self, *arguments, **options):
+        save(self, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(multitask_generation.MultiTaskTrainer, "_save_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, workplace / "stopped", progress=False)
+    monkeypatch.undo()
+    resumed = train(recipe, workplace / "stopped", resume=True, progress=False)
+    assert resumed.metrics == finished.metrics
+    for site in finished.adapter.sites:
+        assert torch.equal(resumed.adapter.theta[site.name], finished.adapter.theta[site.name])
+
+
+@pytest.mark.parametrize(("probability", "together"), [(0.0, {"label", "closing"}), (1.0, {"label+closing"})])
+def test_co_activation_decides_what_else_is_active(workplace, tmp_path, monkeypatch, probability, together):
+    seen = []
+    forward = multitask_generation.RoadModel.forward
+
+    def spy(self, base, **options):
+        seen.append((options["tasks"], options["learning"]))
+        return forward(self, base, **options)
+
+    monkeypatch.setattr(
+        multitask_generation, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
+    )
+    monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
+    monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy)
+    train(recipe_for(workplace, f"co_activation={probability}", "training.epochs=1"), tmp_path / "run", progress=False)
+    assert {task for tasks, _ in seen for task in tasks} == together
+    assert {task for _, learning in seen for task in learning} == {"label", "closing"}
+
+
+def set_side(tokenizer, side):
+    tokenizer.padding_side = side
+    return tokenizer
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp_path, monkeypatch, side):
+    calls = []
+    call, forward = multitask_generation.MultiTaskTrainer.call, multitask_generation.RoadModel.forward
+
+    def spy_on_call(self, model, inputs):
+        calls.append({"inputs": inputs})
+        with torch.random.fork_rng():
+            output = call(self, model, inputs)
+        calls[-1]["loss"] = output.loss.item()
+        batch = {key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}
+        calls[-1]["own"] = forward(model, batch, **calls[-1]["options"])[1].loss.item()
+        return call(self, model, inputs)
+
+    def spy_on_forward(self, base, **options):
+        calls[-1]["options"] = options
+        return forward(self, base, **options)
+
+    monkeypatch.setattr(multitask_generation.MultiTaskTrainer, "call", spy_on_call)
+    monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
+    recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2")
+    load = multitask_generation.load_tokenizer
+    monkeypatch.setattr(multitask_generation, "load_tokenizer", lambda recipe: set_side(load(recipe), side))
+    monkeypatch.setattr(
+        multitask_generation, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
+    )
+    monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
+    train(recipe, tmp_path / "run", progress=False)
+    assert len(calls) == 2
+    for each in calls:
+        mask = each["inputs"]["attention_mask"]
+        assert mask[:, 0 if side == "left" else -1].min() == 0
+        lengths = (mask * (each["inputs"]["labels"] == -100)).sum(1).tolist()
+        assert each["options"]["positions"] == [[0, length - 1] for length in lengths]
+        assert each["loss"] == pytest.approx(each["own"], rel=1e-5)
+
+
+def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):
+    recipe = recipe_for(workplace)
+    loaded = load_multitask_data(recipe)
+    texts = [review.text for review in (*loaded.validation, *loaded.test)]
+    texts += [prompt for pairs in loaded.examples.values() for prompt, _ in pairs]
+    assert len(texts) == len(set(texts)) == 4 + 6 + 32
+    assert {review.label == ("positive" if "good" in review.text else "negative") for review in loaded.test} == {True}
+    tokenizer = load_tokenizer(recipe.model)
+    rows = encode_multitask_data(loaded, tokenizer, recipe)
+    assert rows["task"] == [0] * 16 + [1] * 16
+    learned = [label for label in rows[16]["labels"] if label != -100]
+    assert tokenizer.decode(learned) == loaded.examples["closing"][0][1] + tokenizer.eos_token
+    open_ended = [label for label in rows[0]["labels"] if label != -100]
+    assert tokenizer.decode(open_ended) == loaded.examples["label"][0][1]
+    assert tokenizer.decode(rows[16]["input_ids"]).startswith(f"Q: {loaded.examples['closing'][0][0]}\nA:")
+    assert load_multitask_data(recipe) == loaded
+
+
+def test_tasks_from_data_use_their_templates(workplace):
+    pairs = {"id": str(workplace / "pairs.jsonl"), "prompt": "{{ question }}", "answer": "{{ reply.text }}", "examples": 5}
+    recipe = load_recipe({"model": {"id": "m"}, "tasks": {"reply": pairs}})
+    loaded = load_multitask_data(recipe)
+    assert loaded.examples["reply"][2] == ("What is 2?", "It is 2.")
+    assert len(loaded.examples["reply"]) == 5
+    assert not loaded.scorers
+    wrong = load_recipe({"model": {"id": "m"}, "tasks": {"reply": {**pairs, "answer": "{{ answer }}"}}})
+    with pytest.raises(
+        InputError, match="task 'reply': its templates fail \\('answer' is undefined\\); the columns .* question, reply"
+    ):
+        load_multitask_data(wrong)
+    nosy = load_recipe({"model": {"id": "m"}, "tasks": {"reply": {**pairs, "answer": "{{ ''.__class__.__mro__ }}"}}})
+    with pytest.raises(InputError, match="unsafe"):
+        load_multitask_data(nosy)
+
+
+def test_long_prompts_are_cut_before_the_template(workplace):
+    recipe = recipe_for(workplace, "model.max_length=20")
+    tokenizer = load_tokenizer(recipe.model)
+    (asked,) = format_prompts(recipe, ["word " * 100], tokenizer)
+    assert asked.startswith("Q: word word")
+    assert asked.endswith("\nA:")
+    assert len(tokenizer(asked)["input_ids"]) <= 16
+    with pytest.raises(InputError, match="leaves no room for a prompt"):
+        format_prompts(recipe_for(workplace, "model.max_length=5"), ["word"], tokenizer)
+
+
+def test_answers_and_their_perplexity(workplace):
+    tokenizer = load_tokenizer(ModelRecipe(str(workplace / "model")))
+    base = build_multitask_model(recipe_for(workplace)).model.eval()
+    prompts = ["One two three", "One"]
+
+    def ids_of(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def generate(inputs):
+        assert inputs["attention_mask"][1 - inputs["attention_mask"].sum(1).argmax(), 0] == 0  # padded on the left
+        told = [*ids_of(" yes"), tokenizer.eos_token_id, 5]
+        return torch.cat([inputs["input_ids"], torch.tensor([told] * 2)], 1)
+
+    answers = greedy_answers(generate, tokenizer, prompts, 2, base.device)
+    assert [(answer.text, answer.finished) for answer in answers] == [("yes", True)] * 2
+    found = answer_perplexity(base, tokenizer)(prompts, ["yes no", "no"])
+    losses = []
+    for prompt, answer in zip(prompts, ["yes no", "no"], strict=True):
+        asked, told = ids_of(prompt), [*ids_of(answer), tokenizer.eos_token_id]
+        ids = torch.tensor([asked + told])
+        with torch.no_grad():
+            chances = base(input_ids=ids).logits[0, len(asked) - 1 : -1].log_softmax(-1)
+        losses += [-chances[step, token].item() for step, token in enumerate(told)]
+    assert found == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("co_activation=1.5", "'co_activation' must be a probability"),
+        ("template=hello", "'template' must be a text with {{ prompt }}"),
+        ("tasks.label.behaviour=rude", "unknown behaviour 'rude'"),
+        ("tasks.label.id=x.csv", "'behaviour' must be given, or else id"),
+        ("tasks.label.examples=0", "'examples' must be at least 1"),
+        ("tasks.label.speed=1", "unknown key 'tasks.label.speed'"),
+        ("tasks=3", "'tasks' must be a mapping"),
+        ("tasks.label.examples=100", "126 reviews are needed, .* has 60"),
+        ("planes=diagonal", "'planes' must be 'shares' or 'alternating'"),
+        ("reviews=null", "'reviews' must be given: task 'label' answers them"),
+    ],
+)
+def test_wrong_mixtures_are_refused(workplace, override, message):
+    with pytest.raises(InputError, match=message):
+        load_multitask_data(recipe_for(workplace, override))
+
+
+@pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "told_in_words", "with_lora"])
+def test_baselines_of_the_composition(workplace, tmp_path, baseline):
+    script = load("composition")
+    recipe, folder = recipe_for(workplace, "adapter.layers=0", "training.max_steps=2"), tmp_path / "parts" / "both"
+    if baseline.startswith("Lo"):
+        script.low_rank(recipe, folder, baseline)
+    else:
+        getattr(script, baseline)(recipe, folder)
+    report = CompositionReport.from_json((folder / "composition.json").read_text())
+    assert [score.active for score in report.scores] == ["__base__", "label", "closing", "label+closing"]
+    assert all(len(score.answers) == 6 for score in report.scores)
+    if baseline == "multiplied":
+        alone = {name: Run.load(folder.parent / f"{name} alone, seed 0").adapter for name in ("label", "closing")}
+        assert alone["label"].distance(alone["closing"]) > 0
+
+
+def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
+    run = train(recipe_for(workplace, "tasks={closing: {behaviour: closing, examples: 16}}"), tmp_path / "run", progress=False)
+    report = load("strength").measure(run.folder, (0.0, 1.0), 4)
+    scores = CompositionReport.from_json((run.folder / "composition.json").read_text())
+    assert report.shown == tuple(scores.of(active).shown["closing"][:4] for active in ("__base__", "closing"))
+    with pytest.raises(InputError, match="did not learn one behaviour alone"):
+        load("strength").measure(train(recipe_for(workplace, "training.max_steps=1"), tmp_path / "two").folder, (1.0,), 4)
+
+
+def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkeypatch, capsys):
+    monkeypatch.setattr(app.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
+    app.main()
+    printed = capsys.readouterr().out
+    assert "6 prompts" in printed
+    assert "label+closing" in printed
+
+
+def test_answers_are_scored_with_any_adapter(finished):
+    scorer = make_scorer(finished)
+    assert isinstance(scorer, GenerationScorer)
+    scores = finished.composition
+    right = scorer(finished.adapter)
+    assert right.tolist() == scores.of("label+closing").joint(["label", "closing"]).tolist()
+    answers = [answer.text for answer in scorer.answers(finished.adapter)]
+    assert answers == list(scores.of("label+closing").answers)
+    bare = [answer.text for answer in scorer.answers(finished.adapter**0)]
+    assert bare == list(scores.of("__base__").answers)
+    assert bare != answers
+    assert [answer.text for answer in GenerationScorer(finished, 2).answers(finished.adapter)] == answers[:2]
+    good = Behaviour("", lambda review: "", lambda answer, review: review.label == "positive")
+    first = Behaviour("", lambda review: "", lambda answer, review: review is scorer.reviews[0])
+    labels = [review.label == "positive" for review in scorer.reviews]
+    assert len(set(labels)) == 2
+    for behaviours, expected in (({"good": good}, labels), ({"good": good, "first": first}, [labels[0], *[False] * 5])):
+        scorer.behaviours = behaviours
+        assert scorer(finished.adapter).tolist() == expected
+
+
+def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys, monkeypatch):
+    folder = str(finished.folder)
+    code, out, err = run(capsys, monkeypatch, "ablate", folder, "--most", 2, "--by", "planes", "--out", tmp_path, "--json")
+    assert code == 0, err
+    assert {row["group"] for row in json.loads(out)} == {"parts", "most turned", "random planes"}
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    assert (content["metric"], content["task"]) == ("all in one answer", "label+closing")
+    code, out, err = run(capsys, monkeypatch, "diagnose", folder, "--most", 2, "--json")
+    assert code == 0, err
+    assert [check["question"] for check in json.loads(out)["checks"]] == [
+        "Do the tasks fail to compose?",
+        "Does the adapter rely on its magnitudes?",
+    ]
+    for options, message in (
+        (("--refit",), "heads are fitted again of runs that learned one classification task only"),
+        (("--by", "plane"), "by 'plane' is not known; use layer, kind, planes"),
+    ):
+        code, out, err = run(capsys, monkeypatch, "ablate", folder, "--most", 2, *options)
+        assert (code, out) == (2, "")
+        assert message in err.splitlines()[-1]

@@ -1,0 +1,47 @@
+"""A run is scored with other adapters on the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from helpers.recipes import recipe_for
+from road_interp import RoadAdapter
+from road_interp.errors import InputError
+from road_interp.training.api import train
+from road_interp.training.scoring import ClassifierScorer
+
+
+@pytest.fixture(scope="module")
+def scorer(finished):
+    return ClassifierScorer(finished)
+
+
+def test_the_trained_adapter_scores_as_the_run_did(finished, scorer):
+    right = scorer(finished.adapter)
+    assert right.dtype == bool
+    assert right.mean() == finished.metrics["test"]["accuracy"]
+    some = np.random.default_rng(0).permutation(40)[:10]
+    assert np.array_equal(ClassifierScorer(finished, most=10)(finished.adapter), right[some])
+
+
+def test_without_its_rotations_the_head_is_worse_and_refitting_it_helps(finished, scorer):
+    identity = RoadAdapter.identity(finished.adapter.sites)
+    bare, refitted = scorer(identity).mean(), scorer.refitted(identity).mean()
+    assert bare < refitted <= 1
+    assert scorer.refitted(finished.adapter).mean() > 0.8
+    assert scorer(finished.adapter).mean() > bare  # and the scorer holds nothing of the adapter before
+
+
+def test_runs_without_accuracy_are_refused(finished, workplace):
+    number = train(
+        recipe_for(workplace, "data.task=regression", "data.label=score", "training.max_steps=1"),
+        workplace / "number", progress=False,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="is not a run of one classification task"):
+        ClassifierScorer(number)
+    matthews = replace(finished, recipe=recipe_for(workplace, "data.metric=matthews"))
+    with pytest.raises(InputError, match="is scored by matthews"):
+        ClassifierScorer(matthews)
