@@ -267,12 +267,12 @@ def _divide(
     """`data` in two: the rest, and `size` examples; every class keeps its share, and the seed is the recipe's."""
     labels = data["label"]
     try:
-        rest, output_slice = train_test_split(
+        rest, taken = train_test_split(
             np.arange(len(data)), test_size=size, random_state=recipe.split_seed, stratify=None if classes is None else labels
         )
     except ValueError as error:
         raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided by data.{key} {size}: {error}") from None
-    return data.select(np.sort(rest)), data.select(np.sort(part))
+    return data.select(np.sort(rest)), data.select(np.sort(taken))
 
 
 def _divide_by_text(data: Dataset, recipe: DataRecipe) -> tuple[Dataset, Dataset, Dataset]:

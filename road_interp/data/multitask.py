@@ -117,14 +117,14 @@ def format_prompts(recipe: MultiTaskGenerationRecipe, prompts: Sequence[str], to
 
 
 def encode_multitask_data(
-    mixture: MultiTaskData, tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe
+    data: MultiTaskData, tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe
 ) -> Dataset:
     """Token ids of prompt and answer, with labels on the answer only and the index of the task.
 
     The end of the answer is learned too, but for behaviours that are not about it.
     """
     rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "task": []}
-    for index, (name, pairs) in enumerate(mixture.examples.items()):
+    for index, (name, pairs) in enumerate(data.examples.items()):
         end = [] if name in data.behaviours and not data.behaviours[name].learns_eos else [tokenizer.eos_token_id]
         asked = format_prompts(recipe, [prompt for prompt, _ in pairs], tokenizer)
         for prompt, (_, answer) in zip(asked, pairs, strict=True):

@@ -19,7 +19,7 @@ def extract_answer(pattern: str, text: str) -> str | None:
 
     None where nothing matches. Case does not count, nor do the commas of numbers; numbers are compared as such, to twelve digits.
 
-    >>> said(r"[\\d,.]*\\d", "Of 5,000 there remain 1,000."), said(r"[\\d,.]*\\d", "1000.0")
+    >>> extract_answer(r"[\\d,.]*\\d", "Of 5,000 there remain 1,000."), extract_answer(r"[\\d,.]*\\d", "1000.0")
     ('1000', '1000')
     """
     found = [match for match in re.finditer(pattern, text, re.IGNORECASE) if match.group()]

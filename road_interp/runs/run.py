@@ -19,7 +19,19 @@ from road_interp.models.loading import load_model
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import TrainableRecipe
-from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, CLASSES, COMPOSITION, FIGURES, HEAD, METRICS, PLANES, RECIPE
+from road_interp.runs.run_files import (
+    ADAPTER,
+    CHECKPOINTS,
+    CLASSES,
+    COMPOSITION,
+    FIGURES,
+    HEAD,
+    METRICS,
+    MULTITASK_ACCURACY,
+    MULTITASK_ACCURACY_0_1,
+    PLANES,
+    RECIPE,
+)
 
 
 @dataclass(frozen=True)
