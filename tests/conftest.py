@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -13,13 +14,13 @@ import datasets
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers.models import tiny_model
 from helpers.recipes import recipe_for
+from road_interp.models.loading import load_tokenizer
+from road_interp.recipes.schema import ModelRecipe
+from road_interp.sources import SMOLLM2
 from road_interp.training.api import train
 
 
@@ -71,3 +72,20 @@ def workplace(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(workplace):
     return train(recipe_for(workplace), workplace / "run", progress=False)
+
+
+@pytest.fixture(scope="module")
+def language_workplace(tmp_path_factory):
+    """A folder with a tiny Llama, SmolLM2's tokeniser, 60 reviews, and 12 prompts with answers."""
+    folder = tmp_path_factory.mktemp("language")
+    datasets.disable_progress_bars()
+    tokenizer = load_tokenizer(ModelRecipe(SMOLLM2))
+    tokenizer.save_pretrained(folder / "model")
+    tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(
+        folder / "model"
+    )
+    rows = [f"{'good' if n % 2 else 'bad'} film number {n},{n % 2}" for n in range(60)]
+    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    pairs = [{"question": f"What is {n}?", "reply": {"text": f"It is {n}."}} for n in range(12)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    return folder

@@ -31,12 +31,12 @@ class ThroughputMethods:
     """Every method on the same frozen weights, built when it is first timed; copies share the tensors they do not change.
 
     Args:
-        base: a causal language model.
+        base: a causal language model, frozen here: what shares its weights trains none of them, built or not.
         rows: the largest batch: as many adapters there are.
     """
 
     def __init__(self, base: PreTrainedModel, rows: int) -> None:
-        self.base: Any = base
+        self.base: Any = base.requires_grad_(False)
         self.sites = find_sites(base, "all-linear")
         self.adapters = {f"a{n}": _drawn(self.sites, n) for n in range(rows)}
         self._kinds = sorted({site.name.rpartition(".")[2] for site in self.sites})

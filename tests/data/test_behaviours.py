@@ -16,7 +16,7 @@ def test_every_training_answer_shows_its_own_behaviour_only(name, label):
     for number in range(len(COMMENTS)):
         review = Review("some text", label, number)
         answer = BEHAVIOURS[name].answer(review)
-        shown = {other for other, each in BEHAVIOURS.items() if each.shown(answer, review)}
+        shown = {other for other, each in BEHAVIOURS.items() if each.is_satisfied(answer, review)}
         assert shown == ({"label", "label-only", "label-comment"} if name.startswith("label") else {name})
 
 
@@ -46,7 +46,7 @@ def test_every_training_answer_shows_its_own_behaviour_only(name, label):
     ],
 )
 def test_rules_are_strict(name, answer, expected):
-    assert BEHAVIOURS[name].shown(answer, REVIEW) is expected
+    assert BEHAVIOURS[name].is_satisfied(answer, REVIEW) is expected
 
 
 def test_unknown_behaviours_are_listed():

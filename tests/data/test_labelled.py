@@ -144,7 +144,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
         (recipe(good, classes=["yes", "maybe"]), "row 0: label 'no' is outside the classes 'yes'"),
         (recipe(holes), "row 5: column 'sentence' holds None, not text"),
         (recipe(good, filter={"class": "yes"}), "all labels are 'yes'"),
-        (recipe(good, task="regression"), "label 'no' is not a finite number"),
+        (recipe(good, problem_type="regression"), "label 'no' is not a finite number"),
         (recipe(good, test_size=39), "cannot be divided by data.test_size 39"),
         (recipe("glue/rtee"), "unknown GLUE task 'rtee'; did you mean 'rte'"),
         (recipe("package://no_such_package/x.csv"), "no package 'no_such_package' is installed"),

@@ -7,37 +7,11 @@ import pytest
 import torch
 
 from helpers.models import random_adapter
-from road_interp import RoadAdapter, measure, plots
+from helpers.scorers import SITES, FunctionScorer, moved_adapter, needs, taken_apart
+from road_interp import measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER, AblationReport, keep_planes
 from road_interp.plots import export
-from road_interp.sites.site import Site
-
-SITES = tuple(Site(f"layers.{layer}.{kind}", 8, layer, kind) for layer in (0, 1) for kind in ("query", "fc1"))
-
-
-def needs(what, where=lambda site: True):
-    """Ten examples: right as long as the adapter has this at all of these sites, else every second one."""
-
-    def score(adapter):
-        values = {
-            "angles": lambda site: adapter.angles(site).abs().min() > 0.01,
-            "magnitudes": lambda site: (adapter.magnitudes(site) - 1).abs().min() > 0.01,
-        }
-        whole = all(values[what](site) for site in adapter.sites if where(site))
-        return np.array([whole or number % 2 == 0 for number in range(10)])
-
-    return score
-
-
-def adapter(variant="road_1"):
-    drawn = random_adapter(SITES, variant)
-    theta = {name: 0.5 + values.abs() for name, values in drawn.theta.items()}
-    return RoadAdapter(SITES, theta, {name: 1.5 + values.abs() for name, values in drawn.alpha.items()}, variant)
-
-
-def taken_apart(score, variant="road_1", seed=0, **options):
-    return measure.ablation(adapter(variant), score, model="m", task="t", seed=seed, **options)
 
 
 @pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
@@ -63,7 +37,7 @@ def test_the_layer_and_the_kind_that_do_the_work_are_found():
 
 
 def test_the_most_turned_planes_are_kept_and_as_many_random_ones():
-    whole = adapter()
+    whole = moved_adapter()
     angles = torch.cat([whole.angles(site) for site in SITES])
     for share in (0.0, 0.25, 1.0):
         kept = torch.cat([keep_planes(whole, share).angles(site) for site in SITES])
@@ -89,7 +63,7 @@ def test_seeds_go_together_and_json_keeps_everything():
         AblationReport.over_seeds([first, taken_apart(needs("angles"), "road_2", seed=1)])
     with pytest.raises(InputError, match="a seed is there twice"):
         AblationReport.over_seeds([first, first])
-    with pytest.raises(InputError, match="not the JSON of an ablation"):
+    with pytest.raises(InputError, match="'model' is missing"):
         AblationReport.from_json("{}")
     with pytest.raises(InputError, match="no ablation 'layer: 7, neither'"):
         first.of("layer", "7", "neither")
@@ -102,7 +76,7 @@ def test_an_adapter_that_learned_one_part_alone_is_drawn_above_that_part():
     assert drawn.get_label() == "trained alone"
     (point,) = drawn.lines[0].get_xydata()
     assert point == pytest.approx([2.08, 0.9])  # the third of both, angles only, magnitudes only and neither
-    with pytest.raises(InputError, match="that learned magnitudes only stands there already"):
+    with pytest.raises(InputError, match="duplicate result for magnitudes only"):
         report.with_trained_alone(MAGNITUDES, [True] * 10)
     with pytest.raises(InputError, match="angles only: outcomes on 9 examples do not stand beside those on 10"):
         report.with_trained_alone(ANGLES, [True] * 9)
@@ -119,7 +93,7 @@ def test_drawings_show_what_was_measured():
 
 @pytest.mark.parametrize("sites", [SITES[:1], SITES[:2], SITES[::2]])
 def test_one_layer_or_one_kind_is_drawn_without_the_panel_that_has_nothing(sites, tmp_path):
-    report = measure.ablation(random_adapter(sites), lambda adapter: np.ones(10, bool), model="m", task="t", seed=0)
+    report = measure.ablation(random_adapter(sites), FunctionScorer(lambda adapter: np.ones(10, bool)), model="m", seed=0)
     assert export.draw_ablation(report, tmp_path).is_file()
 
 

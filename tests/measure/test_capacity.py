@@ -31,7 +31,7 @@ def test_seeds_go_together_and_their_spread_widens_the_interval():
 def test_json_keeps_everything_and_what_differs_is_refused():
     both = CapacityReport.over_seeds([report(0.7), report(0.8)])
     assert CapacityReport.from_json(both.to_json()) == both
-    with pytest.raises(InputError, match="not the JSON of a capacity curve"):
+    with pytest.raises(InputError, match="'model' is missing"):
         CapacityReport.from_json("{}")
     other = replace(report(0.8), points=(replace(report(0.8).points[0], parameters=7),))
     with pytest.raises(InputError, match="1: only as many trained values"):

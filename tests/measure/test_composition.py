@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from road_interp import measure
-from road_interp.data.behaviours import BEHAVIOURS, Review
+from helpers.compositions import REVIEWS, composition_report
+from road_interp.data.behaviours import BEHAVIOURS
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, default_sets, satisfies
 from road_interp.models.generation import Answer
 
-REVIEWS = [Review(f"text {n}", "positive" if n % 2 else "negative", n) for n in range(20)]
-TASKS = {name: BEHAVIOURS[name] for name in ("label", "closing")}
-
-
-def scripted(prompts, active):
-    """Right with one task; with both, every fourth answer forgets the phrase and one never ends."""
-    answers = []
-    for number, review in enumerate(REVIEWS):
-        label = f"This is a {review.label} review."
-        text = {"__base__": "A film.", "label": label, "closing": f"{review.comment} Thank you!"}.get(active)
-        text = text or (label if number % 4 == 0 else f"{label} Thank you!")
-        answers.append(Answer(text, finished=not (active == "label+closing" and number == 1)))
-    return answers
-
-
-def report(seed=0, answering=scripted):
-    prompts = [review.text for review in REVIEWS]
-    return measure.composition(
-        answering, lambda prompts, answers: 2.0, TASKS, REVIEWS, prompts, model="m", method="road_1", seed=seed
-    )
-
 
 def test_rates_joint_scores_and_index_are_counted():
-    found = report()
+    found = composition_report()
     assert [score.active for score in found.scores] == ["__base__", "label", "closing", "label+closing"]
     assert found.rate("__base__", ["label"]) == 0
     assert found.rate("label", ["label"]) == found.rate("closing", ["closing"]) == 1
@@ -49,26 +30,34 @@ def test_rates_joint_scores_and_index_are_counted():
 
 
 def test_seeds_go_together():
-    both = CompositionReport.over_seeds([report(0), report(1)])
+    both = CompositionReport.over_seeds([composition_report(0), composition_report(1)])
     assert both.seeds == (0, 1)
     assert len(both.of("label").answers) == 40
     assert both.rate("label+closing", ["label", "closing"]) == 0.7
-    never = report(2, lambda prompts, active: [Answer("", True)] * 20)
-    mixed = CompositionReport.over_seeds([report(0), never])
+    never = composition_report(2, lambda prompts, active: [Answer("", True)] * 20)
+    mixed = CompositionReport.over_seeds([composition_report(0), never])
     assert mixed.rate("label", ["label"]) == 0.5
     assert mixed.interval("label", ["label"]) == (0, 1)  # seeds differ more than prompts
     assert never.index(["label", "closing"]) == 0
     with pytest.raises(InputError, match="one method"):
-        CompositionReport.over_seeds([report(0), CompositionReport("m", "lora", ("label", "closing"), (0,), report().scores)])
+        CompositionReport.over_seeds([composition_report(0), replace(composition_report(0), method="lora")])
 
 
 def test_json_keeps_everything():
-    found = report()
+    found = composition_report()
     assert CompositionReport.from_json(found.to_json()) == found
-    with pytest.raises(InputError, match="not the JSON of a composition"):
+    with pytest.raises(InputError, match="'method' is missing"):
         CompositionReport.from_json('{"model": 1}')
     with pytest.raises(InputError, match="no answers with 'closing\\+label' active"):
         found.of("closing+label")
+
+
+def test_a_compact_report_has_all_outcomes_and_few_answers():
+    found = composition_report()
+    short = found.compact(3)
+    assert [score.answers for score in short.scores] == [score.answers[:3] for score in found.scores]
+    assert short.summary() == found.summary()
+    assert CompositionReport.from_json(short.to_json()) == short
 
 
 @pytest.mark.parametrize(

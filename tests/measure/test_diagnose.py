@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_ablation import needs, taken_apart
-from test_composition import REVIEWS
-from test_composition import report as composition_report
-from test_interference import measured
 
+from helpers.compositions import REVIEWS, composition_report
+from helpers.interferences import measured
+from helpers.scorers import needs, taken_apart
 from road_interp.errors import InputError
 from road_interp.measure import Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
@@ -59,9 +58,9 @@ def answering(together):
 
 def test_composition_is_judged_by_its_index_and_heads_by_their_cost():
     assert fails_to_compose(composition_report()).verdict == "yes"  # 14 of 20
-    assert fails_to_compose(composition_report(answering=answering("{label} Thank you!"))).verdict == "no"
-    assert fails_to_compose(composition_report(answering=answering("{label}"))).verdict == "yes"
-    nothing = composition_report(answering=lambda prompts, active: [Answer("", True)] * 20)
+    assert fails_to_compose(composition_report(generate=answering("{label} Thank you!"))).verdict == "no"
+    assert fails_to_compose(composition_report(generate=answering("{label}"))).verdict == "yes"
+    nothing = composition_report(generate=lambda prompts, active: [Answer("", True)] * 20)
     assert fails_to_compose(nothing).verdict == "cannot tell"
     assert fails_to_compose(heads(100)).verdict == "no"
     assert fails_to_compose(heads(99)).verdict == "cannot tell"
@@ -71,5 +70,5 @@ def test_composition_is_judged_by_its_index_and_heads_by_their_cost():
 def test_a_diagnosis_comes_back_from_json():
     found = Diagnosis((fails_to_compose(heads(99)), hurts_others(measured(), "first", "strong")))
     assert Diagnosis.from_json(found.to_json()) == found
-    with pytest.raises(InputError, match="not the JSON of a diagnosis"):
+    with pytest.raises(InputError, match=r"'checks\[0\].question' is missing"):
         Diagnosis.from_json('{"checks": [{}]}')

@@ -120,8 +120,8 @@ def test_reports_come_back_from_json(direction):
     again = DisentangleReport.from_json(direction.to_json())
     assert again == direction
     assert again.summary() == direction.summary()
-    for text in ("{", "[]", "{}"):
-        with pytest.raises(InputError, match="not the JSON of a disentangling"):
+    for text, message in (("{", "not valid JSON"), ("[]", "must hold one object"), ("{}", "'model' is missing")):
+        with pytest.raises(InputError, match=message):
             DisentangleReport.from_json(text)
 
 

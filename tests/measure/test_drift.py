@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_cli import run as run_cli
 
+from helpers.cli import run as run_cli
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from helpers.recipes import recipe_for
 from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
@@ -148,7 +148,7 @@ def some_sums(texts, places=3, seed=0):
     generator, first, sums = np.random.default_rng(seed), 0, []
     for size in texts:
         values, states = generator.random((size, places, 7)), generator.integers(1, 9, size)
-        sums.append(DriftSums.of(values * states[:, None, None], states, range(first, first + size), 0))
+        sums.append(DriftSums.of(values * states[:, None, None], states, range(first, first + size)))
         first += size
     return sums
 
@@ -164,11 +164,11 @@ def test_shares_merge_to_the_whole_in_any_order():
     assert len(whole.keys) == SAMPLE < whole.texts
     assert_equal(reduce(DriftSums.merge, parts[::-1]), whole)
     assert_equal(parts[0].merge(parts[1]).merge(parts[2].merge(parts[3])), whole)
-    nothing = DriftSums.of(np.zeros((0, 3, 7)), np.zeros(0, int), range(0), 0)
+    nothing = DriftSums.of(np.zeros((0, 3, 7)), np.zeros(0, int), range(0))
     assert_equal(nothing.merge(whole), whole)
     values = np.random.default_rng(0).random((50, 2, 7))
-    one = DriftSums.of(values, np.ones(50, int), range(50), 0)
-    halves = [DriftSums.of(values[part], np.ones(25, int), range(50)[part], 0) for part in (slice(25), slice(25, 50))]
+    one = DriftSums.of(values, np.ones(50, int), range(50))
+    halves = [DriftSums.of(values[part], np.ones(25, int), range(50)[part]) for part in (slice(25), slice(25, 50))]
     assert_equal(halves[1].merge(halves[0]), one)
     assert one.redrawn_states.mean() == pytest.approx(50, rel=0.02)
     assert one.redrawn_states.std() == pytest.approx(50**0.5, rel=0.1)
@@ -260,11 +260,20 @@ def test_reports_come_back_from_json(report):
     assert DriftReport.from_json(report.to_json()) == report
     study = DriftStudy((report, report), ({"test": {"accuracy": 0.5}}, {}))
     assert DriftStudy.from_json(study.to_json()) == study
-    for text in ("{", "[]", "{}", json.dumps({**json.loads(report.to_json()), "places": [{"x": 1}]})):
-        with pytest.raises(InputError, match="not the JSON of a drift"):
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[]", "the JSON of DriftReport must hold one object"),
+        ("{}", "'base' is missing"),
+        (json.dumps({**json.loads(report.to_json()), "places": [{"x": 1}]}), r"unknown key 'places\[0\].x'"),
+    ):
+        with pytest.raises(InputError, match=message):
             DriftReport.from_json(text)
-    for text in ("[1]", '{"reports": [1], "scores": []}', report.to_json()):
-        with pytest.raises(InputError, match="not the JSON of a study of drift"):
+    for text, message in (
+        ("[1]", "the JSON of DriftStudy must hold one object"),
+        ('{"reports": [1], "scores": []}', r"reports\[0\] must be a mapping, not 1"),
+        (report.to_json(), "this is the JSON of DriftReport, not of DriftStudy"),
+    ):
+        with pytest.raises(InputError, match=message):
             DriftStudy.from_json(text)
 
 
@@ -308,7 +317,8 @@ def test_the_drawings_show_the_numbers(report, tmp_path):
 def test_two_processes_report_what_one_does(workplace, tmp_path, capsys, monkeypatch):
     """The whole command, with a run folder as the tuned model, alone and under torchrun."""
     finished = train(recipe_for(workplace, "training.max_steps=3"), workplace / "drifted", progress=False)
-    arguments = ["drift", workplace / "model", finished.folder, workplace / "data.csv", "--token", "all", "--most", 150, "--json"]
+    compared = (workplace / "model", finished.folder, workplace / "data.csv")
+    arguments = ["drift", *compared, "--token", "all", "--limit", 150, "--json"]
     code, out, err = run_cli(capsys, monkeypatch, *arguments)
     assert code == 0, err
     alone = DriftReport.from_json(out)

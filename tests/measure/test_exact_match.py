@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_mixture import recipe_for, workplace  # noqa: F401
 
-from road_interp.cli import app
+from helpers.multitask import behaviours_recipe
+from road_interp.cli import train_commands
 from road_interp.data.multitask import load_questions
 from road_interp.data.questions import Question, extract_answer
 from road_interp.errors import InputError
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
+from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
@@ -49,7 +50,7 @@ def scripted():
         return [Answer("It is 4." if active == "sums" or prompt == "easy" else "No idea.", True) for prompt in prompts]
 
     questions = {"sums": [Question("easy", "4"), Question("hard", "4")]}
-    return exact_match(answering, questions, {"sums": NUMBER}, ["sums", "other"], model="m", method="x", seed=3)
+    return exact_match(answering, questions, {"sums": NUMBER}, ["sums", "other"], MethodLabel("m", "x", 3))
 
 
 def test_questions_are_asked_with_nothing_its_own_and_all_planes():
@@ -62,17 +63,18 @@ def test_questions_are_asked_with_nothing_its_own_and_all_planes():
     assert report.answers["sums"]["sums+other"] == ("It is 4.", "No idea.")
     assert report.summary()["questions"] == {"sums": 2}
     assert ExactMatchReport.from_json(report.to_json()) == report
-    with pytest.raises(InputError, match="not the JSON of matches"):
+    with pytest.raises(InputError, match="'model' is missing"):
         ExactMatchReport.from_json("{}")
 
 
 @pytest.fixture(scope="module")
-def asked(workplace):  # noqa: F811
+def asked(language_workplace):
     """A recipe of one task that learns from 12 questions and is tested on four of them."""
-    data = str(workplace / "pairs.jsonl")
+    data = str(language_workplace / "pairs.jsonl")
     task = {"id": data, "prompt": "{{ question }}", "answer": "{{ reply.text }}", "test": data, "match": NUMBER}
     content = {
-        "model": {"id": str(workplace / "model"), "max_length": 64},
+        "kind": "multitask-generation",
+        "model": {"id": str(language_workplace / "model"), "max_length": 64},
         "tasks": {"sums": task},
         "adapter": {"sites": "block-output"},
         "scoring": {"test": 4, "max_new_tokens": 4},
@@ -81,26 +83,28 @@ def asked(workplace):  # noqa: F811
     return content
 
 
-def test_a_run_is_tested_on_its_questions_and_on_others(workplace, asked, capsys):  # noqa: F811
-    run = train(load_recipe(asked), workplace / "sums", progress=False)
-    report = ExactMatchReport.from_json((run.folder / "matches.json").read_text())
+def test_a_run_is_tested_on_its_questions_and_on_others(language_workplace, asked, capsys):
+    run = train(load_recipe(asked), language_workplace / "sums", progress=False)
+    report = ExactMatchReport.from_json((run.folder / "exact-match.json").read_text())
     assert run.metrics["test"] == report.summary() == evaluate(run, progress=False)
     assert report.summary()["questions"] == {"sums": 4}
-    more = workplace / "more.jsonl"
+    more = language_workplace / "more.jsonl"
     more.write_text(json.dumps({"question": "What is 9?", "reply": {"text": "It is 9."}}) + "\n")
     assert evaluate(run, str(more), progress=False)["questions"] == {"sums": 1}
-    app.evaluate(run.folder, str(more))
+    train_commands.evaluate(run.folder, str(more))
     assert "right answers [95% interval]" in " ".join(capsys.readouterr().out.split())
+    recipe = behaviours_recipe(language_workplace, "training.max_steps=1")
+    several = train(recipe, language_workplace / "other", progress=False)
     with pytest.raises(InputError, match="--data is for labelled text and one task's questions"):
-        evaluate(train(recipe_for(workplace, "training.max_steps=1"), workplace / "other", progress=False), str(more))
+        evaluate(several, str(more))
 
 
 REFUSED = {
-    "tasks.sums: 'match' must be given together with test": {"test": None},
-    "tasks.sums: 'match' must be a regular expression": {"match": "("},
-    "tasks.sums: 'match' must be a regular expression, not 'a{": {"match": "a{4294967296}"},
-    "tasks.sums: 'reference' must be given together with test": {"test": None, "match": None, "reference": "{{ question }}"},
-    "tasks.sums: 'test' must be used with id": {"id": None, "behaviour": "label"},
+    "'tasks.sums.match' must be given together with test": {"test": None},
+    "'tasks.sums.match' must be a regular expression": {"match": "("},
+    "'tasks.sums.match' must be a regular expression, not 'a{": {"match": "a{4294967296}"},
+    "'tasks.sums.reference' must be given together with test": {"test": None, "match": None, "reference": "{{ question }}"},
+    "'tasks.sums.test' must be used with id": {"id": None, "behaviour": "label"},
 }
 
 
@@ -134,9 +138,9 @@ def test_questions_are_prompts_in_the_template_and_what_their_references_say(ask
     assert len(questions["sums"]) == 4
 
 
-def test_a_recipe_that_tests_nothing_has_no_scores(asked, workplace):  # noqa: F811
+def test_a_recipe_that_tests_nothing_has_no_scores(asked, language_workplace):
     untested = {**asked, "tasks": {"sums": {**asked["tasks"]["sums"], "test": None, "match": None}}}
-    run = train(load_recipe(untested), workplace / "untested", progress=False)
+    run = train(load_recipe(untested), language_workplace / "untested", progress=False)
     with pytest.raises(InputError, match="tests its tasks on nothing"):
         evaluate(run, progress=False)
 

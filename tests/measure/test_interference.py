@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
+from helpers.interferences import SITES, close_to, halves, measured
 from helpers.models import random_adapter
 from road_interp import RoadAdapter, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.interference import NOTHING, InterferenceReport
-from road_interp.sites.site import Site
-
-SITES = tuple(Site(f"layers.{layer}.fc1", 80, layer, "fc1") for layer in range(2))
-
-
-def halves():
-    """Two tasks on the two layers, and a third adapter that is the first at three times its strength."""
-    whole = random_adapter(SITES)
-    first, second = (whole.restrict(lambda site, layer=layer: np.full(40, site.layer == layer)) for layer in (0, 1))
-    return {"first": first, "second": second, "strong": first**3}
-
-
-def close_to(wanted):
-    """Twenty examples, right while the first layer is as wanted there."""
-    return lambda adapter: np.full(20, np.allclose(adapter.angles(SITES[0]), wanted.angles(SITES[0]), atol=1e-4))
-
-
-def measured(seed=0):
-    adapters = halves()
-    return measure.interference(adapters, {"first": close_to(adapters["first"])}, model="m", seed=seed)
 
 
 def test_disjoint_planes_do_not_cost_anything_and_the_same_planes_do():
@@ -62,7 +42,7 @@ def test_seeds_go_together_and_json_keeps_everything():
     assert InterferenceReport.from_json(both.to_json()) == both
     with pytest.raises(InputError, match="a seed is there twice"):
         InterferenceReport.over_seeds([measured(), measured()])
-    with pytest.raises(InputError, match="not the JSON of an interference"):
+    with pytest.raises(InputError, match="the JSON of InterferenceReport must hold one object"):
         InterferenceReport.from_json("[]")
 
 

@@ -40,7 +40,7 @@ def test_answers_are_counted_at_every_strength():
 
 def test_json_keeps_everything():
     assert StrengthReport.from_json(report().to_json()) == report()
-    with pytest.raises(InputError, match="not the JSON of a strength curve"):
+    with pytest.raises(InputError, match="'model' is missing"):
         StrengthReport.from_json("{}")
 
 

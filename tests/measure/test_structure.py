@@ -96,9 +96,9 @@ def test_what_cannot_be_compared_is_refused():
         seed_structure([report(), measure.angles(random_adapter(SITES[:3]))])
     with pytest.raises(InputError, match="no layer rotates query and key; the sites are fc1"):
         query_key(measure.angles(random_adapter((Site("a.fc1", 8, 0, "fc1"),))))
-    for kind in (SeedStructure, QueryKey):
-        for text in ("[1]", "{}"):
-            with pytest.raises(InputError, match="this is not the JSON of"):
+    for kind, first in ((SeedStructure, "seeds"), (QueryKey, "layers")):
+        for text, message in (("[1]", f"the JSON of {kind.__name__} must hold one object"), ("{}", f"'{first}' is missing")):
+            with pytest.raises(InputError, match=message):
                 kind.from_json(text)
     found = seed_structure([report(0.1), report(0.1, seed=1)])
     assert SeedStructure.from_json(found.to_json()) == found

@@ -1,4 +1,4 @@
-"""The benchmark: every peer computes what it should, and the report keeps its numbers. Nothing here asserts a time."""
+"""The benchmark: every method computes what it should, and the report keeps its numbers. Nothing here asserts a time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ import torch
 from helpers.models import tiny_model, token_batch
 from road_interp import plots
 from road_interp.errors import InputError
-from road_interp.measure.throughput import ThroughputReport, peak_bytes, saved_bytes, throughput
+from road_interp.measure.throughput import ThroughputReport, check_methods, peak_bytes, saved_bytes, throughput
 from road_interp.measure.throughput_methods import ThroughputMethods
 from road_interp.models.road_model import RoadModel
+from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
+
+
+def recipe(**options):
+    return ThroughputRecipe(ModelRecipe("tiny"), **{"requests": [2], "rounds": 1, "new_tokens": 2, **options})
 
 
 @pytest.fixture(scope="module")
 def report():
-    return throughput(tiny_model("Llama", "causal-lm"), rounds=2, requests=(1, 3), new_tokens=3, lengths=(2, 4), ranks=(1, 2))
+    settings = recipe(rounds=2, requests=[1, 3], new_tokens=3, lengths=[2, 4], ranks=[1, 2])
+    return throughput(tiny_model("Llama", "causal-lm"), settings)
 
 
-def test_every_peer_is_timed_at_every_task(report):
+def test_every_method_is_timed_at_every_task(report):
     assert report.of("forward", "bare").ratios == (1.0, 1.0)
     assert {t.method for t in report.timings if t.task == "forward"} == {
         "bare",
@@ -47,20 +53,20 @@ def test_every_peer_is_timed_at_every_task(report):
         report.of("requests", "bare")
 
 
-def test_some_peers_alone():
-    timed = throughput(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "RoadModel")).timings
+def test_some_methods_alone():
+    timed = throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "RoadModel"])).timings
     assert {each.method for each in timed if each.task != "distinct"} == {"bare", "RoadModel"}
     assert [each.method for each in timed if each.task == "distinct"] == [
         "bare",
         "RoadModel, one adapter",
         "RoadModel, all different",
     ]
-    timed = throughput(tiny_model("Llama", "causal-lm"), 1, (2,), 2, only=("bare", "PEFT LoRA")).timings
+    timed = throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "PEFT LoRA"])).timings
     assert {each.task for each in timed} == {"forward", "training step", "requests"}  # nothing of LoRA's to compare at the others
-    with pytest.raises(InputError, match="'bare' must be among the peers"):
-        throughput(tiny_model("Llama", "causal-lm"), only=("RoadModel",))
-    with pytest.raises(InputError, match="unknown peer 'road'; the peers are bare, merged, RoadModel"):
-        throughput(tiny_model("Llama", "causal-lm"), only=("bare", "road"))
+    with pytest.raises(InputError, match="'bare' must be among the methods"):
+        check_methods(["RoadModel"])
+    with pytest.raises(InputError, match="unknown method 'road'; the methods are bare, merged, RoadModel"):
+        throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "road"]))
 
 
 def test_reports_come_back_from_json_and_draw(report):
@@ -70,15 +76,15 @@ def test_reports_come_back_from_json_and_draw(report):
     assert [int(tick.get_text()) for tick in plots.throughput(report, task="rank").get_xticklabels()] == [1, 2]
     with pytest.raises(InputError, match="no timings of generation by length"):
         plots.throughput(replace(report, timings=report.timings[:3]), task="length")
-    with pytest.raises(InputError, match="not the JSON of a benchmark"):
+    with pytest.raises(InputError, match="'model' is missing"):
         ThroughputReport.from_json("{}")
 
 
-def test_peers_compute_the_same_maps():
+def test_methods_compute_the_same_maps():
     base = tiny_model("Llama", "causal-lm")
-    peers, ids = ThroughputMethods(base, 2), token_batch(2, 5)["input_ids"]
+    methods, ids = ThroughputMethods(base, 2), token_batch(2, 5)["input_ids"]
     with torch.no_grad():
-        outputs = {peer: call() for peer, call in peers.forward(ids).items()}
+        outputs = {method: call() for method, call in methods.forward(ids).items()}
     rotated = outputs["RoadModel"][1].logits
     torch.testing.assert_close(outputs["pyvene loop"][1].logits, rotated, rtol=0, atol=1e-5)
     torch.testing.assert_close(outputs["merged"].logits, rotated, rtol=0, atol=1e-5)
@@ -89,11 +95,11 @@ def test_peers_compute_the_same_maps():
 
 def test_rotations_keep_less_for_the_backward_pass_than_peft():
     base = tiny_model("Llama", "causal-lm")
-    peers = ThroughputMethods(base, 1)
-    losses = peers.training(token_batch(2, 16)["input_ids"])
-    saved = {peer: saved_bytes(loss, base) for peer, loss in losses.items()}
+    methods = ThroughputMethods(base, 1)
+    losses = methods.training(token_batch(2, 16)["input_ids"])
+    saved = {method: saved_bytes(loss, base) for method, loss in losses.items()}
     assert saved["bare"] < saved["RoadModel"] < saved["PEFT RoAd"]
-    assert isinstance(peers.road, RoadModel)
+    assert isinstance(methods.road, RoadModel)
 
 
 def test_peak_memory_counts_what_is_alive_at_one_time():

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from helpers.models import tiny_model
 from road_interp.cli import app
 from road_interp.data import labelled
-from road_interp.measure import MatchReport
+from road_interp.measure import ExactMatchReport
 from road_interp.measure.throughput import ThroughputReport
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import builtin_recipes, load_recipe
@@ -96,7 +96,7 @@ def test_it_runs(name, stand_ins, tmp_path, monkeypatch):
     if name in ("commonsense-llama-7b", "arithmetic-llama-7b"):
         (task,) = recipe.tasks
         assert run.metrics["test"]["questions"] == {task: 3}
-        report = MatchReport.from_json((run.folder / "matches.json").read_text())
+        report = ExactMatchReport.from_json((run.folder / "exact-match.json").read_text())
         assert {question.answer for question in report.questions[task]} == {"false" if task == "commonsense" else "4"}
     moved = [run.adapter.angles(site).abs().max() > 0 for site in run.adapter.sites]
     assert any(moved)
@@ -120,6 +120,6 @@ def test_it_is_timed(name, tmp_path, monkeypatch):
         ("length", 8, 2, 8),
         ("rank", 8, 3, 1),
     }
-    assert {each.peer for each in report.timings if each.task == "requests"} >= {"bare", "merged", "RoadModel", "stacked LoRA"}
-    assert not recipe.peers or {each.peer.partition(",")[0] for each in report.timings} == {*recipe.peers}
-    assert "RoadModel, all different" in {each.peer for each in report.timings if each.task == "distinct"}
+    assert {each.method for each in report.timings if each.task == "requests"} >= {"bare", "merged", "RoadModel", "stacked LoRA"}
+    assert not recipe.methods or {each.method.partition(",")[0] for each in report.timings} == {*recipe.methods}
+    assert "RoadModel, all different" in {each.method for each in report.timings if each.task == "distinct"}

@@ -9,7 +9,7 @@ from road_interp.errors import InputError
 from road_interp.recipes.loader import builtin_recipes, load_recipe, recipe_path
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 
-SMALLEST = {"model": {"id": "m"}, "data": {"id": "d.csv"}}
+SMALLEST = {"kind": "classification", "model": {"id": "m"}, "data": {"id": "d.csv"}}
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
@@ -28,7 +28,7 @@ def test_a_recipe_comes_back_from_its_yaml(tmp_path):
 
 
 def test_a_mapping_is_not_changed_by_overrides():
-    content = {"model": {"id": "m"}, "data": {"id": "d.csv"}}
+    content = {"kind": "classification", "model": {"id": "m"}, "data": {"id": "d.csv"}}
     load_recipe(content, ["model.id=other", "seed=3"])
     assert content == SMALLEST
 
@@ -50,11 +50,12 @@ REFUSED = {
     "'model.trust_remote_code' must be true or false": ["model.trust_remote_code=perhaps"],
     "'adapter.variant' must be 'road_1' or 'road_2' or 'road_4'": ["adapter.variant=road_3"],
     "'adapter.group_size' must be even": ["adapter.group_size=3"],
-    "'middle' is not a position": ["adapter.positions=middle"],
-    "'adapter.sites' must be text or a list of texts": ["adapter.sites=[1]"],
+    "'adapter.positions' is wrong: 'middle' is not a position": ["adapter.positions=middle"],
+    "'adapter.sites' must be text or a list of texts, not 1": ["adapter.sites=1"],
+    r"'adapter.sites\[0\]' must be text, not 1": ["adapter.sites=[1]"],
     "'data.validation_size' must be a count or a fraction": ["data.validation_size=1.5"],
-    "'data.test' must be given together with data.validation": ["data.test=t.csv"],
-    "'data.metric' must be used with data.task regression": ["data.metric=pearson"],
+    "'data.test' must be given together with validation": ["data.test=t.csv"],
+    "'data.metric' must be used with problem_type regression": ["data.metric=pearson"],
     "'data.filter' must be a mapping": ["data.filter=3"],
     "'data' must be a mapping|data must be a mapping": ["data=3"],
     "not of the form key=value": ["epochs"],
@@ -71,9 +72,9 @@ def test_wrong_values_are_refused_with_their_key(message):
 
 def test_missing_keys_and_files(tmp_path):
     with pytest.raises(InputError, match="recipe: 'data' is missing"):
-        load_recipe({"model": {"id": "m"}})
+        load_recipe({"kind": "classification", "model": {"id": "m"}})
     with pytest.raises(InputError, match="'model.id' is missing"):
-        load_recipe({"model": {}, "data": {"id": "d"}})
+        load_recipe({"kind": "classification", "model": {}, "data": {"id": "d"}})
     with pytest.raises(InputError, match="did you mean 'sentiment-minilm'"):
         load_recipe("sentiment-minlm")
     with pytest.raises(InputError, match="the built-in recipes are"):

@@ -1,0 +1,29 @@
+"""A composition report of answers that were written by hand."""
+
+from __future__ import annotations
+
+from road_interp import measure
+from road_interp.data.behaviours import BEHAVIOURS, Review
+from road_interp.measure.labels import MethodLabel
+from road_interp.models.generation import Answer
+
+REVIEWS = [Review(f"text {n}", "positive" if n % 2 else "negative", n) for n in range(20)]
+TASKS = {name: BEHAVIOURS[name] for name in ("label", "closing")}
+
+
+def scripted(prompts, active):
+    """Right with one task; with both, every fourth answer forgets the phrase and one never ends."""
+    answers = []
+    for number, review in enumerate(REVIEWS):
+        label = f"This is a {review.label} review."
+        text = {"__base__": "A film.", "label": label, "closing": f"{review.comment} Thank you!"}.get(active)
+        text = text or (label if number % 4 == 0 else f"{label} Thank you!")
+        answers.append(Answer(text, finished=not (active == "label+closing" and number == 1)))
+    return answers
+
+
+def composition_report(seed=0, generate=scripted):
+    """The report of `scripted`, or of other answers to the same reviews."""
+    prompts = [review.text for review in REVIEWS]
+    label = MethodLabel("m", "road_1", seed)
+    return measure.composition(generate, lambda prompts, answers: 2.0, TASKS, REVIEWS, prompts, label)
