@@ -190,9 +190,3 @@ def _restore(block: nn.Module, forward: Any) -> None:
         del block.forward
     else:
         block.forward = forward
-
-
-# ---------------------------------------------------------------------- training
-
-
-# ---------------------------------------------------------------------- measuring

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.progress import Progress, silent
+
+BATCH_SIZE = 16  # pairs per step
 
 
 def train_interchange(

@@ -160,7 +160,7 @@ def apply(maps: PlaneMaps, hidden: Float[Tensor, "*batch width"], group_size: in
     Blocks with a row axis act on `hidden` of shape `(rows, ..., width)`. Adjacent planes in fp32 or fp64 take one complex
     multiply, which reads and writes each state once; all else takes the equal real form, computed in the wider of the two dtypes.
 
-    >>> maps = blocks(torch.tensor([0.0, torch.pi]), torch.tensor([2.0, 1.0]), "road_1", group_size=2)
+    >>> maps = maps_from_parameters(torch.tensor([0.0, torch.pi]), torch.tensor([2.0, 1.0]), "road_1", group_size=2)
     >>> apply(maps, torch.tensor([1.0, 1.0, 3.0, 4.0]), group_size=2).round()
     tensor([ 2.,  2., -3., -4.])
     """
