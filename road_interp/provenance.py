@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,13 +52,20 @@ def _command() -> str:
 
 
 @cache
-def _commit() -> str | None:
-    """The commit of the checkout that this package lies in."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
+def _commit(root: Path = Path(__file__).parents[1]) -> str | None:
+    """The commit of the checkout in `root`, from git's own files: no program is run."""
+    git = root / ".git"
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        if git.is_file():  # a worktree, whose files lie in the main checkout
+            git = root / git.read_text().removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        branch = head.removeprefix("ref: ")
+        shared = git / (git / "commondir").read_text().strip() if (git / "commondir").is_file() else git
+        if (shared / branch).is_file():
+            return (shared / branch).read_text().strip()
+        packed = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
+        return next((words[0] for words in packed if words[1:] == [branch]), None)
+    except OSError:
         return None
-    return found.stdout.strip()

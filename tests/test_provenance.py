@@ -1,0 +1,41 @@
+"""What a result says it was made with."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+from road_interp import provenance
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
+
+
+@needs_git
+def test_the_commit_is_the_one_that_git_names(tmp_path):
+    def git(*words, folder=tmp_path / "main"):
+        options = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        found = subprocess.run(["git", *options, *words], cwd=folder, capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+
+    def commit_of(folder):
+        provenance._commit.cache_clear()
+        return provenance._commit(folder)
+
+    main, worktree = tmp_path / "main", tmp_path / "worktree"
+    main.mkdir()
+    assert commit_of(main) is None
+    git("init", "--quiet")
+    assert commit_of(main) is None  # a branch without a commit
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    assert commit_of(main) == git("rev-parse", "HEAD")
+    git("worktree", "add", "--quiet", "-b", "other/branch", str(worktree))
+    git("commit", "--quiet", "--allow-empty", "--message", "second", folder=worktree)
+    assert commit_of(worktree) == git("rev-parse", "HEAD", folder=worktree) != commit_of(main)
+    expected = commit_of(main), commit_of(worktree)
+    git("pack-refs", "--all")
+    assert (commit_of(main), commit_of(worktree)) == expected
+    git("checkout", "--quiet", "--detach")
+    assert commit_of(main) == expected[0]
+    provenance._commit.cache_clear()
