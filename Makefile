@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-processes test-faults test-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures clean
+.PHONY: setup demo test test-notebooks test-processes test-faults test-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results clean
 
 setup: $(READY)
 
@@ -90,6 +90,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -99,32 +100,23 @@ format: setup
 notebooks: setup
 	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$notebook || exit 1; done
 
-# Figures of the embedded models, and a page that shows them. What takes minutes is measured, one seed of it; what takes hours is drawn
-# from what was measured, in docs/. QUICK=1 measures for a moment only, in a folder of its own, since those numbers mean nothing.
-DRAWN := figures$(if $(QUICK),/quick)
-MEASURED := angles disentangle $(if $(QUICK),ablation drift interference)
-KEPT := $(filter-out $(addprefix %/,$(MEASURED)),studies/ablation studies/drift studies/capacity heads/heads heads/interference) \
-	studies/disentangle-rotten-tomatoes-before-norm composition/composition composition/strength throughput
-FIGURE := OMP_NUM_THREADS=1 $(BIN)/python analyses
+# Every study drawn from results/, on one page; docs/figures gets those that the documentation shows. QUICK=1 measures five of them for a
+# moment instead, in folders of their own, since those numbers mean nothing.
+QUICKLY_MEASURED := angles disentangle ablation drift interference
+SHOWN := angles throughput composition strength scan-agreement depth-agreement ablation
 figures: setup
-	@$(MAKE) --jobs 2 $(addprefix measure/,$(MEASURED)) $(addprefix redraw/,$(KEPT)) redraw/interchange redraw/smollm2
-	$(FIGURE)/index.py $(DRAWN) $(DRAWN)/smollm2
+ifdef QUICK
+	for study in $(QUICKLY_MEASURED); do $(BIN)/road-interp study $$study --quick --out figures/quick || exit 1; done
+	$(BIN)/road-interp study --redraw --quick --out figures/quick
+else
+	$(BIN)/road-interp study --redraw --out figures
+	cp $(SHOWN:%=figures/%.png) docs/figures
+endif
 
-# Parts of `figures`. Where they are measured, these two share runs that the first trains.
-measure/ablation measure/drift: measure/angles
-
-measure/%:
-	$(FIGURE)/$*.py $(if $(QUICK),--quick,--seeds 0) --out $(DRAWN)
-
-redraw/interchange:
-	$(FIGURE)/interchange.py --redraw docs/interchange --out $(DRAWN)
-
-redraw/smollm2:
-	$(FIGURE)/angles.py --redraw docs/studies/smollm2 --out $(DRAWN)/smollm2
-	$(FIGURE)/ablation.py --redraw docs/studies/smollm2/ablation.json --out $(DRAWN)/smollm2
-
-redraw/%:
-	$(FIGURE)/$(firstword $(subst -, ,$(notdir $*))).py --redraw docs/$*.json --out $(DRAWN)
+# What is missing in results/ is measured: all of it takes days on two cores, and every piece is kept as soon as it is there.
+results: setup
+	for study in $$($(BIN)/road-interp study --list --json | $(BIN)/python -c 'import json, sys; print(*(each["name"] for each in json.load(sys.stdin)["studies"]))'); \
+		do $(BIN)/road-interp study $$study || exit 1; done
 
 clean:
 	rm -rf mutants .coverage .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build

@@ -1,80 +1,76 @@
-"""What a learned rotation looks like: angles and magnitudes of its planes, what comes back with another seed, query against key.
+"""What a learned rotation looks like: angles and magnitudes of its planes, and what comes back with another seed.
 
-python analyses/angles.py RUN [RUN ...] --out figures    # run folders of one recipe, one per seed
-python analyses/angles.py --out figures                  # trains them: sentiment-minilm, three seeds
-python analyses/angles.py --quick --out figures
-python analyses/angles.py --redraw figures --out again   # draws what is there
-
-All figures show the first run, but for the one that compares seeds. Runs that are trained stay under parts/ in the
-folder, where other analyses find them.
+road-interp study angles     # sentiment-minilm, three seeds; all figures show the first, but for the one that compares seeds
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from road_interp import plots
-from road_interp.errors import InputError, exit_on_error
-from road_interp.files import read_text
-from road_interp.measure import AngleReport, QueryKey, SeedStructure, angles, query_key, seed_structure
+from road_interp.cli.study_commands import main_of
+from road_interp.measure import AngleReport, angles, seed_structure
+from road_interp.measure.structure import AngleStudy
 from road_interp.plots import export
-from road_interp.runs.run import Run
-from road_interp.training.study import QUICK, log_status, runs_for_seeds, study_options
+from road_interp.plots.structure import LABELS
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
 
-RESULTS: dict[str, Any] = {"angles": AngleReport, "structure": SeedStructure, "query-key": QueryKey}  # by name of their JSON
-
-
-def measure(runs: Sequence[Path]) -> dict[str, Any]:
-    """Angles of the first run, agreement of all where there are several, and query against key where both are rotated."""
-    loaded = [Run.load(folder) for folder in runs]
-    reports = [angles(run.adapter) for run in loaded]
-    results: dict[str, Any] = {"angles": reports[0]}
-    if len(reports) > 1:
-        results["structure"] = seed_structure(reports)
-    key_heads = getattr(loaded[0].load_model().model.config, "num_key_value_heads", 1)
-    try:
-        results["query-key"] = query_key(reports[0], key_heads)
-    except InputError as error:
-        log_status(str(error))
-    return results
+QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The results that an earlier run left in a folder. Raises InputError where there are none."""
-    files = {name: folder / f"{name}.json" for name in RESULTS}
-    if not (results := {name: RESULTS[name].from_json(read_text(file)) for name, file in files.items() if file.is_file()}):
-        raise InputError(f"'{folder}' holds none of {', '.join(file.name for file in files.values())}")
-    return results
+def measure(piece: Piece) -> AngleReport:
+    return angles(run_of(piece).adapter)
 
 
-def draw(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Every figure that there is a result for."""
-    drawings = {
-        "angle-histogram": ("angles", plots.angle_histogram),
-        "shares": ("angles", plots.shares),
-        "structure": ("structure", plots.seed_structure),
-        "query-key": ("query-key", plots.query_key),
-    }
-    paths = export.draw_adapter(results["angles"], folder) if "angles" in results else []
-    for name, (result, plot) in drawings.items():
-        if result in results:
-            paths.append(export.save_figure(plot(results[result]), results[result], folder, name))
+def report(pieces: Pieces) -> AngleStudy:
+    """Angles of the first seed, and the agreement of all where there are several."""
+    (reports,) = pieces.values()
+    return AngleStudy(reports[0], seed_structure(reports) if len(reports) > 1 else None)
+
+
+def draw(found: AngleStudy, folder: Path) -> list[Path]:
+    paths = export.draw_adapter(found.first, folder)
+    drawings = {"angle-histogram": plots.angle_histogram, "shares": plots.shares}
+    paths += [export.save_figure(plot(found.first), found.first, folder, name) for name, plot in drawings.items()]
+    if found.structure is not None:
+        paths.append(export.save_figure(plots.seed_structure(found.structure), found.structure, folder, "structure"))
     return paths
 
 
-def main() -> None:
-    options = study_options(__doc__, "two seeds, two steps", quick_seeds=2, runs=True)
-    if options.redraw is not None:
-        results = read(options.redraw)
-    else:
-        changes = QUICK if options.quick else ()
-        results = measure(options.runs or runs_for_seeds("sentiment-minilm", changes, options.seeds, options.parts))
-    for path in draw(results, options.out):
-        print(path)
+def describe(found: AngleStudy) -> Described:
+    sites = found.first.sites
+    angle = np.degrees(np.abs(np.concatenate([site.angle for site in sites])))
+    changed = np.abs(np.concatenate([site.magnitude for site in sites]) - 1)
+    most = max(sites, key=lambda site: site.summary()["mean |angle|"])
+    sentence = (
+        f"A plane turns by {angle.mean():.1f} degrees and changes its magnitude by {100 * changed.mean():.1f}% on average; the "
+        f"identity is 0 and 0. The site that turns most is layer {most.layer}, {most.kind}."
+    )
+    shares = np.mean([list(site.shares.values()) for site in sites], axis=0)
+    rows = [("planes", f"{len(angle):,}"), ("largest angle", f"{angle.max():.0f} degrees")]
+    rows += [(f"share of {name}, mean over sites", f"{share:.2f}") for name, share in zip(sites[0].shares, shares, strict=True)]
+    for name, label in LABELS.items() if found.structure is not None else ():
+        value = getattr(found.structure, name)
+        rows.append((f"correlation between seeds: {label}", "undefined" if value is None else with_interval(value, 2)))
+    return sentence, rows
 
+
+STUDY = Study(
+    name="angles",
+    title="How far planes turn",
+    recipe="sentiment-minilm",
+    conditions={"road_1": Condition("road_1")},
+    measure=measure,
+    report=report,
+    result=AngleReport,
+    draw=draw,
+    describe=describe,
+    minutes=20,
+    quick=QUICK,
+    quick_seeds=2,
+)
 
 if __name__ == "__main__":
-    with exit_on_error(Path(__file__).name):
-        main()
+    main_of(STUDY)

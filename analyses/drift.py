@@ -1,133 +1,158 @@
-"""Pilot study 1 of the paper on MiniLM: how far fine-tuning moves [CLS], by direction and by magnitude, block by block.
+"""Pilot study 1 of the paper: how far training moves states, by direction and by magnitude, block by block.
 
-python analyses/drift.py --out figures             # full fine-tuning, LoRA and road_1 on film reviews, three seeds
-python analyses/drift.py --quick --out figures
-python analyses/drift.py --redraw figures/drift.json --out figures
+    road-interp study drift              # MiniLM's [CLS]: full fine-tuning, LoRA and road_1 on film reviews, three seeds
+    road-interp study drift-smollm2      # SmolLM2's last token under two behaviours' rotations
 
-Two controls stand beside them: the pretrained model against itself, and two seeds of full fine-tuning against each other. Every
-comparison leaves its JSON under parts/ in the folder, and one that is there is not measured again.
+Two controls stand beside MiniLM's methods: the pretrained model against itself, and two seeds of full fine-tuning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.pyplot import subplots
 from matplotlib.style import context
-from torch import Tensor
 
 from road_interp import plots
-from road_interp.data.labelled import load_labelled
-from road_interp.errors import exit_on_error
-from road_interp.files import read_text, write_atomically
-from road_interp.measure import DriftStudy, drift, text_batches
+from road_interp.cli.study_commands import main_of
+from road_interp.data.labelled import load_labelled, read_rows, subsample
+from road_interp.measure import DriftReport, DriftStudy, drift, text_batches
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
-from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import Recipe
-from road_interp.training.fine_tuning import RATES, Method, train_baseline
-from road_interp.training.study import QUICK, settings_hash, study_options, train_once
+from road_interp.recipes.schema import ClassificationRecipe
+from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
 
-PRETRAINED, FULL, LORA, ROAD = "pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"
-ANOTHER = "full fine-tuning, seed against seed"
-NULL = "pretrained against itself"
-METHODS: dict[str, Method] = {FULL: "full", LORA: "lora"}  # beside road_1
-Which = tuple[str, int]  # method and seed
-
-
-def comparisons(seeds: Sequence[int]) -> Iterator[tuple[Which, Which, str]]:
-    """The model before, the model after, and what the latter is called."""
-    for method in (FULL, LORA, ROAD):
-        for seed in seeds:
-            yield (PRETRAINED, 0), (method, seed), method
-    for first, second in pairwise(seeds):
-        yield (FULL, first), (FULL, second), ANOTHER
-    yield (PRETRAINED, 0), (PRETRAINED, 0), NULL
-
-
-def load_recipe_for(seed: int, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe that all methods train."""
-    recipe = load_recipe("sentiment-minilm", [*changes, f"seed={seed}"])
-    assert isinstance(recipe, Recipe)
-    return recipe
+QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
+PRETRAINED, NULL = "pretrained", "pretrained against itself"
+NAMES = {"full": "full fine-tuning", "lora": "LoRA, rank 8", "road_1": "road_1"}
 
 
 @cache
-def read_batches(changes: tuple[str, ...]) -> list[dict[str, Tensor]]:
-    """The texts that no method learns from."""
-    recipe = load_recipe_for(0, changes)
-    task = load_labelled(recipe.data)
-    texts = [*task.validation["text"], *task.test["text"]]
-    return list(text_batches(texts, load_tokenizer(recipe.model), recipe.model.max_length))
+def baseline(recipe: ClassificationRecipe, method: str, seed: int) -> tuple[Any, dict[str, Any]]:
+    return train_baseline(recipe, method, seed=seed, learning_rate=LEARNING_RATES[method])
 
 
-def trained(method: str, recipe: Recipe, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The model that a method makes, and what its training came to; road_1 leaves its run in the folder."""
+def model_of(piece: Piece, method: str, seed: int) -> tuple[Any, dict[str, Any]]:
+    """The model that a method makes, and what its training came to."""
     if method == PRETRAINED:
-        return load_model(recipe.model)[0], {}
-    if method == ROAD:
-        run = train_once(recipe, folder)
+        return load_model(piece.recipe.model)[0], {}
+    if method == "road_1":
+        run = run_of(piece)
         return run.load_model(), run.metrics
-    return train_baseline(recipe, METHODS[method], seed=recipe.seed, learning_rate=RATES[METHODS[method]])
+    return baseline(piece.recipe, method, seed)
 
 
-def measure(parts: Path, seeds: Sequence[int], changes: Sequence[str]) -> DriftStudy:
-    """All comparisons; those that are there are read from their files."""
-    parts.mkdir(parents=True, exist_ok=True)
-
-    @cache
-    def model(method: str, seed: int) -> tuple[Any, dict[str, Any]]:
-        print(f"{method}, seed {seed}", flush=True)
-        return trained(method, load_recipe_for(seed, changes), parts / f"{method}, seed {seed}")
-
-    studies = []
-    for base, tuned, name in comparisons(seeds):
-        settings = settings_hash(*(load_recipe_for(seed, changes) for _, seed in (base, tuned)), RATES)
-        path = parts / f"{base[0]} {base[1]} to {tuned[0]} {tuned[1]}, {settings}.json"
-        if not path.is_file():
-            (before, _), (after, scores) = model(*base), model(*tuned)
-            report = drift(before, after, read_batches(tuple(changes)), base_name=base[0], tuned_name=name)
-            write_atomically(path, DriftStudy((report,), (scores,)).to_json())
-        studies.append(DriftStudy.from_json(path.read_text()))
-    reports = (report for study in studies for report in study.reports)
-    return DriftStudy(tuple(reports), tuple(scores for study in studies for scores in study.scores))
+def measure(piece: Piece) -> DriftStudy:
+    """The model before and after, on the texts that no method learns from."""
+    recipe, pair = piece.recipe, piece.condition == "full-seed-against-seed"
+    data = load_labelled(recipe.data)
+    batches = list(
+        text_batches([*data.validation["text"], *data.test["text"]], load_tokenizer(recipe.model), recipe.model.max_length)
+    )
+    method = {"full-seed-against-seed": "full", "pretrained-against-itself": PRETRAINED}.get(piece.condition, piece.condition)
+    before, _ = model_of(piece, method if pair else PRETRAINED, piece.seed)
+    after, scores = model_of(piece, method, piece.seed + 1 if pair else piece.seed)
+    names = {"base_name": NAMES["full"] if pair else PRETRAINED, "tuned_name": STUDY.conditions[piece.condition].name}
+    return DriftStudy((drift(before, after, batches, **names, progress=piece.progress),), (scores,))
 
 
-def draw(study: DriftStudy, folder: Path) -> list[Path]:
+def measure_smollm2(piece: Piece) -> DriftStudy:
+    """The last token of two hundred reviews, without and with the rotations."""
+    recipe = piece.recipe
+    rows = subsample(read_rows(recipe.reviews.id, None, "test"), 200)
+    batches = text_batches(rows["text"], load_tokenizer(recipe.model), recipe.model.max_length)
+    base, tuned = load_model(recipe.model)[0], run_of(piece).load_model()
+    names = {"base_name": recipe.model.name, "tuned_name": "label+closing, co-activation 0.5"}
+    return DriftStudy((drift(base, tuned, batches, "last", **names, progress=piece.progress),), ({},))
+
+
+def report(pieces: Pieces) -> DriftStudy:
+    studies = list(chain.from_iterable(pieces.values()))
+    reports = tuple(found for study in studies for found in study.reports)
+    return DriftStudy(reports, tuple(scores for study in studies for scores in study.scores))
+
+
+def draw(found: DriftStudy, folder: Path) -> list[Path]:
     """Every block with all seeds; the second-last block, and the grid of all, with the first seed of every method."""
-    names = dict.fromkeys(report.tuned for report in study.reports if report.base == PRETRAINED and report.tuned != NULL)
-    first = [next(report for report in study.reports if report.tuned == name) for name in names]
+    base = found.reports[0].base
+    names = dict.fromkeys(each.tuned for each in found.reports if each.base == base and each.tuned != NULL)
+    first = [next(each for each in found.reports if each.tuned == name) for name in names]
     with context(plots.STYLE):
         blocks = subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")[1]
-        size = (2.4 * len(first), 2.4)
-        points = subplots(1, len(first), figsize=size, layout="constrained", sharex=True, sharey=True)[1]
+        size = (2.4 * max(2, len(first)), 2.4)
+        points = subplots(1, len(first), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)[1][0]
     for ax, quantity in zip(blocks, ("angle", "dM"), strict=True):
-        plots.drift_blocks(study.reports, ax, quantity=quantity)
+        plots.drift_blocks(found.reports, ax, quantity=quantity)
     blocks[0].get_legend().remove()  # the other serves both
-    for report, ax in zip(first, points, strict=True):
-        plots.drift_scatter(report, ax, place=report.place(-2, before_norm=True)).label_outer()
+    for each, ax in zip(first, points, strict=True):
+        before_norm = any(place.before_norm for place in each.places)
+        plots.drift_scatter(each, ax, place=each.place(-2, before_norm=before_norm)).label_outer()
     shown = DriftStudy(tuple(first), ())
     return [
-        export.save_figure(blocks[0], study, folder, "drift"),
+        export.save_figure(blocks[0], found, folder, "drift"),
         export.save_figure(points[0], shown, folder, "drift-scatter"),
         export.save_figure(plots.drift_grid(first), shown, folder, "drift-grid"),
     ]
 
 
-def main() -> None:
-    options = study_options(__doc__, "one seed, two steps")
-    if options.redraw is not None:
-        study = DriftStudy.from_json(read_text(options.redraw))
-    else:
-        study = measure(options.parts, options.seeds, QUICK if options.quick else ())
-    for path in draw(study, options.out):
-        print(path)
+def describe(found: DriftStudy) -> Described:
+    def over_seeds(reports: list[DriftReport], layer: int, before_norm: bool) -> str:
+        places = [each.place(layer, before_norm) for each in reports]
+        angle, size = ([getattr(place, quantity)[0] for place in places] for quantity in ("angle", "dM"))
+        spread = [(float(np.mean(values)), min(values), max(values)) for values in (angle, size)]
+        return f"{with_interval(spread[0], 1)} degrees, dM {with_interval(spread[1])}"
 
+    named: dict[str, list[DriftReport]] = {}
+    for each in found.reports:
+        named.setdefault(each.tuned, []).append(each)
+    rows = [
+        (f"{name}: {place.name}", over_seeds(reports, place.layer, place.before_norm))
+        for name, reports in named.items()
+        for place in reports[0].places
+    ]
+    first = found.reports[0]
+    sentence = (
+        f"{first.tuned} turns the {first.token} token's state by {over_seeds(named[first.tuned], -1, False)} at the last block and "
+        f"by {over_seeds(named[first.tuned], 0, False)} at the first (means over seeds, lowest to highest)."
+    )
+    if any(place.norm_is_pinned for place in first.places):
+        sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there says nothing."
+    return sentence, rows
+
+
+STUDY = Study(
+    name="drift",
+    title="How far states move",
+    recipe="sentiment-minilm",
+    conditions={
+        **{slug: Condition(name) for slug, name in NAMES.items()},
+        "full-seed-against-seed": Condition("full fine-tuning, seed against seed", seeds=2),
+        "pretrained-against-itself": Condition(NULL, seeds=1),
+    },
+    measure=measure,
+    report=report,
+    result=DriftStudy,
+    draw=draw,
+    describe=describe,
+    minutes=65,
+    quick=QUICK,
+)
+SMOLLM2 = replace(
+    STUDY,
+    name="drift-smollm2",
+    recipe="composition-smollm2",
+    conditions={"label-closing_coact-0.5": Condition("label+closing, co-activation 0.5")},
+    measure=measure_smollm2,
+    draw=lambda found, folder: draw(found, folder / "smollm2"),
+    minutes=30,
+    quick=("training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
+)
 
 if __name__ == "__main__":
-    with exit_on_error(Path(__file__).name):
-        main()
+    main_of(STUDY)

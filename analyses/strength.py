@@ -1,50 +1,39 @@
 """How often a behaviour shows at other strengths of its learned rotation, A^t: a threshold, or a line?
 
-road-interp train composition-smollm2 'tasks={closing: {behaviour: closing}}' --out runs/closing
-python analyses/strength.py runs/closing --out figures
-python analyses/strength.py runs/closing --quick --out figures
-python analyses/strength.py --redraw figures/strength.json --out figures
+road-interp study strength      # SmolLM2's closing phrase, trained alone
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from road_interp.answer_scorer import GenerationScorer
-
 from road_interp import plots
-from road_interp.errors import InputError, exit_on_error
-from road_interp.files import read_text
+from road_interp.cli.study_commands import main_of
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.models.generation import Answer, answer_perplexity
 from road_interp.models.loading import load_tokenizer
 from road_interp.plots import export
-from road_interp.recipes.schema import MixtureRecipe
-from road_interp.runs.run import Run
+from road_interp.training.scoring import GenerationScorer
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
-def measure(folder: Path, strengths: Sequence[float], prompts: int) -> StrengthReport:
+def measure(piece: Piece) -> StrengthReport:
     """The curve of a run that learned one behaviour, on the first test prompts of its recipe."""
-    run = Run.load(folder)
-    if not isinstance(run.recipe, MixtureRecipe) or len(run.recipe.tasks) != 1:
-        raise InputError(f"'{folder}' did not learn one behaviour alone")
-    scorer = GenerationScorer(run, prompts)
+    run = run_of(piece)
+    scorer = GenerationScorer(run, 128)
     ((task, behaviour),) = scorer.behaviours.items()
 
-    def answering(power: float) -> list[Answer]:
-        print(f"strength {power:g}", file=sys.stderr)
-        return scorer.answers(run.adapter**power)
+    def generate(exponent: float) -> list[Answer]:
+        piece.progress(f"strength {exponent:g}")
+        return scorer.answers(run.adapter**exponent)
 
     fluency = answer_perplexity(scorer.base, load_tokenizer(run.recipe.model))
     return strength(
-        answering,
+        generate,
         lambda answers: fluency(scorer.prompts, answers),
-        strengths,
+        STRENGTHS,
         scorer.reviews,
         model=run.recipe.model.name,
         task=task,
@@ -52,24 +41,32 @@ def measure(folder: Path, strengths: Sequence[float], prompts: int) -> StrengthR
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, nargs="?", help="a run folder of one behaviour")
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--prompts", type=int, default=128)
-    parser.add_argument("--quick", action="store_true", help="two strengths and four prompts")
-    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of measuring")
-    options = parser.parse_args()
-    if options.redraw is not None:
-        report = StrengthReport.from_json(read_text(options.redraw))
-    elif options.run is None:
-        parser.error("a run folder is needed, or --redraw")
-    else:
-        strengths, prompts = ((0.0, 1.0), 4) if options.quick else (STRENGTHS, options.prompts)
-        report = measure(options.run, strengths, prompts)
-    print(export.save_figure(plots.strength(report), report, options.out, "strength"))
+def report(pieces: Pieces) -> StrengthReport:
+    return next(iter(pieces.values()))[0]
 
+
+def draw(found: StrengthReport, folder: Path) -> list[Path]:
+    return [export.save_figure(plots.strength(found), found, folder, "strength")]
+
+
+def describe(found: StrengthReport) -> Described:
+    rows = [(f"strength {t:g}", with_interval(rate)) for t, rate in zip(found.strengths, found.rates(), strict=True)]
+    return f"How often '{found.task}' shows when its rotation is applied at another strength than the learned one.", rows
+
+
+STUDY = Study(
+    name="strength",
+    title="A behaviour by its strength",
+    recipe="composition-smollm2",
+    conditions={"closing": Condition("closing alone", ("tasks={closing: {behaviour: closing}}",), seeds=1)},
+    measure=measure,
+    report=report,
+    result=StrengthReport,
+    draw=draw,
+    describe=describe,
+    minutes=15,
+    quick=("training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
+)
 
 if __name__ == "__main__":
-    with exit_on_error(Path(__file__).name):
-        main()
+    main_of(STUDY)

@@ -1,40 +1,67 @@
 """Figure 4 of the paper: generation with a different adapter in every row, RoAd beside LoRA and the bare model.
 
-python analyses/throughput.py --out figures            # SmolLM2-135M, 25 minutes on two slow cores
-python analyses/throughput.py --quick --out figures
-python analyses/throughput.py --redraw figures/throughput.json --out figures
+road-interp study throughput      # SmolLM2-135M
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from road_interp.errors import exit_on_error
-from road_interp.files import read_text
+from road_interp.cli.study_commands import main_of
 from road_interp.measure.throughput import ThroughputReport, run_throughput_recipe
 from road_interp.plots import export
-from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import ThroughputRecipe
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study
 
-QUICK = ["rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]"]
+EIGHT, QUIET = ("requests=[8]", "lengths=[]", "ranks=[]"), "[bare, merged, RoadModel, PEFT RoAd, PEFT LoRA]"
+QUICK = ("rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--quick", action="store_true", help="one round of few sizes")
-    parser.add_argument("--redraw", type=Path, help="draw from the JSON of an earlier run instead of timing")
-    options = parser.parse_args()
-    if options.redraw is not None:
-        report = ThroughputReport.from_json(read_text(options.redraw))
-    else:
-        recipe = load_recipe("throughput-smollm2", QUICK if options.quick else [])
-        assert isinstance(recipe, ThroughputRecipe)
-        report = run_throughput_recipe(recipe, progress=lambda task, report: print(task))
-    print(export.draw_bench(report, options.out))
+def measure(piece: Piece) -> ThroughputReport:
+    return run_throughput_recipe(piece.recipe, progress=piece.progress)
 
+
+def report(pieces: Pieces) -> ThroughputReport:
+    """The first condition that is there: that of the figure."""
+    return next(iter(pieces.values()))[0]
+
+
+def draw(found: ThroughputReport, folder: Path) -> list[Path]:
+    return [export.draw_throughput(found, folder)]
+
+
+def describe(found: ThroughputReport) -> Described:
+    rows = []
+    for timing in found.timings:
+        if timing.task == "requests":
+            low, high = timing.spread
+            rows.append((f"{timing.method}, {timing.rows} at a time", f"{timing.ratio:.2f} [{low:.2f}, {high:.2f}]"))
+    sentence = (
+        f"Time of {found.model} with a different adapter in every row, as a ratio to the bare model: median and quartiles of "
+        f"{found.rounds} rounds on {found.device}."
+    )
+    return sentence, rows
+
+
+STUDY = Study(
+    name="throughput",
+    title="Different adapters in one batch",
+    recipe="throughput-smollm2",
+    conditions={
+        "all": Condition("every method", seeds=1),
+        "quiet": Condition("eight requests, with nothing beside them", (*EIGHT, "rounds=9", f"methods={QUIET}"), seeds=1),
+        "with-oft": Condition(
+            "eight requests, PEFT's OFT too", (*EIGHT, "rounds=7", f"methods={QUIET[:-1]}, PEFT OFT]"), seeds=1
+        ),
+    },
+    measure=measure,
+    report=report,
+    result=ThroughputReport,
+    draw=draw,
+    describe=describe,
+    minutes=25,
+    quick=QUICK,
+    quick_conditions=1,
+)
 
 if __name__ == "__main__":
-    with exit_on_error(Path(__file__).name):
-        main()
+    main_of(STUDY)

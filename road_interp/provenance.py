@@ -23,17 +23,19 @@ class Provenance:
         commit: of the checkout that ran; None for an installed package.
         command: the running command; of the program's path only the name.
         seeds: of what was trained or drawn; empty where nothing was.
+        settings: hash of the recipe and overrides of a study's piece; empty elsewhere.
     """
 
     versions: Mapping[str, str]
     commit: str | None
     command: str
     seeds: tuple[int, ...] = ()
+    settings: str = ""
 
 
-def current_provenance(seeds: Sequence[int] = ()) -> Provenance:
+def current_provenance(seeds: Sequence[int] = (), settings: str = "") -> Provenance:
     """The provenance of what this process makes."""
-    return Provenance(library_versions(), _commit(), _command(), tuple(seeds))
+    return Provenance(library_versions(), _commit(), _command(), tuple(seeds), settings)
 
 
 def library_versions() -> dict[str, str]:

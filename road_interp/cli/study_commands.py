@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from road_interp.cli.options import AsJson, Overrides, app, console, grouped, quiet_libraries
+from road_interp.cli.options import AsJson, Overrides, app, console, grouped, print_result, quiet_libraries
 from road_interp.errors import InputError
 from road_interp.progress import progress_bar
 
@@ -44,13 +44,17 @@ def study(
     selection: Selection,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study: measure what is missing, draw its figures, say what they show."""
+    """Run a study: measure what is missing, draw its figures, say what they show. With --redraw alone, draw all and write a page."""
     from road_interp.training.study import find_study, studies
+    from road_interp.training.study_page import write_page
 
     if list_all:
         _list(list(studies().values()), as_json)
+    elif name is None and selection.redraw:
+        page = write_page(list(studies().values()), _options(selection, tuple(overrides or ())), selection.out)
+        print_result(as_json, {"page": str(page)}, f"page: {page}")
     elif name is None:
-        raise InputError("name a study, or list them with --list")
+        raise InputError("name a study, list them with --list, or draw all that have results with --redraw")
     else:
         run_one(find_study(name), tuple(overrides or ()), selection, as_json)
 
@@ -96,10 +100,15 @@ def _options(selection: Selection, overrides: tuple[str, ...]) -> StudyOptions:
 
 def _list(known: list[Study], as_json: bool) -> None:
     if as_json:
-        rows = [{"name": each.name, "title": each.title, "recipe": each.recipe, "minutes": each.minutes} for each in known]
+        rows = [{"name": each.name, "title": each.title, "recipe": _recipe(each), "minutes": each.minutes} for each in known]
         print(json.dumps({"studies": rows}))
         return
     table = Table("study", "question", "recipe", "minutes", title="Studies, and what three seeds take on two cores")
     for each in known:
-        table.add_row(each.name, each.title, each.recipe, str(each.minutes))
+        table.add_row(each.name, each.title, _recipe(each), str(each.minutes))
     console.print(table)
+
+
+def _recipe(study: Study) -> str:
+    """Its name; empty where nothing is trained."""
+    return study.recipe if isinstance(study.recipe, str) else ""

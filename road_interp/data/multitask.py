@@ -116,9 +116,7 @@ def format_prompts(recipe: MultiTaskGenerationRecipe, prompts: Sequence[str], to
     return [template.render(prompt=tokenizer.decode(ids)) for ids in cut]
 
 
-def encode_multitask_data(
-    data: MultiTaskData, tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe
-) -> Dataset:
+def encode_multitask_data(data: MultiTaskData, tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe) -> Dataset:
     """Token ids of prompt and answer, with labels on the answer only and the index of the task.
 
     The end of the answer is learned too, but for behaviours that are not about it.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure.intervals import DRAWS, bootstrap_means, interval
+from road_interp.measure.intervals import DRAWS, bootstrap_means, check_seeds, interval
 from road_interp.models.hidden_states import Batch, Token, evaluation_mode, find_read_points, read_states, select_tokens
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -168,6 +168,26 @@ class DisentangleReport(Result):
         """Scores with their intervals, and how far each arm stays behind the full layer."""
         scores = {outcome.name: [self.score(outcome.name), *self.interval(outcome.name)] for outcome in self.outcomes}
         return {"scores": scores, "behind the full layer": {arm: self.gap(FULL, arm) for arm in ARMS[1:]}}
+
+    @classmethod
+    def over_seeds(cls, reports: Sequence[DisentangleReport]) -> DisentangleReport:
+        """The reports of several seeds as one: the same texts, probes and place; of every arm the predictions of all seeds."""
+        first = reports[0]
+        for each in reports:
+            if replace(each, seeds=(), outcomes=()) != replace(first, seeds=(), outcomes=()):
+                raise InputError("only reports of one model, task, metric and place, on the same texts, can be put together")
+            if each.probes != first.probes:
+                raise InputError("the probes differ: they see the pretrained backbone, which has no seed")
+        check_seeds([each.seeds for each in reports], [len(each.of(FULL).predictions) for each in reports])
+        outcomes = []
+        for outcome in first.outcomes:
+            same = [each.of(outcome.name) for each in reports]
+            if outcome.name in ARMS:
+                predictions = tuple(value for each in same for value in each.predictions)
+                outcome = replace(outcome, predictions=predictions, chosen=tuple(rate for each in same for rate in each.chosen))
+            outcomes.append(outcome)
+        seeds = tuple(seed for each in reports for seed in each.seeds)
+        return replace(first, seeds=seeds, outcomes=tuple(outcomes), provenance=None)
 
     def _told(self, name: str) -> Float[np.ndarray, "seeds texts"]:
         """The predictions; of a probe there is one row."""

@@ -81,6 +81,19 @@ class QueryKey(Result):
         return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
+@dataclass(frozen=True)
+class AngleStudy(Result):
+    """Adapters of one recipe.
+
+    Attributes:
+        first: the planes of the first seed's adapter.
+        structure: how alike all seeds are; None for a single one.
+    """
+
+    first: AngleReport
+    structure: SeedStructure | None
+
+
 def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
     """Compare adapters of one recipe that differ in the seed alone. Raises InputError for fewer than two or different sites."""
     if len(reports) < 2:

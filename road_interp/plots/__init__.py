@@ -1,5 +1,7 @@
 """Drawing: a result in, matplotlib Axes out. Nothing here measures, shows or saves."""
 
+from typing import Any
+
 from road_interp.plots.ablation import ablation, ablation_by, ablation_curve
 from road_interp.plots.angles import angle_histogram, angles, magnitudes, planes, shares
 from road_interp.plots.capacity import capacity
@@ -7,7 +9,7 @@ from road_interp.plots.disentangle import disentangle
 from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
 from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
-from road_interp.plots.multitask import composition, heads, strength
+from road_interp.plots.multitask import composition, multitask_accuracy, strength
 from road_interp.plots.plane import plane
 from road_interp.plots.structure import query_key, seed_structure
 from road_interp.plots.style import STYLE
@@ -26,11 +28,11 @@ __all__ = [
     "drift_blocks",
     "drift_grid",
     "drift_scatter",
-    "heads",
     "interchange_depth",
     "interchange_scan",
     "interference",
     "magnitudes",
+    "multitask_accuracy",
     "plane",
     "planes",
     "query_key",
@@ -39,3 +41,10 @@ __all__ = [
     "strength",
     "throughput",
 ]
+_NAMES_OF_0_1_0 = {"heads": "multitask_accuracy"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES_OF_0_1_0:
+        return globals()[_NAMES_OF_0_1_0[name]]
+    raise AttributeError(f"module 'road_interp.plots' has no attribute '{name}'")

@@ -35,7 +35,7 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
 
 
 @styled
-def heads(study: MultiTaskAccuracyStudy, ax: Axes) -> Axes:
+def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes) -> Axes:
     """Accuracy of every head by how it was trained and what is active, with 95% intervals."""
     tasks = study.together[0].tasks
     bars = [("trained alone", lambda task: (study.alone[task], task))]

@@ -26,10 +26,16 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Raises:
         InputError: no such recipe, no kind, an unknown key (with the nearest known one), a value of the wrong kind.
     """
-    if isinstance(source, Mapping):
-        return _build({**source}, "recipe", overrides)
-    path = recipe_path(source)
-    return _build(_read_yaml(path), path.name, overrides)
+    name = "recipe" if isinstance(source, Mapping) else recipe_path(source).name
+    return _build(read_recipe(source, overrides), name)
+
+
+def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of a recipe with the overrides in it, unchecked. Raises InputError for no such recipe, or a file that is none."""
+    content = {**source} if isinstance(source, Mapping) else _read_yaml(recipe_path(source))
+    for override in overrides:
+        apply_override(content, override)
+    return content
 
 
 def load_trainable_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainableRecipe:
@@ -57,9 +63,7 @@ def check_trainable(recipe: Any) -> TrainableRecipe:
     return cast(TrainableRecipe, recipe)
 
 
-def _build(content: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> Recipe:
-    for override in overrides:
-        _apply_override(content, override)
+def _build(content: dict[str, Any], name: str) -> Recipe:
     kind = content.get("kind")
     if kind not in KINDS:
         wrong = "'kind' is missing" if kind is None else f"unknown kind {kind!r}"
@@ -100,17 +104,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _apply_override(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Put the value of a text such as "training.epochs=3" into nested mappings. Raises InputError for another text."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"override '{override}' is not of the form key=value, such as training.epochs=3")
     *parents, last = key.split(".")
-    place = content
+    section = content
     for parent in parents:
-        inner = place.get(parent)
-        place[parent] = dict(inner) if isinstance(inner, Mapping) else {}
-        place = place[parent]
+        inner = section.get(parent)
+        section[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+        section = section[parent]
     try:
-        place[last] = yaml.safe_load(text)
+        section[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"override '{override}': the value is not valid YAML") from None

@@ -9,21 +9,26 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from road_interp.errors import InputError
+from road_interp.from_mapping import from_mapping
 from road_interp.progress import Progress, silent
-from road_interp.recipes.loader import load_recipe, load_stored_recipe
+from road_interp.provenance import current_provenance
+from road_interp.recipes.loader import apply_override, load_recipe, load_stored_recipe, read_recipe
 from road_interp.recipes.schema import TrainableRecipe
 from road_interp.results import Result
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training.api import train
+from road_interp.training.manifest import record
 
 Described = tuple[str, list[tuple[str, str]]]  # a sentence that a report supports, and its numbers by name
 Pieces = Mapping[str, Sequence[Any]]  # the results of every condition that has some, in the order of the seeds
@@ -71,7 +76,7 @@ class Study:
     Attributes:
         name: folder of its results, and stem of its figures.
         title: of its section on the page of figures.
-        recipe: a built-in recipe, whose seed every piece sets.
+        recipe: a built-in recipe, or a frozen dataclass of settings where nothing is trained; every piece sets its seed.
         conditions: by slug (letters, digits, `-`, `_` and `.`), the most wanted first.
         measure: one piece.
         report: the pieces as one result. Conditions that were not measured are missing.
@@ -79,13 +84,14 @@ class Study:
         draw: the figures of a report in a folder: the paths of their PNGs.
         describe: what the report says.
         minutes: what all of it takes on two cores, about.
-        quick: further overrides of `--quick`, which leaves the first seeds only.
-        quick_seeds: how many.
+        quick: further overrides of `--quick`.
+        quick_seeds, quick_conditions: how many of them `--quick` leaves; None for all.
+        inputs: keys of the settings that name files on this machine, and so do not tell results apart.
     """
 
     name: str
     title: str
-    recipe: str
+    recipe: str | type[Any]
     conditions: Mapping[str, Condition]
     measure: Callable[[Piece], Result]
     report: Callable[[Pieces], Result]
@@ -95,6 +101,8 @@ class Study:
     minutes: int
     quick: tuple[str, ...] = ()
     quick_seeds: int = 1
+    quick_conditions: int | None = None
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class StudyOptions:
         overrides: of the recipe, for all conditions.
         seeds: of every condition.
         only: slugs of the conditions to measure; all by default. The report holds whatever is there.
-        quick: few steps and examples of the first condition, for a look at the figures: the numbers mean nothing.
+        quick: few steps and examples, for a look at the figures: the numbers mean nothing.
         results: folder of the pieces.
         runs: folder of the run folders.
     """
@@ -128,12 +136,16 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
         near = difflib.get_close_matches(unknown[0], study.conditions, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"the conditions are {', '.join(study.conditions)}"
         raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
-    for slug in options.only or study.conditions:
+    limit = study.quick_conditions if options.quick else None
+    for slug in options.only or list(study.conditions)[:limit]:
         for seed in _seeds(study, study.conditions[slug], options):
             path = _path(study, slug, seed, options)
             if not path.is_file():
                 progress(f"{study.conditions[slug].name}, seed {seed}")
-                _measure(study, slug, seed, options, progress).save(path)
+                started = time.monotonic()
+                result = _measure(study, slug, seed, options, progress)
+                result.save(path)
+                record(options.results, path, result, time.monotonic() - started)
     return read_study(study, options)
 
 
@@ -142,7 +154,7 @@ def read_study(study: Study, options: StudyOptions) -> Result:
     pieces = {}
     for slug, condition in study.conditions.items():
         paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
-        if found := [study.result.load(path) for path in paths if path.is_file()]:
+        if found := [_load(study, condition, path, options) for path in paths if path.is_file()]:
             pieces[slug] = found
     if not pieces:
         raise InputError(f"'{options.results / study.name}' holds no results of this study")
@@ -204,10 +216,39 @@ def with_interval(values: Sequence[float], digits: int = 3) -> str:
 
 def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress: Progress) -> Result:
     condition = study.conditions[slug]
-    quick = study.quick if options.quick else ()
-    recipe = load_recipe(study.recipe, [*condition.overrides, *quick, *options.overrides, f"seed={seed}"])
+    overrides = [*_overrides(study, condition, options), f"seed={seed}"]
+    recipe: Any = load_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else _settings(study.recipe, overrides)
     piece = Piece(recipe, slug, seed, options.runs, progress)
-    return (condition.measure or study.measure)(piece)
+    result = (condition.measure or study.measure)(piece)
+    return replace(result, provenance=current_provenance((seed,), settings_of(study, condition, options)))
+
+
+def _load(study: Study, condition: Condition, path: Path, options: StudyOptions) -> Result:
+    """A piece that is there. Raises InputError for one that was measured with other settings."""
+    result = study.result.load(path)
+    made = None if result.provenance is None else result.provenance.settings
+    if made != (settings := settings_of(study, condition, options)):
+        raise InputError(f"'{path}' was measured with other settings ({made}, not {settings}); choose another --results")
+    return result
+
+
+def settings_of(study: Study, condition: Condition, options: StudyOptions) -> str:
+    """Hash of what a condition's pieces are measured with, but for the seed: the keys that recipe and overrides name."""
+    overrides = [each for each in _overrides(study, condition, options) if each.partition("=")[0] not in study.inputs]
+    content = read_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else overrides
+    return settings_hash(json.dumps(content, sort_keys=True, default=str))
+
+
+def _overrides(study: Study, condition: Condition, options: StudyOptions) -> list[str]:
+    return [*condition.overrides, *(study.quick if options.quick else ()), *options.overrides]
+
+
+def _settings(kind: type[Any], overrides: Sequence[str]) -> Any:
+    """A dataclass of settings from texts such as "steps=200"."""
+    content: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(content, override)
+    return from_mapping(kind, content)
 
 
 def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[int, ...]:
@@ -216,7 +257,9 @@ def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[i
 
 
 def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:
-    folder = options.results / ("quick" if options.quick else "") / study.name / slug
+    own = [each for each in options.overrides if each.partition("=")[0] not in study.inputs]
+    name = f"{study.name}-{settings_hash(own)}" if own else study.name
+    folder = options.results / ("quick" if options.quick else "") / name / slug
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"seed-{seed}.json"
 
@@ -225,7 +268,8 @@ def _studies_in(path: Path) -> list[Study]:
     """The studies that a script defines at its top level."""
     name = f"road_interp_analyses_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

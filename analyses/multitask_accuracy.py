@@ -1,0 +1,73 @@
+"""Two classification heads on one state of MiniLM: what each loses when the other's planes are active too.
+
+road-interp study multitask-accuracy      # with and without co-activation, and each task alone, three seeds
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from road_interp import plots
+from road_interp.cli.study_commands import main_of
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
+from road_interp.plots import export
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
+
+QUICK = ("training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source")))
+ALONE = {f"{task}-alone": task for task in ("sentiment", "source")}
+
+
+def only_task(piece: Piece, task: str) -> Piece:
+    """The piece with one task of its recipe, on all planes."""
+    return piece._replace(recipe=replace(piece.recipe, tasks={task: piece.recipe.tasks[task]}))
+
+
+def measure(piece: Piece) -> MultiTaskAccuracyReport:
+    """The recipe, or one task of it by itself on all planes."""
+    if piece.condition in ALONE:
+        piece = only_task(piece, ALONE[piece.condition])
+    found = run_of(piece).composition
+    assert isinstance(found, MultiTaskAccuracyReport)
+    return replace(found, method=STUDY.conditions[piece.condition].name)
+
+
+def report(pieces: Pieces) -> MultiTaskAccuracyStudy:
+    found = {slug: MultiTaskAccuracyReport.over_seeds(each) for slug, each in pieces.items()}
+    together = tuple(each for slug, each in found.items() if slug not in ALONE)
+    return MultiTaskAccuracyStudy(together, {ALONE[slug]: each for slug, each in found.items() if slug in ALONE})
+
+
+def draw(found: MultiTaskAccuracyStudy, folder: Path) -> list[Path]:
+    return [export.save_figure(plots.multitask_accuracy(found), found, folder, "multitask-accuracy")]
+
+
+def describe(found: MultiTaskAccuracyStudy) -> Described:
+    rows = [
+        (f"{each.method}: {task}, lost against training alone", with_interval(found.gap(task, each)))
+        for each in found.together
+        for task in each.tasks
+    ]
+    return "What a head loses when it shares its states with another task and both are active.", rows
+
+
+STUDY = Study(
+    name="multitask-accuracy",
+    title="Two heads on one state",
+    recipe="multitask-minilm",
+    conditions={
+        "coact-0.5": Condition("co-activation 0.5", ("co_activation=0.5",)),
+        "coact-0": Condition("co-activation 0", ("co_activation=0.0",)),
+        **{slug: Condition(f"{task} alone") for slug, task in ALONE.items()},
+    },
+    measure=measure,
+    report=report,
+    result=MultiTaskAccuracyReport,
+    draw=draw,
+    describe=describe,
+    minutes=30,
+    quick=QUICK,
+)
+
+if __name__ == "__main__":
+    main_of(STUDY)

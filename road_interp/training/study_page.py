@@ -1,0 +1,37 @@
+"""One self-contained page with every study that has results: its figures, what they show, and its numbers."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from road_interp.errors import InputError
+from road_interp.files import write_atomically
+from road_interp.provenance import figure_metadata
+from road_interp.training.study import Study, StudyOptions, read_study
+
+
+def write_page(known: Sequence[Study], options: StudyOptions, folder: Path) -> Path:
+    """Draw all studies that have results into a folder and write index.html there. Raises InputError where none has any."""
+    sections = list(_sections(known, options, folder))
+    if not sections:
+        raise InputError(f"'{options.results}' holds no results of any study")
+    template = resources.files("road_interp.training").joinpath("studies.html.jinja").read_text("utf-8")
+    page = Environment(autoescape=True).from_string(template).render(sections=sections, quick=options.quick, **figure_metadata())
+    write_atomically(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def _sections(known: Sequence[Study], options: StudyOptions, folder: Path) -> Iterator[dict[str, Any]]:
+    for study in known:
+        if not any((options.results / ("quick" if options.quick else "") / study.name).glob("*/*.json")):
+            continue
+        report = read_study(study, options)
+        sentence, numbers = study.describe(report)
+        images = [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in study.draw(report, folder)]
+        yield {"study": study, "sentence": sentence, "numbers": numbers, "images": images}
