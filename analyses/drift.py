@@ -118,8 +118,8 @@ def describe(found: DriftStudy) -> Described:
     ]
     first = found.reports[0]
     sentence = (
-        f"{first.tuned} turns the {first.token} token's state by {over_seeds(named[first.tuned], -1, False)} at the last block and "
-        f"by {over_seeds(named[first.tuned], 0, False)} at the first (means over seeds, lowest to highest)."
+        f"{first.tuned} turns the {first.token} token's state by {over_seeds(named[first.tuned], -1, False)} at the last block "
+        f"and by {over_seeds(named[first.tuned], 0, False)} at the first (means over seeds, lowest to highest)."
     )
     if any(place.norm_is_pinned for place in first.places):
         sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there says nothing."

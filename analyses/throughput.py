@@ -49,9 +49,7 @@ STUDY = Study(
     conditions={
         "all": Condition("every method", seeds=1),
         "quiet": Condition("eight requests, with nothing beside them", (*EIGHT, "rounds=9", f"methods={QUIET}"), seeds=1),
-        "with-oft": Condition(
-            "eight requests, PEFT's OFT too", (*EIGHT, "rounds=7", f"methods={QUIET[:-1]}, PEFT OFT]"), seeds=1
-        ),
+        "with-oft": Condition("eight requests, with PEFT OFT", (*EIGHT, "rounds=7", f"methods={QUIET[:-1]}, PEFT OFT]"), seeds=1),
     },
     measure=measure,
     report=report,

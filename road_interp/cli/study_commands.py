@@ -44,7 +44,10 @@ def study(
     selection: Selection,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study: measure what is missing, draw its figures, say what they show. With --redraw alone, draw all and write a page."""
+    """Run a study: measure what is missing, draw its figures, say what they show.
+
+    With --redraw and no name, draw every study that has results, and write a page of them.
+    """
     from road_interp.training.study import find_study, studies
     from road_interp.training.study_page import write_page
 

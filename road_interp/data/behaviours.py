@@ -59,8 +59,8 @@ class Behaviour:
         instruction: the behaviour in words, for a model that is told instead of trained.
         answer: the training answer to a review.
         is_satisfied: whether an answer shows it. Strict on phrases, which count once only; a label may be repeated.
-        learns_eos: whether it is about how an answer ends. Only then is the end learned with it: a task that learns to stop where its
-            own part is done leaves no room for any other.
+        learns_eos: whether the end of the answer is learned with it. Only behaviours about the end of an answer do: a task that
+            learns to stop where its own part is done leaves no room for any other.
     """
 
     instruction: str

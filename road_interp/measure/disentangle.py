@@ -37,9 +37,10 @@ class Features:
 
     Attributes:
         states: one per text, of the last block.
-        head_norms: L2 norms of the text's state at every place (`states.find_read_points`), in chunks as wide as an attention head.
+        head_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in chunks of the residual
+            state that are as wide as an attention head.
         labels: class indices, or numbers for regression.
-        place: where the states were read, by its name (`states.Place`).
+        place: where the states were read, by its name (`hidden_states.ReadPoint`).
     """
 
     states: Float[np.ndarray, "texts width"]

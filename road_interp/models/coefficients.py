@@ -60,7 +60,7 @@ class Coefficients:
 
 
 def of_parameters(interventions: Sequence[RoadIntervention], family: RoadAdapter) -> Coefficients:
-    """The maps of the parameters as they are at each call. None are kept: a fused optimizer changes parameters without a trace."""
+    """The maps of the parameters at each call. None are kept, since a fused optimizer changes parameters without a trace."""
 
     def maps() -> list[PlaneMaps]:
         devices = [each.theta.device for each in interventions]

@@ -60,8 +60,8 @@ class Registered(NamedTuple):
 class ForwardWrapper:
     """A module's forward, followed by the transforms of the active scopes.
 
-    When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the only registered context
-    are used; several registered contexts are an error. torch.compile cannot trace contexts: it applies every transform.
+    When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the only registered
+    context are used; several registered contexts are an error. torch.compile cannot trace contexts: it applies every transform.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -21,8 +21,8 @@ Featurizer = tuple[Callable[[Tensor], tuple[Tensor, None]], Callable[[Tensor, No
 class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.DistributedRepresentationIntervention):
     """`R^-1 (R b with some coordinates from R s)`: a distributed interchange (paper, section 3.2) whose rotation is RoAd.
 
-    `R` is a stack of plane rotations (`road_interp.rotation.butterfly`): RoAd itself at depth 1, any rotation more nearly the deeper the
-    stack. Its coordinates are swapped one by one and never as whole planes of a single level, since a swapped plane is the same
+    `R` is a stack of plane rotations (`road_interp.rotation.butterfly`): RoAd itself at depth 1; the deeper the stack, the nearer
+    it comes to any rotation. Its coordinates are swapped one by one and never as whole planes of a single level, since a swapped plane is the same
     at every angle. Scales are left out: those of one level cancel in any interchange. Computed as `b + R^-1 S R (s - b)`, where
     `S` keeps the swapped coordinates, so that an equal source changes no bit.
 

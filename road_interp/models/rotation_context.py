@@ -116,7 +116,7 @@ class RotationContext:
         return nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
-        # A linear layer's output is a new tensor that nobody else holds, unless somebody other than accelerate replaced its forward.
+        # A linear layer's output is a new tensor that nobody else holds, unless a library other than accelerate replaced forward.
         owned = type(module) in (nn.Linear, Conv1D) and (original_forward(module) is None or hasattr(module, "_hf_hook"))
         whole = self._coefficients.group_size == 2 and site.output_slice is None
 

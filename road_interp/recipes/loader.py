@@ -31,7 +31,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of a recipe with the overrides in it, unchecked. Raises InputError for no such recipe, or a file that is none."""
+    """The content of a recipe with the overrides applied, unchecked. Raises InputError where there is no such recipe."""
     content = {**source} if isinstance(source, Mapping) else _read_yaml(recipe_path(source))
     for override in overrides:
         apply_override(content, override)
@@ -65,7 +65,7 @@ def check_trainable(recipe: Any) -> TrainableRecipe:
 
 def _build(content: dict[str, Any], name: str) -> Recipe:
     kind = content.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         wrong = "'kind' is missing" if kind is None else f"unknown kind {kind!r}"
         raise InputError(f"{name}: {wrong}; the kinds are {', '.join(KINDS)}")
     try:

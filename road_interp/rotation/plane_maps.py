@@ -139,7 +139,7 @@ def entries_from_maps(maps: PlaneMaps) -> Entries:
 
 
 def parameters_from_maps(maps: PlaneMaps, variant: Variant, group_size: int) -> tuple[Tensor, Tensor]:
-    """Angles and scales whose `maps_from_parameters` are `maps`: the way back. road_1 holds scaled rotations only, road_2 any block."""
+    """The inverse of `maps_from_parameters`: angles (radians) and scales. road_1 holds scaled rotations only, road_2 any map."""
     if variant == "road_1":
         if maps.b is not None:
             raise InputError("road_1 holds scaled rotations only, not a general block; use road_2")

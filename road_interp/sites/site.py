@@ -62,10 +62,9 @@ class Site:
             )
         if self.layer is not None and self.layer < 0:
             raise InputError(f"site '{self.name}': layers are counted from 0, {self.layer} is none")
-        if self.output_slice is not None and self.width % (self.output_slice.stop - self.output_slice.start):
-            raise InputError(
-                f"site '{self.name}': width {self.width} is not made of slices of {self.output_slice.stop - self.output_slice.start}"
-            )
+        step = 1 if self.output_slice is None else self.output_slice.stop - self.output_slice.start
+        if self.width % step:
+            raise InputError(f"site '{self.name}': width {self.width} is not made of slices of {step}")
 
     @property
     def module(self) -> str:

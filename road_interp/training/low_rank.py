@@ -110,7 +110,7 @@ class LowRankModel(nn.Module):
         trainable_tasks: Sequence[str] | None = None,
         positions: None = None,
     ) -> tuple[None, Any]:
-        """The model's output with the tasks' adapters active, row by row; only the adapters of `trainable_tasks` get a gradient."""
+        """The model's output with the tasks' adapters active, row by row; only those of `trainable_tasks` get a gradient."""
         with self._on(tasks, tasks if trainable_tasks is None else trainable_tasks):
             return None, self.model(**base)
 

@@ -1,4 +1,4 @@
-"""results/MANIFEST.json: for every file of results the settings, commit, command and releases that made it, seconds and sha256."""
+"""MANIFEST.json of results: for every file the settings, commit, command and releases that made it, seconds and sha256."""
 
 from __future__ import annotations
 

@@ -98,9 +98,8 @@ class RoadTrainer(Trainer):
             self._stop(site, self.state.global_step)
 
     def _stop(self, what: str, step: int) -> None:
-        raise FloatingPointError(
-            f"{what} at step {step}: begin again with a lower training.learning_rate; {checkpoint_hint(Path(str(self.args.output_dir)))}"
-        )
+        hint = checkpoint_hint(Path(str(self.args.output_dir)))
+        raise FloatingPointError(f"{what} at step {step}: begin again with a lower training.learning_rate; {hint}")
 
     @property
     def _model(self) -> nn.Module:
