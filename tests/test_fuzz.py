@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.main import get_command
 
@@ -18,11 +18,11 @@ from road_interp.cli import app
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import (
+    KINDS,
     AdapterRecipe,
     DataRecipe,
-    MixtureRecipe,
+    LabelledTaskRecipe,
     ModelRecipe,
-    Recipe,
     ScoringRecipe,
     TaskRecipe,
     TrainingRecipe,
@@ -30,8 +30,9 @@ from road_interp.recipes.schema import (
 from road_interp.sites.positions import parse_positions, position_mask
 from road_interp.sites.site import OutputSlice, Site
 
-RECIPES = (Recipe, MixtureRecipe, ModelRecipe, DataRecipe, AdapterRecipe, TrainingRecipe, TaskRecipe, ScoringRecipe)
-KEYS = st.sampled_from(sorted({field.name for each in RECIPES for field in fields(each)}))
+RECIPES = tuple(KINDS.values())
+SECTIONS = (ModelRecipe, DataRecipe, AdapterRecipe, TrainingRecipe, LabelledTaskRecipe, TaskRecipe, ScoringRecipe)
+KEYS = st.sampled_from(sorted({field.name for each in (*RECIPES, *SECTIONS) for field in fields(each)}))
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -47,12 +48,17 @@ OPTIONS = sorted({name for command in COMMANDS.values() for option in command.pa
 WORDS = [*COMMANDS, *OPTIONS, "--nothing", "nowhere", "0", "-1", "1", "a=b", "="]
 
 
-@given(st.dictionaries(KEYS, VALUES, max_size=5), st.lists(st.tuples(st.lists(KEYS, min_size=1, max_size=3), VALUES), max_size=3))
+@given(
+    st.sampled_from(list(KINDS)) | VALUES,
+    st.dictionaries(KEYS, VALUES, max_size=5),
+    st.lists(st.tuples(st.lists(KEYS, min_size=1, max_size=3), VALUES), max_size=3),
+)
+@example([], {}, [])
 @settings(max_examples=200, deadline=None)
-def test_recipes(content, overrides):
+def test_recipes(kind, content, overrides):
     with suppress(InputError):
-        recipe = load_recipe(content, [f"{'.'.join(keys)}={value}" for keys, value in overrides])
-        assert isinstance(recipe, Recipe | MixtureRecipe)
+        recipe = load_recipe({"kind": kind, **content}, [f"{'.'.join(keys)}={value}" for keys, value in overrides])
+        assert isinstance(recipe, RECIPES)
 
 
 @given(st.text() | st.from_regex(r"[fl]?[0-9]{0,12}(\+?[fl][0-9]{0,12})?", fullmatch=True), st.integers(0, 3), st.integers(0, 5))
