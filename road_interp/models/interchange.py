@@ -22,9 +22,9 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
     """`R^-1 (R b with some coordinates from R s)`: a distributed interchange (paper, section 3.2) whose rotation is RoAd.
 
     `R` is a stack of plane rotations (`road_interp.rotation.butterfly`): RoAd itself at depth 1; the deeper the stack, the nearer
-    it comes to any rotation. Its coordinates are swapped one by one and never as whole planes of a single level, since a swapped plane is the same
-    at every angle. Scales are left out: those of one level cancel in any interchange. Computed as `b + R^-1 S R (s - b)`, where
-    `S` keeps the swapped coordinates, so that an equal source changes no bit.
+    it comes to any rotation. Its coordinates are swapped one by one and never as whole planes of a single level, since a swapped
+    plane is the same at every angle. Scales are left out: those of one level cancel in any interchange. Computed as
+    `b + R^-1 S R (s - b)`, where `S` keeps the swapped coordinates, so that an equal source changes no bit.
 
     For any `pyvene.IntervenableConfig`: as an instance everywhere, as a type where pyvene knows the width of the component. The
     angles stay fp32 whatever dtype the model takes; the states keep theirs.

@@ -99,6 +99,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a mapping of keys to values")
     return content
