@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from test_model import GREEDY, bank_model, road_model
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.recipes import recipe_for
+from helpers.road_models import GREEDY, bank_model, road_model
 from road_interp import measure
 from road_interp.measure.throughput import run_throughput_recipe
 from road_interp.models.interchange import RoadInterchangeIntervention
@@ -100,7 +100,7 @@ def test_an_equal_source_changes_no_bit(dtype):
 
 def test_the_benchmark_counts_the_devices_bytes(tmp_path):
     tiny_model("Llama", "causal-lm").save_pretrained(tmp_path)
-    recipe = ThroughputRecipe(ModelRecipe(str(tmp_path)), rounds=1, requests=[2], new_tokens=2, peers=["bare", "RoadModel"])
+    recipe = ThroughputRecipe(ModelRecipe(str(tmp_path)), rounds=1, requests=[2], new_tokens=2, methods=["bare", "RoadModel"])
     report = run_throughput_recipe(recipe, DEVICE)
     assert report.device == torch.cuda.get_device_name()
     assert all(timing.peak_bytes > 0 for timing in report.timings)

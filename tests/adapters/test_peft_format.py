@@ -162,15 +162,17 @@ def test_a_site_outside_the_blocks_has_no_layer(tmp_path):
         ]
 
 
-def test_what_peft_cannot_say_is_refused(tmp_path):
+def test_what_peft_cannot_express_is_refused(tmp_path):
     base = tiny_model("Llama", "causal-lm")
-    linear, blocks = find_sites(base, "mlp"), find_sites(base, "block-output")
+    linear, block_outputs = find_sites(base, "mlp"), find_sites(base, "block-output")
     adapter = random_adapter(linear)
     refused = {
-        "positions 'last' cannot be said in PEFT": RoadModel(base, adapter, positions="last"),
-        "tasks on planes cannot be said in PEFT": RoadModel(base, adapter, planes=TaskPlanes.split(["a", "b"], linear, "shares")),
+        "positions 'last' cannot be expressed in PEFT": RoadModel(base, adapter, positions="last"),
+        "tasks on planes cannot be expressed in PEFT": RoadModel(
+            base, adapter, planes=TaskPlanes.split(["a", "b"], linear, "shares")
+        ),
         "a bank is many adapters": RoadModel(base, RoadBank({"a": adapter})),
-        "is the output of a block; PEFT's RoAd rotates the outputs of linear": RoadModel(base, random_adapter(blocks)),
+        "is the output of a block; PEFT's RoAd rotates the outputs of linear": RoadModel(base, random_adapter(block_outputs)),
         "is a LlamaRMSNorm; PEFT's RoAd rotates the outputs of nn.Linear": RoadModel(
             base, random_adapter(find_sites(base, "input_layernorm"))
         ),
@@ -179,7 +181,7 @@ def test_what_peft_cannot_say_is_refused(tmp_path):
         with pytest.raises(InputError, match=message):
             model.to_peft(tmp_path / "out")
     fused = tiny_model("GPT2", "causal-lm")
-    with pytest.raises(InputError, match="is a part of a module's output"):
+    with pytest.raises(InputError, match="is a slice of a module's output"):
         random_adapter(find_sites(fused, "attention-qk")).to_peft(tmp_path / "out")
     with pytest.raises(InputError, match="LlamaForCausalLM has no module 'score'"):
         adapter.to_peft(tmp_path / "out", base, ["score"])

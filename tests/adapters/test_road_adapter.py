@@ -280,7 +280,7 @@ BASE = {"name": "n", "model_type": "bert", "hidden_size": 32, "num_hidden_layers
 SITE = {"name": "a", "width": 8, "layer": 0, "kind": "", "part": None}
 BAD_DESCRIPTIONS = {
     "unknown variant 'road_3'": {"variant": "road_3"},
-    "group_size must be a whole number": {"group_size": 2.5},
+    "adapter.json: 'group_size' must be a whole number, not 2.5$": {"group_size": 2.5},
     "not divisible by group_size 6": {"group_size": 6},
     "even number": {"group_size": 3},
     "format 99 is not known": {"format": 99},

@@ -150,27 +150,27 @@ def test_generation_equals_each_task_set_alone(positions):
 
 
 @pytest.mark.parametrize("variant", ["road_1", "road_4"])
-def test_only_the_learning_tasks_get_a_gradient(variant):
+def test_only_the_trainable_tasks_get_a_gradient(variant):
     model, batch = task_model("block-output", variant), token_batch()
-    model(base=batch, tasks=["x+y+z"] * 3, learning=["x", "x", "y"])[1].logits.square().sum().backward()
+    model(base=batch, tasks=["x+y+z"] * 3, trainable_tasks=["x", "x", "y"])[1].logits.square().sum().backward()
     for site, intervention in model.by_site():
         values_per_plane = intervention.theta.numel() // (site.width // 2)
         still = (intervention.theta.grad == 0).view(-1, values_per_plane).all(1)
         assert torch.equal(still, model.planes.of("z")[site.name])
-    values = model(base=batch, tasks=["x+y+z"] * 3, learning=["x"] * 3)[1].logits
+    values = model(base=batch, tasks=["x+y+z"] * 3, trainable_tasks=["x"] * 3)[1].logits
     torch.testing.assert_close(values, model(base=batch)[1].logits, rtol=0, atol=1e-6)
 
 
 def test_gradients_of_mixed_rows_equal_those_of_the_rows_alone():
     model, batch = task_model(), token_batch()
     active = ["x+y", "y", "x+z"]
-    model(base=batch, tasks=active, learning=["x", "y", "z"])[1].logits.square().sum().backward()
-    together = [each.theta.grad.clone() for each in model._interventions_in_order]
+    model(base=batch, tasks=active, trainable_tasks=["x", "y", "z"])[1].logits.square().sum().backward()
+    together = [each.theta.grad.clone() for each in model.interventions.values()]
     model.zero_grad()
     for row in range(3):
         alone = {key: values[row : row + 1] for key, values in batch.items()}
-        model(base=alone, tasks=active[row : row + 1], learning=["xyz"[row]])[1].logits.square().sum().backward()
-    for ours, intervention in zip(together, model._interventions_in_order, strict=True):
+        model(base=alone, tasks=active[row : row + 1], trainable_tasks=["xyz"[row]])[1].logits.square().sum().backward()
+    for ours, intervention in zip(together, model.interventions.values(), strict=True):
         torch.testing.assert_close(ours, intervention.theta.grad, rtol=1e-4, atol=1e-4)
 
 
@@ -239,10 +239,10 @@ def test_wrong_task_arguments_are_refused():
         model(base=batch, tasks=["q"] * 3)
     with pytest.raises(InputError, match="2 tasks for a batch of 3 rows"):
         model(base=batch, tasks=["x"] * 2)
-    with pytest.raises(InputError, match="learning names the tasks of 1 rows, tasks those of 3"):
-        model(base=batch, tasks=["x"] * 3, learning=["x"])
-    with pytest.raises(InputError, match="learning needs tasks"):
-        model(base=batch, learning=["x"] * 3)
+    with pytest.raises(InputError, match="trainable_tasks names the tasks of 1 rows, tasks those of 3"):
+        model(base=batch, tasks=["x"] * 3, trainable_tasks=["x"])
+    with pytest.raises(InputError, match="trainable_tasks needs tasks"):
+        model(base=batch, trainable_tasks=["x"] * 3)
     plain = RoadModel(tiny_model("Llama", "causal-lm"), random_adapter(model.sites))
     with pytest.raises(InputError, match="tasks needs a model with planes"):
         plain(base=batch, tasks=["x"] * 3)

@@ -35,7 +35,12 @@ def taught(tokenizer):
 def test_every_control_stands_beside_every_method(taught):
     model, pairs = taught
     told = []
-    report = controls(model, Splits(pairs, pairs, pairs), 0, "name", steps=60, progress=lambda *step: told.append(step))
+
+    def progress(what, done=0, total=None):
+        name, _, loss = what.rpartition(", loss ")
+        told.append((name, done, total, float(loss)))
+
+    report = controls(model, Splits(pairs, pairs, pairs), 0, "name", steps=60, progress=progress)
     names = [row.method for row in report.rows]
     assert len(set(names)) == len(names) == 15
     assert set(methods()) < set(names)
@@ -46,11 +51,12 @@ def test_every_control_stands_beside_every_method(taught):
     assert report.of("no swap, random weights").flipped == 0
     assert report.selectivity == report.of(STACKED).log_odds - report.of(f"{STACKED}, arbitrary answers").log_odds
     assert (report.of("low-rank DAS, rank 8").parameters, report.of(STACKED).parameters) == (8 * 32, 5 * 16)
-    assert [name for name, step, _ in told if step == 60] == list(dict.fromkeys(name for name, *_ in told))
+    assert [name for name, step, *_ in told if step == 60] == list(dict.fromkeys(name for name, *_ in told))
+    assert {total for _, _, total, _ in told} == {60}
     assert ControlReport.from_json(report.to_json()) == report
     with pytest.raises(InputError, match="no row 'DAS'; the rows are no swap"):
         report.of("DAS")
-    with pytest.raises(InputError, match="not the JSON of a control report"):
+    with pytest.raises(InputError, match="the JSON of ControlReport must hold one object"):
         ControlReport.from_json("[]")
 
 

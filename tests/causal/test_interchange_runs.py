@@ -135,11 +135,9 @@ def test_an_interchange_is_learned(taught, rows):
         intervention = RoadInterchangeIntervention(32)
     else:
         intervention, temperatures = RoadInterchangeIntervention(32, depth=2, rows="mask"), (1.0, 0.01)
-    steps = []
-    losses = train_interchange(
-        runs, intervention, 50, 0.1, 32, temperatures=temperatures, progress=lambda step, loss: steps.append((step, loss))
-    )
-    assert steps == list(enumerate(losses, start=1))
+    told = []
+    losses = train_interchange(runs, intervention, 50, 0.1, temperatures=temperatures, progress=lambda *step: told.append(step))
+    assert told == [(f"loss {loss:.3g}", step, 50) for step, loss in enumerate(losses, start=1)]
     assert len(losses) == 50
     if rows == "mask":
         assert 0 < len(intervention.harden()) < 32
@@ -154,7 +152,7 @@ def test_pyvenes_interventions_train_as_well(taught):
     runs = InterchangeRuns(model, pairs, 0, "name")
     torch.manual_seed(0)
     intervention = pyvene.LowRankRotatedSpaceIntervention(embed_dim=32, low_rank_dimension=1)
-    train_interchange(runs, intervention, 40, 0.05, 32)
+    train_interchange(runs, intervention, 40, 0.05)
     assert interchange_accuracy(runs, intervention, "rank 1").accuracy > 0.95
 
 
@@ -174,7 +172,7 @@ def test_half_precision_models(taught, tokenizer):
     model, _ = taught_model(tokenizer)
     runs = InterchangeRuns(model.bfloat16(), taught[1], 0, "name")
     intervention = RoadInterchangeIntervention(32, depth=5, rows=[0])
-    losses = train_interchange(runs, intervention, 50, 0.1, 32)
+    losses = train_interchange(runs, intervention, 50, 0.1)
     assert losses[-1] < losses[0]
     assert intervention.theta.dtype == torch.float32
     assert interchange_accuracy(runs, intervention, "learned").accuracy > 0.9
@@ -184,10 +182,8 @@ def test_a_scan_finds_where_the_variable_is(taught):
     model, pairs = taught
     splits = Splits(pairs, pairs, pairs)
     told = []
-    report = scan(
-        model, splits, [0, 1], ["name", "last"], lambda width: full_swap, "full swap", lambda *place: told.append(place)
-    )
-    assert told == [(0, "name"), (0, "last"), (1, "name"), (1, "last")]
+    report = scan(model, splits, [0, 1], ["name", "last"], lambda width: full_swap, "full swap", told.append)
+    assert told == ["block 0, name", "block 0, last", "block 1, name", "block 1, last"]
     assert (report.accuracy[0][0], report.accuracy[1]) == (1, (0, 1))
     assert ScanReport.from_json(report.to_json()) == report
     learned = scan(
@@ -223,7 +219,8 @@ def test_depth_does_what_rows_do(taught):
         assert [cell.parameters for cell in (row[0] for row in table)] == [depth * width // 2 for depth in both.depths]
         assert table[0][-1].flipped > table[0][0].flipped  # RoAd with one row sees two dimensions
         assert table[-1][0].flipped > table[0][0].flipped
-    assert told[0][0] == "depth 1, 1 rows"
+    assert told[0][0].rpartition(", loss ")[0] == "depth 1, 1 rows"
+    assert told[0][1:] == (1, 40)
 
     ax = plots.interchange_depth(both)
     means = [[[table[j][k].flipped for table in both.cells] for k in range(len(both.rows))] for j in range(len(both.depths))]
@@ -239,7 +236,7 @@ def test_depth_does_what_rows_do(taught):
     low = [min(table[j][0].flipped for table in both.cells) for j in range(len(both.depths))]
     shown = [container.lines[2][0].get_segments()[0][0][1] for container in ax.containers]
     assert shown == pytest.approx(low)
-    with pytest.raises(InputError, match="not the JSON of depths and rows"):
+    with pytest.raises(InputError, match="'seeds' is missing"):
         DepthReport.from_json("{}")
 
 
@@ -253,6 +250,7 @@ def test_wrong_places_are_refused(taught):
     with pytest.raises(InputError, match="'model.norm': an interchange acts on the whole output of a module inside the blocks"):
         InterchangeRuns(model, pairs, norm, "name")
     for kind in (InterchangeReport, ScanReport):
-        for text in ("{", "{}", "[]"):
-            with pytest.raises(InputError, match="not the JSON of an interchange report"):
+        refused = {"{": "not valid JSON", "{}": "'task' is missing", "[]": f"the JSON of {kind.__name__} must hold one object"}
+        for text, message in refused.items():
+            with pytest.raises(InputError, match=message):
                 kind.from_json(text)

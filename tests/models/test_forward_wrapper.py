@@ -1,7 +1,8 @@
-"""Detours: what a thread puts on a module's way stays with the thread, and the module's own forward comes back."""
+"""Forward wrappers: transforms apply in the execution context that entered their scope, and the original forward comes back."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import threading
@@ -12,7 +13,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from road_interp.models.forward_wrapper import original_forward, wrap_forward
+from road_interp.errors import InputError
+from road_interp.models.forward_wrapper import CallScope, original_forward, wrap_forward
 
 STATE = torch.ones(1, 2)
 
@@ -30,10 +32,17 @@ def module():
     return nn.Linear(2, 2)
 
 
-def test_changes_are_made_in_their_order_and_taken_back():
+@pytest.fixture
+def scope():
+    """Of the test's own thread, entered."""
+    with CallScope() as entered:
+        yield entered
+
+
+def test_transforms_are_applied_in_their_order_and_undone(scope):
     linear = module()
     plain = linear(STATE)
-    restore = [wrap_forward(linear, change) for change in (double, more)]
+    restore = [wrap_forward(linear, transform, scope) for transform in (double, more)]
     assert torch.equal(linear(STATE), 2 * plain + 1)
     restore[0]()
     assert torch.equal(linear(STATE), plain + 1)
@@ -43,10 +52,10 @@ def test_changes_are_made_in_their_order_and_taken_back():
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
-def test_they_may_go_in_any_order(order):
+def test_they_may_be_undone_in_any_order(scope, order):
     linear = module()
     plain = linear(STATE)
-    restore = [wrap_forward(linear, change) for change in (double, double, more)]
+    restore = [wrap_forward(linear, transform, scope) for transform in (double, double, more)]
     for number in order:
         assert not torch.equal(linear(STATE), plain)
         restore[number]()
@@ -54,18 +63,19 @@ def test_they_may_go_in_any_order(order):
     assert "forward" not in linear.__dict__
 
 
-def test_every_thread_meets_its_own():
+def test_every_thread_has_its_own():
     linear = module()
     plain, seen, both_on = linear(STATE), {}, threading.Barrier(2)
 
-    def run(change):
-        restore = wrap_forward(linear, change)
-        both_on.wait()
-        seen[change] = linear(STATE)
-        both_on.wait()
-        restore()
+    def run(transform):
+        with CallScope() as scope:
+            restore = wrap_forward(linear, transform, scope)
+            both_on.wait()
+            seen[transform] = linear(STATE)
+            both_on.wait()
+            restore()
 
-    threads = [threading.Thread(target=run, args=(change,)) for change in (double, more)]
+    threads = [threading.Thread(target=run, args=(transform,)) for transform in (double, more)]
     for thread in threads:
         thread.start()
     assert torch.equal(linear(STATE), plain)
@@ -76,7 +86,48 @@ def test_every_thread_meets_its_own():
     assert "forward" not in linear.__dict__
 
 
-def test_accelerates_own_replacement_stays():
+def test_every_asyncio_task_has_its_own():
+    """Both tasks run in one thread, and each is interrupted while its transform is on."""
+    linear = module()
+    plain, seen = linear(STATE), {}
+
+    async def run(transform):
+        with CallScope() as scope:
+            restore = wrap_forward(linear, transform, scope)
+            await asyncio.sleep(0)
+            seen[transform] = linear(STATE)
+            await asyncio.sleep(0)
+            restore()
+
+    async def run_both():
+        await asyncio.gather(run(double), run(more))
+
+    asyncio.run(run_both())
+    assert torch.equal(seen[double], 2 * plain)
+    assert torch.equal(seen[more], plain + 1)
+    assert "forward" not in linear.__dict__
+
+
+def test_a_transform_applies_while_its_scope_is_entered():
+    linear = module()
+    plain, scopes = linear(STATE), (CallScope(), CallScope())
+    restore = [wrap_forward(linear, transform, scope) for transform, scope in zip((double, more), scopes, strict=True)]
+    assert torch.equal(linear(STATE), plain)
+    for scope in scopes:
+        scope.__enter__()
+    assert [scope.outermost for scope in scopes] == [scopes[0]] * 2
+    assert torch.equal(linear(STATE), 2 * plain + 1)
+    scopes[0].__exit__()  # left in another order than they were entered
+    assert [scope.is_active for scope in scopes] == [False, True]
+    assert torch.equal(linear(STATE), plain + 1)
+    scopes[1].__exit__()
+    assert torch.equal(linear(STATE), plain)
+    for undo in restore:
+        undo()
+    assert "forward" not in linear.__dict__
+
+
+def test_accelerates_own_replacement_stays(scope):
     linear = module()
     plain = linear(STATE)
 
@@ -86,7 +137,7 @@ def test_accelerates_own_replacement_stays():
 
     add_hook_to_module(linear, Negate())
     theirs = linear.forward
-    restore = wrap_forward(linear, double)
+    restore = wrap_forward(linear, double, scope)
     assert torch.equal(linear(STATE), -2 * plain)
     restore()
     assert linear.forward is theirs
@@ -94,10 +145,10 @@ def test_accelerates_own_replacement_stays():
     assert torch.equal(linear(STATE), plain)
 
 
-def test_a_replacement_put_on_top_is_left_alone():
+def test_a_replacement_put_on_top_is_left_alone(scope):
     linear = module()
     plain = linear(STATE)
-    restore = wrap_forward(linear, double)
+    restore = wrap_forward(linear, double, scope)
     below = linear.forward
     linear.forward = lambda state: -below(state)
     assert torch.equal(linear(STATE), -2 * plain)
@@ -105,10 +156,10 @@ def test_a_replacement_put_on_top_is_left_alone():
     assert torch.equal(linear(STATE), -plain)
 
 
-def test_a_copy_made_meanwhile_is_the_plain_module():
+def test_a_copy_made_meanwhile_is_the_plain_module(scope):
     linear = module()
     plain = linear(STATE)
-    restore = wrap_forward(linear, double)
+    restore = wrap_forward(linear, double, scope)
     other = copy.deepcopy(linear)
     restore()
     assert torch.equal(other(STATE), plain)
@@ -119,10 +170,10 @@ def test_a_copy_made_meanwhile_is_the_plain_module():
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_repeats_the_changes_in_another_thread(reentrant):
+def test_checkpointing_repeats_the_transforms_in_another_thread(scope, reentrant):
     linear, state = module(), STATE.clone().requires_grad_()
     scale = torch.ones((), requires_grad=True)
-    restore = wrap_forward(linear, lambda output, tracing: output * (2 + scale))
+    restore = wrap_forward(linear, lambda output, tracing: output * (2 + scale), scope)
     loss = checkpoint(lambda x: linear(linear(x)), state, use_reentrant=reentrant).sum()
     thread = threading.Thread(target=loss.backward)  # as on a GPU
     thread.start()
@@ -133,14 +184,43 @@ def test_checkpointing_repeats_the_changes_in_another_thread(reentrant):
     restore()
 
 
-def test_own_forward_is_somebody_elses():
+def test_checkpointing_refuses_to_guess_between_threads(scope):
+    """Autograd's thread has entered neither scope, and two contexts have transforms on the module."""
+    linear, state, others = module(), STATE.clone().requires_grad_(), []
+
+    def register():
+        with CallScope() as other:
+            others.append(wrap_forward(linear, more, other))
+
+    restore = wrap_forward(linear, double, scope)
+    loss = checkpoint(lambda x: linear(linear(x)), state, use_reentrant=False).sum()
+    thread = threading.Thread(target=register)
+    thread.start()
+    thread.join()
+    loss.backward(retain_graph=True)  # in the thread that entered the scope
+    found = []
+
+    def backward():
+        with pytest.raises(InputError, match="cannot tell which of several threads' rotations it repeats"):
+            loss.backward()
+        found.append("refused")
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    assert found == ["refused"]
+    for undo in (restore, *others):
+        undo()
+
+
+def test_the_original_forward_is_another_librarys(scope):
     linear = module()
     assert original_forward(linear) is None
-    restore = wrap_forward(linear, double)
+    restore = wrap_forward(linear, double, scope)
     assert original_forward(linear) is None
     restore()
     linear.forward = theirs = lambda state: state
-    restore = wrap_forward(linear, double)
+    restore = wrap_forward(linear, double, scope)
     assert original_forward(linear) is theirs
     restore()
     assert linear.forward is theirs

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from transformers import AutoTokenizer
 
 from helpers.models import tiny_model
@@ -95,7 +94,7 @@ def test_a_gguf_file_is_unpacked_once(tmp_path, monkeypatch):
         model, fresh = load_model(ModelRecipe(str(tmp_path / f"{name}.gguf")), "causal-lm")
         assert (model.name_or_path, fresh) == (str(tmp_path), [])
     assert reads == ["a.gguf", "c.gguf"]
-    monkeypatch.setattr(transformers, "__version__", "0")
+    monkeypatch.setattr(gguf.transformers, "__version__", "0")
     load_model(ModelRecipe(str(tmp_path / "a.gguf")), "causal-lm")
     assert reads == ["a.gguf", "c.gguf", "a.gguf"]
     assert {path.name for path in (tmp_path / "kept").glob("*/*")} == {"causal-lm"}  # nothing half-written

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_model import ARCHITECTURES, GREEDY, bank_model, road_model
 from transformers.pytorch_utils import Conv1D
 
 from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.road_models import ARCHITECTURES, GREEDY, bank_model, road_model
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites

@@ -35,6 +35,8 @@ def test_plain_pyvene_opens_the_folder(variant, group_size, where, tmp_path):
     representations = list(model.config.representations)
     model.save_pyvene(tmp_path)
     assert model.config.representations == representations
+    named = json.loads((tmp_path / "config.json").read_text())["intervention_types"]
+    assert set(named) == {"<class 'road_interp.RoadIntervention'>"}  # wherever the class lies in the package
     torch.testing.assert_close(logits(model, batch), expected)
 
     plain = pyvene.IntervenableModel.load(str(tmp_path), copy.deepcopy(base))
@@ -64,7 +66,7 @@ def test_planes_are_subspaces(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "GPT2"])
-def test_where_pyvene_does_not_know_the_architecture_or_the_part(architecture, tmp_path):
+def test_where_pyvene_does_not_know_the_architecture_or_the_slice(architecture, tmp_path):
     base, batch = tiny_model(architecture), token_batch()
     model = RoadModel(base, random_adapter(find_sites(base, "attention-qk")))
     model.save_pyvene(tmp_path)
@@ -78,7 +80,7 @@ def test_where_pyvene_does_not_know_the_architecture_or_the_part(architecture, t
         torch.testing.assert_close(again(batch)[1].last_hidden_state, model(batch)[1].last_hidden_state)
 
 
-def test_a_part_that_no_search_finds_keeps_its_numbers(tmp_path):
+def test_a_slice_that_no_search_finds_keeps_its_numbers(tmp_path):
     base = tiny_model("GPT2")
     site = Site("h.0.mlp.c_fc", 16, 0, "mlp.c_fc", OutputSlice(128, 8, 24))
     RoadModel(base, random_adapter((site,))).save_pyvene(tmp_path)
@@ -104,7 +106,7 @@ def test_a_state_fits_only_where_its_form_does():
     before = {name: values.clone() for name, values in intervention.state_dict().items()}
     other = RoadIntervention(16, "road_2", 2)
     torch.nn.init.normal_(other.theta)
-    with pytest.raises(RuntimeError, match="'form' is another variant, group_size or part"):
+    with pytest.raises(RuntimeError, match="'form' is another variant, group_size or slice"):
         intervention.load_state_dict(other.state_dict())
     assert all(torch.equal(values, before[name]) for name, values in intervention.state_dict().items())
     older = {name: values for name, values in intervention.state_dict().items() if name != "form"}

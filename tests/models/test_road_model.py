@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from accelerate import cpu_offload
 
 from helpers.models import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
+from helpers.road_models import ARCHITECTURES, GREEDY, bank_model, road_model
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
@@ -20,20 +22,6 @@ from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 
 WHERE = ["all-linear", "attention-qk", "block-output"]
-ARCHITECTURES = ["Llama", "GPT2", "GPTNeoX", "OPT", "Phi3"]
-GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 2}
-
-
-def road_model(architecture="Llama", where="all-linear", variant="road_1", group_size=2, positions="all", seed=0):
-    base = tiny_model(architecture, "causal-lm")
-    return RoadModel(base, random_adapter(find_sites(base, where), variant, group_size, seed=seed), positions)
-
-
-def bank_model(names="abc", where="all-linear", architecture="Llama", variant="road_1", positions="all"):
-    base = tiny_model(architecture, "causal-lm")
-    sites = find_sites(base, where)
-    bank = RoadBank({name: random_adapter(sites, variant, seed=seed) for seed, name in enumerate(names)})
-    return RoadModel(base, bank, positions)
 
 
 def through_pyvene(model, batch, **options):
@@ -452,6 +440,23 @@ def test_threads_get_their_own_adapters():
         assert all(torch.equal(ids, expected[name]) for ids in found[name])
 
 
+def test_asyncio_tasks_get_their_own_adapters():
+    model, batch = bank_model(), token_batch()
+    expected = {name: model(base=batch, adapter_names=[name] * 3)[1].logits for name in "abc"}
+
+    async def work(name):
+        with model.attached(adapter_names=[name] * 3) as base:
+            for _ in range(3):
+                await asyncio.sleep(0)  # the other tasks go on
+                assert torch.equal(base(**batch).logits, expected[name])
+
+    async def work_together():
+        await asyncio.gather(*map(work, "abc"))
+
+    asyncio.run(work_together())
+    assert untouched(model)
+
+
 def test_a_peft_lora_model_underneath():
     from peft import LoraConfig, get_peft_model
 
@@ -528,8 +533,8 @@ def test_sites_on_several_devices_have_their_rotations_there():
     bank = RoadModel(base, RoadBank({"a": random_adapter(model.sites)}))
     expected = ["cpu" if site.layer == 0 else "meta" for site in model.sites]
     assert [each.theta.device.type for each in model.interventions.values()] == expected
-    assert [each.a.device.type for each in model._current()] == expected
-    assert [each.a.device.type for each in bank._rows(["a", "__base__"])] == expected
+    assert [each.a.device.type for each in model._coefficients(None, None, None).maps()] == expected
+    assert [each.a.device.type for each in bank._coefficients(["a", BASE], None, None).maps()] == expected
 
 
 def test_trained_parts_beside_the_rotations_are_part_of_the_state():

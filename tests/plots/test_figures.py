@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_composition import report as scripted_report
 
+from helpers.compositions import composition_report
 from helpers.models import random_adapter, tiny_model
 from road_interp import measure, plots
 from road_interp.adapters.road_adapter import RoadAdapter
@@ -48,8 +48,15 @@ def test_reports_come_back_from_json(variant):
 
 
 def test_other_json_is_refused():
-    for text in ("{", "[]", "{}", '{"variant": 1, "group_size": 2, "sites": [{"x": 1}]}'):
-        with pytest.raises(InputError, match="not the JSON of an angle report"):
+    refused = {
+        "{": "not valid JSON",
+        "[]": "the JSON of AngleReport must hold one object",
+        "{}": "'variant' is missing",
+        '{"variant": 1, "group_size": 2, "sites": [{"x": 1}]}': "'variant' must be text, not 1",
+        '{"variant": "road_1", "group_size": 2, "sites": [{"x": 1}]}': r"unknown key 'sites\[0\]\.x'",
+    }
+    for text, message in refused.items():
+        with pytest.raises(InputError, match=message):
             AngleReport.from_json(text)
 
 
@@ -151,7 +158,7 @@ def test_a_site_outside_the_blocks_has_its_own_column():
 
 
 def test_composition_bars_stand_for_rates():
-    report = scripted_report()
+    report = composition_report()
     ax = plots.composition(report)
     heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers if bars.get_label() in report.tasks}
     assert heights["label"] == [report.rate(score.active, ["label"]) for score in report.scores]

@@ -274,13 +274,13 @@ def test_planes_that_are_not_active_are_the_identity(variant, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_only_the_chosen_planes_learn(variant, form):
+def test_only_the_chosen_planes_get_a_gradient(variant, form):
     theta, alpha = (values.requires_grad_() for values in drawn(variant, 8))
     maps = form(theta, alpha, variant, 2)
-    for part, learning in parts_of(maps, maps.detach_outside(ACTIVE)):
-        assert torch.equal(learning, part)
+    for part, trainable in parts_of(maps, maps.detach_outside(ACTIVE)):
+        assert torch.equal(trainable, part)
         if part.requires_grad:
-            (gradient,) = torch.autograd.grad(torch.view_as_real(learning + 0j).sum(), part, retain_graph=True)
+            (gradient,) = torch.autograd.grad(torch.view_as_real(trainable + 0j).sum(), part, retain_graph=True)
             assert (gradient != 0).tolist() == ACTIVE.tolist()
 
 

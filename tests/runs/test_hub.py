@@ -76,10 +76,10 @@ def test_a_run_goes_to_the_hub_and_comes_back(finished, hub):
 def test_a_second_push_leaves_nothing_of_the_first(finished, hub, tmp_path):
     first = tmp_path / "first"
     shutil.copytree(finished.folder, first)
-    (first / "heads.json").write_text("{}")
+    (first / "multitask-accuracy.json").write_text("{}")
     Run.load(first).push_to_hub("somebody/rotated")
     finished.push_to_hub("somebody/rotated")
-    assert not (hub.root / "somebody/rotated/heads.json").exists()
+    assert not (hub.root / "somebody/rotated/multitask-accuracy.json").exists()
     assert (hub.root / "somebody/rotated/metrics.json").is_file()
 
 

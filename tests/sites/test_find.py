@@ -87,10 +87,10 @@ class TestEveryArchitecture:
 
 
 def test_fused_projections_are_taken_apart_where_the_model_says_they_lie():
-    part = {site.kind: site.output_slice for site in find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)}
-    assert [(p.period, p.start, p.stop) for p in part.values()] == [(24, 0, 8), (24, 8, 16)]  # head by head
-    output_slice = {site.kind: site.output_slice for site in find_sites(tiny_model("GPT2"), "attention-qk", layers=0)}
-    assert [(p.period, p.start, p.stop) for p in part.values()] == [(96, 0, 32), (96, 32, 64)]  # side by side
+    slices = {site.kind: site.output_slice for site in find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)}
+    assert [(p.period, p.start, p.stop) for p in slices.values()] == [(24, 0, 8), (24, 8, 16)]  # head by head
+    slices = {site.kind: site.output_slice for site in find_sites(tiny_model("GPT2"), "attention-qk", layers=0)}
+    assert [(p.period, p.start, p.stop) for p in slices.values()] == [(96, 0, 32), (96, 32, 64)]  # side by side
     sites = find_sites(tiny_model("Phi3"), "attention-qk", layers=0)
     assert [(site.width, site.output_slice.start, site.output_slice.stop) for site in sites] == [
         (32, 0, 32),
@@ -98,7 +98,7 @@ def test_fused_projections_are_taken_apart_where_the_model_says_they_lie():
     ]  # fewer keys
 
 
-def test_parts_are_selected_and_replaced():
+def test_slices_are_selected_and_replaced():
     site = find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)[1]
     hidden = torch.arange(96.0).expand(2, 3, 96)
     key = site.output_slice.select(hidden)

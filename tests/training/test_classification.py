@@ -21,10 +21,9 @@ from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TrainingRecipe
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
-from road_interp.training import arguments, classification
+from road_interp.training import arguments
 from road_interp.training.api import evaluate, train
-from road_interp.training.arguments import training_arguments
-from road_interp.training.trainer import RoadTrainer
+from road_interp.training.trainer import RoadTrainer, last_checkpoint
 
 
 def test_a_run_folder_holds_everything_and_learns(finished, workplace):
@@ -77,7 +76,7 @@ def test_the_frozen_backbone_control_sees_no_rotation(workplace):
 
 
 def test_regression_with_text_pairs(workplace):
-    overrides = ["data.task=regression", "data.label=score", "data.text_pair=text", "training.epochs=4"]
+    overrides = ["data.problem_type=regression", "data.label=score", "data.text_pair=text", "training.epochs=4"]
     run = train(recipe_for(workplace, *overrides), workplace / "regression", progress=False)
     assert run.classes is None
     assert run.metrics["test"]["pearson"] > 0.8
@@ -95,7 +94,7 @@ def test_other_recipes_train(workplace, variant, sites, positions):
 
 
 def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatch):
-    real, calls = classification.RoadTrainer._save_checkpoint, []
+    real, calls = RoadTrainer._save_checkpoint, []
 
     def interrupted(self, *args, **kwargs):
         real(self, *args, **kwargs)
@@ -103,10 +102,10 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(classification.RoadTrainer, "_save_checkpoint", interrupted)
+    monkeypatch.setattr(RoadTrainer, "_save_checkpoint", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(recipe_for(workplace), workplace / "cut", progress=False)
-    monkeypatch.setattr(classification.RoadTrainer, "_save_checkpoint", real)
+    monkeypatch.setattr(RoadTrainer, "_save_checkpoint", real)
     with pytest.raises(InputError, match="has not finished; go on with --resume"):
         Run.load(workplace / "cut")
     with pytest.raises(InputError, match="not empty"):
@@ -120,7 +119,7 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         if state is not None:
             (checkpoints / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
     (checkpoints / "checkpoint-97.bad").mkdir()
-    assert trainer.last_checkpoint(checkpoints) == whole
+    assert last_checkpoint(checkpoints) == whole
     resumed = train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
     assert resumed.metrics == finished.metrics
     for site in finished.adapter.sites:
@@ -135,8 +134,8 @@ def test_accelerate_may_lay_the_model_out(finished, workplace):
     base = tiny_model("Bert")
     base.hf_device_map = {"embeddings": 0, "encoder": 1}
     model = RoadModel(base, RoadAdapter.identity(find_sites(base, "fc1")))
-    arguments = training_arguments(recipe_for(workplace).training, 0, workplace / "laid", torch.device("cpu"), False)
-    assert RoadTrainer(model=model, args=arguments).is_model_parallel
+    options = arguments.training_arguments(recipe_for(workplace), workplace / "laid", torch.device("cpu"), False)
+    assert RoadTrainer(model=model, args=options).is_model_parallel
     on_device(model, torch.device("meta"))
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
@@ -155,7 +154,7 @@ def test_divergence_stops_the_run(workplace):
 
 @pytest.mark.parametrize(("value", "what"), [(0.0, "plane 3, is singular"), (torch.nan, "holds a value that is not finite")])
 def test_an_unsound_rotation_stops_the_run_before_it_is_kept(finished, workplace, monkeypatch, value, what):
-    real = classification.RoadTrainer.training_step
+    real = RoadTrainer.training_step
 
     def spoiled(self, *args, **kwargs):
         loss = real(self, *args, **kwargs)
@@ -165,11 +164,11 @@ def test_an_unsound_rotation_stops_the_run_before_it_is_kept(finished, workplace
             assert site.name == "bert.encoder.layer.0.output.dense"
         return loss
 
-    monkeypatch.setattr(classification.RoadTrainer, "training_step", spoiled)
+    monkeypatch.setattr(RoadTrainer, "training_step", spoiled)
     folder = workplace / f"spoiled-{value}"
     with pytest.raises(FloatingPointError, match=f"site 'bert.encoder.layer.0.output.dense'.*{what}.* at step 1.*checkpoint-8$"):
         train(recipe_for(workplace), folder, progress=False)
-    assert trainer.last_checkpoint(folder / "checkpoints").name == "checkpoint-8"
+    assert last_checkpoint(folder / "checkpoints").name == "checkpoint-8"
     monkeypatch.undo()
     assert train(recipe_for(workplace), folder, resume=True, progress=False).metrics == finished.metrics
 
@@ -195,7 +194,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(finished, workplace, monkeypatch
         train(recipe_for(workplace), folder, progress=False)
     monkeypatch.undo()
     (kept,) = (folder / "checkpoints").iterdir()
-    assert trainer.last_checkpoint(folder / "checkpoints") == kept
+    assert last_checkpoint(folder / "checkpoints") == kept
     assert train(recipe_for(workplace), folder, resume=True, progress=False).metrics == finished.metrics
 
 
@@ -282,10 +281,10 @@ def test_the_real_model_learns_in_a_few_steps(tmp_path):
     assert RoadAdapter.load(run.folder / "adapter").distance(run.adapter) == 0
 
 
-@pytest.mark.parametrize(("learn", "moves", "stays"), [("angles", "theta", "alpha"), ("magnitudes", "alpha", "theta")])
-def test_angles_or_magnitudes_can_learn_alone(workplace, learn, moves, stays):
-    recipe = recipe_for(workplace, f"adapter.learn={learn}", "training.epochs=2")
-    run = train(recipe, workplace / f"only-{learn}", progress=False)
+@pytest.mark.parametrize(("trainable", "moves", "stays"), [("angles", "theta", "alpha"), ("magnitudes", "alpha", "theta")])
+def test_angles_or_magnitudes_can_learn_alone(workplace, trainable, moves, stays):
+    recipe = recipe_for(workplace, f"adapter.trainable={trainable}", "training.epochs=2")
+    run = train(recipe, workplace / f"only-{trainable}", progress=False)
     start = {"theta": 0, "alpha": 1}
     for site in run.adapter.sites:
         assert (getattr(run.adapter, stays)[site.name] == start[stays]).all()
@@ -299,6 +298,6 @@ def test_auto_precision_asks_the_processor(supported, seconds, expected, monkeyp
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     monkeypatch.setattr(timeit, "repeat", lambda *_, **__: [next(timed)])
     arguments._processor_prefers_bf16.cache_clear()
-    assert trainer.forward_precision(TrainingRecipe(), torch.device("cpu")) == expected
+    assert arguments.forward_precision(TrainingRecipe(), torch.device("cpu")) == expected
     arguments._processor_prefers_bf16.cache_clear()
-    assert trainer.forward_precision(TrainingRecipe(precision="bf16"), torch.device("cpu")) == "bf16"
+    assert arguments.forward_precision(TrainingRecipe(precision="bf16"), torch.device("cpu")) == "bf16"

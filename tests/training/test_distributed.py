@@ -66,4 +66,4 @@ def test_two_processes_learn_what_one_does(workplace, tmp_path, changes):
 def test_a_batch_that_cannot_be_divided_is_refused(workplace, tmp_path, monkeypatch):
     monkeypatch.setattr("road_interp.training.arguments.process_state", lambda where: type("Five", (), {"num_processes": 5}))
     with pytest.raises(InputError, match="training.batch_size 16 cannot be divided among 5 processes"):
-        training_arguments(recipe_for(workplace).training, 0, tmp_path, torch.device("cpu"), False)
+        training_arguments(recipe_for(workplace), tmp_path, torch.device("cpu"), False)

@@ -13,9 +13,8 @@ from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.models.loading import load_model
 from road_interp.sites.find import find_sites
-from road_interp.training import fine_tuning
 from road_interp.training.api import train
-from road_interp.training.classification import make_trainer
+from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.fine_tuning import LoraModel, train_baseline
 
 RATES = {"full": 5e-3, "lora": 2e-2, "head": 5e-2}
@@ -79,12 +78,14 @@ def test_the_same_seed_gives_the_same_numbers(tuned, workplace):
 def test_the_best_epoch_is_kept_and_nothing_stays_on_disk(workplace, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
+    make_trainer = ClassificationExperiment.make_trainer
+
     def falling(*arguments, **options):
         trainer, scores = make_trainer(*arguments, **options), iter((0.9, 0.5, 0.5, 0.5, 0.5))
         trainer.compute_metrics = lambda prediction: {"accuracy": next(scores)}
         return trainer
 
-    monkeypatch.setattr(fine_tuning, "make_trainer", falling)
+    monkeypatch.setattr(ClassificationExperiment, "make_trainer", falling)
     constant = ["training.scheduler=constant_with_warmup", "training.warmup_ratio=0"]
     once, thrice = (
         train_baseline(recipe_for(workplace, f"training.epochs={count}", *constant), "full", seed=0, learning_rate=RATES["full"])[
@@ -104,8 +105,8 @@ def test_a_merged_lora_gives_what_it_gave_beside_the_weights(backbone):
     before = learner(batch)[1].last_hidden_state
     torch.testing.assert_close(before, backbone(**batch).last_hidden_state)
     with torch.no_grad():
-        for part in learner.lora.parts:
-            part.up += 0.3 * torch.randn_like(part.up)
+        for adapter in learner.lora.adapters:
+            adapter.up += 0.3 * torch.randn_like(adapter.up)
     beside = learner(batch)[1].last_hidden_state
     assert not torch.allclose(beside, before, atol=1e-2)
     learner.merge()

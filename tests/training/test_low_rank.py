@@ -18,9 +18,9 @@ def low_rank_model(method, moved=True):
     sites = find_sites(base, "all-linear" if method == "LoRA" else "block-output")
     model = LowRankModel(base, sites, TASKS, 2, method)
     if moved:
-        for number, part in enumerate(model.parts):
+        for number, adapter in enumerate(model.adapters):
             torch.manual_seed(number)
-            moving = part.up if method == "LoRA" else part.source.weight
+            moving = adapter.up if method == "LoRA" else adapter.source.weight
             moving.data += 0.3 * torch.randn_like(moving)
     return model
 
@@ -38,19 +38,19 @@ def test_lora_starts_at_the_identity_and_deltas_add():
     batch = token_batch()
     untrained = low_rank_model("LoRA", moved=False)
     torch.testing.assert_close(untrained(batch, ["a+b"] * 3)[1].logits, untrained.model(**batch).logits)
-    output_slice = low_rank_model("LoRA").parts[0]
-    taken, given = torch.randn(1, 3, 32), torch.zeros(1, 3, part.up.shape[0])
+    adapter = low_rank_model("LoRA").adapters[0]
+    taken, given = torch.randn(1, 3, 32), torch.zeros(1, 3, adapter.up.shape[0])
     on = torch.tensor([[[True, True, False, False]]])
-    alone = [part(taken, given, mask, mask) for mask in (on, ~on)]
-    torch.testing.assert_close(part(taken, given, on | ~on, on), alone[0] + alone[1])
+    alone = [adapter(taken, given, mask, mask) for mask in (on, ~on)]
+    torch.testing.assert_close(adapter(taken, given, on | ~on, on), alone[0] + alone[1])
 
 
 def test_loreft_writes_into_its_own_rows_only():
-    part = low_rank_model("LoReFT").parts[0]
+    adapter = low_rank_model("LoReFT").adapters[0]
     given = torch.randn(2, 3, 32)
     on = torch.tensor([[[True, True, False, False]]])
-    change = part(None, given, on, on) - given
-    rows = part.rows.weight
+    change = adapter(None, given, on, on) - given
+    rows = adapter.rows.weight
     torch.testing.assert_close(rows @ rows.T, torch.eye(4), atol=1e-5, rtol=0)
     torch.testing.assert_close((change @ rows.T)[..., 2:], torch.zeros(2, 3, 2), atol=1e-5, rtol=0)
     torch.testing.assert_close(change, change @ rows.T @ rows, atol=1e-5, rtol=0)
@@ -67,32 +67,32 @@ def test_a_row_is_as_if_alone(method):
 
 def test_only_the_learning_task_gets_a_gradient():
     model, batch = low_rank_model("LoRA"), token_batch()
-    model(batch, ["a+b"] * 3, learning=["a"] * 3)[1].logits.square().sum().backward()
-    for part in model.parts:
-        assert part.down.grad[:2].abs().sum() > 0
-        assert part.up.grad[:, :2].abs().sum() > 0
-        assert part.down.grad[2:].abs().sum() == 0
-        assert part.up.grad[:, 2:].abs().sum() == 0
+    model(batch, ["a+b"] * 3, trainable_tasks=["a"] * 3)[1].logits.square().sum().backward()
+    for adapter in model.adapters:
+        assert adapter.down.grad[:2].abs().sum() > 0
+        assert adapter.up.grad[:, :2].abs().sum() > 0
+        assert adapter.down.grad[2:].abs().sum() == 0
+        assert adapter.up.grad[:, 2:].abs().sum() == 0
     model = low_rank_model("LoReFT")
-    model(batch, ["a+b"] * 3, learning=["b"] * 3)[1].logits.square().sum().backward()
-    assert model.parts[0].source.weight.grad[2:].abs().sum() > 0
-    assert model.parts[0].source.weight.grad[:2].abs().sum() == 0
-    assert model.parts[0].source.bias.grad[:2].abs().sum() == 0
+    model(batch, ["a+b"] * 3, trainable_tasks=["b"] * 3)[1].logits.square().sum().backward()
+    assert model.adapters[0].source.weight.grad[2:].abs().sum() > 0
+    assert model.adapters[0].source.weight.grad[:2].abs().sum() == 0
+    assert model.adapters[0].source.bias.grad[:2].abs().sum() == 0
 
 
 @pytest.mark.parametrize("learning", [0, 1])
 def test_loreft_turns_the_others_rows_less_than_its_own(learning):
-    part = low_rank_model("LoReFT").parts[0]
-    before = part.rows.weight.detach().clone()
+    adapter = low_rank_model("LoReFT").adapters[0]
+    before = adapter.rows.weight.detach().clone()
     mine = torch.tensor([[[learning == 0] * 2 + [learning == 1] * 2]])
-    optimizer = torch.optim.Adam(part.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=5e-3)
     torch.manual_seed(0)
     for _ in range(50):
         optimizer.zero_grad()
         given = torch.randn(2, 3, 32)
-        (part(None, given, torch.ones_like(mine), mine) - given.roll(1, -1)).square().sum().backward()
+        (adapter(None, given, torch.ones_like(mine), mine) - given.roll(1, -1)).square().sum().backward()
         optimizer.step()
-    moved = (part.rows.weight.detach() - before).norm(dim=1)
+    moved = (adapter.rows.weight.detach() - before).norm(dim=1)
     assert moved[mine.flatten()].mean() > moved[~mine.flatten()].mean()
 
 

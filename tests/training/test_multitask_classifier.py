@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from road_interp.head_scorer import MultiTaskScorer
 
+from helpers.cli import run as run_cli
 from road_interp import plots
-from road_interp.cli import app
 from road_interp.data.labelled import load_labelled
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy, active_sets
@@ -19,12 +18,13 @@ from road_interp.recipes.loader import load_recipe
 from road_interp.runs.run import Run
 from road_interp.training import multitask_classifier
 from road_interp.training.api import evaluate, train
-from road_interp.training.scoring import make_scorer
+from road_interp.training.scoring import MultiTaskScorer, make_scorer
 
 
 def recipe_for(folder, *overrides):
     data = {"id": str(folder / "data.csv"), "validation_size": 40, "test_size": 40}
     content = {
+        "kind": "multitask-classification",
         "model": {"id": str(folder / "model"), "max_length": 16},
         "tasks": {"tone": {"labels": data}, "start": {"labels": {**data, "id": str(folder / "start.csv")}}},
         "training": {"learning_rate": 0.05, "epochs": 6, "batch_size": 16, "precision": "fp32"},
@@ -49,7 +49,7 @@ def finished(folder):
 
 
 def test_two_tasks_are_learned_on_one_state(folder, finished):
-    report = MultiTaskAccuracyReport.from_json((finished.folder / "heads.json").read_text())
+    report = MultiTaskAccuracyReport.from_json((finished.folder / "multitask-accuracy.json").read_text())
     assert report.tasks == ("tone", "start")
     for task in report.tasks:
         assert report.accuracy(task, task) > 0.8
@@ -95,36 +95,36 @@ def test_a_head_alone_does_not_depend_on_the_others_planes(folder, finished):
     alone = model(dict(batch), ["tone", "tone"])["tone"]
     with torch.no_grad():
         for site in finished.planes.sites:
-            intervention = dict(zip(model.road.sites, model.road._interventions_in_order, strict=True))[site]
+            intervention = dict(model.road.by_site())[site]
             intervention.theta[finished.planes.owned["start"][site.name]] += 1
     assert torch.equal(model(dict(batch), ["tone", "tone"])["tone"], alone)
     assert not torch.allclose(model(dict(batch), ["tone+start"] * 2)["tone"], alone)
 
 
 def test_a_head_is_scored_with_any_adapter(finished):
-    report = MultiTaskAccuracyReport.from_json((finished.folder / "heads.json").read_text())
+    report = MultiTaskAccuracyReport.from_json((finished.folder / "multitask-accuracy.json").read_text())
     for task in report.tasks:
-        score = MultiTaskScorer(finished, task)
+        score = MultiTaskScorer(finished, task=task)
         assert tuple(score(finished.adapter)) == report.correct[task]["tone+start"]
         assert tuple(score(finished.adapter**0)) == report.correct[task]["__base__"]
         assert tuple(score(finished.adapter.restrict(finished.planes.of(task)))) == report.correct[task][task]
     with pytest.raises(InputError, match="heads' has no head for 'tune'"):
-        MultiTaskScorer(finished, "tune")
+        MultiTaskScorer(finished, task="tune")
 
 
 def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monkeypatch, capsys):
     def diagnosed(*arguments):
-        monkeypatch.setattr(app.sys, "argv", ["road-interp", "diagnose", *map(str, arguments), "--most", "10", "--json"])
-        app.main()
-        return json.loads(capsys.readouterr().out)["checks"]
+        code, out, err = run_cli(capsys, monkeypatch, "diagnose", *arguments, "--limit", 10, "--json")
+        assert code == 0, err
+        return json.loads(out)["checks"]
 
     alone = recipe_for(folder, "training.max_steps=2")
     run = train(replace(alone, tasks={"tone": alone.tasks["tone"]}), folder / "tone alone", progress=False)
-    report = MultiTaskAccuracyReport.from_json((run.folder / "heads.json").read_text())
+    report = MultiTaskAccuracyReport.from_json((run.folder / "multitask-accuracy.json").read_text())
     scorer = make_scorer(run)
     assert isinstance(scorer, MultiTaskScorer)
     assert tuple(scorer(run.adapter)) == report.correct["tone"]["tone"]
-    assert len(make_scorer(run, most=10)(run.adapter)) == 10
+    assert len(make_scorer(run, limit=10)(run.adapter)) == 10
     relies, hurts = diagnosed(run.folder, "--control", run.folder)
     assert relies["question"] == "Does the adapter rely on its magnitudes?"
     assert (hurts["question"], "all layers" in hurts["numbers"]) == ("Do the rotated planes hurt other features?", True)
@@ -132,11 +132,10 @@ def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monke
 
 
 def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):
-    monkeypatch.setattr(app.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
-    app.main()
-    printed = capsys.readouterr().out
+    code, printed, err = run_cli(capsys, monkeypatch, "evaluate", finished.folder)
+    assert code == 0, err
     assert "what the others' planes cost" in " ".join(printed.split())
-    assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["heads"]["start"].values())
+    assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["accuracy"]["start"].values())
 
 
 def test_seeds_go_together_and_sets_are_listed():
@@ -152,7 +151,7 @@ def test_seeds_go_together_and_sets_are_listed():
     assert MultiTaskAccuracyReport.from_json(both.to_json()) == both
     with pytest.raises(InputError, match="one method"):
         MultiTaskAccuracyReport.over_seeds([both, MultiTaskAccuracyReport("m", "y", ("a", "b"), (0,), correct)])
-    with pytest.raises(InputError, match="not the JSON of heads"):
+    with pytest.raises(InputError, match="the JSON of MultiTaskAccuracyReport must hold one object"):
         MultiTaskAccuracyReport.from_json("[]")
 
 
@@ -176,7 +175,7 @@ def test_the_gap_to_training_alone_is_paired():
     assert MultiTaskAccuracyStudy.from_json(study().to_json()) == study()
     with pytest.raises(InputError, match="nothing to pair"):
         study().gap("a", replace(joint, seeds=(0, 2)))
-    with pytest.raises(InputError, match="not the JSON of a study of heads"):
+    with pytest.raises(InputError, match="'together' is missing"):
         MultiTaskAccuracyStudy.from_json("{}")
 
 
@@ -196,7 +195,7 @@ def test_texts_of_equal_length_and_balanced_classes(tmp_path):
 
     def data(**options):
         content = {"id": str(tmp_path / "data.csv"), "validation_size": 4, "test_size": 4, **options}
-        return load_recipe({"model": {"id": "m"}, "data": content}).data
+        return load_recipe({"kind": "classification", "model": {"id": "m"}, "data": content}).data
 
     task = load_labelled(data(words=3, per_class=10))
     assert {len(text.split()) for text in task.train["text"]} == {3}
@@ -215,7 +214,7 @@ def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
     parts = {}
     for name, options in (("all", {}), ("some", {"words": 9})):
         content = {"id": str(tmp_path / f"{name}.csv"), "split_by_text": True, **options}
-        task = load_labelled(load_recipe({"model": {"id": "m"}, "data": content}).data)
+        task = load_labelled(load_recipe({"kind": "classification", "model": {"id": "m"}, "data": content}).data)
         parts[name] = {
             split: {" ".join(text.split()[:8]) for text in getattr(task, split)["text"]}
             for split in ("train", "validation", "test")
@@ -234,12 +233,15 @@ def test_regression_has_no_place_among_heads(folder):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("tasks.tone={behaviour: label}", "'tasks' must be all with labels or none"),
-        ("tasks.tone.behaviour=label", "'behaviour' must be given, or else id, or else labels"),
-        ("tasks.tone.labels.task=regression", "'labels.task' must be classification"),
-        ("tasks.tone.labels.split_by_text=true", "'data.validation_size' must be a fraction"),
-        ("reviews={id: x.csv}", "'reviews' must be left out beside labels"),
-        ("tasks.tone.labels.words=0", "'data.words' must be at least 1"),
+        ("tasks.tone={behaviour: label}", "unknown key 'tasks.tone.behaviour'; known are labels"),
+        ("tasks.tone.behaviour=label", "unknown key 'tasks.tone.behaviour'; known are labels"),
+        ("tasks.tone.labels.problem_type=regression", "'tasks.tone.labels.problem_type' must be classification"),
+        ("tasks.tone.labels.split_by_text=true", "'tasks.tone.labels.validation_size' must be a fraction"),
+        ("reviews={id: x.csv}", "unknown key 'reviews'; known are model, tasks, kind"),
+        ("tasks.tone.labels.words=0", "'tasks.tone.labels.words' must be at least 1"),
+        ("kind=multitask-generation", "unknown key 'tasks.tone.labels'"),
+        ("tasks.tone=3", "tasks.tone must be a mapping, not 3"),
+        ("tasks={}", "'tasks' must be a mapping of at least one task"),
     ],
 )
 def test_wrong_heads_are_refused(folder, override, message):

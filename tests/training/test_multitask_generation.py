@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 
-import datasets
 import pytest
 import torch
-from road_interp.answer_scorer import GenerationScorer
-from test_analyses import load
-from test_cli import run
 
-from helpers.models import tiny_model
-from road_interp.cli import app
+from helpers.cli import run
+from helpers.multitask import behaviours_recipe as recipe_for
 from road_interp.data.behaviours import Behaviour
 from road_interp.data.multitask import encode_multitask_data, format_prompts, load_multitask_data
 from road_interp.errors import InputError
@@ -20,43 +16,17 @@ from road_interp.measure.composition import CompositionReport
 from road_interp.models.generation import answer_perplexity, greedy_answers
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import MixtureRecipe, ModelRecipe
+from road_interp.recipes.schema import ModelRecipe, MultiTaskGenerationRecipe
 from road_interp.runs.run import Run
-from road_interp.sources import SMOLLM2
 from road_interp.training import multitask_generation
 from road_interp.training.api import evaluate, train
-from road_interp.training.multitask_generation import build_multitask_model
-from road_interp.training.scoring import make_scorer
+from road_interp.training.multitask_generation import GenerationTrainer, MultiTaskGenerationExperiment
+from road_interp.training.scoring import GenerationScorer, make_scorer
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with a tiny Llama, SmolLM2's tokeniser, 60 reviews, and 12 prompts with answers."""
-    folder = tmp_path_factory.mktemp("mixture")
-    datasets.disable_progress_bars()
-    tokenizer = load_tokenizer(ModelRecipe(SMOLLM2))
-    tokenizer.save_pretrained(folder / "model")
-    tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(
-        folder / "model"
-    )
-    rows = [f"{'good' if n % 2 else 'bad'} film number {n},{n % 2}" for n in range(60)]
-    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    pairs = [{"question": f"What is {n}?", "reply": {"text": f"It is {n}."}} for n in range(12)]
-    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
-    return folder
-
-
-def recipe_for(workplace, *overrides):
-    content = {
-        "model": {"id": str(workplace / "model"), "max_length": 64},
-        "tasks": {"label": {"behaviour": "label", "examples": 16}, "closing": {"behaviour": "closing", "examples": 16}},
-        "template": "Q: {{ prompt }}\nA:",
-        "reviews": {"id": str(workplace / "reviews.csv")},
-        "adapter": {"sites": "block-output"},
-        "scoring": {"validation": 4, "test": 6, "max_new_tokens": 4, "batch_size": 4},
-        "training": {"learning_rate": 0.05, "epochs": 2, "batch_size": 8, "precision": "fp32"},
-    }
-    return load_recipe(content, overrides)
+def workplace(language_workplace):
+    return language_workplace
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +38,7 @@ def test_a_run_folder_holds_all_and_comes_back(workplace, finished):
     names = {path.name for path in (workplace / "run").iterdir()}
     assert names == {"recipe.yaml", "planes.json", "adapter", "composition.json", "metrics.json", "log.jsonl", "environment.json"}
     again = Run.load(workplace / "run")
-    assert isinstance(again.recipe, MixtureRecipe)
+    assert isinstance(again.recipe, MultiTaskGenerationRecipe)
     assert again.planes.tasks == ("label", "closing")
     assert again.metrics["parameters"]["adapter"] == 64
     report = CompositionReport.from_json((workplace / "run" / "composition.json").read_text())
@@ -76,18 +46,18 @@ def test_a_run_folder_holds_all_and_comes_back(workplace, finished):
     assert evaluate(again) == again.metrics["test"]
     moved = [again.adapter.angles(site).abs() > 0 for site in again.adapter.sites]
     assert all(mask.all() for mask in moved)
-    with pytest.raises(InputError, match="a mixture is scored on the test prompts of its recipe"):
+    with pytest.raises(InputError, match="several tasks are scored on the test prompts of their recipe"):
         evaluate(again, "other.csv")
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_bits(workplace, finished, monkeypatch):
-    recipe, save = recipe_for(workplace), multitask_generation.MultiTaskTrainer._save_checkpoint
+    recipe, save = recipe_for(workplace), GenerationTrainer._save_checkpoint
 
     def interrupt(self, *arguments, **options):
         save(self, *arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(multitask_generation.MultiTaskTrainer, "_save_checkpoint", interrupt)
+    monkeypatch.setattr(GenerationTrainer, "_save_checkpoint", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, workplace / "stopped", progress=False)
     monkeypatch.undo()
@@ -103,17 +73,17 @@ def test_co_activation_decides_what_else_is_active(workplace, tmp_path, monkeypa
     forward = multitask_generation.RoadModel.forward
 
     def spy(self, base, **options):
-        seen.append((options["tasks"], options["learning"]))
+        seen.append((options["tasks"], options["trainable_tasks"]))
         return forward(self, base, **options)
 
     monkeypatch.setattr(
-        multitask_generation, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
+        multitask_generation, "score_composition", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
     )
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy)
     train(recipe_for(workplace, f"co_activation={probability}", "training.epochs=1"), tmp_path / "run", progress=False)
     assert {task for tasks, _ in seen for task in tasks} == together
-    assert {task for _, learning in seen for task in learning} == {"label", "closing"}
+    assert {task for _, trained in seen for task in trained} == {"label", "closing"}
 
 
 def set_side(tokenizer, side):
@@ -124,7 +94,7 @@ def set_side(tokenizer, side):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp_path, monkeypatch, side):
     calls = []
-    call, forward = multitask_generation.MultiTaskTrainer.call, multitask_generation.RoadModel.forward
+    call, forward = GenerationTrainer.call, multitask_generation.RoadModel.forward
 
     def spy_on_call(self, model, inputs):
         calls.append({"inputs": inputs})
@@ -139,13 +109,13 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
         calls[-1]["options"] = options
         return forward(self, base, **options)
 
-    monkeypatch.setattr(multitask_generation.MultiTaskTrainer, "call", spy_on_call)
+    monkeypatch.setattr(GenerationTrainer, "call", spy_on_call)
     monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
     recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2")
     load = multitask_generation.load_tokenizer
     monkeypatch.setattr(multitask_generation, "load_tokenizer", lambda recipe: set_side(load(recipe), side))
     monkeypatch.setattr(
-        multitask_generation, "score_mixture", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
+        multitask_generation, "score_composition", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
     )
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     train(recipe, tmp_path / "run", progress=False)
@@ -178,19 +148,20 @@ def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):
 
 def test_tasks_from_data_use_their_templates(workplace):
     pairs = {"id": str(workplace / "pairs.jsonl"), "prompt": "{{ question }}", "answer": "{{ reply.text }}", "examples": 5}
-    recipe = load_recipe({"model": {"id": "m"}, "tasks": {"reply": pairs}})
-    loaded = load_multitask_data(recipe)
+
+    def asking(**changes):
+        return load_recipe({"kind": "multitask-generation", "model": {"id": "m"}, "tasks": {"reply": {**pairs, **changes}}})
+
+    loaded = load_multitask_data(asking())
     assert loaded.examples["reply"][2] == ("What is 2?", "It is 2.")
     assert len(loaded.examples["reply"]) == 5
-    assert not loaded.scorers
-    wrong = load_recipe({"model": {"id": "m"}, "tasks": {"reply": {**pairs, "answer": "{{ answer }}"}}})
+    assert not loaded.behaviours
     with pytest.raises(
         InputError, match="task 'reply': its templates fail \\('answer' is undefined\\); the columns .* question, reply"
     ):
-        load_multitask_data(wrong)
-    nosy = load_recipe({"model": {"id": "m"}, "tasks": {"reply": {**pairs, "answer": "{{ ''.__class__.__mro__ }}"}}})
+        load_multitask_data(asking(answer="{{ answer }}"))
     with pytest.raises(InputError, match="unsafe"):
-        load_multitask_data(nosy)
+        load_multitask_data(asking(answer="{{ ''.__class__.__mro__ }}"))
 
 
 def test_long_prompts_are_cut_before_the_template(workplace):
@@ -206,7 +177,7 @@ def test_long_prompts_are_cut_before_the_template(workplace):
 
 def test_answers_and_their_perplexity(workplace):
     tokenizer = load_tokenizer(ModelRecipe(str(workplace / "model")))
-    base = build_multitask_model(recipe_for(workplace)).model.eval()
+    base = MultiTaskGenerationExperiment(recipe_for(workplace)).build_model(torch.device("cpu")).model.eval()
     prompts = ["One two three", "One"]
 
     def ids_of(text):
@@ -236,8 +207,8 @@ def test_answers_and_their_perplexity(workplace):
         ("co_activation=1.5", "'co_activation' must be a probability"),
         ("template=hello", "'template' must be a text with {{ prompt }}"),
         ("tasks.label.behaviour=rude", "unknown behaviour 'rude'"),
-        ("tasks.label.id=x.csv", "'behaviour' must be given, or else id"),
-        ("tasks.label.examples=0", "'examples' must be at least 1"),
+        ("tasks.label.id=x.csv", "'tasks.label.behaviour' must be given, or else id"),
+        ("tasks.label.examples=0", "'tasks.label.examples' must be at least 1"),
         ("tasks.label.speed=1", "unknown key 'tasks.label.speed'"),
         ("tasks=3", "'tasks' must be a mapping"),
         ("tasks.label.examples=100", "126 reviews are needed, .* has 60"),
@@ -276,9 +247,8 @@ def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
 
 
 def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkeypatch, capsys):
-    monkeypatch.setattr(app.sys, "argv", ["road-interp", "evaluate", str(finished.folder)])
-    app.main()
-    printed = capsys.readouterr().out
+    code, printed, err = run(capsys, monkeypatch, "evaluate", finished.folder)
+    assert code == 0, err
     assert "6 prompts" in printed
     assert "label+closing" in printed
 
@@ -306,12 +276,12 @@ def test_answers_are_scored_with_any_adapter(finished):
 
 def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys, monkeypatch):
     folder = str(finished.folder)
-    code, out, err = run(capsys, monkeypatch, "ablate", folder, "--most", 2, "--by", "planes", "--out", tmp_path, "--json")
+    code, out, err = run(capsys, monkeypatch, "ablate", folder, "--limit", 2, "--by", "planes", "--out", tmp_path, "--json")
     assert code == 0, err
-    assert {row["group"] for row in json.loads(out)} == {"parts", "most turned", "random planes"}
+    assert {row["group"] for row in json.loads(out)} == {"components", "most turned", "random planes"}
     content = json.loads((tmp_path / "ablation.json").read_text())
     assert (content["metric"], content["task"]) == ("all in one answer", "label+closing")
-    code, out, err = run(capsys, monkeypatch, "diagnose", folder, "--most", 2, "--json")
+    code, out, err = run(capsys, monkeypatch, "diagnose", folder, "--limit", 2, "--json")
     assert code == 0, err
     assert [check["question"] for check in json.loads(out)["checks"]] == [
         "Do the tasks fail to compose?",
@@ -321,6 +291,6 @@ def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys
         (("--refit",), "heads are fitted again of runs that learned one classification task only"),
         (("--by", "plane"), "by 'plane' is not known; use layer, kind, planes"),
     ):
-        code, out, err = run(capsys, monkeypatch, "ablate", folder, "--most", 2, *options)
+        code, out, err = run(capsys, monkeypatch, "ablate", folder, "--limit", 2, *options)
         assert (code, out) == (2, "")
         assert message in err.splitlines()[-1]

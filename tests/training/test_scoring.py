@@ -24,7 +24,7 @@ def test_the_trained_adapter_scores_as_the_run_did(finished, scorer):
     assert right.dtype == bool
     assert right.mean() == finished.metrics["test"]["accuracy"]
     some = np.random.default_rng(0).permutation(40)[:10]
-    assert np.array_equal(ClassifierScorer(finished, most=10)(finished.adapter), right[some])
+    assert np.array_equal(ClassifierScorer(finished, limit=10)(finished.adapter), right[some])
 
 
 def test_without_its_rotations_the_head_is_worse_and_refitting_it_helps(finished, scorer):
@@ -37,7 +37,7 @@ def test_without_its_rotations_the_head_is_worse_and_refitting_it_helps(finished
 
 def test_runs_without_accuracy_are_refused(finished, workplace):
     number = train(
-        recipe_for(workplace, "data.task=regression", "data.label=score", "training.max_steps=1"),
+        recipe_for(workplace, "data.problem_type=regression", "data.label=score", "training.max_steps=1"),
         workplace / "number", progress=False,
     )  # fmt: skip
     with pytest.raises(InputError, match="is not a run of one classification task"):
