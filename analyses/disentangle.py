@@ -2,7 +2,7 @@
 
 road-interp study disentangle                   # MiniLM's [CLS] on Rotten Tomatoes, three seeds
 road-interp study disentangle-before-norm       # what enters the LayerNorm that the last block ends in
-road-interp study disentangle data.id=RTE/train.tsv data.validation=RTE/dev.tsv data.text=sentence1 data.text_pair=sentence2 data.filter={}
+road-interp study disentangle data.id=SST-2/train.tsv data.validation=SST-2/dev.tsv data.text=sentence data.filter={}
 """
 
 from __future__ import annotations
