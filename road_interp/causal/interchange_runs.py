@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.errors import InputError
 from road_interp.sites.find import find_sites
-from road_interp.sites.module_tree import layer_stacks
+from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
 from road_interp.sites.site import Site
 
 # From the states of base and source at one token, `(batch, width)` each, to the state that the base run goes on with.
@@ -39,6 +40,24 @@ def full_swap(base: Tensor, source: Tensor) -> Tensor:
     return source
 
 
+class TextRuns(NamedTuple):
+    """What one plain run of texts leaves, texts padded on the right.
+
+    Attributes:
+        ids: token ids `(texts, longest)`.
+        lengths: number of tokens of every text.
+        entering: states that enter the block of the site, `(texts, longest, width)`.
+        leaving: states that leave the site, likewise.
+        odds: log odds of the base's answer against the source's after every text.
+    """
+
+    ids: Int[Tensor, "texts longest"]
+    lengths: Int[Tensor, " texts"]
+    entering: Float[Tensor, "texts longest width"]
+    leaving: Float[Tensor, "texts longest width"]
+    odds: Float[Tensor, " texts"]
+
+
 class InterchangeRuns:
     """Base runs of pairs through a model, with one state exchanged for what an interchange makes of it and the source's.
 
@@ -50,6 +69,11 @@ class InterchangeRuns:
         site: whose output is exchanged, or the number of a block for that block's output.
         span: the token that ends this span, in base and in source.
         batch_size: pairs per forward pass where no gradient is needed.
+
+    Attributes:
+        base_label, source_label: first token of either answer, `(pairs,)`.
+        base_odds: log odds of the base's answer when nothing is exchanged (nats).
+        bases, sources: states at the span's token, `(pairs, width)`.
     """
 
     def __init__(
@@ -64,14 +88,10 @@ class InterchangeRuns:
         self._module = model.get_submodule(self.site.module)
         stacks = layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
-        self._returns_tuple = False
-        self.base_label, self.source_label = self._tensor(pairs.base_label), self._tensor(pairs.source_label)
-        self._read(pairs.source_ids)
-        self._source_states = torch.cat([self._observe(rows)[1] for rows in self._batches()])
-        self._read(pairs.base_ids)
-        entering, states, odds = zip(*(self._observe(rows) for rows in self._batches()), strict=True)
-        self._entering, self._base_states = torch.cat(entering), torch.cat(states)
-        self.base_odds: Float[Tensor, " pairs"] = torch.cat(odds)  # log odds of the base's answer when nothing is exchanged
+        self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
+        self._source_states = self._run(pairs.source_ids).leaving
+        self._base = self._run(pairs.base_ids)
+        self.base_odds: Float[Tensor, " pairs"] = self._base.odds
         self._look_at(span)
 
     def at(self, span: str) -> InterchangeRuns:
@@ -82,52 +102,54 @@ class InterchangeRuns:
 
     def _look_at(self, span: str) -> None:
         self.span = span
-        base, source = (self._tensor(ends) for ends in zip(*self.pairs.span(span), strict=True))
-        here = torch.arange(len(self.pairs), device=base.device)
+        base, source = (self.tensor(ends) for ends in zip(*self.pairs.span(span), strict=True))
+        rows = torch.arange(len(self.pairs), device=base.device)
         self._position = base
-        self.bases: Float[Tensor, "pairs width"] = self._base_states[here, base]
-        self.sources: Float[Tensor, "pairs width"] = self._source_states[here, source]
+        self.bases: Float[Tensor, "pairs width"] = self._base.leaving[rows, base]
+        self.sources: Float[Tensor, "pairs width"] = self._source_states[rows, source]
 
     def logits(self, rows: Int[Tensor, " n"], interchange: Interchange) -> Float[Tensor, "n vocabulary"]:
-        """Logits behind the base texts of these pairs. Gradients flow to the interchange's parameters."""
+        """Logits after the base texts of these pairs. Gradients flow to the interchange's parameters."""
 
         def exchange(module: nn.Module, args: Any, output: Any) -> Any:
-            states = output[0] if isinstance(output, tuple) else output
-            where = torch.arange(len(rows), device=states.device), self._position[rows]
+            states = hidden_of(output)
+            token = torch.arange(len(rows), device=states.device), self._position[rows]
             changed = states.clone()
-            changed[where] = interchange(states[where], self.sources[rows]).to(states.dtype)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            changed[token] = interchange(states[token], self.sources[rows]).to(states.dtype)
+            return with_hidden(output, changed)
 
         with ExitStack() as stack:
             stack.enter_context(self._resumed(rows))
             stack.callback(self._module.register_forward_hook(exchange).remove)
-            return self._last_logits(rows)
+            return self._last_logits(self._base.ids[rows], self._base.lengths[rows])
 
     @torch.no_grad()
     def odds(self, interchange: Interchange) -> Float[Tensor, " pairs"]:
-        """Log odds of the source's answer against the base's behind every base text, with the interchange."""
+        """Log odds of the source's answer against the base's after every base text, with the interchange."""
         return torch.cat([-self._log_odds(self.logits(rows, interchange), rows) for rows in self._batches()])
 
-    def _tensor(self, values: Sequence[int]) -> Tensor:
+    def tensor(self, values: Sequence[int]) -> Int[Tensor, " n"]:
+        """Whole numbers on the model's device."""
         return torch.tensor(values, device=self.model.device)
 
     def _batches(self) -> tuple[Tensor, ...]:
         return torch.arange(len(self.pairs), device=self.model.device).split(self.batch_size)
 
-    def _read(self, texts: Sequence[Sequence[int]]) -> None:
-        """Make these texts, padded on the right, the ones that are run."""
-        self._ids = pad_sequence([self._tensor(ids) for ids in texts], batch_first=True)
-        self._lengths = self._tensor([len(ids) for ids in texts])
+    @torch.no_grad()
+    def _run(self, texts: Sequence[Sequence[int]]) -> TextRuns:
+        """One plain run of all texts."""
+        ids = pad_sequence([self.tensor(text) for text in texts], batch_first=True)
+        lengths = self.tensor([len(text) for text in texts])
+        batches = [self._observe(ids[rows], lengths[rows], rows) for rows in self._batches()]
+        return TextRuns(ids, lengths, *(torch.cat(each) for each in zip(*batches, strict=True)))
 
-    def _last_logits(self, rows: Tensor) -> Tensor:
-        lengths = self._lengths[rows]
+    def _last_logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Logits after the last token of every text."""
         longest = int(lengths.max())
         mask = (torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)).long()
-        wanted, place = (lengths - 1).unique(return_inverse=True)
-        output = self.model(
-            input_ids=self._ids[rows, :longest], attention_mask=mask, use_cache=False, logits_to_keep=wanted
-        ).logits
-        return output[torch.arange(len(rows), device=output.device), place]
+        wanted, column = (lengths - 1).unique(return_inverse=True)
+        output = self.model(input_ids=ids[:, :longest], attention_mask=mask, use_cache=False, logits_to_keep=wanted).logits
+        return output[torch.arange(len(ids), device=output.device), column]
 
     def _log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
         base, source = (
@@ -135,8 +157,7 @@ class InterchangeRuns:
         )
         return base - source
 
-    @torch.no_grad()
-    def _observe(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _observe(self, ids: Tensor, lengths: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What enters the block and what leaves the site, padded to the longest text of all, and the log odds at the end."""
         seen: dict[str, Tensor] = {}
 
@@ -144,33 +165,41 @@ class InterchangeRuns:
             seen["entering"] = args[0] if args else kwargs["hidden_states"]
 
         def after_site(module: nn.Module, args: Any, output: Any) -> None:
-            states = output[0] if isinstance(output, tuple) else output
+            states = hidden_of(output)
             if states.ndim != 3:
                 raise InputError(
                     f"site '{self.site.name}': its output has shape {tuple(states.shape)}, not (batch, tokens, width)"
                 )
             seen["leaving"] = states.clone()
 
-        def after_block(block: nn.Module, args: Any, output: Any) -> None:
-            self._returns_tuple = isinstance(output, tuple)
-
         block = self._blocks[self.site.layer or 0]
         with ExitStack() as stack:
             stack.callback(block.register_forward_pre_hook(before_block, with_kwargs=True).remove)
-            stack.callback(block.register_forward_hook(after_block).remove)
             stack.callback(self._module.register_forward_hook(after_site).remove)
-            logits = self._last_logits(rows)
-        missing = self._ids.shape[1] - seen["entering"].shape[1]
+            logits = self._last_logits(ids, lengths)
+        missing = ids.shape[1] - seen["entering"].shape[1]
         entering, leaving = (functional.pad(seen[key], (0, 0, 0, missing)) for key in ("entering", "leaving"))
         return entering, leaving, self._log_odds(logits, rows)
+
+    @cached_property
+    def _returns_tuple(self) -> bool:
+        """Whether a block of this model returns its states in a tuple, as older releases of transformers do."""
+        seen: list[bool] = []
+        block = self._blocks[self.site.layer or 0]
+        with ExitStack() as stack, torch.no_grad():
+            hook = block.register_forward_hook(lambda module, args, output: seen.append(isinstance(output, tuple)))
+            stack.callback(hook.remove)
+            self._last_logits(self._base.ids[:1], self._base.lengths[:1])
+        return seen[0]
 
     @contextmanager
     def _resumed(self, rows: Tensor) -> Iterator[None]:
         """Blocks before the site's pass on what they get, and its own starts from what entered it in the plain run."""
-        states = self._entering[rows, : int(self._lengths[rows].max())]
+        states = self._base.entering[rows, : int(self._base.lengths[rows].max())]
+        in_tuple = self._returns_tuple
 
         def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (hidden_states,) if self._returns_tuple else hidden_states
+            return (hidden_states,) if in_tuple else hidden_states
 
         def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})

@@ -36,7 +36,7 @@ def train_interchange(
     parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    answers = runs._tensor(runs.pairs.label_tokens)
+    answers = runs.tensor(runs.pairs.label_tokens)
     targets = torch.searchsorted(answers, runs.source_label)
     losses = []
     for step, rows in enumerate(_shuffled(len(runs.pairs), BATCH_SIZE, steps, seed, answers.device)):

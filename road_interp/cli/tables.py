@@ -123,7 +123,10 @@ def ablation(report: AblationReport) -> Table:
     table.add_column("changed", no_wrap=True, overflow="ellipsis")
     for column in ("keeps", report.metric, "lost"):
         table.add_column(column, justify="left" if column == "keeps" else "right", no_wrap=True, min_width=15)
-    names = {"components": "all planes", "components, head refitted": "all, head refitted"}  # short: 80 columns hold the intervals
+    names = {
+        "components": "all planes",
+        "components, head refitted": "all, head refitted",
+    }  # short: 80 columns hold the intervals
     for row in report.rows:
         cells = [f"{value:.3f} [{short(low)}, {short(high)}]" for value, low, high in (report.accuracy(row), report.loss(row))]
         what = {"layer": f"layer {row.what}", "kind": row.what}.get(row.group, names.get(row.group, row.group))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
-from road_interp.sites.module_tree import layer_stacks
+from road_interp.sites.module_tree import hidden_of, layer_stacks
 
 Token = Literal["first", "last", "mean", "all"]
 Batch = Mapping[str, Tensor]  # a model's inputs, with an attention_mask
@@ -130,7 +130,7 @@ def _read(
 
     def after(path: str) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            seen[path] = output[0] if isinstance(output, tuple) else output
+            seen[path] = hidden_of(output)
 
         return keep
 

@@ -18,6 +18,7 @@ from road_interp.models.intervention import apply_to_slice
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, SMALLEST_INVERTIBLE, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
+from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions, position_mask
 from road_interp.sites.site import Site
 
@@ -129,9 +130,8 @@ class RotationContext:
                 if b is None and COMPLEX.get(output.dtype) is a.dtype and output.is_contiguous():
                     output.view(a.dtype).mul_(a)
                     return output
-            if isinstance(output, tuple):
-                return (self._rotated(index, site, output[0], False, tracing), *output[1:])
-            return self._rotated(index, site, output, owned, tracing)
+            fresh = owned and not isinstance(output, tuple)
+            return with_hidden(output, self._rotated(index, site, hidden_of(output), fresh, tracing))
 
         return rotate
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.sites.module_tree import Hooks, dummy_inputs, evaluating, hooked, is_in_attention, linears_of
+from road_interp.sites.module_tree import Hooks, dummy_inputs, evaluating, hidden_of, hooked, is_in_attention, linears_of
 from road_interp.sites.site import OutputSlice
 
 
@@ -100,7 +100,7 @@ def _gradients(
     linears = [(kind, module) for kind, module in linears_of(block) if is_in_attention(kind)]
     with hooked([(module.register_forward_hook, keep(kind), {}) for kind, module in linears]), torch.enable_grad():
         output = block(*map(replaced, args), **{key: replaced(value) for key, value in kwargs.items()})
-        output = output[0] if isinstance(output, tuple) else output
+        output = hidden_of(output)
         weights = torch.randn(4, output.shape[-1], generator=torch.Generator().manual_seed(1)).to(output)
         total = {kind: torch.zeros_like(each[0]) for kind, each in captured.items()}
         for projection in (output[:, -1] @ weights.T).sum(0) if captured else ():

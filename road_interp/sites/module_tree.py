@@ -33,6 +33,16 @@ def layer_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
     return found
 
 
+def hidden_of(output: Any) -> Any:
+    """The hidden states in a module's output, which may hold further values behind them."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A module's output with other hidden states in it."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` maps its last dimension by a weight: nn.Linear and its subclasses, Conv1D, or a PEFT layer around one."""
     return isinstance(module, nn.Linear | Conv1D) or isinstance(getattr(module, "base_layer", None), nn.Linear | Conv1D)
@@ -73,7 +83,7 @@ def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
 
     def note(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            output = output[0] if isinstance(output, tuple) else output
+            output = hidden_of(output)
             if isinstance(output, Tensor) and output.ndim >= 2:
                 widths[path] = output.shape[-1]
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
-from road_interp.sites.module_tree import output_width
+from road_interp.sites.module_tree import hidden_of, output_width, with_hidden
 from road_interp.sites.site import Site
 
 
@@ -126,9 +126,9 @@ class LowRankModel(nn.Module):
 
         def transform(adapter: nn.Module) -> Callable[..., Any]:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-                states = output[0] if isinstance(output, tuple) else output
+                states = hidden_of(output)
                 changed = adapter(args[0] if args else None, states, active, trainable)
-                return (changed, *output[1:]) if isinstance(output, tuple) else changed
+                return with_hidden(output, changed)
 
             return hook
 
