@@ -9,6 +9,7 @@ from pathlib import Path
 
 from road_interp import plots
 from road_interp.cli.study_commands import main_of
+from road_interp.errors import InputError
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.models.generation import Answer, answer_perplexity
 from road_interp.models.loading import load_tokenizer
@@ -21,6 +22,8 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 def measure(piece: Piece) -> StrengthReport:
     """The curve of a run that learned one behaviour, on the first test prompts of its recipe."""
+    if len(piece.recipe.tasks) != 1:
+        raise InputError(f"strength is that of one behaviour alone, not of {len(piece.recipe.tasks)}: give the recipe one task")
     run = run_of(piece)
     scorer = GenerationScorer(run, 128)
     ((task, behaviour),) = scorer.behaviours.items()

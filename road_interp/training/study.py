@@ -144,6 +144,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
                 progress(f"{study.conditions[slug].name}, seed {seed}")
                 started = time.monotonic()
                 result = _measure(study, slug, seed, options, progress)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 result.save(path)
                 record(options.results, path, result, time.monotonic() - started)
     return read_study(study, options)
@@ -259,9 +260,7 @@ def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[i
 def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:
     own = [each for each in options.overrides if each.partition("=")[0] not in study.inputs]
     name = f"{study.name}-{settings_hash(own)}" if own else study.name
-    folder = options.results / ("quick" if options.quick else "") / name / slug
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"seed-{seed}.json"
+    return options.results / ("quick" if options.quick else "") / name / slug / f"seed-{seed}.json"
 
 
 def _studies_in(path: Path) -> list[Study]:

@@ -15,13 +15,15 @@ from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
 from road_interp.models.generation import answer_perplexity, greedy_answers
 from road_interp.models.loading import load_tokenizer
+from road_interp.progress import silent
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ModelRecipe, MultiTaskGenerationRecipe
 from road_interp.runs.run import Run
-from road_interp.training import multitask_generation
+from road_interp.training import composition_baselines, multitask_generation
 from road_interp.training.api import evaluate, train
 from road_interp.training.multitask_generation import GenerationTrainer, MultiTaskGenerationExperiment
 from road_interp.training.scoring import GenerationScorer, make_scorer
+from road_interp.training.study import Piece, find_study
 
 
 @pytest.fixture(scope="module")
@@ -223,27 +225,33 @@ def test_wrong_mixtures_are_refused(workplace, override, message):
 
 @pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "told_in_words", "with_lora"])
 def test_baselines_of_the_composition(workplace, tmp_path, baseline):
-    script = load("composition")
-    recipe, folder = recipe_for(workplace, "adapter.layers=0", "training.max_steps=2"), tmp_path / "parts" / "both"
+    recipe = recipe_for(workplace, "adapter.layers=0", "training.max_steps=2")
+    piece = Piece(recipe, "both", recipe.seed, tmp_path / "runs", silent)
     if baseline.startswith("Lo"):
-        script.low_rank(recipe, folder, baseline)
+        report = composition_baselines.low_rank(piece, baseline)
     else:
-        getattr(script, baseline)(recipe, folder)
-    report = CompositionReport.from_json((folder / "composition.json").read_text())
+        report = getattr(composition_baselines, baseline)(piece)
+    assert CompositionReport.from_json(report.to_json()) == report
     assert [score.active for score in report.scores] == ["__base__", "label", "closing", "label+closing"]
     assert all(len(score.answers) == 6 for score in report.scores)
     if baseline == "multiplied":
-        alone = {name: Run.load(folder.parent / f"{name} alone, seed 0").adapter for name in ("label", "closing")}
+        runs = [Run.load(folder) for folder in (tmp_path / "runs").iterdir()]
+        alone = {"+".join(run.recipe.tasks): run.adapter for run in runs}
+        assert set(alone) == {"label", "closing"}
+        assert [task.examples for run in runs for task in run.recipe.tasks.values()] == [32, 32]
         assert alone["label"].distance(alone["closing"]) > 0
 
 
 def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
-    run = train(recipe_for(workplace, "tasks={closing: {behaviour: closing, examples: 16}}"), tmp_path / "run", progress=False)
-    report = load("strength").measure(run.folder, (0.0, 1.0), 4)
-    scores = CompositionReport.from_json((run.folder / "composition.json").read_text())
-    assert report.shown == tuple(scores.of(active).shown["closing"][:4] for active in ("__base__", "closing"))
-    with pytest.raises(InputError, match="did not learn one behaviour alone"):
-        load("strength").measure(train(recipe_for(workplace, "training.max_steps=1"), tmp_path / "two").folder, (1.0,), 4)
+    recipe = recipe_for(workplace, "tasks={closing: {behaviour: closing, examples: 16}}")
+    piece, study = Piece(recipe, "closing", recipe.seed, tmp_path / "runs", silent), find_study("strength")
+    report = study.measure(piece)
+    (folder,) = (tmp_path / "runs").iterdir()
+    scores = CompositionReport.load(folder / "composition.json")
+    shown = dict(zip(report.strengths, report.shown, strict=True))
+    assert (shown[0.0], shown[1.0]) == tuple(scores.of(active).shown["closing"] for active in ("__base__", "closing"))
+    with pytest.raises(InputError, match="strength is that of one behaviour alone, not of 2"):
+        study.measure(piece._replace(recipe=recipe_for(workplace)))
 
 
 def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkeypatch, capsys):
