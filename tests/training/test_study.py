@@ -1,161 +1,256 @@
-"""Studies: what is missing is measured, once, and runs are trained once for all that need them."""
+"""The loop of studies: what is missing is measured, once; what is there is reported. And runs that several studies share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
 from helpers.recipes import recipe_for
+from helpers.studies import Measured, Settings, small_study
 from road_interp.errors import InputError
-from road_interp.results import Result
+from road_interp.progress import silent
 from road_interp.runs.run import Run
 from road_interp.training.study import (
-    Condition,
-    Study,
+    Piece,
     StudyOptions,
+    find_study,
     read_study,
     run_of,
     run_study,
     settings_hash,
+    settings_of,
     train_once,
+    with_interval,
 )
 
 
-@dataclass(frozen=True)
-class Rotations(Result):
-    """How many values were trained, by condition and seed."""
-
-    values: dict[str, int]
-
-
-def measure(piece):
-    run = run_of(piece)
-    return Rotations({f"{piece.condition}, seed {run.recipe.seed}": run.metrics["parameters"]["adapter"]})
-
-
-def report(pieces):
-    return Rotations({name: count for found in pieces.values() for piece in found for name, count in piece.values.items()})
+@pytest.fixture
+def measured():
+    return []
 
 
 @pytest.fixture
-def study(workplace, tmp_path):
-    """Two seeds of a rotation, and one of its angles alone."""
-    (tmp_path / "recipe.yaml").write_text(recipe_for(workplace, "training.max_steps=2").to_yaml())
-    conditions = {"both": Condition("both parts"), "angles": Condition("angles alone", ("adapter.trainable=angles",), seeds=1)}
-    return Study(
-        name="parts",
-        title="Parts",
-        recipe=str(tmp_path / "recipe.yaml"),
-        conditions=conditions,
-        measure=measure,
-        report=report,
-        result=Rotations,
-        draw=lambda found, folder: [],
-        describe=lambda found: ("", []),
-        minutes=1,
-        quick=("training.max_steps=1",),
-        quick_conditions=1,
-    )
+def study(measured):
+    return small_study(measured)
 
 
-@pytest.fixture
-def options(tmp_path):
-    return StudyOptions(seeds=(0, 1), results=tmp_path / "results", runs=tmp_path / "runs")
+def options(folder, **changes):
+    return StudyOptions(results=folder / "results", runs=folder / "runs", **changes)
 
 
-def test_a_run_for_every_seed_is_trained_once(study, options):
+def what(pieces):
+    return [(piece.condition, piece.seed) for piece in pieces]
+
+
+def test_what_is_missing_is_measured_once(study, measured, tmp_path):
+    report = run_study(study, options(tmp_path, seeds=(0, 1, 2)))
+    assert report.pieces == {"plain": [0, 1], "longer": [0, 1, 2], "apart": [0, 1, 2]}
+    assert what(measured) == [("plain", 0), ("plain", 1), *((slug, seed) for slug in ("longer", "apart") for seed in range(3))]
+    assert [piece.recipe for piece in measured[1:3]] == [Settings(10, None, 1), Settings(20, None, 0)]
+    assert {piece.runs for piece in measured} == {tmp_path / "runs"}
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+    assert len(files) == 8 + 1
+    measured.clear()
+    assert run_study(study, options(tmp_path, seeds=(0, 1, 2))) == report
+    assert measured == []
+    run_study(study, options(tmp_path, seeds=(0, 1, 2, 3)))
+    assert what(measured) == [("longer", 3), ("apart", 3)]
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items() if path.name != "MANIFEST.json")
+    (tmp_path / "results" / "small" / "apart" / "seed-1.json").unlink()
+    measured.clear()
+    run_study(study, options(tmp_path))
+    assert what(measured) == [("apart", 1)]
+
+
+def test_a_condition_can_have_a_measure_of_its_own(study, tmp_path):
+    run_study(study, options(tmp_path, seeds=(0,)))
+    steps = [Measured.load(tmp_path / "results" / "small" / slug / "seed-0.json").steps for slug in study.conditions]
+    assert steps == [10, 20, -1]
+
+
+def test_progress_names_every_piece_before_it_is_measured(study, measured, tmp_path):
     told = []
-    found = run_study(study, options, lambda what, done=0, total=None: told.append(what))
-    assert told == ["both parts, seed 0", "both parts, seed 1", "angles alone, seed 0"]
-    values = found.values["both, seed 0"]
-    assert found.values == {"both, seed 0": values, "both, seed 1": values, "angles, seed 0": values // 2}
-    files = sorted(path.relative_to(options.results).as_posix() for path in options.results.rglob("seed-*.json"))
-    assert files == ["parts/angles/seed-0.json", "parts/both/seed-0.json", "parts/both/seed-1.json"]
-    runs = [Run.load(folder).recipe for folder in options.runs.iterdir()]
-    assert sorted((run.seed, run.training.max_steps, run.adapter.trainable) for run in runs) == [
-        (0, 2, "angles"),
-        (0, 2, "both"),
-        (1, 2, "both"),
-    ]
-    written = [path.stat().st_mtime_ns for path in sorted(options.runs.rglob("*")) if path.is_file()]
-    assert run_study(study, options, lambda *arguments: pytest.fail("measured again")) == found
-    assert read_study(study, options) == found
-    for path in options.results.glob("parts/*/*.json"):
-        path.unlink()
-    assert run_study(study, options) == found  # measured again, on the same runs
-    assert [path.stat().st_mtime_ns for path in sorted(options.runs.rglob("*")) if path.is_file()] == written
+    run_study(study, options(tmp_path, seeds=(4,), only=("longer", "plain")), lambda text, *_: told.append((text, len(measured))))
+    assert told == [("more steps, seed 4", 0), ("plain, seed 4", 1)]
 
 
-def test_some_conditions_alone_and_a_quick_look(study, options):
-    chosen = run_study(study, replace(options, only=("angles",)))
-    assert list(chosen.values) == ["angles, seed 0"]
-    assert list(run_study(study, replace(options, quick=True)).values) == ["both, seed 0"]
-    assert list(read_study(study, options).values) == ["angles, seed 0"]  # what is quick lies apart
-    other = replace(options, overrides=("training.batch_size=8",), only=("angles",))
-    run_study(study, other)
-    folders = {path.parents[1].relative_to(options.results).as_posix() for path in options.results.rglob("seed-*.json")}
-    assert {"parts", "quick/parts"} < folders
-    assert len(folders) == 3
-    with pytest.raises(InputError, match="study 'parts' has no condition 'angle'; did you mean 'angles'"):
-        run_study(study, replace(options, only=("angle",)))
+def test_a_measurement_that_was_killed_goes_on(measured, tmp_path):
+    class Killed(BaseException):
+        """As SIGKILL: no handler of the loop sees it."""
+
+    def killed(piece):
+        if measured:
+            raise Killed
+        return measure(piece)
+
+    study = small_study(measured)
+    measure = study.measure
+    with pytest.raises(Killed):
+        run_study(replace(study, measure=killed), options(tmp_path))
+    assert what(measured) == [("plain", 0)]
+    assert read_study(study, options(tmp_path)).pieces == {"plain": [0]}
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.name.startswith(".")]
+    report = run_study(study, options(tmp_path))
+    assert what(measured).count(("plain", 0)) == 1
+    assert len(measured) == 8
+    assert report.pieces["plain"] == [0, 1]
 
 
-def test_nothing_measured_is_an_error_and_leaves_nothing(study, options):
-    with pytest.raises(InputError, match="results/parts' holds no results of this study"):
-        read_study(study, options)
-    assert not options.results.exists()
+def test_the_report_holds_what_is_there(study, measured, tmp_path):
+    report = run_study(study, options(tmp_path, only=("apart",), seeds=(1,)))
+    assert report.pieces == {"apart": [1]}
+    report = run_study(study, options(tmp_path, only=("longer",), seeds=(2, 1)))
+    assert report.pieces == {"longer": [2, 1], "apart": [1]}
+    assert list(report.pieces) == ["longer", "apart"]  # as the study orders its conditions
+    assert read_study(study, options(tmp_path, seeds=(1,))).pieces == {"longer": [1], "apart": [1]}
 
 
-def test_results_of_other_settings_are_not_taken(study, options, tmp_path):
-    run_study(study, replace(options, only=("angles",)))
-    text = (tmp_path / "recipe.yaml").read_text()
-    (tmp_path / "recipe.yaml").write_text(text.replace("batch_size: 16", "batch_size: 8"))
-    with pytest.raises(InputError, match="angles/seed-0.json' was measured with other settings .* choose another --results"):
-        read_study(study, options)
+def test_nothing_there_is_an_error_and_leaves_no_folder(study, tmp_path):
+    with pytest.raises(InputError, match=r"results/small' holds no results of this study"):
+        read_study(study, options(tmp_path))
+    run_study(study, options(tmp_path, seeds=(0,), only=("plain",)))
+    read_study(study, options(tmp_path))
+    assert [path.name for path in (tmp_path / "results" / "small").iterdir()] == ["plain"]
+    with pytest.raises(InputError, match="holds no results of this study"):
+        read_study(study, options(tmp_path, seeds=(5,)))
 
 
-def test_the_manifest_names_every_file_and_what_made_it(study, options):
-    run_study(study, replace(options, only=("angles",)))
-    manifest = json.loads((options.results / "MANIFEST.json").read_text())
-    path = options.results / "parts/angles/seed-0.json"
-    result = Rotations.load(path)
-    assert list(manifest) == ["parts/angles/seed-0.json"]
-    entry = manifest["parts/angles/seed-0.json"]
-    assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (entry["settings"], result.provenance.seeds) == (result.provenance.settings, (0,))
+def test_a_piece_that_was_measured_with_other_settings_is_refused(study, tmp_path):
+    run_study(study, options(tmp_path, seeds=(0,)))
+    other = replace(study.conditions["plain"], overrides=("steps=11",))
+    changed = replace(study, conditions={**study.conditions, "plain": other})
+    for call in (run_study, read_study):
+        with pytest.raises(InputError, match=r"plain/seed-0.json' was measured with other settings \(.{8}, not .{8}\)") as error:
+            call(changed, options(tmp_path, seeds=(0,)))
+        assert "choose another --results" in str(error.value)
+    path = tmp_path / "results" / "small" / "plain" / "seed-0.json"
+    replace(Measured.load(path), provenance=None).save(path)  # what another command wrote says no settings
+    with pytest.raises(InputError, match="with other settings"):
+        read_study(study, options(tmp_path, seeds=(0,)))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Of a study that trains nothing."""
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "the JSON of Measured must hold one object"),
+        ("{", "not valid JSON"),
+        ('{"result": "StrengthReport"}', "this is the JSON of StrengthReport, not of Measured"),
+        ('{"condition": "plain", "seed": "x", "steps": 1}', "'seed' must be whole number"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_named(study, measured, tmp_path, content, message):
+    path = tmp_path / "results" / "small" / "plain" / "seed-0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        run_study(study, options(tmp_path, seeds=(0,)))
+    assert str(path) in str(error.value)
+    assert path.read_text() == content
 
-    steps: int
-    seed: int = 0
-    base: str = "somewhere"
+
+def test_overrides_get_a_folder_of_their_own(study, measured, tmp_path):
+    run_study(study, options(tmp_path, seeds=(0,), only=("plain",)))
+    run_study(study, options(tmp_path, seeds=(0,), only=("plain",), overrides=("steps=7",)))
+    assert [piece.recipe.steps for piece in measured] == [10, 7]
+    folders = {path.name for path in (tmp_path / "results").iterdir() if path.is_dir()}
+    (own,) = folders - {"small"}
+    assert own.startswith("small-")
+    run_study(study, options(tmp_path, seeds=(0,), only=("plain",), overrides=("steps=8",)))
+    assert len({path.name for path in (tmp_path / "results").iterdir() if path.is_dir()} - folders) == 1
+    assert read_study(study, options(tmp_path)).pieces == {"plain": [0]}
 
 
-def test_a_study_that_trains_nothing_has_settings_of_its_own(options):
-    study = Study(
-        name="steps",
-        title="Steps",
-        recipe=Settings,
-        conditions={"few": Condition("few", ("steps=2",)), "many": Condition("many", ("steps=3",))},
-        measure=lambda piece: Rotations({f"{piece.condition}, {piece.recipe.base}": piece.recipe.steps}),
-        report=report,
-        result=Rotations,
-        draw=lambda found, folder: [],
-        describe=lambda found: ("", []),
-        minutes=1,
-        inputs=("base",),
-    )
-    some = replace(options, seeds=(0,))
-    assert run_study(study, some).values == {"few, somewhere": 2, "many, somewhere": 3}
-    assert run_study(study, replace(some, overrides=("base=elsewhere",))) == read_study(study, some)  # the same settings
-    with pytest.raises(InputError, match="'steps' must be whole number, not 'x'"):
-        run_study(study, replace(some, overrides=("steps=x",)))
+def test_a_file_on_this_machine_does_not_tell_results_apart(study, measured, tmp_path):
+    plain = study.conditions["plain"]
+    same, other = StudyOptions(("file=here.json",)), StudyOptions(("steps=9",))
+    assert settings_of(study, plain, same) == settings_of(study, plain, StudyOptions())
+    assert settings_of(study, plain, other) != settings_of(study, plain, StudyOptions())
+    run_study(study, options(tmp_path, seeds=(0,), only=("plain",), overrides=("file=here.json",)))
+    assert measured[0].recipe.file == "here.json"
+    run_study(study, options(tmp_path, seeds=(0,), only=("plain",)))
+    assert len(measured) == 1
+
+
+def test_quick_takes_less_and_stays_apart(study, measured, tmp_path):
+    report = run_study(study, options(tmp_path, quick=True))
+    assert report.pieces == {"plain": [0], "longer": [0]}
+    assert [piece.recipe.steps for piece in measured] == [1, 1]  # the overrides of --quick come after the condition's
+    assert (tmp_path / "results" / "quick" / "small" / "plain" / "seed-0.json").is_file()
+    with pytest.raises(InputError, match="holds no results"):
+        read_study(study, options(tmp_path))
+    run_study(study, options(tmp_path, quick=True, only=("apart",)))
+    assert what(measured)[2:] == [("apart", 0)]
+    more = replace(study, quick_seeds=2, quick_conditions=None)
+    assert len(pieces := run_study(more, options(tmp_path, quick=True)).pieces) == 3
+    assert set(map(tuple, pieces.values())) == {(0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("slug", "hint"), [("longr", "did you mean 'longer'?"), ("x", "the conditions are plain, longer, apart")]
+)
+def test_an_unknown_condition_is_refused_before_anything_is_measured(study, measured, tmp_path, slug, hint):
+    with pytest.raises(InputError) as error:
+        run_study(study, options(tmp_path, only=("plain", slug)))
+    assert str(error.value) == f"study 'small' has no condition '{slug}'; {hint}"
+    assert measured == []
+
+
+def test_an_unknown_study_is_refused():
+    with pytest.raises(InputError, match="no study 'drft'; did you mean 'drift'?"):
+        find_study("drft")
+    with pytest.raises(InputError, match="no study 'x'; known are ablation, ablation-smollm2, angles"):
+        find_study("x")
+    assert find_study("drift").name == "drift"
+
+
+def test_wrong_overrides_are_refused(study, tmp_path):
+    for override, message in (
+        ("step=2", "unknown key 'step'; did you mean 'steps'?"),
+        ("steps=two", "'steps' must be whole number"),
+        ("steps", "override 'steps' is not of the form key=value"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_study(study, options(tmp_path, overrides=(override,)))
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_manifest_says_how_every_piece_was_made(study, tmp_path):
+    run_study(study, options(tmp_path, seeds=(0, 1)))
+    run_study(study, options(tmp_path, seeds=(0,), quick=True))
+    results = tmp_path / "results"
+    manifest = json.loads((results / "MANIFEST.json").read_text())
+    files = {path.relative_to(results).as_posix(): path for path in results.rglob("seed-*.json")}
+    assert list(manifest) == sorted(files)
+    assert len(files) == 8
+    for name, entry in manifest.items():
+        made = Measured.load(files[name]).provenance
+        assert entry["sha256"] == hashlib.sha256(files[name].read_bytes()).hexdigest()
+        assert entry["settings"] == made.settings
+        assert (entry["commit"], entry["command"]) == (made.commit, made.command)
+        assert entry["versions"]["torch"] == made.versions["torch"]
+        assert entry["seconds"] >= 0
+        assert str(made.seeds[0]) in name
+    settings = {name: entry["settings"] for name, entry in manifest.items()}
+    assert settings["small/plain/seed-0.json"] == settings["small/plain/seed-1.json"]
+    assert len({settings[f"{folder}small/{slug}/seed-0.json"] for folder in ("", "quick/") for slug in ("plain", "longer")}) == 4
+
+
+def test_a_run_is_trained_once_for_all_studies(workplace, tmp_path, capsys):
+    recipe = recipe_for(workplace, "training.max_steps=2")
+    piece = Piece(recipe, "any", recipe.seed, tmp_path / "runs", silent)
+    runs = [run_of(piece._replace(recipe=replace(recipe, seed=seed))) for seed in (0, 1)]
+    assert [(run.recipe.seed, run.recipe.training.max_steps) for run in runs] == [(0, 2), (1, 2)]
+    assert runs[0].folder.name == f"{recipe.model.name}-{settings_hash(recipe)}"
+    written = [(run.folder / "metrics.json").stat().st_mtime_ns for run in runs]
+    again = [run_of(piece._replace(recipe=replace(recipe, seed=seed), condition="other")) for seed in (0, 1)]
+    assert [run.folder for run in again] == [run.folder for run in runs]
+    assert [(run.folder / "metrics.json").stat().st_mtime_ns for run in runs] == written
+    alone = run_of(piece._replace(recipe=recipe_for(workplace, "training.max_steps=2", "adapter.trainable=angles")))
+    assert alone.folder.parent == tmp_path / "runs"
+    assert alone.folder not in [run.folder for run in runs]
 
 
 def test_what_did_not_finish_goes_on_and_another_recipe_is_refused(workplace, tmp_path):
@@ -163,11 +258,17 @@ def test_what_did_not_finish_goes_on_and_another_recipe_is_refused(workplace, tm
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())
     assert train_once(recipe, tmp_path / "run").recipe == recipe
+    assert Run.load(tmp_path / "run").recipe == recipe
     with pytest.raises(InputError, match="run' was trained with another recipe; choose another --runs"):
         train_once(replace(recipe, seed=1), tmp_path / "run")
 
 
-def test_a_settings_hash_changes_with_the_settings(workplace):
+def test_a_hash_changes_with_the_settings(workplace):
     recipe = recipe_for(workplace)
     assert settings_hash(recipe, 1e-3) == settings_hash(recipe_for(workplace), 1e-3)
     assert len({settings_hash(recipe, 1e-3), settings_hash(recipe, 1e-4), settings_hash(replace(recipe, seed=1), 1e-3)}) == 3
+
+
+def test_an_interval_as_text():
+    assert with_interval((0.12345, 0.1, 0.2)) == "0.123 [0.100, 0.200]"
+    assert with_interval((1, -2, 3.26), 1) == "1.0 [-2.0, 3.3]"
