@@ -26,10 +26,10 @@ def plane(adapter: RoadAdapter, ax: Axes, site: Site | str = "", index: int = 0)
     Raises:
         InputError: no such site, or no such plane of it.
     """
-    where = adapter.site(site or adapter.sites[0])
-    maps = adapter.plane_maps(where)
+    chosen = adapter.site(site or adapter.sites[0])
+    maps = adapter.plane_maps(chosen)
     if not 0 <= index < len(maps.a):
-        raise InputError(f"site '{where.name}' has planes 0 to {len(maps.a) - 1}, not {index}")
+        raise InputError(f"site '{chosen.name}' has planes 0 to {len(maps.a) - 1}, not {index}")
     before = np.exp(1j * np.linspace(0, 2 * np.pi, 181))
     after = maps.a[index].item() * before
     if maps.b is not None:
@@ -39,7 +39,7 @@ def plane(adapter: RoadAdapter, ax: Axes, site: Site | str = "", index: int = 0)
         style = {"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", (points[0].real, points[0].imag), (0, 0), arrowprops=style)
     reach = 1.1 * max(1.0, float(np.abs(after).max()))
-    angle, magnitude = adapter.angles(where)[index].item(), adapter.magnitudes(where)[index].item()
+    angle, magnitude = adapter.angles(chosen)[index].item(), adapter.magnitudes(chosen)[index].item()
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.set_title(f"plane {index}: {np.degrees(angle):+.1f}°, × {magnitude:.3f}")

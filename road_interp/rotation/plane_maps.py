@@ -214,10 +214,10 @@ def inverse(maps: PlaneMaps) -> PlaneMaps:
     """The exact inverse, block by block. A singular block raises InputError that names its plane."""
     if (lost := singular(maps)).any():
         *row, plane = lost.nonzero()[0].tolist()
-        where = f"plane {plane}" + (f" of row {row[0]}" if row else "")
+        name = f"plane {plane}" + (f" of row {row[0]}" if row else "")
         stretches = polar(maps)
         raise InputError(
-            f"{where} cannot be inverted: its block is singular (stretches {stretches.major[lost][0]:.3g} and "
+            f"{name} cannot be inverted: its map is singular (stretches {stretches.major[lost][0]:.3g} and "
             f"{stretches.minor[lost][0]:.3g}; {int(lost.sum())} such planes)"
         )
     if maps.b is None:

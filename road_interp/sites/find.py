@@ -28,15 +28,17 @@ from road_interp.sites.site import Site
 
 PRESETS = ("all-linear", "attention-qk", "attention", "mlp", "fc1", "block-output")
 Layers = int | str | Iterable[int] | None
-Where = str | Site | Sequence[str | Site]
+TargetModules = str | Site | Sequence[str | Site]
 
 
-def find_sites(model: PreTrainedModel, where: Where, layers: Layers = None, stack: str | None = None) -> tuple[Site, ...]:
-    """The sites of `model` named by `where`, in the model's order.
+def find_sites(
+    model: PreTrainedModel, target_modules: TargetModules, layers: Layers = None, stack: str | None = None
+) -> tuple[Site, ...]:
+    """The sites of `model` named by `target_modules`, in the model's order.
 
     Args:
         model: any Hugging Face model.
-        where: a preset; a pattern, which is a regular expression for a module's path or its end, as "query" or
+        target_modules: a preset; a pattern, which is a regular expression for a module's path or its end, as "query" or
             "h[.]0[.]attn[.]c_attn"; or a list of these and of `Site`s. The presets look inside the blocks only, so that
             embeddings and head stay out:
 
@@ -51,7 +53,7 @@ def find_sites(model: PreTrainedModel, where: Where, layers: Layers = None, stac
     Raises:
         InputError: nothing found, two stacks and none chosen, an odd width, an unknown layer.
     """
-    entries = [where] if isinstance(where, str | Site) else list(where)
+    entries = [target_modules] if isinstance(target_modules, str | Site) else list(target_modules)
     found: dict[str, Site] = {}
     for entry in entries:
         if isinstance(entry, Site):
@@ -69,7 +71,7 @@ def find_sites(model: PreTrainedModel, where: Where, layers: Layers = None, stac
         wanted = parse_layers(layers, depth)
         sites = [site for site in sites if site.layer in wanted]
     if not sites:
-        raise InputError(f"no site of {type(model).__name__} matches {where!r} in layers {layers!r}")
+        raise InputError(f"no site of {type(model).__name__} matches {target_modules!r} in layers {layers!r}")
     order = {name: index for index, name in enumerate(dict(model.named_modules()))}
     return tuple(
         sorted(sites, key=lambda site: (order.get(site.module, len(order)), site.output_slice.start if site.output_slice else 0))

@@ -76,23 +76,23 @@ def run_training(
     progress: bool = True,
 ) -> Run:
     """Train a recipe of a kind and leave a run folder. Arguments and errors are those of `road_interp.train`."""
-    where = find_device(device)
-    folder = RunFolder.prepare(recipe, out, resume, where)
+    on_device = find_device(device)
+    folder = RunFolder.prepare(recipe, out, resume, on_device)
     set_seed(recipe.seed)
     experiment = kind(recipe)
     experiment.load_data()
-    model = experiment.build_model(where)
+    model = experiment.build_model(on_device)
     road = experiment.road_model(model)
     if recipe.model.shard:
-        shard_blocks(road.model, where)
-    trainer = experiment.make_trainer(model, folder.path, where, progress)
+        shard_blocks(road.model, on_device)
+    trainer = experiment.make_trainer(model, folder.path, on_device, progress)
     folder.start(experiment.files_at_start(model))
     frozen = experiment.score_frozen(trainer)
     set_seed(recipe.seed)
     run_trainer(trainer, folder.path, resume)
     metrics, files = experiment.score(trainer, progress)
     log = trainer.state.log_history
-    return folder.finish(road.adapter, {**metrics, **frozen}, files, log, forward_precision(recipe.training, where))
+    return folder.finish(road.adapter, {**metrics, **frozen}, files, log, forward_precision(recipe.training, on_device))
 
 
 def identity_model(base: PreTrainedModel, recipe: AdapterRecipe, tasks: Sequence[str] = (), split: Split = "shares") -> RoadModel:

@@ -306,7 +306,7 @@ def test_every_row_has_its_dense_matrix(variant):
 def test_a_singular_block_of_a_row_is_named_with_its_stretches():
     theta, alpha = drawn("road_1", width=8, rows=(3,))
     alpha[1, 2] = alpha[2, 0] = 0
-    message = r"^plane 2 of row 1 cannot be inverted: its block is singular \(stretches 0 and 0; 2 such planes\)$"
+    message = r"^plane 2 of row 1 cannot be inverted: its map is singular \(stretches 0 and 0; 2 such planes\)$"
     with pytest.raises(InputError, match=message):
         plane_maps.inverse(plane_maps.maps_from_parameters(theta, alpha, "road_1", 2))
 
