@@ -131,14 +131,14 @@ class RoadAdapter:
         """`(a @ b)(h) == a(b(h))`, exactly. road_1 stays road_1; with a general block the result is road_2."""
         self._check_combines(inner, "compose")
         both = {site.name: plane_maps.compose(self.plane_maps(site), inner.plane_maps(site)) for site in self.sites}
-        return replace(self, base=self.base or inner.base)._with_blocks(both)
+        return replace(self, base=self.base or inner.base)._with_maps(both)
 
     def __pow__(self, strength: float) -> RoadAdapter:
         """road_1 at another strength: angles times `strength`, scales to its power. 0 is the identity, -1 the inverse."""
         if self.variant != "road_1":
             raise InputError(f"real powers exist for road_1 only, this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
-        return self._with_blocks({site.name: plane_maps.power(self.plane_maps(site), strength) for site in self.sites})
+        return self._with_maps({site.name: plane_maps.power(self.plane_maps(site), strength) for site in self.sites})
 
     def inverse(self) -> RoadAdapter:
         """The adapter that undoes this one. Raises InputError naming site and plane where a block is singular."""
@@ -148,7 +148,7 @@ class RoadAdapter:
                 undone[site.name] = plane_maps.inverse(self.plane_maps(site))
             except InputError as error:
                 raise InputError(f"site '{site.name}': {error}") from None
-        return self._with_blocks(undone)
+        return self._with_maps(undone)
 
     def difference(self, other: RoadAdapter) -> RoadAdapter:
         """What takes `other` to this adapter: `a.difference(b) @ b` equals `a`. Raises InputError where `other` is singular."""
@@ -187,7 +187,7 @@ class RoadAdapter:
                 raise InputError(f"site '{site.name}', plane {int(lost.nonzero()[0])}: the angles cancel and have no mean")
             size = torch.stack([w * a.abs().log() for w, a in zip(share, maps, strict=True)]).sum(0).exp()
             means[site.name] = PlaneMaps(torch.polar(size, direction.angle()))
-        return first._with_blocks(means)
+        return first._with_maps(means)
 
     def restrict(self, planes: Mapping[str, Any] | Callable[[Site], Any] | Any) -> RoadAdapter:
         """The identity outside the chosen planes.
@@ -201,7 +201,7 @@ class RoadAdapter:
             kept[site.name] = self.plane_maps(site).masked(_plane_mask(site, _planes_for(site, planes)))
         if isinstance(planes, Mapping) and (unknown := set(planes) - {site.name for site in self.sites}):
             raise InputError(f"'{sorted(unknown)[0]}' is not a site of this adapter")
-        return self._with_blocks(kept)
+        return self._with_maps(kept)
 
     def by_layer(self) -> dict[int, RoadAdapter]:
         """For every layer the adapter restricted to that layer's sites."""
@@ -211,16 +211,16 @@ class RoadAdapter:
 
     def angles_only(self) -> RoadAdapter:
         """The same turns without any stretch: the orthogonal polar factor of every block (a mirror where it reflects)."""
-        return self._with_blocks({site.name: plane_maps.polar_factors(self.plane_maps(site))[0] for site in self.sites})
+        return self._with_maps({site.name: plane_maps.polar_factors(self.plane_maps(site))[0] for site in self.sites})
 
     def magnitudes_only(self) -> RoadAdapter:
         """The same stretches without any turn: `a.angles_only() @ a.magnitudes_only()` equals `a`."""
-        return self._with_blocks({site.name: plane_maps.polar_factors(self.plane_maps(site))[1] for site in self.sites})
+        return self._with_maps({site.name: plane_maps.polar_factors(self.plane_maps(site))[1] for site in self.sites})
 
     def with_sites_of(self, other: RoadAdapter, chosen: Callable[[Site], bool]) -> RoadAdapter:
         """This adapter, with the maps of `other` at the chosen sites."""
         self._check_combines(other, "mix")
-        return self._with_blocks({site.name: (other if chosen(site) else self).plane_maps(site) for site in self.sites})
+        return self._with_maps({site.name: (other if chosen(site) else self).plane_maps(site) for site in self.sites})
 
     def distance(self, other: RoadAdapter) -> float:
         """How far apart two road_1 adapters are: the geodesic distance in angle and log magnitude over all planes.
@@ -240,7 +240,7 @@ class RoadAdapter:
             total += (turn.square() + (mine.abs().log() - theirs.abs().log()).square()).sum().item()
         return total**0.5
 
-    def _with_blocks(self, maps: Mapping[str, PlaneMaps]) -> RoadAdapter:
+    def _with_maps(self, maps: Mapping[str, PlaneMaps]) -> RoadAdapter:
         variant: Variant = "road_1" if all(each.b is None for each in maps.values()) else "road_2"
         pairs = {name: plane_maps.parameters_from_maps(each, variant, self.group_size) for name, each in maps.items()}
         theta = {name: pair[0] for name, pair in pairs.items()}
