@@ -19,10 +19,13 @@ import torch
 from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.measure.throughput import ThroughputReport, Timing
+from road_interp.provenance import current_provenance
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import trainer
 from road_interp.training.api import train
+from road_interp.training.study import StudyOptions, find_study, settings_of
 
 resource = pytest.importorskip("resource")  # not on Windows
 ANALYSES = Path(__file__).parents[1] / "analyses"
@@ -133,46 +136,62 @@ def script(name, *arguments, most_bytes=resource.RLIM_INFINITY):
     return process.returncode, process.stderr
 
 
+def timed(results):
+    """Leave in a folder what the study of throughput measures."""
+    tasks = [("requests", rows, 16, 8) for rows in (1, 8)] + [("length", 8, 32, 8), ("rank", 8, 16, 4)]
+    timings = tuple(Timing(task, "bare", *setting, (0.5, 1.0), (1.0, 1.0), 8) for task, *setting in tasks)
+    study = find_study("throughput")
+    made = current_provenance((0,), settings_of(study, study.conditions["all"], StudyOptions()))
+    (results / "throughput" / "all").mkdir(parents=True)
+    report = ThroughputReport("tiny", 14, "cpu", "float32", 2, 2, timings, provenance=made)
+    report.save(results / "throughput" / "all" / "seed-0.json")
+
+
 def test_no_room_for_a_figure(tmp_path):
     """The numbers come first, then the PDF, then the PNG, and each is whole or not there."""
-    redraw = ("throughput", "--redraw", ANALYSES.parent / "docs" / "throughput.json", "--out")
+    timed(tmp_path / "results")
+    redraw = ("throughput", "--redraw", "--results", tmp_path / "results", "--out")
     assert script(*redraw, tmp_path / "whole")[0] == 0
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole").iterdir()}
     assert len(sizes) == 3
     for most_bytes in (size // 2 for size in sizes.values()):
         code, said = script(*redraw, tmp_path / "full", most_bytes=most_bytes)
         assert (code, said.count("\n")) == (1, 1)
-        assert said.startswith("throughput.py: ")
+        assert said.startswith("road-interp: ")
         for written in (tmp_path / "full").iterdir():
             assert abs(written.stat().st_size - sizes[written.name]) < 9  # the PNG names the folder
 
 
 def test_a_measurement_goes_on_after_a_kill(tmp_path):
-    arguments = ("--quick", "--only", "fc1", "mlp", "--out", tmp_path)
+    places = ("--results", tmp_path / "results", "--runs", tmp_path / "runs", "--out", tmp_path / "figures")
+    arguments = ("--quick", "--only", "fc1", "--only", "mlp", *places)
     command = [sys.executable, ANALYSES / "capacity.py", *arguments]
     killed = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not (parts := list(tmp_path.glob("parts-quick/*.json"))):
+    while not (pieces := list(tmp_path.glob("results/quick/capacity/*/*.json"))):
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
     killed.communicate()
-    assert not list(tmp_path.glob("capacity.*"))
-    first = {path: path.read_bytes() for path in parts}
-    code, said = script("capacity", *arguments)
+    assert not list(tmp_path.glob("figures/capacity.*"))
+    first = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in pieces}
+    assert {path.parent.name for path in pieces} == {"fc1"}
+    code, _ = script("capacity", *arguments)
     assert code == 0
-    assert "fc1" not in said
-    assert "mlp" in said
-    assert all(path.read_bytes() == content for path, content in first.items())
-    assert len(list(tmp_path.glob("capacity.*"))) == 3
+    assert {path.parent.name for path in tmp_path.glob("results/quick/capacity/*/*.json")} == {"fc1", "mlp"}
+    assert all((path.read_bytes(), path.stat().st_mtime_ns) == before for path, before in first.items())
+    assert len(list(tmp_path.glob("figures/capacity.*"))) == 3
 
 
 def test_a_script_says_in_one_line_what_is_wrong(tmp_path):
-    (tmp_path / "other.json").write_text("[]")
-    (tmp_path / "no-text.json").write_bytes(b"\xff")
-    for file in ("missing.json", "other.json", "no-text.json"):
-        code, said = script("capacity", "--redraw", tmp_path / file)
+    for name, content in (("missing", None), ("other", b"[]"), ("no-text", b"\xff")):
+        if content is not None:
+            path = tmp_path / name / "capacity" / "road_1" / "seed-0.json"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+        code, said = script("capacity", "--redraw", "--results", tmp_path / name)
         assert (code, said.count("\n")) == (2, 1)
-        assert said.startswith("capacity.py: ")
+        assert said.startswith("road-interp: ")
+        assert str(tmp_path / name) in said
 
 
 def save_in_turn(folder, seeds):
