@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from road_interp import plots
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.measure import AngleReport, angles, seed_structure
 from road_interp.measure.structure import AngleStudy
 from road_interp.plots import export

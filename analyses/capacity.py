@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from road_interp import plots
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.plots import export
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
@@ -71,8 +71,8 @@ def describe(found: CapacityReport) -> Described:
     best = max(found.points, key=lambda point: point.mean)
     small = min(found.points, key=lambda point: point.percent)
     sentence = (
-        f"{best.family} {best.name} scores highest with {best.percent:.3f}% of the weights trained; the fewest, "
-        f"{small.percent:.3f}% ({small.family} {small.name}), give {with_interval((small.mean, *small.interval))}."
+        f"{best.name} ({best.family}) scores highest with {best.percent:.3f}% of the weights trained; the fewest, "
+        f"{small.percent:.3f}% ({small.name}, {small.family}), give {with_interval((small.mean, *small.interval))}."
     )
     rows = [
         (f"{each.family}: {each.name} ({each.percent:.3f}%)", with_interval((each.mean, *each.interval))) for each in found.points

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from road_interp import plots
 from road_interp.adapters.bank import BASE
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.measure.composition import CompositionReport
 from road_interp.plots import export
 from road_interp.training.composition_baselines import low_rank, multiplied, told_in_words, trained, with_lora

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, DataCollatorWithPadding, set_seed
 
 from road_interp import plots
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
 from road_interp.models.loading import find_device, load_model
 from road_interp.plots import export

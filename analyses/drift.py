@@ -9,7 +9,6 @@ Two controls stand beside MiniLM's methods: the pretrained model against itself,
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,19 @@ from matplotlib.pyplot import subplots
 from matplotlib.style import context
 
 from road_interp import plots
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.data.labelled import load_labelled, read_rows, subsample
 from road_interp.measure import DriftReport, DriftStudy, drift, text_batches
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
-from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, settings_hash, with_interval
 
 QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 PRETRAINED, NULL = "pretrained", "pretrained against itself"
 NAMES = {"full": "full fine-tuning", "lora": "LoRA, rank 8", "road_1": "road_1"}
 
-
-@cache
-def baseline(recipe: ClassificationRecipe, method: str, seed: int) -> tuple[Any, dict[str, Any]]:
-    return train_baseline(recipe, method, seed=seed, learning_rate=LEARNING_RATES[method])
+BASELINES: dict[str, tuple[Any, dict[str, Any]]] = {}  # by method and recipe: two conditions need the same trainings
 
 
 def model_of(piece: Piece, method: str, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -45,7 +40,10 @@ def model_of(piece: Piece, method: str, seed: int) -> tuple[Any, dict[str, Any]]
     if method == "road_1":
         run = run_of(piece)
         return run.load_model(), run.metrics
-    return baseline(piece.recipe, method, seed)
+    recipe = replace(piece.recipe, seed=seed)
+    if (key := settings_hash(recipe, method)) not in BASELINES:
+        BASELINES[key] = train_baseline(recipe, method, seed=seed, learning_rate=LEARNING_RATES[method])
+    return BASELINES[key]
 
 
 def measure(piece: Piece) -> DriftStudy:

@@ -17,7 +17,7 @@ from matplotlib.style import context
 
 from road_interp import plots
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.measure import InterferenceReport, interference
 from road_interp.plots import export
 from road_interp.training.scoring import MultiTaskScorer

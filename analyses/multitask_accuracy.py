@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from road_interp import plots
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.plots import export
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from road_interp import plots
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.measure import QueryKey, angles, query_key
 from road_interp.plots import export
 from road_interp.sources import SMOLLM2

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from road_interp import plots
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.models.generation import Answer, answer_perplexity

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from road_interp.cli.study_commands import main_of
+from road_interp.cli.app import main_of
 from road_interp.measure.throughput import ThroughputReport, run_throughput_recipe
 from road_interp.plots import export
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
-from road_interp.cli import adapter_commands, measure_commands, study_commands, train_commands  # noqa: F401  they add themselves to the application
+# These add their commands to the application.
+from road_interp.cli import adapter_commands, measure_commands, study_commands, train_commands  # noqa: F401
 from road_interp.cli.options import PROGRAM, app
 from road_interp.errors import exit_on_error, fail
+
+if TYPE_CHECKING:
+    from road_interp.training.study import Study
+
+
+def main_of(study: Study) -> None:
+    """Run a script of `analyses/`: `python analyses/NAME.py ...` is `road-interp study NAME ...`."""
+    sys.argv[1:1] = ["study", study.name]
+    main()
 
 
 def main() -> None:

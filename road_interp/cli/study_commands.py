@@ -1,9 +1,8 @@
-"""The command that runs studies, and what a script of `analyses/` does when it is started."""
+"""The command that runs studies."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,14 +80,6 @@ def run_one(chosen: Study, overrides: tuple[str, ...], selection: Selection, as_
     console.print(sentence, soft_wrap=True)
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
-
-
-def main_of(chosen: Study) -> None:
-    """Run a script of `analyses/`: `python analyses/NAME.py ...` is `road-interp study NAME ...`."""
-    from road_interp.cli.app import main
-
-    sys.argv[1:1] = ["study", chosen.name]
-    main()
 
 
 def _options(selection: Selection, overrides: tuple[str, ...]) -> StudyOptions:
