@@ -108,7 +108,8 @@ def _describe(option: Any) -> str:
     if get_origin(option) in (list, tuple):
         return f"a list of {_describe(get_args(option)[0])}s"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
-    return names.get(option, "a mapping" if option is dict or get_origin(option) in (dict, Mapping) else "value")
+    mapping = option is dict or get_origin(option) in (dict, Mapping) or is_dataclass(option)
+    return names.get(option, "a mapping" if mapping else "value")
 
 
 def _shown(value: Any) -> str:

@@ -35,7 +35,8 @@ class Result:
         """All fields as JSON text, with format version, provenance and summary; outcomes (booleans) as texts of 0 and 1."""
         seeds = getattr(self, "seeds", (self.seed,) if hasattr(self, "seed") else ())
         provenance = self.provenance or current_provenance(seeds if isinstance(seeds, tuple) else ())
-        content = {"format": FORMAT, "result": type(self).__name__, **_plain(self), "provenance": _plain(provenance)}
+        found = {name: value for name, value in _plain(self).items() if name != "provenance"}
+        content = {"format": FORMAT, "result": type(self).__name__, **found, "provenance": _plain(provenance)}
         if (summary := self.summary()) is not None:
             content["summary"] = summary
         return json.dumps(content, ensure_ascii=False)

@@ -7,33 +7,37 @@ from typing import Any
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with its kind and today's keys; one that has a kind comes back as it is."""
+    """The recipe with its kind and today's keys; one that has a kind comes back as it is.
+
+    What should be a mapping and is none stays: reading the recipe refuses it by name.
+    """
     if "kind" in content:
         return dict(content)
-    recipe = {**content, "adapter": dict(content.get("adapter") or {})}
-    if "learn" in recipe["adapter"]:
-        recipe["adapter"]["trainable"] = recipe["adapter"].pop("learn")
+    recipe = {**content, "adapter": _renamed(content.get("adapter") or {}, "learn", "trainable")}
     if "tasks" not in recipe:
-        return {"kind": "classification", **recipe, "data": _labelled(recipe.get("data"))}
-    tasks = {name: dict(task) for name, task in recipe["tasks"].items()}
-    if any(task.get("labels") is not None for task in tasks.values()):
+        return {"kind": "classification", **recipe, "data": _labelled(recipe.get("data") or {})}
+    if not isinstance(recipe["tasks"], Mapping):
+        return {"kind": "multitask-generation", **recipe}
+    tasks = {name: dict(task) if isinstance(task, Mapping) else task for name, task in recipe["tasks"].items()}
+    sections = [task for task in tasks.values() if isinstance(task, dict)]
+    if any(task.get("labels") is not None for task in sections):
         kept = {key: value for key, value in recipe.items() if key not in ("template", "reviews", "scoring")}
-        labelled = {name: {"labels": _labelled(task["labels"])} for name, task in tasks.items()}
+        labelled = {
+            name: {"labels": _labelled(task.get("labels"))} if isinstance(task, dict) else task for name, task in tasks.items()
+        }
         return {"kind": "multitask-classification", **kept, "tasks": labelled}
-    for task in tasks.values():
+    for task in sections:
         task.pop("labels", None)
-    reviews = recipe.get("reviews")
-    return {
-        "kind": "multitask-generation",
-        **recipe,
-        "tasks": tasks,
-        "reviews": None if reviews is None else _labelled(reviews),
-    }
+    return {"kind": "multitask-generation", **recipe, "tasks": tasks, "reviews": _labelled(recipe.get("reviews"))}
 
 
-def _labelled(data: Any) -> dict[str, Any]:
+def _labelled(section: Any) -> Any:
     """A section of labelled text; `problem_type` was called `task`."""
-    section = dict(data or {})
-    if "task" in section:
-        section["problem_type"] = section.pop("task")
-    return section
+    return _renamed(section, "task", "problem_type")
+
+
+def _renamed(section: Any, old: str, new: str) -> Any:
+    """A section with another name for one of its keys, in the key's place."""
+    if not isinstance(section, Mapping):
+        return section
+    return {new if key == old else key: value for key, value in section.items()}

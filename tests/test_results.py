@@ -1,0 +1,141 @@
+"""The base of results: what is written comes back, with where it came from, and what cannot be used is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from road_interp.errors import InputError
+from road_interp.provenance import Provenance
+from road_interp.results import FORMAT, Result
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    right: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Report(Result):
+    title: str
+    seeds: tuple[int, ...]
+    parts: tuple[Part, ...]
+    rates: Mapping[str, tuple[float, float]]
+    nothing: float | None = None
+
+    def summary(self) -> Any:
+        """How many parts there are."""
+        return {"parts": len(self.parts)}
+
+
+@dataclass(frozen=True)
+class Single(Result):
+    seed: int
+
+
+REPORT = Report("Ü", (0, 3), (Part("a", (True, False, True)), Part("b", ())), {"x": (0.5, 1.0)})
+
+
+def test_a_result_comes_back_equal():
+    again = Report.from_json(REPORT.to_json())
+    assert again == REPORT
+    assert again.to_json() == REPORT.to_json()
+    assert isinstance(again.parts, tuple)
+    assert again.parts[0].right == (True, False, True)
+
+
+def test_the_json_says_what_it_is_and_where_it_came_from(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/road-interp", "ablate", "a run"])
+    content = json.loads(REPORT.to_json())
+    assert (content["format"], content["result"]) == (FORMAT, "Report")
+    assert content["summary"] == {"parts": 2}
+    assert content["parts"] == [{"name": "a", "right": "101"}, {"name": "b", "right": []}]
+    assert content["title"] == "Ü"
+    made = content["provenance"]
+    assert made["versions"]["torch"] == metadata.version("torch")
+    assert made["command"] == "road-interp ablate 'a run'"
+    assert made["seeds"] == [0, 3]
+    assert json.loads(Single(7).to_json())["provenance"]["seeds"] == [7]
+    assert "summary" not in json.loads(Single(7).to_json())
+
+
+def test_provenance_is_that_of_who_made_it(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["first"])
+    text = REPORT.to_json()
+    monkeypatch.setattr("sys.argv", ["second"])
+    again = Report.from_json(text)
+    assert REPORT.provenance is None
+    assert again.provenance.command == "first"
+    assert json.loads(again.to_json())["provenance"]["command"] == "first"
+    other = Report.from_json(json.dumps({**json.loads(text), "provenance": {"versions": {}, "commit": None, "command": "x"}}))
+    assert other.provenance == Provenance({}, None, "x")
+    assert other == again  # two measurements with the same numbers are equal
+
+
+def test_results_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        REPORT.title = "other"
+
+
+def test_files_are_written_whole_and_read_back(tmp_path):
+    REPORT.save(tmp_path / "report.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert (tmp_path / "report.json").read_text(encoding="utf-8").endswith("}\n")
+    assert Report.load(tmp_path / "report.json") == REPORT
+
+
+def test_files_of_0_1_0_had_neither_format_nor_provenance():
+    old = {"title": "t", "seeds": [0], "parts": [{"name": "a", "right": [True, False]}], "rates": {}, "summary": {"rates": []}}
+    found = Report.from_json(json.dumps(old))
+    assert found == Report("t", (0,), (Part("a", (True, False)),), {})
+    assert found.provenance is None
+
+
+def changed(**keys):
+    return json.dumps({**json.loads(REPORT.to_json()), **keys})
+
+
+WRONG = {
+    "not valid JSON": "{",
+    "not valid JSON (Exceeds": "1" * 5000,
+    "not valid JSON (maximum": "[" * 100_000,
+    "the JSON of Report must hold one object": "[]",
+    "'title' is missing": "{}",
+    "unknown key 'titel'; did you mean 'title'?": changed(titel="x"),
+    "'parts[0].right' must be": changed(parts=[{"name": "a", "right": "01x"}]),
+    "'parts[1].name' is missing": changed(parts=[{"name": "a", "right": ""}, {"right": ""}]),
+    "'rates.x' must be a list of 2 values, not of 1": changed(rates={"x": [1]}),
+    "'rates.x[1]' must be number, not None": changed(rates={"x": [1, None]}),
+    "'seeds' must be a list of whole numbers, not 3": changed(seeds=3),
+    "unknown key 'provenance.when'": changed(provenance={"when": 1}),
+    "'provenance.versions' is missing": changed(provenance={"commit": None, "command": "x"}),
+    "format 2 is not known, only 1: take the release of road-interp that wrote it": changed(format=2),
+    "this is the JSON of Single, not of Report": Single(7).to_json(),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_cannot_be_used_is_named(message):
+    with pytest.raises(InputError) as caught:
+        Report.from_json(WRONG[message])
+    assert str(caught.value).startswith(message)
+
+
+def test_files_are_named_by_who_reads_them(tmp_path):
+    (tmp_path / "other.json").write_text(WRONG["this is the JSON of Single, not of Report"])
+    (tmp_path / "no-text.json").write_bytes(b"\xff")
+    for name, message in (
+        ("other.json", "other.json: this is the JSON of Single, not of Report"),
+        ("no-text.json", "no-text.json' is not a text file"),
+        ("gone.json", "gone.json' cannot be read"),
+    ):
+        with pytest.raises(InputError) as caught:
+            Report.load(tmp_path / name)
+        assert message in str(caught.value)
+        assert str(caught.value).count(str(tmp_path)) == 1
