@@ -1,1 +1,1 @@
-"""Recipes: what to rotate, on which data, how to train; dataclasses read from YAML."""
+"""Recipes: dataclasses read from YAML that name the model, the sites, the data and the training settings."""

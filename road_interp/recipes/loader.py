@@ -1,4 +1,4 @@
-"""Recipes from YAML files, built-in names and mappings, with overrides."""
+"""Load recipes from YAML files, built-in names and mappings, with overrides."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from road_interp.recipes.upgrade import upgraded
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a YAML file, the bare name of a built-in one, or a mapping; its class is that of its `kind`.
+    """Load a recipe from a YAML file, the name of a built-in recipe, or a mapping. Its key `kind` selects the class.
 
     Args:
-        source: `interventions/NAME.yaml`, `NAME`, or the content itself.
+        source: path such as `interventions/NAME.yaml`, built-in name, or the mapping itself.
         overrides: texts such as "training.learning_rate=5e-3", as on the command line.
 
     Raises:
-        InputError: no such recipe, no kind, an unknown key (with the nearest known one), a value of the wrong kind.
+        InputError: no such recipe, a missing or unknown kind, an unknown key (with the nearest known one), a value of the
+            wrong type or out of range.
     """
     name = "recipe" if isinstance(source, Mapping) else recipe_path(source).name
     return _build(read_recipe(source, overrides), name)
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of a recipe with the overrides applied, unchecked. Raises InputError where there is no such recipe."""
+    """Read a recipe as a mapping and apply the overrides, without checking it. Raises InputError if the recipe does not exist."""
     content = {**source} if isinstance(source, Mapping) else _read_yaml(recipe_path(source))
     for override in overrides:
         apply_override(content, override)
@@ -39,12 +40,12 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def load_trainable_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainableRecipe:
-    """As `load_recipe`, for kinds that are trained; one that is only timed is an InputError."""
+    """Load a recipe that can be trained. Raises InputError as `load_recipe`, and for a throughput recipe."""
     return check_trainable(load_recipe(source, overrides))
 
 
 def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ThroughputRecipe:
-    """As `load_recipe`, for recipes that are timed; one that is trained is an InputError."""
+    """Load a throughput recipe. Raises InputError as `load_recipe`, and for a recipe of another kind."""
     recipe: Any = load_recipe(source, overrides)
     if recipe.kind != "throughput":
         raise InputError(f"recipe '{source}' is a training recipe; use `road-interp train`")
@@ -52,22 +53,22 @@ def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Se
 
 
 def load_stored_recipe(path: Path) -> TrainableRecipe:
-    """The recipe in a run folder, also in one that 0.1.0 wrote. Errors as in `load_recipe`."""
+    """Load the recipe of a run folder, including one written by 0.1.0. Raises InputError as `load_trainable_recipe`."""
     return check_trainable(_build(upgraded(_read_yaml(path)), path.name))
 
 
 def check_trainable(recipe: Any) -> TrainableRecipe:
-    """The recipe, unless its kind is one that is timed and not trained, which is an InputError."""
+    """Return the recipe. Raises InputError for a throughput recipe, which cannot be trained."""
     if recipe.kind == "throughput":
-        raise InputError("a throughput recipe is timed and not trained: its command is road-interp bench")
+        raise InputError("a throughput recipe cannot be trained; use `road-interp bench`")
     return cast(TrainableRecipe, recipe)
 
 
 def _build(content: dict[str, Any], name: str) -> Recipe:
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        wrong = "'kind' is missing" if kind is None else f"unknown kind {kind!r}"
-        raise InputError(f"{name}: {wrong}; the kinds are {', '.join(KINDS)}")
+        problem = "'kind' is missing" if kind is None else f"unknown kind {kind!r}"
+        raise InputError(f"{name}: {problem}; the kinds are {', '.join(KINDS)}")
     try:
         return from_mapping(KINDS[kind], content)
     except InputError as error:
@@ -75,14 +76,14 @@ def _build(content: dict[str, Any], name: str) -> Recipe:
 
 
 def builtin_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """Paths of the recipes that come with the package, by name."""
     installed = Path(str(resources.files("road_interp") / "interventions"))
     folder = installed if installed.is_dir() else Path(__file__).parents[2] / "interventions"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def recipe_path(name: str | Path) -> Path:
-    """The file of a recipe given by path or bare name."""
+    """Path of a recipe given by path or built-in name. Raises InputError if there is none (with the nearest known name)."""
     path = Path(name)
     if path.is_file():
         return path
@@ -107,7 +108,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
-    """Put the value of a text such as "training.epochs=3" into nested mappings. Raises InputError for another text."""
+    """Set a value in nested mappings, in place. Raises InputError unless `override` has the form "training.epochs=3"."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"override '{override}' is not of the form key=value, such as training.epochs=3")

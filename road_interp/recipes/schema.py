@@ -1,6 +1,6 @@
-"""What a recipe holds: frozen dataclasses, one per section and one per kind of recipe.
+"""The schema of recipes: frozen dataclasses, one per section and one per kind of recipe.
 
-Errors name the bare field; `from_mapping` puts the path of the section in front.
+Errors name the bare field; `from_mapping` adds the path of the section.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class ModelRecipe:
 
     Attributes:
         id: hub id, local folder, `.gguf` file, or `package://NAME/path` inside an installed package.
-        revision: of a hub id.
-        dtype: of the frozen weights.
-        attn_implementation: transformers' word: "eager", "sdpa", ...; null takes the model's own.
-        max_length: longer texts are cut to this many tokens.
-        device_map: accelerate's word for how a model that is too large for one device is laid over several.
-        shard: while training divide the frozen blocks among torchrun's processes (FSDP2).
+        revision: branch, tag or commit of a hub id.
+        dtype: of the frozen weights; "auto" keeps that of the checkpoint.
+        attn_implementation: as in transformers: "eager", "sdpa", ...; null selects the model's default.
+        max_length: longer texts are truncated to this many tokens.
+        device_map: as in accelerate: how to place a model that is too large for one device on several.
+        shard: shard the frozen transformer blocks among torchrun's processes during training (FSDP2).
         trust_remote_code: run code that comes with a hub model.
     """
 
@@ -48,19 +48,19 @@ class ModelRecipe:
 
     @property
     def name(self) -> str:
-        """What results call it: the last part of its id, or the one before where that is only "model"."""
+        """Name used in results: the last component of the id, or the one before it if the last is "model"."""
         return self.id.removesuffix("/model").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class AdapterRecipe:
-    """Where and how to rotate: the arguments of `find_sites` and `RoadAdapter.identity`.
+    """Sites and parametrisation of the rotations: the arguments of `find_sites` and `RoadAdapter.identity`.
 
     Attributes:
         sites, layers, stack: as in `find_sites`.
         variant, group_size: as in PEFT's RoadConfig.
-        positions: as in RoadModel.
-        trainable: whether theta, alpha or both are trained.
+        positions: tokens that are rotated, as in RoadModel.
+        trainable: what is trained: theta ("angles"), alpha ("magnitudes") or "both".
     """
 
     sites: str | list[str] = "all-linear"
@@ -76,29 +76,30 @@ class AdapterRecipe:
         try:
             parse_positions(self.positions)
         except InputError as error:
-            raise FieldError("positions", f"is wrong: {error}") from None
+            raise FieldError("positions", f"is invalid: {error}") from None
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Labelled text.
+    """A labelled data set and its splits.
 
     Attributes:
         id: `glue/NAME`, a file (CSV, TSV, JSONL, Parquet), a folder, a hub id, or `package://NAME/path`.
         config: configuration of a hub data set.
-        validation, test: further ids. With a validation set and no test set, the validation set is divided in two as in the
-            paper: 1,000 examples of a set of at least 2,000, half of a smaller one, select the checkpoint; the rest tests it.
+        validation, test: further ids. A validation set without a test set is divided in two, as in the paper: 1,000 examples
+            (half of a set smaller than 2,000) select the checkpoint, and the rest are the test set.
         text, text_pair, label: column names.
-        filter: keep the rows whose columns have these values.
-        words: texts are cut to their first `words` words and shorter ones left out, so that length tells nothing.
-        per_class: keep that many examples of every class, drawn by `split_seed`.
+        filter: column values; only rows that have all of them are used.
+        words: texts are cut to their first `words` words and shorter texts are left out, so that the label cannot be predicted
+            from the length.
+        per_class: number of training examples per class, drawn with `split_seed`; by default all.
         split_by_text: divide texts by a hash of their first eight words instead of at random, so that data sets that share texts
-            hold out the same ones. The sizes are then fractions.
+            hold out the same ones. The sizes must then be fractions.
         problem_type: "classification" (labels are classes) or "regression" (labels are numbers).
         classes: the labels in order; by default those of the training set, sorted.
         metric: by default accuracy for classification and pearson for regression.
-        validation_size, test_size: number or fraction of examples taken from `id` where no validation or test set is named.
-        split_seed: of every division; it is not the training seed, so that all seeds see the same test set.
+        validation_size, test_size: number or fraction of the examples of `id` that are held out if `validation` is not given.
+        split_seed: seed of every split; independent of the training seed, so that all seeds share one test set.
     """
 
     id: str
@@ -129,10 +130,10 @@ class DataRecipe:
             self.metric,
             "used with problem_type regression",
         )
-        named = self.split_by_text and self.validation is not None
-        _require(not named, "validation", self.validation, "left out with split_by_text")
-        by_text = {key: getattr(self, key) for key in ("validation_size", "test_size")} if self.split_by_text else {}
-        for key, size in by_text.items():
+        conflict = self.split_by_text and self.validation is not None
+        _require(not conflict, "validation", self.validation, "left out with split_by_text")
+        fractions = {key: getattr(self, key) for key in ("validation_size", "test_size")} if self.split_by_text else {}
+        for key, size in fractions.items():
             _require(isinstance(size, float), key, size, "a fraction with split_by_text")
         for key in ("words", "per_class"):
             count = getattr(self, key)
@@ -151,8 +152,8 @@ class DataRecipe:
 class TrainingRecipe:
     """AdamW with warm-up; the checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
 
-    `precision` is that of the forward pass: "auto" takes bf16 where a card has it or a processor
-    is faster in it. `max_steps` ends training early.
+    `precision` is that of the forward pass: "auto" selects bf16 on a GPU that supports it (fp16 on others) and on a CPU that is
+    faster in it (fp32 on others). `max_steps` limits the number of optimizer steps.
     """
 
     learning_rate: float = 3e-3
@@ -179,7 +180,7 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class ClassificationRecipe:
-    """One rotation and a fresh head for one set of labelled text."""
+    """One adapter and a new classification or regression head, trained on one labelled data set."""
 
     auto_class: ClassVar[str] = "classifier"
 
@@ -195,33 +196,33 @@ class ClassificationRecipe:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """None: the planes belong to no named task."""
+        """Empty: the planes are not divided among tasks."""
         return ()
 
     def to_yaml(self) -> str:
-        """The recipe with every default written out; `load_recipe` reads it back."""
+        """The recipe as YAML with all defaults included; `load_recipe` reads it."""
         return _to_yaml(self)
 
 
 @dataclass(frozen=True)
 class LabelledTaskRecipe:
-    """One task of several classifications: labelled text to learn a head for."""
+    """One task of a multi-task classification: a labelled data set, for which a head is trained."""
 
     labels: DataRecipe
 
     def __post_init__(self) -> None:
         classes = self.labels.problem_type == "classification"
-        _require(classes, "labels.problem_type", self.labels.problem_type, "classification among several tasks")
+        _require(classes, "labels.problem_type", self.labels.problem_type, "classification in a multi-task recipe")
 
 
 @dataclass(frozen=True)
 class MultiTaskClassificationRecipe:
-    """Several classification heads on one state: every example trains the planes and the head of its own task.
+    """Several classification heads on one hidden state: every example trains the planes and the head of its own task.
 
     Attributes:
-        tasks: by name, in the order in which planes are given out.
-        planes: how they are divided: "shares", "alternating", "sites" or "layers".
-        co_activation: probability that the other tasks' planes are active too, without gradient, while an example is learned.
+        tasks: by name, in the order of their planes.
+        planes: how the planes are divided among the tasks: "shares", "alternating", "sites" or "layers".
+        co_activation: probability that the planes of the other tasks are active too, without gradient, in a training step.
     """
 
     auto_class: ClassVar[str] = "backbone"
@@ -240,26 +241,26 @@ class MultiTaskClassificationRecipe:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """Names of the tasks, in the order of their planes."""
+        """Task names, in the order of their planes."""
         return tuple(self.tasks)
 
     def to_yaml(self) -> str:
-        """The recipe with every default written out; `load_recipe` reads it back."""
+        """The recipe as YAML with all defaults included; `load_recipe` reads it."""
         return _to_yaml(self)
 
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """One task of a language model: a built-in behaviour towards film reviews, or prompts and answers from a data set.
+    """One task of a language model: a built-in behaviour in answers to film reviews, or a data set of prompts and answers.
 
     Attributes:
-        behaviour: its name in `road_interp.data.behaviours`.
-        id, config, split: the data set of prompts and answers, read as in DataRecipe; `config` is that of `test` too.
+        behaviour: name of a behaviour in `road_interp.data.behaviours`.
+        id, config, split: the data set of prompts and answers, as in DataRecipe; `config` also applies to `test`.
         prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
-        examples: number of training examples of a behaviour or data set.
-        test: data set of questions to test on: `scoring.test` of them at most, or all of a smaller set.
-        reference: Jinja template over its columns of what is right; by default `answer`.
-        match: regular expression; an answer is right if its last match says what the reference's last match says.
+        examples: number of training examples.
+        test: data set of test questions, of which at most `scoring.test` are used.
+        reference: Jinja template over the columns of `test` for the reference answer; by default `answer`.
+        match: regular expression; an answer is correct if its last match equals that of the reference (`extract_answer`).
     """
 
     behaviour: str | None = None
@@ -275,17 +276,20 @@ class TaskRecipe:
 
     def __post_init__(self) -> None:
         given = (self.behaviour is None) != (self.id is None)
-        _require(given, "behaviour", self.behaviour, "given, or else id (one of them)")
+        _require(given, "behaviour", self.behaviour, "given if id is not, and left out if it is")
         _require(self.examples >= 1, "examples", self.examples, "at least 1")
         _require((self.test is None) == (self.match is None), "match", self.match, "given together with test")
-        _require(self.test is None or self.id is not None, "test", self.test, "used with id: questions like those learned from")
+        _require(self.test is None or self.id is not None, "test", self.test, "given together with id")
         _require(self.reference is None or self.test is not None, "reference", self.reference, "given together with test")
         _require(self.match is None or _compiles(self.match), "match", self.match, "a regular expression")
 
 
 @dataclass(frozen=True)
 class ScoringRecipe:
-    """How many untouched prompts choose settings (validation) and how many test; answers are greedy."""
+    """Scoring of generated answers: the numbers of held-out prompts for validation and test. Decoding is greedy.
+
+    `validation` prompts select settings, `test` prompts are reported; neither is trained on.
+    """
 
     validation: int = 64
     test: int = 256
@@ -299,12 +303,12 @@ class ScoringRecipe:
 
 @dataclass(frozen=True)
 class MultiTaskGenerationRecipe:
-    """Several tasks of a language model in one state: every example trains the planes of its own task (paper, section 4.3).
+    """Several tasks of one language model: every example trains the planes of its own task (paper, section 4.3).
 
     Attributes:
         tasks, planes, co_activation: as in MultiTaskClassificationRecipe.
-        template: how the model is asked: a Jinja template of `prompt`.
-        reviews: the film reviews that behaviours answer; their labels must be two words.
+        template: Jinja template of the model's input, with the variable `prompt`.
+        reviews: film reviews with two labels, the prompts of tasks that have a behaviour.
     """
 
     auto_class: ClassVar[str] = "causal-lm"
@@ -323,31 +327,32 @@ class MultiTaskGenerationRecipe:
 
     def __post_init__(self) -> None:
         _check_tasks(self)
-        _require("prompt" in self.template, "template", self.template, "a text with {{ prompt }} in it")
-        behaving = [name for name, task in self.tasks.items() if task.behaviour is not None]
-        _require(not behaving or self.reviews is not None, "reviews", None, f"given: task '{''.join(behaving[:1])}' answers them")
+        _require("prompt" in self.template, "template", self.template, "a text that contains {{ prompt }}")
+        names = [name for name, task in self.tasks.items() if task.behaviour is not None]
+        what = f"given: the behaviour of task '{''.join(names[:1])}' is trained on them"
+        _require(not names or self.reviews is not None, "reviews", None, what)
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """Names of the tasks, in the order of their planes."""
+        """Task names, in the order of their planes."""
         return tuple(self.tasks)
 
     def to_yaml(self) -> str:
-        """The recipe with every default written out; `load_recipe` reads it back."""
+        """The recipe as YAML with all defaults included; `load_recipe` reads it."""
         return _to_yaml(self)
 
 
 @dataclass(frozen=True)
 class ThroughputRecipe:
-    """What the benchmark times (paper, section 4.2 and figure 4).
+    """Settings of the throughput benchmark (paper, section 4.2 and figure 4).
 
     Attributes:
         requests: batch sizes of generation; each row has its own adapter.
-        rounds: how often every method is timed at every task.
-        new_tokens: generated for every row, where the number is not what varies.
-        lengths: numbers of tokens to generate for eight requests (figure 4 middle).
-        ranks: of one unmerged LoRA for eight rows (figure 4 left).
-        methods: what is timed, "bare" among it; all methods by default.
+        rounds: number of timings of every method in every setting.
+        new_tokens: tokens generated per row, except where `lengths` varies them.
+        lengths: numbers of tokens generated for eight requests (figure 4 middle).
+        ranks: ranks of one unmerged LoRA for eight rows (figure 4 left).
+        methods: names of the timed methods, which must include "bare"; by default all.
     """
 
     model: ModelRecipe
@@ -362,16 +367,16 @@ class ThroughputRecipe:
 
     def __post_init__(self) -> None:
         _check_seed("seed", self.seed)
-        _require(not self.model.shard, "model.shard", True, "left out: what is timed is not divided")
+        _require(not self.model.shard, "model.shard", True, "left out: the benchmark does not shard the model")
         _require(
             not self.methods or "bare" in self.methods,
             "methods",
             self.methods,
-            "a list with 'bare' in it: ratios are to the bare model",
+            "a list that contains 'bare': ratios are to the bare model",
         )
         _require(len(self.requests) >= 1, "requests", self.requests, "a list of at least one batch size")
         for key in ("requests", "lengths", "ranks"):
-            _require(min(getattr(self, key), default=1) >= 1, key, getattr(self, key), "a list of numbers of at least 1")
+            _require(min(getattr(self, key), default=1) >= 1, key, getattr(self, key), "a list of whole numbers of at least 1")
         for key in ("rounds", "new_tokens"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
 

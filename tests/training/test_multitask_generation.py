@@ -207,15 +207,15 @@ def test_answers_and_their_perplexity(workplace):
     ("override", "message"),
     [
         ("co_activation=1.5", "'co_activation' must be a probability"),
-        ("template=hello", "'template' must be a text with {{ prompt }}"),
+        ("template=hello", "'template' must be a text that contains {{ prompt }}"),
         ("tasks.label.behaviour=rude", "unknown behaviour 'rude'"),
-        ("tasks.label.id=x.csv", "'tasks.label.behaviour' must be given, or else id"),
+        ("tasks.label.id=x.csv", "'tasks.label.behaviour' must be given if id is not, and left out if it is"),
         ("tasks.label.examples=0", "'tasks.label.examples' must be at least 1"),
         ("tasks.label.speed=1", "unknown key 'tasks.label.speed'"),
         ("tasks=3", "'tasks' must be a mapping"),
         ("tasks.label.examples=100", "126 reviews are needed, .* has 60"),
         ("planes=diagonal", "'planes' must be 'shares' or 'alternating'"),
-        ("reviews=null", "'reviews' must be given: task 'label' answers them"),
+        ("reviews=null", "'reviews' must be given: the behaviour of task 'label' is trained on them"),
     ],
 )
 def test_wrong_mixtures_are_refused(workplace, override, message):
