@@ -1,9 +1,9 @@
-"""What of a learned rotation does the work: angles or magnitudes, which layers and modules, how many planes.
+"""Ablation of a trained adapter: angles or magnitudes, layers, module kinds, number of planes.
 
     road-interp study ablation                # sentiment-minilm, three seeds
-    road-interp study ablation-smollm2        # two behaviours of SmolLM2: no layers and modules, which are many
+    road-interp study ablation-smollm2        # two behaviours of SmolLM2: components and planes only
 
-Runs that learned angles or magnitudes alone stand beside the run of their seed that learned both.
+Runs that train angles only or magnitudes only are compared with the run of the same seed that trains both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MA
 
 
 def measure(piece: Piece) -> AblationReport:
-    """A run taken apart; of a run that learned one component alone its own outcomes."""
+    """The ablation of a run; for a run that trains one component, its own outcomes."""
     run, model = run_of(piece), piece.recipe.model.name
     scorer = make_scorer(run, 128 if piece.recipe.kind == "multitask-generation" else None)
     if piece.condition in ALONE:
@@ -33,7 +33,7 @@ def measure(piece: Piece) -> AblationReport:
 
 
 def report(pieces: Pieces) -> AblationReport:
-    """All seeds of both components; beside them those of one."""
+    """The ablation over all seeds, with the runs that train one component."""
     whole = AblationReport.over_seeds(pieces["both"])
     for slug, (_, component) in ALONE.items():
         if len(pieces.get(slug, ())) == len(whole.seeds):
@@ -45,9 +45,9 @@ def report(pieces: Pieces) -> AblationReport:
 def describe(found: AblationReport) -> Described:
     rows = {component: found.of("components", "all planes", component) for component in (BOTH, ANGLES, MAGNITUDES, NEITHER)}
     sentence = (
-        f"{found.model}, {found.metric}: angles alone lose {with_interval(found.loss(rows[ANGLES]))} of both components and "
-        f"magnitudes alone {with_interval(found.loss(rows[MAGNITUDES]))}; without either "
-        f"{with_interval(found.loss(rows[NEITHER]))} are lost."
+        f"{found.model}, {found.metric}: angles alone lose {with_interval(found.loss(rows[ANGLES]))} against both components, "
+        f"magnitudes alone {with_interval(found.loss(rows[MAGNITUDES]))}, neither "
+        f"{with_interval(found.loss(rows[NEITHER]))}."
     )
     return sentence, [
         (f"{row.group}: {row.component}", with_interval(found.accuracy(row))) for row in found.rows if row.what == "all planes"
@@ -60,7 +60,7 @@ def draw(found: AblationReport, folder: Path) -> list[Path]:
 
 STUDY = Study(
     name="ablation",
-    title="What of an adapter does the work",
+    title="Ablation of components, layers and planes",
     recipe="sentiment-minilm",
     conditions={
         "both": Condition("both trained"),

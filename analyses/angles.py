@@ -1,6 +1,6 @@
-"""What a learned rotation looks like: angles and magnitudes of its planes, and what comes back with another seed.
+"""Angles and magnitudes of a trained adapter, and their agreement between seeds.
 
-road-interp study angles     # sentiment-minilm, three seeds; all figures show the first, but for the one that compares seeds
+road-interp study angles     # sentiment-minilm, three seeds; figures of one adapter show the first
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def measure(piece: Piece) -> AngleReport:
 
 
 def report(pieces: Pieces) -> AngleStudy:
-    """Angles of the first seed, and the agreement of all where there are several."""
+    """Angles of the first seed, and the agreement between seeds where there are several."""
     (reports,) = pieces.values()
     return AngleStudy(reports[0], seed_structure(reports) if len(reports) > 1 else None)
 
@@ -43,10 +43,10 @@ def describe(found: AngleStudy) -> Described:
     sites = found.first.sites
     angle = np.degrees(np.abs(np.concatenate([site.angle for site in sites])))
     changed = np.abs(np.concatenate([site.magnitude for site in sites]) - 1)
-    most = max(sites, key=lambda site: site.summary()["mean |angle|"])
+    largest = max(sites, key=lambda site: site.summary()["mean |angle|"])
     sentence = (
-        f"A plane turns by {angle.mean():.1f} degrees and changes its magnitude by {100 * changed.mean():.1f}% on average; the "
-        f"identity is 0 and 0. The site that turns most is layer {most.layer}, {most.kind}."
+        f"The mean |angle| of a plane is {angle.mean():.1f} degrees and its mean |magnitude - 1| is {100 * changed.mean():.1f}%. "
+        f"The site with the largest mean |angle| is layer {largest.layer}, {largest.kind}."
     )
     shares = np.mean([list(site.shares.values()) for site in sites], axis=0)
     rows = [("planes", f"{len(angle):,}"), ("largest angle", f"{angle.max():.0f} degrees")]
@@ -59,7 +59,7 @@ def describe(found: AngleStudy) -> Described:
 
 STUDY = Study(
     name="angles",
-    title="How far planes turn",
+    title="Angles and magnitudes of a trained adapter",
     recipe="sentiment-minilm",
     conditions={"road_1": Condition("road_1")},
     measure=measure,

@@ -1,4 +1,4 @@
-"""Score against the share of trained weights: RoAd's variants, places and layers, angles or magnitudes alone, and LoRA's ranks.
+"""Accuracy by the share of trained weights: RoAd by variant, sites, layers and component, LoRA by rank, full fine-tuning.
 
 road-interp study capacity                                   # MiniLM on film reviews, three seeds: hours
 road-interp study capacity --only road_1 --only lora-4 --seeds 0
@@ -22,7 +22,7 @@ TASK = "rotten-tomatoes"
 
 
 def rotation(piece: Piece, family: str, name: str) -> CapacityReport:
-    """A rotation, trained as the recipe says."""
+    """The accuracy of a RoAd run."""
     metrics = run_of(piece).metrics
     return point(piece, family, name, metrics["parameters"]["adapter"], metrics)
 
@@ -44,14 +44,14 @@ def point(piece: Piece, family: str, name: str, trained: int, scores: dict) -> C
     return CapacityReport(piece.recipe.model.name, TASK, (found,))
 
 
-def ways() -> dict[str, Condition]:
-    """Everything that is trained, by slug."""
+def conditions() -> dict[str, Condition]:
+    """All methods, by slug."""
     rotations = [("RoAd, variant", variant, variant, f"adapter.variant={variant}") for variant in ("road_1", "road_2", "road_4")]
     for component in ("angles", "magnitudes"):
         key = f"adapter.trainable={component}"
-        rotations.append(("RoAd, one part", f"{component} only", f"{component}-only", key))
+        rotations.append(("RoAd, one component", f"{component} only", f"{component}-only", key))
     for sites in ("fc1", "mlp", "attention", "attention-qk", "block-output"):
-        rotations.append(("RoAd, places", sites, sites, f"adapter.sites={sites}"))
+        rotations.append(("RoAd, sites", sites, sites, f"adapter.sites={sites}"))
     for layers in ("0-2", "3-5", "5"):
         rotations.append(("RoAd, layers", f"layers {layers}", f"layers-{layers}", f"adapter.layers='{layers}'"))
     found = {slug: Condition(name, (key,), partial(rotation, family=family, name=name)) for family, name, slug, key in rotations}
@@ -71,7 +71,7 @@ def describe(found: CapacityReport) -> Described:
     best = max(found.points, key=lambda point: point.mean)
     small = min(found.points, key=lambda point: point.percent)
     sentence = (
-        f"{best.name} ({best.family}) scores highest with {best.percent:.3f}% of the weights trained; the fewest, "
+        f"{best.name} ({best.family}) has the highest accuracy, with {best.percent:.3f}% of the weights trained. The fewest, "
         f"{small.percent:.3f}% ({small.name}, {small.family}), give {with_interval((small.mean, *small.interval))}."
     )
     rows = [
@@ -82,9 +82,9 @@ def describe(found: CapacityReport) -> Described:
 
 STUDY = Study(
     name="capacity",
-    title="Score by how much is trained",
+    title="Accuracy by trained weights",
     recipe="sentiment-minilm",
-    conditions=ways(),
+    conditions=conditions(),
     measure=lambda piece: rotation(piece, "RoAd", piece.condition),
     report=report,
     result=CapacityReport,

@@ -1,7 +1,7 @@
-"""Figure 5 of the paper, with scores: two tasks on planes of one state, alone and together, and controls beside them.
+"""Figure 5 of the paper, with scores: two tasks on disjoint planes of one hidden state, alone and together, with controls.
 
-    road-interp study composition                                 # every condition, three seeds: hours on two cores
-    road-interp study composition --only closing-alone            # the conditions of these names
+    road-interp study composition                                 # all conditions, three seeds: about a day on two cores
+    road-interp study composition --only closing-alone            # one condition
 
 The figure shows the main condition; every condition and seed has its own file in results/composition.
 """
@@ -17,7 +17,7 @@ from road_interp.adapters.bank import BASE
 from road_interp.cli.app import main_of
 from road_interp.measure.composition import CompositionReport
 from road_interp.plots import export
-from road_interp.training.composition_baselines import low_rank, multiplied, told_in_words, trained, with_lora
+from road_interp.training.composition_baselines import instruction, low_rank, multiplied, trained, with_lora
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
 
 MAIN = "label-closing_coact-0.5"
@@ -27,7 +27,7 @@ RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}  # learning rates of the baselines, chose
 
 
 def tasks(*names: str) -> str:
-    """Tasks with as many examples in all as the recipe's; naming the label takes three times as many as a phrase."""
+    """Overrides for these tasks: 2,400 examples in all, as in the recipe; three shares for tasks that name the label."""
     shares = [3 if name.startswith("label") else 1 for name in names]
     examples = [2400 * share // sum(shares) for share in shares]
     each = (f"{name}: {{behaviour: {name}, examples: {count}}}" for name, count in zip(names, examples, strict=True))
@@ -35,14 +35,14 @@ def tasks(*names: str) -> str:
 
 
 def conditions() -> dict[str, Condition]:
-    """What is varied, the most wanted first."""
+    """All conditions by slug, the most important first."""
     found = {
         f"label-closing_coact-{p:g}": Condition(f"label+closing, co-activation {p:g}", (f"co_activation={p}",))
         for p in (0.5, 0.0)
     }
-    found["label-closing_told-in-words"] = Condition("label+closing, told in words", (), told_in_words)
+    found["label-closing_instruction"] = Condition("label+closing, instruction in the prompt", (), instruction)
     found |= {f"{name}-alone": Condition(f"{name} alone", (tasks(name),)) for name in ("label", "closing")}
-    found["label-closing_multiplied"] = Condition("label+closing, trained apart and multiplied", (), multiplied)
+    found["label-closing_multiplied"] = Condition("label+closing, trained separately and multiplied", (), multiplied)
     for method, rate in RATES.items():
         for p in (0.5, 0.0):
             changes = (f"co_activation={p}", f"training.learning_rate={rate}")
@@ -61,8 +61,9 @@ def conditions() -> dict[str, Condition]:
         found[f"label-closing_{split}"] = Condition(f"label+closing, {split}", (f"planes={split}",))
     linear = ("adapter.sites=all-linear", "adapter.layers=10-20")
     found["label-closing_all-linear"] = Condition("label+closing, all linear layers", linear)
-    for part in ("angles", "magnitudes"):
-        found[f"label-closing_{part}-only"] = Condition(f"label+closing, {part} only", (f"adapter.trainable={part}",))
+    for component in ("angles", "magnitudes"):
+        changes = (f"adapter.trainable={component}",)
+        found[f"label-closing_{component}-only"] = Condition(f"label+closing, {component} only", changes)
     paper = ("adapter.layers=[15]", "adapter.positions=last")
     found["label-closing_last-prompt-token"] = Condition("label+closing, one block at the last prompt token", paper)
     return found
@@ -73,7 +74,7 @@ def measure(piece: Piece) -> CompositionReport:
 
 
 def report(pieces: Pieces) -> CompositionReport:
-    """The main condition over its seeds, or the first that is there."""
+    """The main condition over its seeds, or the first available one."""
     slug = MAIN if MAIN in pieces else next(iter(pieces))
     return replace(CompositionReport.over_seeds(pieces[slug]), method=STUDY.conditions[slug].name)
 

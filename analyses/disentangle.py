@@ -1,7 +1,7 @@
-"""Does the angle or the magnitude of frozen states carry a task? Two-layer classifiers that see one of them, and probes.
+"""Angle against magnitude of frozen states: two-layer classifiers with one of the two as input, and probes.
 
 road-interp study disentangle                   # MiniLM's [CLS] on Rotten Tomatoes, three seeds
-road-interp study disentangle-before-norm       # what enters the LayerNorm that the last block ends in
+road-interp study disentangle-before-norm       # the input of the LayerNorm that ends the last block
 road-interp study disentangle data.id=SST-2/train.tsv data.validation=SST-2/dev.tsv data.text=sentence data.filter={}
 """
 
@@ -25,7 +25,7 @@ from road_interp.training.study import Condition, Described, Piece, Pieces, Stud
 
 
 def measure(piece: Piece, before_norm: bool) -> DisentangleReport:
-    """The arms of one seed, and the probes."""
+    """Scores of the arms and the probes for one seed."""
     experiment = ClassificationExperiment(piece.recipe)
     experiment.load_data()
     base, tokenizer = load_model(piece.recipe.model)[0].to(find_device(None)), experiment.tokenizer
@@ -58,11 +58,11 @@ def draw(found: DisentangleReport, folder: Path) -> list[Path]:
 
 
 def describe(found: DisentangleReport) -> Described:
-    behind = {arm: with_interval(found.gap("full", arm)) for arm in ("angle only", "magnitude only", "random backbone")}
+    gap = {arm: with_interval(found.gap("full", arm)) for arm in ("angle only", "magnitude only", "random backbone")}
     sentence = (
-        f"Behind the full layer stay angle only by {behind['angle only']}, magnitude only by {behind['magnitude only']} and the "
-        f"full layer on a random backbone by {behind['random backbone']}. The magnitude arm sees one number per text; the probes "
-        "on norms see more. Where blocks end in a LayerNorm it sets their norms: only the norms before it can tell anything."
+        f"Against the full layer, angle only loses {gap['angle only']}, magnitude only {gap['magnitude only']}, and the full "
+        f"layer on a random backbone {gap['random backbone']}. The magnitude arm has one input value per text, the probes on "
+        "norms have more. A LayerNorm at the end of a block sets the norm: only norms before it carry information."
     )
     return sentence, [(each.name, with_interval((found.score(each.name), *found.interval(each.name)))) for each in found.outcomes]
 
@@ -84,7 +84,7 @@ BEFORE_NORM = replace(
     STUDY,
     name="disentangle-before-norm",
     title="Angle against magnitude before the last LayerNorm",
-    conditions={"before-norm": Condition("what enters the last block's LayerNorm")},
+    conditions={"before-norm": Condition("the input of the last block's LayerNorm")},
     measure=partial(measure, before_norm=True),
 )
 

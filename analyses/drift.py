@@ -1,9 +1,9 @@
-"""Pilot study 1 of the paper: how far training moves states, by direction and by magnitude, block by block.
+"""Pilot study 1 of the paper: change of hidden states by training, in direction and in magnitude, by block.
 
     road-interp study drift              # MiniLM's [CLS]: full fine-tuning, LoRA and road_1 on film reviews, three seeds
     road-interp study drift-smollm2      # SmolLM2's last token under two behaviours' rotations
 
-Two controls stand beside MiniLM's methods: the pretrained model against itself, and two seeds of full fine-tuning.
+Two controls for MiniLM: the pretrained model against itself, and two seeds of full fine-tuning.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2
 PRETRAINED, NULL = "pretrained", "pretrained against itself"
 NAMES = {"full": "full fine-tuning", "lora": "LoRA, rank 8", "road_1": "road_1"}
 
-BASELINES: dict[str, tuple[Any, dict[str, Any]]] = {}  # by method and recipe: two conditions need the same trainings
+BASELINES: dict[str, tuple[Any, dict[str, Any]]] = {}  # trained models by method and recipe: two conditions share them
 
 
 def model_of(piece: Piece, method: str, seed: int) -> tuple[Any, dict[str, Any]]:
-    """The model that a method makes, and what its training came to."""
+    """The model that a method trains, and its metrics."""
     if method == PRETRAINED:
         return load_model(piece.recipe.model)[0], {}
     if method == "road_1":
@@ -47,7 +47,7 @@ def model_of(piece: Piece, method: str, seed: int) -> tuple[Any, dict[str, Any]]
 
 
 def measure(piece: Piece) -> DriftStudy:
-    """The model before and after, on the texts that no method learns from."""
+    """Change between the model before and after training, on the validation and test texts."""
     recipe, pair = piece.recipe, piece.condition == "full-seed-against-seed"
     data = load_labelled(recipe.data)
     batches = list(
@@ -61,7 +61,7 @@ def measure(piece: Piece) -> DriftStudy:
 
 
 def measure_smollm2(piece: Piece) -> DriftStudy:
-    """The last token of two hundred reviews, without and with the rotations."""
+    """Change of the last token's states by the rotations, on 200 test reviews."""
     recipe = piece.recipe
     rows = subsample(read_rows(recipe.reviews.id, None, "test"), 200)
     batches = text_batches(rows["text"], load_tokenizer(recipe.model), recipe.model.max_length)
@@ -77,7 +77,7 @@ def report(pieces: Pieces) -> DriftStudy:
 
 
 def draw(found: DriftStudy, folder: Path) -> list[Path]:
-    """Every block with all seeds; the second-last block, and the grid of all, with the first seed of every method."""
+    """Three figures: all blocks with all seeds, and for the first seed of every method the second-last block and all blocks."""
     base = found.reports[0].base
     names = dict.fromkeys(each.tuned for each in found.reports if each.base == base and each.tuned != NULL)
     first = [next(each for each in found.reports if each.tuned == name) for name in names]
@@ -87,7 +87,7 @@ def draw(found: DriftStudy, folder: Path) -> list[Path]:
         points = subplots(1, len(first), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)[1][0]
     for ax, quantity in zip(blocks, ("angle", "dM"), strict=True):
         plots.drift_blocks(found.reports, ax, quantity=quantity)
-    blocks[0].get_legend().remove()  # the other serves both
+    blocks[0].get_legend().remove()  # the right panel has the same legend
     for each, ax in zip(first, points, strict=True):
         before_norm = any(place.before_norm for place in each.places)
         plots.drift_scatter(each, ax, place=each.place(-2, before_norm=before_norm)).label_outer()
@@ -116,17 +116,17 @@ def describe(found: DriftStudy) -> Described:
     ]
     first = found.reports[0]
     sentence = (
-        f"{first.tuned} turns the {first.token} token's state by {over_seeds(named[first.tuned], -1, False)} at the last block "
-        f"and by {over_seeds(named[first.tuned], 0, False)} at the first (means over seeds, lowest to highest)."
+        f"{first.tuned} changes the state of the {first.token} token by {over_seeds(named[first.tuned], -1, False)} at the last "
+        f"block and by {over_seeds(named[first.tuned], 0, False)} at the first (mean over seeds, lowest to highest)."
     )
     if any(place.norm_is_pinned for place in first.places):
-        sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there says nothing."
+        sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there is no evidence."
     return sentence, rows
 
 
 STUDY = Study(
     name="drift",
-    title="How far states move",
+    title="Change of hidden states by training",
     recipe="sentiment-minilm",
     conditions={
         **{slug: Condition(name) for slug, name in NAMES.items()},

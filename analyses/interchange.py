@@ -1,7 +1,7 @@
 """Interchange with stacked rotations on SmolLM2: methods and controls, layers by spans, depth by rows, and cost.
 
 road-interp study controls                                   # agreement and gender, three seeds
-road-interp study controls templates=causalgym.json --only agr_gender       # tasks in CausalGym's format
+road-interp study controls templates=causalgym.json --only agr_gender       # a task in CausalGym's format
 road-interp study scan
 road-interp study depth
 road-interp study cost
@@ -33,13 +33,13 @@ from road_interp.training.study import Condition, Described, Piece, Pieces, Stud
 
 SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}
 BUILT_IN = ("agreement", "gender")
-PREFIX = "<|endoftext|>"  # what stood between SmolLM2's training texts
+PREFIX = "<|endoftext|>"  # the separator of SmolLM2's training texts
 QUICK = ("steps=3", "pairs=[32, 8, 16]")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of all interchange studies: the model, where it is intervened on, steps of training, and pairs of each split."""
+    """Settings of the interchange studies: model, site of the intervention, training steps, and pairs per split."""
 
     model: str = SMOLLM2
     templates: str | None = None
@@ -66,7 +66,7 @@ def measure_controls(piece: Piece) -> ControlReport:
 
 
 def measure_scan(piece: Piece) -> ScanReport:
-    """Full swaps at every other block output and every span; the validation pairs are enough to see where the variable is."""
+    """Full swaps at every other block output and every span, on the validation pairs."""
     model, splits = load(piece.recipe)
     layers, spans = range(0, model.config.num_hidden_layers, 2), list(splits.validation.positions)
     splits = splits._replace(test=splits.validation)
@@ -89,14 +89,14 @@ def over_seeds(pieces: Pieces) -> DepthReport:
 
 def describe_controls(found: ControlReport) -> Described:
     rows = [(row.method, with_interval((row.accuracy, *row.interval))) for row in found.rows]
-    return f"Interchange accuracy on {found.rows[0].task}, seed {found.seed}: learned swaps beside their controls.", rows
+    return f"Interchange accuracy on {found.rows[0].task}, seed {found.seed}: trained interchanges and their controls.", rows
 
 
 def describe_scan(found: ScanReport) -> Described:
     cells = np.array(found.accuracy)
     layer, span = np.unravel_index(cells.argmax(), cells.shape)
-    sentence = f"The variable of {found.task} is exchanged best at block {found.layers[layer]}, {found.spans[span]}."
-    return sentence, [("interchange accuracy there", f"{cells.max():.3f}")]
+    sentence = f"Interchange accuracy on {found.task} is highest at block {found.layers[layer]}, {found.spans[span]}."
+    return sentence, [("interchange accuracy at that place", f"{cells.max():.3f}")]
 
 
 def describe_depth(found: DepthReport) -> Described:
@@ -105,14 +105,14 @@ def describe_depth(found: DepthReport) -> Described:
         return with_interval((float(np.mean(flipped)), min(flipped), max(flipped)))
 
     cells = {(depth, count): spread(j, k) for j, depth in enumerate(found.depths) for k, count in enumerate(found.rows)}
-    sentence = f"Answers to {found.task} that flip, by depth of the stack and swapped rows (means over seeds, lowest to highest)."
+    sentence = f"Flipped answers on {found.task} by depth of the stack and swapped rows (mean over seeds, lowest to highest)."
     return sentence, [(f"depth {depth}, {count} rows", value) for (depth, count), value in cells.items()]
 
 
 def describe_cost(found: CostReport) -> Described:
     pairs = ((LOW_RANK, SHALLOW), (LOW_RANK, DEEP), (FULL, SHALLOW), (FULL, DEEP))
     rows = [(f"{slower} over {faster}", f"{found.ratio(slower, faster):.0f}") for slower, faster in pairs]
-    return f"Seconds of pyvene's parametrisations over those of RoAd's interchanges at width {found.width}.", rows
+    return f"Ratio of the time of pyvene's parametrisations to the time of RoAd's interchanges at width {found.width}.", rows
 
 
 def no_figure(found: Any, folder: Path) -> list[Path]:
@@ -122,7 +122,7 @@ def no_figure(found: Any, folder: Path) -> list[Path]:
 AGREEMENT = {"agreement": Condition("agreement", ("task=agreement",))}
 CONTROLS = Study(
     name="controls",
-    title="Interchange beside its controls",
+    title="Interchange accuracy and its controls",
     recipe=Settings,
     conditions={task: Condition(task, (f"task={task}",)) for task in SPANS},
     measure=measure_controls,
@@ -137,7 +137,7 @@ CONTROLS = Study(
 )
 SCAN = Study(
     name="scan",
-    title="Where a variable is",
+    title="Interchange accuracy by layer and span",
     recipe=Settings,
     conditions={task: Condition(name.name, name.overrides, seeds=1) for task, name in AGREEMENT.items()},
     measure=measure_scan,
@@ -150,7 +150,7 @@ SCAN = Study(
 )
 DEPTH = Study(
     name="depth",
-    title="How deep a stack, how many rows",
+    title="Interchange by depth of the stack and swapped rows",
     recipe=Settings,
     conditions=AGREEMENT,
     measure=measure_depth,
@@ -165,7 +165,7 @@ DEPTH = Study(
 
 @dataclass(frozen=True)
 class CostSettings:
-    """Of the cost of the intervention alone."""
+    """Settings of the cost study."""
 
     width: int = 2048
     rounds: int = 3
@@ -174,7 +174,7 @@ class CostSettings:
 
 COST = Study(
     name="cost",
-    title="What an interchange costs by itself",
+    title="Cost of an interchange",
     recipe=CostSettings,
     conditions={"width-2048": Condition("width 2,048", seeds=1)},
     measure=lambda piece: cost(piece.recipe.width, rounds=piece.recipe.rounds, progress=piece.progress),

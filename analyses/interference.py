@@ -1,8 +1,8 @@
-"""How the rotations of two tasks interfere: each task scored with the other's adapter composed on its own.
+"""Interference between the adapters of two tasks: each task scored with the other's adapter composed with its own.
 
     road-interp study interference      # multitask-minilm, every task trained alone on all planes, three seeds
 
-The other's adapter is taken whole and restricted to single layers.
+The other adapter is composed whole, and restricted to each layer.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ QUICK = ("training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task
 
 
 def measure(piece: Piece) -> InterferenceReport:
-    """Every task with its own adapter, and with the whole of the other's and its single layers composed on it."""
+    """Accuracy of every task with its own adapter, alone and composed with the other adapter or one layer of it."""
     recipe = piece.recipe
     runs = {task: run_of(piece._replace(recipe=replace(recipe, tasks={task: each}))) for task, each in recipe.tasks.items()}
-    adapters = {task: whole_and_layers(task, run.adapter) for task, run in runs.items()}
+    by_task = {task: whole_and_layers(task, run.adapter) for task, run in runs.items()}
     compare = partial(interference, model=recipe.model.name, seed=recipe.seed, progress=piece.progress)
     correct: dict[str, Mapping[str, tuple[bool, ...]]] = {}
     for task, run in runs.items():
-        others = {name: each for other, parts in adapters.items() if other != task for name, each in parts.items()}
+        others = {name: each for other, adapters in by_task.items() if other != task for name, each in adapters.items()}
         correct.update(compare({task: run.adapter, **others}, {task: MultiTaskScorer(run, task=task)}).correct)
-    every = {name: each for parts in adapters.values() for name, each in parts.items()}
+    every = {name: each for adapters in by_task.values() for name, each in adapters.items()}
     return replace(compare(every, {}), correct=correct)
 
 
 def whole_and_layers(task: str, adapter: RoadAdapter) -> dict[str, RoadAdapter]:
-    """The adapter, and what it is restricted to each of its layers, by name."""
+    """The adapter, and its restriction to each layer, by name."""
     return {task: adapter, **{f"{task} layer {layer}": each for layer, each in adapter.by_layer().items()}}
 
 
@@ -65,9 +65,9 @@ def describe(found: InterferenceReport) -> Described:
 
 STUDY = Study(
     name="interference",
-    title="Adapters that interfere",
+    title="Interference between adapters",
     recipe="multitask-minilm",
-    conditions={"alone": Condition("every task trained alone")},
+    conditions={"alone": Condition("each task trained alone")},
     measure=measure,
     report=report,
     result=InterferenceReport,

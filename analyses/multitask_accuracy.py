@@ -1,4 +1,4 @@
-"""Two classification heads on one state of MiniLM: what each loses when the other's planes are active too.
+"""Two classification heads on one hidden state of MiniLM: accuracy lost when the planes of both tasks are active.
 
 road-interp study multitask-accuracy      # with and without co-activation, and each task alone, three seeds
 """
@@ -19,12 +19,12 @@ ALONE = {f"{task}-alone": task for task in ("sentiment", "source")}
 
 
 def only_task(piece: Piece, task: str) -> Piece:
-    """The piece with one task of its recipe, on all planes."""
+    """The piece with one task of its recipe, which owns all planes."""
     return piece._replace(recipe=replace(piece.recipe, tasks={task: piece.recipe.tasks[task]}))
 
 
 def measure(piece: Piece) -> MultiTaskAccuracyReport:
-    """The recipe, or one task of it by itself on all planes."""
+    """Accuracy of the recipe's tasks, or of one task that owns all planes."""
     if piece.condition in ALONE:
         piece = only_task(piece, ALONE[piece.condition])
     found = run_of(piece).composition
@@ -48,12 +48,12 @@ def describe(found: MultiTaskAccuracyStudy) -> Described:
         for each in found.together
         for task in each.tasks
     ]
-    return "What a head loses when it shares its states with another task and both are active.", rows
+    return "Accuracy that each task loses when both tasks are trained on one hidden state and both are active.", rows
 
 
 STUDY = Study(
     name="multitask-accuracy",
-    title="Two heads on one state",
+    title="Two tasks on one hidden state",
     recipe="multitask-minilm",
     conditions={
         "coact-0.5": Condition("co-activation 0.5", ("co_activation=0.5",)),

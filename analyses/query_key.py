@@ -1,7 +1,7 @@
-"""Query against key: the learned angles of a plane of the queries and of the same plane of the keys, layer by layer.
+"""Learned angles of the query planes against those of the key planes, by layer.
 
-road-interp study query-key              # MiniLM: without a position code, attention sees the difference of the angles only
-road-interp study query-key-smollm2      # SmolLM2, whose position code pairs other dimensions
+road-interp study query-key              # MiniLM: attention depends on the difference of the angles only
+road-interp study query-key-smollm2      # SmolLM2, whose rotary position encoding pairs other dimensions
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def draw(found: QueryKey, folder: Path) -> list[Path]:
 def describe(found: QueryKey) -> Described:
     rows = [(name, "undefined" if value is None else f"{value:.5f}") for name, value in found.correlations().items()]
     sentence = (
-        "How angles and log magnitudes of query and key correlate. At -1 and 1 one of the two adapters is redundant: attention "
-        "sees only the difference of the angles and the product of the magnitudes."
+        "Correlation of angles and of log magnitudes between query and key. At -1 (angles) and 1 (magnitudes) one of the two "
+        "adapters is redundant: attention depends on the difference of the angles and the product of the magnitudes only."
     )
     return sentence, rows
 

@@ -1,4 +1,4 @@
-"""How often a behaviour shows at other strengths of its learned rotation, A^t: a threshold, or a line?
+"""Fraction of answers that show a behaviour by the strength t of its rotation, A^t.
 
 road-interp study strength      # SmolLM2's closing phrase, trained alone
 """
@@ -21,9 +21,9 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 def measure(piece: Piece) -> StrengthReport:
-    """The curve of a run that learned one behaviour, on the first test prompts of its recipe."""
+    """The curve of a run with one behaviour, on the first 128 test prompts of its recipe."""
     if len(piece.recipe.tasks) != 1:
-        raise InputError(f"strength is that of one behaviour alone, not of {len(piece.recipe.tasks)}: give the recipe one task")
+        raise InputError(f"the strength study needs a recipe with one task, not {len(piece.recipe.tasks)}")
     run = run_of(piece)
     scorer = GenerationScorer(run, 128)
     ((task, behaviour),) = scorer.behaviours.items()
@@ -54,12 +54,12 @@ def draw(found: StrengthReport, folder: Path) -> list[Path]:
 
 def describe(found: StrengthReport) -> Described:
     rows = [(f"strength {t:g}", with_interval(rate)) for t, rate in zip(found.strengths, found.rates(), strict=True)]
-    return f"How often '{found.task}' shows when its rotation is applied at another strength than the learned one.", rows
+    return f"Fraction of answers that show '{found.task}' by the strength of its rotation; 1 is the trained adapter.", rows
 
 
 STUDY = Study(
     name="strength",
-    title="A behaviour by its strength",
+    title="Behaviour by strength of the rotation",
     recipe="composition-smollm2",
     conditions={"closing": Condition("closing alone", ("tasks={closing: {behaviour: closing}}",), seeds=1)},
     measure=measure,

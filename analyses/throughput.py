@@ -1,4 +1,4 @@
-"""Figure 4 of the paper: generation with a different adapter in every row, RoAd beside LoRA and the bare model.
+"""Figure 4 of the paper: throughput of generation with one adapter per row, for RoAd, LoRA and the bare model.
 
 road-interp study throughput      # SmolLM2-135M
 """
@@ -12,7 +12,7 @@ from road_interp.measure.throughput import ThroughputReport, run_throughput_reci
 from road_interp.plots import export
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study
 
-EIGHT, QUIET = ("requests=[8]", "lengths=[]", "ranks=[]"), "[bare, merged, RoadModel, PEFT RoAd, PEFT LoRA]"
+EIGHT, METHODS = ("requests=[8]", "lengths=[]", "ranks=[]"), "[bare, merged, RoadModel, PEFT RoAd, PEFT LoRA]"
 QUICK = ("rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]")
 
 
@@ -21,7 +21,7 @@ def measure(piece: Piece) -> ThroughputReport:
 
 
 def report(pieces: Pieces) -> ThroughputReport:
-    """The first condition that is there: that of the figure."""
+    """The first available condition; the figure shows it."""
     return next(iter(pieces.values()))[0]
 
 
@@ -36,7 +36,7 @@ def describe(found: ThroughputReport) -> Described:
             low, high = timing.spread
             rows.append((f"{timing.method}, {timing.rows} at a time", f"{timing.ratio:.2f} [{low:.2f}, {high:.2f}]"))
     sentence = (
-        f"Time of {found.model} with a different adapter in every row, as a ratio to the bare model: median and quartiles of "
+        f"Time of {found.model} with one adapter per row, as a ratio to the bare model: median and quartiles of "
         f"{found.rounds} rounds on {found.device}."
     )
     return sentence, rows
@@ -44,12 +44,14 @@ def describe(found: ThroughputReport) -> Described:
 
 STUDY = Study(
     name="throughput",
-    title="Different adapters in one batch",
+    title="Throughput with one adapter per row",
     recipe="throughput-smollm2",
     conditions={
         "all": Condition("every method", seeds=1),
-        "quiet": Condition("eight requests, with nothing beside them", (*EIGHT, "rounds=9", f"methods={QUIET}"), seeds=1),
-        "with-oft": Condition("eight requests, with PEFT OFT", (*EIGHT, "rounds=7", f"methods={QUIET[:-1]}, PEFT OFT]"), seeds=1),
+        "quiet": Condition("eight requests, nine rounds", (*EIGHT, "rounds=9", f"methods={METHODS}"), seeds=1),
+        "with-oft": Condition(
+            "eight requests, with PEFT OFT", (*EIGHT, "rounds=7", f"methods={METHODS[:-1]}, PEFT OFT]"), seeds=1
+        ),
     },
     measure=measure,
     report=report,

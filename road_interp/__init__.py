@@ -2,7 +2,7 @@
 
     import road_interp as ri
 
-Names are imported at their first use, so that the command line starts at once.
+Names are imported on first use, so that the command line starts fast.
 """
 
 from __future__ import annotations

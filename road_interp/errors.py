@@ -1,4 +1,4 @@
-"""What road-interp says when its input is wrong, and how a program ends that cannot go on."""
+"""The error for invalid input, and the exit of a program after an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 @contextmanager
 def exit_on_error(program: str) -> Iterator[None]:
-    """What the user got wrong is one line and exit code 2, work that failed or was interrupted one line and exit code 1."""
+    """Turn InputError into one line and exit code 2, failed or interrupted work into one line and exit code 1."""
     try:
         yield
     except InputError as error:
@@ -29,7 +29,7 @@ def exit_on_error(program: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Of what a library's error says; its name where it says nothing."""
+    """The first line of a library's error message, or the name of the error where the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

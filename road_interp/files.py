@@ -1,4 +1,4 @@
-"""Reading and writing small files so that nothing is half-written and a bad file is named."""
+"""Small files: written atomically, and read with errors that name the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from road_interp.errors import InputError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Put `content` under `path` in one step: a reader sees the old file or the new one, also after a crash."""
+    """Write `content` to `path` atomically: a reader sees the old file or the new one, also after a crash."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -30,9 +30,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def locked(folder: Path, shared: bool = False) -> Iterator[None]:
-    """Keep other processes that lock the folder waiting, for as long as the block lasts or the process lives.
+    """Hold a lock on the folder for the `with` statement. Other processes wait; the lock ends with the process.
 
-    Those that share the lock wait for the others only. Where a file system has no locks nobody waits.
+    Shared locks exclude only exclusive ones. A file system without locks is used without waiting.
     """
     try:
         import fcntl
@@ -49,19 +49,19 @@ def locked(folder: Path, shared: bool = False) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError where the folder, or one that it would lie in, is a file."""
+    """Raise InputError if the folder or one of its parents is a file."""
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise InputError(f"'{path}' is a file, not a folder")
 
 
 def as_tuples(value: Any) -> Any:
-    """JSON's lists, at every depth, as the tuples of frozen results."""
+    """Lists at every depth as tuples, for frozen dataclasses."""
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def read_text(path: Path) -> str:
-    """The text in `path`. Raises InputError for a file that is missing or holds none."""
+    """The text in `path`. Raises InputError for a file that cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -78,7 +78,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers of too many digits
+    except (ValueError, RecursionError) as error:  # also invalid UTF-8, and integers with too many digits
         raise InputError(f"{path.name} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path.name} must hold one JSON object")

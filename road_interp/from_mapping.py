@@ -1,4 +1,4 @@
-"""Frozen dataclasses from YAML or JSON, with every key and kind of value checked: recipes, and results."""
+"""Frozen dataclasses (recipes, results) from YAML or JSON, with every key and type checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Built = TypeVar("Built")
 
 
 class FieldError(InputError):
-    """A value that a dataclass refuses, named by its bare field: `from_mapping` puts the path of the dataclass in front.
+    """A value that a dataclass rejects. `from_mapping` prefixes the field with the path of the dataclass in the file.
 
     Args:
         field: name of the field.
@@ -30,10 +30,10 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "") -> Built:
     """An instance of a dataclass from a mapping.
 
     Args:
-        key_path: where the mapping stands in the file, such as "tasks.label"; in front of every key that an error names.
+        key_path: path of the mapping in its file, such as "tasks.label"; the prefix of every key in an error.
 
     Raises:
-        InputError: an unknown key (with the nearest known one), a missing one, a value of the wrong kind or one that is refused.
+        InputError: an unknown key (the message names the closest one), a missing key, or a value of the wrong type or range.
     """
     if not isinstance(content, Mapping):
         raise InputError(f"{key_path or 'the content'} must be a mapping, not {_shown(content)}")
@@ -56,7 +56,7 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "") -> Built:
 
 
 def _value(hint: Any, value: Any, key_path: str) -> Any:
-    """`value` as the type hint asks for it. Raises InputError that names the innermost key which does not fit."""
+    """`value` converted to the type hint. Raises InputError that names the innermost invalid key."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if is_dataclass(option) and value is not None:
@@ -69,8 +69,8 @@ def _value(hint: Any, value: Any, key_path: str) -> Any:
             inner = (get_args(option) or (str, Any))[1]
             return {str(key): _value(inner, each, _join(key_path, key)) for key, each in value.items()}
     for option in options:
-        if (fitted := _scalar(option, value)) is not MISSING:
-            return fitted
+        if (scalar := _scalar(option, value)) is not MISSING:
+            return scalar
     raise InputError(f"'{key_path}' must be {' or '.join(map(_describe, options))}, not {_shown(value)}")
 
 
@@ -85,7 +85,7 @@ def _sequence(hint: Any, values: list[Any], key_path: str) -> Any:
 
 
 def _scalar(option: Any, value: Any) -> Any:
-    """`value` as `option`, or MISSING. A whole number fits float, and so does "1e-3", which YAML reads as text."""
+    """`value` as `option`, or MISSING. A float may be an integer, or text such as "1e-3", which YAML reads as text."""
     if get_origin(option) is Literal:
         return value if value in get_args(option) and isinstance(value, str) else MISSING
     if option is Any:

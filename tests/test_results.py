@@ -115,7 +115,7 @@ WRONG = {
     "'seeds' must be a list of whole numbers, not 3": changed(seeds=3),
     "unknown key 'provenance.when'": changed(provenance={"when": 1}),
     "'provenance.versions' is missing": changed(provenance={"commit": None, "command": "x"}),
-    "format 2 is not known, only 1: take the release of road-interp that wrote it": changed(format=2),
+    "format 2 is not supported, only 1: use the release that wrote it": changed(format=2),
     "this is the JSON of Single, not of Report": Single(7).to_json(),
 }
 

@@ -130,7 +130,7 @@ def ablation(report: AblationReport) -> Table:
     for row in report.rows:
         cells = [f"{value:.3f} [{short(low)}, {short(high)}]" for value, low, high in (report.accuracy(row), report.loss(row))]
         what = {"layer": f"layer {row.what}", "kind": row.what}.get(row.group, names.get(row.group, row.group))
-        table.add_row(what, f"{float(row.what):.0%}" if row.group in ("most turned", "random planes") else row.component, *cells)
+        table.add_row(what, f"{float(row.what):.0%}" if row.group in ("most rotated", "random planes") else row.component, *cells)
     return table
 
 

@@ -20,7 +20,7 @@ from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
-Group = Literal["components", "components, head refitted", "trained alone", "layer", "kind", "most turned", "random planes"]
+Group = Literal["components", "components, head refitted", "trained alone", "layer", "kind", "most rotated", "random planes"]
 ScoreFn = Callable[
     [RoadAdapter], Bool[np.ndarray, " examples"]
 ]  # for every test example whether the model is right with an adapter
@@ -62,7 +62,7 @@ class Ablation:
 
     Attributes:
         group: what was changed: the "components" of all planes (scored with the trained head, or with one refitted to the changed
-            states), those of one "layer" or one module "kind" with all else as trained, or all planes but the "most turned" or
+            states), those of one "layer" or one module "kind" with all else as trained, or all planes but the "most rotated" or
             "random planes", which are kept. "trained alone" is no change but another adapter, which learned that component only.
         what: the part, the layer, the kind, or the fraction of planes kept.
         component: what the changed planes keep: both polar components, one, or neither.
@@ -180,7 +180,7 @@ def ablation(
         model: name of the base model.
         seed: of the adapter's training, and of the random planes.
         by: what is scored beside the components of all planes: those of every "layer", of every "kind" of module, and adapters of
-            few "planes" (fractions `SHARES` of all planes, the most turned ones and as many random ones).
+            few "planes" (fractions `SHARES` of all planes, the most rotated ones and as many random ones).
         refit: whether the components are scored with a refitted head too, where the scorer has one.
 
     Raises:
@@ -219,7 +219,7 @@ def _changed(adapter: RoadAdapter, seed: int, by: Collection[str], refit: bool) 
         for kind in kinds if "kind" in by and len(kinds) > 1 else ():
             yield "kind", kind, name, adapter.with_sites_of(components[name], lambda site, kind=kind: site.kind == kind)
     for share in SHARES if "planes" in by else ():
-        yield "most turned", f"{share:g}", BOTH, keep_planes(adapter, share)
+        yield "most rotated", f"{share:g}", BOTH, keep_planes(adapter, share)
         yield "random planes", f"{share:g}", BOTH, keep_planes(adapter, share, np.random.default_rng(seed))
 
 

@@ -85,7 +85,7 @@ class AngleReport(Result):
         """The module kinds that have a site, in the model's order."""
         return list(dict.fromkeys(site.kind for site in self.sites))
 
-    def most_turned(self, count: int) -> list[tuple[SiteAngles, int, float, float]]:
+    def most_rotated(self, count: int) -> list[tuple[SiteAngles, int, float, float]]:
         """The planes with the largest |angle|: site, plane, angle (radians), magnitude (factor)."""
         planes = [
             (site, plane, angle, magnitude)

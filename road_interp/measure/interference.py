@@ -18,7 +18,7 @@ from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
 NOTHING = "nothing"
-TOP = 0.1  # fraction of the planes that count as the most turned
+TOP = 0.1  # fraction of the planes that count as the most rotated
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class InterferenceReport(Result):
         model: name of the base model.
         names: of the adapters; the first ones have tasks that are scored.
         seeds: of the trainings.
-        overlap: for every pair of adapters the fraction of their most turned tenths of the planes that both share; by chance a
+        overlap: for every pair of adapters the fraction of their most rotated tenths of the planes that both share; by chance a
             tenth. Planes that do not turn count for none. The mean over seeds.
         angle: between the maps, degrees: that of the vectors of all angles (radians) and log magnitudes; 90 for unrelated ones.
             The mean over seeds.

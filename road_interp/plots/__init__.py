@@ -1,4 +1,4 @@
-"""Drawing: a result in, matplotlib Axes out. Nothing here measures, shows or saves."""
+"""Figures: every function takes a result and returns matplotlib Axes. Nothing here measures; only `export` writes files."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is left of a task when parts of its adapter are set back to the identity."""
+"""Accuracy with components of an adapter set to the identity."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from road_interp.plots.style import COLORS, styled
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport
 
-LOOKS = {"angles only": (COLORS[0], "o"), "magnitudes only": (COLORS[1], "s"), "neither": ("0.35", "D")}
-KEPT = {
+STYLES = {"angles only": (COLORS[0], "o"), "magnitudes only": (COLORS[1], "s"), "neither": ("0.35", "D")}
+GROUPS = {
     "components": ("trained head", COLORS[0], "o"),
     "components, head refitted": ("head refitted", COLORS[2], "^"),
     "trained alone": ("trained alone", COLORS[1], "s"),
@@ -24,19 +24,19 @@ KEPT = {
 
 @styled
 def ablation(report: AblationReport, ax: Axes) -> Axes:
-    """Accuracy with both parts of the planes, angles only, magnitudes only and neither, with 95% intervals.
+    """Accuracy with both components of the planes, angles only, magnitudes only and neither, with 95% intervals.
 
-    Beside them, where it was measured, adapters that learned that part alone.
+    Where the report has them, adapters trained with one component only are drawn in a second colour.
     """
-    parts = [row.component for row in report.rows if row.group == "components"]
-    groups = [group for group in KEPT if any(row.group == group for row in report.rows)]
+    components = [row.component for row in report.rows if row.group == "components"]
+    groups = [group for group in GROUPS if any(row.group == group for row in report.rows)]
     for number, group in enumerate(groups):
-        label, color, marker = KEPT[group]
+        label, color, marker = GROUPS[group]
         rows = [row for row in report.rows if row.group == group]
-        x = np.array([parts.index(row.component) for row in rows]) + 0.16 * (number - (len(groups) - 1) / 2)
+        x = np.array([components.index(row.component) for row in rows]) + 0.16 * (number - (len(groups) - 1) / 2)
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, linestyle="none", label=label)
-    ax.set_xticks(range(len(parts)), [part.replace(" ", "\n") for part in parts])
-    ax.set(ylabel=report.metric, title="What the planes keep")
+    ax.set_xticks(range(len(components)), [component.replace(" ", "\n") for component in components])
+    ax.set(ylabel=report.metric, title="Components kept")
     if len(groups) > 1:
         ax.legend()
     return ax
@@ -44,36 +44,36 @@ def ablation(report: AblationReport, ax: Axes) -> Axes:
 
 @styled
 def ablation_by(report: AblationReport, ax: Axes, group: Literal["layer", "kind"] = "layer") -> Axes:
-    """What it costs to leave one layer or module kind a part of its planes or none, with 95% intervals."""
+    """Metric lost when one layer or module kind keeps only one component of its planes, or neither, with 95% intervals."""
     chosen = [row for row in report.rows if row.group == group]
     whats = list(dict.fromkeys(row.what for row in chosen))
-    for number, (part, (color, marker)) in enumerate(LOOKS.items()):
-        rows = [row for row in chosen if row.component == part]
+    for number, (component, (color, marker)) in enumerate(STYLES.items()):
+        rows = [row for row in chosen if row.component == component]
         x = np.arange(len(rows)) + 0.2 * (number - 1)
-        _points(ax, x, [report.loss(row) for row in rows], color=color, marker=marker, linestyle="none", label=part)
+        _points(ax, x, [report.loss(row) for row in rows], color=color, marker=marker, linestyle="none", label=component)
     ax.axhline(0, color="0.7", linewidth=0.8, linestyle=":")
     ax.set_xticks(range(len(whats)), whats)
     if group == "kind":
         plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
-    ax.set(xlabel={"layer": "layer", "kind": ""}[group], ylabel=f"{report.metric} lost", title=f"One {group} keeps")
+    ax.set(xlabel={"layer": "layer", "kind": ""}[group], ylabel=f"{report.metric} lost", title=f"Components kept in one {group}")
     ax.legend(loc="upper left")
     return ax
 
 
 @styled
 def ablation_curve(report: AblationReport, ax: Axes) -> Axes:
-    """Accuracy when only the most turned planes are kept, or as many random ones; the line is the whole adapter."""
-    for group, color, marker in (("most turned", COLORS[0], "o"), ("random planes", COLORS[1], "s")):
+    """Accuracy by the percentage of planes kept, most rotated or random. Dashed: all planes. Dotted: no plane."""
+    for group, color, marker in (("most rotated", COLORS[0], "o"), ("random planes", COLORS[1], "s")):
         rows = sorted((row for row in report.rows if row.group == group), key=lambda row: float(row.what))
         x = [100 * float(row.what) for row in rows]
         _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, label=group)
-    parts = {row.component: report.accuracy(row)[0] for row in report.rows if row.group == "components"}
-    for part, style in (("both", "--"), ("neither", ":")):
-        ax.axhline(parts[part], color="0.5", linewidth=0.8, linestyle=style, label={"both": "all", "neither": "none"}[part])
+    accuracy = {row.component: report.accuracy(row)[0] for row in report.rows if row.group == "components"}
+    for component, label, style in (("both", "all", "--"), ("neither", "none", ":")):
+        ax.axhline(accuracy[component], color="0.5", linewidth=0.8, linestyle=style, label=label)
     ax.set_xscale("log")
     ax.set_xticks(x, [f"{each:g}" for each in x], minor=False)
     ax.set_xticks([], minor=True)
-    ax.set(xlabel="planes kept (%)", ylabel=report.metric, title="Only some planes are kept")
+    ax.set(xlabel="planes kept (%)", ylabel=report.metric, title="Planes kept")
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
     return ax
 

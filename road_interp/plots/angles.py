@@ -18,14 +18,18 @@ from road_interp.plots.style import COLORS, STYLE, styled
 if TYPE_CHECKING:
     from road_interp.measure import AngleReport, SiteAngles
 
-STEP, BINS = 15, 60  # degrees by which the wedge of a histogram grows, and its number of bins
+STEP, BINS = 15, 60  # degrees: the range of the histogram is a multiple of STEP; number of bins
 
 
 @styled
 def angles(report: AngleReport, ax: Axes) -> Axes:
     """Mean |angle| of the planes, in degrees, by layer and module."""
     return _heat_map(
-        report, ax, lambda site: np.degrees(np.abs(site.angle).mean()), "mean |angle| of a plane (degrees)", "How far planes turn"
+        report,
+        ax,
+        lambda site: np.degrees(np.abs(site.angle).mean()),
+        "mean |angle| of a plane (degrees)",
+        "Rotation of the planes",
     )
 
 
@@ -37,20 +41,20 @@ def magnitudes(report: AngleReport, ax: Axes) -> Axes:
         ax,
         lambda site: 100 * np.abs(site.magnitude - 1).mean(),
         "mean |magnitude - 1| of a plane (%)",
-        "How much planes grow or shrink",
+        "Plane scaling",
     )
 
 
 @styled
 def planes(report: AngleReport, ax: Axes, count: int = 8) -> Axes:
-    """The most turned planes, one circle each: the unit vector before (grey) and what the adapter makes of it (colour).
+    """The planes with the largest angles: in each circle a unit vector before (grey) and after the rotation (colour).
 
-    For road_1 every vector of the plane turns and grows alike; for other variants the angle and the mean stretch are drawn.
+    road_1 rotates and scales every vector of a plane by the same angle and factor; other variants are drawn by their mean.
     """
     columns, (wide, high) = 4, (3.6, 3.9)
-    turned = report.most_turned(count)
+    largest = report.most_rotated(count)
     arrow = {"length_includes_head": True, "head_width": 0.16, "width": 0.035}
-    for number, (site, plane, angle, magnitude) in enumerate(turned):
+    for number, (site, plane, angle, magnitude) in enumerate(largest):
         x, y = wide * (number % columns), -high * (number // columns)
         ax.add_patch(Circle((x, y), 1, fill=False, color="0.8", linewidth=0.8))
         ax.arrow(x, y, 1, 0, color="0.6", **arrow)
@@ -58,17 +62,17 @@ def planes(report: AngleReport, ax: Axes, count: int = 8) -> Axes:
         place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
         text = f"{place}\nplane {plane}: {np.degrees(angle):+.0f}°, \u00d7 {magnitude:.2f}"
         ax.text(x, y - 1.25, text, ha="center", va="top", fontsize=5.5)
-    rows = -(-len(turned) // columns)
+    rows = -(-len(largest) // columns)
     ax.set(xlim=(-1.8, wide * (columns - 1) + 1.8), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
     ax.set_axis_off()
-    ax.set_title(f"The {len(turned)} planes that turn most: before (grey) and after")
+    ax.set_title(f"The {len(largest)} most rotated planes: before (grey) and after")
     return ax
 
 
 def angle_histogram(report: AngleReport, ax: Axes | None = None) -> Axes:
-    """How many planes turn how far, on polar axes: stacked by module kind, or all alike where there are more kinds than colours.
+    """Histogram of the planes' angles on polar axes, stacked by module kind, or in one colour when kinds outnumber colours.
 
-    The wedge is as wide as the largest angle needs, in steps of 15 degrees; the identity stands at 0.
+    The range of the axes is the largest angle, rounded up to a multiple of 15 degrees; the identity is at 0.
 
     Raises:
         InputError: axes that are not polar.
@@ -96,11 +100,11 @@ def angle_histogram(report: AngleReport, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _shape_wedge(ax: PolarAxes, limit: float, most: float) -> None:
-    """The identity on top, and a hole in the middle without which the narrow bars of a small wedge meet in a point."""
-    marks = np.linspace(-limit, limit, 7 if limit > STEP else 3)[int(limit == 180) :]  # the ends of a full circle are one
+def _shape_wedge(ax: PolarAxes, limit: float, highest: float) -> None:
+    """The identity on top. The hole in the middle keeps the narrow bars of a small range apart."""
+    marks = np.linspace(-limit, limit, 7 if limit > STEP else 3)[int(limit == 180) :]  # a full circle ends where it begins
     ax.set_theta_zero_location("N")
-    ax.set(thetamin=-limit, thetamax=limit, rorigin=-most, axisbelow=True)
+    ax.set(thetamin=-limit, thetamax=limit, rorigin=-highest, axisbelow=True)
     ax.set_thetagrids(marks, [f"{mark:+g}\u00b0" if mark else "0\u00b0" for mark in marks])
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.set_rlabel_position(-limit if limit < 180 else 150)
@@ -108,7 +112,7 @@ def _shape_wedge(ax: PolarAxes, limit: float, most: float) -> None:
 
 @styled
 def shares(report: AngleReport, ax: Axes) -> Axes:
-    """How much of the map is rotation, uniform scale and anisotropic stretch by module kind: means over its sites."""
+    """Shares of rotation, uniform scale and anisotropic stretch in the plane maps, by module kind: means over its sites."""
     kinds = report.kinds
     mean = [
         {name: np.mean([site.shares[name] for site in report.sites if site.kind == kind]) for name in report.sites[0].shares}
@@ -120,7 +124,7 @@ def shares(report: AngleReport, ax: Axes) -> Axes:
         ax.barh(kinds, widths, left=left, label=name)
         left += widths
     ax.invert_yaxis()
-    ax.set(xlabel="share of the squared logarithm of the map", xlim=(0, 1), title=f"What the planes do ({report.variant})")
+    ax.set(xlabel="share of the squared logarithm of the map", xlim=(0, 1), title=f"Shares of the plane maps ({report.variant})")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 

@@ -1,4 +1,4 @@
-"""Score by how much is trained."""
+"""Accuracy by the number of trained weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @styled
 def capacity(report: CapacityReport, ax: Axes) -> Axes:
-    """Accuracy of every way to train with its 95% interval, ordered by how much is trained; a colour and marker per family.
+    """Accuracy of every method with its 95% interval, ordered by trained weights; a colour and marker per family.
 
-    Where some ways have one seed and others several, those of one seed are hollow.
+    When only some methods have several seeds, those with one seed have hollow markers.
     """
     shown = sorted(report.points, key=lambda point: (point.percent, point.name))
     seeds = sorted({len(point.scores) for point in shown})

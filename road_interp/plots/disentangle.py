@@ -1,4 +1,4 @@
-"""Angle against magnitude: what classifiers on frozen states reach."""
+"""Angle against magnitude: scores of classifiers on frozen hidden states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def disentangle(report: DisentangleReport, ax: Axes) -> Axes:
     """Score of every arm and probe with its 95% interval (paper, figure 2 right).
 
-    In brackets how many numbers each sees of a text. The dashed line is the most frequent class, for regression the mean.
+    The number in brackets is the number of input values per text. The dashed line is the most frequent class, or the mean
+    for regression.
     """
     shown = [*report.arms, *report.probes]
     for label, color, marker, outcomes in (
@@ -29,13 +30,13 @@ def disentangle(report: DisentangleReport, ax: Axes) -> Axes:
         low, high = np.array([report.interval(outcome.name) for outcome in outcomes]).T
         bars = (np.maximum(scores - low, 0), np.maximum(high - scores, 0))
         ax.errorbar(scores, rows, xerr=bars, fmt=marker, color=color, markersize=4, capsize=2, label=label)
-    ax.axvline(report.chance, color="0.5", linewidth=0.8, linestyle="--", label="constant answer")
+    ax.axvline(report.chance, color="0.5", linewidth=0.8, linestyle="--", label="constant prediction")
     ax.set_yticks(range(len(shown)), [f"{outcome.name} ({outcome.numbers})" for outcome in shown])
     ax.invert_yaxis()
     seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
     ax.set(
         xlabel=report.metric,
-        ylabel="classifier (numbers it sees of a text)",
+        ylabel="classifier (input values per text)",
         title=f"{report.model}, {report.task}: frozen states, {seeds}" + (f"\n{report.place}" if report.place else ""),
     )
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

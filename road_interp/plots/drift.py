@@ -1,4 +1,4 @@
-"""How far hidden states move: by direction and by magnitude."""
+"""Change of hidden states: in direction and in magnitude."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, ReadPointDrift
 
 DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$)", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
-PANELS = 10  # of the grid, side by side
-BEFORE, BEHIND = "before the block's LayerNorm", "behind it: norm set by LayerNorm"
+PANELS = 10  # in one row of the grid
+BEFORE, AFTER = "before the block's LayerNorm", "after it: norm set by LayerNorm"
 
 
 @styled
 def drift_scatter(report: DriftReport, ax: Axes, place: ReadPointDrift) -> Axes:
-    """Change of magnitude by change of direction at one place, a point per text (paper, figure 2 left and middle)."""
+    """Change of magnitude by change of direction at one read point, a point per text (paper, figure 2 left and middle)."""
     _points(ax, place, COLORS[0])
     ax.set(xlabel=DIRECTION, ylabel=MAGNITUDE, title=f"{report.tuned}\n{place.name}")
     return ax
 
 
 def drift_grid(reports: Sequence[DriftReport]) -> Axes:
-    """The same for every block, side by side, with the same axes everywhere (paper, figure B.1): the figure's first axes.
+    """The same for every block, on shared axes (paper, figure B.1). Returns the first axes of the figure.
 
-    Every report has a row, and where blocks end in a LayerNorm two: of the states before it and behind it. Rows go on below after
-    ten blocks.
+    Every report has one row, or two where blocks end in a LayerNorm: states before it and after it. A row has at most ten blocks;
+    the next ten are in the next row.
     """
     kinds = [
         (report, kind) for report in reports for kind in sorted({place.before_norm for place in report.places}, reverse=True)
     ]
     layers = reports[0].layers
-    parts = [layers[start : start + PANELS] for start in range(0, len(layers), PANELS)]
-    rows = [(report, kind, part) for report, kind in kinds for part in parts]
+    chunks = [layers[start : start + PANELS] for start in range(0, len(layers), PANELS)]
+    rows = [(report, kind, chunk) for report, kind in kinds for chunk in chunks]
     with plt.style.context(STYLE):
-        columns = len(parts[0])
+        columns = len(chunks[0])
         figure, axes = plt.subplots(
             len(rows),
             columns,
@@ -53,16 +53,16 @@ def drift_grid(reports: Sequence[DriftReport]) -> Axes:
             layout="constrained",
         )
         names = list(dict.fromkeys(report.tuned for report in reports))
-        for index, (row, (report, before_norm, part)) in enumerate(zip(axes, rows, strict=True)):
-            for ax, layer in zip(row, part, strict=False):
+        for index, (row, (report, before_norm, chunk)) in enumerate(zip(axes, rows, strict=True)):
+            for ax, layer in zip(row, chunk, strict=False):
                 place = report.place(layer, before_norm)
                 _points(ax, place, COLORS[names.index(report.tuned) % len(COLORS)])
                 ax.locator_params("x", nbins=2)
-                if len(parts) > 1 or index == 0:
+                if len(chunks) > 1 or index == 0:
                     ax.set_title(f"block {layer}")
-            for ax in row[len(part) :]:
+            for ax in row[len(chunk) :]:
                 ax.set_axis_off()
-            where = {(True, False): "before LayerNorm", (False, True): "behind LayerNorm,\nwhich sets the norm"}
+            where = {(True, False): "before LayerNorm", (False, True): "after LayerNorm,\nwhich sets the norm"}
             label = where.get((before_norm, place.norm_is_pinned), "block's output")
             row[0].set_ylabel(f"{fill(report.tuned, 28)}\n{label}", fontsize=6)
         figure.supxlabel(DIRECTION, fontsize=8)
@@ -74,7 +74,7 @@ def drift_grid(reports: Sequence[DriftReport]) -> Axes:
 def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["angle", "dM"] = "angle") -> Axes:
     """Mean angle or mean change of magnitude by block, with 95% intervals over texts; a line per report.
 
-    Reports of one name, which are those of several seeds, share a colour. Behind a LayerNorm markers are hollow.
+    Reports with the same name (several seeds) share a colour. Markers are hollow after a LayerNorm.
     """
     names = list(dict.fromkeys(report.tuned for report in reports))
     for report in reports:
@@ -82,13 +82,13 @@ def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["an
         for before_norm in {place.before_norm for place in report.places}:
             places = [place for place in report.places if place.before_norm == before_norm]
             mean, low, high = np.array([getattr(place, quantity) for place in places]).T
-            style = {**_look(places[0].norm_is_pinned), **_kind(number)}
+            style = {**_line_style(places[0].norm_is_pinned), **_color_and_marker(number)}
             layers, bars = [place.layer for place in places], (np.maximum(mean - low, 0), np.maximum(high - mean, 0))
             ax.errorbar(layers, mean, yerr=bars, markersize=4, linewidth=1, capsize=2, **style)
-    handles = [Line2D([], [], label=name, **_kind(number)) for number, name in enumerate(names)]
+    handles = [Line2D([], [], label=name, **_color_and_marker(number)) for number, name in enumerate(names)]
     if any(place.norm_is_pinned for report in reports for place in report.places):
-        looks = ((BEFORE, False), (BEHIND, True))
-        handles += [Line2D([], [], color="0.4", marker="o", label=label, **_look(pinned)) for label, pinned in looks]
+        styles = ((BEFORE, False), (AFTER, True))
+        handles += [Line2D([], [], color="0.4", marker="o", label=label, **_line_style(pinned)) for label, pinned in styles]
     label = {"angle": "mean angle between x and x$_0$ (degrees)", "dM": f"mean {MAGNITUDE}"}[quantity]
     ax.set(xlabel="block", ylabel=label, ylim=(0, None), xticks=reports[0].layers[:: 1 if len(reports[0].layers) <= 16 else 4])
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
@@ -96,7 +96,7 @@ def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["an
 
 
 def _points(ax: Axes, place: ReadPointDrift, color: str) -> None:
-    """A point per text; hollow behind a LayerNorm."""
+    """A point per text; hollow after a LayerNorm."""
     direction, magnitude = np.array(place.points).T
     faces = "none" if place.norm_is_pinned else color
     ax.scatter(direction, magnitude, s=5, facecolors=faces, edgecolors=color, linewidths=0.4, alpha=0.5, rasterized=True)
@@ -104,9 +104,9 @@ def _points(ax: Axes, place: ReadPointDrift, color: str) -> None:
     ax.ticklabel_format(useOffset=False)
 
 
-def _kind(number: int) -> dict[str, Any]:
+def _color_and_marker(number: int) -> dict[str, Any]:
     return {"color": COLORS[number % len(COLORS)], "marker": "osD^vP"[number % 6]}
 
 
-def _look(pinned: bool) -> dict[str, Any]:
+def _line_style(pinned: bool) -> dict[str, Any]:
     return {"linestyle": "--", "markerfacecolor": "w"} if pinned else {"linestyle": "-"}

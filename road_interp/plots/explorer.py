@@ -1,4 +1,4 @@
-"""Looking at an adapter in a notebook: choose layer, module, plane and strength, and see what the plane does."""
+"""Widgets for a notebook that draw one plane of an adapter by layer, module, plane and strength."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from road_interp.sites.site import Site
 
 
 class Explorer(ipywidgets.VBox):
-    """Widgets for an adapter: `layer`, `module`, `plane`, `strength` (road_1 only), and the `picture` they redraw.
+    """Widgets for an adapter: `layer`, `module`, `plane`, `strength` (road_1 only), and the `picture` that they redraw.
 
-    The picture shows one plane's unit circle before and after, and the angles of all planes of its site. The strength is the
-    exponent of the adapter: 0 the identity, 1 what was learned.
+    The picture shows the unit circle of one plane before and after the rotation, and the angles of all planes of its site. The
+    strength is the exponent of the adapter: 0 is the identity, 1 the trained adapter.
     """
 
     def __init__(self, adapter: RoadAdapter) -> None:
@@ -29,9 +29,9 @@ class Explorer(ipywidgets.VBox):
         )
         self.module = ipywidgets.Dropdown(description="module")
         self.plane = ipywidgets.IntSlider(description="plane", min=0, continuous_update=False)
-        powers = adapter.variant == "road_1"
+        has_powers = adapter.variant == "road_1"
         self.strength = ipywidgets.FloatSlider(
-            1.0, min=0, max=2, step=0.05, description="strength", continuous_update=False, disabled=not powers
+            1.0, min=0, max=2, step=0.05, description="strength", continuous_update=False, disabled=not has_powers
         )
         self.picture = ipywidgets.Image(format="png")
         self.module.observe(lambda change: self._choose_site(), "value")
@@ -47,12 +47,12 @@ class Explorer(ipywidgets.VBox):
         return self.adapter.site(self.module.value)
 
     def _choose_layer(self) -> None:
-        """Offer the modules of the layer; a module of the same kind as before stays."""
+        """List the modules of the layer; the chosen module kind stays chosen where the layer has it."""
         sites = [site for site in self.adapter.sites if site.layer == self.layer.value]
         kind = None if self.module.value is None else self.site.kind
-        kept = next((site for site in sites if site.kind == kind), sites[0])
+        chosen = next((site for site in sites if site.kind == kind), sites[0])
         self.module.options = [(site.kind or site.name, site.name) for site in sites]
-        self.module.value = kept.name
+        self.module.value = chosen.name
 
     def _choose_site(self) -> None:
         self.plane.max = self.site.width // 2 - 1

@@ -1,4 +1,4 @@
-"""Figures on disk: PDF and PNG with the numbers beside them as JSON."""
+"""Figures as files: PDF and PNG, with their numbers as JSON."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Result(Protocol):
 def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
     """Write `name`.json, `name`.pdf and `name`.png into `folder` and return the PNG's path. The figure is closed.
 
-    No file is ever half-written. The PNG says which command drew it, with which versions (its text chunks "Command" and
-    "Versions").
+    Every file is written atomically. The PNG's text chunks "Command" and "Versions" name the command that drew it and the
+    installed versions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     figure = ax.get_figure(root=True)
@@ -46,7 +46,7 @@ def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
 
 
 def draw_adapter(report: AngleReport, folder: Path) -> list[Path]:
-    """The three figures of an adapter: angles and magnitudes by layer and module, and the planes that turn most."""
+    """The three figures of an adapter: angles and magnitudes by layer and module, and the most rotated planes."""
     drawings: dict[str, Callable[[AngleReport], Axes]] = {
         "angles": plots.angles,
         "magnitudes": plots.magnitudes,
@@ -56,29 +56,29 @@ def draw_adapter(report: AngleReport, folder: Path) -> list[Path]:
 
 
 def draw_ablation(report: AblationReport, folder: Path) -> Path:
-    """The parts of the planes, the number of planes, and where there are several, layer by layer and module by module."""
-    several = [group for group in ("layer", "kind") if any(row.group == group for row in report.rows)]
+    """Ablation by component, by number of planes, and by layer and module kind where there are several."""
+    groups = [group for group in ("layer", "kind") if any(row.group == group for row in report.rows)]
     with context(plots.STYLE):
-        rows = 2 if several else 1
+        rows = 2 if groups else 1
         figure, axes = subplots(rows, 2, figsize=(7, 2.5 * rows), layout="constrained", squeeze=False)
         seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
-        figure.suptitle(f"{report.model}, {report.variant}, {seeds}: parts of the adapter")
+        figure.suptitle(f"{report.model}, {report.variant}, {seeds}: components of the adapter")
     plots.ablation(report, axes[0, 0])
-    if any(row.group == "most turned" for row in report.rows):
+    if any(row.group == "most rotated" for row in report.rows):
         plots.ablation_curve(report, axes[0, 1])
     else:
         axes[0, 1].set_axis_off()
-    for group, ax in zip(several, axes[-1], strict=False):
+    for group, ax in zip(groups, axes[-1], strict=False):
         plots.ablation_by(report, ax, group=group)
-    if len(several) == 1:
+    if len(groups) == 1:
         axes[1, 1].set_axis_off()
-    elif several:
-        axes[1, 0].get_legend().remove()  # the other serves both
+    elif groups:
+        axes[1, 0].get_legend().remove()  # the right panel has the same legend
     return save_figure(axes[0, 0], report, folder, "ablation")
 
 
 def draw_drift(report: DriftReport, folder: Path) -> list[Path]:
-    """The grid of all blocks, and how angle and norm change from block to block."""
+    """The grid of all blocks, and the mean change of angle and of magnitude by block."""
     return [
         save_figure(plots.drift_grid([report]), report, folder, "states"),
         save_figure(plots.drift_blocks([report], quantity="angle"), report, folder, "states-angle"),
@@ -87,7 +87,7 @@ def draw_drift(report: DriftReport, folder: Path) -> list[Path]:
 
 
 def draw_throughput(report: ThroughputReport, folder: Path) -> Path:
-    """Figure 4 of the paper: the panels that the benchmark has timings for."""
+    """Figure 4 of the paper: one panel per task that the benchmark timed."""
     tasks = [task for task in ("rank", "length", "requests") if any(timing.task == task for timing in report.timings)]
     with context(plots.STYLE):
         figure, axes = subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.2), layout="constrained", squeeze=False)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about an adapter: its figures, a table of its sites, and its planes to turn by hand."""
+"""One self-contained HTML page about an adapter: its figures, a table of its sites, and its planes at any strength."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.provenance import library_versions
 from road_interp.sites.site import Site
 
-MOST = 64  # planes of a site that the page holds: of a large model all would be tens of megabytes
+PLANES_PER_SITE = 64  # all planes of a large model would be tens of megabytes
 COLUMNS = {"mean |angle|": ".2f", "max |angle|": ".1f", "mean magnitude": ".4f", "min magnitude": ".3f", "max magnitude": ".3f"}
 SHARES = ("rotation", "uniform scale", "anisotropic stretch")
 
 
 def report_page(adapter: RoadAdapter, title: str, scores: Sequence[tuple[str, str]] = ()) -> str:
-    """The page as HTML text. It loads nothing from anywhere, and whatever comes from data is escaped.
+    """The page as HTML text. It loads no other file, and text from data is escaped.
 
     Args:
-        scores: what there is to say about it beside its angles, by name.
+        scores: rows of name and value for the table of scores.
     """
     found = measure.angles(adapter)
     sites = []
@@ -52,7 +52,7 @@ def report_page(adapter: RoadAdapter, title: str, scores: Sequence[tuple[str, st
             columns=["site", "layer", "module", "planes", *COLUMNS, *(f"share of {share}" for share in SHARES)],
             sites=sites,
             planes=[_planes(adapter, site) for site in adapter.sites],
-            most=MOST,
+            planes_per_site=PLANES_PER_SITE,
         )
     )
 
@@ -71,16 +71,16 @@ def scores_of(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _planes(adapter: RoadAdapter, site: Site) -> list[list[float]]:
-    """The planes of a site that turn most: index, and the complex `a` and `b` of `z -> a z + b conj(z)`."""
+    """The most rotated planes of a site: index, and the complex `a` and `b` of `z -> a z + b conj(z)`."""
     maps = adapter.plane_maps(site)
     b = torch.zeros_like(maps.a) if maps.b is None else maps.b
     numbers = torch.stack([maps.a.real, maps.a.imag, b.real, b.imag], 1)
-    chosen = adapter.angles(site).abs().argsort(descending=True)[:MOST]
+    chosen = adapter.angles(site).abs().argsort(descending=True)[:PLANES_PER_SITE]
     return [[plane, *(round(number, 5) for number in numbers[plane].tolist())] for plane in chosen.tolist()]
 
 
 def _png(ax: Axes) -> str:
-    """The figure in base64; it is closed."""
+    """The PNG of the figure in base64. The figure is closed."""
     figure: Any = ax.get_figure(root=True)
     image = io.BytesIO()
     with context(plots.STYLE):

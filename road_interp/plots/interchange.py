@@ -1,4 +1,4 @@
-"""Interchange accuracy by place, and by depth and rows."""
+"""Interchange accuracy by layer and span, and by depth and rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @styled
 def interchange_scan(report: ScanReport, ax: Axes) -> Axes:
-    """Interchange accuracy by layer and span: where exchanging the state exchanges the answer."""
+    """Interchange accuracy by layer and span of positions."""
     cells = np.array(report.accuracy).T
     image = ax.imshow(cells, aspect="auto", vmin=0, vmax=1)
     step = 1 if len(report.layers) <= 16 else 4
@@ -35,7 +35,7 @@ def interchange_depth(report: DepthReport, ax: Axes) -> Axes:
     mean, low, high = flipped.mean(0), flipped.min(0), flipped.max(0)
     for number, depth in enumerate(report.depths):
         bars = (mean[number] - low[number], high[number] - mean[number])
-        shift = 1.05 ** (number - (len(report.depths) - 1) / 2)  # so that lines with the same values stay apart
+        shift = 1.05 ** (number - (len(report.depths) - 1) / 2)  # so that lines with equal values stay visible
         places = np.array(report.rows) * shift
         style: dict[str, Any] = {"marker": "osD^vP"[number % 6], "markersize": 4, "linewidth": 1, "capsize": 2}
         ax.errorbar(places, mean[number], yerr=np.maximum(bars, 0), label=f"depth {depth}", **style)

@@ -1,4 +1,4 @@
-"""How adapters of different tasks get into each other's way."""
+"""Interference between the adapters of different tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @styled
 def interference(report: InterferenceReport, ax: Axes) -> Axes:
-    """What every adapter costs every task when it is composed on the task's own, in points of accuracy, with 95% intervals."""
+    """Accuracy lost by each task when each adapter is composed with the task's own, in points, with 95% intervals."""
     tasks = list(report.correct)
     costs = {(task, other): report.cost(task, other) for task in tasks for other in report.correct[task] if other != "nothing"}
     cells = np.full((len(tasks), len(report.names)), np.nan)
@@ -26,12 +26,12 @@ def interference(report: InterferenceReport, ax: Axes) -> Axes:
     image = ax.imshow(cells, aspect="auto", cmap="PuOr", vmin=-largest, vmax=largest)
     for (task, other), values in costs.items():
         cost, low, high = (100 * value for value in values)
-        place = report.names.index(other), tasks.index(task)
+        cell = report.names.index(other), tasks.index(task)
         color = "w" if abs(cost) > 0.6 * largest else "k"
-        ax.text(*place, f"{cost:.1f}\n[{low:.1f}, {high:.1f}]", ha="center", va="center", fontsize=7, color=color)
+        ax.text(*cell, f"{cost:.1f}\n[{low:.1f}, {high:.1f}]", ha="center", va="center", fontsize=7, color=color)
     ax.set_xticks(range(len(report.names)), [fill(name, 10) for name in report.names])
     ax.set_yticks(range(len(tasks)), tasks)
-    ax.set(xlabel="adapter composed on the task's own", ylabel="task", title=f"{report.model}: interference")
+    ax.set(xlabel="adapter composed with the task's own", ylabel="task", title=f"{report.model}: interference")
     ax.spines[:].set_visible(False)
     ax.figure.colorbar(image, ax=ax, label="accuracy lost (points)")
     return ax

@@ -1,4 +1,4 @@
-"""Several tasks in one state, and one task at several strengths."""
+"""Scores of several tasks in one hidden state, and of one task at several strengths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @styled
 def composition(report: CompositionReport, ax: Axes) -> Axes:
-    """How often each task shows in the answers, and all in one, by set of active tasks, with 95% intervals (paper, figure 5)."""
+    """Fraction of answers that show each behaviour, and all of them, by active tasks, with 95% intervals (paper, figure 5)."""
     sets = [score.active for score in report.scores]
     groups = [(task, [task]) for task in report.tasks] + [("all in one answer", list(report.tasks))]
     width = 0.8 / len(groups)
@@ -36,7 +36,7 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
 
 @styled
 def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes) -> Axes:
-    """Accuracy of every head by how it was trained and what is active, with 95% intervals."""
+    """Accuracy of every task head by training and active tasks, with 95% intervals."""
     tasks = study.together[0].tasks
     bars = [("trained alone", lambda task: (study.alone[task], task))]
     for report in study.together:
@@ -54,14 +54,14 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes) -> Axes:
         ax.errorbar(x, rates, yerr=bar, fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label)
     ax.set_xticks(range(len(tasks)), tasks)
     ax.set(ylabel="accuracy", xlim=(-0.6, len(tasks) - 0.4), ylim=(np.floor(20 * lowest) / 20, 1))
-    ax.set_title(f"{study.together[0].model}: heads on one state, {len(study.together[0].seeds)} seeds")
+    ax.set_title(f"{study.together[0].model}: task heads on one state, {len(study.together[0].seeds)} seeds")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
 @styled
 def strength(report: StrengthReport, ax: Axes) -> Axes:
-    """How often a behaviour shows by the strength of its rotation, with 95% intervals; 1 is what was learned."""
+    """Fraction of answers that show a behaviour by the strength of its rotation, with 95% intervals; 1 is the trained adapter."""
     rates, low, high = np.array(report.rates()).T
     ax.errorbar(report.strengths, rates, yerr=(rates - low, high - rates), marker="o", markersize=4, capsize=2)
     ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")

@@ -1,4 +1,4 @@
-"""One plane of an adapter: where its unit circle goes."""
+"""The unit circle of one plane before and after its rotation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @styled
 def plane(adapter: RoadAdapter, ax: Axes, site: Site | str = "", index: int = 0) -> Axes:
-    """The unit circle of one plane (grey) and what the adapter makes of it: a circle for road_1, an ellipse for other variants.
+    """The unit circle of one plane (grey) and its image (colour): a circle for road_1, an ellipse for other variants.
 
     Args:
         site: of the adapter, or its name; its first site by default.

@@ -1,4 +1,4 @@
-"""Which structure in learned angles is real: what another seed brings back, and what query and key share."""
+"""Structure in learned angles: agreement between seeds, and between query and key."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ LABELS = {
 
 @styled
 def seed_structure(result: SeedStructure, ax: Axes) -> Axes:
-    """How well each part of an adapter agrees with that of another seed: correlations with 95% intervals over sites.
+    """Correlation of each quantity of an adapter with that of another seed, with 95% intervals over sites.
 
-    What does not vary is left out: it has no correlation.
+    A quantity that does not vary has no correlation and is left out.
     """
     found = {label: getattr(result, name) for name, label in LABELS.items() if getattr(result, name) is not None}
     middle, low, high = np.array(list(found.values())).T
@@ -36,24 +36,24 @@ def seed_structure(result: SeedStructure, ax: Axes) -> Axes:
     ax.set_yticks(range(len(found)), list(found))
     ax.invert_yaxis()
     ax.set(xlabel="correlation between seeds", xlim=(min(-0.1, low.min() - 0.05), 1.05))
-    ax.set_title(f"What comes back with another seed: {result.seeds} seeds")
+    ax.set_title(f"Agreement between {result.seeds} seeds")
     return ax
 
 
 @styled
 def query_key(result: QueryKey, ax: Axes) -> Axes:
-    """Angle of every key plane against that of its query plane, in degrees, coloured by layer; on the dashed line they cancel."""
+    """Angle of every key plane by the angle of its query plane, in degrees, coloured by layer. Dashed: the two cancel out."""
     query, key = (np.degrees(np.concatenate(each)) for each in (result.query_angles, result.key_angles))
     count = len(result.layers)
     layers = np.repeat(range(count), [len(planes) for planes in result.query_angles])
-    most = 1.05 * max(1.0, np.abs([query, key]).max())
-    ax.plot([-most, most], [most, -most], color="0.6", linewidth=0.8, linestyle="--", label=r"$\theta_k = -\theta_q$", zorder=0)
+    end = 1.05 * max(1.0, np.abs([query, key]).max())
+    ax.plot([-end, end], [end, -end], color="0.6", linewidth=0.8, linestyle="--", label=r"$\theta_k = -\theta_q$", zorder=0)
     shades = plt.get_cmap(lut=count)
     points = ax.scatter(query, key, s=5, c=layers, cmap=shades, vmin=-0.5, vmax=count - 0.5, linewidths=0, rasterized=True)
     bar = ax.figure.colorbar(points, ax=ax, label="layer")
     step = 1 if count <= 16 else 4
     bar.set_ticks(range(0, count, step), labels=[str(layer) for layer in result.layers[::step]])
-    ax.set(xlim=(-most, most), ylim=(-most, most), aspect="equal")
+    ax.set(xlim=(-end, end), ylim=(-end, end), aspect="equal")
     ax.set(xlabel=f"angle of a plane of {result.query} (degrees)", ylabel=f"angle of a plane of {result.key} (degrees)")
     correlation = result.correlations()["angles"]
     ax.set_title("Query and key" + ("" if correlation is None else f": correlation {correlation:.3f}"))

@@ -1,4 +1,4 @@
-"""The house style of every figure."""
+"""The style shared by all figures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 
 STYLE = str(resources.files("road_interp.plots") / "road.mplstyle")
-# The style's own, since "C0" would be looked up when a notebook shows the figure, outside of the style.
+# Read from the style: "C0" would be resolved when a notebook shows the figure, outside the style.
 COLORS: list[str] = rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"].by_key()["color"]
 
 
 def styled(draw: Callable[..., Axes]) -> Callable[..., Axes]:
-    """Draw in the house style, on new axes where none are given."""
+    """Draw in the style of the package, on new axes where none are given."""
 
     @wraps(draw)
     def drawn(result: Any, ax: Axes | None = None, **options: Any) -> Axes:

@@ -1,4 +1,4 @@
-"""Generated tokens per second of a benchmark."""
+"""Throughput of generation by method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from road_interp.measure.throughput import ThroughputReport
 
 # One colour and marker per method in every panel.
-LOOKS = {
+STYLES = {
     "bare": ("0.45", "o"),
     "merged": (COLORS[2], "s"),
     "RoadModel": (COLORS[0], "D"),
@@ -28,14 +28,14 @@ LOOKS = {
 def throughput(report: ThroughputReport, ax: Axes, task: str = "requests") -> Axes:
     """Tokens per second of generation (paper, figure 4).
 
-    Bars reach from the first to the third quartile of the rounds.
+    Error bars reach from the first to the third quartile of the rounds.
 
     Args:
-        task: "requests" (figure 4 right: the number of requests, each with its own adapter), "length" (middle: generated tokens,
-            eight requests) or "rank" (left: one LoRA for eight rows, merged or not).
+        task: "requests" (figure 4 right: by number of requests, each with its own adapter), "length" (middle: by generated tokens,
+            eight requests) or "rank" (left: by rank of one LoRA for eight rows, merged or not).
     """
     quantity, label, title = {
-        "requests": ("rows", "requests, each with its own adapter", "Different adapters"),
+        "requests": ("rows", "requests, each with its own adapter", "One adapter per request"),
         "length": ("new_tokens", "generated tokens per request", "Eight requests"),
         "rank": ("rank", "rank of one LoRA for eight rows", "One LoRA, merged or not"),
     }[task]
@@ -48,7 +48,7 @@ def throughput(report: ThroughputReport, ax: Axes, task: str = "requests") -> Ax
         middle = np.median(rates, axis=1)
         low, high = np.quantile(rates, (0.25, 0.75), axis=1)
         x = [getattr(timing, quantity) for timing in line]
-        color, marker = LOOKS[method]
+        color, marker = STYLES[method]
         bars = (middle - low, high - middle)
         ax.errorbar(x, middle, yerr=bars, marker=marker, color=color, markersize=4, capsize=2, label=method)
     ax.set_xscale("log", base=2)

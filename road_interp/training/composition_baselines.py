@@ -57,7 +57,7 @@ def multiplied(piece: Piece) -> CompositionReport:
 
         return greedy_answers(ids, tokenizer, prompts, recipe.scoring.batch_size, base.device)
 
-    return _score(recipe, base, tokenizer, generate, "trained apart and multiplied")
+    return _score(recipe, base, tokenizer, generate, "trained separately and multiplied")
 
 
 def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"]) -> CompositionReport:
@@ -97,7 +97,7 @@ def with_lora(piece: Piece) -> CompositionReport:
     return _score(recipe, bare, experiment.tokenizer, generate, "with a LoRA for both tasks")
 
 
-def told_in_words(piece: Piece) -> CompositionReport:
+def instruction(piece: Piece) -> CompositionReport:
     """The bare model, told to do what the active tasks do."""
     recipe: MultiTaskGenerationRecipe = piece.recipe
     base: Any = load_model(recipe.model, "causal-lm")[0].eval()
@@ -110,7 +110,7 @@ def told_in_words(piece: Piece) -> CompositionReport:
         ids = partial(base.generate, **_greedy(recipe, tokenizer))
         return greedy_answers(lambda inputs: ids(**inputs), tokenizer, asked, recipe.scoring.batch_size, base.device)
 
-    return _score(recipe, base, tokenizer, generate, "told in words")
+    return _score(recipe, base, tokenizer, generate, "instruction in the prompt")
 
 
 def _experiment(recipe: MultiTaskGenerationRecipe) -> MultiTaskGenerationExperiment:

@@ -36,7 +36,7 @@ def test_the_layer_and_the_kind_that_do_the_work_are_found():
     }  # fmt: skip
 
 
-def test_the_most_turned_planes_are_kept_and_as_many_random_ones():
+def test_the_most_rotated_planes_are_kept_and_as_many_random_ones():
     whole = moved_adapter()
     angles = torch.cat([whole.angles(site) for site in SITES])
     for share in (0.0, 0.25, 1.0):
@@ -88,7 +88,7 @@ def test_drawings_show_what_was_measured():
     assert labels == [BOTH, ANGLES, MAGNITUDES, NEITHER]
     assert [label.get_text() for label in plots.ablation_by(report, group="kind").get_xticklabels()] == ["query", "fc1"]
     curve = plots.ablation_curve(report)
-    assert {text.get_text() for text in curve.get_legend().get_texts()} == {"most turned", "random planes", "all", "none"}
+    assert {text.get_text() for text in curve.get_legend().get_texts()} == {"most rotated", "random planes", "all", "none"}
 
 
 @pytest.mark.parametrize("sites", [SITES[:1], SITES[:2], SITES[::2]])
@@ -100,7 +100,7 @@ def test_one_layer_or_one_kind_is_drawn_without_the_panel_that_has_nothing(sites
 @pytest.mark.parametrize("by", [(), ("layer",), ("kind",), ("planes",), ("kind", "layer")])
 def test_what_is_scored_beside_the_parts_can_be_chosen(by, tmp_path):
     report = taken_apart(needs("angles"), by=by)
-    groups = {"layer": {"layer"}, "kind": {"kind"}, "planes": {"most turned", "random planes"}}
+    groups = {"layer": {"layer"}, "kind": {"kind"}, "planes": {"most rotated", "random planes"}}
     assert {row.group for row in report.rows} == {"components"}.union(*(groups[each] for each in by))
     assert set(report.rows) <= set(taken_apart(needs("angles")).rows)
     assert export.draw_ablation(report, tmp_path).is_file()

@@ -40,12 +40,12 @@ def test_json_keeps_everything_and_what_differs_is_refused():
 
 def test_a_way_has_the_seeds_it_was_measured_with():
     some = replace(report(0.8), points=report(0.8).points[1:])
-    together = CapacityReport.over_seeds([report(0.7), some, report(0.6, "RoAd, places")])
+    together = CapacityReport.over_seeds([report(0.7), some, report(0.6, "RoAd, sites")])
     assert [(point.family, point.name, len(point.scores)) for point in together.points] == [
         ("LoRA, rank", "1", 1),
         ("LoRA, rank", "2", 2),
-        ("RoAd, places", "1", 1),
-        ("RoAd, places", "2", 1),
+        ("RoAd, sites", "1", 1),
+        ("RoAd, sites", "2", 1),
     ]
     ax = plots.capacity(together)
     assert "1 to 2 seeds" in ax.get_title()
@@ -54,9 +54,9 @@ def test_a_way_has_the_seeds_it_was_measured_with():
 
 
 def test_the_drawing_has_every_point():
-    ax = plots.capacity(CapacityReport("m", "t", report(0.7).points + report(0.6, "RoAd, places").points))
+    ax = plots.capacity(CapacityReport("m", "t", report(0.7).points + report(0.6, "RoAd, sites").points))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["1  0.1%", "1  0.1%", "2  0.2%", "2  0.2%"]
     points = [container.lines[0] for container in ax.containers]
     assert [line.get_ydata().tolist() for line in points] == [[0, 2], [1, 3]]
     assert [line.get_xdata().tolist() for line in points] == [pytest.approx([0.71, 0.72]), pytest.approx([0.61, 0.62])]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["LoRA, rank", "RoAd, places"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["LoRA, rank", "RoAd, sites"]

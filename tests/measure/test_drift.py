@@ -308,7 +308,7 @@ def test_the_drawings_show_the_numbers(report, tmp_path):
     assert len({panel.get_position().y0 for panel in panels}) == 2
     ax = plots.drift_blocks([report, report, other], quantity="dM")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["after", "other", "before the block's LayerNorm", "behind it: norm set by LayerNorm"]
+    assert labels == ["after", "other", "before the block's LayerNorm", "after it: norm set by LayerNorm"]
     lines = {tuple(container.lines[0].get_ydata()) for container in ax.containers}
     assert lines == {tuple(report.place(layer, kind).dM[0] for layer in (0, 1)) for kind in (True, False)}
 

@@ -37,7 +37,7 @@ def test_report_follows_the_adapter():
     assert summary["mean |angle|"] == pytest.approx(np.degrees(6.3 / 4), rel=1e-6)
     assert summary["circular mean"] == pytest.approx(np.degrees(stats.circmean(row.angle, np.pi, -np.pi)))
     assert (summary["planes"], summary["reflections"]) == (4, 0)
-    assert [(plane, round(magnitude, 3)) for _, plane, _, magnitude in found.most_turned(2)] == [(2, 0.5), (3, 1.0)]
+    assert [(plane, round(magnitude, 3)) for _, plane, _, magnitude in found.most_rotated(2)] == [(2, 0.5), (3, 1.0)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -73,7 +73,7 @@ def test_heat_maps_show_the_numbers(report):
 def test_planes_draw_the_turned_vectors(report):
     ax = plots.planes(report, count=3)
     texts = [text.get_text() for text in ax.texts]
-    site, plane, angle, magnitude = report.most_turned(3)[0]
+    site, plane, angle, magnitude = report.most_rotated(3)[0]
     assert len(texts) == 3
     assert texts[0] == f"{site.layer} {site.kind}\nplane {plane}: {np.degrees(angle):+.0f}°, × {magnitude:.2f}"
 

@@ -13,7 +13,7 @@ import pytest
 from helpers.models import random_adapter
 from road_interp.cli import app
 from road_interp.measure import angles
-from road_interp.plots.html_report import MOST, report_page, scores_of
+from road_interp.plots.html_report import PLANES_PER_SITE, report_page, scores_of
 from road_interp.sites.site import Site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -28,7 +28,7 @@ def data_of(page: str) -> list:
 def test_the_page_holds_the_planes_that_turn_most(variant):
     adapter = random_adapter(SITES, variant)
     planes = data_of(report_page(adapter, "a run"))
-    assert [len(site) for site in planes] == [MOST, 4]
+    assert [len(site) for site in planes] == [PLANES_PER_SITE, 4]
     for site, entries in zip(SITES, planes, strict=True):
         turned = adapter.angles(site).abs()
         assert [entry[0] for entry in entries] == turned.argsort(descending=True)[: len(entries)].tolist()
@@ -90,10 +90,10 @@ def test_it_works_in_a_browser(tmp_path, seed, mirrored):
       const rows = [sort(), sort()];
       document.querySelectorAll("#sites tbody tr")[0].click();
       const slide = t => {{ at("strength").value = t; at("strength").dispatchEvent(new Event("input")); }};
-      const learned = at("told").textContent, curve = at("curve").getAttribute("d");
+      const learned = at("numbers").textContent, curve = at("curve").getAttribute("d");
       slide(0);
       document.title = JSON.stringify({{rows, site: at("site").value, count: at("plane").length, learned, curve: curve.length,
-        still: at("told").textContent, error: window.failed || null}});
+        still: at("numbers").textContent, error: window.failed || null}});
     </script>"""
     watch = "<script>window.onerror = error => {window.failed = error};</script><script>"
     page = report_page(adapter, "a run").replace("<script>", watch, 1)

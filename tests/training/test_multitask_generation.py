@@ -223,7 +223,7 @@ def test_wrong_mixtures_are_refused(workplace, override, message):
         load_multitask_data(recipe_for(workplace, override))
 
 
-@pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "told_in_words", "with_lora"])
+@pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "instruction", "with_lora"])
 def test_baselines_of_the_composition(workplace, tmp_path, baseline):
     recipe = recipe_for(workplace, "adapter.layers=0", "training.max_steps=2")
     piece = Piece(recipe, "both", recipe.seed, tmp_path / "runs", silent)
@@ -286,7 +286,7 @@ def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys
     folder = str(finished.folder)
     code, out, err = run(capsys, monkeypatch, "ablate", folder, "--limit", 2, "--by", "planes", "--out", tmp_path, "--json")
     assert code == 0, err
-    assert {row["group"] for row in json.loads(out)} == {"components", "most turned", "random planes"}
+    assert {row["group"] for row in json.loads(out)} == {"components", "most rotated", "random planes"}
     content = json.loads((tmp_path / "ablation.json").read_text())
     assert (content["metric"], content["task"]) == ("all in one answer", "label+closing")
     code, out, err = run(capsys, monkeypatch, "diagnose", folder, "--limit", 2, "--json")
