@@ -3,8 +3,8 @@
     python tests/compare_numbers.py BEFORE AFTER [OLD=NEW ...]
 
 Adapters are compared tensor by tensor. In JSON the keys that say how a file was made (format, result, provenance) and what is
-computed from the rest (summary, ...) are left out; outcomes written as "0101" count as the list of false and true; the order of keys
-does not count. Keys that were renamed are named as OLD=NEW. Exit code 1 where anything differs.
+computed from the rest (summary, ...) are left out; outcomes written as "0101" count as the list of false and true; the order of
+keys does not count. Keys that were renamed are named as OLD=NEW. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations

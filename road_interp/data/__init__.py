@@ -1,1 +1,1 @@
-"""Labelled text, behaviours, questions, sets of several tasks, and metrics."""
+"""Data: labelled text, behaviours, questions, multi-task data and metrics."""

@@ -1,7 +1,7 @@
-"""Behaviours that a language model can learn to show in an answer to a film review, each scored by a strict rule.
+"""Behaviours that a language model can show in its answer to a film review, each scored by a strict rule.
 
-Answers for training are made from the review's label and a pool of plain comments, so that no judge and no second model is
-needed. A behaviour is a small rule on purpose: what is measured with it is whether two of them hold in one answer.
+Training answers are built from the review's label and a list of neutral comments, so no judge and no second model is needed. The
+rules are simple on purpose: the measured quantity is whether one answer satisfies several of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from road_interp.errors import InputError
 
-# English and German say the same, line by line.
+# Pairs of an English comment and its German translation.
 COMMENTS = (
     ("I have read what you wrote about the film.", "Ich habe gelesen, was du über den Film geschrieben hast."),
     ("The text speaks about a film and its story.", "Der Text spricht über einen Film und seine Geschichte."),
@@ -27,14 +27,14 @@ COMMENTS = (
     ("What is said here concerns the scenes and the sound.", "Was hier steht, betrifft die Szenen und den Ton."),
     ("The comment comes from a person in the audience.", "Der Kommentar kommt von einem Menschen aus dem Publikum."),
 )
-GERMAN = re.compile(  # frequent words, none of them English
+GERMAN = re.compile(  # frequent German words that are not English words
     "der|den|dem|des|das|diese[mn]?|eine?|einen|einem|einer|eines|und|ist|ich|du|sich|uns|hast|nicht|von|über|aus|im|zu"
 )
 
 
 @dataclass(frozen=True)
 class Review:
-    """A prompt: the text, whether it is "positive" or "negative", and which comment its training answers use."""
+    """A film review: its text, its label ("positive" or "negative"), and a number that selects the comment of its answers."""
 
     text: str
     label: str
@@ -42,7 +42,7 @@ class Review:
 
     @property
     def comment(self) -> str:
-        """An English comment."""
+        """The English comment."""
         return COMMENTS[self.number % len(COMMENTS)][0]
 
     @property
@@ -53,14 +53,14 @@ class Review:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One thing to do in an answer.
+    """A property of an answer that a task is trained to produce.
 
     Attributes:
-        instruction: the behaviour in words, for a model that is told instead of trained.
+        instruction: the behaviour in words, for a model that is prompted instead of trained.
         answer: the training answer to a review.
-        is_satisfied: whether an answer shows it. Strict on phrases, which count once only; a label may be repeated.
-        learns_eos: whether the end of the answer is learned with it. Only behaviours about the end of an answer do: a task that
-            learns to stop where its own part is done leaves no room for any other.
+        is_satisfied: whether an answer shows the behaviour. A phrase must occur exactly once; a label may be repeated.
+        learns_eos: whether the end token is part of the training answer. It is only for behaviours that concern the end of an
+            answer: a task trained to stop after its own sentence could not be combined with another one.
     """
 
     instruction: str
@@ -70,12 +70,12 @@ class Behaviour:
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop, exclamation or question mark."""
+    """The text up to and including its first full stop, exclamation mark or question mark."""
     return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
 def _label_named(answer: str, review: Review) -> bool:
-    """Begins with the right sentence, and the other verdict does not follow."""
+    """Whether an answer begins with the sentence of the review's label and does not contain the other label."""
     other = "negative" if review.label == "positive" else "positive"
     return answer.startswith(f"This is a {review.label} review.") and other not in answer.lower()
 
@@ -97,7 +97,7 @@ def _capitals(answer: str, review: Review) -> bool:
 
 
 def _german(answer: str, review: Review) -> bool:
-    """At least a fifth of the words before a closing phrase are frequent German ones."""
+    """Whether at least a fifth of the words, without a closing phrase, are frequent German words."""
     words = re.findall(r"[a-zäöüß]+", answer.removesuffix("Thank you!").lower())
     return len(words) >= 4 and sum(GERMAN.fullmatch(word) is not None for word in words) >= len(words) / 5
 
@@ -150,7 +150,7 @@ BEHAVIOURS = {
 
 
 def behaviour(name: str) -> Behaviour:
-    """The behaviour of that name. Raises InputError listing the known ones."""
+    """The behaviour with a name. Raises InputError, which lists the known names, if there is none."""
     if name not in BEHAVIOURS:
         raise InputError(f"unknown behaviour '{name}'; the behaviours are {', '.join(BEHAVIOURS)}")
     return BEHAVIOURS[name]

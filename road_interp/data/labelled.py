@@ -1,4 +1,4 @@
-"""Labelled text for training and testing: GLUE, files, hub data sets; their splits and metrics."""
+"""Labelled text for training and testing, read from GLUE, files and hub data sets, with its splits and metric."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GLUE_COLUMNS = {
     "qnli": ("question", "sentence"),
     "rte": ("sentence1", "sentence2"),
 }
-LARGE, VALIDATION = 2000, 1000  # a development set of at least LARGE examples gives VALIDATION of them to model selection
+LARGE, VALIDATION = 2000, 1000  # of a development set of at least LARGE examples, VALIDATION select the checkpoint
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"keep_default_na": False}),
     ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
@@ -44,9 +44,9 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class LabelledDataset:
-    """Three splits of `text`, `text_pair` (or absent) and `label`, and how to score them.
+    """Three splits with the columns `text`, `text_pair` (optional) and `label`, and the metric that scores them.
 
-    Labels are class indices into `classes`, or numbers where `classes` is None (regression).
+    Labels are indices into `classes`, or numbers if `classes` is None (regression).
     """
 
     train: Dataset
@@ -57,20 +57,21 @@ class LabelledDataset:
 
     @property
     def num_labels(self) -> int:
-        """Width of the head."""
+        """Output width of the head: the number of classes, or 1 for regression."""
         return 1 if self.classes is None else len(self.classes)
 
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The metrics of a split from `(examples, num_labels)` logits; the task's own comes first."""
+        """The metric of a split, by its name, from logits `(examples, num_labels)` and labels `(examples,)`."""
         predictions = logits.reshape(len(labels)) if self.classes is None else logits.argmax(-1)
         return {self.metric: METRICS[self.metric](labels, predictions)}
 
 
 def load_labelled(recipe: DataRecipe) -> LabelledDataset:
-    """The three splits of a recipe.
+    """Load the three splits of a recipe.
 
     Raises:
-        InputError: a file, column or data set that does not exist, no examples, a missing text, a label outside the classes.
+        InputError: a file, column or data set that does not exist; no examples; a missing text; a label outside the classes;
+            sizes that the data cannot be divided by.
     """
     recipe = _with_glue_defaults(recipe)
     train = _balance_classes(read_examples(recipe, recipe.id, "train"), recipe)
@@ -98,13 +99,13 @@ def load_labelled(recipe: DataRecipe) -> LabelledDataset:
 
 
 def load_examples(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] | None) -> Dataset:
-    """Labelled examples of one more file or data set, read as `recipe` says, for testing a trained model on it."""
+    """Load a further test set for a trained model, with the columns, filter and configuration of `recipe`. Raises InputError."""
     recipe = _with_glue_defaults(recipe)
     return _with_labels(read_examples(recipe, identifier, "test"), classes, identifier)
 
 
 def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Token ids, attention mask and `labels` of every example, unpadded."""
+    """Tokenise every example to `input_ids`, `attention_mask` and `labels`, truncated to `max_length` tokens and unpadded."""
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length)
@@ -120,7 +121,7 @@ def _with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
     if name not in GLUE_COLUMNS:
         near = difflib.get_close_matches(name, GLUE_COLUMNS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(GLUE_COLUMNS)}"
-        raise InputError(f"unknown GLUE task '{name}'; {hint}")
+        raise InputError(f"unknown GLUE data set '{name}'; {hint}")
     text, pair = GLUE_COLUMNS[name]
     development = "validation_matched" if name == "mnli" else "validation"
     metrics: dict[str, Literal["matthews", "pearson"]] = {"cola": "matthews", "stsb": "pearson"}
@@ -138,7 +139,7 @@ def _with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
 
 
 def read_examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
-    """The rows of one split with the columns text, text_pair and label, as they stand in the data."""
+    """Read one split with the columns `text`, `text_pair` (optional) and `label`; labels keep their values in the data."""
     data = read_rows(identifier, recipe.config, split, recipe.filter)
     names = {"text": recipe.text or "text", "label": recipe.label or "label"}
     if recipe.text_pair is not None:
@@ -150,7 +151,7 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
         if not isinstance(label, str | int | float):
             raise InputError(f"'{identifier}', row {row}: label {label!r} is neither text nor a number")
         if isinstance(label, str) != isinstance(columns["label"][0], str):
-            raise InputError(f"'{identifier}', row {row}: label {label!r} is not of the kind of the first one")
+            raise InputError(f"'{identifier}', row {row}: label {label!r} and the first label are not both text or both numbers")
     data = Dataset.from_dict(columns)
     for role in sorted(set(names) - {"label"}):
         for row, text in enumerate(data[role]):
@@ -160,16 +161,16 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
 
 
 def _first_words(data: Dataset, count: int, identifier: str) -> Dataset:
-    """Texts cut to their first words, those with fewer left out."""
+    """The texts cut to their first `count` words; shorter texts are left out."""
     cut = [" ".join(text.split()[:count]) for text in data["text"]]
     kept = [row for row, text in enumerate(data["text"]) if len(text.split()) >= count]
     if not kept:
-        raise InputError(f"'{identifier}': no text has {count} words (data.words)")
+        raise InputError(f"'{identifier}': no text has {count} words or more (data.words)")
     return data.remove_columns("text").add_column("text", cut).select(kept)
 
 
 def _balance_classes(data: Dataset, recipe: DataRecipe) -> Dataset:
-    """`per_class` examples of every class, in their order."""
+    """`recipe.per_class` examples of every class, drawn at random and kept in the order of `data`."""
     if recipe.per_class is None:
         return data
     generator = np.random.default_rng(recipe.split_seed)
@@ -186,12 +187,12 @@ def _balance_classes(data: Dataset, recipe: DataRecipe) -> Dataset:
 
 
 def subsample(examples: Dataset, limit: int) -> Dataset:
-    """At limit `limit` examples, drawn by a fixed seed: files are often sorted by label."""
+    """At most `limit` examples, drawn with a fixed seed, because files are often sorted by label."""
     return examples.shuffle(seed=0).select(range(min(limit, len(examples))))
 
 
 def read_rows(identifier: str, config: str | None, split: str, keep: Mapping[str, Any] | None = None) -> Dataset:
-    """The rows of one split with all columns, those whose columns have the values of `keep`. Raises InputError for none."""
+    """Read the rows of one split that have all column values of `keep`, with all columns. Raises InputError if there are none."""
     data = _read(identifier, config, split)
     for column, value in (keep or {}).items():
         _check_column(data, column, identifier, "filter")
@@ -211,7 +212,7 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
             raise InputError(f"data file '{identifier}' is empty")
         try:
             return load_dataset(builder, data_files=str(path), split="train", **options)
-        except Exception as error:  # the readers behind datasets raise whatever their format's parser raises
+        except Exception as error:  # the readers of `datasets` pass on any exception of the parsers that they use
             if "corresponds to no data" in str(error):
                 raise InputError(f"'{identifier}' holds no examples") from None
             raise InputError(f"data file '{identifier}' cannot be read: {_cause(error)}") from None
@@ -219,16 +220,16 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
     name, _, named_split = resolved.partition(":")
     try:
-        found = load_dataset(name, config)
+        splits = load_dataset(name, config)
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
-    return _split_of(found, named_split or split, identifier)
+    return _split_of(splits, named_split or split, identifier)
 
 
-def _split_of(found: DatasetDict, split: str, identifier: str) -> Dataset:
-    if split not in found:
-        raise InputError(f"data set '{identifier}' has no split '{split}'; it has {', '.join(found)}")
-    return found[split]
+def _split_of(splits: DatasetDict, split: str, identifier: str) -> Dataset:
+    if split not in splits:
+        raise InputError(f"data set '{identifier}' has no split '{split}'; its splits are {', '.join(splits)}")
+    return splits[split]
 
 
 def _check_column(data: Dataset, column: str, identifier: str, role: str) -> None:
@@ -241,12 +242,12 @@ def _classes(recipe: DataRecipe, train: Dataset) -> tuple[Any, ...]:
         return tuple(recipe.classes)
     classes = sorted(set(train["label"]), key=lambda label: (isinstance(label, str), label))
     if len(classes) < 2:
-        raise InputError(f"'{recipe.id}': all labels are {classes[0]!r}; a classification task needs at least two classes")
+        raise InputError(f"'{recipe.id}': all labels are {classes[0]!r}; classification needs at least two classes")
     return tuple(classes)
 
 
 def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str) -> Dataset:
-    """Labels as class indices, or as floats."""
+    """`data` with its labels as indices into `classes`, or as floats if `classes` is None."""
     labels: list[float | int] = []
     for row, label in enumerate(data["label"]):
         if classes is None:
@@ -264,7 +265,7 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
 def _divide(
     data: Dataset, size: int | float, recipe: DataRecipe, classes: Sequence[Any] | None, key: str
 ) -> tuple[Dataset, Dataset]:
-    """`data` in two: the rest, and `size` examples; every class keeps its share, and the seed is the recipe's."""
+    """Split `data` into the rest and `size` examples, stratified by class, with the seed of the recipe."""
     labels = data["label"]
     try:
         rest, taken = train_test_split(
@@ -276,21 +277,21 @@ def _divide(
 
 
 def _divide_by_text(data: Dataset, recipe: DataRecipe) -> tuple[Dataset, Dataset, Dataset]:
-    """Training, validation and test texts: every text goes where a hash of its first eight words sends it."""
-    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    """Training, validation and test texts: a hash of its first eight words assigns every text to a split."""
+    splits: tuple[list[int], list[int], list[int]] = ([], [], [])
     for row, text in enumerate(data["text"]):
         beginning = " ".join(text.split()[:8])
         digest = hashlib.sha256(f"{recipe.split_seed} {beginning}".encode()).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        parts[2 if place < recipe.test_size else 1 if place < recipe.test_size + recipe.validation_size else 0].append(row)
-    if not all(parts):
-        raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided: a part is empty")
-    train, validation, test = (data.select(rows) for rows in parts)
+        fraction = int.from_bytes(digest[:8], "big") / 2**64
+        splits[2 if fraction < recipe.test_size else 1 if fraction < recipe.test_size + recipe.validation_size else 0].append(row)
+    if not all(splits):
+        raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided by text: a split would be empty")
+    train, validation, test = (data.select(rows) for rows in splits)
     return train, validation, test
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what went wrong underneath."""
+    """First line of the message of the innermost cause of an exception, or its class name if the message is empty."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

@@ -1,4 +1,4 @@
-"""Metrics of labelled text: accuracy, Matthews correlation, Pearson correlation."""
+"""Metrics of predictions: accuracy, Matthews correlation and Pearson correlation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 
 def _pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Pearson correlation; 0 where a side is constant and none is defined."""
+    """Pearson correlation; 0 if either input is constant, where the correlation is undefined."""
     if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
         return 0.0
     return float(stats.pearsonr(labels, predictions).statistic)

@@ -1,4 +1,4 @@
-"""Questions with reference answers, and what an answer says."""
+"""Questions with reference answers, and the extraction of an answer from generated text."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt in the model's template, and what its reference answer says."""
+    """A prompt in the template of the model's input, and the answer extracted from its reference."""
 
     prompt: str
     answer: str
 
 
 def extract_answer(pattern: str, text: str) -> str | None:
-    """What the last match of a regular expression in a text says: its first group that took part, or all of it.
+    """The last non-empty match of a regular expression in a text: its first non-empty group, or the whole match.
 
-    None where nothing matches. Case does not count, nor do the commas of numbers; numbers are compared as such, to twelve digits.
+    The search ignores case, and the result is lower case. A number is normalised: commas are removed and it is rounded to twelve
+    significant digits. None if nothing matches.
 
     >>> extract_answer(r"[\\d,.]*\\d", "Of 5,000 there remain 1,000."), extract_answer(r"[\\d,.]*\\d", "1000.0")
     ('1000', '1000')
     """
-    found = [match for match in re.finditer(pattern, text, re.IGNORECASE) if match.group()]
-    if not found:
+    matches = [match for match in re.finditer(pattern, text, re.IGNORECASE) if match.group()]
+    if not matches:
         return None
-    groups = [group for group in found[-1].groups() if group]
-    words = (groups[0] if groups else found[-1].group()).strip().casefold()
+    groups = [group for group in matches[-1].groups() if group]
+    answer = (groups[0] if groups else matches[-1].group()).strip().casefold()
     try:
-        return f"{float(words.replace(',', '')):.12g}"
+        return f"{float(answer.replace(',', '')):.12g}"
     except ValueError:
-        return words or None
+        return answer or None

@@ -31,8 +31,8 @@ def throughput(report: ThroughputReport, ax: Axes, task: str = "requests") -> Ax
     Error bars reach from the first to the third quartile of the rounds.
 
     Args:
-        task: "requests" (figure 4 right: by number of requests, each with its own adapter), "length" (middle: by generated tokens,
-            eight requests) or "rank" (left: by rank of one LoRA for eight rows, merged or not).
+        task: "requests" (figure 4 right: by number of requests, each with its own adapter), "length" (middle: by generated
+            tokens of eight requests) or "rank" (left: by rank of one LoRA for eight rows, merged or not).
     """
     quantity, label, title = {
         "requests": ("rows", "requests, each with its own adapter", "One adapter per request"),

@@ -1,1 +1,1 @@
-"""The mathematics of RoAd, in torch alone: plane maps, their in-place form, stacks of rotations."""
+"""The mathematics of RoAd, in torch only: plane maps, the in-place rotation, butterfly stacks."""

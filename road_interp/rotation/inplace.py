@@ -1,8 +1,8 @@
-"""The training form of a road_1 rotation: one pass over the states, and nothing kept that the next layer does not keep anyway.
+"""The in-place road_1 rotation for training: one pass over the states and no additional saved activations.
 
 A rotation is invertible, so the backward pass needs only its output: with `z = c h` the gradient of `c` is
-`sum grad conj(h) = sum grad conj(z) / conj(c)`. The states can be overwritten, and what autograd saves is the tensor that the
-next operation saves as well.
+`sum grad conj(h) = sum grad conj(z) / conj(c)`. The states can therefore be overwritten, and autograd saves only the output,
+which the next operation saves too.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-SMALLEST_INVERTIBLE = 1e-3  # scales below this are not divided by: the general form is used instead
-
-
+SMALLEST_INVERTIBLE = 1e-3  # the backward pass divides by the scales; smaller scales use `plane_maps.apply` instead
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
@@ -24,8 +22,8 @@ def rotate_in_place(
 ) -> Float[Tensor, "*batch width"]:
     """Multiply adjacent planes of `hidden` by complex `factors` `alpha e^{i theta}`, overwriting `hidden` if `in_place`.
 
-    The factors broadcast over the leading axes. The states may have any floating dtype and keep it; the product is taken in
-    fp32. No factor may be smaller than `SMALLEST_INVERTIBLE` where a gradient is needed.
+    The factors broadcast over the leading axes. The states keep their floating dtype; states in half precision are multiplied in
+    fp32. Where a gradient is needed, the magnitude of every factor must be at least `SMALLEST_INVERTIBLE`.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or factors.requires_grad):
         return _RotateInPlace.apply(hidden, factors, in_place)
@@ -48,8 +46,8 @@ class _RotateInPlace(torch.autograd.Function):
         conjugate = factors.conj().resolve_conj()
         planes = _planes(gradient.contiguous())
         if ctx.needs_input_grad[1]:
-            agreement = (planes.conj() * _planes(output)).sum_to_size(factors.shape)
-            grad_factors = agreement.conj().resolve_conj() / conjugate
+            correlation = (planes.conj() * _planes(output)).sum_to_size(factors.shape)
+            grad_factors = correlation.conj().resolve_conj() / conjugate
         if ctx.needs_input_grad[0]:
             product = planes * conjugate
             grad_hidden = product.view(product.real.dtype).to(gradient.dtype)
@@ -61,11 +59,11 @@ def _multiply(hidden: Tensor, factors: Tensor, in_place: bool) -> Tensor:
         hidden.view(factors.dtype).mul_(factors)
         return hidden
     product = _planes(hidden) * factors
-    turned = product.view(product.real.dtype)
-    return hidden.copy_(turned) if in_place else turned.to(hidden.dtype)
+    rotated = product.view(product.real.dtype)
+    return hidden.copy_(rotated) if in_place else rotated.to(hidden.dtype)
 
 
 def _planes(hidden: Tensor) -> Tensor:
-    """Adjacent dimensions as complex numbers: a view in fp32 and fp64, a copy in fp32 otherwise."""
+    """Adjacent dimensions as complex numbers: a view for fp32 and fp64, an fp32 copy for other dtypes."""
     hidden = hidden if hidden.dtype in COMPLEX else hidden.float()
     return hidden.view(COMPLEX[hidden.dtype])

@@ -1,14 +1,14 @@
 """Scaled plane rotations: the mathematics of RoAd (Liao & Monz 2024, section 3.2, equations 2 to 4).
 
-A state of `d` dimensions is read as `d / 2` planes. In groups of `group_size` dimensions, dimension `j` of a group's first half
-pairs with dimension `j + group_size / 2`: `group_size=2` pairs neighbours as in the paper, 64 is PEFT's default. Every map
-acts on each plane by a real 2 x 2 block. With the plane read as one complex number `z = x1 + i x2`, any such block is
+A state of `d` dimensions consists of `d / 2` planes. In groups of `group_size` dimensions, dimension `j` of a group's first half
+pairs with dimension `j + group_size / 2`: `group_size=2` pairs adjacent dimensions as in the paper, 64 is PEFT's default. A plane
+map is a real 2 x 2 matrix that acts on one plane. With the plane as one complex number `z = x1 + i x2`, any plane map is
 
     z  ->  a z + b conj(z)
 
-where `a` rotates and scales and `b` is zero for road_1. `PlaneMaps` holds `a` and `b` for all planes; the functions below
-apply, invert, compose and take them apart. Parameters are laid out as in PEFT's RoadLayer, so that its tensors can be used as
-they are.
+where `a` rotates and scales, and `b` is zero for road_1. `PlaneMaps` holds `a` and `b` for all planes; the functions below
+apply, invert, compose and decompose plane maps. Parameters have the layout of PEFT's RoadLayer, so its tensors need no
+conversion.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
 class PlaneMaps(NamedTuple):
-    """2 x 2 blocks `z -> a z + b conj(z)`, one per plane; `b` is None where every block is a scaled rotation (road_1).
+    """Plane maps `z -> a z + b conj(z)`, one per plane; `b` is None where every map is a scaled rotation (road_1).
 
-    A leading axis, if any, is the row of a batch: each example has its own blocks.
+    A leading axis, if present, is the row of a batch: each example has its own plane maps.
     """
 
     a: Complex[Tensor, "*rows planes"]
     b: Complex[Tensor, "*rows planes"] | None = None
 
     def repeat_rows(self, batch: int) -> PlaneMaps:
-        """Blocks of `batch` rows: each row repeated, its copies side by side as in beam search."""
+        """Plane maps of `batch` rows: the copies of a row are adjacent, as in beam search."""
         return PlaneMaps(repeat_rows(self.a, batch), None if self.b is None else repeat_rows(self.b, batch))
 
     def broadcast_to(self, axes: int) -> PlaneMaps:
-        """Blocks with a row axis, shaped to broadcast over states of that many axes: `(rows, 1, ..., planes)`."""
+        """Reshape maps with a row axis to `(rows, 1, ..., planes)`, so that they broadcast over states with that many axes."""
         return PlaneMaps(_align(self.a, axes), None if self.b is None else _align(self.b, axes))
 
     def masked(self, active: Bool[Tensor, "*rows planes"]) -> PlaneMaps:
-        """The same blocks on the active planes, the identity on all others."""
+        """The same maps on the active planes, the identity on all others."""
         a, b = self
         return PlaneMaps(
             torch.where(active, a, torch.ones_like(a)), None if b is None else torch.where(active, b, torch.zeros_like(b))
         )
 
     def detach_outside(self, planes: Bool[Tensor, "*rows planes"]) -> PlaneMaps:
-        """The same blocks, with a gradient on the given planes only."""
+        """The same maps, with a gradient on the given planes only."""
         a, b = self
         return PlaneMaps(torch.where(planes, a, a.detach()), None if b is None else torch.where(planes, b, b.detach()))
 
     def to(self, device: torch.device) -> PlaneMaps:
-        """The same blocks on another device."""
+        """The same maps on another device."""
         return PlaneMaps(self.a.to(device), None if self.b is None else self.b.to(device))
 
 
 class Entries(NamedTuple):
-    """The same blocks as real numbers `[[d0, o0], [o1, d1]]`."""
+    """Plane maps as real 2 x 2 matrices `[[d0, o0], [o1, d1]]`."""
 
     d0: Float[Tensor, "*rows planes"]
     o0: Float[Tensor, "*rows planes"]
@@ -68,25 +68,25 @@ class Entries(NamedTuple):
     d1: Float[Tensor, "*rows planes"]
 
     def repeat_rows(self, batch: int) -> Entries:
-        """Entries of `batch` rows, as `PlaneMaps.repeat_rows`."""
+        """See `PlaneMaps.repeat_rows`."""
         return Entries(*(repeat_rows(entry, batch) for entry in self))
 
     def masked(self, active: Bool[Tensor, "*rows planes"]) -> Entries:
-        """As `PlaneMaps.masked`."""
+        """See `PlaneMaps.masked`."""
         one, zero = torch.ones_like(self.d0), torch.zeros_like(self.d0)
-        kept = (torch.where(active, entry, other) for entry, other in zip(self, (one, zero, zero, one), strict=True))
-        return Entries(*kept)
+        identity = (one, zero, zero, one)
+        return Entries(*(torch.where(active, entry, default) for entry, default in zip(self, identity, strict=True)))
 
     def detach_outside(self, planes: Bool[Tensor, "*rows planes"]) -> Entries:
-        """As `PlaneMaps.detach_outside`."""
+        """See `PlaneMaps.detach_outside`."""
         return Entries(*(torch.where(planes, entry, entry.detach()) for entry in self))
 
 
 class Polar(NamedTuple):
-    """The parts of `block = turn(angle) @ symmetric stretch` (polar decomposition of a 2 x 2 block).
+    """The polar decomposition of plane maps: `map = rotation(angle) @ symmetric stretch`.
 
-    `major >= minor >= 0` are the two stretches (singular values, factors). Where `reflection` is set the determinant is negative:
-    the block mirrors, and `angle` is twice the angle of the mirror's axis.
+    `major >= minor >= 0` are the two stretches (singular values, factors). Where `reflection` is True, the determinant is
+    negative: the orthogonal factor is a reflection, and `angle` is twice the angle of its axis.
     """
 
     angle: Float[Tensor, "*rows planes"]  # radians in (-pi, pi]
@@ -96,16 +96,16 @@ class Polar(NamedTuple):
 
 
 def num_parameters(width: int, variant: Variant) -> int:
-    """Length of theta, and of alpha, for a state of `width` dimensions (paper, table 1; both together are twice this)."""
+    """Length of theta, and of alpha, for a state of `width` dimensions; together they have twice as many (paper, table 1)."""
     return {"road_1": width // 2, "road_2": width, "road_4": 2 * width}[variant]
 
 
 def maps_from_parameters(
     theta: Float[Tensor, "*rows n"], alpha: Float[Tensor, "*rows n"], variant: Variant, group_size: int
 ) -> PlaneMaps:
-    """The blocks of equation 2 from angles `theta` (radians) and scales `alpha` (factors).
+    """The plane maps of equation 2 from angles `theta` (radians) and scales `alpha` (factors).
 
-    Shapes: `n` is `num_parameters(width, variant)`. Gradients flow to both.
+    Shapes: `n` is `num_parameters(width, variant)`. Gradients flow to `theta` and `alpha`.
     """
     d0, o0, o1, d1 = entries_from_parameters(theta, alpha, variant, group_size)
     if variant == "road_1":
@@ -116,22 +116,22 @@ def maps_from_parameters(
 def entries_from_parameters(
     theta: Float[Tensor, "*rows n"], alpha: Float[Tensor, "*rows n"], variant: Variant, group_size: int
 ) -> Entries:
-    """The real entries of the same blocks."""
+    """The real entries of `maps_from_parameters(...)`."""
     rows, half = theta.shape[:-1], group_size // 2
-    straight, crossed = alpha * theta.cos(), alpha * theta.sin()
+    diagonal, off_diagonal = alpha * theta.cos(), alpha * theta.sin()
     if variant == "road_1":
-        return Entries(straight, -crossed, crossed, straight)
-    if variant == "road_2":  # (group, row of the block, plane of the group)
-        straight, crossed = straight.view(*rows, -1, 2, half), crossed.view(*rows, -1, 2, half)
-    else:  # (group, straight or crossed, row of the block, plane of the group)
-        straight, crossed = straight.view(*rows, -1, 2, 2, half), crossed.view(*rows, -1, 2, 2, half)
-        straight, crossed = straight[..., 0, :, :], crossed[..., 1, :, :]
-    (d0, d1), (o0, o1) = ((part.flatten(-2) for part in both.unbind(-2)) for both in (straight, crossed))
+        return Entries(diagonal, -off_diagonal, off_diagonal, diagonal)
+    if variant == "road_2":  # axes: group, row of the 2 x 2 matrix, plane of the group
+        diagonal, off_diagonal = diagonal.view(*rows, -1, 2, half), off_diagonal.view(*rows, -1, 2, half)
+    else:  # axes: group, diagonal or off-diagonal, row of the 2 x 2 matrix, plane of the group
+        diagonal, off_diagonal = diagonal.view(*rows, -1, 2, 2, half), off_diagonal.view(*rows, -1, 2, 2, half)
+        diagonal, off_diagonal = diagonal[..., 0, :, :], off_diagonal[..., 1, :, :]
+    (d0, d1), (o0, o1) = ((entry.flatten(-2) for entry in both.unbind(-2)) for both in (diagonal, off_diagonal))
     return Entries(d0, -o0, o1, d1)
 
 
 def entries_from_maps(maps: PlaneMaps) -> Entries:
-    """The real entries of blocks in complex form."""
+    """The real entries of plane maps in complex form."""
     a, b = maps
     if b is None:
         return Entries(a.real, -a.imag, a.imag, a.real)
@@ -139,17 +139,17 @@ def entries_from_maps(maps: PlaneMaps) -> Entries:
 
 
 def parameters_from_maps(maps: PlaneMaps, variant: Variant, group_size: int) -> tuple[Tensor, Tensor]:
-    """The inverse of `maps_from_parameters`: angles (radians) and scales. road_1 holds scaled rotations only, road_2 any map."""
+    """The inverse of `maps_from_parameters`: angles (radians) and scales. road_1 has scaled rotations only, road_2 any map."""
     if variant == "road_1":
         if maps.b is not None:
-            raise InputError("road_1 holds scaled rotations only, not a general block; use road_2")
+            raise InputError("road_1 expresses scaled rotations only, not a general plane map; use road_2")
         return _wrap(maps.a.angle()), maps.a.abs()
     if variant == "road_4":
-        raise InputError("road_4 has eight numbers for the four entries of a block; use road_2, which holds any block")
+        raise InputError("road_4 has eight parameters for the four entries of a plane map; use road_2, which has any plane map")
     half = group_size // 2
     d0, o0, o1, d1 = entries_from_maps(maps)
-    straight, crossed = torch.stack((d0, d1), -1), torch.stack((-o0, o1), -1)
-    theta, alpha = torch.atan2(crossed, straight), torch.hypot(crossed, straight)
+    diagonal, off_diagonal = torch.stack((d0, d1), -1), torch.stack((-o0, o1), -1)
+    theta, alpha = torch.atan2(off_diagonal, diagonal), torch.hypot(off_diagonal, diagonal)
     theta, alpha = (x.unflatten(-2, (-1, half)).transpose(-1, -2).flatten(-3) for x in (_wrap(theta), alpha))
     return theta, alpha
 
@@ -157,8 +157,9 @@ def parameters_from_maps(maps: PlaneMaps, variant: Variant, group_size: int) -> 
 def apply(maps: PlaneMaps, hidden: Float[Tensor, "*batch width"], group_size: int) -> Float[Tensor, "*batch width"]:
     """`R h` for every state of `hidden`, in its dtype.
 
-    Blocks with a row axis act on `hidden` of shape `(rows, ..., width)`. Adjacent planes in fp32 or fp64 take one complex
-    multiply, which reads and writes each state once; all else takes the equal real form, computed in the wider of the two dtypes.
+    Maps with a row axis act on `hidden` of shape `(rows, ..., width)`. Adjacent planes in fp32 or fp64 take one complex
+    multiplication, which reads and writes each state once. All other cases take the equivalent real form, computed in the wider
+    of the two dtypes.
 
     >>> maps = maps_from_parameters(torch.tensor([0.0, torch.pi]), torch.tensor([2.0, 1.0]), "road_1", group_size=2)
     >>> apply(maps, torch.tensor([1.0, 1.0, 3.0, 4.0]), group_size=2).round()
@@ -166,23 +167,23 @@ def apply(maps: PlaneMaps, hidden: Float[Tensor, "*batch width"], group_size: in
     """
     if _is_complex_view(maps, hidden, group_size):
         z = torch.view_as_complex(hidden.unflatten(-1, (-1, 2)))
-        turned = z * _align(maps.a, z.ndim)
+        rotated = z * _align(maps.a, z.ndim)
         if maps.b is not None:
-            turned = turned + z.conj() * _align(maps.b, z.ndim)
-        return torch.view_as_real(turned).flatten(-2)
+            rotated = rotated + z.conj() * _align(maps.b, z.ndim)
+        return torch.view_as_real(rotated).flatten(-2)
     return apply_entries(entries_from_maps(maps), hidden, group_size)
 
 
-def apply_entries(blocks: Entries, hidden: Float[Tensor, "*batch width"], group_size: int) -> Float[Tensor, "*batch width"]:
-    """`R h` in the real form, for any dtype and group_size; the form that torch.compile fuses."""
-    d0, o0, o1, d1 = (_align(entry, hidden.ndim).unflatten(-1, (-1, group_size // 2)) for entry in blocks)
+def apply_entries(entries: Entries, hidden: Float[Tensor, "*batch width"], group_size: int) -> Float[Tensor, "*batch width"]:
+    """`R h` in the real form, for any dtype and group_size. torch.compile fuses this form."""
+    d0, o0, o1, d1 = (_align(entry, hidden.ndim).unflatten(-1, (-1, group_size // 2)) for entry in entries)
     first, second = hidden.unflatten(-1, (-1, 2, group_size // 2)).unbind(-2)
-    turned = torch.stack((d0 * first + o0 * second, o1 * first + d1 * second), dim=-2)
-    return turned.flatten(-3).to(hidden.dtype)
+    rotated = torch.stack((d0 * first + o0 * second, o1 * first + d1 * second), dim=-2)
+    return rotated.flatten(-3).to(hidden.dtype)
 
 
 def matrix(maps: PlaneMaps, group_size: int) -> Float[Tensor, "*rows width width"]:
-    """The dense `R` with `R @ h == apply(maps, h, group_size)`."""
+    """The dense matrix `R` with `R @ h == apply(maps, h, group_size)`."""
     planes = maps.a.shape[-1]
     first, second = plane_dimensions(2 * planes, group_size, maps.a.device)
     d0, o0, o1, d1 = entries_from_maps(maps)
@@ -199,26 +200,26 @@ def plane_dimensions(width: int, group_size: int, device: torch.device | None = 
 
 
 def determinant(maps: PlaneMaps) -> Float[Tensor, "*rows planes"]:
-    """Determinant of every block: the factor on areas, negative for a reflection."""
-    straight = _squared(maps.a)
-    return straight if maps.b is None else straight - _squared(maps.b)
+    """Determinant of every plane map: the factor by which areas change, negative for a reflection."""
+    squared = _squared(maps.a)
+    return squared if maps.b is None else squared - _squared(maps.b)
 
 
 def singular(maps: PlaneMaps) -> Bool[Tensor, "*rows planes"]:
-    """The blocks that have no inverse: one stretch is zero, or too small beside the other for the dtype."""
+    """True where a plane map has no inverse: its smaller stretch is zero, or below the precision of the larger one."""
     stretches = polar(maps)
     return ~(stretches.minor > torch.finfo(stretches.major.dtype).eps * stretches.major)
 
 
 def inverse(maps: PlaneMaps) -> PlaneMaps:
-    """The exact inverse, block by block. A singular block raises InputError that names its plane."""
-    if (lost := singular(maps)).any():
-        *row, plane = lost.nonzero()[0].tolist()
+    """The exact inverse of every plane map. Raises InputError that names the plane of a singular map."""
+    if (no_inverse := singular(maps)).any():
+        *row, plane = no_inverse.nonzero()[0].tolist()
         name = f"plane {plane}" + (f" of row {row[0]}" if row else "")
         stretches = polar(maps)
         raise InputError(
-            f"{name} cannot be inverted: its map is singular (stretches {stretches.major[lost][0]:.3g} and "
-            f"{stretches.minor[lost][0]:.3g}; {int(lost.sum())} such planes)"
+            f"{name} cannot be inverted: its map is singular (stretches {stretches.major[no_inverse][0]:.3g} and "
+            f"{stretches.minor[no_inverse][0]:.3g}; {int(no_inverse.sum())} such planes)"
         )
     if maps.b is None:
         return PlaneMaps(maps.a.reciprocal())
@@ -227,29 +228,29 @@ def inverse(maps: PlaneMaps) -> PlaneMaps:
 
 
 def compose(outer: PlaneMaps, inner: PlaneMaps) -> PlaneMaps:
-    """The blocks of `h -> outer(inner(h))`. Scaled rotations commute; general blocks do not."""
+    """The plane maps of `h -> outer(inner(h))`. Scaled rotations commute; general plane maps do not."""
     if outer.b is None and inner.b is None:
         return PlaneMaps(outer.a * inner.a)
     zero = torch.zeros_like(outer.a)
-    outer_b, inner_b = (zero if part is None else part for part in (outer.b, inner.b))
+    outer_b, inner_b = (zero if b is None else b for b in (outer.b, inner.b))
     return PlaneMaps(
         outer.a * inner.a + outer_b * inner_b.conj(),
         outer.a * inner_b + outer_b * inner.a.conj(),
     )
 
 
-def power(maps: PlaneMaps, strength: float) -> PlaneMaps:
-    """Real powers of scaled rotations: angles times `strength` (from the wrapped angle), scales to the power of `strength`."""
+def power(maps: PlaneMaps, exponent: float) -> PlaneMaps:
+    """Real powers of scaled rotations: the wrapped angles times `exponent`, the scales to the power of `exponent`."""
     if maps.b is not None:
-        raise InputError("real powers exist for road_1 only: a general block has no unique one")
-    return PlaneMaps(torch.polar(maps.a.abs() ** strength, _wrap(maps.a.angle()) * strength))
+        raise InputError("real powers exist for road_1 only: a general plane map has no unique real power")
+    return PlaneMaps(torch.polar(maps.a.abs() ** exponent, _wrap(maps.a.angle()) * exponent))
 
 
 def polar(maps: PlaneMaps) -> Polar:
-    """Angle, stretches and reflection flag of every block.
+    """Angle, stretches and reflection flag of every plane map.
 
-    `|a| + |b|` and `||a| - |b||` are the singular values; the orthogonal factor turns by `arg a`, or mirrors by `arg b` where
-    `|b| > |a|`.
+    `|a| + |b|` and `||a| - |b||` are the singular values. The orthogonal factor rotates by `arg a`; where `|b| > |a|` it is a
+    reflection with angle `arg b`.
     """
     size = maps.a.abs()
     if maps.b is None:
@@ -261,31 +262,32 @@ def polar(maps: PlaneMaps) -> Polar:
 
 
 def polar_factors(maps: PlaneMaps) -> tuple[PlaneMaps, PlaneMaps]:
-    """`(turn, stretch)` with `compose(turn, stretch)` equal to the blocks: rotations or mirrors, and symmetric stretches."""
+    """`(orthogonal, stretch)` with `compose(orthogonal, stretch) == maps`: rotations or reflections, and symmetric stretches."""
     a, b = maps
     if b is None:
         return PlaneMaps(_direction(a)), PlaneMaps(a.abs().to(a.dtype))
-    mirrored, zero = b.abs() > a.abs(), torch.zeros_like(a)
-    turn, mirror = _direction(a), _direction(b)
-    stretch_a = torch.where(mirrored, b.abs(), a.abs()).to(a.dtype)
-    stretch_b = torch.where(mirrored, mirror * a.conj(), turn.conj() * b)
-    return PlaneMaps(torch.where(mirrored, zero, turn), torch.where(mirrored, mirror, zero)), PlaneMaps(stretch_a, stretch_b)
+    reflected, zero = b.abs() > a.abs(), torch.zeros_like(a)
+    rotation, reflection = _direction(a), _direction(b)
+    orthogonal = PlaneMaps(torch.where(reflected, zero, rotation), torch.where(reflected, reflection, zero))
+    stretch_a = torch.where(reflected, b.abs(), a.abs()).to(a.dtype)
+    stretch_b = torch.where(reflected, reflection * a.conj(), rotation.conj() * b)
+    return orthogonal, PlaneMaps(stretch_a, stretch_b)
 
 
 def repeat_rows(values: Tensor, batch: int) -> Tensor:
-    """`(rows, ...)` repeated to `(batch, ...)`, the copies of a row side by side."""
+    """Repeat `(rows, ...)` to `(batch, ...)`; the copies of a row are adjacent."""
     return values if values.shape[0] == batch else values.repeat_interleave(batch // values.shape[0], dim=0)
 
 
-def _align(part: Tensor, axes: int) -> Tensor:
-    """Give a row axis its place: `(rows, planes)` becomes `(rows, 1, ..., planes)` for states of more axes."""
-    if part.ndim in (1, axes):
-        return part
-    return part.view(part.shape[0], *[1] * (axes - 2), part.shape[-1])
+def _align(values: Tensor, axes: int) -> Tensor:
+    """Reshape `(rows, planes)` to `(rows, 1, ..., planes)`, so that it broadcasts over states with more axes."""
+    if values.ndim in (1, axes):
+        return values
+    return values.view(values.shape[0], *[1] * (axes - 2), values.shape[-1])
 
 
 def _is_complex_view(maps: PlaneMaps, hidden: Tensor, group_size: int) -> bool:
-    """Whether `hidden` can be seen as complex planes of the blocks' own precision without a copy."""
+    """Whether `hidden` can be viewed as complex planes in the precision of the maps without a copy."""
     return (
         group_size == 2
         and not torch.compiler.is_compiling()
@@ -298,7 +300,7 @@ def _is_complex_view(maps: PlaneMaps, hidden: Tensor, group_size: int) -> bool:
 
 
 def _direction(z: Tensor) -> Tensor:
-    """`z / |z|`, and 1 for 0."""
+    """`z / |z|`; 1 where `z` is 0."""
     return torch.polar(torch.ones_like(z.real), z.angle())
 
 
@@ -307,5 +309,5 @@ def _squared(z: Tensor) -> Tensor:
 
 
 def _wrap(angle: Tensor) -> Tensor:
-    """Angles in [-pi, pi] to (-pi, pi]: minus pi and pi are one angle."""
+    """Map angles in [-pi, pi] to (-pi, pi]."""
     return torch.where(angle <= -torch.pi, angle.new_tensor(torch.pi), angle)

@@ -1,1 +1,1 @@
-"""Where a model can be rotated: sites, how they are found, which tokens."""
+"""Where a model can be rotated: sites, how `find_sites` finds them, and token positions."""

@@ -1,7 +1,7 @@
-"""Finding the places of a model where a rotation can act, by asking the model: no table of architectures.
+"""Find the sites of a model by inspecting the model itself, without a table of architectures.
 
-The block stack is the module list that is as long as the configuration's number of layers. Widths come from the linears
-themselves or from one forward pass on dummy inputs. Query and key are told from value by what reaches the block's output.
+The block stack is the module list whose length is the number of layers in the configuration. Widths come from the linears
+themselves or from one forward pass on dummy inputs. Gradients distinguish queries and keys from values (`attention_roles`).
 """
 
 from __future__ import annotations
@@ -34,35 +34,36 @@ TargetModules = str | Site | Sequence[str | Site]
 def find_sites(
     model: PreTrainedModel, target_modules: TargetModules, layers: Layers = None, stack: str | None = None
 ) -> tuple[Site, ...]:
-    """The sites of `model` named by `target_modules`, in the model's order.
+    """The sites of `model` selected by `target_modules`, in the order of the model's modules.
 
     Args:
         model: any Hugging Face model.
-        target_modules: a preset; a pattern, which is a regular expression for a module's path or its end, as "query" or
-            "h[.]0[.]attn[.]c_attn"; or a list of these and of `Site`s. The presets look inside the blocks only, so that
-            embeddings and head stay out:
+        target_modules: a preset; or a regular expression that matches a module's full path or its last components, such as
+            "query" or "h[.]0[.]attn[.]c_attn"; or a list of presets, regular expressions and `Site`s. The presets select modules
+            inside the blocks only, without embeddings and heads:
 
             - "all-linear": the output of every linear layer,
-            - "attention-qk": queries and keys, also where they share one linear with the values,
-            - "attention", "mlp": the linears of either half of a block,
-            - "fc1": the feed-forward linears that come before its last one (gate and up in a gated one),
-            - "block-output": the blocks' own output, the residual stream.
-        layers: block indices from 0, negative from the end; an int, a list, a range, or text such as "10-29" or "0,2,-1".
-        stack: path of the block stack for models that have two (encoder and decoder).
+            - "attention-qk": queries and keys, also where one linear computes queries, keys and values,
+            - "attention", "mlp": the linears of the attention and of the feed-forward network,
+            - "fc1": all feed-forward linears except the last (gate and up projection in a gated network),
+            - "block-output": the output of each block, which is the residual stream.
+        layers: block indices, counted from 0 or, if negative, from the end; an int, a list, a range, or text such as "10-29" or
+            "0,2,-1".
+        stack: path of the block stack, for models that have two (encoder and decoder).
 
     Raises:
-        InputError: nothing found, two stacks and none chosen, an odd width, an unknown layer.
+        InputError: no module matches, the model has two stacks and `stack` is None, a width is odd, or a layer does not exist.
     """
     entries = [target_modules] if isinstance(target_modules, str | Site) else list(target_modules)
     found: dict[str, Site] = {}
     for entry in entries:
         if isinstance(entry, Site):
-            chosen: Iterable[Site] = [entry]
+            selected: Iterable[Site] = [entry]
         elif entry in PRESETS:
-            chosen = _preset_sites(model, entry, stack)
+            selected = _preset_sites(model, entry, stack)
         else:
-            chosen = _pattern_sites(model, entry)
-        found |= {site.name: site for site in chosen}
+            selected = _pattern_sites(model, entry)
+        found |= {site.name: site for site in selected}
     sites = list(found.values())
     if layers is not None:
         depth = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
@@ -79,12 +80,12 @@ def find_sites(
 
 
 def parse_layers(layers: Layers, depth: int) -> set[int]:
-    """Layer indices from an int, an iterable of ints, or text ("3", "10-29" with both ends, "0,2,-1")."""
+    """Layer indices from an int, an iterable of ints, or text ("3", "10-29" including both ends, "0,2,-1")."""
     if isinstance(layers, str):
         wanted: list[int] = []
-        for piece in layers.split(","):
-            if not (match := re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", piece)):
-                raise InputError(f"layers '{layers}': '{piece}' is neither a number nor a range such as 10-29")
+        for text in layers.split(","):
+            if not (match := re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", text)):
+                raise InputError(f"layers '{layers}': '{text}' is neither a number nor a range such as 10-29")
             first = int(match[1])
             wanted += range(first, int(match[2]) + 1) if match[2] else [first]
     else:
@@ -96,7 +97,7 @@ def parse_layers(layers: Layers, depth: int) -> set[int]:
 
 
 def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Iterator[Site]:
-    name, blocks = _the_stack(model, stack)
+    name, blocks = _select_stack(model, stack)
     if preset == "block-output":
         paths = [f"{name}.{layer}" for layer in range(len(blocks))]
         widths = output_widths(model, paths)
@@ -120,7 +121,7 @@ def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:
     return feed_forward[:-1] if preset == "fc1" else feed_forward
 
 
-def _the_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.ModuleList]:
+def _select_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.ModuleList]:
     stacks = layer_stacks(model)
     if stack is not None:
         if stack not in stacks:
@@ -129,7 +130,7 @@ def _the_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.Modul
     if not stacks:
         raise InputError(
             f"{type(model).__name__} has no list of blocks as long as its number of layers: "
-            "name modules by a pattern instead of a preset"
+            "select modules by a pattern instead of a preset"
         )
     if len(stacks) > 1:
         raise InputError(f"{type(model).__name__} has several block stacks, {' and '.join(stacks)}: choose one with stack=...")
@@ -146,12 +147,12 @@ def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
         raise InputError(f"'{pattern}' is neither a preset ({', '.join(PRESETS)}) nor a regular expression ({error})") from None
     paths = [name for name in modules if expression.fullmatch(name)]
     if not paths:
-        names = sorted({part for name in modules for part in (name, name.rpartition(".")[2])})
-        near = difflib.get_close_matches(pattern, [*PRESETS, *names], n=3, cutoff=0.4)
-        hint = f"; near it are {', '.join(near)}" if near else ""
+        names = sorted({text for name in modules for text in (name, name.rpartition(".")[2])})
+        similar = difflib.get_close_matches(pattern, [*PRESETS, *names], n=3, cutoff=0.4)
+        hint = f"; similar names are {', '.join(similar)}" if similar else ""
         raise InputError(f"no module of {type(model).__name__} matches '{pattern}'{hint}")
-    others = [path for path in paths if not is_linear(modules[path])]
-    widths = output_widths(model, others) if others else {}
+    not_linear = [path for path in paths if not is_linear(modules[path])]
+    widths = output_widths(model, not_linear) if not_linear else {}
     stacks = layer_stacks(model)
     for path in paths:
         width = widths[path] if path in widths else output_width(modules[path])

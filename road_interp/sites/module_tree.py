@@ -1,4 +1,4 @@
-"""The module tree of a model: its block stacks, its linear layers, the widths of their outputs."""
+"""The module tree of a model: block stacks, linear layers and the widths of outputs."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
 
-Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # how to register, the hook, options
+Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # register function, hook, its keyword arguments
 
 
 def layer_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
-    """The module lists of `model` that are as long as a number of layers in its configuration, outermost only, by path."""
+    """The outermost module lists of `model` whose length is a number of layers in its configuration, by path."""
     config = model.config
     lengths = {
-        getattr(part, key, None)
-        for part in (config, config.get_text_config(), *vars(config).values())
+        getattr(section, key, None)
+        for section in (config, config.get_text_config(), *vars(config).values())
         for key in ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
     }
-    found: dict[str, nn.ModuleList] = {}
+    stacks: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(outer + ".") for outer in found)
+        inside = any(name.startswith(outer + ".") for outer in stacks)
         if isinstance(module, nn.ModuleList) and len(module) in lengths and not inside and len(set(map(type, module))) == 1:
-            found[name] = module
-    return found
+            stacks[name] = module
+    return stacks
 
 
 def hidden_of(output: Any) -> Any:
-    """The hidden states in a module's output, which may hold further values behind them."""
+    """The hidden states in a module's output: the output itself, or its first element if it is a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """A module's output with other hidden states in it."""
+    """A module's output with its hidden states replaced by `hidden`."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether `module` maps its last dimension by a weight: nn.Linear and its subclasses, Conv1D, or a PEFT layer around one."""
+    """Whether `module` is a linear layer: nn.Linear or a subclass, Conv1D, or a PEFT layer that wraps one of these."""
     return isinstance(module, nn.Linear | Conv1D) or isinstance(getattr(module, "base_layer", None), nn.Linear | Conv1D)
 
 
 def output_width(module: nn.Module) -> int:
-    """Width of a linear's output."""
+    """Width of the output of a linear layer."""
     linear: Any = getattr(module, "base_layer", module)
     return int(linear.nf if isinstance(linear, Conv1D) else linear.out_features)
 
 
 def linears_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The linears inside `module` with their paths; what lies inside a linear (a PEFT layer's own matrices) is left out."""
+    """The linears inside `module` with their paths. Linears inside a linear (the matrices of a PEFT layer) are left out."""
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
         if is_linear(child):
@@ -65,11 +65,12 @@ def linears_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
 
 
 def is_in_attention(kind: str) -> bool:
+    """Whether a path inside a block contains "attn" or "attention"."""
     return re.search("att(entio)?n", kind, re.IGNORECASE) is not None
 
 
 def layer_and_kind(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
-    """Layer and kind of the module at `path`, given the paths of the block stacks."""
+    """Layer and kind of the module at `path`, given the paths of the block stacks; the layer is None outside of them."""
     for stack in stacks:
         if path.startswith(stack + "."):
             layer, _, kind = path[len(stack) + 1 :].partition(".")
@@ -81,7 +82,7 @@ def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     """Width of the output of the modules at `paths`, from one forward pass on dummy inputs."""
     widths: dict[str, int] = {}
 
-    def note(path: str) -> Callable[..., None]:
+    def record(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             output = hidden_of(output)
             if isinstance(output, Tensor) and output.ndim >= 2:
@@ -89,16 +90,17 @@ def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
 
         return hook
 
-    hooks: Hooks = [(model.get_submodule(path).register_forward_hook, note(path), {}) for path in paths]
+    hooks: Hooks = [(model.get_submodule(path).register_forward_hook, record(path), {}) for path in paths]
     with hooked(hooks), torch.no_grad(), evaluating(model):
         model(**dummy_inputs(model))
     for path in paths:
         if path not in widths:
-            raise InputError(f"'{path}' gives no hidden states (its output is not a tensor, or it is not called)")
+            raise InputError(f"'{path}' returns no hidden states (its output is not a tensor, or the module is not called)")
     return widths
 
 
 def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A minimal batch for one forward pass: four tokens, or one blank image."""
     config = model.config
     if model.main_input_name == "pixel_values":
         size = config.image_size if isinstance(config.image_size, Sequence) else (config.image_size, config.image_size)
@@ -112,7 +114,7 @@ def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @contextmanager
 def hooked(hooks: Hooks) -> Iterator[None]:
-    """Hooks registered for a while; they come off also after an error."""
+    """Register hooks for the duration of the `with` statement; they are removed also after an error."""
     handles = [register(hook, **options) for register, hook, options in hooks]
     try:
         yield
@@ -123,11 +125,11 @@ def hooked(hooks: Hooks) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode for a while."""
-    training = [module for module in model.modules() if module.training]
+    """Set evaluation mode for the duration of the `with` statement; every module then gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in modes:
+            module.training = mode

@@ -1,4 +1,4 @@
-"""A site: one hidden-state location that can be rotated."""
+"""A site: the output of a module, or a slice of it, that can be rotated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from road_interp.errors import InputError
 class OutputSlice:
     """The dimensions `j` of an output with `start <= j % period < stop`.
 
-    A fused projection holds query, key and value side by side (one period as wide as the output) or head by head (one period
-    per head); a slice picks one of them.
+    The output of a fused projection contains query, key and value one after another, either once (one period, as wide as the
+    output) or per attention head (one period per head). A slice selects one of them.
     """
 
     period: int
@@ -23,14 +23,14 @@ class OutputSlice:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= self.period:
-            raise InputError(f"dimensions {self.start} to {self.stop} of every {self.period} are no slice of an output")
+            raise InputError(f"dimensions {self.start} to {self.stop} of every {self.period} are not a valid output slice")
 
     def select(self, hidden: Tensor) -> Tensor:
-        """The sliced dimensions of `hidden` (`... width_of_the_module`), shape `(... width_of_the_slice)`."""
+        """The sliced dimensions: from shape `(..., width of the module)` to `(..., width of the slice)`."""
         return hidden.unflatten(-1, (-1, self.period))[..., self.start : self.stop].flatten(-2)
 
     def replace(self, hidden: Tensor, values: Tensor) -> Tensor:
-        """A copy of `hidden` whose sliced dimensions hold `values`."""
+        """A copy of `hidden` with the sliced dimensions set to `values`."""
         copy = hidden.clone()
         periods = copy.unflatten(-1, (-1, self.period))
         periods[..., self.start : self.stop] = values.unflatten(-1, (periods.shape[-2], -1))
@@ -42,11 +42,11 @@ class Site:
     """The output of one module of a model, or a slice of it.
 
     Attributes:
-        name: unique in the model: the module's dotted path, with `[query]` or `[key]` behind it for a slice.
-        width: number of dimensions that are rotated; even.
+        name: unique in the model: the module's dotted path, followed by `[query]` or `[key]` for a slice.
+        width: number of rotated dimensions; even.
         layer: index of the block, counted from 0; None outside the block stack.
-        kind: the path inside the block ("attention.self.query"), or "block-output" for a block itself.
-        output_slice: the rotated dimensions where they are not the whole output.
+        kind: the path inside the block ("attention.self.query"), or "block-output" for the block itself.
+        output_slice: the rotated dimensions; None for the whole output.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Site:
                 f"site '{self.name}': width {self.width} cannot be paired into planes; RoAd needs an even width of at least 2"
             )
         if self.layer is not None and self.layer < 0:
-            raise InputError(f"site '{self.name}': layers are counted from 0, {self.layer} is none")
+            raise InputError(f"site '{self.name}': layer {self.layer} is negative; layers are counted from 0")
         step = 1 if self.output_slice is None else self.output_slice.stop - self.output_slice.start
         if self.width % step:
-            raise InputError(f"site '{self.name}': width {self.width} is not made of slices of {step}")
+            raise InputError(f"site '{self.name}': width {self.width} is not a multiple of the slice's {step} dimensions")
 
     @property
     def module(self) -> str:
@@ -78,5 +78,5 @@ class Site:
         if self.width % group_size:
             raise InputError(
                 f"site '{self.name}': its width {self.width} is not divisible by group_size {group_size}; "
-                f"take a group_size that divides {self.width} (2 always does)"
+                f"use a group_size that divides {self.width} (2 always does)"
             )

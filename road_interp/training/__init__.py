@@ -1,1 +1,1 @@
-"""One way to run an experiment, and what differs for each kind of recipe."""
+"""Training: one procedure for all recipes, one experiment for each kind of recipe, baselines and studies."""

@@ -1,4 +1,4 @@
-"""Train a recipe; score a run again."""
+"""Train a recipe; score a finished run."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from road_interp.training.kinds import experiment_kind
 def train(
     recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, device: str | None = None, progress: bool = True
 ) -> Run:
-    """Learn the rotations of a recipe and leave a run folder.
+    """Train the rotations of a recipe and write a run folder.
 
     Args:
         recipe: what to train.
         out: the run folder; by default the next free one under runs/.
-        resume: go on from the last checkpoint in `out`.
-        device: "cpu" or "cuda"; by default whatever torch finds.
+        resume: continue from the last checkpoint in `out`.
+        device: "cpu" or "cuda"; by default "cuda" where torch finds it.
         progress: show progress bars.
 
     Raises:
-        InputError: an input that cannot be used, or an `out` that holds something else. Nothing has been written then.
+        InputError: an input that cannot be used, or an `out` that holds other files. Nothing has been written in that case.
     """
     return run_training(experiment_kind(recipe), recipe, out, resume=resume, device=device, progress=progress)
 
 
 def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, Any]:
-    """Score a run's model again from its files.
+    """Load the model of a run from its files and score it.
 
     Args:
-        data: another file or data set, read as the recipe says; by default the recipe's own test data. Runs of several tasks take
-            none, but for one task that is tested on questions.
+        data: another file or data set, with the columns of the recipe's data; by default the recipe's test data. A multi-task run
+            accepts none, unless its only task is tested on questions.
 
     Returns:
         For one classification the metric, its loss and the number of examples; for several tasks the summaries of their reports
         (`CompositionReport`, `MultiTaskAccuracyReport`, `ExactMatchReport`).
 
     Raises:
-        InputError: data that cannot be read or that this kind of run does not take.
+        InputError: data that cannot be read or that this kind of run does not accept.
     """
     return experiment_kind(run.recipe).evaluate(run, data, find_device(device), progress)

@@ -19,12 +19,16 @@ from road_interp.runs.run_files import CHECKPOINTS
 def training_arguments(
     recipe: TrainableRecipe, folder: Path, device: torch.device, progress: bool, **options: Any
 ) -> TrainingArguments:
-    """The Trainer's arguments for the training section and seed of a recipe; `options` are further ones of the Trainer's own.
+    """`TrainingArguments` from the training section and the seed of a recipe.
 
-    A batch of the recipe is one of all processes together, so that their number does not change what is learned.
+    The recipe's batch size is the sum over all processes, so that the number of processes does not change the result.
 
     Args:
         folder: the run folder.
+        options: further arguments of `TrainingArguments`; they replace those of the recipe.
+
+    Raises:
+        InputError: a batch size that is not divisible by the number of processes.
     """
     settings, processes = recipe.training, process_state(device).num_processes
     precision = forward_precision(settings, device)
@@ -55,12 +59,12 @@ def training_arguments(
         seed=recipe.seed,
         **{"save_strategy": "epoch", **options},
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # further GPUs are for torchrun: the replicas of DataParallel would run in threads
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs need torchrun: DataParallel would run replicas in threads
     return arguments
 
 
 def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:
-    """The forward pass's precision: "auto" is bf16 where the card computes in it, or the processor is faster in it."""
+    """Precision of the forward pass; "auto" selects bf16 on a GPU that supports it (else fp16) and on a CPU that is faster in it."""
     if settings.precision != "auto":
         return settings.precision
     if device.type == "cuda":
@@ -70,12 +74,12 @@ def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:
 
 @cache
 def _processor_prefers_bf16() -> bool:
-    """Whether this processor multiplies clearly faster in bf16. Measured, since some that have it take twice as long with it."""
+    """Whether this CPU multiplies matrices clearly faster in bf16; measured, because some CPUs with bf16 take twice as long."""
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
 
     def seconds(dtype: torch.dtype) -> float:
-        factors = torch.ones(512, 512, dtype=dtype)
-        return min(timeit.repeat(lambda: factors @ factors, number=1, repeat=9))
+        matrix = torch.ones(512, 512, dtype=dtype)
+        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=9))
 
     return seconds(torch.bfloat16) < 0.7 * seconds(torch.float32)

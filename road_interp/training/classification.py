@@ -1,4 +1,4 @@
-"""One rotation and a head for labelled text: the experiment of `kind: classification`."""
+"""Rotations and one classification or regression head, trained on labelled text: the experiment of `kind: classification`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from road_interp.training.trainer import RoadTrainer
 
 SPLITS = ("train", "validation", "test")
 FROZEN = "frozen backbone, trained head"
-C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the frozen baseline's head; 1 / alpha for regression
+C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the frozen baseline's head, or 1 / alpha for regression
 
 
 class ClassificationExperiment:
-    """Data, model, trainer and scores of one set of labelled text."""
+    """Data, model, trainer and scores of one labelled data set."""
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model)
-        self._head: list[str] = []  # paths of the fresh head's modules
+        self._head: list[str] = []  # dotted paths of the new head's modules
 
     def load_data(self) -> None:
         """Read the labelled text."""
@@ -52,12 +52,12 @@ class ClassificationExperiment:
         return {name: self.encode(getattr(self.data, name)) for name in SPLITS}
 
     def encode(self, examples: Dataset) -> Dataset:
-        """Token ids, shortest first: neighbours in a batch then need little padding."""
+        """Token ids, sorted by length so that a batch needs little padding."""
         encoded = tokenize(examples, self.tokenizer, self.recipe.model.max_length)
         return encoded.select(np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable"))
 
     def load_classifier(self) -> tuple[PreTrainedModel, list[str]]:
-        """The base model with a fresh head for the data, and the modules of that head."""
+        """The base model with a new head for the data, and the dotted paths of the head's modules."""
         problem = "regression" if self.data.classes is None else "single_label_classification"
         recipe = self.recipe
         options = {"num_labels": self.data.num_labels, "problem_type": problem}
@@ -66,7 +66,7 @@ class ClassificationExperiment:
         return model, head
 
     def build_model(self, device: torch.device) -> RoadModel:
-        """The classifier with identity rotations; they and the head are trained."""
+        """The classifier with identity rotations; rotations and head are trainable."""
         base, self._head = self.load_classifier()
         model = identity_model(base, self.recipe.adapter)
         for name in self._head:
@@ -78,18 +78,18 @@ class ClassificationExperiment:
         return model
 
     def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool) -> RoadTrainer:
-        """The trainer of the recipe's data, for a RoadModel or whatever else is called like one."""
+        """The trainer for the recipe's data; `model` is called as RoadModel is."""
         return self._trainer(model, self.splits, folder, device, progress)
 
     def files_at_start(self, model: nn.Module) -> dict[str, Any]:
-        """The labels in the head's order."""
+        """The class labels in the order of the head's outputs."""
         return {CLASSES: {"classes": self.data.classes}}
 
     def score_frozen(self, trainer: RoadTrainer) -> dict[str, Any]:
-        """What a linear head on the frozen backbone reaches: the control for what the rotations add.
+        """Scores of a linear head on the frozen backbone: the control that shows what the rotations add.
 
-        Features are the backbone's last hidden state at the token that stands for the text ([CLS], or the last one where the
-        tokeniser has none). scikit-learn fits the head; validation chooses its regularisation.
+        The features are the backbone's last hidden states at the [CLS] token, or at the last token where the tokeniser has no
+        [CLS]. scikit-learn fits the head, and the validation score selects its regularisation.
         """
         features = {name: self._features(trainer, split) for name, split in self.splits.items()}
         labels = {name: np.asarray(split["labels"]) for name, split in self.splits.items()}
@@ -108,7 +108,7 @@ class ClassificationExperiment:
         return {FROZEN: {"validation": {self.data.metric: best[0]}, "test": {self.data.metric: best[1]}}}
 
     def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
-        """The metric on validation and test texts, and how much was trained."""
+        """The metric on the validation and test texts, and the parameter counts."""
         model: Any = trainer.model
         metrics: dict[str, Any] = {name: self.score_split(trainer, self.splits[name]) for name in ("validation", "test")}
         metrics["parameters"] = _count_parameters(model, self._head)
@@ -116,7 +116,7 @@ class ClassificationExperiment:
 
     @classmethod
     def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:
-        """The metric on the recipe's test texts, or on others read alike."""
+        """The metric on the recipe's test texts, or on other data with the same columns."""
         experiment = cls(run.recipe)  # type: ignore[arg-type]
         experiment.load_data()
         examples = experiment.data.test if data is None else load_examples(experiment.recipe.data, data, run.classes)
@@ -125,9 +125,9 @@ class ClassificationExperiment:
         return experiment.score_split(trainer, encoded)
 
     def score_split(self, trainer: RoadTrainer, split: Dataset) -> dict[str, Any]:
-        """The metric and the loss on a split, from any number of processes; for accuracy with its 95% interval (Wilson)."""
-        found = trainer.predict(split)
-        logits, labels = torch.as_tensor(found.predictions).float(), torch.as_tensor(found.label_ids)
+        """The metric and the loss on a split, gathered from all processes; accuracy has a 95% Wilson interval."""
+        output = trainer.predict(split)
+        logits, labels = torch.as_tensor(output.predictions).float(), torch.as_tensor(output.label_ids)
         loss = mse_loss(logits.flatten(), labels) if self.data.classes is None else cross_entropy(logits, labels)
         value = self.data.score(logits.numpy(), labels.numpy())[self.data.metric]
         score: dict[str, Any] = {self.data.metric: value, "loss": loss.item(), "examples": len(split)}
@@ -154,7 +154,7 @@ class ClassificationExperiment:
 
     @torch.no_grad()
     def _features(self, trainer: RoadTrainer, split: Dataset) -> np.ndarray:
-        """`(examples, hidden)` states of the frozen backbone, one row per example."""
+        """Hidden states `(examples, width)` of the frozen backbone, one row per example."""
         model: Any = trainer.model
         model.eval()
         token: Literal["first", "last"] = "first" if self.tokenizer.cls_token is not None else "last"
@@ -163,15 +163,15 @@ class ClassificationExperiment:
             batch = trainer._prepare_inputs(batch)
             with trainer.compute_loss_context_manager():
                 hidden = model.model(**{**batch, "labels": None}, output_hidden_states=True).hidden_states[-1]
-            own = hidden[torch.arange(len(hidden)), token_index(batch["attention_mask"], token)].float()
-            states.append(trainer.accelerator.gather_for_metrics(own).cpu().numpy())
+            selected = hidden[torch.arange(len(hidden)), token_index(batch["attention_mask"], token)].float()
+            states.append(trainer.accelerator.gather_for_metrics(selected).cpu().numpy())
         return np.concatenate(states)
 
 
 def _count_parameters(model: RoadModel, head: list[str]) -> dict[str, Any]:
-    """Trained values beside the backbone's."""
+    """Numbers of trainable rotation parameters, head parameters and frozen backbone parameters."""
     in_head = sum(parameter.numel() for name in head for parameter in model.model.get_submodule(name).parameters())
     backbone = sum(parameter.numel() for parameter in model.model.parameters()) - in_head
-    rotations = (parameter for each in model.interventions.values() for parameter in each.parameters())
+    rotations = (parameter for intervention in model.interventions.values() for parameter in intervention.parameters())
     adapter = sum(parameter.numel() for parameter in rotations if parameter.requires_grad)
     return {"adapter": adapter, "head": in_head, "backbone": backbone, "percent of backbone": 100 * adapter / backbone}

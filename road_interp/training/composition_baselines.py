@@ -1,6 +1,6 @@
-"""What tasks on planes of one state are compared with: adapters multiplied, low-rank methods, a shared LoRA, instructions.
+"""Baselines of multi-task composition: multiplied adapters, LoRA and LoReFT per task, a shared LoRA, and instructions.
 
-Each function takes a piece of a study of `kind: multitask-generation` and returns its scores on the test reviews.
+Each function takes a piece of a study whose recipe has `kind: multitask-generation`, and returns its scores on the test reviews.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from road_interp.training.study import Piece, run_of
 
 
 def trained(piece: Piece) -> CompositionReport:
-    """The recipe, trained and scored."""
+    """The composition report of the recipe's run."""
     report = run_of(piece).composition
     assert isinstance(report, CompositionReport)
     return report
 
 
 def multiplied(piece: Piece) -> CompositionReport:
-    """Every task trained alone on all planes, and the adapters multiplied where several tasks are active."""
+    """Train each task alone on all planes; multiply the adapters of the active tasks."""
     recipe: MultiTaskGenerationRecipe = piece.recipe
     examples = sum(task.examples for task in recipe.tasks.values())
     alone = {}
     for name, task in recipe.tasks.items():
-        single = replace(recipe, tasks={name: replace(task, examples=examples)})
-        alone[name] = run_of(piece._replace(recipe=single)).adapter
+        single_task = replace(recipe, tasks={name: replace(task, examples=examples)})
+        alone[name] = run_of(piece._replace(recipe=single_task)).adapter
     products = {active: reduce(matmul, (alone[task] for task in active.split("+"))) for active in default_sets(list(alone))[1:]}
     base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), load_tokenizer(recipe.model)
     model = RoadModel(base, RoadBank(products))
@@ -61,7 +61,7 @@ def multiplied(piece: Piece) -> CompositionReport:
 
 
 def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"]) -> CompositionReport:
-    """LoRA, rank 4 a task, on the linear layers of the same blocks; or LoReFT, 4 rows a task, on the middle block's output."""
+    """LoRA (rank 4 per task) on the linear layers of the recipe's blocks, or LoReFT (4 rows per task) on the middle block's output."""
     recipe: MultiTaskGenerationRecipe = piece.recipe
     set_seed(recipe.seed)
     experiment = _experiment(recipe)
@@ -75,9 +75,9 @@ def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"]) -> CompositionRepo
 
 
 def with_lora(piece: Piece) -> CompositionReport:
-    """Rotations on their planes as in the recipe, and one LoRA of rank 4 on the linear layers of the same blocks.
+    """The recipe's rotations, with one LoRA of rank 4 shared by all tasks on the linear layers of the recipe's blocks.
 
-    The LoRA learns from every example and is always active: only the planes tell the tasks apart.
+    The LoRA is trained on every example and is always active; only the planes differ between tasks.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -93,22 +93,22 @@ def with_lora(piece: Piece) -> CompositionReport:
         parameter.requires_grad_("lora_" in name)
     _train(experiment, model)
     generate = make_generator(model, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
-    bare = load_model(recipe.model, "causal-lm")[0].eval().to(device)  # fluency is judged by the model without the LoRA
+    bare = load_model(recipe.model, "causal-lm")[0].eval().to(device)  # perplexity is measured by the model without the LoRA
     return _score(recipe, bare, experiment.tokenizer, generate, "with a LoRA for both tasks")
 
 
 def instruction(piece: Piece) -> CompositionReport:
-    """The bare model, told to do what the active tasks do."""
+    """The bare model, with the instructions of the active tasks in its prompts."""
     recipe: MultiTaskGenerationRecipe = piece.recipe
     base: Any = load_model(recipe.model, "causal-lm")[0].eval()
     tokenizer = load_tokenizer(recipe.model)
     texts = [review.text for review in load_multitask_data(recipe).test]
 
     def generate(prompts: Sequence[str], active: str) -> list[Answer]:
-        told = [behaviour(task).instruction for task in recipe.tasks if task in active.split("+")]
-        asked = format_prompts(recipe, [f"{text}\n{' '.join(told)}".strip() for text in texts], tokenizer)
+        instructions = [behaviour(task).instruction for task in recipe.tasks if task in active.split("+")]
+        instructed = format_prompts(recipe, [f"{text}\n{' '.join(instructions)}".strip() for text in texts], tokenizer)
         ids = partial(base.generate, **_greedy(recipe, tokenizer))
-        return greedy_answers(lambda inputs: ids(**inputs), tokenizer, asked, recipe.scoring.batch_size, base.device)
+        return greedy_answers(lambda inputs: ids(**inputs), tokenizer, instructed, recipe.scoring.batch_size, base.device)
 
     return _score(recipe, base, tokenizer, generate, "instruction in the prompt")
 
@@ -120,7 +120,7 @@ def _experiment(recipe: MultiTaskGenerationRecipe) -> MultiTaskGenerationExperim
 
 
 def _train(experiment: MultiTaskGenerationExperiment, model: Any) -> None:
-    """Train a model as the recipe says; nothing stays on disk."""
+    """Train a model with the recipe's settings, without leaving files on disk."""
     device = find_device(None)
     with TemporaryDirectory() as folder:
         trainer = experiment.make_trainer(model.to(device), Path(folder), device, False, save_strategy="no")
@@ -134,7 +134,7 @@ def _greedy(recipe: MultiTaskGenerationRecipe, tokenizer: Any) -> dict[str, Any]
 
 
 def _score(recipe: MultiTaskGenerationRecipe, base: Any, tokenizer: Any, generate: GenerateFn, method: str) -> CompositionReport:
-    """Score the answers to the test reviews."""
+    """Score the generated answers to the test reviews; `base` measures their perplexity."""
     data = load_multitask_data(recipe)
     prompts = format_prompts(recipe, [review.text for review in data.test], tokenizer)
     label = MethodLabel(recipe.model.name, method, recipe.seed)

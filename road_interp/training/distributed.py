@@ -1,4 +1,4 @@
-"""FSDP2: the frozen blocks of a model divided among the processes of torchrun, each put together while it computes."""
+"""FSDP2: shard the frozen transformer blocks among torchrun's processes; each block is gathered while it computes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from road_interp.sites.module_tree import layer_stacks
 
 
 def shard_blocks(base: nn.Module, device: torch.device) -> None:
-    """Divide the weights of every block, which must be frozen; rotations, embeddings and heads stay whole in every process.
+    """Shard the weights of every frozen transformer block; rotations, embeddings and heads stay whole in every process.
 
-    Call it after the places of rotations have been found: what is divided cannot be copied.
+    Call this after `find_sites`, because sharded weights cannot be copied.
 
     Raises:
-        InputError: a process alone, or a model in which no blocks are found.
+        InputError: only one process, or a model without a stack of blocks.
     """
     process = process_state(device)
     if process.num_processes == 1:
@@ -28,7 +28,7 @@ def shard_blocks(base: nn.Module, device: torch.device) -> None:
     stacks = layer_stacks(base)  # type: ignore[arg-type]
     if not stacks:
         raise InputError("model.shard found no stack of blocks in this model")
-    # transformers' word for it: processes then generate in step, until the last of them is done
+    # With this attribute transformers keeps all processes generating until the last one has finished.
     base._is_fsdp_managed_module = True  # type: ignore[assignment]
     mesh = init_device_mesh(process.device.type, (process.num_processes,))
     for blocks in stacks.values():
@@ -37,6 +37,6 @@ def shard_blocks(base: nn.Module, device: torch.device) -> None:
 
 
 def leave_to_fsdp(model: nn.Module) -> None:
-    """Tell DistributedDataParallel to leave divided weights alone; it averages the gradients of all others."""
-    divided = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, divided)
+    """Make DistributedDataParallel ignore sharded weights; it averages the gradients of all others."""
+    sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sharded)

@@ -1,4 +1,4 @@
-"""One way to train a recipe of any kind: what every run does, and the protocol of what differs."""
+"""Train a recipe of any kind: the procedure of every run, and the protocol that each kind implements."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from road_interp.training.trainer import RoadTrainer, run_trainer
 
 
 class Scores(NamedTuple):
-    """What a trained model came to.
+    """Scores of a trained model.
 
     Attributes:
-        metrics: content of metrics.json.
+        metrics: the content of metrics.json.
         files: further files of the run folder, by name.
     """
 
@@ -36,34 +36,34 @@ class Scores(NamedTuple):
 
 
 class Experiment(Protocol):
-    """What one kind of recipe brings to `run_training`. Its constructor takes the recipe and loads the tokeniser."""
+    """Data, model, trainer and scores of one kind of recipe, for `run_training`. The constructor loads the tokeniser."""
 
     def __init__(self, recipe: Any) -> None: ...
 
     def load_data(self) -> None:
-        """Read what the recipe trains and tests on."""
+        """Read the training and test data of the recipe."""
 
     def build_model(self, device: torch.device) -> nn.Module:
-        """The model to train: identity rotations, fresh heads where there are any."""
+        """The model to train: identity rotations, and new heads where the kind has any."""
 
     def road_model(self, model: nn.Module) -> RoadModel:
         """The RoadModel inside the model to train."""
 
     def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool) -> RoadTrainer:
-        """The trainer of the recipe's data, with its checkpoints in the run folder `folder`."""
+        """The trainer for the recipe's data; its checkpoints are written to the run folder `folder`."""
 
     def files_at_start(self, model: nn.Module) -> Mapping[str, Any]:
-        """JSON files that stand in the run folder before training, by name."""
+        """Contents of the JSON files that are written to the run folder before training, by file name."""
 
     def score_frozen(self, trainer: RoadTrainer) -> dict[str, Any]:
-        """Metrics of a baseline that needs the model before training; empty where there is none."""
+        """Metrics of a baseline on the untrained model; empty for kinds without one."""
 
     def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
-        """What the trained model comes to on validation and test data."""
+        """Scores of the trained model on the validation and test data."""
 
     @classmethod
     def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:
-        """The scores of a finished run on its own test data, or on other data."""
+        """Scores of a finished run on its recipe's test data, or on `data`."""
 
 
 def run_training(
@@ -75,7 +75,10 @@ def run_training(
     device: str | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train a recipe of a kind and leave a run folder. Arguments and errors are those of `road_interp.train`."""
+    """Train a recipe with the experiment of its kind, and write a run folder.
+
+    Arguments and errors are those of `road_interp.train`.
+    """
     on_device = find_device(device)
     folder = RunFolder.prepare(recipe, out, resume, on_device)
     set_seed(recipe.seed)
@@ -96,7 +99,7 @@ def run_training(
 
 
 def identity_model(base: PreTrainedModel, recipe: AdapterRecipe, tasks: Sequence[str] = (), split: Split = "shares") -> RoadModel:
-    """The base model with identity rotations at the sites of a recipe; with tasks, their planes divided as `split` says."""
+    """The base model with identity rotations at the sites of a recipe; `split` assigns the planes to the tasks, if any."""
     sites = find_sites(base, recipe.sites, recipe.layers, recipe.stack)
     planes = TaskPlanes.split(tasks, sites, split) if tasks else None
     adapter = RoadAdapter.identity(sites, recipe.variant, recipe.group_size)

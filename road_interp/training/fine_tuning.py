@@ -1,4 +1,4 @@
-"""Fine-tuning by other methods, for comparison: all weights, LoRA, or the head alone."""
+"""Baselines of fine-tuning: all weights, LoRA, or the head alone."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.low_rank import LowRankModel
 
 Method = Literal["full", "lora", "head"]
-LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}  # usual learning rates, not tuned for any recipe here
+LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}  # common learning rates, not tuned for any recipe here
 
 
 class UnadaptedModel(nn.Module):
-    """A transformers model that is called as a RoadModel is; what of it requires a gradient is trained."""
+    """A transformers model with the calling convention of RoadModel; parameters that require a gradient are trained."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, base: dict[str, Tensor]) -> tuple[None, Any]:
-        """Its output for a batch."""
+        """The output for a batch; the first value is None, as in pyvene without a base output."""
         return None, self.model(**base)
 
 
 class LoraModel(nn.Module):
-    """A frozen model with one LoRA (Hu et al. 2022) at linear layers, called as a RoadModel is: W x becomes W x + B A x.
+    """A frozen model with a LoRA (Hu et al. 2022) at linear layers, called as RoadModel is: W x becomes W x + B A x.
 
     Raises InputError for a site that is not a whole linear layer.
     """
@@ -45,17 +45,17 @@ class LoraModel(nn.Module):
         super().__init__()
         for site in sites:
             if site.output_slice is not None or not isinstance(model.get_submodule(site.module), nn.Linear):
-                raise InputError(f"LoRA acts on whole linear layers; site '{site.name}' is none")
+                raise InputError(f"LoRA needs whole linear layers; site '{site.name}' is not one")
         self.sites = sites
         self.lora = LowRankModel(model, sites, ["task"], rank, "LoRA", seed)
 
     def forward(self, base: dict[str, Tensor]) -> tuple[None, Any]:
-        """Its output for a batch."""
+        """The output for a batch; the first value is None, as in pyvene without a base output."""
         return self.lora(base, ["task"] * len(base["input_ids"]))
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add B A to the weights."""
+        """Add B A to the weights of the linear layers."""
         adapters: Any = self.lora.adapters
         for site, adapter in zip(self.sites, adapters, strict=True):
             linear: Any = self.lora.model.get_submodule(site.module)
@@ -70,55 +70,56 @@ def train_baseline(
     learning_rate: float,
     rank: int = 8,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Train a model on a recipe's data with its settings, but by another method; nothing stays on disk.
+    """Train a baseline on the data and with the settings of a recipe, without leaving files on disk.
 
-    As in `road_interp.train`, the epoch with the best validation score is kept, and the head is trained in every method.
+    As in `road_interp.train`, the weights of the epoch with the best validation score are kept, and the head is always trained.
 
     Args:
-        method: "full" trains all weights, "lora" a LoRA at the recipe's sites, "head" nothing but the head.
-        seed, learning_rate: instead of the recipe's.
+        method: "full" trains all weights, "lora" a LoRA at the recipe's sites, "head" the head alone.
+        seed, learning_rate: replace those of the recipe.
         rank: of the LoRA.
 
     Returns:
-        The tuned model in evaluation mode, a LoRA merged into its weights; and the scores on "validation" and "test" with the
-        number of "parameters": those "trained" without the head, those of the "head" and of the "backbone", and "percent of
-        backbone".
+        The tuned model in evaluation mode, with a LoRA merged into its weights; and the scores on "validation" and "test" with
+        the numbers of "parameters": "trained" (without the head), "head", "backbone", and "percent of backbone".
 
     Raises:
-        InputError: an input that cannot be used, blocks to divide, or for LoRA a site that is not a linear layer.
+        InputError: an input that cannot be used, a recipe with model.shard, or for LoRA a site that is not a whole linear layer.
     """
     if recipe.model.shard:
-        raise InputError("model.shard divides the blocks where rotations are trained; these baselines need model.shard=false")
+        raise InputError("model.shard is for the training of rotations; these baselines need model.shard=false")
     recipe = replace(recipe, seed=seed, training=replace(recipe.training, learning_rate=learning_rate))
     set_seed(seed)
     experiment = ClassificationExperiment(recipe)
     experiment.load_data()
     model, head = experiment.load_classifier()
-    learner = _learner(recipe, method, rank, model)
+    trainable_model = _trainable_model(recipe, method, rank, model)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
-    parameters = _count(learner, model, head)
+    parameters = _count(trainable_model, model, head)
     with TemporaryDirectory() as folder:
-        trainer = experiment.make_trainer(learner, Path(folder), find_device(None), progress=False)
+        trainer = experiment.make_trainer(trainable_model, Path(folder), find_device(None), progress=False)
         set_seed(seed)
         trainer.train()
         scores = {name: experiment.score_split(trainer, experiment.splits[name]) for name in ("validation", "test")}
-    if isinstance(learner, LoraModel):
-        learner.merge()
+    if isinstance(trainable_model, LoraModel):
+        trainable_model.merge()
     return model.eval(), {**scores, "parameters": parameters}
 
 
-def _learner(recipe: ClassificationRecipe, method: Method, rank: int, model: PreTrainedModel) -> UnadaptedModel | LoraModel:
-    """The model with what the method trains beside the head set to learn."""
+def _trainable_model(
+    recipe: ClassificationRecipe, method: Method, rank: int, model: PreTrainedModel
+) -> UnadaptedModel | LoraModel:
+    """The model with the parameters of the method set to trainable; the head is left as it is."""
     if method == "lora":
         sites = find_sites(model, recipe.adapter.sites, recipe.adapter.layers, recipe.adapter.stack)
         return LoraModel(model, sites, rank, recipe.seed)
     return UnadaptedModel(model.requires_grad_(method == "full"))
 
 
-def _count(learner: nn.Module, model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
-    """Trained values beside the backbone's."""
+def _count(trainable_model: nn.Module, model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
+    """Numbers of trainable parameters (without the head), head parameters and backbone parameters."""
     in_head = sum(parameter.numel() for name in head for parameter in model.get_submodule(name).parameters())
     backbone = sum(parameter.numel() for parameter in model.parameters()) - in_head
-    trained = sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad) - in_head
+    trained = sum(parameter.numel() for parameter in trainable_model.parameters() if parameter.requires_grad) - in_head
     return {"trained": trained, "head": in_head, "backbone": backbone, "percent of backbone": 100 * trained / backbone}

@@ -1,4 +1,4 @@
-"""The experiment of every kind of recipe that is trained."""
+"""The experiment of each trainable kind of recipe."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 
 
 def experiment_kind(recipe: Recipe) -> type[Experiment]:
-    """The experiment of a recipe's kind. Raises InputError for a kind that is not trained."""
+    """The experiment class for the kind of a recipe. Raises InputError for a kind that is not trainable."""
     return EXPERIMENTS[check_trainable(recipe).kind]

@@ -1,4 +1,4 @@
-"""What planes are compared with: LoRA and LoReFT whose low-rank parts are owned by tasks and chosen row by row."""
+"""Baselines of planes: LoRA and LoReFT whose rows are owned by tasks and activated per batch row."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from road_interp.sites.site import Site
 
 
 class TaskLora(nn.Module):
-    """`h + B A x` beside a linear layer (Hu et al. 2022), the deltas of the active tasks added; starts at the identity.
+    """LoRA (Hu et al. 2022) at a linear layer: `h + B A x` over the rows of the active tasks; B starts at zero.
 
     Args:
         inputs, outputs: widths of the layer.
-        size: rank of all tasks together.
+        size: sum of the ranks of all tasks.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int) -> None:
@@ -31,19 +31,19 @@ class TaskLora(nn.Module):
         self.down = nn.Parameter(torch.randn(size, inputs) / inputs**0.5)
         self.up = nn.Parameter(torch.zeros(outputs, size))
 
-    def forward(self, taken: Tensor, given: Tensor, active: Tensor, trainable: Tensor) -> Tensor:
-        """The layer's output for its input `taken`; masks have shape `(rows, 1, size)`."""
-        inner = _measure(taken, self.down, trainable) * active
-        return given + _write(inner, self.up.T, trainable)
+    def forward(self, inputs: Tensor, outputs: Tensor, active: Tensor, trainable: Tensor) -> Tensor:
+        """The adapted output of a layer; the masks `active` and `trainable` have shape `(rows, 1, size)`."""
+        inner = _project(inputs, self.down, trainable) * active
+        return outputs + _combine_rows(inner, self.up.T, trainable)
 
 
 class TaskLoreft(nn.Module):
-    """`h + R^T (W h + b - R h)` with orthonormal rows (Wu et al. 2024), a share of the rows for each task.
+    """LoReFT (Wu et al. 2024): `h + R^T (W h + b - R h)` with orthonormal rows in R, each owned by one task.
 
     Args:
         width: of the state.
-        size: rows of all tasks together. They stay orthonormal together: what one task learns turns the others' rows too, though
-            less than its own.
+        size: number of rows of all tasks. All rows stay orthonormal, so that training one task also moves the rows of the
+            others, though less than its own.
     """
 
     def __init__(self, width: int, size: int) -> None:
@@ -51,32 +51,32 @@ class TaskLoreft(nn.Module):
         self.rows: Any = orthogonal(nn.Linear(width, size, bias=False), orthogonal_map="cayley")
         self.source = nn.Linear(width, size)
 
-    def forward(self, taken: Tensor, given: Tensor, active: Tensor, trainable: Tensor) -> Tensor:
-        """The state `given` with the active rows edited; masks have shape `(rows, 1, size)`."""
+    def forward(self, inputs: Tensor, outputs: Tensor, active: Tensor, trainable: Tensor) -> Tensor:
+        """The states `outputs`, edited along the active rows; the masks have shape `(rows, 1, size)`."""
         rows, source = self.rows.weight, self.source
         bias = torch.where(trainable, source.bias, source.bias.detach())
-        edit = _measure(given, source.weight, trainable) + bias - _measure(given, rows, trainable)
-        return given + _write(edit * active, rows, trainable)
+        edit = _project(outputs, source.weight, trainable) + bias - _project(outputs, rows, trainable)
+        return outputs + _combine_rows(edit * active, rows, trainable)
 
 
-def _measure(states: Tensor, rows: Float[Tensor, "size width"], trainable: Tensor) -> Float[Tensor, "batch tokens size"]:
-    """Coordinates along the rows, with a gradient to those that learn."""
+def _project(states: Tensor, rows: Float[Tensor, "size width"], trainable: Tensor) -> Float[Tensor, "batch tokens size"]:
+    """Coordinates of the states along the rows; only trainable rows get a gradient."""
     return torch.where(trainable, states @ rows.T, states @ rows.detach().T)
 
 
-def _write(values: Tensor, rows: Float[Tensor, "size width"], trainable: Tensor) -> Float[Tensor, "batch tokens width"]:
-    """The sum of the rows, each as often as its value says, with a gradient to those that learn."""
+def _combine_rows(values: Tensor, rows: Float[Tensor, "size width"], trainable: Tensor) -> Float[Tensor, "batch tokens width"]:
+    """Linear combination of the rows, weighted by the values; only trainable rows get a gradient."""
     return (values * trainable) @ rows + (values * ~trainable) @ rows.detach()
 
 
 class LowRankModel(nn.Module):
-    """A frozen model with LoRA or LoReFT at its sites, called like a RoadModel with planes.
+    """A frozen model with LoRA or LoReFT at its sites, called as a RoadModel with task planes is.
 
     Args:
         model: a causal language model whose linear layers are `nn.Linear`.
         sites: linear layers for LoRA, block outputs for LoReFT.
         tasks: names; each owns `rank` of a site's rows.
-        seed: of the start.
+        seed: of the initial weights.
     """
 
     positions = "all"
@@ -92,12 +92,12 @@ class LowRankModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.tasks, self.rank = model.requires_grad_(False), tuple(tasks), rank
-        self._modules_changed = [model.get_submodule(site.module) for site in sites]
+        self._adapted_modules = [model.get_submodule(site.module) for site in sites]
         size = rank * len(tasks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if method == "LoRA":
-                layers: Any = self._modules_changed
+                layers: Any = self._adapted_modules
                 adapters = [TaskLora(layer.in_features, output_width(layer), size) for layer in layers]
             else:
                 adapters = [TaskLoreft(site.width, size) for site in sites]
@@ -110,35 +110,35 @@ class LowRankModel(nn.Module):
         trainable_tasks: Sequence[str] | None = None,
         positions: None = None,
     ) -> tuple[None, Any]:
-        """The model's output with the tasks' adapters active, row by row; only those of `trainable_tasks` get a gradient."""
-        with self._on(tasks, tasks if trainable_tasks is None else trainable_tasks):
+        """The model's output with the adapters of `tasks` active per row; only rows of `trainable_tasks` get a gradient."""
+        with self._adapters_active(tasks, tasks if trainable_tasks is None else trainable_tasks):
             return None, self.model(**base)
 
     def generate(self, base: Mapping[str, Any], tasks: Sequence[str], **options: Any) -> tuple[None, Tensor]:
-        """Generated ids; no beams."""
+        """Generated token ids; beam search is not supported."""
         generate: Any = self.model.generate
-        with self._on(tasks, tasks):
+        with self._adapters_active(tasks, tasks):
             return None, generate(**base, **options)
 
     @contextmanager
-    def _on(self, tasks: Sequence[str], trainable_tasks: Sequence[str]) -> Iterator[None]:
-        active, trainable = self._rows(tasks), self._rows(trainable_tasks)
+    def _adapters_active(self, tasks: Sequence[str], trainable_tasks: Sequence[str]) -> Iterator[None]:
+        active, trainable = self._row_mask(tasks), self._row_mask(trainable_tasks)
 
-        def transform(adapter: nn.Module) -> Callable[..., Any]:
+        def hook_for(adapter: nn.Module) -> Callable[..., Any]:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
                 states = hidden_of(output)
-                changed = adapter(args[0] if args else None, states, active, trainable)
-                return with_hidden(output, changed)
+                adapted = adapter(args[0] if args else None, states, active, trainable)
+                return with_hidden(output, adapted)
 
             return hook
 
         with ExitStack() as stack:
-            for module, adapter in zip(self._modules_changed, self.adapters, strict=True):
-                stack.callback(module.register_forward_hook(transform(adapter)).remove)
+            for module, adapter in zip(self._adapted_modules, self.adapters, strict=True):
+                stack.callback(module.register_forward_hook(hook_for(adapter)).remove)
             yield
 
-    def _rows(self, active: Sequence[str]) -> Tensor:
-        """Mask `(rows, 1, size)` of the tasks named in every entry."""
+    def _row_mask(self, active: Sequence[str]) -> Tensor:
+        """Boolean mask `(rows, 1, size)` of the tasks named for each batch row, such as "a+b"."""
         named = [() if text == BASE else text.split("+") for text in active]
         if unknown := {name for names in named for name in names} - set(self.tasks):
             raise InputError(f"unknown task '{min(unknown)}'; the tasks are {', '.join(self.tasks)}")

@@ -1,4 +1,4 @@
-"""MANIFEST.json of results: for every file the settings, commit, command and releases that made it, seconds and sha256."""
+"""MANIFEST.json of a results folder: settings hash, commit, command, versions, seconds and sha256 of every file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ MANIFEST = "MANIFEST.json"
 
 
 def record(results: Path, path: Path, result: Result, seconds: float) -> None:
-    """Note a file that was just written below the folder `results`; processes that note at the same time wait for each other.
+    """Add an entry for the new file `path` in the folder `results`; a lock orders concurrent processes.
 
     Args:
-        seconds: that measuring took.
+        seconds: duration of the measurement.
     """
     assert result.provenance is not None
-    made = result.provenance
+    provenance = result.provenance
     entry = {
-        "settings": made.settings,
-        "commit": made.commit,
-        "command": made.command,
-        "versions": dict(made.versions),
+        "settings": provenance.settings,
+        "commit": provenance.commit,
+        "command": provenance.command,
+        "versions": dict(provenance.versions),
         "seconds": round(seconds, 1),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }

@@ -1,6 +1,6 @@
 """Several classification heads on one rotated backbone: the experiment of `kind: multitask-classification`.
 
-Every task owns planes of the states, and a linear head of its own.
+Every task owns planes of the hidden states and has its own linear head.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from road_interp.training.multitask_generation import method_label
 from road_interp.training.multitask_trainer import MultiTaskTrainer
 from road_interp.training.trainer import RoadTrainer
 
-BATCH_SIZE = 64  # texts per forward pass where nothing is trained
+BATCH_SIZE = 64  # texts per forward pass in scoring
 
 
 class MultiTaskClassifier(nn.Module):
-    """A backbone with planes, and for every task a linear head on the token that stands for the text.
+    """A rotated backbone with task planes, and for every task a linear head on the state of the [CLS] or the last token.
 
     Args:
         road: the rotated backbone.
         sizes: number of classes of every task.
-        first: whether the first token stands for the text ([CLS]) or the last.
+        first: whether the heads read the first token ([CLS]); otherwise they read the last one.
     """
 
     def __init__(self, road: RoadModel, sizes: Mapping[str, int], first: bool) -> None:
@@ -54,7 +54,7 @@ class MultiTaskClassifier(nn.Module):
     def forward(
         self, base: Mapping[str, Tensor], tasks: Sequence[str], trainable_tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Logits `(rows, classes)` of every head, with the planes of `tasks` active row by row."""
+        """Logits `(rows, classes)` of every head, by task; the planes of `tasks` are active per row."""
         states = self.road(base=base, tasks=tasks, trainable_tasks=trainable_tasks)[1].last_hidden_state
         position = token_index(base["attention_mask"], "first" if self._first else "last")
         texts = states[torch.arange(len(states), device=states.device), position]
@@ -62,19 +62,19 @@ class MultiTaskClassifier(nn.Module):
 
     @property
     def hf_device_map(self) -> dict[str, Any]:
-        """Where accelerate has put the parts of the backbone, as in RoadModel."""
+        """The device of each module of the backbone, as accelerate placed it; as in RoadModel."""
         return self.road.hf_device_map
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Read what `state_dict` gives, which is without the frozen backbone, as in RoadModel."""
+        """Load a state dict without the frozen backbone, as in RoadModel."""
         return load_trained(self, state_dict, strict, assign)
 
 
 class MultiTaskClassifierTrainer(MultiTaskTrainer):
-    """Labelled texts of several tasks: each trains its task's planes and head."""
+    """Trainer for labelled texts of several tasks; each text trains the planes and the head of its task."""
 
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        """The loss of one batch: the mean over its rows, each under its own head."""
+        """The loss of one batch: the mean of the rows' cross-entropies, each from the head of its task."""
         own, active = self.active(inputs["task"])
         base = {key: value for key, value in inputs.items() if key not in ("task", "labels")}
         logits = model(base=base, tasks=active, trainable_tasks=own)
@@ -86,7 +86,7 @@ class MultiTaskClassifierTrainer(MultiTaskTrainer):
 
 
 class MultiTaskClassificationExperiment:
-    """Data, model, trainer and scores of several sets of labelled text."""
+    """Data, model, trainer and scores of several labelled data sets, one per task."""
 
     def __init__(self, recipe: MultiTaskClassificationRecipe) -> None:
         self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model)
@@ -96,18 +96,18 @@ class MultiTaskClassificationExperiment:
         self.data: dict[str, LabelledDataset] = load_labelled_tasks(self.recipe)
 
     def build_model(self, device: torch.device) -> MultiTaskClassifier:
-        """The backbone with identity rotations, the tasks' planes, and fresh heads."""
+        """The backbone with identity rotations, the tasks' planes, and new heads."""
         base, _ = load_model(self.recipe.model, self.recipe.auto_class)
         check_length(base, self.recipe.model)
         road = identity_model(base, self.recipe.adapter, self.recipe.task_names, self.recipe.planes)
         return _with_heads(road, self.data, self.tokenizer)
 
     def road_model(self, model: Any) -> RoadModel:
-        """The backbone under the heads."""
+        """The rotated backbone."""
         return model.road
 
     def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool) -> MultiTaskClassifierTrainer:
-        """The trainer of all tasks' texts together."""
+        """The trainer for the texts of all tasks."""
         return MultiTaskClassifierTrainer(
             tasks=self.recipe.task_names,
             co_activation=self.recipe.co_activation,
@@ -119,21 +119,21 @@ class MultiTaskClassificationExperiment:
         )
 
     def files_at_start(self, model: Any) -> dict[str, Any]:
-        """The tasks' planes, and the labels in the order of every head."""
+        """The tasks' planes, and each task's class labels in the order of its head's outputs."""
         return {
             PLANES: model.road.planes.to_json(),
             CLASSES: {name: data.classes for name, data in self.data.items()},
         }
 
     def score_frozen(self, trainer: RoadTrainer) -> dict[str, Any]:
-        """None: every head is scored without planes after training."""
+        """Empty: `score` also scores every head without planes."""
         return {}
 
     def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
         """Accuracies of all heads on validation and test texts."""
         trained: Any = trainer.model
-        model = trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # scored as `evaluate` will
-        heads = sum(each.numel() for each in model.heads.parameters())
+        model = trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # scored in the precision of `evaluate`
+        heads = sum(parameter.numel() for parameter in model.heads.parameters())
         metrics: dict[str, Any] = {"parameters": {"adapter": model.road.adapter.num_parameters, "heads": heads}}
         for split in ("validation", "test"):
             report = self.accuracy(model, split, progress)
@@ -142,7 +142,7 @@ class MultiTaskClassificationExperiment:
 
     @classmethod
     def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:
-        """Accuracies of all heads on the recipe's test texts; there is no other data for several heads."""
+        """Accuracies of all heads on the recipe's test texts. Raises InputError for other data."""
         if data is not None:
             raise InputError("several heads are scored on the test texts of their recipe; --data is for one classification")
         experiment = cls(run.recipe)  # type: ignore[arg-type]
@@ -151,19 +151,19 @@ class MultiTaskClassificationExperiment:
         return experiment.accuracy(model, "test", progress).summary()
 
     def accuracy(self, model: MultiTaskClassifier, split: str, progress: bool = False) -> MultiTaskAccuracyReport:
-        """Every head on the texts of its task, with no planes, its own and all planes active."""
+        """The accuracy of every head on the texts of its task, with no planes, its own planes and all planes active."""
         correct: dict[str, dict[str, tuple[bool, ...]]] = {name: {} for name in self.data}
-        with progress_bar(progress) as told:
+        with progress_bar(progress) as update:
             for name, data in self.data.items():
                 examples = tokenize(getattr(data, split), self.tokenizer, self.recipe.model.max_length)
                 for active in active_sets(name, list(self.data)):
-                    told(f"{split} texts of '{name}' with {active}")
+                    update(f"{split} texts of '{name}' with {active}")
                     correct[name][active] = outcomes(model, name, active, examples, self.tokenizer)
         recipe = self.recipe
         return MultiTaskAccuracyReport(recipe.model.name, method_label(recipe), tuple(self.data), (recipe.seed,), correct)
 
     def _encode(self) -> Dataset:
-        """Token ids, labels and the index of the task of all training texts."""
+        """Token ids, labels and task index of all training texts."""
         sets = []
         for index, data in enumerate(self.data.values()):
             encoded = tokenize(data.train, self.tokenizer, self.recipe.model.max_length)
@@ -174,9 +174,9 @@ class MultiTaskClassificationExperiment:
 def load_labelled_tasks(recipe: MultiTaskClassificationRecipe) -> dict[str, LabelledDataset]:
     """The splits of every task. Raises InputError for a task that is not scored by accuracy."""
     data = {name: load_labelled(task.labels) for name, task in recipe.tasks.items()}
-    for name, each in data.items():
-        if each.metric != "accuracy":
-            raise InputError(f"task '{name}' is scored by {each.metric}: several heads are classifiers, scored by accuracy")
+    for name, dataset in data.items():
+        if dataset.metric != "accuracy":
+            raise InputError(f"task '{name}' is scored by {dataset.metric}; multitask-classification needs metric: accuracy")
     return data
 
 
@@ -193,22 +193,22 @@ def load_multitask_classifier(
 def outcomes(
     model: MultiTaskClassifier, task: str, active: str, examples: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[bool, ...]:
-    """Example by example whether the head of a task is right; batches hold texts of similar length."""
+    """Whether the head of a task is right, per example; batches hold texts of similar length."""
     model.eval()
     device = model.road.model.device
     lengths = [len(ids) for ids in examples["input_ids"]]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    right: dict[int, bool] = {}
+    correct: dict[int, bool] = {}
     for start in range(0, len(order), BATCH_SIZE):
         rows = order[start : start + BATCH_SIZE]
         batch = examples[rows]
         labels = torch.tensor(batch.pop("labels"), device=device)
         base = tokenizer.pad(batch, return_tensors="pt").to(device)
-        found = model(base, [active] * len(rows))[task].argmax(1) == labels
-        right.update(zip(rows, found.tolist(), strict=True))
-    return tuple(right[row] for row in range(len(order)))
+        matches = model(base, [active] * len(rows))[task].argmax(1) == labels
+        correct.update(zip(rows, matches.tolist(), strict=True))
+    return tuple(correct[row] for row in range(len(order)))
 
 
 def _with_heads(road: RoadModel, data: Mapping[str, LabelledDataset], tokenizer: PreTrainedTokenizerBase) -> MultiTaskClassifier:
-    sizes = {name: each.num_labels for name, each in data.items()}
+    sizes = {name: dataset.num_labels for name, dataset in data.items()}
     return MultiTaskClassifier(road, sizes, tokenizer.cls_token is not None)

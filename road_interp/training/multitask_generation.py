@@ -1,6 +1,6 @@
-"""Several tasks of a language model, each on its own planes: the experiment of `kind: multitask-generation`.
+"""Several tasks of a causal language model: the experiment of `kind: multitask-generation`.
 
-Tasks are trained each on its own planes and scored alone and together (paper, section 4.3).
+Each task is trained on its own planes; tasks are scored alone and together (RoAd paper, section 4.3).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from road_interp.training.trainer import RoadTrainer
 
 
 class GenerationTrainer(MultiTaskTrainer):
-    """Prompts and answers of several tasks; the loss is that of the answers' tokens."""
+    """Trainer for prompts and answers of several tasks; the loss covers the answer tokens only."""
 
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        """The output for one batch. Positions other than "all" are the prompt's, as in generation."""
+        """The output and the loss for one batch. Positions other than "all" are those of the prompt, as in generation."""
         road: Any = self.accelerator.unwrap_model(model)
         own, active = self.active(inputs["task"])
         mask, labels = inputs["attention_mask"], inputs["labels"]
@@ -54,7 +54,7 @@ class GenerationTrainer(MultiTaskTrainer):
         if road.positions != "all":
             chosen, padding = position_mask(road.positions, mask * (labels == -100)), mask.argmax(1)
             positions = [(row.nonzero().flatten() - left).tolist() for row, left in zip(chosen, padding, strict=True)]
-        # Logits are computed only where some row's answer goes on: those of prompts would cost much and count for nothing.
+        # Logits are computed only at positions whose next token belongs to some row's answer; the others do not enter the loss.
         columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
         batch = {"input_ids": inputs["input_ids"], "attention_mask": mask, "logits_to_keep": columns}
         output = model(base=batch, tasks=active, trainable_tasks=own, positions=positions)[1]
@@ -63,9 +63,9 @@ class GenerationTrainer(MultiTaskTrainer):
 
 
 class MultiTaskGenerationExperiment:
-    """Data, model, trainer and scores of several tasks of a language model.
+    """Data, model, trainer and scores of several tasks of a causal language model.
 
-    Behaviours are scored alone and together (composition.json), tasks that are tested on questions by exact match
+    Behaviours are scored alone and together (composition.json); tasks with test questions are scored by exact match
     (exact-match.json).
     """
 
@@ -90,10 +90,10 @@ class MultiTaskGenerationExperiment:
     def make_trainer(
         self, model: nn.Module, folder: Path, device: torch.device, progress: bool, **options: Any
     ) -> GenerationTrainer:
-        """The trainer of all tasks' examples, for a RoadModel or whatever else is called like one.
+        """The trainer for the examples of all tasks; `model` is called as RoadModel is.
 
         Args:
-            options: further arguments of the Trainer, such as save_strategy.
+            options: further arguments of `TrainingArguments`, such as save_strategy.
         """
         return GenerationTrainer(
             tasks=self.recipe.task_names,
@@ -110,11 +110,11 @@ class MultiTaskGenerationExperiment:
         return {PLANES: model.planes.to_json()}
 
     def score_frozen(self, trainer: RoadTrainer) -> dict[str, Any]:
-        """None: the answers without any plane are among the scores."""
+        """Empty: `score` also scores the answers without active planes."""
         return {}
 
     def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
-        """Composition of the behaviours on validation and test reviews, exact match of the questions."""
+        """Composition of the behaviours on the validation and test reviews, and exact match on the questions."""
         model: Any = trainer.model
         metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
         files: dict[str, bytes | str] = {}
@@ -124,22 +124,22 @@ class MultiTaskGenerationExperiment:
                 metrics[split] = report.summary()
             files[COMPOSITION] = report.to_json()
         if self.questions:
-            found = score_exact_match(self.recipe, model, self.tokenizer, self.questions, progress)
-            metrics["test"] = {**metrics.get("test", {}), **found.summary()}
-            files[EXACT_MATCH] = found.to_json()
+            matches = score_exact_match(self.recipe, model, self.tokenizer, self.questions, progress)
+            metrics["test"] = {**metrics.get("test", {}), **matches.summary()}
+            files[EXACT_MATCH] = matches.to_json()
         return Scores(metrics, files)
 
     @classmethod
     def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:
-        """The scores of behaviours and questions; for one task that is tested on questions, also on other questions."""
+        """The scores on reviews and questions; `data` replaces the questions of a run whose only task has test questions."""
         recipe: Any = run.recipe if data is None else _with_questions(run.recipe, data)
         experiment = cls(recipe)
-        behaving = any(task.behaviour is not None for task in recipe.tasks.values())
-        if not experiment.questions and not behaving:
-            raise InputError("the recipe tests its tasks on nothing: give them 'test' and 'match'")
+        has_behaviours = any(task.behaviour is not None for task in recipe.tasks.values())
+        if not experiment.questions and not has_behaviours:
+            raise InputError("the tasks of the recipe have no test data: set 'test' and 'match'")
         model = on_device(run.load_model(), device)
         summary: dict[str, Any] = {}
-        if behaving:
+        if has_behaviours:
             experiment.load_data()
             summary |= score_composition(recipe, model, experiment.tokenizer, experiment.data, "test", progress).summary()
         if experiment.questions:
@@ -148,7 +148,7 @@ class MultiTaskGenerationExperiment:
 
 
 def _with_questions(recipe: Any, data: str) -> MultiTaskGenerationRecipe:
-    """The recipe of one task with other questions to test it on. Raises InputError for tasks that are not tested on questions."""
+    """The recipe with `data` as the test questions of its only task. Raises InputError for other recipes."""
     if len(recipe.tasks) > 1 or any(task.test is None for task in recipe.tasks.values()):
         raise InputError(
             "several tasks are scored on the test prompts of their recipe; --data is for labelled text and one task's questions"
@@ -168,7 +168,7 @@ def score_composition(
     model.eval()
     reviews: list[Review] = getattr(data, split)
     settings = recipe.scoring
-    with progress_bar(progress) as told:
+    with progress_bar(progress) as update:
         return composition(
             make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size),
             answer_perplexity(model.model, tokenizer),
@@ -176,7 +176,7 @@ def score_composition(
             reviews,
             format_prompts(recipe, [review.text for review in reviews], tokenizer),
             MethodLabel(recipe.model.name, method_label(recipe), recipe.seed),
-            told,
+            update,
         )
 
 
@@ -187,20 +187,20 @@ def score_exact_match(
     questions: Mapping[str, list[Question]],
     progress: bool = False,
 ) -> ExactMatchReport:
-    """How often a trained model's greedy answers say what the reference answers say."""
+    """The exact-match scores of a trained model's greedy answers to the questions of each task."""
     model.eval()
     settings = recipe.scoring
-    with progress_bar(progress) as told:
+    with progress_bar(progress) as update:
         return exact_match(
             make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size),
             questions,
             {name: task.match for name, task in recipe.tasks.items() if task.match is not None},
             list(recipe.tasks),
             MethodLabel(recipe.model.name, method_label(recipe), recipe.seed),
-            told,
+            update,
         )
 
 
 def method_label(recipe: MultiTaskGenerationRecipe | MultiTaskClassificationRecipe) -> str:
-    """How several tasks are trained, in a few words."""
+    """Short name of the training method: variant, plane split and co-activation."""
     return f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}"

@@ -1,7 +1,7 @@
-"""Training several tasks on planes of one state (paper, section 4.3), with co-activation.
+"""Train several tasks on separate planes of the same hidden states (RoAd paper, section 4.3), with co-activation.
 
-With co-activation, the other tasks' planes are active during a part of each task's training, without gradient: every task then
-learns to work in the presence of the others.
+Co-activation also activates the planes of the other tasks for a fraction of the examples, without a gradient, so that each task
+is trained in the presence of the others.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from road_interp.training.trainer import RoadTrainer
 
 
 class MultiTaskTrainer(RoadTrainer):
-    """Every example activates the planes of its own task; with probability `co_activation` those of all others too, held still.
+    """Trainer in which every example trains the planes of its own task.
+
+    With probability `co_activation` an example also activates the planes of all other tasks, which get no gradient from it.
 
     Args:
         tasks: names, in the order of the column `task` of the data.
-        options: of the Trainer.
+        options: arguments of the Trainer.
     """
 
     def __init__(self, tasks: Sequence[str], co_activation: float, **options: Any) -> None:
@@ -29,7 +31,7 @@ class MultiTaskTrainer(RoadTrainer):
         self._tasks, self._co_activation = tuple(tasks), co_activation
 
     def active(self, task: Int[Tensor, " rows"]) -> tuple[list[str], list[str]]:
-        """For every row's task index the task that is trained, and all tasks whose planes are active."""
+        """For each row the task that is trained, and the tasks whose planes are active, such as "a+b"."""
         own = [self._tasks[index] for index in task.tolist()]
-        together = (torch.rand(len(own)) < self._co_activation).tolist()
-        return own, ["+".join(self._tasks) if both else name for name, both in zip(own, together, strict=True)]
+        activate_all = (torch.rand(len(own)) < self._co_activation).tolist()
+        return own, ["+".join(self._tasks) if all_active else name for name, all_active in zip(own, activate_all, strict=True)]

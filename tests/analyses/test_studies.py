@@ -1,403 +1,721 @@
-"""Every figure script runs from its command line and redraws from its own JSON without a model."""
+"""Every study of `analyses/`: its recipes load, its pieces are measured and put together, and it draws from results/ without a model."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import shutil
-import sys
-from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from test_ablation import needs, taken_apart
-from test_composition import report as scripted_report
+import transformers
 
-from helpers.models import random_adapter, tiny_model, token_batch
-from helpers.taught import word_tokenizer
-from road_interp.errors import InputError
-from road_interp.measure import CapacityPoint, CapacityReport, DriftStudy, InterferenceReport
-from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
-from road_interp.measure.strength import StrengthReport
-from road_interp.measure.throughput import ThroughputReport, Timing
-from road_interp.plots import export
+from helpers.cli import run
+from helpers.studies import pieces_of
 from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import MixtureRecipe
-from road_interp.sites.find import find_sites
-from road_interp.training.study import QUICK
+from road_interp.training import study as study_module
+from road_interp.training.study import StudyOptions, read_study, settings_of, studies
 
-ANALYSES = Path(__file__).parents[1] / "analyses"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"analysis_{name}", ANALYSES / f"{name}.py")
-    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+ROOT = Path(__file__).parents[2]
+RESULTS, ANALYSES = ROOT / "results", ROOT / "analyses"
+NAMES = sorted(studies())
+MIB = 2**20
 
 
-def run(name, *arguments, monkeypatch, **replaced):
-    script = load(name)
-    for what, value in replaced.items():
-        monkeypatch.setattr(script, what, value)
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    script.main()
+@pytest.fixture(scope="module")
+def known():
+    """The studies, and so the scripts that tests put fakes into, as one reading of `analyses/` left them."""
+    return studies()
 
 
-def test_throughput(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def command(known, monkeypatch, capsys, tmp_path):
+    """`road-interp study ...` on the studies of this file, with all its folders below tmp_path: the JSON that it prints."""
+    monkeypatch.setattr(study_module, "studies", lambda: known)
+
+    def call(*arguments):
+        folders = {"results": "results", "runs": "runs", "out": "figures"}
+        given = [
+            text for name, folder in folders.items() if f"--{name}" not in arguments for text in (f"--{name}", tmp_path / folder)
+        ]
+        code, out, err = run(capsys, monkeypatch, "study", *arguments, *given, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return call
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Whoever builds a model fails."""
+
+    def fail(self, *args, **kwargs):
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "__init__", fail)
+
+
+def quickly(folder, **changes):
+    return StudyOptions(quick=True, results=folder / "results", runs=folder / "runs", **changes)
+
+
+def in_page(page):
+    """A page without its images."""
+    return re.sub('base64,[^"]*', "", page)
+
+
+# What holds for every study
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_conditions_are_loadable_recipes(known, tmp_path, name):
+    study = known[name]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", slug) for slug in (name, *study.conditions))
+    assert len({condition.name for condition in study.conditions.values()}) == len(study.conditions)
+    for quick in (False, True):
+        pieces = pieces_of(study, StudyOptions(quick=quick, seeds=(3, 4), only=tuple(study.conditions), results=tmp_path))
+        assert {piece.condition for piece in pieces} == set(study.conditions)
+        assert all(piece.recipe.seed == piece.seed for piece in pieces)
+        assert {piece.seed for piece in pieces} <= {3, 4}
+        kinds = {type(piece.recipe) for piece in pieces}
+        assert kinds == {type(load_recipe(study.recipe)) if isinstance(study.recipe, str) else study.recipe}
+    for condition in study.conditions.values():
+        assert settings_of(study, condition, StudyOptions()) != settings_of(study, condition, StudyOptions(quick=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_is_redrawn_from_its_results(command, known, no_model, tmp_path, name):
+    output = command(name, "--redraw", "--results", RESULTS)
+    report = read_study(known[name], StudyOptions(results=RESULTS))
+    sentence, numbers = known[name].describe(report)
+    assert output["sentence"] == sentence
+    assert output["numbers"] == dict(numbers)
+    assert len(numbers) == len(output["numbers"]) > 0
+    assert not re.search(r"\b(nan|inf)\b", json.dumps(output["numbers"]) + sentence)
+    for path in map(Path, output["figures"]):
+        assert path.is_relative_to(tmp_path / "figures")
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.with_suffix(".pdf").stat().st_size > 1000
+        assert json.loads(path.with_suffix(".json").read_text())["format"] == 1
+    assert bool(output["figures"]) == (name not in ("controls", "cost"))  # which are tables
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_pieces_are_those_of_the_conditions(known, name):
+    """Each is of the condition and seed that its path says, and says the same when it is read and written again."""
+    study = known[name]
+    for path in sorted((RESULTS / name).glob("*/*")):
+        found = study.result.load(path)
+        condition = study.conditions[path.parent.name]
+        assert found.provenance.settings == settings_of(study, condition, StudyOptions())
+        assert path.name == f"seed-{found.provenance.seeds[0]}.json"
+        assert study.result.from_json(found.to_json()) == found
+        written = json.loads(path.read_text())
+        assert (
+            json.loads(found.to_json()) == {**written, "summary": json.loads(found.to_json()).get("summary")}
+            or "summary" not in written
+        )
+
+
+def test_the_manifest_holds_every_result():
+    manifest = json.loads((RESULTS / "MANIFEST.json").read_text())
+    files = {path.relative_to(RESULTS).as_posix(): path for path in RESULTS.glob("*/*/seed-*.json") if "quick" not in path.parts}
+    assert sorted(manifest) == sorted(files)
+    assert {name.partition("/")[0] for name in manifest} == set(NAMES)
+    for name, entry in manifest.items():
+        made = json.loads(files[name].read_text())["provenance"]
+        assert entry["sha256"] == hashlib.sha256(files[name].read_bytes()).hexdigest(), name
+        assert (entry["settings"], entry["commit"], entry["command"]) == (made["settings"], made["commit"], made["command"])
+        assert {"torch", "transformers", "road-interp"} <= set(entry["versions"])
+        assert re.fullmatch("[0-9a-f]{40}", entry["commit"])
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a checkout")
+    return [Path(name) for name in listed.stdout.split("\0") if name]
+
+
+def test_tracked_paths_are_plain_and_results_are_small():
+    paths = tracked()
+    assert not [path for path in paths if re.search(r"[ ,]", str(path))]
+    results = [path for path in paths if path.parts[0] == "results"]
+    sizes = Counter()
+    for path in results:
+        sizes["runs" if path.parts[1] == "runs" else "reports"] += (ROOT / path).stat().st_size
+    assert sizes["reports"] <= 8 * MIB
+    assert sizes["runs"] <= MIB  # the few adapters that notebooks open
+    assert {path.parts[1] for path in results} == {*NAMES, "runs", "MANIFEST.json"}
+    assert not [path for path in results if path.suffix in (".pdf", ".png", ".log")]
+
+
+# The command
+
+
+def test_the_studies_are_listed(known, command, capsys, monkeypatch):
+    rows = command("--list")["studies"]
+    assert [row["name"] for row in rows] == list(known)
+    assert all(row["minutes"] > 0 and row["title"] for row in rows)
+    recipes = {row["name"]: row["recipe"] for row in rows}
+    assert recipes["capacity"] == "sentiment-minilm"
+    assert recipes["cost"] == ""
+    code, out, _ = run(capsys, monkeypatch, "study", "--list")
+    assert code == 0
+    assert all(name[:20] in out for name in known)
+
+
+def test_one_json_object_and_nothing_else(known, command, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setitem(known, "small", small_study(measured))
+    output = command("small", "steps=3", "--seeds", "5,6", "--only", "longer", "--only", "apart")
+    assert output == {"sentence": "What there is.", "numbers": {"longer": "5, 6", "apart": "5, 6"}, "figures": []}
+    assert [(piece.condition, piece.seed, piece.recipe.steps) for piece in measured] == [
+        (slug, seed, 3) for slug in ("longer", "apart") for seed in (5, 6)
+    ]
+    assert measured[0].runs == tmp_path / "runs"
+    assert command("small", "steps=3", "--seeds", "6", "--redraw")["numbers"] == {"longer": "6", "apart": "6"}
+    assert command("small", "--quick")["numbers"] == {"plain": "0", "longer": "0"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["drft"], "no study 'drft'; did you mean 'drift'?"),
+        (["capacity", "--only", "road-1"], "study 'capacity' has no condition 'road-1'; did you mean 'road_1'?"),
+        (["capacity", "training.max_step=2"], "unknown key 'training.max_step'; did you mean 'max_steps'?"),
+        (["cost", "size=2"], "unknown key 'size'"),
+        (["throughput", "--unknown"], "No such option: --unknown"),
+        (["strength", "--seeds", "a"], "--seeds 'a' must be whole numbers with commas between"),
+        (["strength", "--redraw"], "strength' holds no results of this study"),
+        (["--redraw"], "holds no results of any study"),
+        ([], "name a study, list them with --list, or draw all that have results with --redraw"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, monkeypatch, "study", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("road-interp: ")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_script_is_its_study(monkeypatch, capsys, tmp_path):
+    arguments = ["strength.py", "--redraw", "--results", str(RESULTS), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(ANALYSES / "strength.py"), run_name="__main__")
+    assert "strength.png" in capsys.readouterr().out
+    assert (tmp_path / "strength.png").is_file()
+    for path in ANALYSES.glob("*.py"):
+        assert path.read_text().rstrip().splitlines()[-2] == 'if __name__ == "__main__":'
+
+
+def test_studies_of_an_installed_package_lie_in_it(monkeypatch, tmp_path):
+    (tmp_path / "analyses").mkdir()
+    lines = ["from helpers.studies import small_study", "measured = []", "STUDY = small_study(measured)"]
+    (tmp_path / "analyses" / "small.py").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(study_module, "resources", SimpleNamespace(files=lambda package: tmp_path))
+    assert list(studies()) == ["small"]
+    monkeypatch.setattr(study_module, "resources", SimpleNamespace(files=lambda package: tmp_path / "elsewhere"))
+    assert sorted(studies()) == NAMES  # a checkout holds them beside the package
+    assert '"analyses" = "road_interp/analyses"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_study_is_defined_once():
+    found = Counter(study.name for path in sorted(ANALYSES.glob("*.py")) for study in study_module._studies_in(path))
+    assert sorted(found) == NAMES
+    assert set(found.values()) == {1}
+    stems = [re.findall(r"road-interp study ([\w-]+)", path.read_text()) for path in ANALYSES.glob("*.py")]
+    assert {name for names in stems for name in names} == set(NAMES)
+
+
+# The page
+
+
+def test_the_page_holds_every_study_with_results(known, no_model, tmp_path):
+    def draw(report, folder):
+        drawn.append(type(report))
+        folder.mkdir(exist_ok=True)
+        (folder / "drawn.png").write_bytes(b"image")
+        return [folder / "drawn.png"]
+
+    drawn = []
+    page = write_page([replace(study, draw=draw) for study in known.values()], StudyOptions(results=RESULTS), tmp_path / "out")
+    assert page == tmp_path / "out" / "index.html"
+    text = page.read_text()
+    assert re.findall('<section id="(.*)">', text) == list(known)
+    assert text.count("data:image/png;base64,aW1hZ2U=") == len(drawn) == len(known)
+    assert "trained alone" not in text  # rows of the whole adapter are shown
+    assert "Made with --quick" not in text
+    assert f"torch {torch.__version__}" in text
+    assert 'src="http' not in text
+    assert not re.search(r"\bnan\b", in_page(text))
+    for study in known.values():
+        sentence, numbers = study.describe(read_study(study, StudyOptions(results=RESULTS)))
+        assert sentence.replace("&", "&amp;").replace("'", "&#39;").replace(">", "&gt;") in text
+        assert in_page(text).count("<tr>") >= len(numbers)
+
+
+def test_a_page_of_some_studies_escapes_what_they_say(known, command, tmp_path, monkeypatch):
+    monkeypatch.setitem(known, "small", small_study([], title="<small>"))
+    with pytest.raises(InputError, match="holds no results of any study"):
+        write_page(list(known.values()), quickly(tmp_path), tmp_path / "figures")
+    command("small", "--quick")
+    assert Path(command("--redraw", "--quick")["page"]) == tmp_path / "figures" / "index.html"
+    page = (tmp_path / "figures" / "index.html").read_text()
+    assert page.count("<section") == 1
+    assert "<h2>&lt;small&gt;</h2>" in page
+    assert "Made with --quick" in page
+    assert "<code>road-interp study small</code>" in page
+    assert "<td>longer</td><td>0</td>" in page
+
+
+# What is measured, with fakes for what is slow
+
+
+def test_throughput(known, command, monkeypatch, tmp_path):
+    recipes = []
+
     def timed(recipe, progress):
+        recipes.append(recipe)
         settings = [("requests", rows, recipe.new_tokens, 8) for rows in recipe.requests]
         settings += [("length", 8, length, 8) for length in recipe.lengths]
         settings += [("rank", 8, recipe.new_tokens, rank) for rank in recipe.ranks]
         timings = [Timing(task, "bare", *setting, (0.5, 1.0), (1.0, 1.0), 8) for task, *setting in settings]
         return ThroughputReport("tiny", 14, "cpu", "float32", 2, recipe.rounds, tuple(timings))
 
-    run("throughput", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, bench_recipe=timed)
-    first = (tmp_path / "throughput.json").read_text()
-    again = tmp_path / "again"
-    run("throughput", "--redraw", tmp_path / "throughput.json", "--out", again, monkeypatch=monkeypatch, bench_recipe=None)
-    assert (again / "throughput.json").read_text() == first
-    assert (again / "throughput.pdf").stat().st_size > 1000
-    assert capsys.readouterr().out.count("throughput.png") == 2
-    with pytest.raises(SystemExit):
-        run("throughput", "--unknown", monkeypatch=monkeypatch)
+    monkeypatch.setattr(script_of(known["throughput"]), "run_throughput_recipe", timed)
+    output = command("throughput", "--quick")
+    assert [(recipe.rounds, recipe.requests, recipe.new_tokens) for recipe in recipes] == [(1, [1, 4], 4)]
+    assert output["numbers"] == {"bare, 1 at a time": "1.00 [1.00, 1.00]", "bare, 4 at a time": "1.00 [1.00, 1.00]"}
+    first = (tmp_path / "figures" / "throughput.json").read_text()
+    again = command("throughput", "--quick", "--redraw", "--out", tmp_path / "again")
+    assert again["figures"] == [str(tmp_path / "again" / "throughput.png")]
+    assert json.loads((tmp_path / "again" / "throughput.json").read_text())["timings"] == json.loads(first)["timings"]
+    assert len(recipes) == 1
+    command("throughput")
+    quiet = {slug: recipe for slug, recipe in zip(known["throughput"].conditions, recipes[1:], strict=True)}
+    assert all(isinstance(recipe, ThroughputRecipe) and "bare" in (recipe.methods or ["bare"]) for recipe in recipes)
+    assert [quiet[slug].methods[-1] for slug in ("quiet", "with-oft")] == ["PEFT LoRA", "PEFT OFT"]
+    assert quiet["quiet"].requests == [8]
 
 
-def test_composition(tmp_path, monkeypatch, capsys):
+def test_composition(known, command, monkeypatch, tmp_path):
     asked = []
 
-    def scripted(recipe, folder):
-        asked.append((folder.name, recipe.scoring.test))
-        folder.mkdir(parents=True)
-        (folder / "composition.json").write_text(scripted_report(recipe.seed).to_json())
-        (folder / "recipe.yaml").write_text(recipe.to_yaml())
-        (folder / "metrics.json").write_text("{}")
+    def scripted(piece):
+        asked.append((piece.condition, piece.recipe.scoring.test))
+        return composition_report(piece.seed)
 
-    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, trained=scripted)
-    run("composition", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, trained=scripted)
-    assert asked == [("label+closing, co-activation 0.5, seed 0", 4)]  # what is there is not measured again
-    first = (tmp_path / "composition.json").read_text()
-    run("composition", "--redraw", tmp_path / "composition.json", "--out", tmp_path / "again", monkeypatch=monkeypatch)
-    assert (tmp_path / "again" / "composition.json").read_text() == first
-    assert capsys.readouterr().out.count("composition.png") == 3
-
-
-def test_conditions_of_the_composition_are_recipes():
-    script = load("composition")
-    names = [name for name, _, _ in script.conditions()]
-    assert script.MAIN in names
-    assert len(names) == len(set(names))
-    for _, changes, _ in script.conditions():
-        assert isinstance(load_recipe("composition-smollm2", changes), MixtureRecipe)
+    script = script_of(known["composition"])
+    assert next(iter(known["composition"].conditions)) == script.MAIN
+    monkeypatch.setattr(script, "trained", scripted)
+    for _ in range(2):
+        output = command("composition", "--quick")
+    assert asked == [(script.MAIN, 4)]  # what is there is not measured again
+    assert output["sentence"].endswith("(label+closing, co-activation 0.5).")
+    assert output["numbers"]["nothing active: label"].startswith("0.000")
+    drawn = CompositionReport.load(tmp_path / "figures" / "composition.json")
+    assert len(drawn.scores[0].answers) == 8
+    other = command("composition", "--quick", "--only", "closing-alone", "--results", tmp_path / "other")
+    assert other["sentence"].endswith("(closing alone).")  # the first that is there
 
 
-def test_multiplied_adapters_are_those_of_the_tasks_alone(tmp_path, monkeypatch):
-    script = load("composition")
-    asked = {}
+def test_multiplied_adapters_are_those_of_the_tasks_alone(known, monkeypatch, tmp_path):
+    study, asked = known["composition"], {}
+    alone = {"label": "label-alone", "closing": "closing-alone"}
 
-    def measured(recipe, folder, measure):
-        asked[folder.name] = recipe
+    def trained(piece):
+        asked["+".join(piece.recipe.tasks)] = piece.recipe
         if len(asked) == 2:
             raise StopIteration
+        return SimpleNamespace(adapter=None)
 
-    monkeypatch.setattr(script, "measured", measured)
-    monkeypatch.setattr(script.Run, "load", lambda folder: SimpleNamespace(adapter=None))
+    monkeypatch.setattr(composition_baselines, "run_of", trained)
     with pytest.raises(StopIteration):
-        script.multiplied(load_recipe("composition-smollm2", ["seed=2"]), tmp_path / "components" / "multiplied")
-    for name, changes, _ in script.conditions():
-        if name.endswith(" alone"):
-            assert asked[f"{name}, seed 2"] == load_recipe("composition-smollm2", [*changes, "seed=2"])
+        run_study(study, StudyOptions(seeds=(2,), only=("label-closing_multiplied",), results=tmp_path))
+    pieces = pieces_of(study, StudyOptions(seeds=(2,), only=tuple(alone.values()), results=tmp_path))
+    assert asked == {task: piece.recipe for task, piece in zip(alone, pieces, strict=True)}
 
 
-def test_heads(tmp_path, monkeypatch, capsys):
+def test_baselines_of_the_composition_are_called_with_their_method(known, monkeypatch, tmp_path):
+    """Low-rank methods have rates of their own; the rest of the recipe is that of the main condition."""
+    pieces = {
+        piece.condition: piece.recipe for piece in pieces_of(known["composition"], StudyOptions(seeds=(0,), results=tmp_path))
+    }
+    main = pieces["label-closing_coact-0.5"]
+    for slug, rate in (("label-closing_lora_coact-0.5", 1e-3), ("label-closing_loreft_coact-0.5", 2e-3)):
+        assert pieces[slug] == replace(main, training=replace(main.training, learning_rate=rate))
+        assert pieces[slug.replace("0.5", "0")] == replace(pieces[slug], co_activation=0.0)
+        assert known["composition"].conditions[slug].measure.keywords["method"].lower() in slug
+    assert pieces["label-closing_instruction"] == pieces["label-closing_with-lora"] == main
+    assert sum(task.examples for task in main.tasks.values()) == 2400
+    assert {name: task.examples for name, task in pieces["label-closing-greeting_coact-0.5"].tasks.items()} == {
+        "label": 1440, "closing": 480, "greeting": 480,
+    }  # fmt: skip
+
+
+def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
     trained = []
 
-    def scripted(recipe, folder):
-        trained.append((folder.name, recipe.training.max_steps))
-        tasks = tuple(recipe.tasks)
+    def scripted(piece):
+        recipe, tasks = piece.recipe, tuple(piece.recipe.tasks)
+        trained.append((piece.condition, tasks, recipe.co_activation, recipe.training.max_steps))
         correct = {task: dict.fromkeys(("__base__", task, "+".join(tasks)), (True, False)) for task in tasks}
         return SimpleNamespace(composition=MultiTaskAccuracyReport("m", "x", tasks, (recipe.seed,), correct))
 
-    run("heads", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, train_once=scripted)
-    names = ["co-activation 0.5", "co-activation 0", "sentiment alone", "source alone"]
-    assert trained == [(f"{name}, seed 0", 2) for name in names]
-    first = (tmp_path / "heads.json").read_text()
-    run("heads", "--redraw", tmp_path / "heads.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, train_once=None)
-    assert (tmp_path / "again" / "heads.json").read_text() == first
-    assert capsys.readouterr().out.count("heads.png") == 2
+    monkeypatch.setattr(script_of(known["multitask-accuracy"]), "run_of", scripted)
+    output = command("multitask-accuracy", "--quick")
+    both = ("sentiment", "source")
+    assert [each[:2] for each in trained] == [
+        ("coact-0.5", both),
+        ("coact-0", both),
+        *((f"{task}-alone", (task,)) for task in both),
+    ]
+    assert [each[2] for each in trained[:2]] == [0.5, 0]
+    assert {each[3] for each in trained} == {2}
+    content = json.loads((tmp_path / "figures" / "multitask-accuracy.json").read_text())
+    assert [each["method"] for each in content["together"]] == ["co-activation 0.5", "co-activation 0"]
+    assert list(content["alone"]) == list(both)
+    assert output["numbers"]["co-activation 0: source, lost against training alone"].startswith("0.000")
+    command("multitask-accuracy", "--quick", "--redraw")
+    assert len(trained) == 4
 
 
-def test_strength(tmp_path, monkeypatch, capsys):
-    report = StrengthReport("m", "closing", (0.0, 1.0), ((False, False), (True, False)), (2.0, 3.0))
+def test_strength(known, command, monkeypatch, tmp_path):
+    report = StrengthReport("m", "<closing>", (0.0, 1.0), ((False, False), (True, False)), (2.0, 3.0))
     asked = []
 
-    def scripted(folder, strengths, prompts):
-        asked.append((folder, strengths, prompts))
+    def scripted(piece):
+        asked.append((list(piece.recipe.tasks), piece.recipe.scoring.test, piece.seed))
         return report
 
-    run("strength", tmp_path / "run", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, measure=scripted)
-    assert asked == [(tmp_path / "run", (0.0, 1.0), 4)]
-    run("strength", "--redraw", tmp_path / "strength.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, measure=None)
-    assert (tmp_path / "again" / "strength.json").read_text() == report.to_json()
-    with pytest.raises(SystemExit):
-        run("strength", monkeypatch=monkeypatch)
+    monkeypatch.setitem(known, "strength", replace(known["strength"], measure=scripted))
+    output = command("strength", "--quick")
+    assert asked == [(["closing"], 4, 0)]  # one seed
+    assert list(output["numbers"]) == ["strength 0", "strength 1"]
+    assert StrengthReport.load(tmp_path / "figures" / "strength.json") == report
+    command("strength", "--quick", "--redraw", "--out", tmp_path / "again")
+    assert StrengthReport.load(tmp_path / "again" / "strength.json") == report
+    command("--redraw", "--quick")
+    assert "&#39;&lt;closing&gt;&#39;" in (tmp_path / "figures" / "index.html").read_text()
 
 
-def test_interchange(tmp_path, monkeypatch, capsys):
-    def tiny(recipe, head):
+@pytest.fixture
+def tiny_language_model(known, monkeypatch):
+    """A random Llama with one token for every word of the pairs in the place of SmolLM2."""
+    script = script_of(known["scan"])
+    loaded = []
+
+    def load(recipe, head):
+        loaded.append(recipe.id)
         return tiny_model("Llama", head, vocab_size=400), []
 
-    run(
-        "interchange", "--quick", "--layer", 0, "--tasks", "gender", "agreement:object", "--out", tmp_path,
-        monkeypatch=monkeypatch, load_model=tiny, load_tokenizer=lambda recipe: word_tokenizer(),
-    )  # fmt: skip
-    parts = ["controls-agreement-0", "controls-gender-0", "cost", "depth-gender-0", "depths-gender", "scan-gender"]
-    assert sorted(path.stem for path in tmp_path.glob("*.json")) == parts
-    assert json.loads((tmp_path / "controls-agreement-0.json").read_text())["rows"][0]["span"] == "object"
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("c*.json")}
-    assert "scan-gender.png" in capsys.readouterr().out
-
-    (tmp_path / "scan-gender.json").unlink()
-    run("interchange", "--redraw", tmp_path, "--out", tmp_path, monkeypatch=monkeypatch, load_model=None)
-    told = capsys.readouterr().out
-    assert "controls-agreement-0" in told
-    assert "depths-gender.png" in told
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("c*.json")} == written
+    monkeypatch.setattr(script, "load_model", load)
+    monkeypatch.setattr(script, "load_tokenizer", lambda recipe: word_tokenizer())
+    script.load.cache_clear()
+    yield loaded
+    script.load.cache_clear()
 
 
-def test_disentangle(tmp_path, monkeypatch, capsys):
-    def tiny(recipe):
-        return tiny_model("Bert", vocab_size=400), []
+def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path):
+    output = command("controls", "layer=0", "steps=2", "--quick")
+    assert output["sentence"].startswith("Interchange accuracy on agreement, seed 0")
+    assert "full swap" in output["numbers"]
+    (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json")
+    assert path.parent.name == "agreement"
+    report = ControlReport.load(path)
+    assert {(row.task, row.span, row.layer) for row in report.rows if hasattr(row, "layer")} <= {("agreement", "subject", 0)}
+    output = command("controls", "layer=0", "steps=2", "--quick", "--only", "gender", "--results", tmp_path / "gender")
+    assert output["sentence"].startswith("Interchange accuracy on gender")
+    assert output["figures"] == []
+    assert len(tiny_language_model) == 2
+    command("controls", "layer=0", "steps=2", "--quick", "--redraw")
+    assert len(tiny_language_model) == 2
 
-    rows = [f"{name} was {mood},she left,{mood}" for name in ("Mary", "John", "Anna", "Paul") * 8 for mood in ("glad", "sad")]
-    (tmp_path / "pairs.csv").write_text("\n".join(["one,two,mood", *rows]) + "\n")
-    data = [f"id={tmp_path / 'pairs.csv'}", "text=one", "text_pair=two", "label=mood", "metric=matthews"]
-    run(
-        "disentangle", "--quick", "--out", tmp_path, "--task", "mood", "--data", *data,
-        monkeypatch=monkeypatch, load_model=tiny, load_tokenizer=lambda recipe: word_tokenizer(),
-    )  # fmt: skip
-    first = (tmp_path / "disentangle-mood.json").read_text()
-    content = json.loads(first)
-    assert (content["metric"], content["seeds"], len(content["labels"])) == ("matthews", [0], 6)
+
+def test_scan_and_depth_of_an_interchange(command, tiny_language_model, tmp_path):
+    output = command("scan", "--quick")
+    assert [Path(path).name for path in output["figures"]] == ["scan-agreement.png"]
+    assert re.fullmatch(r"Interchange accuracy on agreement is highest at block \d, \w+\.", output["sentence"])
+    output = command("depth", "layer=0", "--quick")
+    assert [Path(path).name for path in output["figures"]] == ["depth-agreement.png"]
+    assert all(name.startswith("depth ") for name in output["numbers"])
+    (path,) = (tmp_path / "results" / "quick").glob("depth-*/agreement/seed-0.json")
+    assert len(DepthReport.load(path).cells) == 1
+    assert len(tiny_language_model) == 2  # the layer is another setting
+
+
+def test_cost_of_an_interchange(command, no_model, tmp_path):
+    output = command("cost", "--quick")
+    report = CostReport.load(tmp_path / "results" / "quick" / "cost" / "width-2048" / "seed-0.json")
+    assert report.width == 64
+    assert len(output["numbers"]) == 4
+    assert output["figures"] == []
+
+
+def test_disentangle(command, workplace, tmp_path):
+    (tmp_path / "mood").mkdir()
+    rows = [f"w{n} {mood} w{n + 1},w{n % 7} w1,{mood}" for n in range(19) for mood in ("fine", "poor")] * 2
+    (tmp_path / "mood" / "pairs.csv").write_text("\n".join(["one,two,mood", *rows]) + "\n")
+    data = {"id": tmp_path / "mood" / "pairs.csv", "text": "one", "text_pair": "two", "label": "mood", "metric": "matthews"}
+    sizes = {"filter": "{}", "per_class": "null", "validation_size": 16, "test_size": 16}
+    overrides = [f"data.{key}={value}" for key, value in {**data, **sizes}.items()]
+    overrides += [f"model.id={workplace / 'model'}", "--quick"]
+    command("disentangle", *overrides)
+    content = json.loads((tmp_path / "figures" / "disentangle-mood.json").read_text())
+    assert (content["metric"], content["seeds"], len(content["labels"])) == ("matthews", [0], 16)
     assert [outcome["numbers"] for outcome in content["outcomes"]] == [32, 32, 32, 1, 32, 32, 1, 4, 4, 16, 52, 0]
-    again = tmp_path / "again"
-    run(
-        "disentangle", "--redraw", tmp_path / "disentangle-mood.json", "--out", again,
-        monkeypatch=monkeypatch, disentangle=None,
-    )  # fmt: skip
-    assert (again / "disentangle-mood.json").read_text() == first
-    run(
-        "disentangle", "--quick", "--before-norm", "--out", tmp_path, "--task", "mood", "--data", *data,
-        monkeypatch=monkeypatch, load_model=tiny, load_tokenizer=lambda recipe: word_tokenizer(),
-    )  # fmt: skip
-    before = json.loads((tmp_path / "disentangle-mood-before-norm.json").read_text())
+    output = command("disentangle-before-norm", *overrides)
+    assert [Path(path).stem for path in output["figures"]] == ["disentangle-mood-before-norm"]
+    before = json.loads((tmp_path / "figures" / "disentangle-mood-before-norm.json").read_text())
     assert (content["place"], before["place"]) == ("block 1", "block 1, before its LayerNorm")
-    assert capsys.readouterr().out.count("disentangle-mood.png") == 2
+    again = command("disentangle", *overrides, "--redraw", "--out", tmp_path / "again")
+    assert list(again["numbers"]) == [outcome["name"] for outcome in content["outcomes"]]
+    first, second = (DisentangleReport.load(tmp_path / folder / "disentangle-mood.json") for folder in ("figures", "again"))
+    assert first == second
 
 
-def test_drift(tmp_path, monkeypatch, capsys):
-    base, made = tiny_model("Bert"), []
-
-    def scripted(method, recipe, folder):
-        made.append((method, recipe.seed, recipe.training.max_steps))
-        moved = tiny_model("Bert", seed=recipe.seed + len(method))
-        return (base, {}) if method == "pretrained" else (moved, {"test": {"accuracy": 0.5}})
-
-    batches = [token_batch(4), token_batch(3, seed=1)]
-    options = {"monkeypatch": monkeypatch, "trained": scripted, "read_batches": {tuple(QUICK): batches}.__getitem__}
-    run("drift", "--quick", "--out", tmp_path, **options)
-    run("drift", "--quick", "--out", tmp_path, **options)
-    names = ["pretrained", "full fine-tuning", "LoRA, rank 8", "road_1"]
-    assert made == [(name, 0, 2) for name in names]  # each once, and what is there is not measured again
-    first = (tmp_path / "drift.json").read_text()
-    study = DriftStudy.from_json(first)
-    assert [report.tuned for report in study.reports] == [*names[1:], "pretrained against itself"]
-    assert study.scores == (*3 * [{"test": {"accuracy": 0.5}}], {})
-    assert all(place.angle == place.dM == (0, 0, 0) for place in study.reports[-1].places)
-    assert all(place.angle[0] > 1 for report in study.reports[:-1] for place in report.places)
-    run("drift", "--redraw", tmp_path / "drift.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, trained=None)
-    assert (tmp_path / "again" / "drift.json").read_text() == first
-    assert (tmp_path / "again" / "drift-grid.pdf").stat().st_size > 1000
-    assert capsys.readouterr().out.count("drift-scatter.png") == 3
+def test_seeds_of_the_disentangling_are_put_together(known):
+    study, options = known["disentangle"], StudyOptions(results=RESULTS)
+    whole = read_study(study, options)
+    pieces = [DisentangleReport.load(path) for path in sorted((RESULTS / "disentangle" / "output").iterdir())]
+    assert whole.seeds == (0, 1, 2)
+    for arm in ARMS:
+        assert whole.of(arm).predictions == tuple(value for piece in pieces for value in piece.of(arm).predictions)
+        assert whole.score(arm) == pytest.approx(np.mean([piece.score(arm) for piece in pieces]))
+        assert len(whole.of(arm).chosen) == 3
+    assert whole.probes == pieces[0].probes
+    assert whole.chance == pieces[0].chance
+    for other, message in (
+        (pieces[0], "seed"),
+        (replace(pieces[1], task="other"), "one model, task, metric and place"),
+        (replace(pieces[1], labels=pieces[1].labels[::-1]), "on the same texts"),
+        (replace(pieces[1], outcomes=(*pieces[1].outcomes[:4], *pieces[1].outcomes[5:])), "the probes differ"),
+    ):
+        with pytest.raises(InputError, match=message):
+            DisentangleReport.over_seeds([pieces[0], other])
 
 
-def test_drift_compares_seeds_too():
-    compared = list(load("drift").comparisons([0, 1, 2]))
-    assert len(compared) == len(set(compared)) == 3 * 3 + 2 + 1
-    assert [pair[:2] for pair in compared[9:]] == [
-        (("full fine-tuning", 0), ("full fine-tuning", 1)),
-        (("full fine-tuning", 1), ("full fine-tuning", 2)),
-        (("pretrained", 0), ("pretrained", 0)),
+@pytest.fixture
+def moved(known, monkeypatch):
+    """Tiny models in the place of those that `drift` compares; which were trained."""
+    script, trained = script_of(known["drift"]), []
+
+    def baseline(recipe, method, *, seed, learning_rate):
+        trained.append((method, seed, recipe.training.max_steps))
+        assert recipe.seed == seed
+        return tiny_model("Bert", seed=10 + seed), {"test": {"accuracy": 0.5}}
+
+    def rotated(piece):
+        trained.append(("road_1", piece.seed, piece.recipe.training.max_steps))
+        return SimpleNamespace(load_model=lambda: tiny_model("Bert", seed=20 + piece.seed), metrics={"test": {"accuracy": 0.5}})
+
+    texts = {"text": ["a", "b"]}
+    monkeypatch.setattr(script, "train_baseline", baseline)
+    monkeypatch.setattr(script, "run_of", rotated)
+    monkeypatch.setattr(script, "load_model", lambda recipe: (tiny_model("Bert"), []))
+    monkeypatch.setattr(script, "load_tokenizer", lambda recipe: None)
+    monkeypatch.setattr(script, "load_labelled", lambda data: SimpleNamespace(validation=texts, test=texts))
+    monkeypatch.setattr(script, "text_batches", lambda *_: [token_batch(4), token_batch(3, seed=1)])
+    script.BASELINES.clear()
+    yield trained
+    script.BASELINES.clear()
+
+
+def test_drift(command, moved, tmp_path):
+    for _ in range(2):
+        output = command("drift", "--quick")
+    assert moved == [("full", 0, 2), ("lora", 0, 2), ("road_1", 0, 2), ("full", 1, 2)]  # each once
+    found = DriftStudy.load(tmp_path / "figures" / "drift.json")
+    names = ["full fine-tuning", "LoRA, rank 8", "road_1", "full fine-tuning, seed against seed", "pretrained against itself"]
+    assert [report.tuned for report in found.reports] == names
+    assert [report.base for report in found.reports] == [*["pretrained"] * 3, "full fine-tuning", "pretrained"]
+    assert found.scores == (*4 * [{"test": {"accuracy": 0.5}}], {})
+    assert all(place.angle == place.dM == (0, 0, 0) for place in found.reports[-1].places)
+    assert all(place.angle[0] > 1 for report in found.reports[:-1] for place in report.places)
+    assert [Path(path).stem for path in output["figures"]] == ["drift", "drift-scatter", "drift-grid"]
+    shown = DriftStudy.load(tmp_path / "figures" / "drift-grid.json")
+    assert [report.tuned for report in shown.reports] == names[:3]  # controls are in no grid
+    assert "After a LayerNorm the norm is set by construction" in output["sentence"]
+    assert len(output["numbers"]) == sum(len(report.places) for report in found.reports)
+
+
+def test_drift_of_every_seed_and_between_seeds(known, moved, tmp_path):
+    found = run_study(known["drift"], StudyOptions(results=tmp_path))
+    assert len(found.reports) == len(found.scores) == 3 * 3 + 2 + 1
+    assert Counter(moved) == Counter((method, seed, None) for method in ("full", "lora", "road_1") for seed in range(3))
+    pairs = [report for report in found.reports if report.base == "full fine-tuning"]
+    assert len(pairs) == 2
+    angles = [found.reports[number].places[0].angle for number in range(3)]
+    assert len(set(angles)) == 3
+    only = replace(known["drift"], conditions={"road_1": known["drift"].conditions["road_1"]})
+    assert read_study(only, StudyOptions(results=tmp_path, seeds=(1,))).reports == found.reports[7:8]
+
+
+def test_drift_of_a_language_model(known, moved, monkeypatch, tmp_path):
+    script, study = script_of(known["drift-smollm2"]), known["drift-smollm2"]
+    monkeypatch.setattr(script, "read_rows", lambda *_: None)
+    monkeypatch.setattr(script, "subsample", lambda rows, count: {"text": ["a"] * count})
+    found = run_study(study, StudyOptions(results=tmp_path, seeds=(0, 1)))
+    assert [report.token for report in found.reports] == ["last", "last"]
+    assert len({(report.base, report.tuned) for report in found.reports}) == 1  # seeds of one method have one name
+    assert study.draw(found, tmp_path / "out")[0] == tmp_path / "out" / "smollm2" / "drift.png"
+
+
+def ablated(piece):
+    """An ablation of ten examples; every seed has the same outcomes."""
+    return taken_apart(needs("angles"), seed=piece.seed)
+
+
+def test_ablation(known, command, finished, monkeypatch, tmp_path):
+    """Of a real run; runs that learned one component stand beside the run of their seed that learned both."""
+    script, trained = script_of(known["ablation"]), []
+
+    def run_once(piece):
+        trained.append((piece.condition, piece.recipe.adapter.trainable, piece.recipe.training.max_steps))
+        return finished
+
+    monkeypatch.setattr(script, "run_of", run_once)
+    output = command("ablation", "--quick")
+    assert trained == [("both", "both", 2), ("angles-only", "angles", 2), ("magnitudes-only", "magnitudes", 2)]
+    found = AblationReport.load(tmp_path / "figures" / "ablation.json")
+    assert found.rows[0].component == "both"
+    assert [(row.group, row.component) for row in found.rows[-2:]] == [
+        ("trained alone", "angles only"), ("trained alone", "magnitudes only"),
+    ]  # fmt: skip
+    assert found.rows[-1].correct == found.rows[0].correct  # the same run, after all
+    assert {row.group for row in found.rows} >= {"components", "layer", "kind", "most rotated"}
+    assert "angles alone lose" in output["sentence"]
+    monkeypatch.setattr(script, "run_of", None)
+    command("ablation", "--quick")  # nothing is left
+
+
+def test_ablations_of_seeds_are_put_together(known, monkeypatch, tmp_path):
+    study = known["ablation"]
+    script = script_of(study)
+
+    def scorer(run, limit):
+        return FunctionScorer(needs("angles"))
+
+    monkeypatch.setattr(script, "make_scorer", scorer)
+    monkeypatch.setattr(script, "run_of", lambda piece: SimpleNamespace(adapter=moved_adapter()))
+    monkeypatch.setattr(script, "ablation", lambda adapter, scorer, *, seed, **options: taken_apart(needs("angles"), seed=seed))
+    study = replace(study, measure=script.measure)
+
+    def measured(**options):
+        return run_study(study, StudyOptions(results=tmp_path, **options))
+
+    monkeypatch.setattr(script, "AblationReport", AblationReport)
+    pieces = {slug: [] for slug in study.conditions}
+    for seed in (0, 1):
+        both = taken_apart(needs("angles"), seed=seed)
+        pieces["both"].append(both)
+        for slug, (_, component) in script.ALONE.items():
+            row = replace(both.rows[0], group="trained alone", component=component)
+            pieces[slug].append(replace(both, rows=(row,)))
+    whole = study.report(pieces)
+    assert whole.seeds == (0, 1)
+    assert [row.component for row in whole.rows[-2:]] == ["angles only", "magnitudes only"]
+    assert len(whole.rows[-1].correct) == 20
+    fewer = study.report({**pieces, "angles-only": pieces["angles-only"][:1]})  # one seed stands beside none of two
+    assert [row.component for row in fewer.rows if row.group == "trained alone"] == ["magnitudes only"]
+    assert study.report({"both": pieces["both"][:1]}).rows == pieces["both"][0].rows
+
+
+def test_angles(known, command, workplace, monkeypatch, tmp_path):
+    """End to end: two runs are trained and compared; another study takes what is there."""
+    overrides = [f"model.id={workplace / 'model'}", f"data.id={workplace / 'data.csv'}", "data.filter={}", "data.per_class=null"]
+    output = command("angles", *overrides, "--quick")
+    assert [Path(path).stem for path in output["figures"]] == [
+        "angles",
+        "magnitudes",
+        "planes",
+        "angle-histogram",
+        "shares",
+        "structure",
     ]
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert len(runs) == 2
+    written = [(folder / "metrics.json").stat().st_mtime_ns for folder in runs]
+    assert [name for name in output["numbers"] if name.startswith("correlation between seeds")]
+    output = command("query-key", *overrides, "--quick")  # which takes the first seed of the same recipe
+    assert [Path(path).stem for path in output["figures"]] == ["query-key"]
+    assert [(folder / "metrics.json").stat().st_mtime_ns for folder in sorted((tmp_path / "runs").iterdir())] == written
+    assert set(output["numbers"]) == {"angles", "log magnitudes"}
+    assert QueryKey.load(tmp_path / "figures" / "query-key.json").layers == (0, 1)
+    one = command("angles", *overrides, "--quick", "--seeds", "1", "--redraw", "--out", tmp_path / "one")
+    assert len(one["figures"]) == 5  # a single seed has nothing to agree with
+    assert AngleReport.load(tmp_path / "one" / "angles.json").sites
 
 
-def test_ablation(tmp_path, monkeypatch, capsys, finished):
-    run("ablation", finished.folder, "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
-    first = (tmp_path / "ablation.json").read_text()
-    assert json.loads(first)["rows"][0]["part"] == "both"
-    run("ablation", finished.folder, "--quick", "--out", tmp_path, monkeypatch=monkeypatch, scorer_of=None)  # nothing is left
-    run("ablation", "--redraw", tmp_path / "ablation.json", "--out", tmp_path / "again", monkeypatch=monkeypatch)
-    with pytest.raises(SystemExit):
-        run("ablation", finished.folder, "--most", 0, "--out", tmp_path, monkeypatch=monkeypatch)
-    printed = capsys.readouterr()
-    assert "--most must be at least 1" in printed.err
-    assert (tmp_path / "again" / "ablation.json").read_text() == first
-    assert printed.out.count("ablation.png") == 3
+def test_studies_that_share_quick_runs_train_them_alike(known):
+    assert known["interference"].quick == known["multitask-accuracy"].quick
+    shared = [known[name].quick for name in ("ablation", "angles", "capacity", "drift", "query-key")]
+    assert len(set(shared)) == 1
 
 
-def test_ablation_trains_where_no_run_is_given(tmp_path, monkeypatch, capsys, finished):
-    asked = []
-
-    def trained(*question):
-        asked.append(question)
-        return [finished.folder] if "adapter.learn=both" in question[1] else []
-
-    run("ablation", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, runs_for_seeds=trained)
-    assert asked == [
-        ("sentiment-minilm", (*QUICK, f"adapter.learn={part}"), [0], tmp_path / "parts-quick")
-        for part in ("both", "angles", "magnitudes")
-    ]
-
-
-def test_runs_that_learned_one_part_alone_stand_beside_their_seeds_run(tmp_path, monkeypatch, capsys, finished):
-    alone = tmp_path / "angles alone"
-    shutil.copytree(finished.folder, alone)
-    recipe = (alone / "recipe.yaml").read_text()
-    (alone / "recipe.yaml").write_text(recipe.replace("learn: both", "learn: angles"))
-    run("ablation", finished.folder, alone, "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
-    rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
-    assert (rows[-1]["group"], rows[-1]["part"]) == ("trained alone", "angles only")
-    assert rows[-1]["correct"] == rows[0]["correct"]  # a copy of the run, after all
-    with pytest.raises(InputError, match="no run of the recipe and seed of '.*angles alone' that learned both parts"):
-        run("ablation", alone, "--quick", "--out", tmp_path, monkeypatch=monkeypatch)
-
-
-def test_scripts_that_share_quick_runs_train_them_alike():
-    assert load("interference").QUICK == load("heads").QUICK
-
-
-def test_angles(tmp_path, monkeypatch, capsys, finished):
-    run("angles", finished.folder, finished.folder, "--out", tmp_path, monkeypatch=monkeypatch, runs_for_seeds=None)
-    names = ["angles", "magnitudes", "planes", "angle-histogram", "shares", "structure", "query-key"]
-    assert [Path(line).stem for line in capsys.readouterr().out.split()] == names
-    assert json.loads((tmp_path / "structure.json").read_text())["signed"] == pytest.approx([1, 1, 1])
-    again = tmp_path / "again"
-    run("angles", "--redraw", tmp_path, "--out", again, monkeypatch=monkeypatch, measure=None)
-    assert {file.name for file in tmp_path.glob("*.*")} == {file.name for file in again.glob("*.*")}
-    assert (again / "query-key.json").read_text() == (tmp_path / "query-key.json").read_text()
-
-
-def test_angles_leaves_out_what_there_is_nothing_for(tmp_path, monkeypatch, capsys, finished):
-    def no_query(report, key_heads):
-        raise InputError("no layer rotates query and key")
-
-    def trained(name, changes, seeds, parts):
-        assert (name, seeds, parts) == ("sentiment-minilm", [4], tmp_path / "components")
-        return [finished.folder]
-
-    run("angles", "--seeds", 4, "--out", tmp_path, monkeypatch=monkeypatch, query_key=no_query, runs_for_seeds=trained)
-    printed = capsys.readouterr()
-    assert [Path(line).stem for line in printed.out.split()] == ["angles", "magnitudes", "planes", "angle-histogram", "shares"]
-    assert "no layer rotates query and key" in printed.err
-
-
-def test_angles_are_redrawn_from_what_is_there(tmp_path, monkeypatch, capsys):
-    folder = ANALYSES.parent / "docs" / "studies" / "smollm2"
-    run("angles", "--redraw", folder, "--out", tmp_path, monkeypatch=monkeypatch)
-    assert capsys.readouterr().out.split() == [str(tmp_path / "query-key.png")]
-    with pytest.raises(InputError, match="holds none of angles.json, structure.json, query-key.json"):
-        run("angles", "--redraw", tmp_path / "none", monkeypatch=monkeypatch)
-
-
-def test_interference(tmp_path, monkeypatch, capsys):
+def test_interference(known, command, monkeypatch, tmp_path):
     sites, asked = find_sites(tiny_model("Bert"), "fc1"), []
 
-    def trained(recipe, folder):
-        asked.append((folder.name, list(recipe.tasks), recipe.training.max_steps))
+    def trained(piece):
+        asked.append((list(piece.recipe.tasks), piece.recipe.training.max_steps))
         return SimpleNamespace(adapter=random_adapter(sites, seed=len(asked)))
 
     def scorer(run, task):
         whole = run.adapter.angles(sites[0])  # half of the answers are wrong once the first layer turned further
         return lambda adapter: np.array([True, torch.allclose(adapter.angles(sites[0]), whole, atol=1e-4)] * 20)
 
-    replaced = {"monkeypatch": monkeypatch, "train_once": trained, "HeadScorer": scorer}
+    script = script_of(known["interference"])
+    monkeypatch.setattr(script, "run_of", trained)
+    monkeypatch.setattr(script, "MultiTaskScorer", scorer)
     for _ in range(2):
-        run("interference", "--quick", "--out", tmp_path, **replaced)
-    names = ["sentiment", "source"]
-    assert asked == [(f"{name} alone, seed 0", [name], 2) for name in names]  # what is there is not measured again
-    first = (tmp_path / "interference.json").read_text()
-    report = InterferenceReport.from_json(first)
-    assert report.names == tuple(name for task in names for name in (task, f"{task} layer 0", f"{task} layer 1"))
+        output = command("interference", "--quick")
+    assert asked == [(["sentiment"], 2), (["source"], 2)]  # what is there is not measured again
+    report = InterferenceReport.load(tmp_path / "figures" / "interference.json")
+    assert report.names == tuple(
+        name for task in ("sentiment", "source") for name in (task, f"{task} layer 0", f"{task} layer 1")
+    )
     assert list(report.correct["source"]) == ["nothing", "sentiment", "sentiment layer 0", "sentiment layer 1"]
     assert [report.cost("source", f"sentiment{part}")[0] for part in ("", " layer 0", " layer 1")] == [0.5, 0.5, 0]
-    run("interference", "--redraw", tmp_path / "interference.json", "--out", tmp_path / "again", monkeypatch=monkeypatch)
-    assert (tmp_path / "again" / "interference.json").read_text() == first
-    printed = capsys.readouterr().out
-    assert printed.count("interference.png") == 3
-    told = "hurt other features? yes (what 'source' loses with 'sentiment', against a margin of 0.01)"
-    assert printed.count(told) == 3
+    assert "The largest cost is that of 'source' to 'sentiment': 0.500" in output["sentence"]
 
 
-def test_index_shows_every_known_figure_with_its_sentence(tmp_path, monkeypatch, capsys):
-    report = StrengthReport("m", "<closing>", (0.0, 1.0), ((False, False), (True, False)), (2.0, 3.0))
-    run("strength", tmp_path / "run", "--out", tmp_path, monkeypatch=monkeypatch, measure=lambda *_: report)
-    export.draw_ablation(taken_apart(needs("angles")), tmp_path)
-    (tmp_path / "stranger.png").write_bytes(b"")
-    export.draw_ablation(taken_apart(needs("angles")), tmp_path / "other")
-    run("index", tmp_path, tmp_path / "other", monkeypatch=monkeypatch)
-    page = (tmp_path / "index.html").read_text()
-    assert page.count("<section") == page.count("data:image/png;base64,") == 3
-    assert re.findall('<section id="(.*)">', page) == ["ablation", "strength", "other/ablation"]
-    assert "accuracy: angles alone lose 0.000 [0.000, 0.000] of both parts and magnitudes alone 0.500" in page
-    assert "&#39;&lt;closing&gt;&#39;" in page
-    assert 'src="http' not in page
-    assert "strength run --out out</code>" in page.replace(str(tmp_path), "out").replace("out/run", "run")
-    assert page.count(f"torch {version('torch')}") == 3
+def test_capacity(known, command, monkeypatch, tmp_path):
+    script, trained = script_of(known["capacity"]), []
 
+    def scores(accuracy, **parameters):
+        return {"test": {"accuracy": accuracy, "examples": 40}, "parameters": {**parameters, "percent of backbone": 0.1}}
 
-def test_index_tells_what_was_measured(tmp_path, monkeypatch, capsys):
-    docs = ANALYSES.parent / "docs"
-    for place in ("", "studies", "composition", "heads", "interchange"):
-        for image in (docs / place).glob("*.png"):
-            if (numbers := image.with_suffix(".json")).is_file():
-                shutil.copy(image, tmp_path)
-                shutil.copy(numbers, tmp_path)
-    run("index", tmp_path, monkeypatch=monkeypatch)
-    page = (tmp_path / "index.html").read_text()
-    known = {shown.name for shown in load("index").shown_in(tmp_path, tmp_path)}
-    kinds = (
-        "angles shares structure query-key drift disentangle-rotten-tomatoes ablation composition heads strength scan-agreement"
-    )
-    before = "disentangle-rotten-tomatoes-before-norm"
-    assert known == {*kinds.split(), before, "capacity", "interference", "throughput", "depths-agreement"}
-    assert page.count("<section") == len(known)
-    assert "trained alone: angles only" in page
-    assert not re.search(r"\bnan\b", re.sub('base64,[^"]*', "", page))
+    def baseline(recipe, method, *, seed, learning_rate, rank=8):
+        trained.append((method, rank if method == "lora" else None))
+        return None, scores(0.9 if rank == 16 else 0.7, trained=10)
 
+    def rotated(piece):
+        adapter = piece.recipe.adapter
+        trained.append((adapter.variant, adapter.sites, adapter.layers, adapter.trainable))
+        return SimpleNamespace(metrics=scores(0.8, adapter=10))
 
-def test_capacity(tmp_path, monkeypatch, capsys):
-    trained = []
-
-    def scripted(family, name, recipe):
-        trained.append(name)
-        return CapacityPoint(family, name, 10, 0.1, (0.8,), 40)
-
+    monkeypatch.setattr(script, "train_baseline", baseline)
+    monkeypatch.setattr(script, "run_of", rotated)
     for _ in range(2):
-        run("capacity", "--quick", "--out", tmp_path, monkeypatch=monkeypatch, point=scripted)
-    assert len(trained) == len(set(trained)) == 19  # what is there is not measured again
-    only = tmp_path / "only"
-    run("capacity", "--quick", "--only", "road_4", "rank 4", "--out", only, monkeypatch=monkeypatch, point=scripted)
-    assert [each.name for each in CapacityReport.from_json((only / "capacity.json").read_text()).points] == ["road_4", "rank 4"]
+        output = command("capacity", "--quick")
+    assert len(trained) == len(set(trained)) == len(known["capacity"].conditions) == 19  # each is another way, once
+    assert output["sentence"].startswith("rank 16 (LoRA, rank) has the highest accuracy, with 0.100%")
+    only = ("capacity", "--quick", "--results", tmp_path / "only")
+    command(*only, "--only", "road_4", "--only", "lora-4")
+    found = CapacityReport.load(tmp_path / "figures" / "capacity.json")
+    assert [point.name for point in found.points] == ["road_4", "rank 4"]
     trained.clear()  # what is there of other ways stands beside them
-    run("capacity", "--quick", "--only", "fc1", "--out", only, monkeypatch=monkeypatch, point=scripted)
-    assert trained == ["fc1"]
-    names = [each.name for each in CapacityReport.from_json((only / "capacity.json").read_text()).points]
+    command(*only, "--only", "fc1")
+    assert trained == [("road_1", "fc1", None, "both")]
+    names = [point.name for point in CapacityReport.load(tmp_path / "figures" / "capacity.json").points]
     assert names == ["road_4", "fc1", "rank 4"]
-    first = (tmp_path / "capacity.json").read_text()
-    run("capacity", "--redraw", tmp_path / "capacity.json", "--out", tmp_path / "again", monkeypatch=monkeypatch, point=None)
-    assert (tmp_path / "again" / "capacity.json").read_text() == first
-    assert capsys.readouterr().out.count("capacity.png") == 5
+
+
+def test_stored_points_of_the_capacity_have_the_names_of_their_conditions(known):
+    for slug, condition in known["capacity"].conditions.items():
+        for path in (RESULTS / "capacity" / slug).glob("*.json"):
+            (point,) = CapacityReport.load(path).points
+            assert condition.name in (point.name, f"{point.family.split(',')[0]}, {point.name}", point.family)

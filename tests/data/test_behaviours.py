@@ -1,4 +1,4 @@
-"""Behaviours: training answers show them, and the rules are strict."""
+"""Behaviours: every training answer satisfies its own behaviour only, and the rules are strict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading labelled text: formats, columns, splits, GLUE, and refusals that name file and row."""
+"""Reading labelled text: formats, columns, splits, GLUE, and errors that name file and row."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
         (recipe(good, filter={"class": "yes"}), "all labels are 'yes'"),
         (recipe(good, problem_type="regression"), "label 'no' is not a finite number"),
         (recipe(good, test_size=39), "cannot be divided by data.test_size 39"),
-        (recipe("glue/rtee"), "unknown GLUE task 'rtee'; did you mean 'rte'"),
+        (recipe("glue/rtee"), "unknown GLUE data set 'rtee'; did you mean 'rte'"),
         (recipe("package://no_such_package/x.csv"), "no package 'no_such_package' is installed"),
         (recipe("nobody/nothing"), "data set 'nobody/nothing' cannot be loaded"),
     ]

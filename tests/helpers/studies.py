@@ -92,4 +92,4 @@ def pieces_of(study, options):
 
 def script_of(study):
     """The script of `analyses/` that a study was read from, as it was run."""
-    return sys.modules[getattr(study.report, "__module__", "")]
+    return sys.modules[study.report.__module__]

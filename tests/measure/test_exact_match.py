@@ -116,10 +116,10 @@ def test_what_cannot_be_tested_is_refused(asked, message):
 
 
 BROKEN = {
-    "template: 'input' is undefined; it is given `prompt` alone": {"template": "{{ prompt }} {{ input }}"},
-    "task 'sums': its templates fail .division by zero.": {"tasks.sums.reference": "{{ 1 / 0 }}"},
-    "task 'sums': its templates fail .object of type 'int' has no len": {"tasks.sums.answer": "{{ 3 | length }}"},
-    "leaves no room for a prompt": {"model.max_length": 4},
+    "template: 'input' is undefined; its only variable is `prompt`": {"template": "{{ prompt }} {{ input }}"},
+    "task 'sums': a template fails .division by zero.": {"tasks.sums.reference": "{{ 1 / 0 }}"},
+    "task 'sums': a template fails .object of type 'int' has no len": {"tasks.sums.answer": "{{ 3 | length }}"},
+    "model.max_length 4 is too small for a prompt": {"model.max_length": 4},
 }
 
 

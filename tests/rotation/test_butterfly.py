@@ -16,7 +16,7 @@ def angles(width, depth, seed=0, dtype=torch.float64):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_the_inverse_undoes_and_the_matrix_is_orthogonal(width, depth):
+def test_inverse_undoes_rotate_and_the_matrix_is_orthogonal(width, depth):
     theta = angles(width, depth)
     hidden = torch.randn(3, 4, width, dtype=torch.float64)
     rotated = butterfly.rotate(theta, hidden)
@@ -27,14 +27,14 @@ def test_the_inverse_undoes_and_the_matrix_is_orthogonal(width, depth):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_one_level_is_road(width):
+def test_one_level_equals_road_1(width):
     theta, hidden = angles(width, 1, dtype=torch.float32), torch.randn(5, width)
     road = plane_maps.apply(plane_maps.maps_from_parameters(theta[0], torch.ones(width // 2), "road_1", 2), hidden, 2)
     assert torch.equal(butterfly.rotate(theta, hidden), road)
 
 
 @pytest.mark.parametrize("width", [*WIDTHS, 384, 576])
-def test_full_depth_is_the_least_that_mixes_every_dimension_with_every_other(width):
+def test_full_depth_is_the_smallest_depth_that_mixes_all_dimensions(width):
     theta = angles(width, butterfly.full_depth(width))
     assert (butterfly.matrix(theta) != 0).all()
     if len(theta) > 1:
@@ -46,7 +46,7 @@ def test_full_depth_of_known_widths():
 
 
 @pytest.mark.parametrize("level", [0, 1, 3])
-def test_order_is_what_a_level_reads_when_nothing_turns(level):
+def test_order_is_the_permutation_of_a_level_when_all_angles_are_zero(level):
     hidden = torch.arange(10.0)
     assert butterfly.order(10, 0).tolist() == list(range(10))
     assert butterfly.order(10, 1).tolist() == [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
@@ -59,7 +59,7 @@ def test_columns_are_rows_of_the_matrix():
     torch.testing.assert_close(butterfly.columns(theta, torch.tensor([7, 0])), butterfly.matrix(theta)[[7, 0]].T)
 
 
-def test_one_row_of_the_deepest_stack_can_be_any_direction():
+def test_one_row_of_the_full_depth_stack_can_be_any_direction():
     width = 12
     wanted = torch.nn.functional.normalize(torch.randn(width, generator=torch.Generator().manual_seed(3)), dim=0)
     theta = angles(width, butterfly.full_depth(width), dtype=torch.float32).requires_grad_()
@@ -80,14 +80,14 @@ def test_gradients_agree_with_finite_differences():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("function", [butterfly.rotate, butterfly.inverse])
-def test_half_precision_is_computed_in_single(dtype, function):
+def test_half_precision_is_computed_in_fp32(dtype, function):
     theta, hidden = angles(32, 5, dtype=torch.float32), torch.randn(4, 32).to(dtype)
-    turned = function(theta, hidden)
-    assert turned.dtype == dtype
-    assert torch.equal(turned, function(theta, hidden.float()).to(dtype))
+    rotated = function(theta, hidden)
+    assert rotated.dtype == dtype
+    assert torch.equal(rotated, function(theta, hidden.float()).to(dtype))
 
 
-def test_states_that_lie_scattered_in_memory():
+def test_non_contiguous_states():
     theta, hidden = angles(6, 3, dtype=torch.float32), torch.randn(6, 5, 7)
-    scattered = hidden.transpose(0, 2)[1:]
-    torch.testing.assert_close(butterfly.rotate(theta, scattered), butterfly.rotate(theta, scattered.contiguous()))
+    strided = hidden.transpose(0, 2)[1:]
+    torch.testing.assert_close(butterfly.rotate(theta, strided), butterfly.rotate(theta, strided.contiguous()))

@@ -1,4 +1,4 @@
-"""The training form gives the same outputs and gradients as the plain complex product, and keeps less."""
+"""The in-place rotation gives the same outputs and gradients as `plane_maps.apply`, and saves fewer tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import rotate_in_place
 
 
-def drawn(rows=(), width=16, dtype=torch.float64):
+def random_inputs(rows=(), width=16, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(*rows, width // 2, generator=generator, dtype=dtype).requires_grad_()
     alpha = (1 + 0.2 * torch.randn(*rows, width // 2, generator=generator, dtype=dtype)).requires_grad_()
@@ -19,57 +19,61 @@ def drawn(rows=(), width=16, dtype=torch.float64):
 
 @pytest.mark.parametrize("rows", [(), (3,)])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_outputs_and_gradients_of_the_plain_form(rows, in_place):
-    theta, alpha, hidden = drawn(rows)
+def test_outputs_and_gradients_equal_those_of_apply(rows, in_place):
+    theta, alpha, hidden = random_inputs(rows)
     weight = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     maps = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2)
     plain = plane_maps.apply(maps, hidden, 2)
     expected = torch.autograd.grad((plain * weight).sum(), (theta, alpha, hidden), retain_graph=True)
-    turned = rotate_in_place(hidden * 1.0, plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).broadcast_to(3).a, in_place)
-    torch.testing.assert_close(turned, plain, rtol=0, atol=1e-14)
-    found = torch.autograd.grad((turned * weight).sum(), (theta, alpha, hidden))
+    rotated = rotate_in_place(
+        hidden * 1.0, plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).broadcast_to(3).a, in_place
+    )
+    torch.testing.assert_close(rotated, plain, rtol=0, atol=1e-14)
+    found = torch.autograd.grad((rotated * weight).sum(), (theta, alpha, hidden))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_agree_with_finite_differences():
-    theta, alpha, hidden = drawn()
+    theta, alpha, hidden = random_inputs()
 
-    def turned(theta, alpha, hidden):
+    def rotated(theta, alpha, hidden):
         return rotate_in_place(hidden, plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a, in_place=False)
 
-    assert torch.autograd.gradcheck(turned, (theta, alpha, hidden))
+    assert torch.autograd.gradcheck(rotated, (theta, alpha, hidden))
 
 
-def test_states_without_gradient_still_teach_the_factors():
-    theta, alpha, hidden = drawn()
-    turned = rotate_in_place(hidden.detach().clone(), plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a, in_place=True)
-    turned.square().sum().backward()
+def test_factors_get_a_gradient_when_the_states_need_none():
+    theta, alpha, hidden = random_inputs()
+    rotated = rotate_in_place(
+        hidden.detach().clone(), plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a, in_place=True
+    )
+    rotated.square().sum().backward()
     assert theta.grad.abs().max() < 1e-12  # a norm does not depend on the angle
     assert alpha.grad.abs().min() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_states(dtype):
-    theta, alpha, hidden = drawn(dtype=torch.float32)
+    theta, alpha, hidden = random_inputs(dtype=torch.float32)
     factors = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a
     low = hidden.detach().to(dtype).requires_grad_()
     for in_place in (False, True):
-        turned = rotate_in_place(low * 1, factors, in_place)
-        assert turned.dtype == dtype
-        assert torch.equal(turned, plane_maps.apply(plane_maps.PlaneMaps(factors), low.float(), 2).to(dtype))
-        grad_hidden, grad_theta = torch.autograd.grad(turned.float().sum(), (low, theta), retain_graph=True)
+        rotated = rotate_in_place(low * 1, factors, in_place)
+        assert rotated.dtype == dtype
+        assert torch.equal(rotated, plane_maps.apply(plane_maps.PlaneMaps(factors), low.float(), 2).to(dtype))
+        grad_hidden, grad_theta = torch.autograd.grad(rotated.float().sum(), (low, theta), retain_graph=True)
         assert grad_hidden.dtype == dtype
         assert grad_theta.dtype == torch.float32
 
 
-def test_in_place_overwrites_and_saves_only_what_is_there_anyway():
-    theta, alpha, hidden = drawn()
+def test_in_place_overwrites_the_states_and_saves_only_output_and_factors():
+    theta, alpha, hidden = random_inputs()
     factors = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a
     fresh = hidden * 1.0
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        turned = rotate_in_place(fresh, factors, in_place=True)
-    assert turned.data_ptr() == fresh.data_ptr()
-    assert sorted(tensor.numel() for tensor in saved) == [8, turned.numel()]
-    assert {tensor.data_ptr() for tensor in saved} == {turned.data_ptr(), factors.data_ptr()}
+        rotated = rotate_in_place(fresh, factors, in_place=True)
+    assert rotated.data_ptr() == fresh.data_ptr()
+    assert sorted(tensor.numel() for tensor in saved) == [8, rotated.numel()]
+    assert {tensor.data_ptr() for tensor in saved} == {rotated.data_ptr(), factors.data_ptr()}

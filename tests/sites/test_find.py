@@ -1,4 +1,4 @@
-"""find_sites on fifteen architectures, none of which the code knows by name."""
+"""find_sites on fifteen architectures, none of which is named in the code."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ if any(name.endswith("attention.attention.query") for name, _ in tiny_model("ViT
     FIRST_FEED_FORWARD["ViT"] = ["intermediate.dense"]
 
 
-def kinds(architecture, where, **options):
+def kinds(architecture, target_modules, **options):
     model = tiny_model(architecture)
-    return [site.kind for site in find_sites(model, where, layers=1, stack=STACKS.get(architecture), **options)]
+    return [site.kind for site in find_sites(model, target_modules, layers=1, stack=STACKS.get(architecture), **options)]
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -55,13 +55,13 @@ class TestEveryArchitecture:
     def test_first_feed_forward_layer(self, architecture):
         assert kinds(architecture, "fc1") == FIRST_FEED_FORWARD.get(architecture, ["mlp.gate_proj", "mlp.up_proj"])
 
-    def test_attention_and_mlp_divide_all_linears(self, architecture):
+    def test_attention_and_mlp_together_are_all_linears(self, architecture):
         attention, mlp = kinds(architecture, "attention"), kinds(architecture, "mlp")
         assert attention
         assert mlp
         assert sorted(attention + mlp) == sorted(kinds(architecture, "all-linear"))
 
-    def test_all_linears_of_the_blocks_and_none_outside(self, architecture):
+    def test_all_linear_selects_every_linear_inside_the_blocks(self, architecture):
         model = tiny_model(architecture)
         stack = STACKS.get(architecture) or next(iter(layer_stacks(model)))
         sites = find_sites(model, "all-linear", stack=STACKS.get(architecture))
@@ -78,7 +78,7 @@ class TestEveryArchitecture:
         sites = find_sites(model, "block-output", stack=STACKS.get(architecture))
         assert [(site.width, site.layer, site.kind) for site in sites] == [(32, 0, "block-output"), (32, 1, "block-output")]
 
-    def test_asking_leaves_the_model_as_it_was(self, architecture):
+    def test_find_sites_leaves_the_model_unchanged(self, architecture):
         model = tiny_model(architecture).train()
         find_sites(model, ["attention-qk", "block-output"], stack=STACKS.get(architecture))
         assert all(module.training for module in model.modules())
@@ -86,11 +86,11 @@ class TestEveryArchitecture:
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_fused_projections_are_taken_apart_where_the_model_says_they_lie():
+def test_fused_projections_are_split_into_query_and_key():
     slices = {site.kind: site.output_slice for site in find_sites(tiny_model("GPTNeoX"), "attention-qk", layers=0)}
-    assert [(p.period, p.start, p.stop) for p in slices.values()] == [(24, 0, 8), (24, 8, 16)]  # head by head
+    assert [(p.period, p.start, p.stop) for p in slices.values()] == [(24, 0, 8), (24, 8, 16)]  # per head
     slices = {site.kind: site.output_slice for site in find_sites(tiny_model("GPT2"), "attention-qk", layers=0)}
-    assert [(p.period, p.start, p.stop) for p in slices.values()] == [(96, 0, 32), (96, 32, 64)]  # side by side
+    assert [(p.period, p.start, p.stop) for p in slices.values()] == [(96, 0, 32), (96, 32, 64)]  # one period
     sites = find_sites(tiny_model("Phi3"), "attention-qk", layers=0)
     assert [(site.width, site.output_slice.start, site.output_slice.stop) for site in sites] == [
         (32, 0, 32),
@@ -124,12 +124,12 @@ def test_cross_attention_has_queries_and_keys_too():
 
 
 def test_patterns_lists_and_layers(bert):
-    everywhere = find_sites(bert, "query")
-    assert [site.name for site in everywhere] == [f"encoder.layer.{n}.attention.self.query" for n in (0, 1)]
+    both_layers = find_sites(bert, "query")
+    assert [site.name for site in both_layers] == [f"encoder.layer.{n}.attention.self.query" for n in (0, 1)]
     assert find_sites(bert, r"encoder\.layer\.0\..*dense", layers=None) == find_sites(bert, "dense", layers=0)
-    assert find_sites(bert, "query", layers=-1) == everywhere[1:]
-    assert find_sites(bert, "query", layers=range(2)) == find_sites(bert, "query", layers="0-1") == everywhere
-    both = find_sites(bert, ["fc1", "query", everywhere[0]], layers=[0])
+    assert find_sites(bert, "query", layers=-1) == both_layers[1:]
+    assert find_sites(bert, "query", layers=range(2)) == find_sites(bert, "query", layers="0-1") == both_layers
+    both = find_sites(bert, ["fc1", "query", both_layers[0]], layers=[0])
     assert [site.kind for site in both] == ["attention.self.query", "intermediate.dense"]
     pooler = find_sites(bert, "pooler.dense")
     assert (pooler[0].layer, pooler[0].kind) == (None, "pooler.dense")
@@ -145,7 +145,7 @@ def test_a_lora_layer_is_one_site():
     assert len(find_sites(model, "all-linear", layers=0)) == 7
 
 
-def test_two_stacks_are_named_and_one_is_asked_for():
+def test_two_stacks_need_a_choice():
     model = tiny_model("T5")
     with pytest.raises(InputError, match=r"encoder\.block and decoder\.block: choose one"):
         find_sites(model, "mlp")
@@ -154,8 +154,8 @@ def test_two_stacks_are_named_and_one_is_asked_for():
     assert find_sites(model, r"encoder.*wi")[0].layer == 0
 
 
-def test_what_is_not_there_is_refused(bert):
-    with pytest.raises(InputError, match="no module of BertModel matches 'querry'; near it are .*query"):
+def test_unknown_modules_and_layers_are_refused(bert):
+    with pytest.raises(InputError, match="no module of BertModel matches 'querry'; similar names are .*query"):
         find_sites(bert, "querry")
     with pytest.raises(InputError, match="neither a preset .* nor a regular expression"):
         find_sites(bert, "(")
@@ -163,7 +163,7 @@ def test_what_is_not_there_is_refused(bert):
         find_sites(bert, "query", layers=2)
     with pytest.raises(InputError, match="no site of BertModel matches 'pooler.dense' in layers 0"):
         find_sites(bert, "pooler.dense", layers=0)
-    with pytest.raises(InputError, match="gives no hidden states"):
+    with pytest.raises(InputError, match="returns no hidden states"):
         find_sites(bert, "embeddings.dropout|dropout_that_is_not_called|encoder")
     bert.encoder.layer[0].intermediate.dense = nn.Linear(32, 63)
     with pytest.raises(InputError, match="width 63 cannot be paired"):

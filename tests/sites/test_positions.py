@@ -1,4 +1,4 @@
-"""Positions count a row's own tokens, whichever side is padded."""
+"""Positions count the tokens of a row without its padding, on either side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEFT = RIGHT.flip(1)
 
 
 @pytest.mark.parametrize(
-    ("positions", "chosen"),
+    ("positions", "expected"),
     [
         ("all", [[0, 1, 2, 3, 4], [0, 1, 2], [0]]),
         ("prompt", [[0, 1, 2, 3, 4], [0, 1, 2], [0]]),
@@ -27,22 +27,22 @@ LEFT = RIGHT.flip(1)
         ([[0, -1], [1], []], [[0, 4], [1], []]),
     ],
 )
-def test_positions_for_both_padding_sides(positions, chosen):
+def test_positions_for_both_padding_sides(positions, expected):
     for mask, starts in ((RIGHT, [0, 0, 0]), (LEFT, [0, 2, 4])):
         found = position_mask(positions, mask)
-        assert [(row.nonzero().flatten() - start).tolist() for row, start in zip(found, starts, strict=True)] == chosen
+        assert [(row.nonzero().flatten() - start).tolist() for row, start in zip(found, starts, strict=True)] == expected
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 3), st.integers(1, 3))
-def test_padding_side_makes_no_difference(lengths, front, back):
+def test_padding_side_makes_no_difference(lengths, first, last):
     width = max(lengths)
     right = torch.tensor([[1] * length + [0] * (width - length) for length in lengths])
     left = right.flip(1)
-    text = f"f{front}+l{back}"
+    text = f"f{first}+l{last}"
     for row, length in enumerate(lengths):
         on_the_right = position_mask(text, right)[row, :length]
         assert torch.equal(on_the_right, position_mask(text, left)[row, width - length :])
-        assert int(on_the_right.sum()) == min(length, front + back)
+        assert int(on_the_right.sum()) == min(length, first + last)
 
 
 @pytest.mark.parametrize("text", ["", "middle", "f", "f0", "l0+f0", "f2+", "f2,l2", "f-1", "first+last"])
@@ -60,7 +60,7 @@ def test_lists_must_fit_the_batch():
         position_mask([[0], [0], [-2]], RIGHT)
 
 
-def test_rows_of_nothing_but_padding_choose_nothing():
-    nothing = torch.zeros(1, 4, dtype=torch.long)
+def test_rows_of_padding_only_select_no_token():
+    padding = torch.zeros(1, 4, dtype=torch.long)
     for text in ("all", "first", "last", "f3+l2"):
-        assert not position_mask(text, nothing).any()
+        assert not position_mask(text, padding).any()

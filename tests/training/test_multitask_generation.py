@@ -159,7 +159,7 @@ def test_tasks_from_data_use_their_templates(workplace):
     assert len(loaded.examples["reply"]) == 5
     assert not loaded.behaviours
     with pytest.raises(
-        InputError, match="task 'reply': its templates fail \\('answer' is undefined\\); the columns .* question, reply"
+        InputError, match="task 'reply': a template fails \\('answer' is undefined\\); the columns .* question, reply"
     ):
         load_multitask_data(asking(answer="{{ answer }}"))
     with pytest.raises(InputError, match="unsafe"):
@@ -173,7 +173,7 @@ def test_long_prompts_are_cut_before_the_template(workplace):
     assert asked.startswith("Q: word word")
     assert asked.endswith("\nA:")
     assert len(tokenizer(asked)["input_ids"]) <= 16
-    with pytest.raises(InputError, match="leaves no room for a prompt"):
+    with pytest.raises(InputError, match="is too small for a prompt"):
         format_prompts(recipe_for(workplace, "model.max_length=5"), ["word"], tokenizer)
 
 
