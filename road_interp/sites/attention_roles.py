@@ -16,7 +16,7 @@ from road_interp.sites.site import OutputSlice
 
 
 def slice_of_role(roles: str, letter: str, path: str) -> OutputSlice:
-    """The output slice of one role from one letter per dimension ("qqkkvvqqkkvv" has period 6). Raises InputError if there is none."""
+    """The output slice of one role, given one letter per dimension ("qqkkvvqqkkvv" has period 6). Raises InputError."""
     period = next(p for p in range(1, len(roles) + 1) if len(roles) % p == 0 and roles[:p] * (len(roles) // p) == roles)
     start, stop = roles[:period].index(letter), roles[:period].rindex(letter) + 1
     if set(roles[start:stop]) != {letter}:
