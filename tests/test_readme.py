@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from road_interp.training.study import StudyOptions, read_study, studies
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -48,10 +51,22 @@ def test_links_lead_somewhere():
 def test_commands_exist():
     from typer.main import get_command
 
-    from road_interp.cli.options import app
+    from road_interp.cli.app import app
 
     commands = get_command(app).commands
     assert set(re.findall(r"^    road-interp (\w+)", README, re.MULTILINE)) <= set(commands)
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"make ([\w-]+)", README)) <= set(targets)
     assert all((ROOT / script).is_file() for script in re.findall(r"analyses/\w+\.py", README))
+
+
+RESULTS = re.findall(r"^- \*\*[^*]+\*\* \(`([\w-]+)`(.*?)(?=^- |^## )", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "text"), RESULTS, ids=[name for name, _ in RESULTS])
+def test_intervals_are_those_of_the_stored_results(name, text):
+    study = studies()[name]
+    sentence, rows = study.describe(read_study(study, StudyOptions(results=ROOT / "results")))
+    stored = " ".join([sentence, *dict(rows).values()])
+    for interval in re.findall(r"-?\.\d+\s\[-?\.\d+,\s-?\.\d+\]", text):
+        assert re.sub(r"(?<!\d)\.", "0.", " ".join(interval.split())) in stored
