@@ -90,7 +90,9 @@ def load_questions(recipe: MultiTaskGenerationRecipe, tokenizer: PreTrainedToken
             missing = pairs[answers.index(None)][1]
             raise InputError(f"task '{name}': {task.match!r} matches nothing in the reference {missing!r} of '{task.test}'")
         prompts = format_prompts(recipe, [prompt for prompt, _ in pairs], tokenizer)
-        questions[name] = [Question(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer is not None]
+        questions[name] = [
+            Question(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer is not None
+        ]
     return questions
 
 

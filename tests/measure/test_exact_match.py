@@ -92,7 +92,7 @@ def test_a_run_is_tested_on_its_questions_and_on_others(language_workplace, aske
     more.write_text(json.dumps({"question": "What is 9?", "reply": {"text": "It is 9."}}) + "\n")
     assert evaluate(run, str(more), progress=False)["questions"] == {"sums": 1}
     train_commands.evaluate(run.folder, str(more))
-    assert "right answers [95% interval]" in " ".join(capsys.readouterr().out.split())
+    assert "exact matches [95% interval]" in " ".join(capsys.readouterr().out.split())
     recipe = behaviours_recipe(language_workplace, "training.max_steps=1")
     several = train(recipe, language_workplace / "other", progress=False)
     with pytest.raises(InputError, match="--data is for labelled text and one task's questions"):
@@ -104,7 +104,7 @@ REFUSED = {
     "'tasks.sums.match' must be a regular expression": {"match": "("},
     "'tasks.sums.match' must be a regular expression, not 'a{": {"match": "a{4294967296}"},
     "'tasks.sums.reference' must be given together with test": {"test": None, "match": None, "reference": "{{ question }}"},
-    "'tasks.sums.test' must be used with id": {"id": None, "behaviour": "label"},
+    "'tasks.sums.test' must be given together with id": {"id": None, "behaviour": "label"},
 }
 
 
@@ -141,7 +141,7 @@ def test_questions_are_prompts_in_the_template_and_what_their_references_say(ask
 def test_a_recipe_that_tests_nothing_has_no_scores(asked, language_workplace):
     untested = {**asked, "tasks": {"sums": {**asked["tasks"]["sums"], "test": None, "match": None}}}
     run = train(load_recipe(untested), language_workplace / "untested", progress=False)
-    with pytest.raises(InputError, match="tests its tasks on nothing"):
+    with pytest.raises(InputError, match="the tasks of the recipe have no test data"):
         evaluate(run, progress=False)
 
 
