@@ -1,1 +1,1 @@
-"""Interchange interventions on counterfactual pairs: pairs, training, accuracy, controls, cost."""
+"""Interchange interventions on counterfactual pairs: pairs, training, accuracy, controls, depth and cost."""

@@ -1,4 +1,4 @@
-"""Interchange accuracy: how often the answer follows the exchanged state, and at which layers and spans."""
+"""Interchange intervention accuracy: the fraction of pairs whose answer changes with the exchanged state, by layer and span."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from road_interp.results import Result
 
 @dataclass(frozen=True)
 class InterchangeReport(Result):
-    """How one interchange does on pairs that it was not trained on.
+    """The effect of one interchange on pairs that it was not trained on.
 
     Attributes:
-        task, site, span: what was exchanged where.
-        method: which interchange.
-        parameters: trained values; 0 where nothing was learned.
+        task: name of the pairs.
+        site, span: where the state was exchanged.
+        method: name of the interchange.
+        parameters: number of trained values; 0 for an untrained interchange.
         examples: number of pairs.
-        accuracy: share of pairs where the source's answer becomes likelier than the base's (interchange intervention accuracy).
-        interval: its 95% interval (Wilson), pairs taken as independent.
-        flipped: share of pairs where the model prefers the base's answer without the interchange and the source's with it.
-        log_odds: CausalGym's log odds ratio (nats), mean over pairs: what the interchange adds to the log odds of the source's
-            answer against the base's.
-        log_odds_interval: its 95% interval (bootstrap over pairs).
+        accuracy: interchange intervention accuracy: fraction of pairs for which the source's answer is more likely than the
+            base's under the interchange.
+        interval: its 95% Wilson interval, which takes pairs as independent.
+        flipped: fraction of pairs for which the base's answer is more likely without the interchange and the source's with it.
+        log_odds: log odds ratio of CausalGym (nats), mean over pairs: change in the log odds of the source's answer against the
+            base's under the interchange.
+        log_odds_interval: its 95% bootstrap interval over pairs.
     """
 
     task: str
@@ -49,10 +51,10 @@ class InterchangeReport(Result):
 
 
 def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method: str) -> InterchangeReport:
-    """Run every pair with an interchange, trained or not, and count. `method` names it in the report."""
+    """Measure the effect of an interchange, trained or not, on all pairs of `runs`. `method` is its name in the report."""
     after, before = runs.odds(interchange).cpu().numpy(), runs.base_odds.cpu().numpy()
     swapped = after > 0
-    gain = after + before
+    gain = after + before  # `before` is for the base's answer, `after` for the source's
     draws = np.random.default_rng(0).integers(len(gain), size=(1000, len(gain)))
     low, high = np.quantile(gain[draws].mean(1), (0.025, 0.975))
     return InterchangeReport(
@@ -71,14 +73,14 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
 
 
 def count_parameters(interchange: Interchange) -> int:
-    """Trained values of an interchange."""
+    """Number of trained values of an interchange; 0 for a function."""
     parameters = interchange.parameters() if isinstance(interchange, nn.Module) else ()
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
 @dataclass(frozen=True)
 class ScanReport(Result):
-    """Interchange accuracy and log odds ratio by layer and span; `accuracy[i][j]` is of `layers[i]` and `spans[j]`."""
+    """Interchange accuracy and log odds ratio (nats); `accuracy[i][j]` and `log_odds[i][j]` are of `layers[i]` and `spans[j]`."""
 
     task: str
     method: str
@@ -98,16 +100,17 @@ def scan(
     progress: Progress = silent,
     **training: Any,
 ) -> ScanReport:
-    """Accuracy on the test split for every block output and span, each with an interchange of its own.
+    """Measure interchange accuracy on the test split at the output of every layer and at every span.
 
     Args:
-        make: gives the interchange for a width; a module with parameters is trained on the training split first.
-        method: its name in the report.
+        layers: block numbers.
+        make: returns a new interchange for a width; a module with parameters is trained on the training split first.
+        method: name of the interchange in the report.
         training: further arguments of `train_interchange`.
     """
-    found: list[list[InterchangeReport]] = []
+    reports: list[list[InterchangeReport]] = []
     for layer in layers:
-        found.append([])
+        reports.append([])
         train, test = None, InterchangeRuns(model, splits.test, layer, spans[0])
         for span in spans:
             progress(f"block {layer}, {span}")
@@ -115,8 +118,8 @@ def scan(
             if isinstance(interchange, nn.Module) and count_parameters(interchange):
                 train = train or InterchangeRuns(model, splits.train, layer, spans[0])
                 train_interchange(train.at(span), interchange.to(model.device), **training)
-            found[-1].append(interchange_accuracy(test.at(span), interchange, method))
+            reports[-1].append(interchange_accuracy(test.at(span), interchange, method))
     accuracy, log_odds = (
-        tuple(tuple(getattr(report, key) for report in row) for row in found) for key in ("accuracy", "log_odds")
+        tuple(tuple(getattr(report, key) for report in row) for row in reports) for key in ("accuracy", "log_odds")
     )
     return ScanReport(splits.test.name, method, tuple(layers), tuple(spans), accuracy, log_odds)

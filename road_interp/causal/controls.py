@@ -1,4 +1,4 @@
-"""What an interchange accuracy is read beside: swaps without learning, other methods, models and answers without meaning."""
+"""Controls for interchange accuracy: untrained swaps, other methods, a model with random weights, and arbitrary answers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,19 @@ STACKED, PLANES = "stacked RoAd, one row", "RoAd, a row of every plane"
 
 
 class Method(NamedTuple):
-    """How to make an interchange for a width, and how `train_interchange` should train it."""
+    """A constructor of an interchange from a width, and the arguments with which `train_interchange` trains it."""
 
     make: Callable[[int], nn.Module]
     training: dict[str, Any]
 
 
 def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
-    """The learned interchanges that are compared: RoAd's, with angles of that `spread` at the start, and pyvene's."""
+    """The trained interchanges that are compared, by name: those of RoAd and those of pyvene.
+
+    Args:
+        seed: of the initial values.
+        spread: of RoAd's initial angles (radians), as in RoadInterchangeIntervention.
+    """
 
     def stacked(width: int) -> nn.Module:
         return RoadInterchangeIntervention(width, butterfly.full_depth(width), [0], seed, spread)
@@ -65,13 +70,13 @@ def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class ControlReport(Result):
-    """One task at one site: every method and control on the same test pairs."""
+    """All methods and controls for one task at one site, on the same test pairs."""
 
     seed: int
     rows: tuple[InterchangeReport, ...]
 
     def of(self, method: str) -> InterchangeReport:
-        """The row of that method."""
+        """The row of a method. Raises InputError if there is none."""
         for row in self.rows:
             if row.method == method:
                 return row
@@ -79,7 +84,7 @@ class ControlReport(Result):
 
     @property
     def selectivity(self) -> float:
-        """Log odds ratio of the stacked rotation above that on arbitrary answers (nats; Hewitt & Liang 2019)."""
+        """Log odds ratio of the stacked rotation minus that for arbitrary answers (nats; Hewitt & Liang 2019)."""
         return self.of(STACKED).log_odds - self.of(f"{STACKED}, arbitrary answers").log_odds
 
 
@@ -92,15 +97,16 @@ def controls(
     steps: int = 200,
     progress: Progress = silent,
 ) -> ControlReport:
-    """Train and test every method of `methods`, and each of these beside them:
+    """Train and test every interchange of `methods`, and these controls:
 
-    - no swap and the full swap of the state, which need no learning;
-    - the RoAd interchanges with random angles;
-    - the directions of a difference of means and of a linear probe, both from the training pairs' states;
-    - the stacked rotation on a model of the same architecture with random weights, and on arbitrary answers.
+    - no swap and the full swap of the state, which have no parameters;
+    - the RoAd interchanges with random angles, untrained;
+    - swaps along the difference of class means and along the normal of a linear probe, both fitted to the training pairs;
+    - the stacked rotation on a model of the same architecture with random weights, and with arbitrary answers.
 
     Args:
-        steps: of training, for every method.
+        site, span: where states are exchanged, as in InterchangeRuns.
+        steps: number of training steps of every trained interchange.
     """
     train, test = (InterchangeRuns(model, pairs, site, span) for pairs in (splits.train, splits.test))
     rows = [interchange_accuracy(test, swap, name) for name, swap in (("no swap", no_swap), ("full swap", full_swap))]
@@ -112,22 +118,23 @@ def controls(
     for name, direction in (("difference of means", mean_difference(train)), ("linear probe", probe_direction(train))):
         rows.append(interchange_accuracy(test, swap_along(direction), name))
     stacked = methods(seed)[STACKED]
-    blank = untrained_like(model, seed)
-    without = "random weights"
-    train, test = (InterchangeRuns(blank, pairs, site, span) for pairs in (splits.train, splits.test))
-    rows.append(interchange_accuracy(test, no_swap, f"no swap, {without}"))
-    rows.append(_trained(train, test, f"{STACKED}, {without}", stacked, seed, steps, progress))
-    without, vocabulary = "arbitrary answers", model.config.get_text_config().vocab_size
+    untrained = untrained_like(model, seed)
+    control = "random weights"
+    train, test = (InterchangeRuns(untrained, pairs, site, span) for pairs in (splits.train, splits.test))
+    rows.append(interchange_accuracy(test, no_swap, f"no swap, {control}"))
+    rows.append(_trained(train, test, f"{STACKED}, {control}", stacked, seed, steps, progress))
+    control, vocabulary = "arbitrary answers", model.config.get_text_config().vocab_size
     arbitrary = [pairs.with_arbitrary_labels(vocabulary, seed) for pairs in (splits.train, splits.test)]
     train, test = (InterchangeRuns(model, pairs, site, span) for pairs in arbitrary)
-    rows.append(interchange_accuracy(test, no_swap, f"no swap, {without}"))
-    rows.append(_trained(train, test, f"{STACKED}, {without}", stacked, seed, steps, progress))
+    rows.append(interchange_accuracy(test, no_swap, f"no swap, {control}"))
+    rows.append(_trained(train, test, f"{STACKED}, {control}", stacked, seed, steps, progress))
     return ControlReport(seed, tuple(rows))
 
 
 def _trained(
     train: InterchangeRuns, test: InterchangeRuns, name: str, method: Method, seed: int, steps: int, progress: Progress
 ) -> InterchangeReport:
+    """Train an interchange on `train` and measure it on `test`."""
     interchange = method.make(test.site.width).to(test.model.device)
     train_interchange(
         train,
@@ -141,42 +148,48 @@ def _trained(
 
 
 def swap_along(basis: Float[Tensor, "width k"]) -> Interchange:
-    """The interchange of the coordinates along orthonormal columns."""
+    """The interchange that replaces the coordinates along the orthonormal columns of `basis` by those of the source."""
     return lambda base, source: base + ((source - base).to(basis.dtype) @ basis @ basis.T).to(base.dtype)
 
 
 def mean_difference(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
-    """Unit vector between the mean states of the two classes."""
-    states, second = _labelled(runs)
+    """Unit vector from the mean state of the first class to that of the second.
+
+    Raises InputError unless there are two classes.
+    """
+    states, second = _states_by_class(runs)
     return nn.functional.normalize(states[second].mean(0) - states[~second].mean(0), dim=0).unsqueeze(1)
 
 
 def probe_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
-    """Unit normal of the plane by which logistic regression on standardised states parts the two classes."""
-    states, second = _labelled(runs)
+    """Unit normal of the boundary between two classes found by logistic regression on standardised states.
+
+    Raises InputError unless there are two classes.
+    """
+    states, second = _states_by_class(runs)
     fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(states.cpu().numpy(), second.cpu().numpy())
     normal = fitted[1].coef_[0] / fitted[0].scale_
     return torch.as_tensor(normal / np.linalg.norm(normal), dtype=states.dtype, device=states.device).unsqueeze(1)
 
 
-def _labelled(runs: InterchangeRuns) -> tuple[Tensor, Tensor]:
-    """States at the span from base and source runs, fp32, and whether each is of the second class."""
+def _states_by_class(runs: InterchangeRuns) -> tuple[Tensor, Tensor]:
+    """States at the span from base and source runs `(2 * pairs, width)`, fp32, and whether each is of the second class."""
     labels = [*runs.pairs.base_class, *runs.pairs.source_class]
     classes = sorted(set(labels))
     if len(classes) != 2:
-        raise InputError(f"a direction between two classes: {runs.pairs.name} has {len(classes)} ({', '.join(classes[:5])})")
+        raise InputError(f"a direction needs two classes; {runs.pairs.name} has {len(classes)} ({', '.join(classes[:5])})")
     states = torch.cat((runs.bases, runs.sources)).float()
     return states, torch.tensor([label == classes[1] for label in labels], device=states.device)
 
 
 def untrained_like(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """A model of the same architecture with random weights."""
-    blank: Any = _seeded(seed, lambda: AutoModelForCausalLM.from_config(model.config, dtype=model.dtype))
-    return blank.to(model.device)
+    """A causal language model of the same configuration, dtype and device with random weights."""
+    untrained: Any = _seeded(seed, lambda: AutoModelForCausalLM.from_config(model.config, dtype=model.dtype))
+    return untrained.to(model.device)
 
 
 def _seeded(seed: int, make: Callable[[], Any]) -> Any:
-    """What `make` gives when the global generator starts from `seed`; the generator is put back."""
+    """Call `make` with torch's global generator seeded, and restore the generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()

@@ -1,4 +1,4 @@
-"""What an interchange costs by itself: forward and backward of the intervention, without a model around it."""
+"""Cost of an interchange: time of the intervention's forward and backward pass, without a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHALLOW, DEEP, LOW_RANK, FULL = "RoAd", "stacked RoAd", "low-rank DAS, rank 8", 
 
 @dataclass(frozen=True)
 class MethodCost:
-    """One interchange: trained values, and the seconds of forward and backward in every round."""
+    """One interchange: number of trained values, and seconds of a forward and backward pass in every round."""
 
     method: str
     parameters: int
@@ -31,7 +31,13 @@ class MethodCost:
 
 @dataclass(frozen=True)
 class CostReport(Result):
-    """All interchanges of one run on one machine, timed one after the other in every round."""
+    """Timings of all interchanges on one machine, one after the other in every round.
+
+    Attributes:
+        width, batch: shape of the states.
+        device: name of the GPU, or "cpu".
+        threads: of torch.
+    """
 
     width: int
     batch: int
@@ -40,14 +46,14 @@ class CostReport(Result):
     methods: tuple[MethodCost, ...]
 
     def of(self, method: str) -> MethodCost:
-        """The timings of that method."""
+        """The timings of a method. Raises InputError if there are none."""
         for each in self.methods:
             if each.method == method:
                 return each
         raise InputError(f"no timings of '{method}'; there are {', '.join(each.method for each in self.methods)}")
 
     def ratio(self, slower: str, faster: str) -> float:
-        """How many times as long one takes: the median over rounds."""
+        """Time of `slower` over that of `faster`: median over rounds, a factor."""
         return float(np.median(np.divide(self.of(slower).seconds, self.of(faster).seconds)))
 
 
@@ -58,10 +64,10 @@ def cost(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> CostReport:
-    """Time RoAd at depth 1 and at full depth, pyvene's low-rank and its full rotation, on `batch` states of `width` dimensions.
+    """Time RoAd at depth 1 and at full depth, and pyvene's low-rank and full rotation, on random states `(batch, width)`.
 
-    pyvene's parametrisation builds its orthogonal matrix anew in every step: that is part of the intervention and of its time.
-    Each interchange runs once to warm up; the full rotation takes many seconds a step at widths of thousands.
+    pyvene's parametrisation recomputes its orthogonal matrix in every step; this is part of the intervention and of its time.
+    Each interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
     """
     torch.manual_seed(0)
     interchanges: dict[str, nn.Module] = {
@@ -75,25 +81,25 @@ def cost(
     for number in range(rounds + 1):
         for method, interchange in interchanges.items():
             progress(method)
-            taken = _seconds(interchange.to(device), base, source)
+            elapsed = _seconds(interchange.to(device), base, source)
             if number:
-                seconds[method].append(taken)
-    found = tuple(MethodCost(method, count_parameters(each), tuple(seconds[method])) for method, each in interchanges.items())
+                seconds[method].append(elapsed)
+    costs = tuple(MethodCost(method, count_parameters(each), tuple(seconds[method])) for method, each in interchanges.items())
     name = torch.cuda.get_device_name() if base.is_cuda else "cpu"
-    return CostReport(width, batch, name, torch.get_num_threads(), found)
+    return CostReport(width, batch, name, torch.get_num_threads(), costs)
 
 
 def _seconds(interchange: nn.Module, base: Tensor, source: Tensor) -> float:
-    """Time of one forward and backward: the mean of those that fit into a tenth of a second, at least one."""
+    """Mean seconds of a forward and backward pass, repeated for a tenth of a second and at least once."""
     calls, started = 0, time.perf_counter()
     while not calls or time.perf_counter() - started < 0.1:
         interchange.zero_grad()
         interchange(base, source).square().sum().backward()
-        _wait(base)
+        _synchronize(base)
         calls += 1
     return (time.perf_counter() - started) / calls
 
 
-def _wait(states: Tensor) -> None:
+def _synchronize(states: Tensor) -> None:
     if states.is_cuda:
         torch.cuda.synchronize()

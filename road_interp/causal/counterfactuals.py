@@ -1,9 +1,8 @@
-"""Counterfactual pairs: two texts that differ in one variable, the answer to each, and where their spans lie.
+"""Counterfactual pairs: two texts that differ in one variable, the answer to each, and the positions of their spans.
 
-A pair asks: if the model, reading `base`, is given the variable's value from `source`, does it give the answer of `source`? Pairs
-come from templates in the format of CausalGym (Arora et al. 2024; `load_pairs`, which brings two tasks of its own, agreement and
-gender), from a JSON-lines file (`read_pairs`), or from any Python code that makes `Pair`s; `encode_pairs` makes them ready for a
-model.
+A pair tests whether the model gives the answer of `source` when it reads `base` and the variable's value is taken from `source`.
+Pairs come from templates in the format of CausalGym (Arora et al. 2024; `load_pairs`, with two built-in tasks, agreement and
+gender), from a JSON-lines file (`read_pairs`), or from Python code that makes `Pair`s. `encode_pairs` tokenises them.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ class Pair(NamedTuple):
     """One counterfactual pair as text.
 
     Attributes:
-        base, source: a text, or its spans by name in order, spaces included: `{"subject": "The author", "verb": " wrote"}`.
-        base_label, source_label: the answer that follows, spaces included: `" is"`.
-        base_class, source_class: the variable's values; by default the answers.
+        base, source: a text, or its spans by name in order, with their spaces: `{"subject": "The author", "verb": " wrote"}`.
+        base_label, source_label: the answer to each text, with its space: `" is"`.
+        base_class, source_class: values of the variable; by default the answers.
     """
 
     base: str | Mapping[str, str]
@@ -39,15 +38,16 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class CounterfactualPairs:
-    """Pairs as a model reads them; entry `i` of every tuple belongs to pair `i`.
+    """Tokenised pairs; entry `i` of every tuple belongs to pair `i`.
 
     Attributes:
         name: of the task.
         base, source: texts.
-        base_ids, source_ids: their tokens, unpadded; the last is the one that the answer follows.
-        base_label, source_label: first token of either answer, as it would follow the base text.
+        base_ids, source_ids: their token ids, unpadded, up to the token before the answer.
+        base_label, source_label: first token of each answer, tokenised after the base text.
         base_class, source_class: values of the variable.
-        positions: for every span that all texts have, the token that ends it, in base and in source. "last" is the last token.
+        positions: by span, for the spans that all texts have: index of the span's last token in base and in source. The span
+            "last" is the last token of the text.
     """
 
     name: str
@@ -66,27 +66,27 @@ class CounterfactualPairs:
 
     @property
     def label_tokens(self) -> list[int]:
-        """Every token that is an answer, sorted."""
+        """All answer tokens, sorted."""
         return sorted({*self.base_label, *self.source_label})
 
     def span(self, name: str) -> tuple[tuple[int, int], ...]:
-        """Positions of one span. Raises InputError for a span that the pairs do not have."""
+        """Positions of a span, in base and in source. Raises InputError if the pairs do not have the span."""
         if name not in self.positions:
             raise InputError(f"'{name}' is not a span of {self.name}; its spans are {', '.join(self.positions)}")
         return self.positions[name]
 
     def with_arbitrary_labels(self, vocabulary: int, seed: int = 0) -> CounterfactualPairs:
-        """The control task (Hewitt & Liang 2019): every answer is another token, drawn once from the whole vocabulary.
+        """The control task (Hewitt & Liang 2019): each answer token is mapped to a random token of the vocabulary.
 
-        The same seed gives every split the same answers.
+        The mapping depends on the seed only, so it is the same for every split.
         """
-        drawn = random.Random(seed).sample(range(vocabulary), vocabulary)
-        labels = [tuple(drawn[label] for label in side) for side in (self.base_label, self.source_label)]
+        mapping = random.Random(seed).sample(range(vocabulary), vocabulary)
+        labels = [tuple(mapping[label] for label in side) for side in (self.base_label, self.source_label)]
         return replace(self, name=f"{self.name}, arbitrary answers", base_label=labels[0], source_label=labels[1])
 
 
 class Splits(NamedTuple):
-    """Pairs to train on, to choose settings with, and to report."""
+    """Training, validation and test pairs."""
 
     train: CounterfactualPairs
     validation: CounterfactualPairs
@@ -94,7 +94,10 @@ class Splits(NamedTuple):
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Pairs from a file with one JSON object per line, whose keys are the fields of `Pair`."""
+    """Read pairs from a file with one JSON object per line, whose keys are the fields of `Pair`.
+
+    Raises InputError if the file does not exist, and for a line that is not a pair.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     pairs = []
@@ -113,24 +116,26 @@ def encode_pairs(
     name: str = "pairs",
     prefix: str = "",
 ) -> CounterfactualPairs:
-    """Tokens, answers and span positions of pairs, or of what a callable gives.
+    """Tokenise pairs, given directly or by a callable, and find their answer tokens and span positions.
 
-    Texts are read whole, as they would be without spans. A span's position is the token that holds its last character, so that it
-    is found in base and source however many tokens its words take.
+    A text is tokenised as a whole, as it would be without spans. The position of a span is the token that contains its last
+    character, so it is defined in base and source whatever the number of tokens of the span.
 
     Args:
-        prefix: stands before every text, such as the model's separator of documents. Many models give the very first token a
-            state of enormous norm that has little to do with its word; where the tokeniser puts no token of its own, that place
-            falls to the text.
+        name: of the task.
+        prefix: text before every text, such as the model's separator of documents. In many models the state of the very first
+            token has an extreme norm that is nearly independent of the word; unless the tokeniser adds a token at the beginning,
+            that token would be the first word of the text.
 
     Raises:
-        InputError: no pairs; two answers with one first token; an answer that would join the last word of its text.
+        InputError: no pairs; an empty text; a slow tokeniser, which has no offsets; two answers with the same first token; an
+            answer whose first token would include the end of the text.
     """
     pairs = list(pairs() if callable(pairs) else pairs)
     if not pairs:
         raise InputError(f"{name}: there are no pairs")
     if not tokenizer.is_fast:
-        raise InputError(f"{name}: {type(tokenizer).__name__} cannot tell where its tokens lie; load the fast tokeniser")
+        raise InputError(f"{name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
     base, source = (_encode([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
     base_label = _answers(base, [pair.base_label for pair in pairs], tokenizer, name)
     source_label = _answers(base, [pair.source_label for pair in pairs], tokenizer, name)
@@ -152,44 +157,38 @@ def encode_pairs(
     )
 
 
-# ---------------------------------------------------------------------- tokens
-
-
 class _Text(NamedTuple):
     text: str
     ids: tuple[int, ...]
-    ends: dict[str, int]  # by span: the token that holds its last character
+    ends: dict[str, int]  # by span: index of the token that contains its last character
 
 
 def _encode(texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, name: str, prefix: str) -> list[_Text]:
-    spans = [{"text": text} if isinstance(text, str) else dict(text) for text in texts]
-    whole = [prefix + "".join(each.values()).rstrip() for each in spans]
+    span_texts = [{"text": text} if isinstance(text, str) else dict(text) for text in texts]
+    whole = [prefix + "".join(each.values()).rstrip() for each in span_texts]
     encoded = tokenizer(whole, return_offsets_mapping=True)
-    found = []
-    for text, parts, ids, offsets in zip(whole, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    results = []
+    for text, spans, ids, offsets in zip(whole, span_texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if text == prefix:
             raise InputError(f"{name}: a text is empty")
         last = _token_at(offsets, len(text) - 1)
         ends, stop = {}, len(prefix)
-        for span, part in parts.items():
-            if part.strip():
-                ends[span] = _token_at(offsets, stop + len(part.rstrip()) - 1)
-            stop += len(part)
-        found.append(_Text(text, tuple(ids[: last + 1]), {**ends, "last": last}))  # without what the tokeniser puts at the end
-    return found
+        for span, words in spans.items():
+            if words.strip():
+                ends[span] = _token_at(offsets, stop + len(words.rstrip()) - 1)
+            stop += len(words)
+        results.append(_Text(text, tuple(ids[: last + 1]), {**ends, "last": last}))  # drops tokens added at the end, such as EOS
+    return results
 
 
 def _answers(texts: Sequence[_Text], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[int, ...]:
-    """First token of every answer behind its text."""
+    """First token of every answer, tokenised after its text."""
     encoded = tokenizer([text.text + answer for text, answer in zip(texts, answers, strict=True)])["input_ids"]
     for text, answer, ids in zip(texts, answers, encoded, strict=True):
         if tuple(ids[: len(text.ids)]) != text.ids or not answer.strip():
-            raise InputError(f"{name}: the answer '{answer}' does not begin a token of its own behind '{text.text}'")
+            raise InputError(f"{name}: the answer '{answer}' does not begin with a new token after '{text.text}'")
     return tuple(ids[len(text.ids)] for text, ids in zip(texts, encoded, strict=True))
 
 
 def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
     return next(index for index, (start, stop) in enumerate(offsets) if start <= character < stop)
-
-
-# ---------------------------------------------------------------------- templates

@@ -1,4 +1,4 @@
-"""How deep a stack of rotations has to be, and how many rows have to be swapped, to exchange a variable."""
+"""Interchange accuracy by depth of a stack of rotations and by number of exchanged rows."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from road_interp.progress import Progress, silent
 from road_interp.results import Result
 from road_interp.rotation import butterfly
 
-DEPTHS, ROWS = (1, 2, 5), (1, 8, 64)  # beside the full depth and every plane
+DEPTHS, ROWS = (1, 2, 5), (1, 8, 64)  # the full depth, and one row of every plane, are measured in addition
 
 
 @dataclass(frozen=True)
 class DepthReport(Result):
-    """Trained stacks of several depths, each with several numbers of swapped rows, on the same test pairs.
+    """Trained stacks of several depths, each with several numbers of exchanged rows, on the same test pairs.
 
     Attributes:
-        seeds: of the starting angles and the training.
-        depths: numbers of levels; 1 is RoAd, the last mixes every dimension with every other.
-        rows: numbers of swapped rows, spread over the planes; the last is one of every plane.
+        seeds: of the initial angles and the training.
+        depths: numbers of levels; 1 is RoAd, and the last, the full depth, mixes all dimensions.
+        rows: numbers of exchanged rows, spread over the planes; the last is one row of every plane.
         cells: `cells[i][j][k]` is of `seeds[i]`, `depths[j]` and `rows[k]`.
     """
 
@@ -40,21 +40,24 @@ class DepthReport(Result):
 
     @classmethod
     def over_seeds(cls, reports: Sequence[DepthReport]) -> DepthReport:
-        """The reports of several seeds as one. Raises InputError if depths, rows, task or place differ, or for a seed twice."""
+        """Combine reports of several seeds.
+
+        Raises InputError if tasks, sites, spans, depths or rows differ, and for a duplicate seed.
+        """
         first = reports[0]
-        if any((each.depths, each.rows, each._what) != (first.depths, first.rows, first._what) for each in reports):
-            raise InputError("only reports of the same task, place, depths and rows can be put together")
+        if any((each.depths, each.rows, each._measured_at) != (first.depths, first.rows, first._measured_at) for each in reports):
+            raise InputError("only reports of the same task, site, span, depths and rows can be combined")
         check_seeds([each.seeds for each in reports], [each.cells[0][0][0].examples * len(each.seeds) for each in reports])
         seeds = tuple(seed for each in reports for seed in each.seeds)
         return cls(seeds, first.depths, first.rows, tuple(table for each in reports for table in each.cells))
 
     @property
     def task(self) -> str:
-        """What is exchanged."""
+        """Name of the pairs."""
         return self.cells[0][0][0].task
 
     @property
-    def _what(self) -> tuple[str, str, str]:
+    def _measured_at(self) -> tuple[str, str, str]:
         cell = self.cells[0][0][0]
         return cell.task, cell.site, cell.span
 
@@ -68,15 +71,16 @@ def depth_by_rows(
     steps: int,
     progress: Progress = silent,
 ) -> DepthReport:
-    """Train a stack for every depth and number of rows, and exchange the test pairs with it.
+    """Train a stack for every depth and number of rows, and measure its interchange accuracy on the test pairs.
 
     Args:
-        layer, span: the block whose output is exchanged, and the token there.
-        steps: of every training.
+        layer: block whose output is exchanged.
+        span: span whose last token is exchanged.
+        steps: number of training steps of every stack.
     """
     train, test = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.test))
-    width, planes, deepest = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
-    depths = tuple(sorted({*(min(depth, deepest) for depth in DEPTHS), deepest}))
+    width, planes, full_depth = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
+    depths = tuple(sorted({*(min(depth, full_depth) for depth in DEPTHS), full_depth}))
     rows = tuple(sorted({*(min(count, planes) for count in ROWS), planes}))
 
     def cell(depth: int, count: int) -> InterchangeReport:
@@ -85,10 +89,10 @@ def depth_by_rows(
         intervention = RoadInterchangeIntervention(width, depth, chosen, seed).to(model.device)
         training = methods()[STACKED].training
 
-        def told(what: str, done: int = 0, total: int | None = None) -> None:
+        def named_progress(what: str, done: int = 0, total: int | None = None) -> None:
             progress(f"{name}, {what}", done, total)
 
-        train_interchange(train, intervention, steps, seed=seed, progress=told, **training)
+        train_interchange(train, intervention, steps, seed=seed, progress=named_progress, **training)
         return interchange_accuracy(test, intervention, name)
 
     return DepthReport((seed,), depths, rows, (tuple(tuple(cell(depth, count) for count in rows) for depth in depths),))

@@ -1,4 +1,4 @@
-"""Counterfactual pairs made from templates in CausalGym's format (Arora et al. 2024)."""
+"""Generation of counterfactual pairs from templates in CausalGym's format (Arora et al. 2024)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,14 @@ from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
 
-COUNTS = (512, 128, 400)
+COUNTS = (512, 128, 400)  # pairs of the training, validation and test split
+DIVIDED = 10  # slots with fewer words are taken for function words, which all splits share
+LABEL_DIVIDED = 3  # the variable's words are divided if there are at least this many: one per split
 
-
-DIVIDED = 10  # a slot with fewer words than this is taken for function words, which all splits share
-
-
-LABEL_DIVIDED = 3  # the variable's own words are divided wherever each split can have one
-
-
-Words = list[
-    dict[str, str]
-]  # one dictionary per choice: slot to word; slots such as clause.verb and clause.object are chosen together
-
-
-Pool = dict[str, Words | dict[str, Words]]  # by group of slots; by class where the slots are the variable's
+# One dictionary from slot to word per choice; slots such as clause.verb and clause.object are chosen together.
+Words = list[dict[str, str]]
+# By group of slots; for the slots of the variable also by class.
+Pool = dict[str, Words | dict[str, Words]]
 
 
 def load_pairs(
@@ -42,26 +35,28 @@ def load_pairs(
     templates: Path | None = None,
     prefix: str = "",
 ) -> Splits:
-    """Three splits of a task made from templates, with disjoint words.
+    """Generate the three splits of a task from templates, with disjoint words.
 
-    The words of a slot are divided between the splits; words with the same first four letters stay together, so that no split has
-    the plural of another's noun. Short lists (prepositions, determiners) are shared by all splits.
+    The words of a slot are divided among the splits. Words with the same first four letters stay in one split, so that singular
+    and plural of a noun are not separated. Short lists (prepositions, determiners) are shared by all splits.
 
     Args:
-        task: "agreement" (a subject's number and the verb after a prepositional phrase), "gender" (a name and the pronoun), or a
-            task of `templates`.
-        counts: the most pairs of each split; all are different, and few words give fewer.
-        templates: a JSON file of tasks in CausalGym's format instead of the built-in ones.
+        task: "agreement" (number of a subject, and the verb after a prepositional phrase), "gender" (a name and its pronoun), or
+            a task of `templates`.
+        counts: largest number of pairs of each split. Pairs are distinct, so a split may have fewer.
+        seed: of the division of words and of the pairs.
+        templates: a JSON file of tasks in CausalGym's format, used instead of the built-in ones.
         prefix: as in `encode_pairs`.
 
     Raises:
-        InputError: an unknown task, a template that cannot be read, words that cannot be divided.
+        InputError: an unknown task, a task that is not in CausalGym's format, or words that cannot be divided.
     """
     source = resources.files("road_interp.causal") / "templates.json"
     tasks = json.loads(source.read_text("utf-8")) if templates is None else read_json_object(templates)
     if task not in tasks:
         near = difflib.get_close_matches(task, tasks, n=1)
-        raise InputError(f"unknown task '{task}'" + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(tasks)}"))
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(tasks)}"
+        raise InputError(f"unknown task '{task}'; {hint}")
     try:
         pools = _pools(tasks[task], random.Random(seed))
         drawn = [
@@ -75,7 +70,7 @@ def load_pairs(
 
 
 def _pools(task: Mapping[str, Any], rng: random.Random) -> tuple[Pool, Pool, Pool]:
-    """The words of each split. The variable's words are divided first: others that share their letters follow them."""
+    """The words of each split. The variable's words are divided first; other words with the same first letters follow them."""
     label_slots = [task["label"]] if isinstance(task["label"], str) else list(task["label"])
     slots = list(dict.fromkeys(slot for template in task["templates"] for slot in re.findall(r"{([\w.]+)}", template)))
     for slot in (*slots, *label_slots):
@@ -93,42 +88,48 @@ def _pools(task: Mapping[str, Any], rng: random.Random) -> tuple[Pool, Pool, Poo
                 for each in task["labels"]
             }
             for number, pool in enumerate(pools):
-                pool[group] = {each: parts[number] for each, parts in divided.items()}
+                pool[group] = {each: words[number] for each, words in divided.items()}
         else:
-            parts = _divide(_choices({slot: task["variables"][slot] for slot in members}), split_of, DIVIDED, rng)
-            for pool, part in zip(pools, parts, strict=True):
-                pool[group] = part
+            shares = _divide(_choices({slot: task["variables"][slot] for slot in members}), split_of, DIVIDED, rng)
+            for pool, share in zip(pools, shares, strict=True):
+                pool[group] = share
     return pools
 
 
 def _choices(words: Mapping[str, Sequence[str]]) -> Words:
-    """Words of slots that are chosen together, without repetitions."""
+    """The distinct choices for slots whose words are chosen together."""
     if len({len(each) for each in words.values()}) > 1:
-        raise InputError(f"the slots {', '.join(words)} belong together but have lists of different lengths")
+        raise InputError(f"the slots {', '.join(words)} are chosen together but have lists of different lengths")
     return [dict(zip(words, choice, strict=True)) for choice in dict.fromkeys(zip(*words.values(), strict=True))]
 
 
 def _divide(words: Words, split_of: dict[str, int], least: int, rng: random.Random) -> tuple[Words, Words, Words]:
-    """Three parts, about 60, 15 and 25 percent, by the first letters of the words; or all words three times if there are few."""
+    """Divide words among the splits by their stems: about 60, 15 and 25 percent, or all words to each if stems are few.
+
+    Args:
+        split_of: split of every known stem; new stems are added in place.
+        least: number of distinct stems from which words are divided.
+    """
     stems = [_stem(choice) for choice in words]
     if len(set(stems)) < least:
         return words, words, words
-    fresh = sorted(set(stems) - set(split_of))
-    rng.shuffle(fresh)
-    tested, chosen = (max(1, round(share * len(fresh))) for share in (0.25, 0.15))
-    split_of |= {stem: 2 if rank < tested else 1 if rank < tested + chosen else 0 for rank, stem in enumerate(fresh)}
-    train, validation, test = ([w for w, stem in zip(words, stems, strict=True) if split_of[stem] == part] for part in range(3))
+    new_stems = sorted(set(stems) - set(split_of))
+    rng.shuffle(new_stems)
+    tests, validations = (max(1, round(share * len(new_stems))) for share in (0.25, 0.15))
+    split_of |= {stem: 2 if rank < tests else 1 if rank < tests + validations else 0 for rank, stem in enumerate(new_stems)}
+    train, validation, test = ([w for w, stem in zip(words, stems, strict=True) if split_of[stem] == split] for split in range(3))
     if not (train and validation and test):
         raise InputError(f"the words of '{', '.join(words[0])}' cannot be divided into three splits; try another seed")
     return train, validation, test
 
 
 def _stem(choice: Mapping[str, str]) -> str:
+    """The first four letters, in lower case."""
     return re.sub(r"\W", "", " ".join(choice.values()).lower())[:4]
 
 
 def _draw(task: Mapping[str, Any], pool: Pool, count: int, seed: int, split: int) -> list[Pair]:
-    """Different pairs of one split: `count`, or those that were met in fifty times as many draws."""
+    """Draw distinct pairs of one split until there are `count`, in at most fifty times as many draws."""
     rng = random.Random(f"{seed} {split}")
     drawn: dict[str, Pair] = {}
     for _ in range(50 * count):
@@ -148,24 +149,24 @@ def _draw_pair(task: Mapping[str, Any], pool: Pool, rng: random.Random) -> Pair:
     template = rng.choice(task["templates"])
     base, source = (_spans(template, side) for side in words)
     answers = [task["labels"][each] for each in classes]
-    number = rng.randrange(max(map(len, answers)))  # is with are, was with were
+    number = rng.randrange(max(map(len, answers)))  # one index for both lists, so that is/are and was/were stay pairs
     space = " " if task["result_prepend_space"] else ""
     labels = [space + each[number % len(each)] for each in answers]
     return Pair(base, source, labels[0], labels[1], classes[0], classes[1])
 
 
 def _spans(template: str, words: Mapping[str, str]) -> dict[str, str]:
-    """The template's slots and the words between them, by name in order; a space belongs to what follows it."""
+    """The slots of a template and the texts between them, by name in order; a space belongs to the span after it."""
     spans: dict[str, str] = {}
     space = ""
-    for piece in re.findall(r"{[\w.]+}|[^{]+", template):
-        slot = piece.strip("{}") if piece.startswith("{") else None
-        if slot is None and not piece.strip():
-            space = piece
+    for token in re.findall(r"{[\w.]+}|[^{]+", template):
+        slot = token.strip("{}") if token.startswith("{") else None
+        if slot is None and not token.strip():
+            space = token
             continue
-        name = slot or piece.strip()
+        name = slot or token.strip()
         while name in spans:
             name += "'"
-        spans[name] = space + (piece if slot is None else words[slot])
+        spans[name] = space + (token if slot is None else words[slot])
         space = ""
     return spans

@@ -1,4 +1,4 @@
-"""Training an interchange to make the model give the source's answer."""
+"""Training of an interchange."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ def train_interchange(
     temperatures: tuple[float, float] | None = None,
     progress: Progress = silent,
 ) -> tuple[float, ...]:
-    """Train an interchange, in place, to make the model give the source's answer; returns the loss of every step.
+    """Train an interchange, in place, so that the model gives the source's answer after the base text.
 
-    Cross entropy of the source's answer among all answers of the task, behind the base text. Adam; the learning rate falls
-    linearly to zero.
+    The loss is the cross entropy of the source's answer among all answers of the task. The optimizer is Adam, with a learning
+    rate that decays linearly to zero.
 
     Args:
-        interchange: any pyvene intervention with a source, or module called with base and source states.
-        temperatures: of a learned mask (`set_temperature`), at the first and the last step; geometric in between.
+        interchange: a pyvene intervention with a source, or a module called with the states of base and source.
+        steps: number of steps of BATCH_SIZE pairs.
+        temperatures: of a learned mask (`set_temperature`), at the first and the last step; interpolated geometrically.
+
+    Returns:
+        The loss of every step (nats).
     """
     parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
@@ -55,7 +59,7 @@ def train_interchange(
 
 
 def _shuffled(count: int, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Tensor]:
-    """`steps` batches of row numbers, every row once before any comes again."""
+    """`steps` batches of `size` row numbers; all `count` rows are used once before any is repeated."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * size // count))])
     yield from rows[: steps * size].to(device).split(size)

@@ -1,4 +1,4 @@
-"""Controls beside an interchange, on a tiny model that was taught a task."""
+"""Controls for interchange accuracy, on a tiny model trained on a task."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ def test_directions_need_two_classes(taught, tokenizer):
     texts = [("Basil cried because", " he"), ("Ida cried because", " she"), ("Otto cried because", " because")]
     pairs = [Pair(one, other, first, second) for one, first in texts for other, second in texts if first != second]
     runs = InterchangeRuns(taught[0], encode_pairs(pairs, tokenizer), 0, "last")
-    with pytest.raises(InputError, match="between two classes: pairs has 3"):
+    with pytest.raises(InputError, match="needs two classes; pairs has 3"):
         mean_difference(runs)

@@ -1,4 +1,4 @@
-"""The cost of an interchange by itself."""
+"""Cost of an interchange without a model."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_causalgym_templates_with_several_label_slots_and_joint_lists(tokenizer,
         for noun in ("baker", "banker")
         for clause in ("called the taxi", "opened the window")
     }
-    assert len(splits.train) == 16  # as many as there are
+    assert len(splits.train) == 16  # all possible pairs
     assert list(splits.train.positions) == ["det", "noun", "clause.verb", "the", "clause.object", "last"]
 
 
@@ -142,8 +142,8 @@ def test_unusable_pairs_say_why(tokenizer, templates):
         ([], "there are no pairs"),
         ([Pair("", "cried", " he", " she")], "a text is empty"),
         ([Pair("Basil cried", "Ida cried", " he", " he")], "begin with the same token"),
-        ([Pair("Basil cried", "Ida cried", " ", " he")], "does not begin a token of its own"),
-        ([Pair("Basil cried", "Ida cried", "s", " he")], "the answer 's' does not begin a token of its own behind 'Basil cried'"),
+        ([Pair("Basil cried", "Ida cried", " ", " he")], "does not begin with a new token"),
+        ([Pair("Basil cried", "Ida cried", "s", " he")], "the answer 's' does not begin with a new token after 'Basil cried'"),
     ):
         with pytest.raises(InputError, match=message):
             encode_pairs(pairs, tokenizer)

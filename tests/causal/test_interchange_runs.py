@@ -1,4 +1,4 @@
-"""Interchange runs, training, accuracy and scans on a tiny model that was taught a task."""
+"""Interchange runs, training, accuracy, scans and the depth sweep on a tiny model trained on a task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
-# How to ask for three blocks, and the paths of the second one and of a module inside it.
+# By architecture: configuration key of the number of blocks, and paths of the second block and of a module inside it.
 MODELS = {
     "Llama": ("num_hidden_layers", "model.layers[1]", "mlp"),
     "GPT2": ("n_layer", "transformer.h[1]", "mlp"),
@@ -42,7 +42,7 @@ def taught(tokenizer):
 
 
 def ragged(tokenizer):
-    """Texts of different lengths whose spans end at different tokens."""
+    """Pairs of texts of different lengths whose spans end at different tokens."""
     return encode_pairs(
         [
             Pair({"who": "Basil", "does": " cried because"}, {"who": "the baker Ida", "does": " cried because"}, " he", " she"),
@@ -120,7 +120,7 @@ def test_the_swaps_without_learning(taught):
     assert everything.interval[0] < 1 <= everything.interval[1]
     assert everything.log_odds_interval[0] < everything.log_odds < everything.log_odds_interval[1]
     late = interchange_accuracy(InterchangeRuns(model, pairs, 1, "name"), full_swap, "full swap")
-    assert late.accuracy == 0  # behind the last block the name's own position no longer matters
+    assert late.accuracy == 0  # after the last block only the last position affects the answer
 
 
 @pytest.mark.parametrize("rows", ["one", "first", "mask"])
@@ -217,7 +217,7 @@ def test_depth_does_what_rows_do(taught):
             [f"depth {depth}, {count} rows" for count in both.rows] for depth in both.depths
         ]
         assert [cell.parameters for cell in (row[0] for row in table)] == [depth * width // 2 for depth in both.depths]
-        assert table[0][-1].flipped > table[0][0].flipped  # RoAd with one row sees two dimensions
+        assert table[0][-1].flipped > table[0][0].flipped  # one row at depth 1 depends on two dimensions
         assert table[-1][0].flipped > table[0][0].flipped
     assert told[0][0].rpartition(", loss ")[0] == "depth 1, 1 rows"
     assert told[0][1:] == (1, 40)
@@ -229,7 +229,7 @@ def test_depth_does_what_rows_do(taught):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"depth {depth}" for depth in both.depths]
 
     other = replace(reports[1], depths=(1,))
-    with pytest.raises(InputError, match="same task, place, depths and rows"):
+    with pytest.raises(InputError, match="same task, site, span, depths and rows"):
         DepthReport.over_seeds([reports[0], other])
     with pytest.raises(InputError, match="a seed is there twice"):
         DepthReport.over_seeds([reports[0], reports[0]])
@@ -247,7 +247,9 @@ def test_wrong_places_are_refused(taught):
     with pytest.raises(InputError, match="layer 2 does not exist"):
         InterchangeRuns(model, pairs, 2, "name")
     (norm,) = find_sites(model, "model[.]norm")
-    with pytest.raises(InputError, match="'model.norm': an interchange acts on the whole output of a module inside the blocks"):
+    with pytest.raises(
+        InputError, match="'model.norm': an interchange needs the whole output of a module inside the transformer blocks"
+    ):
         InterchangeRuns(model, pairs, norm, "name")
     for kind in (InterchangeReport, ScanReport):
         refused = {"{": "not valid JSON", "{}": "'task' is missing", "[]": f"the JSON of {kind.__name__} must hold one object"}
