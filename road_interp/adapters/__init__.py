@@ -1,1 +1,1 @@
-"""Adapters as values: one, many in a bank, planes owned by tasks, and their files."""
+"""Adapters as values: single adapters, banks of adapters, planes owned by tasks, and their files."""

@@ -1,4 +1,4 @@
-"""RoadBank: many adapters over one set of sites, so that every row of a batch can use its own."""
+"""RoadBank: several adapters with the same sites, from which every row of a batch can use a different one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ Vectors = tuple[Tensor, Tensor]
 
 
 class RoadBank(Mapping[str, RoadAdapter]):
-    """Named adapters of one family: the same sites, variant and group_size.
+    """Named adapters of one family, that is, with the same sites, variant and group_size.
 
-    An adapter is kept as one flat fp32 vector of angles and one of scales, all sites side by side: as many values as it has
-    parameters. Adding, removing and replacing is immediate while a model uses the bank, and the cost of a batch depends on its
-    rows, not on how many adapters there are or how many differ. An adapter given as a folder is read at its first use.
+    The bank stores an adapter as one flat fp32 vector of angles and one of scales, with all sites concatenated: as many values as
+    the adapter has parameters. Adapters may be added, removed and replaced while a model uses the bank; its next call uses the
+    change. The cost of a batch depends on its number of rows, not on the number of adapters. An adapter given as a folder is
+    read at its first use.
     """
 
     def __init__(self, adapters: Mapping[str, RoadAdapter | str | Path]) -> None:
@@ -33,31 +34,31 @@ class RoadBank(Mapping[str, RoadAdapter]):
             raise InputError("a bank needs at least one adapter")
         self._entries: dict[str, Vectors | Path] = {}
         self._template: RoadAdapter | None = None
-        self.version = 0  # grows with every change
+        self.version = 0  # increases with every change
         for name, adapter in adapters.items():
             self.add(name, adapter)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> RoadBank:
-        """A bank of every adapter folder directly inside `folder`, by name. Nothing is read until it is used."""
-        found = {path.parent.name: path.parent for path in sorted(Path(folder).glob(f"*/{DESCRIPTION}"))}
-        if not found:
-            raise InputError(f"{folder} holds no adapter folders")
-        return cls(found)
+        """A bank of the adapter folders directly inside `folder`, under their folder names. Each is read at its first use."""
+        folders = {path.parent.name: path.parent for path in sorted(Path(folder).glob(f"*/{DESCRIPTION}"))}
+        if not folders:
+            raise InputError(f"{folder} contains no adapter folders")
+        return cls(folders)
 
     def add(self, name: str, adapter: RoadAdapter | str | Path) -> None:
-        """Add an adapter under a new name."""
+        """Add an adapter under a new name. Raises InputError for a name that the bank has."""
         if name in self._entries:
             raise InputError(f"the bank already has an adapter '{name}'; use replace")
         self._put(name, adapter)
 
     def replace(self, name: str, adapter: RoadAdapter | str | Path) -> None:
-        """Put another adapter under a known name."""
+        """Replace the adapter of a name. Raises InputError for an unknown name."""
         self._check_known([name])
         self._put(name, adapter)
 
     def remove(self, name: str) -> None:
-        """Forget an adapter. The last one stays: a bank is never empty."""
+        """Remove an adapter. Raises InputError for an unknown name and for the only adapter: a bank is never empty."""
         self._check_known([name])
         if len(self._entries) == 1:
             raise InputError(f"'{name}' is the bank's only adapter and cannot be removed")
@@ -66,13 +67,13 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     def _put(self, name: str, adapter: RoadAdapter | str | Path) -> None:
         if name == BASE:
-            raise InputError(f"'{BASE}' stands for no adapter and cannot be given to one")
+            raise InputError(f"'{BASE}' means no adapter and cannot be the name of one")
         self._entries[name] = self._flatten(name, adapter) if isinstance(adapter, RoadAdapter) else Path(adapter)
         self.version += 1
 
     @property
     def template(self) -> RoadAdapter:
-        """The identity of the bank's family: sites, variant and group_size that all members share."""
+        """The identity adapter of the bank's family, with the sites, variant and group_size of all its adapters."""
         if self._template is None:
             self._vectors(next(iter(self._entries)))
         assert self._template is not None
@@ -80,13 +81,13 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all values that have been read."""
+        """Memory of the values of all adapters that have been read, in bytes."""
         return sum(vector.nbytes for entry in self._entries.values() if isinstance(entry, tuple) for vector in entry)
 
     def rows(self, names: Sequence[str]) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows n"]]:
-        """Angles (radians) and scales of the named adapters, one row each, all sites side by side; `__base__` is the identity.
+        """Angles (radians) and scales (factors) of the named adapters, one row each, with all sites concatenated.
 
-        Raises InputError for unknown names, listing the known ones.
+        `"__base__"` is the identity. Raises InputError for unknown names and lists the known ones.
         """
         self._check_known([name for name in names if name != BASE])
         read = {name: self._vectors(name) for name in names if name != BASE}
@@ -120,15 +121,15 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def _flatten(self, name: str, adapter: RoadAdapter) -> Vectors:
         if self._template is None:
             self._template = adapter.identity_like()
-        for what in ("variant", "group_size", "sites"):
-            if (mine := getattr(self._template, what)) != (theirs := getattr(adapter, what)):
-                detail = "" if what == "sites" else f" ({theirs}, not {mine})"
-                raise InputError(f"adapter '{name}' does not fit this bank: its {what} differ{detail}")
+        for field in ("variant", "group_size", "sites"):
+            if (expected := getattr(self._template, field)) != (given := getattr(adapter, field)):
+                difference = "sites differ" if field == "sites" else f"{field} is {given}, not {expected}"
+                raise InputError(f"adapter '{name}' does not fit this bank: its {difference}")
         if self._template.base is None:
             self._template = replace(self._template, base=adapter.base)
-        mine, theirs = self._template.base, adapter.base
-        if mine is not None and theirs is not None and (odd := mine.difference(theirs)):
-            raise InputError(f"adapter '{name}' does not fit this bank: it was made for another model, {odd}")
+        base = self._template.base
+        if base is not None and adapter.base is not None and (difference := base.difference(adapter.base)):
+            raise InputError(f"adapter '{name}' does not fit this bank: it was made for another model, {difference}")
         theta = torch.cat([adapter.theta[site.name].detach().cpu().float() for site in adapter.sites])
         alpha = torch.cat([adapter.alpha[site.name].detach().cpu().float() for site in adapter.sites])
         return theta, alpha

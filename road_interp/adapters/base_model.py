@@ -1,4 +1,4 @@
-"""The base model an adapter was learned on, as far as it can be told from a configuration."""
+"""BaseModelSignature: the properties of its base model that an adapter records."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BaseModelSignature:
-    """What an adapter remembers of its base.
+    """Architecture and shape of the base model that an adapter was trained on.
 
     Attributes:
-        name: the last part of where the model came from. Only told: checkpoints of one shape may share an adapter.
-        model_type: transformers' word for the architecture.
-        hidden_size, num_hidden_layers: of its configuration; None where it has none.
+        name: last component of the model's path or hub id. For display only; checkpoints of one shape may share an adapter.
+        model_type: the architecture, as in transformers' configuration.
+        hidden_size, num_hidden_layers: as in the configuration; None where it lacks them.
     """
 
     name: str
@@ -26,15 +26,15 @@ class BaseModelSignature:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> BaseModelSignature:
-        """The fingerprint of a model."""
+        """The signature of a model."""
         config = model.config
         name = str(model.name_or_path).removesuffix("/model").rpartition("/")[2]
         shape = (getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers"))
         return cls(name, config.model_type, *shape)
 
     def difference(self, other: BaseModelSignature) -> str:
-        """What differs, such as "hidden_size is 576, not 384"; empty for models of one shape."""
+        """A description of the differences, such as "hidden_size is 576, not 384"; empty for models of one shape."""
         pairs = (
             (field.name, getattr(other, field.name), getattr(self, field.name)) for field in fields(self) if field.name != "name"
         )
-        return ", ".join(f"{name} is {found!r}, not {wanted!r}" for name, found, wanted in pairs if found != wanted)
+        return ", ".join(f"{name} is {theirs!r}, not {ours!r}" for name, theirs, ours in pairs if theirs != ours)

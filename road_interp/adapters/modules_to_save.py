@@ -1,4 +1,4 @@
-"""Parts of a model that are trained beside the rotations, such as a classifier's head: written, and put back."""
+"""Weights of modules that are trained in addition to the rotations, such as a classification head: saving and loading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from road_interp.errors import InputError
 
 
 def module_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
-    """Parameters and buffers of the named modules, on the CPU. Raises InputError for a module that is not there."""
+    """Parameters and buffers of the named modules, on the CPU. Raises InputError for a module that the model does not have."""
     tensors: dict[str, Tensor] = {}
     for name in modules:
         try:
@@ -26,17 +26,17 @@ def module_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor
 
 
 def serialize_modules(model: nn.Module, modules: Sequence[str]) -> bytes:
-    """The weights of the named modules of `model`, as a safetensors file holds them."""
+    """The weights of the named modules of `model`, as the bytes of a safetensors file."""
     return save(module_tensors(model, modules))
 
 
 def load_modules(model: nn.Module, path: Path) -> None:
-    """Put weights of a `serialize_modules` into `model`. Raises InputError naming what does not fit."""
+    """Load a file of `serialize_modules` into `model`. Raises InputError that names the tensor that does not fit."""
     load_tensors(model, read_safetensors(path), path.name)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises InputError for one that cannot be read."""
+    """The tensors of a safetensors file. Raises InputError if it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -44,11 +44,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Put tensors under these names into `model`. Raises InputError naming `origin` and what does not fit."""
+    """Load tensors by name into `model`. Raises InputError that names `origin` and the tensor that does not fit."""
     known = model.state_dict()
     for name, tensor in tensors.items():
         if name not in known:
-            raise InputError(f"{origin}: '{name}' is not part of {type(model).__name__}")
+            raise InputError(f"{origin}: '{name}' is not a tensor of {type(model).__name__}")
         if known[name].shape != tensor.shape:
             raise InputError(f"{origin}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(known[name].shape)}")
         if not tensor.isfinite().all():

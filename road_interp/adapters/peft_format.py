@@ -1,7 +1,7 @@
-"""PEFT's RoAd format, both ways: rotations read from its folders and live models, and written to folders that PEFT loads.
+"""PEFT's RoAd format: read rotations from PEFT folders and PEFT models, and write folders that PEFT loads.
 
-PEFT rotates the whole output of `nn.Linear` modules, at every token. That is all it can say: other places, other tokens and
-disjoint planes of several tasks are refused on the way out.
+PEFT's RoAd rotates the whole output of `nn.Linear` modules at every token. Other sites, other positions and planes of several
+tasks cannot be written in this format and raise InputError.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from road_interp.sites.module_tree import layer_and_kind, layer_stacks
 from road_interp.sites.site import Site
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of every name in PEFT's state dict
+PREFIX = "base_model.model."  # starts every name in PEFT's state dict
 THETA, ALPHA = "road_theta", "road_alpha"
 Source = str | os.PathLike[str] | nn.Module
 
@@ -34,24 +34,24 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
     """The rotations of a PEFT RoAd adapter, theta (radians) and alpha (factors) in fp32.
 
     Args:
-        source: a folder with adapter_config.json and adapter_model.safetensors, or a live PeftModel.
-        adapter_name: of a live model with several; its active one by default.
-        base: the model that PEFT wraps (the live model's own by default): its modules give sites their order and their layers, as
-            `find_sites` does. Without it the first number in a module's path counts as its layer.
+        source: a folder with adapter_config.json and adapter_model.safetensors, or a PeftModel in memory.
+        adapter_name: which adapter of a PeftModel to read; its active adapter by default.
+        base: the model that PEFT wraps (that of the PeftModel by default). Its modules determine the order and the layers of the
+            sites, as in `find_sites`. Without it, the first number in a module's path is its layer.
 
     Raises:
-        InputError: no RoAd adapter, or one that cannot be read; it says what is wrong and where.
+        InputError: `source` is not a RoAd adapter or cannot be read; the message names file and reason.
     """
     model: nn.Module | None = base
     if isinstance(source, nn.Module):
-        tensors, variant, group_size = _of_model(source, adapter_name)
-        model = _wrapped(source) if base is None else base
+        tensors, variant, group_size = _read_model(source, adapter_name)
+        model = _unwrap(source) if base is None else base
     else:
         config, tensors = read_folder(source)
         variant, group_size = config.get("variant", "road_1"), config.get("group_size", 64)
     if variant not in plane_maps.VARIANTS:
         raise InputError(f"unknown variant {variant!r}; the variants are {', '.join(plane_maps.VARIANTS)}")
-    theta, alpha = (dict(_named(tensors, kind)) for kind in (THETA, ALPHA))
+    theta, alpha = (dict(_tensors_of_kind(tensors, kind)) for kind in (THETA, ALPHA))
     if not theta:
         raise InputError("the adapter rotates no module: none of its tensors is a road_theta")
     sites = [
@@ -76,19 +76,20 @@ def write_rotations(
     """Write a folder that `PeftModel.from_pretrained(base, folder)` loads, with equal outputs.
 
     Args:
-        base: the model it is for; named in the folder, and asked whether PEFT can rotate these modules.
-        modules_to_save: modules of `base` that were trained too, such as "classifier": all whose path ends so, as in PEFT.
+        base: the base model. The folder records its name, and every site is checked to be an `nn.Linear` of it.
+        modules_to_save: modules of `base` that were trained too, such as "classifier"; as in PEFT, every module whose path ends
+            with one of these names.
 
     Raises:
-        InputError: a site that PEFT cannot express; a module that `base` does not have; a folder that holds an adapter.
+        InputError: PEFT cannot express a site, `base` lacks a module, or the folder already contains an adapter.
     """
     try:
         from peft import RoadConfig
     except ImportError:
-        raise InputError("writing PEFT's folders needs PEFT: pip install 'road-interp[peft]'") from None
+        raise InputError("writing PEFT folders needs PEFT: pip install 'road-interp[peft]'") from None
     folder = Path(folder)
     if (folder / CONFIG).exists():
-        raise InputError(f"'{folder}' holds a PEFT adapter already; choose another folder")
+        raise InputError(f"'{folder}' already contains a PEFT adapter; choose another folder")
     saved = _modules_to_save(base, modules_to_save)
     for site in values.sites:
         _check_expressible(site, base, saved)
@@ -99,10 +100,12 @@ def write_rotations(
     config = RoadConfig(
         variant=values.variant,
         group_size=values.group_size,
-        target_modules="|".join(re.escape(site.name) for site in values.sites),  # a list would match other modules' ends too
+        target_modules="|".join(
+            re.escape(site.name) for site in values.sites
+        ),  # PEFT matches the entries of a list as suffixes, which may select further modules
         modules_to_save=list(modules_to_save) or None,
         base_model_name_or_path=getattr(base, "name_or_path", None) or None,
-        # Of other tasks PEFT would add heads to save that this adapter may not have.
+        # For other task types PEFT adds heads to modules_to_save, which this adapter may not have.
         task_type="CAUSAL_LM" if type(base).__name__.endswith("ForCausalLM") else None,
         inference_mode=True,
     )
@@ -113,29 +116,29 @@ def write_rotations(
 
 
 def load_modules_to_save(base: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Put what a PEFT folder keeps beside its rotations, such as a classifier's head, into `base`.
+    """Load the other weights of a PEFT folder, such as those of a classification head, into `base`.
 
     Raises:
-        InputError: naming what does not fit.
+        InputError: a tensor does not fit `base`; the message names it.
     """
     _, tensors = read_folder(folder)
-    kept = {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
-    load_tensors(base, kept, str(folder))
+    other = {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
+    load_tensors(base, other, str(folder))
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors of a PEFT RoAd folder; the tensors by the base model's names. Raises InputError."""
+    """Configuration and tensors of a PEFT RoAd folder, the tensors under the names of the base model. Raises InputError."""
     folder = Path(folder)
     config = read_json_object(folder / CONFIG)
     if (kind := config.get("peft_type")) != "ROAD":
-        raise InputError(f"'{folder}' holds a PEFT adapter of type {kind!r}, not 'ROAD'")
+        raise InputError(f"'{folder}' contains a PEFT adapter of type {kind!r}, not 'ROAD'")
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"'{folder}': {WEIGHTS} is missing; a .bin file is not read, save it with safe_serialization=True")
+        raise InputError(f"'{folder}': {WEIGHTS} is missing; .bin files are not supported, save with safe_serialization=True")
     return config, {name.removeprefix(PREFIX): values for name, values in read_safetensors(folder / WEIGHTS).items()}
 
 
-def _of_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, Tensor], Any, Any]:
-    """Tensors, variant and group size of one adapter of a live PeftModel."""
+def _read_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, Tensor], Any, Any]:
+    """Tensors, variant and group size of one adapter of a PeftModel."""
     configs: Mapping[str, Any] = getattr(model, "peft_config", {})
     name = str(getattr(model, "active_adapter", None) if adapter_name is None else adapter_name)
     if name not in configs:
@@ -151,30 +154,30 @@ def _of_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, Ten
     return tensors, config.variant, config.group_size
 
 
-def _named(tensors: Mapping[str, Tensor], kind: str) -> Iterable[tuple[str, Tensor]]:
-    """The modules with a tensor of that kind, and the tensor in fp32."""
+def _tensors_of_kind(tensors: Mapping[str, Tensor], kind: str) -> Iterable[tuple[str, Tensor]]:
+    """The modules that have a tensor of this kind, each with the tensor in fp32."""
     for name, values in tensors.items():
         module, _, last = name.rpartition(".")
         if last == kind:
             yield module, values.float()
 
 
-def _wrapped(model: nn.Module) -> nn.Module:
+def _unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a PeftModel."""
     get: Any = getattr(model, "get_base_model", None)
     return model if get is None else get()
 
 
 def _site(module: str, width: int, base: nn.Module | None) -> Site:
-    """The site of a module's whole output."""
+    """The site of the whole output of a module."""
     if isinstance(base, PreTrainedModel):
         return Site(module, width, *layer_and_kind(module, layer_stacks(base)))
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)", module)
-    return Site(module, width, None, module) if found is None else Site(module, width, int(found[1]), found[2])
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)", module)
+    return Site(module, width, None, module) if match is None else Site(module, width, int(match[1]), match[2])
 
 
 def _modules_to_save(base: PreTrainedModel | None, names: Sequence[str]) -> list[str]:
-    """Every module that PEFT saves under these names: all whose path ends so."""
+    """The modules that PEFT saves for these names: every module whose path ends with one of them."""
     if not names:
         return []
     if base is None:
@@ -188,7 +191,7 @@ def _modules_to_save(base: PreTrainedModel | None, names: Sequence[str]) -> list
 
 def _check_expressible(site: Site, base: PreTrainedModel | None, saved: Sequence[str]) -> None:
     if any(f"{site.module}.".startswith(f"{path}.") for path in saved):
-        raise InputError(f"site '{site.name}' lies in a module to save, which PEFT does not rotate")
+        raise InputError(f"site '{site.name}' is inside a module of modules_to_save, which PEFT does not rotate")
     if site.output_slice is not None:
         raise InputError(f"site '{site.name}' is a slice of a module's output; PEFT's RoAd rotates whole outputs only")
     if site.kind == "block-output":

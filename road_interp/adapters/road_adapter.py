@@ -1,4 +1,4 @@
-"""RoadAdapter: the learned angles and scales of a set of sites, as a value with arithmetic, save and load."""
+"""RoadAdapter: the angles and scales of a set of sites, as a value with arithmetic, saving and loading."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from road_interp.sites.site import Site
 
 @dataclass(frozen=True, eq=False)
 class RoadAdapter:
-    """Angles `theta` (radians) and scales `alpha` (factors) for every site, fp32, on the CPU unless moved.
+    """Angles `theta` (radians) and scales `alpha` (factors) of every site, in fp32.
 
-    `theta[name]` and `alpha[name]` have `rotation.num_parameters(site.width, variant)` entries in PEFT's layout. Maps of one
-    family: adapters combine only when their sites (in any order) and group_size agree. One that a model has learned knows its
-    `base`, and another model that differs from it refuses the adapter.
+    `theta[name]` and `alpha[name]` have `plane_maps.num_parameters(site.width, variant)` entries in PEFT's layout. Adapters can
+    be combined only if their sites (in any order) and group_size are equal. An adapter taken from a model records the signature
+    of that model in `base`; a RoadModel with another base model raises InputError.
 
     >>> site = Site("layers.0", width=4)
     >>> quarter = RoadAdapter((site,), {site.name: torch.tensor([torch.pi / 2, 0.0])}, {site.name: torch.tensor([1.0, 3.0])})
@@ -57,7 +57,7 @@ class RoadAdapter:
                 raise InputError(f"site '{name}' is listed twice")
         for kind, tensors in (("theta", self.theta), ("alpha", self.alpha)):
             if unknown := sorted(set(tensors) - set(names)):
-                raise InputError(f"{kind} holds values for '{unknown[0]}', which is not a site of this adapter")
+                raise InputError(f"{kind} has values for '{unknown[0]}', which is not a site of this adapter")
             for site in self.sites:
                 self._check(kind, site, tensors.get(site.name))
 
@@ -79,7 +79,7 @@ class RoadAdapter:
 
     @classmethod
     def identity(cls, sites: Iterable[Site], variant: Variant = "road_1", group_size: int = 2) -> RoadAdapter:
-        """The adapter that changes nothing: every angle 0, every scale 1."""
+        """The identity adapter: every angle is 0, every scale 1."""
         sites = tuple(sites)
         if variant not in plane_maps.VARIANTS:
             raise InputError(f"unknown variant '{variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
@@ -89,12 +89,12 @@ class RoadAdapter:
         return cls(sites, theta, alpha, variant, group_size)
 
     def identity_like(self) -> RoadAdapter:
-        """The identity of the same family: sites, variant, group_size and base."""
+        """The identity adapter with the same sites, variant, group_size and base."""
         return replace(RoadAdapter.identity(self.sites, self.variant, self.group_size), base=self.base)
 
     @property
     def num_parameters(self) -> int:
-        """Number of trained values: thetas and alphas of all sites."""
+        """Number of trainable parameters: theta and alpha of all sites."""
         return sum(self.theta[site.name].numel() + self.alpha[site.name].numel() for site in self.sites)
 
     def site(self, site: Site | str) -> Site:
@@ -106,7 +106,7 @@ class RoadAdapter:
         raise InputError(f"'{name}' is not a site of this adapter; its sites are {', '.join(s.name for s in self.sites)}")
 
     def plane_maps(self, site: Site | str) -> PlaneMaps:
-        """The 2 x 2 blocks of one site, one per plane."""
+        """The plane maps of one site."""
         name = self.site(site).name
         return plane_maps.maps_from_parameters(self.theta[name], self.alpha[name], self.variant, self.group_size)
 
@@ -115,118 +115,122 @@ class RoadAdapter:
         return plane_maps.polar(self.plane_maps(site))
 
     def angles(self, site: Site | str) -> Float[Tensor, " planes"]:
-        """How far every plane turns: radians in (-pi, pi]."""
+        """The angle of every plane: radians in (-pi, pi]."""
         return self.polar(site).angle
 
     def magnitudes(self, site: Site | str) -> Float[Tensor, " planes"]:
-        """How much every plane grows: a factor, the geometric mean of the block's two stretches (`|alpha|` for road_1)."""
+        """The magnitude of every plane: a factor, the geometric mean of the two stretches (`|alpha|` for road_1)."""
         polar = self.polar(site)
         return polar.major if self.variant == "road_1" else (polar.major * polar.minor).sqrt()
 
     def matrix(self, site: Site | str) -> Float[Tensor, "width width"]:
-        """The dense `R` of one site."""
+        """The dense matrix `R` of one site."""
         return plane_maps.matrix(self.plane_maps(site), self.group_size)
 
     def __matmul__(self, inner: RoadAdapter) -> RoadAdapter:
-        """`(a @ b)(h) == a(b(h))`, exactly. road_1 stays road_1; with a general block the result is road_2."""
+        """The composition: `(a @ b)(h) == a(b(h))`. Two road_1 adapters give road_1, all other combinations road_2."""
         self._check_combines(inner, "compose")
-        both = {site.name: plane_maps.compose(self.plane_maps(site), inner.plane_maps(site)) for site in self.sites}
-        return replace(self, base=self.base or inner.base)._with_maps(both)
+        product = {site.name: plane_maps.compose(self.plane_maps(site), inner.plane_maps(site)) for site in self.sites}
+        return replace(self, base=self.base or inner.base)._with_maps(product)
 
-    def __pow__(self, strength: float) -> RoadAdapter:
-        """road_1 at another strength: angles times `strength`, scales to its power. 0 is the identity, -1 the inverse."""
+    def __pow__(self, exponent: float) -> RoadAdapter:
+        """A real power of a road_1 adapter: angles times `exponent`, scales to the power of `exponent`."""
         if self.variant != "road_1":
-            raise InputError(f"real powers exist for road_1 only, this adapter is {self.variant}")
+            raise InputError(f"real powers exist for road_1 only; this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
-        return self._with_maps({site.name: plane_maps.power(self.plane_maps(site), strength) for site in self.sites})
+        return self._with_maps({site.name: plane_maps.power(self.plane_maps(site), exponent) for site in self.sites})
 
     def inverse(self) -> RoadAdapter:
-        """The adapter that undoes this one. Raises InputError naming site and plane where a block is singular."""
-        undone = {}
+        """The inverse of every plane map. Raises InputError that names site and plane of a singular map."""
+        inverses = {}
         for site in self.sites:
             try:
-                undone[site.name] = plane_maps.inverse(self.plane_maps(site))
+                inverses[site.name] = plane_maps.inverse(self.plane_maps(site))
             except InputError as error:
                 raise InputError(f"site '{site.name}': {error}") from None
-        return self._with_maps(undone)
+        return self._with_maps(inverses)
 
     def difference(self, other: RoadAdapter) -> RoadAdapter:
-        """What takes `other` to this adapter: `a.difference(b) @ b` equals `a`. Raises InputError where `other` is singular."""
+        """`self @ other.inverse()`, so that `a.difference(b) @ b` equals `a`. Raises InputError if `other` is singular."""
         self._check_combines(other, "subtract")
         return self @ other.inverse()
 
     @classmethod
     def mean(cls, adapters: Sequence[RoadAdapter], weights: Sequence[float] | None = None) -> RoadAdapter:
-        """The mean of road_1 adapters: circular of the angles, geometric of the magnitudes.
+        """The mean of road_1 adapters: the circular mean of the angles and the geometric mean of the magnitudes.
 
         Args:
-            weights: of the adapters, not negative; equal by default.
+            weights: one per adapter, not negative; equal by default.
 
         Raises:
-            InputError: angles of a plane that cancel each other have no mean; adapters that do not combine.
+            InputError: the adapters differ in sites, group_size or base model, or the angles of a plane cancel, so that their
+                circular mean is undefined.
         """
         if not adapters:
-            raise InputError("the mean of no adapters does not exist")
+            raise InputError("the mean needs at least one adapter")
         weights = [1.0] * len(adapters) if weights is None else list(weights)
         if len(weights) != len(adapters) or min(weights) < 0 or sum(weights) == 0:
             raise InputError(
-                f"the mean of {len(adapters)} adapters needs as many weights, none negative, not all zero: {weights}"
+                f"the mean of {len(adapters)} adapters needs as many weights, none negative, not all zero, not {weights}"
             )
         first = adapters[0]
-        for each in adapters:
-            first._check_combines(each, "take the mean of")
-            if each.variant != "road_1":
-                raise InputError(f"the mean exists for road_1 only, an adapter is {each.variant}")
-            each._check_nonzero("take the mean of")
-        share = [weight / sum(weights) for weight in weights]
+        for adapter in adapters:
+            first._check_combines(adapter, "take the mean of")
+            if adapter.variant != "road_1":
+                raise InputError(f"the mean exists for road_1 only, not for {adapter.variant}")
+            adapter._check_nonzero("take the mean of")
+        shares = [weight / sum(weights) for weight in weights]
         means = {}
         for site in first.sites:
-            maps = [each.plane_maps(site).a for each in adapters]
-            direction = torch.stack([w * a / a.abs() for w, a in zip(share, maps, strict=True)]).sum(0)
-            if (lost := direction.abs() < 1e-6).any():
-                raise InputError(f"site '{site.name}', plane {int(lost.nonzero()[0])}: the angles cancel and have no mean")
-            size = torch.stack([w * a.abs().log() for w, a in zip(share, maps, strict=True)]).sum(0).exp()
+            maps = [adapter.plane_maps(site).a for adapter in adapters]
+            direction = torch.stack([w * a / a.abs() for w, a in zip(shares, maps, strict=True)]).sum(0)
+            if (cancelled := direction.abs() < 1e-6).any():
+                raise InputError(f"site '{site.name}', plane {int(cancelled.nonzero()[0])}: the angles cancel and have no mean")
+            size = torch.stack([w * a.abs().log() for w, a in zip(shares, maps, strict=True)]).sum(0).exp()
             means[site.name] = PlaneMaps(torch.polar(size, direction.angle()))
         return first._with_maps(means)
 
     def restrict(self, planes: Mapping[str, Any] | Callable[[Site], Any] | Any) -> RoadAdapter:
-        """The identity outside the chosen planes.
+        """This adapter on the selected planes, the identity on all others.
 
         Args:
-            planes: plane indices or a boolean mask of shape `(planes,)`, for all sites alike; or a mapping from site names to
-                such (a site left out becomes the identity); or a function of the site.
+            planes: plane indices or a boolean mask of shape `(planes,)`, the same for all sites; or a mapping from site names to
+                indices or masks, in which a missing site becomes the identity; or a function from sites to indices or masks.
+
+        Raises:
+            InputError: an unknown site, a plane that does not exist, or a mask of another shape.
         """
-        kept = {}
+        restricted = {}
         for site in self.sites:
-            kept[site.name] = self.plane_maps(site).masked(_plane_mask(site, _planes_for(site, planes)))
+            restricted[site.name] = self.plane_maps(site).masked(_plane_mask(site, _planes_for(site, planes)))
         if isinstance(planes, Mapping) and (unknown := set(planes) - {site.name for site in self.sites}):
             raise InputError(f"'{sorted(unknown)[0]}' is not a site of this adapter")
-        return self._with_maps(kept)
+        return self._with_maps(restricted)
 
     def by_layer(self) -> dict[int, RoadAdapter]:
-        """For every layer the adapter restricted to that layer's sites."""
+        """For every layer, this adapter restricted to the sites of that layer."""
         layers = sorted({site.layer for site in self.sites if site.layer is not None})
-        blank = self.identity_like()
-        return {layer: blank.with_sites_of(self, lambda site, layer=layer: site.layer == layer) for layer in layers}
+        identity = self.identity_like()
+        return {layer: identity.with_sites_of(self, lambda site, layer=layer: site.layer == layer) for layer in layers}
 
     def angles_only(self) -> RoadAdapter:
-        """The same turns without any stretch: the orthogonal polar factor of every block (a mirror where it reflects)."""
+        """The same angles with all magnitudes 1: the orthogonal polar factor of every plane map, which may be a reflection."""
         return self._with_maps({site.name: plane_maps.polar_factors(self.plane_maps(site))[0] for site in self.sites})
 
     def magnitudes_only(self) -> RoadAdapter:
-        """The same stretches without any turn: `a.angles_only() @ a.magnitudes_only()` equals `a`."""
+        """The same stretches with all angles 0: `a.angles_only() @ a.magnitudes_only()` equals `a`."""
         return self._with_maps({site.name: plane_maps.polar_factors(self.plane_maps(site))[1] for site in self.sites})
 
-    def with_sites_of(self, other: RoadAdapter, chosen: Callable[[Site], bool]) -> RoadAdapter:
-        """This adapter, with the maps of `other` at the chosen sites."""
+    def with_sites_of(self, other: RoadAdapter, selected: Callable[[Site], bool]) -> RoadAdapter:
+        """This adapter with the plane maps of `other` at the sites for which `selected` is true."""
         self._check_combines(other, "mix")
-        return self._with_maps({site.name: (other if chosen(site) else self).plane_maps(site) for site in self.sites})
+        return self._with_maps({site.name: (other if selected(site) else self).plane_maps(site) for site in self.sites})
 
     def distance(self, other: RoadAdapter) -> float:
-        """How far apart two road_1 adapters are: the geodesic distance in angle and log magnitude over all planes.
+        """The geodesic distance of two road_1 adapters in angle and log magnitude over all planes.
 
-        Square root of the summed squares of wrapped angle differences (radians) and of log ratios of magnitudes: a metric, zero
-        only between equal maps.
+        The square root of the sum of squared wrapped angle differences (radians) and squared log ratios of magnitudes. It is a
+        metric, and zero only between equal plane maps.
         """
         self._check_combines(other, "measure the distance of")
         if {self.variant, other.variant} != {"road_1"}:
@@ -236,25 +240,25 @@ class RoadAdapter:
         total = 0.0
         for site in self.sites:
             mine, theirs = (adapter.plane_maps(site).a.to(torch.complex128) for adapter in (self, other))
-            turn = (mine.angle() - theirs.angle() + torch.pi).remainder(2 * torch.pi) - torch.pi
-            total += (turn.square() + (mine.abs().log() - theirs.abs().log()).square()).sum().item()
+            angle = (mine.angle() - theirs.angle() + torch.pi).remainder(2 * torch.pi) - torch.pi
+            total += (angle.square() + (mine.abs().log() - theirs.abs().log()).square()).sum().item()
         return total**0.5
 
     def _with_maps(self, maps: Mapping[str, PlaneMaps]) -> RoadAdapter:
-        variant: Variant = "road_1" if all(each.b is None for each in maps.values()) else "road_2"
-        pairs = {name: plane_maps.parameters_from_maps(each, variant, self.group_size) for name, each in maps.items()}
+        variant: Variant = "road_1" if all(site_maps.b is None for site_maps in maps.values()) else "road_2"
+        pairs = {name: plane_maps.parameters_from_maps(site_maps, variant, self.group_size) for name, site_maps in maps.items()}
         theta = {name: pair[0] for name, pair in pairs.items()}
         alpha = {name: pair[1] for name, pair in pairs.items()}
         return replace(self, theta=theta, alpha=alpha, variant=variant)
 
     def _check_combines(self, other: RoadAdapter, action: str) -> None:
         mine, theirs = ({site.name: site for site in adapter.sites} for adapter in (self, other))
-        if odd := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
-            raise InputError(f"cannot {action} adapters of different sites: they differ at '{odd[0]}'")
+        if different := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
+            raise InputError(f"cannot {action} adapters of different sites: they differ at '{different[0]}'")
         if self.group_size != other.group_size:
             raise InputError(f"cannot {action} adapters of group_size {self.group_size} and {other.group_size}")
-        if self.base is not None and other.base is not None and (odd_base := self.base.difference(other.base)):
-            raise InputError(f"cannot {action} adapters of different models: {odd_base}")
+        if self.base is not None and other.base is not None and (difference := self.base.difference(other.base)):
+            raise InputError(f"cannot {action} adapters of different models: {difference}")
 
     def _check_nonzero(self, action: str) -> None:
         for site in self.sites:
@@ -263,16 +267,16 @@ class RoadAdapter:
                 raise InputError(f"site '{site.name}': cannot {action} this adapter, plane {int(zero.nonzero()[0])} has alpha 0")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `folder`: adapter.json and the safetensors file it names.
+        """Write adapter.json and the safetensors file that it names into `folder`.
 
-        The tensors go into a file named by their content and the description is replaced last in one step, so that a save that
-        is killed leaves the adapter that was there. Processes that save into one folder wait for each other.
+        The tensor file is named after the hash of its content, and adapter.json is replaced last and atomically, so that an
+        interrupted save leaves the previous adapter intact. Processes that save into one folder wait for each other.
         """
         storage.save(self._values, Path(folder))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> RoadAdapter:
-        """Read an adapter that `save` wrote. Raises InputError that says which file, site and value cannot be used, and why."""
+        """Read an adapter that `save` wrote. Raises InputError that names the invalid file, site or value and the reason."""
         try:
             return cls(*storage.load(Path(folder)))
         except InputError as error:
@@ -280,7 +284,7 @@ class RoadAdapter:
 
     @classmethod
     def from_peft(cls, source: Any, adapter_name: str | None = None, base: Any = None) -> RoadAdapter:
-        """The rotations of a PEFT RoAd folder, or of a live PeftModel: see `road_interp.adapters.peft_format.read_rotations`."""
+        """The rotations of a PEFT RoAd folder or PeftModel: see `road_interp.adapters.peft_format.read_rotations`."""
         from road_interp.adapters.peft_format import read_rotations
 
         return cls(*read_rotations(source, adapter_name, base))
@@ -302,16 +306,16 @@ def _planes_for(site: Site, planes: Any) -> Any:
     return planes(site) if callable(planes) else planes
 
 
-def _plane_mask(site: Site, chosen: Any) -> Bool[Tensor, " planes"]:
+def _plane_mask(site: Site, selected: Any) -> Bool[Tensor, " planes"]:
     planes = site.width // 2
-    index = torch.as_tensor(chosen)
+    index = torch.as_tensor(selected)
     if index.dtype == torch.bool:
         if index.shape != (planes,):
-            raise InputError(f"site '{site.name}': a mask of shape {tuple(index.shape)} for {planes} planes")
+            raise InputError(f"site '{site.name}': a mask of shape {tuple(index.shape)} does not fit {planes} planes")
         return index
     mask = torch.zeros(planes, dtype=torch.bool)
     index = index.flatten().long()
     if index.numel() and (index.min() < 0 or index.max() >= planes):
-        raise InputError(f"site '{site.name}' has planes 0 to {planes - 1}; {index.tolist()} goes beyond")
+        raise InputError(f"site '{site.name}' has planes 0 to {planes - 1}; the given indices are {index.tolist()}")
     mask[index] = True
     return mask

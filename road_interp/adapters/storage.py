@@ -1,4 +1,4 @@
-"""adapter.json and the safetensors file that it names: written whole, read with every key checked."""
+"""The files of an adapter, adapter.json and a safetensors file: atomic writing, and reading with validation of every key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DESCRIPTION = "adapter.json"
 
 
 class AdapterValues(NamedTuple):
-    """What files hold of an adapter: the arguments of `RoadAdapter`, in their order."""
+    """The values that the files of an adapter store: the arguments of `RoadAdapter`, in their order."""
 
     sites: tuple[Site, ...]
     theta: Mapping[str, Tensor]
@@ -36,10 +36,10 @@ class AdapterValues(NamedTuple):
 
 
 def save(values: AdapterValues, folder: Path) -> None:
-    """Write `folder`: adapter.json and the safetensors file it names.
+    """Write adapter.json and the safetensors file that it names into `folder`.
 
-    The tensors go into a file named by their content and the description is replaced last in one step, so that a save that is
-    killed leaves the adapter that was there. Processes that save into one folder wait for each other.
+    The tensor file is named after the hash of its content, and adapter.json is replaced last and atomically, so that an
+    interrupted save leaves the previous adapter intact. Processes that save into one folder wait for each other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{site.name}.theta": values.theta[site.name] for site in values.sites}
@@ -57,20 +57,20 @@ def save(values: AdapterValues, folder: Path) -> None:
         "base": None if values.base is None else asdict(values.base),
     }
     with locked(folder):
-        before = _named_tensor_file(folder)
+        previous = _named_tensor_file(folder)
         write_atomically(folder / file, payload)
         write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
-        if before is not None and before.name != file:
-            before.unlink(missing_ok=True)
+        if previous is not None and previous.name != file:
+            previous.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> AdapterValues:
-    """Read what `save` wrote. Raises InputError that says which file, site and value cannot be used, and why."""
+    """Read the files that `save` wrote. Raises InputError that names the invalid file, site or value and the reason."""
     path = folder / DESCRIPTION
     if not path.is_file():
         raise InputError(f"no adapter here ({DESCRIPTION} is missing)")
     with locked(folder, shared=True):
-        description = {"base": None, **read_json_object(path)}  # which older ones do not have
+        description = {"base": None, **read_json_object(path)}  # older files have no base
         _check_description(description)
         sites = tuple(_site_from_json(number, item) for number, item in enumerate(description["sites"]))
         tensors = _read_tensors(folder, description["tensors"], description["sha256"])
@@ -79,7 +79,7 @@ def load(folder: Path) -> AdapterValues:
     for name, tensor in tensors.items():
         site, _, kind = name.rpartition(".")
         if kind not in ("theta", "alpha"):
-            raise InputError(f"{description['tensors']}: unknown tensor '{name}'; only theta and alpha of sites belong here")
+            raise InputError(f"{description['tensors']}: unknown tensor '{name}'; only theta and alpha of sites are allowed")
         (theta if kind == "theta" else alpha)[site] = tensor
     base = None if description["base"] is None else _base_from_json(description["base"])
     return AdapterValues(sites, theta, alpha, description["variant"], description["group_size"], base)
@@ -95,7 +95,7 @@ def _check_description(description: dict[str, Any]) -> None:
 
 
 def _named_tensor_file(folder: Path) -> Path | None:
-    """The tensor file that an existing description names, if there is one."""
+    """The tensor file that adapter.json names; None without a readable adapter.json."""
     try:
         return folder / _tensor_file_name(json.loads((folder / DESCRIPTION).read_text())["tensors"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -127,7 +127,7 @@ def _read_tensors(folder: Path, name: Any, digest: Any) -> dict[str, Tensor]:
 
 
 def _report_not_finite(file: str, tensors: Mapping[str, Tensor]) -> None:
-    """A damaged value is the more useful message than a damaged checksum."""
+    """Raise InputError for a value that is not finite: this message is more specific than that of a wrong checksum."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             site, _, kind = name.rpartition(".")
@@ -135,7 +135,7 @@ def _report_not_finite(file: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _site_to_json(site: Site) -> dict[str, Any]:
-    """The keys of format 1, in which the output slice is called `part`."""
+    """A site under the keys of format 1, in which the output slice is called `part`."""
     content = asdict(site)
     content["part"] = content.pop("output_slice")
     return content

@@ -1,6 +1,6 @@
-"""Named tasks that own disjoint sets of planes, so that several of them share one state (paper, sections 3.2 and 4.3).
+"""TaskPlanes: named tasks that own disjoint sets of planes of the same states (paper, sections 3.2 and 4.3).
 
-Rows of different blocks are orthogonal: what one task's planes do, the others' do not touch.
+Different planes are orthogonal subspaces: rotating the planes of one task does not change those of another.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ class TaskPlanes:
     """Which planes of which sites each task owns.
 
     Attributes:
-        sites: the rotated places.
-        owned: for every task and site name a boolean mask of shape `(planes,)`; a site left out belongs to nobody of that task.
+        sites: the rotated sites.
+        owned: for every task and site name, a boolean mask of shape `(planes,)`; a task owns no plane of a site left out.
+
+    Raises:
+        InputError: no task, an invalid task name or mask, or a plane that two tasks own.
     """
 
     sites: tuple[Site, ...]
@@ -35,10 +38,10 @@ class TaskPlanes:
 
     def __post_init__(self) -> None:
         if not self.owned:
-            raise InputError("planes need at least one task to belong to")
+            raise InputError("TaskPlanes needs at least one task")
         for task in self.owned:
             if not task or "+" in task or task == BASE:
-                raise InputError(f"'{task}' cannot name a task: '+' joins tasks and {BASE} stands for none")
+                raise InputError(f"'{task}' cannot be the name of a task: '+' joins tasks and {BASE} means no task")
         known = {site.name: site for site in self.sites}
         for task, masks in self.owned.items():
             for name, mask in masks.items():
@@ -50,28 +53,29 @@ class TaskPlanes:
                         f"not {mask.dtype} of shape {tuple(mask.shape)}"
                     )
         for site in self.sites:
-            claims = torch.stack([self._mask(task, site) for task in self.owned]).sum(0)
-            if claims.max() > 1:
-                first = int((claims > 1).nonzero()[0])
+            owner_count = torch.stack([self._mask(task, site) for task in self.owned]).sum(0)
+            if owner_count.max() > 1:
+                first = int((owner_count > 1).nonzero()[0])
                 owners = [task for task in self.owned if self._mask(task, site)[first]]
                 raise InputError(f"site '{site.name}': plane {first} belongs to {' and '.join(owners)}; tasks must be disjoint")
 
     @classmethod
     def split(cls, tasks: Sequence[str], sites: Sequence[Site], how: Split = "shares") -> TaskPlanes:
-        """All planes divided among the tasks, in their order.
+        """Assign every plane to one of the tasks.
 
         Args:
-            how: "shares" (of every site the first planes go to the first task, as in section 4.3), "alternating" (plane `i` of
-                every site goes to task `i % n`), "sites" (whole sites in turn), "layers" (whole layers in turn).
+            how: "shares" (each task owns a contiguous share of every site's planes, in the order of the tasks, as in section
+                4.3), "alternating" (plane `i` of every site belongs to task `i % n`), "sites" (site `i` belongs to task
+                `i % n`), "layers" (layer `i` belongs to task `i % n`).
 
         >>> planes = TaskPlanes.split(["german", "instruct"], [Site("layers.0", width=8)])
         >>> planes.to_json()
         {'german': {'layers.0': [0, 1]}, 'instruct': {'layers.0': [2, 3]}}
         """
         if how not in get_args(Split):
-            raise InputError(f"'{how}' does not divide planes; use {', '.join(get_args(Split))}")
+            raise InputError(f"unknown split '{how}'; use {', '.join(get_args(Split))}")
         if how == "layers" and any(site.layer is None for site in sites):
-            raise InputError("planes cannot be divided by layer: a site lies outside the block stack")
+            raise InputError("planes cannot be split by layer: a site is outside the block stack")
         layers = sorted({site.layer for site in sites if site.layer is not None})
         owned: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
         for number, site in enumerate(sites):
@@ -88,30 +92,30 @@ class TaskPlanes:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, in their order."""
+        """The names of the tasks."""
         return tuple(self.owned)
 
     def named(self, active: str) -> tuple[str, ...]:
-        """The tasks of a text such as "german+instruct"; none for "__base__". Raises InputError listing the known ones."""
+        """The tasks in a text such as "german+instruct"; none for "__base__". Raises InputError that lists the known tasks."""
         names = () if active == BASE else tuple(active.split("+"))
         if unknown := [name for name in names if name not in self.owned]:
             raise InputError(f"unknown task '{unknown[0]}'; the tasks are {', '.join(self.owned)}, joined by '+', or {BASE}")
         return names
 
     def of(self, active: str) -> dict[str, Bool[Tensor, " planes"]]:
-        """The planes of the active tasks, by site name: what `RoadAdapter.restrict` takes."""
+        """The planes of the active tasks, by site name, as an argument for `RoadAdapter.restrict`."""
         names = self.named(active)
         return {site.name: self._union(names, site) for site in self.sites}
 
     def rows(self, active: Sequence[str]) -> list[Bool[Tensor, "rows planes"]]:
-        """For every site the planes of each row's active tasks."""
-        different = list(dict.fromkeys(active))
-        index = torch.tensor([different.index(text) for text in active])
-        named = [self.named(text) for text in different]
+        """For every site, the planes of the active tasks of each row."""
+        unique = list(dict.fromkeys(active))
+        index = torch.tensor([unique.index(text) for text in active])
+        named = [self.named(text) for text in unique]
         return [torch.stack([self._union(names, site) for names in named])[index] for site in self.sites]
 
     def dimensions(self, site: Site, group_size: int) -> list[list[int]]:
-        """The tasks' dimensions at one site: pyvene's `subspace_partition`."""
+        """The dimensions of every task at one site, as pyvene's `subspace_partition`."""
         first, second = plane_maps.plane_dimensions(site.width, group_size)
         masks = [self._mask(task, site) for task in self.owned]
         return [sorted([*first[mask].tolist(), *second[mask].tolist()]) for mask in masks]
@@ -124,17 +128,17 @@ class TaskPlanes:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Mapping[str, Sequence[int]]], sites: Sequence[Site]) -> TaskPlanes:
-        """Tasks from lists of plane indices."""
-        widths = {site.name: site.width // 2 for site in sites}
+        """Tasks from lists of plane indices, as in `to_json`. Raises InputError for unknown sites and planes."""
+        plane_counts = {site.name: site.width // 2 for site in sites}
         owned: dict[str, dict[str, Tensor]] = {}
         for task, lists in content.items():
             owned[task] = {}
             for name, planes in lists.items():
-                if name not in widths:
+                if name not in plane_counts:
                     raise InputError(f"task '{task}' owns planes of '{name}', which is not a site")
-                if any(not 0 <= plane < widths[name] for plane in planes):
-                    raise InputError(f"task '{task}': site '{name}' has planes 0 to {widths[name] - 1}")
-                owned[task][name] = torch.zeros(widths[name], dtype=torch.bool)
+                if any(not 0 <= plane < plane_counts[name] for plane in planes):
+                    raise InputError(f"task '{task}': site '{name}' has planes 0 to {plane_counts[name] - 1}")
+                owned[task][name] = torch.zeros(plane_counts[name], dtype=torch.bool)
                 owned[task][name][torch.tensor(list(planes), dtype=torch.long)] = True
         return cls(tuple(sites), owned)
 

@@ -1,4 +1,4 @@
-"""RoadBank: named adapters, read lazily, stacked row by row."""
+"""RoadBank: named adapters, read at their first use, stacked into rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from road_interp.sites.site import Site
 SITES = (Site("a", 8, 0, "a"), Site("b", 16, 0, "b"))
 
 
-def test_rows_are_the_named_adapters_side_by_side():
+def test_rows_are_the_concatenated_sites_of_the_named_adapters():
     adapters = {name: random_adapter(SITES, seed=seed) for seed, name in enumerate("xyz")}
     bank = RoadBank(adapters)
     theta, alpha = bank.rows(["z", BASE, "x", "z"])
@@ -27,7 +27,7 @@ def test_rows_are_the_named_adapters_side_by_side():
     assert torch.equal(alpha[0], alpha[3])
 
 
-def test_adapters_come_back_to_the_bit():
+def test_stored_adapters_are_bitwise_equal():
     adapter = random_adapter(SITES, "road_2")
     again = RoadBank({"x": adapter})["x"]
     assert all(torch.equal(again.theta[site.name], adapter.theta[site.name]) for site in SITES)
@@ -48,29 +48,29 @@ def test_add_replace_remove():
         bank.add("y", random_adapter(SITES))
     with pytest.raises(InputError, match="only adapter"):
         bank.remove("y")
-    with pytest.raises(InputError, match="stands for no adapter"):
+    with pytest.raises(InputError, match="means no adapter"):
         bank.add(BASE, random_adapter(SITES))
 
 
-def test_unknown_names_are_listed_beside_the_known_ones():
+def test_the_error_for_unknown_names_lists_the_known_ones():
     bank = RoadBank({"german": random_adapter(SITES), "french": random_adapter(SITES)})
     with pytest.raises(InputError, match="unknown adapter dutch, italian; the bank holds german, french and __base__"):
         bank.rows(["german", "italian", "dutch"])
 
 
-def test_a_family_has_one_shape():
+def test_adapters_of_another_family_are_refused():
     bank = RoadBank({"x": random_adapter(SITES)})
-    for other, what in (
+    for other, difference in (
         (random_adapter(SITES[:1]), "sites differ"),
-        (random_adapter(SITES, "road_2"), r"variant differ \(road_2, not road_1\)"),
-        (random_adapter(SITES, group_size=4), r"group_size differ \(4, not 2\)"),
+        (random_adapter(SITES, "road_2"), "variant is road_2, not road_1"),
+        (random_adapter(SITES, group_size=4), "group_size is 4, not 2"),
     ):
-        with pytest.raises(InputError, match=f"^adapter 'y' does not fit this bank: its {what}$"):
+        with pytest.raises(InputError, match=f"^adapter 'y' does not fit this bank: its {difference}$"):
             bank.add("y", other)
     assert list(bank) == ["x"]
 
 
-def test_a_folder_of_adapters_is_read_when_needed(tmp_path):
+def test_a_folder_of_adapters_is_read_at_first_use(tmp_path):
     for seed in range(5):
         random_adapter(SITES, seed=seed).save(tmp_path / f"adapter{seed}")
     bank = RoadBank.from_folder(tmp_path)
@@ -79,7 +79,7 @@ def test_a_folder_of_adapters_is_read_when_needed(tmp_path):
     bank.rows(["adapter3"])
     assert bank.num_bytes == 2 * 12 * 4
     assert torch.equal(bank["adapter3"].theta["a"], random_adapter(SITES, seed=3).theta["a"])
-    with pytest.raises(InputError, match="holds no adapter folders"):
+    with pytest.raises(InputError, match="contains no adapter folders"):
         RoadBank.from_folder(tmp_path / "adapter1")
     with pytest.raises(InputError, match="^a bank needs at least one adapter$"):
         RoadBank({})
@@ -97,7 +97,7 @@ def test_an_adapter_that_does_not_fit_is_named_when_it_is_read(tmp_path):
         bank.rows(["folder"])
 
 
-def test_the_bank_takes_the_base_of_its_first_member_that_knows_one():
+def test_the_template_takes_the_first_recorded_base():
     base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
     bank = RoadBank({"x": random_adapter(SITES), "y": replace(random_adapter(SITES), base=base), "z": random_adapter(SITES)})
     assert bank.template.base == base

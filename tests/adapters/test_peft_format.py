@@ -1,4 +1,4 @@
-"""PEFT's RoAd, both ways, by equal outputs."""
+"""Reading and writing PEFT's RoAd format gives equal outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOLERANCE = {"atol": 1e-6, "rtol": 1e-6}
 
 
 def peft_model(base, seed=0, name="default", **options):
-    """A PEFT RoAd model with random rotations; `base` keeps its own copy of the weights."""
+    """A PEFT RoAd model with random rotations on a copy of `base`."""
     torch.manual_seed(seed)
     return peft.get_peft_model(copy.deepcopy(base), peft.RoadConfig(init_weights=False, **options), adapter_name=name).eval()
 
@@ -40,7 +40,7 @@ def logits(model, batch):
 @pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
 @pytest.mark.parametrize("group_size", [2, 8])
 @pytest.mark.parametrize("targets", [["query", "value"], r".*layer\.1\..*(key|dense)", "all-linear"])
-def test_a_folder_of_peft_gives_the_same_outputs_and_comes_back(variant, group_size, targets, tmp_path):
+def test_a_peft_folder_round_trips_with_equal_outputs(variant, group_size, targets, tmp_path):
     base, batch = tiny_model("Bert", "classifier"), token_batch()
     theirs = peft_model(base, variant=variant, group_size=group_size, target_modules=targets, task_type="SEQ_CLS")
     torch.nn.init.normal_(theirs.base_model.model.classifier.modules_to_save["default"].weight)
@@ -61,8 +61,8 @@ def test_a_folder_of_peft_gives_the_same_outputs_and_comes_back(variant, group_s
     assert (config["peft_type"], config["modules_to_save"]) == ("ROAD", ["classifier"])
 
 
-def test_the_settings_of_pefts_own_experiment(tmp_path):
-    """What its method comparison stores (MetaMathQA, llama-3.2-3B-lr_0.001): everything but variant and group size left open."""
+def test_the_settings_of_pefts_method_comparison(tmp_path):
+    """The stored settings of PEFT's method comparison (MetaMathQA, llama-3.2-3B-lr_0.001): defaults except the variant."""
     stored = {
         "auto_mapping": None,
         "base_model_name_or_path": None,
@@ -88,7 +88,7 @@ def test_the_settings_of_pefts_own_experiment(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "Llama"])
 @pytest.mark.parametrize("with_head", [True, False])
-def test_classifiers_of_many_kinds(architecture, with_head, tmp_path):
+def test_classifiers_of_several_architectures(architecture, with_head, tmp_path):
     base, batch = tiny_model(architecture, "classifier"), token_batch()
     head = {
         "Roberta": ["classifier.dense", "classifier.out_proj"],
@@ -107,7 +107,7 @@ def test_classifiers_of_many_kinds(architecture, with_head, tmp_path):
     torch.testing.assert_close(logits(again, batch), logits(model, batch), **TOLERANCE)
 
 
-def test_an_adapter_from_a_folder_combines_with_the_one_it_came_from(tmp_path):
+def test_an_adapter_read_from_a_folder_combines_with_the_original(tmp_path):
     adapter = random_adapter(find_sites(tiny_model("Bert"), "all-linear"))
     adapter.to_peft(tmp_path)
     assert adapter.distance(RoadAdapter.from_peft(tmp_path)) == 0
@@ -115,7 +115,7 @@ def test_an_adapter_from_a_folder_combines_with_the_one_it_came_from(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "GPTNeoX", "Opt"])
-def test_sites_are_those_that_find_sites_gives(architecture, tmp_path):
+def test_sites_equal_those_of_find_sites(architecture, tmp_path):
     architecture = {"Opt": "OPT"}.get(architecture, architecture)
     base = tiny_model(architecture, "causal-lm")
     sites = find_sites(base, "all-linear")
@@ -124,16 +124,16 @@ def test_sites_are_those_that_find_sites_gives(architecture, tmp_path):
     batch = token_batch()
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
     torch.testing.assert_close(logits(theirs, batch), logits(RoadModel(copy.deepcopy(base), adapter), batch), **TOLERANCE)
-    for back in (RoadAdapter.from_peft(tmp_path, base=base), RoadAdapter.from_peft(theirs)):
-        assert back.sites == sites
-        assert all(torch.equal(back.theta[site.name], adapter.theta[site.name]) for site in sites)
-        assert all(torch.equal(back.alpha[site.name], adapter.alpha[site.name]) for site in sites)
+    for read in (RoadAdapter.from_peft(tmp_path, base=base), RoadAdapter.from_peft(theirs)):
+        assert read.sites == sites
+        assert all(torch.equal(read.theta[site.name], adapter.theta[site.name]) for site in sites)
+        assert all(torch.equal(read.alpha[site.name], adapter.alpha[site.name]) for site in sites)
     without_model = RoadAdapter.from_peft(tmp_path)
     assert {site.name: site for site in without_model.sites} == {site.name: site for site in sites}
     assert [site.layer for site in without_model.sites] == sorted(site.layer for site in sites)
 
 
-def test_a_live_model_with_several_adapters():
+def test_a_peft_model_with_several_adapters():
     base, batch = tiny_model("Llama", "causal-lm"), token_batch()
     theirs = peft_model(base, name="first", target_modules=["q_proj"], group_size=4)
     theirs.add_adapter(
@@ -162,7 +162,7 @@ def test_a_site_outside_the_blocks_has_no_layer(tmp_path):
         ]
 
 
-def test_what_peft_cannot_express_is_refused(tmp_path):
+def test_sites_and_models_that_peft_cannot_express_are_refused(tmp_path):
     base = tiny_model("Llama", "causal-lm")
     linear, block_outputs = find_sites(base, "mlp"), find_sites(base, "block-output")
     adapter = random_adapter(linear)
@@ -191,7 +191,7 @@ def test_what_peft_cannot_express_is_refused(tmp_path):
         adapter.to_peft(tmp_path / "out", tiny_model("Bert"))
     classifier = tiny_model("Bert", "classifier")
     for names in (["classifier"], ["dense"]):
-        with pytest.raises(InputError, match="lies in a module to save, which PEFT does not rotate"):
+        with pytest.raises(InputError, match="is inside a module of modules_to_save, which PEFT does not rotate"):
             RoadModel(classifier, random_adapter(find_sites(classifier, ["query", "output.dense", "classifier"]))).to_peft(
                 tmp_path / "out", names
             )
@@ -212,10 +212,10 @@ def test_broken_folders_are_refused(tmp_path):
         with pytest.raises(InputError, match=message):
             RoadAdapter.from_peft(tmp_path, base=model)
 
-    refuse("holds a PEFT adapter of type 'LORA', not 'ROAD'", {**content, "peft_type": "LORA"})
+    refuse("contains a PEFT adapter of type 'LORA', not 'ROAD'", {**content, "peft_type": "LORA"})
     refuse("unknown variant 'road_3'", {**content, "variant": "road_3"})
-    for wrong in (3, "8", None, [2], 2.0, True):
-        refuse("group_size must be an even number", {**content, "group_size": wrong})
+    for invalid in (3, "8", None, [2], 2.0, True):
+        refuse("group_size must be an even number", {**content, "group_size": invalid})
     refuse("its alpha is missing", replaced={key: values for key, values in tensors.items() if key != name})
     refuse("must be finite", replaced={**tensors, name: tensors[name] * torch.nan})
     refuse("rotates no module", replaced={"base_model.model.score.weight": torch.ones(2)})
@@ -224,13 +224,13 @@ def test_broken_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         RoadAdapter.from_peft(tmp_path)
     weights.unlink()
-    with pytest.raises(InputError, match=r"a \.bin file is not read"):
+    with pytest.raises(InputError, match=r"\.bin files are not supported"):
         RoadAdapter.from_peft(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         RoadAdapter.from_peft(tmp_path / "gone")
     with pytest.raises(InputError, match="cannot be read"):
         RoadAdapter.from_peft(config)
-    with pytest.raises(InputError, match="holds a PEFT adapter already"):
+    with pytest.raises(InputError, match="already contains a PEFT adapter"):
         random_adapter(find_sites(base, "mlp")).to_peft(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""RoadAdapter: arithmetic as a group, storage to the bit, refusals that name site and reason."""
+"""RoadAdapter: group arithmetic, bitwise storage, and errors that name site and reason."""
 
 from __future__ import annotations
 
@@ -77,30 +77,32 @@ def test_distance_sums_angles_and_log_magnitudes_over_all_sites():
     one = torch.ones(1)
     first = RoadAdapter(sites, {"a": 3 * one, "b": 0 * one}, {"a": one, "b": 2 * one})
     second = RoadAdapter(sites, {"a": -3 * one, "b": 0.5 * one}, {"a": one, "b": one})
-    turns = (6 - 2 * torch.pi) ** 2 + 0.5**2
-    assert first.distance(second) == pytest.approx((turns + torch.tensor(2.0).log().item() ** 2) ** 0.5, abs=1e-6)
+    angles = (6 - 2 * torch.pi) ** 2 + 0.5**2
+    assert first.distance(second) == pytest.approx((angles + torch.tensor(2.0).log().item() ** 2) ** 0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("variant", plane_maps.VARIANTS)
-def test_magnitudes_are_the_roots_of_areas(variant):
+def test_magnitudes_are_square_roots_of_determinants(variant):
     adapter = random_adapter(SITES, variant, spread=0.8)
     for site in SITES:
         areas = plane_maps.determinant(adapter.plane_maps(site)).abs()
         torch.testing.assert_close(adapter.magnitudes(site) ** 2, areas, rtol=1e-4, atol=1e-5)
-    bent = RoadAdapter(SITES[:1], {"a.query": torch.zeros(8)}, {"a.query": torch.tensor([8.0, 1, 1, 1, 2, 1, 1, 1])}, "road_2")
-    torch.testing.assert_close(bent.magnitudes("a.query")[0], torch.tensor(8.0).sqrt())
+    stretched = RoadAdapter(
+        SITES[:1], {"a.query": torch.zeros(8)}, {"a.query": torch.tensor([8.0, 1, 1, 1, 2, 1, 1, 1])}, "road_2"
+    )
+    torch.testing.assert_close(stretched.magnitudes("a.query")[0], torch.tensor(8.0).sqrt())
 
 
 @pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_4", 8)])
-def test_a_blank_adapter_is_the_identity_of_the_family(variant, group_size):
+def test_identity_like_keeps_the_family(variant, group_size):
     base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
     adapter = replace(random_adapter(SITES, variant, group_size), base=base)
-    blank = adapter.identity_like()
-    assert (blank.sites, blank.variant, blank.group_size, blank.base) == (SITES, variant, group_size, base)
-    assert all(torch.equal(blank.matrix(site), torch.eye(site.width)) for site in SITES)
+    identity = adapter.identity_like()
+    assert (identity.sites, identity.variant, identity.group_size, identity.base) == (SITES, variant, group_size, base)
+    assert all(torch.equal(identity.matrix(site), torch.eye(site.width)) for site in SITES)
 
 
-def test_a_product_knows_the_base_that_either_factor_knows():
+def test_a_product_records_the_base_of_either_factor():
     base = BaseModelSignature("somewhere/bert", "bert", 32, 2)
     known, unknown = replace(random_adapter(SITES), base=base), random_adapter(SITES)
     assert (known @ unknown).base == (unknown @ known).base == base
@@ -112,7 +114,7 @@ def test_the_mean_of_one_adapter_is_that_adapter():
     assert RoadAdapter.mean([adapter]).distance(adapter) < 1e-6
 
 
-def test_restriction_is_the_identity_elsewhere():
+def test_restrict_is_the_identity_on_other_planes():
     adapter = random_adapter(SITES)
     kept = adapter.restrict({"a.query": [1, 3]})
     assert (kept.angles("a.query") != 0).tolist() == [False, True, False, True]
@@ -131,17 +133,17 @@ def test_restriction_is_the_identity_elsewhere():
 
 def test_angles_and_magnitudes_of_every_variant():
     site = SITES[0]
-    turned = RoadAdapter(SITES[:1], {site.name: torch.tensor([0.5, -0.5, 4.0, 0.0])}, {site.name: torch.tensor([2.0, 1, 1, 1])})
-    torch.testing.assert_close(turned.angles(site), torch.tensor([0.5, -0.5, 4.0 - 2 * torch.pi, 0.0]))
-    torch.testing.assert_close(turned.magnitudes("a.query"), torch.tensor([2.0, 1, 1, 1]))
-    as_road_2 = turned @ RoadAdapter.identity(SITES[:1], "road_2")
+    rotated = RoadAdapter(SITES[:1], {site.name: torch.tensor([0.5, -0.5, 4.0, 0.0])}, {site.name: torch.tensor([2.0, 1, 1, 1])})
+    torch.testing.assert_close(rotated.angles(site), torch.tensor([0.5, -0.5, 4.0 - 2 * torch.pi, 0.0]))
+    torch.testing.assert_close(rotated.magnitudes("a.query"), torch.tensor([2.0, 1, 1, 1]))
+    as_road_2 = rotated @ RoadAdapter.identity(SITES[:1], "road_2")
     assert as_road_2.variant == "road_2"
-    torch.testing.assert_close(as_road_2.angles(site), turned.angles(site))
-    torch.testing.assert_close(as_road_2.magnitudes(site), turned.magnitudes(site))
-    assert turned.num_parameters == 8
+    torch.testing.assert_close(as_road_2.angles(site), rotated.angles(site))
+    torch.testing.assert_close(as_road_2.magnitudes(site), rotated.magnitudes(site))
+    assert rotated.num_parameters == 8
 
 
-def test_arithmetic_that_has_no_answer_is_refused():
+def test_undefined_arithmetic_is_refused():
     a = random_adapter(SITES)
     other = random_adapter(SITES[:1])
     for combine, action in (
@@ -174,7 +176,7 @@ def test_arithmetic_that_has_no_answer_is_refused():
 
 
 @pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_2", 4), ("road_4", 8)])
-def test_save_and_load_to_the_bit(tmp_path, variant, group_size):
+def test_save_and_load_are_bitwise_exact(tmp_path, variant, group_size):
     adapter = random_adapter(SITES, variant, group_size)
     adapter.save(tmp_path / "adapter")
     again = RoadAdapter.load(tmp_path / "adapter")
@@ -185,8 +187,8 @@ def test_save_and_load_to_the_bit(tmp_path, variant, group_size):
     assert {path.suffix for path in (tmp_path / "adapter").iterdir()} == {".json", ".safetensors"}
 
 
-def test_a_saved_adapter_can_be_read_by_people(tmp_path):
-    folder = tmp_path / "of" / "many" / "parents"
+def test_adapter_json_is_indented_and_names_the_tensor_file(tmp_path):
+    folder = tmp_path / "several" / "new" / "parents"
     random_adapter(SITES).save(folder)
     text = (folder / DESCRIPTION).read_text()
     description = json.loads(text)
@@ -194,14 +196,14 @@ def test_a_saved_adapter_can_be_read_by_people(tmp_path):
     assert tensor_file(folder).name == f"adapter-{description['sha256'][:16]}.safetensors"
 
 
-def test_saving_again_mends_a_folder_without_its_tensors(tmp_path):
+def test_saving_again_repairs_a_folder_without_its_tensor_file(tmp_path):
     random_adapter(SITES, seed=1).save(tmp_path)
     tensor_file(tmp_path).unlink()
     random_adapter(SITES, seed=2).save(tmp_path)
     assert RoadAdapter.load(tmp_path).distance(random_adapter(SITES, seed=2)) == 0
 
 
-def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
+def test_saving_again_replaces_the_adapter_and_removes_the_old_file(tmp_path):
     random_adapter(SITES, seed=1).save(tmp_path)
     other = random_adapter(SITES, seed=2)
     other.save(tmp_path)
@@ -210,8 +212,8 @@ def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("moment", ["before the tensors", "before the description", "before the old file goes"])
-def test_a_killed_save_leaves_a_whole_adapter(tmp_path, moment):
+@pytest.mark.parametrize("moment", ["before the tensors", "before the description", "before the old file is removed"])
+def test_an_interrupted_save_leaves_a_valid_adapter(tmp_path, moment):
     old, new = random_adapter(SITES, seed=1), random_adapter(SITES, seed=2)
     old.save(tmp_path / "adapter")
     new.save(tmp_path / "new")
@@ -227,51 +229,51 @@ def replace(*paths):
         os.kill(os.getpid(), signal.SIGKILL)
     real(*paths)
 os.replace = replace
-if moment == "before the old file goes":
+if moment == "before the old file is removed":
     pathlib.Path.unlink = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 RoadAdapter.load({str(tmp_path / "new")!r}).save({str(tmp_path / "adapter")!r})
 """
     finished = subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False)
     assert finished.returncode == -signal.SIGKILL
-    expected = new if moment == "before the old file goes" else old
+    expected = new if moment == "before the old file is removed" else old
     assert torch.equal(RoadAdapter.load(tmp_path / "adapter").theta["a.query"], expected.theta["a.query"])
 
 
-def edited(folder: Path, **changes: object) -> None:
+def edit_description(folder: Path, **changes: object) -> None:
     path = folder / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def retensored(folder: Path, change) -> None:
-    """Change the stored tensors and keep the checksum right, as somebody else's tool would."""
+def edit_tensors(folder: Path, change) -> None:
+    """Change the stored tensors and update the checksum, as another tool might."""
     import hashlib
 
     path = tensor_file(folder)
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
-    edited(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    edit_description(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def put(name, value):
+def set_tensor(name, value):
     return lambda tensors: tensors.__setitem__(name, value)
 
 
 BAD_TENSORS = {
-    "a.query.*theta\\[2\\] is nan": put("a.query.theta", torch.tensor([0, 0, float("nan"), 0])),
-    "a.query.*alpha\\[0\\] is inf": put("a.query.alpha", torch.tensor([float("inf"), 0, 0, 0])),
-    "a.query.*shape \\(3,\\).*needs \\(4,\\)": put("a.query.theta", torch.zeros(3)),
-    "a.query.*dtype torch.int64": put("a.query.theta", torch.zeros(4, dtype=torch.int64)),
+    "a.query.*theta\\[2\\] is nan": set_tensor("a.query.theta", torch.tensor([0, 0, float("nan"), 0])),
+    "a.query.*alpha\\[0\\] is inf": set_tensor("a.query.alpha", torch.tensor([float("inf"), 0, 0, 0])),
+    "a.query.*shape \\(3,\\).*needs \\(4,\\)": set_tensor("a.query.theta", torch.zeros(3)),
+    "a.query.*dtype torch.int64": set_tensor("a.query.theta", torch.zeros(4, dtype=torch.int64)),
     "^.*: site 'a.query': its theta is missing$": lambda tensors: tensors.pop("a.query.theta"),
-    "'a.value', which is not a site": put("a.value.theta", torch.zeros(4)),
-    "unknown tensor 'a.query.gamma'": put("a.query.gamma", torch.zeros(4)),
+    "'a.value', which is not a site": set_tensor("a.value.theta", torch.zeros(4)),
+    "unknown tensor 'a.query.gamma'": set_tensor("a.query.gamma", torch.zeros(4)),
 }
 
 
 @pytest.mark.parametrize("message", BAD_TENSORS)
 def test_bad_tensors_are_refused_with_site_and_reason(tmp_path, message):
     random_adapter(SITES).save(tmp_path)
-    retensored(tmp_path, BAD_TENSORS[message])
+    edit_tensors(tmp_path, BAD_TENSORS[message])
     with pytest.raises(InputError, match=message):
         RoadAdapter.load(tmp_path)
 
@@ -314,14 +316,14 @@ BAD_DESCRIPTIONS = {
 @pytest.mark.parametrize("message", BAD_DESCRIPTIONS)
 def test_bad_descriptions_are_refused(tmp_path, message):
     random_adapter(SITES).save(tmp_path)
-    edited(tmp_path, **BAD_DESCRIPTIONS[message])
+    edit_description(tmp_path, **BAD_DESCRIPTIONS[message])
     with pytest.raises(InputError, match=message):
         RoadAdapter.load(tmp_path)
 
 
 def test_damaged_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"adapter\.json is missing"):
-        RoadAdapter.load(tmp_path / "nowhere")
+        RoadAdapter.load(tmp_path / "missing")
     random_adapter(SITES).save(tmp_path)
     path = tensor_file(tmp_path)
     whole = path.read_bytes()
@@ -361,7 +363,7 @@ def test_constructor_checks():
 
 @given(seeds, seeds)
 @settings(max_examples=30, deadline=None)
-def test_a_difference_leads_back(first, second):
+def test_a_difference_composed_with_its_second_operand_is_the_first(first, second):
     a, b = random_adapter(SITES, seed=first, spread=0.2), random_adapter(SITES, seed=second, spread=0.2)
     assert (a.difference(b) @ b).distance(a) < 1e-4
     assert a.difference(a).distance(RoadAdapter.identity(SITES)) < 1e-5
@@ -369,7 +371,7 @@ def test_a_difference_leads_back(first, second):
 
 @given(seeds, seeds, seeds)
 @settings(max_examples=30, deadline=None)
-def test_the_mean_lies_between_and_moves_with_its_members(first, second, third):
+def test_the_mean_is_the_midpoint_and_commutes_with_composition(first, second, third):
     a, b, c = (random_adapter(SITES, seed=seed, spread=0.2) for seed in (first, second, third))
     middle = RoadAdapter.mean([a, b])
     assert middle.distance(a) == pytest.approx(middle.distance(b), abs=1e-4)
@@ -397,34 +399,34 @@ def test_angles_are_averaged_on_the_circle():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda a: RoadAdapter.mean([]), "^the mean of no adapters does not exist$"),
+        (lambda a: RoadAdapter.mean([]), "^the mean needs at least one adapter$"),
         (lambda a: RoadAdapter.mean([a, a], [1]), "2 adapters needs as many weights"),
         (lambda a: RoadAdapter.mean([a, a], [1, -1]), "none negative"),
         (lambda a: RoadAdapter.mean([a, a], [0, 0]), "not all zero"),
-        (lambda a: RoadAdapter.mean([a, random_adapter(SITES, "road_2")]), "road_1 only, an adapter is road_2"),
+        (lambda a: RoadAdapter.mean([a, random_adapter(SITES, "road_2")]), "road_1 only, not for road_2"),
         (lambda a: RoadAdapter.mean([a, random_adapter(SITES[:1])]), "^cannot take the mean of adapters of different sites"),
         (lambda a: a.difference(random_adapter(SITES[:1])), "^cannot subtract adapters of different sites"),
     ],
 )
-def test_means_that_do_not_exist_are_refused(make, message):
+def test_undefined_means_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make(random_adapter(SITES))
 
 
 @pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
-def test_an_adapter_is_its_angles_behind_its_magnitudes(variant):
+def test_an_adapter_is_its_angles_composed_with_its_magnitudes(variant):
     adapter = random_adapter(SITES, variant, spread=0.8)
-    turning, stretching = adapter.angles_only(), adapter.magnitudes_only()
+    angles, magnitudes = adapter.angles_only(), adapter.magnitudes_only()
     for site in SITES:
-        torch.testing.assert_close((turning @ stretching).matrix(site), adapter.matrix(site), rtol=0, atol=1e-5)
-        torch.testing.assert_close(turning.angles(site), adapter.angles(site), rtol=0, atol=1e-5)
-        torch.testing.assert_close(turning.magnitudes(site), torch.ones(site.width // 2), rtol=0, atol=1e-5)
-        torch.testing.assert_close(stretching.magnitudes(site), adapter.magnitudes(site), rtol=0, atol=1e-5)
-        assert stretching.angles(site).abs().max() < 1e-5
+        torch.testing.assert_close((angles @ magnitudes).matrix(site), adapter.matrix(site), rtol=0, atol=1e-5)
+        torch.testing.assert_close(angles.angles(site), adapter.angles(site), rtol=0, atol=1e-5)
+        torch.testing.assert_close(angles.magnitudes(site), torch.ones(site.width // 2), rtol=0, atol=1e-5)
+        torch.testing.assert_close(magnitudes.magnitudes(site), adapter.magnitudes(site), rtol=0, atol=1e-5)
+        assert magnitudes.angles(site).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("variant", ["road_1", "road_4"])
-def test_layers_multiply_to_the_whole(variant):
+def test_the_product_of_all_layers_is_the_adapter(variant):
     adapter = random_adapter(SITES, variant)
     first, second = adapter.by_layer().values()
     assert list(adapter.by_layer()) == [0, 1]
@@ -433,21 +435,21 @@ def test_layers_multiply_to_the_whole(variant):
     torch.testing.assert_close(first.matrix(SITES[1]), torch.eye(16))
 
 
-def test_maps_of_another_adapter_are_taken_where_chosen():
+def test_with_sites_of_takes_the_maps_of_selected_sites():
     mine, theirs = random_adapter(SITES), random_adapter(SITES, "road_2", seed=1)
     mixed = mine.with_sites_of(theirs, lambda site: site == SITES[0])
     torch.testing.assert_close(mixed.matrix(SITES[0]), theirs.matrix(SITES[0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(mixed.matrix(SITES[1]), mine.matrix(SITES[1]), rtol=0, atol=1e-6)
 
 
-def test_an_adapter_knows_the_model_that_learned_it(tmp_path):
+def test_an_adapter_records_its_base_model(tmp_path):
     bert = tiny_model("Bert")
-    learned = RoadModel(bert, random_adapter(find_sites(bert, "fc1"))).adapter
-    learned.save(tmp_path)
+    trained = RoadModel(bert, random_adapter(find_sites(bert, "fc1"))).adapter
+    trained.save(tmp_path)
     found = RoadAdapter.load(tmp_path)
-    assert found.base == learned.base == BaseModelSignature(bert.name_or_path, "bert", 32, 2)
+    assert found.base == trained.base == BaseModelSignature(bert.name_or_path, "bert", 32, 2)
     assert (found**2 @ found.inverse()).restrict([0]).base == found.base
-    assert RoadModel(tiny_model("Bert", seed=5), found).adapter.distance(found) == 0  # another of the same shape
+    assert RoadModel(tiny_model("Bert", seed=5), found).adapter.distance(found) == 0  # another model of the same shape
     deeper = tiny_model("Bert", num_hidden_layers=3)
     message = "made for another model, '.*', not for '.*': num_hidden_layers is 3, not 2$"
     with pytest.raises(InputError, match=message):
@@ -459,7 +461,7 @@ def test_an_adapter_knows_the_model_that_learned_it(tmp_path):
         with pytest.raises(InputError, match="num_hidden_layers is 3, not 2"):
             refused()
     description = json.loads((tmp_path / "adapter.json").read_text())
-    del description["base"]  # as before it was kept
+    del description["base"]  # as in files of earlier versions
     (tmp_path / "adapter.json").write_text(json.dumps(description))
     assert RoadAdapter.load(tmp_path).base is None
     RoadModel(deeper, RoadAdapter.load(tmp_path))

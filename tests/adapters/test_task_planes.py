@@ -1,4 +1,4 @@
-"""Tasks on planes: disjoint, identity where inactive, independent of the neighbours, and the same through pyvene's subspaces."""
+"""TaskPlanes: disjoint planes, the identity where inactive, rows independent of each other, equal to pyvene's subspaces."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SPLITS = ["shares", "alternating", "sites", "layers"]
 GREEDY = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 2}
 
 
-def task_model(where="all-linear", variant="road_1", group_size=2, how="shares", positions="all", tasks=TASKS):
+def task_model(target_modules="all-linear", variant="road_1", group_size=2, how="shares", positions="all", tasks=TASKS):
     base = tiny_model("Llama", "causal-lm")
-    sites = find_sites(base, where)
+    sites = find_sites(base, target_modules)
     adapter = random_adapter(sites, variant, group_size)
     return RoadModel(base, adapter, positions, TaskPlanes.split(tasks, sites, how))
 
@@ -47,7 +47,7 @@ def test_every_plane_belongs_to_one_task(how):
         assert rows[3].all()
 
 
-def test_splits_are_what_they_say():
+def test_the_planes_of_every_split():
     assert TaskPlanes.split("xy", SITES).of("x")["b"].tolist() == [True] * 4 + [False] * 4
     assert TaskPlanes.split("xy", SITES, "alternating").of("y")["d"].tolist() == [False, True, False, True]
     assert [mask.all().item() for mask in TaskPlanes.split("xy", SITES, "sites").of("x").values()] == [True, False, True, False]
@@ -64,7 +64,7 @@ def test_dimensions_are_those_of_the_planes(group_size):
     assert {first[1].item(), second[1].item()} <= set(others)
 
 
-def test_json_keeps_the_planes():
+def test_planes_round_trip_through_json():
     planes = TaskPlanes.split("xy", SITES, "alternating")
     again = TaskPlanes.from_json(planes.to_json(), SITES)
     assert again.to_json() == planes.to_json()
@@ -78,8 +78,8 @@ def test_json_keeps_the_planes():
     [
         (lambda: TaskPlanes(SITES, {}), "at least one task"),
         (lambda: TaskPlanes.split(["a+b"], SITES), "'\\+' joins tasks"),
-        (lambda: TaskPlanes.split([BASE], SITES), "stands for none"),
-        (lambda: TaskPlanes.split("xy", SITES, "diagonal"), "'diagonal' does not divide planes; use shares, alternating"),
+        (lambda: TaskPlanes.split([BASE], SITES), "means no task"),
+        (lambda: TaskPlanes.split("xy", SITES, "diagonal"), "unknown split 'diagonal'; use shares, alternating"),
         (lambda: TaskPlanes.split("xy", (Site("a", 4),), "layers"), "outside the block stack"),
         (lambda: TaskPlanes.from_json({"x": {"a": [0, 1]}, "y": {"a": [1]}}, SITES), "'a': plane 1 belongs to x and y"),
         (lambda: TaskPlanes.from_json({"x": {"q": [0]}}, SITES), "'q', which is not a site"),
@@ -89,7 +89,7 @@ def test_json_keeps_the_planes():
         (lambda: TaskPlanes.split("xy", SITES).rows(["x+u"]), "unknown task 'u'; the tasks are x, y"),
     ],
 )
-def test_wrong_planes_are_refused(make, message):
+def test_invalid_planes_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
 
@@ -99,9 +99,9 @@ def test_wrong_planes_are_refused(make, message):
 
 @pytest.mark.parametrize("variant", ["road_1", "road_2"])
 @pytest.mark.parametrize("how", ["shares", "layers"])
-@pytest.mark.parametrize("where", ["all-linear", "block-output"])
-def test_a_row_does_not_depend_on_its_neighbours_tasks(variant, how, where):
-    model, batch = task_model(where, variant, 2 if variant == "road_1" else 4, how), padded_batch((3, 7, 5, 7), "left")
+@pytest.mark.parametrize("target_modules", ["all-linear", "block-output"])
+def test_a_row_does_not_depend_on_the_tasks_of_other_rows(variant, how, target_modules):
+    model, batch = task_model(target_modules, variant, 2 if variant == "road_1" else 4, how), padded_batch((3, 7, 5, 7), "left")
     active = ["x", "x+z", BASE, "x+y+z"]
     together = model(base=batch, tasks=active)[1].logits
     for row, tasks in enumerate(active):
@@ -112,28 +112,28 @@ def test_a_row_does_not_depend_on_its_neighbours_tasks(variant, how, where):
         torch.testing.assert_close(together[row, real], expected[0], rtol=0, atol=1e-5)
 
 
-def test_inactive_planes_are_the_identity_to_the_bit():
+def test_inactive_planes_are_bitwise_the_identity():
     model, batch = task_model(), token_batch()
     bare = model.model(**batch).logits
     assert torch.equal(model(base=batch, tasks=[BASE] * 3)[1].logits, bare)
     mixed = model(base=batch, tasks=[BASE, "x", BASE])[1].logits
     assert torch.equal(mixed[[0, 2]], bare[[0, 2]])
     assert (mixed[1] - bare[1]).abs().max() > 1e-5
-    everything = model(base=batch)[1].logits
-    torch.testing.assert_close(model(base=batch, tasks=["x+y+z"] * 3)[1].logits, everything, rtol=0, atol=1e-6)
+    all_planes = model(base=batch)[1].logits
+    torch.testing.assert_close(model(base=batch, tasks=["x+y+z"] * 3)[1].logits, all_planes, rtol=0, atol=1e-6)
 
 
-def test_disjoint_planes_commute_and_keep_to_their_dimensions():
+def test_disjoint_planes_commute_and_change_only_their_dimensions():
     sites = (Site("a", 16, 0),)
     adapter, planes = random_adapter(sites, "road_2", 4), TaskPlanes.split("xy", sites, "alternating")
     mine, others = (adapter.restrict(planes.of(task)) for task in "xy")
     torch.testing.assert_close((mine @ others).matrix("a"), (others @ mine).matrix("a"), rtol=0, atol=1e-6)
     torch.testing.assert_close((mine @ others).matrix("a"), adapter.matrix("a"), rtol=0, atol=1e-6)
     states = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    turned = plane_maps.apply(mine.plane_maps("a"), states, 4)
-    own, foreign = planes.dimensions(sites[0], 4)
-    assert torch.equal(turned[:, foreign], states[:, foreign])
-    assert ((turned[:, own] - states[:, own]).abs() > 0).all()
+    rotated = plane_maps.apply(mine.plane_maps("a"), states, 4)
+    own, other = planes.dimensions(sites[0], 4)
+    assert torch.equal(rotated[:, other], states[:, other])
+    assert ((rotated[:, own] - states[:, own]).abs() > 0).all()
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])
@@ -155,8 +155,8 @@ def test_only_the_trainable_tasks_get_a_gradient(variant):
     model(base=batch, tasks=["x+y+z"] * 3, trainable_tasks=["x", "x", "y"])[1].logits.square().sum().backward()
     for site, intervention in model.by_site():
         values_per_plane = intervention.theta.numel() // (site.width // 2)
-        still = (intervention.theta.grad == 0).view(-1, values_per_plane).all(1)
-        assert torch.equal(still, model.planes.of("z")[site.name])
+        no_gradient = (intervention.theta.grad == 0).view(-1, values_per_plane).all(1)
+        assert torch.equal(no_gradient, model.planes.of("z")[site.name])
     values = model(base=batch, tasks=["x+y+z"] * 3, trainable_tasks=["x"] * 3)[1].logits
     torch.testing.assert_close(values, model(base=batch)[1].logits, rtol=0, atol=1e-6)
 
@@ -175,7 +175,7 @@ def test_gradients_of_mixed_rows_equal_those_of_the_rows_alone():
 
 
 @pytest.mark.parametrize("how", ["shares", "alternating"])
-def test_pyvenes_subspaces_are_the_same(how):
+def test_tasks_equal_pyvenes_subspaces(how):
     model, batch = task_model(how=how), token_batch()
     active, chosen = ["x", "x+y", BASE], [[0], [0, 1], []]
     expected = model(base=batch, tasks=active)[1].logits
@@ -186,7 +186,7 @@ def test_pyvenes_subspaces_are_the_same(how):
     torch.testing.assert_close(slow, fast, rtol=0, atol=1e-5)
 
 
-def test_a_plain_pyvene_config_takes_subspaces():
+def test_a_plain_pyvene_model_takes_subspaces():
     base, batch = tiny_model("Llama", "causal-lm"), token_batch()
     site = find_sites(base, "block-output", layers=[1])[0]
     adapter = random_adapter((site,))
@@ -206,8 +206,8 @@ def test_without_a_partition_subspaces_count_planes():
     intervention = RoadIntervention(8)
     torch.nn.init.constant_(intervention.theta, 1.0)
     states = torch.randn(2, 3, 8)
-    moved = (intervention(states, subspaces=[[1], [0, 3]]) != states).any(1)
-    assert moved.tolist() == [[False, False, True, True] + [False] * 4, [True, True] + [False] * 4 + [True, True]]
+    changed = (intervention(states, subspaces=[[1], [0, 3]]) != states).any(1)
+    assert changed.tolist() == [[False, False, True, True] + [False] * 4, [True, True] + [False] * 4 + [True, True]]
 
 
 def test_tasks_and_a_bank_together():
@@ -232,7 +232,7 @@ def test_compiled_tasks_are_the_same_without_a_graph_break():
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
 
 
-def test_wrong_task_arguments_are_refused():
+def test_invalid_task_arguments_are_refused():
     batch = token_batch()
     model = task_model()
     with pytest.raises(InputError, match="unknown task 'q'; the tasks are x, y, z"):
