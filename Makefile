@@ -1,4 +1,4 @@
-# Every target does its own set-up: `make demo` and `make test` work on a fresh clone.
+# Every target sets up its environment first, so each works on a fresh clone.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -20,7 +20,7 @@ $(READY): pyproject.toml embedded.txt
 demo: setup
 	$(BIN)/road-interp demo
 
-# The same in an environment of its own, from releases pinned by their hashes.
+# The demo in its own environment, from releases pinned by hash.
 LOCKED := build/locked
 demo-locked:
 	$(PYTHON) -m venv $(LOCKED)
@@ -29,7 +29,7 @@ demo-locked:
 	$(LOCKED)/bin/uv pip install --quiet --python $(LOCKED)/bin/python --no-deps .
 	$(LOCKED)/bin/road-interp demo
 
-# Pins stay what they are while they fit; delete the file to take the newest.
+# Existing pins stay where they are compatible; delete the file for the newest releases.
 demo.lock: pyproject.toml | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
@@ -39,23 +39,23 @@ QUICKLY := not notebook and not processes and not faults
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
-# Every notebook from top to bottom: minutes, so they have a target of their own.
+# Every notebook, from top to bottom. Takes minutes.
 test-notebooks: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --maxschedchunk 1 -m notebook
 
-# What torchrun starts: training and measuring by two processes, beside one.
+# Training and measuring with torchrun: two processes against one.
 test-processes: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m processes
 
-# Processes that are killed at random steps, twenty times, and files that find no room: about three minutes.
+# Processes killed at random steps, twenty times, and full disks. Takes about three minutes.
 test-faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
-# What needs a CUDA device: skipped, with that reason, where there is none.
+# Tests that need a CUDA device; skipped without one.
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
 
-# The oldest releases that pyproject.toml admits, as uv resolves them: gigabytes to download and an environment of their own.
+# The tests with the oldest releases that pyproject.toml admits, in their own environment. Downloads gigabytes.
 OLDEST := build/oldest
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
@@ -64,18 +64,18 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
-# Lines of the package that `make test` runs; what other processes run is not counted.
+# Line coverage of `make test`, without subprocesses.
 coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)" \
 		--cov road_interp --cov-report term-missing:skip-covered
 
-# Small changes to the mathematics, one at a time: how many of them the tests notice. Twenty minutes of one core.
+# Mutation testing of the mathematics. Takes twenty minutes on one core.
 mutants: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-# The wheel in an empty environment, away from the sources: nothing is missing, and the demo runs.
+# The wheel in an empty environment: imports, and the demo.
 EMPTY := build/empty
 test-wheel: setup
 	rm -rf dist $(EMPTY)
@@ -96,12 +96,12 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Run the notebooks in place and keep their outputs.
+# Run the notebooks and store their outputs.
 notebooks: setup
 	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$notebook || exit 1; done
 
-# Every study drawn from results/, on one page; docs/figures gets those that the documentation shows. QUICK=1 measures five of them for a
-# moment instead, in folders of their own, since those numbers mean nothing.
+# Figures of all studies from results/, on one page; docs/figures gets those of the documentation. QUICK=1 measures five studies with tiny
+# settings instead, in separate folders: those numbers mean nothing.
 QUICKLY_MEASURED := angles disentangle ablation drift interference
 SHOWN := angles throughput composition strength scan-agreement depth-agreement ablation
 figures: setup
@@ -113,7 +113,7 @@ else
 	cp $(SHOWN:%=figures/%.png) docs/figures
 endif
 
-# What is missing in results/ is measured: all of it takes days on two cores, and every piece is kept as soon as it is there.
+# Measure what results/ lacks. All of it takes days on two cores; every piece is stored when it is done.
 results: setup
 	for study in $$($(BIN)/road-interp study --list --json | $(BIN)/python -c 'import json, sys; print(*(each["name"] for each in json.load(sys.stdin)["studies"]))'); \
 		do $(BIN)/road-interp study $$study || exit 1; done
