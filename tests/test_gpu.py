@@ -35,7 +35,7 @@ def batch_there(rows=3):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2), (torch.float16, 5e-3)])
 @pytest.mark.parametrize("where", ["all-linear", "block-output"])
 def test_every_row_has_its_own_adapter(dtype, tolerance, where):
-    model, batch = on_device(bank_model(where=where), dtype), batch_there()
+    model, batch = on_device(bank_model(target_modules=where), dtype), batch_there()
     with torch.no_grad():
         together = model(base=batch, adapter_names=["a", "b", "__base__"])[1].logits
         for row, name in enumerate(["a", "b", "__base__"]):

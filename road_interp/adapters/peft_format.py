@@ -100,9 +100,8 @@ def write_rotations(
     config = RoadConfig(
         variant=values.variant,
         group_size=values.group_size,
-        target_modules="|".join(
-            re.escape(site.name) for site in values.sites
-        ),  # PEFT matches the entries of a list as suffixes, which may select further modules
+        # PEFT matches the entries of a list as suffixes, which may select further modules; a pattern must match the full name.
+        target_modules="|".join(re.escape(site.name) for site in values.sites),
         modules_to_save=list(modules_to_save) or None,
         base_model_name_or_path=getattr(base, "name_or_path", None) or None,
         # For other task types PEFT adds heads to modules_to_save, which this adapter may not have.

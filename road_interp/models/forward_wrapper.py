@@ -1,7 +1,8 @@
-"""The replacement of a module's own `forward` while rotations are on, so that its output passes through them.
+"""Wrap the `forward` of a module, so that its output passes through transforms such as rotations.
 
-It is not a hook, for two reasons. PyTorch calls a module that has hooks through a slower path, which shows at one token per row.
-And whoever hooks the module, transformers' own `output_hidden_states` among them, gets the state that the next layer gets.
+A wrapper is used instead of a hook for two reasons. PyTorch calls modules with hooks through a slower path, which is noticeable
+at one token per row. And hooks on the module, including those of transformers' `output_hidden_states`, then receive the
+transformed output, which is also the input of the next layer.
 """
 
 from __future__ import annotations
@@ -17,17 +18,16 @@ from torch import Tensor, nn
 
 from road_interp.errors import InputError
 
-OutputTransform = Callable[
-    [Any, bool], Any
-]  # from a module's output, and whether torch.compile is tracing, to what the next layer gets
+# From a module's output, and whether torch.compile is tracing, to the output that the next layer gets.
+OutputTransform = Callable[[Any, bool], Any]
 _ACTIVE: ContextVar[tuple[CallScope, ...]] = ContextVar("active scopes", default=())
 _LOCK = threading.Lock()
 
 
 class CallScope:
-    """The calls that transforms apply to: those made in the execution context that entered the scope.
+    """The set of calls to which transforms apply: the calls made in the execution context that entered the scope.
 
-    A thread, and a task of asyncio, has a context of its own (`contextvars`). Scopes may be left in any order.
+    Every thread and every asyncio task has its own context (`contextvars`). Scopes may be exited in any order.
     """
 
     def __enter__(self) -> CallScope:
@@ -41,17 +41,17 @@ class CallScope:
 
     @property
     def outermost(self) -> CallScope:
-        """The first of the scopes that were active when this one was entered: the same for all of one context."""
+        """The first scope that was active when this one was entered; all scopes of one context share it."""
         return self._outermost
 
     @property
     def is_active(self) -> bool:
-        """Whether the calling context is in the scope."""
+        """Whether the calling context has entered the scope."""
         return self in _ACTIVE.get()
 
 
 class Registered(NamedTuple):
-    """A transform, and the calls that it applies to."""
+    """A transform, and the scope to which it applies."""
 
     scope: CallScope
     transform: OutputTransform
@@ -61,7 +61,7 @@ class ForwardWrapper:
     """A module's forward, followed by the transforms of the active scopes.
 
     When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the only registered
-    context are used; several registered contexts are an error. torch.compile cannot trace contexts: it applies every transform.
+    context are used; several registered contexts raise InputError. torch.compile cannot trace contexts, so all transforms apply.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -81,43 +81,41 @@ class ForwardWrapper:
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the module gets the original forward: nothing could take a wrapper off it."""
+        """Copies of the module get the original forward, because no `restore` would remove a wrapper from them."""
         return copy.deepcopy(self._forward, memo)
 
     def _active_transforms(self) -> list[OutputTransform]:
         active = _ACTIVE.get()
         transforms = [each.transform for each in self._registered if each.scope in active]
-        if transforms or not self._registered or torch._C._current_graph_task_id() == -1:  # not called from a backward pass
+        if transforms or not self._registered or torch._C._current_graph_task_id() == -1:  # outside of a backward pass
             return transforms
         if len({id(each.scope.outermost) for each in self._registered}) > 1:
-            raise InputError(
-                "gradient checkpointing cannot tell which of several threads' rotations it repeats; train in one thread"
-            )
+            raise InputError("gradient checkpointing cannot choose between the rotations of several threads; train in one thread")
         return [each.transform for each in self._registered]
 
     def add(self, entry: Registered) -> None:
-        """Apply a transform after those that are registered."""
+        """Register a transform; it applies after those registered before."""
         self._registered = (*self._registered, entry)
 
     def remove(self, entry: Registered) -> bool:
-        """Take a transform away; whether none is left."""
+        """Unregister a transform. Returns whether no transform is left."""
         position = next(number for number, each in enumerate(self._registered) if each is entry)
         self._registered = self._registered[:position] + self._registered[position + 1 :]
         return not self._registered
 
 
 def original_forward(module: nn.Module) -> Any:
-    """Another library's replacement of the module's forward, such as accelerate's; None where there is none."""
+    """Another library's replacement of the module's forward, such as accelerate's; None if forward is not replaced."""
     forward = module.__dict__.get("forward")
     return forward.replaced if isinstance(forward, ForwardWrapper) else forward
 
 
 def wrap_forward(module: nn.Module, transform: OutputTransform, scope: CallScope) -> Callable[[], None]:
-    """Give calls of `module` in an entered scope `transform(output)`. Returns what undoes it, in any order."""
+    """Apply `transform` to the output of `module` for calls in `scope`. Returns a function that undoes it, in any order."""
     entry = Registered(scope, transform)
     with _LOCK:
-        found = module.__dict__.get("forward")
-        wrapper = found if isinstance(found, ForwardWrapper) else ForwardWrapper(module)
+        forward = module.__dict__.get("forward")
+        wrapper = forward if isinstance(forward, ForwardWrapper) else ForwardWrapper(module)
         module.forward = wrapper
         wrapper.add(entry)
 
@@ -134,5 +132,5 @@ def wrap_forward(module: nn.Module, transform: OutputTransform, scope: CallScope
 
 
 def _copied(output: Any) -> Any:
-    """A copy: what a transform keeps for its gradient stays whole, whatever is written into its output."""
+    """A copy, so that in-place writes into a transform's output do not change the tensors that autograd saved for it."""
     return output.clone() if isinstance(output, Tensor) else output

@@ -1,4 +1,4 @@
-"""Greedy answers of a model, and their perplexity."""
+"""Greedy generation of answers, and the perplexity of answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text, and whether it came to its own end."""
+    """A generated text, and whether it ended with the end-of-sequence token."""
 
     text: str
     finished: bool
@@ -26,9 +26,9 @@ GenerateFn = Callable[[Sequence[str], str], list[Answer]]  # prompts and the act
 
 
 def make_generator(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> GenerateFn:
-    """Greedy answers of a RoadModel with planes, or of what is called like one. Prompts of similar length go together."""
+    """A function that generates greedy answers with a RoadModel that has planes, or with an object that has the same methods."""
 
-    def answering(prompts: Sequence[str], active: str) -> list[Answer]:
+    def generate_answers(prompts: Sequence[str], active: str) -> list[Answer]:
         def generate(inputs: dict[str, Any]) -> torch.Tensor:
             tasks = [active] * len(inputs["input_ids"])
             options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
@@ -36,7 +36,7 @@ def make_generator(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_token
 
         return greedy_answers(generate, tokenizer, prompts, batch_size, model.model.device)
 
-    return answering
+    return generate_answers
 
 
 @torch.no_grad()
@@ -47,7 +47,10 @@ def greedy_answers(
     batch_size: int,
     device: torch.device,
 ) -> list[Answer]:
-    """The answers that `generate` (tokenised prompts to ids of prompt and answer) gives, in the prompts' order."""
+    """The answers of `generate`, a function from tokenised prompts to ids of prompts and answers, in the order of the prompts.
+
+    Prompts are batched with others of similar length.
+    """
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(ids[row]))
     answers: dict[int, Answer] = {}
@@ -63,25 +66,33 @@ def greedy_answers(
 
 
 def answer_perplexity(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16, most: int = 32
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16, limit: int = 32
 ) -> Callable[[Sequence[str], Sequence[str]], float]:
-    """Perplexity per token of answers under the bare model, over the first `most` prompts; an empty answer counts as its end."""
+    """A function that computes the perplexity per token of answers under the base model.
+
+    Args:
+        limit: use the first `limit` prompts and answers only.
+
+    An end token is appended to every answer, so that an empty answer counts as its end token.
+    """
 
     @torch.no_grad()
     def perplexity(prompts: Sequence[str], answers: Sequence[str]) -> float:
-        asked = tokenizer(list(prompts[:most]), add_special_tokens=False)["input_ids"]
-        told = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(answers[:most]), add_special_tokens=False)["input_ids"]]
-        rows = sorted(zip(asked, told, strict=True), key=lambda row: len(row[0]))
+        prompt_ids = tokenizer(list(prompts[:limit]), add_special_tokens=False)["input_ids"]
+        answer_ids = tokenizer(list(answers[:limit]), add_special_tokens=False)["input_ids"]
+        answer_ids = [[*ids, tokenizer.eos_token_id] for ids in answer_ids]
+        rows = sorted(zip(prompt_ids, answer_ids, strict=True), key=lambda row: len(row[0]))
         total = 0.0
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            inputs = tokenizer.pad({"input_ids": [a + t for a, t in batch]}, padding_side="right", return_tensors="pt")
+            sequences = [prompt + answer for prompt, answer in batch]
+            inputs = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt")
             labels = torch.full_like(inputs["input_ids"], -100)
-            for row, (a, t) in enumerate(batch):
-                labels[row, len(a) : len(a) + len(t)] = torch.tensor(t)
+            for row, (prompt, answer) in enumerate(batch):
+                labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
             columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
             logits = base(**inputs.to(base.device), logits_to_keep=columns.to(base.device)).logits.float().cpu()
             total += functional.cross_entropy(logits.flatten(0, 1), labels[:, columns + 1].flatten(), reduction="sum").item()
-        return float(np.exp(total / sum(map(len, told))))
+        return float(np.exp(total / sum(map(len, answer_ids))))
 
     return perplexity

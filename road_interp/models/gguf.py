@@ -1,4 +1,4 @@
-"""A GGUF file as a folder of transformers, made once: transformers parses the vocabulary in Python, again at every load."""
+"""Convert a GGUF file to a transformers folder once: transformers would parse the vocabulary in Python at every load."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 from road_interp.errors import InputError, first_line
 from road_interp.files import locked
 
-KEPT = Path(HF_HOME) / "road-interp"
-FORM = 1  # of what is kept: raised when the readers change
+CACHE = Path(HF_HOME) / "road-interp"
+CACHE_FORMAT = 1  # increased when the readers change
 
 
 def read_model(auto_class: Any, file: Path) -> PreTrainedModel:
-    """A model whose weights are plain tensors, which can be saved."""
+    """A model whose weights are dequantised, so that it can be saved."""
     model = auto_class.from_pretrained(file.parent, gguf_file=file.name)
-    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:  # older releases leave none
+    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:  # older releases of transformers set none
         quantizer.remove_quantization_config(model)
     return model
 
 
 def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
-    """A tokeniser of the general class: one of its own may build itself otherwise when it is loaded (transformers 5.0)."""
-    found = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    kept = {name: getattr(found, name) for name in ("chat_template", "padding_side", "model_max_length")}
-    return PreTrainedTokenizerFast(tokenizer_object=found.backend_tokenizer, **found.special_tokens_map, **kept)
+    """A tokeniser of the general fast class: a model-specific class may change when it is saved and loaded (transformers 5.0)."""
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    settings = {name: getattr(tokenizer, name) for name in ("chat_template", "padding_side", "model_max_length")}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **tokenizer.special_tokens_map, **settings)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -44,57 +44,58 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def convert_gguf(file: Path, kind: str) -> Path:
-    """The folder with the model or the tokeniser of a GGUF file, written at the first call and found from then on.
+    """The folder with the model or the tokeniser of a GGUF file, written at the first call and reused afterwards.
 
-    It lies under `HF_HOME`, is named by the bytes of the file and the release of transformers, and may be deleted at any time.
+    The folder is under `HF_HOME`, its name depends on the content of the file and the version of transformers, and it may be
+    deleted at any time.
 
     Args:
         kind: "causal-lm", "backbone" or "tokenizer".
 
     Raises:
-        InputError: the file cannot be read, or the folder not written.
+        InputError: the file cannot be read, or the folder cannot be written.
     """
     try:
-        with file.open("rb") as content:
-            digest = sha_fileobj(content).hex()[:16]
+        with file.open("rb") as opened:
+            digest = sha_fileobj(opened).hex()[:16]
     except OSError as error:
-        raise _unreadable(file, error) from None
-    folder = KEPT / f"{digest}-{transformers.__version__}-{FORM}" / kind
+        raise _cannot_read(file, error) from None
+    folder = CACHE / f"{digest}-{transformers.__version__}-{CACHE_FORMAT}" / kind
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _no_room(file, error) from None
+        raise _cannot_write(file, error) from None
     with locked(folder.parent):
-        if not folder.is_dir():  # else another process was first
+        if not folder.is_dir():  # otherwise another process has written it
             try:
-                with torch.random.fork_rng(devices=[]):  # some releases draw weights that they then replace
-                    whole = READERS[kind](file)
-            except Exception as error:  # damaged files raise all kinds, tokenizers the bare one
-                raise _unreadable(file, error) from None
+                with torch.random.fork_rng(devices=[]):  # some releases draw random weights before they load those of the file
+                    content = READERS[kind](file)
+            except Exception as error:  # damaged files raise many types, tokenizers raises Exception itself
+                raise _cannot_read(file, error) from None
             try:
-                _save(whole, folder)
-            except Exception as error:  # of tokenizers the bare one
-                raise _no_room(file, error) from None
+                _save(content, folder)
+            except Exception as error:  # tokenizers raises Exception itself
+                raise _cannot_write(file, error) from None
     return folder
 
 
-def _save(whole: Any, folder: Path) -> None:
-    """Write a model or tokeniser beside its folder, and then under its name; what a killed process left there goes first."""
-    shutil.rmtree(fresh := folder.with_name(f".{folder.name}"), ignore_errors=True)
+def _save(content: Any, folder: Path) -> None:
+    """Write a model or tokeniser into a temporary folder, cleared of leftovers, and rename it to `folder`."""
+    shutil.rmtree(temporary := folder.with_name(f".{folder.name}"), ignore_errors=True)
     try:
-        whole.save_pretrained(fresh)
-        for path in fresh.iterdir():
+        content.save_pretrained(temporary)
+        for path in temporary.iterdir():
             path.chmod(0o644)
-        fresh.rename(folder)
+        temporary.rename(folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _unreadable(file: Path, error: Exception) -> InputError:
+def _cannot_read(file: Path, error: Exception) -> InputError:
     return InputError(f"'{file}' cannot be read: {first_line(error)}")
 
 
-def _no_room(file: Path, error: Exception) -> InputError:
-    return InputError(f"'{file.name}' cannot be unpacked under {KEPT} ({error}); set HF_HOME to a folder with room")
+def _cannot_write(file: Path, error: Exception) -> InputError:
+    return InputError(f"'{file.name}' cannot be converted under {CACHE} ({error}); set HF_HOME to a folder with free space")

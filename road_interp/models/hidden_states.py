@@ -1,9 +1,9 @@
-"""Reading hidden states while a model runs: where blocks end, and before the normalisation that a block may end in."""
+"""Read hidden states during a forward pass: block outputs, and the input of a normalisation that ends a block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
-from road_interp.sites.module_tree import hidden_of, layer_stacks
+from road_interp.sites.module_tree import Hooks, evaluating, hidden_of, hooked, layer_stacks
 
 Token = Literal["first", "last", "mean", "all"]
 Batch = Mapping[str, Tensor]  # a model's inputs, with an attention_mask
@@ -22,11 +22,11 @@ Batch = Mapping[str, Tensor]  # a model's inputs, with an attention_mask
 
 @dataclass(frozen=True)
 class ReadPoint:
-    """Where states are read.
+    """A point in the model where hidden states are read.
 
     Attributes:
         layer: index of the block, counted from 0.
-        before_norm: whether it is what enters the normalisation that the block ends in, instead of the block's output.
+        before_norm: True for the input of the normalisation that ends the block, False for the output of the block.
         module: dotted path of that normalisation, or of the block.
     """
 
@@ -36,78 +36,78 @@ class ReadPoint:
 
     @property
     def name(self) -> str:
-        """As figures name it: "block 3", or "block 3, before its LayerNorm"."""
+        """The name in figures: "block 3", or "block 3, before its LayerNorm"."""
         return f"block {self.layer}" + (", before its LayerNorm" if self.before_norm else "")
 
 
 def find_read_points(model: PreTrainedModel, batch: Batch, stack: str | None = None) -> tuple[ReadPoint, ...]:
-    """The output of every block; before it, where the block ends in a normalisation, what enters that.
+    """The read points of a model: the output of every block, preceded by the input of a normalisation that ends the block.
 
-    Such a block gives back what its last normalisation gives: that is seen in one forward pass.
+    A block ends in a normalisation if both have equal outputs in one forward pass on `batch`.
 
     Args:
-        stack: path of the block stack for models that have two.
+        stack: path of the block stack, for models that have two.
+
+    Raises:
+        InputError: `stack` is not a block stack, or the model has not exactly one and `stack` is None.
     """
     stacks = layer_stacks(model)
     if stack not in stacks if stack else len(stacks) != 1:
-        raise InputError(f"choose one stack of blocks; {type(model).__name__} has {', '.join(stacks) or 'none'}")
+        raise InputError(f"choose one block stack; {type(model).__name__} has {', '.join(stacks) or 'none'}")
     name = stack or next(iter(stacks))
     blocks = {f"{name}.{layer}": block for layer, block in enumerate(stacks[name])}
     norms = {f"{path}.{inner}": norm for path, block in blocks.items() for inner, norm in block.named_modules() if _is_norm(norm)}
-    given = _read(model, {**blocks, **norms}, {}, batch)
-    places = []
+    outputs = _read(model, {**blocks, **norms}, {}, batch)
+    read_points = []
     for layer, path in enumerate(blocks):
-        ending = [norm for norm in norms if norm.startswith(f"{path}.") and torch.equal(given[norm], given[path])]
-        places += [ReadPoint(layer, True, norm) for norm in ending[-1:]]
-        places.append(ReadPoint(layer, False, path))
-    return tuple(places)
+        final = [norm for norm in norms if norm.startswith(f"{path}.") and torch.equal(outputs[norm], outputs[path])]
+        read_points += [ReadPoint(layer, True, norm) for norm in final[-1:]]
+        read_points.append(ReadPoint(layer, False, path))
+    return tuple(read_points)
 
 
-def read_states(model: PreTrainedModel, places: Sequence[ReadPoint], batch: Batch) -> list[Float[Tensor, "rows tokens width"]]:
-    """The states of one batch at every place, without gradient. Rotations that are attached to the model are in them."""
-    leaving = {place.module: model.get_submodule(place.module) for place in places if not place.before_norm}
-    entering = {place.module: model.get_submodule(place.module) for place in places if place.before_norm}
-    seen = _read(model, leaving, entering, batch)
-    return [seen[place.module] for place in places]
+def read_states(
+    model: PreTrainedModel, read_points: Sequence[ReadPoint], batch: Batch
+) -> list[Float[Tensor, "rows tokens width"]]:
+    """The states of one batch at every read point, without gradient. They include rotations attached to the model."""
+    outputs = {point.module: model.get_submodule(point.module) for point in read_points if not point.before_norm}
+    inputs = {point.module: model.get_submodule(point.module) for point in read_points if point.before_norm}
+    states = _read(model, outputs, inputs, batch)
+    return [states[point.module] for point in read_points]
 
 
 def select_tokens(
     states: Float[Tensor, "rows tokens width"], mask: Int[Tensor, "rows tokens"], token: Token
 ) -> tuple[Float[Tensor, "states width"], Int[Tensor, " states"]]:
-    """The states that stand for the texts, and the row of each: each row's first or last token, their mean, or all tokens.
+    """The states of the selected tokens, and the row of each: the first or last token of a row, the mean of its tokens, or all.
 
-    Tokens are counted inside the mask, for left and right padding alike.
+    Padding is skipped on either side.
     """
     rows = torch.arange(len(states), device=states.device)
     mask = mask.to(states.device)
     if token == "all":
-        chosen = mask.bool()
-        return states[chosen], rows.unsqueeze(1).expand_as(chosen)[chosen]
+        present = mask.bool()
+        return states[present], rows.unsqueeze(1).expand_as(present)[present]
     if token == "mean":
-        shares = mask / mask.sum(1, keepdim=True)
-        return (states * shares.unsqueeze(-1).to(states.dtype)).sum(1), rows
+        weights = mask / mask.sum(1, keepdim=True)
+        return (states * weights.unsqueeze(-1).to(states.dtype)).sum(1), rows
     return states[rows, token_index(mask, token)], rows
 
 
 def token_index(mask: Int[Tensor, "rows tokens"], token: Literal["first", "last"]) -> Int[Tensor, " rows"]:
-    """Position of each row's first or last token inside the mask."""
+    """The index of the first or last token of each row that is not padding."""
     return mask.argmax(1) if token == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
 
 
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[PreTrainedModel]:
-    """The transformers model inside `model`, in evaluation mode and with a RoadModel's rotations on, while the block lasts."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    """The transformers model inside `model`, in evaluation mode and with the rotations of a RoadModel attached."""
+    with evaluating(model):
         if isinstance(model, RoadModel):
             with model.attached() as base:
                 yield base
         else:
             yield unwrap_model(model)
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def unwrap_model(model: Any) -> PreTrainedModel:
@@ -123,27 +123,25 @@ def _is_norm(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _read(
-    model: PreTrainedModel, leaving: Mapping[str, nn.Module], entering: Mapping[str, nn.Module], batch: Batch
+    model: PreTrainedModel, outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module], batch: Batch
 ) -> dict[str, Tensor]:
-    """What leaves and what enters modules in one forward pass, by path."""
-    seen: dict[str, Tensor] = {}
+    """The hidden states that the modules `outputs` return and the modules `inputs` receive in one forward pass, by path."""
+    recorded: dict[str, Tensor] = {}
 
-    def after(path: str) -> Any:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            seen[path] = hidden_of(output)
+    def record_output(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            recorded[path] = hidden_of(output)
 
-        return keep
+        return hook
 
-    def before(path: str) -> Any:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen[path] = args[0] if args else next(iter(kwargs.values()))
+    def record_input(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorded[path] = args[0] if args else next(iter(kwargs.values()))
 
-        return keep
+        return hook
 
-    with ExitStack() as hooks:
-        for path, module in leaving.items():
-            hooks.callback(module.register_forward_hook(after(path)).remove)
-        for path, module in entering.items():
-            hooks.callback(module.register_forward_pre_hook(before(path), with_kwargs=True).remove)
+    hooks: Hooks = [(module.register_forward_hook, record_output(path), {}) for path, module in outputs.items()]
+    hooks += [(module.register_forward_pre_hook, record_input(path), {"with_kwargs": True}) for path, module in inputs.items()]
+    with hooked(hooks):
         model(**{key: value for key, value in batch.items() if key != "labels"})
-    return {path: states.clone() for path, states in seen.items()}
+    return {path: states.clone() for path, states in recorded.items()}

@@ -1,4 +1,4 @@
-"""Interchange of single coordinates of a rotated state, as a pyvene intervention with a source."""
+"""RoadInterchangeIntervention: interchange of coordinates in a rotated basis, as a pyvene intervention with a source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.errors import InputError
-from road_interp.models.intervention import pyvene
+from road_interp.models.intervention import move_only, pyvene
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
@@ -19,25 +19,26 @@ Featurizer = tuple[Callable[[Tensor], tuple[Tensor, None]], Callable[[Tensor, No
 
 
 class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.DistributedRepresentationIntervention):
-    """`R^-1 (R b with some coordinates from R s)`: a distributed interchange (paper, section 3.2) whose rotation is RoAd.
+    """Distributed interchange intervention (paper, section 3.2) with a RoAd rotation: `R^-1 (R b with coordinates from R s)`.
 
-    `R` is a stack of plane rotations (`road_interp.rotation.butterfly`): RoAd itself at depth 1; the deeper the stack, the nearer
-    it comes to any rotation. Its coordinates are swapped one by one and never as whole planes of a single level, since a swapped
-    plane is the same at every angle. Scales are left out: those of one level cancel in any interchange. Computed as
-    `b + R^-1 S R (s - b)`, where `S` keeps the swapped coordinates, so that an equal source changes no bit.
+    `b` is the base state and `s` the source state. `R` is a stack of plane rotations (`road_interp.rotation.butterfly`): RoAd at
+    depth 1, and closer to an arbitrary rotation with more levels. Coordinates are swapped individually, not as whole planes of a
+    single level, because swapping a whole plane gives the same result at every angle. There are no scales, because the scales of
+    one level cancel in any interchange. The result is computed as `b + R^-1 S R (s - b)`, where `S` selects the swapped
+    coordinates, so that a source equal to the base leaves the state bitwise unchanged.
 
-    For any `pyvene.IntervenableConfig`: as an instance everywhere, as a type where pyvene knows the width of the component. The
-    angles stay fp32 whatever dtype the model takes; the states keep theirs.
+    Usable in any `pyvene.IntervenableConfig`: as an instance everywhere, as a type where pyvene knows the width of the component.
+    The angles stay in fp32 for every dtype of the model; the states keep their dtype.
 
     Args:
-        embed_dim: width of the hidden state (pyvene's word).
-        depth: number of levels, `butterfly.full_depth(width)` for the deepest that is of use.
-        rows: the coordinates to swap: "first" (the first of every plane), a list of them, or "mask": all, each by a learned
-            share `sigmoid(mask / temperature)` until `harden` makes a list of those above one half.
-        seed, spread: of the angles at the start, which are normal with a deviation of `spread` radians; a spread of a half turn
-            makes a random rotation, for controls.
-        subspace_partition: pyvene's, as in its LowRankRotatedSpaceIntervention: `subspaces` then name parts of `rows`, else
-            single entries of it.
+        embed_dim: width of the hidden state, as pyvene names it.
+        depth: number of levels; more than `butterfly.full_depth(width)` is not needed to mix all dimensions.
+        rows: the coordinates to swap: "first" (the first of every plane), a list of indices, or "mask": all, each in proportion
+            `sigmoid(mask / temperature)` with a learned mask, until `harden` replaces it by the list of those above one half.
+        seed, spread: the initial angles are drawn with this seed from a normal distribution with standard deviation `spread`
+            (radians); a spread of pi gives a random rotation, for controls.
+        subspace_partition: as in pyvene's LowRankRotatedSpaceIntervention: `subspaces` select ranges of `rows`; without it,
+            `subspaces` select single entries of `rows`.
     """
 
     __module__ = "road_interp"  # the dotted path that pyvene writes into its folders
@@ -66,7 +67,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=torch.Generator().manual_seed(seed)))
         self.mask = nn.Parameter(torch.zeros(self.width)) if rows == "mask" else None
         self.register_buffer("temperature", torch.tensor(1.0))
-        self.rows = None if rows == "mask" else _checked(rows, self.width)
+        self.rows = None if rows == "mask" else _check_rows(rows, self.width)
 
     def forward(
         self,
@@ -78,33 +79,33 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         """`base` with the swapped coordinates of `source`, in the dtype of `base`.
 
         Args:
-            subspaces: for every row of the batch, the entries of `rows` to swap; all of them where None.
+            subspaces: for every row of the batch, the entries of `rows` to swap; None for all of them.
         """
         dtype = torch.promote_types(base.dtype, self.theta.dtype)
         difference = butterfly.rotate(self.theta, source.to(dtype) - base.to(dtype))
-        change = butterfly.inverse(self.theta, difference * self._shares(subspaces, difference))
+        change = butterfly.inverse(self.theta, difference * self._proportions(subspaces, difference))
         return (base + change).to(base.dtype)
 
     def set_temperature(self, temperature: float) -> None:
-        """Temperature of the learned mask: the lower, the nearer its shares to 0 and 1."""
+        """Set the temperature of the learned mask; lower values bring its proportions closer to 0 and 1."""
         self.temperature.fill_(temperature)
 
     def harden(self) -> tuple[int, ...]:
-        """Make the learned mask a list, those with a share above one half, and return it."""
+        """Replace the learned mask by the list of coordinates with a proportion above one half, and return the list."""
         if self.mask is None:
-            raise InputError('there is no mask to harden: rows is a list already (rows="mask" learns one)')
+            raise InputError('there is no mask to harden: rows is already a list (rows="mask" learns a mask)')
         self.rows, self.mask = tuple((self.mask > 0).nonzero().flatten().tolist()), None
         return self.rows
 
     def basis(self) -> Float[Tensor, "width k"]:
-        """Orthonormal columns: the directions along which base and source are swapped, in the order of `rows`."""
+        """Orthonormal columns: the directions in which base and source are swapped, in the order of `rows`."""
         return butterfly.columns(self.theta, torch.tensor(self._hard_rows(), device=self.theta.device)).detach()
 
     def featurizer(self) -> Featurizer:
-        """The rotation as the causal-variable track of MIB (Mueller et al. 2025) takes it.
+        """The rotation as a featurizer for the causal-variable track of MIB (Mueller et al. 2025).
 
-        Returns `featurize`, from states `(..., width)` to features and a reconstruction error (None: a rotation loses nothing);
-        its inverse, from features and error to states; and the indices of the swapped features.
+        Returns `featurize`, from states `(..., width)` to features and a reconstruction error (None, because a rotation is
+        invertible); its inverse, from features and error to states; and the indices of the swapped features.
         """
         theta = self.theta.detach().clone()
 
@@ -121,51 +122,47 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             raise InputError("the mask is not hardened yet: call harden() first")
         return self.rows
 
-    def _shares(self, subspaces: Sequence[Sequence[int]] | None, states: Tensor) -> Tensor:
-        """How much of every coordinate is swapped, 0 to 1: shape `(width,)`, or `(batch, ..., width)` with subspaces."""
+    def _proportions(self, subspaces: Sequence[Sequence[int]] | None, states: Tensor) -> Tensor:
+        """The swapped proportion of every coordinate, 0 to 1: shape `(width,)`, or `(batch, ..., width)` with subspaces."""
         rows = tuple(range(self.width)) if self.rows is None else self.rows
         if subspaces is None:
-            chosen = states.new_zeros(self.width)
-            chosen[list(rows)] = 1
+            selected = states.new_zeros(self.width)
+            selected[list(rows)] = 1
         else:
             if len(subspaces) != len(states):
                 raise InputError(f"subspaces list {len(subspaces)} rows, but the batch has {len(states)}")
-            chosen = states.new_zeros(len(states), *[1] * (states.ndim - 2), self.width)
-            for number, wanted in enumerate(subspaces):
-                chosen[number, ..., [rows[entry] for entry in self._entries(wanted, len(rows))]] = 1
-        return chosen if self.mask is None else chosen * (self.mask / self.temperature).sigmoid()
+            selected = states.new_zeros(len(states), *[1] * (states.ndim - 2), self.width)
+            for row, chosen in enumerate(subspaces):
+                selected[row, ..., [rows[entry] for entry in self._entries(chosen, len(rows))]] = 1
+        return selected if self.mask is None else selected * (self.mask / self.temperature).sigmoid()
 
-    def _entries(self, wanted: Sequence[int], count: int) -> list[int]:
-        """Indices into `rows` of one row's subspaces."""
+    def _entries(self, subspaces: Sequence[int], count: int) -> list[int]:
+        """The indices into `rows` of the subspaces of one row of the batch."""
         known = count if self.subspace_partition is None else len(self.subspace_partition)
-        for subspace in wanted:
+        for subspace in subspaces:
             if not 0 <= subspace < known:
-                raise InputError(f"subspace {subspace} does not exist: there are {known}, counted from 0")
+                raise InputError(f"subspace {subspace} does not exist: subspaces are 0 to {known - 1}")
         if self.subspace_partition is None:
-            return list(wanted)
-        return [entry for subspace in wanted for entry in self.subspace_partition[subspace]]
+            return list(subspaces)
+        return [entry for subspace in subspaces for entry in self.subspace_partition[subspace]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoadInterchangeIntervention:
-        """Follow the model to its device, but keep the dtype: rotations stay in fp32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(fn(tensor.new_empty(0)).device) if tensor.is_floating_point() else fn(tensor)
-
-        return super()._apply(move, recurse)
+        """Move with the model to its device, but keep the dtype: rotations stay in fp32."""
+        return super()._apply(move_only(fn), recurse)
 
     def __str__(self) -> str:
         return f"RoadInterchangeIntervention(depth={self.depth}, rows={'mask' if self.rows is None else len(self.rows)})"
 
 
-def _checked(rows: Rows, width: int) -> tuple[int, ...]:
+def _check_rows(rows: Rows, width: int) -> tuple[int, ...]:
     if rows == "first":
         return tuple(range(0, width, 2))
     if isinstance(rows, str):
         raise InputError(f'rows is "{rows}"; it must be "first", "mask" or a list of coordinates')
-    chosen = tuple(rows)
-    for row in chosen:
+    selected = tuple(rows)
+    for row in selected:
         if not 0 <= row < width:
             raise InputError(f"row {row} does not exist: the rotated state has rows 0 to {width - 1}")
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError("rows must name at least one coordinate, and none of them twice")
-    return chosen
+    if not selected or len(set(selected)) < len(selected):
+        raise InputError("rows must contain at least one coordinate, and none of them twice")
+    return selected

@@ -1,4 +1,4 @@
-"""RoAd as a pyvene intervention."""
+"""RoadIntervention: RoAd as a pyvene intervention."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from road_interp.sites.site import OutputSlice, Site
 
 
 class RoadIntervention(
-    # Sourceless comes first: pyvene skips an intervention without it when a call has no sources.
+    # SourcelessIntervention is the first base: pyvene skips interventions without it when a call has no sources.
     pyvene.SourcelessIntervention,
     pyvene.TrainableIntervention,
     pyvene.DistributedRepresentationIntervention,
 ):
-    """`z = R h` at one place of a model (paper, equation 3), for any `pyvene.IntervenableConfig`.
+    """The rotation `z = R h` of one hidden state (paper, equation 3), for any `pyvene.IntervenableConfig`.
 
-    As an instance it works on every model; as a type where pyvene knows the width of the component, with the defaults. `theta`
-    (radians) and `alpha` (factors) stay fp32 whatever dtype the model takes; the states keep theirs.
+    As an instance it works on every model; as a type, with the default arguments, where pyvene knows the width of the component.
+    `theta` (radians) and `alpha` (factors) stay in fp32 for every dtype of the model; the states keep their dtype.
 
-    Its state says which variant, group_size and slice it has (`form`), so that pyvene, which keeps no constructor's arguments,
-    brings the same rotation back from a folder.
+    pyvene does not save constructor arguments. The state dict therefore contains variant, group_size and output slice in the
+    buffer `form`, from which loading restores the same rotation.
 
     Args:
-        embed_dim: width of the hidden state (pyvene's word).
+        embed_dim: width of the hidden state, as pyvene names it.
         variant, group_size: as in PEFT's RoadConfig; `group_size=2` is the paper's pairing.
-        output_slice: the rotated dimensions of a fused output, if not all.
-        subspace_partition: pyvene's: lists of dimensions, or `[start, end]` ranges of them, that `subspaces` counts. Each must
-            hold whole planes. Without it `subspaces` counts planes.
-        latent_dim: the width again, for a config in JSON: the one number there that pyvene does not fill itself.
+        output_slice: the rotated dimensions of a fused output; None for all dimensions.
+        subspace_partition: as in pyvene: lists of dimensions, or `[start, end]` ranges, to which the indices in `subspaces`
+            refer. Each must consist of whole planes. Without it, `subspaces` are indices of planes.
+        latent_dim: the width as well, for a config in JSON: the only number there that pyvene does not set itself.
     """
 
     __module__ = "road_interp"  # the dotted path that pyvene writes into its folders
@@ -64,13 +64,13 @@ class RoadIntervention(
                 "or latent_dim in a config of types"
             )
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, subspace_partition=subspace_partition, **kwargs)
-        self._made_by_pyvene = "component" in kwargs  # from a config of types, which has no variant to give
+        self._made_by_pyvene = "component" in kwargs  # from a config of types, which cannot contain a variant
         self._whole = embed_dim // max_number_of_units
         self._take_form(variant, group_size, output_slice)
         self.row_maps: PlaneMaps | None = None
 
     def _take_form(self, variant: Variant, group_size: int, output_slice: OutputSlice | None) -> None:
-        """Become the identity of this variant, pairing and slice."""
+        """Reset to the identity with this variant, pairing and output slice."""
         width = (
             self._whole if output_slice is None else self._whole // output_slice.period * (output_slice.stop - output_slice.start)
         )
@@ -83,30 +83,30 @@ class RoadIntervention(
         partition = self.subspace_partition
         owners = None if partition is None else _subspace_planes(partition, width, group_size)
         self.register_buffer("subspace_planes", owners, persistent=False)
-        numbers = [
+        form = [
             plane_maps.VARIANTS.index(variant),
             group_size,
             *((0, 0, 0) if output_slice is None else astuple(output_slice)),
         ]
-        self.register_buffer("form", torch.tensor(numbers))
+        self.register_buffer("form", torch.tensor(form))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take the form that was saved, if pyvene made this intervention without knowing it; else only the same form fits."""
+        """Adopt the saved form if pyvene constructed this intervention from its type; otherwise the forms must be equal."""
         *_, missing, _, errors = args
         saved = state_dict.get(f"{prefix}form")
         if saved is not None and saved.tolist() != self.form.tolist():
             if not self._made_by_pyvene:
-                errors.append(f"'{prefix}form' is another variant, group_size or slice than this intervention's")
+                errors.append(f"'{prefix}form' is not this intervention's variant, group_size and output slice")
                 return
             self._take_form(*read_form(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if f"{prefix}form" in missing:  # a state from before forms were kept
+        if f"{prefix}form" in missing:  # a state from a version without forms
             missing.remove(f"{prefix}form")
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None, **kwargs: Any) -> Tensor:
         """`base` of shape `(batch, positions, width)` or `(batch, width)`, rotated, in its dtype.
 
-        `subspaces`: one list per row; only their planes are active there.
+        `subspaces`: one list of subspaces per row of the batch; only their planes are rotated there.
         """
         maps = self.row_maps
         if maps is None:
@@ -119,8 +119,8 @@ class RoadIntervention(
         owners = self.subspace_planes
         known = self._planes if owners is None else len(owners)
         for row, chosen in enumerate(subspaces):
-            if beyond := [index for index in chosen if not 0 <= index < known]:
-                raise InputError(f"subspaces of row {row}: there is no {beyond[0]}, only 0 to {known - 1}")
+            if unknown := [index for index in chosen if not 0 <= index < known]:
+                raise InputError(f"subspace {unknown[0]} of row {row} does not exist: subspaces are 0 to {known - 1}")
         active = torch.zeros(len(subspaces), self._planes, dtype=torch.bool, device=self.theta.device)
         for row, chosen in enumerate(subspaces):
             planes = list(chosen) if owners is None else owners[list(chosen)].any(0)
@@ -128,19 +128,24 @@ class RoadIntervention(
         return active
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoadIntervention:
-        """Follow the model to its device, but keep the dtype: rotations stay in fp32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(fn(tensor.new_empty(0)).device) if tensor.is_floating_point() else fn(tensor)
-
-        return super()._apply(move, recurse)
+        """Move with the model to its device, but keep the dtype: rotations stay in fp32."""
+        return super()._apply(move_only(fn), recurse)
 
     def __str__(self) -> str:
         return f"RoadIntervention(variant={self.variant}, group_size={self.group_size})"
 
 
+def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The argument `fn` of `nn.Module._apply`, restricted to the change of device where a tensor is floating point."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(fn(tensor.new_empty(0)).device) if tensor.is_floating_point() else fn(tensor)
+
+    return move
+
+
 def read_form(form: Tensor) -> tuple[Variant, int, OutputSlice | None]:
-    """Variant, group_size and slice from the `form` of an intervention's state. Raises InputError for numbers that are none."""
+    """Variant, group_size and output slice from the `form` in an intervention's state. Raises InputError for an invalid form."""
     number, group_size, *output_slice = form.tolist() if form.shape == (5,) and form.dtype == torch.int64 else (-1, 0, 0, 0, 0)
     period, start, stop = output_slice
     if not 0 <= number < len(plane_maps.VARIANTS) or (any(output_slice) and not 0 <= start < stop <= period):
@@ -152,21 +157,21 @@ def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size:
     """The planes of every subspace."""
     member = torch.zeros(len(partition), width, dtype=torch.bool)
     for index, dimensions in enumerate(partition):
-        if beyond := [dimension for dimension in dimensions if not 0 <= dimension < width]:
-            raise InputError(f"subspace {index} holds dimension {beyond[0]}, but the state has {width}")
+        if unknown := [dimension for dimension in dimensions if not 0 <= dimension < width]:
+            raise InputError(f"subspace {index} contains dimension {unknown[0]}, but the state has dimensions 0 to {width - 1}")
         member[index, torch.tensor(dimensions, dtype=torch.long)] = True
     first, second = plane_maps.plane_dimensions(width, group_size)
-    if (cut := member[:, first] != member[:, second]).any():
-        index, plane = cut.nonzero()[0].tolist()
+    if (is_split := member[:, first] != member[:, second]).any():
+        index, plane = is_split.nonzero()[0].tolist()
         raise InputError(
-            f"subspace {index} cuts plane {plane}: dimensions {int(first[plane])} and {int(second[plane])} turn together "
+            f"subspace {index} splits plane {plane}: dimensions {int(first[plane])} and {int(second[plane])} belong together "
             f"(group_size {group_size})"
         )
     return member[:, first]
 
 
 def apply_to_slice(maps: PlaneMaps, hidden: Tensor, group_size: int, output_slice: OutputSlice | None) -> Tensor:
-    """`hidden` with the rotation applied to all of it, or to the slice of a fused output."""
+    """Apply the plane maps to `hidden`, or to the output slice of it."""
     if output_slice is None:
         return plane_maps.apply(maps, hidden, group_size)
     return output_slice.replace(hidden, plane_maps.apply(maps, output_slice.select(hidden), group_size))

@@ -1,4 +1,4 @@
-"""Rotating the weights themselves, so that the plain model computes the rotated states (paper, section 3.2)."""
+"""Merge rotations into the weights, so that the base model itself computes the rotated states (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from road_interp.sites.site import Site
 
 
 class MergedWeights:
-    """The weights of a model's sites rotated by an adapter, W <- R W and b <- R b; the originals are kept until `restore`.
+    """Rotates the weights of a model's sites by an adapter, W <- R W and b <- R b, and keeps the originals for `restore`.
 
-    Raises InputError for a site that is not a plain linear layer, for tied and for quantised weights; no weight is changed then.
+    Raises InputError, before any weight changes, for a site that is not a plain linear layer and for tied or quantised weights.
     """
 
     @torch.no_grad()
@@ -37,7 +37,7 @@ class MergedWeights:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the original weights back, equal to the bit."""
+        """Restore the original weights, bitwise equal."""
         for path, (weight, bias) in self._originals.items():
             module: Any = self._model.get_submodule(path)
             module.weight.copy_(weight)
@@ -46,7 +46,7 @@ class MergedWeights:
 
 
 def shared_tensors(model: nn.Module) -> set[int]:
-    """Ids of parameters that more than one module holds."""
+    """The ids of parameters that belong to more than one module."""
     seen: set[int] = set()
     shared: set[int] = set()
     for _, parameter in nn.Module.named_parameters(model, remove_duplicate=False):
@@ -55,17 +55,17 @@ def shared_tensors(model: nn.Module) -> set[int]:
 
 
 def check_mergeable(module: Any, site: Site, shared: set[int]) -> None:
-    """Raise InputError unless the weights of a site's module can be rotated: a plain linear, its own, not quantised."""
+    """Raise InputError unless the site's module is a plain linear layer with weights that are neither tied nor quantised."""
     if type(module) not in (nn.Linear, Conv1D):
         raise InputError(f"site '{site.name}' cannot be merged: {type(module).__name__} is not a plain linear layer")
     if id(module.weight) in shared:
-        raise InputError(f"site '{site.name}' cannot be merged: its weight is tied to another module, which would turn as well")
+        raise InputError(f"site '{site.name}' cannot be merged: its weight is tied to another module, which would be rotated too")
     if not module.weight.is_floating_point():
         raise InputError(f"site '{site.name}' cannot be merged: its weight is quantised ({module.weight.dtype})")
 
 
 def rotate_weights(module: Any, maps: PlaneMaps, group_size: int, site: Site) -> None:
-    """W <- R W and b <- R b, in at least fp32."""
+    """W <- R W and b <- R b in place, computed in at least fp32."""
     maps = maps.to(module.weight.device)
 
     def rotate(columns: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def rotate_weights(module: Any, maps: PlaneMaps, group_size: int, site: Site) ->
         rotated = plane_maps.apply(maps, selected.contiguous(), group_size)
         return rotated if site.output_slice is None else site.output_slice.replace(columns, rotated)
 
-    columns = module.weight if isinstance(module, Conv1D) else module.weight.T  # (inputs, outputs)
+    columns = module.weight if isinstance(module, Conv1D) else module.weight.T  # shape (inputs, outputs)
     rotated = rotate(columns)
     module.weight.copy_(rotated if isinstance(module, Conv1D) else rotated.T)
     if module.bias is not None:

@@ -1,4 +1,4 @@
-"""RoadModel: a pyvene IntervenableModel that rotates the hidden states of any Hugging Face model, fast and row by row."""
+"""RoadModel: a pyvene IntervenableModel that rotates hidden states of any Hugging Face model, with an adapter per row."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from road_interp.sites.site import Site
 
 
 class RoadModel(pyvene.IntervenableModel):
-    """A model whose chosen hidden states are rotated by an adapter, or row by row by the adapters of a bank.
+    """A model whose hidden states are rotated at the sites of an adapter, or for each row by an adapter of a bank.
 
-    Calls are pyvene's: `_, output = model(base=inputs)` and `_, ids = model.generate(inputs, ...)`. A call that names sources,
-    unit_locations or subspaces runs through pyvene's own loop. In every other call each rotated module's forward is wrapped, and
-    its output is rotated in place where nobody else needs the unrotated state. Only hooks of this model are ever removed.
+    Calls are those of pyvene: `_, output = model(base=inputs)` and `_, ids = model.generate(inputs, ...)`. A call with sources,
+    unit_locations or subspaces runs through pyvene's own loop. Every other call wraps the forward of each rotated module and
+    rotates its output, in place where no other code holds a reference to it. Hooks of other code are never removed.
 
     Args:
-        base_model: any Hugging Face model; its weights are frozen. Train further parts with `requires_grad_`.
-        adapter: a RoadAdapter, whose angles and scales become parameters; or a RoadBank, to choose from with `adapter_names`.
-        positions: the tokens to rotate: "all", "first", "last", "prompt", "f3+l2", or one list per row. In generation "all"
-            acts on every step, all others on the prompt only.
-        planes: named tasks that own planes of the sites, to choose from row by row with `tasks`.
+        base_model: any Hugging Face model. Its weights are frozen; `requires_grad_` makes further modules trainable.
+        adapter: a RoadAdapter, whose angles and scales become parameters; or a RoadBank, from which `adapter_names` selects.
+        positions: the tokens to rotate: "all", "first", "last", "prompt", "f3+l2", or one list per row. In generation, "all"
+            rotates the tokens of every step, all others those of the prompt only.
+        planes: named tasks that own planes of the sites; `tasks` selects the active ones for each row.
 
     Raises:
-        InputError: an adapter made for another model, planes divided over other sites, a text that is not a position.
+        InputError: the adapter was made for another model, the planes for other sites, or the positions are invalid.
     """
 
     config: Any  # pyvene's
@@ -56,20 +56,20 @@ class RoadModel(pyvene.IntervenableModel):
     ) -> None:
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else adapter
-        found = BaseModelSignature.of(base_model)
-        if family.base is not None and (difference := family.base.difference(found)):
+        signature = BaseModelSignature.of(base_model)
+        if family.base is not None and (difference := family.base.difference(signature)):
             raise InputError(
-                f"the adapter was made for another model, '{family.base.name}', not for '{found.name}': {difference}"
+                f"the adapter was made for another model, '{family.base.name}', not for '{signature.name}': {difference}"
             )
         self.sites: tuple[Site, ...] = family.sites
         self.variant, self.group_size = family.variant, family.group_size
-        self.positions = _checked(positions)
+        self.positions = _check_positions(positions)
         if planes is not None and planes.sites != self.sites:
-            raise InputError("the tasks' planes were divided over other sites than the adapter's")
+            raise InputError("the planes were split over other sites than those of the adapter")
         self.planes = planes
         self._own_handles: list[Any] = []
         self._merged: MergedWeights | None = None
-        self._contexts: list[RotationContext] = []  # of the `attached` blocks that are open
+        self._contexts: list[RotationContext] = []  # those of open `attached` statements
         interventions = [_intervention(base_model, site, family, planes) for site in self.sites]
         representations = [
             {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
@@ -82,7 +82,7 @@ class RoadModel(pyvene.IntervenableModel):
         self._parameters_as_maps = of_parameters(interventions, family)
         self._rows = None if self.bank is None else BankRows(self.bank, interventions)
 
-    # ------------------------------------------------------------------ calling
+    # ------------------------------------------------------------------ calls
 
     def forward(
         self,
@@ -101,15 +101,18 @@ class RoadModel(pyvene.IntervenableModel):
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
     ) -> Any:
-        """pyvene's call, with four arguments more; returns `(original output or None, rotated output)`.
+        """pyvene's `forward` with four more arguments. Returns `(original output or None, rotated output)`.
 
         Args:
-            base: the model's inputs; an attention_mask tells padding.
-            adapter_names: for a bank, one name per row; `"__base__"` leaves a row as it is.
-            positions: the tokens to rotate in this call, instead of the model's own.
-            tasks: for a model with `planes`, the active tasks of every row: "german", "german+instruct", or `"__base__"`. Left
-                out, all planes are active.
-            trainable_tasks: the tasks of every row whose planes get a gradient; left out, all active ones do.
+            base: the model's inputs; its attention_mask marks padding.
+            adapter_names: for a bank, one name per row; `"__base__"` leaves a row unrotated.
+            positions: the tokens to rotate in this call, instead of those given to the constructor.
+            tasks: for a model with `planes`, the active tasks of every row: "german", "german+instruct", or `"__base__"`; None
+                for all planes.
+            trainable_tasks: the tasks of every row whose planes get a gradient; None for all active tasks.
+
+        Raises:
+            InputError: an unknown adapter or task, invalid positions, or another number of entries than rows.
         """
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             with self._rows_in_interventions(adapter_names, tasks, trainable_tasks):
@@ -140,10 +143,11 @@ class RoadModel(pyvene.IntervenableModel):
         tasks: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """pyvene's call; returns `(original ids or None, ids)`. Keyword arguments go to transformers' `generate`.
+        """pyvene's `generate` with three more arguments. Returns `(original ids or None, ids)`.
 
-        `adapter_names`, `positions` and `tasks` are those of `forward`. Greedy, sampled and beam search, with and without cache:
-        a beam keeps the adapter of its row.
+        `adapter_names`, `positions` and `tasks` are those of `forward`; further keyword arguments are passed to transformers'
+        `generate`. Greedy decoding, sampling and beam search are supported, with and without cache; a beam uses the adapter of
+        its row.
         """
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             with self._rows_in_interventions(adapter_names, tasks):
@@ -167,11 +171,11 @@ class RoadModel(pyvene.IntervenableModel):
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
     ) -> Iterator[PreTrainedModel]:
-        """The base model with the rotations on, for as long as the block lasts, for calls of the same thread or asyncio task.
+        """The base model with the rotations attached inside the `with` statement, for calls of the same thread or asyncio task.
 
-        For training with gradient checkpointing, for torch.compile of the base model, and for other people's loops. Calls of
-        this model inside the block use the block's adapter_names, positions and tasks. Rotations that change meanwhile are
-        seen by the next call of the yielded model.
+        For training with gradient checkpointing, for torch.compile of the base model, and for loops that call a transformers
+        model. Calls of this RoadModel inside the `with` statement use its adapter_names, positions and tasks. Parameters that
+        change inside it take effect at the next call of the base model.
         """
         with self._rotating(adapter_names, positions, tasks, trainable_tasks) as context:
             entered = [] if context is None else [context]
@@ -179,11 +183,11 @@ class RoadModel(pyvene.IntervenableModel):
             try:
                 yield self.model
             finally:
-                for each in entered:
-                    self._contexts.remove(each)
+                for attached in entered:
+                    self._contexts.remove(attached)
 
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
-        """Train angles and magnitudes (`theta` and `alpha`) of the rotations, or one of them; the other keeps its values."""
+        """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model."""
         for _, intervention in self.by_site():
             intervention.theta.requires_grad_(what != "magnitudes")
             intervention.alpha.requires_grad_(what != "angles")
@@ -193,7 +197,7 @@ class RoadModel(pyvene.IntervenableModel):
 
     @property
     def adapter(self) -> RoadAdapter:
-        """The current angles and scales as a value. Raises InputError for a model with a bank: take it from there."""
+        """The current angles and scales as a RoadAdapter. Raises InputError for a model with a bank, which has several."""
         if self.bank is not None:
             raise InputError("this model uses a bank: take an adapter from it by name, as in model.bank['a']")
         theta, alpha = {}, {}
@@ -204,20 +208,20 @@ class RoadModel(pyvene.IntervenableModel):
 
     @property
     def hf_device_map(self) -> dict[str, Any]:
-        """Where accelerate has put the parts of the base model; the Trainer leaves such a model where it is."""
-        found: dict[str, Any] = self.model.hf_device_map
-        return found
+        """The devices on which accelerate has placed the modules of the base model; the Trainer does not move such a model."""
+        device_map: dict[str, Any] = self.model.hf_device_map
+        return device_map
 
     def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
-        """Every site with the intervention that rotates it."""
+        """Every site with its intervention."""
         return zip(self.sites, self.interventions.values(), strict=True)
 
     @classmethod
     def from_peft(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str]) -> RoadModel:
-        """A PEFT RoAd folder on the model that it is for; what it keeps beside the rotations (a head) goes into `base_model`.
+        """A model with the rotations of a PEFT RoAd folder; other weights in it, such as a head, are loaded into `base_model`.
 
         Raises:
-            InputError: no RoAd adapter, or one of another model.
+            InputError: the folder contains no RoAd adapter, or one for another model.
         """
         adapter = RoadAdapter.from_peft(folder, base=base_model)
         peft_format.load_modules_to_save(base_model, folder)
@@ -230,72 +234,73 @@ class RoadModel(pyvene.IntervenableModel):
             modules_to_save: modules that were trained too, such as "classifier".
 
         Raises:
-            InputError: positions other than "all", planes of tasks, several adapters, or a site that PEFT cannot express.
+            InputError: PEFT cannot express positions other than "all", planes of tasks, several adapters, or one of the sites.
         """
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be expressed in PEFT: its RoAd rotates every token")
         if self.planes is not None:
             raise InputError(
-                "tasks on planes cannot be expressed in PEFT; restrict the adapter to one task's planes and save that"
+                "tasks on planes cannot be expressed in PEFT; restrict the adapter to the planes of one task and save that"
             )
         if self.bank is not None:
-            raise InputError("a bank is many adapters: save each one by its own `to_peft`")
+            raise InputError("a bank holds several adapters: save each with its own `to_peft`")
         self.adapter.to_peft(folder, self.model, modules_to_save)
 
     @classmethod
     def from_pyvene(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str], positions: Positions = "all") -> RoadModel:
-        """The interventions of a pyvene folder on the model that they were made for, of any architecture.
+        """A model with the interventions of a pyvene folder, for a base model of any architecture.
 
         Raises:
-            InputError: no such folder, other interventions than RoadIntervention's, places that the model does not have.
+            InputError: the folder does not exist, contains interventions other than RoadIntervention, or names components that
+                the base model does not have.
         """
         return cls(base_model, pyvene_io.from_pyvene(folder, base_model), positions)
 
     def save_pyvene(self, folder: str | os.PathLike[str]) -> None:
-        """Write a folder that plain `pyvene.IntervenableModel.load(folder, base_model)` opens, with equal outputs.
+        """Write a folder that plain `pyvene.IntervenableModel.load(folder, base_model)` loads, with equal outputs.
 
-        pyvene builds interventions of a stored config only on the architectures of its own table; `from_pyvene` opens the folder
-        on any. Positions are arguments of pyvene's calls (`unit_locations`) and not kept; tasks' planes are, as subspaces.
+        pyvene loads a folder only for the architectures that it knows; `from_pyvene` loads it for any. Positions are not saved,
+        because they are arguments of pyvene's calls (`unit_locations`); planes of tasks are saved as subspaces.
 
         Raises:
-            InputError: a bank, which pyvene has no place for; a folder that holds interventions.
+            InputError: the model has a bank, which pyvene cannot express, or the folder already contains interventions.
         """
         pyvene_io.save_pyvene(self, folder)
 
     def merge(self, adapter_name: str | None = None) -> PreTrainedModel:
-        """Rotate the weights themselves, W <- R W and b <- R b (section 3.2), and return the plain transformers model.
+        """Merge the rotations into the weights, W <- R W and b <- R b (section 3.2), and return the base model.
 
-        The original weights are kept, so that `unmerge` restores them to the bit. Raises InputError for a site that is not a
-        plain linear, for tied weights, and for positions other than "all".
+        The original weights are kept, so that `unmerge` restores them bitwise. Raises InputError for a site that is not a plain
+        linear layer, for tied or quantised weights, and for positions other than "all".
         """
         if self._merged is not None:
-            raise InputError("the rotations are merged already; call unmerge first")
+            raise InputError("the rotations are already merged; call unmerge first")
         if self.positions != "all":
-            raise InputError(f"positions {self.positions!r} cannot be merged: weights act on every token")
+            raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")
         self._merged = MergedWeights(self.model, self._one_adapter(adapter_name))
         return self.model
 
     def unmerge(self) -> None:
-        """Put back the weights that `merge` kept; without a merge nothing changes."""
+        """Restore the weights from before `merge`; does nothing if the rotations are not merged."""
         if self._merged is not None:
             self._merged.restore()
         self._merged = None
 
-    # ------------------------------------------------------------------ torch's module, reaching the rotations
+    # ------------------------------------------------------------------ methods of nn.Module, extended to the rotations
 
     def train(self, mode: bool = True) -> RoadModel:
-        """Training mode for model and rotations (pyvene's reaches the model only)."""
+        """Set training mode for base model and rotations (pyvene's method sets it for the base model only)."""
         nn.Module.train(self, mode)
         return self
 
     def eval(self) -> RoadModel:
-        """Evaluation mode for model and rotations."""
+        """Set evaluation mode for base model and rotations."""
         return self.train(False)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """All parameters, as torch has it (pyvene's lists the trainable ones without their prefix)."""
+        """All parameters, as in torch (pyvene's method lists the trainable ones, without `prefix`)."""
         return nn.Module.named_parameters(self, prefix, recurse, remove_duplicate)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -303,9 +308,9 @@ class RoadModel(pyvene.IntervenableModel):
         nn.Module.zero_grad(self, set_to_none)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Rotations and whatever else is trained; the frozen base model is not part of it."""
+        """The rotations and all other trainable parameters; the frozen parameters of the base model are left out."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        parameters = self.named_parameters(remove_duplicate=False)  # tied weights stand in the state under every name
+        parameters = self.named_parameters(remove_duplicate=False)  # a state dict has tied weights under each name
         frozen = {f"{prefix}{name}" for name, parameter in parameters if not parameter.requires_grad}
         buffers = {f"{prefix}{name}" for name, _ in self.named_buffers()}
         state = nn.Module.state_dict(self, *args, **kwargs)
@@ -314,10 +319,10 @@ class RoadModel(pyvene.IntervenableModel):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Read what `state_dict` gives. Raises InputError when rotations or trained parts are missing or unknown."""
+        """Load a state dict of `state_dict`. Raises InputError if keys are missing or unknown."""
         return load_trained(self, state_dict, strict, assign)
 
-    # ------------------------------------------------------------------ pyvene's loop, kept from other people's hooks
+    # ------------------------------------------------------------------ pyvene's loop: remove only hooks of this model
 
     def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:
         handlers = super()._intervention_getter(*args, **kwargs)
@@ -333,7 +338,7 @@ class RoadModel(pyvene.IntervenableModel):
         while self._own_handles:
             self._own_handles.pop().remove()
 
-    # ------------------------------------------------------------------ inside
+    # ------------------------------------------------------------------ private
 
     @contextmanager
     def _rotating(
@@ -345,9 +350,9 @@ class RoadModel(pyvene.IntervenableModel):
         base: Mapping[str, Any] | None = None,
         prompt: Tensor | None = None,
     ) -> Iterator[RotationContext | None]:
-        """The rotations on, for a call with the inputs `base` or for a block of the caller's code.
+        """Attach the rotations for one call with the inputs `base`, or for a `with` statement of the caller.
 
-        Where they are on already, by `attached` or by `merge`, nothing changes; None stands for merged weights.
+        Rotations that `attached` or `merge` have already applied stay as they are; yields None for merged weights.
         """
         attached = next((context for context in self._contexts if context.is_active), None)
         if self._merged is not None or attached is not None:
@@ -356,19 +361,19 @@ class RoadModel(pyvene.IntervenableModel):
                 raise InputError(f"adapter_names, positions and tasks cannot change while the rotations are {state}")
             yield attached
             return
-        positions = self.positions if positions is None else _checked(positions)
+        positions = self.positions if positions is None else _check_positions(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
         coefficients = self._coefficients(adapter_names, tasks, trainable_tasks)
         check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks})
-        is_call = base is not None  # and not a block of the caller's code, in which parameters may be trained
+        is_call = base is not None  # inside `attached`, parameters may change between calls
         with RotationContext(self.model, coefficients, positions, prompt, once=is_call) as context:
             yield context
 
     def _coefficients(
         self, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None, trainable_tasks: Sequence[str] | None
     ) -> Coefficients:
-        """The maps of the parameters or of the bank's rows, on the active planes."""
+        """The maps of the parameters or of the bank's adapters, on the active planes."""
         if self._rows is not None:
             coefficients = self._rows.coefficients(self._default_names() if adapter_names is None else adapter_names)
         elif adapter_names is not None:
@@ -404,7 +409,7 @@ class RoadModel(pyvene.IntervenableModel):
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
     ) -> Iterator[None]:
-        """For pyvene's own loop: every intervention holds the maps of the rows while the block lasts."""
+        """For pyvene's own loop: set the maps of the rows in every intervention for the duration of the `with` statement."""
         coefficients = self._coefficients(adapter_names, tasks, trainable_tasks)
         rows = coefficients.maps() if self.bank is not None or tasks is not None else None
         try:
@@ -424,7 +429,7 @@ class RoadModel(pyvene.IntervenableModel):
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:
-    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out what is frozen."""
+    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out frozen parameters."""
     missing, unexpected = nn.Module.load_state_dict(module, state, strict=False, assign=assign)
     missing = [name for name in missing if name in module.state_dict()]
     if strict and (missing or unexpected):
@@ -432,7 +437,7 @@ def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assi
     return nn.modules.module._IncompatibleKeys(missing, unexpected)
 
 
-def _checked(positions: Positions) -> Positions:
+def _check_positions(positions: Positions) -> Positions:
     if isinstance(positions, str):
         parse_positions(positions)
     return positions
@@ -461,7 +466,7 @@ def _intervention(model: PreTrainedModel, site: Site, family: RoadAdapter, plane
 
 
 def _device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:
-    """Where a module computes: its weights' device, or what accelerate's hook says while they are offloaded."""
+    """The device on which a module computes: that of accelerate's hook if its weights are offloaded, else that of its weights."""
     hook: Any = getattr(module, "_hf_hook", None)
     if getattr(hook, "execution_device", None) is not None:
         return torch.device(hook.execution_device)

@@ -1,4 +1,4 @@
-"""Rotations on a model, for one call or for as long as a `with` block lasts."""
+"""RotationContext: apply rotations to a model, for one call or for the duration of a `with` statement."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ TOKEN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")  # the inputs whos
 class RotationContext:
     """Wraps the forward of every rotated module, and computes the token mask of each forward pass in a hook on the model.
 
-    Calls of the execution context (thread, or task of asyncio) that entered it are rotated; those of others are not.
+    Rotates only calls of the execution context (thread or asyncio task) that entered it.
 
     Args:
         model: the transformers model.
-        coefficients: the maps of its sites. What its parameters say at the start of a pass holds for the pass.
+        coefficients: the source of the plane maps. They are read at the start of each pass and stay fixed during the pass.
         positions: the tokens to rotate.
-        prompt: attention mask `(batch, length)` of the prompt, for generation; without it every pass that starts with an empty
-            cache is a prompt.
-        once: read the coefficients at the first pass only, where they cannot change between passes.
+        prompt: attention mask `(batch, length)` of the prompt, for generation; without it, every pass that starts with an empty
+            cache is treated as a prompt.
+        once: read the coefficients at the first pass only, because they cannot change between passes.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class RotationContext:
         self._undo = ExitStack()
         self._scope = CallScope()
         self._maps: RowMaps | None = None
-        self._mask: Tensor | None = None  # of this pass: the tokens to rotate; None for all
-        self._rotates = True  # in this pass
+        self._mask: Tensor | None = None  # the tokens to rotate in this pass; None for all
+        self._rotates = True  # whether this pass rotates any token
 
     def __enter__(self) -> RotationContext:
-        with ExitStack() as undo:  # undone at once where something fails halfway
+        with ExitStack() as undo:  # undoes partial registration after an error
             undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
-            if self._model.config.is_encoder_decoder:  # generation calls the encoder by itself
+            if self._model.config.is_encoder_decoder:  # generation calls the encoder separately
                 undo.callback(self._model.get_encoder().register_forward_pre_hook(self._before_encoder).remove)
             for index, site in enumerate(self._coefficients.sites):
                 module = self._model.get_submodule(site.module)
@@ -76,7 +76,7 @@ class RotationContext:
         return self._scope.is_active
 
     def _row_maps(self) -> RowMaps:
-        """The maps of this pass; those of the last one where they are the same."""
+        """The maps of this pass; reused from the last pass if they are the same object."""
         if self._once and self._maps is not None:
             return self._maps
         maps = self._coefficients.maps()
@@ -97,7 +97,7 @@ class RotationContext:
             self._mask = self._token_mask(args, kwargs)
 
     def _token_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The mask of this pass: the prompt's, cut to the tokens that the pass computes."""
+        """The token mask of this pass: that of the prompt, restricted to the tokens that the pass computes."""
         states = args[0] if args else next((kwargs[name] for name in TOKEN_INPUTS if name in kwargs), None)
         if states is None:
             raise InputError(f"positions {self._positions!r} need an input that has tokens: {', '.join(TOKEN_INPUTS)}")
@@ -117,7 +117,8 @@ class RotationContext:
         return nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
-        # A linear layer's output is a new tensor that nobody else holds, unless a library other than accelerate replaced forward.
+        # The output of a linear layer is a new tensor without other references, unless a library other than accelerate replaced
+        # forward. Such an output may be overwritten.
         owned = type(module) in (nn.Linear, Conv1D) and (original_forward(module) is None or hasattr(module, "_hf_hook"))
         whole = self._coefficients.group_size == 2 and site.output_slice is None
 
@@ -125,13 +126,13 @@ class RotationContext:
             if not self._rotates:
                 return output
             if owned and whole and self._mask is None and not tracing and not torch.is_grad_enabled():
-                # A shortcut to the same result: for one token per row the calls on the general path take longer than the product.
+                # Shortcut with the same result: at one token per row, the calls of the general path take longer than the product.
                 a, b = self._maps_for(output, site)[index]
                 if b is None and COMPLEX.get(output.dtype) is a.dtype and output.is_contiguous():
                     output.view(a.dtype).mul_(a)
                     return output
-            fresh = owned and not isinstance(output, tuple)
-            return with_hidden(output, self._rotated(index, site, hidden_of(output), fresh, tracing))
+            is_new = owned and not isinstance(output, tuple)
+            return with_hidden(output, self._rotated(index, site, hidden_of(output), is_new, tracing))
 
         return rotate
 
@@ -167,13 +168,13 @@ class RotationContext:
         )
 
     def _maps_for(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
-        """The maps for this batch; of the pass's start, or read now where a part of the model is called by itself."""
+        """The maps for this batch, as read at the start of the pass, or now if a submodule of the model is called directly."""
         maps = self._row_maps() if self._maps is None else self._maps
         return maps.for_batch(hidden.shape[0], hidden.ndim, site)
 
 
 class RowMaps:
-    """The maps of all sites during a pass, shaped for the batches that occur in it.
+    """The maps of all sites during a pass, reshaped and cached for every batch size in it.
 
     Attributes:
         maps: one per site; with a row axis, one row per example.
@@ -186,13 +187,13 @@ class RowMaps:
 
     @property
     def invertible(self) -> bool:
-        """Whether no scale is so small that the in-place form could not recover its gradient from the output."""
+        """Whether all scales are large enough for the in-place rotation to compute gradients from its output."""
         if self._invertible is None:
             self._invertible = _invertible(self.maps)
         return self._invertible
 
     def for_batch(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
-        """One row for every example, each repeated where generation expands the batch (beams). `site` is named in errors."""
+        """The maps with one row per example, repeated where generation expands the batch (beams). Errors name `site`."""
         shaped = self._shaped.get((batch, axes))
         if shaped is None:
             shaped = self._shaped[batch, axes] = self._shape(batch, axes, site)
@@ -204,7 +205,7 @@ class RowMaps:
         rows = len(self.maps[0].a)
         if batch % rows:
             raise InputError(f"site '{site.name}': {rows} names for a batch of {batch} rows; give one per row")
-        return [each.repeat_rows(batch).broadcast_to(axes) for each in self.maps]
+        return [site_maps.repeat_rows(batch).broadcast_to(axes) for site_maps in self.maps]
 
 
 def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:
@@ -215,7 +216,7 @@ def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site
 
 
 def _invertible(maps: Sequence[PlaneMaps]) -> bool:
-    if any(each.b is not None for each in maps):
+    if any(site_maps.b is not None for site_maps in maps):
         return False
-    smallest = [each.a.detach().abs().min() for each in maps]
+    smallest = [site_maps.a.detach().abs().min() for site_maps in maps]
     return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() > SMALLEST_INVERTIBLE)

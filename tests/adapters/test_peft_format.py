@@ -171,7 +171,7 @@ def test_sites_and_models_that_peft_cannot_express_are_refused(tmp_path):
         "tasks on planes cannot be expressed in PEFT": RoadModel(
             base, adapter, planes=TaskPlanes.split(["a", "b"], linear, "shares")
         ),
-        "a bank is many adapters": RoadModel(base, RoadBank({"a": adapter})),
+        "a bank holds several adapters": RoadModel(base, RoadBank({"a": adapter})),
         "is the output of a block; PEFT's RoAd rotates the outputs of linear": RoadModel(base, random_adapter(block_outputs)),
         "is a LlamaRMSNorm; PEFT's RoAd rotates the outputs of nn.Linear": RoadModel(
             base, random_adapter(find_sites(base, "input_layernorm"))

@@ -223,7 +223,7 @@ def test_tasks_and_a_bank_together():
 
 
 @needs_compiler
-def test_compiled_tasks_are_the_same_without_a_graph_break():
+def test_compiled_tasks_are_equal_and_have_no_graph_break():
     model, batch = task_model(), token_batch()
     with torch.no_grad(), model.attached(tasks=["x", "y+z", BASE]):
         plain = model.model(**batch).logits
@@ -248,9 +248,9 @@ def test_invalid_task_arguments_are_refused():
         plain(base=batch, tasks=["x"] * 3)
     with pytest.raises(InputError, match="other sites"):
         RoadModel(tiny_model("Llama", "causal-lm"), RoadAdapter.identity(model.sites[:2]), planes=model.planes)
-    with pytest.raises(InputError, match="subspace 0 cuts plane 1: dimensions 2 and 3 turn together"):
+    with pytest.raises(InputError, match="subspace 0 splits plane 1: dimensions 2 and 3 belong together"):
         RoadIntervention(8, subspace_partition=[[0, 3], [3, 8]])
-    with pytest.raises(InputError, match="subspace 1 holds dimension 8"):
+    with pytest.raises(InputError, match="subspace 1 contains dimension 8"):
         RoadIntervention(8, subspace_partition=[[0, 2], [2, 9]])
-    with pytest.raises(InputError, match="subspaces of row 1: there is no 2, only 0 to 1"):
+    with pytest.raises(InputError, match="subspace 2 of row 1 does not exist: subspaces are 0 to 1"):
         RoadIntervention(8, subspace_partition=[[0, 2], [2, 8]])(torch.randn(2, 8), subspaces=[[0], [2]])

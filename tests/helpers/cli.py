@@ -1,4 +1,4 @@
-"""The command line in this process."""
+"""Run the command line in the test process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from road_interp.cli import app
 
 
 def run(capsys, monkeypatch, *arguments):
-    """What a command ends with: its exit code, standard output and standard error."""
+    """The exit code, standard output and standard error of a command."""
     monkeypatch.setattr(sys, "argv", ["road-interp", *map(str, arguments)])
     code = 0
     try:

@@ -1,4 +1,4 @@
-"""A composition report of answers that were written by hand."""
+"""A composition report for predefined answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TASKS = {name: BEHAVIOURS[name] for name in ("label", "closing")}
 
 
 def scripted(prompts, active):
-    """Right with one task; with both, every fourth answer forgets the phrase and one never ends."""
+    """Correct answers for one task; for both, every fourth answer lacks the closing phrase and one is not finished."""
     answers = []
     for number, review in enumerate(REVIEWS):
         label = f"This is a {review.label} review."
@@ -23,7 +23,7 @@ def scripted(prompts, active):
 
 
 def composition_report(seed=0, generate=scripted):
-    """The report of `scripted`, or of other answers to the same reviews."""
+    """The composition report of `scripted`, or of another function that answers the same reviews."""
     prompts = [review.text for review in REVIEWS]
     label = MethodLabel("m", "road_1", seed)
     return measure.composition(generate, lambda prompts, answers: 2.0, TASKS, REVIEWS, prompts, label)

@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, built from configurations: no download, no weights on disk."""
+"""Tiny random models of many architectures, built from configurations without downloads."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def tiny_model(architecture: str, head: str = "backbone", seed: int = 0, **optio
 def random_adapter(
     sites: tuple[Site, ...], variant: str = "road_1", group_size: int = 2, spread: float = 0.3, seed: int = 0
 ) -> RoadAdapter:
-    """Angles and scales drawn around the identity."""
+    """An adapter with random angles and scales around the identity."""
     generator = torch.Generator().manual_seed(seed)
-    blank = RoadAdapter.identity(sites, variant, group_size)
+    identity = RoadAdapter.identity(sites, variant, group_size)
     noisy = [
         {name: values + spread * torch.randn(values.shape, generator=generator) for name, values in tensors.items()}
-        for tensors in (blank.theta, blank.alpha)
+        for tensors in (identity.theta, identity.alpha)
     ]
     return RoadAdapter(sites, noisy[0], noisy[1], variant, group_size)
 
@@ -85,7 +85,7 @@ def token_batch(rows: int = 3, length: int = 7, seed: int = 0) -> dict[str, torc
 
 
 def padded_batch(lengths: tuple[int, ...], side: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random rows of different lengths, padded on the left or right."""
+    """Random rows of different lengths, padded on the left or on the right."""
     batch = token_batch(len(lengths), max(lengths), seed)
     for row, length in enumerate(lengths):
         padding = slice(length, None) if side == "right" else slice(0, max(lengths) - length)

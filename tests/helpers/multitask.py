@@ -1,4 +1,4 @@
-"""A recipe of two behaviours on the data of the fixture `language_workplace`."""
+"""A multitask-generation recipe with two behaviours on the data of the fixture `language_workplace`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RoadModels over tiny language models, with one random adapter or with a bank of them."""
+"""RoadModels on tiny language models, with one random adapter or a bank of random adapters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ ARCHITECTURES = ["Llama", "GPT2", "GPTNeoX", "OPT", "Phi3"]
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 2}
 
 
-def road_model(architecture="Llama", where="all-linear", variant="road_1", group_size=2, positions="all", seed=0):
+def road_model(architecture="Llama", target_modules="all-linear", variant="road_1", group_size=2, positions="all", seed=0):
     base = tiny_model(architecture, "causal-lm")
-    return RoadModel(base, random_adapter(find_sites(base, where), variant, group_size, seed=seed), positions)
+    return RoadModel(base, random_adapter(find_sites(base, target_modules), variant, group_size, seed=seed), positions)
 
 
-def bank_model(names="abc", where="all-linear", architecture="Llama", variant="road_1", positions="all"):
+def bank_model(names="abc", target_modules="all-linear", architecture="Llama", variant="road_1", positions="all"):
     base = tiny_model(architecture, "causal-lm")
-    sites = find_sites(base, where)
+    sites = find_sites(base, target_modules)
     bank = RoadBank({name: random_adapter(sites, variant, seed=seed) for seed, name in enumerate(names)})
     return RoadModel(base, bank, positions)

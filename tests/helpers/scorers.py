@@ -1,4 +1,4 @@
-"""Scorers whose outcomes are known, and ablations of an adapter by them."""
+"""Scorers with known outcomes, and ablations with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SITES = tuple(Site(f"layers.{layer}.{kind}", 8, layer, kind) for layer in (0, 1)
 
 @dataclass(frozen=True)
 class FunctionScorer:
-    """A function as a scorer; `refitted` is one for a head that was fitted again."""
+    """A scorer that calls a function; `refitted` is the function for a refitted head."""
 
     score: ScoreFn
     task: str = "t"
@@ -28,7 +28,7 @@ class FunctionScorer:
 
 
 def needs(what, where=lambda site: True):
-    """Ten examples: right as long as the adapter has this at all of these sites, else every second one."""
+    """A function that scores ten examples: all correct if the adapter has `what` at the selected sites, else every second."""
 
     def score(adapter):
         values = {
@@ -42,13 +42,13 @@ def needs(what, where=lambda site: True):
 
 
 def moved_adapter(variant="road_1"):
-    """An adapter whose planes all turn and grow clearly."""
-    drawn = random_adapter(SITES, variant)
-    theta = {name: 0.5 + values.abs() for name, values in drawn.theta.items()}
-    return RoadAdapter(SITES, theta, {name: 1.5 + values.abs() for name, values in drawn.alpha.items()}, variant)
+    """An adapter with large angles and magnitudes in every plane."""
+    adapter = random_adapter(SITES, variant)
+    theta = {name: 0.5 + values.abs() for name, values in adapter.theta.items()}
+    return RoadAdapter(SITES, theta, {name: 1.5 + values.abs() for name, values in adapter.alpha.items()}, variant)
 
 
 def taken_apart(score, variant="road_1", seed=0, refitted=None, **options) -> AblationReport:
-    """The ablation of `moved_adapter` by a function that scores adapters."""
+    """The ablation report of `moved_adapter` with a function as scorer."""
     scorer = FunctionScorer(score, refitted=refitted)
     return measure.ablation(moved_adapter(variant), scorer, model="m", seed=seed, **options)

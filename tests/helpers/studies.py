@@ -1,4 +1,4 @@
-"""Studies without models: what a study would measure, and one that measures nothing."""
+"""Studies without models: a small study, and the pieces that a given study would measure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from road_interp.training.study import Condition, Study, run_study
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a study in which nothing is trained."""
+    """The recipe of a study without training."""
 
     steps: int = 10
     file: str | None = None
@@ -20,7 +20,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured(Result):
-    """A piece: what it was measured with."""
+    """The result of one piece: the settings that it was measured with."""
 
     condition: str
     seed: int
@@ -29,19 +29,19 @@ class Measured(Result):
 
 @dataclass(frozen=True)
 class Table(Result):
-    """The pieces of a study, by condition."""
+    """The report of a study: the seeds of every condition."""
 
     pieces: dict[str, list[int]]
 
 
 def by_condition(pieces):
-    return Table({slug: [each.seed for each in found] for slug, found in pieces.items()})
+    return Table({slug: [result.seed for result in results] for slug, results in pieces.items()})
 
 
 def small_study(measured, **changes):
-    """A study of three conditions; every piece that it measures is appended to a list.
+    """A study of three conditions that appends every measured piece to the list `measured`.
 
-    The first condition takes two of the seeds, the second changes the settings, the third has a measure of its own.
+    The first condition uses two of the seeds, the second changes the settings, the third has its own measuring function.
     """
 
     def measure(piece):
@@ -78,7 +78,7 @@ def small_study(measured, **changes):
 
 
 def pieces_of(study, options):
-    """What the loop would measure of a study, in its order: nothing is measured."""
+    """The pieces that `run_study` would measure, in order, without measuring them."""
     found = []
 
     def measure(piece):
@@ -91,5 +91,5 @@ def pieces_of(study, options):
 
 
 def script_of(study):
-    """The script of `analyses/` that a study was read from, as it was run."""
+    """The module of the script in `analyses/` that defines a study."""
     return sys.modules[study.report.__module__]

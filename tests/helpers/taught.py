@@ -1,4 +1,4 @@
-"""A word-level tokeniser, and a tiny model that was taught which pronoun follows a name."""
+"""A word-level tokeniser, and a tiny model trained to predict the pronoun for a name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from road_interp.causal.templates import load_pairs
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for every word of the built-in tasks."""
+    """A tokeniser with one token per word of the built-in causal tasks."""
     text = (resources.files("road_interp.causal") / "templates.json").read_text()
     words = sorted({word for phrase in _strings(json.loads(text)) for word in phrase.split()})
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(["[UNK]", "[PAD]", *words])}, "[UNK]"))
@@ -33,18 +33,19 @@ def _strings(value: object) -> list[str]:
 
 
 def taught_model(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, CounterfactualPairs]:
-    """A model that answers all names right, and pairs that it was taught.
+    """A model that predicts the pronouns of all names correctly, and its training pairs.
 
-    The first block's attention is silent: the name is still at its own token when that block ends, and leaves it in the second.
+    The attention output of the first block is zero, so that information about the name leaves the token of the name only in the
+    second block.
     """
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    silent = model.model.layers[0].self_attn.o_proj.weight
-    silent.data.zero_()
+    zeroed = model.model.layers[0].self_attn.o_proj.weight
+    zeroed.data.zero_()
     pairs = load_pairs("gender", tokenizer, (256, 32, 64)).train
     batch = tokenizer([*pairs.base, *pairs.source], padding=True, return_tensors="pt")
     answers = torch.tensor([*pairs.base_label, *pairs.source_label])
     last = batch["attention_mask"].sum(1) - 1
-    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight is not silent], lr=1e-2)
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight is not zeroed], lr=1e-2)
     for _ in range(40):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits[torch.arange(len(answers)), last]
         loss = functional.cross_entropy(logits, answers)

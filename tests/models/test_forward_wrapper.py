@@ -1,4 +1,4 @@
-"""Forward wrappers: transforms apply in the execution context that entered their scope, and the original forward comes back."""
+"""Forward wrappers: transforms apply in the execution context that entered their scope; the original forward is restored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def double(output, tracing):
     return 2 * output
 
 
-def more(output, tracing):
+def add_one(output, tracing):
     return output + 1
 
 
@@ -34,15 +34,15 @@ def module():
 
 @pytest.fixture
 def scope():
-    """Of the test's own thread, entered."""
+    """A scope that the thread of the test has entered."""
     with CallScope() as entered:
         yield entered
 
 
-def test_transforms_are_applied_in_their_order_and_undone(scope):
+def test_transforms_are_applied_in_order_and_undone(scope):
     linear = module()
     plain = linear(STATE)
-    restore = [wrap_forward(linear, transform, scope) for transform in (double, more)]
+    restore = [wrap_forward(linear, transform, scope) for transform in (double, add_one)]
     assert torch.equal(linear(STATE), 2 * plain + 1)
     restore[0]()
     assert torch.equal(linear(STATE), plain + 1)
@@ -52,10 +52,10 @@ def test_transforms_are_applied_in_their_order_and_undone(scope):
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
-def test_they_may_be_undone_in_any_order(scope, order):
+def test_transforms_may_be_undone_in_any_order(scope, order):
     linear = module()
     plain = linear(STATE)
-    restore = [wrap_forward(linear, transform, scope) for transform in (double, double, more)]
+    restore = [wrap_forward(linear, transform, scope) for transform in (double, double, add_one)]
     for number in order:
         assert not torch.equal(linear(STATE), plain)
         restore[number]()
@@ -63,31 +63,31 @@ def test_they_may_be_undone_in_any_order(scope, order):
     assert "forward" not in linear.__dict__
 
 
-def test_every_thread_has_its_own():
+def test_every_thread_has_its_own_transforms():
     linear = module()
-    plain, seen, both_on = linear(STATE), {}, threading.Barrier(2)
+    plain, seen, both_registered = linear(STATE), {}, threading.Barrier(2)
 
     def run(transform):
         with CallScope() as scope:
             restore = wrap_forward(linear, transform, scope)
-            both_on.wait()
+            both_registered.wait()
             seen[transform] = linear(STATE)
-            both_on.wait()
+            both_registered.wait()
             restore()
 
-    threads = [threading.Thread(target=run, args=(transform,)) for transform in (double, more)]
+    threads = [threading.Thread(target=run, args=(transform,)) for transform in (double, add_one)]
     for thread in threads:
         thread.start()
     assert torch.equal(linear(STATE), plain)
     for thread in threads:
         thread.join()
     assert torch.equal(seen[double], 2 * plain)
-    assert torch.equal(seen[more], plain + 1)
+    assert torch.equal(seen[add_one], plain + 1)
     assert "forward" not in linear.__dict__
 
 
-def test_every_asyncio_task_has_its_own():
-    """Both tasks run in one thread, and each is interrupted while its transform is on."""
+def test_every_asyncio_task_has_its_own_transforms():
+    """Both tasks run in one thread, and each is suspended while its transform is registered."""
     linear = module()
     plain, seen = linear(STATE), {}
 
@@ -100,24 +100,24 @@ def test_every_asyncio_task_has_its_own():
             restore()
 
     async def run_both():
-        await asyncio.gather(run(double), run(more))
+        await asyncio.gather(run(double), run(add_one))
 
     asyncio.run(run_both())
     assert torch.equal(seen[double], 2 * plain)
-    assert torch.equal(seen[more], plain + 1)
+    assert torch.equal(seen[add_one], plain + 1)
     assert "forward" not in linear.__dict__
 
 
 def test_a_transform_applies_while_its_scope_is_entered():
     linear = module()
     plain, scopes = linear(STATE), (CallScope(), CallScope())
-    restore = [wrap_forward(linear, transform, scope) for transform, scope in zip((double, more), scopes, strict=True)]
+    restore = [wrap_forward(linear, transform, scope) for transform, scope in zip((double, add_one), scopes, strict=True)]
     assert torch.equal(linear(STATE), plain)
     for scope in scopes:
         scope.__enter__()
     assert [scope.outermost for scope in scopes] == [scopes[0]] * 2
     assert torch.equal(linear(STATE), 2 * plain + 1)
-    scopes[0].__exit__()  # left in another order than they were entered
+    scopes[0].__exit__()  # exited in another order than entered
     assert [scope.is_active for scope in scopes] == [False, True]
     assert torch.equal(linear(STATE), plain + 1)
     scopes[1].__exit__()
@@ -127,7 +127,7 @@ def test_a_transform_applies_while_its_scope_is_entered():
     assert "forward" not in linear.__dict__
 
 
-def test_accelerates_own_replacement_stays(scope):
+def test_accelerates_replacement_of_forward_is_restored(scope):
     linear = module()
     plain = linear(STATE)
 
@@ -145,18 +145,18 @@ def test_accelerates_own_replacement_stays(scope):
     assert torch.equal(linear(STATE), plain)
 
 
-def test_a_replacement_put_on_top_is_left_alone(scope):
+def test_a_later_replacement_of_forward_is_kept(scope):
     linear = module()
     plain = linear(STATE)
     restore = wrap_forward(linear, double, scope)
-    below = linear.forward
-    linear.forward = lambda state: -below(state)
+    wrapped = linear.forward
+    linear.forward = lambda state: -wrapped(state)
     assert torch.equal(linear(STATE), -2 * plain)
     restore()
     assert torch.equal(linear(STATE), -plain)
 
 
-def test_a_copy_made_meanwhile_is_the_plain_module(scope):
+def test_a_copy_of_a_wrapped_module_has_the_original_forward(scope):
     linear = module()
     plain = linear(STATE)
     restore = wrap_forward(linear, double, scope)
@@ -170,7 +170,7 @@ def test_a_copy_made_meanwhile_is_the_plain_module(scope):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_repeats_the_transforms_in_another_thread(scope, reentrant):
+def test_checkpointing_repeats_the_transforms_in_autograds_thread(scope, reentrant):
     linear, state = module(), STATE.clone().requires_grad_()
     scale = torch.ones((), requires_grad=True)
     restore = wrap_forward(linear, lambda output, tracing: output * (2 + scale), scope)
@@ -184,13 +184,13 @@ def test_checkpointing_repeats_the_transforms_in_another_thread(scope, reentrant
     restore()
 
 
-def test_checkpointing_refuses_to_guess_between_threads(scope):
+def test_checkpointing_with_several_registered_threads_is_an_error(scope):
     """Autograd's thread has entered neither scope, and two contexts have transforms on the module."""
     linear, state, others = module(), STATE.clone().requires_grad_(), []
 
     def register():
         with CallScope() as other:
-            others.append(wrap_forward(linear, more, other))
+            others.append(wrap_forward(linear, add_one, other))
 
     restore = wrap_forward(linear, double, scope)
     loss = checkpoint(lambda x: linear(linear(x)), state, use_reentrant=False).sum()
@@ -198,22 +198,22 @@ def test_checkpointing_refuses_to_guess_between_threads(scope):
     thread.start()
     thread.join()
     loss.backward(retain_graph=True)  # in the thread that entered the scope
-    found = []
+    outcomes = []
 
     def backward():
-        with pytest.raises(InputError, match="cannot tell which of several threads' rotations it repeats"):
+        with pytest.raises(InputError, match="cannot choose between the rotations of several threads"):
             loss.backward()
-        found.append("refused")
+        outcomes.append("refused")
 
     thread = threading.Thread(target=backward)
     thread.start()
     thread.join()
-    assert found == ["refused"]
+    assert outcomes == ["refused"]
     for undo in (restore, *others):
         undo()
 
 
-def test_the_original_forward_is_another_librarys(scope):
+def test_original_forward_returns_the_replacement_of_another_library(scope):
     linear = module()
     assert original_forward(linear) is None
     restore = wrap_forward(linear, double, scope)

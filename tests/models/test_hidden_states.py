@@ -1,4 +1,4 @@
-"""States are read where blocks end and before their last normalisation, with and without rotations."""
+"""Reading states: block outputs and inputs of final normalisations, with and without rotations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from road_interp.models.hidden_states import evaluation_mode, find_read_points, 
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "Electra"])
-def test_blocks_that_end_in_a_norm_are_read_before_it_too(architecture):
+def test_blocks_that_end_in_a_norm_have_a_read_point_before_it(architecture):
     model, batch = tiny_model(architecture), token_batch()
-    places = find_read_points(model, batch)
-    assert [(place.layer, place.before_norm) for place in places] == [(0, True), (0, False), (1, True), (1, False)]
-    states = read_states(model, places, batch)
+    read_points = find_read_points(model, batch)
+    assert [(point.layer, point.before_norm) for point in read_points] == [(0, True), (0, False), (1, True), (1, False)]
+    states = read_states(model, read_points, batch)
     hidden = model(**batch, output_hidden_states=True).hidden_states
     for before, after, expected in ((*states[:2], hidden[1]), (*states[2:], hidden[2])):
         assert torch.equal(after, expected)
@@ -24,27 +24,27 @@ def test_blocks_that_end_in_a_norm_are_read_before_it_too(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "GPT2", "Gemma2"])
-def test_a_residual_stream_has_no_norm_behind_it(architecture):
-    places = find_read_points(tiny_model(architecture), token_batch())
-    assert [place.name for place in places] == ["block 0", "block 1"]
+def test_pre_norm_blocks_have_no_read_point_before_a_norm(architecture):
+    read_points = find_read_points(tiny_model(architecture), token_batch())
+    assert [point.name for point in read_points] == ["block 0", "block 1"]
 
 
-def test_rotations_are_in_the_states_while_they_are_attached():
+def test_states_include_attached_rotations():
     base, batch = tiny_model("Bert"), token_batch()
     road = RoadModel(base, random_adapter(find_sites(base, "block-output")))
-    places = find_read_points(base, batch)
+    read_points = find_read_points(base, batch)
     with evaluation_mode(road) as rotated:
-        turned = read_states(rotated, places, batch)
-    bare = read_states(base, places, batch)
-    assert torch.equal(turned[0], bare[0])  # the first rotation acts behind the first norm
-    assert not torch.allclose(turned[1], bare[1], atol=1e-2)
-    assert torch.equal(turned[3], road(base={**batch, "output_hidden_states": True})[1].last_hidden_state)
+        states = read_states(rotated, read_points, batch)
+    bare = read_states(base, read_points, batch)
+    assert torch.equal(states[0], bare[0])  # the first rotation acts after the first norm
+    assert not torch.allclose(states[1], bare[1], atol=1e-2)
+    assert torch.equal(states[3], road(base={**batch, "output_hidden_states": True})[1].last_hidden_state)
     identity = RoadModel(base, RoadAdapter.identity(find_sites(base, "all-linear")))
     with evaluation_mode(identity) as same:
-        assert all(map(torch.equal, read_states(same, places, batch), bare))
+        assert all(map(torch.equal, read_states(same, read_points, batch), bare))
 
 
-def test_running_puts_the_mode_back():
+def test_evaluation_mode_restores_the_mode_of_every_module():
     model = tiny_model("Bert").train()
     with evaluation_mode(model) as base:
         assert base is unwrap_model(model) is model
@@ -59,13 +59,13 @@ def test_running_puts_the_mode_back():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_tokens_are_counted_inside_the_mask(side):
+def test_tokens_are_selected_without_padding(side):
     mask = padded_batch((2, 4, 3), side)["attention_mask"]
     states = torch.arange(12.0).view(3, 4, 1).expand(3, 4, 2)
     starts = (2, 4, 9) if side == "left" else (0, 4, 8)
     for token, expected in (("first", starts), ("last", [s + n - 1 for s, n in zip(starts, (2, 4, 3), strict=True)])):
-        chosen, rows = select_tokens(states, mask, token)
-        assert chosen[:, 0].tolist() == list(expected)
+        selected, rows = select_tokens(states, mask, token)
+        assert selected[:, 0].tolist() == list(expected)
         assert rows.tolist() == [0, 1, 2]
     means = select_tokens(states, mask, "mean")[0][:, 0]
     assert means.tolist() == pytest.approx([s + (n - 1) / 2 for s, n in zip(starts, (2, 4, 3), strict=True)])
@@ -76,5 +76,5 @@ def test_tokens_are_counted_inside_the_mask(side):
 
 def test_two_stacks_need_a_choice():
     model = tiny_model("T5")
-    with pytest.raises(InputError, match=r"choose one stack of blocks; T5Model has encoder\.block, decoder\.block"):
+    with pytest.raises(InputError, match=r"choose one block stack; T5Model has encoder\.block, decoder\.block"):
         find_read_points(model, token_batch())

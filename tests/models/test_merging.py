@@ -1,4 +1,4 @@
-"""Merged weights do what the rotations do, and come back to the bit."""
+"""Merged weights give the outputs of the rotations, and unmerging restores the originals bitwise."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from road_interp.sites.find import find_sites
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "Gemma2", "Qwen2"])
 @pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_2", 8), ("road_4", 4)])
-@pytest.mark.parametrize("where", ["all-linear", "attention-qk"])
-def test_merged_equals_hooked_and_unmerge_restores_the_bits(architecture, variant, group_size, where):
-    model, batch = road_model(architecture, where, variant, group_size), token_batch()
+@pytest.mark.parametrize("target_modules", ["all-linear", "attention-qk"])
+def test_merged_weights_equal_rotations_and_unmerge_is_bitwise_exact(architecture, variant, group_size, target_modules):
+    model, batch = road_model(architecture, target_modules, variant, group_size), token_batch()
     before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
-    hooked = model(base=batch)[1].logits
+    rotated = model(base=batch)[1].logits
     merged = model.merge()
-    torch.testing.assert_close(merged(**batch).logits, hooked, rtol=0, atol=2e-5)
+    torch.testing.assert_close(merged(**batch).logits, rotated, rtol=0, atol=2e-5)
     assert torch.equal(model(base=batch)[1].logits, merged(**batch).logits)
-    with pytest.raises(InputError, match="merged already"):
+    with pytest.raises(InputError, match="already merged"):
         model.merge()
     model.unmerge()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
 
 
-def test_conv1d_and_biases_are_covered():
+def test_the_architectures_include_conv1d_and_biases():
     modules = {type(module) for module in tiny_model("GPT2", "causal-lm").modules()}
     assert Conv1D in modules
     assert tiny_model("Llama", "causal-lm").model.layers[0].mlp.up_proj.bias is None
     assert tiny_model("OPT", "causal-lm").model.decoder.layers[0].fc1.bias is not None
 
 
-def test_merged_generation_is_token_by_token_the_same():
+def test_merged_generation_gives_the_same_tokens():
     model, batch = road_model(), token_batch(2, 6)
-    _, hooked = model.generate(batch, **GREEDY)
-    assert torch.equal(model.merge().generate(**batch, **GREEDY), hooked)
+    _, rotated = model.generate(batch, **GREEDY)
+    assert torch.equal(model.merge().generate(**batch, **GREEDY), rotated)
 
 
 def test_merging_one_adapter_of_a_bank():
     model, batch = bank_model(), token_batch()
-    hooked = model(base=batch, adapter_names=["b"] * 3)[1].logits
-    torch.testing.assert_close(model.merge("b")(**batch).logits, hooked, rtol=0, atol=1e-5)
+    rotated = model(base=batch, adapter_names=["b"] * 3)[1].logits
+    torch.testing.assert_close(model.merge("b")(**batch).logits, rotated, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="while the rotations are merged"):
         model(base=batch, adapter_names=["b"] * 3)
 
 
-def test_what_cannot_be_merged_is_refused_by_name():
+def test_sites_that_cannot_be_merged_are_refused():
     with pytest.raises(InputError, match=r"site 'model\.layers\.0' cannot be merged: LlamaDecoderLayer is not a plain linear"):
-        road_model(where="block-output").merge()
+        road_model(target_modules="block-output").merge()
     with pytest.raises(InputError, match="positions 'last' cannot be merged"):
         road_model(positions="last").merge()
     base = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)

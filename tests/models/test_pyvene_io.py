@@ -1,4 +1,4 @@
-"""pyvene's folders, both ways, by equal outputs."""
+"""Reading and writing pyvene folders gives equal outputs."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def logits(model, base, **options):
 
 
 @pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_2", 8), ("road_4", 4)])
-@pytest.mark.parametrize("where", ["block-output", "all-linear"])
-def test_plain_pyvene_opens_the_folder(variant, group_size, where, tmp_path):
+@pytest.mark.parametrize("target_modules", ["block-output", "all-linear"])
+def test_plain_pyvene_loads_the_folder(variant, group_size, target_modules, tmp_path):
     base, batch = tiny_model("Llama", "causal-lm"), token_batch()
-    model = RoadModel(base, random_adapter(find_sites(base, where), variant, group_size))
+    model = RoadModel(base, random_adapter(find_sites(base, target_modules), variant, group_size))
     expected = logits(model, batch)
     representations = list(model.config.representations)
     model.save_pyvene(tmp_path)
     assert model.config.representations == representations
-    named = json.loads((tmp_path / "config.json").read_text())["intervention_types"]
-    assert set(named) == {"<class 'road_interp.RoadIntervention'>"}  # wherever the class lies in the package
+    types = json.loads((tmp_path / "config.json").read_text())["intervention_types"]
+    assert set(types) == {"<class 'road_interp.RoadIntervention'>"}  # independent of the module that defines the class
     torch.testing.assert_close(logits(model, batch), expected)
 
     plain = pyvene.IntervenableModel.load(str(tmp_path), copy.deepcopy(base))
@@ -49,12 +49,12 @@ def test_plain_pyvene_opens_the_folder(variant, group_size, where, tmp_path):
         assert torch.equal(again.adapter.theta[site.name], model.adapter.theta[site.name])
         assert torch.equal(again.adapter.alpha[site.name], model.adapter.alpha[site.name])
 
-    plain.save(str(tmp_path / "theirs"))  # what pyvene writes itself comes back too
+    plain.save(str(tmp_path / "theirs"))  # folders written by pyvene itself can be read too
     theirs = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path / "theirs")
     torch.testing.assert_close(logits(theirs, batch), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_planes_are_subspaces(tmp_path):
+def test_planes_are_saved_as_subspaces(tmp_path):
     base, batch = tiny_model("Llama", "causal-lm"), token_batch()
     sites = find_sites(base, "block-output")
     model = RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["a", "b"], sites, "alternating"))
@@ -66,7 +66,7 @@ def test_planes_are_subspaces(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "GPT2"])
-def test_where_pyvene_does_not_know_the_architecture_or_the_slice(architecture, tmp_path):
+def test_architectures_and_slices_that_pyvene_does_not_know(architecture, tmp_path):
     base, batch = tiny_model(architecture), token_batch()
     model = RoadModel(base, random_adapter(find_sites(base, "attention-qk")))
     model.save_pyvene(tmp_path)
@@ -80,7 +80,7 @@ def test_where_pyvene_does_not_know_the_architecture_or_the_slice(architecture, 
         torch.testing.assert_close(again(batch)[1].last_hidden_state, model(batch)[1].last_hidden_state)
 
 
-def test_a_slice_that_no_search_finds_keeps_its_numbers(tmp_path):
+def test_a_slice_unknown_to_find_sites_keeps_its_dimensions(tmp_path):
     base = tiny_model("GPT2")
     site = Site("h.0.mlp.c_fc", 16, 0, "mlp.c_fc", OutputSlice(128, 8, 24))
     RoadModel(base, random_adapter((site,))).save_pyvene(tmp_path)
@@ -88,7 +88,7 @@ def test_a_slice_that_no_search_finds_keeps_its_numbers(tmp_path):
     assert (found.name, found.output_slice) == ("h.0.mlp.c_fc[8:24 of 128]", site.output_slice)
 
 
-def test_a_config_in_pyvenes_own_words(tmp_path):
+def test_a_config_with_pyvenes_component_names(tmp_path):
     base, batch = tiny_model("GPT2", "causal-lm"), token_batch()
     config = pyvene.IntervenableConfig([{"layer": 1, "component": "block_output", "intervention_type": RoadIntervention}])
     plain = pyvene.IntervenableModel(config, base)
@@ -101,19 +101,19 @@ def test_a_config_in_pyvenes_own_words(tmp_path):
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_a_state_fits_only_where_its_form_does():
+def test_a_state_of_another_form_is_refused():
     intervention = RoadIntervention(16, "road_2", 8)
     before = {name: values.clone() for name, values in intervention.state_dict().items()}
     other = RoadIntervention(16, "road_2", 2)
     torch.nn.init.normal_(other.theta)
-    with pytest.raises(RuntimeError, match="'form' is another variant, group_size or slice"):
+    with pytest.raises(RuntimeError, match="'form' is not this intervention's variant, group_size and output slice"):
         intervention.load_state_dict(other.state_dict())
     assert all(torch.equal(values, before[name]) for name, values in intervention.state_dict().items())
     older = {name: values for name, values in intervention.state_dict().items() if name != "form"}
     intervention.load_state_dict(older)
 
 
-def test_wrong_folders_are_refused(tmp_path):
+def test_invalid_folders_are_refused(tmp_path):
     base = tiny_model("Llama", "causal-lm")
     model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
     model.save_pyvene(tmp_path)
@@ -127,17 +127,17 @@ def test_wrong_folders_are_refused(tmp_path):
 
     other = ["<class 'pyvene.models.interventions.VanillaIntervention'>"]
     vanilla = {**content, "intervention_types": other}
-    refuse("holds an intervention of type <class 'pyvene.*VanillaIntervention'>, not RoadIntervention", vanilla)
-    refuse("is not one of pyvene's interventions", {"a": 1})
-    refuse("names a place that BertModel does not have", model=tiny_model("Bert"))
+    refuse("contains an intervention of type <class 'pyvene.*VanillaIntervention'>, not RoadIntervention", vanilla)
+    refuse("is not a pyvene config", {"a": 1})
+    refuse("names a component that BertModel does not have", model=tiny_model("Bert"))
     entry = [*content["representations"][0]]
     entry[1] = "model.layers[0].input"
     refuse("rotates a module's input", {**content, "representations": [entry]})
     entry[1] = "model.layers[x].output"
-    refuse("names a place", {**content, "representations": [entry]})
-    refuse("names a place", {**content, "representations": [5]})
-    refuse("names a place", {**content, "representations": [[None] * 40]})
-    refuse("holds no intervention", {**content, "representations": []})
+    refuse("names a component", {**content, "representations": [entry]})
+    refuse("names a component", {**content, "representations": [5]})
+    refuse("names a component", {**content, "representations": [[None] * 40]})
+    refuse("contains no intervention", {**content, "representations": []})
     config.write_text(json.dumps(content))
     state = next(tmp_path.glob("*.bin"))
 
@@ -150,7 +150,7 @@ def test_wrong_folders_are_refused(tmp_path):
         torch.save({**tensors, "form": torch.tensor(form)}, state)
         refuse_state("is not the form of a RoadIntervention")
     torch.save({**tensors, "form": torch.tensor([1, 2, 0, 0, 0])}, state)
-    refuse_state("mixes variants or group sizes")
+    refuse_state("contains several variants or group sizes")
     torch.save({"theta": tensors["theta"]}, state)
     refuse_state("is not the state of a RoadIntervention")
     for damaged in (pickle.dumps(print), b"", b"hello world", b"\x80\x02.", pickle.dumps([1.5] * 9)[:20]):
@@ -158,7 +158,7 @@ def test_wrong_folders_are_refused(tmp_path):
         refuse_state("cannot be read as tensors")
     state.unlink()
     refuse_state("does not exist")
-    with pytest.raises(InputError, match=r"holds a config\.json already"):
+    with pytest.raises(InputError, match=r"already contains a config\.json"):
         model.save_pyvene(tmp_path)
-    with pytest.raises(InputError, match="a bank is many adapters"):
+    with pytest.raises(InputError, match="a bank holds several adapters"):
         RoadModel(base, RoadBank({"a": model.adapter})).save_pyvene(tmp_path)

@@ -1,4 +1,4 @@
-"""RoadModel: the fast path against pyvene's, row by row, with padding, in generation, beside other people's hooks."""
+"""RoadModel: equal outputs with pyvene's loop, per row, with padding, in generation and with hooks of other code."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 
-WHERE = ["all-linear", "attention-qk", "block-output"]
+TARGET_MODULES = ["all-linear", "attention-qk", "block-output"]
 
 
 def through_pyvene(model, batch, **options):
-    """The same call through pyvene's own loop."""
+    """The logits of the same call through pyvene's own loop."""
     with model._rows_in_interventions(options.pop("adapter_names", None)):
         return pyvene.IntervenableModel.forward(model, batch, **options)[1].logits
 
 
 def untouched(model):
-    """Nothing of the rotations is left on the base model."""
+    """Whether the base model has no hooks and no wrapped forward."""
     return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.model.modules())
 
 
@@ -39,10 +39,10 @@ def untouched(model):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("target_modules", TARGET_MODULES)
 @pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_1", 8), ("road_2", 2), ("road_4", 4)])
-def test_fast_path_equals_pyvene_path(architecture, where, variant, group_size):
-    model, batch = road_model(architecture, where, variant, group_size), token_batch()
+def test_wrapped_forward_equals_pyvenes_loop(architecture, target_modules, variant, group_size):
+    model, batch = road_model(architecture, target_modules, variant, group_size), token_batch()
     assert isinstance(model, pyvene.IntervenableModel)
     original, output = model(base=batch, output_original_output=True)
     slow = through_pyvene(model, batch)
@@ -53,18 +53,18 @@ def test_fast_path_equals_pyvene_path(architecture, where, variant, group_size):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("where", WHERE)
-def test_the_identity_changes_no_bit(architecture, where):
+@pytest.mark.parametrize("target_modules", TARGET_MODULES)
+def test_the_identity_is_bitwise_exact(architecture, target_modules):
     base, batch = tiny_model(architecture, "causal-lm"), token_batch()
-    model = RoadModel(base, RoadAdapter.identity(find_sites(base, where)))
+    model = RoadModel(base, RoadAdapter.identity(find_sites(base, target_modules)))
     assert torch.equal(model(base=batch)[1].logits, base(**batch).logits)
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "GPT2"])
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("target_modules", TARGET_MODULES)
 @pytest.mark.parametrize("variant", plane_maps.VARIANTS)
-def test_gradients_equal_pyvenes(architecture, where, variant):
-    model, batch = road_model(architecture, where, variant), token_batch()
+def test_gradients_equal_those_of_pyvenes_loop(architecture, target_modules, variant):
+    model, batch = road_model(architecture, target_modules, variant), token_batch()
     gradients = []
     for call in (lambda: model(base=batch)[1].logits, lambda: through_pyvene(model, batch)):
         model.zero_grad()
@@ -73,7 +73,7 @@ def test_gradients_equal_pyvenes(architecture, where, variant):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4 * gradients[1].abs().max().item())
 
 
-def test_scales_near_zero_still_have_a_gradient():
+def test_scales_of_zero_have_a_gradient():
     model, batch = road_model(), token_batch()
     with torch.no_grad():
         for _, parameter in model.named_parameters():
@@ -89,7 +89,7 @@ def test_scales_near_zero_still_have_a_gradient():
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_changed_parameters_are_seen_at_once():
+def test_changed_parameters_take_effect_in_the_next_call():
     model, batch = road_model(), token_batch()
     with torch.no_grad():
         before = model(base=batch)[1].logits
@@ -100,7 +100,7 @@ def test_changed_parameters_are_seen_at_once():
     assert not torch.equal(after, before)
 
 
-def test_adapter_comes_out_as_it_went_in():
+def test_the_adapter_of_a_new_model_is_the_given_one():
     base = tiny_model("Llama", "causal-lm")
     adapter = random_adapter(find_sites(base, "all-linear"))
     assert RoadModel(base, adapter).adapter.distance(adapter) == 0
@@ -116,25 +116,25 @@ def test_an_adapter_of_another_model_is_refused(bert):
 
 @pytest.mark.parametrize("option", [{"fused": True}, {"foreach": True}, {}], ids=str)
 @pytest.mark.parametrize("attached", [False, True])
-def test_what_is_scored_is_what_has_been_learned(option, attached):
-    """A fused optimizer leaves no mark on the parameters it changes."""
+def test_evaluation_uses_the_updated_parameters(option, attached):
+    """A fused optimizer does not increase the version counter of the parameters."""
     model, batch = road_model(), token_batch()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.1, **option)
 
-    def scored():
+    def evaluate():
         with torch.no_grad():
             return model(base=batch)[1].logits
 
     with model.attached() if attached else nullcontext():
-        before = scored()
+        before = evaluate()
         model(base=batch)[1].logits.square().sum().backward()
         optimizer.step()
-        after = scored()
+        after = evaluate()
     assert not torch.equal(before, after)
     assert torch.equal(after, RoadModel(model.model, model.adapter)(base=batch)[1].logits)
 
 
-def test_return_dict_labels_and_use_cache_are_pyvenes():
+def test_return_dict_labels_and_use_cache_work_as_in_pyvene():
     model, batch = road_model(), token_batch()
     output = model(base=batch, labels=batch["input_ids"], use_cache=False, return_dict=True).intervened_outputs
     assert output.loss > 0
@@ -146,10 +146,10 @@ def test_return_dict_labels_and_use_cache_are_pyvenes():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions", ["all", "first", "last", "prompt", "f2+l1"])
-@pytest.mark.parametrize("where", ["block-output", "all-linear"])
-def test_a_padded_batch_equals_each_row_alone(side, positions, where):
+@pytest.mark.parametrize("target_modules", ["block-output", "all-linear"])
+def test_a_padded_batch_equals_each_row_alone(side, positions, target_modules):
     lengths = (7, 3, 5)
-    model, batch = road_model("Llama", where, positions=positions), padded_batch((7, 3, 5), side)
+    model, batch = road_model("Llama", target_modules, positions=positions), padded_batch((7, 3, 5), side)
     with torch.no_grad():
         together = model(base=batch)[1].logits
         for row, length in enumerate(lengths):
@@ -160,7 +160,7 @@ def test_a_padded_batch_equals_each_row_alone(side, positions, where):
             assert alone.shape[1] == length
 
 
-def test_ragged_lists_and_positions_of_one_call():
+def test_lists_of_different_lengths_as_positions_of_one_call():
     model, batch = road_model("Llama", "block-output"), token_batch()
     wanted = [[0, -1], [3], []]
     fast = model(base=batch, positions=wanted)[1].logits
@@ -189,13 +189,13 @@ def test_cache_equals_no_cache(positions, side):
 def test_generation_rotates_the_prompt_only_unless_all():
     batch = token_batch(2, 6)
     on_prompt = road_model("Llama", "block-output", positions="prompt").generate(batch, **GREEDY)[1]
-    everywhere = road_model("Llama", "block-output", positions="all").generate(batch, **GREEDY)[1]
-    assert torch.equal(on_prompt[:, :7], everywhere[:, :7])  # the first new token sees rotated prompts in both
-    assert not torch.equal(on_prompt, everywhere)
+    everytarget_modules = road_model("Llama", "block-output", positions="all").generate(batch, **GREEDY)[1]
+    assert torch.equal(on_prompt[:, :7], everytarget_modules[:, :7])  # the first new token sees rotated prompts in both
+    assert not torch.equal(on_prompt, everytarget_modules)
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])
-def test_generation_equals_steps_by_hand(positions):
+def test_generation_equals_single_steps(positions):
     model, batch = road_model("Llama", "all-linear", positions=positions), token_batch(2, 6)
     ids = batch["input_ids"]
     with torch.no_grad():
@@ -206,14 +206,14 @@ def test_generation_equals_steps_by_hand(positions):
     assert torch.equal(model.generate(batch, **GREEDY)[1], ids)
 
 
-def test_unknown_positions_are_refused_at_once():
+def test_invalid_positions_are_refused():
     with pytest.raises(InputError, match="'middle' is not a position"):
         road_model(positions="middle")
     with pytest.raises(InputError, match="position 9 of row 0"):
         road_model()(base=token_batch(), positions=[[9], [], []])
 
 
-def test_encoder_decoder_models_take_all_positions_only():
+def test_encoder_decoder_models_support_all_positions_only():
     base = tiny_model("T5")
     model = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="encoder.block")))
     batch = token_batch()
@@ -228,9 +228,9 @@ def test_encoder_decoder_models_take_all_positions_only():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("variant", plane_maps.VARIANTS)
-@pytest.mark.parametrize("where", WHERE)
-def test_a_mixed_batch_equals_each_row_alone(side, variant, where):
-    model, batch = bank_model(where=where, variant=variant), padded_batch((7, 3, 5, 7), side)
+@pytest.mark.parametrize("target_modules", TARGET_MODULES)
+def test_a_mixed_batch_equals_each_row_alone(side, variant, target_modules):
+    model, batch = bank_model(target_modules=target_modules, variant=variant), padded_batch((7, 3, 5, 7), side)
     names = ["b", BASE, "a", "b"]
     with torch.no_grad():
         together = model(base=batch, adapter_names=names)[1].logits
@@ -241,7 +241,7 @@ def test_a_mixed_batch_equals_each_row_alone(side, variant, where):
             torch.testing.assert_close(together[row, own], alone[0], rtol=0, atol=1e-5)
 
 
-def test_a_mixed_batch_through_pyvene_is_the_same():
+def test_a_mixed_batch_equals_pyvenes_loop():
     model, batch = bank_model(), token_batch()
     names = ["c", "a", BASE]
     fast = model(base=batch, adapter_names=names)[1].logits
@@ -264,17 +264,17 @@ def test_mixed_generation_equals_each_row_alone(search, positions):
     model, batch = bank_model(positions=positions), padded_batch((6, 4, 5), "left")
     names, options = ["b", BASE, "c"], {**GREEDY, **SEARCHES[search]}
     _, together = model.generate(batch, adapter_names=names, **options)
-    several = options.get("num_return_sequences", 1)
+    sequences = options.get("num_return_sequences", 1)
     for row, name in enumerate(names):
         one = {key: value[row : row + 1] for key, value in batch.items()}
         if name == BASE:
             alone = model.model.generate(**one, **options)
         else:
             alone = RoadModel(model.model, model.bank[name], positions).generate(one, **options)[1]
-        assert torch.equal(together[row * several : (row + 1) * several], alone)
+        assert torch.equal(together[row * sequences : (row + 1) * sequences], alone)
 
 
-def test_sampling_keeps_the_rows_adapters():
+def test_sampling_uses_the_adapter_of_each_row():
     model, batch = bank_model(), token_batch(2, 6)
     options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 5, "pad_token_id": 2}
     torch.manual_seed(0)
@@ -284,14 +284,14 @@ def test_sampling_keeps_the_rows_adapters():
     assert torch.equal(mixed, single)
 
 
-def test_names_are_checked():
+def test_invalid_adapter_names_are_refused():
     model, batch = bank_model(), token_batch()
     with pytest.raises(InputError, match="unknown adapter d; the bank holds a, b, c and __base__"):
         model(base=batch, adapter_names=["a", "d", "b"])
     with pytest.raises(InputError, match="2 adapter names for a batch of 3 rows"):
         model(base=batch, adapter_names=["a", "b"])
     for call in (model, model.generate):
-        with pytest.raises(InputError, match="2 adapter names for a batch of 4 rows"):  # not taken for two beams each
+        with pytest.raises(InputError, match="2 adapter names for a batch of 4 rows"):  # not two beams each
             call(base=token_batch(4), adapter_names=["a", "b"])
     with pytest.raises(InputError, match="holds 3 adapters: name one per row"):
         model(base=batch)
@@ -300,7 +300,7 @@ def test_names_are_checked():
     assert untouched(model)
 
 
-def test_the_bank_may_change_while_the_model_lives():
+def test_changes_of_the_bank_take_effect_in_the_next_call():
     model, batch = bank_model(), token_batch()
     first = model(base=batch, adapter_names=["a"] * 3)[1].logits
     model.bank.replace("a", model.bank["b"])
@@ -313,25 +313,27 @@ def test_the_bank_may_change_while_the_model_lives():
 # ---------------------------------------------------------------- hooks
 
 
-def test_other_peoples_hooks_stay_and_see_what_the_next_layer_sees():
+def test_hooks_of_other_code_stay_and_receive_the_rotated_output():
     model, batch = road_model(), token_batch()
-    seen, taken = [], []
+    outputs, inputs = [], []
     attention = model.model.model.layers[0].self_attn
     handles = [
-        attention.q_proj.register_forward_hook(lambda module, args, output: seen.append(output.clone())),
-        attention.register_forward_pre_hook(lambda module, args, kwargs: taken.append(kwargs["hidden_states"]), with_kwargs=True),
+        attention.q_proj.register_forward_hook(lambda module, args, output: outputs.append(output.clone())),
+        attention.register_forward_pre_hook(
+            lambda module, args, kwargs: inputs.append(kwargs["hidden_states"]), with_kwargs=True
+        ),
     ]
     with torch.no_grad():
         model(base=batch)
-        rotated = seen.pop()
-        unrotated = attention.q_proj(taken[0])
-        seen.clear()
+        rotated = outputs.pop()
+        unrotated = attention.q_proj(inputs[0])
+        outputs.clear()
         torch.testing.assert_close(
             rotated, plane_maps.apply(model.adapter.plane_maps("model.layers.0.self_attn.q_proj"), unrotated, model.group_size)
         )
         through_pyvene(model, batch)
         model.generate(batch, **GREEDY)
-    assert len(seen) == 1 + 6
+    assert len(outputs) == 1 + 6
     assert list(attention.q_proj._forward_hooks) == [handles[0].id]
 
 
@@ -344,7 +346,7 @@ def test_hidden_states_that_transformers_returns_are_rotated():
     torch.testing.assert_close(states, plane_maps.apply(model.adapter.plane_maps(sites[0]), plain, 2))
 
 
-def test_training_inside_another_rotation_and_under_hooks_that_write():
+def test_training_with_nested_rotations_and_with_hooks_that_write_in_place():
     inner, batch = road_model(), token_batch()
     outer = RoadModel(inner.model, random_adapter(inner.sites, seed=1))
     with outer.attached():
@@ -360,7 +362,7 @@ def test_training_inside_another_rotation_and_under_hooks_that_write():
     handle.remove()
 
 
-def test_a_tensor_that_somebodys_own_forward_keeps_stays_whole():
+def test_outputs_kept_by_a_replaced_forward_are_not_overwritten():
     model, batch, kept = road_model(), token_batch(), []
     module = model.model.model.layers[0].self_attn.q_proj
     forward = module.forward
@@ -381,7 +383,7 @@ def test_a_tensor_that_somebodys_own_forward_keeps_stays_whole():
 
 
 @pytest.mark.parametrize("call", ["forward", "generate", "pyvene"])
-def test_hooks_come_off_after_an_error(call):
+def test_hooks_are_removed_after_an_error(call):
     model, batch = road_model(), token_batch()
     handle = model.model.model.layers[1].mlp.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("user's own")))
     with pytest.raises(RuntimeError, match="user's own"):
@@ -394,7 +396,7 @@ def test_hooks_come_off_after_an_error(call):
     assert untouched(model)
 
 
-def test_attached_rotates_for_as_long_as_it_lasts():
+def test_attached_rotates_inside_the_with_statement_only():
     model, batch = road_model(), token_batch()
     rotated, plain = model(base=batch)[1].logits, model.model(**batch).logits
     with model.attached() as base:
@@ -408,7 +410,7 @@ def test_attached_rotates_for_as_long_as_it_lasts():
     assert torch.equal(model.model(**batch).logits, plain)
 
 
-def test_gradient_checkpointing_trains_inside_attached():
+def test_gradient_checkpointing_inside_attached():
     model, batch = road_model(), token_batch()
     model(base=batch)[1].logits.square().sum().backward()
     plain = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
@@ -447,7 +449,7 @@ def test_asyncio_tasks_get_their_own_adapters():
     async def work(name):
         with model.attached(adapter_names=[name] * 3) as base:
             for _ in range(3):
-                await asyncio.sleep(0)  # the other tasks go on
+                await asyncio.sleep(0)  # the other tasks run
                 assert torch.equal(base(**batch).logits, expected[name])
 
     async def work_together():
@@ -457,7 +459,7 @@ def test_asyncio_tasks_get_their_own_adapters():
     assert untouched(model)
 
 
-def test_a_peft_lora_model_underneath():
+def test_a_peft_lora_model_as_base_model():
     from peft import LoraConfig, get_peft_model
 
     base, batch = tiny_model("Llama", "causal-lm"), token_batch()
@@ -473,7 +475,7 @@ def test_a_peft_lora_model_underneath():
         model.merge()
 
 
-# ---------------------------------------------------------------- torch's own verbs
+# ---------------------------------------------------------------- methods of nn.Module
 
 
 def test_train_eval_to_and_parameters_reach_the_rotations():
@@ -494,7 +496,7 @@ def test_train_eval_to_and_parameters_reach_the_rotations():
         other.load_state_dict(state)
 
 
-def test_tied_weights_stay_out_of_the_state():
+def test_frozen_tied_weights_are_not_in_the_state_dict():
     base = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)
     model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
     assert len(model.state_dict()) == 2 * len(model.sites)
@@ -503,7 +505,7 @@ def test_tied_weights_stay_out_of_the_state():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_dtypes_keep_their_rotations_in_fp32(dtype):
+def test_rotations_stay_in_fp32_in_models_of_other_dtypes(dtype):
     model, batch = road_model(), token_batch()
     before = model.adapter
     model.to(dtype)
@@ -515,9 +517,9 @@ def test_other_dtypes_keep_their_rotations_in_fp32(dtype):
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
-def test_offloaded_weights_leave_the_rotations_where_the_site_computes():
+def test_rotations_are_on_the_execution_device_of_offloaded_weights():
     plain, offloaded = road_model(), tiny_model("Llama", "causal-lm")
-    cpu_offload(offloaded, torch.device("cpu"))  # accelerate brings the weights for the call only; they are "meta" between calls
+    cpu_offload(offloaded, torch.device("cpu"))  # the weights are on "meta" between calls
     assert next(offloaded.parameters()).device.type == "meta"
     model = RoadModel(offloaded, plain.adapter)
     assert {parameter.device.type for _, parameter in model.interventions.named_parameters()} == {"cpu"}
@@ -526,7 +528,7 @@ def test_offloaded_weights_leave_the_rotations_where_the_site_computes():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_sites_on_several_devices_have_their_rotations_there():
+def test_rotations_are_on_the_devices_of_their_sites():
     base = tiny_model("Llama", "causal-lm")
     base.model.layers[1].to("meta")
     model = RoadModel(base, random_adapter(find_sites(base, "all-linear")))
@@ -537,7 +539,7 @@ def test_sites_on_several_devices_have_their_rotations_there():
     assert [each.a.device.type for each in bank._coefficients(["a", BASE], None, None).maps()] == expected
 
 
-def test_trained_parts_beside_the_rotations_are_part_of_the_state():
+def test_the_state_dict_contains_other_trainable_modules():
     base = tiny_model("Bert", "classifier")
     model = RoadModel(base, random_adapter(find_sites(base, "fc1")))
     base.classifier.requires_grad_(True)
@@ -548,9 +550,11 @@ def test_trained_parts_beside_the_rotations_are_part_of_the_state():
 
 
 @needs_compiler
-@pytest.mark.parametrize(("variant", "where"), [("road_1", "all-linear"), ("road_2", "block-output"), ("road_1", "attention-qk")])
-def test_compiled_forward_is_the_same_without_a_graph_break(variant, where):
-    model, batch = road_model(where=where, variant=variant), token_batch()
+@pytest.mark.parametrize(
+    ("variant", "target_modules"), [("road_1", "all-linear"), ("road_2", "block-output"), ("road_1", "attention-qk")]
+)
+def test_compiled_forward_is_equal_and_has_no_graph_break(variant, target_modules):
+    model, batch = road_model(target_modules=target_modules, variant=variant), token_batch()
     inputs = {**batch, "use_cache": False}
     expected = model(base=inputs)[1].logits
     torch._dynamo.reset()
@@ -569,7 +573,7 @@ def test_an_adapter_of_another_width_is_refused():
         RoadModel(base, random_adapter((replace(site, width=2 * site.width),)))
 
 
-def test_a_replaced_adapter_is_seen_at_once():
+def test_a_replaced_adapter_takes_effect_inside_attached():
     model, batch = bank_model("a"), token_batch()
     with model.attached() as base, torch.no_grad():
         before = base(**batch).logits
@@ -577,7 +581,7 @@ def test_a_replaced_adapter_is_seen_at_once():
         assert not torch.equal(before, base(**batch).logits)
 
 
-def test_an_encoder_that_is_called_by_itself_sees_what_has_been_learned():
+def test_an_encoder_called_directly_uses_the_updated_parameters():
     base = tiny_model("T5", "backbone")
     model, batch = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="encoder.block"))), token_batch()
     with model.attached(), torch.no_grad():

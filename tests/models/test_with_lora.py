@@ -1,4 +1,4 @@
-"""Rotations together with PEFT's LoRA on one model: over its output, or beside it; learned together; kept together."""
+"""Rotations and PEFT's LoRA on one model: rotating the LoRA output or the frozen linear only; trained and saved together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 import road_interp as ri
 from helpers.models import random_adapter, tiny_model, token_batch
 
-# What a site rotates: the linear's output with what LoRA adds, z = R (W + BA) x, or the frozen linear's alone, z = (R W + BA) x.
-PLACES = {"over": "model.layers.*.self_attn.v_proj", "beside": "model.layers.*.self_attn.v_proj.base_layer"}
+# The rotated output: that of the linear with LoRA, z = R (W + BA) x, or that of the frozen linear only, z = (R W + BA) x.
+SITES = {"with LoRA": "model.layers.*.self_attn.v_proj", "without LoRA": "model.layers.*.self_attn.v_proj.base_layer"}
 
 
 def with_lora(seed=0):
@@ -25,28 +25,28 @@ def logits(model, batch):
     return model(base=batch)[1].logits
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_both_make_one_dense_map(place):
+@pytest.mark.parametrize("rotated", SITES)
+def test_rotation_and_lora_equal_one_dense_map(rotated):
     batch, peft_model = token_batch(), with_lora()
     model = peft_model.get_base_model()
-    sites = ri.find_sites(model, PLACES[place])
+    sites = ri.find_sites(model, SITES[rotated])
     adapter = random_adapter(sites)
     expected = tiny_model("Llama", "causal-lm")
     for layer, site in zip(range(2), sites, strict=True):
         values = model.model.layers[layer].self_attn.v_proj
         weight, lora = values.base_layer.weight, values.get_delta_weight("default")
         rotation = adapter.matrix(site)
-        dense = rotation @ (weight + lora) if place == "over" else rotation @ weight + lora
+        dense = rotation @ (weight + lora) if rotated == "with LoRA" else rotation @ weight + lora
         expected.model.layers[layer].self_attn.v_proj.weight.data.copy_(dense)
     torch.testing.assert_close(logits(ri.RoadModel(model, adapter), batch), expected(**batch).logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("rotated", SITES)
 @pytest.mark.parametrize("both", [True, False])
-def test_they_learn_together_or_rotations_alone(place, both):
+def test_rotations_train_with_lora_or_alone(rotated, both):
     batch, peft_model = token_batch(), with_lora()
     model = peft_model.get_base_model()
-    road = ri.RoadModel(model, ri.RoadAdapter.identity(ri.find_sites(model, PLACES[place])))
+    road = ri.RoadModel(model, ri.RoadAdapter.identity(ri.find_sites(model, SITES[rotated])))
     low_rank = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
     for parameter in low_rank.values():
         parameter.requires_grad_(both)
@@ -62,16 +62,16 @@ def test_they_learn_together_or_rotations_alone(place, both):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert moved == (set(low_rank) if both else set())
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == (set(low_rank) if both else set())
     assert all(road.adapter.angles(site).abs().max() > 0 for site in road.adapter.sites)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_they_are_kept_together(place, tmp_path):
+@pytest.mark.parametrize("rotated", SITES)
+def test_rotations_and_lora_save_into_one_folder(rotated, tmp_path):
     batch, peft_model = token_batch(), with_lora()
     model = peft_model.get_base_model()
-    road = ri.RoadModel(model, random_adapter(ri.find_sites(model, PLACES[place])))
+    road = ri.RoadModel(model, random_adapter(ri.find_sites(model, SITES[rotated])))
     expected = logits(road, batch)
     peft_model.save_pretrained(tmp_path / "both")
     road.adapter.save(tmp_path / "both")
@@ -83,7 +83,7 @@ def test_they_are_kept_together(place, tmp_path):
 def test_every_row_has_its_own_rotation_over_one_lora():
     batch, model = token_batch(), with_lora().get_base_model()
     adapter = random_adapter(ri.find_sites(model, "all-linear"))
-    road = ri.RoadModel(model, ri.RoadBank({"turned": adapter}))
-    found = road(base=batch, adapter_names=["turned", "__base__", "turned"])[1].logits
+    road = ri.RoadModel(model, ri.RoadBank({"a": adapter}))
+    found = road(base=batch, adapter_names=["a", "__base__", "a"])[1].logits
     torch.testing.assert_close(found[0], logits(ri.RoadModel(model, adapter), batch)[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1], model(**batch).logits[1], atol=1e-5, rtol=1e-5)
