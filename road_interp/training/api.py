@@ -38,8 +38,8 @@ def evaluate(run: Run, data: str | None = None, *, device: str | None = None, pr
             accepts none, unless its only task is tested on questions.
 
     Returns:
-        For one classification the metric, its loss and the number of examples; for several tasks the summaries of their reports
-        (`CompositionReport`, `MultiTaskAccuracyReport`, `ExactMatchReport`).
+        For `kind: classification` the metric, the loss and the number of examples; for multi-task runs the summaries of their
+        reports (`CompositionReport`, `MultiTaskAccuracyReport`, `ExactMatchReport`).
 
     Raises:
         InputError: data that cannot be read or that this kind of run does not accept.

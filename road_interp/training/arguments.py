@@ -25,7 +25,7 @@ def training_arguments(
 
     Args:
         folder: the run folder.
-        options: further arguments of `TrainingArguments`; they replace those of the recipe.
+        options: further arguments of `TrainingArguments`, such as save_strategy.
 
     Raises:
         InputError: a batch size that is not divisible by the number of processes.
@@ -64,7 +64,7 @@ def training_arguments(
 
 
 def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:
-    """Precision of the forward pass; "auto" selects bf16 on a GPU that supports it (else fp16) and on a CPU that is faster in it."""
+    """Precision of the forward pass; "auto" is bf16 on a GPU with bf16 (else fp16), and on a CPU that is faster in bf16."""
     if settings.precision != "auto":
         return settings.precision
     if device.type == "cuda":

@@ -61,7 +61,7 @@ def multiplied(piece: Piece) -> CompositionReport:
 
 
 def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"]) -> CompositionReport:
-    """LoRA (rank 4 per task) on the linear layers of the recipe's blocks, or LoReFT (4 rows per task) on the middle block's output."""
+    """LoRA (rank 4 per task) on all linear layers of the recipe's blocks, or LoReFT (4 rows per task) on the middle block."""
     recipe: MultiTaskGenerationRecipe = piece.recipe
     set_seed(recipe.seed)
     experiment = _experiment(recipe)

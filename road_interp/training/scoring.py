@@ -1,4 +1,4 @@
-"""A finished run on its test examples, with any adapter in the place of the learned one: a scorer for every kind of run."""
+"""Score a finished run on its test examples with any adapter instead of the trained one: one scorer for each kind of run."""
 
 from __future__ import annotations
 
@@ -27,52 +27,51 @@ from road_interp.models.road_model import RoadModel
 from road_interp.runs.run import Run
 from road_interp.training.arguments import forward_precision
 from road_interp.training.multitask_classifier import (
+    BATCH_SIZE,
     MultiTaskClassifier,
     load_labelled_tasks,
     load_multitask_classifier,
     outcomes,
 )
 
-BATCH = 64
-
 
 def make_scorer(run: Run, limit: int | None = None, device: str | None = None) -> Scorer:
-    """What scores a run as one number: of one classification, of one head, or of behaviours.
+    """The scorer of a run: one outcome per test example.
 
     Args:
-        limit: test examples to take; all by default.
+        limit: largest number of test examples; all by default.
 
     Raises:
-        InputError: a run of several heads, or one whose kind or metric has no scorer.
+        InputError: a run with several heads, or one that its scorer does not accept, such as regression.
     """
     if not is_one_number(run):
-        raise InputError(f"'{run.folder}' has several heads: a run is scored as one number with one head, or with behaviours")
+        raise InputError(f"'{run.folder}' has several heads; only runs with one head, or with behaviours, have a single score")
     return SCORERS[run.recipe.kind](run, limit, device)
 
 
 def is_one_number(run: Run) -> bool:
-    """Whether one outcome per test example says how well a run does: not where several heads have texts of their own."""
+    """Whether a run has one outcome per test example. A run with several heads has not: each head has its own test texts."""
     return run.recipe.kind != "multitask-classification" or len(run.recipe.task_names) == 1
 
 
 class ClassifierScorer:
-    """What the model of a run gets right with other adapters on the same weights, in the precision of its training.
+    """Scores other adapters on the model and head of a classification run, in the precision of its training.
 
     Args:
-        run: of one classification.
-        limit: test examples to draw; all by default.
+        run: a run of `kind: classification`.
+        limit: largest number of test examples, drawn at random; all by default.
 
     Attributes:
-        task, metric: what is scored, and how it is called.
+        task, metric: names of the data set and of the metric.
 
     Raises:
-        InputError: a run of several tasks, or one that is not scored by accuracy.
+        InputError: a run of several tasks, of regression, or with a metric other than accuracy.
     """
 
     def __init__(self, run: Run, limit: int | None = None, device: str | None = None) -> None:
         recipe: Any = run.recipe
         if run.classes is None:
-            raise InputError(f"'{run.folder}' is not a run of one classification task: only such runs can be scored this way")
+            raise InputError(f"'{run.folder}' is not a run of one classification task; ClassifierScorer needs one")
         self.positions = recipe.adapter.positions
         self.task, self.metric = recipe.data.id.rpartition("/")[2], "accuracy"
         self._device = find_device(device)
@@ -81,22 +80,22 @@ class ClassifierScorer:
         self._tokenizer = load_tokenizer(recipe.model)
         data = load_labelled(recipe.data)
         if data.metric != "accuracy":
-            raise InputError(f"'{run.folder}' is scored by {data.metric}; outcomes example by example need accuracy")
-        self._train, self._test = (tokenize(each, self._tokenizer, recipe.model.max_length) for each in (data.train, data.test))
+            raise InputError(f"'{run.folder}' is scored by {data.metric}; outcomes per example need accuracy")
+        self._train, self._test = (tokenize(split, self._tokenizer, recipe.model.max_length) for split in (data.train, data.test))
         if limit is not None:
             self._test = subsample(self._test, limit)
 
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
-        """Test example by test example, whether the model with this adapter and the trained head is right."""
-        logits = self._over(adapter, self._test, lambda output, mask: output.logits)
+        """Whether the model with this adapter and the trained head is right, per test example."""
+        logits = self._outputs(adapter, self._test, lambda output, mask: output.logits)
         return logits.argmax(1) == np.asarray(self._test["labels"])
 
     def refitted(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
-        """The same with a new head: logistic regression on the states that the adapter gives to the training texts.
+        """The same with a refitted head: logistic regression on the training texts' states under this adapter.
 
-        The states are those of the last layer at the token that stands for the text ([CLS], or the last one), standardised.
+        The states are the standardised hidden states of the last layer at the [CLS] token, or at the last token without one.
         """
-        train, test = (self._over(adapter, each, self._text_states) for each in (self._train, self._test))
+        train, test = (self._outputs(adapter, split, self._text_states) for split in (self._train, self._test))
         head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(train, self._train["labels"])
         return head.predict(test) == np.asarray(self._test["labels"])
 
@@ -104,42 +103,42 @@ class ClassifierScorer:
         return select_tokens(output.hidden_states[-1], mask, "first" if self._tokenizer.cls_token is not None else "last")[0]
 
     @torch.no_grad()
-    def _over(
-        self, adapter: RoadAdapter, examples: Dataset, take: Callable[[Any, Tensor], Tensor]
+    def _outputs(
+        self, adapter: RoadAdapter, examples: Dataset, select: Callable[[Any, Tensor], Tensor]
     ) -> Float[np.ndarray, "examples width"]:
-        """What `take` makes of every output, in the examples' order."""
+        """`select(output, attention_mask)` for all examples, in their order."""
         model = RoadModel(self._model, adapter, self.positions).eval()
-        taken: dict[int, np.ndarray] = {}
+        selected: dict[int, np.ndarray] = {}
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._precision)
         with torch.autocast(self._device.type, dtype=precision, enabled=precision is not None):
             for rows, batch in self._batches(examples):
                 output = model(base={**batch, "output_hidden_states": True})[1]
-                found = take(output, batch["attention_mask"]).float().cpu().numpy()
-                taken.update(zip(rows, found, strict=True))
-        return np.stack([taken[row] for row in range(len(examples))])
+                values = select(output, batch["attention_mask"]).float().cpu().numpy()
+                selected.update(zip(rows, values, strict=True))
+        return np.stack([selected[row] for row in range(len(examples))])
 
     def _batches(self, examples: Dataset) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Batches of texts of similar length, with their row numbers."""
+        """Row numbers and inputs of batches of texts of similar length."""
         columns = [name for name in examples.column_names if name != "labels"]
         rows = examples.select_columns(columns)[:]
         order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable").tolist()
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
+        for start in range(0, len(order), BATCH_SIZE):
+            chosen = order[start : start + BATCH_SIZE]
             batch = {name: [rows[name][row] for row in chosen] for name in columns}
             yield chosen, dict(self._tokenizer.pad(batch, return_tensors="pt").to(self._device))
 
 
 class MultiTaskScorer:
-    """For every test text of a task whether its head in a run is right, with other adapters on the same weights.
+    """Scores other adapters on the backbone and one head of a multi-task classification run, with all planes active.
 
     Args:
-        run: of several classifications, or of one with its own planes.
-        limit: test texts to draw; all by default.
-        task: whose head; by default the first task's.
+        run: a run of `kind: multitask-classification`.
+        limit: largest number of test texts, drawn at random; all by default.
+        task: the task whose head is scored; by default the first one.
 
     Attributes:
-        task, metric: what is scored, and how it is called.
-        refitted: None; no head is fitted again.
+        task, metric: names of the task and of the metric.
+        refitted: None, because heads are not refitted.
 
     Raises:
         InputError: a run without a head for that task.
@@ -161,30 +160,30 @@ class MultiTaskScorer:
         self._examples = test if limit is None else subsample(test, limit)
 
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
-        """Text by text whether the head is right, with all planes active."""
+        """Whether the head is right with all planes active, per text."""
         road = self._model.road
         self._model.road = RoadModel(road.model, adapter, road.positions, road.planes)
         return np.array(outcomes(self._model, self.task, self._active, self._examples, self._tokenizer))
 
 
 class GenerationScorer:
-    """Which prompts are answered with every behaviour of a run in one answer, with other adapters on the same weights.
+    """Scores other adapters on the model of a generation run, with all planes active.
 
-    All planes are active: an adapter acts as a whole.
+    An outcome is whether one answer satisfies all behaviours of the run.
 
     Args:
-        run: of behaviours that are scored on reviews.
-        limit: test prompts to take, the first ones (they lie in a drawn order); all by default.
+        run: a run of `kind: multitask-generation` with behaviours that are scored on reviews.
+        limit: number of test prompts, the first ones (their order is random); all by default.
 
     Attributes:
-        task, metric: what is scored, and how it is called.
-        refitted: None; there is no head to fit again.
+        task, metric: names of the tasks, such as "a+b", and of the metric.
+        refitted: None, because there is no head.
         base: the bare model.
-        behaviours: by the names of the run's tasks.
-        reviews, prompts: what is answered, in the same order.
+        behaviours: behaviours by task.
+        reviews, prompts: test reviews and their prompts, in the same order.
 
     Raises:
-        InputError: a run of another kind.
+        InputError: a run of another kind, or without test reviews.
     """
 
     refitted = None
@@ -192,7 +191,7 @@ class GenerationScorer:
     def __init__(self, run: Run, limit: int | None = None, device: str | None = None) -> None:
         recipe: Any = run.recipe
         if recipe.kind != "multitask-generation" or not (data := load_multitask_data(recipe)).test:
-            raise InputError(f"'{run.folder}' is not a run of behaviours on reviews: only such runs can be scored this way")
+            raise InputError(f"'{run.folder}' is not a run of behaviours on reviews; GenerationScorer needs one")
         self.base: Any = on_device(load_model(recipe.model, recipe.auto_class)[0], find_device(device)).eval()
         self.task, self.metric = "+".join(data.behaviours), "all in one answer" if len(data.behaviours) > 1 else "shown"
         self.behaviours = data.behaviours
@@ -201,12 +200,13 @@ class GenerationScorer:
         self.prompts = format_prompts(recipe, [review.text for review in self.reviews], self._tokenizer)
 
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " prompts"]:
-        """Prompt by prompt, whether the answer with this adapter shows all behaviours."""
+        """Whether the answer with this adapter satisfies all behaviours, per prompt."""
         answered = zip(self.answers(adapter), self.reviews, strict=True)
-        return np.array([all(satisfies(each, *one) for each in self.behaviours.values()) for one in answered])
+        behaviours = self.behaviours.values()
+        return np.array([all(satisfies(behaviour, answer, review) for behaviour in behaviours) for answer, review in answered])
 
     def answers(self, adapter: RoadAdapter) -> list[Answer]:
-        """Greedy answers with an adapter, in the prompts' order."""
+        """Greedy answers with an adapter, in the order of the prompts."""
         model = RoadModel(self.base, adapter, self._recipe.adapter.positions, self._planes)
         settings = self._recipe.scoring
         generate = make_generator(model, self._tokenizer, settings.max_new_tokens, settings.batch_size)

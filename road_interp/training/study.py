@@ -1,7 +1,7 @@
-"""A study: one question put to the program under several conditions and seeds, measured piece by piece, drawn and described.
+"""Studies: one question, measured under several conditions and seeds, drawn and described.
 
-Every piece is a result of its own, `OUT/STUDY/CONDITION/seed-N.json`, and one that is there is not measured again. The scripts in
-`analyses/` hold the studies; `run_study` is the loop that all of them share.
+Each piece (one condition and seed) is stored as `RESULTS/STUDY/CONDITION/seed-N.json`, and is measured only if that file is
+missing. The scripts in `analyses/` define the studies; `run_study` is their common loop.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training.api import train
 from road_interp.training.manifest import record
 
-Described = tuple[str, list[tuple[str, str]]]  # a sentence that a report supports, and its numbers by name
-Pieces = Mapping[str, Sequence[Any]]  # the results of every condition that has some, in the order of the seeds
+Described = tuple[str, list[tuple[str, str]]]  # a sentence about a report, and its (name, value) pairs
+Pieces = Mapping[str, Sequence[Any]]  # results by condition, in the order of the seeds; conditions without results are missing
 
 
 class Piece(NamedTuple):
-    """One condition and seed of a study, ready to be measured.
+    """One condition and seed of a study: the input of its measurement.
 
     Attributes:
-        recipe: with the overrides of the condition, and the seed.
-        condition: its slug.
-        seed: of the training or the draw.
-        runs: folder for run folders, which studies of one recipe share.
-        progress: told what is done.
+        recipe: the study's recipe with the overrides of the condition and the seed.
+        condition: slug of the condition.
+        seed: seed of the training or of the random draw.
+        runs: parent of the run folders; studies with equal recipes share their runs.
+        progress: called before each step.
     """
 
     recipe: Any
@@ -54,13 +54,13 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """What is varied in a study.
+    """One condition of a study.
 
     Attributes:
-        name: for people.
-        overrides: of the recipe.
-        measure: instead of the study's own.
-        seeds: how many of the seeds it takes; all by default.
+        name: name in figures and tables.
+        overrides: overrides of the recipe, such as "adapter.trainable=angles".
+        measure: replaces the study's `measure`.
+        seeds: number of seeds, the first ones; all by default.
     """
 
     name: str
@@ -71,22 +71,22 @@ class Condition:
 
 @dataclass(frozen=True)
 class Study:
-    """One question, and how it is answered.
+    """One question, and the functions that measure, report, draw and describe it.
 
     Attributes:
-        name: folder of its results, and stem of its figures.
-        title: of its section on the page of figures.
-        recipe: a built-in recipe, or a frozen dataclass of settings where nothing is trained; every piece sets its seed.
-        conditions: by slug (letters, digits, `-`, `_` and `.`), the most wanted first.
-        measure: one piece.
-        report: the pieces as one result. Conditions that were not measured are missing.
-        result: class of the pieces.
-        draw: the figures of a report in a folder: the paths of their PNGs.
-        describe: what the report says.
-        minutes: what all of it takes on two cores, about.
-        quick: further overrides of `--quick`.
-        quick_seeds, quick_conditions: how many of them `--quick` leaves; None for all.
-        inputs: keys of the settings that name files on this machine, and so do not tell results apart.
+        name: name of the results folder, and stem of the figures.
+        title: heading on the page of figures.
+        recipe: name of a built-in recipe, or a frozen dataclass of settings if nothing is trained; each piece sets `seed`.
+        conditions: conditions by slug (letters, digits, `-`, `_` and `.`), the most important first.
+        measure: the result of one piece.
+        report: joins the results of the pieces into one. Conditions that were not measured are missing.
+        result: class of a piece's result.
+        draw: draws a report into a folder and returns the paths of the PNG files.
+        describe: a sentence about a report, and its numbers.
+        minutes: approximate duration with three seeds on two cores, in minutes.
+        quick: further overrides with `--quick`.
+        quick_seeds, quick_conditions: numbers of seeds and conditions with `--quick`; None for all.
+        inputs: settings that are paths on this machine; they do not enter the settings hash.
     """
 
     name: str
@@ -107,15 +107,15 @@ class Study:
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What of a study is measured, and where it goes.
+    """Which pieces of a study are measured, and the folders.
 
     Attributes:
-        overrides: of the recipe, for all conditions.
-        seeds: of every condition.
-        only: slugs of the conditions to measure; all by default. The report holds whatever is there.
-        quick: few steps and examples, for a look at the figures: the numbers mean nothing.
-        results: folder of the pieces.
-        runs: folder of the run folders.
+        overrides: overrides of the recipe, for all conditions.
+        seeds: seeds of every condition.
+        only: slugs of the conditions to measure; all by default. The report covers all pieces that exist.
+        quick: measure a few steps and examples only, to check the figures; the numbers are meaningless.
+        results: folder of the results.
+        runs: parent of the run folders.
     """
 
     overrides: tuple[str, ...] = ()
@@ -127,10 +127,10 @@ class StudyOptions:
 
 
 def run_study(study: Study, options: StudyOptions, progress: Progress = silent) -> Result:
-    """Measure the pieces that are missing; the report of all that are there.
+    """Measure the missing pieces, and return the report of all pieces.
 
     Raises:
-        InputError: an unknown condition, a file that holds something else, or nothing measured.
+        InputError: an unknown condition, a file that is not a result of this study, or no pieces at all.
     """
     if unknown := [slug for slug in options.only if slug not in study.conditions]:
         near = difflib.get_close_matches(unknown[0], study.conditions, n=1)
@@ -151,19 +151,19 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
 
 
 def read_study(study: Study, options: StudyOptions) -> Result:
-    """The report of the pieces that an earlier run has left in `options.results`. Raises InputError where there are none."""
+    """The report of the pieces in `options.results`. Raises InputError if there are none."""
     pieces = {}
     for slug, condition in study.conditions.items():
         paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
-        if found := [_load(study, condition, path, options) for path in paths if path.is_file()]:
-            pieces[slug] = found
+        if results := [_load(study, condition, path, options) for path in paths if path.is_file()]:
+            pieces[slug] = results
     if not pieces:
         raise InputError(f"'{options.results / study.name}' holds no results of this study")
     return study.report(pieces)
 
 
 def studies() -> dict[str, Study]:
-    """The studies of `analyses/`, by name."""
+    """The studies in `analyses/` (in the wheel or the repository), by name."""
     installed = Path(str(resources.files("road_interp") / "analyses"))
     folder = installed if installed.is_dir() else Path(__file__).parents[2] / "analyses"
     found = [study for path in sorted(folder.glob("*.py")) for study in _studies_in(path)]
@@ -171,7 +171,7 @@ def studies() -> dict[str, Study]:
 
 
 def find_study(name: str) -> Study:
-    """The study of that name. Raises InputError naming near ones."""
+    """The study with this name. Raises InputError, with similar names, for an unknown one."""
     known = studies()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -180,9 +180,9 @@ def find_study(name: str) -> Study:
 
 
 def run_of(piece: Piece) -> Run:
-    """The run of a piece's recipe; trained, or gone on with, where its folder holds no finished one.
+    """The run of a piece's recipe, trained or resumed if it is not finished.
 
-    Folders are named by recipe and settings, so that studies which need the same run share it.
+    The folder name holds the model and the hash of the recipe, so that studies with equal recipes share a run.
 
     Raises:
         InputError: the folder holds a run of another recipe.
@@ -192,7 +192,7 @@ def run_of(piece: Piece) -> Run:
 
 
 def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
-    """The run of a recipe in a folder; where the folder holds no finished one, it is trained, or goes on.
+    """The run of a recipe in a folder, trained or resumed if it is not finished.
 
     Raises:
         InputError: the folder holds a run of another recipe.
@@ -210,7 +210,7 @@ def settings_hash(*settings: object) -> str:
 
 
 def with_interval(values: Sequence[float], digits: int = 3) -> str:
-    """A value and its 95% interval, as text."""
+    """A value and its 95% interval as text, from `(value, low, high)`."""
     value, low, high = values
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -225,17 +225,17 @@ def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress
 
 
 def _load(study: Study, condition: Condition, path: Path, options: StudyOptions) -> Result:
-    """A piece that is there. Raises InputError for one that was measured with other settings."""
+    """The result in a file. Raises InputError for a result that was measured with other settings."""
     result = study.result.load(path)
-    made = None if result.provenance is None else result.provenance.settings
-    if made != (settings := settings_of(study, condition, options)):
-        raise InputError(f"'{path}' was measured with other settings ({made}, not {settings}); choose another --results")
+    stored = None if result.provenance is None else result.provenance.settings
+    if stored != (settings := settings_of(study, condition, options)):
+        raise InputError(f"'{path}' was measured with other settings ({stored}, not {settings}); choose another --results")
     return result
 
 
 def settings_of(study: Study, condition: Condition, options: StudyOptions) -> str:
-    """Hash of what a condition's pieces are measured with, but for the seed: the keys that recipe and overrides name."""
-    overrides = [each for each in _overrides(study, condition, options) if each.partition("=")[0] not in study.inputs]
+    """Hash of a condition's settings without the seed: the content of the recipe with the overrides, defaults left out."""
+    overrides = _without_inputs(study, _overrides(study, condition, options))
     content = read_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else overrides
     return settings_hash(json.dumps(content, sort_keys=True, default=str))
 
@@ -244,8 +244,12 @@ def _overrides(study: Study, condition: Condition, options: StudyOptions) -> lis
     return [*condition.overrides, *(study.quick if options.quick else ()), *options.overrides]
 
 
+def _without_inputs(study: Study, overrides: Sequence[str]) -> list[str]:
+    return [override for override in overrides if override.partition("=")[0] not in study.inputs]
+
+
 def _settings(kind: type[Any], overrides: Sequence[str]) -> Any:
-    """A dataclass of settings from texts such as "steps=200"."""
+    """A dataclass of settings from overrides such as "steps=200"."""
     content: dict[str, Any] = {}
     for override in overrides:
         apply_override(content, override)
@@ -258,8 +262,8 @@ def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[i
 
 
 def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:
-    own = [each for each in options.overrides if each.partition("=")[0] not in study.inputs]
-    name = f"{study.name}-{settings_hash(own)}" if own else study.name
+    overrides = _without_inputs(study, options.overrides)
+    name = f"{study.name}-{settings_hash(overrides)}" if overrides else study.name
     return options.results / ("quick" if options.quick else "") / name / slug / f"seed-{seed}.json"
 
 
@@ -270,6 +274,6 @@ def _studies_in(path: Path) -> list[Study]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module here
     spec.loader.exec_module(module)
     return [value for value in vars(module).values() if isinstance(value, Study)]

@@ -1,4 +1,4 @@
-"""One self-contained page with every study that has results: its figures, what they show, and its numbers."""
+"""A self-contained HTML page with the figures, the description and the numbers of every study that has results."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from road_interp.provenance import figure_metadata
 from road_interp.training.study import Study, StudyOptions, read_study
 
 
-def write_page(known: Sequence[Study], options: StudyOptions, folder: Path) -> Path:
-    """Draw all studies that have results into a folder and write index.html there. Raises InputError where none has any."""
-    sections = list(_sections(known, options, folder))
+def write_page(studies: Sequence[Study], options: StudyOptions, folder: Path) -> Path:
+    """Draw all studies that have results into a folder, and write index.html there. Raises InputError if none has results."""
+    sections = list(_sections(studies, options, folder))
     if not sections:
         raise InputError(f"'{options.results}' holds no results of any study")
     template = resources.files("road_interp.training").joinpath("studies.html.jinja").read_text("utf-8")
@@ -27,8 +27,8 @@ def write_page(known: Sequence[Study], options: StudyOptions, folder: Path) -> P
     return folder / "index.html"
 
 
-def _sections(known: Sequence[Study], options: StudyOptions, folder: Path) -> Iterator[dict[str, Any]]:
-    for study in known:
+def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path) -> Iterator[dict[str, Any]]:
+    for study in studies:
         if not any((options.results / ("quick" if options.quick else "") / study.name).glob("*/*.json")):
             continue
         report = read_study(study, options)

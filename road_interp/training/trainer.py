@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer, once: how a RoadModel is called, sampled, checked and configured in it."""
+"""The Hugging Face Trainer for rotated models: pyvene's calling convention, samplers, checks of rotations, and checkpoints."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from road_interp.training.distributed import leave_to_fsdp
 
 
 class RoadTrainer(Trainer):
-    """The Trainer, calling the model as pyvene does."""
+    """A Trainer that calls the model as pyvene does, and that never saves a rotation that is not finite or not invertible."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         leave_to_fsdp(self._model)
-        self.remove_callback(PrinterCallback)  # the log is in the run folder; standard output belongs to the results
+        self.remove_callback(PrinterCallback)  # it prints to standard output, which is for results
 
     def compute_loss(
         self,
@@ -40,7 +40,7 @@ class RoadTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Loss of one batch; the model computes it from the labels."""
+        """The loss of one batch, which `call` computes from the labels."""
         output = self.call(model, inputs)
         return (output.loss, output) if return_outputs else output.loss
 
@@ -49,7 +49,7 @@ class RoadTrainer(Trainer):
         return model(base=inputs)[1]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step; raises FloatingPointError when the loss is no longer a number."""
+        """One training step. Raises FloatingPointError if the loss is not finite."""
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
             site = find_invalid_parameter(self._model)
@@ -57,27 +57,28 @@ class RoadTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The Trainer's log, and a look at the rotations; raises FloatingPointError where one cannot be undone any more."""
+        """Check the rotations, then log. Raises FloatingPointError for a rotation that is not finite or not invertible."""
         self._check_rotations()
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint of sound rotations, whole or not at all; raises OSError where it cannot be written."""
+        """Check the rotations, then save a checkpoint. A partly written checkpoint is deleted.
+
+        Raises:
+            FloatingPointError: a rotation that is not finite or not invertible.
+            OSError: a checkpoint that cannot be written.
+        """
         self._check_rotations()
         try:
             super()._save_checkpoint(*args, **kwargs)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have errors of their own for a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors on a full disk
             folder = Path(str(self.args.output_dir))
             shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             reason = " ".join(str(error).split())[:200]
             raise OSError(f"no checkpoint could be written to {folder} ({reason}); {checkpoint_hint(folder)}") from error
 
     def _save_rng_state(self, *args: Any, **kwargs: Any) -> None:
-        """Every process's random state is there before the checkpoint counts as whole."""
+        """Save the random state of every process before the checkpoint is marked as complete."""
         super()._save_rng_state(*args, **kwargs)
         self.accelerator.wait_for_everyone()
 
@@ -99,7 +100,7 @@ class RoadTrainer(Trainer):
 
     def _stop(self, what: str, step: int) -> None:
         hint = checkpoint_hint(Path(str(self.args.output_dir)))
-        raise FloatingPointError(f"{what} at step {step}: begin again with a lower training.learning_rate; {hint}")
+        raise FloatingPointError(f"{what} at step {step}: restart with a lower training.learning_rate; {hint}")
 
     @property
     def _model(self) -> nn.Module:
@@ -107,13 +108,13 @@ class RoadTrainer(Trainer):
         return self.model
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        """Batches of texts of similar length, in an order that depends on seed and epoch alone, so that resuming keeps it."""
+        """Batches of texts of similar length, in an order that depends only on seed and epoch, as resuming requires."""
         data: Any = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return _EpochSampler(batch, lengths=[len(ids) for ids in data["input_ids"]], seed=self.args.seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
-        """Evaluation reads its examples in order (the Trainer would group them by length at random)."""
+        """Evaluation reads examples in order; the Trainer's own sampler would group them by length at random."""
         return SequentialSampler(eval_dataset)
 
 
@@ -124,13 +125,13 @@ class _EpochSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of every epoch."""
+        """Set the order of an epoch; accelerate's data loader calls this at its start."""
         self.generator.manual_seed(1_000_003 * self._seed + epoch)
 
 
 @torch.no_grad()
 def find_invalid_parameter(model: nn.Module) -> str:
-    """What is wrong with the first rotation that holds no number or cannot be undone, or with what is trained beside them."""
+    """A description of the first rotation or trainable parameter that is not finite or not invertible; empty if all are valid."""
     for road in (module for module in model.modules() if isinstance(module, RoadModel)):
         for site, intervention in road.by_site():
             if not (intervention.theta.isfinite().all() and intervention.alpha.isfinite().all()):
@@ -138,8 +139,8 @@ def find_invalid_parameter(model: nn.Module) -> str:
             maps = plane_maps.maps_from_parameters(
                 intervention.theta, intervention.alpha, intervention.variant, intervention.group_size
             )
-            if (lost := plane_maps.singular(maps)).any():
-                return f"site '{site.name}', plane {int(lost.nonzero()[0])}, is singular"
+            if (singular := plane_maps.singular(maps)).any():
+                return f"site '{site.name}', plane {int(singular.nonzero()[0])}, is singular"
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             return f"'{name}' holds a value that is not finite"
@@ -147,7 +148,7 @@ def find_invalid_parameter(model: nn.Module) -> str:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder that was written to its end; the Trainer writes its own state last."""
+    """The newest complete checkpoint in a folder: one with a trainer state, which the Trainer writes last."""
     steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
     for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
         checkpoint = folder / f"checkpoint-{step}"
@@ -159,20 +160,21 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 @contextmanager
 def checkpoint_errors(checkpoint: str) -> Iterator[None]:
-    """Whatever a damaged file of a checkpoint raises (there is no common kind) becomes InputError."""
+    """Turn any error about a damaged checkpoint into InputError; the errors have no common class."""
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{checkpoint} cannot be read ({reason}); delete it to go on from an earlier one") from None
+        raise InputError(f"{checkpoint} cannot be read ({reason}); delete it to resume from an earlier one") from None
 
 
 def checkpoint_hint(folder: Path) -> str:
+    """The last complete checkpoint in a folder, for error messages."""
     checkpoint = last_checkpoint(folder)
     return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
 
 
 def run_trainer(trainer: Trainer, folder: Path, resume: bool) -> None:
-    """Train, or go on from the last whole checkpoint; a run that was stopped before its first one begins again."""
+    """Train, or resume from the last complete checkpoint; a run without a checkpoint starts over."""
     checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

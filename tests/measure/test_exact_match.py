@@ -1,4 +1,4 @@
-"""Exact match: what an answer says, and how often a trained model says what it should."""
+"""Exact match: the extraction of answers, and the score of a trained model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_last_match_is_what_counts(pattern, text, expected):
 
 
 def scripted():
-    """Answers that are right only where the task's own planes are active, but for one question."""
+    """A report of answers that are right only with the task's own planes active, except for one easy question."""
 
     def answering(prompts, active):
         return [Answer("It is 4." if active == "sums" or prompt == "easy" else "No idea.", True) for prompt in prompts]
@@ -69,7 +69,7 @@ def test_questions_are_asked_with_nothing_its_own_and_all_planes():
 
 @pytest.fixture(scope="module")
 def asked(language_workplace):
-    """A recipe of one task that learns from 12 questions and is tested on four of them."""
+    """A recipe with one task that is trained on 12 questions and tested on four of them."""
     data = str(language_workplace / "pairs.jsonl")
     task = {"id": data, "prompt": "{{ question }}", "answer": "{{ reply.text }}", "test": data, "match": NUMBER}
     content = {

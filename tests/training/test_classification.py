@@ -1,4 +1,4 @@
-"""Training: a tiny BERT on made-up text end to end, and the real MiniLM for a few steps."""
+"""Classification runs: a tiny BERT on synthetic text end to end, and MiniLM for a few steps."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         train(recipe_for(workplace, "seed=3"), workplace / "cut", resume=True, progress=False)
     checkpoints = workplace / "cut" / "checkpoints"
     whole = max(checkpoints.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
-    for number, state in ((98, None), (99, (whole / "trainer_state.json").read_text()[:-9])):  # killed while they were written
+    for number, state in ((98, None), (99, (whole / "trainer_state.json").read_text()[:-9])):  # incomplete checkpoints
         (checkpoints / f"checkpoint-{number}").mkdir()
         if state is not None:
             (checkpoints / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
@@ -128,13 +128,13 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
 
 
-def test_accelerate_may_lay_the_model_out(finished, workplace):
-    run = train(recipe_for(workplace, "model.device_map=auto"), workplace / "laid", device="cpu", progress=False)
+def test_accelerate_may_place_the_model(finished, workplace):
+    run = train(recipe_for(workplace, "model.device_map=auto"), workplace / "placed", device="cpu", progress=False)
     assert run.metrics == finished.metrics
     base = tiny_model("Bert")
     base.hf_device_map = {"embeddings": 0, "encoder": 1}
     model = RoadModel(base, RoadAdapter.identity(find_sites(base, "fc1")))
-    options = arguments.training_arguments(recipe_for(workplace), workplace / "laid", torch.device("cpu"), False)
+    options = arguments.training_arguments(recipe_for(workplace), workplace / "placed", torch.device("cpu"), False)
     assert RoadTrainer(model=model, args=options).is_model_parallel
     on_device(model, torch.device("meta"))
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
@@ -146,26 +146,26 @@ def test_divergence_stops_the_run(workplace):
     )
     with pytest.raises(
         FloatingPointError,
-        match=r"loss is nan.* at step \d+: begin again with a lower training.learning_rate; there is no checkpoint",
+        match=r"loss is nan.* at step \d+: restart with a lower training.learning_rate; there is no checkpoint",
     ):
         train(recipe, workplace / "diverged", progress=False)
     assert not (workplace / "diverged" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(("value", "what"), [(0.0, "plane 3, is singular"), (torch.nan, "holds a value that is not finite")])
-def test_an_unsound_rotation_stops_the_run_before_it_is_kept(finished, workplace, monkeypatch, value, what):
+def test_an_invalid_rotation_stops_the_run_before_it_is_saved(finished, workplace, monkeypatch, value, what):
     real = RoadTrainer.training_step
 
-    def spoiled(self, *args, **kwargs):
+    def invalidated(self, *args, **kwargs):
         loss = real(self, *args, **kwargs)
-        if self.state.global_step >= 12:  # of 48, a checkpoint after every eighth
+        if self.state.global_step >= 12:  # of 48 steps, with a checkpoint after every eighth
             site, intervention = list(self.model.by_site())[5]
             intervention.alpha.data[3], intervention.alpha.grad = value, None
             assert site.name == "bert.encoder.layer.0.output.dense"
         return loss
 
-    monkeypatch.setattr(RoadTrainer, "training_step", spoiled)
-    folder = workplace / f"spoiled-{value}"
+    monkeypatch.setattr(RoadTrainer, "training_step", invalidated)
+    folder = workplace / f"invalid-{value}"
     with pytest.raises(FloatingPointError, match=f"site 'bert.encoder.layer.0.output.dense'.*{what}.* at step 1.*checkpoint-8$"):
         train(recipe_for(workplace), folder, progress=False)
     assert last_checkpoint(folder / "checkpoints").name == "checkpoint-8"
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(finished, workplace, monkeypatch
 
     def full(content, path, *args, **kwargs):
         calls.append(1)
-        if len(calls) == 7:  # a checkpoint has four such files or so: in the middle of the second
+        if len(calls) == 7:  # a checkpoint has about four such files: fail within the second checkpoint
             Path(path).write_bytes(b"half of it")
             raise error
         real(content, path, *args, **kwargs)
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(finished, workplace, monkeypatch
     assert train(recipe_for(workplace), folder, resume=True, progress=False).metrics == finished.metrics
 
 
-def test_a_run_without_a_checkpoint_begins_again(finished, workplace):
+def test_a_run_without_a_checkpoint_starts_over(finished, workplace):
     (workplace / "early").mkdir()
     (workplace / "early" / "recipe.yaml").write_text(recipe_for(workplace).to_yaml())
     assert train(recipe_for(workplace), workplace / "early", resume=True, progress=False).metrics == finished.metrics
@@ -245,7 +245,7 @@ def test_damaged_heads_are_refused(finished, tmp_path):
     model = tiny_model("Bert", "classifier", vocab_size=30)
     name = "classifier.weight"
     changes = {
-        "not part of": {"elsewhere": torch.zeros(1)},
+        "is not a tensor of": {"elsewhere": torch.zeros(1)},
         "has shape": {name: torch.zeros(3, 32)},
         "not finite": {name: torch.full((2, 32), torch.nan)},
     }
@@ -282,7 +282,7 @@ def test_the_real_model_learns_in_a_few_steps(tmp_path):
 
 
 @pytest.mark.parametrize(("trainable", "moves", "stays"), [("angles", "theta", "alpha"), ("magnitudes", "alpha", "theta")])
-def test_angles_or_magnitudes_can_learn_alone(workplace, trainable, moves, stays):
+def test_angles_or_magnitudes_can_be_trained_alone(workplace, trainable, moves, stays):
     recipe = recipe_for(workplace, f"adapter.trainable={trainable}", "training.epochs=2")
     run = train(recipe, workplace / f"only-{trainable}", progress=False)
     start = {"theta": 0, "alpha": 1}
@@ -293,10 +293,10 @@ def test_angles_or_magnitudes_can_learn_alone(workplace, trainable, moves, stays
 
 
 @pytest.mark.parametrize(("supported", "seconds", "expected"), [(True, 1.0, "bf16"), (True, 3.0, "fp32"), (False, 1.0, "fp32")])
-def test_auto_precision_asks_the_processor(supported, seconds, expected, monkeypatch):
-    timed = iter((seconds, 2.0))  # bf16, then fp32
+def test_auto_precision_depends_on_the_processor(supported, seconds, expected, monkeypatch):
+    durations = iter((seconds, 2.0))  # seconds in bf16 and in fp32
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    monkeypatch.setattr(timeit, "repeat", lambda *_, **__: [next(timed)])
+    monkeypatch.setattr(timeit, "repeat", lambda *_, **__: [next(durations)])
     arguments._processor_prefers_bf16.cache_clear()
     assert arguments.forward_precision(TrainingRecipe(), torch.device("cpu")) == expected
     arguments._processor_prefers_bf16.cache_clear()

@@ -1,4 +1,4 @@
-"""Training under torchrun: two processes learn what one does."""
+"""Training under torchrun: two processes give the result of one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from road_interp.training.api import train
 from road_interp.training.arguments import training_arguments
 
 
-def curve(run):
+def loss_curve(run):
     """The loss of every logged step."""
     entries = map(json.loads, (run.folder / "log.jsonl").read_text().splitlines())
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def launched(workplace, alone, out, *changes):
-    """The run of the same recipe by two processes, and what they printed."""
+def run_two_processes(workplace, alone, out, *overrides):
+    """The run of the same recipe with two processes, and their JSON output."""
     (workplace / "two.yaml").write_text(alone.recipe.to_yaml())
     launch = [
         sys.executable,
@@ -36,25 +36,25 @@ def launched(workplace, alone, out, *changes):
         "-m",
         "road_interp.cli",
     ]
-    arguments = ["train", workplace / "two.yaml", *changes, "--out", out, "--device", "cpu", "--json"]
+    arguments = ["train", workplace / "two.yaml", *overrides, "--out", out, "--device", "cpu", "--json"]
     done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=300)
     return Run.load(out), json.loads(done.stdout)
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("changes", [(), ("model.shard=true",)], ids=["whole blocks", "divided blocks"])
-def test_two_processes_learn_what_one_does(workplace, tmp_path, changes):
-    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # dropout is drawn by each process for itself
-    tiny_model("Bert", vocab_size=30, initializer_range=0.3, **quiet).save_pretrained(workplace / "quiet")
+@pytest.mark.parametrize("overrides", [(), ("model.shard=true",)], ids=["whole blocks", "sharded blocks"])
+def test_two_processes_give_the_result_of_one(workplace, tmp_path, overrides):
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # each process would draw its own
+    tiny_model("Bert", vocab_size=30, initializer_range=0.3, **no_dropout).save_pretrained(workplace / "no-dropout")
     for file in (workplace / "model").glob("tokenizer*"):
-        (workplace / "quiet" / file.name).write_bytes(file.read_bytes())
-    # 120 examples are whole batches of 24; 40 are not, and are scored all the same.
-    small = [f"model.id={workplace / 'quiet'}", "training.batch_size=24", "training.epochs=8"]
+        (workplace / "no-dropout" / file.name).write_bytes(file.read_bytes())
+    # The 120 training examples fill batches of 24; the 40 test examples do not.
+    small = [f"model.id={workplace / 'no-dropout'}", "training.batch_size=24", "training.epochs=8"]
     alone = train(recipe_for(workplace, *small), tmp_path / "alone", device="cpu", progress=False)
-    together, told = launched(workplace, alone, tmp_path / "together", *changes)
-    assert told["test"] == together.metrics["test"]
-    assert len(curve(alone)) == 2
-    assert curve(together) == pytest.approx(curve(alone), abs=1e-5)
+    together, printed = run_two_processes(workplace, alone, tmp_path / "together", *overrides)
+    assert printed["test"] == together.metrics["test"]
+    assert len(loss_curve(alone)) == 2
+    assert loss_curve(together) == pytest.approx(loss_curve(alone), abs=1e-5)
     for site in alone.adapter.sites:
         torch.testing.assert_close(together.adapter.theta[site.name], alone.adapter.theta[site.name], rtol=0, atol=1e-4)
     for split in ("validation", "test"):
@@ -64,6 +64,6 @@ def test_two_processes_learn_what_one_does(workplace, tmp_path, changes):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(workplace, tmp_path, monkeypatch):
-    monkeypatch.setattr("road_interp.training.arguments.process_state", lambda where: type("Five", (), {"num_processes": 5}))
+    monkeypatch.setattr("road_interp.training.arguments.process_state", lambda device: type("Five", (), {"num_processes": 5}))
     with pytest.raises(InputError, match="training.batch_size 16 cannot be divided among 5 processes"):
         training_arguments(recipe_for(workplace), tmp_path, torch.device("cpu"), False)

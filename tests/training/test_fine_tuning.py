@@ -1,4 +1,4 @@
-"""Fine-tuning by other methods: each trains what it says, learns, and gives the same numbers again."""
+"""Fine-tuning baselines: each trains its own parameters, improves the score, and is reproducible."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ def tuned(workplace):
     }
 
 
-def moved(model, backbone):
-    """The weights of the backbone that differ from the pretrained ones."""
+def changed_weights(model, backbone):
+    """Names of the backbone weights that differ from the pretrained ones."""
     before = backbone.state_dict()
     return {name for name, weight in model.bert.state_dict().items() if not torch.equal(weight, before[name])}
 
 
-def test_every_method_trains_what_it_says(tuned, backbone):
+def test_every_method_trains_its_own_parameters(tuned, backbone):
     sites = find_sites(backbone, "all-linear")
     everything = {name for name, _ in backbone.named_parameters()}
-    changed = {method: moved(model, backbone) for method, (model, _) in tuned.items()}
+    changed = {method: changed_weights(model, backbone) for method, (model, _) in tuned.items()}
     assert changed["head"] == set()
     assert changed["lora"] == {f"{site.module}.weight" for site in sites}
-    assert everything - changed["full"] <= {f"encoder.layer.{n}.attention.self.key.bias" for n in range(2)}  # softmax ignores it
+    assert everything - changed["full"] <= {
+        f"encoder.layer.{n}.attention.self.key.bias" for n in range(2)
+    }  # softmax is invariant to it
     trained = {method: scores["parameters"]["trained"] for method, (_, scores) in tuned.items()}
     backbone_size = sum(parameter.numel() for parameter in backbone.parameters())
     assert trained == {"full": backbone_size, "lora": 2 * 2 * (10 * 32 + 64 + 64), "head": 0}
@@ -60,7 +62,7 @@ def test_they_learn_and_leave_plain_models(tuned, workplace):
     for method, (model, scores) in tuned.items():
         assert not model.training
         assert not any(module._forward_hooks for module in model.modules())
-        assert "forward" not in vars(model)  # no wrapper of the trainer's around it
+        assert "forward" not in vars(model)  # without the wrapper of the Trainer
         assert scores["test"]["interval"][0] < scores["test"]["accuracy"]
         if method != "head":
             assert scores["validation"]["accuracy"] > frozen["validation"]["accuracy"]
@@ -97,27 +99,27 @@ def test_the_best_epoch_is_kept_and_nothing_stays_on_disk(workplace, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_merged_lora_gives_what_it_gave_beside_the_weights(backbone):
+def test_a_merged_lora_gives_the_output_of_the_unmerged_one(backbone):
     model = copy.deepcopy(backbone)
-    learner = LoraModel(model, find_sites(model, "all-linear"), rank=2, seed=0).eval()
+    lora = LoraModel(model, find_sites(model, "all-linear"), rank=2, seed=0).eval()
     batch = token_batch()
     batch["input_ids"] %= model.config.vocab_size
-    before = learner(batch)[1].last_hidden_state
+    before = lora(batch)[1].last_hidden_state
     torch.testing.assert_close(before, backbone(**batch).last_hidden_state)
     with torch.no_grad():
-        for adapter in learner.lora.adapters:
+        for adapter in lora.lora.adapters:
             adapter.up += 0.3 * torch.randn_like(adapter.up)
-    beside = learner(batch)[1].last_hidden_state
-    assert not torch.allclose(beside, before, atol=1e-2)
-    learner.merge()
-    torch.testing.assert_close(model(**batch).last_hidden_state, beside, atol=1e-4, rtol=1e-4)
+    unmerged = lora(batch)[1].last_hidden_state
+    assert not torch.allclose(unmerged, before, atol=1e-2)
+    lora.merge()
+    torch.testing.assert_close(model(**batch).last_hidden_state, unmerged, atol=1e-4, rtol=1e-4)
 
 
-def test_blocks_are_not_divided_for_baselines(workplace):
+def test_blocks_are_not_sharded_for_baselines(workplace):
     with pytest.raises(InputError, match="these baselines need model.shard=false"):
         train_baseline(recipe_for(workplace, "model.shard=true"), "head", seed=0, learning_rate=0.1)
 
 
 def test_lora_needs_linear_layers(workplace):
-    with pytest.raises(InputError, match="LoRA acts on whole linear layers; site 'bert.encoder.layer.0' is none"):
+    with pytest.raises(InputError, match="LoRA needs whole linear layers; site 'bert.encoder.layer.0' is not one"):
         train_baseline(recipe_for(workplace, "adapter.sites=block-output"), "lora", seed=0, learning_rate=1e-3)

@@ -1,4 +1,4 @@
-"""Every kind of recipe that is trained has one experiment and one scorer."""
+"""Each trainable kind of recipe has one experiment and one scorer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_kind_that_is_trained_has_an_experiment_and_a_scorer():
     assert experiment_kind(load_recipe("multitask-minilm")) is EXPERIMENTS["multitask-classification"]
 
 
-def test_what_is_only_timed_is_not_trained(tmp_path):
+def test_throughput_recipes_are_not_trained(tmp_path):
     recipe = load_recipe("throughput-smollm2")
     with pytest.raises(InputError, match="a throughput recipe cannot be trained; use `road-interp bench`"):
         train(recipe, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""LoRA and LoReFT owned by tasks: rows for themselves, gradients only to those who learn."""
+"""LoRA and LoReFT with rows owned by tasks: batch rows are independent, and only trainable tasks get a gradient."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from road_interp.training.low_rank import LowRankModel
 TASKS = ("a", "b")
 
 
-def low_rank_model(method, moved=True):
+def low_rank_model(method, perturbed=True):
     base = tiny_model("Llama", "causal-lm")
     sites = find_sites(base, "all-linear" if method == "LoRA" else "block-output")
     model = LowRankModel(base, sites, TASKS, 2, method)
-    if moved:
+    if perturbed:
         for number, adapter in enumerate(model.adapters):
             torch.manual_seed(number)
-            moving = adapter.up if method == "LoRA" else adapter.source.weight
-            moving.data += 0.3 * torch.randn_like(moving)
+            weight = adapter.up if method == "LoRA" else adapter.source.weight
+            weight.data += 0.3 * torch.randn_like(weight)
     return model
 
 
@@ -36,20 +36,20 @@ def test_inactive_tasks_change_nothing(method):
 
 def test_lora_starts_at_the_identity_and_deltas_add():
     batch = token_batch()
-    untrained = low_rank_model("LoRA", moved=False)
+    untrained = low_rank_model("LoRA", perturbed=False)
     torch.testing.assert_close(untrained(batch, ["a+b"] * 3)[1].logits, untrained.model(**batch).logits)
     adapter = low_rank_model("LoRA").adapters[0]
-    taken, given = torch.randn(1, 3, 32), torch.zeros(1, 3, adapter.up.shape[0])
-    on = torch.tensor([[[True, True, False, False]]])
-    alone = [adapter(taken, given, mask, mask) for mask in (on, ~on)]
-    torch.testing.assert_close(adapter(taken, given, on | ~on, on), alone[0] + alone[1])
+    inputs, outputs = torch.randn(1, 3, 32), torch.zeros(1, 3, adapter.up.shape[0])
+    active = torch.tensor([[[True, True, False, False]]])
+    alone = [adapter(inputs, outputs, mask, mask) for mask in (active, ~active)]
+    torch.testing.assert_close(adapter(inputs, outputs, active | ~active, active), alone[0] + alone[1])
 
 
-def test_loreft_writes_into_its_own_rows_only():
+def test_loreft_edits_along_its_own_rows_only():
     adapter = low_rank_model("LoReFT").adapters[0]
-    given = torch.randn(2, 3, 32)
-    on = torch.tensor([[[True, True, False, False]]])
-    change = adapter(None, given, on, on) - given
+    states = torch.randn(2, 3, 32)
+    active = torch.tensor([[[True, True, False, False]]])
+    change = adapter(None, states, active, active) - states
     rows = adapter.rows.weight
     torch.testing.assert_close(rows @ rows.T, torch.eye(4), atol=1e-5, rtol=0)
     torch.testing.assert_close((change @ rows.T)[..., 2:], torch.zeros(2, 3, 2), atol=1e-5, rtol=0)
@@ -57,7 +57,7 @@ def test_loreft_writes_into_its_own_rows_only():
 
 
 @pytest.mark.parametrize("method", ["LoRA", "LoReFT"])
-def test_a_row_is_as_if_alone(method):
+def test_a_row_gives_the_output_of_its_own_batch(method):
     model, batch = low_rank_model(method), token_batch()
     mixed = model(batch, ["a", "a+b", "__base__"])[1].logits
     for row, tasks in enumerate(["a", "a+b", "__base__"]):
@@ -65,7 +65,7 @@ def test_a_row_is_as_if_alone(method):
         torch.testing.assert_close(mixed[row : row + 1], alone, rtol=0, atol=1e-5)
 
 
-def test_only_the_learning_task_gets_a_gradient():
+def test_only_the_trainable_task_gets_a_gradient():
     model, batch = low_rank_model("LoRA"), token_batch()
     model(batch, ["a+b"] * 3, trainable_tasks=["a"] * 3)[1].logits.square().sum().backward()
     for adapter in model.adapters:
@@ -80,20 +80,20 @@ def test_only_the_learning_task_gets_a_gradient():
     assert model.adapters[0].source.bias.grad[:2].abs().sum() == 0
 
 
-@pytest.mark.parametrize("learning", [0, 1])
-def test_loreft_turns_the_others_rows_less_than_its_own(learning):
+@pytest.mark.parametrize("trained", [0, 1])
+def test_loreft_moves_the_rows_of_other_tasks_less_than_its_own(trained):
     adapter = low_rank_model("LoReFT").adapters[0]
     before = adapter.rows.weight.detach().clone()
-    mine = torch.tensor([[[learning == 0] * 2 + [learning == 1] * 2]])
+    own = torch.tensor([[[trained == 0] * 2 + [trained == 1] * 2]])
     optimizer = torch.optim.Adam(adapter.parameters(), lr=5e-3)
     torch.manual_seed(0)
     for _ in range(50):
         optimizer.zero_grad()
-        given = torch.randn(2, 3, 32)
-        (adapter(None, given, torch.ones_like(mine), mine) - given.roll(1, -1)).square().sum().backward()
+        states = torch.randn(2, 3, 32)
+        (adapter(None, states, torch.ones_like(own), own) - states.roll(1, -1)).square().sum().backward()
         optimizer.step()
     moved = (adapter.rows.weight.detach() - before).norm(dim=1)
-    assert moved[mine.flatten()].mean() > moved[~mine.flatten()].mean()
+    assert moved[own.flatten()].mean() > moved[~own.flatten()].mean()
 
 
 def test_generation_and_unknown_tasks():

@@ -1,4 +1,4 @@
-"""Several heads on one backbone: a tiny BERT learns two tasks from made-up text, end to end."""
+"""Several classification heads on one backbone: a tiny BERT is trained on two tasks of synthetic text, end to end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def recipe_for(folder, *overrides):
 
 @pytest.fixture(scope="module")
 def folder(workplace):
-    """The tone of a text, and beside it whether its first word is an early one."""
+    """Two labelled data sets: the tone of a text, and whether its first word is "w3" (early) or "w17" (late)."""
     rows = ["text,label"]
     for line in (workplace / "data.csv").read_text().splitlines()[1:]:
         text = line.split(",")[0]
@@ -60,14 +60,14 @@ def test_two_tasks_are_learned_on_one_state(folder, finished):
     assert report.summary() == finished.metrics["test"]
 
 
-def test_a_run_comes_back_from_its_files(finished):
+def test_a_run_is_loaded_from_its_files(finished):
     again = Run.load(finished.folder)
     assert again.planes.tasks == ("tone", "start")
     assert evaluate(again) == finished.metrics["test"]
     assert json.loads((finished.folder / "classes.json").read_text())["start"] == ["early", "late"]
 
 
-def test_a_run_that_stopped_goes_on_to_the_same_bits(folder, finished, monkeypatch):
+def test_a_resumed_run_gives_the_same_bits(folder, finished, monkeypatch):
     save = multitask_classifier.MultiTaskClassifierTrainer._save_checkpoint
 
     def interrupt(self, *arguments, **options):
@@ -134,11 +134,11 @@ def test_a_run_of_one_head_is_diagnosed_and_is_a_control(folder, finished, monke
 def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):
     code, printed, err = run_cli(capsys, monkeypatch, "evaluate", finished.folder)
     assert code == 0, err
-    assert "what the others' planes cost" in " ".join(printed.split())
+    assert "cost: own minus all" in " ".join(printed.split())
     assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["accuracy"]["start"].values())
 
 
-def test_seeds_go_together_and_sets_are_listed():
+def test_reports_of_seeds_are_joined_and_active_sets_are_listed():
     assert active_sets("a", "ab") == ["__base__", "a", "a+b"]
     assert active_sets("a", "a") == ["__base__", "a"]
     correct = {"a": {"a": (True, False), "a+b": (False, False)}, "b": {"b": (True, True), "a+b": (True, True)}}
@@ -156,7 +156,7 @@ def test_seeds_go_together_and_sets_are_listed():
 
 
 def study():
-    """Alone both heads are right; together one of them forgets half."""
+    """Trained alone both heads are right; trained together the first head is right on half of its examples."""
 
     def report(method, tasks, correct):
         return MultiTaskAccuracyReport("m", method, tasks, (0, 1), correct)
@@ -173,7 +173,7 @@ def test_the_gap_to_training_alone_is_paired():
     assert 0 <= low < 0.5 < high <= 1
     assert study().gap("b", joint) == (0, 0, 0)
     assert MultiTaskAccuracyStudy.from_json(study().to_json()) == study()
-    with pytest.raises(InputError, match="nothing to pair"):
+    with pytest.raises(InputError, match="they cannot be paired"):
         study().gap("a", replace(joint, seeds=(0, 2)))
     with pytest.raises(InputError, match="'together' is missing"):
         MultiTaskAccuracyStudy.from_json("{}")
@@ -211,20 +211,20 @@ def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
     rows = [f"{' '.join(f'w{n % 97}{k}' for k in range(12))} end{n},{n % 2}" for n in range(300)]
     (tmp_path / "all.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     (tmp_path / "some.csv").write_text("\n".join(["text,label", *rows[:150]]) + "\n")
-    parts = {}
+    texts = {}
     for name, options in (("all", {}), ("some", {"words": 9})):
         content = {"id": str(tmp_path / f"{name}.csv"), "split_by_text": True, **options}
         task = load_labelled(load_recipe({"kind": "classification", "model": {"id": "m"}, "data": content}).data)
-        parts[name] = {
+        texts[name] = {
             split: {" ".join(text.split()[:8]) for text in getattr(task, split)["text"]}
             for split in ("train", "validation", "test")
         }
     for split in ("train", "validation", "test"):
-        assert parts["some"][split] <= parts["all"][split]
-        assert not parts["all"][split] & {text for other in parts["all"] if other != split for text in parts["all"][other]}
+        assert texts["some"][split] <= texts["all"][split]
+        assert not texts["all"][split] & {text for other in texts["all"] if other != split for text in texts["all"][other]}
 
 
-def test_regression_has_no_place_among_heads(folder):
+def test_heads_need_accuracy(folder):
     recipe = recipe_for(folder, "tasks.tone.labels.metric=matthews")
     with pytest.raises(InputError, match="task 'tone' is scored by matthews"):
         multitask_classifier.load_labelled_tasks(recipe)

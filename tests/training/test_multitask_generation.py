@@ -1,4 +1,4 @@
-"""Training a mixture: a tiny Llama with a real tokeniser, end to end."""
+"""Multi-task generation: a tiny Llama with a real tokeniser, end to end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def finished(workplace):
     return train(recipe_for(workplace), workplace / "run", progress=False)
 
 
-def test_a_run_folder_holds_all_and_comes_back(workplace, finished):
+def test_a_run_folder_holds_all_files_and_is_loaded(workplace, finished):
     names = {path.name for path in (workplace / "run").iterdir()}
     assert names == {"recipe.yaml", "planes.json", "adapter", "composition.json", "metrics.json", "log.jsonl", "environment.json"}
     again = Run.load(workplace / "run")
@@ -52,7 +52,7 @@ def test_a_run_folder_holds_all_and_comes_back(workplace, finished):
         evaluate(again, "other.csv")
 
 
-def test_a_run_that_stopped_goes_on_to_the_same_bits(workplace, finished, monkeypatch):
+def test_a_resumed_run_gives_the_same_bits(workplace, finished, monkeypatch):
     recipe, save = recipe_for(workplace), GenerationTrainer._save_checkpoint
 
     def interrupt(self, *arguments, **options):
@@ -130,7 +130,7 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
         assert each["loss"] == pytest.approx(each["own"], rel=1e-5)
 
 
-def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):
+def test_no_review_is_used_twice_and_labels_cover_the_answer(workplace):
     recipe = recipe_for(workplace)
     loaded = load_multitask_data(recipe)
     texts = [review.text for review in (*loaded.validation, *loaded.test)]
@@ -140,8 +140,8 @@ def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):
     tokenizer = load_tokenizer(recipe.model)
     rows = encode_multitask_data(loaded, tokenizer, recipe)
     assert rows["task"] == [0] * 16 + [1] * 16
-    learned = [label for label in rows[16]["labels"] if label != -100]
-    assert tokenizer.decode(learned) == loaded.examples["closing"][0][1] + tokenizer.eos_token
+    closed = [label for label in rows[16]["labels"] if label != -100]
+    assert tokenizer.decode(closed) == loaded.examples["closing"][0][1] + tokenizer.eos_token
     open_ended = [label for label in rows[0]["labels"] if label != -100]
     assert tokenizer.decode(open_ended) == loaded.examples["label"][0][1]
     assert tokenizer.decode(rows[16]["input_ids"]).startswith(f"Q: {loaded.examples['closing'][0][0]}\nA:")
@@ -151,28 +151,28 @@ def test_no_review_serves_twice_and_labels_are_on_the_answer(workplace):
 def test_tasks_from_data_use_their_templates(workplace):
     pairs = {"id": str(workplace / "pairs.jsonl"), "prompt": "{{ question }}", "answer": "{{ reply.text }}", "examples": 5}
 
-    def asking(**changes):
+    def recipe_with(**changes):
         return load_recipe({"kind": "multitask-generation", "model": {"id": "m"}, "tasks": {"reply": {**pairs, **changes}}})
 
-    loaded = load_multitask_data(asking())
+    loaded = load_multitask_data(recipe_with())
     assert loaded.examples["reply"][2] == ("What is 2?", "It is 2.")
     assert len(loaded.examples["reply"]) == 5
     assert not loaded.behaviours
     with pytest.raises(
         InputError, match="task 'reply': a template fails \\('answer' is undefined\\); the columns .* question, reply"
     ):
-        load_multitask_data(asking(answer="{{ answer }}"))
+        load_multitask_data(recipe_with(answer="{{ answer }}"))
     with pytest.raises(InputError, match="unsafe"):
-        load_multitask_data(asking(answer="{{ ''.__class__.__mro__ }}"))
+        load_multitask_data(recipe_with(answer="{{ ''.__class__.__mro__ }}"))
 
 
 def test_long_prompts_are_cut_before_the_template(workplace):
     recipe = recipe_for(workplace, "model.max_length=20")
     tokenizer = load_tokenizer(recipe.model)
-    (asked,) = format_prompts(recipe, ["word " * 100], tokenizer)
-    assert asked.startswith("Q: word word")
-    assert asked.endswith("\nA:")
-    assert len(tokenizer(asked)["input_ids"]) <= 16
+    (prompt,) = format_prompts(recipe, ["word " * 100], tokenizer)
+    assert prompt.startswith("Q: word word")
+    assert prompt.endswith("\nA:")
+    assert len(tokenizer(prompt)["input_ids"]) <= 16
     with pytest.raises(InputError, match="is too small for a prompt"):
         format_prompts(recipe_for(workplace, "model.max_length=5"), ["word"], tokenizer)
 
@@ -187,20 +187,20 @@ def test_answers_and_their_perplexity(workplace):
 
     def generate(inputs):
         assert inputs["attention_mask"][1 - inputs["attention_mask"].sum(1).argmax(), 0] == 0  # padded on the left
-        told = [*ids_of(" yes"), tokenizer.eos_token_id, 5]
-        return torch.cat([inputs["input_ids"], torch.tensor([told] * 2)], 1)
+        answer = [*ids_of(" yes"), tokenizer.eos_token_id, 5]
+        return torch.cat([inputs["input_ids"], torch.tensor([answer] * 2)], 1)
 
     answers = greedy_answers(generate, tokenizer, prompts, 2, base.device)
     assert [(answer.text, answer.finished) for answer in answers] == [("yes", True)] * 2
-    found = answer_perplexity(base, tokenizer)(prompts, ["yes no", "no"])
+    perplexity = answer_perplexity(base, tokenizer)(prompts, ["yes no", "no"])
     losses = []
     for prompt, answer in zip(prompts, ["yes no", "no"], strict=True):
-        asked, told = ids_of(prompt), [*ids_of(answer), tokenizer.eos_token_id]
-        ids = torch.tensor([asked + told])
+        prompt_ids, answer_ids = ids_of(prompt), [*ids_of(answer), tokenizer.eos_token_id]
+        ids = torch.tensor([prompt_ids + answer_ids])
         with torch.no_grad():
-            chances = base(input_ids=ids).logits[0, len(asked) - 1 : -1].log_softmax(-1)
-        losses += [-chances[step, token].item() for step, token in enumerate(told)]
-    assert found == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-4)
+            log_probabilities = base(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
+        losses += [-log_probabilities[step, token].item() for step, token in enumerate(answer_ids)]
+    assert perplexity == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_answers_and_their_perplexity(workplace):
         ("reviews=null", "'reviews' must be given: the behaviour of task 'label' is trained on them"),
     ],
 )
-def test_wrong_mixtures_are_refused(workplace, override, message):
+def test_wrong_recipes_are_refused(workplace, override, message):
     with pytest.raises(InputError, match=message):
         load_multitask_data(recipe_for(workplace, override))
 
@@ -254,7 +254,7 @@ def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
         study.measure(piece._replace(recipe=recipe_for(workplace)))
 
 
-def test_the_command_line_trains_and_shows_a_mixture(workplace, finished, monkeypatch, capsys):
+def test_the_command_line_prints_the_composition(workplace, finished, monkeypatch, capsys):
     code, printed, err = run(capsys, monkeypatch, "evaluate", finished.folder)
     assert code == 0, err
     assert "6 prompts" in printed
@@ -282,7 +282,7 @@ def test_answers_are_scored_with_any_adapter(finished):
         assert scorer(finished.adapter).tolist() == expected
 
 
-def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys, monkeypatch):
+def test_a_run_of_behaviours_is_ablated_and_diagnosed(finished, tmp_path, capsys, monkeypatch):
     folder = str(finished.folder)
     code, out, err = run(capsys, monkeypatch, "ablate", folder, "--limit", 2, "--by", "planes", "--out", tmp_path, "--json")
     assert code == 0, err
@@ -296,7 +296,7 @@ def test_a_behaviour_run_is_taken_apart_and_diagnosed(finished, tmp_path, capsys
         "Does the adapter rely on its magnitudes?",
     ]
     for options, message in (
-        (("--refit",), "heads are fitted again of runs that learned one classification task only"),
+        (("--refit",), "--refit needs a run of one classification task"),
         (("--by", "plane"), "by 'plane' is not known; use layer, kind, planes"),
     ):
         code, out, err = run(capsys, monkeypatch, "ablate", folder, "--limit", 2, *options)

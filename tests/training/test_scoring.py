@@ -1,4 +1,4 @@
-"""A run is scored with other adapters on the same weights."""
+"""Scorers: a run is scored with other adapters on its model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_without_its_rotations_the_head_is_worse_and_refitting_it_helps(finished
     bare, refitted = scorer(identity).mean(), scorer.refitted(identity).mean()
     assert bare < refitted <= 1
     assert scorer.refitted(finished.adapter).mean() > 0.8
-    assert scorer(finished.adapter).mean() > bare  # and the scorer holds nothing of the adapter before
+    assert scorer(finished.adapter).mean() > bare  # the scorer keeps nothing of an earlier adapter
 
 
 def test_runs_without_accuracy_are_refused(finished, workplace):

@@ -1,4 +1,4 @@
-"""The loop of studies: what is missing is measured, once; what is there is reported. And runs that several studies share."""
+"""The loop of studies: missing pieces are measured once, existing ones are reported; studies share runs."""
 
 from __future__ import annotations
 
@@ -41,14 +41,18 @@ def options(folder, **changes):
     return StudyOptions(results=folder / "results", runs=folder / "runs", **changes)
 
 
-def what(pieces):
+def slugs_and_seeds(pieces):
     return [(piece.condition, piece.seed) for piece in pieces]
 
 
-def test_what_is_missing_is_measured_once(study, measured, tmp_path):
+def test_missing_pieces_are_measured_once(study, measured, tmp_path):
     report = run_study(study, options(tmp_path, seeds=(0, 1, 2)))
     assert report.pieces == {"plain": [0, 1], "longer": [0, 1, 2], "apart": [0, 1, 2]}
-    assert what(measured) == [("plain", 0), ("plain", 1), *((slug, seed) for slug in ("longer", "apart") for seed in range(3))]
+    assert slugs_and_seeds(measured) == [
+        ("plain", 0),
+        ("plain", 1),
+        *((slug, seed) for slug in ("longer", "apart") for seed in range(3)),
+    ]
     assert [piece.recipe for piece in measured[1:3]] == [Settings(10, None, 1), Settings(20, None, 0)]
     assert {piece.runs for piece in measured} == {tmp_path / "runs"}
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
@@ -57,12 +61,12 @@ def test_what_is_missing_is_measured_once(study, measured, tmp_path):
     assert run_study(study, options(tmp_path, seeds=(0, 1, 2))) == report
     assert measured == []
     run_study(study, options(tmp_path, seeds=(0, 1, 2, 3)))
-    assert what(measured) == [("longer", 3), ("apart", 3)]
+    assert slugs_and_seeds(measured) == [("longer", 3), ("apart", 3)]
     assert all(path.stat().st_mtime_ns == time for path, time in files.items() if path.name != "MANIFEST.json")
     (tmp_path / "results" / "small" / "apart" / "seed-1.json").unlink()
     measured.clear()
     run_study(study, options(tmp_path))
-    assert what(measured) == [("apart", 1)]
+    assert slugs_and_seeds(measured) == [("apart", 1)]
 
 
 def test_a_condition_can_have_a_measure_of_its_own(study, tmp_path):
@@ -72,14 +76,16 @@ def test_a_condition_can_have_a_measure_of_its_own(study, tmp_path):
 
 
 def test_progress_names_every_piece_before_it_is_measured(study, measured, tmp_path):
-    told = []
-    run_study(study, options(tmp_path, seeds=(4,), only=("longer", "plain")), lambda text, *_: told.append((text, len(measured))))
-    assert told == [("more steps, seed 4", 0), ("plain, seed 4", 1)]
+    calls = []
+    run_study(
+        study, options(tmp_path, seeds=(4,), only=("longer", "plain")), lambda text, *_: calls.append((text, len(measured)))
+    )
+    assert calls == [("more steps, seed 4", 0), ("plain, seed 4", 1)]
 
 
-def test_a_measurement_that_was_killed_goes_on(measured, tmp_path):
+def test_a_killed_measurement_is_continued(measured, tmp_path):
     class Killed(BaseException):
-        """As SIGKILL: no handler of the loop sees it."""
+        """Like SIGKILL: not an Exception, so that no handler catches it."""
 
     def killed(piece):
         if measured:
@@ -90,25 +96,25 @@ def test_a_measurement_that_was_killed_goes_on(measured, tmp_path):
     measure = study.measure
     with pytest.raises(Killed):
         run_study(replace(study, measure=killed), options(tmp_path))
-    assert what(measured) == [("plain", 0)]
+    assert slugs_and_seeds(measured) == [("plain", 0)]
     assert read_study(study, options(tmp_path)).pieces == {"plain": [0]}
     assert not [path for path in (tmp_path / "results").rglob("*") if path.name.startswith(".")]
     report = run_study(study, options(tmp_path))
-    assert what(measured).count(("plain", 0)) == 1
+    assert slugs_and_seeds(measured).count(("plain", 0)) == 1
     assert len(measured) == 8
     assert report.pieces["plain"] == [0, 1]
 
 
-def test_the_report_holds_what_is_there(study, measured, tmp_path):
+def test_the_report_covers_all_existing_pieces(study, measured, tmp_path):
     report = run_study(study, options(tmp_path, only=("apart",), seeds=(1,)))
     assert report.pieces == {"apart": [1]}
     report = run_study(study, options(tmp_path, only=("longer",), seeds=(2, 1)))
     assert report.pieces == {"longer": [2, 1], "apart": [1]}
-    assert list(report.pieces) == ["longer", "apart"]  # as the study orders its conditions
+    assert list(report.pieces) == ["longer", "apart"]  # in the order of the study
     assert read_study(study, options(tmp_path, seeds=(1,))).pieces == {"longer": [1], "apart": [1]}
 
 
-def test_nothing_there_is_an_error_and_leaves_no_folder(study, tmp_path):
+def test_no_results_are_an_error_and_leave_no_folder(study, tmp_path):
     with pytest.raises(InputError, match=r"results/small' holds no results of this study"):
         read_study(study, options(tmp_path))
     run_study(study, options(tmp_path, seeds=(0,), only=("plain",)))
@@ -127,7 +133,7 @@ def test_a_piece_that_was_measured_with_other_settings_is_refused(study, tmp_pat
             call(changed, options(tmp_path, seeds=(0,)))
         assert "choose another --results" in str(error.value)
     path = tmp_path / "results" / "small" / "plain" / "seed-0.json"
-    replace(Measured.load(path), provenance=None).save(path)  # what another command wrote says no settings
+    replace(Measured.load(path), provenance=None).save(path)  # results of other commands have no settings hash
     with pytest.raises(InputError, match="with other settings"):
         read_study(study, options(tmp_path, seeds=(0,)))
 
@@ -141,7 +147,7 @@ def test_a_piece_that_was_measured_with_other_settings_is_refused(study, tmp_pat
         ('{"condition": "plain", "seed": "x", "steps": 1}', "'seed' must be whole number"),
     ],
 )
-def test_a_file_that_holds_something_else_is_named(study, measured, tmp_path, content, message):
+def test_a_file_that_is_no_result_is_named(study, measured, tmp_path, content, message):
     path = tmp_path / "results" / "small" / "plain" / "seed-0.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
@@ -163,7 +169,7 @@ def test_overrides_get_a_folder_of_their_own(study, measured, tmp_path):
     assert read_study(study, options(tmp_path)).pieces == {"plain": [0]}
 
 
-def test_a_file_on_this_machine_does_not_tell_results_apart(study, measured, tmp_path):
+def test_paths_on_this_machine_do_not_enter_the_settings_hash(study, measured, tmp_path):
     plain = study.conditions["plain"]
     same, other = StudyOptions(("file=here.json",)), StudyOptions(("steps=9",))
     assert settings_of(study, plain, same) == settings_of(study, plain, StudyOptions())
@@ -174,15 +180,15 @@ def test_a_file_on_this_machine_does_not_tell_results_apart(study, measured, tmp
     assert len(measured) == 1
 
 
-def test_quick_takes_less_and_stays_apart(study, measured, tmp_path):
+def test_quick_measures_less_in_a_folder_of_its_own(study, measured, tmp_path):
     report = run_study(study, options(tmp_path, quick=True))
     assert report.pieces == {"plain": [0], "longer": [0]}
-    assert [piece.recipe.steps for piece in measured] == [1, 1]  # the overrides of --quick come after the condition's
+    assert [piece.recipe.steps for piece in measured] == [1, 1]  # the overrides of --quick replace those of the condition
     assert (tmp_path / "results" / "quick" / "small" / "plain" / "seed-0.json").is_file()
     with pytest.raises(InputError, match="holds no results"):
         read_study(study, options(tmp_path))
     run_study(study, options(tmp_path, quick=True, only=("apart",)))
-    assert what(measured)[2:] == [("apart", 0)]
+    assert slugs_and_seeds(measured)[2:] == [("apart", 0)]
     more = replace(study, quick_seeds=2, quick_conditions=None)
     assert len(pieces := run_study(more, options(tmp_path, quick=True)).pieces) == 3
     assert set(map(tuple, pieces.values())) == {(0, 1)}
@@ -253,7 +259,7 @@ def test_a_run_is_trained_once_for_all_studies(workplace, tmp_path, capsys):
     assert alone.folder not in [run.folder for run in runs]
 
 
-def test_what_did_not_finish_goes_on_and_another_recipe_is_refused(workplace, tmp_path):
+def test_an_unfinished_run_is_resumed_and_another_recipe_is_refused(workplace, tmp_path):
     recipe = recipe_for(workplace, "training.max_steps=2")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())
