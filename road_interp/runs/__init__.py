@@ -1,1 +1,1 @@
-"""The run folder: its files, what it was made with, and the Hub."""
+"""Run folders: their files, the training environment, and the Hugging Face Hub."""

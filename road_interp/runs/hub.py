@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: a model card that says what was rotated, how far, and how to load it; folders up and down."""
+"""The Hugging Face Hub: upload and download of folders, and the model card of a run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from road_interp.plots.html_report import scores_of
 from road_interp.recipes.schema import TrainableRecipe
 
 CARD = "README.md"
-REFUSALS = (HTTPError, HFValidationError, OSError)  # of the Hub, and of a network that does not reach it
+REFUSALS = (HTTPError, HFValidationError, OSError)  # errors of the Hub, and of the network
 
 
 def upload(folder: Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-    """Make a repository's content that of a folder; the address of the commit.
+    """Replace the content of a repository by that of a folder, and return the URL of the commit.
 
     Raises:
-        InputError: a name that the Hub does not take, or a Hub that refuses.
+        InputError: a name or an upload that the Hub rejects, or no network.
     """
     try:
         api = huggingface_hub.HfApi(token=token)
@@ -35,43 +35,44 @@ def upload(folder: Path, repo_id: str, *, private: bool = False, token: str | No
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            delete_patterns="*",  # whatever another run left there
+            delete_patterns="*",  # files of an earlier upload
             commit_message="A RoAd rotation by road-interp",
         )
     except REFUSALS as error:
-        raise InputError(f"'{repo_id}': the Hub does not take it ({_reason(error)})") from None
+        raise InputError(f"'{repo_id}' cannot be uploaded to the Hub ({_reason(error)})") from None
     return str(commit.commit_url)
 
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
-    """A repository's folder in the Hub's cache on this machine.
+    """Download a repository, and return its folder in the local cache of the Hub.
 
     Raises:
-        InputError: no such repository, or one with files that lead out of it.
+        InputError: no such repository, or one with links to files outside it.
     """
     try:
         folder = Path(huggingface_hub.snapshot_download(repo_id, revision=revision, token=token))
     except REFUSALS as error:
-        raise InputError(f"'{repo_id}' cannot be had from the Hub ({_reason(error)})") from None
-    cache = folder.resolve().parents[1]  # files of a snapshot are links into it
+        raise InputError(f"'{repo_id}' cannot be downloaded from the Hub ({_reason(error)})") from None
+    cache = folder.resolve().parents[1]  # the files of a snapshot are links into the cache
     for path in sorted(folder.rglob("*")):
         if not path.resolve().is_relative_to(cache):
-            raise InputError(f"'{repo_id}': '{path.relative_to(folder)}' leads out of the repository")
+            raise InputError(f"'{repo_id}': '{path.relative_to(folder)}' is a link to a file outside the repository")
     return folder
 
 
 def _reason(error: Exception) -> str:
-    """What the Hub said, on one line."""
-    said = error.server_message if isinstance(error, HfHubHTTPError) else None
-    return " ".join((said or str(error)).split()) or type(error).__name__
+    """The message of the Hub, on one line."""
+    message = error.server_message if isinstance(error, HfHubHTTPError) else None
+    return " ".join((message or str(error)).split()) or type(error).__name__
 
 
 def model_card(adapter: RoadAdapter, recipe: TrainableRecipe, metrics: Mapping[str, Any], repo_id: str, head: bool) -> str:
-    """The repository's README: YAML for the Hub, then what was rotated, how far, the scores, and how to load it.
+    """The model card (README.md): metadata in YAML, the rotated modules with their angles, the scores, and how to load the run.
 
     Args:
-        recipe, metrics: of the run.
-        head: whether a head was trained beside the rotations.
+        adapter, recipe, metrics: those of the run.
+        repo_id: "user/name" on the Hub.
+        head: whether the run has a trained head.
     """
     report = measure.angles(adapter)
     kinds = []

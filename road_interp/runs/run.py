@@ -1,4 +1,4 @@
-"""A run folder: what a training leaves behind, and how to use it again."""
+"""A finished run: its recipe, adapter and scores, loaded from the run folder."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from road_interp.runs.run_files import (
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training.
+    """A finished run.
 
     Attributes:
         folder: recipe.yaml, adapter/, head.safetensors, classes.json, metrics.json, log.jsonl, environment.json, figures/.
-        recipe: as used, every default written out.
-        adapter: the learned angles and scales.
-        classes: the labels in the head's order; None for regression and for several tasks.
-        metrics: scores of validation and test, of the frozen backbone beside them, and parameter counts.
-        planes: which planes each of several tasks owns; None for one classification.
+        recipe: the recipe of the run, with all defaults written out.
+        adapter: the trained angles and scales.
+        classes: the class labels in the order of the head's outputs; None for regression and for multi-task runs.
+        metrics: validation and test scores, for `kind: classification` also those of the frozen backbone, and parameter counts.
+        planes: the planes that each task owns; None for `kind: classification`.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """Read a run folder. Raises InputError for a folder that is none, or of a training that did not finish."""
+        """Read a run folder. Raises InputError for a folder that is not a run folder, or whose training has not finished."""
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"run folder '{folder}' does not exist")
@@ -77,20 +77,18 @@ class Run:
 
     @property
     def composition(self) -> CompositionReport | MultiTaskAccuracyReport:
-        """How the tasks do on the test data, alone and together. Raises InputError for a run that has no such scores."""
+        """The test scores of the tasks, alone and together. Raises InputError for a run without such scores."""
         for name in (MULTITASK_ACCURACY, MULTITASK_ACCURACY_0_1):
             if (self.folder / name).is_file():
                 return MultiTaskAccuracyReport.load(self.folder / name)
         if (self.folder / COMPOSITION).is_file():
             return CompositionReport.load(self.folder / COMPOSITION)
-        raise InputError(
-            f"'{self.folder}' has no scores of several tasks: neither {COMPOSITION} nor {MULTITASK_ACCURACY} is there"
-        )
+        raise InputError(f"'{self.folder}' has no multi-task scores: both {COMPOSITION} and {MULTITASK_ACCURACY} are missing")
 
     def load_model(self) -> RoadModel:
-        """The trained model: base weights from where the recipe names them, with the learned head, rotations and planes.
+        """The trained model in evaluation mode: the recipe's base model with the trained rotations, task planes and head.
 
-        For several classifications the backbone without its heads.
+        For `kind: multitask-classification` it is the rotated backbone without its heads.
         """
         if self.planes is None:
             labels = {"num_labels": 1 if self.classes is None else len(self.classes)}
@@ -104,22 +102,22 @@ class Run:
         """Write rotations and head as a folder that `PeftModel.from_pretrained` loads.
 
         Raises:
-            InputError: a run that PEFT cannot express; it says why.
+            InputError: a run that PEFT cannot represent, with the reason.
         """
         head = self.folder / HEAD
         names = read_safetensors(head) if head.is_file() else {}
         self.load_model().to_peft(folder, sorted({name.rpartition(".")[0] for name in names}))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload the folder with a model card and the figure of its angles; the address of the commit.
+        """Upload the run folder with a model card and the figure of its angles, and return the URL of the commit.
 
         Args:
-            repo_id: "user/name"; the repository is made if there is none.
-            private: whether a new repository is.
-            token: of the Hub; by default that of `hf auth login`.
+            repo_id: "user/name"; a missing repository is created.
+            private: whether a new repository is private.
+            token: access token of the Hub; by default that of `hf auth login`.
 
         Raises:
-            InputError: a name that the Hub does not take, or a Hub that refuses.
+            InputError: a name or an upload that the Hub rejects, or no network.
         """
         from road_interp import measure, plots
         from road_interp.plots import export
@@ -138,13 +136,16 @@ class Run:
     def from_hub(
         cls, repo_id: str, revision: str | None = None, token: str | None = None, trust_remote_code: bool = False
     ) -> Run:
-        """A run that `push_to_hub` uploaded, from the Hub's cache on this machine.
+        """Download a run that `push_to_hub` uploaded.
 
         Args:
-            trust_remote_code: whether its recipe may run code that comes with the base model.
+            repo_id: "user/name".
+            revision: branch, tag or commit; by default the main branch.
+            token: access token of the Hub; by default that of `hf auth login`.
+            trust_remote_code: allow the run to execute code from the repository of the base model.
 
         Raises:
-            InputError: no such repository, one that holds no run, or a run that wants to run code without your leave.
+            InputError: no such repository, one without a run, or a run that needs `trust_remote_code=True`.
         """
         from road_interp.runs import hub
 
@@ -154,6 +155,6 @@ class Run:
         except InputError as error:
             raise InputError(f"'{repo_id}' is not a run of road-interp: {error}") from None
         if run.recipe.model.trust_remote_code and not trust_remote_code:
-            what = f"'{repo_id}' runs code that comes with '{run.recipe.model.id}'"
-            raise InputError(f"{what}: read it, then pass trust_remote_code=True")
+            what = f"'{repo_id}' executes code from the repository of '{run.recipe.model.id}'"
+            raise InputError(f"{what}; review it, then pass trust_remote_code=True")
         return run

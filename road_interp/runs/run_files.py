@@ -1,4 +1,4 @@
-"""The names of the files in a run folder."""
+"""File names in a run folder."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensor
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
 PLANES, COMPOSITION, EXACT_MATCH = "planes.json", "composition.json", "exact-match.json"
 MULTITASK_ACCURACY = "multitask-accuracy.json"
-MULTITASK_ACCURACY_0_1 = "heads.json"  # its name in folders written by 0.1.0
+MULTITASK_ACCURACY_0_1 = "heads.json"  # its name in run folders of release 0.1.0

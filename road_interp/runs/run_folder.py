@@ -1,4 +1,4 @@
-"""A run folder while a training fills it: prepared, started, finished."""
+"""The run folder during training: check it, start the run, finish the run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, M
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run in training. Of several processes one writes, and the others wait for it.
+    """The folder of a run in training. With several processes the main process writes, and the others wait for it.
 
     Attributes:
-        path: where it is.
-        recipe: what is trained.
-        device: where.
+        path: path of the folder.
+        recipe: recipe of the run.
+        device: device of the training.
     """
 
     path: Path
@@ -39,10 +39,10 @@ class RunFolder:
 
     @classmethod
     def prepare(cls, recipe: TrainableRecipe, out: str | Path | None, resume: bool, device: torch.device) -> RunFolder:
-        """The run folder, by default the next free one under runs/; nothing is written.
+        """Check the run folder, by default the next free one under runs/, without writing anything.
 
         Raises:
-            InputError: a folder that is not empty or, to resume, one without an unfinished run of the same recipe.
+            InputError: a folder that is not empty or, with `resume`, one without an unfinished run of the same recipe.
         """
         folder = next_free(Path("runs") / "run") if out is None else Path(out)
         check_folder(folder)
@@ -58,9 +58,9 @@ class RunFolder:
         return cls(folder, recipe, device)
 
     def start(self, files: Mapping[str, Any]) -> None:
-        """Make the folder and write the recipe and the JSON files that stand before training."""
+        """Create the folder, and write the recipe and the JSON files that exist before training."""
         process = process_state(self.device)
-        process.wait_for_everyone()  # all have found the folder free
+        process.wait_for_everyone()  # until all have checked that the folder is free
         if process.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / RECIPE, self.recipe.to_yaml())
@@ -75,11 +75,14 @@ class RunFolder:
         log: Sequence[Mapping[str, Any]],
         precision: str,
     ) -> Run:
-        """Write what training left, by file name; the metrics last, since a folder that has them is a finished run.
+        """Write the results of training and return the run.
+
+        metrics.json is written last, because a folder with metrics.json is a finished run.
 
         Args:
+            files: contents of further files, by name.
             log: the entries of log.jsonl.
-            precision: of the forward pass.
+            precision: precision of the forward pass.
         """
         process = process_state(self.device)
         if process.is_main_process:
@@ -98,7 +101,7 @@ class RunFolder:
 
 
 def describe_environment(seed: int, device: str, precision: str) -> str:
-    """What a run ran on, as JSON text: versions, seed, device and precision."""
+    """The environment of a run as JSON text: versions, seed, device and precision."""
     content = {
         "python": platform.python_version(),
         "versions": library_versions(),
@@ -110,7 +113,7 @@ def describe_environment(seed: int, device: str, precision: str) -> str:
 
 
 def next_free(folder: Path) -> Path:
-    """`folder`, or `folder-2`, `folder-3`, ... if it is taken."""
+    """`folder`, or the first of `folder-2`, `folder-3`, ... that does not exist."""
     candidate, number = folder, 1
     while candidate.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Runs on the Hub, against a stand-in that keeps repositories in a folder."""
+"""Runs on the Hub, with a fake Hub that stores repositories in a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from road_interp.training.api import evaluate
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The Hub's two calls of an upload and the one of a download, on `tmp_path / "hub"`."""
+    """A fake of the two upload calls and the download call of huggingface_hub, in `tmp_path / "hub"`."""
     root = tmp_path / "hub"
     made = {}
 
@@ -56,7 +56,7 @@ def hub(tmp_path, monkeypatch):
     return SimpleNamespace(root=root, made=made)
 
 
-def test_a_run_goes_to_the_hub_and_comes_back(finished, hub):
+def test_a_run_is_uploaded_and_downloaded(finished, hub):
     (finished.folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     try:
         assert finished.push_to_hub("somebody/rotated", private=True, token="secret") == "hub/somebody/rotated/commit/1"
@@ -83,13 +83,13 @@ def test_a_second_push_leaves_nothing_of_the_first(finished, hub, tmp_path):
     assert (hub.root / "somebody/rotated/metrics.json").is_file()
 
 
-def test_a_strangers_run_does_not_run_code_unasked(finished, hub, tmp_path):
+def test_a_run_executes_no_remote_code_without_consent(finished, hub, tmp_path):
     folder = hub.root / "somebody/rotated"
     finished.push_to_hub("somebody/rotated")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["model"]["trust_remote_code"] = True
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(InputError, match="runs code that comes with .* pass trust_remote_code=True"):
+    with pytest.raises(InputError, match="executes code from the repository of .* pass trust_remote_code=True"):
         Run.from_hub("somebody/rotated")
     assert Run.from_hub("somebody/rotated", trust_remote_code=True).recipe.model.trust_remote_code
 
@@ -97,13 +97,13 @@ def test_a_strangers_run_does_not_run_code_unasked(finished, hub, tmp_path):
 def test_links_out_of_a_repository_are_refused(finished, hub, tmp_path):
     folder = hub.root / "somebody/rotated"
     finished.push_to_hub("somebody/rotated")
-    (folder / "recipe.yaml").rename(hub.root / "blob")  # as the Hub's cache keeps a file
+    (folder / "recipe.yaml").rename(hub.root / "blob")  # the cache of the Hub stores files in this way
     (folder / "recipe.yaml").symlink_to(hub.root / "blob")
     assert Run.from_hub("somebody/rotated").recipe == finished.recipe
     (tmp_path / "private.json").write_text("{}")
     (folder / "classes.json").unlink()
     (folder / "classes.json").symlink_to(tmp_path / "private.json")
-    with pytest.raises(InputError, match="'somebody/rotated': 'classes.json' leads out of the repository"):
+    with pytest.raises(InputError, match="'somebody/rotated': 'classes.json' is a link to a file outside the repository"):
         Run.from_hub("somebody/rotated")
 
 
@@ -112,7 +112,7 @@ def test_the_card_says_what_was_rotated(finished):
     _, head, text = card.split("---\n", 2)
     data = yaml.safe_load(head)
     assert data["library_name"] == "road-interp"
-    assert "base_model" not in data  # a folder, not a model of the Hub
+    assert "base_model" not in data  # the base model is a local folder
     assert 'ri.Run.from_hub("somebody/rotated")' in text
     assert f"| test accuracy | {finished.metrics['test']['accuracy']:.4g} |" in text
     for kind in {site.kind for site in finished.adapter.sites}:
@@ -121,22 +121,24 @@ def test_the_card_says_what_was_rotated(finished):
     assert huggingface_hub.ModelCard(card).data.library_name == "road-interp"
 
 
-def test_what_the_hub_refuses_is_one_line(finished, hub):
-    with pytest.raises(InputError, match="'not a name': the Hub does not take it"):
+def test_an_error_of_the_hub_is_one_line(finished, hub):
+    with pytest.raises(InputError, match="'not a name' cannot be uploaded to the Hub"):
         finished.push_to_hub("not a name")
-    with pytest.raises(InputError, match="'somebody/else' cannot be had from the Hub .*Repository Not Found: somebody/else"):
+    with pytest.raises(
+        InputError, match="'somebody/else' cannot be downloaded from the Hub .*Repository Not Found: somebody/else"
+    ):
         Run.from_hub("somebody/else")
 
 
 def test_no_network_is_one_line(finished, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="'somebody/rotated': the Hub does not take it"):
+    with pytest.raises(InputError, match="'somebody/rotated' cannot be uploaded to the Hub"):
         finished.push_to_hub("somebody/rotated")
-    with pytest.raises(InputError, match="'somebody/rotated' cannot be had from the Hub"):
+    with pytest.raises(InputError, match="'somebody/rotated' cannot be downloaded from the Hub"):
         Run.from_hub("somebody/rotated")
 
 
-def test_another_repository_is_no_run(hub):
+def test_a_repository_without_a_run_is_refused(hub):
     (hub.root / "somebody/empty").mkdir(parents=True)
     with pytest.raises(InputError, match="'somebody/empty' is not a run of road-interp"):
         Run.from_hub("somebody/empty")
