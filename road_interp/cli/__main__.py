@@ -1,4 +1,4 @@
-"""`python -m road_interp.cli`, as torchrun starts it."""
+"""`python -m road_interp.cli`, the form that torchrun needs."""
 
 from road_interp.cli.app import main
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 @app.command()
 def inspect(
     adapter: Annotated[Path, typer.Argument(help="an adapter folder (PEFT's RoAd too), or a run folder")],
-    out: Annotated[Path | None, typer.Option(help="folder for the figures; by default figures/ beside the adapter")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the figures; by default figures/ in the given folder")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print how far the planes of every site turn and stretch, and draw the figures."""
+    """Print angles and magnitudes of the planes at every site, and draw the figures."""
     from road_interp import measure
     from road_interp.plots import export
 
@@ -41,10 +42,10 @@ def inspect(
 @app.command()
 def report(
     adapter: Annotated[Path, typer.Argument(help="a run folder, or an adapter folder (PEFT's RoAd too)")],
-    out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
+    out: Annotated[Path | None, typer.Option(help="path of the HTML page; by default report.html in the given folder")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page: figures, a table of sites to sort, and planes to turn by hand."""
+    """Write one self-contained HTML page: figures, a sortable table of sites, and an interactive view of single planes."""
     from road_interp.files import write_atomically
     from road_interp.plots.html_report import report_page, scores_of
     from road_interp.runs.run import Run
@@ -62,19 +63,19 @@ def report(
 @app.command()
 def compose(
     adapters: Annotated[list[Path], typer.Argument(help="two or more adapter or run folders")],
-    weights: Annotated[str | None, typer.Option(help="strength of each, as in 1,0.5; 1 by default")] = None,
+    weights: Annotated[str | None, typer.Option(help="exponent of each adapter, as in 1,0.5; 1 by default")] = None,
     out: NewFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Multiply adapters, each at its own strength: A^w1 B^w2 ..., the last one acting first."""
-    strengths = [1.0] * len(adapters) if weights is None else _numbers(weights)
-    if len(strengths) != len(adapters):
+    """Multiply powers of adapters: A^w1 B^w2 ..., where the last adapter acts on the state first."""
+    exponents = [1.0] * len(adapters) if weights is None else _numbers(weights)
+    if len(exponents) != len(adapters):
         raise InputError(f"{len(adapters)} adapters need {len(adapters)} weights, not '{weights}'")
     folder = check_new_folder(out)
     loaded = [load_adapter(adapter) for adapter in adapters]
-    product, *others = (each if strength == 1 else each**strength for each, strength in zip(loaded, strengths, strict=True))
-    for inner in others:
-        product = product @ inner
+    product, *others = (each if exponent == 1 else each**exponent for each, exponent in zip(loaded, exponents, strict=True))
+    for other in others:
+        product = product @ other
     product.save(folder)
     summary = {"out": str(folder), "variant": product.variant, "parameters": product.num_parameters}
     print_result(as_json, summary, f"{product.variant} adapter in {folder}")
@@ -86,7 +87,7 @@ def export(
     out: NewFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's rotations and head as a folder that PeftModel.from_pretrained loads."""
+    """Write the rotations and the head of a run as a folder for PeftModel.from_pretrained."""
     from road_interp.runs.run import Run
 
     folder = check_new_folder(out)
@@ -95,7 +96,11 @@ def export(
 
 
 def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
-    """The adapter in a run folder, in an adapter folder, or in one of PEFT's; for the model of a run in one of pyvene's too."""
+    """The adapter in a run folder, an adapter folder or a PEFT folder.
+
+    Args:
+        run: a run whose model the adapter is for; pyvene folders need it, and for PEFT folders its model determines the sites.
+    """
     from road_interp.adapters import peft_format
     from road_interp.adapters.road_adapter import RoadAdapter
 
@@ -112,9 +117,9 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
 
 def _numbers(text: str) -> list[float]:
     try:
-        numbers = [float(piece) for piece in text.split(",")]
+        numbers = [float(number) for number in text.split(",")]
     except ValueError:
         raise InputError(f"--weights '{text}' must be numbers with commas between, as in 1,0.5") from None
-    if not all(number - number == 0 for number in numbers):
+    if not all(map(math.isfinite, numbers)):
         raise InputError(f"--weights '{text}' must be finite numbers")
     return numbers

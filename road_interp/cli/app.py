@@ -1,4 +1,4 @@
-"""The command line: thin commands over the library. Exit codes: 0 done, 1 the run failed, 2 the input was wrong."""
+"""The application and its exit codes: 0 success, 1 a failed run, 2 wrong input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-# These add their commands to the application.
+# Importing these modules registers their commands.
 from road_interp.cli import adapter_commands, measure_commands, study_commands, train_commands  # noqa: F401
 from road_interp.cli.options import PROGRAM, app
 from road_interp.errors import exit_on_error, fail
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def main_of(study: Study) -> None:
-    """Run a script of `analyses/`: `python analyses/NAME.py ...` is `road-interp study NAME ...`."""
+    """Entry point of the scripts in `analyses/`: `python analyses/NAME.py ...` runs `road-interp study NAME ...`."""
     sys.argv[1:1] = ["study", study.name]
     main()
 
 
 def main() -> None:
-    """Run the command line; what the user got wrong is one line and exit code 2, a failed run one line and exit code 1."""
+    """Run the command line. Wrong input prints one line and exits with code 2, a failed run with code 1."""
     try:
         with exit_on_error(PROGRAM):
             app(standalone_mode=False)
@@ -32,6 +32,6 @@ def main() -> None:
     except typer.Abort:
         fail(PROGRAM, "interrupted", 1)
     except Exception as error:
-        if hasattr(error, "format_message"):  # wrong use of the command line, as typer says it
+        if hasattr(error, "format_message"):  # a usage error of typer
             fail(PROGRAM, error.format_message(), 2)
         raise

@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Which texts of the data, and which tokens of them."""
+    """Options that select texts of the data and tokens of each text."""
 
-    text: Annotated[str, typer.Option(help="the column that holds them")] = "text"
+    text: Annotated[str, typer.Option(help="column with the texts")] = "text"
     token: Annotated[
-        str | None, typer.Option(help="whose states: first, last, mean or all; by default [CLS] or, where there is none, last")
+        str | None,
+        typer.Option(help="states to compare: first, last, mean or all tokens; by default first ([CLS]), else last"),
     ] = None
-    limit: Annotated[int | None, typer.Option("--limit", "--most", min=1, help="texts to draw; all by default")] = None
+    limit: Annotated[int | None, typer.Option("--limit", "--most", min=1, help="number of texts; all by default")] = None
 
 
 @app.command()
@@ -55,12 +56,12 @@ def drift(
     data: Annotated[str, typer.Argument(help="texts: a file, a data set id, or package://NAME/path")],
     *,
     options: TextOptions,
-    out: Annotated[Path | None, typer.Option(help="folder for the figures and their numbers")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the figures and their data")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the hidden states of two models on the same texts: how far they turn, how much they grow.
+    """Compare the hidden states of two models on the same texts: angle and change of norm at every block.
 
-    Under torchrun the texts are divided among the processes; the numbers are the same.
+    Under torchrun the texts are divided among the processes; the results are the same.
     """
     import torch
     from accelerate import PartialState
@@ -76,7 +77,7 @@ def drift(
     models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
     tokenizer = load_tokenizer(recipe)
     token = options.token or ("last" if tokenizer.cls_token is None else "first")
-    with progress_bar(process.is_main_process) as told:
+    with progress_bar(process.is_main_process) as update:
         report = measure.drift(
             models[0],
             models[1],
@@ -84,15 +85,15 @@ def drift(
             token,  # type: ignore[arg-type]
             base_name=loaded[0][2],
             tuned_name=loaded[1][2],
-            progress=lambda what, done=0, total=None: told(what, done, len(texts)),
+            progress=lambda what, done=0, total=None: update(what, done, len(texts)),
         )
     if process.is_main_process:
-        _show_drift(report, out, as_json)
+        _print_drift(report, out, as_json)
     process.destroy_process_group()
 
 
 def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
-    """Texts of a file or data set: all in their order, or some drawn by a fixed seed."""
+    """The texts of a file or data set in their order, or `limit` of them drawn with a fixed seed."""
     from road_interp.data.labelled import read_rows, subsample
 
     rows = read_rows(data, None, "test")
@@ -106,7 +107,7 @@ def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
 
 
 def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
-    """A model, with its rotations where it is a run folder, how it was loaded, and its name."""
+    """A model (a run's with its rotations), the recipe that loads its base model, and its name."""
     from road_interp.models.loading import check_length, load_model
     from road_interp.recipes.schema import ModelRecipe
     from road_interp.runs.run import Run
@@ -121,7 +122,7 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     return model, recipe, recipe.name
 
 
-def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
+def _print_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
     from road_interp.plots import export
 
     paths = [] if out is None else export.draw_drift(report, out)
@@ -135,18 +136,18 @@ def _show_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
 
 @app.command()
 def ablate(
-    run: Annotated[Path, typer.Argument(help="a run folder: of one classification, of one head, or of behaviours")],
+    run: Annotated[Path, typer.Argument(help="folder of a run with one head, or with behaviours")],
     limit: Limit = None,
     by: Annotated[
         list[str] | None,
-        typer.Option(help="layer, kind or planes, beside the components of all planes; may be repeated; all by default"),
+        typer.Option(help="further groups to ablate: layer, kind or planes; may be repeated; all by default"),
     ] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="score the components with a refitted head too")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder for the figure and its numbers; by default the run's figures/")] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="also score the components with a refitted head")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for the figure and its data; by default figures/ in the run")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run with components of its adapter set back: angles or magnitudes, layers, modules, all but a few planes."""
+    """Score a run with components of its adapter reset to the identity: angles, magnitudes, layers, module kinds or planes."""
     from road_interp.measure.ablation import BY
     from road_interp.plots import export
     from road_interp.runs.run_files import FIGURES
@@ -170,10 +171,10 @@ def _ablate(folder: Path, limit: int | None, by: Collection[str], refit: bool, d
     run = Run.load(folder)
     scorer = make_scorer(run, limit, device)
     if refit and scorer.refitted is None:
-        raise InputError(f"--refit: heads are fitted again of runs that learned one classification task only, not of '{folder}'")
+        raise InputError(f"--refit needs a run of one classification task; '{folder}' has no head that can be refitted")
     model, seed = run.recipe.model.name, run.recipe.seed
-    with progress_bar() as told:
-        return measure.ablation(run.adapter, scorer, model=model, seed=seed, by=by, refit=refit, progress=told)
+    with progress_bar() as update:
+        return measure.ablation(run.adapter, scorer, model=model, seed=seed, by=by, refit=refit, progress=update)
 
 
 @app.command()
@@ -182,16 +183,16 @@ def diagnose(
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", "--most", min=1, help="test examples to draw; all by default, of which behaviours answer each four times"
+            "--limit", "--most", min=1, help="number of test examples, all by default; behaviours generate four answers for each"
         ),
     ] = None,
     control: Annotated[
-        Path | None, typer.Option(help="the run of another task, on the same sites, that should not suffer")
+        Path | None, typer.Option(help="a run of another task on the same model and sites, whose score should not drop")
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask whether a rotation was the wrong tool: does it rely on magnitudes, hurt a control, do tasks compose?"""
+    """Test whether rotations suit a task: reliance on magnitudes, damage to a control task, failure of tasks to compose."""
     from road_interp import measure
     from road_interp.runs.run import Run
     from road_interp.training.scoring import is_one_number, make_scorer
@@ -199,7 +200,7 @@ def diagnose(
     quiet_libraries()
     loaded, other = Run.load(run), None if control is None else Run.load(control)
     if other is not None and (other.recipe.model, other.adapter.sites) != (loaded.recipe.model, loaded.adapter.sites):
-        raise InputError(f"'{control}' is of another model or of other sites than '{run}': its control must share them")
+        raise InputError(f"--control: '{control}' must have the model and the sites of '{run}'")
     scorer = None if other is None else make_scorer(other, limit, device)
     checks = []
     if len(loaded.recipe.task_names) > 1:
@@ -207,7 +208,7 @@ def diagnose(
     if is_one_number(loaded):
         checks.append(measure.needs_magnitudes(_ablate(run, limit, (), False, device)))
     if other is not None and scorer is not None:
-        checks.append(_hurts(loaded, other, scorer))
+        checks.append(_check_control(loaded, other, scorer))
     diagnosis = measure.Diagnosis(tuple(checks))
     if as_json:
         print(diagnosis.to_json())
@@ -216,38 +217,38 @@ def diagnose(
         console.print(tables.check(check))
 
 
-def _hurts(run: Run, control: Run, scorer: Scorer) -> Check:
-    """The check on a control run: the adapter whole, and layer by layer."""
+def _check_control(run: Run, control: Run, scorer: Scorer) -> Check:
+    """The check on a control run, for the whole adapter and for each of its layers."""
     from road_interp import measure
 
-    layers = {f"layer {layer}": part for layer, part in run.adapter.by_layer().items()}
+    layers = {f"layer {layer}": adapter for layer, adapter in run.adapter.by_layer().items()}
     adapters = {"control": control.adapter, "all layers": run.adapter, **layers}
     model, seed = run.recipe.model.name, run.recipe.seed
-    with progress_bar() as told:
-        report = measure.interference(adapters, {"control": scorer}, model=model, seed=seed, progress=told)
+    with progress_bar() as update:
+        report = measure.interference(adapters, {"control": scorer}, model=model, seed=seed, progress=update)
     return measure.hurts_others(report, "control", "all layers")
 
 
 @dataclass(frozen=True)
 class WorkloadOptions:
-    """Options that stand in for keys of a throughput recipe."""
+    """Options that override keys of a throughput recipe."""
 
-    rounds: Annotated[int | None, typer.Option(min=1, help="how often everything is timed")] = None
+    rounds: Annotated[int | None, typer.Option(min=1, help="number of times everything is timed")] = None
     requests: Annotated[str | None, typer.Option(help="batch sizes of the generation task, as in 1,8,16")] = None
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="generated per request")] = None
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate per request")] = None
     lengths: Annotated[str | None, typer.Option(help="numbers of tokens to generate for eight requests")] = None
-    ranks: Annotated[str | None, typer.Option(help="of one unmerged LoRA for eight rows")] = None
+    ranks: Annotated[str | None, typer.Option(help="ranks of one unmerged LoRA, with eight rows")] = None
     methods: Annotated[
-        str | None, typer.Option("--methods", "--peers", help="time these only, as in bare,RoadModel; all by default")
+        str | None, typer.Option("--methods", "--peers", help="methods to time, as in bare,RoadModel; all by default")
     ] = None
 
     @property
     def overrides(self) -> list[str]:
-        """The same as overrides of the recipe."""
+        """The options as overrides of the recipe."""
         lists = {"requests": self.requests, "lengths": self.lengths, "ranks": self.ranks, "methods": self.methods}
         numbers = {"rounds": self.rounds, "new_tokens": self.new_tokens}
-        changes = [f"{key}=[{text}]" for key, text in lists.items() if text is not None]
-        return changes + [f"{key}={count}" for key, count in numbers.items() if count is not None]
+        overrides = [f"{key}=[{text}]" for key, text in lists.items() if text is not None]
+        return overrides + [f"{key}={count}" for key, count in numbers.items() if count is not None]
 
 
 @app.command()
@@ -255,33 +256,33 @@ class WorkloadOptions:
 def bench(
     model: Annotated[
         str,
-        typer.Argument(metavar="[RECIPE OR MODEL]", help="a throughput recipe, or a causal language model as recipes name it"),
+        typer.Argument(metavar="[RECIPE OR MODEL]", help="a throughput recipe, or the model.id of a causal language model"),
     ] = SMOLLM2,
     overrides: Overrides = None,
     *,
     workload: WorkloadOptions,
     options: RecipeOptions,
-    out: Annotated[Path | None, typer.Option(help="folder for the figure and its numbers")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the figure and its data")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time rotations beside the bare model, pyvene's loop, PEFT's RoAd, LoRA and OFT, and stacked LoRA, in one run."""
+    """Time rotations against the bare model, pyvene's loop, PEFT's RoAd, LoRA and OFT, and stacked LoRA."""
     from road_interp.measure.throughput import run_throughput_recipe
     from road_interp.plots import export
     from road_interp.recipes.loader import builtin_recipes, load_throughput_recipe
 
     quiet_libraries()
     check_folder(out)
-    is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")  # a model may be a file too, with .gguf
+    is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")  # a path may also be a .gguf model
     source = model if is_recipe else {"kind": "throughput", "model": {"id": model}, "requests": [1, 2, 4, 8, 16]}
     recipe = load_throughput_recipe(source, [*(overrides or ()), *workload.overrides, *options.overrides])
 
-    def keep(so_far: ThroughputReport) -> None:
+    def save_partial(partial_report: ThroughputReport) -> None:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            so_far.save(out / "throughput.partial.json")
+            partial_report.save(out / "throughput.partial.json")
 
-    with progress_bar() as told:
-        report = run_throughput_recipe(recipe, options.device, told, keep)
+    with progress_bar() as update:
+        report = run_throughput_recipe(recipe, options.device, update, save_partial)
     if out is not None:
         export.draw_throughput(report, out)
         (out / "throughput.partial.json").unlink()

@@ -1,4 +1,4 @@
-"""What the commands share: the application, their options, and how they print."""
+"""What the commands share: the application, common options, and functions that check folders and print."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from road_interp.errors import InputError
 
 app = typer.Typer(
-    help="Rotate the hidden states of a language model: learn a rotation, run it, look at it.",
+    help="RoAd rotations of the hidden states of language models: train, run, measure and draw them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,31 +25,31 @@ console = Console()
 PROGRAM = "road-interp"
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=5e-3")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default what torch finds")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where torch finds it")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object only")]
 Out = Annotated[Path | None, typer.Option(help="the run folder; by default the next free runs/NAME")]
 NewFolder = Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")]
 ModelOrRun = Annotated[str, typer.Argument(help="hub id, folder, .gguf file, package://NAME/path, or a run folder")]
-Limit = Annotated[int | None, typer.Option("--limit", "--most", min=1, help="test examples to draw; all by default")]
+Limit = Annotated[int | None, typer.Option("--limit", "--most", min=1, help="number of test examples; all by default")]
 
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """Options that stand in for keys of the recipe, and the device."""
+    """The device, and options that override keys of the recipe."""
 
     device: Device = None
-    dtype: Annotated[str | None, typer.Option(help="of the base model: float32, bfloat16, float16, auto")] = None
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="instead of the recipe's")] = None
+    dtype: Annotated[str | None, typer.Option(help="dtype of the base model: float32, bfloat16, float16, auto")] = None
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="seed, instead of the recipe's")] = None
 
     @property
     def overrides(self) -> list[str]:
-        """The same as overrides of the recipe."""
+        """The options as overrides of the recipe."""
         settings = {"model.dtype": self.dtype, "seed": self.seed}
         return [f"{key}={value}" for key, value in settings.items() if value is not None]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes options as dataclasses, with a parameter for every field, as typer reads it."""
+    """Replace each dataclass parameter of a command by one parameter per field: typer reads options from the signature."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = []
@@ -60,10 +60,10 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         else:
             parameters.append(_keyword(name, hints[name], parameter.default))
 
-    def run(**given: Any) -> None:
+    def run(**values: Any) -> None:
         for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
-        command(**given)
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -76,12 +76,12 @@ def _keyword(name: str, hint: Any, default: Any) -> inspect.Parameter:
 
 
 def print_result(as_json: bool, content: dict[str, Any], text: Any) -> None:
-    """One JSON object for machines, or a text or table for people."""
+    """Print `content` as one JSON object, or `text` (a string or a rich table)."""
     print(json.dumps(content)) if as_json else console.print(text, soft_wrap=isinstance(text, str))
 
 
 def check_folder(out: Path | None) -> None:
-    """Raise InputError for a file in the place of a folder, before anything is computed for it."""
+    """Raise InputError if the folder, or a parent of it, is a file. Call this before long computations."""
     from road_interp.files import check_folder
 
     if out is not None:
@@ -89,14 +89,14 @@ def check_folder(out: Path | None) -> None:
 
 
 def check_new_folder(out: Path | None) -> Path:
-    """The folder of --out, which must be given and not exist."""
+    """The folder of --out. Raises InputError if it is missing or exists already."""
     if out is None or out.exists():
         raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
     return out
 
 
 def quiet_libraries() -> None:
-    """Switch off the loading reports and progress bars of transformers and datasets; their warnings stay."""
+    """Turn off the progress bars of transformers and datasets, and all log messages of transformers below errors."""
     import datasets
     import transformers
 
@@ -106,12 +106,12 @@ def quiet_libraries() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one of torchrun's processes that prints and draws; alone it is."""
+    """Whether this process prints and draws: rank 0 under torchrun, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def leave_process_group() -> None:
-    """End what torchrun's processes share."""
+    """Destroy the process group of torchrun, if there is one."""
     from accelerate import PartialState
 
     PartialState().destroy_process_group()

@@ -1,4 +1,4 @@
-"""The command that runs studies."""
+"""The command `study`."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pieces of a study, and where they go."""
+    """Options that select pieces of a study and the folders."""
 
-    seeds: Annotated[str, typer.Option(help="as in 0,1,2")] = "0,1,2"
+    seeds: Annotated[str, typer.Option(help="seeds of every condition, as in 0,1,2")] = "0,1,2"
     only: Annotated[list[str] | None, typer.Option(help="a condition to measure; may be repeated; all by default")] = None
-    quick: Annotated[
-        bool, typer.Option("--quick", help="a few steps and examples of each condition: the numbers mean nothing")
-    ] = False
-    redraw: Annotated[bool, typer.Option("--redraw", help="draw what is there instead of measuring")] = False
+    quick: Annotated[bool, typer.Option("--quick", help="measure a few steps and examples only; the numbers are meaningless")] = (
+        False
+    )
+    redraw: Annotated[bool, typer.Option("--redraw", help="draw existing results without measuring")] = False
     results: Annotated[Path, typer.Option(help="folder of the results")] = Path("results")
-    runs: Annotated[Path, typer.Option(help="folder for the runs that are trained")] = Path("runs/studies")
+    runs: Annotated[Path, typer.Option(help="parent of the run folders")] = Path("runs/studies")
     out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures")
 
 
 @app.command()
 @grouped
 def study(
-    name: Annotated[str | None, typer.Argument(help="of the study; --list names them")] = None,
+    name: Annotated[str | None, typer.Argument(help="name of the study; --list shows all")] = None,
     overrides: Overrides = None,
     *,
-    list_all: Annotated[bool, typer.Option("--list", help="the studies, with what they take in minutes")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="list the studies with their duration in minutes")] = False,
     selection: Selection,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study: measure what is missing, draw its figures, say what they show.
+    """Run a study: measure missing pieces, draw the figures, print a summary.
 
-    With --redraw and no name, draw every study that has results, and write a page of them.
+    With --redraw and no name, draw every study that has results, and write one HTML page.
     """
     from road_interp.training.study import find_study, studies
     from road_interp.training.study_page import write_page
 
     if list_all:
-        _list(list(studies().values()), as_json)
+        _print_studies(list(studies().values()), as_json)
     elif name is None and selection.redraw:
         page = write_page(list(studies().values()), _options(selection, tuple(overrides or ())), selection.out)
         print_result(as_json, {"page": str(page)}, f"page: {page}")
@@ -62,7 +62,7 @@ def study(
 
 
 def run_one(chosen: Study, overrides: tuple[str, ...], selection: Selection, as_json: bool) -> None:
-    """Measure or read one study, draw it and print what it says."""
+    """Measure or read one study, draw it and print its summary."""
     from road_interp.training.study import read_study, run_study
 
     quiet_libraries()
@@ -70,8 +70,8 @@ def run_one(chosen: Study, overrides: tuple[str, ...], selection: Selection, as_
     if selection.redraw:
         report = read_study(chosen, options)
     else:
-        with progress_bar() as told:
-            report = run_study(chosen, options, told)
+        with progress_bar() as update:
+            report = run_study(chosen, options, update)
     paths = chosen.draw(report, selection.out)
     sentence, numbers = chosen.describe(report)
     if as_json:
@@ -92,17 +92,17 @@ def _options(selection: Selection, overrides: tuple[str, ...]) -> StudyOptions:
     return StudyOptions(overrides, seeds, tuple(selection.only or ()), selection.quick, selection.results, selection.runs)
 
 
-def _list(known: list[Study], as_json: bool) -> None:
+def _print_studies(known: list[Study], as_json: bool) -> None:
     if as_json:
         rows = [{"name": each.name, "title": each.title, "recipe": _recipe(each), "minutes": each.minutes} for each in known]
         print(json.dumps({"studies": rows}))
         return
-    table = Table("study", "question", "recipe", "minutes", title="Studies, and what three seeds take on two cores")
+    table = Table("study", "question", "recipe", "minutes", title="Studies; minutes for three seeds on two cores")
     for each in known:
         table.add_row(each.name, each.title, _recipe(each), str(each.minutes))
     console.print(table)
 
 
 def _recipe(study: Study) -> str:
-    """Its name; empty where nothing is trained."""
+    """The name of the study's recipe; empty if nothing is trained."""
     return study.recipe if isinstance(study.recipe, str) else ""

@@ -1,4 +1,4 @@
-"""What the command line prints: a result in, a rich table out, within 80 columns where that can be."""
+"""Rich tables of results for the terminal, within 80 columns where possible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(finished: Run) -> Table:
-    """Validation and test scores of one task, beside those of the frozen backbone."""
+    """Validation and test scores of a classification run and of its frozen backbone."""
     table = Table(title=f"Results of {finished.folder}", title_justify="left")
     for column in ("", "validation", "test"):
         table.add_column(column)
@@ -26,15 +26,15 @@ def run(finished: Run) -> Table:
 
 
 def multitask(summary: dict[str, Any]) -> Group:
-    """The tables of what several tasks were scored on."""
+    """One table for each kind of score in a multi-task summary."""
     kinds = {"rates": composition, "accuracy": multitask_accuracy, "exact match": exact_match}
     return Group(*(table(summary) for key, table in kinds.items() if key in summary))
 
 
 def composition(summary: dict[str, Any]) -> Table:
-    """One line per set of active tasks: how often each task shows, and all in one answer."""
+    """One row per set of active tasks: the fraction of answers that satisfy each behaviour, and all of them."""
     rates = summary["rates"]
-    title = f"{summary['prompts']} prompts: fraction of answers that show a task [95% interval]"
+    title = f"{summary['prompts']} prompts: fraction of answers that satisfy a behaviour [95% interval]"
     if "composition index" in summary:
         index, low, high = summary["composition index"]
         title += f"; composition index {index:.2f} [{low:.2f}, {high:.2f}]"
@@ -49,8 +49,8 @@ def composition(summary: dict[str, Any]) -> Table:
 
 
 def multitask_accuracy(summary: dict[str, Any]) -> Table:
-    """One line per head: accuracy with no planes, its own and all active."""
-    title = "accuracy of every head [95% interval] with no planes, its own and all active; what the others' planes cost it"
+    """One row per head: accuracy with no planes, its own planes and all planes active."""
+    title = "accuracy of each head [95% interval] with no planes, its own planes and all planes active; cost: own minus all"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("head", "none", "own", "all", "cost"):
         table.add_column(column)
@@ -62,8 +62,8 @@ def multitask_accuracy(summary: dict[str, Any]) -> Table:
 
 
 def exact_match(summary: dict[str, Any]) -> Table:
-    """One line per task: how often answers say what they should, with no planes, its own and all active."""
-    title = "right answers [95% interval] with no planes, the task's own and all active"
+    """One row per task: fraction of exact matches with no planes, its own planes and all planes active."""
+    title = "exact matches [95% interval] with no planes, the task's own planes and all planes active"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("task", "questions", "none", "own", "all"):
         table.add_column(column)
@@ -74,7 +74,7 @@ def exact_match(summary: dict[str, Any]) -> Table:
 
 
 def angles(report: AngleReport) -> Table:
-    """One line per site; short headings, so that it fits a terminal of 80 columns."""
+    """One row per site; the headings are short so that the table fits 80 columns."""
     title = f"{report.variant}, group_size {report.group_size}: angles in degrees, magnitudes as factors"
     columns = {
         "planes": "planes",
@@ -100,33 +100,31 @@ def angles(report: AngleReport) -> Table:
 
 
 def drift(report: DriftReport) -> Table:
-    """One line per place, within 80 columns."""
+    """One row per read point, within 80 columns."""
     title = f"{report.texts:,} texts, token: {report.token}; means with 95% intervals, angles in degrees"
     pinned = any(place.norm_is_pinned for place in report.places)
-    caption = "behind norm: the LayerNorm that ends the block sets the norm there" if pinned else None
+    caption = "after norm: the LayerNorm that ends the block sets the norm" if pinned else None
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("block", "state", "angle", "dM (%)", "signed", "dD"):
         table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     table.padding = (0, 0, 0, 1)
     for place in report.places:
-        state = "before norm" if place.before_norm else "behind norm" if place.norm_is_pinned else "output"
+        state = "before norm" if place.before_norm else "after norm" if place.norm_is_pinned else "output"
         angle = "{:.2f} [{:.2f}, {:.2f}]".format(*place.angle)
-        size = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in place.dM))
-        table.add_row(str(place.layer), state, angle, size, f"{100 * place.signed[0]:+.2f}", f"{place.dD[0]:.4f}")
+        magnitude = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in place.dM))
+        table.add_row(str(place.layer), state, angle, magnitude, f"{100 * place.signed[0]:+.2f}", f"{place.dD[0]:.4f}")
     return table
 
 
 def ablation(report: AblationReport) -> Table:
-    """One line per changed adapter."""
-    title = f"{report.metric} on the test data with parts of the adapter, and what they cost [95% interval]"
+    """One row per ablated adapter."""
+    title = f"{report.metric} on the test data with an ablated adapter, and {report.metric} lost [95% interval]"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
     table.add_column("changed", no_wrap=True, overflow="ellipsis")
     for column in ("keeps", report.metric, "lost"):
         table.add_column(column, justify="left" if column == "keeps" else "right", no_wrap=True, min_width=15)
-    names = {
-        "components": "all planes",
-        "components, head refitted": "all, head refitted",
-    }  # short: 80 columns hold the intervals
+    # short names, so that the intervals fit 80 columns
+    names = {"components": "all planes", "components, head refitted": "all, head refitted"}
     for row in report.rows:
         cells = [f"{value:.3f} [{short(low)}, {short(high)}]" for value, low, high in (report.accuracy(row), report.loss(row))]
         what = {"layer": f"layer {row.what}", "kind": row.what}.get(row.group, names.get(row.group, row.group))
@@ -135,11 +133,12 @@ def ablation(report: AblationReport) -> Table:
 
 
 def short(value: float) -> str:
-    """Two decimals, as in ".79", so that two columns of intervals fit."""
+    """Two decimals without a leading zero, as in ".79"."""
     return f"{value:.2f}".replace("0.", ".", 1)
 
 
 def check(found: Check) -> Table:
+    """One row per number of a check, under its question and verdict."""
     title = f"{found.question} [bold]{found.verdict}[/] ({found.reason})"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("", "value", "95%"):
@@ -150,6 +149,7 @@ def check(found: Check) -> Table:
 
 
 def throughput(report: ThroughputReport) -> Table:
+    """One row per workload and method: time ratio to the bare model with quartiles, tokens per second, memory in MiB."""
     title = f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}: ratios to the bare model"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("task", "method", "rows", "new", "rank", "ratio", "quartiles", "tokens/s", "peak MiB", "saved MiB"):

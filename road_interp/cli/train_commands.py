@@ -1,4 +1,4 @@
-"""Commands that train and score: train, demo, evaluate."""
+"""Commands that train and score runs: train, demo, evaluate."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def train(
     overrides: Overrides = None,
     *,
     out: Out = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in --out")] = False,
     options: RecipeOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe and leave a run folder with its figures."""
+    """Train a recipe, and write a run folder with figures."""
     if resume and out is None:
-        raise InputError("--resume needs --out, the run folder to go on with")
+        raise InputError("--resume needs --out, the run folder to continue")
     _train(
         recipe, [*(overrides or ()), *options.overrides], out or _free_folder(Path(recipe).stem), options.device, resume, as_json
     )
@@ -54,21 +54,21 @@ def train(
 @app.command()
 @grouped
 def demo(*, out: Out = None, options: RecipeOptions, as_json: AsJson = False) -> None:
-    """Learn rotations of a small BERT on film reviews, test them, draw them: a few minutes on two cores."""
+    """Train and test rotations of MiniLM on film reviews, and draw them: a few minutes on two cores."""
     _train("sentiment-minilm", options.overrides, out or _free_folder("demo"), options.device, False, as_json)
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run folder")],
-    data: Annotated[str | None, typer.Option(help="another file or data set, read as the recipe says")] = None,
+    data: Annotated[str | None, typer.Option(help="another file or data set, with the columns of the recipe's data")] = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="other rotations instead: a run or adapter folder, PEFT's RoAd, pyvene's interventions")
+        Path | None, typer.Option(help="score this adapter instead: a run, adapter, PEFT or pyvene folder")
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a trained run again, from its files alone; or other rotations on its task, model and head."""
+    """Score a run from its files; or score another adapter on its data, model and head."""
     from road_interp.runs.run import Run
     from road_interp.training import api
 
@@ -77,14 +77,14 @@ def evaluate(
     if adapter is not None:
         trained = replace(trained, adapter=load_adapter(adapter, trained))
     scores = api.evaluate(trained, data, device=device, progress=not as_json)
-    several = trained.planes is not None
+    is_multitask = trained.planes is not None
     print_result(
-        as_json, scores, tables.multitask(scores) if several else f"[bold]{data or 'test set'}[/]: {tables.score(scores)}"
+        as_json, scores, tables.multitask(scores) if is_multitask else f"[bold]{data or 'test set'}[/]: {tables.score(scores)}"
     )
 
 
 def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, resume: bool, as_json: bool) -> None:
-    """Train, draw and report; of torchrun's processes one draws and reports."""
+    """Train, draw and print; under torchrun the main process alone draws and prints."""
     started = time.monotonic()
     from road_interp import measure
     from road_interp.plots import export

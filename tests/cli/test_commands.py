@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, JSON for machines."""
+"""The command line: exit codes, one-line errors, JSON output."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
         code, out, err = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", same, "--json")
         assert code == 0, err
         assert json.loads(out)["accuracy"] == result["test"]["accuracy"]
-    (trained.adapter**0).save(tmp_path / "nothing")
-    code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", tmp_path / "nothing", "--json")
+    (trained.adapter**0).save(tmp_path / "identity")
+    code, out, _ = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", tmp_path / "identity", "--json")
     assert json.loads(out)["loss"] != result["test"]["loss"]
     random_adapter(find_sites(tiny_model("Llama"), "mlp")).save(tmp_path / "foreign")
     code, _, err = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", tmp_path / "foreign")
@@ -109,7 +109,7 @@ def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path):
     assert "the loss is nan" in err.splitlines()[-1]
 
 
-def test_json_is_all_that_standard_output_holds(tmp_path):
+def test_standard_output_holds_the_json_only(tmp_path):
     random_adapter(find_sites(tiny_model("Bert"), "fc1")).save(tmp_path / "adapter")
     script = (
         "import sys, road_interp.models.road_model; from road_interp.cli.app import main; "
@@ -128,7 +128,7 @@ def test_help_and_bare_import_load_no_heavy_library():
     assert all(command in shown.stdout for command in ("train", "evaluate", "inspect", "demo"))
 
 
-def test_compose_multiplies_adapters_at_their_strengths(capsys, monkeypatch, tmp_path):
+def test_compose_multiplies_powers_of_adapters(capsys, monkeypatch, tmp_path):
     sites = find_sites(tiny_model("Bert"), "mlp")
     first, second = (random_adapter(sites, seed=seed) for seed in (0, 1))
     first.save(tmp_path / "a")
@@ -167,7 +167,7 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
     code, out, err = run(capsys, monkeypatch, "drift", *pair, workplace / "data.csv", "--limit", 5, "--out", tmp_path / "figures")
     assert code == 0, err
     assert [line.split()[:3] for line in out.splitlines() if " norm " in line and "[" in line] == [
-        [str(block), where, "norm"] for block in (0, 1) for where in ("before", "behind")
+        [str(block), where, "norm"] for block in (0, 1) for where in ("before", "after")
     ]
     assert "5 texts, token: first" in out
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
@@ -183,7 +183,7 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
         assert message in err.splitlines()[-1]
 
 
-def test_ablate_prints_what_every_part_costs(capsys, monkeypatch, finished, tmp_path):
+def test_ablate_prints_the_loss_of_every_component(capsys, monkeypatch, finished, tmp_path):
     code, out, err = run(capsys, monkeypatch, "ablate", finished.folder, "--out", tmp_path, "--json")
     assert code == 0, err
     rows = json.loads(out)
@@ -227,21 +227,21 @@ REPEATED = [
 
 
 @pytest.mark.parametrize("command", REPEATED)
-def test_a_command_that_is_given_again_says_the_same(capsys, monkeypatch, workplace, finished, tmp_path, command):
+def test_a_repeated_command_gives_the_same_output(capsys, monkeypatch, workplace, finished, tmp_path, command):
     places = {"RUN": finished.folder, "MODEL": workplace / "model", "DATA": workplace / "data.csv"}
-    found = []
-    for turn in "ab":
-        out = tmp_path / turn
+    outputs = []
+    for repetition in "ab":
+        out = tmp_path / repetition
         out.mkdir()
         places["OUT"] = out
         words = [re.sub("^[A-Z]+", lambda match: str(places[match[0]]), word) for word in command.split()]
-        code, said, err = run(capsys, monkeypatch, *words, "--json")
+        code, printed, err = run(capsys, monkeypatch, *words, "--json")
         assert code == 0, err
         files = {
-            path.name: path.read_bytes().replace(bytes(out), b"")  # the provenance of a result names the command
+            path.name: path.read_bytes().replace(bytes(out), b"")  # the provenance of a result holds the command
             for path in out.rglob("*.*")
             if path.suffix in (".json", ".safetensors", ".html")
         }
-        found.append((said.replace(str(out), ""), files))
-    assert found[0] == found[1]
-    assert found[0][0]
+        outputs.append((printed.replace(str(out), ""), files))
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0]
