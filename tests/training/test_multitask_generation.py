@@ -250,7 +250,7 @@ def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
     scores = CompositionReport.load(folder / "composition.json")
     shown = dict(zip(report.strengths, report.shown, strict=True))
     assert (shown[0.0], shown[1.0]) == tuple(scores.of(active).shown["closing"] for active in ("__base__", "closing"))
-    with pytest.raises(InputError, match="strength is that of one behaviour alone, not of 2"):
+    with pytest.raises(InputError, match="the strength study needs a recipe with one task, not 2"):
         study.measure(piece._replace(recipe=recipe_for(workplace)))
 
 
