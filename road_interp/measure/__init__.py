@@ -1,4 +1,4 @@
-"""Measuring functions: model and data in, frozen results out, each with `to_json` and `from_json`."""
+"""Measuring functions: each takes a model and data and returns a frozen report with `to_json` and `from_json`."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""What of a trained adapter does the work: its angles or its magnitudes, which layers and modules, how many planes.
+"""Ablation of a trained adapter: accuracy without its angles or magnitudes, without layers or modules, and with few planes.
 
-The counterpart of the paper's pilot studies that intervenes: parts of a trained adapter are set back to the identity and the task
-is scored again.
+The interventional counterpart of the paper's pilot studies: components of the adapter are reset to the identity, and the task is
+scored again.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
 Group = Literal["components", "components, head refitted", "trained alone", "layer", "kind", "most rotated", "random planes"]
-ScoreFn = Callable[
-    [RoadAdapter], Bool[np.ndarray, " examples"]
-]  # for every test example whether the model is right with an adapter
+# Whether the model with an adapter is right, for every test example.
+ScoreFn = Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]
 
 
 class Scorer(Protocol):
-    """Scores adapters in the place of a run's own (`road_interp.training.scoring`).
+    """Scores a model with another adapter in place of its trained one (`road_interp.training.scoring`).
 
     Attributes:
-        task: what is scored.
-        metric: what counts as right, as axes are labelled.
-        refitted: outcomes after the head was fitted again to the states that an adapter gives; None where there is no head.
+        task: name of the data.
+        metric: name of the score, used as axis label.
+        refitted: as calling the scorer, but with the head refitted to the states under the adapter; None if there is no head.
     """
 
     task: str
@@ -42,7 +41,7 @@ class Scorer(Protocol):
     def refitted(self) -> ScoreFn | None: ...
 
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
-        """Test example by test example, whether the model is right with this adapter."""
+        """Whether the model with this adapter is right, for every test example."""
 
 
 BOTH, ANGLES, MAGNITUDES, NEITHER = "both", "angles only", "magnitudes only", "neither"
@@ -58,15 +57,15 @@ BY = ("layer", "kind", "planes")
 
 @dataclass(frozen=True)
 class Ablation:
-    """One changed adapter and its outcomes.
+    """One ablated adapter and its outcomes.
 
     Attributes:
-        group: what was changed: the "components" of all planes (scored with the trained head, or with one refitted to the changed
-            states), those of one "layer" or one module "kind" with all else as trained, or all planes but the "most rotated" or
-            "random planes", which are kept. "trained alone" is no change but another adapter, which learned that component only.
-        what: the part, the layer, the kind, or the fraction of planes kept.
-        component: what the changed planes keep: both polar components, one, or neither.
-        correct: example by example, those of one seed behind those of another.
+        group: which planes were ablated: all planes ("components", scored with the trained head, or with a refitted one), those
+            of one "layer" or one module "kind", or all planes except a fraction of them ("most rotated" or "random planes").
+            "trained alone" is not an ablation but another adapter, of which only that component was trained.
+        what: "all planes", the layer, the module kind, or the fraction of planes that are kept.
+        component: polar component that the ablated planes keep: both, one or neither.
+        correct: whether each test example is right, concatenated over seeds.
     """
 
     group: Group
@@ -76,20 +75,20 @@ class Ablation:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What distinguishes it from the others."""
+        """Key of the row: no two rows of a report share it."""
         return self.group, self.what, self.component
 
 
 @dataclass(frozen=True)
 class AblationReport(Result):
-    """An adapter taken apart, on the same test examples throughout.
+    """Outcomes of ablated adapters on the same test examples.
 
     Attributes:
         model, task: names of the base model and the data.
         variant: of the adapter.
         seeds: of the trainings.
-        rows: one per changed adapter; the first is the whole adapter.
-        metric: what is counted as right, as axes are labelled.
+        rows: one per ablated adapter; the first is the unchanged adapter.
+        metric: name of the score, used as axis label.
     """
 
     model: str
@@ -100,7 +99,7 @@ class AblationReport(Result):
     metric: str = "accuracy"
 
     def of(self, group: Group, what: str, component: str) -> Ablation:
-        """The row of one changed adapter."""
+        """The row of one ablated adapter. Raises InputError if there is none."""
         for row in self.rows:
             if row.key == (group, what, component):
                 return row
@@ -109,31 +108,31 @@ class AblationReport(Result):
         )
 
     def with_trained_alone(self, component: str, correct: Sequence[bool]) -> AblationReport:
-        """The report with the outcomes of an adapter of the same seed that learned ANGLES or MAGNITUDES alone.
+        """Add the outcomes of an adapter of the same seed of which only `component` (ANGLES or MAGNITUDES) was trained.
 
-        Raises InputError for outcomes on other examples, and for a component that is there already.
+        Raises InputError for another number of examples, and for a component that the report already has.
         """
         row = Ablation("trained alone", "all planes", component, tuple(map(bool, correct)))
         if len(row.correct) != len(self.rows[0].correct):
             count = len(self.rows[0].correct)
-            raise InputError(f"{component}: outcomes on {len(row.correct)} examples do not stand beside those on {count}")
+            raise InputError(f"{component}: {len(row.correct)} outcomes, but the other rows have {count}")
         if row.key in {each.key for each in self.rows}:
             raise InputError(f"duplicate result for {component}")
         return replace(self, rows=(*self.rows, row))
 
     def accuracy(self, row: Ablation) -> tuple[float, float, float]:
-        """Fraction of right answers and its 95% bootstrap interval, over seeds and examples."""
+        """Accuracy of a row with its 95% bootstrap interval over seeds and examples: (value, low, high), fractions."""
         outcomes = np.asarray([row.correct])
         return (float(outcomes.mean()), *interval(bootstrap_means(outcomes, len(self.seeds))[0]))
 
     def loss(self, row: Ablation) -> tuple[float, float, float]:
-        """What the change costs: accuracy of the whole adapter minus that of the row; 95% interval of the paired difference."""
+        """Accuracy of the unchanged adapter minus that of a row, with the 95% bootstrap interval of the paired difference."""
         outcomes = np.asarray([self.rows[0].correct, row.correct])
-        whole, changed = bootstrap_means(outcomes, len(self.seeds))
-        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(whole - changed))
+        unchanged, ablated = bootstrap_means(outcomes, len(self.seeds))
+        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(unchanged - ablated))
 
     def summary(self) -> list[dict[str, object]]:
-        """Accuracy and loss of every row, with intervals."""
+        """Accuracy and loss of accuracy of every row, with intervals."""
         return [
             {
                 "group": row.group,
@@ -147,12 +146,12 @@ class AblationReport(Result):
 
     @classmethod
     def over_seeds(cls, reports: Sequence[AblationReport]) -> AblationReport:
-        """The reports of several seeds as one: same model, task, variant and rows."""
+        """Combine reports of several seeds. Raises InputError if model, task, metric, variant or rows differ."""
         first = reports[0]
         for each in reports:
             same = replace(each, seeds=(), rows=()) == replace(first, seeds=(), rows=())
             if not same or [row.key for row in each.rows] != [row.key for row in first.rows]:
-                raise InputError("only ablations of one model, task, metric and variant, taken apart alike, can be put together")
+                raise InputError("only ablations of one model, task, metric and variant with the same rows can be combined")
         check_seeds([each.seeds for each in reports], [len(each.rows[0].correct) for each in reports])
         rows = tuple(
             replace(same[0], correct=tuple(right for row in same for right in row.correct))
@@ -172,34 +171,35 @@ def ablation(
     refit: bool = True,
     progress: Progress = silent,
 ) -> AblationReport:
-    """Score an adapter and what is left of it when parts are set back to the identity.
+    """Score a trained adapter and its ablations, in which polar components of planes are reset to the identity.
 
     Args:
-        adapter: a trained one, of any variant; general plane maps are taken apart by their polar factors.
-        scorer: outcomes of the model with an adapter in place of the trained one.
+        adapter: a trained adapter of any variant.
+        scorer: scores the model with an adapter in place of the trained one.
         model: name of the base model.
         seed: of the adapter's training, and of the random planes.
-        by: what is scored beside the components of all planes: those of every "layer", of every "kind" of module, and adapters of
-            few "planes" (fractions `SHARES` of all planes, the most rotated ones and as many random ones).
-        refit: whether the components are scored with a refitted head too, where the scorer has one.
+        by: ablations in addition to those of all planes: of every "layer", of every module "kind", and of all planes except a few
+            ("planes": the fractions SHARES of all planes, the most rotated ones and as many random ones).
+        refit: whether to score the ablations of all planes also with a refitted head, if the scorer has one.
 
     Raises:
-        InputError: another word in `by`.
+        InputError: an unknown name in `by`.
     """
     if unknown := set(by) - set(BY):
         raise InputError(f"by '{min(unknown)}' is not known; use {', '.join(BY)}")
     refitted = scorer.refitted if refit else None
-    changed = list(_changed(adapter, seed, by, refitted is not None))
+    ablated = list(_ablated(adapter, seed, by, refitted is not None))
     rows = []
-    for number, (group, what, component, each) in enumerate(changed):
-        progress(f"{group}: {what}", number, len(changed))
+    for number, (group, what, component, each) in enumerate(ablated):
+        progress(f"{group}: {what}", number, len(ablated))
         score: ScoreFn | None = refitted if group == "components, head refitted" else scorer
         assert score is not None
         rows.append(Ablation(group, what, component, tuple(map(bool, score(each)))))
     return AblationReport(model, scorer.task, adapter.variant, (seed,), tuple(rows), scorer.metric)
 
 
-def _changed(adapter: RoadAdapter, seed: int, by: Collection[str], refit: bool) -> Iterator[tuple[Group, str, str, RoadAdapter]]:
+def _ablated(adapter: RoadAdapter, seed: int, by: Collection[str], refit: bool) -> Iterator[tuple[Group, str, str, RoadAdapter]]:
+    """The unchanged adapter and all ablated ones, each with the key of its row."""
     components = {name: take(adapter) for name, take in COMPONENTS.items()}
     for name, each in components.items():
         yield "components", "all planes", name, each
@@ -224,7 +224,7 @@ def _changed(adapter: RoadAdapter, seed: int, by: Collection[str], refit: bool) 
 
 
 def keep_planes(adapter: RoadAdapter, share: float, generator: np.random.Generator | None = None) -> RoadAdapter:
-    """The adapter on a fraction of all its planes: those with the largest |angle|, or random ones drawn by a generator."""
+    """The adapter restricted to a fraction of all its planes: those with the largest |angle|, or random ones with `generator`."""
     angles = torch.cat([adapter.angles(site).abs() for site in adapter.sites])
     count = round(share * len(angles))
     order = (

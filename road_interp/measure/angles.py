@@ -1,4 +1,4 @@
-"""How far the planes of an adapter turn and stretch, site by site."""
+"""Angles and magnitudes of the planes of an adapter, by site."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SiteAngles:
     Attributes:
         name, layer, kind: of the site.
         angle: radians in (-pi, pi], one per plane.
-        major, minor: the two stretches of each plane, factors; equal for road_1.
-        reflection: whether the plane is mirrored; its angle is then twice that of the mirror's axis.
+        major, minor: the two stretches of each plane map (singular values, factors); equal for road_1.
+        reflection: whether the orthogonal factor of the plane map is a reflection; `angle` is then twice the angle of its axis.
     """
 
     name: str
@@ -32,26 +32,27 @@ class SiteAngles:
 
     @property
     def shares(self) -> dict[str, float]:
-        """How much of the map is rotation, uniform scale and anisotropic stretch: fractions that add up to 1, or zeros.
+        """Fractions of the map that are rotation, uniform scale and anisotropic stretch. They sum to 1, or are all 0 (identity).
 
-        Shares of the squared logarithms of the polar parts, summed over the planes: the angle (radians), the mean of the two log
-        stretches, and half their difference. Planes that mirror or flatten have no logarithm and are left out.
+        The fractions are of the squared logarithms of the polar components, summed over the planes: the angle (radians), the mean
+        of the two log stretches, and half of their difference. Reflections and singular plane maps have no logarithm and are left
+        out.
         """
         with np.errstate(divide="ignore"):
             stretches = np.log([self.major, self.minor])
         kept = np.isfinite(stretches).all(0) & ~np.asarray(self.reflection)
         angle, (major, minor) = np.asarray(self.angle)[kept], stretches[:, kept]
-        parts = {"rotation": angle, "uniform scale": (major + minor) / 2, "anisotropic stretch": (major - minor) / 2}
-        energy = {name: float(np.square(part).sum()) for name, part in parts.items()}
-        return {name: each / (sum(energy.values()) or 1) for name, each in energy.items()}
+        components = {"rotation": angle, "uniform scale": (major + minor) / 2, "anisotropic stretch": (major - minor) / 2}
+        squares = {name: float(np.square(component).sum()) for name, component in components.items()}
+        return {name: each / (sum(squares.values()) or 1) for name, each in squares.items()}
 
     @property
     def magnitude(self) -> np.ndarray:
-        """Geometric mean of the two stretches of each plane, a factor."""
+        """Magnitude of each plane: geometric mean of its two stretches, a factor."""
         return np.sqrt(np.multiply(self.major, self.minor))
 
     def summary(self) -> dict[str, float]:
-        """Statistics over the planes: angles in degrees, magnitudes as factors; circular mean and deviation (scipy)."""
+        """Statistics over the planes: angles in degrees, magnitudes as factors, circular mean and standard deviation (scipy)."""
         angle, magnitude = np.asarray(self.angle), self.magnitude
         return {
             "planes": len(angle),
@@ -77,7 +78,7 @@ class AngleReport(Result):
 
     @property
     def layers(self) -> list[int]:
-        """The layers that have a site, in order."""
+        """The layers that have a site, sorted."""
         return sorted({site.layer for site in self.sites if site.layer is not None})
 
     @property
@@ -96,10 +97,9 @@ class AngleReport(Result):
 
 
 def angles(adapter: RoadAdapter) -> AngleReport:
-    """Angle, stretches and reflection flag of every plane of `adapter`, for any variant."""
+    """Angle, stretches and reflection flag of every plane of an adapter of any variant."""
     sites = []
     for site in adapter.sites:
-        polar = adapter.polar(site)
-        values = [tuple(part.tolist()) for part in polar]
+        values = [tuple(component.tolist()) for component in adapter.polar(site)]
         sites.append(SiteAngles(site.name, site.layer, site.kind, *values))
     return AngleReport(adapter.variant, adapter.group_size, tuple(sites))

@@ -1,4 +1,4 @@
-"""How well a task is learned by how much is trained: RoAd's variants and places beside LoRA's ranks."""
+"""Accuracy by number of trained values: RoAd's variants and sites, and LoRA's ranks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from road_interp.results import Result
 
 @dataclass(frozen=True)
 class CapacityPoint:
-    """One way to train, over several seeds.
+    """One trained configuration, over several seeds.
 
     Attributes:
-        family: what is varied, such as "LoRA, rank" or "RoAd, layers".
-        name: the variant, places or rank.
-        parameters: trained values, the head left out.
-        percent: of the backbone's weights.
+        family: the varied setting, such as "LoRA, rank" or "RoAd, layers".
+        name: its value: the variant, sites or rank.
+        parameters: number of trained values, without the head.
+        percent: `parameters` as percentage of the backbone's weights.
         scores: accuracy on the test examples, one per seed.
-        examples: number of test examples, the same ones for every seed.
+        examples: number of test examples, which are the same for every seed.
     """
 
     family: str
@@ -42,9 +42,10 @@ class CapacityPoint:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the mean over test examples (Wilson, for one seed's examples) widened by the seeds' standard error.
+        """95% interval of the mean: Wilson's over test examples, widened by the standard error over seeds.
 
-        Two sources of chance: which texts are tested, the same ones for all seeds, and which seed was drawn.
+        The two are added in quadrature, because test texts and seeds are independent sources of variance. Wilson's interval has
+        the number of examples of one seed, because all seeds share the test texts.
         """
         low, high = wilson(round(self.mean * self.examples), self.examples)
         count = len(self.scores)
@@ -55,10 +56,10 @@ class CapacityPoint:
 
 @dataclass(frozen=True)
 class CapacityReport(Result):
-    """Several ways to train the same model on the same task.
+    """Several trained configurations of one model on one task.
 
     Attributes:
-        model, task: names.
+        model, task: names of the base model and the data.
         points: in the order in which they were measured.
     """
 
@@ -68,23 +69,23 @@ class CapacityReport(Result):
 
     @property
     def families(self) -> list[str]:
-        """What is varied, in order."""
+        """The families, in the order of the points."""
         return list(dict.fromkeys(point.family for point in self.points))
 
     def summary(self) -> dict[str, Any]:
-        """Mean and interval of every way."""
+        """Mean accuracy and 95% interval of every configuration."""
         return {f"{point.family}: {point.name}": [point.mean, *point.interval] for point in self.points}
 
     @classmethod
     def over_seeds(cls, reports: Sequence[CapacityReport]) -> CapacityReport:
-        """Reports of one seed each as one: a way has a score for every report that holds it.
+        """Combine reports of one seed each; a configuration has a score for every report that contains it.
 
-        Raises InputError where a way trains or is tested on another number of values or examples than in an earlier report.
+        Raises InputError if a configuration has another number of trained values or test examples than in an earlier report.
         """
         points: dict[tuple[str, str], CapacityPoint] = {}
         for point in chain.from_iterable(report.points for report in reports):
             earlier = points.setdefault((point.family, point.name), replace(point, scores=()))
             if replace(earlier, scores=()) != replace(point, scores=()):
-                raise InputError(f"{point.name}: only as many trained values and as many examples can be put together")
+                raise InputError(f"{point.name}: reports with other numbers of trained values or examples cannot be combined")
             points[point.family, point.name] = replace(point, scores=earlier.scores + point.scores)
         return cls(reports[0].model, reports[0].task, tuple(points.values()))

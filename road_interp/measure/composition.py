@@ -1,10 +1,10 @@
-"""Whether several tasks show in one answer when their planes are active together (paper, section 4.3 and figure 5)."""
+"""Composition: whether one answer shows several behaviours when the planes of their tasks are active (section 4.3, figure 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -18,18 +18,15 @@ from road_interp.models.generation import Answer, GenerateFn
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class SetScore:
-    """All answers with one set of active tasks.
+    """Outcomes of all prompts with one set of active tasks.
 
     Attributes:
-        active: "label", "label+closing", or "__base__".
-        shown: for every task, prompt by prompt, whether the answer shows it.
-        answers: the texts, in the prompts' order; of a compact report the first ones.
+        active: the active tasks: "label", "label+closing", or "__base__" for none.
+        shown: by task, whether each answer shows the task's behaviour.
+        answers: generated texts, in the order of the prompts; in a compact report the first few only.
         perplexity: of the answers under the base model, per token.
     """
 
@@ -39,20 +36,20 @@ class SetScore:
     perplexity: float
 
     def joint(self, tasks: Sequence[str]) -> Bool[np.ndarray, " prompts"]:
-        """Prompt by prompt, whether one answer shows all of the tasks."""
+        """Whether each answer shows the behaviours of all of the tasks."""
         return np.all([self.shown[task] for task in tasks], axis=0)
 
 
 @dataclass(frozen=True)
 class CompositionReport(Result):
-    """Scores of every set of active tasks on the same prompts, possibly of several seeds.
+    """Scores of every set of active tasks on the same prompts, for one or several seeds.
 
     Attributes:
         model: name of the base model.
-        method: what was trained, or how the model was asked.
+        method: what was trained, or how the model was prompted.
         tasks: in the order of their planes.
-        seeds: of the trainings; every score holds the prompts of all seeds, one after the other.
-        scores: one per active set.
+        seeds: of the trainings; outcomes are concatenated over seeds.
+        scores: one per set of active tasks.
     """
 
     model: str
@@ -62,32 +59,35 @@ class CompositionReport(Result):
     scores: tuple[SetScore, ...]
 
     def of(self, active: str) -> SetScore:
-        """The score of one active set."""
+        """The score of one set of active tasks. Raises InputError if there is none."""
         for score in self.scores:
             if score.active == active:
                 return score
         raise InputError(f"no answers with '{active}' active; there are {', '.join(score.active for score in self.scores)}")
 
     def rate(self, active: str, tasks: Sequence[str]) -> float:
-        """Fraction of answers that show all the tasks."""
+        """Fraction of answers that show the behaviours of all of `tasks`."""
         return float(self.of(active).joint(tasks).mean())
 
     def interval(self, active: str, tasks: Sequence[str]) -> tuple[float, float]:
-        """95% bootstrap interval of that fraction, over seeds and prompts."""
+        """95% bootstrap interval of `rate`, over seeds and prompts."""
         return interval(bootstrap_means(self.of(active).joint(tasks)[None], len(self.seeds))[0])
 
     def cost(self, task: str) -> tuple[float, float, float]:
-        """What the others' planes cost a task: its rate alone minus that with all active, paired, and the 95% interval."""
+        """Rate of a task with its own planes active minus that with all planes active, with the 95% interval of the difference.
+
+        The bootstrap is paired: both rates are of the same prompts.
+        """
         outcomes = np.stack([self.of(active).joint([task]) for active in (task, "+".join(self.tasks))])
         alone, together = bootstrap_means(outcomes, len(self.seeds))
         return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(alone - together))
 
     def index(self, tasks: Sequence[str]) -> float:
-        """Composition index: the joint score with all of the tasks active over the product of their scores alone."""
+        """Composition index: joint rate with all of `tasks` active over the product of the rates of each with itself active."""
         return float(_ratio(self._index_rows(tasks).mean(1)))
 
     def index_interval(self, tasks: Sequence[str]) -> tuple[float, float]:
-        """95% bootstrap interval of the index."""
+        """95% bootstrap interval of the composition index, over seeds and prompts."""
         return interval(_ratio(bootstrap_means(self._index_rows(tasks), len(self.seeds))))
 
     def _index_rows(self, tasks: Sequence[str]) -> Bool[np.ndarray, "scores prompts"]:
@@ -95,7 +95,7 @@ class CompositionReport(Result):
         return np.stack([self.of("+".join(tasks)).joint(tasks), *alone])
 
     def summary(self) -> dict[str, Any]:
-        """Rates and intervals of every active set, the joint score and the composition index."""
+        """Rates of every set of active tasks with intervals, and the composition index if all its sets were measured."""
         rates: dict[str, Any] = {}
         for score in self.scores:
             cells = {task: [self.rate(score.active, [task]), *self.interval(score.active, [task])] for task in self.tasks}
@@ -108,16 +108,16 @@ class CompositionReport(Result):
         return summary
 
     def compact(self, samples: int = 8) -> CompositionReport:
-        """The report with the first answers only: outcomes and rates stay."""
+        """The report with the first `samples` answers of each score only; all outcomes are kept."""
         scores = tuple(replace(score, answers=score.answers[:samples]) for score in self.scores)
         return replace(self, scores=scores)
 
     @classmethod
     def over_seeds(cls, reports: Sequence[CompositionReport]) -> CompositionReport:
-        """The reports of several seeds as one: same method, tasks and active sets."""
+        """Combine reports of several seeds. Raises InputError if method or tasks differ, or a set of active tasks is missing."""
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
-            raise InputError("only reports of one method and the same tasks can be put together")
+            raise InputError("only reports of one method and the same tasks can be combined")
         check_seeds([each.seeds for each in reports], [len(each.scores[0].shown[each.tasks[0]]) for each in reports])
         scores = []
         for score in first.scores:
@@ -138,13 +138,14 @@ def composition(
     label: MethodLabel,
     progress: Progress = silent,
 ) -> CompositionReport:
-    """Answer every prompt with every set of active tasks (`default_sets`), and score each answer for each task.
+    """Generate answers with every set of active tasks (`default_sets`), and score each answer for each task.
 
     Args:
-        generate: answers prompts with some tasks active.
-        perplexity: of answers to prompts under the base model.
-        tasks: how each is scored.
-        reviews, prompts: what is answered, in the same order.
+        generate: generates answers to prompts with a set of active tasks.
+        perplexity: of answers to prompts under the base model, per token.
+        tasks: the behaviour of each task.
+        reviews, prompts: film reviews and the prompts made from them, in the same order.
+        label: names for the report.
     """
     names = tuple(tasks)
     scores = []
@@ -162,8 +163,10 @@ def composition(
 
 
 def satisfies(task: Behaviour, answer: Answer, review: Review) -> bool:
-    """Whether an answer shows a behaviour. One that was cut off is judged by its first sentence: a task that is not about the end
-    learns none, and what it goes on with is nobody's doing; a task that is about the end has failed.
+    """Whether an answer shows the behaviour of a task.
+
+    A truncated answer is scored on its first sentence, because a task without `learns_eos` is trained without an end token. For a
+    task with `learns_eos` a truncated answer is wrong.
     """
     if answer.finished:
         return task.is_satisfied(answer.text, review)
@@ -171,12 +174,12 @@ def satisfies(task: Behaviour, answer: Answer, review: Review) -> bool:
 
 
 def default_sets(tasks: Sequence[str]) -> list[str]:
-    """None, each task, each pair, all."""
+    """The sets of active tasks that are measured: none, each task, each pair, and all."""
     pairs = [f"{first}+{second}" for number, first in enumerate(tasks) for second in tasks[number + 1 :]]
     return list(dict.fromkeys([BASE, *tasks, *pairs, "+".join(tasks)]))
 
 
 def _ratio(rates: Float[np.ndarray, "scores ..."]) -> np.ndarray:
-    """The first rate over the product of the others; 0 where that is 0."""
+    """The first rate over the product of the others; 0 if the product is 0."""
     product = rates[1:].prod(0)
     return np.divide(rates[0], product, out=np.zeros_like(product), where=product > 0)

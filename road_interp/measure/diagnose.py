@@ -1,6 +1,7 @@
-"""Three ways in which a rotation can be the wrong tool, as checks on what was measured: each a verdict with its numbers.
+"""Checks of three failures of rotation adapters, each with a verdict and the measured numbers.
 
-An adapter that lives on changes of magnitude, rotated planes that other features needed, and tasks that do not compose.
+The failures are: an adapter that relies on its magnitudes, an adapter that lowers the accuracy of other tasks, and tasks that do
+not compose.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from road_interp.measure.interference import NOTHING, InterferenceReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.results import Result
 
-MARGIN = 0.01  # of accuracy: what an interval must lie above or below for a verdict
-SHOWS = 0.1  # share of answers that a task must show alone before it can lose anything
+MARGIN = 0.01  # of accuracy: a verdict needs an interval that lies above or below it
+SHOWS = 0.1  # a verdict on composition needs a higher rate of every task with its own planes active
 
 Verdict = Literal["yes", "no", "cannot tell"]
 Numbers = Mapping[str, tuple[float, float, float]]  # values with their 95% intervals
@@ -28,10 +29,10 @@ class Check:
     """One question about an adapter.
 
     Attributes:
-        question: answered with yes or no; "yes" names the failure.
-        verdict: "cannot tell" where an interval reaches over the margin.
-        reason: the rule that led to it.
-        numbers: behind the verdict, and beside it.
+        question: a question for which "yes" is the failure.
+        verdict: "cannot tell" if an interval contains the margin.
+        reason: the quantity and the margin that decide.
+        numbers: the quantities of the verdict, and related ones.
     """
 
     question: str
@@ -42,19 +43,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis(Result):
-    """The checks that were made."""
+    """The results of the checks."""
 
     checks: tuple[Check, ...]
 
 
 def needs_magnitudes(ablation: AblationReport) -> Check:
-    """Whether a trained adapter loses accuracy (or its behaviours) when its angles are kept and its magnitudes set to 1.
+    """Whether a trained adapter loses accuracy (or its behaviours) when its magnitudes are set to 1 and its angles are kept.
 
-    That is said of this adapter with its head: whether the task could do without is seen by training with `adapter.learn=angles`.
-    An adapter that does nothing for the task allows no verdict.
+    The verdict is about this adapter with its head. Whether the task needs magnitudes is measured by training with
+    `adapter.trainable=angles`. There is no verdict if the accuracy without the adapter is not lower by more than the margin.
     """
-    losses = {part: ablation.loss(ablation.of("components", "all planes", part)) for part in (ANGLES, MAGNITUDES)}
-    numbers = {f"{ablation.metric} lost with {part}": loss for part, loss in losses.items()}
+    losses = {name: ablation.loss(ablation.of("components", "all planes", name)) for name in (ANGLES, MAGNITUDES)}
+    numbers = {f"{ablation.metric} lost with {name}": loss for name, loss in losses.items()}
     reason = f"{ablation.metric} lost with {ANGLES}, against a margin of {MARGIN:g}"
     gained = ablation.loss(ablation.of("components", "all planes", NEITHER))
     verdict: Verdict = _above(losses[ANGLES], MARGIN) if _above(gained, MARGIN) == "yes" else "cannot tell"
@@ -62,12 +63,15 @@ def needs_magnitudes(ablation: AblationReport) -> Check:
 
 
 def hurts_others(interference: InterferenceReport, control: str, adapter: str) -> Check:
-    """Whether an adapter costs a control task accuracy (or its behaviours) when it is composed on the control's own.
+    """Whether a control task loses accuracy (or its behaviours) when an adapter is composed on the control's own adapter.
 
     Args:
-        interference: of the adapter and a control task, and perhaps of the adapter restricted to some of its planes. Those stand
-            beside the verdict, which is the whole adapter's: of many parts some would cross any margin by chance.
-        control, adapter: their names. Raises InputError where the control was not scored with the adapter.
+        interference: outcomes of the control task with the adapter, and optionally with restrictions of it to some planes. The
+            restrictions are reported but do not enter the verdict: of many, some would exceed any margin by chance.
+        control, adapter: names in `interference`.
+
+    Raises:
+        InputError: the control was not scored with the adapter.
     """
     if adapter not in interference.correct.get(control, {}):
         raise InputError(f"'{control}' was not scored with '{adapter}'; scored were {', '.join(interference.correct)}")
@@ -77,9 +81,10 @@ def hurts_others(interference: InterferenceReport, control: str, adapter: str) -
 
 
 def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport) -> Check:
-    """Whether tasks on planes of one state lose what they do alone when all are active.
+    """Whether tasks that share a hidden state lose accuracy (or their behaviours) when all planes are active.
 
-    Of every task the paired difference on the same examples. A task that hardly shows alone allows no verdict.
+    The measure is each task's paired difference between its own planes and all planes active. There is no verdict if a behaviour
+    is rare (`SHOWS`) even with its own planes active.
     """
     costs = {f"what '{task}' loses": report.cost(task) for task in report.tasks}
     verdicts = {_above(cost, MARGIN) for cost in costs.values()}
@@ -95,6 +100,6 @@ def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport) -> Che
 
 
 def _above(value: tuple[float, float, float], margin: float) -> Verdict:
-    """Whether a value lies above a margin with its whole interval, below it, or across."""
+    """Whether the whole interval of a value lies above a margin ("yes"), below it ("no"), or neither ("cannot tell")."""
     _, low, high = value
     return "yes" if low > margin else "no" if high < margin else "cannot tell"

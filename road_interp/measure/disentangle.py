@@ -1,4 +1,4 @@
-"""Whether angle or magnitude of frozen states carries a task (paper, pilot study 2 and figure 2 right)."""
+"""Whether the angle or the magnitude of frozen states predicts a label (paper, pilot study 2 and figure 2 right)."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ CONSTANT = "constant answer"
 SPLITS = ("train", "validation", "test")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # learning rates of the arms
 EPOCHS, BATCH_SIZE = 20, 128
-C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the probes; 1 / alpha for regression
+C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the probes; for regression 1 / alpha
 
 
 @dataclass(frozen=True)
 class Features:
-    """What classifiers see of the texts of one split.
+    """Inputs of the classifiers for the texts of one split.
 
     Attributes:
-        states: one per text, of the last block.
-        head_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in chunks of the residual
-            state that are as wide as an attention head.
+        states: one state per text, of the last block.
+        head_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in slices of the residual
+            stream that are as wide as an attention head.
         labels: class indices, or numbers for regression.
-        place: where the states were read, by its name (`hidden_states.ReadPoint`).
+        place: name of the read point of `states` (`hidden_states.ReadPoint`).
     """
 
     states: Float[np.ndarray, "texts width"]
@@ -50,7 +50,7 @@ class Features:
 
     @property
     def norms(self) -> Float[np.ndarray, "texts places"]:
-        """L2 norms of the whole states."""
+        """L2 norms of the whole states at every read point."""
         return np.sqrt((self.head_norms**2).sum(-1))
 
 
@@ -58,50 +58,50 @@ Splits = Mapping[str, Features]  # train, validation and test
 
 
 def read_features(model: Any, batches: Iterable[Batch], token: Token, before_norm: bool = False) -> Features:
-    """States and norms of all texts in one forward pass each, in the batches' order.
+    """Read states and norms of all texts, in the order of the batches, with one forward pass per batch.
 
-    A last normalisation behind all blocks, as in Llama, is left out: it would take the magnitude away. One that ends the last
-    block itself, as in BERT, sets the norm of the block's output: what enters it is read `before_norm`, and its norm is among the
-    norms in any case.
+    A normalisation after the last block, as in Llama, is not applied, because it would remove the magnitude. A normalisation at
+    the end of each block, as in BERT, sets the norm of the block's output; `before_norm` reads the input of the last one instead.
+    The norms before and after it are part of `head_norms` in either case.
 
     Args:
-        model: a transformers model, or a RoadModel or PEFT model around one; with its rotations in the first case.
+        model: a transformers model, or a RoadModel (with its rotations) or PEFT model around one.
         batches: tokenised texts with an attention_mask and labels.
         token: "first" for [CLS], "last" for causal models.
-        before_norm: whether to take the states that enter the normalisation which the last block ends in.
+        before_norm: whether to read the states before the normalisation at the end of the last block.
 
     Raises:
-        InputError: no texts, a width that does not divide into heads, or no normalisation there.
+        InputError: no texts, a width that is not a multiple of the number of heads, or `before_norm` without a normalisation.
     """
-    states, norms, labels, places = [], [], [], None
+    states, norms, labels, points = [], [], [], None
     with evaluation_mode(model) as base:
         heads = base.config.num_attention_heads
         for batch in batches:
             batch = {key: values.to(base.device) for key, values in batch.items()}
-            places = places or find_read_points(base, batch)
-            if before_norm and not places[-2:][0].before_norm:
-                raise InputError(f"the blocks of {type(base).__name__} end in no normalisation: their output is what there is")
-            picked = [select_tokens(each, batch["attention_mask"], token)[0].float() for each in read_states(base, places, batch)]
-            if picked[-1].shape[1] % heads:
-                raise InputError(f"states of width {picked[-1].shape[1]} do not divide into {heads} heads")
-            norms.append(torch.stack([each.unflatten(1, (heads, -1)).norm(dim=-1) for each in picked], 1).cpu().numpy())
-            states.append(picked[-1 - before_norm].cpu().numpy())
+            points = points or find_read_points(base, batch)
+            if before_norm and not points[-2:][0].before_norm:
+                raise InputError(f"the blocks of {type(base).__name__} do not end in a normalisation: before_norm must be False")
+            read = [select_tokens(each, batch["attention_mask"], token)[0].float() for each in read_states(base, points, batch)]
+            if read[-1].shape[1] % heads:
+                raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
+            norms.append(torch.stack([each.unflatten(1, (heads, -1)).norm(dim=-1) for each in read], 1).cpu().numpy())
+            states.append(read[-1 - before_norm].cpu().numpy())
             labels.append(batch["labels"].cpu().numpy())
-    if places is None:
+    if points is None:
         raise InputError("there are no texts to read states of")
-    place = places[-1 - before_norm].name
+    place = points[-1 - before_norm].name
     return Features(np.concatenate(states), np.concatenate(norms), np.concatenate(labels), place)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one classifier predicts on the test texts.
+    """Predictions of one classifier on the test texts.
 
     Attributes:
         name: of the arm or probe.
-        numbers: how many numbers it sees of each text.
-        predictions: class indices, or numbers for regression; of an arm those of one seed behind those of another.
-        chosen: what validation chose: the learning rate of an arm, one per seed; the regularisation strength C of a probe.
+        numbers: width of its input.
+        predictions: class indices, or numbers for regression; those of an arm are concatenated over seeds.
+        chosen: hyperparameter selected on the validation texts: learning rate of an arm, one per seed; C of a probe.
     """
 
     name: str
@@ -115,12 +115,12 @@ class DisentangleReport(Result):
     """The four arms, the probes and a constant answer on the same test texts.
 
     Attributes:
-        model, task: names.
+        model, task: names of the backbone and the data.
         metric: "accuracy", "matthews" or "pearson".
         seeds: of the arms' classifiers and of the random backbones.
         labels: of the test texts.
-        outcomes: the arms, the probes, and the constant answer: the training texts' most frequent class, or mean for regression.
-        place: of the states.
+        outcomes: of the arms, the probes, and the constant answer: the most frequent class, or mean, of the training texts.
+        place: name of the read point of the states.
     """
 
     model: str
@@ -133,12 +133,12 @@ class DisentangleReport(Result):
 
     @property
     def arms(self) -> tuple[Outcome, ...]:
-        """The two-layer classifiers."""
+        """Outcomes of the two-layer classifiers."""
         return tuple(self.of(arm) for arm in ARMS)
 
     @property
     def probes(self) -> tuple[Outcome, ...]:
-        """The linear classifiers."""
+        """Outcomes of the linear classifiers."""
         return tuple(outcome for outcome in self.outcomes if outcome.name not in (*ARMS, CONSTANT))
 
     @property
@@ -147,38 +147,39 @@ class DisentangleReport(Result):
         return self.score(CONSTANT)
 
     def of(self, name: str) -> Outcome:
-        """The outcome of one arm or probe."""
+        """The outcome of one arm or probe. Raises InputError if there is none."""
         for outcome in self.outcomes:
             if outcome.name == name:
                 return outcome
         raise InputError(f"no outcome '{name}'; there are {', '.join(outcome.name for outcome in self.outcomes)}")
 
     def score(self, name: str) -> float:
-        """The metric on the test texts, the mean over the seeds."""
-        return float(np.mean([METRICS[self.metric](np.asarray(self.labels), told) for told in self._told(name)]))
+        """The metric on the test texts, mean over seeds."""
+        labels = np.asarray(self.labels)
+        return float(np.mean([METRICS[self.metric](labels, predictions) for predictions in self._predictions(name)]))
 
     def interval(self, name: str) -> tuple[float, float]:
-        """95% bootstrap interval of the score, over seeds and texts; of a probe over texts."""
+        """95% bootstrap interval of the score, over texts and, for an arm, seeds."""
         return interval(self._samples(name))
 
     def gap(self, name: str, other: str) -> tuple[float, float, float]:
-        """How much better one does than another, and the 95% interval of that paired difference: same texts, same seeds."""
+        """Score of one outcome minus that of another, with the 95% interval of the paired difference: same texts and seeds."""
         return (self.score(name) - self.score(other), *interval(self._samples(name) - self._samples(other)))
 
     def summary(self) -> dict[str, Any]:
-        """Scores with their intervals, and how far each arm stays behind the full layer."""
+        """Scores with their intervals, and the gap of each arm to the full layer."""
         scores = {outcome.name: [self.score(outcome.name), *self.interval(outcome.name)] for outcome in self.outcomes}
         return {"scores": scores, "behind the full layer": {arm: self.gap(FULL, arm) for arm in ARMS[1:]}}
 
     @classmethod
     def over_seeds(cls, reports: Sequence[DisentangleReport]) -> DisentangleReport:
-        """The reports of several seeds as one: the same texts, probes and place; of every arm the predictions of all seeds."""
+        """Combine reports of several seeds. Raises InputError if model, task, metric, read point, texts or probes differ."""
         first = reports[0]
         for each in reports:
             if replace(each, seeds=(), outcomes=()) != replace(first, seeds=(), outcomes=()):
-                raise InputError("only reports of one model, task, metric and place, on the same texts, can be put together")
+                raise InputError("only reports of one model, task, metric and read point, on the same texts, can be combined")
             if each.probes != first.probes:
-                raise InputError("the probes differ: they see the pretrained backbone, which has no seed")
+                raise InputError("the probes differ, although they do not depend on the seed")
         check_seeds([each.seeds for each in reports], [len(each.of(FULL).predictions) for each in reports])
         outcomes = []
         for outcome in first.outcomes:
@@ -190,32 +191,32 @@ class DisentangleReport(Result):
         seeds = tuple(seed for each in reports for seed in each.seeds)
         return replace(first, seeds=seeds, outcomes=tuple(outcomes), provenance=None)
 
-    def _told(self, name: str) -> Float[np.ndarray, "seeds texts"]:
-        """The predictions; of a probe there is one row."""
+    def _predictions(self, name: str) -> Float[np.ndarray, "seeds texts"]:
+        """The predictions by seed; a probe has one row."""
         return np.asarray(self.of(name).predictions).reshape(-1, len(self.labels))
 
     def _samples(self, name: str) -> Float[np.ndarray, " draws"]:
-        """Bootstrap samples of the score; texts and seeds are drawn alike for every name."""
+        """Bootstrap samples of the score; the drawn texts and seeds are the same for every name."""
         labels = np.asarray(self.labels)
-        by_seed = np.stack([_redrawn_metric(self.metric, labels, told) for told in self._told(name)])
+        by_seed = np.stack([_bootstrap_metric(self.metric, labels, predictions) for predictions in self._predictions(name)])
         drawn = np.random.default_rng(1).integers(len(self.seeds), size=(len(self.seeds), DRAWS))
         return np.take_along_axis(by_seed, drawn % len(by_seed), 0).mean(0)
 
 
-def _redrawn_metric(
-    metric: str, labels: Float[np.ndarray, " texts"], told: Float[np.ndarray, " texts"]
+def _bootstrap_metric(
+    metric: str, labels: Float[np.ndarray, " texts"], predictions: Float[np.ndarray, " texts"]
 ) -> Float[np.ndarray, " draws"]:
     """Bootstrap samples of a metric over texts.
 
     Pearson is the correlation of numbers, Matthews that of one-hot classes (Gorodkin 2004): both follow from means over texts.
     """
     if metric == "accuracy":
-        return bootstrap_means((labels == told)[None], 1)[0]
+        return bootstrap_means((labels == predictions)[None], 1)[0]
     if metric == "matthews":
-        classes = np.union1d(labels, told)[:, None]
-        x, y = (classes == labels).astype(float), (classes == told).astype(float)
+        classes = np.union1d(labels, predictions)[:, None]
+        x, y = (classes == labels).astype(float), (classes == predictions).astype(float)
     else:
-        x, y = ((side - side.mean())[None] / (side.std() or 1) for side in (labels, told))
+        x, y = ((values - values.mean())[None] / (values.std() or 1) for values in (labels, predictions))
     rows = np.stack([(x * y).sum(0), (x * x).sum(0), (y * y).sum(0), *x, *y])
     moments, x_mean, y_mean = np.split(bootstrap_means(rows, 1), [3, 3 + len(x)])
     covariance, x_spread, y_spread = moments - [(x_mean * y_mean).sum(0), (x_mean**2).sum(0), (y_mean**2).sum(0)]
@@ -224,17 +225,17 @@ def _redrawn_metric(
 
 
 class TwoLayerClassifier(nn.Module):
-    """A classifier on frozen states whose first layer sees all of a state, its angle or its magnitude.
+    """A two-layer classifier on frozen states whose first layer depends on the whole state, its angle or its magnitude.
 
-    The paper's two layers, with what it does not name: a tanh between them, as in RoBERTa's head, and before it in every arm a
-    batch normalisation, at test time a scale and a shift per unit. Cosines, which differ little between texts, the large products
-    of the magnitudes and the nearly equal states of a random backbone so reach the tanh with the same spread, and one grid of
-    learning rates serves all arms. The states are not standardised, since that would change their angles.
+    The paper does not state what is between its two layers; here it is a batch normalisation and a tanh, as in RoBERTa's head. At
+    test time the normalisation is a scale and a shift per unit. It gives the inputs of the tanh the same spread in all arms:
+    cosines differ little between texts, products of magnitudes are large, and states of a random backbone are nearly equal. One
+    grid of learning rates therefore serves all arms. The states are not standardised, because that would change their angles.
 
     Args:
-        arm: one of ARMS; "random backbone" has the full layer.
+        arm: one of ARMS; "random backbone" uses the full layer.
         width: of the states.
-        num_labels: classes, or 1 for regression.
+        num_labels: number of classes, or 1 for regression.
         centre, spread: mean and standard deviation of regression labels; 0 and 1 for classes.
     """
 
@@ -266,9 +267,16 @@ class TwoLayerClassifier(nn.Module):
 
 
 def train_arm(arm: str, splits: Splits, metric: str, num_labels: int, seed: int) -> tuple[TwoLayerClassifier, float]:
-    """The classifier and the learning rate that validation chooses among all learning rates and epochs; the smaller in a tie.
+    """Train one arm with every learning rate, and select the classifier on the validation texts.
 
-    Every arm has the same initial weights, batches and budget for the same seed.
+    For the same seed, every arm has the same initial weights, batches and number of epochs.
+
+    Returns:
+        The classifier of the best learning rate and epoch, and its learning rate. In a tie the smaller rate wins, then the
+        earlier epoch.
+
+    Raises:
+        InputError: no epoch produced a finite score.
     """
     validation = splits["validation"]
     best, chosen, best_score = None, 0.0, -np.inf
@@ -278,12 +286,12 @@ def train_arm(arm: str, splits: Splits, metric: str, num_labels: int, seed: int)
             if score > best_score:
                 best, chosen, best_score = deepcopy(classifier), rate, score
     if best is None:
-        raise InputError(f"'{arm}' learns nothing that {metric} could be computed of")
+        raise InputError(f"'{arm}': no epoch produced a finite {metric}")
     return best, chosen
 
 
 def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) -> Iterator[TwoLayerClassifier]:
-    """One classifier in training, after every epoch."""
+    """Train a classifier, yielding it after every epoch."""
     states, labels = torch.from_numpy(train.states), torch.from_numpy(train.labels)
     scale = (float(labels.mean()), float(labels.std()) or 1.0) if num_labels == 1 else (0.0, 1.0)
     with torch.random.fork_rng(devices=[]):
@@ -295,7 +303,7 @@ def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) 
         classifier.train()
         for rows in torch.randperm(len(states), generator=order).split(BATCH_SIZE):
             if len(rows) == 1:
-                continue  # has no spread to normalise by
+                continue  # batch normalisation needs at least two rows
             output = classifier(states[rows])
             if num_labels == 1:
                 loss = functional.mse_loss(output[:, 0], labels[rows].to(output.dtype))
@@ -308,34 +316,34 @@ def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) 
 
 
 def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbers"]]:
-    """What the probes are given: states, directions alone, and the magnitude as one number and as many."""
-    length = np.linalg.norm(features.states, axis=1, keepdims=True)
-    unit = features.states / np.maximum(length, 1e-12)
+    """Inputs of the probes: states, directions, and magnitudes as one number or several."""
+    norm = np.linalg.norm(features.states, axis=1, keepdims=True)
+    unit = features.states / np.maximum(norm, 1e-12)
     heads = features.head_norms.reshape(len(unit), -1)
-    chunks = features.states.reshape(len(unit), features.head_norms.shape[2], -1)
+    by_head = features.states.reshape(len(unit), features.head_norms.shape[2], -1)
     return {
         "states": features.states,
         "unit states": unit,
-        "norm": length,
+        "norm": norm,
         "norms at all blocks": features.norms,
-        "head norms at the last block": np.linalg.norm(chunks, axis=2),
+        "head norms at the last block": np.linalg.norm(by_head, axis=2),
         "head norms at all blocks": heads,
         "unit states and all norms": np.hstack([unit, features.norms, heads]),
     }
 
 
 def _probe(name: str, splits: Splits, metric: str, num_labels: int) -> Outcome:
-    """A linear probe on standardised inputs; validation chooses its regularisation, the stronger in a tie."""
-    seen = {split: probe_inputs(splits[split])[name] for split in SPLITS}
+    """A linear probe on standardised inputs; C is selected on the validation texts, and the smaller one wins in a tie."""
+    inputs = {split: probe_inputs(splits[split])[name] for split in SPLITS}
     best, chosen, best_score = None, 0.0, -np.inf
-    for strength in C_GRID:
-        head = Ridge(alpha=1 / strength) if num_labels == 1 else LogisticRegression(C=strength, max_iter=2000)
-        fitted = make_pipeline(StandardScaler(), head).fit(seen["train"], splits["train"].labels)
-        score = METRICS[metric](splits["validation"].labels, fitted.predict(seen["validation"]))
+    for C in C_GRID:
+        estimator = Ridge(alpha=1 / C) if num_labels == 1 else LogisticRegression(C=C, max_iter=2000)
+        fitted = make_pipeline(StandardScaler(), estimator).fit(inputs["train"], splits["train"].labels)
+        score = METRICS[metric](splits["validation"].labels, fitted.predict(inputs["validation"]))
         if score > best_score:
-            best, chosen, best_score = fitted, strength, score
+            best, chosen, best_score = fitted, C, score
     assert best is not None
-    return Outcome(name, seen["test"].shape[1], tuple(best.predict(seen["test"]).astype(float).tolist()), (chosen,))
+    return Outcome(name, inputs["test"].shape[1], tuple(best.predict(inputs["test"]).astype(float).tolist()), (chosen,))
 
 
 def _arm(arm: str, by_seed: Mapping[int, Splits], metric: str, num_labels: int) -> Outcome:
@@ -350,8 +358,8 @@ def _arm(arm: str, by_seed: Mapping[int, Splits], metric: str, num_labels: int) 
 
 def _constant(splits: Splits, num_labels: int) -> Outcome:
     labels = splits["train"].labels
-    guess = labels.mean() if num_labels == 1 else np.bincount(labels).argmax()
-    return Outcome(CONSTANT, 0, (float(guess),) * len(splits["test"].labels), ())
+    answer = labels.mean() if num_labels == 1 else np.bincount(labels).argmax()
+    return Outcome(CONSTANT, 0, (float(answer),) * len(splits["test"].labels), ())
 
 
 def disentangle(
@@ -364,18 +372,19 @@ def disentangle(
     task: str,
     progress: Progress = silent,
 ) -> DisentangleReport:
-    """Train the four arms with every seed and fit the probes on the training texts; validation chooses, then comes the test.
+    """Train the four arms with every seed and fit the probes, select them on the validation texts and score the test texts.
 
-    The magnitude of a state is one number; the probes show what it tells when a classifier is given more of them.
+    The magnitude of a state is one number per text. The probes measure how well several norms per text predict the label.
 
     Args:
         features: of the pretrained backbone, by split ("train", "validation", "test").
-        random: by seed, those of a randomly initialised backbone of the same configuration on the same texts.
+        random: by seed, features of a randomly initialised backbone of the same configuration on the same texts.
         metric: "accuracy", "matthews" or "pearson".
-        num_labels: classes, or 1 for regression, which "pearson" scores.
+        num_labels: number of classes, or 1 for regression, which needs "pearson".
+        model, task: names for the report.
 
     Raises:
-        InputError: features that do not fit each other, the labels or the metric.
+        InputError: features that are not of the same texts, read point and width, or do not fit the labels or the metric.
     """
     _check(features, random, metric, num_labels)
     outcomes = []
@@ -397,25 +406,25 @@ def _check(features: Splits, random: Mapping[int, Splits], metric: str, num_labe
         raise InputError(f"metric '{metric}' does not fit num_labels {num_labels}: pearson is for regression, num_labels 1")
     if not random:
         raise InputError("no seed: give the features of at least one random backbone")
-    for place, splits in {"features": features, **{f"random[{seed}]": each for seed, each in random.items()}}.items():
+    for argument, splits in {"features": features, **{f"random[{seed}]": each for seed, each in random.items()}}.items():
         for split in SPLITS:
             if split not in splits:
-                raise InputError(f"{place} has no split '{split}'; it has {', '.join(splits) or 'none'}")
-            _check_split(f"{place}, {split}", splits[split], features[split], num_labels)
+                raise InputError(f"{argument} has no split '{split}'; it has {', '.join(splits) or 'none'}")
+            _check_split(f"{argument}, {split}", splits[split], features[split], num_labels)
     if len(np.unique(features["train"].labels)) < 2:
-        raise InputError("all training labels are the same: there is nothing to learn")
+        raise InputError("all training labels are the same")
 
 
-def _check_split(place: str, split: Features, pretrained: Features, num_labels: int) -> None:
+def _check_split(name: str, split: Features, pretrained: Features, num_labels: int) -> None:
     if split.states.shape != pretrained.states.shape or not np.array_equal(split.labels, pretrained.labels):
-        raise InputError(f"{place}: other texts or another width than those of the pretrained backbone")
+        raise InputError(f"{name}: other texts or another width than those of the pretrained backbone")
     if split.place != pretrained.place:
-        raise InputError(f"{place}: states of {split.place}, those of the pretrained backbone are of {pretrained.place}")
+        raise InputError(f"{name}: states of {split.place}, those of the pretrained backbone are of {pretrained.place}")
     if split.states.shape[1] % split.head_norms.shape[2]:
-        raise InputError(f"{place}: states of width {split.states.shape[1]} do not divide into {split.head_norms.shape[2]} heads")
+        raise InputError(f"{name}: states of width {split.states.shape[1]} do not divide into {split.head_norms.shape[2]} heads")
     if not len(split.states) == len(split.head_norms) == len(split.labels):
-        raise InputError(f"{place}: {len(split.states)} states, {len(split.head_norms)} norms, {len(split.labels)} labels")
+        raise InputError(f"{name}: {len(split.states)} states, {len(split.head_norms)} norms, {len(split.labels)} labels")
     if not all(np.isfinite(values).all() for values in (split.states, split.head_norms, split.labels)):
-        raise InputError(f"{place}: a state, norm or label is not finite")
+        raise InputError(f"{name}: a state, norm or label is not finite")
     if num_labels > 1 and not (split.labels.dtype.kind == "i" and np.isin(split.labels, np.arange(num_labels)).all()):
-        raise InputError(f"{place}: a label is not one of the classes 0 to {num_labels - 1}")
+        raise InputError(f"{name}: a label is not one of the classes 0 to {num_labels - 1}")

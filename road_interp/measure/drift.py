@@ -1,4 +1,4 @@
-"""How far hidden states move between two models: by direction and by magnitude (paper, pilot study 1, figures 2 and B.1)."""
+"""Drift of hidden states between two models, in direction and magnitude (paper, pilot study 1, figures 2 and B.1)."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from road_interp.models.hidden_states import (
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
-DRAWS = 1000
-SAMPLE = 1000
+DRAWS = 1000  # bootstrap samples
+SAMPLE = 1000  # texts whose points are kept
 SEED = 0  # of bootstrap and sample
-COLUMNS = ("dM", "signed", "dD", "angle")  # what is averaged; behind them come the products that the correlation needs
+COLUMNS = ("dM", "signed", "dD", "angle")  # averaged quantities; three products for the correlation follow them in all arrays
 Mean = tuple[float, float, float]  # the mean over states, and its 95% bootstrap interval over texts
 
 
 @dataclass(frozen=True)
 class ReadPointDrift:
-    """How states moved at one place.
+    """Drift of the states at one read point.
 
     Attributes:
         layer: index of the block, counted from 0.
-        before_norm: whether the states are those that enter the normalisation that the block ends in.
-        norm_is_pinned: whether they are those that leave it. It gives all states one norm and then weighs their dimensions: dM
-            there follows from the direction and those weights, and says nothing about the magnitude that the block gave (unless
-            a rotation acts on the block's output itself).
+        before_norm: whether the states are the input of the normalisation at the end of the block.
+        norm_is_pinned: whether the states are the output of such a normalisation. It sets the norm and then scales the
+            dimensions, so dM depends on the direction and these scales only, not on the magnitude that the block computed
+            (unless a rotation acts on the block's output).
         dM: relative change of the norm, | ||x|| - ||x0|| | / ||x0||, a factor.
-        signed: the same with its sign: above 0 the states grew.
+        signed: the same with its sign: positive if the norm grew.
         dD: cosine between the states, cos(x, x0).
-        angle: between them, degrees.
-        correlation: of dM and angle over states; None where either is the same for all.
-        points: (dD, dM) of at most 1,000 texts drawn at random, the same ones at every place; of a text with several states the
-            means. Rounded to eight decimals.
+        angle: between the states, degrees.
+        correlation: of dM and angle over states; None if either is constant.
+        points: (dD, dM) of at most 1,000 texts drawn at random, the same at every read point; means over the states of a text.
+            Rounded to eight decimals.
     """
 
     layer: int
@@ -67,20 +67,20 @@ class ReadPointDrift:
 
     @property
     def name(self) -> str:
-        """As figures and tables name it, such as "block 3, behind its LayerNorm (which sets the norm)"."""
-        behind = ", behind its LayerNorm (which sets the norm)" if self.norm_is_pinned else ""
-        return f"block {self.layer}" + (", before its LayerNorm" if self.before_norm else behind)
+        """Name in figures and tables, such as "block 3, after its LayerNorm (which sets the norm)"."""
+        after = ", after its LayerNorm (which sets the norm)" if self.norm_is_pinned else ""
+        return f"block {self.layer}" + (", before its LayerNorm" if self.before_norm else after)
 
 
 @dataclass(frozen=True)
 class DriftReport(Result):
-    """How the states of the same texts differ between two models.
+    """Drift of the states of the same texts between two models.
 
     Attributes:
         base, tuned: names of the models.
-        token: whose states were compared: each text's first or last, their mean, or all tokens.
-        texts, states: how many there were.
-        places: every block's output, and what enters the normalisation that it ends in.
+        token: which states were compared: of the first or last token, their mean over tokens, or of all tokens.
+        texts, states: numbers of texts and states.
+        places: read points: the output of every block, and the input of the normalisation at its end, if there is one.
     """
 
     base: str
@@ -92,26 +92,26 @@ class DriftReport(Result):
 
     @property
     def layers(self) -> list[int]:
-        """The blocks, in order."""
+        """Block numbers, sorted."""
         return sorted({place.layer for place in self.places})
 
     def place(self, layer: int, before_norm: bool = False) -> ReadPointDrift:
-        """The place at a block; negative layers count from the last. Raises InputError where there is none."""
-        wanted = layer % len(self.layers) if -len(self.layers) <= layer < 0 else layer
+        """The read point of a block; negative layers count from the last. Raises InputError if there is none."""
+        index = layer % len(self.layers) if -len(self.layers) <= layer < 0 else layer
         for place in self.places:
-            if (place.layer, place.before_norm) == (wanted, before_norm):
+            if (place.layer, place.before_norm) == (index, before_norm):
                 return place
-        what = "is not followed by a normalisation" if before_norm and wanted in self.layers else "does not exist"
+        what = "does not end in a normalisation" if before_norm and index in self.layers else "does not exist"
         raise InputError(f"block {layer} {what}; there are {len(self.layers)} blocks")
 
 
 @dataclass(frozen=True)
 class DriftStudy(Result):
-    """Several comparisons, such as methods and seeds from one pretrained model.
+    """Several comparisons, such as of methods and seeds with one pretrained model.
 
     Attributes:
         reports: those of one method and several seeds have the same names.
-        scores: for every report what the training of its tuned model came to; empty where there was none.
+        scores: by report, the scores of the training of its tuned model; empty if it was not trained.
     """
 
     reports: tuple[DriftReport, ...]
@@ -120,18 +120,18 @@ class DriftStudy(Result):
 
 @dataclass(frozen=True, eq=False)
 class DriftSums:
-    """What is kept of any share of the texts; its size does not grow with them.
+    """Sums over a subset of the texts, of constant size; `merge` combines disjoint subsets in any order.
 
-    Shares go together by `merge`, in any order. A text's weights in the Poisson bootstrap (Chamandy et al. 2012) and its place in
-    the sample follow from its number alone, so that they depend neither on batches nor on who saw the text.
+    A text's weights in the Poisson bootstrap (Chamandy et al. 2012) and its membership in the sample depend on its number only,
+    not on the batches or the processes.
 
     Attributes:
-        texts, states: numbers of them.
-        totals: sums over states of `COLUMNS`, of dM^2 and angle^2, and of dM times angle.
-        redrawn: the sums of `COLUMNS` in every bootstrap sample.
+        texts, states: numbers of texts and states.
+        totals: sums over states of COLUMNS, of dM^2 and angle^2, and of dM times angle.
+        redrawn: sums of COLUMNS in every bootstrap sample.
         redrawn_states: number of states in every bootstrap sample.
-        keys: random numbers of the sampled texts, the smallest of all texts', ascending.
-        points: their mean (dD, dM) at every place.
+        keys: random numbers of the sampled texts, ascending; these are the smallest ones of all texts.
+        points: mean (dD, dM) of the sampled texts at every read point.
     """
 
     texts: int
@@ -147,8 +147,8 @@ class DriftSums:
         """The sums of a batch.
 
         Args:
-            values: sums over each text's states of what `totals` holds.
-            states: number of each text's states.
+            values: by text, sums over its states of the quantities of `totals`.
+            states: number of states of each text.
             numbers: of the texts, counted over all batches.
         """
         keys, weights = np.empty(len(states)), np.empty((len(states), DRAWS))
@@ -158,11 +158,10 @@ class DriftSums:
         redrawn = np.tensordot(weights, values[:, :, : len(COLUMNS)], (0, 0))
         points = (values / states[:, None, None])[:, :, [COLUMNS.index("dD"), COLUMNS.index("dM")]]
         first = np.argsort(keys)[:SAMPLE]
-        kept = keys[first], points[first]
-        return cls(len(states), int(states.sum()), values.sum(0), redrawn, states @ weights, *kept)
+        return cls(len(states), int(states.sum()), values.sum(0), redrawn, states @ weights, keys[first], points[first])
 
     def merge(self, other: DriftSums) -> DriftSums:
-        """The sums of both shares together."""
+        """The sums over both subsets."""
         keys, points = np.concatenate([self.keys, other.keys]), np.concatenate([self.points, other.points])
         first = np.argsort(keys)[:SAMPLE]
         return DriftSums(
@@ -176,14 +175,14 @@ class DriftSums:
         )
 
     def means(self, index: int) -> list[Mean]:
-        """Mean and interval of `COLUMNS` at a place."""
-        some = self.redrawn_states > 0  # of very few texts a sample may hold none
-        redrawn = self.redrawn[some, index] / self.redrawn_states[some, None]
-        middle = self.totals[index] / self.states
-        return [(float(middle[column]), *interval(redrawn[:, column])) for column in range(len(COLUMNS))]
+        """Mean and 95% interval of COLUMNS at the read point with an index."""
+        nonempty = self.redrawn_states > 0  # with very few texts a bootstrap sample may be empty
+        redrawn = self.redrawn[nonempty, index] / self.redrawn_states[nonempty, None]
+        means = self.totals[index] / self.states
+        return [(float(means[column]), *interval(redrawn[:, column])) for column in range(len(COLUMNS))]
 
     def correlation(self, index: int) -> float | None:
-        """Pearson correlation of dM and angle at a place."""
+        """Pearson correlation of dM and angle at the read point with an index; None if either is constant."""
         moments = self.totals[index] / self.states
         dM, angle, (dM_square, angle_square, product) = moments[COLUMNS.index("dM")], moments[COLUMNS.index("angle")], moments[4:]
         variances = dM_square - dM**2, angle_square - angle**2
@@ -194,23 +193,23 @@ class DriftSums:
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two models, and where its states are read."""
+    """One of the two models and its read points."""
 
     model: Any
     name: str
     places: tuple[ReadPoint, ...]
 
     def states(self, batch: Batch, token: Token) -> tuple[list[Float[Tensor, "states width"]], Int[Tensor, " states"]]:
-        """In double precision, at every place, and the row of each."""
+        """States at every read point in double precision, and the row of the batch of each state."""
         with evaluation_mode(self.model) as model:
             inputs = _on(model.device, batch)
             read = read_states(model, self.places, inputs)
-        picked = [select_tokens(states.double(), inputs["attention_mask"], token) for states in read]
-        for place, (states, _) in zip(self.places, picked, strict=True):
+        selected = [select_tokens(states.double(), inputs["attention_mask"], token) for states in read]
+        for place, (states, _) in zip(self.places, selected, strict=True):
             norms = states.norm(dim=-1)
             if bad := norms[~(norms.isfinite() & (norms > 0))].tolist():
-                raise InputError(f"{self.name}, {place.name}: a state has norm {bad[0]:g}, and so no direction to compare")
-        return [states for states, _ in picked], picked[0][1]
+                raise InputError(f"{self.name}, {place.name}: a state has norm {bad[0]:g}, and so no direction")
+        return [states for states, _ in selected], selected[0][1]
 
 
 def drift(
@@ -223,20 +222,22 @@ def drift(
     tuned_name: str,
     progress: Progress = silent,
 ) -> DriftReport:
-    """Compare the states of two models on the same texts, at every place, in one pass over them.
+    """Compare the states of two models on the same texts, at every read point, in one pass over the texts.
 
-    Where a process group of torch.distributed is initialised, each process must be given the same batches; it takes its share of
-    them, and all return the report of all texts.
+    If a process group of torch.distributed is initialised, every process must be given the same batches. It computes its share
+    of them, and all processes return the report of all texts.
 
     Args:
-        base, tuned: transformers models, RoadModels or PEFT models of the same depth and width. Where both are one and the same
-            transformers model inside, `base` runs without what `tuned` adds to it.
-        batches: inputs with an attention_mask; texts are numbered in their order.
-        progress: told before every batch how many texts are done.
+        base, tuned: transformers models, RoadModels or PEFT models of the same depth and width. If `tuned` is a PEFT model
+            around `base` itself, its adapter is disabled for `base`.
+        batches: model inputs with an attention_mask.
+        token: as in DriftReport.
+        base_name, tuned_name: names for the report.
+        progress: called before every batch with the number of finished texts.
 
     Raises:
-        InputError: models that differ in blocks or width, an unknown token, no texts, a text without tokens, a state without
-            direction.
+        InputError: models that differ in blocks or width, an unknown token, no texts, a text without tokens, or a state whose
+            norm is 0 or not finite.
     """
     if token not in get_args(Token):
         raise InputError(f"token '{token}' is not known; use {', '.join(get_args(Token))}")
@@ -264,32 +265,32 @@ def drift(
 def text_batches(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, size: int = 32
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches for `drift`: the texts in their order, longer ones cut to `max_length` tokens, padded on the right."""
+    """Batches of `size` texts for `drift`, in order, truncated to `max_length` tokens and padded on the right."""
     for start in range(0, len(texts), size):
-        chosen = list(texts[start : start + size])
+        batch = list(texts[start : start + size])
         yield dict(
-            tokenizer(chosen, truncation=True, max_length=max_length, padding=True, padding_side="right", return_tensors="pt")
+            tokenizer(batch, truncation=True, max_length=max_length, padding=True, padding_side="right", return_tensors="pt")
         )
 
 
 def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str]) -> tuple[_Side, _Side]:
-    """Both models with their places, which must be at the same blocks."""
-    found = []
+    """Both models with their read points. Raises InputError if these are not at the same blocks."""
+    points = []
     for model in (base, tuned):
-        with evaluation_mode(unwrap_model(model)) as bare:
-            found.append(find_read_points(bare, _on(bare.device, batch)))
-    keys = [[(place.layer, place.before_norm) for place in places] for places in found]
+        with evaluation_mode(unwrap_model(model)) as inner:
+            points.append(find_read_points(inner, _on(inner.device, batch)))
+    keys = [[(point.layer, point.before_norm) for point in each] for each in points]
     if keys[0] != keys[1]:
         depths = [len({layer for layer, _ in each}) for each in keys]
-        kinds = "" if depths[0] != depths[1] else ", and only one's blocks end in a normalisation"
+        kinds = "" if depths[0] != depths[1] else ", and the blocks of only one end in a normalisation"
         raise InputError(f"{names[0]} has {depths[0]} blocks, {names[1]} {depths[1]}{kinds}: their states cannot be paired")
-    return _Side(base, names[0], found[0]), _Side(tuned, names[1], found[1])
+    return _Side(base, names[0], points[0]), _Side(tuned, names[1], points[1])
 
 
 def _compare(
     base: _Side, tuned: _Side, batch: Batch, token: Token
 ) -> tuple[Float[np.ndarray, "texts places 7"], Int[np.ndarray, " texts"]]:
-    """Of every text the sums over its states that `DriftSums` keeps, and their number."""
+    """By text, the sums over its states for `DriftSums.of`, and the number of its states."""
     with _without_adapter(base.model, tuned.model):
         before, rows = base.states(batch, token)
     after, _ = tuned.states(batch, token)
@@ -304,33 +305,34 @@ def _compare(
 
 
 def _changes(before: Float[Tensor, "states width"], after: Float[Tensor, "states width"]) -> Float[Tensor, "states 7"]:
-    """What `DriftSums.totals` adds up.
+    """The quantities of `DriftSums.totals` for every state.
 
-    The angle is twice the arctangent of |u - v| / |u + v| for unit vectors (Kahan 2006): it is exact near 0, where the arccosine
-    of a rounded cosine is not.
+    The angle is twice the arctangent of |u - v| / |u + v| for unit vectors u and v (Kahan 2006). This is accurate near 0, where
+    the arccosine of a rounded cosine is not.
     """
     old, new = before.norm(dim=-1, keepdim=True), after.norm(dim=-1, keepdim=True)
     u, v = before / old, after / new
     radians = 2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1))
     signed = (new / old - 1).squeeze(-1)
-    size, angle = signed.abs(), radians.rad2deg()
-    return torch.stack([size, signed, radians.cos(), angle, size**2, angle**2, size * angle], dim=-1)
+    dM, angle = signed.abs(), radians.rad2deg()
+    return torch.stack([dM, signed, radians.cos(), angle, dM**2, angle**2, dM * angle], dim=-1)
 
 
 def _report(sides: tuple[_Side, _Side], sums: DriftSums, token: Token) -> DriftReport:
-    ending = {place.layer for place in sides[0].places if place.before_norm}
+    normalised = {place.layer for place in sides[0].places if place.before_norm}
     places = []
     for index, place in enumerate(sides[0].places):
-        pinned = place.layer in ending and not place.before_norm
-        points = tuple((direction, size) for direction, size in sums.points[:, index].round(8).tolist())
+        pinned = place.layer in normalised and not place.before_norm
+        points = tuple((direction, magnitude) for direction, magnitude in sums.points[:, index].round(8).tolist())
         dM, signed, dD, angle = sums.means(index)
-        moved = ReadPointDrift(place.layer, place.before_norm, pinned, dM, signed, dD, angle, sums.correlation(index), points)
-        places.append(moved)
+        places.append(
+            ReadPointDrift(place.layer, place.before_norm, pinned, dM, signed, dD, angle, sums.correlation(index), points)
+        )
     return DriftReport(sides[0].name, sides[1].name, token, sums.texts, sums.states, tuple(places))
 
 
 def _without_adapter(base: Any, tuned: Any) -> AbstractContextManager[Any]:
-    """`tuned`'s adapter switched off where it was put into `base` itself, as PEFT does."""
+    """Disable the adapter of `tuned` if `tuned` is a PEFT model around `base` itself."""
     inside = base is not tuned and unwrap_model(tuned) is base and hasattr(tuned, "disable_adapter")
     return tuned.disable_adapter() if inside else nullcontext()
 
@@ -340,14 +342,14 @@ def _on(device: torch.device, batch: Batch) -> dict[str, Tensor]:
 
 
 def _share() -> tuple[int, int]:
-    """This process among how many."""
+    """Rank of this process and number of processes."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 def _over_processes(sums: DriftSums) -> DriftSums:
-    """The sums of all processes, the same in each."""
+    """The sums over the texts of all processes, which are the same in every process."""
     processes = _share()[1]
     if processes == 1:
         return sums

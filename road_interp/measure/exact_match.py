@@ -1,4 +1,4 @@
-"""Whether generated answers say the same as reference answers: the metric of the paper's reasoning tasks (section 4.1)."""
+"""Exact match of generated answers with reference answers: the metric of the paper's reasoning tasks (section 4.1)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from road_interp.results import Result
 
 @dataclass(frozen=True)
 class ExactMatchReport(Result):
-    """Answers to the questions of every task, with several sets of planes active.
+    """Answers to the questions of every task, with several sets of active tasks.
 
     Attributes:
         model: name of the base model.
         method: how the tasks were trained.
         seed: of the training.
         questions: by task.
-        answers: by task and active set ("__base__", the task alone, all tasks), question by question.
-        correct: the same, whether the answer says what the reference does.
+        answers: generated texts by task and set of active tasks ("__base__", the task alone, all tasks).
+        correct: likewise, whether each extracted answer equals that of the reference.
     """
 
     model: str
@@ -36,14 +36,14 @@ class ExactMatchReport(Result):
     correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
 
     def rate(self, task: str, active: str) -> tuple[float, float, float]:
-        """Fraction of right answers, and its 95% interval over questions (Wilson)."""
+        """Fraction of correct answers, and its 95% Wilson interval over questions."""
         outcomes = self.correct[task][active]
         return sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes))
 
     def summary(self) -> dict[str, Any]:
-        """The rates by task and active set, and the number of questions of each task."""
+        """The rates by task and set of active tasks, and the number of questions of each task."""
         rates = {task: {active: list(self.rate(task, active)) for active in sets} for task, sets in self.correct.items()}
-        return {"exact match": rates, "questions": {task: len(asked) for task, asked in self.questions.items()}}
+        return {"exact match": rates, "questions": {task: len(questions) for task, questions in self.questions.items()}}
 
 
 def exact_match(
@@ -54,22 +54,23 @@ def exact_match(
     label: MethodLabel,
     progress: Progress = silent,
 ) -> ExactMatchReport:
-    """Ask every task's questions with no planes, its own and all planes active.
+    """Answer the questions of every task with no planes, its own planes and all planes active, and score the answers.
 
     Args:
-        generate: prompts and the active tasks to answers.
-        questions: of every task that has some.
-        patterns: by task, what to look for in an answer.
-        tasks: all of them, in the order of their planes.
+        generate: generates answers to prompts with a set of active tasks.
+        questions: by task, for the tasks that have some.
+        patterns: by task, the regular expression of `extract_answer`.
+        tasks: all tasks, in the order of their planes.
+        label: names for the report.
     """
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
     correct: dict[str, dict[str, tuple[bool, ...]]] = {}
-    for task, asked in questions.items():
+    for task, own in questions.items():
         answers[task], correct[task] = {}, {}
         for active in active_sets(task, tasks):
             progress(f"questions of {task} with {active}")
-            given = tuple(answer.text for answer in generate([question.prompt for question in asked], active))
-            right = [extract_answer(patterns[task], text) == question.answer for text, question in zip(given, asked, strict=True)]
-            answers[task][active], correct[task][active] = given, tuple(right)
-    kept = {task: tuple(asked) for task, asked in questions.items()}
-    return ExactMatchReport(label.model, label.method, label.seed, kept, answers, correct)
+            texts = tuple(answer.text for answer in generate([question.prompt for question in own], active))
+            matches = [extract_answer(patterns[task], text) == question.answer for text, question in zip(texts, own, strict=True)]
+            answers[task][active], correct[task][active] = texts, tuple(matches)
+    by_task = {task: tuple(own) for task, own in questions.items()}
+    return ExactMatchReport(label.model, label.method, label.seed, by_task, answers, correct)

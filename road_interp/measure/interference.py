@@ -1,4 +1,4 @@
-"""How adapters that were learned for different tasks get into each other's way."""
+"""Interference between adapters of different tasks: shared planes, angle between maps, and lost accuracy."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
 NOTHING = "nothing"
-TOP = 0.1  # fraction of the planes that count as the most rotated
+TOP = 0.1  # fraction of the planes whose overlap is measured: those with the largest |angle|
 
 
 @dataclass(frozen=True)
 class InterferenceReport(Result):
-    """Every task with its own adapter, and with another's composed on it.
+    """Outcomes of every task with its own adapter, and with each other adapter composed on it.
 
     Attributes:
         model: name of the base model.
-        names: of the adapters; the first ones have tasks that are scored.
+        names: of the adapters, those with scored tasks first.
         seeds: of the trainings.
-        overlap: for every pair of adapters the fraction of their most rotated tenths of the planes that both share; by chance a
-            tenth. Planes that do not turn count for none. The mean over seeds.
-        angle: between the maps, degrees: that of the vectors of all angles (radians) and log magnitudes; 90 for unrelated ones.
-            The mean over seeds.
-        correct: by scored task and by what is composed on its own adapter ("nothing", or another adapter's name), example by
-            example, those of one seed behind those of another.
+        overlap: for every pair of adapters, the fraction of their most rotated planes (a tenth of all) that they share; by chance
+            a tenth. Planes with angle 0 are not counted. Mean over seeds.
+        angle: for every pair of adapters, the angle between their vectors of all angles (radians) and log magnitudes, in degrees;
+            90 for unrelated adapters. Mean over seeds.
+        correct: by scored task and by the adapter composed on its own ("nothing", or the adapter's name), whether each test
+            example is right, concatenated over seeds.
     """
 
     model: str
@@ -45,26 +45,26 @@ class InterferenceReport(Result):
     correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
 
     def accuracy(self, task: str, with_: str = NOTHING) -> tuple[float, float, float]:
-        """Accuracy of a task and its 95% bootstrap interval, over seeds and examples."""
+        """Accuracy of a task with an adapter composed on its own, and its 95% bootstrap interval over seeds and examples."""
         outcomes = np.asarray([self.correct[task][with_]])
         return (float(outcomes.mean()), *interval(bootstrap_means(outcomes, len(self.seeds))[0]))
 
     def cost(self, task: str, other: str) -> tuple[float, float, float]:
-        """What another adapter costs a task: accuracy without it minus that with it; 95% interval of the paired difference."""
+        """Accuracy of a task without another adapter minus that with it, and the 95% interval of the paired difference."""
         outcomes = np.asarray([self.correct[task][NOTHING], self.correct[task][other]])
         without, with_ = bootstrap_means(outcomes, len(self.seeds))
         return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(without - with_))
 
     def summary(self) -> dict[str, Any]:
-        """What every adapter costs every task, with intervals."""
+        """Cost of every adapter for every task, with intervals."""
         return {task: {other: self.cost(task, other) for other in list(rows)[1:]} for task, rows in self.correct.items()}
 
     @classmethod
     def over_seeds(cls, reports: Sequence[InterferenceReport]) -> InterferenceReport:
-        """The reports of one seed each as one: same model and adapters."""
+        """Combine reports of one seed each. Raises InputError if models, adapters or scored tasks differ."""
         first = reports[0]
         if any((each.model, each.names, *each.correct) != (first.model, first.names, *first.correct) for each in reports):
-            raise InputError("only reports of one model and the same adapters can be put together")
+            raise InputError("only reports of one model with the same adapters and tasks can be combined")
         task = next(iter(first.correct))
         check_seeds([each.seeds for each in reports], [len(each.correct[task][NOTHING]) for each in reports])
         correct = {
@@ -83,18 +83,21 @@ def interference(
     seed: int,
     progress: Progress = silent,
 ) -> InterferenceReport:
-    """Compare adapters on the same sites, and score every task with the others' adapters composed on its own.
+    """Compare adapters at the same sites, and score every task with each other adapter composed on its own.
 
     Args:
         adapters: by name.
-        scores: by name of an adapter, the outcomes of its task with an adapter in the place of its own.
+        scores: by name of an adapter, the function that scores its task with any adapter.
+        model: name of the base model.
+        seed: of the trainings.
 
     Raises:
-        InputError: fewer than two adapters, ones that do not combine, or a task without an adapter.
+        InputError: fewer than two adapters, adapters that cannot be composed, a task without an adapter, or a plane of
+            magnitude 0.
     """
     names = list(adapters)
     if len(names) < 2:
-        raise InputError(f"interference is between at least two adapters, not {len(names)}")
+        raise InputError(f"interference needs at least two adapters, not {len(names)}")
     if unknown := [name for name in scores if name not in adapters]:
         raise InputError(f"task '{unknown[0]}' has no adapter; the adapters are {', '.join(names)}")
     products = {(own, other): adapters[other] @ adapters[own] for own in names for other in names if other != own}
@@ -116,13 +119,14 @@ def _logarithm(adapter: RoadAdapter) -> Float[np.ndarray, "2 planes"]:
     """Angle (radians) and log magnitude of every plane."""
     sites = angles(adapter).sites
     with np.errstate(divide="ignore"):
-        grown = np.log(np.concatenate([site.magnitude for site in sites]))
-    if not np.isfinite(grown).all():
-        raise InputError("an adapter has a plane of magnitude 0: it has no logarithm, and nothing can be said of its direction")
-    return np.stack([np.concatenate([site.angle for site in sites]), grown])
+        log_magnitudes = np.log(np.concatenate([site.magnitude for site in sites]))
+    if not np.isfinite(log_magnitudes).all():
+        raise InputError("an adapter has a plane of magnitude 0, whose logarithm is not finite")
+    return np.stack([np.concatenate([site.angle for site in sites]), log_magnitudes])
 
 
 def _overlap(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 planes"]) -> float:
+    """Fraction of the most rotated planes that two maps share."""
     count = max(1, round(TOP * first.shape[1]))
     sizes = (np.abs(each[0]) for each in (first, second))
     top = [{plane for plane in np.argsort(-size, kind="stable")[:count].tolist() if size[plane] > 0} for size in sizes]
@@ -130,6 +134,7 @@ def _overlap(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 
 
 
 def _angle(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 planes"]) -> float:
+    """Angle between two maps in degrees; 90 if one is the identity."""
     norms = np.linalg.norm(first) * np.linalg.norm(second)
     if norms == 0:
         return 90.0

@@ -1,4 +1,4 @@
-"""Intervals of rates that vary between seeds and between examples."""
+"""Confidence intervals of rates over seeds and examples."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from scipy import stats
 
 from road_interp.errors import InputError
 
-DRAWS = 2000
+DRAWS = 2000  # bootstrap samples
 
 
 def bootstrap_means(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -> Float[np.ndarray, "rows draws"]:
-    """Bootstrap samples of the mean of every row: seeds are drawn, and examples, which are the same ones for every seed.
+    """Bootstrap samples of the mean of every row, over seeds and examples.
+
+    Examples are resampled once per draw and shared by all seeds, because an example's difficulty is common to them: it does not
+    average out over seeds. The resampled seeds and examples are also the same for all rows, so that differences are paired.
 
     Args:
-        outcomes: example by example, those of one seed behind those of another; all rows are drawn alike.
-        seeds: how many there are. What an example makes of every seed alike does not average out over seeds, so that one draw of
-            examples serves all of them.
+        outcomes: one column per seed and example, concatenated over seeds.
+        seeds: number of seeds.
     """
     generator = np.random.default_rng(0)
     by_seed = outcomes.reshape(len(outcomes), seeds, -1)
@@ -29,21 +31,26 @@ def bootstrap_means(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95% interval of a rate over independent trials (Wilson)."""
-    found = stats.binomtest(successes, trials).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    """95% Wilson interval of a rate over independent trials."""
+    bounds = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def check_seeds(seeds: Sequence[tuple[int, ...]], examples: Sequence[int]) -> None:
-    """Raise InputError unless results can be put together: no seed twice, and as many examples for each."""
-    every = [seed for each in seeds for seed in each]
-    if len(set(every)) < len(every):
-        raise InputError(f"a seed is there twice: {every}")
+    """Raise InputError if reports cannot be combined: for a duplicate seed, and for different numbers of examples per seed.
+
+    Args:
+        seeds: of each report.
+        examples: of each report, the number of its outcomes over all its seeds.
+    """
+    all_seeds = [seed for each in seeds for seed in each]
+    if len(set(all_seeds)) < len(all_seeds):
+        raise InputError(f"duplicate seed in {all_seeds}")
     if len({count / len(each) for each, count in zip(seeds, examples, strict=True)}) > 1:
         raise InputError(f"the seeds have different numbers of examples: {list(examples)}")
 
 
 def interval(samples: Float[np.ndarray, " draws"]) -> tuple[float, float]:
-    """The middle 95% of bootstrap samples."""
+    """The 2.5% and 97.5% percentiles of bootstrap samples."""
     low, high = np.percentile(samples, (2.5, 97.5))
     return float(low), float(high)

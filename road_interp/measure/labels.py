@@ -1,4 +1,4 @@
-"""What a report says about itself beside its numbers."""
+"""The names that identify a report."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class MethodLabel(NamedTuple):
-    """Which model was trained how.
+    """The model and method of a report.
 
     Attributes:
         model: name of the base model.
-        method: what was trained, or how the model was asked.
+        method: what was trained, or how the model was prompted.
         seed: of the training.
     """
 

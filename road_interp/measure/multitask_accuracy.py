@@ -1,4 +1,4 @@
-"""Whether classification heads keep their accuracy when the planes of other tasks are active beside their own."""
+"""Accuracy of the classification heads of several tasks when their own planes, or the planes of all tasks, are active."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from road_interp.results import Result
 
 @dataclass(frozen=True)
 class MultiTaskAccuracyReport(Result):
-    """Outcomes on the test examples of every task, with several sets of planes active, possibly of several seeds.
+    """Outcomes on the test examples of every task with several sets of active tasks, for one or several seeds.
 
     Attributes:
         model: name of the base model.
         method: how the tasks were trained.
         tasks: in the order of their planes.
-        seeds: of the trainings; every tuple holds the examples of all seeds, one after the other.
-        correct: by task and active set ("__base__", the task alone, all tasks), example by example.
+        seeds: of the trainings.
+        correct: by task and set of active tasks ("__base__", the task alone, all tasks), whether each test example is right,
+            concatenated over seeds.
     """
 
     model: str
@@ -34,27 +35,28 @@ class MultiTaskAccuracyReport(Result):
 
     @property
     def together(self) -> str:
-        """The active set of all tasks."""
+        """Name of the set of all tasks, such as "a+b"."""
         return "+".join(self.tasks)
 
     def accuracy(self, task: str, active: str) -> float:
-        """Fraction of the task's test examples that its head gets right."""
+        """Fraction of a task's test examples that its head classifies correctly with a set of active tasks."""
         return float(np.mean(self.correct[task][active]))
 
     def interval(self, task: str, active: str) -> tuple[float, float]:
-        """95% bootstrap interval of that fraction, over seeds and examples."""
+        """95% bootstrap interval of `accuracy`, over seeds and examples."""
         return interval(bootstrap_means(np.asarray([self.correct[task][active]]), len(self.seeds))[0])
 
     def cost(self, task: str) -> tuple[float, float, float]:
-        """What the others' planes cost a task: accuracy with its own active minus that with all, and the 95% interval.
+        """Accuracy of a task with its own planes active minus that with all planes active, and the 95% interval.
 
-        The examples are the same on both sides, so that the interval is that of the paired difference.
+        The interval is of the paired difference: both accuracies are of the same examples.
         """
-        own, both = bootstrap_means(np.asarray([self.correct[task][active] for active in (task, self.together)]), len(self.seeds))
-        return (self.accuracy(task, task) - self.accuracy(task, self.together), *interval(own - both))
+        outcomes = np.asarray([self.correct[task][active] for active in (task, self.together)])
+        alone, together = bootstrap_means(outcomes, len(self.seeds))
+        return (self.accuracy(task, task) - self.accuracy(task, self.together), *interval(alone - together))
 
     def summary(self) -> dict[str, Any]:
-        """Accuracies by task and active set with their intervals, and what the others' planes cost each task."""
+        """Accuracies by task and set of active tasks with their intervals, and the cost for each task."""
         rates = {
             task: {active: [self.accuracy(task, active), *self.interval(task, active)] for active in sets}
             for task, sets in self.correct.items()
@@ -63,10 +65,10 @@ class MultiTaskAccuracyReport(Result):
 
     @classmethod
     def over_seeds(cls, reports: Sequence[MultiTaskAccuracyReport]) -> MultiTaskAccuracyReport:
-        """The reports of several seeds as one: same method and tasks."""
+        """Combine reports of several seeds. Raises InputError if method or tasks differ."""
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
-            raise InputError("only reports of one method and the same tasks can be put together")
+            raise InputError("only reports of one method and the same tasks can be combined")
         check_seeds([each.seeds for each in reports], [len(each.correct[first.tasks[0]][first.tasks[0]]) for each in reports])
         correct = {
             task: {active: tuple(x for each in reports for x in each.correct[task][active]) for active in sets}
@@ -77,30 +79,35 @@ class MultiTaskAccuracyReport(Result):
 
 @dataclass(frozen=True)
 class MultiTaskAccuracyStudy(Result):
-    """Trainings of the same tasks over the same seeds: together in one or several ways, and each task alone on all planes."""
+    """Accuracy of the same tasks with the same seeds, trained together and trained alone.
+
+    Attributes:
+        together: one report per method of training the tasks together.
+        alone: by task, the report of training it alone on all planes.
+    """
 
     together: tuple[MultiTaskAccuracyReport, ...]
     alone: Mapping[str, MultiTaskAccuracyReport]
 
     def summary(self) -> dict[str, Any]:
-        """How far each training together stays behind the tasks trained alone."""
+        """Gap of every method to the tasks trained alone."""
         return {
             "gap to training alone": {each.method: {task: self.gap(task, each) for task in each.tasks} for each in self.together}
         }
 
     def gap(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
-        """How much better a task does trained alone than with all planes active after a training together; 95% interval.
+        """Accuracy of a task trained alone minus that after joint training with all planes active, and the 95% interval.
 
-        Seeds and examples are the same on both sides: the interval is that of the paired difference.
+        The interval is of the paired difference: seeds and examples are the same. Raises InputError if the seeds differ.
         """
         alone = self.alone[task]
         if alone.seeds != report.seeds:
-            raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: nothing to pair")
-        sides = np.asarray([alone.correct[task][task], report.correct[task][report.together]])
-        single, both = bootstrap_means(sides, len(alone.seeds))
-        return (float(sides[0].mean() - sides[1].mean()), *interval(single - both))
+            raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
+        outcomes = np.asarray([alone.correct[task][task], report.correct[task][report.together]])
+        single, joint = bootstrap_means(outcomes, len(alone.seeds))
+        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(single - joint))
 
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:
-    """What a task is tested with: nothing, its own planes, all planes."""
+    """The sets of active tasks with which a task is tested: none, the task, and all tasks."""
     return list(dict.fromkeys([BASE, task, "+".join(tasks)]))

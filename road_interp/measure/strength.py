@@ -1,4 +1,4 @@
-"""How a learned behaviour grows with the strength of its rotation: A^t for t from nothing to beyond what was learned."""
+"""Rate of a learned behaviour by exponent of its adapter: A^t for t from 0 to more than 1."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from road_interp.results import Result
 
 @dataclass(frozen=True)
 class StrengthReport(Result):
-    """Answers to the same prompts at several strengths of one adapter.
+    """Outcomes of the same prompts with several exponents of one adapter.
 
     Attributes:
         model: name of the base model.
-        task: the behaviour that the adapter has learned.
-        strengths: exponents `t` of the adapter; 0 is the bare model, 1 what was learned.
-        shown: for every strength, prompt by prompt, whether the answer shows the task.
-        perplexity: of the answers under the base model, per token, by strength.
+        task: name of the behaviour on which the adapter was trained.
+        strengths: exponents `t` of the adapter; 0 is the base model, 1 the trained adapter.
+        shown: by exponent, whether each answer shows the behaviour.
+        perplexity: by exponent, of the answers under the base model, per token.
     """
 
     model: str
@@ -32,15 +32,12 @@ class StrengthReport(Result):
     perplexity: tuple[float, ...]
 
     def summary(self) -> dict[str, Any]:
-        """The rates, in the order of the strengths."""
+        """The rates, in the order of the exponents."""
         return {"rates": self.rates()}
 
     def rates(self) -> list[tuple[float, float, float]]:
-        """For every strength the fraction of answers that show the task, with its 95% interval (Wilson)."""
-        found = []
-        for outcomes in self.shown:
-            found.append((sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes))))
-        return found
+        """By exponent, the fraction of answers that show the behaviour, with its 95% Wilson interval."""
+        return [(sum(each) / len(each), *wilson(sum(each), len(each))) for each in self.shown]
 
 
 def strength(
@@ -53,16 +50,19 @@ def strength(
     task: str,
     behaviour: Behaviour,
 ) -> StrengthReport:
-    """Answer all prompts at every strength, and score each answer.
+    """Generate answers with every exponent of an adapter, and score each answer.
 
     Args:
-        answering: the answers to the prompts at a strength.
-        perplexity: of answers to the prompts, under the base model.
-        reviews: what the prompts are about, in their order.
+        answering: generates the answers to all prompts with an exponent.
+        perplexity: of answers to the prompts under the base model, per token.
+        strengths: exponents.
+        reviews: film reviews from which the prompts were made, in the same order.
+        model, task: names for the report.
+        behaviour: scores the answers.
     """
-    shown, fluency = [], []
-    for each in strengths:
-        answers = answering(each)
+    shown, perplexities = [], []
+    for exponent in strengths:
+        answers = answering(exponent)
         shown.append(tuple(satisfies(behaviour, answer, review) for answer, review in zip(answers, reviews, strict=True)))
-        fluency.append(perplexity([answer.text for answer in answers]))
-    return StrengthReport(model, task, tuple(strengths), tuple(shown), tuple(fluency))
+        perplexities.append(perplexity([answer.text for answer in answers]))
+    return StrengthReport(model, task, tuple(strengths), tuple(shown), tuple(perplexities))

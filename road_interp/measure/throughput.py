@@ -1,8 +1,8 @@
-"""How fast rotations run beside other methods: everything timed in one process, one after the other, round by round.
+"""Throughput of rotations compared with other methods, all timed in one process in alternating order.
 
-The methods are the bare model; the merged one; RoadModel; the same rotations inside pyvene's own loop; PEFT's RoAd, LoRA and OFT;
-and LoRA as two stacked batched products per layer, as in section 4.2 of the paper. In every round each method is timed once, and
-its ratio is to the bare model of that round, so that a machine that slows down slows all of them.
+The methods are the bare model; the merged model; RoadModel; the same rotations in pyvene's own loop; PEFT's RoAd, LoRA and OFT;
+and LoRA as two batched matrix products per layer, as in section 4.2 of the paper. In every round each method is timed once, and
+its ratio is to the bare model of that round, so that a machine that slows down slows all methods alike.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from road_interp.results import Result
 
 @dataclass(frozen=True)
 class Timing:
-    """One method at one task.
+    """Timings of one method in one setting.
 
     Attributes:
-        task: "forward" (8 x 64 tokens), "training step" (4 x 128), or generation: "requests" and "length" with another adapter
-            in every row, "rank" with one LoRA for all rows, "distinct" with one adapter or many.
-        method: who was timed.
-        rows: rows of the batch.
-        new_tokens: generated per row; 0 where nothing is generated.
+        task: "forward" (8 x 64 tokens), "training step" (4 x 128), or generation: "requests" and "length" with a different
+            adapter in every row, "rank" with one LoRA for all rows, "distinct" with one adapter or a different one in every row.
+        method: name of the method.
+        rows: batch size.
+        new_tokens: generated per row; 0 without generation.
         rank: of LoRA.
         seconds: one per round.
         ratios: to the bare model in the same round.
-        tokens: tokens that one call computes or generates.
-        peak_bytes: the most that one call held beyond what was there before it: by torch's allocator on CUDA, by torch's profiler
-            on the CPU, where generation is left out (0): its trace grows too large.
-        saved_bytes: kept by autograd for the backward pass of a training step, parameters not counted; 0 elsewhere.
+        tokens: number of tokens that one call computes or generates.
+        peak_bytes: peak memory of one call in addition to the memory allocated before it, from torch's allocator on CUDA and
+            from torch's profiler on the CPU. 0 for generation on the CPU, whose trace is too large.
+        saved_bytes: memory that autograd saves for the backward pass of a training step, without parameters; 0 otherwise.
     """
 
     task: str
@@ -65,19 +65,29 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """First and third quartile of the ratio."""
+        """First and third quartile of the ratios."""
         low, high = np.quantile(self.ratios, (0.25, 0.75))
         return float(low), float(high)
 
     @property
     def tokens_per_second(self) -> float:
-        """From the median time."""
+        """Throughput at the median time."""
         return self.tokens / float(np.median(self.seconds))
 
 
 @dataclass(frozen=True)
 class ThroughputReport(Result):
-    """All timings of one run on one machine."""
+    """All timings of one run on one machine.
+
+    Attributes:
+        model: name of the base model.
+        sites: number of rotated sites.
+        device: name of the GPU, or "cpu".
+        dtype: of the base model.
+        threads: of torch.
+        rounds: number of timings per method and setting.
+        timings: one per method and setting.
+    """
 
     model: str
     sites: int
@@ -88,7 +98,7 @@ class ThroughputReport(Result):
     timings: tuple[Timing, ...]
 
     def of(self, task: str, method: str, rows: int | None = None) -> Timing:
-        """The one timing that fits."""
+        """The timing of a method at a task. Raises InputError unless exactly one fits."""
         fitting = [each for each in self.timings if (each.task, each.method) == (task, method) and rows in (None, each.rows)]
         if len(fitting) != 1:
             raise InputError(f"{len(fitting)} timings of {method} at {task}" + ("" if rows is None else f" with {rows} rows"))
@@ -101,10 +111,11 @@ def run_throughput_recipe(
     progress: Progress = silent,
     keep: Callable[[ThroughputReport], None] = lambda report: None,
 ) -> ThroughputReport:
-    """Load the model of a recipe and time what the recipe says: see `throughput`.
+    """Load the model of a recipe and call `throughput`.
 
     Args:
         device: as in `road_interp.train`.
+        progress, keep: as in `throughput`.
     """
     check_methods(recipe.methods)
     base = on_device(load_model(recipe.model, "causal-lm")[0], find_device(device))
@@ -121,9 +132,9 @@ def throughput(
 
     Args:
         base: a causal language model.
-        recipe: rounds, batch sizes and methods; its model is not loaded.
-        progress: told each task before it is timed.
-        keep: given the report so far, after every task.
+        recipe: rounds, batch sizes and methods; its model is not used.
+        progress: called before each setting.
+        keep: called after each setting with the report of all settings so far.
 
     Raises:
         InputError: an unknown method, before any model is built.
@@ -143,7 +154,7 @@ def throughput(
     keep(report := replace(report, timings=tuple(timings)))
     for setting, all_calls in _generations(methods, recipe):
         if len(calls := _chosen(all_calls, recipe.methods)) == 1 < len(recipe.methods):
-            continue  # nothing beside the bare model
+            continue  # only the bare model is left
         progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens")
         with torch.no_grad():
             timings += _timed(setting, recipe.rounds, calls, base)
@@ -152,7 +163,7 @@ def throughput(
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Raise InputError for a method that is not among METHODS, and for a list without the bare model."""
+    """Raise InputError for a method that is not in METHODS, and for a list without the bare model."""
     if unknown := set(names) - set(METHODS):
         raise InputError(f"unknown method '{min(unknown)}'; the methods are {', '.join(METHODS)}")
     if names and "bare" not in names:
@@ -173,12 +184,12 @@ def _empty_report(methods: ThroughputMethods, rounds: int) -> ThroughputReport:
 
 
 def _chosen(calls: dict[str, Call], only: Sequence[str]) -> dict[str, Call]:
-    """The methods that are wanted; "RoadModel, one adapter" is a RoadModel."""
+    """The calls of the methods in `only`, or all if it is empty. "RoadModel, one adapter" is selected by "RoadModel"."""
     return {method: call for method, call in calls.items() if not only or method.partition(",")[0] in only}
 
 
 class Setting(NamedTuple):
-    """What the methods of one comparison have in common."""
+    """Settings shared by all methods of one comparison; fields as in Timing."""
 
     task: str
     rows: int
@@ -202,7 +213,7 @@ def _generations(methods: ThroughputMethods, recipe: ThroughputRecipe) -> Iterat
 
 
 def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTrainedModel) -> Iterator[Timing]:
-    """Every call once to warm up, then all of them in every round, in an order that turns from round to round."""
+    """Time all calls in every round after one warm-up call each; the first method of a round changes cyclically."""
     measured = setting.new_tokens == 0 or base.device.type == "cuda"
     for call in calls.values():
         call()
@@ -213,13 +224,13 @@ def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTr
         for number in range(rounds):
             for method in names[number % len(names) :] + names[: number % len(names)]:
                 gc.collect()
-                _wait(base)
+                _synchronize(base)
                 started = time.perf_counter()
                 calls[method]()
-                _wait(base)
+                _synchronize(base)
                 seconds[method].append(time.perf_counter() - started)
     for method in names:
-        ratios = [mine / bare for mine, bare in zip(seconds[method], seconds["bare"], strict=True)]
+        ratios = [own / bare for own, bare in zip(seconds[method], seconds["bare"], strict=True)]
         task, rows, new_tokens, rank, tokens = setting
         yield Timing(task, method, rows, new_tokens, rank, tuple(seconds[method]), tuple(ratios), tokens, peaks[method])
 
@@ -233,7 +244,7 @@ def _train_timings(methods: ThroughputMethods, ids: Tensor, rounds: int, only: S
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
-    """The most memory that `call` holds at one time beyond what was held before."""
+    """Peak memory of a call in addition to the memory allocated before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -247,31 +258,31 @@ def peak_bytes(call: Call, device: torch.device) -> int:
 
 
 def saved_bytes(loss: Callable[[], Tensor], base: nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass, each storage once, the model's weights not counted."""
+    """Bytes that autograd saves for the backward pass: every storage once, without the weights of `base`."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
-    kept: dict[int, int] = {}
-    alive = []
+    sizes: dict[int, int] = {}
+    alive = []  # keeps the storages, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss()
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
-def _wait(model: PreTrainedModel) -> None:
+def _synchronize(model: PreTrainedModel) -> None:
     if model.device.type == "cuda":
         torch.cuda.synchronize()
 
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No garbage collection in the middle of a measurement; what is old is not looked through each time."""
+    """Disable automatic garbage collection during measurements, and exclude existing objects from explicit collections."""
     gc.collect()
     gc.freeze()
     gc.disable()

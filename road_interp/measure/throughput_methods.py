@@ -1,4 +1,4 @@
-"""What runs beside RoadModel in the benchmark, all on the same frozen weights."""
+"""The methods of the throughput benchmark, all on the same frozen weights."""
 
 from __future__ import annotations
 
@@ -20,69 +20,67 @@ from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import output_width
 from road_interp.sites.site import Site
 
-RANK = 8
+RANK = 8  # of LoRA
 Call = Callable[[], Any]
-
-
 METHODS = ("bare", "merged", "RoadModel", "pyvene loop", "PEFT RoAd", "PEFT LoRA", "PEFT OFT", "stacked LoRA")
 
 
 class ThroughputMethods:
-    """Every method on the same frozen weights, built when it is first timed; copies share the tensors they do not change.
+    """All methods on the same frozen weights. A method is built on first use; copies share the tensors that they do not change.
 
     Args:
-        base: a causal language model, frozen here: what shares its weights trains none of them, built or not.
-        rows: the largest batch: as many adapters there are.
+        base: a causal language model, which is frozen, so that no method computes gradients of the shared weights.
+        rows: largest batch size; as many adapters are made.
     """
 
     def __init__(self, base: PreTrainedModel, rows: int) -> None:
         self.base: Any = base.requires_grad_(False)
         self.sites = find_sites(base, "all-linear")
-        self.adapters = {f"a{n}": _drawn(self.sites, n) for n in range(rows)}
+        self.adapters = {f"a{n}": _random_adapter(self.sites, n) for n in range(rows)}
         self._kinds = sorted({site.name.rpartition(".")[2] for site in self.sites})
 
     @cached_property
     def merged(self) -> Any:
-        """One adapter in the weights."""
+        """One adapter, merged into the weights."""
         return RoadModel(copy.deepcopy(self.base), self.adapters["a0"]).merge()
 
     @cached_property
     def road(self) -> RoadModel:
-        """One adapter."""
+        """RoadModel with one adapter."""
         return RoadModel(_shared_copy(self.base), self.adapters["a0"])
 
     @cached_property
     def banked(self) -> RoadModel:
-        """An adapter for every row."""
+        """RoadModel with one adapter per row."""
         return RoadModel(_shared_copy(self.base), RoadBank(self.adapters))
 
     @cached_property
     def pyvene(self) -> RoadModel:
-        """One adapter, for pyvene's own loop."""
+        """A RoadModel with one adapter that is run by pyvene's own loop."""
         return RoadModel(_shared_copy(self.base), self.adapters["a0"])
 
     @cached_property
     def peft_road(self) -> Any:
-        """PEFT's RoAd, an adapter for every row."""
+        """PEFT's RoAd with one adapter per row."""
         return self._peft("RoadConfig", list(self.adapters), variant="road_1", group_size=2, init_weights=False)
 
     @cached_property
     def peft_lora(self) -> Any:
-        """PEFT's LoRA, an adapter for every row."""
+        """PEFT's LoRA with one adapter per row."""
         return self._peft("LoraConfig", list(self.adapters), r=RANK, lora_alpha=RANK, init_lora_weights=False)
 
     @cached_property
     def peft_oft(self) -> Any:
-        """PEFT's OFT with 2 x 2 blocks: the maps of a road_1 without stretches, by the exact Cayley transform, on inputs."""
+        """PEFT's OFT with 2 x 2 matrices and the exact Cayley transform: the maps of a road_1 of magnitude 1, on inputs."""
         return self._peft("OFTConfig", ["default"], oft_block_size=2, use_cayley_neumann=False)
 
     @cached_property
     def stacked(self) -> StackedLora:
-        """LoRA as two batched products per layer."""
+        """LoRA as two batched matrix products per layer."""
         return StackedLora(self.base, self.sites, len(self.adapters))
 
     def _peft(self, config: str, names: Sequence[str], **options: Any) -> Any:
-        """A PEFT model with adapters of these names on the linears of every site."""
+        """A PEFT model with adapters named `names` on the linear layers of all sites. Raises InputError if PEFT is missing."""
         try:
             import peft
         except ImportError:
@@ -94,7 +92,7 @@ class ThroughputMethods:
         return model.eval()
 
     def forward(self, ids: Tensor) -> dict[str, Call]:
-        """One adapter on all tokens."""
+        """Forward passes with one adapter."""
         inputs = {"input_ids": ids, "use_cache": False}
         return {
             "bare": lambda: self.base(**inputs),
@@ -108,7 +106,7 @@ class ThroughputMethods:
         }
 
     def training(self, ids: Tensor) -> dict[str, Call]:
-        """A loss to go back from; the frozen model's gradient flows to its embeddings' output."""
+        """Losses of training steps. That of the frozen bare model has a gradient with respect to its input embeddings."""
         inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
         embed = self.base.get_input_embeddings()
 
@@ -126,7 +124,7 @@ class ThroughputMethods:
         }
 
     def generate(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
-        """A different adapter in every row."""
+        """Generation with a different adapter in every row."""
         names = list(self.adapters)[: len(ids)]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = _greedy(self.base, new_tokens)
@@ -140,7 +138,7 @@ class ThroughputMethods:
         }
 
     def one_lora(self, ids: Tensor, new_tokens: int, rank: int) -> dict[str, Call]:
-        """The same LoRA in every row, merged (which is the bare model's work) and not."""
+        """Generation with one unmerged LoRA for all rows, and with a merged adapter (RoAd's: merged adapters cost the same)."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = _greedy(self.base, new_tokens)
         unmerged = self._peft("LoraConfig", ["default"], r=rank, lora_alpha=rank, init_lora_weights=False)
@@ -151,32 +149,32 @@ class ThroughputMethods:
         }
 
     def few_and_many(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
-        """One adapter in every row, and a different one in each."""
+        """Generation with the same adapter in every row, and with a different one in every row."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = _greedy(self.base, new_tokens)
-        many = list(self.adapters)[: len(ids)]
+        names = list(self.adapters)[: len(ids)]
         return {
             "bare": lambda: self.base.generate(**inputs, **options),
-            "RoadModel, one adapter": lambda: self.banked.generate(inputs, adapter_names=[many[0]] * len(ids), **options),
-            "RoadModel, all different": lambda: self.banked.generate(inputs, adapter_names=many, **options),
+            "RoadModel, one adapter": lambda: self.banked.generate(inputs, adapter_names=[names[0]] * len(ids), **options),
+            "RoadModel, all different": lambda: self.banked.generate(inputs, adapter_names=names, **options),
         }
 
 
 class StackedLora:
-    """LoRA with every row its own A and B: two batched products per layer on the bare model (section 4.2)."""
+    """LoRA with its own A and B for every row: two batched matrix products per layer (section 4.2)."""
 
     def __init__(self, base: PreTrainedModel, sites: Sequence[Site], rows: int) -> None:
         self.model: Any = _shared_copy(base)
         self.modules: list[Any] = [self.model.get_submodule(site.module) for site in sites]
         self.pairs = []
         for module in self.modules:
-            inside = module.weight.shape[1]
-            down = torch.randn(rows, inside, RANK, device=base.device, dtype=base.dtype) / inside**0.5
+            input_width = module.weight.shape[1]
+            down = torch.randn(rows, input_width, RANK, device=base.device, dtype=base.dtype) / input_width**0.5
             up = torch.randn(rows, RANK, output_width(module), device=base.device, dtype=base.dtype) / 10
             self.pairs.append((down, up))
 
     def call(self, rows: int, run: Call) -> Any:
-        """`run()` with the first `rows` pairs on the model."""
+        """Call `run` with the first `rows` pairs of A and B on the model."""
 
         def add(pair: tuple[Tensor, Tensor]) -> Callable[..., Tensor]:
             down, up = (matrix[:rows] for matrix in pair)
@@ -190,8 +188,8 @@ class StackedLora:
                 handle.remove()
 
 
-def _drawn(sites: Sequence[Site], seed: int) -> RoadAdapter:
-    """A small random road_1 adapter: what is rotated makes no difference to the time."""
+def _random_adapter(sites: Sequence[Site], seed: int) -> RoadAdapter:
+    """A random road_1 adapter near the identity; its values do not affect the time."""
     generator = torch.Generator().manual_seed(seed)
     theta = {site.name: 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
     alpha = {site.name: 1 + 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
@@ -199,7 +197,7 @@ def _drawn(sites: Sequence[Site], seed: int) -> RoadAdapter:
 
 
 def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules anew over the same tensors."""
+    """A copy of all modules that shares parameters and buffers."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 

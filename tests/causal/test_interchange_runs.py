@@ -231,7 +231,7 @@ def test_depth_does_what_rows_do(taught):
     other = replace(reports[1], depths=(1,))
     with pytest.raises(InputError, match="same task, site, span, depths and rows"):
         DepthReport.over_seeds([reports[0], other])
-    with pytest.raises(InputError, match="a seed is there twice"):
+    with pytest.raises(InputError, match="duplicate seed"):
         DepthReport.over_seeds([reports[0], reports[0]])
     low = [min(table[j][0].flipped for table in both.cells) for j in range(len(both.depths))]
     shown = [container.lines[2][0].get_segments()[0][0][1] for container in ax.containers]

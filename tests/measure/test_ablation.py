@@ -1,4 +1,4 @@
-"""Ablations on adapters whose working part is known, and the scorer of a run."""
+"""Ablations of adapters for which the component that matters is known."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_seeds_go_together_and_json_keeps_everything():
     assert AblationReport.from_json(both.to_json()) == both
     with pytest.raises(InputError, match="only ablations of one model, task, metric and variant"):
         AblationReport.over_seeds([first, taken_apart(needs("angles"), "road_2", seed=1)])
-    with pytest.raises(InputError, match="a seed is there twice"):
+    with pytest.raises(InputError, match="duplicate seed"):
         AblationReport.over_seeds([first, first])
     with pytest.raises(InputError, match="'model' is missing"):
         AblationReport.from_json("{}")
@@ -75,10 +75,10 @@ def test_an_adapter_that_learned_one_part_alone_is_drawn_above_that_part():
     drawn = plots.ablation(report).containers[1]
     assert drawn.get_label() == "trained alone"
     (point,) = drawn.lines[0].get_xydata()
-    assert point == pytest.approx([2.08, 0.9])  # the third of both, angles only, magnitudes only and neither
+    assert point == pytest.approx([2.08, 0.9])  # third bar of: both, angles only, magnitudes only, neither
     with pytest.raises(InputError, match="duplicate result for magnitudes only"):
         report.with_trained_alone(MAGNITUDES, [True] * 10)
-    with pytest.raises(InputError, match="angles only: outcomes on 9 examples do not stand beside those on 10"):
+    with pytest.raises(InputError, match="angles only: 9 outcomes, but the other rows have 10"):
         report.with_trained_alone(ANGLES, [True] * 9)
 
 

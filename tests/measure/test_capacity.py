@@ -1,4 +1,4 @@
-"""The capacity curve: intervals hold both sources of chance, and the drawing shows every point."""
+"""The capacity report: intervals cover both sources of variance, and the plot shows every point."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_json_keeps_everything_and_what_differs_is_refused():
     with pytest.raises(InputError, match="'model' is missing"):
         CapacityReport.from_json("{}")
     other = replace(report(0.8), points=(replace(report(0.8).points[0], parameters=7),))
-    with pytest.raises(InputError, match="1: only as many trained values"):
+    with pytest.raises(InputError, match="1: reports with other numbers of trained values"):
         CapacityReport.over_seeds([report(0.7), other])
 
 

@@ -1,4 +1,4 @@
-"""The composition measure: strict joint scores, the index, intervals over seeds and prompts."""
+"""The composition report: joint rates, the index, and intervals over seeds and prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_rates_joint_scores_and_index_are_counted():
     assert [score.active for score in found.scores] == ["__base__", "label", "closing", "label+closing"]
     assert found.rate("__base__", ["label"]) == 0
     assert found.rate("label", ["label"]) == found.rate("closing", ["closing"]) == 1
-    assert found.rate("label+closing", ["label"]) == 1  # an unfinished answer counts for its beginning, not for its end
+    assert found.rate("label+closing", ["label"]) == 1  # a truncated answer can show a label, but no closing
     assert found.rate("label+closing", ["closing"]) == 14 / 20
     assert found.rate("label+closing", ["label", "closing"]) == 14 / 20
     assert found.index(["label", "closing"]) == 14 / 20

@@ -1,4 +1,4 @@
-"""Verdicts follow the intervals."""
+"""The verdicts of the checks depend on the intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_task_that_needs_magnitudes_is_told_from_one_that_needs_angles():
     assert found.verdict == "yes"
     assert found.numbers["accuracy lost with angles only"][0] == 0.5
     assert needs_magnitudes(taken_apart(needs("angles"))).verdict == "no"
-    assert needs_magnitudes(taken_apart(lambda adapter: np.ones(10, bool))).verdict == "cannot tell"  # it does nothing
+    assert needs_magnitudes(taken_apart(lambda adapter: np.ones(10, bool))).verdict == "cannot tell"  # the adapter has no effect
 
 
 def test_few_examples_allow_no_verdict():
@@ -34,7 +34,7 @@ def test_an_adapter_that_hurts_a_control_is_found():
     found = hurts_others(measured(), "first", "strong")
     assert found.verdict == "yes"
     assert found.numbers["second"] == (0, 0, 0)
-    assert hurts_others(measured(), "first", "second").verdict == "no"  # whatever the others do
+    assert hurts_others(measured(), "first", "second").verdict == "no"  # the other adapters do not matter
     with pytest.raises(InputError, match="'other' was not scored with 'first'; scored were first"):
         hurts_others(measured(), "other", "first")
 
@@ -46,7 +46,7 @@ def heads(together):
 
 
 def answering(together):
-    """Right with one task active; with both, what `together` says."""
+    """The right answer with one task active; with both, the template `together`."""
 
     def answer(prompts, active):
         labels = [f"This is a {review.label} review." for review in REVIEWS]
@@ -57,7 +57,7 @@ def answering(together):
 
 
 def test_composition_is_judged_by_its_index_and_heads_by_their_cost():
-    assert fails_to_compose(composition_report()).verdict == "yes"  # 14 of 20
+    assert fails_to_compose(composition_report()).verdict == "yes"  # 14 of 20 answers show both
     assert fails_to_compose(composition_report(generate=answering("{label} Thank you!"))).verdict == "no"
     assert fails_to_compose(composition_report(generate=answering("{label}"))).verdict == "yes"
     nothing = composition_report(generate=lambda prompts, active: [Answer("", True)] * 20)

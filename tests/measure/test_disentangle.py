@@ -1,4 +1,4 @@
-"""Angle and magnitude of frozen states: synthetic states whose answer is known, and features of tiny models."""
+"""Angle and magnitude of frozen states: synthetic states with a known result, and features of tiny models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def features(states, labels):
 
 
 def synthetic(kind, seed=0):
-    """Random directions around a common one, and lengths independent of them; the label depends on one of the two."""
+    """States with random directions around a common one and independent norms; the label depends on one of the two."""
     splits, generator = {}, np.random.default_rng(seed)
     for split, size in SIZES.items():
         direction = generator.standard_normal((size, WIDTH)) + 4 * np.eye(WIDTH)[-1]
@@ -179,7 +179,7 @@ def test_intervals_are_those_of_the_metric_on_drawn_texts(direction, metric):
 
 
 def test_seeds_are_drawn_too(direction):
-    """Two seeds, one always right and one always wrong: the score is uncertain though every text is alike."""
+    """Two seeds, one always right and one always wrong: the interval is wide although all texts are alike."""
     outcome = replace(direction.outcomes[0], predictions=(1.0,) * 4 + (0.0,) * 4)
     report = replace(direction, labels=(1.0,) * 4, outcomes=(outcome, replace(outcome, name="norm", predictions=(1.0,) * 4)))
     assert (report.score("full"), report.interval("full")) == (0.5, (0, 1))
@@ -199,14 +199,14 @@ def test_features_of_bert_are_read_before_its_norms_too():
     for column, state in enumerate(read_states(model, places, token_batch(6))):
         np.testing.assert_allclose(found.norms[:, column], state[:, 0].norm(dim=1), rtol=1e-4)
         np.testing.assert_allclose(found.head_norms[:, column, 1], state[:, 0, 8:16].norm(dim=1), rtol=1e-4)
-    assert np.ptp(found.norms[:, 0]) > 10 * np.ptp(found.norms[:, 1])  # the norm takes the magnitude away
+    assert np.ptp(found.norms[:, 0]) > 10 * np.ptp(found.norms[:, 1])  # the normalisation removes the magnitude
     assert found.labels.tolist() == list(range(6))
     np.testing.assert_allclose(np.linalg.norm(probe_inputs(found)["unit states"], axis=1), 1, rtol=1e-6)
     before = read_features(model, batches, "first", before_norm=True)
     assert (before.place, found.place) == ("block 1, before its LayerNorm", "block 1")
     np.testing.assert_allclose(before.states, read_states(model, places[2:3], token_batch(6))[0][:, 0], rtol=1e-5)
     np.testing.assert_array_equal(before.head_norms, found.head_norms)
-    for each, column in ((found, 3), (before, 2)):  # of the states at hand, in both cases
+    for each, column in ((found, 3), (before, 2)):  # head norms are of the states that were read, in both cases
         np.testing.assert_allclose(probe_inputs(each)["head norms at the last block"], each.head_norms[:, column], rtol=1e-4)
 
 
@@ -223,7 +223,7 @@ def test_padding_side_does_not_change_the_features_of_llama():
     alone = model(rows[2:, :5], output_hidden_states=True)
     np.testing.assert_allclose(read["left"].states, read["right"].states, atol=1e-5)
     np.testing.assert_allclose(read["left"].norms, read["right"].norms, rtol=1e-4)
-    normed = model.norm(torch.from_numpy(read["left"].states[2])).detach()  # Llama's last norm stands behind what is read
+    normed = model.norm(torch.from_numpy(read["left"].states[2])).detach()  # Llama's last normalisation is after the read point
     torch.testing.assert_close(normed, alone.last_hidden_state[0, -1].detach(), rtol=1e-4, atol=1e-5)
     assert read["left"].head_norms.shape == (3, 2, 4)
 
@@ -233,7 +233,7 @@ def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
     with pytest.raises(InputError, match="there are no texts"):
         read_features(model, [], "first")
     model.config.num_attention_heads = 5
-    with pytest.raises(InputError, match="the blocks of LlamaModel end in no normalisation"):
+    with pytest.raises(InputError, match="the blocks of LlamaModel do not end in a normalisation"):
         read_features(tiny_model("Llama"), [{**token_batch(), "labels": torch.zeros(3)}], "last", before_norm=True)
     with pytest.raises(InputError, match="states of width 32 do not divide into 5 heads"):
         read_features(model, [{**token_batch(), "labels": torch.zeros(3)}], "first")

@@ -1,4 +1,4 @@
-"""Drift of states: nothing where nothing changed, known angles and scales, and the same numbers however texts are divided."""
+"""Drift of states: 0 without a change, known angles and scales, and numbers that do not depend on the batches."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from road_interp.models.hidden_states import find_read_points, read_states
 from road_interp.plots import export
 from road_interp.training.api import train
 
-file = import_module("road_interp.measure.drift")  # the package's attribute of that name is the function
+file = import_module("road_interp.measure.drift")  # the attribute `drift` of the package is the function
 NAMES = {"base_name": "before", "tuned_name": "after"}
 
 
 def shifted(model, spread=0.02):
-    """A copy with all weights moved, except those of the normalisations."""
+    """A copy with noise on all weights, except those of the normalisations."""
     moved = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -42,8 +42,8 @@ def shifted(model, spread=0.02):
     return moved
 
 
-def turned(model, layer, angle, scale):
-    """A RoadModel whose only rotation turns every plane of a block's output by `angle` and scales it."""
+def rotated(model, layer, angle, scale):
+    """A RoadModel that rotates every plane of one block's output by `angle` and scales it."""
     sites = find_sites(model, "block-output", layer)
     blank = RoadAdapter.identity(sites)
     theta = {name: torch.full_like(values, angle) for name, values in blank.theta.items()}
@@ -71,14 +71,14 @@ def test_the_identity_moves_nothing_at_all(architecture, token):
 @pytest.mark.parametrize("token", ["first", "mean", "all"])
 def test_a_known_rotation_comes_out_at_its_place(token):
     base = tiny_model("Llama")
-    report = measure.drift(base, turned(base, 1, 0.5, 0.8), [token_batch(), token_batch(seed=1)], token, **NAMES)
+    report = measure.drift(base, rotated(base, 1, 0.5, 0.8), [token_batch(), token_batch(seed=1)], token, **NAMES)
     before, place = report.places
     assert (before.angle, before.dM) == ((0, 0, 0), (0, 0, 0))
     assert place.angle == pytest.approx((np.degrees(0.5),) * 3, rel=1e-5)
     assert place.dD == pytest.approx((np.cos(0.5),) * 3, rel=1e-5)
     assert place.dM == pytest.approx((0.2,) * 3, rel=1e-5)
     assert place.signed == pytest.approx((-0.2,) * 3, rel=1e-5)
-    back = measure.drift(turned(base, 1, 0.5, 0.8), base, [token_batch()], token, **NAMES)
+    back = measure.drift(rotated(base, 1, 0.5, 0.8), base, [token_batch()], token, **NAMES)
     assert back.places[1].signed[0] == pytest.approx(0.25, rel=1e-5)
     assert base(**token_batch()).last_hidden_state.isfinite().all()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.modules())
@@ -128,7 +128,7 @@ def test_padding_and_batches_do_not_matter(token, architecture):
     many = measure.drift(base, road, apart, token, **NAMES)
     np.testing.assert_allclose(numbers(many), numbers(one), atol=1e-3, rtol=1e-3)
     assert one.places[-1].angle[0] > 1
-    if architecture == "Llama":  # positions are relative there
+    if architecture == "Llama":  # its positions are relative
         left = [
             {key: value.roll(7 - length, 1) for key, value in row.items()}
             for row, length in zip(_rows(whole), lengths, strict=True)
@@ -144,7 +144,7 @@ def _rows(batch):
 
 
 def some_sums(texts, places=3, seed=0):
-    """What two processes might have seen: a batch of random values per entry of `texts`."""
+    """Sums of random values, one batch of as many texts per entry of `texts`, as several processes might have."""
     generator, first, sums = np.random.default_rng(seed), 0, []
     for size in texts:
         values, states = generator.random((size, places, 7)), generator.integers(1, 9, size)
@@ -199,7 +199,7 @@ def test_activations_are_not_kept():
             alive.append(sum(isinstance(each, torch.Tensor) for each in gc.get_objects()))
             yield token_batch(seed=seed)
 
-    gc.freeze()  # what is there before needs not be looked through
+    gc.freeze()  # excludes existing objects from the collections below
     measure.drift(base, shifted(base), batches(), "all", **NAMES)
     gc.unfreeze()
     assert len(set(alive[2:])) == 1
@@ -227,7 +227,7 @@ def test_what_cannot_be_compared_is_refused():
     base, batch = tiny_model("Bert"), [token_batch()]
     wrong = [
         (tiny_model("Bert", num_hidden_layers=3), "before has 2 blocks, after 3: their states cannot be paired"),
-        (tiny_model("Llama"), "only one's blocks end in a normalisation"),
+        (tiny_model("Llama"), "the blocks of only one end in a normalisation"),
         (tiny_model("Bert", hidden_size=16), "before has width 32, after 16"),
     ]
     for other, message in wrong:
@@ -284,7 +284,7 @@ def test_places_are_found_by_block(report):
     with pytest.raises(InputError, match="block 2 does not exist; there are 2 blocks"):
         report.place(2)
     bare = replace(report, places=(report.places[1],))
-    with pytest.raises(InputError, match="block 0 is not followed by a normalisation"):
+    with pytest.raises(InputError, match="block 0 does not end in a normalisation"):
         bare.place(0, before_norm=True)
 
 
@@ -315,7 +315,7 @@ def test_the_drawings_show_the_numbers(report, tmp_path):
 
 @pytest.mark.processes
 def test_two_processes_report_what_one_does(workplace, tmp_path, capsys, monkeypatch):
-    """The whole command, with a run folder as the tuned model, alone and under torchrun."""
+    """The `drift` command with a run folder as the tuned model, in one process and under torchrun."""
     finished = train(recipe_for(workplace, "training.max_steps=3"), workplace / "drifted", progress=False)
     compared = (workplace / "model", finished.folder, workplace / "data.csv")
     arguments = ["drift", *compared, "--token", "all", "--limit", 150, "--json"]

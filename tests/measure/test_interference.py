@@ -40,7 +40,7 @@ def test_seeds_go_together_and_json_keeps_everything():
     assert len(both.correct["first"][NOTHING]) == 40
     assert both.overlap == measured().overlap
     assert InterferenceReport.from_json(both.to_json()) == both
-    with pytest.raises(InputError, match="a seed is there twice"):
+    with pytest.raises(InputError, match="duplicate seed"):
         InterferenceReport.over_seeds([measured(), measured()])
     with pytest.raises(InputError, match="the JSON of InterferenceReport must hold one object"):
         InterferenceReport.from_json("[]")

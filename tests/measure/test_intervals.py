@@ -1,4 +1,4 @@
-"""Intervals over seeds and examples: seeds that agree add nothing, coverage is what is promised."""
+"""Intervals over seeds and examples: seeds that agree do not narrow them, and their coverage is nominal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_rows_are_drawn_alike():
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
 def test_intervals_cover_the_rate_at_least_as_often_as_they_say(shared):
-    """Outcomes are fixed by the example with that probability, by chance otherwise."""
+    """With probability `shared` an outcome depends on the example only, otherwise it is random."""
     generator, covered = np.random.default_rng(1), 0
     for _ in range(60):
         fixed, chance = generator.random(64) < 0.6, generator.random((3, 64)) < 0.6
@@ -46,7 +46,7 @@ def test_intervals_cover_the_rate_at_least_as_often_as_they_say(shared):
 
 def test_what_does_not_go_together_is_refused():
     check_seeds([(0,), (1, 2)], [10, 20])
-    with pytest.raises(InputError, match="a seed is there twice"):
+    with pytest.raises(InputError, match="duplicate seed"):
         check_seeds([(0,), (0,)], [10, 10])
     with pytest.raises(InputError, match="different numbers of examples"):
         check_seeds([(0,), (1,)], [10, 12])

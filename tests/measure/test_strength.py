@@ -1,4 +1,4 @@
-"""The strength curve: what is counted, how it is kept, and what is drawn."""
+"""The strength report: rates, JSON and plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REVIEWS = [Review(f"text {n}", "positive", n) for n in range(8)]
 
 
 def report():
-    """Nothing below a half, then every answer, one of them without an end."""
+    """No answer shows the behaviour below exponent 0.5; from 0.5 on all do, except a truncated one."""
 
     def answering(strength):
         text = "A film. Thank you!" if strength >= 0.5 else "A film."

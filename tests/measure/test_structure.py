@@ -1,4 +1,4 @@
-"""What comes back with another seed, and how query and key relate, on adapters where the answer is known."""
+"""Agreement between seeds, and the relation of query and key, on adapters with a known result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ SITES = tuple(Site(f"layers.{layer}.q", 64, layer, "q") for layer in range(12))
 
 
 def report(pattern=0.0, common=0.0, own=0.0, seed=0):
-    """|angle| grows with the layer by `pattern`; planes share `common`, the same for all seeds, and have their `own`."""
+    """|angle| is the sum of a term that grows with the layer, one per plane that all seeds share, and one per plane and seed.
+
+    Their sizes are `pattern`, `common` and `own`.
+    """
     shared, mine = (torch.Generator().manual_seed(number) for number in (99, seed))
     theta = {}
     for site in SITES:
@@ -79,7 +82,7 @@ def test_query_heads_that_share_a_key_head_are_averaged():
 
 
 def test_what_does_not_vary_has_no_correlation():
-    still = seed_structure([report(), report(seed=1)])  # all planes alike, of all seeds
+    still = seed_structure([report(), report(seed=1)])  # all planes of all seeds are equal
     assert (still.sites, still.planes, still.signed) == (None, None, None)
     base = tiny_model("Bert")
     turning = random_adapter(find_sites(base, "attention-qk")).angles_only()

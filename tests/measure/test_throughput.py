@@ -1,4 +1,4 @@
-"""The benchmark: every method computes what it should, and the report keeps its numbers. Nothing here asserts a time."""
+"""The throughput benchmark: the methods compute the same maps, and the report is complete. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_some_methods_alone():
         "RoadModel, all different",
     ]
     timed = throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "PEFT LoRA"])).timings
-    assert {each.task for each in timed} == {"forward", "training step", "requests"}  # nothing of LoRA's to compare at the others
+    assert {each.task for each in timed} == {"forward", "training step", "requests"}  # the other settings have no timing of LoRA
     with pytest.raises(InputError, match="'bare' must be among the methods"):
         check_methods(["RoadModel"])
     with pytest.raises(InputError, match="unknown method 'road'; the methods are bare, merged, RoadModel"):

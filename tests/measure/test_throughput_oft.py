@@ -1,4 +1,4 @@
-"""PEFT's OFT with 2 x 2 blocks turns the input of a linear by the maps of a road_1 without stretches."""
+"""PEFT's OFT with 2 x 2 matrices rotates the input of a linear layer by the maps of a road_1 of magnitude 1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_oft_with_blocks_of_two_is_road_1_of_magnitude_1_on_the_input():
     nn.init.normal_(halves)
     hidden = torch.randn(3, 5, 8)
 
-    theta = -2 * halves.detach().flatten().atan()  # the Cayley transform of a number is a turn by twice its arc tangent
+    theta = -2 * halves.detach().flatten().atan()  # the Cayley transform of a 2 x 2 generator rotates by twice its arc tangent
     maps = plane_maps.maps_from_parameters(theta, torch.ones(4), "road_1", 2)
     expected = layer.base_layer(plane_maps.apply(maps, hidden, 2))
     torch.testing.assert_close(oft(hidden), expected, atol=1e-6, rtol=1e-6)
