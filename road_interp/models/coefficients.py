@@ -60,24 +60,30 @@ class Coefficients:
         return replace(self, maps=all_masked, entries=lambda index: masked(index, self.entries(index)))
 
 
-def of_parameters(interventions: Sequence[RoadIntervention], family: RoadAdapter) -> Coefficients:
-    """The maps of the parameters, computed at each call: a cache could not detect the updates of a fused optimizer."""
+class ParameterMaps:
+    """The maps of the parameters of an adapter's interventions, computed at each call.
 
-    def maps() -> list[PlaneMaps]:
-        devices = [each.theta.device for each in interventions]
+    A cache could not detect the updates of a fused optimizer.
+    """
+
+    def __init__(self, interventions: Sequence[RoadIntervention], family: RoadAdapter) -> None:
+        self._interventions, self._family = interventions, family
+
+    def coefficients(self) -> Coefficients:
+        """Coefficients that read the parameters in every pass."""
+        return Coefficients(self._family.sites, self._family.group_size, self._maps, self._entries)
+
+    def _maps(self) -> list[PlaneMaps]:
+        devices = [each.theta.device for each in self._interventions]
         if len(set(devices)) > 1:
-            return [
-                plane_maps.maps_from_parameters(each.theta, each.alpha, family.variant, family.group_size)
-                for each in interventions
-            ]
-        theta, alpha = (torch.cat([getattr(each, name) for each in interventions]) for name in ("theta", "alpha"))
-        return _split_maps(theta, alpha, family, devices)
+            variant, group_size = self._family.variant, self._family.group_size
+            return [plane_maps.maps_from_parameters(each.theta, each.alpha, variant, group_size) for each in self._interventions]
+        theta, alpha = (torch.cat([getattr(each, name) for each in self._interventions]) for name in ("theta", "alpha"))
+        return _split_maps(theta, alpha, self._family, devices)
 
-    def entries(index: int) -> Entries:
-        each = interventions[index]
-        return plane_maps.entries_from_parameters(each.theta, each.alpha, family.variant, family.group_size)
-
-    return Coefficients(family.sites, family.group_size, maps, entries)
+    def _entries(self, index: int) -> Entries:
+        each = self._interventions[index]
+        return plane_maps.entries_from_parameters(each.theta, each.alpha, self._family.variant, self._family.group_size)
 
 
 class BankRows:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from road_interp.adapters import peft_format
@@ -18,16 +18,18 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import pyvene_io
-from road_interp.models.coefficients import BankRows, Coefficients, Masks, check_rows, of_parameters
+from road_interp.models.coefficients import check_rows
+from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights
 from road_interp.models.rotation_context import RotationContext
-from road_interp.sites.module_tree import is_linear, output_width
+from road_interp.models.row_selection import RowSelection
+from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.sites.positions import Positions, parse_positions
 from road_interp.sites.site import Site
 
 
-class RoadModel(pyvene.IntervenableModel):
+class RoadModel(IntervenableModel):
     """A model whose hidden states are rotated at the sites of an adapter, or for each row by an adapter of a bank.
 
     Calls are those of pyvene: `_, output = model(base=inputs)` and `_, ids = model.generate(inputs, ...)`. A call with sources,
@@ -44,8 +46,6 @@ class RoadModel(pyvene.IntervenableModel):
     Raises:
         InputError: the adapter was made for another model, the planes for other sites, or the positions are invalid.
     """
-
-    config: Any  # pyvene's
 
     def __init__(
         self,
@@ -67,20 +67,18 @@ class RoadModel(pyvene.IntervenableModel):
         if planes is not None and planes.sites != self.sites:
             raise InputError("the planes were split over other sites than those of the adapter")
         self.planes = planes
-        self._own_handles: list[Any] = []
         self._merged: MergedWeights | None = None
         self._contexts: list[RotationContext] = []  # those of open `attached` statements
-        interventions = [_intervention(base_model, site, family, planes) for site in self.sites]
+        interventions = [site_intervention(base_model, site, family, planes) for site in self.sites]
         representations = [
             {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
             for site, intervention in zip(self.sites, interventions, strict=True)
         ]
         super().__init__(pyvene.IntervenableConfig(representations), base_model)
         for intervention, site in zip(interventions, self.sites, strict=True):
-            intervention.to(_device_of(base_model.get_submodule(site.module), base_model))
+            intervention.to(device_of(base_model.get_submodule(site.module), base_model))
             intervention.requires_grad_(self.bank is None)
-        self._parameters_as_maps = of_parameters(interventions, family)
-        self._rows = None if self.bank is None else BankRows(self.bank, interventions)
+        self._selection = RowSelection(adapter, interventions, planes)
 
     # ------------------------------------------------------------------ calls
 
@@ -206,12 +204,6 @@ class RoadModel(pyvene.IntervenableModel):
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
         return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size, BaseModelSignature.of(self.model))
 
-    @property
-    def hf_device_map(self) -> dict[str, Any]:
-        """The devices on which accelerate has placed the modules of the base model; the Trainer does not move such a model."""
-        device_map: dict[str, Any] = self.model.hf_device_map
-        return device_map
-
     def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
         """Every site with its intervention."""
         return zip(self.sites, self.interventions.values(), strict=True)
@@ -286,58 +278,6 @@ class RoadModel(pyvene.IntervenableModel):
             self._merged.restore()
         self._merged = None
 
-    # ------------------------------------------------------------------ methods of nn.Module, extended to the rotations
-
-    def train(self, mode: bool = True) -> RoadModel:
-        """Set training mode for base model and rotations (pyvene's method sets it for the base model only)."""
-        nn.Module.train(self, mode)
-        return self
-
-    def eval(self) -> RoadModel:
-        """Set evaluation mode for base model and rotations."""
-        return self.train(False)
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """All parameters, as in torch (pyvene's method lists the trainable ones, without `prefix`)."""
-        return nn.Module.named_parameters(self, prefix, recurse, remove_duplicate)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear all gradients."""
-        nn.Module.zero_grad(self, set_to_none)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The rotations and all other trainable parameters; the frozen parameters of the base model are left out."""
-        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        parameters = self.named_parameters(remove_duplicate=False)  # a state dict has tied weights under each name
-        frozen = {f"{prefix}{name}" for name, parameter in parameters if not parameter.requires_grad}
-        buffers = {f"{prefix}{name}" for name, _ in self.named_buffers()}
-        state = nn.Module.state_dict(self, *args, **kwargs)
-        for name in frozen | buffers:
-            state.pop(name, None)
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state dict of `state_dict`. Raises InputError if keys are missing or unknown."""
-        return load_trained(self, state_dict, strict, assign)
-
-    # ------------------------------------------------------------------ pyvene's loop: remove only hooks of this model
-
-    def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:
-        handlers = super()._intervention_getter(*args, **kwargs)
-        self._own_handles += handlers.handlers
-        return handlers
-
-    def _intervention_setter(self, *args: Any, **kwargs: Any) -> Any:
-        handlers = super()._intervention_setter(*args, **kwargs)
-        self._own_handles += handlers.handlers
-        return handlers
-
-    def _remove_forward_hooks(self) -> None:
-        while self._own_handles:
-            self._own_handles.pop().remove()
-
     # ------------------------------------------------------------------ private
 
     @contextmanager
@@ -364,43 +304,11 @@ class RoadModel(pyvene.IntervenableModel):
         positions = self.positions if positions is None else _check_positions(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
-        coefficients = self._coefficients(adapter_names, tasks, trainable_tasks)
+        coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks)
         check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks})
         is_call = base is not None  # inside `attached`, parameters may change between calls
         with RotationContext(self.model, coefficients, positions, prompt, once=is_call) as context:
             yield context
-
-    def _coefficients(
-        self, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None, trainable_tasks: Sequence[str] | None
-    ) -> Coefficients:
-        """The maps of the parameters or of the bank's adapters, on the active planes."""
-        if self._rows is not None:
-            coefficients = self._rows.coefficients(self._default_names() if adapter_names is None else adapter_names)
-        elif adapter_names is not None:
-            raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
-        else:
-            coefficients = self._parameters_as_maps
-        if tasks is None and trainable_tasks is None:
-            return coefficients
-        if self.planes is None or tasks is None:
-            missing = "a model with planes" if self.planes is None else "tasks: the active ones of every row"
-            raise InputError(f"{'tasks' if trainable_tasks is None else 'trainable_tasks'} needs {missing}")
-        if trainable_tasks is None:
-            return coefficients.on_planes(self._plane_masks(self.planes, tasks), None)
-        if len(trainable_tasks) != len(tasks):
-            raise InputError(f"trainable_tasks names the tasks of {len(trainable_tasks)} rows, tasks those of {len(tasks)}")
-        masks = (self._plane_masks(self.planes, names) for names in (tasks, trainable_tasks))
-        return coefficients.on_planes(*masks)
-
-    def _plane_masks(self, planes: TaskPlanes, names: Sequence[str]) -> Masks:
-        devices = (intervention.theta.device for _, intervention in self.by_site())
-        return [mask.to(device) for mask, device in zip(planes.rows(names), devices, strict=True)]
-
-    def _default_names(self) -> list[str]:
-        assert self.bank is not None
-        if len(self.bank) > 1:
-            raise InputError(f"this model holds {len(self.bank)} adapters: name one per row with adapter_names")
-        return list(self.bank)
 
     @contextmanager
     def _rows_in_interventions(
@@ -410,7 +318,7 @@ class RoadModel(pyvene.IntervenableModel):
         trainable_tasks: Sequence[str] | None = None,
     ) -> Iterator[None]:
         """For pyvene's own loop: set the maps of the rows in every intervention for the duration of the `with` statement."""
-        coefficients = self._coefficients(adapter_names, tasks, trainable_tasks)
+        coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks)
         rows = coefficients.maps() if self.bank is not None or tasks is not None else None
         try:
             for index, (_, intervention) in enumerate(self.by_site()):
@@ -425,49 +333,10 @@ class RoadModel(pyvene.IntervenableModel):
             if name is not None:
                 raise InputError("adapter_name needs a model with a RoadBank; this one holds a single adapter")
             return self.adapter
-        return self.bank[name if name is not None else self._default_names()[0]]
-
-
-def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:
-    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out frozen parameters."""
-    missing, unexpected = nn.Module.load_state_dict(module, state, strict=False, assign=assign)
-    missing = [name for name in missing if name in module.state_dict()]
-    if strict and (missing or unexpected):
-        raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
-    return nn.modules.module._IncompatibleKeys(missing, unexpected)
+        return self.bank[name if name is not None else self._selection.only_name()]
 
 
 def _check_positions(positions: Positions) -> Positions:
     if isinstance(positions, str):
         parse_positions(positions)
     return positions
-
-
-def _intervention(model: PreTrainedModel, site: Site, family: RoadAdapter, planes: TaskPlanes | None) -> RoadIntervention:
-    try:
-        module = model.get_submodule(site.module)
-    except AttributeError:
-        raise InputError(
-            f"{type(model).__name__} has no module '{site.module}': the adapter was made for another model"
-        ) from None
-    width = site.width
-    if site.output_slice is not None:
-        width = site.width // (site.output_slice.stop - site.output_slice.start) * site.output_slice.period
-    if is_linear(module) and output_width(module) != width:
-        raise InputError(
-            f"the output of '{site.module}' has width {output_width(module)}, not {width}: the adapter was made for another model"
-        )
-    partition = None if planes is None else planes.dimensions(site, family.group_size)
-    intervention = RoadIntervention(width, family.variant, family.group_size, site.output_slice, subspace_partition=partition)
-    with torch.no_grad():
-        intervention.theta.copy_(family.theta[site.name])
-        intervention.alpha.copy_(family.alpha[site.name])
-    return intervention
-
-
-def _device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:
-    """The device on which a module computes: that of accelerate's hook if its weights are offloaded, else that of its weights."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    if getattr(hook, "execution_device", None) is not None:
-        return torch.device(hook.execution_device)
-    return next((tensor.device for tensor in module.parameters()), model.device)

@@ -21,8 +21,9 @@ from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
 from road_interp.models.hidden_states import token_index
+from road_interp.models.intervenable import load_trained
 from road_interp.models.loading import check_length, load_model, load_tokenizer, on_device
-from road_interp.models.road_model import RoadModel, load_trained
+from road_interp.models.road_model import RoadModel
 from road_interp.progress import progress_bar
 from road_interp.recipes.schema import MultiTaskClassificationRecipe
 from road_interp.runs.run import Run

@@ -136,9 +136,8 @@ def test_unreadable_gguf_files_are_refused(tmp_path, monkeypatch):
         load_model(ModelRecipe(str(tmp_path / "bad.gguf")))
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), Exception("No space left")]
-)  # tokenizers raises Exception itself
+# tokenizers raises Exception itself
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("No space left")])
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, error):
     monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
     (tmp_path / "a.gguf").write_bytes(b"one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -535,8 +536,22 @@ def test_rotations_are_on_the_devices_of_their_sites():
     bank = RoadModel(base, RoadBank({"a": random_adapter(model.sites)}))
     expected = ["cpu" if site.layer == 0 else "meta" for site in model.sites]
     assert [each.theta.device.type for each in model.interventions.values()] == expected
-    assert [each.a.device.type for each in model._coefficients(None, None, None).maps()] == expected
-    assert [each.a.device.type for each in bank._coefficients(["a", BASE], None, None).maps()] == expected
+    assert [each.a.device.type for each in model._selection.coefficients(None, None, None).maps()] == expected
+    assert [each.a.device.type for each in bank._selection.coefficients(["a", BASE], None, None).maps()] == expected
+
+
+def test_a_deep_copy_rotates_by_its_own_parameters():
+    model = road_model()
+    copied = copy.deepcopy(model)
+    expected = model(base=token_batch())[1].logits
+    with torch.no_grad():
+        for _, intervention in copied.by_site():
+            intervention.theta.zero_()
+            intervention.alpha.fill_(1)
+    assert torch.equal(model(base=token_batch())[1].logits, expected)
+    bare = copied.model(**token_batch()).logits
+    torch.testing.assert_close(copied(base=token_batch())[1].logits, bare, rtol=0, atol=1e-6)
+    assert not torch.allclose(expected, bare, atol=1e-3)
 
 
 def test_the_state_dict_contains_other_trainable_modules():

@@ -1,0 +1,89 @@
+"""pyvene's IntervenableModel with torch's meaning of `train`, `named_parameters` and `state_dict`, and its own hooks only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from road_interp.errors import InputError
+from road_interp.models.intervention import pyvene
+
+
+class IntervenableModel(pyvene.IntervenableModel):
+    """A pyvene model that is an ordinary `nn.Module`, and that leaves hooks of other code in place.
+
+    Args:
+        config: pyvene's IntervenableConfig.
+        base_model: any Hugging Face model. pyvene freezes its weights.
+    """
+
+    config: Any  # pyvene's
+
+    def __init__(self, config: Any, base_model: PreTrainedModel) -> None:
+        self._own_handles: list[Any] = []
+        super().__init__(config, base_model)
+
+    @property
+    def hf_device_map(self) -> dict[str, Any]:
+        """The devices on which accelerate has placed the modules of the base model; the Trainer does not move such a model."""
+        device_map: dict[str, Any] = self.model.hf_device_map
+        return device_map
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode for base model and interventions (pyvene's method sets it for the base model only)."""
+        return nn.Module.train(self, mode)
+
+    def eval(self) -> Any:
+        """Set evaluation mode for base model and interventions."""
+        return self.train(False)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters, as in torch (pyvene's method lists the trainable ones, without `prefix`)."""
+        return nn.Module.named_parameters(self, prefix, recurse, remove_duplicate)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear all gradients."""
+        nn.Module.zero_grad(self, set_to_none)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The trainable parameters; the frozen parameters of the base model are left out."""
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        parameters = self.named_parameters(remove_duplicate=False)  # a state dict has tied weights under each name
+        frozen = {f"{prefix}{name}" for name, parameter in parameters if not parameter.requires_grad}
+        buffers = {f"{prefix}{name}" for name, _ in self.named_buffers()}
+        state = nn.Module.state_dict(self, *args, **kwargs)
+        for name in frozen | buffers:
+            state.pop(name, None)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state dict of `state_dict`. Raises InputError if keys are missing or unknown."""
+        return load_trained(self, state_dict, strict, assign)
+
+    def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:
+        handlers = super()._intervention_getter(*args, **kwargs)
+        self._own_handles += handlers.handlers
+        return handlers
+
+    def _intervention_setter(self, *args: Any, **kwargs: Any) -> Any:
+        handlers = super()._intervention_setter(*args, **kwargs)
+        self._own_handles += handlers.handlers
+        return handlers
+
+    def _remove_forward_hooks(self) -> None:
+        while self._own_handles:
+            self._own_handles.pop().remove()
+
+
+def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:
+    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out frozen parameters."""
+    missing, unexpected = nn.Module.load_state_dict(module, state, strict=False, assign=assign)
+    missing = [name for name in missing if name in module.state_dict()]
+    if strict and (missing or unexpected):
+        raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
+    return nn.modules.module._IncompatibleKeys(missing, unexpected)

@@ -1,0 +1,51 @@
+"""The interventions of an adapter on a model: one per site, with its parameters and on its device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.errors import InputError
+from road_interp.models.intervention import RoadIntervention
+from road_interp.sites.module_tree import is_linear, output_width
+from road_interp.sites.site import Site
+
+
+def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, planes: TaskPlanes | None) -> RoadIntervention:
+    """The intervention of one site, with the angles and scales of the adapter.
+
+    Raises:
+        InputError: the model has no such module, or its output has another width.
+    """
+    try:
+        module = model.get_submodule(site.module)
+    except AttributeError:
+        raise InputError(
+            f"{type(model).__name__} has no module '{site.module}': the adapter was made for another model"
+        ) from None
+    width = site.width
+    if site.output_slice is not None:
+        width = site.width // (site.output_slice.stop - site.output_slice.start) * site.output_slice.period
+    if is_linear(module) and output_width(module) != width:
+        raise InputError(
+            f"the output of '{site.module}' has width {output_width(module)}, not {width}: the adapter was made for another model"
+        )
+    partition = None if planes is None else planes.dimensions(site, adapter.group_size)
+    intervention = RoadIntervention(width, adapter.variant, adapter.group_size, site.output_slice, subspace_partition=partition)
+    with torch.no_grad():
+        intervention.theta.copy_(adapter.theta[site.name])
+        intervention.alpha.copy_(adapter.alpha[site.name])
+    return intervention
+
+
+def device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:
+    """The device on which a module computes: that of accelerate's hook if its weights are offloaded, else that of its weights."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if getattr(hook, "execution_device", None) is not None:
+        return torch.device(hook.execution_device)
+    return next((tensor.device for tensor in module.parameters()), model.device)
