@@ -237,7 +237,7 @@ OVERRIDES = {
     "adapter.stack=nope": "'nope' is not a block stack of",
     "adapter.variant=road_3": "'adapter.variant' must be 'road_1' or 'road_2' or 'road_4'",
     "adapter.group_size=3": "'adapter.group_size' must be even",
-    "adapter.group_size=48": "its width 32 is not divisible by group_size 48; take a group_size that divides 32",
+    "adapter.group_size=48": "its width 32 is not divisible by group_size 48; use a group_size that divides 32",
     "adapter.positions=''": f"'' {POSITION}",
     "adapter.positions=f0": f"'f0' {POSITION}",
     "adapter.positions=last+f1": f"'last+f1' {POSITION}",
@@ -421,7 +421,7 @@ CASES = {
     "pyvene without interventions": (
         write("pyvene/config.json", "{}"),
         ["evaluate", "run", "--adapter", "pyvene"],
-        "is not one of pyvene's",
+        "is not a pyvene config",
     ),
     "no run": (remove("run"), EVALUATE, "run folder 'run' does not exist"),
     "an unfinished run": (remove("run/metrics.json"), EVALUATE, "its training has not finished; go on with --resume"),

@@ -256,16 +256,16 @@ def test_the_command_line_reads_and_writes_peft(finished, workplace, tmp_path, m
     batch = {"input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 5, 3]])}
     torch.testing.assert_close(logits(theirs, batch), logits(base, batch), **TOLERANCE)
 
-    code, told = run("inspect", tmp_path / "peft", "--json")
+    code, captured = run("inspect", tmp_path / "peft", "--json")
     assert code == 0
-    assert set(json.loads(told.out)) == {site.name for site in finished.adapter.sites}
-    code, told = run("export", finished.folder, "--out", tmp_path / "peft")
-    assert (code, told.err.count("\n")) == (2, 1)
-    assert "exists already" in told.err
+    assert set(json.loads(captured.out)) == {site.name for site in finished.adapter.sites}
+    code, captured = run("export", finished.folder, "--out", tmp_path / "peft")
+    assert (code, captured.err.count("\n")) == (2, 1)
+    assert "exists already" in captured.err
     assert run("export", finished.folder)[0] == 2
     blocks = recipe_for(workplace, "adapter.sites=block-output", "training.max_steps=1")
     train(blocks, tmp_path / "blocks", progress=False)
-    code, told = run("export", tmp_path / "blocks", "--out", tmp_path / "other")
+    code, captured = run("export", tmp_path / "blocks", "--out", tmp_path / "other")
     assert code == 2
-    assert "is the output of a block" in told.err
+    assert "is the output of a block" in captured.err
     assert not (tmp_path / "other").exists()
