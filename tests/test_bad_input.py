@@ -296,7 +296,7 @@ CASES = {
     "data of one class": (
         write("data.csv", "text,label\n" + "a b,1\n" * 50),
         TRAIN,
-        "all labels are 1; a classification task needs",
+        "all labels are 1; classification needs",
     ),
     "data that is no text": (write("data.csv", b"\x00\xff\xfe" * 50), TRAIN, "data file 'data.csv' cannot be read"),
     "an unclosed quotation": (write("data.csv", 'text,label\na,1\n"b'), TRAIN, "data file 'data.csv' cannot be read"),
