@@ -178,8 +178,17 @@ class TrainingRecipe:
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
 
 
+class _YamlRecipe:
+    """The base of recipes that run folders store."""
+
+    def to_yaml(self: Any) -> str:
+        """The recipe as YAML with all defaults included; `load_recipe` reads it."""
+        content = asdict(self)
+        return yaml.safe_dump({"kind": content.pop("kind"), **content}, sort_keys=False, allow_unicode=True)
+
+
 @dataclass(frozen=True)
-class ClassificationRecipe:
+class ClassificationRecipe(_YamlRecipe):
     """One adapter and a new classification or regression head, trained on one labelled data set."""
 
     auto_class: ClassVar[str] = "classifier"
@@ -199,10 +208,6 @@ class ClassificationRecipe:
         """Empty: the planes are not divided among tasks."""
         return ()
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML with all defaults included; `load_recipe` reads it."""
-        return _to_yaml(self)
-
 
 @dataclass(frozen=True)
 class LabelledTaskRecipe:
@@ -216,7 +221,7 @@ class LabelledTaskRecipe:
 
 
 @dataclass(frozen=True)
-class MultiTaskClassificationRecipe:
+class MultiTaskClassificationRecipe(_YamlRecipe):
     """Several classification heads on one hidden state: every example trains the planes and the head of its own task.
 
     Attributes:
@@ -243,10 +248,6 @@ class MultiTaskClassificationRecipe:
     def task_names(self) -> tuple[str, ...]:
         """Task names, in the order of their planes."""
         return tuple(self.tasks)
-
-    def to_yaml(self) -> str:
-        """The recipe as YAML with all defaults included; `load_recipe` reads it."""
-        return _to_yaml(self)
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ class ScoringRecipe:
 
 
 @dataclass(frozen=True)
-class MultiTaskGenerationRecipe:
+class MultiTaskGenerationRecipe(_YamlRecipe):
     """Several tasks of one language model: every example trains the planes of its own task (paper, section 4.3).
 
     Attributes:
@@ -336,10 +337,6 @@ class MultiTaskGenerationRecipe:
     def task_names(self) -> tuple[str, ...]:
         """Task names, in the order of their planes."""
         return tuple(self.tasks)
-
-    def to_yaml(self) -> str:
-        """The recipe as YAML with all defaults included; `load_recipe` reads it."""
-        return _to_yaml(self)
 
 
 @dataclass(frozen=True)
@@ -389,11 +386,6 @@ KINDS: dict[str, type[Recipe]] = {
     "multitask-generation": MultiTaskGenerationRecipe,
     "throughput": ThroughputRecipe,
 }
-
-
-def _to_yaml(recipe: Any) -> str:
-    content = asdict(recipe)
-    return yaml.safe_dump({"kind": content.pop("kind"), **content}, sort_keys=False, allow_unicode=True)
 
 
 def _check_tasks(recipe: MultiTaskClassificationRecipe | MultiTaskGenerationRecipe) -> None:

@@ -1,7 +1,8 @@
-"""Run the command line in the test process."""
+"""Run the command line in the test process, or in two processes."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 from road_interp.cli import app
@@ -17,3 +18,10 @@ def run(capsys, monkeypatch, *arguments):
         code = exit.code or 0
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def run_two_processes(*arguments):
+    """The standard output of a command that torchrun starts with two processes."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "road_interp.cli"]
+    command = [sys.executable, *launch, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout

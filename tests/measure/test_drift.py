@@ -6,8 +6,6 @@ import copy
 import gc
 import json
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from functools import reduce
 from importlib import import_module
@@ -18,6 +16,7 @@ import torch
 from scipy import stats
 
 from helpers.cli import run as run_cli
+from helpers.cli import run_two_processes
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from helpers.recipes import recipe_for
 from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
@@ -324,18 +323,7 @@ def test_two_processes_report_what_one_does(workplace, tmp_path, capsys, monkeyp
     alone = DriftReport.from_json(out)
     assert alone.texts == 150 < alone.states
     assert alone.places[-1].angle[0] > 0.1
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "road_interp.cli",
-    ]
-    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True)
-    together = DriftReport.from_json(done.stdout)
+    together = DriftReport.from_json(run_two_processes(*arguments))
     assert (together.texts, together.states) == (alone.texts, alone.states)
     np.testing.assert_allclose(numbers(together), numbers(alone), rtol=1e-9, atol=1e-12)
     assert [place.points for place in together.places] == [place.points for place in alone.places]

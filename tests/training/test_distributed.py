@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
+from helpers.cli import run_two_processes
 from helpers.models import tiny_model
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
@@ -23,22 +22,12 @@ def loss_curve(run):
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def run_two_processes(workplace, alone, out, *overrides):
+def trained_by_two(workplace, alone, out, *overrides):
     """The run of the same recipe with two processes, and their JSON output."""
     (workplace / "two.yaml").write_text(alone.recipe.to_yaml())
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "road_interp.cli",
-    ]
     arguments = ["train", workplace / "two.yaml", *overrides, "--out", out, "--device", "cpu", "--json"]
-    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=300)
-    return Run.load(out), json.loads(done.stdout)
+    printed = json.loads(run_two_processes(*arguments))
+    return Run.load(out), printed
 
 
 @pytest.mark.processes
@@ -51,7 +40,7 @@ def test_two_processes_give_the_result_of_one(workplace, tmp_path, overrides):
     # The 120 training examples fill batches of 24; the 40 test examples do not.
     small = [f"model.id={workplace / 'no-dropout'}", "training.batch_size=24", "training.epochs=8"]
     alone = train(recipe_for(workplace, *small), tmp_path / "alone", device="cpu", progress=False)
-    together, printed = run_two_processes(workplace, alone, tmp_path / "together", *overrides)
+    together, printed = trained_by_two(workplace, alone, tmp_path / "together", *overrides)
     assert printed["test"] == together.metrics["test"]
     assert len(loss_curve(alone)) == 2
     assert loss_curve(together) == pytest.approx(loss_curve(alone), abs=1e-5)
