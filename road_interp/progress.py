@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Progress(Protocol):
@@ -25,14 +28,30 @@ def silent(what: str, done: int = 0, total: int | None = None) -> None:
 
 @contextmanager
 def progress_bar(shown: bool = True) -> Iterator[Progress]:
-    """A progress bar on standard error."""
+    """A progress bar on standard error; in a log, the name of every new step on a line."""
     from rich.console import Console
     from rich.progress import Progress as Bars
 
-    with Bars(console=Console(stderr=True), disable=not shown, transient=True) as bars:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _log_steps(console) if shown else silent
+        return
+    with Bars(console=console, disable=not shown, transient=True) as bars:
         line = bars.add_task("", total=None)
 
         def update(what: str, done: int = 0, total: int | None = None) -> None:
             bars.update(line, description=what, completed=done, total=total)
 
         yield update
+
+
+def _log_steps(console: Console) -> Progress:
+    last = ""
+
+    def update(what: str, done: int = 0, total: int | None = None) -> None:
+        nonlocal last
+        if what != last:
+            console.print(what, soft_wrap=True, markup=False, highlight=False)
+        last = what
+
+    return update

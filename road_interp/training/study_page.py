@@ -23,6 +23,7 @@ def write_page(studies: Sequence[Study], options: StudyOptions, folder: Path) ->
         raise InputError(f"'{options.results}' holds no results of any study")
     template = resources.files("road_interp.training").joinpath("studies.html.jinja").read_text("utf-8")
     page = Environment(autoescape=True).from_string(template).render(sections=sections, quick=options.quick, **figure_metadata())
+    folder.mkdir(parents=True, exist_ok=True)  # studies that are tables draw nothing into it
     write_atomically(folder / "index.html", page)
     return folder / "index.html"
 

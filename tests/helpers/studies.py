@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 from road_interp.results import Result
@@ -91,5 +90,5 @@ def pieces_of(study, options):
 
 
 def script_of(study):
-    """The module of the script in `analyses/` that defines a study."""
-    return sys.modules[study.report.__module__]
+    """The names of the script of `analyses/` that a study was read from: what tests put there is what its functions call."""
+    return study.report.__globals__
