@@ -20,6 +20,7 @@ def train_interchange(
     interchange: nn.Module,
     steps: int = 200,
     learning_rate: float = 0.02,
+    *,
     seed: int = 0,
     temperatures: tuple[float, float] | None = None,
     progress: Progress = silent,

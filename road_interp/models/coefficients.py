@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from road_interp.adapters.bank import RoadBank
-from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
 from road_interp.rotation import plane_maps
-from road_interp.rotation.plane_maps import Entries, PlaneMaps
+from road_interp.rotation.plane_maps import Entries, PlaneMaps, Variant
 from road_interp.sites.site import Site
 
 Masks = Sequence[Bool[Tensor, "rows planes"]]  # one per site, on the device of the site
@@ -60,53 +59,75 @@ class Coefficients:
         return replace(self, maps=all_masked, entries=lambda index: masked(index, self.entries(index)))
 
 
-class ParameterMaps:
-    """The maps of the parameters of an adapter's interventions, computed at each call.
+class Rotations(NamedTuple):
+    """The interventions of a model with what its adapters have in common.
 
-    A cache could not detect the updates of a fused optimizer.
+    Attributes:
+        interventions: one per site.
+        sites, variant, group_size: those of the adapters.
     """
 
-    def __init__(self, interventions: Sequence[RoadIntervention], family: RoadAdapter) -> None:
-        self._interventions, self._family = interventions, family
+    interventions: Sequence[RoadIntervention]
+    sites: Sequence[Site]
+    variant: Variant
+    group_size: int
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The device of every site."""
+        return tuple(each.theta.device for each in self.interventions)
 
     def coefficients(self) -> Coefficients:
-        """Coefficients that read the parameters in every pass."""
-        return Coefficients(self._family.sites, self._family.group_size, self._maps, self._entries)
+        """The maps of the parameters, computed in every pass: a cache could not detect the updates of a fused optimizer."""
+        return Coefficients(self.sites, self.group_size, self._maps, self._entries)
+
+    def split(self, theta: Tensor, alpha: Tensor) -> list[PlaneMaps]:
+        """The maps of every site from vectors with all sites concatenated; road_1 is computed for all sites at once."""
+        variant, group_size, devices = self.variant, self.group_size, self.devices
+        sizes = [plane_maps.num_parameters(site.width, variant) for site in self.sites]
+        if variant == "road_1" and len(set(devices)) == 1:
+            joined = plane_maps.maps_from_parameters(theta.to(devices[0]), alpha.to(devices[0]), variant, group_size)
+            return [PlaneMaps(a) for a in joined.a.split(sizes, dim=-1)]
+        pairs = zip(theta.split(sizes, dim=-1), alpha.split(sizes, dim=-1), devices, strict=True)
+        return [plane_maps.maps_from_parameters(t.to(device), a.to(device), variant, group_size) for t, a, device in pairs]
 
     def _maps(self) -> list[PlaneMaps]:
-        devices = [each.theta.device for each in self._interventions]
-        if len(set(devices)) > 1:
-            variant, group_size = self._family.variant, self._family.group_size
-            return [plane_maps.maps_from_parameters(each.theta, each.alpha, variant, group_size) for each in self._interventions]
-        theta, alpha = (torch.cat([getattr(each, name) for each in self._interventions]) for name in ("theta", "alpha"))
-        return _split_maps(theta, alpha, self._family, devices)
+        if len(set(self.devices)) > 1:
+            return [
+                plane_maps.maps_from_parameters(each.theta, each.alpha, self.variant, self.group_size)
+                for each in self.interventions
+            ]
+        theta, alpha = (torch.cat([getattr(each, name) for each in self.interventions]) for name in ("theta", "alpha"))
+        return self.split(theta, alpha)
 
     def _entries(self, index: int) -> Entries:
-        each = self._interventions[index]
-        return plane_maps.entries_from_parameters(each.theta, each.alpha, self._family.variant, self._family.group_size)
+        each = self.interventions[index]
+        return plane_maps.entries_from_parameters(each.theta, each.alpha, self.variant, self.group_size)
 
 
-class BankRows:
+class BankMaps:
     """The maps of a bank's adapters, one row per name; the maps of the last batch are cached."""
 
-    def __init__(self, bank: RoadBank, interventions: Sequence[RoadIntervention]) -> None:
-        self._bank, self._interventions = bank, interventions
+    def __init__(self) -> None:
         self._cached: tuple[Any, list[PlaneMaps]] | None = None
 
-    def coefficients(self, names: Sequence[str]) -> Coefficients:
+    def coefficients(self, bank: RoadBank, rotations: Rotations, names: Sequence[str]) -> Coefficients:
         """Coefficients that read the bank in every pass, as adapters may be replaced. Raises InputError for unknown names."""
-        maps = partial(self._maps, tuple(names))
+        maps = partial(self._maps, bank, rotations, tuple(names))
         maps()  # checks the names
-        family = self._bank.template
-        return Coefficients(family.sites, family.group_size, maps, lambda index: plane_maps.entries_from_maps(maps()[index]))
+        entries = partial(_entries_of, maps)
+        return Coefficients(rotations.sites, rotations.group_size, maps, entries)
 
-    def _maps(self, names: tuple[str, ...]) -> list[PlaneMaps]:
-        devices = tuple(each.theta.device for each in self._interventions)
-        key = (names, self._bank.version, devices)
+    def _maps(self, bank: RoadBank, rotations: Rotations, names: tuple[str, ...]) -> list[PlaneMaps]:
+        key = (names, id(bank), bank.version, rotations.devices)
         cached = self._cached  # read once: another thread may replace it
         if cached is None or cached[0] != key:
-            cached = self._cached = (key, _split_maps(*self._bank.rows(names), self._bank.template, devices))
+            cached = self._cached = (key, rotations.split(*bank.rows(names)))
         return cached[1]
+
+
+def _entries_of(maps: Callable[[], Sequence[PlaneMaps]], index: int) -> Entries:
+    return plane_maps.entries_from_maps(maps()[index])
 
 
 def check_rows(base: Mapping[str, Any], entries: Mapping[str, Sequence[str] | None]) -> None:
@@ -120,14 +141,3 @@ def check_rows(base: Mapping[str, Any], entries: Mapping[str, Sequence[str] | No
     for name, values in entries.items():
         if batch is not None and values is not None and len(values) != batch:
             raise InputError(f"{len(values)} {name} for a batch of {batch} rows; give one per row")
-
-
-def _split_maps(theta: Tensor, alpha: Tensor, family: RoadAdapter, devices: Sequence[torch.device]) -> list[PlaneMaps]:
-    """The maps of every site from vectors with all sites concatenated; road_1 is computed for all sites at once."""
-    variant, group_size = family.variant, family.group_size
-    sizes = [plane_maps.num_parameters(site.width, variant) for site in family.sites]
-    if variant == "road_1" and len(set(devices)) == 1:
-        joined = plane_maps.maps_from_parameters(theta.to(devices[0]), alpha.to(devices[0]), variant, group_size)
-        return [PlaneMaps(a) for a in joined.a.split(sizes, dim=-1)]
-    pairs = zip(theta.split(sizes, dim=-1), alpha.split(sizes, dim=-1), devices, strict=True)
-    return [plane_maps.maps_from_parameters(t.to(device), a.to(device), variant, group_size) for t, a, device in pairs]

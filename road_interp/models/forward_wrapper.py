@@ -7,6 +7,7 @@ transformed output, which is also the input of the next layer.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import threading
 from collections.abc import Callable
@@ -25,29 +26,23 @@ _LOCK = threading.Lock()
 
 
 class CallScope:
-    """The set of calls to which transforms apply: the calls made in the execution context that entered the scope.
+    """The set of calls to which transforms apply: the calls made by the thread or asyncio task that entered the scope.
 
-    Every thread and every asyncio task has its own context (`contextvars`). Scopes may be exited in any order.
+    Scopes may be exited in any order. A thread that runs with a copy of the context, as in `asyncio.to_thread`, is not included.
     """
 
     def __enter__(self) -> CallScope:
-        entered = _ACTIVE.get()
-        self._outermost = entered[0] if entered else self
-        _ACTIVE.set((*entered, self))
+        self.owner = threading.current_thread(), _current_task()
+        _ACTIVE.set((*_ACTIVE.get(), self))
         return self
 
     def __exit__(self, *exception: object) -> None:
         _ACTIVE.set(tuple(scope for scope in _ACTIVE.get() if scope is not self))
 
     @property
-    def outermost(self) -> CallScope:
-        """The first scope that was active when this one was entered; all scopes of one context share it."""
-        return self._outermost
-
-    @property
     def is_active(self) -> bool:
-        """Whether the calling context has entered the scope."""
-        return self in _ACTIVE.get()
+        """Whether the calling thread or asyncio task has entered the scope."""
+        return self in _ACTIVE.get() and self.owner[0] is threading.current_thread()
 
 
 class Registered(NamedTuple):
@@ -60,8 +55,8 @@ class Registered(NamedTuple):
 class ForwardWrapper:
     """A module's forward, followed by the transforms of the active scopes.
 
-    When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the only registered
-    context are used; several registered contexts raise InputError. torch.compile cannot trace contexts, so all transforms apply.
+    When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the only owner of scopes
+    are used; several owners raise InputError. torch.compile cannot trace contexts, so all transforms apply.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -85,11 +80,10 @@ class ForwardWrapper:
         return copy.deepcopy(self._forward, memo)
 
     def _active_transforms(self) -> list[OutputTransform]:
-        active = _ACTIVE.get()
-        transforms = [each.transform for each in self._registered if each.scope in active]
+        transforms = [each.transform for each in self._registered if each.scope.is_active]
         if transforms or not self._registered or torch._C._current_graph_task_id() == -1:  # outside of a backward pass
             return transforms
-        if len({id(each.scope.outermost) for each in self._registered}) > 1:
+        if len({each.scope.owner for each in self._registered}) > 1:
             raise InputError("gradient checkpointing cannot choose between the rotations of several threads; train in one thread")
         return [each.transform for each in self._registered]
 
@@ -129,6 +123,14 @@ def wrap_forward(module: nn.Module, transform: OutputTransform, scope: CallScope
                 module.forward = wrapper.replaced
 
     return restore
+
+
+def _current_task() -> Any:
+    """The running asyncio task; None outside of one."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def _copied(output: Any) -> Any:

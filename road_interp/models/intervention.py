@@ -56,6 +56,8 @@ class RoadIntervention(
         latent_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if "part" in kwargs:
+            raise InputError("RoadIntervention takes output_slice; 'part' was its name in 0.1.0")
         embed_dim = latent_dim if embed_dim is None else embed_dim
         if embed_dim is None:
             raise InputError(

@@ -20,6 +20,7 @@ class MergedWeights:
     """Rotates the weights of a model's sites by an adapter, W <- R W and b <- R b, and keeps the originals for `restore`.
 
     Raises InputError, before any weight changes, for a site that is not a plain linear layer and for tied or quantised weights.
+    If rotating fails, restores the originals before the error is raised.
     """
 
     @torch.no_grad()
@@ -29,11 +30,15 @@ class MergedWeights:
             check_mergeable(model.get_submodule(site.module), site, shared)
         self._model = model
         self._originals: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for site in adapter.sites:
-            module: Any = model.get_submodule(site.module)
-            if site.module not in self._originals:
-                self._originals[site.module] = module.weight.clone(), None if module.bias is None else module.bias.clone()
-            rotate_weights(module, adapter.plane_maps(site), adapter.group_size, site)
+        try:
+            for site in adapter.sites:
+                module: Any = model.get_submodule(site.module)
+                if site.module not in self._originals:
+                    self._originals[site.module] = module.weight.clone(), None if module.bias is None else module.bias.clone()
+                rotate_weights(module, adapter.plane_maps(site), adapter.group_size, site)
+        except BaseException:  # out of memory, or interrupted
+            self.restore()
+            raise
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -18,7 +18,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import pyvene_io
-from road_interp.models.coefficients import check_rows
+from road_interp.models.coefficients import BankMaps, Rotations, check_rows
 from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights
@@ -78,7 +78,7 @@ class RoadModel(IntervenableModel):
         for intervention, site in zip(interventions, self.sites, strict=True):
             intervention.to(device_of(base_model.get_submodule(site.module), base_model))
             intervention.requires_grad_(self.bank is None)
-        self._selection = RowSelection(adapter, interventions, planes)
+        self._bank_maps = BankMaps()
 
     # ------------------------------------------------------------------ calls
 
@@ -280,6 +280,12 @@ class RoadModel(IntervenableModel):
 
     # ------------------------------------------------------------------ private
 
+    @property
+    def _selection(self) -> RowSelection:
+        """Built for each call: interventions, bank and planes may be replaced, and a replica has its own parameters."""
+        rotations = Rotations(tuple(self.interventions.values()), self.sites, self.variant, self.group_size)
+        return RowSelection(rotations, self.bank, self._bank_maps, self.planes)
+
     @contextmanager
     def _rotating(
         self,
@@ -294,7 +300,7 @@ class RoadModel(IntervenableModel):
 
         Rotations that `attached` or `merge` have already applied stay as they are; yields None for merged weights.
         """
-        attached = next((context for context in self._contexts if context.is_active), None)
+        attached = next((context for context in tuple(self._contexts) if context.is_active), None)
         if self._merged is not None or attached is not None:
             if any(argument is not None for argument in (adapter_names, positions, tasks, trainable_tasks)):
                 state = "merged" if self._merged is not None else "attached"

@@ -115,7 +115,7 @@ def test_a_transform_applies_while_its_scope_is_entered():
     assert torch.equal(linear(STATE), plain)
     for scope in scopes:
         scope.__enter__()
-    assert [scope.outermost for scope in scopes] == [scopes[0]] * 2
+    assert scopes[0].owner == scopes[1].owner
     assert torch.equal(linear(STATE), 2 * plain + 1)
     scopes[0].__exit__()  # exited in another order than entered
     assert [scope.is_active for scope in scopes] == [False, True]
@@ -211,6 +211,41 @@ def test_checkpointing_with_several_registered_threads_is_an_error(scope):
     assert outcomes == ["refused"]
     for undo in (restore, *others):
         undo()
+
+
+def test_overlapping_scopes_of_one_thread_have_one_owner():
+    linear, state = module(), STATE.clone().requires_grad_()
+    first, second, third = CallScope(), CallScope(), CallScope()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    third.__enter__()
+    undo = [wrap_forward(linear, double, second), wrap_forward(linear, double, third)]
+    loss = checkpoint(linear, state, use_reentrant=False).sum()
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    torch.testing.assert_close(state.grad, 4 * linear.weight.sum(0, keepdim=True))
+    for restore in undo:
+        restore()
+    second.__exit__()
+    third.__exit__()
+
+
+def test_a_thread_with_a_copy_of_the_context_is_not_in_the_scope():
+    linear = module()
+    plain = linear(STATE)
+
+    async def run():
+        with CallScope() as scope:
+            restore = wrap_forward(linear, double, scope)
+            inside, outside = linear(STATE), await asyncio.to_thread(linear, STATE)
+            restore()
+        return inside, outside
+
+    inside, outside = asyncio.run(run())
+    assert torch.equal(inside, 2 * plain)
+    assert torch.equal(outside, plain)
 
 
 def test_original_forward_returns_the_replacement_of_another_library(scope):

@@ -121,3 +121,8 @@ def test_invalid_widths_are_refused():
         RoadIntervention(32, group_size=64)
     with pytest.raises(InputError, match="width 33"):
         RoadIntervention(33)
+
+
+def test_the_old_name_of_the_output_slice_is_an_error():
+    with pytest.raises(InputError, match="takes output_slice"):
+        RoadIntervention(96, part=None)

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import ARCHITECTURES, GREEDY, bank_model, road_model
 from road_interp.errors import InputError
+from road_interp.models import merging
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
@@ -27,6 +28,24 @@ def test_merged_weights_equal_rotations_and_unmerge_is_bitwise_exact(architectur
         model.merge()
     model.unmerge()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
+
+
+def test_a_merge_that_fails_restores_the_weights(monkeypatch):
+    model, rotate, calls = road_model(), merging.rotate_weights, []
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+
+    def rotate_two(*arguments):
+        calls.append(arguments)
+        if len(calls) > 2:
+            raise MemoryError
+        rotate(*arguments)
+
+    monkeypatch.setattr(merging, "rotate_weights", rotate_two)
+    with pytest.raises(MemoryError):
+        model.merge()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
+    monkeypatch.undo()
+    assert model.merge() is model.model
 
 
 def test_the_architectures_include_conv1d_and_biases():

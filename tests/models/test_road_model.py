@@ -540,6 +540,24 @@ def test_rotations_are_on_the_devices_of_their_sites():
     assert [each.a.device.type for each in bank._selection.coefficients(["a", BASE], None, None).maps()] == expected
 
 
+def test_a_replica_rotates_by_its_own_parameters():
+    """`nn.parallel.replicate` copies modules without their constructors."""
+    model = road_model()
+    replica, other = model._replicate_for_data_parallel(), RoadModel(model.model, RoadAdapter.identity(model.sites))
+    replica._modules["interventions"] = other.interventions
+    assert torch.equal(replica(base=token_batch())[1].logits, other(base=token_batch())[1].logits)
+    assert not torch.equal(model(base=token_batch())[1].logits, other(base=token_batch())[1].logits)
+
+
+def test_a_replaced_bank_is_used():
+    model = bank_model()
+    other = RoadBank({"other": random_adapter(model.sites, seed=9)})
+    model.bank = other
+    again = RoadModel(model.model, other)
+    names = ["other", BASE, "other"]
+    assert torch.equal(*(each(base=token_batch(), adapter_names=names)[1].logits for each in (model, again)))
+
+
 def test_a_deep_copy_rotates_by_its_own_parameters():
     model = road_model()
     copied = copy.deepcopy(model)
