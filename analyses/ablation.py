@@ -15,7 +15,7 @@ from road_interp.cli.app import main_of
 from road_interp.measure.ablation import ANGLES, BOTH, BY, MAGNITUDES, NEITHER, Ablation, AblationReport, ablation
 from road_interp.plots import export
 from road_interp.training.scoring import make_scorer
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, run_of, with_interval
 
 QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MAGNITUDES)}
@@ -34,9 +34,11 @@ def measure(piece: Piece) -> AblationReport:
 
 def report(pieces: Pieces) -> AblationReport:
     """The ablation over all seeds, with the runs that train one component."""
+    measured = [slug for slug in ALONE if slug in pieces]
+    needs(pieces, "both", *measured)
     whole = AblationReport.over_seeds(pieces["both"])
     for slug, (_, component) in ALONE.items():
-        if len(pieces.get(slug, ())) == len(whole.seeds):
+        if slug in measured:
             alone = AblationReport.over_seeds(pieces[slug])
             whole = whole.with_trained_alone(component, alone.rows[0].correct)
     return whole

@@ -20,6 +20,7 @@ from matplotlib.style import context
 from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.data.labelled import load_labelled, read_rows, subsample
+from road_interp.errors import InputError
 from road_interp.measure import DriftReport, DriftStudy, drift, text_batches
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
@@ -72,6 +73,8 @@ def measure_smollm2(piece: Piece) -> DriftStudy:
 
 def report(pieces: Pieces) -> DriftStudy:
     studies = list(chain.from_iterable(pieces.values()))
+    if all(found.tuned == NULL for study in studies for found in study.reports):
+        raise InputError("the report needs a trained model: measure a condition such as --only full")
     reports = tuple(found for study in studies for found in study.reports)
     return DriftStudy(reports, tuple(scores for study in studies for scores in study.scores))
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from road_interp import plots
 from road_interp.cli.app import main_of
+from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.plots import export
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, run_of, with_interval
 
 QUICK = ("training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source")))
 ALONE = {f"{task}-alone": task for task in ("sentiment", "source")}
@@ -33,8 +34,11 @@ def measure(piece: Piece) -> MultiTaskAccuracyReport:
 
 
 def report(pieces: Pieces) -> MultiTaskAccuracyStudy:
+    needs(pieces, *ALONE)
     found = {slug: MultiTaskAccuracyReport.over_seeds(each) for slug, each in pieces.items()}
     together = tuple(each for slug, each in found.items() if slug not in ALONE)
+    if not together:
+        raise InputError("the report needs a condition with both tasks: measure one with --only coact-0.5")
     return MultiTaskAccuracyStudy(together, {ALONE[slug]: each for slug, each in found.items() if slug in ALONE})
 
 

@@ -6,6 +6,7 @@ import difflib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from road_interp.errors import InputError
@@ -26,11 +27,12 @@ class FieldError(InputError):
         self.field, self.reason = field, reason
 
 
-def from_mapping(cls: type[Built], content: Any, key_path: str = "") -> Built:
+def from_mapping(cls: type[Built], content: Any, key_path: str = "", finite: bool = True) -> Built:
     """An instance of a dataclass from a mapping.
 
     Args:
         key_path: path of the mapping in its file, such as "tasks.label"; the prefix of every key in an error.
+        finite: whether infinite numbers and NaN are errors.
 
     Raises:
         InputError: an unknown key (the message names the closest one), a missing key, or a value of the wrong type or range.
@@ -46,7 +48,7 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "") -> Built:
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in content:
             raise InputError(f"'{_join(key_path, name)}' is missing")
-    values = {key: _value(hints[key], value, _join(key_path, key)) for key, value in content.items()}
+    values = {key: _value(hints[key], value, _join(key_path, key), finite) for key, value in content.items()}
     try:
         return cls(**values)
     except FieldError as error:
@@ -55,36 +57,40 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "") -> Built:
         raise InputError(f"{key_path}: {error}" if key_path else str(error)) from None
 
 
-def _value(hint: Any, value: Any, key_path: str) -> Any:
+def _value(hint: Any, value: Any, key_path: str, finite: bool) -> Any:
     """`value` converted to the type hint. Raises InputError that names the innermost invalid key."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if is_dataclass(option) and value is not None:
-            return from_mapping(option, value, key_path)  # type: ignore[arg-type]
+            return from_mapping(option, value, key_path, finite)  # type: ignore[arg-type]
         if get_origin(option) in (list, tuple) and isinstance(value, list):
-            return _sequence(option, value, key_path)
+            return _sequence(option, value, key_path, finite)
         if option == tuple[bool, ...] and isinstance(value, str) and not value.strip("01"):
             return tuple(bit == "1" for bit in value)
         if isinstance(value, Mapping) and (option is dict or get_origin(option) in (dict, Mapping)):
             inner = (get_args(option) or (str, Any))[1]
-            return {str(key): _value(inner, each, _join(key_path, key)) for key, each in value.items()}
+            return {str(key): _value(inner, each, _join(key_path, key), finite) for key, each in value.items()}
     for option in options:
-        if (scalar := _scalar(option, value)) is not MISSING:
+        if (scalar := _scalar(option, value, finite)) is not MISSING:
             return scalar
     raise InputError(f"'{key_path}' must be {' or '.join(map(_describe, options))}, not {_shown(value)}")
 
 
-def _sequence(hint: Any, values: list[Any], key_path: str) -> Any:
+def _sequence(hint: Any, values: list[Any], key_path: str, finite: bool) -> Any:
+    if hint == tuple[float, ...] and all(type(each) is float and (isfinite(each) or not finite) for each in values):
+        return tuple(values)
     kinds = get_args(hint)
     if get_origin(hint) is list:
-        return [_value(kinds[0], each, f"{key_path}[{index}]") for index, each in enumerate(values)]
+        return [_value(kinds[0], each, f"{key_path}[{index}]", finite) for index, each in enumerate(values)]
     kinds = (kinds[0],) * len(values) if kinds[-1:] == (Ellipsis,) else kinds
     if len(kinds) != len(values):
         raise InputError(f"'{key_path}' must be a list of {len(kinds)} values, not of {len(values)}")
-    return tuple(_value(kind, each, f"{key_path}[{index}]") for index, (kind, each) in enumerate(zip(kinds, values, strict=True)))
+    return tuple(
+        _value(kind, each, f"{key_path}[{index}]", finite) for index, (kind, each) in enumerate(zip(kinds, values, strict=True))
+    )
 
 
-def _scalar(option: Any, value: Any) -> Any:
+def _scalar(option: Any, value: Any, finite: bool) -> Any:
     """`value` as `option`, or MISSING. A float may be an integer, or text such as "1e-3", which YAML reads as text."""
     if get_origin(option) is Literal:
         return value if value in get_args(option) and isinstance(value, str) else MISSING
@@ -96,7 +102,7 @@ def _scalar(option: Any, value: Any) -> Any:
         except ValueError:
             return MISSING
     if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if value == value and abs(value) != float("inf") else MISSING
+        return float(value) if isfinite(value) or not finite else MISSING
     if isinstance(value, bool) and option is not bool:
         return MISSING
     return value if isinstance(option, type) and isinstance(value, option) else MISSING

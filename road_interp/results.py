@@ -39,7 +39,7 @@ class Result:
         content = {"format": FORMAT, "result": type(self).__name__, **values, "provenance": _plain(provenance)}
         if (summary := self.summary()) is not None:
             content["summary"] = summary
-        return json.dumps(content, ensure_ascii=False)
+        return json.dumps(content)
 
     @classmethod
     def from_json(cls: type[Loaded], text: str) -> Loaded:
@@ -55,7 +55,7 @@ class Result:
             raise InputError(f"format {number!r} is not supported, only {FORMAT}: use the release that wrote it")
         if (kind := content.pop("result", cls.__name__)) != cls.__name__:
             raise InputError(f"this is the JSON of {kind}, not of {cls.__name__}")
-        return from_mapping(cls, content)
+        return from_mapping(cls, content, finite=False)
 
     def save(self, path: Path) -> None:
         """Write the JSON to `path` atomically."""

@@ -90,6 +90,12 @@ def test_files_are_written_whole_and_read_back(tmp_path):
     assert Report.load(tmp_path / "report.json") == REPORT
 
 
+def test_numbers_that_are_not_finite_and_ascii_output_come_back():
+    text = Report("Ü", (0,), (), {"x": (float("inf"), 0.5)}).to_json()
+    assert text.isascii()
+    assert Report.from_json(text).rates == {"x": (float("inf"), 0.5)}
+
+
 def test_files_of_0_1_0_had_neither_format_nor_provenance():
     old = {"title": "t", "seeds": [0], "parts": [{"name": "a", "right": [True, False]}], "rates": {}, "summary": {"rates": []}}
     found = Report.from_json(json.dumps(old))

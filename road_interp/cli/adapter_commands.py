@@ -70,7 +70,7 @@ def compose(
     """Multiply powers of adapters: A^w1 B^w2 ..., where the last adapter acts on the state first."""
     exponents = [1.0] * len(adapters) if weights is None else _numbers(weights)
     if len(exponents) != len(adapters):
-        raise InputError(f"{len(adapters)} adapters need {len(adapters)} weights, not '{weights}'")
+        raise InputError(f"{len(adapters)} adapters need {len(adapters)} weights, not '{weights}'; separate them by commas")
     folder = check_new_folder(out)
     loaded = [load_adapter(adapter) for adapter in adapters]
     product, *others = (each if exponent == 1 else each**exponent for each, exponent in zip(loaded, exponents, strict=True))

@@ -66,7 +66,7 @@ class Run:
             raise InputError(f"'{folder}' is not a finished run: {state}")
         recipe, adapter = load_stored_recipe(folder / RECIPE), RoadAdapter.load(folder / ADAPTER)
         classes = planes = None
-        if (folder / PLANES).is_file():
+        if recipe.task_names:
             planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)
         else:
             classes = read_json_object(folder / CLASSES).get("classes")

@@ -209,6 +209,15 @@ def settings_hash(*settings: object) -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
+def needs(pieces: Pieces, *slugs: str) -> None:
+    """Raise InputError unless the conditions have results, of the same seeds."""
+    if missing := [slug for slug in slugs if slug not in pieces]:
+        raise InputError(f"the report needs the conditions {', '.join(missing)}: measure them with --only")
+    seeds = {slug: tuple(seed for piece in pieces[slug] for seed in getattr(piece, "seeds", ())) for slug in slugs}
+    if len(set(seeds.values())) > 1:
+        raise InputError(f"the conditions have results of different seeds: {seeds}; measure them with the same --seeds")
+
+
 def with_interval(values: Sequence[float], digits: int = 3) -> str:
     """A value and its 95% interval as text, from `(value, low, high)`."""
     value, low, high = values

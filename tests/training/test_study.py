@@ -11,12 +11,14 @@ import pytest
 from helpers.recipes import recipe_for
 from helpers.studies import Measured, Settings, small_study
 from road_interp.errors import InputError
+from road_interp.measure import AblationReport
 from road_interp.progress import silent
 from road_interp.runs.run import Run
 from road_interp.training.study import (
     Piece,
     StudyOptions,
     find_study,
+    needs,
     read_study,
     run_of,
     run_study,
@@ -278,3 +280,14 @@ def test_a_hash_changes_with_the_settings(workplace):
 def test_an_interval_as_text():
     assert with_interval((0.12345, 0.1, 0.2)) == "0.123 [0.100, 0.200]"
     assert with_interval((1, -2, 3.26), 1) == "1.0 [-2.0, 3.3]"
+
+
+def test_a_report_names_missing_conditions_and_other_seeds():
+    def of(*seeds):
+        return [AblationReport("model", "task", "road_1", (seed,), ()) for seed in seeds]
+
+    needs({"both": of(0, 1), "alone": of(0, 1)}, "both", "alone")
+    with pytest.raises(InputError, match="needs the conditions both"):
+        needs({"alone": of(0)}, "both", "alone")
+    with pytest.raises(InputError, match="results of different seeds"):
+        needs({"both": of(0, 1), "alone": of(1, 2)}, "both", "alone")
