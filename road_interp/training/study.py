@@ -146,7 +146,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
                 result = _measure(study, slug, seed, options, progress)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 result.save(path)
-                record(options.results, path, result, time.monotonic() - started)
+                record(options.results / "quick" if options.quick else options.results, path, result, time.monotonic() - started)
     return read_study(study, options)
 
 
