@@ -228,22 +228,24 @@ def test_wrong_overrides_are_refused(study, tmp_path):
 def test_the_manifest_says_how_every_piece_was_made(study, tmp_path):
     run_study(study, options(tmp_path, seeds=(0, 1)))
     run_study(study, options(tmp_path, seeds=(0,), quick=True))
-    results = tmp_path / "results"
-    manifest = json.loads((results / "MANIFEST.json").read_text())
-    files = {path.relative_to(results).as_posix(): path for path in results.rglob("seed-*.json")}
-    assert list(manifest) == sorted(files)
-    assert len(files) == 8
-    for name, entry in manifest.items():
-        made = Measured.load(files[name]).provenance
-        assert entry["sha256"] == hashlib.sha256(files[name].read_bytes()).hexdigest()
-        assert entry["settings"] == made.settings
-        assert (entry["commit"], entry["command"]) == (made.commit, made.command)
-        assert entry["versions"]["torch"] == made.versions["torch"]
-        assert entry["seconds"] >= 0
-        assert str(made.seeds[0]) in name
-    settings = {name: entry["settings"] for name, entry in manifest.items()}
-    assert settings["small/plain/seed-0.json"] == settings["small/plain/seed-1.json"]
-    assert len({settings[f"{folder}small/{slug}/seed-0.json"] for folder in ("", "quick/") for slug in ("plain", "longer")}) == 4
+    settings = {}
+    for results, count in ((tmp_path / "results", 6), (tmp_path / "results" / "quick", 2)):
+        manifest = json.loads((results / "MANIFEST.json").read_text())
+        files = {path.relative_to(results).as_posix(): path for path in (results / "small").rglob("seed-*.json")}
+        assert list(manifest) == sorted(files)
+        assert len(files) == count
+        for name, entry in manifest.items():
+            made = Measured.load(files[name]).provenance
+            assert entry["sha256"] == hashlib.sha256(files[name].read_bytes()).hexdigest()
+            assert entry["settings"] == made.settings
+            assert (entry["commit"], entry["command"]) == (made.commit, made.command)
+            assert entry["versions"]["torch"] == made.versions["torch"]
+            assert entry["seconds"] >= 0
+            assert str(made.seeds[0]) in name
+            settings[results.name, name] = entry["settings"]
+    assert settings["results", "small/plain/seed-0.json"] == settings["results", "small/plain/seed-1.json"]
+    keys = [(folder, f"small/{slug}/seed-0.json") for folder in ("results", "quick") for slug in ("plain", "longer")]
+    assert len({settings[key] for key in keys}) == 4
 
 
 def test_a_run_is_trained_once_for_all_studies(workplace, tmp_path, capsys):
