@@ -198,6 +198,14 @@ def test_one_json_object_and_nothing_else(known, command, tmp_path, monkeypatch)
     assert command("small", "--quick")["numbers"] == {"plain": "0", "longer": "0"}
 
 
+def test_a_log_names_each_piece(known, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study_module, "studies", lambda: {"small": small_study([])})
+    code, out, err = run(capsys, monkeypatch, "study", "small", "--quick", "--seeds", "3")
+    assert (code, out, err) == (0, "What there is.\n", "plain, seed 3\nmore steps, seed 3\n")
+    assert run(capsys, monkeypatch, "study", "small", "--quick", "--seeds", "3")[1:] == ("What there is.\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
