@@ -77,14 +77,14 @@ def _value(hint: Any, value: Any, key_path: str, finite: bool) -> Any:
 
 
 def _sequence(hint: Any, values: list[Any], key_path: str, finite: bool) -> Any:
-    if hint == tuple[float, ...] and all(type(each) is float and (isfinite(each) or not finite) for each in values):
-        return tuple(values)
     kinds = get_args(hint)
     if get_origin(hint) is list:
         return [_value(kinds[0], each, f"{key_path}[{index}]", finite) for index, each in enumerate(values)]
     kinds = (kinds[0],) * len(values) if kinds[-1:] == (Ellipsis,) else kinds
     if len(kinds) != len(values):
         raise InputError(f"'{key_path}' must be a list of {len(kinds)} values, not of {len(values)}")
+    if set(kinds) == {float} and all(type(each) is float and (isfinite(each) or not finite) for each in values):
+        return tuple(values)  # shortcut with the same result
     return tuple(
         _value(kind, each, f"{key_path}[{index}]", finite) for index, (kind, each) in enumerate(zip(kinds, values, strict=True))
     )

@@ -78,7 +78,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        if value and all(isinstance(each, bool) for each in value):
+        kinds = set(map(type, value))
+        if kinds == {bool}:
             return "".join("01"[each] for each in value)
+        if kinds == {float}:
+            return list(value)
         return [_plain(each) for each in value]
     return value

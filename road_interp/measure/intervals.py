@@ -25,9 +25,12 @@ def bootstrap_means(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -
     """
     generator = np.random.default_rng(0)
     by_seed = outcomes.reshape(len(outcomes), seeds, -1)
-    drawn = generator.integers(seeds, size=(DRAWS, seeds, 1))
-    examples = generator.integers(by_seed.shape[2], size=(DRAWS, 1, by_seed.shape[2]))
-    return by_seed[:, drawn, examples].mean((2, 3))
+    count = by_seed.shape[2]
+    drawn = generator.integers(seeds, size=(DRAWS, seeds))
+    examples = generator.integers(count, size=(DRAWS, count))
+    times = np.bincount((examples + count * np.arange(DRAWS)[:, None]).ravel(), minlength=DRAWS * count).reshape(DRAWS, count)
+    sums = by_seed.astype(float) @ times.T.astype(float)  # (rows, seeds, draws): of the examples drawn, per seed
+    return sums[:, drawn.T, np.arange(DRAWS)].sum(1) / (seeds * count)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
