@@ -23,7 +23,7 @@ from road_interp.causal.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, c
 from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import full_swap
-from road_interp.causal.templates import load_pairs
+from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export

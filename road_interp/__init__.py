@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from road_interp.causal.accuracy import interchange_accuracy
     from road_interp.causal.counterfactuals import Pair, encode_pairs, read_pairs
     from road_interp.causal.interchange_runs import InterchangeRuns
-    from road_interp.causal.templates import load_pairs
+    from road_interp.causal.template_pairs import load_pairs
     from road_interp.causal.training import train_interchange
     from road_interp.errors import InputError
     from road_interp.models.interchange import RoadInterchangeIntervention
@@ -41,7 +41,7 @@ _LAZY_IMPORTS = {
     "encode_pairs": "causal.counterfactuals",
     "read_pairs": "causal.counterfactuals",
     "InterchangeRuns": "causal.interchange_runs",
-    "load_pairs": "causal.templates",
+    "load_pairs": "causal.template_pairs",
     "train_interchange": "causal.training",
     "InputError": "errors",
     "RoadInterchangeIntervention": "models.interchange",

@@ -12,9 +12,9 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.data.behaviours import Behaviour, Review, behaviour
 from road_interp.data.labelled import read_examples, read_rows
-from road_interp.data.questions import Question, extract_answer
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from road_interp.data.questions import Question
+from road_interp.data.answer_extraction import Question
 from road_interp.measure.ablation import Ablation, AblationReport, ablation
 from road_interp.measure.angles import AngleReport, SiteAngles, angles
 from road_interp.measure.capacity import CapacityPoint, CapacityReport

@@ -15,8 +15,9 @@ from road_interp.errors import InputError
 from road_interp.models.coefficients import Coefficients
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, original_forward, wrap_forward
 from road_interp.models.intervention import apply_to_slice
+from road_interp.models.row_maps import RowMaps
 from road_interp.rotation import plane_maps
-from road_interp.rotation.inplace import COMPLEX, SMALLEST_INVERTIBLE, rotate_in_place
+from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions, position_mask
@@ -173,50 +174,8 @@ class RotationContext:
         return maps.for_batch(hidden.shape[0], hidden.ndim, site)
 
 
-class RowMaps:
-    """The maps of all sites during a pass, reshaped and cached for every batch size in it.
-
-    Attributes:
-        maps: one per site; with a row axis, one row per example.
-    """
-
-    def __init__(self, maps: Sequence[PlaneMaps]) -> None:
-        self.maps = maps
-        self._shaped: dict[tuple[int, int], Sequence[PlaneMaps]] = {}
-        self._invertible: bool | None = None
-
-    @property
-    def invertible(self) -> bool:
-        """Whether all scales are large enough for the in-place rotation to compute gradients from its output."""
-        if self._invertible is None:
-            self._invertible = _invertible(self.maps)
-        return self._invertible
-
-    def for_batch(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
-        """The maps with one row per example, repeated where generation expands the batch (beams). Errors name `site`."""
-        shaped = self._shaped.get((batch, axes))
-        if shaped is None:
-            shaped = self._shaped[batch, axes] = self._shape(batch, axes, site)
-        return shaped
-
-    def _shape(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
-        if self.maps[0].a.ndim == 1:
-            return self.maps
-        rows = len(self.maps[0].a)
-        if batch % rows:
-            raise InputError(f"site '{site.name}': {rows} names for a batch of {batch} rows; give one per row")
-        return [site_maps.repeat_rows(batch).broadcast_to(axes) for site_maps in self.maps]
-
-
 def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:
     if site.output_slice is None:
         return plane_maps.apply_entries(entries, hidden, group_size)
     rotated = plane_maps.apply_entries(entries, site.output_slice.select(hidden), group_size)
     return site.output_slice.replace(hidden, rotated)
-
-
-def _invertible(maps: Sequence[PlaneMaps]) -> bool:
-    if any(site_maps.b is not None for site_maps in maps):
-        return False
-    smallest = [site_maps.a.detach().abs().min() for site_maps in maps]
-    return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() > SMALLEST_INVERTIBLE)

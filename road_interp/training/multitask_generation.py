@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from road_interp.data.answer_extraction import Question
 from road_interp.data.behaviours import Review
 from road_interp.data.multitask import (
     MultiTaskData,
@@ -23,7 +24,6 @@ from road_interp.data.multitask import (
     load_multitask_data,
     load_questions,
 )
-from road_interp.data.questions import Question
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, composition
 from road_interp.measure.exact_match import ExactMatchReport, exact_match

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.taught import word_tokenizer
 from road_interp.causal.counterfactuals import Pair, encode_pairs, read_pairs
-from road_interp.causal.templates import load_pairs
+from road_interp.causal.template_pairs import load_pairs
 from road_interp.errors import InputError
 
 FILLER_GAP = {

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers.models import tiny_model
 from road_interp.causal.counterfactuals import CounterfactualPairs
-from road_interp.causal.templates import load_pairs
+from road_interp.causal.template_pairs import load_pairs
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

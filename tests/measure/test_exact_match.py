@@ -8,8 +8,8 @@ import pytest
 
 from helpers.multitask import behaviours_recipe
 from road_interp.cli import train_commands
+from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.data.multitask import load_questions
-from road_interp.data.questions import Question, extract_answer
 from road_interp.errors import InputError
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.labels import MethodLabel
