@@ -9,6 +9,7 @@ road-interp study cost
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from road_interp.cli.app import main_of
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
+from road_interp.results import Result
 from road_interp.sources import SMOLLM2
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
 
@@ -79,17 +81,37 @@ def measure_depth(piece: Piece) -> DepthReport:
     return depth_by_rows(model, splits, chosen.layer, SPANS[chosen.task], chosen.seed, chosen.steps, piece.progress)
 
 
+@dataclass(frozen=True)
+class ControlStudy(Result):
+    """The control reports of all tasks and seeds, by task."""
+
+    tasks: Mapping[str, tuple[ControlReport, ...]]
+
+    def accuracies(self, task: str) -> dict[str, list[float]]:
+        """Interchange accuracy of every method, one value per seed."""
+        return {row.method: [report.of(row.method).accuracy for report in self.tasks[task]] for row in self.tasks[task][0].rows}
+
+
 def first(pieces: Pieces) -> Any:
     return next(iter(pieces.values()))[0]
+
+
+def over_tasks(pieces: Pieces) -> ControlStudy:
+    return ControlStudy({task: tuple(reports) for task, reports in pieces.items()})
 
 
 def over_seeds(pieces: Pieces) -> DepthReport:
     return DepthReport.over_seeds(next(iter(pieces.values())))
 
 
-def describe_controls(found: ControlReport) -> Described:
-    rows = [(row.method, with_interval((row.accuracy, *row.interval))) for row in found.rows]
-    return f"Interchange accuracy on {found.rows[0].task}, seed {found.seed}: trained interchanges and their controls.", rows
+def describe_controls(found: ControlStudy) -> Described:
+    rows = [
+        (f"{task}, {method}", with_interval((float(np.mean(values)), min(values), max(values))))
+        for task in found.tasks
+        for method, values in found.accuracies(task).items()
+    ]
+    seeds = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
+    return f"Interchange accuracy of trained interchanges and their controls (mean over seeds, lowest to highest; {seeds}).", rows
 
 
 def describe_scan(found: ScanReport) -> Described:
@@ -124,9 +146,9 @@ CONTROLS = Study(
     name="controls",
     title="Interchange accuracy and its controls",
     recipe=Settings,
-    conditions={task: Condition(task, (f"task={task}",)) for task in SPANS},
+    conditions={task: Condition(task, (f"task={task}",), requires=() if task in BUILT_IN else ("templates",)) for task in SPANS},
     measure=measure_controls,
-    report=first,
+    report=over_tasks,
     result=ControlReport,
     draw=no_figure,
     describe=describe_controls,

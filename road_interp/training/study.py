@@ -61,12 +61,15 @@ class Condition:
         overrides: overrides of the recipe, such as "adapter.trainable=angles".
         measure: replaces the study's `measure`.
         seeds: number of seeds, the first ones; all by default.
+        requires: settings that overrides have to give, such as a file that is not part of the project. Without them, a condition
+            is left out unless it is chosen by name.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
     measure: Callable[[Piece], Result] | None = None
     seeds: int | None = None
+    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
         near = difflib.get_close_matches(unknown[0], study.conditions, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"the conditions are {', '.join(study.conditions)}"
         raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
-    limit = study.quick_conditions if options.quick else None
-    for slug in options.only or list(study.conditions)[:limit]:
+    for slug in options.only or _measurable(study, options, progress):
         for seed in _seeds(study, study.conditions[slug], options):
             path = _path(study, slug, seed, options)
             if not path.is_file():
@@ -222,6 +224,17 @@ def with_interval(values: Sequence[float], digits: int = 3) -> str:
     """A value and its 95% interval as text, from `(value, low, high)`."""
     value, low, high = values
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _measurable(study: Study, options: StudyOptions, progress: Progress) -> list[str]:
+    """The conditions that are measured by default; those whose required settings are missing are reported."""
+    given = {override.partition("=")[0] for override in options.overrides}
+    missing = {slug: [key for key in condition.requires if key not in given] for slug, condition in study.conditions.items()}
+    for slug, keys in missing.items():
+        if keys:
+            progress(f"{slug} is left out: it needs {', '.join(f'{key}=...' for key in keys)}")
+    limit = study.quick_conditions if options.quick else None
+    return [slug for slug, keys in missing.items() if not keys][:limit]
 
 
 def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress: Progress) -> Result:

@@ -451,14 +451,14 @@ def tiny_language_model(known, monkeypatch):
 
 def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path):
     output = command("controls", "layer=0", "steps=2", "--quick")
-    assert output["sentence"].startswith("Interchange accuracy on agreement, seed 0")
-    assert "full swap" in output["numbers"]
+    assert output["sentence"].endswith("1 on agreement).")
+    assert "agreement, full swap" in output["numbers"]
     (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json")
     assert path.parent.name == "agreement"
     report = ControlReport.load(path)
     assert {(row.task, row.span, row.layer) for row in report.rows if hasattr(row, "layer")} <= {("agreement", "subject", 0)}
     output = command("controls", "layer=0", "steps=2", "--quick", "--only", "gender", "--results", tmp_path / "gender")
-    assert output["sentence"].startswith("Interchange accuracy on gender")
+    assert output["sentence"].endswith("1 on gender).")
     assert output["figures"] == []
     assert len(tiny_language_model) == 2
     command("controls", "layer=0", "steps=2", "--quick", "--redraw")

@@ -71,6 +71,19 @@ def test_missing_pieces_are_measured_once(study, measured, tmp_path):
     assert slugs_and_seeds(measured) == [("apart", 1)]
 
 
+def test_a_condition_without_a_required_setting_is_left_out_and_named(study, measured, tmp_path):
+    conditions = {**study.conditions, "longer": replace(study.conditions["longer"], requires=("file",))}
+    study, lines = replace(study, conditions=conditions), []
+    run_study(study, options(tmp_path), lambda text, *_: lines.append(text))
+    assert {slug for slug, _ in slugs_and_seeds(measured)} == {"plain", "apart"}
+    assert "longer is left out: it needs file=..." in lines
+    run_study(study, options(tmp_path, overrides=("file=here",)))
+    assert {slug for slug, _ in slugs_and_seeds(measured)} == set(conditions)
+    measured.clear()
+    run_study(study, options(tmp_path / "chosen", only=("longer",)))
+    assert {slug for slug, _ in slugs_and_seeds(measured)} == {"longer"}
+
+
 def test_a_condition_can_have_a_measure_of_its_own(study, tmp_path):
     run_study(study, options(tmp_path, seeds=(0,)))
     steps = [Measured.load(tmp_path / "results" / "small" / slug / "seed-0.json").steps for slug in study.conditions]
