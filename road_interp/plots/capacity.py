@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.plots.style import COLORS, styled
+from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
     from road_interp.measure import CapacityReport
@@ -36,7 +37,7 @@ def capacity(report: CapacityReport, ax: Axes) -> Axes:
     ax.set(
         xlabel="test accuracy",
         ylabel="trained weights, % of the backbone",
-        title=f"{report.model}, {report.task}: {several}",
+        title=f"{readable_name(report.model)}, {report.task}: {several}",
     )
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

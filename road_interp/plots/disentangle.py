@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.plots.style import COLORS, styled
+from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
     from road_interp.measure import DisentangleReport
@@ -37,7 +38,8 @@ def disentangle(report: DisentangleReport, ax: Axes) -> Axes:
     ax.set(
         xlabel=report.metric,
         ylabel="classifier (input values per text)",
-        title=f"{report.model}, {report.task}: frozen states, {seeds}" + (f"\n{report.place}" if report.place else ""),
+        title=f"{readable_name(report.model)}, {report.task}: frozen states, {seeds}"
+        + (f"\n{report.place}" if report.place else ""),
     )
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

@@ -14,6 +14,7 @@ from matplotlib.style import context
 from road_interp import plots
 from road_interp.files import write_atomically
 from road_interp.provenance import figure_metadata
+from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, AngleReport, DriftReport
@@ -62,7 +63,7 @@ def draw_ablation(report: AblationReport, folder: Path) -> Path:
         rows = 2 if groups else 1
         figure, axes = subplots(rows, 2, figsize=(7, 2.5 * rows), layout="constrained", squeeze=False)
         seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
-        figure.suptitle(f"{report.model}, {report.variant}, {seeds}: components of the adapter")
+        figure.suptitle(f"{readable_name(report.model)}, {report.variant}, {seeds}: components of the adapter")
     plots.ablation(report, axes[0, 0])
     if any(row.group == "most rotated" for row in report.rows):
         plots.ablation_curve(report, axes[0, 1])
@@ -91,7 +92,7 @@ def draw_throughput(report: ThroughputReport, folder: Path) -> Path:
     tasks = [task for task in ("rank", "length", "requests") if any(timing.task == task for timing in report.timings)]
     with context(plots.STYLE):
         figure, axes = subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.2), layout="constrained", squeeze=False)
-        figure.suptitle(f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}")
+        figure.suptitle(f"{readable_name(report.model)}, {report.sites} sites, {report.dtype}, {report.device}")
     for task, ax in zip(tasks, axes[0], strict=True):
         plots.throughput(report, ax, task=task)
     return save_figure(axes[0][0], report, folder, "throughput")

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.plots.style import styled
+from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
     from road_interp.measure import InterferenceReport
@@ -31,7 +32,7 @@ def interference(report: InterferenceReport, ax: Axes) -> Axes:
         ax.text(*cell, f"{cost:.1f}\n[{low:.1f}, {high:.1f}]", ha="center", va="center", fontsize=7, color=color)
     ax.set_xticks(range(len(report.names)), [fill(name, 10) for name in report.names])
     ax.set_yticks(range(len(tasks)), tasks)
-    ax.set(xlabel="adapter composed with the task's own", ylabel="task", title=f"{report.model}: interference")
+    ax.set(xlabel="adapter composed with the task's own", ylabel="task", title=f"{readable_name(report.model)}: interference")
     ax.spines[:].set_visible(False)
     ax.figure.colorbar(image, ax=ax, label="accuracy lost (points)")
     return ax

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from road_interp.adapters.bank import BASE
 from road_interp.plots.style import styled
+from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
     from road_interp.measure import CompositionReport, StrengthReport
@@ -29,7 +30,12 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
         ax.bar(x, rates, width, label=label, hatch=hatch, edgecolor="w", linewidth=0.5)
         ax.errorbar(x, rates, yerr=(rates - low, high - rates), fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
     ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", " + ") for active in sets])
-    ax.set(xlabel="active tasks", ylabel="fraction of answers", ylim=(0, 1.05), title=f"{report.model}: {report.method}")
+    ax.set(
+        xlabel="active tasks",
+        ylabel="fraction of answers",
+        ylim=(0, 1.05),
+        title=f"{readable_name(report.model)}: {report.method}",
+    )
     ax.legend(loc="upper left")
     return ax
 
@@ -54,7 +60,7 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes) -> Axes:
         ax.errorbar(x, rates, yerr=bar, fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label)
     ax.set_xticks(range(len(tasks)), tasks)
     ax.set(ylabel="accuracy", xlim=(-0.6, len(tasks) - 0.4), ylim=(np.floor(20 * lowest) / 20, 1))
-    ax.set_title(f"{study.together[0].model}: task heads on one state, {len(study.together[0].seeds)} seeds")
+    ax.set_title(f"{readable_name(study.together[0].model)}: task heads on one state, {len(study.together[0].seeds)} seeds")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
@@ -65,6 +71,6 @@ def strength(report: StrengthReport, ax: Axes) -> Axes:
     rates, low, high = np.array(report.rates()).T
     ax.errorbar(report.strengths, rates, yerr=(rates - low, high - rates), marker="o", markersize=4, capsize=2)
     ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")
-    title = f"{report.model}: {report.task}, {len(report.shown[0])} prompts"
+    title = f"{readable_name(report.model)}: {report.task}, {len(report.shown[0])} prompts"
     ax.set(xlabel="strength t of the rotation $A^t$", ylabel="fraction of answers", ylim=(-0.02, 1.05), title=title)
     return ax
