@@ -44,13 +44,12 @@ class _RotateInPlace(torch.autograd.Function):
         output, factors = ctx.saved_tensors
         grad_hidden = grad_factors = None
         conjugate = factors.conj().resolve_conj()
-        planes = _planes(gradient.contiguous())
+        planes = _differentiable_planes(gradient)
         if ctx.needs_input_grad[1]:
-            correlation = (planes.conj() * _planes(output)).sum_to_size(factors.shape)
+            correlation = (planes.conj() * _differentiable_planes(output)).sum_to_size(factors.shape)
             grad_factors = correlation.conj().resolve_conj() / conjugate
         if ctx.needs_input_grad[0]:
-            product = planes * conjugate
-            grad_hidden = product.view(product.real.dtype).to(gradient.dtype)
+            grad_hidden = torch.view_as_real(planes * conjugate).flatten(-2).to(gradient.dtype)
         return grad_hidden, grad_factors, None
 
 
@@ -67,3 +66,9 @@ def _planes(hidden: Tensor) -> Tensor:
     """Adjacent dimensions as complex numbers: a view for fp32 and fp64, an fp32 copy for other dtypes."""
     hidden = hidden if hidden.dtype in COMPLEX else hidden.float()
     return hidden.view(COMPLEX[hidden.dtype])
+
+
+def _differentiable_planes(values: Tensor) -> Tensor:
+    """`_planes` with a gradient of its own, which `Tensor.view(dtype)` does not have: for second derivatives."""
+    values = values if values.dtype in COMPLEX else values.float()
+    return torch.view_as_complex(values.unflatten(-1, (-1, 2)).contiguous())

@@ -43,6 +43,30 @@ def test_gradients_agree_with_finite_differences():
     assert torch.autograd.gradcheck(rotated, (theta, alpha, hidden))
 
 
+@pytest.mark.parametrize("rows", [(), (3,)])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_second_derivatives_agree_with_finite_differences(rows, in_place):
+    inputs = random_inputs(rows, width=4)
+
+    def rotated(theta, alpha, hidden):
+        factors = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).broadcast_to(3).a
+        return rotate_in_place(hidden * 1.0, factors, in_place).pow(3)
+
+    assert torch.autograd.gradgradcheck(rotated, inputs)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_hessian_vector_product_is_that_of_apply(in_place):
+    theta, alpha, hidden = random_inputs()
+    maps = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2)
+    products = []
+    for rotated in (plane_maps.apply(maps, hidden, 2), rotate_in_place(hidden * 1.0, maps.a, in_place)):
+        (first,) = torch.autograd.grad(rotated.pow(3).sum(), theta, create_graph=True)
+        products.append(torch.autograd.grad(first.sum(), theta, retain_graph=True)[0])
+    assert products[0].abs().max() > 1
+    torch.testing.assert_close(products[1], products[0])
+
+
 def test_factors_get_a_gradient_when_the_states_need_none():
     theta, alpha, hidden = random_inputs()
     rotated = rotate_in_place(
