@@ -115,10 +115,14 @@ class TaskPlanes:
         return [torch.stack([self._union(names, site) for names in named])[index] for site in self.sites]
 
     def dimensions(self, site: Site, group_size: int) -> list[list[int]]:
-        """The dimensions of every task at one site, as pyvene's `subspace_partition`."""
+        """The dimensions of every task at one site, as pyvene's `subspace_partition`.
+
+        A task with one plane has its last dimension twice, because pyvene takes two numbers for a range.
+        """
         first, second = plane_maps.plane_dimensions(site.width, group_size)
         masks = [self._mask(task, site) for task in self.owned]
-        return [sorted([*first[mask].tolist(), *second[mask].tolist()]) for mask in masks]
+        listed = [sorted([*first[mask].tolist(), *second[mask].tolist()]) for mask in masks]
+        return [[*each, each[-1]] if len(each) == 2 else each for each in listed]
 
     def to_json(self) -> dict[str, Any]:
         """Plane indices by task and site."""

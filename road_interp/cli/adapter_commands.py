@@ -111,7 +111,7 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
         from road_interp.models import pyvene_io
 
         if (folder / pyvene_io.CONFIG).is_file():
-            return pyvene_io.from_pyvene(folder, base)
+            return pyvene_io.from_pyvene(folder, base)[0]
     return RoadAdapter.load(folder / "adapter" if (folder / "adapter").is_dir() else folder)
 
 

@@ -39,7 +39,7 @@ class RoadIntervention(
         variant, group_size: as in PEFT's RoadConfig; `group_size=2` is the paper's pairing.
         output_slice: the rotated dimensions of a fused output; None for all dimensions.
         subspace_partition: as in pyvene: lists of dimensions, or `[start, end]` ranges, to which the indices in `subspaces`
-            refer. Each must consist of whole planes. Without it, `subspaces` are indices of planes.
+            refer. Each must consist of whole planes, and they must be disjoint. Without it, `subspaces` are indices of planes.
         latent_dim: the width as well, for a config in JSON: the only number there that pyvene does not set itself.
     """
 
@@ -83,7 +83,7 @@ class RoadIntervention(
         self.alpha = nn.Parameter(torch.ones(size))
         self._planes = width // 2
         partition = self.subspace_partition
-        owners = None if partition is None else _subspace_planes(partition, width, group_size)
+        owners = None if partition is None else subspace_planes(partition, width, group_size)
         self.register_buffer("subspace_planes", owners, persistent=False)
         form = [
             plane_maps.VARIANTS.index(variant),
@@ -155,13 +155,17 @@ def read_form(form: Tensor) -> tuple[Variant, int, OutputSlice | None]:
     return plane_maps.VARIANTS[number], group_size, OutputSlice(*output_slice) if any(output_slice) else None
 
 
-def _subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size: int) -> Bool[Tensor, "subspaces planes"]:
-    """The planes of every subspace."""
+def subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size: int) -> Bool[Tensor, "subspaces planes"]:
+    """The planes of every subspace, from lists of dimensions. Raises InputError unless they are disjoint sets of whole planes."""
     member = torch.zeros(len(partition), width, dtype=torch.bool)
     for index, dimensions in enumerate(partition):
         if unknown := [dimension for dimension in dimensions if not 0 <= dimension < width]:
             raise InputError(f"subspace {index} contains dimension {unknown[0]}, but the state has dimensions 0 to {width - 1}")
         member[index, torch.tensor(dimensions, dtype=torch.long)] = True
+    if (shared := member.sum(0) > 1).any():
+        dimension = int(shared.nonzero()[0])
+        owners = " and ".join(str(index) for index in member[:, dimension].nonzero().flatten().tolist())
+        raise InputError(f"dimension {dimension} belongs to the subspaces {owners}; subspaces must be disjoint")
     first, second = plane_maps.plane_dimensions(width, group_size)
     if (is_split := member[:, first] != member[:, second]).any():
         index, plane = is_split.nonzero()[0].tolist()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.files import read_json_object
-from road_interp.models.intervention import RoadIntervention, pyvene, read_form
+from road_interp.files import read_json_object, write_atomically
+from road_interp.models.intervention import RoadIntervention, pyvene, read_form, subspace_planes
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import layer_and_kind, layer_stacks
 from road_interp.sites.site import OutputSlice, Site
 
 CONFIG = "config.json"
+TASKS = "tasks.json"  # names of the subspaces, which pyvene's config cannot hold
 # The second is the type of version 0.1.0.
 TYPES = (
     "<class 'road_interp.RoadIntervention'>",
@@ -30,15 +33,17 @@ TYPES = (
 )
 
 
-def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAdapter:
-    """The rotations in a folder written by `RoadModel.save_pyvene` or by pyvene's `save` of RoadInterventions.
+def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[RoadAdapter, TaskPlanes | None]:
+    """The rotations in a folder written by `RoadModel.save_pyvene` or by pyvene's `save` of RoadInterventions, and its tasks.
+
+    A folder with subspaces has one task per subspace, with the names in tasks.json, or "0", "1" and so on without that file.
 
     Args:
         base: the base model of the interventions; it is not changed.
 
     Raises:
-        InputError: the folder does not exist, contains interventions other than RoadIntervention, or names components that the
-            model does not have.
+        InputError: the folder does not exist, contains interventions other than RoadIntervention, names components that the model
+            does not have, or has subspaces that are not disjoint sets of planes.
     """
     folder = Path(folder)
     config = read_json_object(folder / CONFIG)
@@ -46,13 +51,14 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAd
         raise InputError(f"'{folder}': {CONFIG} is not a pyvene config")
     if other := [kind for kind in config["intervention_types"] if kind not in TYPES]:
         raise InputError(f"'{folder}' contains an intervention of type {other[0]}, not RoadIntervention")
-    sites, theta, alpha, forms = [], {}, {}, set()
-    for key, module in _components(folder, config["representations"], base):
+    sites, theta, alpha, forms, partitions = [], {}, {}, set(), {}
+    for key, module, partition in _components(folder, config["representations"], base):
         state = _read_state(folder / f"intkey_{key}.bin")
         variant, group_size, output_slice = read_form(state["form"])
         site = _site(base, module, variant, state["theta"], output_slice)
         sites.append(site)
         theta[site.name], alpha[site.name] = state["theta"].float(), state["alpha"].float()
+        partitions[site.name] = partition
         forms.add((variant, group_size))
     if not forms:
         raise InputError(f"'{folder}' contains no intervention")
@@ -60,7 +66,8 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> RoadAd
         raise InputError(f"'{folder}' contains several variants or group sizes, {sorted(forms)}; an adapter has one of each")
     order = {name: index for index, (name, _) in enumerate(base.named_modules())}
     sites.sort(key=lambda site: (order[site.module], site.output_slice.start if site.output_slice else 0))
-    return RoadAdapter(tuple(sites), theta, alpha, *forms.pop())
+    adapter = RoadAdapter(tuple(sites), theta, alpha, *forms.pop())
+    return adapter, _task_planes(folder, adapter, partitions)
 
 
 def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str]) -> None:
@@ -80,14 +87,42 @@ def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str])
             model.save(str(folder))
     finally:
         model.config = config
+    if model.planes is not None:
+        write_atomically(Path(folder) / TASKS, json.dumps(list(model.planes.tasks)) + "\n")
 
 
-def _components(folder: Path, representations: list[Any], base: PreTrainedModel) -> Iterator[tuple[str, str]]:
-    """The key of every intervention, and the path of the module whose output it rotates, as resolved by pyvene."""
+def _task_planes(folder: Path, adapter: RoadAdapter, partitions: Mapping[str, Any]) -> TaskPlanes | None:
+    """One task per subspace of the partitions, by site name; None if no site has a partition."""
+    counts = {len(partition) for partition in partitions.values() if partition is not None}
+    if not counts:
+        return None
+    if len(counts) > 1 or None in partitions.values():
+        raise InputError(f"'{folder}': its sites have different numbers of subspaces, so that they are not those of tasks")
+    names = [str(index) for index in range(*counts)]
+    if (folder / TASKS).is_file():
+        names = json.loads((folder / TASKS).read_text("utf-8"))
+        if not isinstance(names, list) or len(names) not in counts or not all(isinstance(name, str) for name in names):
+            raise InputError(f"'{folder / TASKS}' must list the names of {next(iter(counts))} tasks")
+    owners = {
+        site.name: subspace_planes(_dimensions(partitions[site.name]), site.width, adapter.group_size) for site in adapter.sites
+    }
+    owned = {name: {site: planes[index] for site, planes in owners.items()} for index, name in enumerate(names)}
+    return TaskPlanes(adapter.sites, owned)
+
+
+def _dimensions(partition: Any) -> list[list[int]]:
+    """A partition of pyvene's config as lists of dimensions: two numbers are a range."""
+    return [list(range(*each)) if len(each) == 2 and isinstance(each[0], int) else each for each in partition]
+
+
+def _components(folder: Path, representations: list[Any], base: PreTrainedModel) -> Iterator[tuple[str, str, Any]]:
+    """The key of every intervention, the path of the module whose output it rotates, as resolved by pyvene, and its subspaces."""
     paths = {module: name for name, module in base.named_modules()}
     trainable, training = [parameter for parameter in base.parameters() if parameter.requires_grad], base.training
     try:
-        entries = [pyvene.RepresentationConfig(*entry)._replace(intervention=RoadIntervention(2)) for entry in representations]
+        entries = [pyvene.RepresentationConfig(*entry) for entry in representations]
+        partitions = [entry.subspace_partition for entry in entries]
+        entries = [entry._replace(intervention=RoadIntervention(2), subspace_partition=None) for entry in entries]
         model = pyvene.IntervenableModel(pyvene.IntervenableConfig(entries), base)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"'{folder}' names a component that {type(base).__name__} does not have ({error})") from None
@@ -95,10 +130,10 @@ def _components(folder: Path, representations: list[Any], base: PreTrainedModel)
         base.train(training)
         for parameter in trainable:
             parameter.requires_grad_(True)
-    for key, hook in model.intervention_hooks.items():
+    for (key, hook), partition in zip(model.intervention_hooks.items(), partitions, strict=True):
         if hook.__name__ != "register_forward_hook":
             raise InputError(f"'{folder}': '{key}' rotates a module's input; an adapter rotates outputs only")
-        yield key, paths[hook.__self__]
+        yield key, paths[hook.__self__], partition
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

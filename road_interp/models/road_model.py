@@ -44,7 +44,8 @@ class RoadModel(IntervenableModel):
         planes: named tasks that own planes of the sites; `tasks` selects the active ones for each row.
 
     Raises:
-        InputError: the adapter was made for another model, the planes for other sites, or the positions are invalid.
+        InputError: the adapter was made for another model, the planes for other sites, the positions are invalid, or the base
+            model contains PEFT's RoAd layers.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class RoadModel(IntervenableModel):
         positions: Positions = "all",
         planes: TaskPlanes | None = None,
     ) -> None:
+        _check_unrotated(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else adapter
         signature = BaseModelSignature.of(base_model)
@@ -246,7 +248,8 @@ class RoadModel(IntervenableModel):
             InputError: the folder does not exist, contains interventions other than RoadIntervention, or names components that
                 the base model does not have.
         """
-        return cls(base_model, pyvene_io.from_pyvene(folder, base_model), positions)
+        adapter, planes = pyvene_io.from_pyvene(folder, base_model)
+        return cls(base_model, adapter, positions, planes)
 
     def save_pyvene(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that plain `pyvene.IntervenableModel.load(folder, base_model)` loads, with equal outputs.
@@ -340,6 +343,16 @@ class RoadModel(IntervenableModel):
                 raise InputError("adapter_name needs a model with a RoadBank; this one holds a single adapter")
             return self.adapter
         return self.bank[name if name is not None else self._selection.only_name()]
+
+
+def _check_unrotated(base_model: PreTrainedModel) -> None:
+    """Raise InputError if PEFT's RoAd layers are still in the model: they and the adapter would both rotate."""
+    for name, module in base_model.named_modules():
+        if type(module).__module__ == "peft.tuners.road.layer":
+            raise InputError(
+                f"'{name}' is rotated by PEFT already, and would be rotated twice: read the adapter with RoadAdapter.from_peft "
+                "and give the model without it, peft_model.unload()"
+            )
 
 
 def _check_positions(positions: Positions) -> Positions:

@@ -269,3 +269,15 @@ def test_the_command_line_reads_and_writes_peft(finished, workplace, tmp_path, m
     assert code == 2
     assert "is the output of a block" in captured.err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("unwrap", [False, True])
+def test_a_base_that_peft_rotates_is_an_error(unwrap):
+    """Both would rotate. The remedy in the message gives PEFT's own outputs."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    theirs = peft_model(base, target_modules=["q_proj"], group_size=2)
+    expected = theirs(**batch).logits
+    adapter = RoadAdapter.from_peft(theirs)
+    with pytest.raises(InputError, match=r"q_proj' is rotated by PEFT already, .* rotated twice.*unload"):
+        RoadModel(theirs.get_base_model() if unwrap else theirs, adapter)
+    torch.testing.assert_close(RoadModel(theirs.unload(), adapter)(base=batch)[1].logits, expected, atol=1e-5, rtol=1e-5)

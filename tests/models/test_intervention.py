@@ -126,3 +126,8 @@ def test_invalid_widths_are_refused():
 def test_the_old_name_of_the_output_slice_is_an_error():
     with pytest.raises(InputError, match="takes output_slice"):
         RoadIntervention(96, part=None)
+
+
+def test_subspaces_that_overlap_are_an_error():
+    with pytest.raises(InputError, match="dimension 2 belongs to the subspaces 0 and 2; subspaces must be disjoint"):
+        RoadIntervention(8, subspace_partition=[[0, 1, 2, 3], [4, 5, 6, 7], [2, 3, 3]])

@@ -63,6 +63,33 @@ def test_planes_are_saved_as_subspaces(tmp_path):
     plain = pyvene.IntervenableModel.load(str(tmp_path), copy.deepcopy(base))
     found = logits(plain, batch, subspaces=[[[0], [0, 1], []]] * len(sites))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    assert again.planes.to_json() == model.planes.to_json()
+    assert torch.equal(logits(again, batch, tasks=["a", "a+b", "__base__"]), expected)
+    by_pyvene = logits(model, batch, subspaces=[[[0], [0, 1], []]] * len(sites))
+    assert torch.equal(logits(again, batch, subspaces=[[[0], [0, 1], []]] * len(sites)), by_pyvene)
+    (tmp_path / "tasks.json").unlink()  # as in a folder that pyvene itself wrote
+    assert RoadModel.from_pyvene(copy.deepcopy(base), tmp_path).planes.tasks == ("0", "1")
+    (tmp_path / "tasks.json").write_text('["a"]')
+    with pytest.raises(InputError, match=r"tasks.json' must list the names of 2 tasks"):
+        RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+
+
+@pytest.mark.parametrize("group_size", [2, 4, 8])
+def test_a_task_with_a_single_plane_keeps_it(group_size, tmp_path):
+    """pyvene reads a subspace of two numbers as a range."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    sites = find_sites(base, "block-output")
+    one = torch.arange(sites[0].width // 2) == 1
+    planes = TaskPlanes(sites, {"one": {site.name: one for site in sites}, "rest": {site.name: ~one for site in sites}})
+    model = RoadModel(base, random_adapter(sites, group_size=group_size), planes=planes)
+    expected = logits(model, batch, tasks=["one", "rest", "one+rest"])
+    found = logits(model, batch, subspaces=[[[0], [1], [0, 1]]] * len(sites))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    model.save_pyvene(tmp_path)
+    again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    assert again.planes.to_json() == planes.to_json()
+    assert torch.equal(logits(again, batch, tasks=["one", "rest", "one+rest"]), expected)
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "GPT2"])
@@ -71,7 +98,7 @@ def test_architectures_and_slices_that_pyvene_does_not_know(architecture, tmp_pa
     model = RoadModel(base, random_adapter(find_sites(base, "attention-qk")))
     model.save_pyvene(tmp_path)
     untouched = tiny_model(architecture).train()
-    assert from_pyvene(tmp_path, untouched).sites == model.sites
+    assert from_pyvene(tmp_path, untouched)[0].sites == model.sites
     assert untouched.training
     assert all(parameter.requires_grad for parameter in untouched.parameters())
     again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
