@@ -26,23 +26,33 @@ _LOCK = threading.Lock()
 
 
 class CallScope:
-    """The set of calls to which transforms apply: the calls made by the thread or asyncio task that entered the scope.
+    """The set of calls to which transforms apply.
 
-    Scopes may be exited in any order. A thread that runs with a copy of the context, as in `asyncio.to_thread`, is not included.
+    Those of a call's scope apply to the calls of the thread or asyncio task that entered it, and to no other: a thread that runs
+    with a copy of the context, as in `asyncio.to_thread`, is not included. Those of a shared scope apply to the calls of every
+    thread. Scopes may be exited in any order.
+
+    Args:
+        shared: whether the transforms apply to all threads.
     """
 
+    def __init__(self, shared: bool = False) -> None:
+        self.shared = shared
+
     def __enter__(self) -> CallScope:
-        self.owner = threading.current_thread(), _current_task()
-        _ACTIVE.set((*_ACTIVE.get(), self))
+        self.owner = (None, None) if self.shared else (threading.current_thread(), _current_task())
+        if not self.shared:
+            _ACTIVE.set((*_ACTIVE.get(), self))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _ACTIVE.set(tuple(scope for scope in _ACTIVE.get() if scope is not self))
+        if not self.shared:
+            _ACTIVE.set(tuple(scope for scope in _ACTIVE.get() if scope is not self))
 
     @property
     def is_active(self) -> bool:
-        """Whether the calling thread or asyncio task has entered the scope."""
-        return self in _ACTIVE.get() and self.owner[0] is threading.current_thread()
+        """Whether the scope is shared, or was entered by the calling thread or asyncio task."""
+        return self.shared or (self in _ACTIVE.get() and self.owner[0] is threading.current_thread())
 
 
 class Registered(NamedTuple):
@@ -55,8 +65,9 @@ class Registered(NamedTuple):
 class ForwardWrapper:
     """A module's forward, followed by the transforms of the active scopes.
 
-    When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the only owner of scopes
-    are used; several owners raise InputError. torch.compile cannot trace contexts, so all transforms apply.
+    When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the shared scopes and of
+    the only owner of other scopes are used; several owners raise InputError. torch.compile cannot trace contexts, so all
+    transforms apply.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -80,10 +91,11 @@ class ForwardWrapper:
         return copy.deepcopy(self._forward, memo)
 
     def _active_transforms(self) -> list[OutputTransform]:
-        transforms = [each.transform for each in self._registered if each.scope.is_active]
-        if transforms or not self._registered or torch._C._current_graph_task_id() == -1:  # outside of a backward pass
-            return transforms
-        if len({each.scope.owner for each in self._registered}) > 1:
+        active = [each for each in self._registered if each.scope.is_active]
+        in_backward = torch._C._current_graph_task_id() != -1
+        if not in_backward or len(active) == len(self._registered) or any(not each.scope.shared for each in active):
+            return [each.transform for each in active]
+        if len({each.scope.owner for each in self._registered if not each.scope.shared}) > 1:
             raise InputError("gradient checkpointing cannot choose between the rotations of several threads; train in one thread")
         return [each.transform for each in self._registered]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from road_interp.models.coefficients import BankMaps, Rotations, check_rows
 from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights
-from road_interp.models.rotation_context import RotationContext
+from road_interp.models.rotation_context import RotationContext, opened
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.sites.positions import Positions, parse_positions
@@ -70,7 +71,7 @@ class RoadModel(IntervenableModel):
             raise InputError("the planes were split over other sites than those of the adapter")
         self.planes = planes
         self._merged: MergedWeights | None = None
-        self._contexts: list[RotationContext] = []  # those of open `attached` statements
+        self._is_attached = False  # inside an `attached` statement
         interventions = [site_intervention(base_model, site, family, planes) for site in self.sites]
         representations = [
             {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
@@ -171,20 +172,25 @@ class RoadModel(IntervenableModel):
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
     ) -> Iterator[PreTrainedModel]:
-        """The base model with the rotations attached inside the `with` statement, for calls of the same thread or asyncio task.
+        """The base model with the rotations attached inside the `with` statement, for the calls of every thread.
 
-        For training with gradient checkpointing, for torch.compile of the base model, and for loops that call a transformers
-        model. Calls of this RoadModel inside the `with` statement use its adapter_names, positions and tasks. Parameters that
-        change inside it take effect at the next call of the base model.
+        For training with gradient checkpointing, for torch.compile of the base model, and for loops and threads that call a
+        transformers model. Calls of this RoadModel inside the `with` statement use its adapter_names, positions and tasks.
+        Parameters that change inside it take effect at the next call of the base model.
+
+        Raises:
+            InputError: another `attached` of the same base model is open, or a call of a RoadModel on it, in any thread; the
+                message names both.
         """
-        with self._rotating(adapter_names, positions, tasks, trainable_tasks) as context:
-            entered = [] if context is None else [context]
-            self._contexts += entered
+        given = {"adapter_names": adapter_names, "positions": positions, "tasks": tasks, "trainable_tasks": trainable_tasks}
+        options = ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
+        name = f"attached({options}) of {self.variant} at {len(self.sites)} sites in {threading.current_thread().name}"
+        with self._rotating(adapter_names, positions, tasks, trainable_tasks, attached=name):
+            self._is_attached = True
             try:
                 yield self.model
             finally:
-                for attached in entered:
-                    self._contexts.remove(attached)
+                self._is_attached = False
 
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
         """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model."""
@@ -298,26 +304,26 @@ class RoadModel(IntervenableModel):
         trainable_tasks: Sequence[str] | None = None,
         base: Mapping[str, Any] | None = None,
         prompt: Tensor | None = None,
-    ) -> Iterator[RotationContext | None]:
-        """Attach the rotations for one call with the inputs `base`, or for a `with` statement of the caller.
+        attached: str | None = None,
+    ) -> Iterator[None]:
+        """Attach the rotations for one call with the inputs `base`, or for `attached` under this name.
 
-        Rotations that `attached` or `merge` have already applied stay as they are; yields None for merged weights.
+        Rotations that `attached` or `merge` have already applied stay as they are.
         """
-        attached = next((context for context in tuple(self._contexts) if context.is_active), None)
-        if self._merged is not None or attached is not None:
+        if self._merged is not None or (self._is_attached and attached is None):
             if any(argument is not None for argument in (adapter_names, positions, tasks, trainable_tasks)):
                 state = "merged" if self._merged is not None else "attached"
                 raise InputError(f"adapter_names, positions and tasks cannot change while the rotations are {state}")
-            yield attached
+            yield
             return
         positions = self.positions if positions is None else _check_positions(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
         coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks)
         check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks})
-        is_call = base is not None  # inside `attached`, parameters may change between calls
-        with RotationContext(self.model, coefficients, positions, prompt, once=is_call) as context:
-            yield context
+        is_call = attached is None  # inside `attached`, parameters may change between calls
+        with RotationContext(self.model, coefficients, positions, prompt, once=is_call, attached=attached):
+            yield
 
     @contextmanager
     def _rows_in_interventions(
@@ -326,16 +332,20 @@ class RoadModel(IntervenableModel):
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
     ) -> Iterator[None]:
-        """For pyvene's own loop: set the maps of the rows in every intervention for the duration of the `with` statement."""
+        """For pyvene's own loop: set the maps of the rows in every intervention for the duration of the `with` statement.
+
+        Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model.
+        """
         coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks)
         rows = coefficients.maps() if self.bank is not None or tasks is not None else None
-        try:
-            for index, (_, intervention) in enumerate(self.by_site()):
-                intervention.row_maps = None if rows is None else rows[index]
-            yield
-        finally:
-            for _, intervention in self.by_site():
-                intervention.row_maps = None
+        with opened(self.model, f"a call through pyvene's loop in {threading.current_thread().name}", shared=True):
+            try:
+                for index, (_, intervention) in enumerate(self.by_site()):
+                    intervention.row_maps = None if rows is None else rows[index]
+                yield
+            finally:
+                for _, intervention in self.by_site():
+                    intervention.row_maps = None
 
     def _one_adapter(self, name: str | None) -> RoadAdapter:
         if self.bank is None:
@@ -353,6 +363,11 @@ def _check_unrotated(base_model: PreTrainedModel) -> None:
                 f"'{name}' is rotated by PEFT already, and would be rotated twice: read the adapter with RoadAdapter.from_peft "
                 "and give the model without it, peft_model.unload()"
             )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _check_positions(positions: Positions) -> Positions:

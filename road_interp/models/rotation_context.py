@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -26,10 +30,28 @@ from road_interp.sites.site import Site
 TOKEN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")  # the inputs whose first two axes are rows and tokens
 
 
+class Selection(NamedTuple):
+    """The tokens that a pass rotates.
+
+    Attributes:
+        rotates: whether it rotates any token.
+        mask: True at the tokens to rotate; None for all.
+    """
+
+    rotates: bool
+    mask: Bool[Tensor, "batch length"] | None
+
+
+EVERY_TOKEN, NO_TOKEN = Selection(True, None), Selection(False, None)
+_OPEN: WeakKeyDictionary[PreTrainedModel, list[str]] = WeakKeyDictionary()  # the names of the open contexts of every model
+_LOCK = Lock()
+
+
 class RotationContext:
     """Wraps the forward of every rotated module, and computes the token mask of each forward pass in a hook on the model.
 
-    Rotates only calls of the execution context (thread or asyncio task) that entered it.
+    A shared context rotates the calls of every thread, and cannot be entered while another context is open on the model. Any
+    other context rotates the calls of the thread or asyncio task that entered it only.
 
     Args:
         model: the transformers model.
@@ -38,6 +60,10 @@ class RotationContext:
         prompt: attention mask `(batch, length)` of the prompt, for generation; without it, every pass that starts with an empty
             cache is treated as a prompt.
         once: read the coefficients at the first pass only, because they cannot change between passes.
+        attached: for a shared context, the name of its `attached` statement in errors.
+
+    Raises:
+        InputError: on entering a shared context while another context is open on the model; the message names both.
     """
 
     def __init__(
@@ -47,17 +73,21 @@ class RotationContext:
         positions: Positions = "all",
         prompt: Tensor | None = None,
         once: bool = False,
+        attached: str | None = None,
     ) -> None:
         self._model, self._coefficients = model, coefficients
         self._positions, self._prompt, self._once = positions, prompt, once
         self._undo = ExitStack()
-        self._scope = CallScope()
+        self._attached = attached
+        self._scope = CallScope(shared=attached is not None)
         self._maps: RowMaps | None = None
-        self._mask: Tensor | None = None  # the tokens to rotate in this pass; None for all
-        self._rotates = True  # whether this pass rotates any token
+        self._last = EVERY_TOKEN  # the selection of the last pass in any thread
+        self._of_thread = threading.local()  # that of the last pass in each thread
 
     def __enter__(self) -> RotationContext:
         with ExitStack() as undo:  # undoes partial registration after an error
+            name = self._attached or f"a call in {threading.current_thread().name}"
+            undo.enter_context(opened(self._model, name, shared=self._attached is not None))
             undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             if self._model.config.is_encoder_decoder:  # generation calls the encoder separately
                 undo.callback(self._model.get_encoder().register_forward_pre_hook(self._before_encoder).remove)
@@ -95,27 +125,33 @@ class RotationContext:
                 return
             self._row_maps()
         if self._positions != "all":
-            self._mask = self._token_mask(args, kwargs)
+            self._last = self._of_thread.selection = self._select_tokens(args, kwargs)
 
-    def _token_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _selection(self, tracing: bool) -> Selection:
+        """The tokens that the current pass rotates. The backward pass may run in a thread of its own, without a forward pass."""
+        return self._last if tracing else getattr(self._of_thread, "selection", self._last)
+
+    def _select_tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Selection:
         """The token mask of this pass: that of the prompt, restricted to the tokens that the pass computes."""
         states = args[0] if args else next((kwargs[name] for name in TOKEN_INPUTS if name in kwargs), None)
         if states is None:
             raise InputError(f"positions {self._positions!r} need an input that has tokens: {', '.join(TOKEN_INPUTS)}")
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise InputError(f"positions {self._positions!r} cannot be found in packed sequences, whose rows are joined")
         batch, length = states.shape[:2]
         cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
         done = int(cache.get_seq_length()) if cache is not None else 0
         prompt = self._prompt
         if prompt is None:
-            self._rotates = done == 0
+            rotates = done == 0
             prompt = kwargs.get("attention_mask")
             prompt = torch.ones((batch, length), device=states.device) if prompt is None else prompt
         else:
-            self._rotates = done < prompt.shape[1]
-        if not self._rotates:
-            return None
+            rotates = done < prompt.shape[1]
+        if not rotates:
+            return NO_TOKEN
         mask = plane_maps.repeat_rows(position_mask(self._positions, prompt), batch)[:, done : done + length]
-        return nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask
+        return Selection(True, nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask)
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
         # The output of a linear layer is a new tensor without other references, unless a library other than accelerate replaced
@@ -124,33 +160,36 @@ class RotationContext:
         whole = self._coefficients.group_size == 2 and site.output_slice is None
 
         def rotate(output: Any, tracing: bool) -> Any:
-            if not self._rotates:
+            selection = self._selection(tracing)
+            if not selection.rotates:
                 return output
-            if owned and whole and self._mask is None and not tracing and not torch.is_grad_enabled():
+            if owned and whole and selection.mask is None and not tracing and not torch.is_grad_enabled():
                 # Shortcut with the same result: at one token per row, the calls of the general path take longer than the product.
                 a, b = self._maps_for(output, site)[index]
                 if b is None and COMPLEX.get(output.dtype) is a.dtype and output.is_contiguous():
                     output.view(a.dtype).mul_(a)
                     return output
             is_new = owned and not isinstance(output, tuple)
-            return with_hidden(output, self._rotated(index, site, hidden_of(output), is_new, tracing))
+            return with_hidden(output, self._rotated(index, site, hidden_of(output), is_new, tracing, selection.mask))
 
         return rotate
 
-    def _rotated(self, index: int, site: Site, hidden: Tensor, owned: bool, tracing: bool) -> Tensor:
+    def _rotated(
+        self, index: int, site: Site, hidden: Tensor, owned: bool, tracing: bool, selected: Bool[Tensor, "batch length"] | None
+    ) -> Tensor:
         group_size = self._coefficients.group_size
         if tracing:
             rotated = _apply_entries(self._coefficients.entries(index), hidden, group_size, site)
         else:
             maps = self._maps_for(hidden, site)[index]
             if self._has_inplace_form(maps, hidden, site):
-                overwrite = owned and self._mask is None and not (torch.is_grad_enabled() and hidden._is_view())
+                overwrite = owned and selected is None and not (torch.is_grad_enabled() and hidden._is_view())
                 rotated = rotate_in_place(hidden, maps.a, overwrite)
             else:
                 rotated = apply_to_slice(maps, hidden, group_size, site.output_slice)
-        if self._mask is None:
+        if selected is None:
             return rotated
-        mask = self._mask.to(hidden.device)
+        mask = selected.to(hidden.device)
         if hidden.shape[:2] != mask.shape:
             raise InputError(
                 f"site '{site.name}': its output of shape {tuple(hidden.shape)} has no {mask.shape[1]} token "
@@ -179,3 +218,21 @@ def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site
         return plane_maps.apply_entries(entries, hidden, group_size)
     rotated = plane_maps.apply_entries(entries, site.output_slice.select(hidden), group_size)
     return site.output_slice.replace(hidden, rotated)
+
+
+@contextmanager
+def opened(model: PreTrainedModel, name: str, shared: bool) -> Iterator[None]:
+    """Register an open context of a model. Raises InputError if one of two is shared and was opened last; it names both."""
+    with _LOCK:
+        others = _OPEN.setdefault(model, [])
+        if shared and others:
+            raise InputError(
+                f"{name} overlaps with {others[0]}: one of them changes the model for every thread. End the first, or use "
+                "forward and generate alone, whose rotations belong to their caller"
+            )
+        others.append(name)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            others.remove(name)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import pyvene
 import torch
+import transformers
 from accelerate import cpu_offload
 
 from helpers.models import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
@@ -444,20 +446,145 @@ def test_threads_get_their_own_adapters():
 
 
 def test_asyncio_tasks_get_their_own_adapters():
+    """Every task's calls run in a worker thread with a copy of the task's context, while the calls of the others run too."""
     model, batch = bank_model(), token_batch()
     expected = {name: model(base=batch, adapter_names=[name] * 3)[1].logits for name in "abc"}
 
     async def work(name):
-        with model.attached(adapter_names=[name] * 3) as base:
-            for _ in range(3):
-                await asyncio.sleep(0)  # the other tasks run
-                assert torch.equal(base(**batch).logits, expected[name])
+        for _ in range(3):
+            _, output = await asyncio.to_thread(model, base=batch, adapter_names=[name] * 3)
+            assert torch.equal(output.logits, expected[name])
 
     async def work_together():
         await asyncio.gather(*map(work, "abc"))
 
     asyncio.run(work_together())
     assert untouched(model)
+
+
+def in_thread(call):
+    """The result of `call` in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+class Logits(torch.utils.data.Dataset):
+    """A data set whose only item is the output of a model, computed in the worker process of a DataLoader."""
+
+    def __init__(self, base, batch):
+        self.base, self.batch = base, batch
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        with torch.no_grad():
+            return self.base(**self.batch).logits
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_attached_rotates_the_calls_of_every_thread(positions):
+    model, batch = road_model(), token_batch()
+    with torch.no_grad():
+        rotated, plain = model(base=batch, positions=positions)[1].logits, model.model(**batch).logits
+        with model.attached(positions=positions) as base:
+            loader = torch.utils.data.DataLoader(
+                Logits(base, batch), num_workers=1, batch_size=None, multiprocessing_context="fork"
+            )
+            found = {
+                "same thread": base(**batch).logits,
+                "thread": in_thread(lambda: base(**batch).logits),
+                "RoadModel in a thread": in_thread(lambda: model(base=batch)[1].logits),
+                "asyncio": asyncio.run(asyncio.to_thread(lambda: base(**batch).logits)),
+                "DataLoader worker": next(iter(loader)),
+            }
+        for where, logits in found.items():
+            torch.testing.assert_close(logits, rotated, rtol=0, atol=1e-6, msg=where)
+        assert torch.equal(in_thread(lambda: model.model(**batch).logits), plain)
+
+
+def test_threads_inside_attached_have_their_own_token_masks():
+    """Batches of different shapes at once: the positions of one are not those of the other."""
+    model, batches = road_model(), [token_batch(2, 6), token_batch(3, 9)]
+    expected = [model(base=batch, positions="last")[1].logits for batch in batches]
+    with model.attached(positions="last") as base, ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda number: base(**batches[number % 2]).logits, range(20)))
+    for number, logits in enumerate(found):
+        torch.testing.assert_close(logits, expected[number % 2], rtol=0, atol=1e-6)
+
+
+def test_transformers_continuous_batching_inside_attached_is_rotated():
+    """`generate_batch` runs the model in a thread of its own."""
+    model = road_model()
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
+    settings = transformers.GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    expected = [model.generate({"input_ids": torch.tensor([ids])}, **GREEDY)[1][0, len(ids) :].tolist() for ids in prompts]
+    bare = [model.model.generate(torch.tensor([ids]), **GREEDY)[0, len(ids) :].tolist() for ids in prompts]
+    with model.attached() as base:
+        outputs = base.generate_batch(prompts, generation_config=settings)
+    found = [output.generated_tokens for output in sorted(outputs.values(), key=lambda each: int(each.request_id.split("_")[-1]))]
+    assert found == expected
+    assert expected != bare
+    with model.attached(positions="last") as base, pytest.raises(InputError, match="packed"):
+        base(input_ids=torch.tensor([[5, 6, 7]]), cu_seq_lens_q=torch.tensor([0, 2, 3]))
+
+
+def test_overlapping_attached_statements_are_an_error_that_names_both():
+    model = bank_model()
+    other = RoadModel(model.model, random_adapter(model.sites))
+    names = r"attached\(.*\) of road_1 at 14 sites in .* overlaps with attached\(adapter_names=\['a'\]\) .* in MainThread"
+    with model.attached(adapter_names=["a"]) as base:
+        for overlapping in (lambda: model.attached(["b"]), other.attached):
+            for call in (in_thread, lambda enter: enter()):
+                with pytest.raises(InputError, match=names):
+                    call(lambda: overlapping().__enter__())  # noqa: B023
+        expected = base(**token_batch(1)).logits
+    with model.attached(adapter_names=["b"]) as base:
+        assert not torch.allclose(base(**token_batch(1)).logits, expected)
+    assert untouched(model)
+
+
+def test_a_call_through_pyvenes_loop_overlaps_with_attached():
+    """Its hooks are on the modules, for every thread."""
+    model, batch = road_model(target_modules="block-output"), token_batch()
+    with model.attached(), pytest.raises(InputError, match=r"pyvene's loop in MainThread overlaps with attached\("):
+        model(base=batch, subspaces=[[[0]] * 3] * len(model.sites))
+    model(base=batch, subspaces=[[[0]] * 3] * len(model.sites))
+
+
+def test_attached_cannot_begin_during_a_call_of_another_thread():
+    model, batch, inside, done = road_model(), token_batch(), threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        done.wait(10)
+
+    handle = model.model.model.layers[0].register_forward_hook(wait)
+    with ThreadPoolExecutor(1, "caller") as pool:
+        running = pool.submit(model, base=batch)
+        assert inside.wait(10)
+        with pytest.raises(InputError, match="attached.* overlaps with a call in caller"):
+            model.attached().__enter__()
+        done.set()
+        running.result()
+    handle.remove()
+    with model.attached() as base:
+        base(**batch)
+    assert untouched(model)
+
+
+def test_gradient_checkpointing_in_another_thread_inside_attached():
+    model, batch = road_model(), token_batch()
+    model(base=batch)[1].logits.square().sum().backward()
+    plain = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.model.train()
+    with model.attached() as base:
+        loss = in_thread(lambda: base(**batch, use_cache=False).logits.square().sum())
+        in_thread(loss.backward)
+    for parameter, expected in zip((p for p in model.parameters() if p.requires_grad), plain, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_peft_lora_model_as_base_model():
