@@ -103,8 +103,10 @@ def test_no_room_left(finished, workplace, most_bytes):
     assert equal(Run.load(folder), finished)
 
 
-def test_interrupted_by_hand(finished, workplace):
-    (workplace / "stopped.yaml").write_text(recipe_for(workplace).to_yaml())
+def test_interrupted_by_hand(workplace):
+    recipe = recipe_for(workplace, "training.epochs=12")  # long enough that the signal arrives during the training
+    finished = train(recipe, workplace / "never-stopped", progress=False)
+    (workplace / "stopped.yaml").write_text(recipe.to_yaml())
     arguments = ["train", workplace / "stopped.yaml", "--out", workplace / "stopped", "--json"]
     command = [sys.executable, "-m", "road_interp.cli", *map(str, arguments)]
     process = subprocess.Popen(
