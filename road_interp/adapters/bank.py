@@ -21,7 +21,7 @@ Vectors = tuple[Tensor, Tensor]
 
 
 class RoadBank(Mapping[str, RoadAdapter]):
-    """Named adapters of one family, that is, with the same sites, variant and group_size.
+    """Named adapters of one family, that is, with the same sites, variant, group_size and positions.
 
     The bank stores an adapter as one flat fp32 vector of angles and one of scales, with all sites concatenated: as many values as
     the adapter has parameters. Adapters may be added, removed and replaced while a model uses the bank; its next call uses the
@@ -73,7 +73,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     @property
     def template(self) -> RoadAdapter:
-        """The identity adapter of the bank's family, with the sites, variant and group_size of all its adapters."""
+        """The identity adapter of the bank's family, with the sites, variant, group_size and positions of all."""
         if self._template is None:
             self._vectors(next(iter(self._entries)))
         assert self._template is not None
@@ -121,7 +121,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def _flatten(self, name: str, adapter: RoadAdapter) -> Vectors:
         if self._template is None:
             self._template = adapter.identity_like()
-        for field in ("variant", "group_size", "sites"):
+        for field in ("variant", "group_size", "positions", "sites"):
             if (expected := getattr(self._template, field)) != (given := getattr(adapter, field)):
                 difference = "sites differ" if field == "sites" else f"{field} is {given}, not {expected}"
                 raise InputError(f"adapter '{name}' does not fit this bank: its {difference}")

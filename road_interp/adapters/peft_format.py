@@ -90,6 +90,8 @@ def write_rotations(
     folder = Path(folder)
     if (folder / CONFIG).exists():
         raise InputError(f"'{folder}' already contains a PEFT adapter; choose another folder")
+    if values.positions != "all":
+        raise InputError(f"positions '{values.positions}' cannot be expressed in PEFT: its RoAd rotates every token")
     saved = _modules_to_save(base, modules_to_save)
     for site in values.sites:
         _check_expressible(site, base, saved)

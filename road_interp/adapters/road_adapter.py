@@ -18,6 +18,7 @@ from road_interp.adapters.storage import AdapterValues
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
+from road_interp.sites.positions import parse_positions
 from road_interp.sites.site import Site
 
 
@@ -26,8 +27,9 @@ class RoadAdapter:
     """Angles `theta` (radians) and scales `alpha` (factors) of every site, in fp32.
 
     `theta[name]` and `alpha[name]` have `plane_maps.num_parameters(site.width, variant)` entries in PEFT's layout. Adapters can
-    be combined only if their sites (in any order) and group_size are equal. An adapter taken from a model records the signature
-    of that model in `base`; a RoadModel with another base model raises InputError.
+    be combined only if their sites (in any order), group_size and positions are equal. An adapter taken from a model records the
+    signature of that model in `base`; a RoadModel with another base model raises InputError. `positions` are the tokens at which
+    it was trained ("all", "first", "last", "prompt" or "f3+l2"); a RoadModel rotates these unless it is given others.
 
     >>> site = Site("layers.0", width=4)
     >>> quarter = RoadAdapter((site,), {site.name: torch.tensor([torch.pi / 2, 0.0])}, {site.name: torch.tensor([1.0, 3.0])})
@@ -45,8 +47,10 @@ class RoadAdapter:
     variant: Variant = "road_1"
     group_size: int = 2
     base: BaseModelSignature | None = None
+    positions: str = "all"
 
     def __post_init__(self) -> None:
+        parse_positions(self.positions)
         if self.variant not in plane_maps.VARIANTS:
             raise InputError(f"unknown variant '{self.variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
         if not self.sites:
@@ -89,8 +93,9 @@ class RoadAdapter:
         return cls(sites, theta, alpha, variant, group_size)
 
     def identity_like(self) -> RoadAdapter:
-        """The identity adapter with the same sites, variant, group_size and base."""
-        return replace(RoadAdapter.identity(self.sites, self.variant, self.group_size), base=self.base)
+        """The identity adapter with the same sites, variant, group_size, base and positions."""
+        identity = RoadAdapter.identity(self.sites, self.variant, self.group_size)
+        return replace(identity, base=self.base, positions=self.positions)
 
     @property
     def num_parameters(self) -> int:
@@ -257,6 +262,8 @@ class RoadAdapter:
             raise InputError(f"cannot {action} adapters of different sites: they differ at '{different[0]}'")
         if self.group_size != other.group_size:
             raise InputError(f"cannot {action} adapters of group_size {self.group_size} and {other.group_size}")
+        if self.positions != other.positions:
+            raise InputError(f"cannot {action} adapters of the positions '{self.positions}' and '{other.positions}'")
         if self.base is not None and other.base is not None and (difference := self.base.difference(other.base)):
             raise InputError(f"cannot {action} adapters of different models: {difference}")
 
@@ -297,7 +304,7 @@ class RoadAdapter:
 
     @property
     def _values(self) -> AdapterValues:
-        return AdapterValues(self.sites, self.theta, self.alpha, self.variant, self.group_size, self.base)
+        return AdapterValues(self.sites, self.theta, self.alpha, self.variant, self.group_size, self.base, self.positions)
 
 
 def _planes_for(site: Site, planes: Any) -> Any:

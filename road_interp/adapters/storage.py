@@ -33,6 +33,7 @@ class AdapterValues(NamedTuple):
     variant: Variant
     group_size: int
     base: BaseModelSignature | None = None
+    positions: str = "all"
 
 
 def save(values: AdapterValues, folder: Path) -> None:
@@ -55,6 +56,7 @@ def save(values: AdapterValues, folder: Path) -> None:
         "tensors": file,
         "sha256": digest,
         "base": None if values.base is None else asdict(values.base),
+        "positions": values.positions,
     }
     with locked(folder):
         previous = _named_tensor_file(folder)
@@ -70,7 +72,7 @@ def load(folder: Path) -> AdapterValues:
     if not path.is_file():
         raise InputError(f"no adapter here ({DESCRIPTION} is missing)")
     with locked(folder, shared=True):
-        description = {"base": None, **read_json_object(path)}  # older files have no base
+        description = {"base": None, "positions": "all", **read_json_object(path)}  # older files have neither
         _check_description(description)
         sites = tuple(_site_from_json(number, item) for number, item in enumerate(description["sites"]))
         tensors = _read_tensors(folder, description["tensors"], description["sha256"])
@@ -82,14 +84,16 @@ def load(folder: Path) -> AdapterValues:
             raise InputError(f"{description['tensors']}: unknown tensor '{name}'; only theta and alpha of sites are allowed")
         (theta if kind == "theta" else alpha)[site] = tensor
     base = None if description["base"] is None else _base_from_json(description["base"])
-    return AdapterValues(sites, theta, alpha, description["variant"], description["group_size"], base)
+    variant, group_size, positions = (description[key] for key in ("variant", "group_size", "positions"))
+    return AdapterValues(sites, theta, alpha, variant, group_size, base, positions)
 
 
 def _check_description(description: dict[str, Any]) -> None:
-    _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256", "base"}, DESCRIPTION)
+    _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions"}, DESCRIPTION)
     if description["format"] != FORMAT:
         raise InputError(f"{DESCRIPTION}: format {description['format']!r} is not known, only {FORMAT}")
     _check_type(DESCRIPTION, description, "group_size", int)
+    _check_type(DESCRIPTION, description, "positions", str)
     if not isinstance(description["sites"], list):
         raise InputError(f"{DESCRIPTION}: 'sites' must be a list")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from road_interp.adapters.bank import BASE
@@ -113,6 +113,26 @@ class TaskPlanes:
         index = torch.tensor([unique.index(text) for text in active])
         named = [self.named(text) for text in unique]
         return [torch.stack([self._union(names, site) for names in named])[index] for site in self.sites]
+
+    def strengths(self, rows: Sequence[Mapping[str, float]]) -> list[Float[Tensor, "rows planes"]]:
+        """For every site, the strengths of the planes of each row: that of the owner, 1 for planes without one.
+
+        Args:
+            rows: strengths by task; tasks that are left out have strength 1.
+
+        Raises:
+            InputError: an unknown task.
+        """
+        for task in {task for row in rows for task in row}:
+            if task not in self.owned:
+                raise InputError(f"unknown task '{task}' in strengths; the tasks are {', '.join(self.owned)}")
+        exponents = []
+        for site in self.sites:
+            exponents.append(torch.ones(len(rows), site.width // 2))
+            for number, row in enumerate(rows):
+                for task, strength in row.items():
+                    exponents[-1][number, self._mask(task, site)] = strength
+        return exponents
 
     def dimensions(self, site: Site, group_size: int) -> list[list[int]]:
         """The dimensions of every task at one site, as pyvene's `subspace_partition`.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from road_interp.adapters.bank import RoadBank
@@ -40,23 +40,45 @@ class Coefficients:
     def on_planes(self, active: Masks, trainable: Masks | None) -> Coefficients:
         """The same maps on the active planes of every row, the identity on all others.
 
-        Only the trainable planes get a gradient; None means all active planes. The masked maps are cached for as long as
-        `maps` returns the same object.
+        Only the trainable planes get a gradient; None means all active planes.
         """
-        cached: tuple[Sequence[PlaneMaps], Sequence[PlaneMaps]] | None = None
 
         def masked(index: int, maps: Any) -> Any:
             detached = maps if trainable is None else maps.detach_outside(trainable[index])
             return detached.masked(active[index])
 
-        def all_masked() -> Sequence[PlaneMaps]:
+        return replace(self, maps=self._each(masked), entries=lambda index: masked(index, self.entries(index)))
+
+    def to_strengths(self, exponents: Sequence[Float[Tensor, "rows planes"]], kinds: Sequence[Hashable]) -> Coefficients:
+        """The maps of every row to the power of its exponents, one tensor per site, on the device of the site.
+
+        Args:
+            kinds: for every row, a value that is equal for rows with the same maps and exponents: each is computed once.
+        """
+        unique = list(dict.fromkeys(kinds))
+        first, index = ([values.index(kind) for kind in wanted] for values, wanted in ((kinds, unique), (unique, kinds)))
+
+        def raised(site: int, maps: PlaneMaps) -> PlaneMaps:
+            exponent = exponents[site][first]
+            a = maps.a if maps.a.ndim == 1 else maps.a[first]
+            power = plane_maps.power(PlaneMaps(a, maps.b), exponent).a
+            return PlaneMaps(torch.where(exponent == 1, a, power)[index])
+
+        maps = self._each(raised)
+        return replace(self, maps=maps, entries=partial(_entries_of, maps))
+
+    def _each(self, change: Callable[[int, PlaneMaps], PlaneMaps]) -> Callable[[], Sequence[PlaneMaps]]:
+        """The changed maps of every site, cached for as long as `maps` returns the same object."""
+        cached: tuple[Sequence[PlaneMaps], Sequence[PlaneMaps]] | None = None
+
+        def changed() -> Sequence[PlaneMaps]:
             nonlocal cached
             maps = self.maps()
             if cached is None or cached[0] is not maps:
-                cached = (maps, [masked(index, site_maps) for index, site_maps in enumerate(maps)])
+                cached = (maps, [change(index, site_maps) for index, site_maps in enumerate(maps)])
             return cached[1]
 
-        return replace(self, maps=all_masked, entries=lambda index: masked(index, self.entries(index)))
+        return changed
 
 
 class Rotations(NamedTuple):
@@ -130,7 +152,7 @@ def _entries_of(maps: Callable[[], Sequence[PlaneMaps]], index: int) -> Entries:
     return plane_maps.entries_from_maps(maps()[index])
 
 
-def check_rows(base: Mapping[str, Any], entries: Mapping[str, Sequence[str] | None]) -> None:
+def check_rows(base: Mapping[str, Any], entries: Mapping[str, Sequence[Any] | None]) -> None:
     """Raise InputError unless there is one entry per row; during the pass, too few entries would look like beam search.
 
     Args:

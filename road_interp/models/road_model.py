@@ -24,7 +24,7 @@ from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights
 from road_interp.models.rotation_context import RotationContext, opened
-from road_interp.models.row_selection import RowSelection
+from road_interp.models.row_selection import RowSelection, Strengths
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.sites.positions import Positions, parse_positions
 from road_interp.sites.site import Site
@@ -40,8 +40,8 @@ class RoadModel(IntervenableModel):
     Args:
         base_model: any Hugging Face model. Its weights are frozen; `requires_grad_` makes further modules trainable.
         adapter: a RoadAdapter, whose angles and scales become parameters; or a RoadBank, from which `adapter_names` selects.
-        positions: the tokens to rotate: "all", "first", "last", "prompt", "f3+l2", or one list per row. In generation, "all"
-            rotates the tokens of every step, all others those of the prompt only.
+        positions: the tokens to rotate: "all", "first", "last", "prompt", "f3+l2", or one list per row; None for those of the
+            adapter. In generation, "all" rotates the tokens of every step, all others those of the prompt only.
         planes: named tasks that own planes of the sites; `tasks` selects the active ones for each row.
 
     Raises:
@@ -53,7 +53,7 @@ class RoadModel(IntervenableModel):
         self,
         base_model: PreTrainedModel,
         adapter: RoadAdapter | RoadBank,
-        positions: Positions = "all",
+        positions: Positions | None = None,
         planes: TaskPlanes | None = None,
     ) -> None:
         _check_unrotated(base_model)
@@ -66,7 +66,8 @@ class RoadModel(IntervenableModel):
             )
         self.sites: tuple[Site, ...] = family.sites
         self.variant, self.group_size = family.variant, family.group_size
-        self.positions = _check_positions(positions)
+        self._family_positions = family.positions
+        self.positions = family.positions if positions is None else _check_positions(positions)
         if planes is not None and planes.sites != self.sites:
             raise InputError("the planes were split over other sites than those of the adapter")
         self.planes = planes
@@ -101,8 +102,9 @@ class RoadModel(IntervenableModel):
         positions: Positions | None = None,
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
+        strengths: Strengths | None = None,
     ) -> Any:
-        """pyvene's `forward` with four more arguments. Returns `(original output or None, rotated output)`.
+        """pyvene's `forward` with five more arguments. Returns `(original output or None, rotated output)`.
 
         Args:
             base: the model's inputs; its attention_mask marks padding.
@@ -111,19 +113,21 @@ class RoadModel(IntervenableModel):
             tasks: for a model with `planes`, the active tasks of every row: "german", "german+instruct", or `"__base__"`; None
                 for all planes.
             trainable_tasks: the tasks of every row whose planes get a gradient; None for all active tasks.
+            strengths: for road_1, the power of every row's rotations: 0.5 turns half as far, with the square root of the scales,
+                0 leaves the row unrotated. Or one mapping per row, from tasks to the strengths of their planes (1 if left out).
 
         Raises:
-            InputError: an unknown adapter or task, invalid positions, or another number of entries than rows.
+            InputError: an unknown adapter or task, invalid positions or strengths, or another number of entries than rows.
         """
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            with self._rows_in_interventions(adapter_names, tasks, trainable_tasks):
+            with self._rows_in_interventions(adapter_names, tasks, trainable_tasks, strengths):
                 return super().forward(
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
                     return_dict, use_cache, intervention_additional_kwargs,
                 )  # fmt: skip
         original = self.model(**base) if output_original_output else None
         extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
-        with self._rotating(adapter_names, positions, tasks, trainable_tasks, base):
+        with self._rotating(adapter_names, positions, tasks, trainable_tasks, strengths, base):
             rotated = self.model(**base, **extra)
         if return_dict:
             return pyvene.models.intervenable_base.IntervenableModelOutput(original_outputs=original, intervened_outputs=rotated)
@@ -142,16 +146,17 @@ class RoadModel(IntervenableModel):
         adapter_names: Sequence[str] | None = None,
         positions: Positions | None = None,
         tasks: Sequence[str] | None = None,
+        strengths: Strengths | None = None,
         **kwargs: Any,
     ) -> Any:
-        """pyvene's `generate` with three more arguments. Returns `(original ids or None, ids)`.
+        """pyvene's `generate` with four more arguments. Returns `(original ids or None, ids)`.
 
-        `adapter_names`, `positions` and `tasks` are those of `forward`; further keyword arguments are passed to transformers'
-        `generate`. Greedy decoding, sampling and beam search are supported, with and without cache; a beam uses the adapter of
-        its row.
+        `adapter_names`, `positions`, `tasks` and `strengths` are those of `forward`; further keyword arguments are passed to
+        transformers' `generate`. Greedy decoding, sampling and beam search are supported, with and without cache; a beam uses the
+        adapter of its row.
         """
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            with self._rows_in_interventions(adapter_names, tasks):
+            with self._rows_in_interventions(adapter_names, tasks, strengths=strengths):
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,
@@ -160,7 +165,7 @@ class RoadModel(IntervenableModel):
         prompt = base.get("attention_mask")
         if prompt is None and base.get("input_ids") is not None:
             prompt = torch.ones_like(base["input_ids"])
-        with self._rotating(adapter_names, positions, tasks, base=base, prompt=prompt):
+        with self._rotating(adapter_names, positions, tasks, strengths=strengths, base=base, prompt=prompt):
             rotated = self.model.generate(**base, **kwargs)
         return original, rotated
 
@@ -171,21 +176,22 @@ class RoadModel(IntervenableModel):
         positions: Positions | None = None,
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
+        strengths: Strengths | None = None,
     ) -> Iterator[PreTrainedModel]:
         """The base model with the rotations attached inside the `with` statement, for the calls of every thread.
 
         For training with gradient checkpointing, for torch.compile of the base model, and for loops and threads that call a
-        transformers model. Calls of this RoadModel inside the `with` statement use its adapter_names, positions and tasks.
-        Parameters that change inside it take effect at the next call of the base model.
+        transformers model. Calls of this RoadModel inside the `with` statement use its arguments. Parameters that change inside
+        it take effect at the next call of the base model.
 
         Raises:
             InputError: another `attached` of the same base model is open, or a call of a RoadModel on it, in any thread; the
                 message names both.
         """
-        given = {"adapter_names": adapter_names, "positions": positions, "tasks": tasks, "trainable_tasks": trainable_tasks}
+        given = {"adapter_names": adapter_names, "positions": positions, "tasks": tasks, "strengths": strengths}
         options = ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
         name = f"attached({options}) of {self.variant} at {len(self.sites)} sites in {threading.current_thread().name}"
-        with self._rotating(adapter_names, positions, tasks, trainable_tasks, attached=name):
+        with self._rotating(adapter_names, positions, tasks, trainable_tasks, strengths, attached=name):
             self._is_attached = True
             try:
                 yield self.model
@@ -210,7 +216,9 @@ class RoadModel(IntervenableModel):
         for site, intervention in self.by_site():
             theta[site.name] = intervention.theta.detach().cpu().clone()
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
-        return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size, BaseModelSignature.of(self.model))
+        positions = self.positions if isinstance(self.positions, str) else self._family_positions  # lists are those of one batch
+        base = BaseModelSignature.of(self.model)
+        return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size, base, positions)
 
     def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
         """Every site with its intervention."""
@@ -302,6 +310,7 @@ class RoadModel(IntervenableModel):
         positions: Positions | None,
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
+        strengths: Strengths | None = None,
         base: Mapping[str, Any] | None = None,
         prompt: Tensor | None = None,
         attached: str | None = None,
@@ -311,16 +320,16 @@ class RoadModel(IntervenableModel):
         Rotations that `attached` or `merge` have already applied stay as they are.
         """
         if self._merged is not None or (self._is_attached and attached is None):
-            if any(argument is not None for argument in (adapter_names, positions, tasks, trainable_tasks)):
+            if any(argument is not None for argument in (adapter_names, positions, tasks, trainable_tasks, strengths)):
                 state = "merged" if self._merged is not None else "attached"
-                raise InputError(f"adapter_names, positions and tasks cannot change while the rotations are {state}")
+                raise InputError(f"adapter_names, positions, tasks and strengths cannot change while the rotations are {state}")
             yield
             return
         positions = self.positions if positions is None else _check_positions(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
-        coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks)
-        check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks})
+        check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
+        coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks, strengths)
         is_call = attached is None  # inside `attached`, parameters may change between calls
         with RotationContext(self.model, coefficients, positions, prompt, once=is_call, attached=attached):
             yield
@@ -331,13 +340,15 @@ class RoadModel(IntervenableModel):
         adapter_names: Sequence[str] | None,
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
+        strengths: Strengths | None = None,
     ) -> Iterator[None]:
         """For pyvene's own loop: set the maps of the rows in every intervention for the duration of the `with` statement.
 
         Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model.
         """
-        coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks)
-        rows = coefficients.maps() if self.bank is not None or tasks is not None else None
+        coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks, strengths)
+        by_row = self.bank is not None or tasks is not None or strengths is not None
+        rows = coefficients.maps() if by_row else None
         with opened(self.model, f"a call through pyvene's loop in {threading.current_thread().name}", shared=True):
             try:
                 for index, (_, intervention) in enumerate(self.by_site()):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations
+
+Strengths = Sequence[float | Mapping[str, float]]  # one per row: a number, or numbers by task
 
 
 class RowSelection(NamedTuple):
@@ -27,17 +34,27 @@ class RowSelection(NamedTuple):
     planes: TaskPlanes | None
 
     def coefficients(
-        self, adapter_names: Sequence[str] | None, tasks: Sequence[str] | None, trainable_tasks: Sequence[str] | None
+        self,
+        adapter_names: Sequence[str] | None,
+        tasks: Sequence[str] | None,
+        trainable_tasks: Sequence[str] | None,
+        strengths: Strengths | None = None,
     ) -> Coefficients:
-        """The maps of the parameters or of the bank's adapters, on the active planes of every row.
+        """The maps of the parameters or of the bank's adapters, with their strengths, on the active planes of every row.
 
         Args:
-            adapter_names, tasks, trainable_tasks: those of `RoadModel.forward`, one per row.
+            adapter_names, tasks, trainable_tasks, strengths: those of `RoadModel.forward`, one per row.
 
         Raises:
-            InputError: names without a bank, tasks without planes, or an unknown name or task.
+            InputError: names without a bank, tasks without planes, an unknown name or task, or an invalid strength.
         """
+        if strengths is not None and self.bank is not None and adapter_names is None:
+            adapter_names = [self.only_name()] * len(strengths)
         whole = self._of_names(adapter_names)
+        if strengths is not None:
+            names = [None] * len(strengths) if adapter_names is None else adapter_names
+            kinds = [(name, _hashable(strength)) for name, strength in zip(names, strengths, strict=True)]
+            whole = whole.to_strengths(self._exponents(strengths), kinds)
         if tasks is None and trainable_tasks is None:
             return whole
         if self.planes is None or tasks is None:
@@ -66,3 +83,24 @@ class RowSelection(NamedTuple):
 
     def _masks(self, planes: TaskPlanes, tasks: Sequence[str]) -> Masks:
         return [mask.to(device) for mask, device in zip(planes.rows(tasks), self.rotations.devices, strict=True)]
+
+    def _exponents(self, strengths: Strengths) -> list[Float[Tensor, "rows planes"]]:
+        """For every site, the strength of every row, or of every plane of it."""
+        if self.rotations.variant != "road_1":
+            raise InputError(f"strengths are real powers, which exist for road_1 only; this model is {self.rotations.variant}")
+        values = [value for each in strengths for value in (each.values() if isinstance(each, Mapping) else [each])]
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"{value!r} is not a strength: use finite numbers, 1 for the adapter as it is, 0 for none")
+        if not any(isinstance(each, Mapping) for each in strengths):
+            rows = torch.tensor([[float(each)] for each in strengths])  # type: ignore[arg-type]
+            return [rows.to(device) for device in self.rotations.devices]
+        if self.planes is None:
+            raise InputError("strengths of tasks need a model with planes; this one takes one number per row")
+        of_tasks = [each if isinstance(each, Mapping) else dict.fromkeys(self.planes.tasks, each) for each in strengths]
+        pairs = zip(self.planes.strengths(of_tasks), self.rotations.devices, strict=True)
+        return [exponents.to(device) for exponents, device in pairs]
+
+
+def _hashable(strength: float | Mapping[str, float]) -> Hashable:
+    return tuple(sorted(strength.items())) if isinstance(strength, Mapping) else float(strength)

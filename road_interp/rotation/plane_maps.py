@@ -239,7 +239,7 @@ def compose(outer: PlaneMaps, inner: PlaneMaps) -> PlaneMaps:
     )
 
 
-def power(maps: PlaneMaps, exponent: float) -> PlaneMaps:
+def power(maps: PlaneMaps, exponent: float | Float[Tensor, "*rows planes"]) -> PlaneMaps:
     """Real powers of scaled rotations: the wrapped angles times `exponent`, the scales to the power of `exponent`."""
     if maps.b is not None:
         raise InputError("real powers exist for road_1 only: a general plane map has no unique real power")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ class Run:
             unfinished = (folder / RECIPE).is_file()
             state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
             raise InputError(f"'{folder}' is not a finished run: {state}")
-        recipe, adapter = load_stored_recipe(folder / RECIPE), RoadAdapter.load(folder / ADAPTER)
+        recipe = load_stored_recipe(folder / RECIPE)
+        # The adapter's file of a run of 0.1.0 has no positions; its recipe has them.
+        adapter = replace(RoadAdapter.load(folder / ADAPTER), positions=recipe.adapter.positions)
         classes = planes = None
         if recipe.task_names:
             planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from helpers.models import random_adapter, tiny_model
+from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
@@ -286,7 +286,7 @@ BAD_DESCRIPTIONS = {
     "not divisible by group_size 6": {"group_size": 6},
     "even number": {"group_size": 3},
     "format 99 is not known": {"format": 99},
-    ": adapter.json: unknown key 'gropu_size'; known are base, format, group_size, sha256, sites, tensors, variant$": {
+    ": adapter.json: unknown key 'gropu_size'; known are base, format, group_size, positions, sha256, sites, tensors, variant$": {
         "gropu_size": 2
     },
     "must name a safetensors file of this folder": {"tensors": "../other.safetensors"},
@@ -306,6 +306,8 @@ BAD_DESCRIPTIONS = {
     "adapter.json: site 0: part: 'stop' must be a whole number, not '32'$": {
         "sites": [{**SITE, "part": {"period": 48, "start": 16, "stop": "32"}}]
     },
+    "adapter.json: 'positions' must be text, not 3$": {"positions": 3},
+    "'frist' is not a position": {"positions": "frist"},
     "needs at least one site": {"sites": []},
     "site 0: key 'kind' is missing": {"sites": [{"name": "a", "width": 8}]},
     "width 7 cannot be paired": {"sites": [{"name": "a", "width": 7, "layer": 0, "kind": "", "part": None}]},
@@ -465,3 +467,35 @@ def test_an_adapter_records_its_base_model(tmp_path):
     (tmp_path / "adapter.json").write_text(json.dumps(description))
     assert RoadAdapter.load(tmp_path).base is None
     RoadModel(deeper, RoadAdapter.load(tmp_path))
+
+
+def test_an_adapter_knows_its_positions(tmp_path):
+    """A model takes them, its adapter keeps them in its file, and arguments of a model or call come first."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    sites = find_sites(base, "block-output")
+    model = RoadModel(base, random_adapter(sites), positions="last")
+    model.adapter.save(tmp_path)
+    loaded = RoadAdapter.load(tmp_path)
+    assert loaded.positions == loaded.identity_like().positions == (loaded**0.5).positions == "last"
+    with torch.no_grad():
+        expected, everywhere = model(base=batch)[1].logits, model(base=batch, positions="all")[1].logits
+        assert not torch.allclose(expected, everywhere, atol=1e-3)
+        assert torch.equal(RoadModel(base, loaded)(base=batch)[1].logits, expected)
+        assert torch.equal(RoadModel(base, RoadBank({"a": loaded}))(base=batch)[1].logits, expected)
+        assert torch.equal(RoadModel(base, loaded, positions="all")(base=batch)[1].logits, everywhere)
+    with pytest.raises(InputError, match="cannot compose adapters of the positions 'last' and 'all'"):
+        loaded @ random_adapter(sites)
+    with pytest.raises(InputError, match="does not fit this bank: its positions is all, not last"):
+        RoadBank({"a": loaded, "b": random_adapter(sites)})
+    with pytest.raises(InputError, match="positions 'last' cannot be expressed in PEFT"):
+        loaded.to_peft(tmp_path / "peft")
+    with pytest.raises(InputError, match="'middle' is not a position"):
+        replace(loaded, positions="middle")
+
+
+def test_an_adapter_file_without_positions_rotates_all_tokens(tmp_path):
+    random_adapter(find_sites(tiny_model("Bert"), "mlp")).save(tmp_path)
+    description = json.loads((tmp_path / "adapter.json").read_text())
+    assert description.pop("positions") == "all"
+    (tmp_path / "adapter.json").write_text(json.dumps(description))
+    assert RoadAdapter.load(tmp_path).positions == "all"

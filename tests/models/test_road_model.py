@@ -299,7 +299,7 @@ def test_invalid_adapter_names_are_refused():
     with pytest.raises(InputError, match="holds 3 adapters: name one per row"):
         model(base=batch)
     with pytest.raises(InputError, match="needs a model with a RoadBank"):
-        road_model()(base=batch, adapter_names=["a"])
+        road_model()(base=batch, adapter_names=["a"] * 3)
     assert untouched(model)
 
 

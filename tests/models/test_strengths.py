@@ -1,0 +1,134 @@
+"""Strengths per row, and per row and task: exact powers of road_1, in forward, in generation and through pyvene's loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.models import needs_compiler, random_adapter, tiny_model, token_batch
+from helpers.road_models import GREEDY, bank_model, road_model
+from road_interp.adapters.bank import BASE
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.rotation import plane_maps
+from road_interp.sites.find import find_sites
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+@torch.no_grad()
+def logits(model, batch, **options):
+    return model(base=batch, **options)[1].logits
+
+
+def with_tasks():
+    """A model with two tasks on alternating planes."""
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "all-linear")
+    return RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["label", "closing"], sites, "alternating"))
+
+
+def test_every_row_has_the_power_of_its_strength():
+    model, batch, strengths = road_model(), token_batch(5), [1, 0.5, 0, -1, 2.5]
+    found = logits(model, batch, strengths=strengths)
+    for row, strength in enumerate(strengths):
+        one = {name: values[row : row + 1] for name, values in batch.items()}
+        expected = logits(RoadModel(model.model, model.adapter**strength), one)
+        torch.testing.assert_close(found[row : row + 1], expected, **CLOSE)
+    assert torch.equal(logits(model, batch, strengths=[1] * 5), logits(model, batch))
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, batch, strengths=[0] * 5), model.model(**batch).logits, rtol=0, atol=0)
+
+
+def test_adapters_of_a_bank_have_strengths_too():
+    model, batch = bank_model(), token_batch(4)
+    names, strengths = ["a", "b", BASE, "a"], [0.5, 2, 3, 0.5]
+    found = logits(model, batch, adapter_names=names, strengths=strengths)
+    for row, (name, strength) in enumerate(zip(names, strengths, strict=True)):
+        one = {key: values[row : row + 1] for key, values in batch.items()}
+        adapter = model.bank.template if name == BASE else model.bank[name] ** strength
+        torch.testing.assert_close(found[row : row + 1], logits(RoadModel(model.model, adapter), one), **CLOSE)
+
+
+def test_every_task_has_a_strength_of_its_own():
+    model, batch = with_tasks(), token_batch(4)
+    tasks = ["label+closing", "label", "closing", "label+closing"]
+    strengths = [{"label": 0.5, "closing": 2}, {"label": 0.5, "closing": 2}, {"label": 0.5}, 0.25]
+    found = logits(model, batch, tasks=tasks, strengths=strengths)
+    powers = [{"label": 0.5, "closing": 2}, {"label": 0.5}, {"closing": 1}, {"label": 0.25, "closing": 0.25}]
+    for row, by_task in enumerate(powers):
+        adapter = model.adapter.identity_like()
+        for task, strength in by_task.items():
+            adapter = adapter @ (model.adapter**strength).restrict(model.planes.of(task))
+        one = {name: values[row : row + 1] for name, values in batch.items()}
+        torch.testing.assert_close(found[row : row + 1], logits(RoadModel(model.model, adapter), one), **CLOSE)
+    torch.testing.assert_close(logits(model, batch, strengths=strengths[:1] * 4)[0], found[0], **CLOSE)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generation_equals_that_of_each_row_alone(beams):
+    model, batch, strengths = bank_model(), token_batch(3), [0.5, 1, 2]
+    options = {**GREEDY, "num_beams": beams}
+    _, found = model.generate(batch, adapter_names=["a", "b", "a"], strengths=strengths, **options)
+    for row, (name, strength) in enumerate(zip("aba", strengths, strict=True)):
+        one = {key: values[row : row + 1] for key, values in batch.items()}
+        _, expected = RoadModel(model.model, model.bank[name] ** strength).generate(one, **options)
+        assert torch.equal(found[row], expected[0])
+
+
+def test_pyvenes_loop_and_attached_use_the_strengths():
+    model, batch, strengths = road_model(target_modules="block-output"), token_batch(), [0.5, 1, 2]
+    expected = logits(model, batch, strengths=strengths)
+    everywhere = {"subspaces": [[list(range(model.sites[0].width // 2))] * 3] * len(model.sites)}
+    torch.testing.assert_close(logits(model, batch, strengths=strengths, **everywhere), expected, **CLOSE)
+    with torch.no_grad(), model.attached(strengths=strengths) as base:
+        torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
+
+
+def test_each_distinct_strength_is_computed_once(monkeypatch):
+    rows = []
+
+    def counted(maps, exponent):
+        rows.append(len(exponent))
+        return power(maps, exponent)
+
+    power = plane_maps.power
+    monkeypatch.setattr(plane_maps, "power", counted)
+    model = bank_model()
+    model.generate(token_batch(4), adapter_names=["a", "a", "b", "a"], strengths=[0.5, 0.5, 0.5, 1], **GREEDY)
+    assert rows == [3] * len(model.sites)
+
+
+def test_parameters_get_the_gradient_of_the_power():
+    model, batch = road_model(), token_batch(2)
+    model(base=batch, strengths=[0.5, 0.5])[1].logits.square().sum().backward()
+    (_, first), *_ = model.by_site()
+    found = first.theta.grad.clone()
+    half = RoadModel(model.model, model.adapter**0.5)
+    half(base=batch)[1].logits.square().sum().backward()
+    (_, other), *_ = half.by_site()
+    torch.testing.assert_close(found, 0.5 * other.theta.grad, rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+def test_compiled_strengths_are_equal():
+    model, batch = road_model(target_modules="block-output"), token_batch(2)
+    expected = logits(model, batch, strengths=[0.5, 2])
+    with torch.no_grad(), model.attached(strengths=[0.5, 2]) as base:
+        compiled = torch.compile(base, backend="aot_eager")
+        torch.testing.assert_close(compiled(**batch, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_invalid_strengths_are_errors():
+    model, tasks = road_model(), with_tasks()
+    for wrong, options, message in (
+        (model, {"strengths": [1.0]}, "1 strengths for a batch of 3 rows"),
+        (model, {"strengths": [1.0, float("nan"), 1.0]}, "nan is not a strength"),
+        (model, {"strengths": ["1", 1, 1]}, "'1' is not a strength"),
+        (model, {"strengths": [{"label": 1}, 1, 1]}, "strengths of tasks need a model with planes"),
+        (tasks, {"strengths": [{"lable": 1}, 1, 1]}, "unknown task 'lable' in strengths; the tasks are label, closing"),
+        (road_model(variant="road_2"), {"strengths": [1, 1, 1]}, "exist for road_1 only; this model is road_2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            logits(wrong, token_batch(), **options)
