@@ -34,6 +34,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
             raise InputError("a bank needs at least one adapter")
         self._entries: dict[str, Vectors | Path] = {}
         self._template: RoadAdapter | None = None
+        self._revisions: dict[str, int] = {}
         self.version = 0  # increases with every change
         for name, adapter in adapters.items():
             self.add(name, adapter)
@@ -70,6 +71,12 @@ class RoadBank(Mapping[str, RoadAdapter]):
             raise InputError(f"'{BASE}' means no adapter and cannot be the name of one")
         self._entries[name] = self._flatten(name, adapter) if isinstance(adapter, RoadAdapter) else Path(adapter)
         self.version += 1
+        self._revisions[name] = self.version
+
+    def revision(self, name: str) -> int:
+        """A number that changes when the adapter of a name is replaced. Raises InputError for an unknown name."""
+        self._check_known([name])
+        return self._revisions[name]
 
     @property
     def template(self) -> RoadAdapter:

@@ -30,29 +30,32 @@ class CallScope:
 
     Those of a call's scope apply to the calls of the thread or asyncio task that entered it, and to no other: a thread that runs
     with a copy of the context, as in `asyncio.to_thread`, is not included. Those of a shared scope apply to the calls of every
-    thread. Scopes may be exited in any order.
+    thread, those of another thread's scope to the calls of that thread. Scopes may be exited in any order.
 
     Args:
         shared: whether the transforms apply to all threads.
+        of: returns the thread to whose calls the transforms apply, if it is not the one that enters the scope.
     """
 
-    def __init__(self, shared: bool = False) -> None:
-        self.shared = shared
+    def __init__(self, shared: bool = False, of: Callable[[], threading.Thread | None] | None = None) -> None:
+        self.shared, self._of = shared, of
 
     def __enter__(self) -> CallScope:
         self.owner = (None, None) if self.shared else (threading.current_thread(), _current_task())
-        if not self.shared:
+        if not self.shared and self._of is None:
             _ACTIVE.set((*_ACTIVE.get(), self))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if not self.shared:
+        if not self.shared and self._of is None:
             _ACTIVE.set(tuple(scope for scope in _ACTIVE.get() if scope is not self))
 
     @property
     def is_active(self) -> bool:
-        """Whether the scope is shared, or was entered by the calling thread or asyncio task."""
-        return self.shared or (self in _ACTIVE.get() and self.owner[0] is threading.current_thread())
+        """Whether the transforms apply to the calls of the running thread or asyncio task."""
+        if self.shared or self._of is not None:
+            return self._of is None or self._of() is threading.current_thread()
+        return self in _ACTIVE.get() and self.owner[0] is threading.current_thread()
 
 
 class Registered(NamedTuple):

@@ -6,11 +6,11 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
@@ -20,6 +20,7 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import pyvene_io
 from road_interp.models.coefficients import BankMaps, Rotations, check_rows
+from road_interp.models.continuous_batching import ContinuousBatching, Prompt, Wanted
 from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights
@@ -28,6 +29,9 @@ from road_interp.models.row_selection import RowSelection, Strengths
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.sites.positions import Positions, parse_positions
 from road_interp.sites.site import Site
+
+if TYPE_CHECKING:
+    from transformers.generation.continuous_batching.requests import GenerationOutput
 
 
 class RoadModel(IntervenableModel):
@@ -197,6 +201,67 @@ class RoadModel(IntervenableModel):
                 yield self.model
             finally:
                 self._is_attached = False
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        adapter_names: Sequence[str] | None = None,
+        tasks: Sequence[str] | None = None,
+        strengths: Strengths | None = None,
+        positions: Positions | None = None,
+        max_new_tokens: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        generation_config: GenerationConfig | None = None,
+    ) -> list[GenerationOutput]:
+        """Generate for prompts of any lengths with transformers' continuous batching, as `generate` does for each prompt alone.
+
+        Args:
+            prompts: texts, or lists of token ids.
+            adapter_names, tasks, strengths: one per prompt, as in `forward`.
+            positions: "all", or "prompt" for the tokens of the prompts only.
+            max_new_tokens: largest number of generated tokens per prompt; that of the generation config by default.
+            tokenizer: for prompts that are texts.
+            generation_config: transformers' settings of the generation; those of the base model by default.
+
+        Returns:
+            One output per prompt, in their order; its `generated_tokens` are token ids.
+
+        Raises:
+            InputError: another number of entries than prompts, an unknown name, other positions, or an older transformers.
+        """
+        rows = {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths}
+        for name, values in rows.items():
+            if values is not None and len(values) != len(prompts):
+                raise InputError(f"{len(values)} {name} for {len(prompts)} prompts; give one per prompt")
+        filled = [values if values is not None else [None] * len(prompts) for values in rows.values()]
+        if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
+            raise InputError("prompts that are texts need tokenizer=; or give token ids")
+        ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+        config = self.model.generation_config if generation_config is None else generation_config
+        sizes = max(map(len, ids), default=0), max_new_tokens or config.max_new_tokens or 0, len(ids)
+        with self.continuous_batching(positions, generation_config, sizes=sizes) as engine:
+            requests = [engine.add(each, Wanted(*wanted), max_new_tokens) for each, *wanted in zip(ids, *filled, strict=True)]
+            return [engine.result(request) for request in requests]
+
+    def continuous_batching(
+        self,
+        positions: Positions | None = None,
+        generation_config: GenerationConfig | None = None,
+        engine_config: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        sizes: tuple[int, int, int] | None = None,
+    ) -> ContinuousBatching:
+        """transformers' engine for requests that come and go, inside a `with` statement: see `ContinuousBatching`.
+
+        Adapters may be added to the bank while it runs; other calls of the model are errors until it ends. Raises InputError for
+        positions other than "all" and "prompt", while the rotations are attached or merged or a call of the model runs, and for a
+        transformers without the engine.
+        """
+        if self._merged is not None or self._is_attached:
+            state = "merged" if self._merged is not None else "attached"
+            raise InputError(f"the rotations are {state}: continuous batching would apply them twice")
+        positions = self.positions if positions is None else positions
+        return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, tokenizer, sizes)
 
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
         """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model."""

@@ -154,9 +154,7 @@ class RotationContext:
         return Selection(True, nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask)
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
-        # The output of a linear layer is a new tensor without other references, unless a library other than accelerate replaced
-        # forward. Such an output may be overwritten.
-        owned = type(module) in (nn.Linear, Conv1D) and (original_forward(module) is None or hasattr(module, "_hf_hook"))
+        owned = overwritable(module)
         whole = self._coefficients.group_size == 2 and site.output_slice is None
 
         def rotate(output: Any, tracing: bool) -> Any:
@@ -211,6 +209,12 @@ class RotationContext:
         """The maps for this batch, as read at the start of the pass, or now if a submodule of the model is called directly."""
         maps = self._row_maps() if self._maps is None else self._maps
         return maps.for_batch(hidden.shape[0], hidden.ndim, site)
+
+
+def overwritable(module: nn.Module) -> bool:
+    """Whether the module's output may be overwritten: that of a linear layer is a new tensor without other references, unless a
+    library other than accelerate replaced its forward."""
+    return type(module) in (nn.Linear, Conv1D) and (original_forward(module) is None or hasattr(module, "_hf_hook"))
 
 
 def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:

@@ -44,6 +44,7 @@ CONFIGS = {
     "Qwen2": GROUPED,
     "Qwen3": {**GROUPED, "head_dim": 8},
     "Gemma2": {**GROUPED, "head_dim": 8},
+    "Gemma3Text": {**GROUPED, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "Phi3": GROUPED,
     "T5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0, **SPECIAL},
     "ViT": {

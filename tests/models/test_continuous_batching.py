@@ -1,0 +1,211 @@
+"""Continuous batching: every request gets what `generate` gives it alone, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.road_models import bank_model, road_model
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.errors import InputError
+from road_interp.models.continuous_batching import Wanted
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+
+transformers_engine = pytest.importorskip(
+    "transformers.generation.continuous_batching.utils", reason="continuous batching needs transformers 5.8"
+)
+PROMPTS = [[5, 6, 7], [5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6, 7], [3]]
+NAMES = ["a", "b", "c", "a", BASE, "b"]
+SETTINGS = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+SMALL = {"page_size": 4, "num_blocks": 64, "max_batch_tokens": 64}
+
+
+def alone(model, prompts, **rows):
+    """The generated tokens of every prompt, one by one; `rows` are lists with one entry per prompt, or one value for all."""
+    generated = []
+    for number, prompt in enumerate(prompts):
+        options = {name: [values[number]] if isinstance(values, list) else values for name, values in rows.items()}
+        _, ids = model.generate({"input_ids": torch.tensor([prompt])}, generation_config=SETTINGS, **options)
+        generated.append(ids[0, len(prompt) :].tolist())
+    return generated
+
+
+def together(model, prompts, **options):
+    return [each.generated_tokens for each in model.generate_batch(prompts, generation_config=SETTINGS, **options)]
+
+
+def engine_config():
+    from transformers import ContinuousBatchingConfig
+
+    return ContinuousBatchingConfig(**SMALL)
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt"])
+@pytest.mark.parametrize(("variant", "target_modules"), [("road_1", "all-linear"), ("road_1", "block-output"), ("road_2", "mlp")])
+def test_requests_with_different_adapters_equal_generate(variant, target_modules, positions):
+    model = bank_model(variant=variant, target_modules=target_modules)
+    expected = alone(model, PROMPTS, adapter_names=NAMES, positions=positions)
+    assert together(model, PROMPTS, adapter_names=NAMES, positions=positions) == expected
+    if target_modules != "mlp":  # whose rotation of the prompt alone changes no token of these
+        assert expected != alone(model, PROMPTS, adapter_names=[BASE] * len(PROMPTS))
+
+
+@pytest.mark.parametrize("architecture", ["Gemma3Text", "Mistral"])
+def test_models_with_a_sliding_window(architecture):
+    base = tiny_model(architecture, "causal-lm", sliding_window=4)
+    sites = find_sites(base, "all-linear")
+    model = RoadModel(base, RoadBank({name: random_adapter(sites, seed=seed) for seed, name in enumerate("abc")}))
+    prompts = [[*range(5, 17)], *PROMPTS[1:]]
+    assert together(model, prompts, adapter_names=NAMES) == alone(model, prompts, adapter_names=NAMES)
+
+
+def test_strengths_and_tasks_of_every_request():
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "all-linear")
+    model = RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["label", "closing"], sites, "alternating"))
+    rows = {
+        "tasks": ["label", "closing", "label+closing", BASE, "label+closing", "label"],
+        "strengths": [1, 0.5, {"label": 0.5, "closing": 2}, 1, {"label": 3}, -1],
+    }
+    assert together(model, PROMPTS, **rows) == alone(model, PROMPTS, **rows)
+
+
+def test_a_model_with_a_single_adapter_and_texts():
+    model = road_model()
+
+    def tokenizer(text):
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    texts = [" ".join(map(str, prompt)) for prompt in PROMPTS]
+    assert together(model, texts, tokenizer=tokenizer) == alone(model, PROMPTS)
+
+
+def test_equal_beginnings_of_prompts_do_not_share_states_of_other_adapters():
+    """transformers' cache would share the blocks of equal prompts."""
+    model, prompt = bank_model(), [*range(5, 25)]
+    expected = alone(model, [prompt] * 3, adapter_names=["a", "b", "c"])
+    assert len({tuple(tokens) for tokens in expected}) == 3
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        found = [engine.result(engine.add(prompt, Wanted(name))).generated_tokens for name in "abc"]
+    assert found == expected
+
+
+def test_outputs_are_streamed():
+    model = bank_model()
+    (expected,) = alone(model, PROMPTS[:1], adapter_names=["a"])
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        outputs = list(engine.stream(engine.add(PROMPTS[0], Wanted("a"), stream=True)))
+    assert len(outputs) > 1
+    assert [each.is_finished() for each in outputs] == [False] * (len(outputs) - 1) + [True]
+    assert outputs[-1].generated_tokens == expected
+
+
+def test_a_cancelled_request_frees_its_place():
+    """The cache has room for one long request at a time."""
+    model = bank_model()
+    config = engine_config()
+    config.num_blocks, config.max_batch_tokens = 8, 16
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=config) as engine:
+        endless = engine.add([5, 6], Wanted("a"), max_new_tokens=20, stream=True)
+        next(engine.stream(endless))
+        engine.cancel(endless)
+        waiting = engine.add(PROMPTS[0], Wanted("b"))
+        found = engine.result(waiting).generated_tokens
+    assert [found] == alone(model, PROMPTS[:1], adapter_names=["b"])
+
+
+def test_requests_from_several_threads():
+    model = bank_model()
+    expected = alone(model, PROMPTS, adapter_names=NAMES)
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+
+        def ask(number):
+            time.sleep(0.01 * (number % 3))
+            row = number % len(PROMPTS)
+            return engine.result(engine.add(PROMPTS[row], Wanted(NAMES[row]))).generated_tokens
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, range(24))) == expected * 4
+
+
+def test_other_calls_of_the_model_are_errors_until_it_ends():
+    """transformers' engine makes attention bidirectional for whatever else calls the model, and may leave it so."""
+    model, batch = bank_model(), token_batch()
+    logits = model(base=batch, adapter_names=["c"] * 3)[1].logits
+    names = r"a call in MainThread overlaps with continuous batching in MainThread"
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        request = engine.add(PROMPTS[0], Wanted("a"), max_new_tokens=30)
+        for call in (lambda: model(base=batch, adapter_names=["c"] * 3), lambda: model.model(**batch)):
+            with pytest.raises(InputError, match=names):
+                call()
+        with pytest.raises(InputError, match=r"attached\(.* overlaps with continuous batching"):
+            model.attached(["a"]).__enter__()
+        engine.result(request)
+    assert torch.equal(model(base=batch, adapter_names=["c"] * 3)[1].logits, logits)
+    assert not hasattr(model.model.config, "is_causal")
+
+
+def test_adapters_are_added_and_replaced_while_it_runs():
+    model = bank_model("a")
+    new, other = (random_adapter(model.sites, seed=seed) for seed in (7, 8))
+    (old,) = alone(model, PROMPTS[:1], adapter_names=["a"])
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        first = engine.add(PROMPTS[0], Wanted("a"))
+        model.bank.add("new", new)
+        added = engine.result(engine.add(PROMPTS[0], Wanted("new"))).generated_tokens
+        model.bank.replace("a", other)
+        replaced = engine.result(engine.add(PROMPTS[0], Wanted("a"))).generated_tokens
+        assert engine.result(first).generated_tokens == old
+    assert [added, replaced] == alone(model, PROMPTS[:1] * 2, adapter_names=["new", "a"])
+
+
+def test_more_adapters_than_the_first_table_holds():
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "block-output")
+    names = [f"adapter {number}" for number in range(70)]
+    model = RoadModel(base, RoadBank({name: random_adapter(sites, seed=seed) for seed, name in enumerate(names)}))
+    prompts = [[5 + number % 7, 6] for number in range(70)]
+    assert together(model, prompts, adapter_names=names) == alone(model, prompts, adapter_names=names)
+
+
+def test_what_it_cannot_do_is_an_error(monkeypatch):
+    model = bank_model()
+    for options, message in (
+        ({"adapter_names": ["a"]}, "1 adapter names for 6 prompts"),
+        ({"adapter_names": ["d"] * 6}, "unknown adapter d"),
+        ({"adapter_names": NAMES, "positions": "last"}, "its positions can be all or prompt, not 'last'"),
+        ({"adapter_names": NAMES, "tasks": ["x"] * 6}, "tasks needs a model with planes"),
+        ({}, "holds 3 adapters: name one per row"),
+    ):
+        with pytest.raises(InputError, match=message):
+            together(model, PROMPTS, **options)
+    with pytest.raises(InputError, match="need tokenizer="):
+        together(model, ["text"], adapter_names=["a"])
+    with pytest.raises(InputError, match="at least one token"):
+        together(model, [[]], adapter_names=["a"])
+    with model.attached(["a"]), pytest.raises(InputError, match="are attached: continuous batching would apply them twice"):
+        model.continuous_batching()
+    with pytest.raises(InputError, match="one sequence per request"):
+        model.continuous_batching(generation_config=GenerationConfig(num_return_sequences=2, do_sample=True))
+    with model.continuous_batching(engine_config=engine_config()) as engine:
+        engine._manager.add_request([5, 6], "stranger")
+        with pytest.raises(RuntimeError, match="stopped before|failed"):
+            engine.result("stranger")
+
+    def refused(name, *rest):
+        if "continuous_batching" in name:
+            raise ImportError(name)
+        return importer(name, *rest)
+
+    importer = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", refused)
+    with pytest.raises(InputError, match=r"continuous batching needs transformers 5.8 or later"):
+        model.continuous_batching(generation_config=SETTINGS).__enter__()
