@@ -22,7 +22,7 @@ def run_block(number: int, scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_python_block_is_tested():
-    assert README.count("```python") == README.count("<!-- tested -->") == 3
+    assert README.count("```python") == README.count("<!-- tested -->") == 4
 
 
 def test_first_python_block():
@@ -32,13 +32,16 @@ def test_first_python_block():
     assert any(parameter.grad.abs().max() > 0 for parameter in scope["model"].parameters() if parameter.requires_grad)
 
 
-def test_second_and_third_python_block(capsys):
+def test_blocks_on_a_language_model(capsys):
     scope = run_block(1, {})
     ids = scope["ids"]
     assert torch.equal(ids[1], ids[2])
     assert not torch.equal(ids[0], ids[1])
     assert "Paris" in capsys.readouterr().out
-    logits = run_block(2, scope)["output"].logits
+    outputs = run_block(2, scope)["outputs"]
+    assert [len(each.generated_tokens) for each in outputs] == [4, 4]
+    assert torch.equal(scope["ids"][1], ids[0])  # strength 1
+    logits = run_block(3, scope)["output"].logits
     assert torch.equal(logits[0], logits[3])  # the identity so far
 
 

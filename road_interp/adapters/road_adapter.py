@@ -21,6 +21,8 @@ from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
 from road_interp.sites.positions import parse_positions
 from road_interp.sites.site import Site
 
+MEASURE = "measure the distance of"  # the only combination that does not need equal positions: its result has none
+
 
 @dataclass(frozen=True, eq=False)
 class RoadAdapter:
@@ -237,11 +239,11 @@ class RoadAdapter:
         The square root of the sum of squared wrapped angle differences (radians) and squared log ratios of magnitudes. It is a
         metric, and zero only between equal plane maps.
         """
-        self._check_combines(other, "measure the distance of")
+        self._check_combines(other, MEASURE)
         if {self.variant, other.variant} != {"road_1"}:
             raise InputError("the distance is defined for road_1 adapters only")
-        self._check_nonzero("measure the distance of")
-        other._check_nonzero("measure the distance of")
+        self._check_nonzero(MEASURE)
+        other._check_nonzero(MEASURE)
         total = 0.0
         for site in self.sites:
             mine, theirs = (adapter.plane_maps(site).a.to(torch.complex128) for adapter in (self, other))
@@ -262,7 +264,7 @@ class RoadAdapter:
             raise InputError(f"cannot {action} adapters of different sites: they differ at '{different[0]}'")
         if self.group_size != other.group_size:
             raise InputError(f"cannot {action} adapters of group_size {self.group_size} and {other.group_size}")
-        if self.positions != other.positions:
+        if action != MEASURE and self.positions != other.positions:
             raise InputError(f"cannot {action} adapters of the positions '{self.positions}' and '{other.positions}'")
         if self.base is not None and other.base is not None and (difference := self.base.difference(other.base)):
             raise InputError(f"cannot {action} adapters of different models: {difference}")

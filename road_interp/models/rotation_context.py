@@ -145,6 +145,11 @@ class RotationContext:
         if prompt is None:
             rotates = done == 0
             prompt = kwargs.get("attention_mask")
+            if rotates and prompt is not None and tuple(prompt.shape) != (batch, length):
+                raise InputError(
+                    f"attention_mask has shape {tuple(prompt.shape)}; positions {self._positions!r} need ({batch}, {length}), "
+                    "one entry per token of every row"
+                )
             prompt = torch.ones((batch, length), device=states.device) if prompt is None else prompt
         else:
             rotates = done < prompt.shape[1]

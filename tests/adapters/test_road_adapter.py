@@ -485,6 +485,7 @@ def test_an_adapter_knows_its_positions(tmp_path):
         assert torch.equal(RoadModel(base, loaded, positions="all")(base=batch)[1].logits, everywhere)
     with pytest.raises(InputError, match="cannot compose adapters of the positions 'last' and 'all'"):
         loaded @ random_adapter(sites)
+    assert loaded.distance(random_adapter(sites)) < 1e-6  # of the maps alone
     with pytest.raises(InputError, match="does not fit this bank: its positions is all, not last"):
         RoadBank({"a": loaded, "b": random_adapter(sites)})
     with pytest.raises(InputError, match="positions 'last' cannot be expressed in PEFT"):

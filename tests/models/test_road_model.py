@@ -529,6 +529,27 @@ def test_transformers_continuous_batching_inside_attached_is_rotated():
         base(input_ids=torch.tensor([[5, 6, 7]]), cu_seq_lens_q=torch.tensor([0, 2, 3]))
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (3, 9), (2, 7), (3, 1, 7, 7)])
+def test_a_mask_of_another_shape_than_the_tokens_is_an_error(shape):
+    batch = {**token_batch(), "attention_mask": torch.ones(shape)}
+    with pytest.raises(InputError, match=r"attention_mask has shape .*; positions 'last' need \(3, 7\)"):
+        road_model(positions="last")(base=batch)
+
+
+def test_positions_of_audio_models_are_an_error():
+    torch.manual_seed(0)
+    convolutions = {"conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_feat_extract_layers": 2}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.Wav2Vec2Config(**sizes, **convolutions, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+    base = transformers.AutoModel.from_config(config).eval()
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "all-linear"))), {"input_values": torch.randn(2, 1000)}
+    assert not torch.allclose(model(base=batch)[1].last_hidden_state, base(**batch).last_hidden_state, atol=1e-3)
+    with pytest.raises(InputError, match="positions 'last' need an input that has tokens"):
+        model(base=batch, positions="last")
+    with model.attached(positions="last"), pytest.raises(InputError, match="positions 'last' need an input that has tokens"):
+        base(**batch)
+
+
 def test_overlapping_attached_statements_are_an_error_that_names_both():
     model = bank_model()
     other = RoadModel(model.model, random_adapter(model.sites))
