@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,8 @@ Vectors = tuple[Tensor, Tensor]
 
 
 class RoadBank(Mapping[str, RoadAdapter]):
-    """Named adapters of one family, that is, with the same sites, variant, group_size and positions.
+    """Named adapters of one family, that is, with the same sites, variant, group_size and positions, and without heads
+    of their own: rows share the base model's head, so that adapters trained beside different heads cannot share a bank.
 
     The bank stores an adapter as one flat fp32 vector of angles and one of scales, with all sites concatenated: as many values as
     the adapter has parameters. Adapters may be added, removed and replaced while a model uses the bank; its next call uses the
@@ -46,6 +48,24 @@ class RoadBank(Mapping[str, RoadAdapter]):
         if not folders:
             raise InputError(f"{folder} contains no adapter folders")
         return cls(folders)
+
+    @classmethod
+    def from_peft(cls, source: Any, base: Any = None) -> RoadBank:
+        """A bank of PEFT's RoAd adapters: all of a PeftModel under their names, or folders by name.
+
+        Args:
+            source: a PeftModel in memory, or a mapping from names to PEFT folders.
+            base: for folders, the base model, whose modules determine the order and the layers of the sites.
+
+        Raises:
+            InputError: an adapter of another type or that cannot be read, or adapters that do not fit together.
+        """
+        if isinstance(source, Mapping):
+            return cls({name: RoadAdapter.from_peft(folder, base=base) for name, folder in source.items()})
+        names = list(getattr(source, "peft_config", {}))
+        if not names:
+            raise InputError("the model has no PEFT adapters: give a PeftModel, or folders by name")
+        return cls({name: RoadAdapter.from_peft(source, name, base) for name in names})
 
     def add(self, name: str, adapter: RoadAdapter | str | Path) -> None:
         """Add an adapter under a new name. Raises InputError for a name that the bank has."""
@@ -128,9 +148,12 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def _flatten(self, name: str, adapter: RoadAdapter) -> Vectors:
         if self._template is None:
             self._template = adapter.identity_like()
-        for field in ("variant", "group_size", "positions", "sites"):
+        for field in ("variant", "group_size", "positions", "sites", "modules_to_save"):
             if (expected := getattr(self._template, field)) != (given := getattr(adapter, field)):
-                difference = "sites differ" if field == "sites" else f"{field} is {given}, not {expected}"
+                difference = {
+                    "sites": "sites differ",
+                    "modules_to_save": "modules_to_save differ, such as its head: all rows use those of the base model",
+                }.get(field, f"{field} is {given}, not {expected}")
                 raise InputError(f"adapter '{name}' does not fit this bank: its {difference}")
         if self._template.base is None:
             self._template = replace(self._template, base=adapter.base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def module_tensors(model: nn.Module, modules: Sequence[str]) -> dict[str, Tensor
 def serialize_modules(model: nn.Module, modules: Sequence[str]) -> bytes:
     """The weights of the named modules of `model`, as the bytes of a safetensors file."""
     return save(module_tensors(model, modules))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str | None:
+    """The sha256 of named weights, which is equal for equal weights only; None for no weights."""
+    return hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest() if tensors else None
 
 
 def load_modules(model: nn.Module, path: Path) -> None:

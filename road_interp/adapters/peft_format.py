@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp.adapters.modules_to_save import load_tensors, module_tensors, read_safetensors
+from road_interp.adapters.modules_to_save import digest, load_tensors, module_tensors, read_safetensors
 from road_interp.adapters.storage import AdapterValues
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
@@ -45,10 +45,12 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
     model: nn.Module | None = base
     if isinstance(source, nn.Module):
         tensors, variant, group_size = _read_model(source, adapter_name)
+        others = _modules_of(source, adapter_name)
         model = _unwrap(source) if base is None else base
     else:
         config, tensors = read_folder(source)
         variant, group_size = config.get("variant", "road_1"), config.get("group_size", 64)
+        others = {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
     if variant not in plane_maps.VARIANTS:
         raise InputError(f"unknown variant {variant!r}; the variants are {', '.join(plane_maps.VARIANTS)}")
     theta, alpha = (dict(_tensors_of_kind(tensors, kind)) for kind in (THETA, ALPHA))
@@ -64,7 +66,7 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
         sites.sort(key=lambda site: order[site.name])
     else:
         sites.sort(key=lambda site: (site.layer is None, site.layer or 0))
-    return AdapterValues(tuple(sites), theta, alpha, variant, group_size)
+    return AdapterValues(tuple(sites), theta, alpha, variant, group_size, modules_to_save=digest(others))
 
 
 def write_rotations(
@@ -153,6 +155,14 @@ def _read_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, T
         if last == name and module.endswith((THETA, ALPHA)):
             tensors[module.removeprefix(PREFIX)] = values.detach().cpu().float()
     return tensors, config.variant, config.group_size
+
+
+def _modules_of(model: nn.Module, adapter_name: str | None) -> dict[str, Tensor]:
+    """The weights in modules_to_save of one adapter of a PeftModel, under the names of the base model."""
+    name = str(getattr(model, "active_adapter", None) if adapter_name is None else adapter_name)
+    inner = f".modules_to_save.{name}."
+    state = model.state_dict().items()
+    return {path.removeprefix(PREFIX).replace(inner, "."): values.detach().cpu() for path, values in state if inner in path}
 
 
 def _tensors_of_kind(tensors: Mapping[str, Tensor], kind: str) -> Iterable[tuple[str, Tensor]]:

@@ -32,6 +32,7 @@ class RoadAdapter:
     be combined only if their sites (in any order), group_size and positions are equal. An adapter taken from a model records the
     signature of that model in `base`; a RoadModel with another base model raises InputError. `positions` are the tokens at which
     it was trained ("all", "first", "last", "prompt" or "f3+l2"); a RoadModel rotates these unless it is given others.
+    `modules_to_save` is the sha256 of the weights that were trained beside it, such as a classification head; None for none.
 
     >>> site = Site("layers.0", width=4)
     >>> quarter = RoadAdapter((site,), {site.name: torch.tensor([torch.pi / 2, 0.0])}, {site.name: torch.tensor([1.0, 3.0])})
@@ -50,6 +51,7 @@ class RoadAdapter:
     group_size: int = 2
     base: BaseModelSignature | None = None
     positions: str = "all"
+    modules_to_save: str | None = None
 
     def __post_init__(self) -> None:
         parse_positions(self.positions)
@@ -95,9 +97,9 @@ class RoadAdapter:
         return cls(sites, theta, alpha, variant, group_size)
 
     def identity_like(self) -> RoadAdapter:
-        """The identity adapter with the same sites, variant, group_size, base and positions."""
+        """The identity adapter with the same sites, variant, group_size, base, positions and modules_to_save."""
         identity = RoadAdapter.identity(self.sites, self.variant, self.group_size)
-        return replace(identity, base=self.base, positions=self.positions)
+        return replace(identity, base=self.base, positions=self.positions, modules_to_save=self.modules_to_save)
 
     @property
     def num_parameters(self) -> int:
@@ -306,7 +308,7 @@ class RoadAdapter:
 
     @property
     def _values(self) -> AdapterValues:
-        return AdapterValues(self.sites, self.theta, self.alpha, self.variant, self.group_size, self.base, self.positions)
+        return AdapterValues(*(getattr(self, name) for name in AdapterValues._fields))
 
 
 def _planes_for(site: Site, planes: Any) -> Any:

@@ -34,6 +34,7 @@ class AdapterValues(NamedTuple):
     group_size: int
     base: BaseModelSignature | None = None
     positions: str = "all"
+    modules_to_save: str | None = None
 
 
 def save(values: AdapterValues, folder: Path) -> None:
@@ -57,6 +58,7 @@ def save(values: AdapterValues, folder: Path) -> None:
         "sha256": digest,
         "base": None if values.base is None else asdict(values.base),
         "positions": values.positions,
+        "modules_to_save": values.modules_to_save,
     }
     with locked(folder):
         previous = _named_tensor_file(folder)
@@ -72,7 +74,8 @@ def load(folder: Path) -> AdapterValues:
     if not path.is_file():
         raise InputError(f"no adapter here ({DESCRIPTION} is missing)")
     with locked(folder, shared=True):
-        description = {"base": None, "positions": "all", **read_json_object(path)}  # older files have neither
+        older = {"base": None, "positions": "all", "modules_to_save": None}  # what files of older versions do not have
+        description = {**older, **read_json_object(path)}
         _check_description(description)
         sites = tuple(_site_from_json(number, item) for number, item in enumerate(description["sites"]))
         tensors = _read_tensors(folder, description["tensors"], description["sha256"])
@@ -85,15 +88,18 @@ def load(folder: Path) -> AdapterValues:
         (theta if kind == "theta" else alpha)[site] = tensor
     base = None if description["base"] is None else _base_from_json(description["base"])
     variant, group_size, positions = (description[key] for key in ("variant", "group_size", "positions"))
-    return AdapterValues(sites, theta, alpha, variant, group_size, base, positions)
+    return AdapterValues(sites, theta, alpha, variant, group_size, base, positions, description["modules_to_save"])
 
 
 def _check_description(description: dict[str, Any]) -> None:
-    _check_keys(description, {"format", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions"}, DESCRIPTION)
+    known = {"format", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions", "modules_to_save"}
+    _check_keys(description, known, DESCRIPTION)
     if description["format"] != FORMAT:
         raise InputError(f"{DESCRIPTION}: format {description['format']!r} is not known, only {FORMAT}")
     _check_type(DESCRIPTION, description, "group_size", int)
     _check_type(DESCRIPTION, description, "positions", str)
+    if description["modules_to_save"] is not None:
+        _check_type(DESCRIPTION, description, "modules_to_save", str)
     if not isinstance(description["sites"], list):
         raise InputError(f"{DESCRIPTION}: 'sites' must be a list")
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -70,7 +71,7 @@ class RoadModel(IntervenableModel):
             )
         self.sites: tuple[Site, ...] = family.sites
         self.variant, self.group_size = family.variant, family.group_size
-        self._family_positions = family.positions
+        self._family = family.identity_like()
         self.positions = family.positions if positions is None else _check_positions(positions)
         if planes is not None and planes.sites != self.sites:
             raise InputError("the planes were split over other sites than those of the adapter")
@@ -281,9 +282,8 @@ class RoadModel(IntervenableModel):
         for site, intervention in self.by_site():
             theta[site.name] = intervention.theta.detach().cpu().clone()
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
-        positions = self.positions if isinstance(self.positions, str) else self._family_positions  # lists are those of one batch
-        base = BaseModelSignature.of(self.model)
-        return RoadAdapter(self.sites, theta, alpha, self.variant, self.group_size, base, positions)
+        positions = self.positions if isinstance(self.positions, str) else self._family.positions  # lists are of one batch
+        return replace(self._family, theta=theta, alpha=alpha, base=BaseModelSignature.of(self.model), positions=positions)
 
     def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:
         """Every site with its intervention."""

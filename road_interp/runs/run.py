@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from road_interp.adapters.modules_to_save import load_modules, read_safetensors
+from road_interp.adapters.modules_to_save import digest, load_modules, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
@@ -65,8 +65,12 @@ class Run:
             state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
             raise InputError(f"'{folder}' is not a finished run: {state}")
         recipe = load_stored_recipe(folder / RECIPE)
-        # The adapter's file of a run of 0.1.0 has no positions; its recipe has them.
-        adapter = replace(RoadAdapter.load(folder / ADAPTER), positions=recipe.adapter.positions)
+        # The adapter's file of a run of 0.1.0 has neither.
+        adapter = replace(
+            RoadAdapter.load(folder / ADAPTER),
+            positions=recipe.adapter.positions,
+            modules_to_save=digest(read_safetensors(folder / HEAD)) if (folder / HEAD).is_file() else None,
+        )
         classes = planes = None
         if recipe.task_names:
             planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)

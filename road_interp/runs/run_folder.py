@@ -6,12 +6,14 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as load_tensors
 
+from road_interp.adapters.modules_to_save import digest
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import check_folder, write_atomically
@@ -20,7 +22,7 @@ from road_interp.provenance import library_versions
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import TrainableRecipe
 from road_interp.runs.run import Run
-from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, LOG, METRICS, RECIPE
+from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, HEAD, LOG, METRICS, RECIPE
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class RunFolder:
         """
         process = process_state(self.device)
         if process.is_main_process:
-            adapter.save(self.path / ADAPTER)
+            head = files.get(HEAD)
+            beside = digest(load_tensors(head)) if isinstance(head, bytes) else None
+            replace(adapter, modules_to_save=beside).save(self.path / ADAPTER)
             contents = {
                 **files,
                 LOG: "".join(json.dumps(entry) + "\n" for entry in log),

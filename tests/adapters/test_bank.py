@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.models import random_adapter
+from helpers.models import random_adapter, tiny_model
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
 
 SITES = (Site("a", 8, 0, "a"), Site("b", 16, 0, "b"))
@@ -103,3 +105,15 @@ def test_the_template_takes_the_first_recorded_base():
     assert bank.template.base == base
     with pytest.raises(InputError, match="^adapter 'w' does not fit this bank: it was made for another model, .*hidden_size"):
         bank.add("w", replace(random_adapter(SITES), base=replace(base, hidden_size=64)))
+
+
+def test_adapters_of_different_heads_cannot_share_a_bank(tmp_path):
+    """Every row runs through the base model's one head."""
+    sites = find_sites(tiny_model("Bert"), "mlp")
+    first, second = (replace(random_adapter(sites, seed=seed), modules_to_save=f"head {seed}") for seed in (0, 1))
+    first.save(tmp_path)
+    assert RoadAdapter.load(tmp_path).modules_to_save == "head 0"
+    for other in (second, random_adapter(sites)):
+        with pytest.raises(InputError, match="does not fit this bank: its modules_to_save differ, such as its head"):
+            RoadBank({"a": first, "b": other})
+    assert len(RoadBank({"a": first, "b": first**0.5})) == 2

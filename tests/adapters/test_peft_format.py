@@ -281,3 +281,39 @@ def test_a_base_that_peft_rotates_is_an_error(unwrap):
     with pytest.raises(InputError, match=r"q_proj' is rotated by PEFT already, .* rotated twice.*unload"):
         RoadModel(theirs.get_base_model() if unwrap else theirs, adapter)
     torch.testing.assert_close(RoadModel(theirs.unload(), adapter)(base=batch)[1].logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("from_folders", [False, True])
+def test_a_bank_of_a_peft_models_adapters_gives_equal_mixed_batches(from_folders, tmp_path):
+    base, batch, names = tiny_model("Llama", "causal-lm"), token_batch(4), ["b", "a", "__base__", "b"]
+    options = {"target_modules": ["q_proj", "up_proj"], "group_size": 2}
+    theirs = peft_model(base, name="a", **options)
+    theirs.add_adapter("b", peft.RoadConfig(init_weights=False, **options))
+    theirs.eval()
+    with torch.no_grad():
+        expected = theirs(**batch, adapter_names=names).logits
+    source = theirs
+    if from_folders:
+        theirs.save_pretrained(tmp_path)
+        source = {name: tmp_path / name for name in ("a", "b")}
+    bank = RoadBank.from_peft(source, base)
+    found = RoadModel(copy.deepcopy(base), bank)(base=batch, adapter_names=names)[1].logits
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert list(bank) == ["a", "b"]
+    with pytest.raises(InputError, match="has no PEFT adapters"):
+        RoadBank.from_peft(base)
+
+
+@pytest.mark.parametrize("from_folders", [False, True])
+def test_peft_adapters_with_heads_of_their_own_cannot_share_a_bank(from_folders, tmp_path):
+    base = tiny_model("Bert", "classifier")
+    options = {"target_modules": ["query"], "task_type": "SEQ_CLS", "group_size": 2}
+    theirs = peft_model(base, name="a", **options)
+    theirs.add_adapter("b", peft.RoadConfig(**options))
+    torch.nn.init.normal_(theirs.base_model.model.classifier.modules_to_save["b"].weight)
+    source = theirs
+    if from_folders:
+        theirs.save_pretrained(tmp_path)
+        source = {name: tmp_path / name for name in ("a", "b")}
+    with pytest.raises(InputError, match="'b' does not fit this bank: its modules_to_save differ"):
+        RoadBank.from_peft(source, base)
