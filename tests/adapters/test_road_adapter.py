@@ -286,7 +286,7 @@ BAD_DESCRIPTIONS = {
     "not divisible by group_size 6": {"group_size": 6},
     "even number": {"group_size": 3},
     "format 99 is not known": {"format": 99},
-    ": adapter.json: unknown key 'gropu_size'; known are base, format, group_size, modules_to_save, positions, sha256, sites, .*, variant$": {
+    ": adapter.json: unknown key 'gropu_size'; known are base, format, group_size, modules_to_save, .*, variant$": {
         "gropu_size": 2
     },
     "must name a safetensors file of this folder": {"tensors": "../other.safetensors"},

@@ -513,6 +513,7 @@ def test_threads_inside_attached_have_their_own_token_masks():
         torch.testing.assert_close(logits, expected[number % 2], rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not hasattr(transformers, "ContinuousBatchingConfig"), reason="needs transformers 5.4")
 def test_transformers_continuous_batching_inside_attached_is_rotated():
     """`generate_batch` runs the model in a thread of its own."""
     model = road_model()
@@ -521,7 +522,8 @@ def test_transformers_continuous_batching_inside_attached_is_rotated():
     expected = [model.generate({"input_ids": torch.tensor([ids])}, **GREEDY)[1][0, len(ids) :].tolist() for ids in prompts]
     bare = [model.model.generate(torch.tensor([ids]), **GREEDY)[0, len(ids) :].tolist() for ids in prompts]
     with model.attached() as base:
-        outputs = base.generate_batch(prompts, generation_config=settings)
+        small = transformers.ContinuousBatchingConfig(page_size=4, num_blocks=64, max_batch_tokens=64)
+        outputs = base.generate_batch(prompts, generation_config=settings, continuous_batching_config=small)
     found = [output.generated_tokens for output in sorted(outputs.values(), key=lambda each: int(each.request_id.split("_")[-1]))]
     assert found == expected
     assert expected != bare
