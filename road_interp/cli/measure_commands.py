@@ -1,4 +1,4 @@
-"""Commands that measure: drift, ablate, diagnose, bench."""
+"""Commands that measure: drift, ablate, diagnose, size, bench."""
 
 from __future__ import annotations
 
@@ -249,6 +249,33 @@ class WorkloadOptions:
         numbers = {"rounds": self.rounds, "new_tokens": self.new_tokens}
         overrides = [f"{key}=[{text}]" for key, text in lists.items() if text is not None]
         return overrides + [f"{key}={count}" for key, count in numbers.items() if count is not None]
+
+
+@app.command()
+def size(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...", help="hub id, folder, .gguf file, package://NAME/path or known name; all known by default"
+        ),
+    ] = None,
+    sites: Annotated[str, typer.Option(help="presets or patterns with commas between")] = "all-linear,attention,block-output",
+    variant: Annotated[str, typer.Option(help="road_1, road_2 or road_4, with commas between")] = "road_1,road_2,road_4",
+    as_json: AsJson = False,
+) -> None:
+    """Size of adapters on models of any size, from their configurations alone, beside LoRA of rank 8."""
+    from road_interp.measure.size import SHAPES, adapter_sizes, meta_model
+
+    quiet_libraries()
+    with progress_bar(not as_json) as report:
+        reports = []
+        for number, name in enumerate(names := models or list(SHAPES)):
+            report(name, number, len(names))
+            reports.append(adapter_sizes(meta_model(name), name, sites.split(","), variant.split(",")))
+    if as_json:
+        print(json.dumps({"models": [json.loads(each.to_json()) for each in reports]}))
+    else:
+        console.print(tables.sizes(reports))
 
 
 @app.command()

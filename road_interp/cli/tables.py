@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, AngleReport, Check, DriftReport
+    from road_interp.measure.size import SizeReport
     from road_interp.measure.throughput import ThroughputReport
     from road_interp.runs.run import Run
 
@@ -168,3 +170,19 @@ def score(scores: dict[str, Any]) -> str:
     name, value = next(iter(scores.items()))
     interval = scores.get("interval")
     return f"{name} {value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def sizes(reports: Sequence[SizeReport]) -> Table:
+    """One row per model, sites and variant; percentages of at least 0.1 are marked."""
+    title = "trained values in percent of the model (* at least 0.1), MB of a bank of 1,000 adapters in fp32, LoRA of rank 8"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for column in ("model and sites", "variant", "values", "%", "MB", "LoRA"):
+        table.add_column(column, justify="left" if column in ("model and sites", "variant") else "right", no_wrap=True)
+    for report in reports:
+        table.add_row(report.model)
+        for each in report.sizes:
+            percent = f"{each.percent:.4f}{'*' if each.percent >= 0.1 else ' '}"
+            lora = "" if each.lora is None else f"{each.lora:,}"
+            values = (f"{each.trained:,}", percent, f"{each.bank_bytes / 1e6:,.0f}", lora)
+            table.add_row(f"  {each.sites}", each.variant, *values)
+    return table
