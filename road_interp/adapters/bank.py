@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import DESCRIPTION
@@ -98,6 +98,24 @@ class RoadBank(Mapping[str, RoadAdapter]):
         self._check_known([name])
         return self._revisions[name]
 
+    def trainable(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Make every adapter trainable, and return its angles and scales, two flat vectors in fp32, by name.
+
+        In a batch with `adapter_names`, each row's loss then has gradients for its own adapter only. A sum of the losses of
+        several adapters trains each as if alone, with an optimizer's parameter group, learning rate and gradient clipping of its
+        own. Adapters that are added or replaced later are not trainable.
+        """
+        for name in self._entries:
+            theta, alpha = self._vectors(name)
+            self._entries[name] = (nn.Parameter(theta.detach().clone()), nn.Parameter(alpha.detach().clone()))
+        self.version += 1
+        return {name: entry for name, entry in self._entries.items() if _is_trainable(entry)}
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether an adapter may change between two passes of a model without a change of `version`."""
+        return any(_is_trainable(entry) for entry in self._entries.values())
+
     @property
     def template(self) -> RoadAdapter:
         """The identity adapter of the bank's family, with the sites, variant, group_size and positions of all."""
@@ -124,7 +142,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     def __getitem__(self, name: str) -> RoadAdapter:
         self._check_known([name])
-        theta, alpha = self._vectors(name)
+        theta, alpha = (vector.detach().clone() if vector.requires_grad else vector for vector in self._vectors(name))
         names = [site.name for site in self.template.sites]
         sizes = [plane_maps.num_parameters(site.width, self.template.variant) for site in self.template.sites]
         return replace(
@@ -167,3 +185,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def _check_known(self, names: Sequence[str]) -> None:
         if unknown := sorted(set(names) - set(self._entries)):
             raise InputError(f"unknown adapter {', '.join(unknown)}; the bank holds {', '.join(self._entries)} and {BASE}")
+
+
+def _is_trainable(entry: Vectors | Path) -> bool:
+    return isinstance(entry, tuple) and isinstance(entry[0], nn.Parameter)

@@ -128,7 +128,7 @@ class Rotations(NamedTuple):
 
 
 class BankMaps:
-    """The maps of a bank's adapters, one row per name; the maps of the last batch are cached."""
+    """The maps of a bank's adapters, one row per name; the maps of the last batch are cached unless they are trained."""
 
     def __init__(self) -> None:
         self._cached: tuple[Any, list[PlaneMaps]] | None = None
@@ -141,6 +141,8 @@ class BankMaps:
         return Coefficients(rotations.sites, rotations.group_size, maps, entries)
 
     def _maps(self, bank: RoadBank, rotations: Rotations, names: tuple[str, ...]) -> list[PlaneMaps]:
+        if bank.is_trainable:
+            return rotations.split(*bank.rows(names))
         key = (names, id(bank), bank.version, rotations.devices)
         cached = self._cached  # read once: another thread may replace it
         if cached is None or cached[0] != key:

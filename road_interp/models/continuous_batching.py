@@ -68,7 +68,8 @@ class FactorTable:
 
     def __init__(self, selection: RowSelection, capacity: int = 64) -> None:
         self._selection = selection
-        self._rows: dict[Hashable, int] = {None: 0}
+        self._rows: dict[Hashable, int] = {}
+        self._used = 1
         self._maps = [self._empty(site_maps, capacity) for site_maps in selection.rotations.coefficients().maps()]
 
     def row(self, wanted: Wanted) -> int:
@@ -76,9 +77,10 @@ class FactorTable:
         if wanted.adapter_name == BASE:
             return 0
         kind = self._kind(wanted)
-        if kind not in self._rows:
-            self._write(len(self._rows), wanted)
-            self._rows[kind] = len(self._rows)
+        if kind not in self._rows or (self._may_change and self._has_changed(self._rows[kind], wanted)):
+            self._write(self._used, wanted)
+            self._rows[kind] = self._used
+            self._used += 1
         return self._rows[kind]
 
     def of(self, site: int, rows: Tensor, axes: int) -> PlaneMaps:
@@ -95,17 +97,36 @@ class FactorTable:
     def _name(self, wanted: Wanted) -> str:
         return self._selection.only_name() if wanted.adapter_name is None else wanted.adapter_name
 
+    @property
+    def _may_change(self) -> bool:
+        """Whether an optimizer may have changed the parameters since their row was written."""
+        return self._selection.bank is None or self._selection.bank.is_trainable
+
     @torch.no_grad()
-    def _write(self, row: int, wanted: Wanted) -> None:
+    def _computed(self, wanted: Wanted) -> list[PlaneMaps]:
+        """The maps of a request, one row per site."""
         name = None if wanted.adapter_name is None else [wanted.adapter_name]
         tasks = None if wanted.tasks is None else [wanted.tasks]
         strength = None if wanted.strength is None else [wanted.strength]
+        maps = self._selection.coefficients(name, tasks, None, strength).maps()
+        return [each if each.a.ndim == 1 else PlaneMaps(each.a[0], None if each.b is None else each.b[0]) for each in maps]
+
+    def _has_changed(self, row: int, wanted: Wanted) -> bool:
+        pairs = zip(self._maps, self._computed(wanted), strict=True)
+        return any(
+            not torch.equal(stored.a[row], computed.a)
+            or (stored.b is not None and computed.b is not None and not torch.equal(stored.b[row], computed.b))
+            for stored, computed in pairs
+        )
+
+    def _write(self, row: int, wanted: Wanted) -> None:
+        computed = self._computed(wanted)
         if row == len(self._maps[0].a):
             self._maps = [self._grown(site_maps) for site_maps in self._maps]
-        for stored, computed in zip(self._maps, self._selection.coefficients(name, tasks, None, strength).maps(), strict=True):
-            stored.a[row] = computed.a if computed.a.ndim == 1 else computed.a[0]
-            if stored.b is not None and computed.b is not None:
-                stored.b[row] = computed.b if computed.b.ndim == 1 else computed.b[0]
+        for stored, new in zip(self._maps, computed, strict=True):
+            stored.a[row] = new.a
+            if stored.b is not None and new.b is not None:
+                stored.b[row] = new.b
 
     def _empty(self, maps: PlaneMaps, capacity: int) -> PlaneMaps:
         shape = (capacity, maps.a.shape[-1])

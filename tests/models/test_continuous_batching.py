@@ -167,6 +167,21 @@ def test_adapters_are_added_and_replaced_while_it_runs():
     assert [added, replaced] == alone(model, PROMPTS[:1] * 2, adapter_names=["new", "a"])
 
 
+@pytest.mark.parametrize("variant", ["road_1", "road_2"])
+def test_parameters_that_change_while_it_runs_count_for_later_requests(variant):
+    model = road_model(variant=variant)
+    (before,) = alone(model, PROMPTS[:1])
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        found = [engine.result(engine.add(PROMPTS[0])).generated_tokens for _ in range(2)]
+        with torch.no_grad():
+            for _, intervention in model.by_site():
+                intervention.theta += 0.5
+        found.append(engine.result(engine.add(PROMPTS[0])).generated_tokens)
+    (after,) = alone(model, PROMPTS[:1])
+    assert found == [before, before, after]
+    assert before != after
+
+
 def test_more_adapters_than_the_first_table_holds():
     base = tiny_model("Llama", "causal-lm")
     sites = find_sites(base, "block-output")
