@@ -59,11 +59,11 @@ class Wanted(NamedTuple):
 class FactorTable:
     """The plane maps of every distinct request, one row each: row 0 is the identity.
 
-    All sites are views into one buffer per device, so that the addresses stay the same until it grows.
+    Its tensors, one or two per site, stay the same until they are full.
 
     Args:
         selection: the model's adapters.
-        capacity: rows of the first buffer; it is doubled when it is full.
+        capacity: rows of the first tensors; it is doubled when they are full.
     """
 
     def __init__(self, selection: RowSelection, capacity: int = 64) -> None:
@@ -182,6 +182,7 @@ class ContinuousBatching:
         self._outputs: dict[str, deque[GenerationOutput]] = defaultdict(deque)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
+        self._cancelled: set[str] = set()
         self._count = 0
 
     def __enter__(self) -> ContinuousBatching:
@@ -227,11 +228,20 @@ class ContinuousBatching:
         return request
 
     def cancel(self, request: str) -> None:
-        """Give up a request: its place in the cache is free for others, and `result` does not return for it."""
+        """Give up a request: its place in the cache is free for others, and `result` raises RuntimeError for it."""
+        self._check_known(request)
         self._manager.cancel_request(request)
+        with self._lock:
+            self._cancelled.add(request)
 
     def stream(self, request: str) -> Iterator[GenerationOutput]:
-        """The outputs of a request as they come, the finished one last. Raises RuntimeError if the request failed."""
+        """The outputs of a request as they come, the finished one last.
+
+        Raises:
+            InputError: an unknown request, or one whose finished output was returned before.
+            RuntimeError: the request failed or was cancelled.
+        """
+        self._check_known(request)
         while True:
             output = self._next(request)
             if output.error is not None:
@@ -243,7 +253,7 @@ class ContinuousBatching:
                 return
 
     def result(self, request: str) -> GenerationOutput:
-        """The finished output of a request, with its `generated_tokens`. Raises RuntimeError if the request failed."""
+        """The finished output of a request, with its `generated_tokens`. Raises the errors of `stream`."""
         *_, last = self.stream(request)
         return last
 
@@ -252,12 +262,18 @@ class ContinuousBatching:
             with self._reading:
                 if self._outputs[request]:
                     return self._outputs[request].popleft()
+                if request in self._cancelled:
+                    raise RuntimeError(f"{request} was cancelled")
                 output = self._manager.get_result(timeout=0.05)
                 if output is not None:
                     self._outputs[output.request_id].append(output)
                     continue
             if not self._manager.is_running():
                 raise RuntimeError(f"the engine stopped before {request} was finished")
+
+    def _check_known(self, request: str) -> None:
+        if request not in self._requests:
+            raise InputError(f"'{request}' is not a request of this engine, or its output was returned before")
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

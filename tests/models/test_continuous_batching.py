@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import collections
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -109,17 +110,17 @@ def test_outputs_are_streamed():
 
 
 def test_a_cancelled_request_frees_its_place():
-    """The cache has room for one long request at a time."""
-    model = bank_model()
-    config = engine_config()
-    config.num_blocks, config.max_batch_tokens = 8, 16
-    with model.continuous_batching(generation_config=SETTINGS, engine_config=config) as engine:
-        endless = engine.add([5, 6], Wanted("a"), max_new_tokens=20, stream=True)
-        next(engine.stream(endless))
-        engine.cancel(endless)
-        waiting = engine.add(PROMPTS[0], Wanted("b"))
-        found = engine.result(waiting).generated_tokens
-    assert [found] == alone(model, PROMPTS[:1], adapter_names=["b"])
+    """The cache has room for one of the two requests at a time."""
+    model, long = bank_model(), GenerationConfig(max_new_tokens=200, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    with model.continuous_batching(generation_config=long, engine_config=engine_config()) as engine:
+        first = engine.add([5, 6], Wanted("a"), stream=True)
+        next(engine.stream(first))
+        engine.cancel(first)
+        with pytest.raises(RuntimeError, match="request-0 was cancelled"):
+            engine.result(first)
+        found = engine.result(engine.add([5, 6], Wanted("b"))).generated_tokens
+    _, ids = model.generate({"input_ids": torch.tensor([[5, 6]])}, adapter_names=["b"], generation_config=long)
+    assert found == ids[0, 2:].tolist()
 
 
 def test_requests_from_several_threads():
@@ -212,8 +213,10 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
         model.continuous_batching(generation_config=GenerationConfig(num_return_sequences=2, do_sample=True))
     with model.continuous_batching(engine_config=engine_config()) as engine:
         engine._manager.add_request([5, 6], "stranger")
-        with pytest.raises(RuntimeError, match="stopped before|failed"):
+        with pytest.raises(InputError, match="'stranger' is not a request of this engine"):
             engine.result("stranger")
+        with pytest.raises(RuntimeError, match="stopped before|failed|takes no more"):  # never unrotated
+            collections.deque((engine.result(engine.add([5, 6], Wanted("a"))) for _ in range(100)), maxlen=0)
 
     def refused(name, *rest):
         if "continuous_batching" in name:
