@@ -413,7 +413,10 @@ def test_attached_rotates_inside_the_with_statement_only():
     assert torch.equal(model.model(**batch).logits, plain)
 
 
-def test_gradient_checkpointing_inside_attached():
+@pytest.mark.parametrize("threads", [False, True])
+def test_gradient_checkpointing_inside_attached(threads):
+    """In one thread, or forward and backward in a thread each."""
+    run = in_thread if threads else lambda call: call()
     model, batch = road_model(), token_batch()
     model(base=batch)[1].logits.square().sum().backward()
     plain = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
@@ -421,7 +424,8 @@ def test_gradient_checkpointing_inside_attached():
     model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.model.train()
     with model.attached() as base:
-        base(**batch, use_cache=False).logits.square().sum().backward()
+        loss = run(lambda: base(**batch, use_cache=False).logits.square().sum())
+        run(loss.backward)
     for parameter, expected in zip((p for p in model.parameters() if p.requires_grad), plain, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
 
@@ -594,20 +598,6 @@ def test_attached_cannot_begin_during_a_call_of_another_thread():
     with model.attached() as base:
         base(**batch)
     assert untouched(model)
-
-
-def test_gradient_checkpointing_in_another_thread_inside_attached():
-    model, batch = road_model(), token_batch()
-    model(base=batch)[1].logits.square().sum().backward()
-    plain = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
-    model.zero_grad()
-    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.model.train()
-    with model.attached() as base:
-        loss = in_thread(lambda: base(**batch, use_cache=False).logits.square().sum())
-        in_thread(loss.backward)
-    for parameter, expected in zip((p for p in model.parameters() if p.requires_grad), plain, strict=True):
-        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_peft_lora_model_as_base_model():
