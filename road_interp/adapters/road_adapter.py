@@ -21,8 +21,6 @@ from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
 from road_interp.sites.positions import parse_positions
 from road_interp.sites.site import Site
 
-MEASURE = "measure the distance of"  # the only combination that does not need equal positions: its result has none
-
 
 @dataclass(frozen=True, eq=False)
 class RoadAdapter:
@@ -138,7 +136,7 @@ class RoadAdapter:
 
     def __matmul__(self, inner: RoadAdapter) -> RoadAdapter:
         """The composition: `(a @ b)(h) == a(b(h))`. Two road_1 adapters give road_1, all other combinations road_2."""
-        self._check_combines(inner, "compose")
+        self._check_joins(inner, "compose")
         product = {site.name: plane_maps.compose(self.plane_maps(site), inner.plane_maps(site)) for site in self.sites}
         return replace(self, base=self.base or inner.base)._with_maps(product)
 
@@ -161,7 +159,7 @@ class RoadAdapter:
 
     def difference(self, other: RoadAdapter) -> RoadAdapter:
         """`self @ other.inverse()`, so that `a.difference(b) @ b` equals `a`. Raises InputError if `other` is singular."""
-        self._check_combines(other, "subtract")
+        self._check_joins(other, "subtract")
         return self @ other.inverse()
 
     @classmethod
@@ -184,7 +182,7 @@ class RoadAdapter:
             )
         first = adapters[0]
         for adapter in adapters:
-            first._check_combines(adapter, "take the mean of")
+            first._check_joins(adapter, "take the mean of")
             if adapter.variant != "road_1":
                 raise InputError(f"the mean exists for road_1 only, not for {adapter.variant}")
             adapter._check_nonzero("take the mean of")
@@ -232,7 +230,7 @@ class RoadAdapter:
 
     def with_sites_of(self, other: RoadAdapter, selected: Callable[[Site], bool]) -> RoadAdapter:
         """This adapter with the plane maps of `other` at the sites for which `selected` is true."""
-        self._check_combines(other, "mix")
+        self._check_joins(other, "mix")
         return self._with_maps({site.name: (other if selected(site) else self).plane_maps(site) for site in self.sites})
 
     def distance(self, other: RoadAdapter) -> float:
@@ -241,11 +239,11 @@ class RoadAdapter:
         The square root of the sum of squared wrapped angle differences (radians) and squared log ratios of magnitudes. It is a
         metric, and zero only between equal plane maps.
         """
-        self._check_combines(other, MEASURE)
+        self._check_combines(other, "measure the distance of")
         if {self.variant, other.variant} != {"road_1"}:
             raise InputError("the distance is defined for road_1 adapters only")
-        self._check_nonzero(MEASURE)
-        other._check_nonzero(MEASURE)
+        self._check_nonzero("measure the distance of")
+        other._check_nonzero("measure the distance of")
         total = 0.0
         for site in self.sites:
             mine, theirs = (adapter.plane_maps(site).a.to(torch.complex128) for adapter in (self, other))
@@ -260,14 +258,18 @@ class RoadAdapter:
         alpha = {name: pair[1] for name, pair in pairs.items()}
         return replace(self, theta=theta, alpha=alpha, variant=variant)
 
+    def _check_joins(self, other: RoadAdapter, action: str) -> None:
+        """The checks of a combination whose result is an adapter, which has positions."""
+        self._check_combines(other, action)
+        if self.positions != other.positions:
+            raise InputError(f"cannot {action} adapters of the positions '{self.positions}' and '{other.positions}'")
+
     def _check_combines(self, other: RoadAdapter, action: str) -> None:
         mine, theirs = ({site.name: site for site in adapter.sites} for adapter in (self, other))
         if different := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
             raise InputError(f"cannot {action} adapters of different sites: they differ at '{different[0]}'")
         if self.group_size != other.group_size:
             raise InputError(f"cannot {action} adapters of group_size {self.group_size} and {other.group_size}")
-        if action != MEASURE and self.positions != other.positions:
-            raise InputError(f"cannot {action} adapters of the positions '{self.positions}' and '{other.positions}'")
         if self.base is not None and other.base is not None and (difference := self.base.difference(other.base)):
             raise InputError(f"cannot {action} adapters of different models: {difference}")
 
