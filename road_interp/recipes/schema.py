@@ -23,7 +23,8 @@ class ModelRecipe:
     """The base model.
 
     Attributes:
-        id: hub id, local folder, `.gguf` file, or `package://NAME/path` inside an installed package.
+        id: hub id, local folder, `.gguf` file, `package://NAME/path` inside an installed package, or `models://NAME` of
+            `road-interp models`.
         revision: branch, tag or commit of a hub id.
         dtype: of the frozen weights; "auto" keeps that of the checkpoint.
         attn_implementation: as in transformers: "eager", "sdpa", ...; null selects the model's default.

@@ -27,6 +27,7 @@ BERT, LLAMA = 2 * (5 * 32 + 64), 2 * (2 * 32 + 2 * 16 + 2 * 64 + 32)  # trained 
 # By recipe: architecture of the tiny model, overrides that make the recipe small, and the number of trained values.
 SHRUNK = {
     "sentiment-minilm": ("Bert", LABELLED, BERT),
+    "sentiment-mpnet": ("Bert", LABELLED, BERT),
     "query-key-minilm": ("Bert", LABELLED, 2 * 2 * 32),
     "multitask-minilm": ("Bert", HEADS, BERT),
     "glue-roberta-base": ("Roberta", FEW, BERT),
