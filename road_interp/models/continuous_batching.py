@@ -9,23 +9,23 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections import defaultdict, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
+from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, wrap_forward
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.rotation_context import opened, overwritable
 from road_interp.models.row_selection import RowSelection
 from road_interp.rotation.inplace import COMPLEX, rotate_in_place
-from road_interp.rotation.plane_maps import PlaneMaps
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.site import Site
 
@@ -42,102 +42,21 @@ MOST_TOKENS = 2048  # per pass of such an engine
 Prompt = str | Sequence[int]
 
 
-class Wanted(NamedTuple):
-    """What a request asks for.
+@dataclass
+class _Request:
+    """A request that was added and whose finished output has not been returned.
 
     Attributes:
-        adapter_name: name in the bank, or None for a model with a single adapter.
-        tasks: active tasks, such as "label+closing"; None for all planes.
-        strength: one number, or numbers by task; None for the adapter as it is.
+        row: of its maps in the table.
+        length: of its prompt, in tokens.
+        outputs: those that have come and not been read.
+        cancelled: the number of passes up to its cancellation; None for a request that was not.
     """
 
-    adapter_name: str | None = None
-    tasks: str | None = None
-    strength: float | Mapping[str, float] | None = None
-
-
-class FactorTable:
-    """The plane maps of every distinct request, one row each: row 0 is the identity.
-
-    Its tensors, one or two per site, stay the same until they are full.
-
-    Args:
-        selection: the model's adapters.
-        capacity: rows of the first tensors; it is doubled when they are full.
-    """
-
-    def __init__(self, selection: RowSelection, capacity: int = 64) -> None:
-        self._selection = selection
-        self._rows: dict[Hashable, int] = {}
-        self._used = 1
-        self._maps = [self._empty(site_maps, capacity) for site_maps in selection.rotations.coefficients().maps()]
-
-    def row(self, wanted: Wanted) -> int:
-        """The row of a request's maps, computed at the first request of its kind. Raises InputError for an unknown name."""
-        if wanted.adapter_name == BASE:
-            return 0
-        kind = self._kind(wanted)
-        if kind not in self._rows or (self._may_change and self._has_changed(self._rows[kind], wanted)):
-            self._write(self._used, wanted)
-            self._rows[kind] = self._used
-            self._used += 1
-        return self._rows[kind]
-
-    def of(self, site: int, rows: Tensor, axes: int) -> PlaneMaps:
-        """The maps of one site for states with that many axes, the last but one of which has one entry of `rows` per token."""
-        a, b = (None if values is None else values[rows].view(*[1] * (axes - 2), len(rows), -1) for values in self._maps[site])
-        assert a is not None
-        return PlaneMaps(a, b)
-
-    def _kind(self, wanted: Wanted) -> Hashable:
-        strength = wanted.strength
-        revision = None if self._selection.bank is None else self._selection.bank.revision(self._name(wanted))
-        return (*wanted[:2], revision, tuple(sorted(strength.items())) if isinstance(strength, Mapping) else strength)
-
-    def _name(self, wanted: Wanted) -> str:
-        return self._selection.only_name() if wanted.adapter_name is None else wanted.adapter_name
-
-    @property
-    def _may_change(self) -> bool:
-        """Whether an optimizer may have changed the parameters since their row was written."""
-        return self._selection.bank is None or self._selection.bank.is_trainable
-
-    @torch.no_grad()
-    def _computed(self, wanted: Wanted) -> list[PlaneMaps]:
-        """The maps of a request, one row per site."""
-        name = None if wanted.adapter_name is None else [wanted.adapter_name]
-        tasks = None if wanted.tasks is None else [wanted.tasks]
-        strength = None if wanted.strength is None else [wanted.strength]
-        maps = self._selection.coefficients(name, tasks, None, strength).maps()
-        return [each if each.a.ndim == 1 else PlaneMaps(each.a[0], None if each.b is None else each.b[0]) for each in maps]
-
-    def _has_changed(self, row: int, wanted: Wanted) -> bool:
-        pairs = zip(self._maps, self._computed(wanted), strict=True)
-        return any(
-            not torch.equal(stored.a[row], computed.a)
-            or (stored.b is not None and computed.b is not None and not torch.equal(stored.b[row], computed.b))
-            for stored, computed in pairs
-        )
-
-    def _write(self, row: int, wanted: Wanted) -> None:
-        computed = self._computed(wanted)
-        if row == len(self._maps[0].a):
-            self._maps = [self._grown(site_maps) for site_maps in self._maps]
-        for stored, new in zip(self._maps, computed, strict=True):
-            stored.a[row] = new.a
-            if stored.b is not None and new.b is not None:
-                stored.b[row] = new.b
-
-    def _empty(self, maps: PlaneMaps, capacity: int) -> PlaneMaps:
-        shape = (capacity, maps.a.shape[-1])
-        return PlaneMaps(maps.a.new_ones(shape), None if maps.b is None else maps.b.new_zeros(shape))
-
-    def _grown(self, maps: PlaneMaps) -> PlaneMaps:
-        longer = self._empty(maps, 2 * len(maps.a))
-        longer.a[: len(maps.a)] = maps.a
-        if longer.b is not None and maps.b is not None:
-            longer.b[: len(maps.b)] = maps.b
-        return longer
+    row: int
+    length: int
+    outputs: deque[GenerationOutput] = field(default_factory=deque)
+    cancelled: int | None = None
 
 
 class ContinuousBatching:
@@ -177,13 +96,11 @@ class ContinuousBatching:
         self._model, self._selection, self._positions, self._tokenizer = model, selection, positions, tokenizer
         self._generation_config, self._engine_config, self._sizes = generation_config, engine_config, sizes
         self._table = FactorTable(selection)
-        self._requests: dict[str, tuple[int, int]] = {}  # row of the table and length of the prompt, by request
+        self._requests: dict[str, _Request] = {}
         self._rows: dict[torch.device, Tensor] = {}  # the row of every token of the current pass
-        self._outputs: dict[str, deque[GenerationOutput]] = defaultdict(deque)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of table and requests
         self._reading = threading.Lock()
-        self._cancelled: set[str] = set()
-        self._count = 0
+        self._added = self._passes = 0
 
     def __enter__(self) -> ContinuousBatching:
         with ExitStack() as undo:
@@ -205,34 +122,46 @@ class ContinuousBatching:
     def __exit__(self, *exception: object) -> None:
         self._undo.close()
 
-    def add(self, prompt: Prompt, wanted: Wanted = Wanted(), max_new_tokens: int | None = None, stream: bool = False) -> str:  # noqa: B008
+    def add(
+        self,
+        prompt: Prompt,
+        wanted: Wanted = Wanted(),  # noqa: B008
+        max_new_tokens: int | None = None,
+        stream: bool = False,
+        on_output: Callable[[GenerationOutput], None] | None = None,
+    ) -> str:
         """Add a request and return its identifier.
 
         Args:
             prompt: text, or token ids.
             wanted: its adapter, tasks and strength.
             max_new_tokens: largest number of generated tokens; that of the generation config by default.
-            stream: whether `stream` returns the output after every token.
+            stream: whether there is an output after every token, and not only a finished one.
+            on_output: called in the running asyncio loop with every output, instead of `stream` and `result`.
 
         Raises:
-            InputError: an unknown adapter, task or strength, an empty prompt, or a text without a tokenizer.
+            InputError: an unknown adapter, task or strength, an empty prompt, a text without a tokenizer, or more tokens than
+                the model has positions or the cache has places.
+            RuntimeError: the engine has stopped.
         """
         ids = self._ids(prompt)
+        self._check_length(len(ids), max_new_tokens)
         with self._lock:
-            request = f"request-{self._count}"
-            self._count += 1
-            self._requests[request] = self._table.row(wanted), len(ids)
-        added = self._manager.add_request(ids, request, max_new_tokens=max_new_tokens, streaming=stream)
-        if added is None:
+            name = f"request-{self._added}"
+            self._added += 1
+            self._requests[name] = _Request(self._table.acquire(wanted), len(ids))
+        if on_output is not None:
+            self._manager.register_result_handler(name, lambda output: self._deliver(name, output, on_output))
+        if self._manager.add_request(ids, name, max_new_tokens=max_new_tokens, streaming=stream) is None:
+            self._forget(name)
             raise RuntimeError("the engine takes no more requests: it has stopped")
-        return request
+        return name
 
     def cancel(self, request: str) -> None:
         """Give up a request: its place in the cache is free for others, and `result` raises RuntimeError for it."""
-        self._check_known(request)
+        known = self._known(request)
         self._manager.cancel_request(request)
-        with self._lock:
-            self._cancelled.add(request)
+        known.cancelled = self._passes  # read after the engine was told: its next pass but one is without the request
 
     def stream(self, request: str) -> Iterator[GenerationOutput]:
         """The outputs of a request as they come, the finished one last.
@@ -241,15 +170,15 @@ class ContinuousBatching:
             InputError: an unknown request, or one whose finished output was returned before.
             RuntimeError: the request failed or was cancelled.
         """
-        self._check_known(request)
+        known = self._known(request)
         while True:
-            output = self._next(request)
+            output = self._next(request, known)
+            if output.error is not None or output.is_finished():
+                self._forget(request)
             if output.error is not None:
                 raise RuntimeError(f"{request} failed: {output.error}")
             yield output
             if output.is_finished():
-                with self._lock:
-                    del self._requests[request]
                 return
 
     def result(self, request: str) -> GenerationOutput:
@@ -257,23 +186,52 @@ class ContinuousBatching:
         *_, last = self.stream(request)
         return last
 
-    def _next(self, request: str) -> GenerationOutput:
+    @property
+    def fatal_error(self) -> Exception | None:
+        """The error that stopped the engine, if one did."""
+        return self._manager.background_thread_status.fatal_error
+
+    def _next(self, name: str, request: _Request) -> GenerationOutput:
+        """The next output of a request. Whoever waits reads the outputs of all requests."""
         while True:
             with self._reading:
-                if self._outputs[request]:
-                    return self._outputs[request].popleft()
-                if request in self._cancelled:
-                    raise RuntimeError(f"{request} was cancelled")
+                if request.outputs:
+                    return request.outputs.popleft()
+                if request.cancelled is not None:
+                    raise RuntimeError(f"{name} was cancelled")
                 output = self._manager.get_result(timeout=0.05)
                 if output is not None:
-                    self._outputs[output.request_id].append(output)
+                    if output.request_id in self._requests:
+                        self._requests[output.request_id].outputs.append(output)
                     continue
             if not self._manager.is_running():
-                raise RuntimeError(f"the engine stopped before {request} was finished")
+                raise RuntimeError(f"the engine stopped before {name} was finished")
 
-    def _check_known(self, request: str) -> None:
-        if request not in self._requests:
-            raise InputError(f"'{request}' is not a request of this engine, or its output was returned before")
+    def _deliver(self, name: str, output: GenerationOutput, on_output: Callable[[GenerationOutput], None]) -> None:
+        if output.error is not None or output.is_finished():
+            self._forget(name)
+        on_output(output)
+
+    def _forget(self, name: str) -> None:
+        """End a request that the engine has finished with."""
+        with self._lock:
+            if (request := self._requests.pop(name, None)) is not None:
+                self._table.release(request.row)
+
+    def _known(self, name: str) -> _Request:
+        if name not in self._requests:
+            raise InputError(f"'{name}' is not a request of this engine, or its output was returned before")
+        return self._requests[name]
+
+    def _check_length(self, length: int, max_new_tokens: int | None) -> None:
+        """Raise InputError for a request that the model or the cache can never hold: it would stop the engine for all others."""
+        total = length + (max_new_tokens or self._manager.generation_config.max_new_tokens or 0)
+        settings, text_config = self._manager.continuous_batching_config, self._model.config.get_text_config()
+        places = None if settings.num_blocks is None else settings.num_blocks * _page_size(settings)
+        positions = getattr(text_config, "max_position_embeddings", None)
+        for most, what in ((positions, "positions of the model"), (places, "places of the engine's cache")):
+            if most is not None and total > most:
+                raise InputError(f"{length} tokens and {total - length} new ones are more than the {most} {what}")
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -296,15 +254,25 @@ class ContinuousBatching:
                 f"a call in {threading.current_thread().name} overlaps with {self._name}, which has the model to itself: add a "
                 "request to it, or end it first"
             )
+        self._forget_cancelled()
         positions: list[int] = kwargs["position_ids"].flatten().tolist()
         rows: list[int] = []
         for each in self._manager.batch_processor.inputs_and_outputs.requests_in_batch:
-            row, length = self._requests[each.state.request_id]
+            request = self._requests[each.state.request_id]
             of_request = positions[len(rows) : len(rows) + each.query_length]
-            rows += [row if self._positions == "all" or position < length else 0 for position in of_request]
-        rows += [0] * (len(positions) - len(rows))  # padding
+            is_rotated = self._positions == "all"
+            rows += [request.row if is_rotated or position < request.length else IDENTITY for position in of_request]
+        rows += [IDENTITY] * (len(positions) - len(rows))  # padding
         index = torch.tensor(rows)
         self._rows = {device: index.to(device) for device in set(self._selection.rotations.devices)}
+
+    def _forget_cancelled(self) -> None:
+        """End the requests that were cancelled before the last pass: the engine has dropped them since then."""
+        self._passes += 1
+        for name, request in list(self._requests.items()):
+            if request.cancelled is not None and self._passes > request.cancelled + 1:
+                self._manager.output_router.result_handlers.pop(name, None)
+                self._forget(name)
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
         fresh, group_size = overwritable(module), self._selection.rotations.group_size
@@ -345,7 +313,12 @@ def _make_manager(
         longest, new_tokens, count = sizes
         hints = WorkloadHints(*sizes)
         if engine_config is None:  # by default the cache fills the memory, and a mask of that length is cleared in every pass
-            blocks = count * (math.ceil((longest + new_tokens) / settings.page_size) + 1)
+            blocks = count * (math.ceil((longest + new_tokens) / _page_size(settings)) + 1)
             settings.num_blocks = blocks if blocks <= MOST_BLOCKS else None
             settings.max_batch_tokens = max(count, min(MOST_TOKENS, count * longest))
     return model.init_continuous_batching(config, settings, hints)  # type: ignore[operator]
+
+
+def _page_size(settings: Any) -> int:
+    """Tokens per block of the cache."""
+    return settings.page_size if hasattr(settings, "page_size") else settings.block_size  # its name before transformers 5.17

@@ -21,7 +21,8 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import pyvene_io
 from road_interp.models.coefficients import BankMaps, Rotations, check_rows
-from road_interp.models.continuous_batching import ContinuousBatching, Prompt, Wanted
+from road_interp.models.continuous_batching import ContinuousBatching, Prompt
+from road_interp.models.factor_table import Wanted
 from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import collections
 import time
@@ -16,7 +17,7 @@ from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.models.continuous_batching import Wanted
+from road_interp.models.factor_table import FactorTable, Wanted
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
@@ -192,6 +193,66 @@ def test_more_adapters_than_the_first_table_holds():
     assert together(model, prompts, adapter_names=names) == alone(model, prompts, adapter_names=names)
 
 
+def test_the_table_keeps_its_size_when_kinds_of_requests_come_and_go():
+    """Every strength is a kind of request: a client that varies it must not fill the memory."""
+    model = road_model()
+    strengths = [0.1 * number for number in range(12)]
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        engine._table = table = FactorTable(engine._selection, capacity=4)
+        before = [buffer.a.data_ptr() for buffer in table._buffers.values()]
+        found = [engine.result(engine.add([5, 6, 7], Wanted(strength=each))).generated_tokens for each in strengths * 2]
+        again = [engine.result(engine.add([5, 6, 7], Wanted(strength=1.0))).generated_tokens for _ in range(3)]
+        assert [buffer.a.data_ptr() for buffer in table._buffers.values()] == before
+        assert engine._requests == {}
+    expected = alone(model, [[5, 6, 7]] * 12, strengths=strengths)
+    assert found == expected * 2
+    assert again == [alone(model, [[5, 6, 7]])[0]] * 3
+
+
+def test_rows_of_requests_in_flight_are_not_given_away():
+    table = FactorTable(road_model()._selection, capacity=3)
+    rows = [table.acquire(Wanted(strength=each)) for each in (1.0, 2.0, 1.0, 3.0)]
+    assert rows == [1, 2, 1, 3]  # the third kind needs a longer buffer
+    table.release(1)
+    assert table.acquire(Wanted(strength=4.0)) == 4
+    table.release(1)
+    assert [table.acquire(Wanted(strength=each)) for each in (5.0, 6.0, 7.0)] == [5, 1, 6]
+    assert table.acquire(Wanted(strength=2.0)) == 2
+
+
+def test_cancelled_requests_leave_nothing_behind():
+    model = bank_model()
+    long = GenerationConfig(max_new_tokens=100, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    with model.continuous_batching(generation_config=long, engine_config=engine_config()) as engine:
+        kept = engine.add(PROMPTS[0], Wanted("a"))
+        for number in range(20):
+            request = engine.add(PROMPTS[number % 6], Wanted("abc"[number % 3]), stream=True)
+            if number % 2:
+                next(engine.stream(request))
+            engine.cancel(request)
+        engine.result(kept)
+        engine.result(engine.add(PROMPTS[0], Wanted("a"), max_new_tokens=4))
+        assert engine._requests == {}
+        assert sorted(engine._table._uses) == [0, 0, 0, 1]
+
+
+def test_outputs_in_an_asyncio_loop():
+    model = bank_model()
+
+    async def ask(engine, prompt, name):
+        finished = asyncio.get_running_loop().create_future()
+        engine.add(prompt, Wanted(name), on_output=finished.set_result)
+        return (await finished).generated_tokens
+
+    async def ask_all():
+        return await asyncio.gather(*(ask(engine, prompt, name) for prompt, name in zip(PROMPTS, NAMES, strict=True)))
+
+    expected = alone(model, PROMPTS, adapter_names=NAMES)
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        assert asyncio.run(ask_all()) == expected
+        assert engine._requests == {}
+
+
 def test_what_it_cannot_do_is_an_error(monkeypatch):
     model = bank_model()
     for options, message in (
@@ -212,6 +273,9 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
     with pytest.raises(InputError, match="one sequence per request"):
         model.continuous_batching(generation_config=GenerationConfig(num_return_sequences=2, do_sample=True))
     with model.continuous_batching(engine_config=engine_config()) as engine:
+        for new_tokens, most in ((1_000_000, r"\d+ positions of the model"), (200, "256 places of the engine's cache")):
+            with pytest.raises(InputError, match=f"60 tokens and {new_tokens} new ones are more than the {most}"):
+                engine.add([5] * 60, Wanted("a"), max_new_tokens=new_tokens)
         engine._manager.add_request([5, 6], "stranger")
         with pytest.raises(InputError, match="'stranger' is not a request of this engine"):
             engine.result("stranger")
