@@ -151,6 +151,9 @@ class RoadBank(Mapping[str, RoadAdapter]):
             alpha=dict(zip(names, alpha.split(sizes), strict=True)),
         )
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

@@ -67,6 +67,19 @@ class Coefficients:
         maps = self._each(raised)
         return replace(self, maps=maps, entries=partial(_entries_of, maps))
 
+    def times(self, other: Coefficients) -> Coefficients:
+        """The product with other road_1 maps, which are complex numbers: both rotations, in any order."""
+        cached: tuple[Sequence[PlaneMaps], Sequence[PlaneMaps], list[PlaneMaps]] | None = None
+
+        def product() -> Sequence[PlaneMaps]:
+            nonlocal cached
+            own, others = self.maps(), other.maps()
+            if cached is None or cached[0] is not own or cached[1] is not others:
+                cached = own, others, [PlaneMaps(left.a * right.a) for left, right in zip(own, others, strict=True)]
+            return cached[2]
+
+        return replace(self, maps=product, entries=partial(_entries_of, product))
+
     def _each(self, change: Callable[[int, PlaneMaps], PlaneMaps]) -> Callable[[], Sequence[PlaneMaps]]:
         """The changed maps of every site, cached for as long as `maps` returns the same object."""
         cached: tuple[Sequence[PlaneMaps], Sequence[PlaneMaps]] | None = None

@@ -19,9 +19,9 @@ class Wanted(NamedTuple):
     """What a request asks for.
 
     Attributes:
-        adapter_name: name in the bank, or None for a model with a single adapter.
+        adapter_name: name in the bank, or several joined by "+"; None for a model with a single adapter.
         tasks: active tasks, such as "label+closing"; None for all planes.
-        strength: one number, or numbers by task; None for the adapter as it is.
+        strength: one number, or numbers by task, or by adapter in a bank; None for 1.
     """
 
     adapter_name: str | None = None
@@ -83,12 +83,12 @@ class FactorTable:
         return PlaneMaps(a[:, columns][rows].view(shape), None if b is None else b[:, columns][rows].view(shape))
 
     def _kind(self, wanted: Wanted) -> Hashable:
-        strength = wanted.strength
-        revision = None if self._selection.bank is None else self._selection.bank.revision(self._name(wanted))
-        return (*wanted[:2], revision, tuple(sorted(strength.items())) if isinstance(strength, Mapping) else strength)
-
-    def _name(self, wanted: Wanted) -> str:
-        return self._selection.only_name() if wanted.adapter_name is None else wanted.adapter_name
+        strength, bank = wanted.strength, self._selection.bank
+        revisions: tuple[int, ...] = ()
+        if bank is not None:
+            name = self._selection.only_name() if wanted.adapter_name is None else wanted.adapter_name
+            revisions = tuple(bank.revision(each) for each in self._selection.members(name) if each != BASE)
+        return (*wanted[:2], revisions, tuple(sorted(strength.items())) if isinstance(strength, Mapping) else strength)
 
     @property
     def _may_change(self) -> bool:

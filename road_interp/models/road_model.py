@@ -114,13 +114,15 @@ class RoadModel(IntervenableModel):
 
         Args:
             base: the model's inputs; its attention_mask marks padding.
-            adapter_names: for a bank, one name per row; `"__base__"` leaves a row unrotated.
+            adapter_names: for a bank, one name per row, or several road_1 adapters joined by "+", whose rotations are
+                multiplied; `"__base__"` leaves a row unrotated.
             positions: the tokens to rotate in this call, instead of those given to the constructor.
             tasks: for a model with `planes`, the active tasks of every row: "german", "german+instruct", or `"__base__"`; None
                 for all planes.
             trainable_tasks: the tasks of every row whose planes get a gradient; None for all active tasks.
             strengths: for road_1, the power of every row's rotations: 0.5 turns half as far, with the square root of the scales,
-                0 leaves the row unrotated. Or one mapping per row, from tasks to the strengths of their planes (1 if left out).
+                0 leaves the row unrotated. Or one mapping per row, from tasks to the strengths of their planes (1 if left out);
+                for a bank without planes, from adapters to theirs.
 
         Raises:
             InputError: an unknown adapter or task, invalid positions or strengths, or another number of entries than rows.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations
 
-Strengths = Sequence[float | Mapping[str, float]]  # one per row: a number, or numbers by task
+Strengths = Sequence[float | Mapping[str, float]]  # one per row: a number, or numbers by task, or by adapter in a bank
 
 
 class RowSelection(NamedTuple):
@@ -50,11 +51,7 @@ class RowSelection(NamedTuple):
         """
         if strengths is not None and self.bank is not None and adapter_names is None:
             adapter_names = [self.only_name()] * len(strengths)
-        whole = self._of_names(adapter_names)
-        if strengths is not None:
-            names = [None] * len(strengths) if adapter_names is None else adapter_names
-            kinds = [(name, _hashable(strength)) for name, strength in zip(names, strengths, strict=True)]
-            whole = whole.to_strengths(self._exponents(strengths), kinds)
+        whole = self._product(adapter_names, strengths)
         if tasks is None and trainable_tasks is None:
             return whole
         if self.planes is None or tasks is None:
@@ -73,10 +70,42 @@ class RowSelection(NamedTuple):
             raise InputError(f"this model holds {len(self.bank)} adapters: name one per row with adapter_names")
         return next(iter(self.bank))
 
-    def _of_names(self, adapter_names: Sequence[str] | None) -> Coefficients:
+    def members(self, name: str) -> tuple[str, ...]:
+        """The adapters of a name such as "a+b", which are multiplied. Raises InputError for variants whose order matters."""
+        if self.bank is None or name in self.bank or "+" not in name:
+            return (name,)
+        if self.rotations.variant != "road_1":
+            raise InputError(
+                f"'{name}': adapters joined by '+' are multiplied in any order, which road_1 allows and "
+                f"{self.rotations.variant} does not: compose them first, a @ b"
+            )
+        return tuple(name.split("+"))
+
+    def _product(self, adapter_names: Sequence[str] | None, strengths: Strengths | None) -> Coefficients:
+        """The maps of every row: of its adapter, or the product of those that '+' joins, each to its strength."""
+        if self.bank is None or adapter_names is None:
+            return self._powers(adapter_names, strengths, self.bank_maps)
+        rows = [self.members(name) for name in adapter_names]
+        factors = []
+        for number in range(max(map(len, rows), default=0)):
+            names = [row[number] if number < len(row) else BASE for row in rows]
+            powers = strengths if strengths is None or self.planes is not None else _of_adapters(strengths, rows, names)
+            factors.append(self._powers(names, powers, BankMaps() if number else self.bank_maps))
+        return reduce(Coefficients.times, factors)
+
+    def _powers(self, adapter_names: Sequence[str] | None, strengths: Strengths | None, bank_maps: BankMaps) -> Coefficients:
+        """The maps of one adapter per row, to its strength."""
+        whole = self._of_names(adapter_names, bank_maps)
+        if strengths is None:
+            return whole
+        names = [None] * len(strengths) if adapter_names is None else adapter_names
+        kinds = [(name, _hashable(strength)) for name, strength in zip(names, strengths, strict=True)]
+        return whole.to_strengths(self._exponents(strengths), kinds)
+
+    def _of_names(self, adapter_names: Sequence[str] | None, bank_maps: BankMaps) -> Coefficients:
         if self.bank is not None:
             names = [self.only_name()] if adapter_names is None else adapter_names
-            return self.bank_maps.coefficients(self.bank, self.rotations, names)
+            return bank_maps.coefficients(self.bank, self.rotations, names)
         if adapter_names is not None:
             raise InputError("adapter_names needs a model with a RoadBank; this one holds a single adapter")
         return self.rotations.coefficients()
@@ -96,7 +125,7 @@ class RowSelection(NamedTuple):
             rows = torch.tensor([[float(each)] for each in strengths])  # type: ignore[arg-type]
             return [rows.to(device) for device in self.rotations.devices]
         if self.planes is None:
-            raise InputError("strengths of tasks need a model with planes; this one takes one number per row")
+            raise InputError("strengths by name need a model with planes or a bank; this one takes one number per row")
         of_tasks = [each if isinstance(each, Mapping) else dict.fromkeys(self.planes.tasks, each) for each in strengths]
         pairs = zip(self.planes.strengths(of_tasks), self.rotations.devices, strict=True)
         return [exponents.to(device) for exponents, device in pairs]
@@ -104,3 +133,16 @@ class RowSelection(NamedTuple):
 
 def _hashable(strength: float | Mapping[str, float]) -> Hashable:
     return tuple(sorted(strength.items())) if isinstance(strength, Mapping) else float(strength)
+
+
+def _of_adapters(strengths: Strengths, rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[float]:
+    """The strength of one of the adapters of every row, by its name. Raises InputError for names that the row does not have."""
+    powers = []
+    for strength, row, name in zip(strengths, rows, names, strict=True):
+        if not isinstance(strength, Mapping):
+            powers.append(strength)
+        elif unknown := set(strength) - set(row):
+            raise InputError(f"unknown adapter '{min(unknown)}' in strengths; the adapters of its row are {', '.join(row)}")
+        else:
+            powers.append(strength.get(name, 1.0))
+    return powers

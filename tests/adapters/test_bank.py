@@ -42,6 +42,8 @@ def test_add_replace_remove():
     bank.add("y", random_adapter(SITES, seed=2))
     bank.replace("x", random_adapter(SITES, seed=3))
     assert list(bank) == ["x", "y"]
+    assert "y" in bank
+    assert "z" not in bank
     assert torch.equal(bank["x"].theta["a"], random_adapter(SITES, seed=3).theta["a"])
     bank.remove("x")
     assert list(bank) == ["y"]

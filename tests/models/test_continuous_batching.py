@@ -80,6 +80,15 @@ def test_strengths_and_tasks_of_every_request():
     assert together(model, PROMPTS, **rows) == alone(model, PROMPTS, **rows)
 
 
+def test_several_adapters_of_one_request():
+    model = bank_model()
+    rows = {
+        "adapter_names": ["a+b", "a+b", "b+c", "a", BASE, "a+b"],
+        "strengths": [{"a": 0.5}, 1, {"b": 2, "c": -1}, 0.5, 1, {"a": 0.5}],
+    }
+    assert together(model, PROMPTS, **rows) == alone(model, PROMPTS, **rows)
+
+
 def test_a_model_with_a_single_adapter_and_texts():
     model = road_model()
 

@@ -66,6 +66,36 @@ def test_every_task_has_a_strength_of_its_own():
     torch.testing.assert_close(logits(model, batch, strengths=strengths[:1] * 4)[0], found[0], **CLOSE)
 
 
+def test_joined_adapters_are_multiplied_each_at_its_strength():
+    model, batch = bank_model(), token_batch(5)
+    names = ["a+b", "b+a", "a", "a+b+c", "a+__base__"]
+    strengths = [{"a": 0.5}, {"a": 0.5, "b": 1}, {"a": 2}, 0.5, 1]
+    a, b, c = (model.bank[name] for name in "abc")
+    found = logits(model, batch, adapter_names=names, strengths=strengths)
+    for row, adapter in enumerate((a**0.5 @ b, a**0.5 @ b, a**2, a**0.5 @ b**0.5 @ c**0.5, a)):
+        one = {key: values[row : row + 1] for key, values in batch.items()}
+        torch.testing.assert_close(found[row : row + 1], logits(RoadModel(model.model, adapter), one), **CLOSE)
+    plain = logits(model, batch, adapter_names=names)
+    one = {key: values[:1] for key, values in batch.items()}
+    torch.testing.assert_close(plain[:1], logits(RoadModel(model.model, a @ b), one), **CLOSE)
+    model.bank.replace("b", c)  # the product is of the adapters that the bank holds now
+    torch.testing.assert_close(logits(model, one, adapter_names=["a+b"]), logits(RoadModel(model.model, a @ c), one), **CLOSE)
+    model.bank.add("a+b", b)  # a name of its own comes first
+    torch.testing.assert_close(logits(model, one, adapter_names=["a+b"]), logits(RoadModel(model.model, b), one), **CLOSE)
+
+
+def test_joined_adapters_that_cannot_be():
+    model, batch = bank_model(), token_batch(2)
+    for options, message in (
+        ({"adapter_names": ["a+d", "a"]}, "unknown adapter d; the bank holds a, b, c"),
+        ({"adapter_names": ["a+b", "a"], "strengths": [{"c": 1}, 1]}, "unknown adapter 'c' in strengths; .* are a, b"),
+    ):
+        with pytest.raises(InputError, match=message):
+            logits(model, batch, **options)
+    with pytest.raises(InputError, match=r"'a\+b': adapters joined by '\+' .* road_2 does not: compose them first"):
+        logits(bank_model(variant="road_2"), batch, adapter_names=["a+b", "a"])
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generation_equals_that_of_each_row_alone(beams):
     model, batch, strengths = bank_model(), token_batch(3), [0.5, 1, 2]
@@ -126,7 +156,7 @@ def test_invalid_strengths_are_errors():
         (model, {"strengths": [1.0]}, "1 strengths for a batch of 3 rows"),
         (model, {"strengths": [1.0, float("nan"), 1.0]}, "nan is not a strength"),
         (model, {"strengths": ["1", 1, 1]}, "'1' is not a strength"),
-        (model, {"strengths": [{"label": 1}, 1, 1]}, "strengths of tasks need a model with planes"),
+        (model, {"strengths": [{"label": 1}, 1, 1]}, "strengths by name need a model with planes or a bank"),
         (tasks, {"strengths": [{"lable": 1}, 1, 1]}, "unknown task 'lable' in strengths; the tasks are label, closing"),
         (road_model(variant="road_2"), {"strengths": [1, 1, 1]}, "exist for road_1 only; this model is road_2"),
     ):
