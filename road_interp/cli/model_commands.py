@@ -1,12 +1,13 @@
-"""Commands for base models: models."""
+"""Commands for base models: models, serve."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from road_interp.cli.options import app, console
+from road_interp.cli.options import Device, app, console, quiet_libraries
 from road_interp.errors import InputError
 from road_interp.progress import progress_bar
 from road_interp.sources import MODELS
@@ -37,3 +38,29 @@ def models(
         console.print(f"{MODELS}{name}  {folder}  ({model.licence})", soft_wrap=True, markup=False, highlight=False)
     if not_accepted:
         raise InputError(f"{not_accepted[0]} needs consent to the terms above: ACCEPT_GEMMA=1 make models, or --accept-gemma")
+
+
+@app.command()
+def serve(
+    base: Annotated[str, typer.Argument(help="a causal language model: hub id, folder, .gguf file, package:// or models://")],
+    *,
+    adapters: Annotated[Path, typer.Option(help="a folder of adapter folders, run folders or PEFT folders")],
+    host: Annotated[str, typer.Option(help="address to listen at; the default is this machine only")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    watch: Annotated[bool, typer.Option("--watch", help="read the adapters again when their folder changes")] = False,
+    max_requests: Annotated[int, typer.Option(min=1, help="requests in one pass; more of them wait")] = 32,
+    max_length: Annotated[int, typer.Option(min=2, help="tokens of a request, prompt and answer")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer, where the request does not say")] = 256,
+    device: Device = None,
+    dtype: Annotated[str, typer.Option(help="of the base model: float32, bfloat16, float16, auto")] = "auto",
+) -> None:
+    """Serve adapters through an OpenAI-compatible API: the model of a request is road:NAME or road:a@0.5+b."""
+    from road_interp.from_mapping import from_mapping
+    from road_interp.recipes.schema import ModelRecipe
+    from road_interp.serving.run_server import ServerSettings
+    from road_interp.serving.run_server import serve as run
+
+    quiet_libraries()
+    settings = ServerSettings(host, port, watch, max_requests, max_length, max_new_tokens)
+    with progress_bar() as progress:
+        run(from_mapping(ModelRecipe, {"id": base, "dtype": dtype}), adapters, settings, device, progress)

@@ -186,6 +186,10 @@ class ContinuousBatching:
         *_, last = self.stream(request)
         return last
 
+    def is_open(self, request: str) -> bool:
+        """Whether a request was added and its finished output has not been returned."""
+        return request in self._requests
+
     @property
     def fatal_error(self) -> Exception | None:
         """The error that stopped the engine, if one did."""

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server for many adapters on one model."""

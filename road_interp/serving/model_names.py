@@ -1,0 +1,80 @@
+"""The names under which clients ask for adapters: `road:NAME`, `road:a@0.5+b`, `road:NAME/label@0.5+closing`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.errors import InputError
+from road_interp.models.factor_table import Wanted
+
+PREFIX = "road:"
+
+
+@dataclass(frozen=True)
+class ModelNames:
+    """Finds what a client asks for in the `model` of its request.
+
+    `road:NAME` is an adapter and `road:__base__` the base model. `road:a@0.5+b` are several road_1 adapters, each at a strength.
+    `road:NAME/label@0.5+closing` are tasks of an adapter that was trained with tasks; a server of one adapter needs no NAME.
+
+    Attributes:
+        bank: the adapters.
+        planes: the planes of their tasks; None for adapters without tasks.
+    """
+
+    bank: RoadBank
+    planes: TaskPlanes | None = None
+
+    def listed(self) -> list[str]:
+        """The base model, every adapter and every task of one."""
+        tasks = [f"{name}/{task}" for name in self.bank for task in self._tasks]
+        return [PREFIX + name for name in (BASE, *self.bank, *tasks)]
+
+    def wanted(self, model: str) -> Wanted:
+        """What a name means. Raises InputError for a name without a meaning, and lists the known ones."""
+        name = model.removeprefix(PREFIX)
+        if not model.startswith(PREFIX) or not name:
+            raise self._unknown(model)
+        if name == BASE or name in self.bank:
+            return Wanted(name)
+        strengths = _strengths(name.rpartition("/")[2])
+        adapter, separator, _ = name.rpartition("/")
+        if strengths is None:
+            raise self._unknown(model)
+        if not separator and all(each in self.bank for each in strengths):
+            return Wanted("+".join(strengths), None, _given(strengths))
+        adapter = adapter if separator else next(iter(self.bank)) if len(self.bank) == 1 else ""
+        if adapter in self.bank and all(task in self._tasks for task in strengths):
+            return Wanted(adapter, "+".join(strengths), _given(strengths))
+        raise self._unknown(model)
+
+    @property
+    def _tasks(self) -> tuple[str, ...]:
+        return () if self.planes is None else self.planes.tasks
+
+    def _unknown(self, model: str) -> InputError:
+        return InputError(
+            f"unknown model '{model[:100]}'; the models are {', '.join(self.listed())}, joined by '+', with @STRENGTH"
+        )
+
+
+def _strengths(text: str) -> dict[str, float] | None:
+    """The names and strengths in a text such as "a@0.5+b", or None if it is not one."""
+    strengths = {}
+    for term in text.split("+"):
+        name, _, strength = term.partition("@")
+        try:
+            value = float(strength or 1)
+        except ValueError:
+            return None
+        if not name or name in strengths or abs(value) > 100 or value != value:
+            return None
+        strengths[name] = value
+    return strengths
+
+
+def _given(strengths: dict[str, float]) -> dict[str, float] | None:
+    """The strengths, or None if all are 1."""
+    return None if set(strengths.values()) == {1.0} else strengths

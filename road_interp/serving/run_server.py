@@ -1,0 +1,95 @@
+"""Load a model with a folder of adapters, and serve it until the process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from road_interp.adapters.bank import RoadBank
+from road_interp.errors import InputError
+from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
+from road_interp.models.road_model import RoadModel
+from road_interp.progress import Progress, silent
+from road_interp.recipes.schema import ModelRecipe
+from road_interp.serving.adapter_folder import AdapterFolder
+from road_interp.serving.model_names import ModelNames
+
+log = logging.getLogger(__name__)
+WATCH_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Settings of a server.
+
+    Attributes:
+        host, port: its address; other machines reach it only at another host than the loopback.
+        watch: read the folder of adapters again when it changes.
+        max_requests: requests in one pass; more of them wait.
+        max_length: tokens of one request, prompt and answer.
+        max_new_tokens: tokens of an answer, for requests that do not say how many.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    watch: bool = False
+    max_requests: int = 32
+    max_length: int = 1024
+    max_new_tokens: int = 256
+
+
+def serve(
+    recipe: ModelRecipe, folder: Path, settings: ServerSettings, device: str | None = None, progress: Progress = silent
+) -> None:
+    """Serve a causal language model under the names of the adapters in a folder, until the process is interrupted.
+
+    Raises:
+        InputError: the extra `serve` is not installed, or the model or an adapter cannot be read.
+    """
+    try:
+        import uvicorn
+
+        from road_interp.serving.server import Served, build_app
+    except ImportError as error:
+        raise InputError(f"{error}: the server needs pip install -U 'road-interp[serve]'") from None
+    progress("reading the model and its adapters")
+    base = on_device(load_model(recipe, "causal-lm")[0], find_device(device)).eval()
+    tokenizer = load_tokenizer(recipe)
+    adapters = AdapterFolder(folder, base)
+    bank = adapters.bank()
+    model = RoadModel(base, bank, planes=adapters.planes)
+    sizes = settings.max_length - settings.max_new_tokens, settings.max_new_tokens, settings.max_requests
+    if sizes[0] < 1:
+        raise InputError(f"max_length {settings.max_length} leaves no room for a prompt beside {sizes[1]} new tokens")
+    greedy = GenerationConfig(max_new_tokens=sizes[1], do_sample=False)
+    with model.continuous_batching(generation_config=greedy, sizes=sizes) as engine:
+        names = ModelNames(bank, adapters.planes)
+        app = build_app(Served(base, tokenizer, engine, names, settings.max_new_tokens))
+        server = uvicorn.Server(uvicorn.Config(app, settings.host, settings.port, log_level="warning"))
+        progress(f"http://{settings.host}:{settings.port}/v1 serves {', '.join(names.listed())}")
+        asyncio.run(_run(server.serve(), _watch(adapters, bank) if settings.watch else None))
+
+
+async def _run(server, watching) -> None:  # type: ignore[no-untyped-def]
+    """Run the server, and watch the folder meanwhile."""
+    watcher = None if watching is None else asyncio.create_task(watching)
+    try:
+        await server
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+
+
+async def _watch(adapters: AdapterFolder, bank: RoadBank) -> None:
+    """Change the bank with the folder. Files are read in another thread, the bank is changed between two requests."""
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        for change in await asyncio.to_thread(adapters.changes):
+            try:
+                change(bank)
+            except InputError as error:
+                log.error("%s", error)

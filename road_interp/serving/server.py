@@ -1,0 +1,289 @@
+"""transformers' OpenAI-compatible server, with an adapter, tasks and strengths per request.
+
+`transformers.cli.serving` has the routes, the handlers and the streaming. Here its model manager knows one model under the names
+of its adapters, and its generation state gives every request a manager that adds it to the continuous batch with its rotations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
+from jinja2 import TemplateError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cli.serving import ModelManager, build_server
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.utils import CBGenerateManager, GenerationState
+
+from road_interp.errors import InputError
+from road_interp.models.continuous_batching import ContinuousBatching
+from road_interp.models.factor_table import Wanted
+from road_interp.serving.model_names import ModelNames
+
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server serves.
+
+    Attributes:
+        model: the base model.
+        tokenizer: of the base model.
+        engine: its continuous batch, which is running.
+        names: the adapters and tasks.
+        max_new_tokens: for requests that do not say how many.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    engine: ContinuousBatching
+    names: ModelNames
+    max_new_tokens: int
+
+
+def build_app(served: Served) -> FastAPI:
+    """The application with the routes `ROUTES`. An unknown model is a 404, a body that cannot be used is a 400 or 422."""
+    manager, state = OneModelManager(served), RequestState(served)
+    chat, completion = ChatHandler(manager, state), TextHandler(manager, state)
+    app = build_server(manager, chat, completion, None, None, None, state)  # type: ignore[arg-type]
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
+    app.add_middleware(CancelOnDisconnect)
+    app.add_exception_handler(HTTPException, _error)
+    return app
+
+
+def _error(request: Request, error: Any) -> JSONResponse:
+    """An error in OpenAI's format, so that its clients show the message."""
+    return JSONResponse({"error": {"message": error.detail, "type": "invalid_request_error"}}, error.status_code)
+
+
+class OneModelManager(ModelManager):
+    """transformers' model manager for one model that is loaded already."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(model_timeout=-1)
+        self._served = served
+
+    @staticmethod
+    def process_model_name(model_id: str) -> str:
+        """The name as the client gave it."""
+        return model_id
+
+    def load_model_and_processor(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """The model and its tokenizer. Raises HTTPException 404 for a name that is not served."""
+        try:
+            self._served.names.wanted(model_id_and_revision)
+        except InputError as error:
+            raise HTTPException(404, str(error)) from None
+        return self._served.model, self._served.tokenizer
+
+    def list_models(self, cache_dir: str | None = None) -> list[dict]:
+        """The served names, as in OpenAI's list."""
+        return [{"id": name, "object": "model", "created": 0, "owned_by": "road-interp"} for name in self._served.names.listed()]
+
+    def shutdown(self) -> None:
+        """Nothing: whoever started the server ends the engine."""
+
+
+class RequestState(GenerationState):
+    """transformers' generation state, which gives every request a manager of its own."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(continuous_batching=True)
+        self._served = served
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> RequestManager:
+        """A manager for one request to a served name."""
+        return RequestManager(self._served.engine, self._served.names.wanted(model_id))
+
+    def is_cb_alive(self) -> bool:
+        """Whether the engine takes requests."""
+        return self._served.engine.fatal_error is None
+
+
+class RequestManager(CBGenerateManager):
+    """transformers' manager for continuous batching, for one request."""
+
+    def __init__(self, engine: ContinuousBatching, wanted: Wanted) -> None:
+        super().__init__()
+        self._cb: Any = OneRequest(engine, wanted)
+
+    async def generate_non_streaming(self, *args: Any, **kwargs: Any) -> tuple[str, int, list[int]]:
+        """The text, the length of the prompt and the generated tokens; a client that hangs up gives up its place."""
+        try:
+            return await super().generate_non_streaming(*args, **kwargs)
+        except asyncio.CancelledError:
+            self._cb.cancel_request()
+            raise
+
+
+class OneRequest:
+    """What transformers' handlers call on the engine, for a request with its own rotations.
+
+    The engine names the request: names that clients send may be equal.
+    """
+
+    def __init__(self, engine: ContinuousBatching, wanted: Wanted) -> None:
+        self._engine, self._wanted = engine, wanted
+        self._name: str | None = None
+        self._on_output: Callable[[Any], None] = lambda output: None
+
+    @property
+    def background_thread_status(self) -> Any:
+        """With the error that stopped the engine."""
+        return SimpleNamespace(fatal_error=self._engine.fatal_error)
+
+    def register_result_handler(self, request_id: str, callback: Callable[[Any], None]) -> None:
+        """Call `callback` with every output. It may be registered before the request is added, or after it."""
+        self._on_output = callback
+
+    def add_request(self, input_ids: list[int], max_new_tokens: int, streaming: bool, **others: Any) -> str:
+        """Add the request to the engine."""
+        self._name = self._engine.add(
+            input_ids, self._wanted, max_new_tokens, streaming, on_output=lambda output: self._on_output(output)
+        )
+        return self._name
+
+    def cancel_request(self, request_id: str | None = None) -> None:
+        """Give up the request, unless it is finished."""
+        if self._name is not None and self._engine.is_open(self._name):
+            self._engine.cancel(self._name)
+
+
+class Message(BaseModel):
+    """A message of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: str
+    name: str | None = None
+    content: str | list[TextPart]
+
+
+class TextPart(BaseModel):
+    """A part of a message: text, and no other kind."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text"]
+    text: str
+
+
+class Body(BaseModel):
+    """The fields of a request that this server supports; others are errors, because they would change the answer.
+
+    Decoding is greedy: a temperature other than 0 is an error.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: dict | None = None
+    temperature: Literal[0] | None = None
+    n: Literal[1] | None = None
+    user: str | None = None
+
+
+class ChatBody(Body):
+    """The fields of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    metadata: dict | None = None
+
+
+class TextBody(Body):
+    """The fields of /v1/completions."""
+
+    prompt: str = Field(min_length=1)
+    suffix: str | None = None
+
+
+class _Handler:
+    """Checks a request before transformers' handler gets it, and fills in its settings."""
+
+    fields: type[Body]
+    model_manager: OneModelManager
+
+    def _validate_request(self, body: dict) -> None:
+        try:
+            self.fields.model_validate(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise HTTPException(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    def _build_generation_config(self, body: dict, config: GenerationConfig, use_cb: bool = False) -> GenerationConfig:
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or self.model_manager._served.max_new_tokens
+        return GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=config.eos_token_id)
+
+    async def handle_request(self, body: dict, request_id: str) -> Any:
+        try:
+            return await super().handle_request(body, request_id)
+        except (InputError, TemplateError) as error:
+            raise HTTPException(400, str(error)) from None
+
+
+class ChatHandler(_Handler, ChatCompletionHandler):
+    """/v1/chat/completions"""
+
+    fields = ChatBody
+
+    def _validate_request(self, body: dict) -> None:
+        super()._validate_request(body)
+        if self.model_manager._served.tokenizer.chat_template is None:
+            raise HTTPException(400, "the model has no chat template: use /v1/completions")
+
+
+class TextHandler(_Handler, CompletionHandler):
+    """/v1/completions"""
+
+    fields = TextBody
+
+
+Message.model_rebuild()
+Receive = Callable[[], Awaitable[dict]]
+
+
+class CancelOnDisconnect:
+    """ASGI middleware that cancels the work for a client that hangs up before its answer is complete."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: dict, receive: Receive, send: Callable[[dict], Awaitable[None]]) -> None:
+        """Run the application for one request, and watch for the end of the connection once the body is read."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        body_read, gone = asyncio.Event(), asyncio.Event()
+
+        async def receive_body() -> dict:
+            if body_read.is_set():
+                await gone.wait()
+                return {"type": "http.disconnect"}
+            message = await receive()
+            if not message.get("more_body"):
+                body_read.set()
+            return message
+
+        async def watch() -> None:
+            await body_read.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+        work, watcher = asyncio.ensure_future(self._app(scope, receive_body, send)), asyncio.ensure_future(watch())
+        try:
+            await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for task in (work, watcher):
+                task.cancel()
+            await asyncio.gather(work, watcher, return_exceptions=True)

@@ -1,0 +1,71 @@
+"""Adapters in a folder: three kinds of folders, and what happens when they come, change, break and go."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from helpers.models import random_adapter, tiny_model
+from road_interp.errors import InputError
+from road_interp.serving.adapter_folder import AdapterFolder
+from road_interp.sites.find import find_sites
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_model("Llama", "causal-lm")
+
+
+@pytest.fixture
+def adapters(base):
+    sites = find_sites(base, "all-linear")
+    return [random_adapter(sites, seed=seed) for seed in range(3)]
+
+
+def test_adapter_folders_and_peft_folders(tmp_path, base, adapters):
+    pytest.importorskip("peft", reason="needs the extra [peft]")
+    adapters[0].save(tmp_path / "own")
+    adapters[1].to_peft(tmp_path / "from-peft", base)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    folder = AdapterFolder(tmp_path, base)
+    bank = folder.bank()
+    assert list(bank) == ["from-peft", "own"]
+    assert folder.planes is None
+    name = adapters[0].sites[0].name
+    assert torch.equal(bank["own"].theta[name], adapters[0].theta[name])
+    assert torch.equal(bank["from-peft"].theta[name], adapters[1].theta[name])
+
+
+def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
+    adapters[0].save(tmp_path / "a")
+    adapters[1].save(tmp_path / "b")
+    folder = AdapterFolder(tmp_path, base)
+    bank = folder.bank()
+    assert folder.changes() == []
+    adapters[2].save(tmp_path / "c")
+    shutil.rmtree(tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")
+    adapters[2].save(tmp_path / "a")
+    for change in folder.changes():
+        change(bank)
+    assert list(bank) == ["a", "c"]
+    name = adapters[0].sites[0].name
+    assert torch.equal(bank["a"].theta[name], adapters[2].theta[name])
+    (tmp_path / "c" / "adapter.json").write_text("{")
+    assert folder.changes() == []
+    assert "adapter 'c' is not served" in caplog.text
+    assert folder.changes() == []
+    assert "c" in bank
+
+
+def test_folders_that_cannot_be_served(tmp_path, base, adapters):
+    for folder in (tmp_path / "missing", tmp_path):
+        with pytest.raises(InputError, match="contains no adapter folders, run folders or PEFT folders"):
+            AdapterFolder(folder, base)
+    adapters[0].save(tmp_path / "broken")
+    (tmp_path / "broken" / "adapter.json").write_text("{")
+    with pytest.raises(InputError, match=r"adapter\.json is not valid JSON"):
+        AdapterFolder(tmp_path, base)

@@ -1,0 +1,105 @@
+"""`road-interp serve` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+
+from helpers.cli import run
+from helpers.models import random_adapter, tiny_model
+from helpers.taught import word_tokenizer
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+
+pytest.importorskip("road_interp.serving.server", reason="the server needs the extra [serve] and a newer transformers")
+
+
+def ask(port, path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def wait_for(attempt, seconds=90):
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            if (found := attempt()) is not None:
+                return found
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+
+
+@pytest.mark.processes
+def test_the_command_serves_a_folder_and_watches_it(tmp_path):
+    tokenizer = word_tokenizer()
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    adapters = [random_adapter(find_sites(base, "all-linear"), seed=seed) for seed in range(2)]
+    adapters[0].save(tmp_path / "adapters" / "first")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "road_interp.cli", "serve", str(tmp_path / "base"), "--adapters", str(tmp_path / "adapters")]
+    options = [
+        "--port",
+        str(port),
+        "--watch",
+        "--max-requests",
+        "4",
+        "--max-length",
+        "64",
+        "--max-new-tokens",
+        "6",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    try:
+        names = [each["id"] for each in wait_for(lambda: ask(port, "/v1/models"))["data"]]
+        assert names == ["road:__base__", "road:first"]
+        adapters[1].save(tmp_path / "adapters" / "second")
+        wait_for(lambda: len(ask(port, "/v1/models")["data"]) == 3 or None)
+        prompt = "the king"
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        for name, adapter in zip(("first", "second"), adapters, strict=True):
+            with torch.no_grad():
+                _, found = RoadModel(base, adapter).generate({"input_ids": ids}, max_new_tokens=6, do_sample=False)
+            answer = ask(port, "/v1/completions", {"model": f"road:{name}", "prompt": prompt})
+            assert answer["choices"][0]["text"] == tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert f"http://127.0.0.1:{port}/v1 serves road:__base__, road:first" in errors
+    assert "Traceback" not in errors
+
+
+def test_wrong_arguments_are_one_line(tmp_path, capsys, monkeypatch):
+    tiny_model("Llama", "causal-lm").save_pretrained(tmp_path / "base")
+    word_tokenizer().save_pretrained(tmp_path / "base")
+    for arguments, message in (
+        (["missing/folder", "--adapters", tmp_path], "'missing/folder' cannot be loaded"),
+        ([tmp_path / "base", "--adapters", tmp_path / "none"], "contains no adapter folders, run folders or PEFT folders"),
+    ):
+        code, _, error = run(capsys, monkeypatch, "serve", *arguments)
+        assert code == 2
+        assert message in error
+        assert len([line for line in error.splitlines() if line.startswith("road-interp:")]) == 1
+    random_adapter(find_sites(tiny_model("Llama", "causal-lm"), "all-linear")).save(tmp_path / "adapters" / "a")
+    limits = ["--max-length", "8", "--max-new-tokens", "8"]
+    code, _, error = run(capsys, monkeypatch, "serve", tmp_path / "base", "--adapters", tmp_path / "adapters", *limits)
+    assert code == 2
+    assert "max_length 8 leaves no room for a prompt beside 8 new tokens" in error

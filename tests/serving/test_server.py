@@ -1,0 +1,267 @@
+"""The server: every client gets what `generate` gives its own adapter, and wrong requests are errors of the client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from helpers.models import random_adapter
+from helpers.road_models import bank_model
+from road_interp.adapters.bank import BASE
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.models.road_model import RoadModel
+from road_interp.serving.model_names import ModelNames
+
+openai = pytest.importorskip("openai", reason="the server needs the extra [serve]")
+uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra [serve]")
+server = pytest.importorskip("road_interp.serving.server", reason="the server needs a newer transformers")
+
+LONGEST = 200
+CHAT = "{% for message in messages %}{% if message.role == 'wrong' %}{{ raise_exception('no such role') }}{% endif %}"
+CHAT += "{{ message.content }} {% endfor %}w9"
+
+
+def words_tokenizer():
+    """A tokenizer of the words w0 to w59."""
+    tokenizer = Tokenizer(models.WordLevel({**{f"w{number}": number for number in range(60)}, "[PAD]": 60}, "w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT, pad_token="[PAD]")
+
+
+@contextmanager
+def served(model, tokenizer):
+    """The address of a server of the model, and its engine."""
+    greedy = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    model.model.generation_config.eos_token_id = -1
+    with model.continuous_batching(generation_config=greedy, sizes=(100, LONGEST, 8)) as engine:
+        app = server.build_app(server.Served(model.model, tokenizer, engine, ModelNames(model.bank, model.planes), 8))
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+            thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+            thread.start()
+            while not running.started:
+                time.sleep(0.01)
+            try:
+                yield listener.getsockname()[1], engine
+            finally:
+                running.should_exit = True
+                thread.join()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bank_model()
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """Generated words of a prompt under an adapter."""
+
+    @torch.no_grad()
+    def generate(prompt, name, new_tokens=8, strengths=None):
+        options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+        ids = torch.tensor([[int(word[1:]) for word in prompt.split()]])
+        _, found = model.generate({"input_ids": ids}, adapter_names=[name], strengths=strengths, **options)
+        return " ".join(f"w{token}" for token in found[0, ids.shape[1] :].tolist())
+
+    wanted = {(number, name): generate(f"w5 w{number} w7", name) for number in range(10, 18) for name in ("a", "b", "c", BASE)}
+    wanted["joined"] = generate("w5 w10 w7", "a+b", strengths=[{"a": 0.5}])
+    wanted["chat"] = generate("w5 w6 w9", "b", 4)
+    wanted["long"] = generate("w5", "c", LONGEST)
+    assert len(set(wanted.values())) > 8
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def address(model, expected):
+    with served(model, words_tokenizer()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{address[0]}/v1", api_key="none", max_retries=0)
+
+
+def complete(client, prompt, model, **options):
+    return client.completions.create(model=model, prompt=prompt, **options).choices[0].text
+
+
+def test_32_clients_at_once_get_their_own_adapters_answers(client, expected, address):
+    def ask(number):
+        key = (10 + number % 8, ("a", "b", "c", BASE)[number // 8])
+        return complete(client, f"w5 w{key[0]} w7", f"road:{key[1]}") == expected[key]
+
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(ask, range(32))) == [True] * 32
+    assert address[1]._requests == {}
+
+
+def test_chat_strengths_and_streaming(client, expected):
+    messages = [{"role": "user", "content": "w5 w6"}]
+    answer = client.chat.completions.create(model="road:b", messages=messages, max_tokens=4)
+    assert answer.choices[0].message.content == expected["chat"]
+    assert (answer.model, answer.usage.prompt_tokens, answer.usage.completion_tokens) == ("road:b", 3, 4)
+    assert answer.choices[0].finish_reason == "length"
+    parts = client.chat.completions.create(model="road:b", messages=messages, max_completion_tokens=4, stream=True, temperature=0)
+    texts = [part.choices[0].delta.content for part in parts if part.choices and part.choices[0].delta.content]
+    assert len(texts) > 1
+    assert "".join(texts) == expected["chat"]
+    assert complete(client, "w5 w10 w7", "road:a@0.5+b") == expected["joined"]
+    streamed = client.completions.create(model="road:c", prompt="w5", max_tokens=LONGEST, stream=True)
+    assert "".join(part.choices[0].text for part in streamed) == expected["long"]
+
+
+def test_the_served_names_are_listed(client):
+    assert [each.id for each in client.models.list()] == ["road:__base__", "road:a", "road:b", "road:c"]
+
+
+@pytest.mark.parametrize("name", ["road:d", "road:", "a", "road:a@x", "road:a+", "road:a@nan", "road:a@1e9", "road:a/b", "gpt-4"])
+def test_an_unknown_name_is_a_404_that_lists_the_known(client, name):
+    with pytest.raises(openai.NotFoundError, match="road:__base__, road:a, road:b, road:c"):
+        complete(client, "w5", name)
+
+
+BAD = [
+    ("/v1/completions", {"prompt": "w5"}, "model: Field required"),
+    ("/v1/completions", {"model": 3, "prompt": "w5"}, "model: Input should be a valid string"),
+    ("/v1/completions", {"model": "road:a"}, "prompt: Field required"),
+    ("/v1/completions", {"model": "road:a", "prompt": ""}, "prompt: String should have at least 1 character"),
+    ("/v1/completions", {"model": "road:a", "prompt": " "}, "at least one token"),
+    ("/v1/completions", {"model": "road:a", "prompt": "w5", "max_tokens": 0}, "max_tokens: Input should be greater"),
+    ("/v1/completions", {"model": "road:a", "prompt": "w5", "max_tokens": "many"}, "max_tokens: Input should be a valid integer"),
+    ("/v1/completions", {"model": "road:a", "prompt": "w5", "max_tokens": 10**6}, "positions of the model"),
+    ("/v1/completions", {"model": "road:a", "prompt": "w5", "temperature": 0.7}, "temperature: Input should be 0"),
+    ("/v1/completions", {"model": "road:a", "prompt": "w5", "logprobs": 3}, "logprobs: Extra inputs are not permitted"),
+    ("/v1/completions", {"model": "road:a", "prompt": ["w5"]}, "prompt: Input should be a valid string"),
+    ("/v1/chat/completions", {"model": "road:a", "messages": []}, "messages: List should have at least 1 item"),
+    ("/v1/chat/completions", {"model": "road:a", "messages": ["w5"]}, "messages.0: Input should be a valid dictionary"),
+    ("/v1/chat/completions", {"model": "road:a", "messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+    ("/v1/chat/completions", {"model": "road:a", "messages": [{"role": "wrong", "content": "w5"}]}, "no such role"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "message"), BAD)
+def test_a_bad_body_is_an_error_of_the_client(address, path, body, message):
+    status, answer = post(address[0], path, json.dumps(body))
+    assert 400 <= status < 500
+    assert message in answer
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '"text"', '{"model": "road:a", "prompt": "w5"', "\x00"])
+def test_a_body_that_is_no_json_object(address, content):
+    assert 400 <= post(address[0], "/v1/completions", content)[0] < 500
+
+
+@pytest.mark.parametrize("path", ["/load_model", "/reset", "/v1/responses", "/v1/audio/transcriptions"])
+def test_routes_that_would_load_or_drop_models_do_not_exist(address, path):
+    assert post(address[0], path, json.dumps({"model": "road:a"}))[0] == 404
+
+
+def post(port, path, content):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", path, content.encode(), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_frees_its_place(address, client, expected, stream):
+    port, engine = address
+    body = {"model": "road:a", "prompt": "w5", "max_tokens": LONGEST, "stream": stream}
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    if stream:
+        connection.getresponse().read(20)
+    else:
+        wait_for(lambda: engine._requests)
+    (request,) = engine._requests.values()
+    connection.close()
+    if stream:
+        connection.sock = None
+    wait_for(lambda: request.cancelled is not None)
+    assert complete(client, "w5 w10 w7", "road:a") == expected[10, "a"]
+    assert complete(client, "w5 w11 w7", "road:b") == expected[11, "b"]
+    assert engine._requests == {}
+
+
+def wait_for(condition, seconds=30):
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+def test_requests_with_the_same_id_are_two_requests(address, expected):
+    def ask(name):
+        connection = http.client.HTTPConnection("127.0.0.1", address[0], timeout=60)
+        headers = {"Content-Type": "application/json", "x-request-id": "same"}
+        connection.request("POST", "/v1/completions", json.dumps({"model": f"road:{name}", "prompt": "w5 w10 w7"}), headers)
+        return json.loads(connection.getresponse().read())["choices"][0]["text"]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(ask, "abc")) == [expected[10, name] for name in "abc"]
+
+
+def test_adapters_that_come_and_go_while_it_runs(model, client):
+    model.bank.add("new", random_adapter(model.sites, seed=9))
+    try:
+        assert complete(client, "w5", "road:new")
+    finally:
+        model.bank.remove("new")
+    with pytest.raises(openai.NotFoundError):
+        complete(client, "w5", "road:new")
+
+
+def test_health(address):
+    connection = http.client.HTTPConnection("127.0.0.1", address[0])
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+
+
+def test_tasks_of_an_adapter():
+    base = bank_model("a")
+    planes = TaskPlanes.split(["label", "closing"], base.sites, "alternating")
+    model = RoadModel(base.model, base.bank, planes=planes)
+    names = ModelNames(model.bank, planes)
+    assert names.listed() == ["road:__base__", "road:a", "road:a/label", "road:a/closing"]
+    assert names.wanted("road:label@0.5+closing") == ("a", "label+closing", {"label": 0.5, "closing": 1.0})
+    assert names.wanted("road:a/closing") == ("a", "closing", None)
+    wanted = [
+        model.generate(
+            {"input_ids": torch.tensor([[5, 6]])},
+            tasks=[tasks],
+            strengths=[strength],
+            max_new_tokens=6,
+            do_sample=False,
+            eos_token_id=-1,
+            pad_token_id=0,
+        )[1][0, 2:].tolist()
+        for tasks, strength in (("label+closing", {"label": 0.5}), ("closing", 1))
+    ]
+    with served(model, words_tokenizer()) as (port, _):
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        found = [complete(client, "w5 w6", name, max_tokens=6) for name in ("road:label@0.5+closing", "road:a/closing")]
+    assert found == [" ".join(f"w{token}" for token in tokens) for tokens in wanted]
+
+
+def test_a_model_without_a_chat_template():
+    tokenizer = words_tokenizer()
+    tokenizer.chat_template = None
+    with served(bank_model(), tokenizer) as (port, _):
+        status, answer = post(
+            port, "/v1/chat/completions", json.dumps({"model": "road:a", "messages": [{"role": "user", "content": "w5"}]})
+        )
+    assert status == 400
+    assert "no chat template: use /v1/completions" in answer
