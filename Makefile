@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-processes test-faults test-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results models clean
+.PHONY: setup demo test test-notebooks test-processes test-faults test-compiled test-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results models clean
 
 setup: $(READY)
 
@@ -35,7 +35,7 @@ demo.lock: pyproject.toml | setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
-QUICKLY := not notebook and not processes and not faults
+QUICKLY := not notebook and not processes and not faults and not compiled
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
@@ -50,6 +50,10 @@ test-processes: setup
 # Processes killed at random steps, twenty times, and full disks. Takes about three minutes.
 test-faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+# Compilation with inductor, which takes minutes and a C++ compiler.
+test-compiled: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compiled
 
 # Tests that need a CUDA device; skipped without one.
 test-gpu: setup

@@ -30,12 +30,14 @@ class Coefficients:
         group_size: pairing of the dimensions.
         maps: returns the maps of all sites, called at the start of a pass; with a row axis, one row per example.
         entries: returns the real entries of the maps of one site, by its index. Called under torch.compile, which fuses them.
+        version: returns a number that changes with the maps; None where an optimizer may change them.
     """
 
     sites: Sequence[Site]
     group_size: int
     maps: Callable[[], Sequence[PlaneMaps]]
     entries: Callable[[int], Entries]
+    version: Callable[[], int] | None = None
 
     def on_planes(self, active: Masks, trainable: Masks | None) -> Coefficients:
         """The same maps on the active planes of every row, the identity on all others.
@@ -150,8 +152,8 @@ class BankMaps:
         """Coefficients that read the bank in every pass, as adapters may be replaced. Raises InputError for unknown names."""
         maps = partial(self._maps, bank, rotations, tuple(names))
         maps()  # checks the names
-        entries = partial(_entries_of, maps)
-        return Coefficients(rotations.sites, rotations.group_size, maps, entries)
+        version = None if bank.is_trainable else lambda: bank.version
+        return Coefficients(rotations.sites, rotations.group_size, maps, partial(_entries_of, maps), version)
 
     def _maps(self, bank: RoadBank, rotations: Rotations, names: tuple[str, ...]) -> list[PlaneMaps]:
         if bank.is_trainable:

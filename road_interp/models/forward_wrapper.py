@@ -93,6 +93,10 @@ class ForwardWrapper:
         """Copies of the module get the original forward, because no `restore` would remove a wrapper from them."""
         return copy.deepcopy(self._forward, memo)
 
+    def fits(self, module: nn.Module) -> bool:
+        """Whether this wraps the module's current forward."""
+        return self._module is module and self.replaced is module.__dict__.get("forward")
+
     def _active_transforms(self) -> list[OutputTransform]:
         active = [each for each in self._registered if each.scope.is_active]
         in_backward = torch._C._current_graph_task_id() != -1
@@ -119,12 +123,35 @@ def original_forward(module: nn.Module) -> Any:
     return forward.replaced if isinstance(forward, ForwardWrapper) else forward
 
 
-def wrap_forward(module: nn.Module, transform: OutputTransform, scope: CallScope) -> Callable[[], None]:
-    """Apply `transform` to the output of `module` for calls in `scope`. Returns a function that undoes it, in any order."""
+class Wrappers(dict[str, "ForwardWrapper"]):
+    """The wrappers that a model's sites had last, by module path: a compiled model stays valid while it finds the same ones."""
+
+    def of(self, name: str, module: nn.Module) -> ForwardWrapper:
+        """The wrapper of a module that has none now, for its current forward."""
+        last = self.get(name)
+        if not isinstance(last, ForwardWrapper) or not last.fits(module):
+            last = self[name] = ForwardWrapper(module)
+        return last
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Wrappers:
+        return Wrappers()
+
+    def __reduce__(self) -> tuple[type[Wrappers], tuple[()]]:
+        return Wrappers, ()
+
+
+def wrap_forward(
+    module: nn.Module, transform: OutputTransform, scope: CallScope, make: Callable[[nn.Module], ForwardWrapper] = ForwardWrapper
+) -> Callable[[], None]:
+    """Apply `transform` to the output of `module` for calls in `scope`. Returns a function that undoes it, in any order.
+
+    Args:
+        make: returns a wrapper for a module that has none.
+    """
     entry = Registered(scope, transform)
     with _LOCK:
         forward = module.__dict__.get("forward")
-        wrapper = forward if isinstance(forward, ForwardWrapper) else ForwardWrapper(module)
+        wrapper = forward if isinstance(forward, ForwardWrapper) else make(module)
         module.forward = wrapper
         wrapper.add(entry)
 

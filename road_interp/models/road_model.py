@@ -23,6 +23,7 @@ from road_interp.models import pyvene_io
 from road_interp.models.coefficients import BankMaps, Rotations, check_rows
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt
 from road_interp.models.factor_table import Wanted
+from road_interp.models.forward_wrapper import Wrappers
 from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights
@@ -89,6 +90,7 @@ class RoadModel(IntervenableModel):
             intervention.to(device_of(base_model.get_submodule(site.module), base_model))
             intervention.requires_grad_(self.bank is None)
         self._bank_maps = BankMaps()
+        self._wrappers = Wrappers()
 
     # ------------------------------------------------------------------ calls
 
@@ -399,7 +401,7 @@ class RoadModel(IntervenableModel):
         check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
         coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks, strengths)
         is_call = attached is None  # inside `attached`, parameters may change between calls
-        with RotationContext(self.model, coefficients, positions, prompt, once=is_call, attached=attached):
+        with RotationContext(self.model, coefficients, positions, prompt, is_call, attached, self._wrappers):
             yield
 
     @contextmanager

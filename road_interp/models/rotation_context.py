@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
 from road_interp.models.coefficients import Coefficients
-from road_interp.models.forward_wrapper import CallScope, OutputTransform, original_forward, wrap_forward
+from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, original_forward, wrap_forward
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.row_maps import RowMaps
 from road_interp.rotation import plane_maps
@@ -61,6 +62,7 @@ class RotationContext:
             cache is treated as a prompt.
         once: read the coefficients at the first pass only, because they cannot change between passes.
         attached: for a shared context, the name of its `attached` statement in errors.
+        wrappers: of the model's sites, reused from call to call.
 
     Raises:
         InputError: on entering a shared context while another context is open on the model; the message names both.
@@ -74,8 +76,10 @@ class RotationContext:
         prompt: Tensor | None = None,
         once: bool = False,
         attached: str | None = None,
+        wrappers: Wrappers | None = None,
     ) -> None:
         self._model, self._coefficients = model, coefficients
+        self._wrappers = Wrappers() if wrappers is None else wrappers
         self._positions, self._prompt, self._once = positions, prompt, once
         self._undo = ExitStack()
         self._attached = attached
@@ -93,8 +97,10 @@ class RotationContext:
                 undo.callback(self._model.get_encoder().register_forward_pre_hook(self._before_encoder).remove)
             for index, site in enumerate(self._coefficients.sites):
                 module = self._model.get_submodule(site.module)
-                undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope))
+                make = partial(self._wrappers.of, site.module)
+                undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope, make))
             undo.enter_context(self._scope)
+            self._views = self._read_views()
             self._undo = undo.pop_all()
         return self
 
@@ -114,6 +120,21 @@ class RotationContext:
         if self._maps is None or maps is not self._maps.maps:
             self._maps = RowMaps(maps)
         return self._maps
+
+    def _read_views(self) -> tuple[int, list[tuple[Tensor, Tensor | None]]] | None:
+        """The version of the maps, and the real numbers of each site's, from which compiled code reads them."""
+        if self._coefficients.version is None:
+            return None
+        maps = self._coefficients.maps()
+        return self._coefficients.version(), [
+            (torch.view_as_real(a), None if b is None else torch.view_as_real(b)) for a, b in maps
+        ]
+
+    def _entries(self, index: int) -> Entries:
+        """The real entries of one site under torch.compile, which compiles again if the maps change inside this context."""
+        if self._views is None or self._coefficients.version is None or self._views[0] != self._coefficients.version():
+            return self._coefficients.entries(index)
+        return plane_maps.entries_from_views(*self._views[1][index])
 
     def _before_encoder(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not torch.compiler.is_compiling() and self.is_active:
@@ -182,7 +203,7 @@ class RotationContext:
     ) -> Tensor:
         group_size = self._coefficients.group_size
         if tracing:
-            rotated = _apply_entries(self._coefficients.entries(index), hidden, group_size, site)
+            rotated = _apply_entries(self._entries(index), hidden, group_size, site)
         else:
             maps = self._maps_for(hidden, site)[index]
             if self._has_inplace_form(maps, hidden, site):

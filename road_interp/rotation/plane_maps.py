@@ -132,10 +132,16 @@ def entries_from_parameters(
 
 def entries_from_maps(maps: PlaneMaps) -> Entries:
     """The real entries of plane maps in complex form."""
-    a, b = maps
+    return entries_from_views(torch.view_as_real(maps.a), None if maps.b is None else torch.view_as_real(maps.b))
+
+
+def entries_from_views(a: Float[Tensor, "*rows planes 2"], b: Float[Tensor, "*rows planes 2"] | None) -> Entries:
+    """The real entries of maps from `torch.view_as_real` of both: a compiler does not fuse operations on complex numbers."""
+    real, imaginary = a.unbind(-1)
     if b is None:
-        return Entries(a.real, -a.imag, a.imag, a.real)
-    return Entries(a.real + b.real, b.imag - a.imag, a.imag + b.imag, a.real - b.real)
+        return Entries(real, -imaginary, imaginary, real)
+    b_real, b_imaginary = b.unbind(-1)
+    return Entries(real + b_real, b_imaginary - imaginary, imaginary + b_imaginary, real - b_real)
 
 
 def parameters_from_maps(maps: PlaneMaps, variant: Variant, group_size: int) -> tuple[Tensor, Tensor]:
