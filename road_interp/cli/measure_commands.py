@@ -242,10 +242,18 @@ class WorkloadOptions:
         str | None, typer.Option("--methods", "--peers", help="methods to time, as in bare,RoadModel; all by default")
     ] = None
 
+    tasks: Annotated[str | None, typer.Option(help="what to time, as in forward,requests,compiled decoding")] = None
+
     @property
     def overrides(self) -> list[str]:
         """The options as overrides of the recipe."""
-        lists = {"requests": self.requests, "lengths": self.lengths, "ranks": self.ranks, "methods": self.methods}
+        lists = {
+            "requests": self.requests,
+            "lengths": self.lengths,
+            "ranks": self.ranks,
+            "methods": self.methods,
+            "tasks": self.tasks,
+        }
         numbers = {"rounds": self.rounds, "new_tokens": self.new_tokens}
         overrides = [f"{key}=[{text}]" for key, text in lists.items() if text is not None]
         return overrides + [f"{key}={count}" for key, count in numbers.items() if count is not None]

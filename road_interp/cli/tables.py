@@ -9,10 +9,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from road_interp.sources import readable_name
+
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, AngleReport, Check, DriftReport
     from road_interp.measure.size import SizeReport
-    from road_interp.measure.throughput import ThroughputReport
+    from road_interp.measure.throughput import ThroughputReport, Timing
     from road_interp.runs.run import Run
 
 
@@ -151,18 +153,27 @@ def check(found: Check) -> Table:
 
 
 def throughput(report: ThroughputReport) -> Table:
-    """One row per workload and method: time ratio to the bare model with quartiles, tokens per second, memory in MiB."""
-    title = f"{report.model}, {report.sites} sites, {report.dtype}, {report.device}: ratios to the bare model"
+    """One row per setting and method: time ratio to the bare model with quartiles, tokens per second, memory in MiB."""
+    model = readable_name(report.model)
+    title = f"{model}, {report.sites} sites, {report.dtype}, {report.device}: time over the bare model's; memory in MiB"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("task", "method", "rows", "new", "rank", "ratio", "quartiles", "tokens/s", "peak MiB", "saved MiB"):
-        table.add_column(column, justify="left" if column in ("task", "method") else "right", no_wrap=True)
+    for column in ("task and method", "ratio", "quartiles", "tokens/s", "peak", "saved"):
+        table.add_column(column, justify="left" if column.startswith("task") else "right", no_wrap=True)
+    heading = ""
     for timing in report.timings:
+        if heading != (heading := _heading(timing)):
+            table.add_row(heading)
         low, high = timing.spread
-        counts = [str(count or "") for count in (timing.rows, timing.new_tokens, timing.rank if "LoRA" in timing.method else 0)]
         memory = [f"{size / 2**20:.0f}" if size else "" for size in (timing.peak_bytes, timing.saved_bytes)]
-        rate = f"{timing.tokens_per_second:.0f}"
-        table.add_row(timing.task, timing.method, *counts, f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", rate, *memory)
+        numbers = (f"{timing.ratio:.3f}", f"{low:.3f}-{high:.3f}", f"{timing.tokens_per_second:.0f}")
+        table.add_row(f"  {timing.method}", *numbers, *memory)
     return table
+
+
+def _heading(timing: Timing) -> str:
+    """What the timings of one setting have in common: the task, the rows and the tokens of each."""
+    task = f"{timing.task} {timing.rank}" if timing.task == "rank" else timing.task
+    return f"{task}, {timing.rows} x {timing.tokens // timing.rows}"
 
 
 def score(scores: dict[str, Any]) -> str:

@@ -33,8 +33,8 @@ class Timing:
     """Timings of one method in one setting.
 
     Attributes:
-        task: "forward" (8 x 64 tokens), "training step" (4 x 128), or generation: "requests" and "length" with a different
-            adapter in every row, "rank" with one LoRA for all rows, "distinct" with one adapter or a different one in every row.
+        task: as in `ThroughputRecipe.tasks`; or "length", generation with a different adapter in every row, and "rank", with one
+            LoRA for all rows.
         method: name of the method.
         rows: batch size.
         new_tokens: generated per row; 0 without generation.
@@ -104,6 +104,12 @@ class ThroughputReport(Result):
             raise InputError(f"{len(fitting)} timings of {method} at {task}" + ("" if rows is None else f" with {rows} rows"))
         return fitting[0]
 
+    def quotient(self, task: str, method: str, other: str, rows: int | None = None) -> tuple[float, float, float]:
+        """The time of a method over that of another in the same round: median, first and third quartile."""
+        pair = [np.array(self.of(task, each, rows).seconds) for each in (method, other)]
+        low, median, high = np.quantile(pair[0] / pair[1], (0.25, 0.5, 0.75))
+        return float(median), float(low), float(high)
+
 
 def run_throughput_recipe(
     recipe: ThroughputRecipe,
@@ -143,22 +149,16 @@ def throughput(
     torch.manual_seed(recipe.seed)
     methods = ThroughputMethods(base.eval(), max(8, *recipe.requests))
     report = _empty_report(methods, recipe.rounds)
-    ids = draw_ids(base, 8, 64)
-    progress("forward")
-    with torch.no_grad():
-        setting = Setting("forward", 8, 0, 0, ids.numel())
-        timings = list(_timed(setting, recipe.rounds, _chosen(methods.forward(ids), recipe.methods), base))
-    keep(report := replace(report, timings=tuple(timings)))
-    progress("training step")
-    timings += _train_timings(methods, draw_ids(base, 4, 128), recipe.rounds, recipe.methods)
-    keep(report := replace(report, timings=tuple(timings)))
-    for setting, all_calls in _generations(methods, recipe):
+    for setting, all_calls in _settings(methods, recipe):
         if len(calls := _chosen(all_calls, recipe.methods)) == 1 < len(recipe.methods):
             continue  # only the bare model is left
-        progress(f"generation, {setting.task}: {setting.rows} rows, {setting.new_tokens} tokens")
-        with torch.no_grad():
-            timings += _timed(setting, recipe.rounds, calls, base)
-        keep(report := replace(report, timings=tuple(timings)))
+        progress(f"{setting.task}: {setting.rows} rows" + (f", {setting.new_tokens} new tokens" if setting.new_tokens else ""))
+        if setting.task == "training step":
+            timings = list(_train_timings(setting, calls, recipe.rounds, base))
+        else:
+            with torch.no_grad():
+                timings = list(_timed(setting, recipe.rounds, calls, base))
+        keep(report := replace(report, timings=(*report.timings, *timings)))
     return report
 
 
@@ -198,14 +198,30 @@ class Setting(NamedTuple):
     tokens: int
 
 
-def _generations(methods: ThroughputMethods, recipe: ThroughputRecipe) -> Iterator[tuple[Setting, dict[str, Call]]]:
-    def prompt(rows: int) -> Tensor:
-        return draw_ids(methods.base, rows, 8)
+def _settings(methods: ThroughputMethods, recipe: ThroughputRecipe) -> Iterator[tuple[Setting, dict[str, Call]]]:
+    """Everything that a recipe times, with the calls of the methods. The calls are made when their turn comes."""
 
-    new_tokens, largest = recipe.new_tokens, max(recipe.requests)
-    for rows in recipe.requests:
+    def prompt(rows: int, length: int = 8) -> Tensor:
+        return draw_ids(methods.base, rows, length)
+
+    new_tokens, largest, tasks = recipe.new_tokens, max(recipe.requests), recipe.tasks
+    of_all = largest, new_tokens, 0, largest * new_tokens  # the rest of a setting of the largest batch
+    if "forward" in tasks:
+        yield Setting("forward", 8, 0, 0, 8 * 64), methods.forward(prompt(8, 64))
+    if "training step" in tasks:
+        yield Setting("training step", 4, 0, RANK, 4 * 128), methods.training(prompt(4, 128))
+    for rows in recipe.requests if "requests" in tasks else ():
         yield Setting("requests", rows, new_tokens, RANK, rows * new_tokens), methods.generate(prompt(rows), new_tokens)
-    yield Setting("distinct", largest, new_tokens, 0, largest * new_tokens), methods.few_and_many(prompt(largest), new_tokens)
+    if "distinct" in tasks:
+        yield Setting("distinct", *of_all), methods.few_and_many(prompt(largest), new_tokens)
+    if "strengths" in tasks:
+        yield Setting("strengths", *of_all), methods.strengths(prompt(largest), new_tokens)
+    if "continuous batching" in tasks:
+        yield Setting("continuous batching", *of_all), methods.continuous(largest, new_tokens)
+    if "compiled forward" in tasks:
+        yield Setting("compiled forward", 8, 0, 0, 8 * 64), methods.compiled_forward(prompt(8, 64))
+    if "compiled decoding" in tasks:
+        yield Setting("compiled decoding", 8, new_tokens, 0, 8 * new_tokens), methods.compiled_decoding(prompt(8), new_tokens)
     for length in recipe.lengths:
         yield Setting("length", 8, length, RANK, 8 * length), methods.generate(prompt(8), length)
     for rank in recipe.ranks:
@@ -235,11 +251,10 @@ def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTr
         yield Timing(task, method, rows, new_tokens, rank, tuple(seconds[method]), tuple(ratios), tokens, peaks[method])
 
 
-def _train_timings(methods: ThroughputMethods, ids: Tensor, rounds: int, only: Sequence[str]) -> Iterator[Timing]:
-    losses = _chosen(methods.training(ids), only)
-    saved = {method: saved_bytes(loss, methods.base) for method, loss in losses.items()}
+def _train_timings(setting: Setting, losses: Mapping[str, Call], rounds: int, base: PreTrainedModel) -> Iterator[Timing]:
+    saved = {method: saved_bytes(loss, base) for method, loss in losses.items()}
     steps = {method: lambda loss=loss: loss().backward() for method, loss in losses.items()}
-    for timing in _timed(Setting("training step", len(ids), 0, RANK, ids.numel()), rounds, steps, methods.base):
+    for timing in _timed(setting, rounds, steps, base):
         yield replace(timing, saved_bytes=saved[timing.method])
 
 

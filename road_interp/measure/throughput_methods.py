@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.models.continuous_batching import make_engine
 from road_interp.models.intervention import pyvene
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
@@ -22,6 +23,8 @@ from road_interp.sites.site import Site
 
 RANK = 8  # of LoRA
 Call = Callable[[], Any]
+CHUNK = 8  # prompts of continuous batching have lengths that are multiples of it, up to LONGEST
+LONGEST = 64
 METHODS = ("bare", "merged", "RoadModel", "pyvene loop", "PEFT RoAd", "PEFT LoRA", "PEFT OFT", "stacked LoRA")
 
 
@@ -52,6 +55,11 @@ class ThroughputMethods:
     @cached_property
     def banked(self) -> RoadModel:
         """RoadModel with one adapter per row."""
+        return RoadModel(_shared_copy(self.base), RoadBank(self.adapters))
+
+    @cached_property
+    def compiled_banked(self) -> RoadModel:
+        """RoadModel with one adapter per row, on a copy of its own: compiled code belongs to its modules."""
         return RoadModel(_shared_copy(self.base), RoadBank(self.adapters))
 
     @cached_property
@@ -157,6 +165,68 @@ class ThroughputMethods:
             "bare": lambda: self.base.generate(**inputs, **options),
             "RoadModel, one adapter": lambda: self.banked.generate(inputs, adapter_names=[names[0]] * len(ids), **options),
             "RoadModel, all different": lambda: self.banked.generate(inputs, adapter_names=names, **options),
+        }
+
+    def strengths(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
+        """Generation with a different adapter in every row, as it is and at a different strength in every row."""
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        options = {**_greedy(self.base, new_tokens), "adapter_names": list(self.adapters)[: len(ids)]}
+        strengths = [0.5 + row / len(ids) for row in range(len(ids))]
+        return {
+            "bare": lambda: self.base.generate(**inputs, **_greedy(self.base, new_tokens)),
+            "RoadModel": lambda: self.banked.generate(inputs, **options),
+            "RoadModel, strengths": lambda: self.banked.generate(inputs, strengths=strengths, **options),
+        }
+
+    def continuous(self, rows: int, new_tokens: int) -> dict[str, Call]:
+        """transformers' continuous batching for prompts of different lengths: its own engine, one adapter, all different."""
+        lengths = [CHUNK * (1 + row % (LONGEST // CHUNK)) for row in range(rows)]
+        prompts = [draw_ids(self.base, 1, length)[0].tolist() for length in lengths]
+        names = list(self.adapters)[:rows]
+        config = GenerationConfig(**_greedy(self.base, new_tokens), eos_token_id=-1)
+        sizes = (max(lengths), new_tokens, rows)
+
+        def bare() -> list[list[int]]:
+            engine = make_engine(self.base, config, None, sizes)
+            engine.start()
+            try:
+                engine.add_requests(prompts, max_new_tokens=new_tokens)
+                return [engine.get_result(timeout=600).generated_tokens for _ in prompts]
+            finally:
+                engine.stop(block=True)
+                engine.destroy()
+
+        def road(names: list[str]) -> list[Any]:
+            return self.banked.generate_batch(prompts, names, max_new_tokens=new_tokens, generation_config=config)
+
+        return {
+            "bare": bare,
+            "RoadModel, one adapter": lambda: road(names[:1] * rows),
+            "RoadModel, all different": lambda: road(names),
+        }
+
+    def compiled_forward(self, ids: Tensor) -> dict[str, Call]:
+        """Forward passes that inductor has compiled, with a different adapter in every row."""
+        inputs = {"input_ids": ids, "use_cache": False}
+        bare, base = torch.compile(_shared_copy(self.base)), torch.compile(self.compiled_banked.model)
+
+        def road() -> Any:
+            with self.compiled_banked.attached(list(self.adapters)[: len(ids)]):
+                return base(**inputs)
+
+        return {"bare": lambda: bare(**inputs), "RoadModel": road}
+
+    def compiled_decoding(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
+        """Generation with a static cache and compiled steps, with a different adapter in every row."""
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        compiled: Any = CompileConfig(fullgraph=True, dynamic=False, mode="default")
+        compiled._compile_all_devices = True  # by default transformers compiles on GPUs only
+        options = {**_greedy(self.base, new_tokens), "cache_implementation": "static", "compile_config": compiled}
+        names: list[str] = list(self.adapters)[: len(ids)]
+        bare: Any = _shared_copy(self.base)
+        return {
+            "bare": lambda: bare.generate(**inputs, **options),
+            "RoadModel": lambda: self.compiled_banked.generate(inputs, adapter_names=names, **options),
         }
 
 

@@ -106,14 +106,15 @@ class ContinuousBatching:
         with ExitStack() as undo:
             self._name = f"continuous batching in {threading.current_thread().name}"
             undo.enter_context(opened(self._model, self._name, shared=True))
-            self._manager = _make_manager(self._model, self._generation_config, self._engine_config, self._sizes)
+            self._manager = make_engine(self._model, self._generation_config, self._engine_config, self._sizes)
             undo.callback(self._manager.destroy)
             scope = CallScope(of=lambda: self._manager._generation_thread)
             undo.enter_context(scope)
             undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
-            for index, site in enumerate(self._selection.rotations.sites):
+            rotations = self._selection.rotations
+            for index, (site, device) in enumerate(zip(rotations.sites, rotations.devices, strict=True)):
                 module = self._model.get_submodule(site.module)
-                undo.callback(wrap_forward(module, self._transform(index, site, module), scope))
+                undo.callback(wrap_forward(module, self._transform(index, site, module, device), scope))
             self._manager.start()
             undo.callback(self._manager.stop, block=True, hard_stop=True)
             self._undo = undo.pop_all()
@@ -278,9 +279,8 @@ class ContinuousBatching:
                 self._manager.output_router.result_handlers.pop(name, None)
                 self._forget(name)
 
-    def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
+    def _transform(self, index: int, site: Site, module: nn.Module, device: torch.device) -> OutputTransform:
         fresh, group_size = overwritable(module), self._selection.rotations.group_size
-        device = self._selection.rotations.devices[index]
 
         def rotate(output: Any, tracing: bool) -> Any:
             hidden, rows = hidden_of(output), self._rows[device]
@@ -297,10 +297,10 @@ class ContinuousBatching:
         return rotate
 
 
-def _make_manager(
+def make_engine(
     model: PreTrainedModel, generation_config: GenerationConfig | None, engine_config: Any, sizes: tuple[int, int, int] | None
 ) -> Any:
-    """transformers' manager of continuous batching, not yet started."""
+    """transformers' manager of continuous batching, not yet started; its arguments are those of `ContinuousBatching`."""
     try:
         from transformers import ContinuousBatchingConfig
         from transformers.generation.continuous_batching.utils import WorkloadHints

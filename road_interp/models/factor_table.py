@@ -46,7 +46,8 @@ class FactorTable:
         self._kinds: list[Hashable] = [None]
         self._uses = [1]  # the number of requests of every row
         self._unused: dict[int, None] = {}  # rows without a request, the one that was used last at the end
-        devices, maps = selection.rotations.devices, selection.rotations.coefficients().maps()
+        self._devices = devices = selection.rotations.devices
+        maps = selection.rotations.coefficients().maps()
         self._columns: list[slice] = []
         ends = dict.fromkeys(devices, 0)
         for device, site_maps in zip(devices, maps, strict=True):
@@ -78,7 +79,7 @@ class FactorTable:
 
     def of(self, site: int, rows: Tensor, axes: int) -> PlaneMaps:
         """The maps of one site for states with that many axes, the last but one of which has one entry of `rows` per token."""
-        a, b = self._buffers[self._selection.rotations.devices[site]]
+        a, b = self._buffers[self._devices[site]]
         shape, columns = (*[1] * (axes - 2), len(rows), -1), self._columns[site]
         return PlaneMaps(a[:, columns][rows].view(shape), None if b is None else b[:, columns][rows].view(shape))
 
@@ -122,7 +123,7 @@ class FactorTable:
 
     def _stored(self, site: int, row: int) -> PlaneMaps:
         """Views of one site's maps in a row."""
-        a, b = self._buffers[self._selection.rotations.devices[site]]
+        a, b = self._buffers[self._devices[site]]
         return PlaneMaps(a[row, self._columns[site]], None if b is None else b[row, self._columns[site]])
 
     def _has_changed(self, row: int, wanted: Wanted) -> bool:

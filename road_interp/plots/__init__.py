@@ -7,6 +7,7 @@ from road_interp.plots.angles import angle_histogram, angles, magnitudes, planes
 from road_interp.plots.capacity import capacity
 from road_interp.plots.disentangle import disentangle
 from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
+from road_interp.plots.engine_cost import engine_cost
 from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
 from road_interp.plots.multitask import composition, multitask_accuracy, strength
@@ -28,6 +29,7 @@ __all__ = [
     "drift_blocks",
     "drift_grid",
     "drift_scatter",
+    "engine_cost",
     "interchange_depth",
     "interchange_scan",
     "interference",

@@ -18,6 +18,7 @@ from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, AngleReport, DriftReport
+    from road_interp.measure.engine_cost import EngineCostReport
     from road_interp.measure.throughput import ThroughputReport
 
 
@@ -88,11 +89,22 @@ def draw_drift(report: DriftReport, folder: Path) -> list[Path]:
 
 
 def draw_throughput(report: ThroughputReport, folder: Path) -> Path:
-    """Figure 4 of the paper: one panel per task that the benchmark timed."""
+    """Figure 4 of the paper: one panel per task of it that the benchmark timed; the numbers alone if it timed none."""
     tasks = [task for task in ("rank", "length", "requests") if any(timing.task == task for timing in report.timings)]
+    if not tasks:
+        report.save(folder / "throughput.json")
+        return folder / "throughput.json"
     with context(plots.STYLE):
         figure, axes = subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.2), layout="constrained", squeeze=False)
         figure.suptitle(f"{readable_name(report.model)}, {report.sites} sites, {report.dtype}, {report.device}")
     for task, ax in zip(tasks, axes[0], strict=True):
         plots.throughput(report, ax, task=task)
     return save_figure(axes[0][0], report, folder, "throughput")
+
+
+def draw_engine_cost(report: EngineCostReport, folder: Path) -> Path:
+    """The costs of all models, in one panel."""
+    with context(plots.STYLE):
+        rows = len({(cost.what, cost.over) for cost in report.costs})
+        _, ax = subplots(figsize=(7, 1 + 0.22 * rows), layout="constrained")
+    return save_figure(plots.engine_cost(report, ax), report, folder, "engine")

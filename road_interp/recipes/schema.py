@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 
@@ -340,6 +340,18 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
         return tuple(self.tasks)
 
 
+ThroughputTask = Literal[
+    "forward",
+    "training step",
+    "requests",
+    "distinct",
+    "strengths",
+    "continuous batching",
+    "compiled forward",
+    "compiled decoding",
+]
+
+
 @dataclass(frozen=True)
 class ThroughputRecipe:
     """Settings of the throughput benchmark (paper, section 4.2 and figure 4).
@@ -351,6 +363,9 @@ class ThroughputRecipe:
         lengths: numbers of tokens generated for eight requests (figure 4 middle).
         ranks: ranks of one unmerged LoRA for eight rows (figure 4 left).
         methods: names of the timed methods, which must include "bare"; by default all.
+        tasks: what is timed: "forward" (8 x 64 tokens), "training step" (4 x 128), generation of `requests`, "distinct" (one
+            adapter or a different one in every row), "strengths", "continuous batching" (prompts of 8 to 64 tokens), and
+            "compiled forward" and "compiled decoding", which take minutes to compile.
     """
 
     model: ModelRecipe
@@ -361,6 +376,7 @@ class ThroughputRecipe:
     lengths: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
+    tasks: list[ThroughputTask] = field(default_factory=lambda: list(get_args(ThroughputTask)[:6]))
     seed: int = 0
 
     def __post_init__(self) -> None:

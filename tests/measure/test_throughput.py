@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.models import tiny_model, token_batch
+from helpers.models import needs_compiler, tiny_model, token_batch
 from road_interp import plots
 from road_interp.errors import InputError
 from road_interp.measure.throughput import ThroughputReport, check_methods, peak_bytes, saved_bytes, throughput
@@ -44,6 +44,8 @@ def test_every_method_is_timed_at_every_task(report):
         ("requests", 1),
         ("requests", 3),
         ("distinct", 3),
+        ("strengths", 3),
+        ("continuous batching", 3),
         ("length", 8),
         ("rank", 8),
     }
@@ -55,7 +57,7 @@ def test_every_method_is_timed_at_every_task(report):
 
 def test_some_methods_alone():
     timed = throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "RoadModel"])).timings
-    assert {each.method for each in timed if each.task != "distinct"} == {"bare", "RoadModel"}
+    assert {each.method for each in timed if each.task in ("forward", "training step", "requests")} == {"bare", "RoadModel"}
     assert [each.method for each in timed if each.task == "distinct"] == [
         "bare",
         "RoadModel, one adapter",
@@ -63,10 +65,41 @@ def test_some_methods_alone():
     ]
     timed = throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "PEFT LoRA"])).timings
     assert {each.task for each in timed} == {"forward", "training step", "requests"}  # the other settings have no timing of LoRA
+    timed = throughput(tiny_model("Llama", "causal-lm"), recipe(tasks=["strengths"])).timings
+    assert [each.method for each in timed] == ["bare", "RoadModel", "RoadModel, strengths"]
     with pytest.raises(InputError, match="'bare' must be among the methods"):
         check_methods(["RoadModel"])
     with pytest.raises(InputError, match="unknown method 'road'; the methods are bare, merged, RoadModel"):
         throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "road"]))
+
+
+def test_quotients_are_of_times_in_the_same_round(report):
+    timings = (replace(report.timings[0], seconds=(1.0, 2.0, 4.0)), replace(report.timings[1], seconds=(2.0, 2.0, 2.0)))
+    found = replace(report, timings=timings).quotient("forward", timings[1].method, "bare")
+    assert found == (1.0, 0.75, 1.5)
+
+
+def test_continuous_batching_generates_for_every_prompt():
+    base = tiny_model("Llama", "causal-lm")
+    base.generation_config.eos_token_id = None
+    calls = ThroughputMethods(base, 3).continuous(3, 4)
+    assert [len(tokens) for tokens in calls["bare"]()] == [4, 4, 4]
+    outputs = calls["RoadModel, all different"]()
+    assert [len(each.generated_tokens) for each in outputs] == [4, 4, 4]
+    assert [len(each.prompt_ids) for each in outputs] == [8, 16, 24]
+
+
+@needs_compiler
+@pytest.mark.compiled
+def test_compiled_methods_are_timed():
+    settings = recipe(tasks=["compiled forward", "compiled decoding"], new_tokens=3)
+    timed = throughput(tiny_model("Llama", "causal-lm"), settings).timings
+    assert [(each.task, each.method) for each in timed] == [
+        ("compiled forward", "bare"),
+        ("compiled forward", "RoadModel"),
+        ("compiled decoding", "bare"),
+        ("compiled decoding", "RoadModel"),
+    ]
 
 
 def test_reports_come_back_from_json_and_draw(report):

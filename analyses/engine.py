@@ -1,0 +1,70 @@
+"""What rotations cost in every way of running a model: forward, generate, continuous batching, compiled, trained.
+
+road-interp study engine                              # SmolLM2-135M
+road-interp study engine --conditions gemma-3-270m    # after road-interp models
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from road_interp.cli.app import main_of
+from road_interp.measure.engine_cost import EngineCostReport, engine_costs
+from road_interp.measure.throughput import ThroughputReport, run_throughput_recipe
+from road_interp.plots import export
+from road_interp.sources import readable_name
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study
+
+TASKS = "forward, training step, requests, distinct, strengths, continuous batching, compiled forward, compiled decoding"
+METHODS = "bare, merged, RoadModel, PEFT RoAd, PEFT LoRA, stacked LoRA"
+SETTINGS = ("requests=[1, 8, 16, 32]", "lengths=[]", "ranks=[]", f"tasks=[{TASKS}]", f"methods=[{METHODS}]")
+QUICK = ("rounds=1", "requests=[1, 4]", "new_tokens=2", "tasks=[forward, requests, strengths]")
+
+
+def measure(piece: Piece) -> ThroughputReport:
+    return run_throughput_recipe(piece.recipe, progress=piece.progress)
+
+
+def report(pieces: Pieces) -> EngineCostReport:
+    return engine_costs([found for reports in pieces.values() for found in reports])
+
+
+def draw(found: EngineCostReport, folder: Path) -> list[Path]:
+    return [export.draw_engine_cost(found, folder)]
+
+
+def describe(found: EngineCostReport) -> Described:
+    rows = [
+        (
+            f"{readable_name(cost.model)}: {cost.what} / {cost.over}",
+            f"{cost.median:.3f}" + (f" [{cost.low:.3f}, {cost.high:.3f}]" if cost.low < cost.high else ""),
+        )
+        for cost in found.costs
+    ]
+    sentence = (
+        "Time of rotations at all linear layers over that of other methods in the same round: median and quartiles of "
+        f"{found.rounds} rounds on {found.device}, {found.threads} thread(s)."
+    )
+    return sentence, rows
+
+
+STUDY = Study(
+    name="engine",
+    title="The cost of rotations in every way of running a model",
+    recipe="throughput-smollm2",
+    conditions={
+        "smollm2": Condition("SmolLM2-135M", SETTINGS, seeds=1),
+        "gemma-3-270m": Condition("Gemma-3-270M", (*SETTINGS, "model.id=models://gemma-3-270m"), seeds=1, requires=("model.id",)),
+    },
+    measure=measure,
+    report=report,
+    result=ThroughputReport,
+    draw=draw,
+    describe=describe,
+    minutes=60,
+    quick=QUICK,
+    quick_conditions=1,
+)
+
+if __name__ == "__main__":
+    main_of(STUDY)

@@ -1,0 +1,87 @@
+"""What rotations cost in every way of running a model, beside the bare model and other adapters: time over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from road_interp.measure.throughput import ThroughputReport
+from road_interp.results import Result
+
+LORAS = ("PEFT LoRA", "stacked LoRA")
+COMPILED = ("compiled forward", "compiled decoding")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The time, or memory, of one method over that of another.
+
+    Attributes:
+        model: name of the base model.
+        what: what is done, and by which method.
+        over: the other method.
+        median, low, high: of the rounds, with quartiles.
+    """
+
+    model: str
+    what: str
+    over: str
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class EngineCostReport(Result):
+    """All costs of several models.
+
+    Attributes:
+        rounds: timings per method.
+        threads: of torch.
+        device: name of the GPU, or "cpu".
+        costs: one per model and comparison.
+    """
+
+    rounds: int
+    threads: int
+    device: str
+    costs: tuple[Cost, ...]
+
+
+def engine_costs(reports: Sequence[ThroughputReport]) -> EngineCostReport:
+    """The costs in the timings of several models on one machine. Timings of tasks that a report lacks are left out."""
+    costs = tuple(cost for report in reports for cost in _costs(report))
+    first = reports[0]
+    return EngineCostReport(first.rounds, first.threads, first.device, costs)
+
+
+def _costs(report: ThroughputReport) -> list[Cost]:
+    timed = {(each.task, each.method, each.rows) for each in report.timings}
+    rows = sorted({each.rows for each in report.timings if each.task == "requests"})
+    largest = max((each.rows for each in report.timings), default=0)
+    of_rows = [(f"generate, {number} requests", "requests", number, "RoadModel", "bare") for number in rows]
+    lora = [
+        (f"generate, {number} requests{'' if method == 'RoadModel' else ', no adapter'}", "requests", number, method, other)
+        for number in rows
+        for other in LORAS
+        for method in ("RoadModel", "bare")
+    ]
+    wanted = [
+        ("forward, 8 x 64 tokens", "forward", 8, "RoadModel", "bare"),
+        *of_rows,
+        ("continuous batching, all different", "continuous batching", largest, "RoadModel, all different", "bare"),
+        ("generate, all different", "distinct", largest, "RoadModel, all different", "RoadModel, one adapter"),
+        ("generate, a strength per row", "strengths", largest, "RoadModel, strengths", "RoadModel"),
+        *((task, task, 8, "RoadModel", "bare") for task in COMPILED),
+        ("training step, 4 x 128 tokens", "training step", 4, "RoadModel", "PEFT RoAd"),
+        *lora,
+    ]
+    costs = [
+        Cost(report.model, what, other, *report.quotient(task, method, other, number))
+        for what, task, number, method, other in wanted
+        if {(task, method, number), (task, other, number)} <= timed
+    ]
+    if {("training step", "RoadModel", 4), ("training step", "PEFT RoAd", 4)} <= timed:
+        saved = [report.of("training step", method).saved_bytes for method in ("RoadModel", "PEFT RoAd")]
+        costs.append(Cost(report.model, "bytes saved for the backward pass", "PEFT RoAd", *[saved[0] / saved[1]] * 3))
+    return costs

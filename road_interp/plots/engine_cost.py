@@ -1,0 +1,41 @@
+"""What rotations cost, as times over those of other methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.plots.style import COLORS, styled
+from road_interp.sources import readable_name
+
+if TYPE_CHECKING:
+    from road_interp.measure.engine_cost import EngineCostReport
+
+
+@styled
+def engine_cost(report: EngineCostReport, ax: Axes) -> Axes:
+    """Median and quartiles of every time over that of another method, on a logarithmic axis; a marker per model."""
+    rows = list(dict.fromkeys((cost.what, cost.over) for cost in report.costs))
+    models = list(dict.fromkeys(cost.model for cost in report.costs))
+    for number, model in enumerate(models):
+        costs = [cost for cost in report.costs if cost.model == model]
+        y = np.array([rows.index((cost.what, cost.over)) for cost in costs]) + 0.15 * (number - (len(models) - 1) / 2)
+        middle, low, high = np.array([(cost.median, cost.low, cost.high) for cost in costs]).T
+        look: dict[str, Any] = {"marker": "oD^"[number % 3], "color": COLORS[number % len(COLORS)], "markersize": 4}
+        ax.errorbar(
+            middle, y, xerr=(middle - low, high - middle), linestyle="none", capsize=2, label=readable_name(model), **look
+        )
+    ax.axvline(1, color="0.45", linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [f"{what} / {over}" for what, over in rows])
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ticks = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set(
+        xlabel="time, or memory, over that of the method behind the stroke", title=f"{report.device}, {report.threads} thread(s)"
+    )
+    ax.legend()
+    return ax
