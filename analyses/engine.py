@@ -1,7 +1,7 @@
 """What rotations cost in every way of running a model: forward, generate, continuous batching, compiled, trained.
 
 road-interp study engine                              # SmolLM2-135M
-road-interp study engine --conditions gemma-3-270m    # after road-interp models
+road-interp study engine --only gemma-3-270m          # after road-interp models
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from road_interp.models.interchange import RoadInterchangeIntervention
     from road_interp.models.intervention import RoadIntervention
     from road_interp.models.loading import load_model, load_tokenizer
+    from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
     from road_interp.models.road_model import RoadModel
+    from road_interp.models.variable_coordinates import VariableCoordinates
     from road_interp.plots.explorer import Explorer
     from road_interp.recipes.loader import load_recipe
     from road_interp.runs.run import Run
@@ -45,6 +47,8 @@ _LAZY_IMPORTS = {
     "train_interchange": "causal.training",
     "InputError": "errors",
     "RoadInterchangeIntervention": "models.interchange",
+    "LowRankInterchangeIntervention": "models.low_rank_interchange",
+    "VariableCoordinates": "models.variable_coordinates",
     "RoadIntervention": "models.intervention",
     "load_model": "models.loading",
     "load_tokenizer": "models.loading",
@@ -62,6 +66,7 @@ __all__ = [
     "Explorer",
     "InputError",
     "InterchangeRuns",
+    "LowRankInterchangeIntervention",
     "Pair",
     "RoadAdapter",
     "RoadBank",
@@ -71,6 +76,7 @@ __all__ = [
     "Run",
     "Site",
     "TaskPlanes",
+    "VariableCoordinates",
     "encode_pairs",
     "evaluate",
     "find_sites",

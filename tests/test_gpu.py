@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers import CompileConfig, GenerationConfig
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.recipes import recipe_for
@@ -66,6 +68,63 @@ def test_compiled_by_inductor(dtype, tolerance):
     with model.attached() as base, torch.no_grad():
         compiled = torch.compile(base, fullgraph=True)
         torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=0, atol=tolerance)
+
+
+@torch.no_grad()
+def test_every_row_has_its_own_strength_and_several_adapters():
+    model, batch = on_device(bank_model()), batch_there()
+    names, strengths = ["a+b", "a", "b+c"], [{"a": 0.5}, 2, 1]
+    found = model(base=batch, adapter_names=names, strengths=strengths)[1].logits
+    for row, adapter in enumerate(
+        (model.bank["a"] ** 0.5 @ model.bank["b"], model.bank["a"] ** 2, model.bank["b"] @ model.bank["c"])
+    ):
+        alone = RoadModel(model.model, adapter)(base={key: values[row : row + 1] for key, values in batch.items()})[1].logits
+        torch.testing.assert_close(found[row], alone[0], rtol=0, atol=1e-5)
+
+
+def test_continuous_batching_generates_as_alone():
+    pytest.importorskip("transformers.generation.continuous_batching.utils", reason="continuous batching needs transformers 5.8")
+    model, prompts = on_device(bank_model()), [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
+    settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    rows = {"adapter_names": ["a", "b", "a+c"], "strengths": [1, 0.5, {"a": 2}]}
+    found = [each.generated_tokens for each in model.generate_batch(prompts, generation_config=settings, **rows)]
+    for number, prompt in enumerate(prompts):
+        options = {name: values[number : number + 1] for name, values in rows.items()}
+        _, ids = model.generate({"input_ids": torch.tensor([prompt], device=DEVICE)}, generation_config=settings, **options)
+        assert found[number] == ids[0, len(prompt) :].tolist()
+
+
+@torch.no_grad()
+def test_decoding_in_cuda_graphs_compiles_nothing_for_other_adapters():
+    model, batch = on_device(bank_model()), batch_there()
+    settings = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    config = CompileConfig(fullgraph=True, dynamic=False, mode="reduce-overhead" if DEVICE == "cuda" else "default")
+    config._compile_all_devices = True
+    static = GenerationConfig(**settings, cache_implementation="static", compile_config=config)
+    torch._dynamo.reset()
+    for number, names in enumerate((["a", "b", "c"], ["b", "b", "a"], ["c", "a", "__base__"])):
+        with torch.compiler.set_stance("fail_on_recompile") if number else nullcontext():
+            _, found = model.generate(batch, adapter_names=names, generation_config=static)
+        assert torch.equal(found, model.generate(batch, adapter_names=names, **settings)[1])
+    torch._dynamo.reset()
+
+
+def test_adapters_train_together_as_apart():
+    model, batch = on_device(bank_model()), batch_there()
+    parameters = model.bank.trainable()
+
+    def gradients(names, rows):
+        inputs = {key: values[rows] for key, values in batch.items()}
+        logits = model(base=inputs, adapter_names=names)[1].logits
+        logits.square().sum().backward()
+        found = {name: parameters[name][0].grad.clone() for name in names}
+        for name in names:
+            parameters[name][0].grad = parameters[name][1].grad = None
+        return found
+
+    together = gradients(["a", "b", "c"], slice(None))
+    for row, name in enumerate("abc"):
+        torch.testing.assert_close(gradients([name], slice(row, row + 1))[name], together[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

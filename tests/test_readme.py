@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def run_block(number: int, scope: dict[str, Any]) -> dict[str, Any]:
-    blocks = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
+def run_block(number: int, scope: dict[str, Any], text: str = README) -> dict[str, Any]:
+    blocks = re.findall(r"<!-- tested -->\n```python\n(.*?)```", text, re.DOTALL)
     exec(compile(blocks[number], "README.md", "exec"), scope)
     return scope
 
@@ -49,6 +49,34 @@ def test_block_on_tasks():
     scope = run_block(1, {})
     logits = run_block(3, scope)["output"].logits
     assert torch.equal(logits[0], logits[3])  # the identity so far
+
+
+def test_blocks_on_many_adapters():
+    pytest.importorskip("peft", reason="needs the extra [peft]")
+    pytest.importorskip(ENGINE, reason="the third block needs transformers 5.8")
+    text = (ROOT / "docs" / "many-adapters.md").read_text()
+    assert text.count("```python") == text.count("<!-- tested -->") == 4
+    torch.manual_seed(0)
+    scope: dict[str, Any] = {}
+    for number in range(4):
+        run_block(number, scope, text)
+        if number == 2:
+            assert [len(each.generated_tokens) for each in scope["outputs"]] == [4, 4, 4]
+    assert all(each.grad.abs().max() > 0 for pair in scope["parameters"].values() for each in pair)
+
+
+def test_blocks_on_pyvene_configs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "pyvene-configs.md").read_text()
+    count = text.count("<!-- tested -->")
+    assert text.count("```python") == count == 5
+    scope: dict[str, Any] = {}
+    for number in range(count):
+        run_block(number, scope, text)
+        if number >= 2:  # rows that swap other variables have other outputs
+            logits = scope["output"].logits
+            assert not torch.equal(logits[0], logits[2])
+            assert not torch.equal(logits[1], logits[2])
 
 
 def test_links_lead_somewhere():

@@ -44,7 +44,7 @@ def train_interchange(
     answers = runs.tensor(runs.pairs.label_tokens)
     targets = torch.searchsorted(answers, runs.source_label)
     losses = []
-    for step, rows in enumerate(_shuffled(len(runs.pairs), BATCH_SIZE, steps, seed, answers.device)):
+    for step, rows in enumerate(shuffled_rows(len(runs.pairs), BATCH_SIZE, steps, seed, answers.device)):
         if temperatures is not None:
             first, last = temperatures
             set_temperature: Any = interchange.set_temperature
@@ -59,7 +59,7 @@ def train_interchange(
     return tuple(losses)
 
 
-def _shuffled(count: int, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+def shuffled_rows(count: int, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Tensor]:
     """`steps` batches of `size` row numbers; all `count` rows are used once before any is repeated."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * size // count))])

@@ -29,6 +29,7 @@ from road_interp.cli.options import (
 from road_interp.errors import InputError, fail
 
 if TYPE_CHECKING:
+    from road_interp.recipes.schema import TrainableRecipe
     from road_interp.runs.run import Run
 
 
@@ -43,12 +44,11 @@ def train(
     options: RecipeOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe, and write a run folder with figures."""
+    """Train a recipe, and write a run folder with figures; with seeds=[0,1,2], one run after the other, in a folder for each."""
     if resume and out is None:
         raise InputError("--resume needs --out, the run folder to continue")
-    _train(
-        recipe, [*(overrides or ()), *options.overrides], out or _free_folder(Path(recipe).stem), options.device, resume, as_json
-    )
+    overrides = [*(overrides or ()), *options.overrides]
+    _train(recipe, overrides, out or _free_folder(Path(recipe).stem), options.device, resume, as_json)
 
 
 @app.command()
@@ -84,27 +84,58 @@ def evaluate(
 
 
 def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, resume: bool, as_json: bool) -> None:
-    """Train, draw and print; under torchrun the main process alone draws and prints."""
+    """Train, draw and print every seed; under torchrun the main process alone draws and prints."""
+    from road_interp.recipes.loader import load_trainable_recipes
+
+    recipes = load_trainable_recipes(recipe, overrides)
+    quiet_libraries()
+    if not as_json and is_main_process():
+        first = recipes[0]
+        console.print(f"training {first.adapter.variant} on {first.adapter.sites} of {first.model.id}", soft_wrap=True)
+    if len(recipes) == 1:
+        scores = _train_seed(recipes[0], folder, device, resume, as_json)
+    else:
+        scores = {"runs": [_train_seed(each, folder / f"seed-{each.seed}", device, resume, as_json, folder) for each in recipes]}
+    if as_json and is_main_process():
+        print_result(True, scores, None)
+    leave_process_group()
+
+
+def _train_seed(
+    recipe: TrainableRecipe, folder: Path, device: str | None, resume: bool, as_json: bool, of_seeds: Path | None = None
+) -> dict[str, Any]:
+    """Train one seed, draw it, and return its scores; print them unless `as_json`.
+
+    Args:
+        of_seeds: the parent of the folders of several seeds. With `resume`, seeds that are finished are read, and those that
+            have not begun are begun.
+    """
     started = time.monotonic()
     from road_interp import measure
     from road_interp.plots import export
-    from road_interp.recipes.loader import load_trainable_recipe
+    from road_interp.recipes.loader import load_stored_recipe
+    from road_interp.runs.run import Run
     from road_interp.runs.run_files import FIGURES, METRICS, RECIPE
     from road_interp.training import api
 
-    loaded = load_trainable_recipe(recipe, overrides)
-    quiet_libraries()
-    if not as_json and is_main_process():
-        console.print(f"training {loaded.adapter.variant} on {loaded.adapter.sites} of {loaded.model.id}", soft_wrap=True)
-    try:
-        run = api.train(loaded, folder, resume=resume, device=device, progress=not as_json)
-    except KeyboardInterrupt:
-        unfinished = (folder / RECIPE).is_file() and not (folder / METRICS).is_file()
-        fail(PROGRAM, "interrupted" + (f"; go on with: the same command, --resume --out {folder}" if unfinished else ""), 1)
+    if of_seeds is not None and resume and (folder / METRICS).is_file():
+        if load_stored_recipe(folder / RECIPE) != recipe:
+            raise InputError(f"the recipe differs from the one of the finished run '{folder}'")
+        run = Run.load(folder)
+    else:
+        try:
+            resume = resume and (of_seeds is None or folder.exists())
+            run = api.train(recipe, folder, resume=resume, device=device, progress=not as_json)
+        except KeyboardInterrupt:
+            unfinished = (folder / RECIPE).is_file() and not (folder / METRICS).is_file()
+            hint = f"; go on with: the same command, --resume --out {of_seeds or folder}" if unfinished or of_seeds else ""
+            fail(PROGRAM, f"interrupted{hint}", 1)
+    seconds = time.monotonic() - started
     if is_main_process():
         export.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
-        _report(run, time.monotonic() - started, as_json)
-    leave_process_group()
+        if not as_json:
+            _report(run, seconds)
+    return {"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}
 
 
 def _free_folder(name: str) -> Path:
@@ -113,10 +144,7 @@ def _free_folder(name: str) -> Path:
     return next_free(Path("runs") / name)
 
 
-def _report(run: Run, seconds: float, as_json: bool) -> None:
-    if as_json:
-        print_result(True, {"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}, None)
-        return
+def _report(run: Run, seconds: float) -> None:
     count: dict[str, Any] = run.metrics["parameters"]
     if run.planes is not None:
         console.print(tables.multitask(run.metrics.get("test", {})))

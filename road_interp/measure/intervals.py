@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -31,6 +31,28 @@ def bootstrap_means(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -
     times = np.bincount((examples + count * np.arange(DRAWS)[:, None]).ravel(), minlength=DRAWS * count).reshape(DRAWS, count)
     sums = by_seed.astype(float) @ times.T.astype(float)  # (rows, seeds, draws): of the examples drawn, per seed
     return sums[:, drawn.T, np.arange(DRAWS)].sum(1) / (seeds * count)
+
+
+def cluster_means(
+    outcomes: Float[np.ndarray, " examples"], clusters: Sequence[str], cells: Sequence[str], weights: Mapping[str, float]
+) -> Float[np.ndarray, " draws"]:
+    """Bootstrap samples of a weighted mean of cells, such as tasks: clusters of examples, such as words, are resampled.
+
+    Args:
+        clusters: of every example; examples of one cluster are drawn together, because they are not independent.
+        cells: of every example; a cell's value is the mean of its examples.
+        weights: of the cells.
+    """
+    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    columns = list(weights)
+    column = np.array([columns.index(cell) for cell in cells])
+    sums, counts = np.zeros((2, len(names), len(columns)))
+    np.add.at(sums, (cluster, column), outcomes)
+    np.add.at(counts, (cluster, column), 1.0)
+    times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+    drawn, overall = times @ counts, sums.sum(0) / np.maximum(counts.sum(0), 1)
+    means = np.where(drawn > 0, times @ sums / np.maximum(drawn, 1), overall)
+    return means @ np.array([weights[cell] for cell in columns])
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

@@ -240,10 +240,10 @@ def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTr
         for number in range(rounds):
             for method in names[number % len(names) :] + names[: number % len(names)]:
                 gc.collect()
-                _synchronize(base)
+                synchronize(base)
                 started = time.perf_counter()
                 calls[method]()
-                _synchronize(base)
+                synchronize(base)
                 seconds[method].append(time.perf_counter() - started)
     for method in names:
         ratios = [own / bare for own, bare in zip(seconds[method], seconds["bare"], strict=True)]
@@ -290,7 +290,8 @@ def saved_bytes(loss: Callable[[], Tensor], base: nn.Module) -> int:
     return sum(sizes.values())
 
 
-def _synchronize(model: PreTrainedModel) -> None:
+def synchronize(model: PreTrainedModel) -> None:
+    """Wait for the work of a GPU."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
 

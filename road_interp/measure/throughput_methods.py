@@ -39,7 +39,7 @@ class ThroughputMethods:
     def __init__(self, base: PreTrainedModel, rows: int) -> None:
         self.base: Any = base.requires_grad_(False)
         self.sites = find_sites(base, "all-linear")
-        self.adapters = {f"a{n}": _random_adapter(self.sites, n) for n in range(rows)}
+        self.adapters = {f"a{n}": random_adapter(self.sites, n) for n in range(rows)}
         self._kinds = sorted({site.name.rpartition(".")[2] for site in self.sites})
 
     @cached_property
@@ -94,9 +94,10 @@ class ThroughputMethods:
         except ImportError:
             raise InputError("the benchmark compares with PEFT: pip install 'road-interp[peft]'") from None
         settings = getattr(peft, config)(target_modules=self._kinds, **options)
-        model: Any = peft.get_peft_model(_shared_copy(self.base), settings, adapter_name=names[0])
+        # Adapters in the dtype of the base: with those in fp32, PEFT's RoAd cannot mix them in bf16.
+        model: Any = peft.get_peft_model(_shared_copy(self.base), settings, adapter_name=names[0], autocast_adapter_dtype=False)
         for name in names[1:]:
-            model.add_adapter(name, settings)
+            model.add_adapter(name, settings, autocast_adapter_dtype=False)
         return model.eval()
 
     def forward(self, ids: Tensor) -> dict[str, Call]:
@@ -219,7 +220,8 @@ class ThroughputMethods:
     def compiled_decoding(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
         """Generation with a static cache and compiled steps, with a different adapter in every row."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        compiled: Any = CompileConfig(fullgraph=True, dynamic=False, mode="default")
+        mode = "reduce-overhead" if self.base.device.type == "cuda" else "default"  # CUDA graphs
+        compiled: Any = CompileConfig(fullgraph=True, dynamic=False, mode=mode)
         compiled._compile_all_devices = True  # by default transformers compiles on GPUs only
         options = {**_greedy(self.base, new_tokens), "cache_implementation": "static", "compile_config": compiled}
         names: list[str] = list(self.adapters)[: len(ids)]
@@ -258,7 +260,7 @@ class StackedLora:
                 handle.remove()
 
 
-def _random_adapter(sites: Sequence[Site], seed: int) -> RoadAdapter:
+def random_adapter(sites: Sequence[Site], seed: int) -> RoadAdapter:
     """A random road_1 adapter near the identity; its values do not affect the time."""
     generator = torch.Generator().manual_seed(seed)
     theta = {site.name: 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}

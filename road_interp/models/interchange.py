@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from road_interp.errors import InputError
 from road_interp.models.intervention import move_only, pyvene
+from road_interp.models.subspaces import as_lists, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
@@ -60,6 +61,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
                 "RoadInterchangeIntervention(768)}"
             )
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
+        self._made_by_pyvene = "component" in kwargs  # from a config of types, which contains neither depth nor rows
         self.width = Site("intervention", embed_dim // max_number_of_units).width
         if depth < 1:
             raise InputError(f"depth must be at least 1, not {depth}")
@@ -68,6 +70,31 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         self.mask = nn.Parameter(torch.zeros(self.width)) if rows == "mask" else None
         self.register_buffer("temperature", torch.tensor(1.0))
         self.rows = None if rows == "mask" else _check_rows(rows, self.width)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a state dict needs besides tensors: the swapped coordinates (None while a mask is learned) and their partition."""
+        return {"rows": None if self.rows is None else list(self.rows), "partition": as_lists(self.subspace_partition)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Nothing: `_load_from_state_dict` has read it, before the tensors whose shapes depend on it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Adopt the saved depth, rows, mask and partition if pyvene made this from its type; otherwise they must be equal."""
+        *_, missing, _, errors = args
+        theta, extra = state_dict.get(f"{prefix}theta"), state_dict.get(f"{prefix}_extra_state")
+        if extra is not None and theta is not None:
+            if self._made_by_pyvene:
+                rows = extra["rows"]
+                self.depth, self.rows = len(theta), None if rows is None else _check_rows(rows, self.width)
+                self.theta = nn.Parameter(torch.empty_like(theta))
+                self.mask = nn.Parameter(torch.zeros(self.width)) if rows is None else None
+                self.subspace_partition = extra["partition"]
+            elif extra != self.get_extra_state():
+                errors.append(f"'{prefix}rows' or their partition are other than those of this intervention")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}_extra_state" in missing:  # a state of 0.1.0
+            missing.remove(f"{prefix}_extra_state")
 
     def forward(
         self,
@@ -124,27 +151,15 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
 
     def _proportions(self, subspaces: Sequence[Sequence[int]] | None, states: Tensor) -> Tensor:
         """The swapped proportion of every coordinate, 0 to 1: shape `(width,)`, or `(batch, ..., width)` with subspaces."""
-        rows = tuple(range(self.width)) if self.rows is None else self.rows
+        rows = list(range(self.width)) if self.rows is None else list(self.rows)
         if subspaces is None:
             selected = states.new_zeros(self.width)
-            selected[list(rows)] = 1
+            selected[rows] = 1
         else:
-            if len(subspaces) != len(states):
-                raise InputError(f"subspaces list {len(subspaces)} rows, but the batch has {len(states)}")
-            selected = states.new_zeros(len(states), *[1] * (states.ndim - 2), self.width)
-            for row, chosen in enumerate(subspaces):
-                selected[row, ..., [rows[entry] for entry in self._entries(chosen, len(rows))]] = 1
+            entries = selected_entries(subspaces, self.subspace_partition, len(rows), states)
+            selected = states.new_zeros(*entries.shape[:-1], self.width)
+            selected[..., rows] = entries
         return selected if self.mask is None else selected * (self.mask / self.temperature).sigmoid()
-
-    def _entries(self, subspaces: Sequence[int], count: int) -> list[int]:
-        """The indices into `rows` of the subspaces of one row of the batch."""
-        known = count if self.subspace_partition is None else len(self.subspace_partition)
-        for subspace in subspaces:
-            if not 0 <= subspace < known:
-                raise InputError(f"subspace {subspace} does not exist: subspaces are 0 to {known - 1}")
-        if self.subspace_partition is None:
-            return list(subspaces)
-        return [entry for subspace in subspaces for entry in self.subspace_partition[subspace]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoadInterchangeIntervention:
         """Move with the model to its device, but keep the dtype: rotations stay in fp32."""

@@ -10,6 +10,7 @@ from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
 from road_interp.plots.engine_cost import engine_cost
 from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
+from road_interp.plots.joint_training import joint_training
 from road_interp.plots.multitask import composition, multitask_accuracy, strength
 from road_interp.plots.plane import plane
 from road_interp.plots.structure import query_key, seed_structure
@@ -33,6 +34,7 @@ __all__ = [
     "interchange_depth",
     "interchange_scan",
     "interference",
+    "joint_training",
     "magnitudes",
     "multitask_accuracy",
     "plane",

@@ -44,6 +44,22 @@ def load_trainable_recipe(source: str | Path | Mapping[str, Any], overrides: Seq
     return check_trainable(load_recipe(source, overrides))
 
 
+def load_trainable_recipes(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[TrainableRecipe]:
+    """One recipe per seed of the key `seeds`, such as [0, 1, 2], which replaces `seed`; without the key, the one recipe.
+
+    Raises InputError as `load_trainable_recipe`, and for seeds that are not different whole numbers.
+    """
+    content = read_recipe(source, overrides)
+    if "seeds" not in content:
+        return [load_trainable_recipe(content)]
+    seeds = content.pop("seeds")
+    if any(override.partition("=")[0] == "seed" for override in overrides):
+        raise InputError("the recipe has 'seeds', and a seed is given as well: give one of them")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"'seeds' must be a list of different whole numbers, such as [0, 1, 2], not {seeds!r}")
+    return [load_trainable_recipe({**content, "seed": seed}) for seed in seeds]
+
+
 def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ThroughputRecipe:
     """Load a throughput recipe. Raises InputError as `load_recipe`, and for a recipe of another kind."""
     recipe: Any = load_recipe(source, overrides)
@@ -66,6 +82,8 @@ def check_trainable(recipe: Any) -> TrainableRecipe:
 
 def _build(content: dict[str, Any], name: str) -> Recipe:
     kind = content.get("kind")
+    if "seeds" in content:
+        raise InputError(f"{name}: a recipe with 'seeds' is one per seed; load them with recipes.loader.load_trainable_recipes")
     if not isinstance(kind, str) or kind not in KINDS:
         problem = "'kind' is missing" if kind is None else f"unknown kind {kind!r}"
         raise InputError(f"{name}: {problem}; the kinds are {', '.join(KINDS)}")

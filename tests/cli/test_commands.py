@@ -64,6 +64,35 @@ def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
     assert "is not empty" in err
 
 
+def test_several_seeds_are_a_run_each(capsys, monkeypatch, workplace, tmp_path):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(recipe_for(workplace).to_yaml() + "seeds: [0, 2]\n")
+    code, out, err = run(capsys, monkeypatch, "train", recipe, "--out", tmp_path / "run", "--json")
+    assert code == 0, err
+    runs = json.loads(out)["runs"]
+    folders = [tmp_path / "run" / f"seed-{seed}" for seed in (0, 2)]
+    assert [each["folder"] for each in runs] == [str(folder) for folder in folders]
+    assert [Run.load(folder).recipe.seed for folder in folders] == [0, 2]
+    alone = tmp_path / "alone"
+    assert run(capsys, monkeypatch, "train", recipe, "seeds=[2]", "--out", alone, "--json")[0] == 0
+    assert Run.load(alone).metrics["test"] == runs[1]["test"]
+    (folders[1] / "metrics.json").rename(folders[1] / "kept.json")  # as if it had been killed in its second seed
+    before = (folders[0] / "metrics.json").stat().st_mtime_ns
+    code, out, err = run(capsys, monkeypatch, "train", recipe, "--out", tmp_path / "run", "--resume", "--json")
+    assert code == 0, err
+    assert [each["test"] for each in json.loads(out)["runs"]] == [each["test"] for each in runs]
+    assert (folders[0] / "metrics.json").stat().st_mtime_ns == before
+    for arguments, message in (
+        (["--seed", 1], "the recipe has 'seeds', and a seed is given as well"),
+        (["seeds=[0, 0]"], r"'seeds' must be a list of different whole numbers, such as \[0, 1, 2\], not \[0, 0\]"),
+        (["seeds=3"], "'seeds' must be a list"),
+        (["--resume", "training.learning_rate=1e-4"], "the recipe differs from the one of the finished run"),
+    ):
+        code, _, err = run(capsys, monkeypatch, "train", recipe, *arguments, "--out", tmp_path / "run")
+        assert code == 2
+        assert re.search(message, err)
+
+
 def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_path):
     random_adapter(find_sites(tiny_model("Bert"), "all-linear"), "road_4", spread=1.0).save(tmp_path)
     code, out, _ = run(capsys, monkeypatch, "inspect", tmp_path)

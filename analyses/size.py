@@ -1,0 +1,77 @@
+"""What adapters cost at any size: trained values, bytes and multiplications, from configurations alone.
+
+road-interp study size        # ten models; road-interp size MODEL shows any other
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from road_interp.cli.app import main_of
+from road_interp.measure.size import SHAPES, SizeReport, adapter_sizes, meta_model
+from road_interp.results import Result
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study
+
+LIMIT = 0.1  # percent: "fewer than 0.1% trainable parameters" (paper, abstract)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the study."""
+
+    model: str = "all-MiniLM-L6-v2"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SizesReport(Result):
+    """The sizes of adapters on several models.
+
+    Attributes:
+        models: one report per model.
+    """
+
+    models: tuple[SizeReport, ...]
+
+
+def measure(piece: Piece) -> SizeReport:
+    return adapter_sizes(meta_model(piece.recipe.model), piece.recipe.model)
+
+
+def report(pieces: Pieces) -> SizesReport:
+    return SizesReport(tuple(found for reports in pieces.values() for found in reports))
+
+
+def describe(found: SizesReport) -> Described:
+    rows = []
+    for model in found.models:
+        for size in model.sizes:
+            lora = "" if size.lora is None else f"; LoRA of rank 8 {size.lora:,}"
+            mark = "" if size.percent < LIMIT else ", not fewer than 0.1%"
+            rows.append(
+                (f"{model.model}, {size.sites}, {size.variant}", f"{size.trained:,} values, {size.percent:.4f}%{mark}{lora}")
+            )
+    return "Trained values of an adapter, in percent of the model's parameters.", rows
+
+
+def no_figure(found: SizesReport, folder: Path) -> list[Path]:
+    return []
+
+
+STUDY = Study(
+    name="size",
+    title="The size of adapters",
+    recipe=Settings,
+    conditions={name.lower(): Condition(name, (f"model={name}",), seeds=1) for name in SHAPES},
+    measure=measure,
+    report=report,
+    result=SizeReport,
+    draw=no_figure,
+    describe=describe,
+    minutes=1,
+    quick_conditions=1,
+)
+
+if __name__ == "__main__":
+    main_of(STUDY)

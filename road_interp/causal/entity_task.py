@@ -1,0 +1,192 @@
+"""Entities with several attributes, and prompts that ask for one of them: the data of RAVEL (Huang et al. 2024).
+
+A city has a country and a continent. If the model stores both in the state of the city's last token, an interchange of one
+variable's coordinates should change the answer to prompts that ask for it, and no other answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, encode_pairs
+from road_interp.errors import InputError
+from road_interp.files import read_json_object
+
+SplitName = Literal["train", "val", "test"]
+SLOT = "%s"  # the place of the entity in a prompt
+OPENS = ('"', "(", "'", "/")  # a prompt that ends with one of these is continued without a space
+
+
+class Question(NamedTuple):
+    """An entity and a prompt that asks for one of its attributes."""
+
+    entity: str
+    attribute: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class EntityTask:
+    """Entities, their attributes, and prompts.
+
+    Attributes:
+        name: of the type of entity.
+        values: the values of the attributes, by entity.
+        prompts: by attribute, texts with `%s` for the entity that end where the value begins.
+        split: of every entity: "train", "val" or "test".
+    """
+
+    name: str
+    values: Mapping[str, Mapping[str, str]]
+    prompts: Mapping[str, tuple[str, ...]]
+    split: Mapping[str, str]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that prompts ask for."""
+        return tuple(self.prompts)
+
+    def questions(self, split: SplitName | None = None) -> Iterator[Question]:
+        """Every prompt about every entity of a split, or of all."""
+        for entity in self.values:
+            if split in (None, self.split[entity]):
+                for attribute, prompts in self.prompts.items():
+                    for prompt in prompts:
+                        yield Question(entity, attribute, prompt)
+
+    def answer(self, question: Question) -> str:
+        """The value that a question asks for, with a space in front unless its prompt ends with an opening mark."""
+        space = "" if question.prompt.endswith(OPENS) else " "
+        return space + self.values[question.entity][question.attribute]
+
+
+def load_ravel(folder: Path, entity_type: str, attributes: Sequence[str]) -> EntityTask:
+    """Read a type of entity in RAVEL's format: four JSON files called `ravel_TYPE_...`.
+
+    Args:
+        folder: with the files entity_attributes, attribute_to_prompts and entity_to_split.
+        entity_type: such as "city".
+        attributes: such as "Country" and "Continent"; entities without a value of one of them are left out.
+
+    Raises:
+        InputError: a missing file or another format, or an attribute that has no prompts.
+    """
+    values, prompts, split = (
+        read_json_object(folder / f"ravel_{entity_type}_{name}.json")
+        for name in ("entity_attributes", "attribute_to_prompts", "entity_to_split")
+    )
+    if unknown := [attribute for attribute in attributes if attribute not in prompts]:
+        raise InputError(f"'{unknown[0]}' is not an attribute of {entity_type}; there are {', '.join(prompts)}")
+    try:
+        chosen = {
+            entity: {attribute: str(of_entity[attribute]).strip() for attribute in attributes}
+            for entity, of_entity in values.items()
+            if entity in split and all(str(of_entity.get(attribute, "")).strip() for attribute in attributes)
+        }
+        texts = {attribute: tuple(text for text in prompts[attribute] if text.count(SLOT) == 1) for attribute in attributes}
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"'{folder}': ravel_{entity_type}_... is not in RAVEL's format ({error})") from None
+    return EntityTask(entity_type, chosen, texts, split)
+
+
+@dataclass(frozen=True)
+class VariablePairs:
+    """Counterfactual pairs in which the coordinates of one variable are swapped; entry `i` of every tuple belongs to pair `i`.
+
+    Where the swapped variable is asked for, the answer should become that of the source (cause). Where another is asked for, it
+    should stay that of the base (isolation).
+
+    Attributes:
+        pairs: texts, answers of base and source to the base's question, and the position of the span "entity".
+        swapped, asked: variables.
+        entities: of base and source.
+    """
+
+    pairs: CounterfactualPairs
+    swapped: tuple[str, ...]
+    asked: tuple[str, ...]
+    entities: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def is_cause(self) -> tuple[bool, ...]:
+        """Whether the answer should become that of the source."""
+        return tuple(swapped == asked for swapped, asked in zip(self.swapped, self.asked, strict=True))
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The first token of the answer that every pair should give."""
+        labels = zip(self.is_cause, self.pairs.source_label, self.pairs.base_label, strict=True)
+        return tuple(source if cause else base for cause, source, base in labels)
+
+
+def draw_variable_pairs(
+    task: EntityTask,
+    answered: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    split: SplitName,
+    count: int,
+    seed: int = 0,
+    prefix: str = "",
+) -> VariablePairs:
+    """Draw pairs for every swapped and asked variable, `count` of each, from questions that the model answers rightly.
+
+    Base and source are questions about two entities of the split that differ in the asked attribute; the source's question asks
+    for the swapped one.
+
+    Raises:
+        InputError: fewer than two entities whose answers differ.
+    """
+    rng = random.Random(f"{seed} {split}")
+    of_split = [question for question in answered if task.split[question.entity] == split]
+    known = {name: [question for question in of_split if question.attribute == name] for name in task.attributes}
+    drawn: list[tuple[Pair, str, str, tuple[str, str]]] = []
+    for swapped in task.attributes:
+        for asked in task.attributes:
+            found = 0
+            for _ in range(200 * count):
+                if found == count or not known[asked] or not known[swapped]:
+                    break
+                base, source = rng.choice(known[asked]), rng.choice(known[swapped])
+                pair = _pair(task, base, source)
+                if pair is not None and _can_be_encoded(pair, tokenizer, prefix):
+                    drawn.append((pair, swapped, asked, (base.entity, source.entity)))
+                    found += 1
+            if found < count:
+                raise InputError(
+                    f"{task.name}: {found} pairs of {count} that swap {swapped} and ask for {asked}: too few {split} questions "
+                    "are answered rightly with different answers"
+                )
+    pairs, swaps, asks, entities = zip(*drawn, strict=True)
+    return VariablePairs(encode_pairs(pairs, tokenizer, task.name, prefix), swaps, asks, entities)
+
+
+def _pair(task: EntityTask, base: Question, source: Question) -> Pair | None:
+    """The pair of a base and a source question, or None if their answers to the base's question are equal."""
+    answers = [task.answer(base), task.answer(Question(source.entity, base.attribute, base.prompt))]
+    if base.entity == source.entity or answers[0] == answers[1]:
+        return None
+    return Pair(spans_of(base), spans_of(source), *answers)
+
+
+def spans_of(question: Question) -> dict[str, str]:
+    """The text of a question as spans, with the entity in the span "entity"."""
+    before, after = question.prompt.split(SLOT)
+    return {"before": before, "entity": question.entity, "after": after}
+
+
+def _can_be_encoded(pair: Pair, tokenizer: PreTrainedTokenizerBase, prefix: str) -> bool:
+    """Whether the answers begin with different tokens, each of them new after the text."""
+    try:
+        encode_pairs([pair], tokenizer, prefix=prefix)
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,239 @@
+"""Interchange of several variables in one rotation: training on cause and isolation, and RAVEL's score (Huang et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from road_interp.causal.accuracy import count_parameters
+from road_interp.causal.entity_task import EntityTask, Question, VariablePairs, spans_of
+from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.causal.training import BATCH_SIZE, shuffled_rows
+from road_interp.measure.intervals import cluster_means, interval
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
+from road_interp.sites.site import Site
+
+# Maps the states of base and source, and for every row the variables to swap, to the state that replaces the base's.
+VariableInterchange = Callable[..., Tensor]
+
+
+class VariableRuns:
+    """Runs of pairs in which one variable each is swapped.
+
+    Args:
+        model: a causal language model.
+        pairs: the pairs.
+        site: a site, or a block number for its output.
+        variables: the order of the variables, as in VariableCoordinates.
+        span: the token whose state is exchanged.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, pairs: VariablePairs, site: Site | int, variables: Sequence[str], span: str = "entity"
+    ) -> None:
+        self.pairs, self.runs = pairs, InterchangeRuns(model, pairs.pairs, site, span)
+        self.targets: Int[Tensor, " pairs"] = self.runs.tensor(pairs.targets)
+        self._subspaces = [[variables.index(name)] for name in pairs.swapped]
+
+    def logits(self, rows: Int[Tensor, " n"], interchange: VariableInterchange) -> Float[Tensor, "n vocabulary"]:
+        """Logits after the base texts, with every row's variable swapped. Gradients flow to the interchange's parameters."""
+        subspaces = [self._subspaces[row] for row in rows.tolist()]
+        return self.runs.logits(rows, lambda base, source: interchange(base, source, subspaces=subspaces))
+
+    @torch.no_grad()
+    def hits(self, interchange: VariableInterchange) -> Bool[Tensor, " pairs"]:
+        """Whether the most likely next token of all tokens is the target's, for every pair."""
+        batches = torch.arange(len(self.pairs), device=self.targets.device).split(self.runs.batch_size)
+        return torch.cat([self.logits(rows, interchange).argmax(-1) == self.targets[rows] for rows in batches])
+
+
+def train_variables(
+    runs: VariableRuns,
+    interchange: nn.Module,
+    steps: int = 200,
+    learning_rate: float = 0.02,
+    *,
+    isolation: float = 1.0,
+    seed: int = 0,
+    temperatures: tuple[float, float] | None = None,
+    progress: Progress = silent,
+) -> tuple[float, ...]:
+    """Train an interchange of several variables, in place: the multi-task loss of RAVEL.
+
+    The loss is the cross entropy of the target among all tokens: the source's answer where the swapped variable is asked for,
+    the base's where another is. The optimizer is Adam, with a learning rate that decays linearly to zero.
+
+    Args:
+        interchange: called with the states of base and source, and `subspaces`.
+        steps: number of steps of BATCH_SIZE pairs.
+        isolation: weight of the pairs whose answer should stay; 0 trains for cause only.
+        temperatures: of a learned mask (`set_temperature`), at the first and the last step; interpolated geometrically.
+
+    Returns:
+        The loss of every step (nats).
+    """
+    parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
+    weights = torch.where(is_cause, 1.0, isolation)
+    losses = []
+    for step, rows in enumerate(shuffled_rows(len(runs.pairs), BATCH_SIZE, steps, seed, weights.device)):
+        if temperatures is not None:
+            first, last = temperatures
+            set_temperature: Any = interchange.set_temperature
+            set_temperature(first * (last / first) ** (step / max(1, steps - 1)))
+        each = functional.cross_entropy(runs.logits(rows, interchange).float(), runs.targets[rows], reduction="none")
+        loss = (each * weights[rows]).sum() / len(rows)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+        losses.append(loss.item())
+        progress(f"loss {losses[-1]:.3g}", step + 1, steps)
+    return tuple(losses)
+
+
+@dataclass(frozen=True)
+class VariableScore:
+    """The effect of swapping one variable.
+
+    Attributes:
+        variable: its name.
+        cause: fraction of pairs that ask for it whose answer becomes that of the source.
+        isolation: fraction of pairs that ask for another variable whose answer stays, a mean over the asked variables.
+        cause_pairs, isolation_pairs: numbers of pairs.
+    """
+
+    variable: str
+    cause: float
+    isolation: float
+    cause_pairs: int
+    isolation_pairs: int
+
+    @property
+    def disentangle(self) -> float:
+        """The mean of cause and isolation."""
+        return (self.cause + self.isolation) / 2
+
+
+@dataclass(frozen=True)
+class VariablesReport(Result):
+    """RAVEL's score of one interchange on pairs that it was not trained on.
+
+    Attributes:
+        task: type of the entities.
+        site: where the state was exchanged.
+        method: name of the interchange.
+        coordinates: number of coordinates per variable; 0 for a swap of the whole state or of none.
+        parameters: number of trained values.
+        seed: of the training.
+        entities: number of different base entities.
+        scores: one per variable.
+        disentangle: the mean of the variables' cause and isolation.
+        interval: its 95% interval: base entities are resampled, because pairs of one entity are not independent.
+    """
+
+    task: str
+    site: str
+    method: str
+    coordinates: int
+    parameters: int
+    seed: int
+    entities: int
+    scores: tuple[VariableScore, ...]
+    disentangle: float
+    interval: tuple[float, float]
+
+
+def measure_variables(
+    runs: VariableRuns, interchange: VariableInterchange, method: str, coordinates: int = 0, seed: int = 0
+) -> VariablesReport:
+    """Score an interchange, trained or not, on all pairs of `runs`. The arguments are fields of the report."""
+    hits = runs.hits(interchange).cpu().numpy().astype(float)
+    pairs = runs.pairs
+    cells = np.array([f"{swapped} {asked}" for swapped, asked in zip(pairs.swapped, pairs.asked, strict=True)])
+    names = list(dict.fromkeys(pairs.swapped))
+    weights = {f"{one} {other}": _weight(one == other, len(names)) for one in names for other in names}
+    entities = [base for base, _ in pairs.entities]
+    of_cell = {cell: float(hits[cells == cell].mean()) for cell in weights}
+    scores = tuple(
+        VariableScore(
+            name,
+            of_cell[f"{name} {name}"],
+            float(np.mean([of_cell[f"{name} {other}"] for other in names if other != name])) if len(names) > 1 else 1.0,
+            int((cells == f"{name} {name}").sum()),
+            sum(int((cells == f"{name} {other}").sum()) for other in names if other != name),
+        )
+        for name in names
+    )
+    low, high = interval(cluster_means(hits, entities, cells.tolist(), weights))
+    return VariablesReport(
+        pairs.pairs.name,
+        runs.runs.site.name,
+        method,
+        coordinates,
+        count_parameters(interchange),
+        seed,
+        len(set(entities)),
+        scores,
+        float(np.mean([score.disentangle for score in scores])),
+        (low, high),
+    )
+
+
+def _weight(is_cause: bool, variables: int) -> float:
+    """The weight of a cell in the mean of cause and isolation over the variables."""
+    if variables == 1:
+        return 1.0
+    return 1 / (2 * variables) if is_cause else 1 / (2 * variables * (variables - 1))
+
+
+@torch.no_grad()
+def answered_rightly(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: EntityTask,
+    questions: Iterable[Question],
+    prefix: str = "",
+    batch_size: int = 64,
+    progress: Progress = silent,
+) -> list[Question]:
+    """The questions to which the model's most likely next token is the first of the right answer.
+
+    Args:
+        questions: of the task, such as `task.questions("train")`.
+        prefix: text before every prompt.
+        batch_size: questions per pass.
+        progress: called after every pass.
+    """
+    asked = list(questions)
+    texts = [prefix + "".join(spans_of(question).values()).rstrip() for question in asked]
+    ids = tokenizer(texts)["input_ids"]
+    whole = tokenizer([text + task.answer(question) for text, question in zip(texts, asked, strict=True)])["input_ids"]
+    order = sorted(range(len(asked)), key=lambda number: len(ids[number]))
+    right = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        lengths = torch.tensor([len(ids[row]) for row in rows], device=model.device)
+        batch = pad_sequence([torch.tensor(ids[row]) for row in rows], batch_first=True).to(model.device)
+        mask = (torch.arange(batch.shape[1], device=model.device) < lengths.unsqueeze(1)).long()
+        positions, column = (lengths - 1).unique(return_inverse=True)
+        logits = model(input_ids=batch, attention_mask=mask, use_cache=False, logits_to_keep=positions).logits
+        likeliest = logits[torch.arange(len(rows), device=model.device), column].argmax(-1).tolist()
+        for row, token in zip(rows, likeliest, strict=True):
+            length = len(ids[row])
+            if whole[row][:length] == ids[row] and len(whole[row]) > length and whole[row][length] == token:
+                right.append(row)
+        progress("asking the model", min(start + batch_size, len(order)), len(order))
+    return [asked[row] for row in sorted(right)]

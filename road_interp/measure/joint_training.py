@@ -1,0 +1,143 @@
+"""Training several adapters in one pass over one base model, beside one pass for each."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
+
+from road_interp.adapters.bank import RoadBank
+from road_interp.measure.throughput import gc_paused, peak_bytes, synchronize
+from road_interp.measure.throughput_methods import draw_ids, random_adapter
+from road_interp.models.road_model import RoadModel
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
+from road_interp.sites.find import find_sites
+
+
+@dataclass(frozen=True)
+class JointTraining:
+    """Training steps of a number of adapters.
+
+    Attributes:
+        adapters: their number.
+        together, apart: seconds of one step of all adapters, in one pass or one after the other; one per round.
+        together_bytes, apart_bytes: peak memory of such a step in addition to the memory allocated before it.
+    """
+
+    adapters: int
+    together: tuple[float, ...]
+    apart: tuple[float, ...]
+    together_bytes: int
+    apart_bytes: int
+
+    @property
+    def ratio(self) -> tuple[float, float, float]:
+        """The time together over the time apart in the same round: median, first and third quartile."""
+        low, median, high = np.quantile(np.array(self.together) / np.array(self.apart), (0.25, 0.5, 0.75))
+        return float(median), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class JointTrainingReport(Result):
+    """Training together and apart, by number of adapters.
+
+    Attributes:
+        model: name of the base model.
+        device: name of the GPU, or "cpu".
+        threads: of torch.
+        batch, length: rows per adapter and step, and tokens per row.
+        steps: one per number of adapters.
+    """
+
+    model: str
+    device: str
+    threads: int
+    batch: int
+    length: int
+    steps: tuple[JointTraining, ...]
+
+
+def joint_training(
+    base: PreTrainedModel,
+    counts: Sequence[int] = (1, 2, 4, 8),
+    batch: int = 8,
+    length: int = 64,
+    rounds: int = 3,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> JointTrainingReport:
+    """Time training steps of adapters at all linear layers, together and apart in every round.
+
+    A step is the forward pass, the backward pass, gradient clipping per adapter and Adam, on random tokens.
+
+    Args:
+        base: a causal language model, which is frozen.
+        counts: numbers of adapters.
+        batch, length: rows per adapter and step, and tokens per row.
+        rounds: timings of each.
+        seed: of the tokens.
+        progress: called before each number of adapters.
+    """
+    torch.manual_seed(seed)
+    base.requires_grad_(False).eval()
+    sites = find_sites(base, "all-linear")
+    steps = []
+    for done, count in enumerate(counts):
+        progress(f"{count} adapters", done, len(counts))
+        names = [f"a{number}" for number in range(count)]
+        bank = RoadBank({name: random_adapter(sites, number) for number, name in enumerate(names)})
+        step = make_step(RoadModel(base, bank), bank, draw_ids(base, batch * count, length), names)
+        calls = (lambda step=step, names=names: step(names)), (lambda step=step, names=names: [step([name]) for name in names])
+        together, apart = _timed(calls, rounds, base)
+        steps.append(JointTraining(count, together, apart, *(peak_bytes(call, base.device) for call in calls)))
+    device = torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu"
+    name = (base.config.name_or_path or type(base).__name__).rsplit("/", 1)[-1]
+    return JointTrainingReport(name, device, torch.get_num_threads(), batch, length, tuple(steps))
+
+
+def make_step(model: RoadModel, bank: RoadBank, ids: torch.Tensor, names: Sequence[str]) -> Callable[[Sequence[str]], None]:
+    """A function that trains the given adapters for one step, each on its own rows of `ids`."""
+    parameters = bank.trainable()
+    optimizers = {name: torch.optim.Adam(parameters[name], lr=1e-3) for name in names}
+    rows = dict(zip(names, ids.chunk(len(names)), strict=True))
+
+    def step(trained: Sequence[str]) -> None:
+        tokens = torch.cat([rows[name] for name in trained])
+        of_rows = [name for name in trained for _ in rows[name]]
+        inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+        logits = model(base=inputs, adapter_names=of_rows)[1].logits
+        losses = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        (losses.sum() * len(trained) / losses.numel()).backward()  # the sum of the adapters' mean losses
+        for name in trained:
+            clip_grad_norm_(parameters[name], 1.0)
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+
+    return step
+
+
+def _timed(calls: Sequence[Callable[[], Any]], rounds: int, base: PreTrainedModel) -> list[tuple[float, ...]]:
+    """Seconds of every call in every round, after one call of each; the first call of a round alternates."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    with gc_paused():
+        for number in range(rounds):
+            order = range(len(calls)) if number % 2 == 0 else reversed(range(len(calls)))
+            for index in order:
+                gc.collect()
+                synchronize(base)
+                started = time.perf_counter()
+                calls[index]()
+                synchronize(base)
+                seconds[index].append(time.perf_counter() - started)
+    return [tuple(each) for each in seconds]

@@ -1,0 +1,101 @@
+"""LowRankInterchangeIntervention: distributed alignment search in a trained subspace, at the cost of a thin QR decomposition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from road_interp.errors import InputError
+from road_interp.models.intervention import move_only, pyvene
+from road_interp.models.subspaces import as_lists, selected_entries
+
+
+class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.DistributedRepresentationIntervention):
+    """Interchange of the coordinates along `low_rank_dimension` orthonormal directions: `b + Q S Q^T (s - b)`.
+
+    `Q` are the orthonormal columns of the QR decomposition of the trained `weight`, which is recomputed in every call; `S`
+    selects directions. pyvene's LowRankRotatedSpaceIntervention computes the same (distributed alignment search, Geiger et al.
+    2024), by a parametrisation that makes a square orthogonal matrix. The weight stays in fp32 for every dtype of the model.
+
+    Args:
+        embed_dim: width of the hidden state, as pyvene names it.
+        low_rank_dimension: number of directions.
+        seed: of the initial weight, which is standard normal.
+        subspace_partition: as in RoadInterchangeIntervention: `subspaces` select ranges of directions; without it, single ones.
+    """
+
+    __module__ = "road_interp"  # the dotted path that pyvene writes into its folders
+
+    def __init__(
+        self,
+        embed_dim: int | None = None,
+        low_rank_dimension: int | None = None,
+        seed: int = 0,
+        max_number_of_units: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        if embed_dim is None:
+            raise InputError(
+                "LowRankInterchangeIntervention needs embed_dim, the width of the hidden state: pyvene does not know it for this "
+                "component; pass an instance, LowRankInterchangeIntervention(768, 8)"
+            )
+        super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
+        self._made_by_pyvene = "component" in kwargs  # from a config of types, which may lack the rank
+        width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
+        if not 1 <= rank <= width:
+            raise InputError(f"low_rank_dimension must be from 1 to the width {width}, not {rank}")
+        self.weight = nn.Parameter(torch.randn(width, rank, generator=torch.Generator().manual_seed(seed)))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a state dict needs besides tensors: the partition of the directions."""
+        return {"partition": as_lists(self.subspace_partition)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Nothing: `_load_from_state_dict` has read it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Adopt the saved rank and partition if pyvene made this from its type; otherwise they must be equal."""
+        *_, errors = args
+        weight, extra = state_dict.get(f"{prefix}weight"), state_dict.get(f"{prefix}_extra_state")
+        if extra is not None and weight is not None:
+            if self._made_by_pyvene:
+                self.weight = nn.Parameter(torch.empty_like(weight))
+                self.subspace_partition = extra["partition"]
+            elif extra != self.get_extra_state():
+                errors.append(f"'{prefix}partition' is another than that of this intervention")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def basis(self) -> Float[Tensor, "width k"]:
+        """Orthonormal columns: the directions in which base and source are swapped."""
+        return torch.linalg.qr(self.weight).Q
+
+    def forward(
+        self,
+        base: Float[Tensor, "batch *positions width"],
+        source: Float[Tensor, "batch *positions width"],
+        subspaces: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> Float[Tensor, "batch *positions width"]:
+        """`base` with the swapped coordinates of `source`, in the dtype of `base`.
+
+        Args:
+            subspaces: for every row of the batch, the directions to swap; None for all of them.
+        """
+        basis = self.basis()
+        dtype = torch.promote_types(base.dtype, basis.dtype)
+        coordinates = (source.to(dtype) - base.to(dtype)) @ basis.to(dtype)
+        if subspaces is not None:
+            coordinates = coordinates * selected_entries(subspaces, self.subspace_partition, basis.shape[1], coordinates)
+        return (base + coordinates @ basis.to(dtype).T).to(base.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LowRankInterchangeIntervention:
+        """Move with the model to its device, but keep the dtype."""
+        return super()._apply(move_only(fn), recurse)
+
+    def __str__(self) -> str:
+        return f"LowRankInterchangeIntervention(rank={self.weight.shape[1]})"

@@ -1,0 +1,92 @@
+"""VariableCoordinates: named variables that own disjoint coordinates of one rotated state, as tasks own planes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from road_interp.adapters.bank import BASE
+from road_interp.errors import InputError
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+
+
+@dataclass(frozen=True)
+class VariableCoordinates:
+    """How many coordinates of a rotated state each variable owns.
+
+    Swapping the coordinates of one variable leaves those of all others as they are, because they are orthogonal. `subspaces`
+    turns names into pyvene's subspaces.
+
+    Attributes:
+        counts: number of coordinates by variable, in their order.
+
+    Raises:
+        InputError: no variable, an invalid name, or a variable without coordinates.
+
+    >>> coordinates = VariableCoordinates({"country": 2, "continent": 1})
+    >>> coordinates.partition, coordinates.subspaces(["continent", "country+continent", "__base__"])
+    ([[0, 2], [2, 3]], [[1], [0, 1], []])
+    >>> coordinates.rows(width=8)
+    (0, 2, 4)
+    """
+
+    counts: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        if not self.counts:
+            raise InputError("VariableCoordinates needs at least one variable")
+        for name, count in self.counts.items():
+            if not name or "+" in name or name == BASE:
+                raise InputError(f"'{name}' cannot be the name of a variable: '+' joins variables and {BASE} means none")
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InputError(f"variable '{name}' needs a number of coordinates of at least 1, not {count!r}")
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of the variables."""
+        return tuple(self.counts)
+
+    @property
+    def total(self) -> int:
+        """The number of coordinates that have an owner."""
+        return sum(self.counts.values())
+
+    @property
+    def partition(self) -> list[list[int]]:
+        """pyvene's `subspace_partition`: for every variable, the range `[start, stop]` of its entries."""
+        ends = [0]
+        for count in self.counts.values():
+            ends.append(ends[-1] + count)
+        return [list(pair) for pair in pairwise(ends)]
+
+    def rows(self, width: int) -> tuple[int, ...]:
+        """The owned coordinates, variable after variable: the first of every plane, and then the second ones.
+
+        Raises InputError for a state with fewer coordinates than the variables own.
+        """
+        if self.total > width:
+            raise InputError(f"the variables own {self.total} coordinates, but the state has {width}")
+        return (*range(0, width, 2), *range(1, width, 2))[: self.total]
+
+    def subspaces(self, active: Sequence[str]) -> list[list[int]]:
+        """pyvene's `subspaces` for the variables to swap in every row: "country", "country+continent" or "__base__" for none.
+
+        Raises InputError for an unknown variable.
+        """
+        return [[self._index(name) for name in text.split("+")] if text != BASE else [] for text in active]
+
+    def road(self, width: int, **options: Any) -> RoadInterchangeIntervention:
+        """An interchange of these coordinates of a stack of plane rotations; `options` are its depth, seed and spread."""
+        return RoadInterchangeIntervention(width, rows=self.rows(width), subspace_partition=self.partition, **options)
+
+    def low_rank(self, width: int, **options: Any) -> LowRankInterchangeIntervention:
+        """An interchange of as many trained orthonormal directions; `options` are its seed."""
+        return LowRankInterchangeIntervention(width, self.total, subspace_partition=self.partition, **options)
+
+    def _index(self, name: str) -> int:
+        if name not in self.counts:
+            raise InputError(f"unknown variable '{name}'; the variables are {', '.join(self.counts)}, joined by '+', or {BASE}")
+        return self.variables.index(name)

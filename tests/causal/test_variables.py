@@ -1,0 +1,208 @@
+"""Several variables in one rotation: RAVEL's data, the multi-task loss by hand, the score, and a model with two variables."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from helpers.models import tiny_model
+from helpers.taught import word_tokenizer
+from road_interp.causal.entity_task import EntityTask, Question, draw_variable_pairs, load_ravel
+from road_interp.causal.interchange_runs import full_swap
+from road_interp.causal.masked_interchange import MaskedInterchange
+from road_interp.causal.variables import (
+    VariableRuns,
+    VariablesReport,
+    answered_rightly,
+    measure_variables,
+    train_variables,
+)
+from road_interp.errors import InputError
+from road_interp.measure.intervals import cluster_means
+from road_interp.models.variable_coordinates import VariableCoordinates
+
+VARIABLES = ("colour", "shape")
+# Entities and values are words of the tokeniser.
+ENTITIES = ["baker", "banker", "barber", "beggar", "builder", "buyer", "captain", "carpenter"]
+VALUES = {"colour": ("is", "was"), "shape": ("he", "she")}
+PROMPTS = {"colour": ("The %s has", "because %s cried"), "shape": ("The %s had",)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def task():
+    values = {
+        entity: {name: VALUES[name][number // 2**bit % 2] for bit, name in enumerate(VARIABLES)}
+        for number, entity in enumerate(ENTITIES)
+    }
+    return EntityTask("thing", values, PROMPTS, dict.fromkeys(ENTITIES, "train"))
+
+
+@pytest.fixture(scope="module")
+def taught(task, tokenizer):
+    """A tiny model that answers every question of the task rightly."""
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    model.model.layers[0].self_attn.o_proj.weight.data.zero_()  # the entity leaves its token in the second block only
+    questions = list(task.questions())
+    texts = [question.prompt.replace("%s", question.entity) for question in questions]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    answers = torch.tensor([tokenizer(task.answer(question))["input_ids"][0] for question in questions])
+    last = batch["attention_mask"].sum(1) - 1
+    trained = [each for name, each in model.named_parameters() if name != "model.layers.0.self_attn.o_proj.weight"]
+    optimizer = torch.optim.Adam(trained, lr=1e-2)
+    for _ in range(150):
+        logits = model(batch["input_ids"], batch["attention_mask"]).logits[torch.arange(len(answers)), last]
+        loss = functional.cross_entropy(logits, answers)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.01
+    assert (logits.argmax(1) == answers).all()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def runs(taught, task, tokenizer):
+    right = answered_rightly(taught, tokenizer, task, task.questions())
+    return VariableRuns(taught, draw_variable_pairs(task, right, tokenizer, "train", 24), 0, VARIABLES)
+
+
+def test_questions_that_are_answered_rightly(taught, task, tokenizer):
+    questions = list(task.questions())
+    assert len(questions) == 8 * 3
+    assert answered_rightly(taught, tokenizer, task, questions, batch_size=5) == questions
+    wrong = replace(task, values={entity: {"colour": "are", "shape": "they"} for entity in ENTITIES})
+    assert answered_rightly(taught, tokenizer, wrong, questions) == []
+
+
+def test_pairs_swap_one_variable_and_ask_for_one(task, tokenizer):
+    pairs = draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 6)
+    assert len(pairs) == 4 * 6
+    for number, (base, source) in enumerate(pairs.entities):
+        asked = pairs.asked[number]
+        values = [task.values[entity][asked] for entity in (base, source)]
+        assert values[0] != values[1]
+        target = values[1] if pairs.is_cause[number] else values[0]
+        assert tokenizer.decode([pairs.targets[number]]) == target
+        assert base in pairs.pairs.base[number]
+    assert sum(pairs.is_cause) == 12
+    again = draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 6)
+    assert again == pairs
+    with pytest.raises(InputError, match="0 pairs of 2 that swap colour and ask for colour: too few test questions"):
+        draw_variable_pairs(task, list(task.questions()), tokenizer, "test", 2)
+
+
+def test_the_loss_of_two_pairs_by_hand(runs):
+    """The mean over the pairs of the cross entropy of their targets, weighted for isolation."""
+    interchange = VariableCoordinates({"colour": 2, "shape": 2}).low_rank(32)
+    rows = torch.tensor([0, 30])  # swaps colour and asks for it; asks for the other variable
+    assert [runs.pairs.is_cause[row] for row in rows.tolist()] == [True, False]
+    logits = runs.logits(rows, interchange).log_softmax(-1)
+    expected = -(logits[0, runs.pairs.pairs.source_label[0]] + 3 * logits[1, runs.pairs.pairs.base_label[30]]) / 2
+    two = copy.copy(runs)
+    two.pairs, two.targets = _subset(runs.pairs, rows.tolist()), runs.targets[rows]
+    two.logits = lambda chosen, swap: runs.logits(rows[chosen], swap)
+    (found,) = train_variables(two, interchange, 1, 0.0, isolation=3.0)  # a step takes both pairs eight times
+    assert found == pytest.approx(float(expected), abs=1e-5)
+
+
+def _subset(pairs, rows):
+    fields = {name: tuple(getattr(pairs, name)[row] for row in rows) for name in ("swapped", "asked", "entities")}
+    labels = {name: tuple(getattr(pairs.pairs, name)[row] for row in rows) for name in ("base", "base_label", "source_label")}
+    return replace(pairs, pairs=replace(pairs.pairs, **labels), **fields)
+
+
+def whole(base, source, subspaces):
+    return full_swap(base, source)
+
+
+def nothing(base, source, subspaces):
+    return base
+
+
+def test_the_score_of_no_swap_is_one_half(runs):
+    report = measure_variables(runs, nothing, "no swap")
+    assert [(score.cause, score.isolation) for score in report.scores] == [(0.0, 1.0)] * 2
+    assert report.disentangle == 0.5
+    assert report.interval == (0.5, 0.5)
+    assert report.entities <= 8
+    assert VariablesReport.from_json(report.to_json()) == report
+
+
+def test_a_full_swap_causes_everything(runs):
+    report = measure_variables(runs, whole, "full swap")
+    assert all(score.cause > 0.9 and score.isolation < 0.1 for score in report.scores)
+
+
+@pytest.mark.parametrize("kind", ["road", "low_rank", "mask"])
+def test_training_separates_the_variables(runs, kind):
+    coordinates = VariableCoordinates({"colour": 4, "shape": 4})
+    interchange = {
+        "road": lambda: coordinates.road(32, depth=5, spread=3.0),
+        "low_rank": lambda: coordinates.low_rank(32),
+        "mask": lambda: MaskedInterchange(2, 32, torch.linalg.qr(torch.randn(32, 32))[0], trained=True),
+    }[kind]()
+    options = {"temperatures": (1.0, 0.1)} if kind == "mask" else {}
+    torch.manual_seed(0)
+    losses = train_variables(runs, interchange, 120, 0.05, **options)
+    if kind == "mask":
+        interchange.harden(4)
+    report = measure_variables(runs, interchange, kind, 4)
+    assert losses[-1] < losses[0] / 2
+    assert report.disentangle > 0.8
+
+
+def test_hardened_masks_own_disjoint_coordinates():
+    masked = MaskedInterchange(2, 6)
+    with torch.no_grad():
+        masked.logits.copy_(torch.tensor([[9.0, 8, 7, 0, 0, 0], [0, 8.5, 0, 6, 5, 0], [0, 0, 0, 0, 9, 9]]))
+    masked.harden(2)
+    assert masked.owners.tolist() == [0, 1, 0, 1, -1, -1]
+    base, source = torch.zeros(3, 6), torch.ones(3, 6)
+    assert masked(base, source, subspaces=[[0], [1], [0, 1]]).tolist() == [
+        [1, 0, 1, 0, 0, 0],
+        [0, 1, 0, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+    ]
+
+
+def test_intervals_draw_clusters():
+    """Ten examples of one word count once: the interval is that of the words."""
+    outcomes = np.repeat([1.0, 0.0, 1.0, 0.0], 10)
+    words = np.repeat(["a", "b", "c", "d"], 10).tolist()
+    drawn = cluster_means(outcomes, words, ["x"] * 40, {"x": 1.0})
+    assert np.std(drawn) == pytest.approx(np.sqrt(0.25 / 4), rel=0.1)
+    independent = cluster_means(outcomes, [str(number) for number in range(40)], ["x"] * 40, {"x": 1.0})
+    assert np.std(independent) == pytest.approx(np.sqrt(0.25 / 40), rel=0.1)
+
+
+def test_ravels_files(tmp_path):
+    files = {
+        "entity_attributes": {"Oslo": {"Country": "Norway", "Continent": "Europe"}, "Lima": {"Country": "Peru", "Continent": ""}},
+        "attribute_to_prompts": {"Country": ["%s is in", "%s and %s"], "Continent": ['{"city": "%s", "continent": "']},
+        "entity_to_split": {"Oslo": "train", "Lima": "val"},
+    }
+    for name, content in files.items():
+        (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(content))
+    task = load_ravel(tmp_path, "city", ["Country", "Continent"])
+    assert task.attributes == ("Country", "Continent")
+    assert [question.prompt for question in task.questions("train")] == ["%s is in", '{"city": "%s", "continent": "']
+    assert [task.answer(question) for question in task.questions()] == [" Norway", "Europe"]  # Lima has no continent
+    with pytest.raises(InputError, match="'Mayor' is not an attribute of city; there are Country, Continent"):
+        load_ravel(tmp_path, "city", ["Mayor"])
+    with pytest.raises(InputError, match=r"ravel_verb_entity_attributes\.json does not exist"):
+        load_ravel(tmp_path, "verb", ["Definition"])
+    (tmp_path / "ravel_city_entity_attributes.json").write_text('{"Oslo": 3}')
+    with pytest.raises(InputError, match="not in RAVEL's format"):
+        load_ravel(tmp_path, "city", ["Country"])
+    assert Question("Oslo", "Country", "%s is in").entity == "Oslo"

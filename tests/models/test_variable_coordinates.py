@@ -1,0 +1,177 @@
+"""Variables that own coordinates of one rotation: swaps of one leave the others, to the bit, and pyvene carries them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import pyvene
+import torch
+
+from helpers.models import random_adapter, tiny_model, token_batch
+from road_interp.adapters.bank import RoadBank
+from road_interp.errors import InputError
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.models.road_model import RoadModel
+from road_interp.models.variable_coordinates import VariableCoordinates
+from road_interp.rotation import butterfly
+from road_interp.sites.find import find_sites
+
+WIDTH = 32
+COORDINATES = VariableCoordinates({"country": 3, "continent": 5})
+MAKERS = {
+    "planes": lambda: COORDINATES.road(WIDTH, spread=1.0),
+    "stack": lambda: COORDINATES.road(WIDTH, depth=butterfly.full_depth(WIDTH), spread=1.0),
+    "low rank": lambda: COORDINATES.low_rank(WIDTH),
+}
+
+
+def states(rows=4, seed=0):
+    return torch.randn(2, rows, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_swap_moves_the_variables_own_coordinates_only(kind):
+    interchange, (base, source) = MAKERS[kind](), states()
+    basis = interchange.basis().double()
+    assert basis.shape == (WIDTH, 8)
+    for index, (start, stop) in enumerate(COORDINATES.partition):
+        swapped = interchange(base, source, subspaces=[[index]] * 4)
+        moved = (swapped - base) @ basis
+        expected = torch.zeros_like(moved)
+        expected[:, start:stop] = ((source - base) @ basis)[:, start:stop]
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(swapped - base, moved @ basis.T, rtol=0, atol=1e-6)  # and nothing outside their span
+
+
+def test_in_the_rotated_basis_other_coordinates_are_equal_to_the_bit():
+    """Without the rounding of a rotation and its inverse."""
+    interchange, (base, source) = COORDINATES.road(WIDTH, spread=0.0), states()
+    swapped = interchange(base, source, subspaces=COORDINATES.subspaces(["country"] * 4))
+    own = list(COORDINATES.rows(WIDTH)[:3])
+    others = [coordinate for coordinate in range(WIDTH) if coordinate not in own]
+    assert torch.equal(swapped[:, others], base[:, others])
+    torch.testing.assert_close(swapped[:, own], source[:, own], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_all_variables_together_are_the_swap_of_their_span(kind):
+    interchange, (base, source) = MAKERS[kind](), states()
+    named = interchange(base, source, subspaces=COORDINATES.subspaces(["country+continent"] * 4))
+    assert torch.equal(named, interchange(base, source, subspaces=[[0, 1]] * 4))
+    torch.testing.assert_close(named, interchange(base, source), rtol=0, atol=1e-12)
+    none = interchange(base, source, subspaces=COORDINATES.subspaces(["__base__"] * 4))
+    assert torch.equal(none, base)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_row_swaps_its_own_variables(kind):
+    interchange, (base, source) = MAKERS[kind](), states()
+    names = ["country", "continent", "__base__", "country+continent"]
+    together = interchange(base, source, subspaces=COORDINATES.subspaces(names))
+    for row, name in enumerate(names):
+        alone = interchange(base[row : row + 1], source[row : row + 1], subspaces=COORDINATES.subspaces([name]))
+        torch.testing.assert_close(together[row], alone[0], rtol=0, atol=1e-12)
+
+
+def test_low_rank_equals_pyvenes():
+    """pyvene orthogonalises by another method; with an orthonormal weight both are the same projection."""
+    base, source = (each.float() for each in states())
+    theirs = pyvene.LowRankRotatedSpaceIntervention(embed_dim=WIDTH, low_rank_dimension=4)
+    ours = LowRankInterchangeIntervention(WIDTH, 4)
+    with torch.no_grad():
+        ours.weight.copy_(theirs.rotate_layer.weight)
+    torch.testing.assert_close(ours(base, source), theirs(base, source), rtol=0, atol=1e-5)
+
+
+def test_low_rank_gradients_and_arguments():
+    interchange, (base, source) = LowRankInterchangeIntervention(WIDTH, 3).double(), states()
+    assert interchange.weight.dtype == torch.float32  # for every dtype of the model
+    loss = interchange(base, source).square().sum()
+    (gradient,) = torch.autograd.grad(loss, interchange.weight)
+    assert gradient.abs().min() > 0
+    swapped = interchange(base.bfloat16(), source.bfloat16())
+    assert swapped.dtype == torch.bfloat16
+    for rank in (0, 33):
+        with pytest.raises(InputError, match=f"from 1 to the width 32, not {rank}"):
+            LowRankInterchangeIntervention(WIDTH, rank)
+    with pytest.raises(InputError, match="needs embed_dim"):
+        LowRankInterchangeIntervention()
+
+
+def test_wrong_variables():
+    for counts, message in (
+        ({}, "at least one variable"),
+        ({"a+b": 1}, "cannot be the name"),
+        ({"a": 0}, "at least 1, not 0"),
+        ({"a": True}, "at least 1, not True"),
+    ):
+        with pytest.raises(InputError, match=message):
+            VariableCoordinates(counts)
+    with pytest.raises(InputError, match="own 8 coordinates, but the state has 4"):
+        COORDINATES.rows(4)
+    with pytest.raises(InputError, match="unknown variable 'city'; the variables are country, continent"):
+        COORDINATES.subspaces(["city"])
+
+
+# ---------------------------------------------------------------- in pyvene
+
+
+def intervenable(base, interchange, layer=1):
+    config = pyvene.IntervenableConfig(
+        [{"layer": layer, "component": "block_output", "unit": "pos", "intervention": interchange}]
+    )
+    return pyvene.IntervenableModel(config, base)
+
+
+@torch.no_grad()
+def swapped_logits(model, batch, names, **options):
+    source = {name: values.flip(0) for name, values in batch.items()}
+    _, output = model(batch, [source], {"sources->base": 3}, subspaces=[COORDINATES.subspaces(names)], **options)
+    return output.logits
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_plain_pyvene_saves_and_loads_them(kind, tmp_path):
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(4)
+    names = ["country", "continent", "__base__", "country+continent"]
+    model = intervenable(base, MAKERS[kind]())
+    expected = swapped_logits(model, batch, names)
+    model.save(str(tmp_path))
+    loaded = pyvene.IntervenableModel.load(str(tmp_path), base)
+    assert torch.equal(swapped_logits(loaded, batch, names), expected)
+    assert not torch.equal(expected[0], swapped_logits(model, batch, ["__base__"] * 4)[0])
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "road_interp" in saved["intervention_types"][0]
+
+
+def test_an_instance_refuses_a_state_of_other_coordinates():
+    state = COORDINATES.road(WIDTH).state_dict()
+    other = RoadInterchangeIntervention(WIDTH, rows=[1, 3])
+    with pytest.raises(RuntimeError, match="'rows' or their partition are other"):
+        other.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="'rows' or their partition are other"):
+        RoadInterchangeIntervention(WIDTH, rows=COORDINATES.rows(WIDTH)).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="'partition' is another"):
+        LowRankInterchangeIntervention(WIDTH, 8).load_state_dict(COORDINATES.low_rank(WIDTH).state_dict())
+    del state["_extra_state"]  # of 0.1.0
+    COORDINATES.road(WIDTH).load_state_dict(state)
+
+
+@torch.no_grad()
+def test_beside_an_adapter_in_the_same_call():
+    """A RoAd adapter at one layer and an interchange of variables at another: the interchange sees the rotated states."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(4)
+    sites = tuple(site for site in find_sites(base, "all-linear") if site.layer == 0)
+    road = RoadModel(base, RoadBank({"a": random_adapter(sites, seed=1), "b": random_adapter(sites, seed=2)}))
+    model = intervenable(base, MAKERS["stack"]())
+    names = ["country", "continent", "__base__", "country+continent"]
+    plain = swapped_logits(model, batch, names)
+    with road.attached(["a", "b", "a", "__base__"]):
+        both = swapped_logits(model, batch, names)
+    rotated = road(base=batch, adapter_names=["a", "b", "a", "__base__"])[1].logits
+    torch.testing.assert_close(both[2], rotated[2], rtol=0, atol=1e-5)  # swaps nothing
+    torch.testing.assert_close(both[3][0], plain[3][0], rtol=0, atol=1e-5)  # before the swapped token, without an adapter
+    assert not torch.allclose(both[0], plain[0], atol=1e-5)
+    assert not torch.allclose(both[0], rotated[0], atol=1e-5)
