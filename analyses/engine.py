@@ -18,6 +18,7 @@ from road_interp.training.study import Condition, Described, Piece, Pieces, Stud
 TASKS = "forward, training step, requests, distinct, strengths, continuous batching, compiled forward, compiled decoding"
 METHODS = "bare, merged, RoadModel, PEFT RoAd, PEFT LoRA, stacked LoRA"
 SETTINGS = ("requests=[1, 8, 16, 32]", "lengths=[]", "ranks=[]", f"tasks=[{TASKS}]", f"methods=[{METHODS}]")
+GEMMA = ("model.id=models://gemma-3-270m", "requests=[1, 8, 32]", "rounds=3")
 QUICK = ("rounds=1", "requests=[1, 4]", "new_tokens=2", "tasks=[forward, requests, strengths]")
 
 
@@ -54,7 +55,7 @@ STUDY = Study(
     recipe="throughput-smollm2",
     conditions={
         "smollm2": Condition("SmolLM2-135M", SETTINGS, seeds=1),
-        "gemma-3-270m": Condition("Gemma-3-270M", (*SETTINGS, "model.id=models://gemma-3-270m"), seeds=1, requires=("model.id",)),
+        "gemma-3-270m": Condition("Gemma-3-270M", (*SETTINGS, *GEMMA), seeds=1, requires=("model.id",)),
     },
     measure=measure,
     report=report,

@@ -36,7 +36,7 @@ class TrainingSettings:
     model: str = SMOLLM2
     most: int = 8
     batch: int = 8
-    length: int = 64
+    length: int = 32
     rounds: int = 3
     seed: int = 0
 

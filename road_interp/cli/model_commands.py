@@ -10,7 +10,7 @@ import typer
 from road_interp.cli.options import Device, app, console, quiet_libraries
 from road_interp.errors import InputError
 from road_interp.progress import progress_bar
-from road_interp.sources import MODELS
+from road_interp.sources import LARGER, MODELS, larger_models_folder
 
 
 @app.command()
@@ -29,7 +29,8 @@ def models(
     not_accepted = []
     for name in names or LARGER_MODELS:
         model = LARGER_MODELS[name]
-        if model.terms is not None and not accept_gemma:
+        is_there = (larger_models_folder() / LARGER[name]).exists()
+        if model.terms is not None and not accept_gemma and not is_there:
             console.print(terms_of(model), markup=False, highlight=False)
             not_accepted.append(name)
             continue

@@ -124,7 +124,7 @@ def _train_seed(
         run = Run.load(folder)
     else:
         try:
-            resume = resume and (of_seeds is None or folder.exists())
+            resume = resume and (of_seeds is None or (folder / RECIPE).is_file())
             run = api.train(recipe, folder, resume=resume, device=device, progress=not as_json)
         except KeyboardInterrupt:
             unfinished = (folder / RECIPE).is_file() and not (folder / METRICS).is_file()

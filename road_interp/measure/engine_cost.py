@@ -57,11 +57,11 @@ def engine_costs(reports: Sequence[ThroughputReport]) -> EngineCostReport:
 
 def _costs(report: ThroughputReport) -> list[Cost]:
     timed = {(each.task, each.method, each.rows) for each in report.timings}
-    rows = sorted({each.rows for each in report.timings if each.task == "requests"})
-    largest = max((each.rows for each in report.timings), default=0)
-    of_rows = [(f"generate, {number} requests", "requests", number, "RoadModel", "bare") for number in rows]
+    rows = sorted({each.rows for each in report.timings if each.new_tokens and each.task != "compiled decoding"})
+    largest = max(rows, default=0)
+    of_rows = [(f"generate, {_requests(number)}", "requests", number, "RoadModel", "bare") for number in rows]
     lora = [
-        (f"generate, {number} requests{'' if method == 'RoadModel' else ', no adapter'}", "requests", number, method, other)
+        (f"generate, {_requests(number)}{'' if method == 'RoadModel' else ', no adapter'}", "requests", number, method, other)
         for number in rows
         for other in LORAS
         for method in ("RoadModel", "bare")
@@ -73,7 +73,9 @@ def _costs(report: ThroughputReport) -> list[Cost]:
         ("generate, all different", "distinct", largest, "RoadModel, all different", "RoadModel, one adapter"),
         ("generate, a strength per row", "strengths", largest, "RoadModel, strengths", "RoadModel"),
         *((task, task, 8, "RoadModel", "bare") for task in COMPILED),
+        ("training step, 4 x 128 tokens", "training step", 4, "RoadModel", "bare"),
         ("training step, 4 x 128 tokens", "training step", 4, "RoadModel", "PEFT RoAd"),
+        ("training step, 4 x 128 tokens, no adapter", "training step", 4, "bare", "PEFT RoAd"),
         *lora,
     ]
     costs = [
@@ -85,3 +87,7 @@ def _costs(report: ThroughputReport) -> list[Cost]:
         saved = [report.of("training step", method).saved_bytes for method in ("RoadModel", "PEFT RoAd")]
         costs.append(Cost(report.model, "bytes saved for the backward pass", "PEFT RoAd", *[saved[0] / saved[1]] * 3))
     return costs
+
+
+def _requests(number: int) -> str:
+    return f"{number} request{'s' if number > 1 else ''}"

@@ -180,7 +180,10 @@ class ThroughputMethods:
         }
 
     def continuous(self, rows: int, new_tokens: int) -> dict[str, Call]:
-        """transformers' continuous batching for prompts of different lengths: its own engine, one adapter, all different."""
+        """transformers' continuous batching for prompts of different lengths: bare, with one adapter, and with all different.
+
+        Every call makes the engine and ends it. The bare engine has the settings of the others (`ENGINE`).
+        """
         lengths = [CHUNK * (1 + row % (LONGEST // CHUNK)) for row in range(rows)]
         prompts = [draw_ids(self.base, 1, length)[0].tolist() for length in lengths]
         names = list(self.adapters)[:rows]
@@ -250,7 +253,7 @@ class StackedLora:
 
         def add(pair: tuple[Tensor, Tensor]) -> Callable[..., Tensor]:
             down, up = (matrix[:rows] for matrix in pair)
-            return lambda module, args, output: output.add_(torch.bmm(torch.bmm(args[0], down), up))
+            return lambda module, args, output: output.baddbmm_(torch.bmm(args[0], down), up)
 
         handles = [module.register_forward_hook(add(pair)) for module, pair in zip(self.modules, self.pairs, strict=True)]
         try:

@@ -157,7 +157,10 @@ class BankMaps:
 
     def _maps(self, bank: RoadBank, rotations: Rotations, names: tuple[str, ...]) -> list[PlaneMaps]:
         if bank.is_trainable:
-            return rotations.split(*bank.rows(names))
+            unique = tuple(dict.fromkeys(names))
+            row = [unique.index(name) for name in names]
+            maps = rotations.split(*bank.rows(unique))
+            return [PlaneMaps(a[row], None if b is None else b[row]) for a, b in maps]
         key = (names, id(bank), bank.version, rotations.devices)
         cached = self._cached  # read once: another thread may replace it
         if cached is None or cached[0] != key:

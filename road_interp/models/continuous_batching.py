@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -93,6 +94,12 @@ class ContinuousBatching:
             raise InputError(f"continuous batching joins rows: its positions can be {known}, not {positions!r}")
         if generation_config is not None and (generation_config.num_return_sequences or 1) > 1:
             raise InputError("continuous batching returns one sequence per request: add a request several times instead")
+        head = model.get_output_embeddings()
+        for site in selection.rotations.sites:
+            if head is not None and model.get_submodule(site.module) is head:
+                raise InputError(
+                    f"site '{site.name}': continuous batching computes logits of last tokens only, and cannot rotate them"
+                )
         self._model, self._selection, self._positions, self._tokenizer = model, selection, positions, tokenizer
         self._generation_config, self._engine_config, self._sizes = generation_config, engine_config, sizes
         self._table = FactorTable(selection)
@@ -117,8 +124,16 @@ class ContinuousBatching:
                 undo.callback(wrap_forward(module, self._transform(index, site, module, device), scope))
             self._manager.start()
             undo.callback(self._manager.stop, block=True, hard_stop=True)
+            self._wait_for_cache()
             self._undo = undo.pop_all()
         return self
+
+    def _wait_for_cache(self) -> None:
+        """Wait until the engine's thread has made the cache. Raises RuntimeError if it cannot."""
+        while self._manager.batch_processor is None and self._manager.is_running():
+            time.sleep(0.001)
+        if self._manager.batch_processor is None or self.fatal_error is not None:
+            raise RuntimeError(f"the engine could not start: {self.fatal_error}") from self.fatal_error
 
     def __exit__(self, *exception: object) -> None:
         self._undo.close()
@@ -141,21 +156,26 @@ class ContinuousBatching:
             on_output: called in the running asyncio loop with every output, instead of `stream` and `result`.
 
         Raises:
-            InputError: an unknown adapter, task or strength, an empty prompt, a text without a tokenizer, or more tokens than
-                the model has positions or the cache has places.
+            InputError: an unknown adapter, task or strength, an empty prompt, a token that the model does not have, a text
+                without a tokenizer, or more tokens than the model has positions or the engine has places.
             RuntimeError: the engine has stopped.
         """
         ids = self._ids(prompt)
-        self._check_length(len(ids), max_new_tokens)
+        self._check_fits(ids, max_new_tokens)
         with self._lock:
             name = f"request-{self._added}"
             self._added += 1
             self._requests[name] = _Request(self._table.acquire(wanted), len(ids))
-        if on_output is not None:
-            self._manager.register_result_handler(name, lambda output: self._deliver(name, output, on_output))
-        if self._manager.add_request(ids, name, max_new_tokens=max_new_tokens, streaming=stream) is None:
+        try:
+            if on_output is not None:
+                self._manager.register_result_handler(name, lambda output: self._deliver(name, output, on_output))
+            added = self._manager.add_request(ids, name, max_new_tokens=max_new_tokens, streaming=stream)
+            if added is None or not self._manager.is_running():
+                raise RuntimeError("the engine takes no more requests: it has stopped") from self.fatal_error
+        except BaseException:
+            self._manager.output_router.result_handlers.pop(name, None)
             self._forget(name)
-            raise RuntimeError("the engine takes no more requests: it has stopped")
+            raise
         return name
 
     def cancel(self, request: str) -> None:
@@ -197,20 +217,22 @@ class ContinuousBatching:
         return self._manager.background_thread_status.fatal_error
 
     def _next(self, name: str, request: _Request) -> GenerationOutput:
-        """The next output of a request. Whoever waits reads the outputs of all requests."""
+        """The next output of a request. One of those who wait reads the outputs of all requests."""
         while True:
-            with self._reading:
-                if request.outputs:
-                    return request.outputs.popleft()
-                if request.cancelled is not None:
-                    raise RuntimeError(f"{name} was cancelled")
-                output = self._manager.get_result(timeout=0.05)
-                if output is not None:
-                    if output.request_id in self._requests:
-                        self._requests[output.request_id].outputs.append(output)
-                    continue
-            if not self._manager.is_running():
-                raise RuntimeError(f"the engine stopped before {name} was finished")
+            if request.outputs:
+                return request.outputs.popleft()
+            if request.cancelled is not None:
+                raise RuntimeError(f"{name} was cancelled")
+            running = self._manager.is_running()
+            if self._reading.acquire(timeout=0.05):
+                try:
+                    while not request.outputs and (output := self._manager.get_result(timeout=0.05)) is not None:
+                        if (other := self._requests.get(output.request_id)) is not None:
+                            other.outputs.append(output)
+                finally:
+                    self._reading.release()
+            if not running and not request.outputs:
+                raise RuntimeError(f"the engine stopped before {name} was finished: {self.fatal_error}") from self.fatal_error
 
     def _deliver(self, name: str, output: GenerationOutput, on_output: Callable[[GenerationOutput], None]) -> None:
         if output.error is not None or output.is_finished():
@@ -224,19 +246,10 @@ class ContinuousBatching:
                 self._table.release(request.row)
 
     def _known(self, name: str) -> _Request:
-        if name not in self._requests:
-            raise InputError(f"'{name}' is not a request of this engine, or its output was returned before")
-        return self._requests[name]
-
-    def _check_length(self, length: int, max_new_tokens: int | None) -> None:
-        """Raise InputError for a request that the model or the cache can never hold: it would stop the engine for all others."""
-        total = length + (max_new_tokens or self._manager.generation_config.max_new_tokens or 0)
-        settings, text_config = self._manager.continuous_batching_config, self._model.config.get_text_config()
-        places = None if settings.num_blocks is None else settings.num_blocks * _page_size(settings)
-        positions = getattr(text_config, "max_position_embeddings", None)
-        for most, what in ((positions, "positions of the model"), (places, "places of the engine's cache")):
-            if most is not None and total > most:
-                raise InputError(f"{length} tokens and {total - length} new ones are more than the {most} {what}")
+        request = self._requests.get(name)
+        if request is None:
+            raise InputError(f"'{name}' is not a request of this engine, or it was cancelled, or its output returned before")
+        return request
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -247,6 +260,25 @@ class ContinuousBatching:
         if not ids:
             raise InputError("a prompt needs at least one token")
         return ids
+
+    def _check_fits(self, ids: Sequence[int], max_new_tokens: int | None) -> None:
+        """Raise InputError for a request that the model or the cache can never hold: it would stop the engine for all others."""
+        embeddings: Any = self._model.get_input_embeddings()
+        vocabulary = embeddings.num_embeddings
+        if unknown := [token for token in ids if not 0 <= token < vocabulary]:
+            raise InputError(f"{unknown[0]} is not a token of the model, which has {vocabulary}")
+        new_tokens = max_new_tokens or self._manager.generation_config.max_new_tokens
+        if new_tokens is None:
+            raise InputError("neither the request nor the generation config says how many tokens: max_new_tokens")
+        settings, text_config = self._manager.continuous_batching_config, self._model.config.get_text_config()
+        limits = {
+            "positions of the model": getattr(text_config, "max_position_embeddings", None),
+            "places of the engine's cache": settings.num_blocks and settings.num_blocks * _page_size(settings),
+            "tokens for which the engine was made": self._sizes and self._sizes[0] + self._sizes[1],
+        }
+        for what, most in limits.items():
+            if most is not None and len(ids) + new_tokens > most:
+                raise InputError(f"{len(ids)} tokens and {new_tokens} new ones are more than the {most} {what}")
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Look up the row of every token in the pass.
@@ -260,22 +292,31 @@ class ContinuousBatching:
                 "request to it, or end it first"
             )
         self._forget_cancelled()
-        positions: list[int] = kwargs["position_ids"].flatten().tolist()
+        positions: list[int] = [] if self._positions == "all" else kwargs["position_ids"].flatten().tolist()
         rows: list[int] = []
         for each in self._manager.batch_processor.inputs_and_outputs.requests_in_batch:
             request = self._requests[each.state.request_id]
             of_request = positions[len(rows) : len(rows) + each.query_length]
-            is_rotated = self._positions == "all"
-            rows += [request.row if is_rotated or position < request.length else IDENTITY for position in of_request]
-        rows += [IDENTITY] * (len(positions) - len(rows))  # padding
+            if self._positions == "all":
+                rows += [request.row] * each.query_length
+            else:
+                rows += [request.row if position < request.length else IDENTITY for position in of_request]
+        rows += [IDENTITY] * (kwargs["position_ids"].numel() - len(rows))  # padding
         index = torch.tensor(rows)
         self._rows = {device: index.to(device) for device in set(self._selection.rotations.devices)}
 
     def _forget_cancelled(self) -> None:
-        """End the requests that were cancelled before the last pass: the engine has dropped them since then."""
+        """End the requests that the engine has dropped since they were cancelled.
+
+        It drops them before the next pass but one, and may miss a cancellation that comes at once after its request.
+        """
         self._passes += 1
+        scheduler = self._manager.batch_processor.scheduler
         for name, request in list(self._requests.items()):
             if request.cancelled is not None and self._passes > request.cancelled + 1:
+                if name in scheduler.active_requests or name in scheduler.waiting_requests:
+                    self._manager.cancel_request(name)
+                    continue
                 self._manager.output_router.result_handlers.pop(name, None)
                 self._forget(name)
 
@@ -320,7 +361,10 @@ def make_engine(
             blocks = count * (math.ceil((longest + new_tokens) / _page_size(settings)) + 1)
             settings.num_blocks = blocks if blocks <= MOST_BLOCKS else None
             settings.max_batch_tokens = max(count, min(MOST_TOKENS, count * longest))
-    return model.init_continuous_batching(config, settings, hints)  # type: ignore[operator]
+    of_engine: Any = model
+    if hasattr(model, "destroy_cached_continuous_batching_manager"):
+        of_engine.destroy_cached_continuous_batching_manager()  # one that was kept has settings of its own
+    return of_engine.init_continuous_batching(config, settings, hints)
 
 
 def _page_size(settings: Any) -> int:

@@ -116,6 +116,7 @@ class FactorTable:
             self._kinds[row] = kind
             return row
         if len(self._kinds) == capacity:
+            self._replaced = self._buffers  # a pass on a GPU may still read them
             self._buffers = {device: _doubled(buffer) for device, buffer in self._buffers.items()}
         self._kinds.append(kind)
         self._uses.append(0)

@@ -123,7 +123,8 @@ def download_wheels(hashes: Mapping[str, str], folder: Path) -> list[Path]:
     command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(pinned), "--dest", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise InputError(f"pip cannot download {', '.join(hashes)}: {result.stderr.strip().splitlines()[-1]}")
+        _, _, reason = result.stderr.strip().rpartition("\n")
+        raise InputError(f"pip cannot download {', '.join(hashes)}: {reason or 'it ended without a message'}")
     return [wheel_of(requirement, folder) for requirement in hashes]
 
 

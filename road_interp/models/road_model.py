@@ -239,12 +239,14 @@ class RoadModel(IntervenableModel):
         for name, values in rows.items():
             if values is not None and len(values) != len(prompts):
                 raise InputError(f"{len(values)} {name} for {len(prompts)} prompts; give one per prompt")
+        if not prompts:
+            return []
         filled = [values if values is not None else [None] * len(prompts) for values in rows.values()]
         if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
             raise InputError("prompts that are texts need tokenizer=; or give token ids")
         ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
         config = self.model.generation_config if generation_config is None else generation_config
-        sizes = max(map(len, ids), default=0), max_new_tokens or config.max_new_tokens or 0, len(ids)
+        sizes = max(map(len, ids)), max_new_tokens or config.max_new_tokens or 0, len(ids)
         with self.continuous_batching(positions, generation_config, sizes=sizes) as engine:
             requests = [engine.add(each, Wanted(*wanted), max_new_tokens) for each, *wanted in zip(ids, *filled, strict=True)]
             return [engine.result(request) for request in requests]

@@ -125,10 +125,8 @@ class RotationContext:
         """The version of the maps, and the real numbers of each site's, from which compiled code reads them."""
         if self._coefficients.version is None:
             return None
-        maps = self._coefficients.maps()
-        return self._coefficients.version(), [
-            (torch.view_as_real(a), None if b is None else torch.view_as_real(b)) for a, b in maps
-        ]
+        version, maps = self._coefficients.version(), self._coefficients.maps()
+        return version, [(torch.view_as_real(a), None if b is None else torch.view_as_real(b)) for a, b in maps]
 
     def _entries(self, index: int) -> Entries:
         """The real entries of one site under torch.compile, which compiles again if the maps change inside this context."""
@@ -182,9 +180,10 @@ class RotationContext:
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
         owned = overwritable(module)
         whole = self._coefficients.group_size == 2 and site.output_slice is None
+        always = self._positions == "all"
 
         def rotate(output: Any, tracing: bool) -> Any:
-            selection = self._selection(tracing)
+            selection = EVERY_TOKEN if always else self._selection(tracing)
             if not selection.rotates:
                 return output
             if owned and whole and selection.mask is None and not tracing and not torch.is_grad_enabled():

@@ -85,11 +85,13 @@ class RowSelection(NamedTuple):
         """The maps of every row: of its adapter, or the product of those that '+' joins, each to its strength."""
         if self.bank is None or adapter_names is None:
             return self._powers(adapter_names, strengths, self.bank_maps)
+        if strengths is not None and len(strengths) != len(adapter_names):
+            raise InputError(f"{len(strengths)} strengths for {len(adapter_names)} adapter names; give one per row")
         rows = [self.members(name) for name in adapter_names]
         factors = []
         for number in range(max(map(len, rows), default=0)):
             names = [row[number] if number < len(row) else BASE for row in rows]
-            powers = strengths if strengths is None or self.planes is not None else _of_adapters(strengths, rows, names)
+            powers = None if strengths is None else _of_adapters(strengths, rows, names, self.planes)
             factors.append(self._powers(names, powers, BankMaps() if number else self.bank_maps))
         return reduce(Coefficients.times, factors)
 
@@ -135,13 +137,19 @@ def _hashable(strength: float | Mapping[str, float]) -> Hashable:
     return tuple(sorted(strength.items())) if isinstance(strength, Mapping) else float(strength)
 
 
-def _of_adapters(strengths: Strengths, rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[float]:
-    """The strength of one of the adapters of every row, by its name. Raises InputError for names that the row does not have."""
-    powers = []
+def _of_adapters(
+    strengths: Strengths, rows: Sequence[Sequence[str]], names: Sequence[str], planes: TaskPlanes | None
+) -> Strengths:
+    """The strength of one of the adapters of every row, by its name; strengths of tasks stay as they are.
+
+    Raises InputError for names that are neither adapters of their row nor tasks.
+    """
+    powers: list[float | Mapping[str, float]] = []
     for strength, row, name in zip(strengths, rows, names, strict=True):
-        if not isinstance(strength, Mapping):
+        unknown = set(strength) - set(row) if isinstance(strength, Mapping) else set()
+        if not isinstance(strength, Mapping) or (unknown and planes is not None):
             powers.append(strength)
-        elif unknown := set(strength) - set(row):
+        elif unknown:
             raise InputError(f"unknown adapter '{min(unknown)}' in strengths; the adapters of its row are {', '.join(row)}")
         else:
             powers.append(strength.get(name, 1.0))

@@ -27,8 +27,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         InputError: no such recipe, a missing or unknown kind, an unknown key (with the nearest known one), a value of the
             wrong type or out of range.
     """
-    name = "recipe" if isinstance(source, Mapping) else recipe_path(source).name
-    return _build(read_recipe(source, overrides), name)
+    return _build(read_recipe(source, overrides), _name(source))
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -49,15 +48,15 @@ def load_trainable_recipes(source: str | Path | Mapping[str, Any], overrides: Se
 
     Raises InputError as `load_trainable_recipe`, and for seeds that are not different whole numbers.
     """
-    content = read_recipe(source, overrides)
+    content, name = read_recipe(source, overrides), _name(source)
     if "seeds" not in content:
-        return [load_trainable_recipe(content)]
+        return [check_trainable(_build(content, name))]
     seeds = content.pop("seeds")
     if any(override.partition("=")[0] == "seed" for override in overrides):
         raise InputError("the recipe has 'seeds', and a seed is given as well: give one of them")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
         raise InputError(f"'seeds' must be a list of different whole numbers, such as [0, 1, 2], not {seeds!r}")
-    return [load_trainable_recipe({**content, "seed": seed}) for seed in seeds]
+    return [check_trainable(_build({**content, "seed": seed}, name)) for seed in seeds]
 
 
 def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ThroughputRecipe:
@@ -71,6 +70,10 @@ def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Se
 def load_stored_recipe(path: Path) -> TrainableRecipe:
     """Load the recipe of a run folder, including one written by 0.1.0. Raises InputError as `load_trainable_recipe`."""
     return check_trainable(_build(upgraded(_read_yaml(path)), path.name))
+
+
+def _name(source: str | Path | Mapping[str, Any]) -> str:
+    return "recipe" if isinstance(source, Mapping) else recipe_path(source).name
 
 
 def check_trainable(recipe: Any) -> TrainableRecipe:

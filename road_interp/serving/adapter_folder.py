@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS
 
 log = logging.getLogger(__name__)
-Change = Callable[[RoadBank], None]
+MARKS = (DESCRIPTION, METRICS, peft_format.CONFIG)  # a folder with one of these files holds an adapter
 
 
 class AdapterFolder:
@@ -28,67 +28,74 @@ class AdapterFolder:
         base: the base model, for PEFT folders.
 
     Attributes:
-        planes: the planes of the tasks of the first run folder that has tasks; None without one.
+        bank: the adapters.
+        planes: the planes of the tasks of the runs with tasks that were there at first; None without one.
 
     Raises:
-        InputError: no adapter in the folder, one that cannot be read, or runs with different tasks.
+        InputError: no adapter in the folder, one that cannot be read or does not fit the others, or runs with different tasks.
     """
 
     def __init__(self, folder: Path, base: Any) -> None:
         self._folder, self._base = folder, base
-        self._read = self._stamps()
-        if not self._read:
+        self._stamps = self._read_stamps()
+        if not self._stamps:
             raise InputError(f"'{folder}' contains no adapter folders, run folders or PEFT folders")
-        self.planes: TaskPlanes | None = None
-        self._adapters = {name: self._load(name) for name in self._read}
+        loaded = {name: self._load(name) for name in self._stamps}
+        with_tasks = {name: planes for name, (_, planes) in loaded.items() if planes is not None}
+        self.planes = next(iter(with_tasks.values()), None)
+        for name, planes in with_tasks.items():
+            self._check_planes(name, planes)
+        self.bank = RoadBank({name: adapter for name, (adapter, _) in loaded.items()})
 
-    def bank(self) -> RoadBank:
-        """A bank of the adapters that were found at first."""
-        return RoadBank(self._adapters)
-
-    def changes(self) -> list[Change]:
-        """What has changed in the folder since the last call, as functions that change a bank.
-
-        A folder that cannot be read is logged and tried again when it changes.
-        """
-        before, self._read = self._read, self._stamps()
-        changes = [_removal(name) for name in sorted(before.keys() - self._read.keys())]
-        for name, stamp in self._read.items():
+    def changed(self) -> dict[str, RoadAdapter]:
+        """Read the adapters that have come or changed since the last call. One that cannot be read is logged, and is read again
+        when its files change."""
+        before, self._stamps = self._stamps, self._read_stamps()
+        adapters = {}
+        for name, stamp in self._stamps.items():
             if before.get(name) != stamp:
                 try:
-                    changes.append(_arrival(name, self._load(name)))
-                except InputError as error:
+                    adapters[name], planes = self._load(name)
+                    self._check_planes(name, planes)
+                except (InputError, OSError) as error:
+                    adapters.pop(name, None)
                     log.error("adapter '%s' is not served: %s", name, error)
-        return changes
+        return adapters
 
-    def _stamps(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
-        """For every adapter, the names, times and sizes of its files."""
+    def update(self, adapters: Mapping[str, RoadAdapter]) -> None:
+        """Put adapters into the bank, and remove those whose folders are gone. One that does not fit the others is logged."""
+        for name, adapter in adapters.items():
+            try:
+                (self.bank.replace if name in self.bank else self.bank.add)(name, adapter)
+            except InputError as error:
+                log.error("adapter '%s' is not served: %s", name, error)
+        for name in [name for name in self.bank if name not in self._stamps]:
+            if len(self.bank) > 1:
+                self.bank.remove(name)
+
+    def _read_stamps(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
+        """For every adapter, the names, times and sizes of its files. Folders that vanish meanwhile are left out."""
         stamps = {}
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else []):
-            if not path.name.startswith(".") and any(
-                (path / name).is_file() for name in (DESCRIPTION, METRICS, peft_format.CONFIG)
-            ):
-                files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in (".json", ".safetensors"))
-                stamps[path.name] = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+            try:
+                if not path.name.startswith(".") and any((path / name).is_file() for name in MARKS):
+                    files = sorted(
+                        file for file in path.rglob("*") if file.is_file() and file.suffix in (".json", ".safetensors")
+                    )
+                    stamps[path.name] = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+            except OSError as error:
+                log.warning("'%s' is left out: %s", path, error)
         return stamps
 
-    def _load(self, name: str) -> RoadAdapter:
+    def _load(self, name: str) -> tuple[RoadAdapter, TaskPlanes | None]:
         path = self._folder / name
         if (path / peft_format.CONFIG).is_file():
-            return RoadAdapter.from_peft(path, base=self._base)
+            return RoadAdapter.from_peft(path, base=self._base), None
         if not (path / METRICS).is_file():
-            return RoadAdapter.load(path)
+            return RoadAdapter.load(path), None
         run = Run.load(path)
-        if run.planes is not None:
-            if self.planes is not None and self.planes.to_json() != run.planes.to_json():
-                raise InputError(f"the tasks of '{name}' own other planes than those of the runs before it")
-            self.planes = run.planes
-        return run.adapter
+        return run.adapter, run.planes
 
-
-def _arrival(name: str, adapter: RoadAdapter) -> Change:
-    return lambda bank: bank.replace(name, adapter) if name in bank else bank.add(name, adapter)
-
-
-def _removal(name: str) -> Change:
-    return lambda bank: bank.remove(name) if name in bank else None
+    def _check_planes(self, name: str, planes: TaskPlanes | None) -> None:
+        if planes is not None and (self.planes is None or self.planes.to_json() != planes.to_json()):
+            raise InputError(f"the tasks of '{name}' own other planes than those that are served")

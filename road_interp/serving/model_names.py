@@ -29,8 +29,9 @@ class ModelNames:
 
     def listed(self) -> list[str]:
         """The base model, every adapter and every task of one."""
-        tasks = [f"{name}/{task}" for name in self.bank for task in self._tasks]
-        return [PREFIX + name for name in (BASE, *self.bank, *tasks)]
+        adapters = list(self.bank)  # another thread may change the bank
+        tasks = [f"{name}/{task}" for name in adapters for task in self._tasks]
+        return [PREFIX + name for name in (BASE, *adapters, *tasks)]
 
     def wanted(self, model: str) -> Wanted:
         """What a name means. Raises InputError for a name without a meaning, and lists the known ones."""
@@ -64,9 +65,9 @@ def _strengths(text: str) -> dict[str, float] | None:
     """The names and strengths in a text such as "a@0.5+b", or None if it is not one."""
     strengths = {}
     for term in text.split("+"):
-        name, _, strength = term.partition("@")
+        name, at, strength = term.partition("@")
         try:
-            value = float(strength or 1)
+            value = float(strength) if at else 1.0
         except ValueError:
             return None
         if not name or name in strengths or abs(value) > 100 or value != value:

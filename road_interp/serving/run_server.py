@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig
 
-from road_interp.adapters.bank import RoadBank
 from road_interp.errors import InputError
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
@@ -56,40 +58,51 @@ def serve(
         from road_interp.serving.server import Served, build_app
     except ImportError as error:
         raise InputError(f"{error}: the server needs pip install -U 'road-interp[serve]'") from None
-    progress("reading the model and its adapters")
-    base = on_device(load_model(recipe, "causal-lm")[0], find_device(device)).eval()
-    tokenizer = load_tokenizer(recipe)
-    adapters = AdapterFolder(folder, base)
-    bank = adapters.bank()
-    model = RoadModel(base, bank, planes=adapters.planes)
-    sizes = settings.max_length - settings.max_new_tokens, settings.max_new_tokens, settings.max_requests
-    if sizes[0] < 1:
-        raise InputError(f"max_length {settings.max_length} leaves no room for a prompt beside {sizes[1]} new tokens")
-    greedy = GenerationConfig(max_new_tokens=sizes[1], do_sample=False)
-    with model.continuous_batching(generation_config=greedy, sizes=sizes) as engine:
-        names = ModelNames(bank, adapters.planes)
-        app = build_app(Served(base, tokenizer, engine, names, settings.max_new_tokens))
-        server = uvicorn.Server(uvicorn.Config(app, settings.host, settings.port, log_level="warning"))
-        progress(f"http://{settings.host}:{settings.port}/v1 serves {', '.join(names.listed())}")
-        asyncio.run(_run(server.serve(), _watch(adapters, bank) if settings.watch else None))
+    if settings.max_new_tokens >= settings.max_length:
+        raise InputError(
+            f"max_length {settings.max_length} leaves no room for a prompt beside {settings.max_new_tokens} new tokens"
+        )
+    with _bound(settings) as listener:
+        progress("reading the model and its adapters")
+        base = on_device(load_model(recipe, "causal-lm")[0], find_device(device)).eval()
+        tokenizer = load_tokenizer(recipe)
+        adapters = AdapterFolder(folder, base)
+        model = RoadModel(base, adapters.bank, planes=adapters.planes)
+        sizes = settings.max_length - settings.max_new_tokens, settings.max_new_tokens, settings.max_requests
+        greedy = GenerationConfig(max_new_tokens=settings.max_new_tokens, do_sample=False)
+        with model.continuous_batching(generation_config=greedy, sizes=sizes) as engine:
+            names = ModelNames(adapters.bank, adapters.planes)
+            app = build_app(Served(base, tokenizer, engine, names, settings.max_new_tokens))
+            server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+            progress(f"http://{settings.host}:{settings.port}/v1 serves {', '.join(names.listed())}")
+            asyncio.run(_run(server.serve(sockets=[listener]), _watch(adapters) if settings.watch else None))
 
 
-async def _run(server, watching) -> None:  # type: ignore[no-untyped-def]
+def _bound(settings: ServerSettings) -> socket.socket:
+    """A socket at the address of the server, before a model is read. Raises InputError if the address cannot be used."""
+    try:
+        return socket.create_server(
+            (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        )
+    except OSError as error:
+        raise InputError(f"the server cannot listen at {settings.host}:{settings.port}: {error.strerror or error}") from None
+
+
+async def _run(serving: Coroutine[Any, Any, None], watching: Coroutine[Any, Any, None] | None) -> None:
     """Run the server, and watch the folder meanwhile."""
     watcher = None if watching is None else asyncio.create_task(watching)
     try:
-        await server
+        await serving
     finally:
         if watcher is not None:
             watcher.cancel()
 
 
-async def _watch(adapters: AdapterFolder, bank: RoadBank) -> None:
+async def _watch(adapters: AdapterFolder) -> None:
     """Change the bank with the folder. Files are read in another thread, the bank is changed between two requests."""
     while True:
         await asyncio.sleep(WATCH_SECONDS)
-        for change in await asyncio.to_thread(adapters.changes):
-            try:
-                change(bank)
-            except InputError as error:
-                log.error("%s", error)
+        try:
+            adapters.update(await asyncio.to_thread(adapters.changed))
+        except Exception:
+            log.exception("the folder of adapters could not be read; it is read again in %g seconds", WATCH_SECONDS)

@@ -13,14 +13,16 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException as HttpError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cli.serving import ModelManager, build_server
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
-from transformers.cli.serving.utils import CBGenerateManager, GenerationState
+from transformers.cli.serving.utils import CBGenerateManager, CBWorkerDeadError, GenerationState
 
 from road_interp.errors import InputError
 from road_interp.models.continuous_batching import ContinuousBatching
@@ -56,13 +58,18 @@ def build_app(served: Served) -> FastAPI:
     app = build_server(manager, chat, completion, None, None, None, state)  # type: ignore[arg-type]
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
     app.add_middleware(CancelOnDisconnect)
-    app.add_exception_handler(HTTPException, _error)
+    for kind in (HttpError, RequestValidationError, CBWorkerDeadError):
+        app.add_exception_handler(kind, _error)
     return app
 
 
-def _error(request: Request, error: Any) -> JSONResponse:
+def _error(request: Request, error: Exception) -> JSONResponse:
     """An error in OpenAI's format, so that its clients show the message."""
-    return JSONResponse({"error": {"message": error.detail, "type": "invalid_request_error"}}, error.status_code)
+    if isinstance(error, CBWorkerDeadError):
+        return JSONResponse({"error": {"message": str(error), "type": "server_error"}}, 503)
+    status = error.status_code if isinstance(error, HttpError) else 422
+    message = error.detail if isinstance(error, HttpError) else f"the body is not a JSON object: {error}"
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
 
 
 class OneModelManager(ModelManager):
@@ -158,21 +165,20 @@ class OneRequest:
             self._engine.cancel(self._name)
 
 
-class Message(BaseModel):
-    """A message of a chat."""
-
-    model_config = ConfigDict(extra="forbid")
-    role: str
-    name: str | None = None
-    content: str | list[TextPart]
-
-
 class TextPart(BaseModel):
     """A part of a message: text, and no other kind."""
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
     text: str
+
+
+class Message(BaseModel):
+    """A message of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: str
+    content: str | list[TextPart]
 
 
 class Body(BaseModel):
@@ -221,7 +227,7 @@ class _Handler:
 
     def _build_generation_config(self, body: dict, config: GenerationConfig, use_cb: bool = False) -> GenerationConfig:
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or self.model_manager._served.max_new_tokens
-        return GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=config.eos_token_id)
+        return GenerationConfig(max_new_tokens=limit)  # the engine has the other settings
 
     async def handle_request(self, body: dict, request_id: str) -> Any:
         try:
@@ -247,7 +253,6 @@ class TextHandler(_Handler, CompletionHandler):
     fields = TextBody
 
 
-Message.model_rebuild()
 Receive = Callable[[], Awaitable[dict]]
 
 

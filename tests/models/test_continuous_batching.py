@@ -245,6 +245,41 @@ def test_cancelled_requests_leave_nothing_behind():
         assert sorted(engine._table._uses) == [0, 0, 0, 1]
 
 
+def test_a_manager_that_transformers_kept_is_not_used():
+    """It shares the blocks of equal prompts, whose states differ between adapters."""
+    model, prompt = bank_model(), [*range(5, 25)]
+    expected = alone(model, [prompt] * 3, adapter_names=["a", "b", "c"])
+    model.model.generate_batch([prompt], SETTINGS, continuous_batching_config=engine_config(), persistent_manager=True)
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        assert not engine._manager.batch_processor.cache.use_prefix_sharing
+        found = [engine.result(engine.add(prompt, Wanted(name))).generated_tokens for name in "abc"]
+    assert found == expected
+
+
+def test_a_cache_that_cannot_be_made_is_an_error_at_once():
+    from transformers import ContinuousBatchingConfig
+
+    settings = ContinuousBatchingConfig(page_size=4, num_blocks=10**9, max_batch_tokens=64)
+    with pytest.raises(RuntimeError, match=r"the engine could not start: .*memory"):
+        bank_model().continuous_batching(generation_config=SETTINGS, engine_config=settings).__enter__()
+
+
+def test_a_short_request_does_not_wait_for_a_long_one():
+    model = bank_model()
+    long = GenerationConfig(max_new_tokens=150, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    with (
+        model.continuous_batching(generation_config=long, engine_config=engine_config()) as engine,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        slow = engine.add([5, 6], Wanted("a"))
+        first = pool.submit(engine.result, slow)
+        time.sleep(0.05)
+        quick = pool.submit(engine.result, engine.add([7, 8], Wanted("b"), max_new_tokens=2))
+        assert len(quick.result(60).generated_tokens) == 2
+        assert not first.done()
+        assert len(first.result(60).generated_tokens) == 150
+
+
 def test_outputs_in_an_asyncio_loop():
     model = bank_model()
 
@@ -279,9 +314,23 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
         together(model, [[]], adapter_names=["a"])
     with model.attached(["a"]), pytest.raises(InputError, match="are attached: continuous batching would apply them twice"):
         model.continuous_batching()
+    assert model.generate_batch([]) == []
+    with pytest.raises(InputError, match="cannot rotate them"):
+        RoadModel(model.model, random_adapter(find_sites(model.model, "lm_head"))).continuous_batching()
+    sizes = model.continuous_batching(generation_config=SETTINGS, sizes=(8, 6, 2))
+    with sizes as engine, pytest.raises(InputError, match="10 tokens and 6 new ones are more than the 14 tokens for which"):
+        engine.add([5] * 10, Wanted("a"))
     with pytest.raises(InputError, match="one sequence per request"):
         model.continuous_batching(generation_config=GenerationConfig(num_return_sequences=2, do_sample=True))
     with model.continuous_batching(engine_config=engine_config()) as engine:
+        with pytest.raises(InputError, match="neither the request nor the generation config says how many tokens"):
+            engine.add([5, 6], Wanted("a"))
+        for token in (60, -1):
+            with pytest.raises(InputError, match=f"{token} is not a token of the model, which has 60"):
+                engine.add([5, token], Wanted("a"), max_new_tokens=2)
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            engine.add([5, 6], Wanted("a"), max_new_tokens=2, on_output=print)
+        assert engine._requests == {}
         for new_tokens, most in ((1_000_000, r"\d+ positions of the model"), (200, "256 places of the engine's cache")):
             with pytest.raises(InputError, match=f"60 tokens and {new_tokens} new ones are more than the {most}"):
                 engine.add([5] * 60, Wanted("a"), max_new_tokens=new_tokens)
@@ -289,7 +338,7 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
         with pytest.raises(InputError, match="'stranger' is not a request of this engine"):
             engine.result("stranger")
         with pytest.raises(RuntimeError, match="stopped before|failed|takes no more"):  # never unrotated
-            collections.deque((engine.result(engine.add([5, 6], Wanted("a"))) for _ in range(100)), maxlen=0)
+            collections.deque((engine.result(engine.add([5, 6], Wanted("a"), 2)) for _ in range(100)), maxlen=0)
 
     def refused(name, *rest):
         if "continuous_batching" in name:

@@ -7,7 +7,7 @@ import torch
 
 from helpers.models import needs_compiler, random_adapter, tiny_model, token_batch
 from helpers.road_models import GREEDY, bank_model, road_model
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
@@ -82,6 +82,21 @@ def test_joined_adapters_are_multiplied_each_at_its_strength():
     torch.testing.assert_close(logits(model, one, adapter_names=["a+b"]), logits(RoadModel(model.model, a @ c), one), **CLOSE)
     model.bank.add("a+b", b)  # a name of its own comes first
     torch.testing.assert_close(logits(model, one, adapter_names=["a+b"]), logits(RoadModel(model.model, b), one), **CLOSE)
+
+
+def test_adapters_with_tasks_have_strengths_by_either():
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "all-linear")
+    planes = TaskPlanes.split(["label", "closing"], sites, "alternating")
+    bank = RoadBank({name: random_adapter(sites, seed=seed) for seed, name in enumerate("ab")})
+    model, batch = RoadModel(base, bank, planes=planes), token_batch(3)
+    names, strengths = ["a", "a+b", "a"], [{"a": 0.5}, {"b": 2}, {"label": 0.5}]
+    found = logits(model, batch, adapter_names=names, strengths=strengths)
+    a, b = bank["a"], bank["b"]
+    halved = (a**0.5).restrict(planes.of("label")) @ a.restrict(planes.of("closing"))
+    for row, adapter in enumerate((a**0.5, a @ b**2, halved)):
+        one = {key: values[row : row + 1] for key, values in batch.items()}
+        torch.testing.assert_close(found[row : row + 1], logits(RoadModel(base, adapter), one), **CLOSE)
 
 
 def test_joined_adapters_that_cannot_be():

@@ -31,7 +31,7 @@ def test_adapter_folders_and_peft_folders(tmp_path, base, adapters):
     (tmp_path / "notes").mkdir()
     (tmp_path / ".hidden").mkdir()
     folder = AdapterFolder(tmp_path, base)
-    bank = folder.bank()
+    bank = folder.bank
     assert list(bank) == ["from-peft", "own"]
     assert folder.planes is None
     name = adapters[0].sites[0].name
@@ -43,22 +43,32 @@ def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
     adapters[0].save(tmp_path / "a")
     adapters[1].save(tmp_path / "b")
     folder = AdapterFolder(tmp_path, base)
-    bank = folder.bank()
-    assert folder.changes() == []
+    bank = folder.bank
+    assert folder.changed() == {}
     adapters[2].save(tmp_path / "c")
     shutil.rmtree(tmp_path / "b")
     shutil.rmtree(tmp_path / "a")
     adapters[2].save(tmp_path / "a")
-    for change in folder.changes():
-        change(bank)
+    folder.update(folder.changed())
     assert list(bank) == ["a", "c"]
     name = adapters[0].sites[0].name
     assert torch.equal(bank["a"].theta[name], adapters[2].theta[name])
     (tmp_path / "c" / "adapter.json").write_text("{")
-    assert folder.changes() == []
+    assert folder.changed() == {}
     assert "adapter 'c' is not served" in caplog.text
-    assert folder.changes() == []
+    assert folder.changed() == {}
     assert "c" in bank
+    (tmp_path / "a").rename(tmp_path / "renamed")
+    shutil.rmtree(tmp_path / "c")
+    folder.update(folder.changed())
+    assert list(bank) == ["renamed"]
+    random_adapter(find_sites(base, "mlp")).save(tmp_path / "of-other-sites")
+    folder.update(folder.changed())
+    assert list(bank) == ["renamed"]
+    assert "'of-other-sites' is not served: adapter 'of-other-sites' does not fit this bank: its sites differ" in caplog.text
+    shutil.rmtree(tmp_path / "renamed")
+    folder.update(folder.changed())
+    assert list(bank) == ["renamed"]  # a bank is never empty
 
 
 def test_folders_that_cannot_be_served(tmp_path, base, adapters):
