@@ -5,12 +5,13 @@ road-interp study size        # ten models; road-interp size MODEL shows any oth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from road_interp.cli.app import main_of
 from road_interp.measure.size import SHAPES, SizeReport, adapter_sizes, meta_model
 from road_interp.results import Result
+from road_interp.rotation.plane_maps import VARIANTS
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study
 
 LIMIT = 0.1  # percent: "fewer than 0.1% trainable parameters" (paper, abstract)
@@ -21,6 +22,7 @@ class Settings:
     """Settings of the study."""
 
     model: str = "all-MiniLM-L6-v2"
+    variants: list[str] = field(default_factory=lambda: list(VARIANTS))
     seed: int = 0
 
 
@@ -36,7 +38,7 @@ class SizesReport(Result):
 
 
 def measure(piece: Piece) -> SizeReport:
-    return adapter_sizes(meta_model(piece.recipe.model), piece.recipe.model)
+    return adapter_sizes(meta_model(piece.recipe.model), piece.recipe.model, variants=piece.recipe.variants)
 
 
 def report(pieces: Pieces) -> SizesReport:
@@ -70,6 +72,7 @@ STUDY = Study(
     draw=no_figure,
     describe=describe,
     minutes=1,
+    quick=("variants=[road_1]",),
     quick_conditions=1,
 )
 

@@ -103,7 +103,7 @@ def test_adapter_folders(adapter_files, data):
 def test_command_lines(monkeypatch, tmp_path, capsys, words):
     if words[:1] in (["demo"], ["bench"]):  # which need nothing to begin
         words = [*words, "--device", "nowhere"]
-    if words[:1] == ["size"]:  # which names all models that it knows
+    if words[:1] in (["size"], ["models"]):  # which name all models that they know
         words = [*words, "nowhere"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["road-interp", *words])

@@ -93,11 +93,12 @@ class Splits(NamedTuple):
     test: CounterfactualPairs
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: str | Path) -> list[Pair]:
     """Read pairs from a file with one JSON object per line, whose keys are the fields of `Pair`.
 
     Raises InputError if the file does not exist, and for a line that is not a pair.
     """
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     pairs = []

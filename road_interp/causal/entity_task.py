@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,12 +40,14 @@ class EntityTask:
         values: the values of the attributes, by entity.
         prompts: by attribute, texts with `%s` for the entity that end where the value begins.
         split: of every entity: "train", "val" or "test".
+        group: of every entity, such as all forms of a noun: intervals resample groups. By default an entity is its own.
     """
 
     name: str
     values: Mapping[str, Mapping[str, str]]
     prompts: Mapping[str, tuple[str, ...]]
     split: Mapping[str, str]
+    group: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -66,20 +68,22 @@ class EntityTask:
         return space + self.values[question.entity][question.attribute]
 
 
-def load_ravel(folder: Path, entity_type: str, attributes: Sequence[str]) -> EntityTask:
+def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str]) -> EntityTask:
     """Read a type of entity in RAVEL's format: four JSON files called `ravel_TYPE_...`.
 
+    Prompts are those of RAVEL's training split, for entities of every split: its test of new entities, not of new contexts.
+
     Args:
-        folder: with the files entity_attributes, attribute_to_prompts and entity_to_split.
+        folder: with the files entity_attributes, attribute_to_prompts, entity_to_split and prompt_to_split.
         entity_type: such as "city".
         attributes: such as "Country" and "Continent"; entities without a value of one of them are left out.
 
     Raises:
         InputError: a missing file or another format, or an attribute that has no prompts.
     """
-    values, prompts, split = (
-        read_json_object(folder / f"ravel_{entity_type}_{name}.json")
-        for name in ("entity_attributes", "attribute_to_prompts", "entity_to_split")
+    values, prompts, split, prompt_split = (
+        read_json_object(Path(folder) / f"ravel_{entity_type}_{name}.json")
+        for name in ("entity_attributes", "attribute_to_prompts", "entity_to_split", "prompt_to_split")
     )
     if unknown := [attribute for attribute in attributes if attribute not in prompts]:
         raise InputError(f"'{unknown[0]}' is not an attribute of {entity_type}; there are {', '.join(prompts)}")
@@ -89,7 +93,10 @@ def load_ravel(folder: Path, entity_type: str, attributes: Sequence[str]) -> Ent
             for entity, of_entity in values.items()
             if entity in split and all(str(of_entity.get(attribute, "")).strip() for attribute in attributes)
         }
-        texts = {attribute: tuple(text for text in prompts[attribute] if text.count(SLOT) == 1) for attribute in attributes}
+        texts = {
+            attribute: tuple(text for text in prompts[attribute] if text.count(SLOT) == 1 and prompt_split.get(text) == "train")
+            for attribute in attributes
+        }
     except (AttributeError, TypeError) as error:
         raise InputError(f"'{folder}': ravel_{entity_type}_... is not in RAVEL's format ({error})") from None
     return EntityTask(entity_type, chosen, texts, split)
@@ -106,12 +113,14 @@ class VariablePairs:
         pairs: texts, answers of base and source to the base's question, and the position of the span "entity".
         swapped, asked: variables.
         entities: of base and source.
+        groups: of both entities.
     """
 
     pairs: CounterfactualPairs
     swapped: tuple[str, ...]
     asked: tuple[str, ...]
     entities: tuple[tuple[str, str], ...]
+    groups: tuple[tuple[str, str], ...]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -140,33 +149,36 @@ def draw_variable_pairs(
     """Draw pairs for every swapped and asked variable, `count` of each, from questions that the model answers rightly.
 
     Base and source are questions about two entities of the split that differ in the asked attribute; the source's question asks
-    for the swapped one.
+    for any.
 
     Raises:
-        InputError: fewer than two entities whose answers differ.
+        InputError: too few different pairs, or a slow tokeniser, which has no offsets.
     """
+    if not tokenizer.is_fast:
+        raise InputError(f"{task.name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
     rng = random.Random(f"{seed} {split}")
     of_split = [question for question in answered if task.split[question.entity] == split]
     known = {name: [question for question in of_split if question.attribute == name] for name in task.attributes}
     drawn: list[tuple[Pair, str, str, tuple[str, str]]] = []
     for swapped in task.attributes:
         for asked in task.attributes:
-            found = 0
+            found: set[tuple[Question, Question]] = set()
             for _ in range(200 * count):
-                if found == count or not known[asked] or not known[swapped]:
+                if len(found) == count or not known[asked]:
                     break
-                base, source = rng.choice(known[asked]), rng.choice(known[swapped])
+                base, source = rng.choice(known[asked]), rng.choice(of_split)
                 pair = _pair(task, base, source)
-                if pair is not None and _can_be_encoded(pair, tokenizer, prefix):
+                if (base, source) not in found and pair is not None and _can_be_encoded(pair, tokenizer, prefix):
                     drawn.append((pair, swapped, asked, (base.entity, source.entity)))
-                    found += 1
-            if found < count:
+                    found.add((base, source))
+            if len(found) < count:
                 raise InputError(
-                    f"{task.name}: {found} pairs of {count} that swap {swapped} and ask for {asked}: too few {split} questions "
-                    "are answered rightly with different answers"
+                    f"{task.name}: {len(found)} pairs of {count} that swap {swapped} and ask for {asked}: too few {split} "
+                    "questions are answered rightly with different answers"
                 )
     pairs, swaps, asks, entities = zip(*drawn, strict=True)
-    return VariablePairs(encode_pairs(pairs, tokenizer, task.name, prefix), swaps, asks, entities)
+    groups = tuple(tuple(task.group.get(entity, entity) for entity in both) for both in entities)
+    return VariablePairs(encode_pairs(pairs, tokenizer, task.name, prefix), swaps, asks, entities, groups)
 
 
 def _pair(task: EntityTask, base: Question, source: Question) -> Pair | None:

@@ -32,7 +32,7 @@ def load_pairs(
     tokenizer: PreTrainedTokenizerBase,
     counts: tuple[int, int, int] = COUNTS,
     seed: int = 0,
-    templates: Path | None = None,
+    templates: str | Path | None = None,
     prefix: str = "",
 ) -> Splits:
     """Generate the three splits of a task from templates, with disjoint words.
@@ -52,7 +52,7 @@ def load_pairs(
         InputError: an unknown task, a task that is not in CausalGym's format, or words that cannot be divided.
     """
     source = resources.files("road_interp.causal") / "templates.json"
-    tasks = json.loads(source.read_text("utf-8")) if templates is None else read_json_object(templates)
+    tasks = json.loads(source.read_text("utf-8")) if templates is None else read_json_object(Path(templates))
     if task not in tasks:
         near = difflib.get_close_matches(task, tasks, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(tasks)}"

@@ -18,6 +18,7 @@ from road_interp.causal.accuracy import count_parameters
 from road_interp.causal.entity_task import EntityTask, Question, VariablePairs, spans_of
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.training import BATCH_SIZE, shuffled_rows
+from road_interp.errors import InputError
 from road_interp.measure.intervals import cluster_means, interval
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -71,12 +72,14 @@ def train_variables(
     """Train an interchange of several variables, in place: the multi-task loss of RAVEL.
 
     The loss is the cross entropy of the target among all tokens: the source's answer where the swapped variable is asked for,
-    the base's where another is. The optimizer is Adam, with a learning rate that decays linearly to zero.
+    the base's where another is; plus the interchange's `penalty()`, if it has one. The optimizer is Adam, with a learning rate
+    that decays linearly to zero.
 
     Args:
         interchange: called with the states of base and source, and `subspaces`.
         steps: number of steps of BATCH_SIZE pairs.
-        isolation: weight of the pairs whose answer should stay; 0 trains for cause only.
+        isolation: weight of all pairs whose answer should stay beside those whose answer should change, as if there were as many
+            of both; 0 trains for cause only.
         temperatures: of a learned mask (`set_temperature`), at the first and the last step; interpolated geometrically.
 
     Returns:
@@ -86,7 +89,9 @@ def train_variables(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
-    weights = torch.where(is_cause, 1.0, isolation)
+    share = isolation * float(is_cause.sum()) / max(1, int((~is_cause).sum()))
+    weights = torch.where(is_cause, 1.0, share)
+    penalty: Any = getattr(interchange, "penalty", None)
     losses = []
     for step, rows in enumerate(shuffled_rows(len(runs.pairs), BATCH_SIZE, steps, seed, weights.device)):
         if temperatures is not None:
@@ -94,7 +99,7 @@ def train_variables(
             set_temperature: Any = interchange.set_temperature
             set_temperature(first * (last / first) ** (step / max(1, steps - 1)))
         each = functional.cross_entropy(runs.logits(rows, interchange).float(), runs.targets[rows], reduction="none")
-        loss = (each * weights[rows]).sum() / len(rows)
+        loss = (each * weights[rows]).sum() / len(rows) + (0.0 if penalty is None else penalty())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -138,10 +143,12 @@ class VariablesReport(Result):
         coordinates: number of coordinates per variable; 0 for a swap of the whole state or of none.
         parameters: number of trained values.
         seed: of the training.
+        rate: the learning rate that validation chose; 0 without training.
+        validation: disentangle on the validation pairs; None without training.
         entities: number of different base entities.
         scores: one per variable.
         disentangle: the mean of the variables' cause and isolation.
-        interval: its 95% interval: base entities are resampled, because pairs of one entity are not independent.
+        interval: its 95% interval: groups of entities are resampled, because pairs that share an entity are not independent.
     """
 
     task: str
@@ -150,6 +157,8 @@ class VariablesReport(Result):
     coordinates: int
     parameters: int
     seed: int
+    rate: float
+    validation: float | None
     entities: int
     scores: tuple[VariableScore, ...]
     disentangle: float
@@ -157,27 +166,39 @@ class VariablesReport(Result):
 
 
 def measure_variables(
-    runs: VariableRuns, interchange: VariableInterchange, method: str, coordinates: int = 0, seed: int = 0
+    runs: VariableRuns,
+    interchange: VariableInterchange,
+    method: str,
+    coordinates: int = 0,
+    seed: int = 0,
+    rate: float = 0.0,
+    validation: float | None = None,
 ) -> VariablesReport:
-    """Score an interchange, trained or not, on all pairs of `runs`. The arguments are fields of the report."""
+    """Score an interchange, trained or not, on all pairs of `runs`. The arguments are fields of the report.
+
+    Raises InputError for pairs of a single variable, which have no isolation.
+    """
     hits = runs.hits(interchange).cpu().numpy().astype(float)
     pairs = runs.pairs
-    cells = np.array([f"{swapped} {asked}" for swapped, asked in zip(pairs.swapped, pairs.asked, strict=True)])
     names = list(dict.fromkeys(pairs.swapped))
-    weights = {f"{one} {other}": _weight(one == other, len(names)) for one in names for other in names}
+    if len(names) < 2:
+        raise InputError("a score of one variable has no isolation; use interchange_accuracy")
+    cells = np.array([f"{names.index(one)} {names.index(other)}" for one, other in zip(pairs.swapped, pairs.asked, strict=True)])
+    places = range(len(names))
+    weights = {f"{one} {other}": _weight(one == other, len(names)) for one in places for other in places}
     entities = [base for base, _ in pairs.entities]
     of_cell = {cell: float(hits[cells == cell].mean()) for cell in weights}
     scores = tuple(
         VariableScore(
             name,
-            of_cell[f"{name} {name}"],
-            float(np.mean([of_cell[f"{name} {other}"] for other in names if other != name])) if len(names) > 1 else 1.0,
-            int((cells == f"{name} {name}").sum()),
-            sum(int((cells == f"{name} {other}").sum()) for other in names if other != name),
+            of_cell[f"{one} {one}"],
+            float(np.mean([of_cell[f"{one} {other}"] for other in places if other != one])),
+            int((cells == f"{one} {one}").sum()),
+            sum(int((cells == f"{one} {other}").sum()) for other in places if other != one),
         )
-        for name in names
+        for one, name in enumerate(names)
     )
-    low, high = interval(cluster_means(hits, entities, cells.tolist(), weights))
+    low, high = interval(cluster_means(hits, pairs.groups, cells.tolist(), weights))
     return VariablesReport(
         pairs.pairs.name,
         runs.runs.site.name,
@@ -185,6 +206,8 @@ def measure_variables(
         coordinates,
         count_parameters(interchange),
         seed,
+        rate,
+        validation,
         len(set(entities)),
         scores,
         float(np.mean([score.disentangle for score in scores])),
@@ -194,8 +217,6 @@ def measure_variables(
 
 def _weight(is_cause: bool, variables: int) -> float:
     """The weight of a cell in the mean of cause and isolation over the variables."""
-    if variables == 1:
-        return 1.0
     return 1 / (2 * variables) if is_cause else 1 / (2 * variables * (variables - 1))
 
 
@@ -218,6 +239,8 @@ def answered_rightly(
         progress: called after every pass.
     """
     asked = list(questions)
+    if not asked:
+        return []
     texts = [prefix + "".join(spans_of(question).values()).rstrip() for question in asked]
     ids = tokenizer(texts)["input_ids"]
     whole = tokenizer([text + task.answer(question) for text, question in zip(texts, asked, strict=True)])["input_ids"]

@@ -34,25 +34,29 @@ def bootstrap_means(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -
 
 
 def cluster_means(
-    outcomes: Float[np.ndarray, " examples"], clusters: Sequence[str], cells: Sequence[str], weights: Mapping[str, float]
+    outcomes: Float[np.ndarray, " examples"],
+    clusters: Sequence[Sequence[str]],
+    cells: Sequence[str],
+    weights: Mapping[str, float],
 ) -> Float[np.ndarray, " draws"]:
     """Bootstrap samples of a weighted mean of cells, such as tasks: clusters of examples, such as words, are resampled.
 
     Args:
-        clusters: of every example; examples of one cluster are drawn together, because they are not independent.
+        clusters: of every example, one or several, such as the words of base and source. An example counts as often as the
+            product of the numbers of draws of its clusters, because examples that share one are not independent.
         cells: of every example; a cell's value is the mean of its examples.
         weights: of the cells.
     """
-    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    columns = list(weights)
-    column = np.array([columns.index(cell) for cell in cells])
-    sums, counts = np.zeros((2, len(names), len(columns)))
-    np.add.at(sums, (cluster, column), outcomes)
-    np.add.at(counts, (cluster, column), 1.0)
+    names = sorted({name for each in clusters for name in each})
+    index = np.array([[names.index(name) for name in each] for each in clusters])
     times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    drawn, overall = times @ counts, sums.sum(0) / np.maximum(counts.sum(0), 1)
-    means = np.where(drawn > 0, times @ sums / np.maximum(drawn, 1), overall)
-    return means @ np.array([weights[cell] for cell in columns])
+    counted = times[:, index].prod(2)
+    total = np.zeros(DRAWS)
+    for cell, weight in weights.items():
+        of_cell = np.array([each == cell for each in cells])
+        drawn, sums = counted[:, of_cell].sum(1), counted[:, of_cell] @ outcomes[of_cell]
+        total += weight * np.where(drawn > 0, sums / np.maximum(drawn, 1), outcomes[of_cell].mean())
+    return total
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

@@ -92,7 +92,8 @@ class ContinuousBatching:
         if positions not in POSITIONS:
             known = " or ".join(POSITIONS)
             raise InputError(f"continuous batching joins rows: its positions can be {known}, not {positions!r}")
-        if generation_config is not None and (generation_config.num_return_sequences or 1) > 1:
+        config = model.generation_config if generation_config is None else generation_config
+        if (config.num_return_sequences or 1) > 1:
             raise InputError("continuous batching returns one sequence per request: add a request several times instead")
         head = model.get_output_embeddings()
         for site in selection.rotations.sites:
@@ -267,7 +268,9 @@ class ContinuousBatching:
         vocabulary = embeddings.num_embeddings
         if unknown := [token for token in ids if not 0 <= token < vocabulary]:
             raise InputError(f"{unknown[0]} is not a token of the model, which has {vocabulary}")
-        new_tokens = max_new_tokens or self._manager.generation_config.max_new_tokens
+        new_tokens = self._manager.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if new_tokens is not None and new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, not {new_tokens}")
         if new_tokens is None:
             raise InputError("neither the request nor the generation config says how many tokens: max_new_tokens")
         settings, text_config = self._manager.continuous_batching_config, self._model.config.get_text_config()

@@ -66,6 +66,9 @@ class FactorTable:
             maps = self._computed(wanted)
             row = self._rows[kind] = self._free_row(kind)
             self._write(row, maps)
+            for device in self._buffers:
+                if device.type == "cuda":  # the engine reads on a stream of its own
+                    torch.cuda.current_stream(device).synchronize()
         self._uses[row] += 1
         self._unused.pop(row, None)
         return row

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.errors import InputError
+from road_interp.models import mib_format
 from road_interp.models.intervention import move_only, pyvene
-from road_interp.models.subspaces import as_lists, selected_entries
+from road_interp.models.subspaces import as_lists, check_partition, entries_of, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
@@ -70,6 +73,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         self.mask = nn.Parameter(torch.zeros(self.width)) if rows == "mask" else None
         self.register_buffer("temperature", torch.tensor(1.0))
         self.rows = None if rows == "mask" else _check_rows(rows, self.width)
+        check_partition(self.subspace_partition, self.width if self.rows is None else len(self.rows))
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a state dict needs besides tensors: the swapped coordinates (None while a mask is learned) and their partition."""
@@ -86,7 +90,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             if self._made_by_pyvene:
                 rows = extra["rows"]
                 self.depth, self.rows = len(theta), None if rows is None else _check_rows(rows, self.width)
-                self.theta = nn.Parameter(torch.empty_like(theta))
+                self.theta = nn.Parameter(torch.empty_like(theta, device=self.theta.device))
                 self.mask = nn.Parameter(torch.zeros(self.width)) if rows is None else None
                 self.subspace_partition = extra["partition"]
             elif extra != self.get_extra_state():
@@ -121,7 +125,10 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         """Replace the learned mask by the list of coordinates with a proportion above one half, and return the list."""
         if self.mask is None:
             raise InputError('there is no mask to harden: rows is already a list (rows="mask" learns a mask)')
-        self.rows, self.mask = tuple((self.mask > 0).nonzero().flatten().tolist()), None
+        rows = tuple((self.mask > 0).nonzero().flatten().tolist())
+        if not rows:
+            raise InputError("the mask selects no coordinate: no proportion is above one half")
+        self.rows, self.mask = rows, None
         return self.rows
 
     def basis(self) -> Float[Tensor, "width k"]:
@@ -143,6 +150,16 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             return butterfly.inverse(theta, features)
 
         return featurize, invert, list(self._hard_rows())
+
+    def save_mib(self, folder: str | os.PathLike[str], unit: str, subspaces: Sequence[int] | None = None) -> None:
+        """Write the files that the loader of MIB's causal-variable track reads: see `mib_format.save_mib`.
+
+        Args:
+            unit: the name of the model unit in the track's experiments.
+            subspaces: as in `forward`, such as those of one variable; None for all swapped coordinates.
+        """
+        features = None if subspaces is None else entries_of(subspaces, self.subspace_partition, len(self._hard_rows()))
+        mib_format.save_mib(self.basis(), Path(folder), unit, features)
 
     def _hard_rows(self) -> tuple[int, ...]:
         if self.rows is None:

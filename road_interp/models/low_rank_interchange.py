@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.errors import InputError
+from road_interp.models import mib_format
 from road_interp.models.intervention import move_only, pyvene
-from road_interp.models.subspaces import as_lists, selected_entries
+from road_interp.models.subspaces import as_lists, check_partition, entries_of, selected_entries
 
 
 class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.DistributedRepresentationIntervention):
@@ -45,10 +48,14 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
             )
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which may lack the rank
+        if low_rank_dimension is None and not self._made_by_pyvene:
+            raise InputError("LowRankInterchangeIntervention needs low_rank_dimension, the number of directions")
         width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
         if not 1 <= rank <= width:
             raise InputError(f"low_rank_dimension must be from 1 to the width {width}, not {rank}")
         self.weight = nn.Parameter(torch.randn(width, rank, generator=torch.Generator().manual_seed(seed)))
+        if low_rank_dimension is not None:
+            check_partition(self.subspace_partition, rank)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a state dict needs besides tensors: the partition of the directions."""
@@ -63,7 +70,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         weight, extra = state_dict.get(f"{prefix}weight"), state_dict.get(f"{prefix}_extra_state")
         if extra is not None and weight is not None:
             if self._made_by_pyvene:
-                self.weight = nn.Parameter(torch.empty_like(weight))
+                self.weight = nn.Parameter(torch.empty_like(weight, device=self.weight.device))
                 self.subspace_partition = extra["partition"]
             elif extra != self.get_extra_state():
                 errors.append(f"'{prefix}partition' is another than that of this intervention")
@@ -92,6 +99,12 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         if subspaces is not None:
             coordinates = coordinates * selected_entries(subspaces, self.subspace_partition, basis.shape[1], coordinates)
         return (base + coordinates @ basis.to(dtype).T).to(base.dtype)
+
+    def save_mib(self, folder: str | os.PathLike[str], unit: str, subspaces: Sequence[int] | None = None) -> None:
+        """Write the files that the loader of MIB's causal-variable track reads; the arguments are those of
+        `RoadInterchangeIntervention.save_mib`."""
+        features = None if subspaces is None else entries_of(subspaces, self.subspace_partition, self.weight.shape[1])
+        mib_format.save_mib(self.basis().detach(), Path(folder), unit, features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LowRankInterchangeIntervention:
         """Move with the model to its device, but keep the dtype."""

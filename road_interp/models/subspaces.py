@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,16 +28,29 @@ def selected_entries(
     """
     if len(subspaces) != len(states):
         raise InputError(f"subspaces list {len(subspaces)} rows, but the batch has {len(states)}")
-    known = count if partition is None else len(partition)
-    selected = states.new_zeros(len(states), *[1] * (states.ndim - 2), count)
+    selected = torch.zeros(len(states), *[1] * (states.ndim - 2), count, dtype=states.dtype)
     for row, chosen in enumerate(subspaces):
-        for subspace in chosen:
-            if not 0 <= subspace < known:
-                raise InputError(f"subspace {subspace} does not exist: subspaces are 0 to {known - 1}")
-            selected[row, ..., [subspace] if partition is None else list(partition[subspace])] = 1
-    return selected
+        selected[row, ..., entries_of(chosen, partition, count)] = 1
+    return selected.to(states.device)
+
+
+def entries_of(subspaces: Sequence[int], partition: Sequence[Sequence[int]] | None, count: int) -> list[int]:
+    """The entries of the subspaces of one row. Raises InputError for an index that does not exist."""
+    known = count if partition is None else len(partition)
+    if unknown := [subspace for subspace in subspaces if not 0 <= subspace < known]:
+        raise InputError(f"subspace {unknown[0]} does not exist: subspaces are 0 to {known - 1}")
+    return list(subspaces) if partition is None else [entry for subspace in subspaces for entry in partition[subspace]]
 
 
 def as_lists(partition: Any) -> list[list[int]] | None:
     """A partition as lists of numbers, for a state dict."""
     return None if partition is None else [[int(entry) for entry in part] for part in partition]
+
+
+def check_partition(partition: Sequence[Sequence[int]] | None, count: int) -> None:
+    """Raise InputError for a partition with entries that do not exist, or that two of its parts share."""
+    entries = [entry for part in partition or () for entry in part]
+    if unknown := [entry for entry in entries if not 0 <= entry < count]:
+        raise InputError(f"subspace_partition contains entry {unknown[0]}, but there are entries 0 to {count - 1}")
+    if len(set(entries)) < len(entries):
+        raise InputError("the parts of subspace_partition overlap: a variable's coordinates must be its own")

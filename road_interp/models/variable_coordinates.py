@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,8 +30,8 @@ class VariableCoordinates:
     >>> coordinates = VariableCoordinates({"country": 2, "continent": 1})
     >>> coordinates.partition, coordinates.subspaces(["continent", "country+continent", "__base__"])
     ([[0, 2], [2, 3]], [[1], [0, 1], []])
-    >>> coordinates.rows(width=8)
-    (0, 2, 4)
+    >>> sorted(coordinates.rows(width=6))
+    [0, 2, 4]
     """
 
     counts: Mapping[str, int]
@@ -63,13 +64,16 @@ class VariableCoordinates:
         return [list(pair) for pair in pairwise(ends)]
 
     def rows(self, width: int) -> tuple[int, ...]:
-        """The owned coordinates, variable after variable: the first of every plane, and then the second ones.
+        """The owned coordinates, variable after variable: the first of planes in a fixed random order, then the second ones.
+
+        At depth 1 a coordinate reads the two neurons of its plane, so that a random order spreads the variables over the state.
 
         Raises InputError for a state with fewer coordinates than the variables own.
         """
         if self.total > width:
             raise InputError(f"the variables own {self.total} coordinates, but the state has {width}")
-        return (*range(0, width, 2), *range(1, width, 2))[: self.total]
+        planes = random.Random(0).sample(range(width // 2), width // 2)
+        return (*(2 * plane for plane in planes), *(2 * plane + 1 for plane in planes))[: self.total]
 
     def subspaces(self, active: Sequence[str]) -> list[list[int]]:
         """pyvene's `subspaces` for the variables to swap in every row: "country", "country+continent" or "__base__" for none.

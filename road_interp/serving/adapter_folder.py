@@ -30,6 +30,7 @@ class AdapterFolder:
     Attributes:
         bank: the adapters.
         planes: the planes of the tasks of the runs with tasks that were there at first; None without one.
+        with_tasks: the names of the adapters that were trained with these tasks.
 
     Raises:
         InputError: no adapter in the folder, one that cannot be read or does not fit the others, or runs with different tasks.
@@ -45,33 +46,36 @@ class AdapterFolder:
         self.planes = next(iter(with_tasks.values()), None)
         for name, planes in with_tasks.items():
             self._check_planes(name, planes)
+        self.with_tasks = set(with_tasks)
         self.bank = RoadBank({name: adapter for name, (adapter, _) in loaded.items()})
 
-    def changed(self) -> dict[str, RoadAdapter]:
+    def changed(self) -> dict[str, tuple[RoadAdapter, TaskPlanes | None]]:
         """Read the adapters that have come or changed since the last call. One that cannot be read is logged, and is read again
         when its files change."""
         before, self._stamps = self._stamps, self._read_stamps()
-        adapters = {}
+        loaded = {}
         for name, stamp in self._stamps.items():
             if before.get(name) != stamp:
                 try:
-                    adapters[name], planes = self._load(name)
+                    adapter, planes = self._load(name)
                     self._check_planes(name, planes)
+                    loaded[name] = adapter, planes
                 except (InputError, OSError) as error:
-                    adapters.pop(name, None)
-                    log.error("adapter '%s' is not served: %s", name, error)
-        return adapters
+                    log.error("adapter '%s' is not served as it is now: %s", name, error)
+        return loaded
 
-    def update(self, adapters: Mapping[str, RoadAdapter]) -> None:
+    def update(self, loaded: Mapping[str, tuple[RoadAdapter, TaskPlanes | None]]) -> None:
         """Put adapters into the bank, and remove those whose folders are gone. One that does not fit the others is logged."""
-        for name, adapter in adapters.items():
+        for name, (adapter, planes) in loaded.items():
             try:
                 (self.bank.replace if name in self.bank else self.bank.add)(name, adapter)
+                (self.with_tasks.discard if planes is None else self.with_tasks.add)(name)
             except InputError as error:
-                log.error("adapter '%s' is not served: %s", name, error)
+                log.error("adapter '%s' is not served as it is now: %s", name, error)
         for name in [name for name in self.bank if name not in self._stamps]:
             if len(self.bank) > 1:
                 self.bank.remove(name)
+                self.with_tasks.discard(name)
 
     def _read_stamps(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
         """For every adapter, the names, times and sizes of its files. Folders that vanish meanwhile are left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from road_interp.adapters.bank import BASE, RoadBank
@@ -22,15 +23,17 @@ class ModelNames:
     Attributes:
         bank: the adapters.
         planes: the planes of their tasks; None for adapters without tasks.
+        with_tasks: the names of the adapters that were trained with these tasks; by default all.
     """
 
     bank: RoadBank
     planes: TaskPlanes | None = None
+    with_tasks: Collection[str] | None = None
 
     def listed(self) -> list[str]:
         """The base model, every adapter and every task of one."""
         adapters = list(self.bank)  # another thread may change the bank
-        tasks = [f"{name}/{task}" for name in adapters for task in self._tasks]
+        tasks = [f"{name}/{task}" for name in adapters for task in self._tasks_of(name)]
         return [PREFIX + name for name in (BASE, *adapters, *tasks)]
 
     def wanted(self, model: str) -> Wanted:
@@ -47,13 +50,13 @@ class ModelNames:
         if not separator and all(each in self.bank for each in strengths):
             return Wanted("+".join(strengths), None, _given(strengths))
         adapter = adapter if separator else next(iter(self.bank)) if len(self.bank) == 1 else ""
-        if adapter in self.bank and all(task in self._tasks for task in strengths):
+        if adapter in self.bank and all(task in self._tasks_of(adapter) for task in strengths):
             return Wanted(adapter, "+".join(strengths), _given(strengths))
         raise self._unknown(model)
 
-    @property
-    def _tasks(self) -> tuple[str, ...]:
-        return () if self.planes is None else self.planes.tasks
+    def _tasks_of(self, adapter: str) -> tuple[str, ...]:
+        has_tasks = self.planes is not None and (self.with_tasks is None or adapter in self.with_tasks)
+        return self.planes.tasks if self.planes is not None and has_tasks else ()
 
     def _unknown(self, model: str) -> InputError:
         return InputError(

@@ -71,7 +71,7 @@ def serve(
         sizes = settings.max_length - settings.max_new_tokens, settings.max_new_tokens, settings.max_requests
         greedy = GenerationConfig(max_new_tokens=settings.max_new_tokens, do_sample=False)
         with model.continuous_batching(generation_config=greedy, sizes=sizes) as engine:
-            names = ModelNames(adapters.bank, adapters.planes)
+            names = ModelNames(adapters.bank, adapters.planes, adapters.with_tasks)
             app = build_app(Served(base, tokenizer, engine, names, settings.max_new_tokens))
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
             progress(f"http://{settings.host}:{settings.port}/v1 serves {', '.join(names.listed())}")

@@ -209,7 +209,6 @@ class TextBody(Body):
     """The fields of /v1/completions."""
 
     prompt: str = Field(min_length=1)
-    suffix: str | None = None
 
 
 class _Handler:

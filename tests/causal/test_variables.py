@@ -13,9 +13,11 @@ from torch.nn import functional
 
 from helpers.models import tiny_model
 from helpers.taught import word_tokenizer
-from road_interp.causal.entity_task import EntityTask, Question, draw_variable_pairs, load_ravel
+from road_interp.causal.entity_task import EntityTask, draw_variable_pairs, load_ravel
 from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
+from road_interp.causal.number_and_gender import number_and_gender
+from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, compare_variables, principal_components
 from road_interp.causal.variables import (
     VariableRuns,
     VariablesReport,
@@ -29,7 +31,21 @@ from road_interp.models.variable_coordinates import VariableCoordinates
 
 VARIABLES = ("colour", "shape")
 # Entities and values are words of the tokeniser.
-ENTITIES = ["baker", "banker", "barber", "beggar", "builder", "buyer", "captain", "carpenter"]
+ENTITIES = [
+    "baker",
+    "banker",
+    "barber",
+    "beggar",
+    "builder",
+    "buyer",
+    "captain",
+    "carpenter",
+    "coach",
+    "cousin",
+    "cyclist",
+    "dancer",
+]
+SPLIT = {entity: ("train", "val", "test")[number // 4] for number, entity in enumerate(ENTITIES)}
 VALUES = {"colour": ("is", "was"), "shape": ("he", "she")}
 PROMPTS = {"colour": ("The %s has", "because %s cried"), "shape": ("The %s had",)}
 
@@ -45,7 +61,7 @@ def task():
         entity: {name: VALUES[name][number // 2**bit % 2] for bit, name in enumerate(VARIABLES)}
         for number, entity in enumerate(ENTITIES)
     }
-    return EntityTask("thing", values, PROMPTS, dict.fromkeys(ENTITIES, "train"))
+    return EntityTask("thing", values, PROMPTS, SPLIT)
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +89,18 @@ def taught(task, tokenizer):
 
 @pytest.fixture(scope="module")
 def runs(taught, task, tokenizer):
-    right = answered_rightly(taught, tokenizer, task, task.questions())
-    return VariableRuns(taught, draw_variable_pairs(task, right, tokenizer, "train", 24), 0, VARIABLES)
+    return runs_of(taught, task, tokenizer, "train")
+
+
+def runs_of(model, task, tokenizer, split):
+    right = answered_rightly(model, tokenizer, task, task.questions())
+    return VariableRuns(model, draw_variable_pairs(task, right, tokenizer, split, 20), 0, VARIABLES)
 
 
 def test_questions_that_are_answered_rightly(taught, task, tokenizer):
     questions = list(task.questions())
-    assert len(questions) == 8 * 3
+    assert len(questions) == 12 * 3
+    assert answered_rightly(taught, tokenizer, task, []) == []
     assert answered_rightly(taught, tokenizer, task, questions, batch_size=5) == questions
     wrong = replace(task, values={entity: {"colour": "are", "shape": "they"} for entity in ENTITIES})
     assert answered_rightly(taught, tokenizer, wrong, questions) == []
@@ -98,8 +119,9 @@ def test_pairs_swap_one_variable_and_ask_for_one(task, tokenizer):
     assert sum(pairs.is_cause) == 12
     again = draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 6)
     assert again == pairs
+    assert len({(base, source) for base, source in zip(pairs.pairs.base[:6], pairs.pairs.source[:6], strict=True)}) == 6
     with pytest.raises(InputError, match="0 pairs of 2 that swap colour and ask for colour: too few test questions"):
-        draw_variable_pairs(task, list(task.questions()), tokenizer, "test", 2)
+        draw_variable_pairs(task, list(task.questions("train")), tokenizer, "test", 2)
 
 
 def test_the_loss_of_two_pairs_by_hand(runs):
@@ -109,6 +131,7 @@ def test_the_loss_of_two_pairs_by_hand(runs):
     assert [runs.pairs.is_cause[row] for row in rows.tolist()] == [True, False]
     logits = runs.logits(rows, interchange).log_softmax(-1)
     expected = -(logits[0, runs.pairs.pairs.source_label[0]] + 3 * logits[1, runs.pairs.pairs.base_label[30]]) / 2
+    assert not runs.pairs.is_cause[30]
     two = copy.copy(runs)
     two.pairs, two.targets = _subset(runs.pairs, rows.tolist()), runs.targets[rows]
     two.logits = lambda chosen, swap: runs.logits(rows[chosen], swap)
@@ -117,7 +140,7 @@ def test_the_loss_of_two_pairs_by_hand(runs):
 
 
 def _subset(pairs, rows):
-    fields = {name: tuple(getattr(pairs, name)[row] for row in rows) for name in ("swapped", "asked", "entities")}
+    fields = {name: tuple(getattr(pairs, name)[row] for row in rows) for name in ("swapped", "asked", "entities", "groups")}
     labels = {name: tuple(getattr(pairs.pairs, name)[row] for row in rows) for name in ("base", "base_label", "source_label")}
     return replace(pairs, pairs=replace(pairs.pairs, **labels), **fields)
 
@@ -135,7 +158,7 @@ def test_the_score_of_no_swap_is_one_half(runs):
     assert [(score.cause, score.isolation) for score in report.scores] == [(0.0, 1.0)] * 2
     assert report.disentangle == 0.5
     assert report.interval == (0.5, 0.5)
-    assert report.entities <= 8
+    assert report.entities == 4
     assert VariablesReport.from_json(report.to_json()) == report
 
 
@@ -147,26 +170,28 @@ def test_a_full_swap_causes_everything(runs):
 @pytest.mark.parametrize("kind", ["road", "low_rank", "mask"])
 def test_training_separates_the_variables(runs, kind):
     coordinates = VariableCoordinates({"colour": 4, "shape": 4})
+    torch.manual_seed(0)
     interchange = {
         "road": lambda: coordinates.road(32, depth=5, spread=3.0),
         "low_rank": lambda: coordinates.low_rank(32),
-        "mask": lambda: MaskedInterchange(2, 32, torch.linalg.qr(torch.randn(32, 32))[0], trained=True),
+        "mask": lambda: MaskedInterchange(2, 32, 4, torch.randn(32, 32), trained=True),
     }[kind]()
     options = {"temperatures": (1.0, 0.1)} if kind == "mask" else {}
-    torch.manual_seed(0)
     losses = train_variables(runs, interchange, 120, 0.05, **options)
     if kind == "mask":
-        interchange.harden(4)
+        assert interchange.harden() <= 8
     report = measure_variables(runs, interchange, kind, 4)
     assert losses[-1] < losses[0] / 2
     assert report.disentangle > 0.8
 
 
 def test_hardened_masks_own_disjoint_coordinates():
-    masked = MaskedInterchange(2, 6)
+    """What a variable claims most, also where a low temperature makes all claims equal to 1; nothing that no variable claims."""
+    masked = MaskedInterchange(2, 6, 2)
+    masked.set_temperature(0.05)
     with torch.no_grad():
-        masked.logits.copy_(torch.tensor([[9.0, 8, 7, 0, 0, 0], [0, 8.5, 0, 6, 5, 0], [0, 0, 0, 0, 9, 9]]))
-    masked.harden(2)
+        masked.logits.copy_(torch.tensor([[5.0, 8, 9, 0, 0, 0], [0, 8.5, 0, 6, 5, 0], [0, 0, 0, 0, 9, 9]]))
+    assert masked.harden() == 4
     assert masked.owners.tolist() == [0, 1, 0, 1, -1, -1]
     base, source = torch.zeros(3, 6), torch.ones(3, 6)
     assert masked(base, source, subspaces=[[0], [1], [0, 1]]).tolist() == [
@@ -174,23 +199,45 @@ def test_hardened_masks_own_disjoint_coordinates():
         [0, 1, 0, 1, 0, 0],
         [1, 1, 1, 1, 0, 0],
     ]
+    again = MaskedInterchange(2, 6, 2)
+    again.load_state_dict(masked.state_dict())
+    assert torch.equal(again(base, source, subspaces=[[0], [1], [0, 1]]), masked(base, source, subspaces=[[0], [1], [0, 1]]))
+
+
+def test_masks_are_charged_for_more_coordinates_than_their_own():
+    masked = MaskedInterchange(2, 9, 2)
+    assert masked.penalty().item() == pytest.approx(0.5)  # a third of nine each: three instead of two
+    with torch.no_grad():
+        masked.logits[2] = 5.0
+    assert masked.penalty().item() == 0
 
 
 def test_intervals_draw_clusters():
     """Ten examples of one word count once: the interval is that of the words."""
     outcomes = np.repeat([1.0, 0.0, 1.0, 0.0], 10)
     words = np.repeat(["a", "b", "c", "d"], 10).tolist()
-    drawn = cluster_means(outcomes, words, ["x"] * 40, {"x": 1.0})
+    drawn = cluster_means(outcomes, [(word,) for word in words], ["x"] * 40, {"x": 1.0})
     assert np.std(drawn) == pytest.approx(np.sqrt(0.25 / 4), rel=0.1)
-    independent = cluster_means(outcomes, [str(number) for number in range(40)], ["x"] * 40, {"x": 1.0})
+    independent = cluster_means(outcomes, [(str(number),) for number in range(40)], ["x"] * 40, {"x": 1.0})
     assert np.std(independent) == pytest.approx(np.sqrt(0.25 / 40), rel=0.1)
+    crossed = [(f"base {number // 10}", f"source {number % 10}") for number in range(40)]
+    assert np.std(cluster_means(outcomes, crossed, ["x"] * 40, {"x": 1.0})) > np.std(independent)
 
 
 def test_ravels_files(tmp_path):
     files = {
         "entity_attributes": {"Oslo": {"Country": "Norway", "Continent": "Europe"}, "Lima": {"Country": "Peru", "Continent": ""}},
-        "attribute_to_prompts": {"Country": ["%s is in", "%s and %s"], "Continent": ['{"city": "%s", "continent": "']},
+        "attribute_to_prompts": {
+            "Country": ["%s is in", "%s and %s", "in %s, of"],
+            "Continent": ['{"city": "%s", "continent": "'],
+        },
         "entity_to_split": {"Oslo": "train", "Lima": "val"},
+        "prompt_to_split": {
+            "%s is in": "train",
+            "%s and %s": "train",
+            '{"city": "%s", "continent": "': "train",
+            "in %s, of": "val",
+        },
     }
     for name, content in files.items():
         (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(content))
@@ -205,4 +252,60 @@ def test_ravels_files(tmp_path):
     (tmp_path / "ravel_city_entity_attributes.json").write_text('{"Oslo": 3}')
     with pytest.raises(InputError, match="not in RAVEL's format"):
         load_ravel(tmp_path, "city", ["Country"])
-    assert Question("Oslo", "Country", "%s is in").entity == "Oslo"
+
+
+def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
+    splits = [runs_of(taught, task, tokenizer, split) for split in ("train", "val", "test")]
+    reports = compare_variables(*splits, VARIABLES, 2, rates=(1e-7, 0.05), steps=60, seed=3)
+    by_name = {report.method: report for report in reports}
+    assert list(by_name) == ["no swap", "whole state", "random subspace", *METHODS]
+    assert {report.seed for report in reports} == {3}
+    assert by_name["no swap"].disentangle == 0.5
+    assert (by_name["random subspace"].parameters, by_name["random subspace"].validation) == (0, None)
+    assert by_name["DAS of each variable"].parameters == by_name[SHARED].parameters == 32 * 4
+    for name in (SHARED, "DAS of each variable"):
+        assert by_name[name].rate == 0.05  # at the other nothing is learned
+        assert by_name[name].validation > 0.6
+    with pytest.raises(InputError, match="the entity '.*' is in two splits"):
+        compare_variables(splits[0], splits[1], splits[0], VARIABLES, 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_swaps_nothing_of_an_equal_source(name):
+    states = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    interchange = METHODS[name](MethodInputs(32, VARIABLES, 2, states, seed=1))
+    torch.testing.assert_close(interchange(states, states.clone(), subspaces=[[0], [1]] * 20), states, rtol=0, atol=1e-5)
+    assert not torch.allclose(interchange(states, states.flip(0), subspaces=[[0], [1]] * 20), states, atol=1e-2)
+
+
+def test_principal_components_are_ordered_and_orthonormal():
+    spread = torch.tensor([5.0, 3.0, 1.0])
+    states = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * spread + 7
+    basis = principal_components(states)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(3), rtol=0, atol=1e-5)
+    assert (basis[:, 0].abs().argmax(), basis[:, 1].abs().argmax()) == (0, 1)
+
+
+def test_number_and_gender_needs_no_files():
+    task = number_and_gender()
+    assert task.attributes == ("number", "gender")
+    assert task.values["queens"] == {"number": "plural", "gender": "female"}
+    assert all(task.split[noun] == task.split[group] for noun, group in task.group.items())
+    assert [noun for noun, group in task.group.items() if group == "monk"] == ["monk", "monks", "nun", "nuns"]
+    assert set(task.split.values()) == {"train", "val", "test"}
+    assert len(task.values) == 4 * 28
+    words = {word.strip(":;-") for prompts in task.prompts.values() for prompt in prompts for word in prompt.split()}
+    assert not words & set(task.values)  # no answer stands in a prompt
+    assert not [
+        noun
+        for noun in task.values
+        for other in task.values
+        if noun != other and noun.endswith(other) and task.group[noun] != task.group[other]
+    ]
+
+
+def test_a_single_variable_has_no_score(runs):
+    one = copy.copy(runs)
+    one.pairs = replace(runs.pairs, swapped=("colour",) * len(runs.pairs))
+    with pytest.raises(InputError, match="a score of one variable has no isolation"):
+        measure_variables(one, nothing, "none")

@@ -66,6 +66,17 @@ def test_all_variables_together_are_the_swap_of_their_span(kind):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
+def test_states_of_several_positions(kind):
+    interchange = MAKERS[kind]()
+    base, source = torch.randn(2, 3, 4, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    subspaces = COORDINATES.subspaces(["country", "continent", "__base__"])
+    together = interchange(base, source, subspaces=subspaces)
+    for position in range(4):
+        alone = interchange(base[:, position], source[:, position], subspaces=subspaces)
+        torch.testing.assert_close(together[:, position], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
 def test_every_row_swaps_its_own_variables(kind):
     interchange, (base, source) = MAKERS[kind](), states()
     names = ["country", "continent", "__base__", "country+continent"]
@@ -98,6 +109,13 @@ def test_low_rank_gradients_and_arguments():
             LowRankInterchangeIntervention(WIDTH, rank)
     with pytest.raises(InputError, match="needs embed_dim"):
         LowRankInterchangeIntervention()
+    with pytest.raises(InputError, match="needs low_rank_dimension"):
+        LowRankInterchangeIntervention(WIDTH)
+    for partition, message in (([[0, 3], [2, 5]], "overlap"), ([[0, 3], [3, 7]], "entry 5, but there are entries 0 to 4")):
+        with pytest.raises(InputError, match=message):
+            LowRankInterchangeIntervention(WIDTH, 5, subspace_partition=partition)
+        with pytest.raises(InputError, match=message):
+            RoadInterchangeIntervention(WIDTH, rows=range(5), subspace_partition=partition)
 
 
 def test_wrong_variables():
@@ -172,6 +190,6 @@ def test_beside_an_adapter_in_the_same_call():
         both = swapped_logits(model, batch, names)
     rotated = road(base=batch, adapter_names=["a", "b", "a", "__base__"])[1].logits
     torch.testing.assert_close(both[2], rotated[2], rtol=0, atol=1e-5)  # swaps nothing
-    torch.testing.assert_close(both[3][0], plain[3][0], rtol=0, atol=1e-5)  # before the swapped token, without an adapter
+    torch.testing.assert_close(both[3][0], plain[3][0], rtol=0, atol=1e-5)  # before the swapped token nothing is swapped
     assert not torch.allclose(both[0], plain[0], atol=1e-5)
     assert not torch.allclose(both[0], rotated[0], atol=1e-5)

@@ -55,7 +55,7 @@ def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
     assert torch.equal(bank["a"].theta[name], adapters[2].theta[name])
     (tmp_path / "c" / "adapter.json").write_text("{")
     assert folder.changed() == {}
-    assert "adapter 'c' is not served" in caplog.text
+    assert "adapter 'c' is not served as it is now" in caplog.text
     assert folder.changed() == {}
     assert "c" in bank
     (tmp_path / "a").rename(tmp_path / "renamed")
@@ -65,7 +65,10 @@ def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
     random_adapter(find_sites(base, "mlp")).save(tmp_path / "of-other-sites")
     folder.update(folder.changed())
     assert list(bank) == ["renamed"]
-    assert "'of-other-sites' is not served: adapter 'of-other-sites' does not fit this bank: its sites differ" in caplog.text
+    assert (
+        "'of-other-sites' is not served as it is now: adapter 'of-other-sites' does not fit this bank: its sites differ"
+        in caplog.text
+    )
     shutil.rmtree(tmp_path / "renamed")
     folder.update(folder.changed())
     assert list(bank) == ["renamed"]  # a bank is never empty

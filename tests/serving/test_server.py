@@ -114,7 +114,9 @@ def test_chat_strengths_and_streaming(client, expected):
     assert answer.choices[0].message.content == expected["chat"]
     assert (answer.model, answer.usage.prompt_tokens, answer.usage.completion_tokens) == ("road:b", 3, 4)
     assert answer.choices[0].finish_reason == "length"
-    parts = client.chat.completions.create(model="road:b", messages=messages, max_completion_tokens=4, stream=True, temperature=0)
+    parts = client.chat.completions.create(
+        model="road:b", messages=messages, max_completion_tokens=4, stream=True, temperature=0.0
+    )
     texts = [part.choices[0].delta.content for part in parts if part.choices and part.choices[0].delta.content]
     assert len(texts) > 1
     assert "".join(texts) == expected["chat"]
@@ -242,6 +244,7 @@ def test_tasks_of_an_adapter():
     assert names.listed() == ["road:__base__", "road:a", "road:a/label", "road:a/closing"]
     assert names.wanted("road:label@0.5+closing") == ("a", "label+closing", {"label": 0.5, "closing": 1.0})
     assert names.wanted("road:a/closing") == ("a", "closing", None)
+    assert ModelNames(model.bank, planes, with_tasks=()).listed() == ["road:__base__", "road:a"]
     wanted = [
         model.generate(
             {"input_ids": torch.tensor([[5, 6]])},

@@ -1,0 +1,60 @@
+"""The files of a featurizer for the causal-variable track of MIB (Mueller et al. 2025), as its own loader reads them.
+
+The track knows featurizers by the names of its classes. An interchange in a subspace is a `SubspaceFeaturizerModule`, whose
+rotation matrix is an orthogonal parametrisation of pyvene's LowRankRotateLayer, and a list of the features that are swapped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyvene.models.layers import LowRankRotateLayer
+from torch import Tensor
+from torch.nn.utils import parametrizations
+
+from road_interp.errors import InputError
+
+
+def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features: Sequence[int] | None = None) -> None:
+    """Write `UNIT_featurizer`, `UNIT_inverse_featurizer` and `UNIT_indices` into a folder.
+
+    Args:
+        basis: orthonormal columns, the directions of the features.
+        folder: of one task, model and variable, created if it is missing.
+        unit: the name of the model unit, as the track's experiments give it.
+        features: the swapped features; None for all.
+
+    Raises:
+        InputError: columns that are not orthonormal, features that do not exist, or files that exist already.
+    """
+    width, count = basis.shape
+    if not torch.allclose(basis.T @ basis, torch.eye(count, dtype=basis.dtype, device=basis.device), atol=1e-4):
+        raise InputError("the columns of the basis are not orthonormal: MIB's loader would orthogonalise them")
+    if features is not None and not set(features) <= set(range(count)):
+        raise InputError(f"the features {sorted(set(features) - set(range(count)))} do not exist: there are {count}")
+    paths = [folder / f"{unit}_{kind}" for kind in ("featurizer", "inverse_featurizer", "indices")]
+    if existing := [path for path in paths if path.exists()]:
+        raise InputError(f"'{existing[0]}' exists already")
+    with torch.random.fork_rng(devices=[]):  # the parametrisation draws numbers
+        torch.manual_seed(0)
+        layer: Any = LowRankRotateLayer(width, count, init_orth=False)
+        layer.weight.data.copy_(basis.detach().cpu())
+        layer = parametrizations.orthogonal(layer)
+    saved = {
+        "model_info": {
+            "featurizer_class": "SubspaceFeaturizerModule",
+            "inverse_featurizer_class": "SubspaceInverseFeaturizerModule",
+            "n_features": count,
+            "additional_config": {"rotation_matrix": layer.weight.detach().clone(), "requires_grad": False},
+        },
+        "state_dict": {f"rotate.{name}": values for name, values in layer.state_dict().items()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(saved, paths[0])
+    torch.save(saved, paths[1])
+    paths[2].write_text(json.dumps(None if features is None else list(features)))
