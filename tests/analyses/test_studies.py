@@ -122,7 +122,7 @@ def test_every_study_is_redrawn_from_its_results(command, no_model, tmp_path, na
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.with_suffix(".pdf").stat().st_size > 1000
         assert json.loads(path.with_suffix(".json").read_text())["format"] == 1
-    assert bool(told["figures"]) == (name not in ("controls", "cost"))  # which are tables
+    assert bool(told["figures"]) == (name not in ("bank", "controls", "cost", "size"))  # which are tables
     assert not (tmp_path / "results").exists()
 
 
