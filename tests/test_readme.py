@@ -11,7 +11,6 @@ import torch
 
 from road_interp.training.study import StudyOptions, read_study, studies
 
-ENGINE = "transformers.generation.continuous_batching.utils"
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -39,7 +38,7 @@ def test_blocks_on_a_language_model(capsys):
     assert torch.equal(ids[1], ids[2])
     assert not torch.equal(ids[0], ids[1])
     assert "Paris" in capsys.readouterr().out
-    pytest.importorskip(ENGINE, reason="the third block needs transformers 5.8")
+    pytest.importorskip("transformers", minversion="5.18", reason="the third block needs transformers 5.18")
     outputs = run_block(2, scope)["outputs"]
     assert [len(each.generated_tokens) for each in outputs] == [4, 4]
     assert torch.equal(scope["ids"][1], ids[0])  # strength 1
@@ -53,7 +52,7 @@ def test_block_on_tasks():
 
 def test_blocks_on_many_adapters():
     pytest.importorskip("peft", reason="needs the extra [peft]")
-    pytest.importorskip(ENGINE, reason="the third block needs transformers 5.8")
+    pytest.importorskip("transformers", minversion="5.18", reason="the third block needs transformers 5.18")
     text = (ROOT / "docs" / "many-adapters.md").read_text()
     assert text.count("```python") == text.count("<!-- tested -->") == 4
     torch.manual_seed(0)

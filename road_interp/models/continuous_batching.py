@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,7 +35,7 @@ from road_interp.sites.site import Site
 if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
 
-OLDEST = "5.8"  # the first release of transformers whose engine takes the expected sizes of the requests
+OLDEST = "5.18"  # the first release of transformers whose engine has these settings
 POSITIONS = ("all", "prompt")
 # Blocks of the cache are shared by prompts with equal beginnings, whose states differ between adapters; and what is captured in a
 # CUDA graph, or prepared while the last pass still runs, does not look up the requests of its pass.
@@ -276,7 +278,7 @@ class ContinuousBatching:
         settings, text_config = self._manager.continuous_batching_config, self._model.config.get_text_config()
         limits = {
             "positions of the model": getattr(text_config, "max_position_embeddings", None),
-            "places of the engine's cache": settings.num_blocks and settings.num_blocks * _page_size(settings),
+            "places of the engine's cache": settings.num_blocks and settings.num_blocks * settings.page_size,
             "tokens for which the engine was made": self._sizes and self._sizes[0] + self._sizes[1],
         }
         for what, most in limits.items():
@@ -345,11 +347,11 @@ def make_engine(
     model: PreTrainedModel, generation_config: GenerationConfig | None, engine_config: Any, sizes: tuple[int, int, int] | None
 ) -> Any:
     """transformers' manager of continuous batching, not yet started; its arguments are those of `ContinuousBatching`."""
-    try:
-        from transformers import ContinuousBatchingConfig
-        from transformers.generation.continuous_batching.utils import WorkloadHints
-    except ImportError:
-        raise InputError(f"continuous batching needs transformers {OLDEST} or later: pip install -U transformers") from None
+    if Version(transformers.__version__) < Version(OLDEST):
+        raise InputError(f"continuous batching needs transformers {OLDEST} or later: pip install -U transformers")
+    from transformers import ContinuousBatchingConfig
+    from transformers.generation.continuous_batching.utils import WorkloadHints
+
     settings = ContinuousBatchingConfig() if engine_config is None else copy.copy(engine_config)
     for name, value in ENGINE.items():
         setattr(settings, name, value)
@@ -361,15 +363,10 @@ def make_engine(
         longest, new_tokens, count = sizes
         hints = WorkloadHints(*sizes)
         if engine_config is None:  # by default the cache fills the memory, and a mask of that length is cleared in every pass
-            blocks = count * (math.ceil((longest + new_tokens) / _page_size(settings)) + 1)
+            blocks = count * (math.ceil((longest + new_tokens) / settings.page_size) + 1)
             settings.num_blocks = blocks if blocks <= MOST_BLOCKS else None
             settings.max_batch_tokens = max(count, min(MOST_TOKENS, count * longest))
     of_engine: Any = model
     if hasattr(model, "destroy_cached_continuous_batching_manager"):
         of_engine.destroy_cached_continuous_batching_manager()  # one that was kept has settings of its own
     return of_engine.init_continuous_batching(config, settings, hints)
-
-
-def _page_size(settings: Any) -> int:
-    """Tokens per block of the cache."""
-    return settings.page_size if hasattr(settings, "page_size") else settings.block_size  # its name before transformers 5.17

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import collections
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +20,7 @@ from road_interp.models.factor_table import FactorTable, Wanted
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
-transformers_engine = pytest.importorskip(
-    "transformers.generation.continuous_batching.utils", reason="continuous batching needs transformers 5.8"
-)
+pytest.importorskip("transformers", minversion="5.18", reason="continuous batching needs transformers 5.18")
 PROMPTS = [[5, 6, 7], [5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6, 7], [3]]
 NAMES = ["a", "b", "c", "a", BASE, "b"]
 SETTINGS = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
@@ -339,13 +336,6 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
             engine.result("stranger")
         with pytest.raises(RuntimeError, match="stopped before|failed|takes no more"):  # never unrotated
             collections.deque((engine.result(engine.add([5, 6], Wanted("a"), 2)) for _ in range(100)), maxlen=0)
-
-    def refused(name, *rest):
-        if "continuous_batching" in name:
-            raise ImportError(name)
-        return importer(name, *rest)
-
-    importer = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", refused)
-    with pytest.raises(InputError, match=r"continuous batching needs transformers 5.8 or later"):
+    monkeypatch.setattr("transformers.__version__", "5.17.0")
+    with pytest.raises(InputError, match=r"continuous batching needs transformers 5.18 or later"):
         model.continuous_batching(generation_config=SETTINGS).__enter__()

@@ -20,7 +20,8 @@ from helpers.taught import word_tokenizer
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
-pytest.importorskip("road_interp.serving.server", reason="the server needs the extra [serve] and a newer transformers")
+pytest.importorskip("transformers", minversion="5.24", reason="the server needs transformers 5.24")
+pytest.importorskip("road_interp.serving.server", reason="the server needs the extra [serve]")
 
 
 def ask(port, path, body=None):

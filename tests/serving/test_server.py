@@ -24,7 +24,8 @@ from road_interp.serving.model_names import ModelNames
 
 openai = pytest.importorskip("openai", reason="the server needs the extra [serve]")
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra [serve]")
-server = pytest.importorskip("road_interp.serving.server", reason="the server needs a newer transformers")
+pytest.importorskip("transformers", minversion="5.24", reason="the server needs transformers 5.24")
+server = pytest.importorskip("road_interp.serving.server", reason="the server needs the extra [serve]")
 
 LONGEST = 200
 CHAT = "{% for message in messages %}{% if message.role == 'wrong' %}{{ raise_exception('no such role') }}{% endif %}"
