@@ -46,7 +46,7 @@ def describe(found: EngineCostReport) -> Described:
     ]
     sentence = (
         "Time of rotations at all linear layers over that of other methods in the same round: median and quartiles of "
-        f"{found.rounds} rounds on {found.device}, {found.threads} thread(s)."
+        f"at least {found.rounds} rounds on {found.device}, {found.threads} thread{'s' * (found.threads > 1)}."
     )
     return sentence, rows
 

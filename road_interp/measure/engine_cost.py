@@ -36,7 +36,7 @@ class EngineCostReport(Result):
     """All costs of several models.
 
     Attributes:
-        rounds: timings per method.
+        rounds: timings per method, the fewest of the models.
         threads: of torch.
         device: name of the GPU, or "cpu".
         costs: one per model and comparison.
@@ -52,7 +52,7 @@ def engine_costs(reports: Sequence[ThroughputReport]) -> EngineCostReport:
     """The costs in the timings of several models on one machine. Timings of tasks that a report lacks are left out."""
     costs = tuple(cost for report in reports for cost in _costs(report))
     first = reports[0]
-    return EngineCostReport(first.rounds, first.threads, first.device, costs)
+    return EngineCostReport(min(report.rounds for report in reports), first.threads, first.device, costs)
 
 
 def _costs(report: ThroughputReport) -> list[Cost]:

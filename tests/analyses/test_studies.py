@@ -148,6 +148,7 @@ def test_the_manifest_holds_every_result():
         copied = ("settings", "commit", "command", "versions")
         assert {key: entry[key] for key in copied} == {key: made[key] for key in copied}
         assert re.fullmatch("[0-9a-f]{40}", entry["commit"])
+        assert not re.search(r"[ =]/", entry["command"]), f"{name}: its command names a path of one machine"
 
 
 def tracked():
