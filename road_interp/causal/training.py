@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,18 +38,44 @@ def train_interchange(
     Returns:
         The loss of every step (nats).
     """
+    answers = runs.tensor(runs.pairs.label_tokens)
+    targets = torch.searchsorted(answers, runs.source_label)
+
+    def loss(rows: Tensor) -> Tensor:
+        return functional.cross_entropy(runs.logits(rows, interchange)[:, answers].float(), targets[rows])
+
+    return run_steps(interchange, loss, targets, steps, learning_rate, seed, temperatures, progress)
+
+
+def run_steps(
+    interchange: nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    temperatures: tuple[float, float] | None,
+    progress: Progress,
+) -> tuple[float, ...]:
+    """Minimise a loss of batches of rows by Adam, with a learning rate that decays linearly to zero.
+
+    Args:
+        loss_of: the loss of a batch, from its row numbers.
+        targets: one entry per row; their number and device are used.
+
+    Returns:
+        The loss of every step.
+    """
     parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    answers = runs.tensor(runs.pairs.label_tokens)
-    targets = torch.searchsorted(answers, runs.source_label)
     losses = []
-    for step, rows in enumerate(shuffled_rows(len(runs.pairs), BATCH_SIZE, steps, seed, answers.device)):
+    for step, rows in enumerate(_shuffled_rows(len(targets), BATCH_SIZE, steps, seed, targets.device)):
         if temperatures is not None:
             first, last = temperatures
             set_temperature: Any = interchange.set_temperature
-            set_temperature(torch.tensor(first * (last / first) ** (step / max(1, steps - 1)), device=answers.device))
-        loss = functional.cross_entropy(runs.logits(rows, interchange)[:, answers].float(), targets[rows])
+            set_temperature(torch.tensor(first * (last / first) ** (step / max(1, steps - 1)), device=targets.device))
+        loss = loss_of(rows)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -59,7 +85,7 @@ def train_interchange(
     return tuple(losses)
 
 
-def shuffled_rows(count: int, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+def _shuffled_rows(count: int, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Tensor]:
     """`steps` batches of `size` row numbers; all `count` rows are used once before any is repeated."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * size // count))])

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from road_interp.causal.accuracy import count_parameters
 from road_interp.causal.entity_task import EntityTask, Question, VariablePairs, spans_of
 from road_interp.causal.interchange_runs import InterchangeRuns
-from road_interp.causal.training import BATCH_SIZE, shuffled_rows
+from road_interp.causal.training import run_steps
 from road_interp.errors import InputError
 from road_interp.measure.intervals import cluster_means, interval
 from road_interp.progress import Progress, silent
@@ -85,28 +85,16 @@ def train_variables(
     Returns:
         The loss of every step (nats).
     """
-    parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
     share = isolation * float(is_cause.sum()) / max(1, int((~is_cause).sum()))
     weights = torch.where(is_cause, 1.0, share)
-    penalty: Any = getattr(interchange, "penalty", None)
-    losses = []
-    for step, rows in enumerate(shuffled_rows(len(runs.pairs), BATCH_SIZE, steps, seed, weights.device)):
-        if temperatures is not None:
-            first, last = temperatures
-            set_temperature: Any = interchange.set_temperature
-            set_temperature(first * (last / first) ** (step / max(1, steps - 1)))
+    penalty: Any = getattr(interchange, "penalty", lambda: 0.0)
+
+    def loss(rows: Tensor) -> Tensor:
         each = functional.cross_entropy(runs.logits(rows, interchange).float(), runs.targets[rows], reduction="none")
-        loss = (each * weights[rows]).sum() / len(rows) + (0.0 if penalty is None else penalty())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        decay.step()
-        losses.append(loss.item())
-        progress(f"loss {losses[-1]:.3g}", step + 1, steps)
-    return tuple(losses)
+        return (each * weights[rows]).sum() / len(rows) + penalty()
+
+    return run_steps(interchange, loss, runs.targets, steps, learning_rate, seed, temperatures, progress)
 
 
 @dataclass(frozen=True)

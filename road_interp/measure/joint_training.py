@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from road_interp.adapters.bank import RoadBank
-from road_interp.measure.throughput import gc_paused, peak_bytes, synchronize
+from road_interp.measure.throughput import peak_bytes, seconds_by_round
 from road_interp.measure.throughput_methods import draw_ids, random_adapter
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -96,9 +94,12 @@ def joint_training(
         names = [f"a{number}" for number in range(count)]
         bank = RoadBank({name: random_adapter(sites, number) for number, name in enumerate(names)})
         step = make_step(RoadModel(base, bank), bank, draw_ids(base, batch * count, length), names)
-        calls = (lambda step=step, names=names: step(names)), (lambda step=step, names=names: [step([name]) for name in names])
-        together, apart = _timed(calls, rounds, base)
-        steps.append(JointTraining(count, together, apart, *(peak_bytes(call, base.device) for call in calls)))
+        calls = {
+            "together": lambda step=step, names=names: step(names),
+            "apart": lambda step=step, names=names: [step([name]) for name in names],
+        }
+        together, apart = (tuple(each) for each in seconds_by_round(calls, rounds, base).values())
+        steps.append(JointTraining(count, together, apart, *(peak_bytes(call, base.device) for call in calls.values())))
     device = torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu"
     name = (base.config.name_or_path or type(base).__name__).rsplit("/", 1)[-1]
     return JointTrainingReport(name, device, torch.get_num_threads(), batch, length, tuple(steps))
@@ -123,21 +124,3 @@ def make_step(model: RoadModel, bank: RoadBank, ids: torch.Tensor, names: Sequen
             optimizers[name].zero_grad()
 
     return step
-
-
-def _timed(calls: Sequence[Callable[[], Any]], rounds: int, base: PreTrainedModel) -> list[tuple[float, ...]]:
-    """Seconds of every call in every round, after one call of each; the first call of a round alternates."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    with gc_paused():
-        for number in range(rounds):
-            order = range(len(calls)) if number % 2 == 0 else reversed(range(len(calls)))
-            for index in order:
-                gc.collect()
-                synchronize(base)
-                started = time.perf_counter()
-                calls[index]()
-                synchronize(base)
-                seconds[index].append(time.perf_counter() - started)
-    return [tuple(each) for each in seconds]

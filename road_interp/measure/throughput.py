@@ -229,26 +229,32 @@ def _settings(methods: ThroughputMethods, recipe: ThroughputRecipe) -> Iterator[
 
 
 def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTrainedModel) -> Iterator[Timing]:
-    """Time all calls in every round after one warm-up call each; the first method of a round changes cyclically."""
+    """The timings of a setting: those of `seconds_by_round`, their ratios to the bare model, and peaks of memory."""
     measured = setting.new_tokens == 0 or base.device.type == "cuda"
-    for call in calls.values():
-        call()
+    seconds = seconds_by_round(calls, rounds, base)
     peaks = {method: peak_bytes(call, base.device) if measured else 0 for method, call in calls.items()}
-    seconds: dict[str, list[float]] = {method: [] for method in calls}
-    names = list(calls)
-    with gc_paused():
-        for number in range(rounds):
-            for method in names[number % len(names) :] + names[: number % len(names)]:
-                gc.collect()
-                synchronize(base)
-                started = time.perf_counter()
-                calls[method]()
-                synchronize(base)
-                seconds[method].append(time.perf_counter() - started)
-    for method in names:
+    for method in calls:
         ratios = [own / bare for own, bare in zip(seconds[method], seconds["bare"], strict=True)]
         task, rows, new_tokens, rank, tokens = setting
         yield Timing(task, method, rows, new_tokens, rank, tuple(seconds[method]), tuple(ratios), tokens, peaks[method])
+
+
+def seconds_by_round(calls: Mapping[str, Call], rounds: int, base: PreTrainedModel) -> dict[str, list[float]]:
+    """Seconds of every call in every round, after one warm-up call each; the first call of a round changes cyclically."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    with gc_paused():
+        for number in range(rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                gc.collect()
+                synchronize(base)
+                started = time.perf_counter()
+                calls[name]()
+                synchronize(base)
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
 
 
 def _train_timings(setting: Setting, losses: Mapping[str, Call], rounds: int, base: PreTrainedModel) -> Iterator[Timing]:
