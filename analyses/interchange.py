@@ -1,6 +1,6 @@
 """Interchange with stacked rotations on SmolLM2: methods and controls, layers by spans, depth by rows, and cost.
 
-road-interp study controls                                   # agreement and gender, three seeds
+road-interp study controls --seeds 0,1,2,3,4                 # agreement and gender; a seed divides the words, too
 road-interp study controls templates=causalgym.json --only agr_gender       # a task in CausalGym's format
 road-interp study scan
 road-interp study depth
@@ -9,7 +9,7 @@ road-interp study cost
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,13 +19,14 @@ import numpy as np
 
 from road_interp import plots
 from road_interp.causal.accuracy import ScanReport, scan
-from road_interp.causal.controls import ControlReport, controls
-from road_interp.causal.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, cost
+from road_interp.causal.controls import DAS, STACKED, ControlReport, controls
+from road_interp.causal.cost import CostReport, cost
 from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
+from road_interp.measure.intervals import cluster_means, interval
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
@@ -57,14 +58,16 @@ def load(settings: Settings) -> tuple[Any, Splits]:
     """The model, and the pairs of the task."""
     recipe = ModelRecipe(settings.model)
     model, tokenizer = load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
-    templates = None if settings.task in BUILT_IN or settings.templates is None else Path(settings.templates)
-    return model, load_pairs(settings.task, tokenizer, settings.pairs, templates=templates, prefix=PREFIX)
+    templates = None if settings.task in BUILT_IN else settings.templates
+    return model, load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, templates, PREFIX)
 
 
 def measure_controls(piece: Piece) -> ControlReport:
+    """The seed divides the words among the splits, too."""
     chosen = piece.recipe
     model, splits = load(chosen)
-    return controls(model, splits, chosen.layer, SPANS[chosen.task], chosen.seed, chosen.steps, piece.progress)
+    tokenizer = load_tokenizer(ModelRecipe(chosen.model))
+    return controls(model, tokenizer, splits, chosen.layer, SPANS[chosen.task], chosen.seed, chosen.steps, piece.progress)
 
 
 def measure_scan(piece: Piece) -> ScanReport:
@@ -83,13 +86,27 @@ def measure_depth(piece: Piece) -> DepthReport:
 
 @dataclass(frozen=True)
 class ControlStudy(Result):
-    """The control reports of all tasks and seeds, by task."""
+    """The control reports of all tasks and divisions of words, by task."""
 
     tasks: Mapping[str, tuple[ControlReport, ...]]
 
-    def accuracies(self, task: str) -> dict[str, list[float]]:
-        """Interchange accuracy of every method, one value per seed."""
-        return {row.method: [report.of(row.method).accuracy for report in self.tasks[task]] for row in self.tasks[task][0].rows}
+    def accuracy(self, task: str, method: str, over: str | None = None) -> tuple[float, float, float]:
+        """Interchange accuracy of a method, or its paired difference from `over`: the mean over divisions, and its 95% interval.
+
+        Words are resampled: a word is the same one in every division.
+        """
+        reports = self.tasks[task]
+        outcomes = np.concatenate([np.array(report.of(method).outcomes, float) for report in reports])
+        if over is not None:
+            outcomes -= np.concatenate([np.array(report.of(over).outcomes, float) for report in reports])
+        words = [both for report in reports for both in report.words]
+        cells = [str(report.seed) for report in reports for _ in report.words]
+        mean = np.mean([outcomes[np.array(cells) == str(report.seed)].mean() for report in reports])
+        return float(mean), *interval(cluster_means(outcomes, words, cells))
+
+    def mean(self, task: str, value: Callable[[ControlReport], float]) -> float:
+        """The mean over divisions of a number of every report."""
+        return float(np.mean([value(report) for report in self.tasks[task]]))
 
 
 def first(pieces: Pieces) -> Any:
@@ -105,13 +122,30 @@ def over_seeds(pieces: Pieces) -> DepthReport:
 
 
 def describe_controls(found: ControlStudy) -> Described:
-    rows = [
-        (f"{task}, {method}", with_interval((float(np.mean(values)), min(values), max(values))))
-        for task in found.tasks
-        for method, values in found.accuracies(task).items()
-    ]
-    seeds = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
-    return f"Interchange accuracy of trained interchanges and their controls (mean over seeds, lowest to highest; {seeds}).", rows
+    rows = []
+    for task, reports in found.tasks.items():
+        for row in reports[0].rows:
+            method = row.method
+            odds = found.mean(task, lambda report, method=method: report.of(method).log_odds)
+            value = f"{with_interval(found.accuracy(task, method))}, log odds ratio {odds:.2f}"
+            if method in reports[0].divergences:
+                elsewhere = found.mean(task, lambda report, method=method: report.divergences[method])
+                value += f", divergence elsewhere {elsewhere:.4f}"
+            rows.append((f"{task}, {method}", value))
+        for method, over in ((STACKED, DAS), (STACKED, "full swap"), (DAS, "full swap")):
+            rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over))))
+        for method in (STACKED, DAS):
+            chosen = found.mean(task, lambda report, method=method: report.selectivity(method))
+            rows.append((f"{task}, {method}, selectivity", f"{chosen:.2f}"))
+        for method in reports[0].directions:
+            cosine = found.mean(task, lambda report, method=method: report.directions[method])
+            rows.append((f"{task}, cosine of {STACKED} and {method}", f"{cosine:.3f}"))
+    divisions = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
+    sentence = (
+        "Interchange accuracy (fraction of test pairs, 95% interval over words), log odds ratio (nats) and divergence of the "
+        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions})."
+    )
+    return sentence, rows
 
 
 def describe_scan(found: ScanReport) -> Described:
@@ -132,9 +166,18 @@ def describe_depth(found: DepthReport) -> Described:
 
 
 def describe_cost(found: CostReport) -> Described:
-    pairs = ((LOW_RANK, SHALLOW), (LOW_RANK, DEEP), (FULL, SHALLOW), (FULL, DEEP))
-    rows = [(f"{slower} over {faster}", f"{found.ratio(slower, faster):.0f}") for slower, faster in pairs]
-    return f"Ratio of the time of pyvene's parametrisations to the time of RoAd's interchanges at width {found.width}.", rows
+    rows = [
+        (
+            each.method,
+            f"{np.median(each.seconds) * 1e3:.3g} ms, {each.effective:,} of {each.parameters:,} trained values with effect",
+        )
+        for each in found.methods
+    ]
+    sentence = (
+        f"Time of a forward and backward pass of interchanges, without a model: width {found.width}, batch {found.batch}, "
+        f"{found.threads} thread{'s' * (found.threads > 1)} (median of {len(found.methods[0].seconds)} rounds)."
+    )
+    return sentence, rows
 
 
 def no_figure(found: Any, folder: Path) -> list[Path]:

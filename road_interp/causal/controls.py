@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.counterfactuals import Splits
@@ -22,12 +23,15 @@ from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
-STACKED, PLANES = "stacked RoAd, one row", "RoAd, a row of every plane"
+STACKED, PLANES, DAS = "stacked RoAd, one row", "RoAd, a row of every plane", "DAS, rank 1"
+# Continuations that have nothing to do with the variable of any task: what follows them should not depend on a swap.
+UNRELATED = (". The capital of France is", ". Two plus two makes", ". In winter the weather is", ". Once upon a time, there")
 
 
 class Method(NamedTuple):
@@ -38,7 +42,7 @@ class Method(NamedTuple):
 
 
 def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
-    """The trained interchanges that are compared, by name: those of RoAd and those of pyvene.
+    """The trained interchanges that are compared, by name: those of RoAd, DAS in its thin form, and pyvene's boundless DAS.
 
     Args:
         seed: of the initial values.
@@ -52,9 +56,7 @@ def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
         return RoadInterchangeIntervention(width, seed=seed, spread=spread)
 
     def low_rank(rank: int) -> Callable[[int], nn.Module]:
-        return lambda width: _seeded(
-            seed, lambda: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=rank)
-        )
+        return lambda width: LowRankInterchangeIntervention(width, rank, seed=seed)
 
     def boundless(width: int) -> nn.Module:
         return _seeded(seed, lambda: pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width))
@@ -62,18 +64,33 @@ def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
     return {
         STACKED: Method(stacked, {"learning_rate": 0.05}),
         PLANES: Method(planes, {"learning_rate": 0.05}),
-        "low-rank DAS, rank 1": Method(low_rank(1), {"learning_rate": 0.01}),
-        "low-rank DAS, rank 8": Method(low_rank(8), {"learning_rate": 0.01}),
+        DAS: Method(low_rank(1), {"learning_rate": 0.01}),
+        "DAS, rank 8": Method(low_rank(8), {"learning_rate": 0.01}),
         "boundless DAS": Method(boundless, {"learning_rate": 1e-3, "temperatures": (50.0, 0.1)}),
     }
 
 
 @dataclass(frozen=True)
 class ControlReport(Result):
-    """All methods and controls for one task at one site, on the same test pairs."""
+    """All methods and controls for one task at one site, on the same test pairs.
+
+    Attributes:
+        seed: of the trainings, of the division of words and of the pairs.
+        steps: of every training.
+        rows: one per method and control.
+        words: words at the span, of base and source of every test pair.
+        divergences: by method, the mean KL divergence (nats) of the next token after unrelated continuations, of the model with
+            the interchange from the model without.
+        directions: by method, the cosine of the angle between the stacked rotation's direction and the method's subspace; for
+            methods of one direction the absolute cosine of both.
+    """
 
     seed: int
+    steps: int
     rows: tuple[InterchangeReport, ...]
+    words: tuple[tuple[str, str], ...]
+    divergences: Mapping[str, float]
+    directions: Mapping[str, float]
 
     def of(self, method: str) -> InterchangeReport:
         """The row of a method. Raises InputError if there is none."""
@@ -82,14 +99,14 @@ class ControlReport(Result):
                 return row
         raise InputError(f"no row '{method}'; the rows are {', '.join(row.method for row in self.rows)}")
 
-    @property
-    def selectivity(self) -> float:
-        """Log odds ratio of the stacked rotation minus that for arbitrary answers (nats; Hewitt & Liang 2019)."""
-        return self.of(STACKED).log_odds - self.of(f"{STACKED}, arbitrary answers").log_odds
+    def selectivity(self, method: str = STACKED) -> float:
+        """Log odds ratio of a method minus that for arbitrary answers (nats; Hewitt & Liang 2019)."""
+        return self.of(method).log_odds - self.of(f"{method}, arbitrary answers").log_odds
 
 
 def controls(
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     splits: Splits,
     site: Site | int,
     span: str,
@@ -102,49 +119,74 @@ def controls(
     - no swap and the full swap of the state, which have no parameters;
     - the RoAd interchanges with random angles, untrained;
     - swaps along the difference of class means and along the normal of a linear probe, both fitted to the training pairs;
-    - the stacked rotation on a model of the same architecture with random weights, and with arbitrary answers.
+    - the stacked rotation and DAS of rank 1 on a model of the same architecture with random weights, and with arbitrary answers.
 
     Args:
+        tokenizer: of the model, for unrelated continuations of the test pairs' bases.
         site, span: where states are exchanged, as in InterchangeRuns.
         steps: number of training steps of every trained interchange.
     """
     train, test = (InterchangeRuns(model, pairs, site, span) for pairs in (splits.train, splits.test))
-    rows = [interchange_accuracy(test, swap, name) for name, swap in (("no swap", no_swap), ("full swap", full_swap))]
+    directions = {"difference of means": mean_difference(train), "linear probe": probe_direction(train)}
+    swaps: dict[str, Interchange] = {"no swap": no_swap, "full swap": full_swap}
     for name, method in methods(seed).items():
         if name in (STACKED, PLANES):
-            random = methods(seed, spread=torch.pi)[name].make(test.site.width).to(model.device)
-            rows.append(interchange_accuracy(test, random, f"{name}, random angles"))
-        rows.append(_trained(train, test, name, method, seed, steps, progress))
-    for name, direction in (("difference of means", mean_difference(train)), ("linear probe", probe_direction(train))):
-        rows.append(interchange_accuracy(test, swap_along(direction), name))
-    stacked = methods(seed)[STACKED]
-    untrained = untrained_like(model, seed)
-    control = "random weights"
-    train, test = (InterchangeRuns(untrained, pairs, site, span) for pairs in (splits.train, splits.test))
-    rows.append(interchange_accuracy(test, no_swap, f"no swap, {control}"))
-    rows.append(_trained(train, test, f"{STACKED}, {control}", stacked, seed, steps, progress))
-    control, vocabulary = "arbitrary answers", model.config.get_text_config().vocab_size
-    arbitrary = [pairs.with_arbitrary_labels(vocabulary, seed) for pairs in (splits.train, splits.test)]
-    train, test = (InterchangeRuns(model, pairs, site, span) for pairs in arbitrary)
-    rows.append(interchange_accuracy(test, no_swap, f"no swap, {control}"))
-    rows.append(_trained(train, test, f"{STACKED}, {control}", stacked, seed, steps, progress))
-    return ControlReport(seed, tuple(rows))
-
-
-def _trained(
-    train: InterchangeRuns, test: InterchangeRuns, name: str, method: Method, seed: int, steps: int, progress: Progress
-) -> InterchangeReport:
-    """Train an interchange on `train` and measure it on `test`."""
-    interchange = method.make(test.site.width).to(test.model.device)
-    train_interchange(
-        train,
-        interchange,
+            swaps[f"{name}, random angles"] = methods(seed, spread=torch.pi)[name].make(test.site.width).to(model.device)
+        swaps[name] = trained = train_method(train, name, method, seed, steps, progress)
+        if isinstance(trained, RoadInterchangeIntervention | LowRankInterchangeIntervention):
+            directions[name] = trained.basis().detach()
+    swaps |= {name: swap_along(directions[name]) for name in ("difference of means", "linear probe")}
+    unrelated = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in UNRELATED]
+    continued = InterchangeRuns(model, splits.test.continued(unrelated), site, span)
+    rows = [interchange_accuracy(test, swap, name) for name, swap in swaps.items()]
+    stacked = directions[STACKED].squeeze(1)
+    return ControlReport(
+        seed,
         steps,
-        seed=seed,
-        progress=lambda what, done=0, total=None: progress(f"{name}, {what}", done, total),
-        **method.training,
+        (*rows, *_of_chance(model, splits, site, span, seed, steps, progress)),
+        splits.test.words[span],
+        {name: divergence(continued, swap) for name, swap in swaps.items()},
+        {name: float((basis.T @ stacked).norm()) for name, basis in directions.items() if name != STACKED},
     )
-    return interchange_accuracy(test, interchange, name)
+
+
+def _of_chance(
+    model: PreTrainedModel, splits: Splits, site: Site | int, span: str, seed: int, steps: int, progress: Progress
+) -> list[InterchangeReport]:
+    """What one direction reaches on a model with random weights, and with arbitrary answers."""
+    arbitrary = [pairs.with_arbitrary_labels(model.config.get_text_config().vocab_size, seed) for pairs in splits]
+    rows = []
+    for control, of_control, (train_pairs, _, test_pairs) in (
+        ("random weights", untrained_like(model, seed), splits),
+        ("arbitrary answers", model, arbitrary),
+    ):
+        train, test = (InterchangeRuns(of_control, pairs, site, span) for pairs in (train_pairs, test_pairs))
+        rows.append(interchange_accuracy(test, no_swap, f"no swap, {control}"))
+        for name in (STACKED, DAS):
+            swap = train_method(train, f"{name}, {control}", methods(seed)[name], seed, steps, progress)
+            rows.append(interchange_accuracy(test, swap, f"{name}, {control}"))
+    return rows
+
+
+def train_method(train: InterchangeRuns, name: str, method: Method, seed: int, steps: int, progress: Progress) -> nn.Module:
+    """A new interchange of a method, trained on `train`; `name` is its name in progress messages."""
+    interchange = method.make(train.site.width).to(train.model.device)
+
+    def tell(what: str, done: int = 0, total: int | None = None) -> None:
+        progress(f"{name}, {what}", done, total)
+
+    train_interchange(train, interchange, steps, seed=seed, progress=tell, **method.training)
+    return interchange
+
+
+@torch.no_grad()
+def divergence(runs: InterchangeRuns, interchange: Interchange) -> float:
+    """Mean over pairs of the KL divergence of the next token with an interchange from the next token without it (nats)."""
+    found = []
+    for rows in torch.arange(len(runs.pairs), device=runs.base_label.device).split(runs.batch_size):
+        plain, swapped = (runs.logits(rows, swap).float().log_softmax(-1) for swap in (no_swap, interchange))
+        found.append(functional.kl_div(swapped, plain, reduction="none", log_target=True).sum(-1))
+    return float(torch.cat(found).mean())
 
 
 def swap_along(basis: Float[Tensor, "width k"]) -> Interchange:

@@ -7,25 +7,50 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from road_interp.causal.accuracy import count_parameters
+from road_interp.causal.accuracy import count_parameters, effective_parameters
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 from road_interp.rotation import butterfly
 
-SHALLOW, DEEP, LOW_RANK, FULL = "RoAd", "stacked RoAd", "low-rank DAS, rank 8", "full rotation DAS"
+SHALLOW, DEEP = "RoAd", "stacked RoAd"
+VECTOR, ONE, EIGHT = "DAS, unit vector", "DAS, rank 1 by QR", "DAS, rank 8 by QR"
+PYVENE_ONE, PYVENE_EIGHT, FULL = "pyvene's DAS, rank 1", "pyvene's DAS, rank 8", "pyvene's DAS, full rotation"
+
+
+class UnitVectorInterchange(nn.Module):
+    """DAS of rank 1 in its shortest form: the coordinate along one trained unit vector is swapped."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width))
+
+    def forward(self, base: Float[Tensor, "batch width"], source: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """`base` with the coordinate of `source`."""
+        direction = nn.functional.normalize(self.weight, dim=0)
+        return base + ((source - base) @ direction).unsqueeze(-1) * direction
 
 
 @dataclass(frozen=True)
 class MethodCost:
-    """One interchange: number of trained values, and seconds of a forward and backward pass in every round."""
+    """One interchange.
+
+    Attributes:
+        method: its name.
+        parameters: number of trained values.
+        effective: number of those with a gradient that is not 0: angles that no swapped coordinate reads have none.
+        seconds: of a forward and backward pass in every round.
+    """
 
     method: str
     parameters: int
+    effective: int
     seconds: tuple[float, ...]
 
 
@@ -64,16 +89,21 @@ def cost(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> CostReport:
-    """Time RoAd at depth 1 and at full depth, and pyvene's low-rank and full rotation, on random states `(batch, width)`.
+    """Time interchanges on random states `(batch, width)`: RoAd at depth 1 and at full depth, DAS in thin forms, and pyvene's.
 
-    pyvene's parametrisation recomputes its orthogonal matrix in every step; this is part of the intervention and of its time.
-    Each interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
+    DAS of rank 1 is a swap along one unit vector, and that of rank 8 needs the QR decomposition of a thin matrix. pyvene makes a
+    square orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each
+    interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
     """
     torch.manual_seed(0)
     interchanges: dict[str, nn.Module] = {
+        VECTOR: UnitVectorInterchange(width),
+        ONE: LowRankInterchangeIntervention(width, 1),
+        EIGHT: LowRankInterchangeIntervention(width, 8),
         SHALLOW: RoadInterchangeIntervention(width),
         DEEP: RoadInterchangeIntervention(width, depth=butterfly.full_depth(width), rows=[0]),
-        LOW_RANK: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
+        PYVENE_ONE: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=1),
+        PYVENE_EIGHT: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
         FULL: pyvene.RotatedSpaceIntervention(embed_dim=width),
     }
     base, source = (torch.randn(batch, width, device=device) for _ in range(2))
@@ -84,7 +114,10 @@ def cost(
             elapsed = _seconds(interchange.to(device), base, source)
             if number:
                 seconds[method].append(elapsed)
-    costs = tuple(MethodCost(method, count_parameters(each), tuple(seconds[method])) for method, each in interchanges.items())
+    costs = tuple(
+        MethodCost(method, count_parameters(each), effective_parameters(each, width), tuple(seconds[method]))
+        for method, each in interchanges.items()
+    )
     name = torch.cuda.get_device_name() if base.is_cuda else "cpu"
     return CostReport(width, batch, name, torch.get_num_threads(), costs)
 

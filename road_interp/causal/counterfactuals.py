@@ -48,6 +48,7 @@ class CounterfactualPairs:
         base_class, source_class: values of the variable.
         positions: by span, for the spans that all texts have: index of the span's last token in base and in source. The span
             "last" is the last token of the text.
+        words: by span, its text in base and in source, without spaces around it; for "last" the text's last word.
     """
 
     name: str
@@ -60,6 +61,7 @@ class CounterfactualPairs:
     base_class: tuple[str, ...]
     source_class: tuple[str, ...]
     positions: Mapping[str, tuple[tuple[int, int], ...]]
+    words: Mapping[str, tuple[tuple[str, str], ...]]
 
     def __len__(self) -> int:
         return len(self.base)
@@ -69,11 +71,26 @@ class CounterfactualPairs:
         """All answer tokens, sorted."""
         return sorted({*self.base_label, *self.source_label})
 
+    @property
+    def deciding_span(self) -> str:
+        """The first span in which base and source differ, or the first of all where only spans differ that some texts lack."""
+        differing = (span for span, words in self.words.items() if any(base != source for base, source in words))
+        return next(differing, next(iter(self.words)))
+
     def span(self, name: str) -> tuple[tuple[int, int], ...]:
         """Positions of a span, in base and in source. Raises InputError if the pairs do not have the span."""
         if name not in self.positions:
             raise InputError(f"'{name}' is not a span of {self.name}; its spans are {', '.join(self.positions)}")
         return self.positions[name]
+
+    def continued(self, tokens: Sequence[Sequence[int]]) -> CounterfactualPairs:
+        """The pairs with further tokens after every text: pair `i` gets list `i` modulo their number. There is no span "last"."""
+        texts = [
+            tuple((*ids, *tokens[number % len(tokens)]) for number, ids in enumerate(side))
+            for side in (self.base_ids, self.source_ids)
+        ]
+        positions = {span: ends for span, ends in self.positions.items() if span != "last"}
+        return replace(self, base_ids=texts[0], source_ids=texts[1], positions=positions)
 
     def with_arbitrary_labels(self, vocabulary: int, seed: int = 0) -> CounterfactualPairs:
         """The control task (Hewitt & Liang 2019): each answer token is mapped to a random token of the vocabulary.
@@ -155,6 +172,7 @@ def encode_pairs(
         tuple(pair.base_class or pair.base_label for pair in pairs),
         tuple(pair.source_class or pair.source_label for pair in pairs),
         {span: tuple((b.ends[span], s.ends[span]) for b, s in zip(base, source, strict=True)) for span in shared},
+        {span: tuple((b.words[span], s.words[span]) for b, s in zip(base, source, strict=True)) for span in shared},
     )
 
 
@@ -162,6 +180,7 @@ class _Text(NamedTuple):
     text: str
     ids: tuple[int, ...]
     ends: dict[str, int]  # by span: index of the token that contains its last character
+    words: dict[str, str]
 
 
 def _encode(texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, name: str, prefix: str) -> list[_Text]:
@@ -178,7 +197,9 @@ def _encode(texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedToken
             if words.strip():
                 ends[span] = _token_at(offsets, stop + len(words.rstrip()) - 1)
             stop += len(words)
-        results.append(_Text(text, tuple(ids[: last + 1]), {**ends, "last": last}))  # drops tokens added at the end, such as EOS
+        kept = tuple(ids[: last + 1])  # drops tokens added at the end, such as EOS
+        span_words = {span: spans[span].strip() for span in ends}
+        results.append(_Text(text, kept, {**ends, "last": last}, {**span_words, "last": text.split()[-1]}))
     return results
 
 

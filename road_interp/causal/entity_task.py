@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -61,6 +61,11 @@ class EntityTask:
                 for attribute, prompts in self.prompts.items():
                     for prompt in prompts:
                         yield Question(entity, attribute, prompt)
+
+    def sampled(self, count: int, seed: int = 0) -> EntityTask:
+        """The task with `count` of its entities, drawn at random, or all of them if it has fewer."""
+        drawn = set(random.Random(seed).sample(sorted(self.values), min(count, len(self.values))))
+        return replace(self, values={entity: values for entity, values in self.values.items() if entity in drawn})
 
     def answer(self, question: Question) -> str:
         """The value that a question asks for, with a space in front unless its prompt ends with an opening mark."""

@@ -18,10 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from road_interp.causal.counterfactuals import CounterfactualPairs
+from road_interp.causal.stored_keys import StoredKeys, cache_argument, supports_stored_keys
 from road_interp.errors import InputError
+from road_interp.models.rotation_context import is_rotated
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
 from road_interp.sites.site import Site
@@ -41,28 +43,32 @@ def full_swap(base: Tensor, source: Tensor) -> Tensor:
 
 
 class TextRuns(NamedTuple):
-    """Stored states of texts that were run without an interchange, padded on the right.
+    """Stored states of the different texts among the pairs, run without an interchange and padded on the right.
 
     Attributes:
+        text: number of each pair's text.
         ids: token ids `(texts, longest)`.
         lengths: numbers of tokens `(texts,)`.
         entering: input of the block that contains the site, `(texts, longest, width)`.
         leaving: output of the site, `(texts, longest, width)`.
-        odds: log odds of the base's answer against the source's after every text `(texts,)` (nats).
+        odds: log odds of the base's answer against the source's after every pair's text `(pairs,)` (nats).
     """
 
+    text: Int[Tensor, " pairs"]
     ids: Int[Tensor, "texts longest"]
     lengths: Int[Tensor, " texts"]
     entering: Float[Tensor, "texts longest width"]
     leaving: Float[Tensor, "texts longest width"]
-    odds: Float[Tensor, " texts"]
+    odds: Float[Tensor, " pairs"]
 
 
 class InterchangeRuns:
     """Forward passes of the base texts in which an interchange replaces one hidden state.
 
-    The computation before the intervened block is the same in every run. The constructor runs all texts once and stores the
-    input of that block; later runs start there. The model is frozen and set to evaluation mode.
+    The computation before the intervened block and of the tokens before the exchanged one is the same in every run. The
+    constructor runs all texts once and stores the input of that block, and the keys and values of every text; later runs start
+    at that block and token. A model with rotations attached, or whose attention cannot read stored keys, is run from that block
+    on with complete texts. The model is frozen and set to evaluation mode.
 
     Args:
         model: a causal language model; for a RoadModel the model of `with road_model.attached() as model`, inside that context.
@@ -95,10 +101,14 @@ class InterchangeRuns:
         stacks = layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
-        self._source_states = self._run(pairs.source_ids).leaving
-        self._base = self._run(pairs.base_ids)
+        self._source = self._run(pairs.source_ids)
+        caches: list[DynamicCache] | None = [] if supports_stored_keys(model) and not is_rotated(model) else None
+        self._base = self._run(pairs.base_ids, caches)
         self.base_odds: Float[Tensor, " pairs"] = self._base.odds
         self._select_span(span)
+        self._keys = None if caches is None else StoredKeys.of(caches, self.site.layer, self._base.ids.shape[1])
+        if self._keys is not None and not self._reproduces_base_odds():
+            self._keys = None
 
     def at(self, span: str) -> InterchangeRuns:
         """The same runs with the exchange at another span; stored states are shared."""
@@ -106,28 +116,43 @@ class InterchangeRuns:
         other._select_span(span)
         return other
 
+    def relabelled(self, pairs: CounterfactualPairs) -> InterchangeRuns:
+        """The same runs with the answers of `pairs`, whose texts are those of these pairs; stored states are shared."""
+        other = copy.copy(self)
+        other.pairs = pairs
+        other.base_label, other.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
+        other.base_odds = -other.odds(no_swap)
+        return other
+
+    @property
+    def starts_at_span(self) -> bool:
+        """Whether runs compute only the tokens from the exchanged one on, with stored keys and values of those before."""
+        return self._keys is not None
+
     def _select_span(self, span: str) -> None:
         self.span = span
         base, source = (self.tensor(ends) for ends in zip(*self.pairs.span(span), strict=True))
-        rows = torch.arange(len(self.pairs), device=base.device)
         self._position = base
-        self.bases: Float[Tensor, "pairs width"] = self._base.leaving[rows, base]
-        self.sources: Float[Tensor, "pairs width"] = self._source_states[rows, source]
+        self.bases: Float[Tensor, "pairs width"] = self._base.leaving[self._base.text, base]
+        self.sources: Float[Tensor, "pairs width"] = self._source.leaving[self._source.text, source]
 
     def logits(self, rows: Int[Tensor, " n"], interchange: Interchange) -> Float[Tensor, "n vocabulary"]:
         """Logits after the base texts of pairs `rows`, with the interchange. Gradients flow to its parameters."""
+        texts, position = self._base.text[rows], self._position[rows]
+        starts = torch.zeros_like(position) if self._keys is None else position
 
         def exchange(module: nn.Module, args: Any, output: Any) -> Any:
             states = hidden_of(output)
-            token = torch.arange(len(rows), device=states.device), self._position[rows]
+            token = torch.arange(len(rows), device=states.device), position - starts
             exchanged = states.clone()
             exchanged[token] = interchange(states[token], self.sources[rows]).to(states.dtype)
             return with_hidden(output, exchanged)
 
         with ExitStack() as stack:
-            stack.enter_context(self._resumed(rows))
+            stack.enter_context(self._resumed(texts, starts))
             stack.callback(self._module.register_forward_hook(exchange).remove)
-            return self._last_logits(self._base.ids[rows], self._base.lengths[rows])
+            cache = None if self._keys is None else self._keys.before(texts, starts)
+            return self._last_logits(self._base.ids[texts], self._base.lengths[texts], starts, cache)
 
     @torch.no_grad()
     def odds(self, interchange: Interchange) -> Float[Tensor, " pairs"]:
@@ -142,19 +167,37 @@ class InterchangeRuns:
         return torch.arange(len(self.pairs), device=self.model.device).split(self.batch_size)
 
     @torch.no_grad()
-    def _run(self, texts: Sequence[Sequence[int]]) -> TextRuns:
-        """Run all texts without an interchange, in batches."""
-        ids = pad_sequence([self.tensor(text) for text in texts], batch_first=True)
-        lengths = self.tensor([len(text) for text in texts])
-        batches = [self._observe(ids[rows], lengths[rows], rows) for rows in self._batches()]
-        return TextRuns(ids, lengths, *(torch.cat(each) for each in zip(*batches, strict=True)))
+    def _run(self, texts: Sequence[Sequence[int]], caches: list[DynamicCache] | None = None) -> TextRuns:
+        """Run every different text without an interchange, in batches; `caches` gets the keys and values of every batch."""
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(map(tuple, texts)))}
+        text = self.tensor([numbers[tuple(each)] for each in texts])
+        ids = pad_sequence([self.tensor(each) for each in numbers], batch_first=True)
+        lengths = self.tensor([len(each) for each in numbers])
+        states, odds = [], torch.zeros(len(texts), device=text.device)
+        for rows in torch.arange(len(ids), device=text.device).split(self.batch_size):
+            *found, logits = self._observe(ids[rows], lengths[rows], caches)
+            states.append(found)
+            pairs = ((text >= rows[0]) & (text <= rows[-1])).nonzero().flatten()
+            odds[pairs] = self._log_odds(logits[text[pairs] - rows[0]], pairs)
+        entering, leaving = (torch.cat(each) for each in zip(*states, strict=True))
+        return TextRuns(text, ids, lengths, entering, leaving, odds)
 
-    def _last_logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Logits after the last token of every text."""
-        longest = int(lengths.max())
-        mask = (torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)).long()
-        positions, column = (lengths - 1).unique(return_inverse=True)
-        output = self.model(input_ids=ids[:, :longest], attention_mask=mask, use_cache=False, logits_to_keep=positions).logits
+    def _last_logits(
+        self, ids: Tensor, lengths: Tensor, starts: Tensor | None = None, cache: DynamicCache | None = None
+    ) -> Tensor:
+        """Logits after the last token of every text, of which the cache holds the tokens before `starts`, if there is one."""
+        begins = torch.zeros_like(lengths) if starts is None else starts
+        columns = _columns(begins, lengths, ids.shape[1])
+        mask = torch.arange(columns.shape[1], device=ids.device) < (lengths - begins).unsqueeze(1)
+        options: dict[str, Any] = {"use_cache": False}
+        if cache is not None:
+            stored = torch.arange(int(begins.max()), device=ids.device).flip(0) < begins.unsqueeze(1)
+            mask = torch.cat((stored, mask), 1)
+            options = {"use_cache": True, cache_argument(self.model): cache, "position_ids": columns}
+        positions, column = (lengths - begins - 1).unique(return_inverse=True)
+        output = self.model(
+            input_ids=ids.gather(1, columns), attention_mask=mask.long(), logits_to_keep=positions, **options
+        ).logits
         return output[torch.arange(len(ids), device=output.device), column]
 
     def _log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
@@ -164,8 +207,8 @@ class InterchangeRuns:
         )
         return base - source
 
-    def _observe(self, ids: Tensor, lengths: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Input of the block and output of the site, padded to the longest of all texts, and log odds after the last token."""
+    def _observe(self, ids: Tensor, lengths: Tensor, caches: list[DynamicCache] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Input of the block and output of the site, padded to the longest of all texts, and logits after the last token."""
         captured: dict[str, Tensor] = {}
 
         def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -183,10 +226,13 @@ class InterchangeRuns:
         with ExitStack() as stack:
             stack.callback(block.register_forward_pre_hook(before_block, with_kwargs=True).remove)
             stack.callback(self._module.register_forward_hook(after_site).remove)
-            logits = self._last_logits(ids, lengths)
+            cache = None if caches is None else DynamicCache()
+            logits = self._last_logits(ids, lengths, cache=cache)
+        if caches is not None and cache is not None:
+            caches.append(cache)
         missing = ids.shape[1] - captured["entering"].shape[1]
         entering, leaving = (functional.pad(captured[key], (0, 0, 0, missing)) for key in ("entering", "leaving"))
-        return entering, leaving, self._log_odds(logits, rows)
+        return entering, leaving, logits
 
     @cached_property
     def _returns_tuple(self) -> bool:
@@ -199,10 +245,19 @@ class InterchangeRuns:
             self._last_logits(self._base.ids[:1], self._base.lengths[:1])
         return is_tuple[0]
 
+    def _reproduces_base_odds(self) -> bool:
+        """Whether the first batch with stored keys gives the log odds of complete texts, but for rounding."""
+        rows = self._batches()[0]
+        with torch.no_grad():
+            odds = self._log_odds(self.logits(rows, no_swap), rows)
+        tolerance = 1e-3 if self._base.leaving.dtype == torch.float32 else 0.5
+        return bool((odds - self.base_odds[rows]).abs().max() < tolerance)
+
     @contextmanager
-    def _resumed(self, rows: Tensor) -> Iterator[None]:
-        """Skip the blocks before the site's, and give the site's block its stored input."""
-        states = self._base.entering[rows, : int(self._base.lengths[rows].max())]
+    def _resumed(self, texts: Tensor, starts: Tensor) -> Iterator[None]:
+        """Skip the blocks before the site's, and give the site's block its stored input from the tokens `starts` on."""
+        columns = _columns(starts, self._base.lengths[texts], self._base.ids.shape[1]).unsqueeze(2)
+        states = self._base.entering[texts].gather(1, columns.expand(-1, -1, self._base.entering.shape[2]))
         in_tuple = self._returns_tuple
 
         def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -227,3 +282,9 @@ def _restore(block: nn.Module, forward: Any) -> None:
         del block.forward
     else:
         block.forward = forward
+
+
+def _columns(starts: Tensor, lengths: Tensor, longest: int) -> Int[Tensor, "texts columns"]:
+    """For every text the numbers of its tokens from `starts` on, as many as the longest rest has, within `longest`."""
+    count = int((lengths - starts).max())
+    return (starts.unsqueeze(1) + torch.arange(count, device=starts.device)).clamp(max=longest - 1)

@@ -8,13 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.causal.bases import Basis, Neurons
+
 
 class MaskedInterchange(nn.Module):
     """Interchange of coordinates in an orthonormal basis, each in proportion to learned masks, one per variable.
 
     In the basis of the neurons this is desiderata-based masking (DBM; De Cao et al. 2020, Davies et al. 2023); in a trained one
-    boundless DAS (Wu et al. 2023); in the principal components of the states, DBM of those (Mueller et al. 2025). Masks of
-    several variables share a softmax with the choice of no variable, so that a coordinate has one owner at most.
+    boundless DAS (Wu et al. 2023); in the principal components of the states, DBM of those (Mueller et al. 2025); in a stack of
+    plane rotations, learned masks over its rows. Masks of several variables share a softmax with the choice of no variable, so
+    that a coordinate has one owner at most.
 
     Training adds `penalty`, which is 0 where no variable claims more than its number of coordinates.
 
@@ -22,20 +25,17 @@ class MaskedInterchange(nn.Module):
         variables: number of variables.
         width: of the states.
         coordinates: number per variable.
-        basis: `(width, k)`, orthonormal columns; None for the neurons, without a product.
-        trained: whether the basis is trained, as the Q of a QR decomposition of `basis`.
+        basis: one of `road_interp.causal.bases`; by default the neurons.
     """
 
     temperature: Tensor
     owners: Tensor
 
-    def __init__(
-        self, variables: int, width: int, coordinates: int, basis: Float[Tensor, "width k"] | None = None, trained: bool = False
-    ) -> None:
+    def __init__(self, variables: int, width: int, coordinates: int, basis: Basis | None = None) -> None:
         super().__init__()
-        self.trained, self.coordinates = trained, coordinates
-        self.basis = None if basis is None else nn.Parameter(basis.clone(), requires_grad=trained)
-        count = width if basis is None else basis.shape[1]
+        self.coordinates = coordinates
+        self.basis = Neurons(width) if basis is None else basis
+        count: int = self.basis.count
         self.logits = nn.Parameter(torch.zeros(variables + 1, count))  # the last row is for no variable
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("owners", torch.full((count,), -2))  # -2 before `harden`, then -1 for no variable
@@ -68,10 +68,8 @@ class MaskedInterchange(nn.Module):
         dtype = torch.promote_types(base.dtype, self.logits.dtype)
         difference, shares = source.to(dtype) - base.to(dtype), self._shares().to(dtype)
         proportions = torch.stack([shares[list(chosen)].sum(0) for chosen in subspaces])
-        if self.basis is None:
-            return (base + difference * proportions).to(base.dtype)
-        basis = (torch.linalg.qr(self.basis).Q if self.trained else self.basis).to(dtype)
-        return (base + ((difference @ basis) * proportions) @ basis.T).to(base.dtype)
+        into, back = self.basis(dtype)
+        return (base + back(into(difference) * proportions)).to(base.dtype)
 
     def _shares(self) -> Tensor:
         """The proportion of every coordinate that each variable claims, or owns after `harden`."""

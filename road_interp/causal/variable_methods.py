@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
 from road_interp.errors import InputError
+from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.variable_coordinates import VariableCoordinates
 from road_interp.progress import Progress, silent
+from road_interp.results import Result
 from road_interp.rotation import butterfly
-
-RATES = (1e-3, 1e-2, 5e-2)  # learning rates that every trained method may choose from
 
 
 class MethodInputs(NamedTuple):
@@ -60,10 +63,22 @@ class SeparateInterchanges(nn.Module):
         return (wide + torch.stack(changes).sum(0)).to(base.dtype)
 
 
-def principal_components(states: Float[Tensor, "n width"]) -> Float[Tensor, "width k"]:
-    """The principal components of states, as orthonormal columns, the largest first."""
-    centred = states.double() - states.double().mean(0)
-    return torch.linalg.svd(centred, full_matrices=False).Vh.T.float()
+def road_from_components(of: MethodInputs, depth: int) -> InBasis:
+    """A stack of plane rotations in the basis of principal components.
+
+    At angle 0 the coordinates that the variables own are the leading components, which the variables get in turn. The angles
+    start close to 0.
+    """
+    components = principal_components(of.states.cpu())
+    count = components.shape[1] // 2 * 2
+    road = of.owned.road(count, depth=depth, seed=of.seed)
+    reads = butterfly.matrix(torch.zeros_like(road.theta)).argmax(1)  # the component that each coordinate reads at angle 0
+    rows = of.owned.rows(count)
+    in_turn = [rows[start] for entry in range(of.coordinates) for start in range(entry, len(rows), of.coordinates)]
+    others = sorted(set(range(count)) - set(in_turn))
+    columns = torch.empty_like(components[:, :count])
+    columns[:, reads[[*in_turn, *others]]] = components[:, :count]
+    return InBasis(road, columns)
 
 
 def _random_weight(of: MethodInputs) -> Tensor:
@@ -72,21 +87,36 @@ def _random_weight(of: MethodInputs) -> Tensor:
     return torch.randn(of.width, count, generator=torch.Generator().manual_seed(of.seed))
 
 
-Make = Callable[[MethodInputs], nn.Module]
-STACKED, PLANES = "stacked RoAd", "RoAd planes"
+def _road(of: MethodInputs, depth: int) -> RoadInterchangeIntervention:
+    return of.owned.road(of.width, depth=depth, seed=of.seed, spread=torch.pi)
+
+
+def _masked(of: MethodInputs, basis: Basis | None) -> MaskedInterchange:
+    return MaskedInterchange(len(of.variables), of.width, of.coordinates, basis)
+
+
+class VariableMethod(NamedTuple):
+    """A constructor of an interchange, and the learning rate that the study "variable-rates" chose on validation pairs."""
+
+    make: Callable[[MethodInputs], nn.Module]
+    learning_rate: float
+
+
+STACKED, DEEP, PLANES = "stacked RoAd", "deep RoAd", "RoAd planes"
 SHARED = "multi-task DAS"  # low-rank, one basis that the variables divide (MDAS of RAVEL)
-METHODS: dict[str, Make] = {
-    STACKED: lambda of: of.owned.road(of.width, depth=butterfly.full_depth(of.width), seed=of.seed, spread=torch.pi),
-    PLANES: lambda of: of.owned.road(of.width, seed=of.seed, spread=torch.pi),
-    SHARED: lambda of: of.owned.low_rank(of.width, seed=of.seed),
-    "DAS of each variable": lambda of: SeparateInterchanges(len(of.variables), of.width, of.coordinates, 1000 * of.seed),
-    "DBM": lambda of: MaskedInterchange(len(of.variables), of.width, of.coordinates),
-    "DBM of principal components": lambda of: MaskedInterchange(
-        len(of.variables), of.width, of.coordinates, principal_components(of.states.cpu())
+METHODS: dict[str, VariableMethod] = {
+    STACKED: VariableMethod(lambda of: _road(of, butterfly.full_depth(of.width)), 1e-2),
+    DEEP: VariableMethod(lambda of: _road(of, butterfly.full_depth(of.width) + 2 * of.owned.total), 1e-2),
+    PLANES: VariableMethod(lambda of: _road(of, 1), 1e-2),
+    "stacked RoAd from components": VariableMethod(lambda of: road_from_components(of, butterfly.full_depth(of.width)), 1e-2),
+    SHARED: VariableMethod(lambda of: of.owned.low_rank(of.width, seed=of.seed), 1e-2),
+    "DAS of each variable": VariableMethod(
+        lambda of: SeparateInterchanges(len(of.variables), of.width, of.coordinates, 1000 * of.seed), 1e-2
     ),
-    "DBM in a trained basis": lambda of: MaskedInterchange(
-        len(of.variables), of.width, of.coordinates, _random_weight(of), trained=True
-    ),
+    "masked neurons": VariableMethod(lambda of: _masked(of, None), 1e-2),
+    "masked components": VariableMethod(lambda of: _masked(of, Columns(principal_components(of.states.cpu()))), 1e-2),
+    "masked trained basis": VariableMethod(lambda of: _masked(of, Columns(_random_weight(of), trained=True)), 1e-2),
+    "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, 1, of.seed, torch.pi)), 1e-2),
 }
 RANDOM = "random subspace"
 
@@ -101,6 +131,54 @@ def whole_state(base: Tensor, source: Tensor, subspaces: Any) -> Tensor:
     return source
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One training: its learning rate, the mean loss of its last tenth of steps (nats), and disentangle on validation pairs."""
+
+    method: str
+    rate: float
+    loss: float
+    validation: float
+
+
+@dataclass(frozen=True)
+class VariablesComparison(Result):
+    """Several interchanges of the same variables, trained and tested on the same pairs.
+
+    Attributes:
+        model: id of the model.
+        task: type of the entities.
+        variables: their names.
+        layer: number of the block at whose output states are exchanged.
+        coordinates: per variable.
+        steps: of every training.
+        seed: of the trainings and of the pairs.
+        answered: numbers of entities and of questions that the model answers rightly, and of questions that it was asked.
+        pairs: numbers of training, validation and test pairs.
+        trials: every training.
+        reports: the controls, and the best training of every method by validation.
+    """
+
+    model: str
+    task: str
+    variables: tuple[str, ...]
+    layer: int
+    coordinates: int
+    steps: int
+    seed: int
+    answered: tuple[int, int, int]
+    pairs: tuple[int, int, int]
+    trials: tuple[Trial, ...]
+    reports: tuple[VariablesReport, ...]
+
+    def of(self, method: str) -> VariablesReport:
+        """The report of a method. Raises InputError if there is none."""
+        for report in self.reports:
+            if report.method == method:
+                return report
+        raise InputError(f"no report of '{method}'; there are {', '.join(report.method for report in self.reports)}")
+
+
 def compare_variables(
     train: VariableRuns,
     validation: VariableRuns,
@@ -108,19 +186,19 @@ def compare_variables(
     variables: Sequence[str],
     coordinates: int,
     methods: Sequence[str] = tuple(METHODS),
-    rates: Sequence[float] = RATES,
+    rates: Sequence[float] = (),
     steps: int = 300,
     seed: int = 0,
     progress: Progress = silent,
-) -> list[VariablesReport]:
-    """Train every method at every learning rate, and test the one that separates the validation pairs best.
+) -> tuple[list[Trial], list[VariablesReport]]:
+    """Train every method at every learning rate, and test the training that separates the validation pairs best.
 
     Untrained controls are tested too: no swap, the swap of the whole state, and a random subspace.
 
     Args:
         train, validation, test: runs of pairs with disjoint entities.
         coordinates: per variable; masks own at most as many.
-        rates: the same for every method.
+        rates: the same for every method; by default the one that METHODS gives each.
 
     Raises:
         InputError: an entity of one split in another.
@@ -132,27 +210,33 @@ def compare_variables(
     reports = [measure_variables(test, swap, name, seed=seed) for name, swap in untrained]
     random = inputs.owned.low_rank(width, seed=seed).requires_grad_(False).to(test.targets.device)
     reports.append(measure_variables(test, random, RANDOM, coordinates, seed))
+    trials: list[Trial] = []
     for name in methods:
-        best: tuple[float, float, nn.Module] | None = None
-        for rate in rates:
-            interchange = METHODS[name](inputs).to(test.targets.device)
-            _train(train, interchange, name, steps, rate, seed, progress)
+        tried: list[tuple[Trial, nn.Module]] = []
+        for rate in rates or (METHODS[name].learning_rate,):
+            interchange = METHODS[name].make(inputs).to(test.targets.device)
+            loss = _train(train, interchange, name, steps, rate, seed, progress)
             score = measure_variables(validation, interchange, name).disentangle
-            if best is None or score > best[0]:
-                best = score, rate, interchange
-        assert best is not None
-        reports.append(measure_variables(test, best[2], name, coordinates, seed, best[1], best[0]))
-    return reports
+            tried.append((Trial(name, rate, loss, score), interchange))
+        best, interchange = max(tried, key=lambda each: each[0].validation)
+        trials.extend(trial for trial, _ in tried)
+        reports.append(measure_variables(test, interchange, name, coordinates, seed, best.rate, best.validation))
+    return trials, reports
 
 
-def _train(runs: VariableRuns, interchange: nn.Module, name: str, steps: int, rate: float, seed: int, progress: Progress) -> None:
+def _train(
+    runs: VariableRuns, interchange: nn.Module, name: str, steps: int, rate: float, seed: int, progress: Progress
+) -> float:
+    """Train an interchange; the mean loss of the last tenth of its steps."""
+
     def tell(what: str, done: int = 0, total: int | None = None) -> None:
         progress(f"{name}, rate {rate:g}, {what}", done, total)
 
     temperatures = (1.0, 0.05) if isinstance(interchange, MaskedInterchange) else None
-    train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=tell)
+    losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=tell)
     if isinstance(interchange, MaskedInterchange):
         interchange.harden()
+    return float(np.mean(losses[-max(1, steps // 10) :]))
 
 
 def _check_disjoint(*splits: VariableRuns) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from road_interp.causal.accuracy import count_parameters
-from road_interp.causal.entity_task import EntityTask, Question, VariablePairs, spans_of
+from road_interp.causal.entity_task import VariablePairs
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.training import run_steps
 from road_interp.errors import InputError
@@ -206,45 +205,3 @@ def measure_variables(
 def _weight(is_cause: bool, variables: int) -> float:
     """The weight of a cell in the mean of cause and isolation over the variables."""
     return 1 / (2 * variables) if is_cause else 1 / (2 * variables * (variables - 1))
-
-
-@torch.no_grad()
-def answered_rightly(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: EntityTask,
-    questions: Iterable[Question],
-    prefix: str = "",
-    batch_size: int = 64,
-    progress: Progress = silent,
-) -> list[Question]:
-    """The questions to which the model's most likely next token is the first of the right answer.
-
-    Args:
-        questions: of the task, such as `task.questions("train")`.
-        prefix: text before every prompt.
-        batch_size: questions per pass.
-        progress: called after every pass.
-    """
-    asked = list(questions)
-    if not asked:
-        return []
-    texts = [prefix + "".join(spans_of(question).values()).rstrip() for question in asked]
-    ids = tokenizer(texts)["input_ids"]
-    whole = tokenizer([text + task.answer(question) for text, question in zip(texts, asked, strict=True)])["input_ids"]
-    order = sorted(range(len(asked)), key=lambda number: len(ids[number]))
-    right = []
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        lengths = torch.tensor([len(ids[row]) for row in rows], device=model.device)
-        batch = pad_sequence([torch.tensor(ids[row]) for row in rows], batch_first=True).to(model.device)
-        mask = (torch.arange(batch.shape[1], device=model.device) < lengths.unsqueeze(1)).long()
-        positions, column = (lengths - 1).unique(return_inverse=True)
-        logits = model(input_ids=batch, attention_mask=mask, use_cache=False, logits_to_keep=positions).logits
-        likeliest = logits[torch.arange(len(rows), device=model.device), column].argmax(-1).tolist()
-        for row, token in zip(rows, likeliest, strict=True):
-            length = len(ids[row])
-            if whole[row][:length] == ids[row] and len(whole[row]) > length and whole[row][length] == token:
-                right.append(row)
-        progress("asking the model", min(start + batch_size, len(order)), len(order))
-    return [asked[row] for row in sorted(right)]

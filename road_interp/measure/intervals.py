@@ -36,17 +36,19 @@ def bootstrap_means(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -
 def cluster_means(
     outcomes: Float[np.ndarray, " examples"],
     clusters: Sequence[Sequence[str]],
-    cells: Sequence[str],
-    weights: Mapping[str, float],
+    cells: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Float[np.ndarray, " draws"]:
     """Bootstrap samples of a weighted mean of cells, such as tasks: clusters of examples, such as words, are resampled.
 
     Args:
         clusters: of every example, one or several, such as the words of base and source. An example counts as often as the
             product of the numbers of draws of its clusters, because examples that share one are not independent.
-        cells: of every example; a cell's value is the mean of its examples.
-        weights: of the cells.
+        cells: of every example; a cell's value is the mean of its examples. By default all examples are in one.
+        weights: of the cells; by default all are equal.
     """
+    cells = [""] * len(outcomes) if cells is None else cells
+    weights = dict.fromkeys(cells, 1 / len(set(cells))) if weights is None else weights
     names = sorted({name for each in clusters for name in each})
     index = np.array([[names.index(name) for name in each] for each in clusters])
     times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
@@ -57,6 +59,17 @@ def cluster_means(
         drawn, sums = counted[:, of_cell].sum(1), counted[:, of_cell] @ outcomes[of_cell]
         total += weight * np.where(drawn > 0, sums / np.maximum(drawn, 1), outcomes[of_cell].mean())
     return total
+
+
+def rate_interval(outcomes: Shaped[np.ndarray, " examples"], clusters: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """95% interval of a rate: bootstrap over clusters, as in `cluster_means`.
+
+    Where all outcomes are equal, a bootstrap has no spread: then the Wilson interval of as many trials as there are clusters.
+    """
+    if outcomes.min() == outcomes.max():
+        trials = len({name for each in clusters for name in each})
+        return wilson(trials * int(outcomes[0]), trials)
+    return interval(cluster_means(outcomes.astype(float), clusters))
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

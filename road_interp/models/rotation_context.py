@@ -249,6 +249,11 @@ def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site
     return site.output_slice.replace(hidden, rotated)
 
 
+def is_rotated(model: PreTrainedModel) -> bool:
+    """Whether a context is open on a model: a call may be rotated."""
+    return bool(_OPEN.get(model))
+
+
 @contextmanager
 def opened(model: PreTrainedModel, name: str, shared: bool) -> Iterator[None]:
     """Register an open context of a model. Raises InputError if one of two is shared and was opened last; it names both."""

@@ -16,6 +16,7 @@ from road_interp.plots.plane import plane
 from road_interp.plots.structure import query_key, seed_structure
 from road_interp.plots.style import STYLE
 from road_interp.plots.throughput import throughput
+from road_interp.plots.variables import variables
 
 __all__ = [
     "STYLE",
@@ -44,6 +45,7 @@ __all__ = [
     "shares",
     "strength",
     "throughput",
+    "variables",
 ]
 _NAMES_OF_0_1_0 = {"heads": "multitask_accuracy"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +17,7 @@ from road_interp.provenance import figure_metadata
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
+    from road_interp.causal.variable_methods import VariablesComparison
     from road_interp.measure import AblationReport, AngleReport, DriftReport
     from road_interp.measure.engine_cost import EngineCostReport
     from road_interp.measure.throughput import ThroughputReport
@@ -108,3 +109,18 @@ def draw_engine_cost(report: EngineCostReport, folder: Path) -> Path:
         rows = len({(cost.what, cost.over) for cost in report.costs})
         _, ax = subplots(figsize=(7, 1 + 0.22 * rows), layout="constrained")
     return save_figure(plots.engine_cost(report, ax), report, folder, "engine")
+
+
+def draw_variables(comparisons: Sequence[VariablesComparison], result: Result, folder: Path, name: str) -> Path:
+    """Cause, isolation and disentangle of one model and one type of entity, side by side."""
+    first = comparisons[0]
+    with context(plots.STYLE):
+        figure, axes = subplots(1, 3, figsize=(7, 3.4), layout="constrained", sharey=True)
+        seeds = len({found.seed for found in comparisons})
+        title = f"{readable_name(first.model)}, block {first.layer}, {first.task}: {' and '.join(first.variables)}"
+        figure.suptitle(f"{title}, {seeds} seed{'s' * (seeds > 1)}")
+    for quantity, ax in zip(("cause", "isolation", "disentangle"), axes, strict=True):
+        plots.variables(comparisons, ax, quantity=quantity)
+        ax.set(title=quantity, ylabel="fraction of pairs" if quantity == "cause" else "")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return save_figure(axes[0], result, folder, name)

@@ -90,6 +90,8 @@ class Study:
         quick: further overrides with `--quick`.
         quick_seeds, quick_conditions: numbers of seeds and conditions with `--quick`; None for all.
         inputs: settings that are paths on this machine; they do not enter the settings hash.
+        applies: whether a condition can be measured with the inputs, from its recipe; others are left out unless they are chosen
+            by name.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Study:
     quick_seeds: int = 1
     quick_conditions: int | None = None
     inputs: tuple[str, ...] = ()
+    applies: Callable[[Any], bool] = lambda recipe: True
 
 
 @dataclass(frozen=True)
@@ -234,16 +237,23 @@ def _measurable(study: Study, options: StudyOptions, progress: Progress) -> list
         if keys:
             progress(f"{slug} is left out: it needs {', '.join(f'{key}=...' for key in keys)}")
     limit = study.quick_conditions if options.quick else None
-    return [slug for slug, keys in missing.items() if not keys][:limit]
+    given_all = [slug for slug, keys in missing.items() if not keys]
+    measured = [slug for slug in given_all if study.applies(_recipe(study, slug, options.seeds[0], options))]
+    if others := [slug for slug in given_all if slug not in measured]:
+        progress(f"left out, because the inputs do not hold them: {', '.join(others)}")
+    return measured[:limit]
 
 
 def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress: Progress) -> Result:
     condition = study.conditions[slug]
-    overrides = [*_overrides(study, condition, options), f"seed={seed}"]
-    recipe: Any = load_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else _settings(study.recipe, overrides)
-    piece = Piece(recipe, slug, seed, options.runs, progress)
+    piece = Piece(_recipe(study, slug, seed, options), slug, seed, options.runs, progress)
     result = (condition.measure or study.measure)(piece)
     return replace(result, provenance=current_provenance((seed,), settings_of(study, condition, options)))
+
+
+def _recipe(study: Study, slug: str, seed: int, options: StudyOptions) -> Any:
+    overrides = [*_overrides(study, study.conditions[slug], options), f"seed={seed}"]
+    return load_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else _settings(study.recipe, overrides)
 
 
 def _load(study: Study, condition: Condition, path: Path, options: StudyOptions) -> Result:

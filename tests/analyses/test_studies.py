@@ -28,6 +28,8 @@ from helpers.taught import word_tokenizer
 from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
+from road_interp.causal.number_and_gender import number_and_gender
+from road_interp.causal.variable_methods import VariablesComparison
 from road_interp.errors import InputError
 from road_interp.measure import (
     AblationReport,
@@ -122,7 +124,7 @@ def test_every_study_is_redrawn_from_its_results(command, no_model, tmp_path, na
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.with_suffix(".pdf").stat().st_size > 1000
         assert json.loads(path.with_suffix(".json").read_text())["format"] == 1
-    assert bool(told["figures"]) == (name not in ("bank", "controls", "cost", "size"))  # which are tables
+    assert bool(told["figures"]) == (name not in ("bank", "causalgym", "controls", "cost", "size", "variable-rates"))  # tables
     assert not (tmp_path / "results").exists()
 
 
@@ -482,8 +484,49 @@ def test_cost_of_an_interchange(command, no_model, tmp_path):
     output = command("cost", "--quick")
     report = CostReport.load(tmp_path / "results" / "quick" / "cost" / "width-2048" / "seed-0.json")
     assert report.width == 64
-    assert len(output["numbers"]) == 4
+    assert len(output["numbers"]) == 8
     assert output["figures"] == []
+
+
+def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_path):
+    """The tasks of the file, whatever else CausalGym has."""
+    script = script_of(known["causalgym"])
+    monkeypatch.setitem(script, "load", lambda model: (tiny_model("Llama", "causal-lm", vocab_size=400), word_tokenizer()))
+    built_in = json.loads((ROOT / "road_interp" / "causal" / "templates.json").read_text())
+    (tmp_path / "tasks.json").write_text(json.dumps({"agr_sv_num_pp": built_in["agreement"], "agr_gender": built_in["gender"]}))
+    output = command("causalgym", f"templates={tmp_path / 'tasks.json'}", "layers=[0, 1]", "steps=2", "pairs=[32, 8, 16]")
+    assert output["sentence"].startswith("Log odds ratio (nats) and its selectivity, at the best of the blocks 0, 1")
+    names = [f"{task}, {method}" for task in ("agr_gender", "agr_sv_num_pp") for method in ("full swap", "DAS, rank 1")]
+    assert set(names) < set(output["numbers"])
+    assert "mean of 2 tasks, full swap" in output["numbers"]
+
+
+def test_several_variables(known, command, monkeypatch, tmp_path):
+    """Every question is taken as answered rightly, because the model knows nothing."""
+    script = script_of(known["variables"])
+    task = number_and_gender()
+    words = [text for prompts in task.prompts.values() for prompt in prompts for text in prompt.replace(":", " : ").split()]
+    tokenizer = word_tokenizer(*task.values, *(word.strip(";.") for word in words), ";", ".")
+    monkeypatch.setitem(script, "load", lambda model: (tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), tokenizer))
+    monkeypatch.setitem(script, "answered", lambda settings, task, piece: (list(task.questions()), 7))
+    common = ("layer=0", "prefix=''", "steps=2", "pairs=[8, 8, 8]", "methods=[stacked RoAd, masked components]")
+    slugs = ("--only", "smollm2_number-gender_1", "--only", "smollm2_number-gender_2")
+    output = command("variables", *common, *slugs)
+    assert [Path(path).name for path in output["figures"]] == ["variables-smollm2-number-gender.png"]
+    assert len(output["numbers"]) == 2 * (3 + 2)
+    (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json")
+    found = VariablesComparison.load(path)
+    assert (found.coordinates, found.answered, found.pairs) == (2, (112, 448, 7), (32, 32, 32))
+    assert (
+        found.of("no swap").disentangle == found.of("no swap").scores[0].isolation / 2 + found.of("no swap").scores[0].cause / 2
+    )
+
+
+def test_entities_need_a_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, monkeypatch, "study", "variables", "--only", "smollm2_city_1")
+    assert code == 2
+    assert "entities 'city' need ravel=FOLDER" in err.splitlines()[-1]
 
 
 def test_disentangle(command, workplace, tmp_path):

@@ -8,6 +8,8 @@ import torch
 from helpers.taught import taught_model, word_tokenizer
 from road_interp.causal.accuracy import interchange_accuracy
 from road_interp.causal.controls import (
+    DAS,
+    PLANES,
     STACKED,
     ControlReport,
     controls,
@@ -32,7 +34,7 @@ def taught(tokenizer):
     return taught_model(tokenizer)
 
 
-def test_every_control_stands_beside_every_method(taught):
+def test_every_control_stands_beside_every_method(taught, tokenizer):
     model, pairs = taught
     told = []
 
@@ -40,17 +42,25 @@ def test_every_control_stands_beside_every_method(taught):
         name, _, loss = what.rpartition(", loss ")
         told.append((name, done, total, float(loss)))
 
-    report = controls(model, Splits(pairs, pairs, pairs), 0, "name", steps=60, progress=progress)
+    report = controls(model, tokenizer, Splits(pairs, pairs, pairs), 0, "name", steps=60, progress=progress)
     names = [row.method for row in report.rows]
-    assert len(set(names)) == len(names) == 15
+    assert len(set(names)) == len(names) == 17
     assert set(methods()) < set(names)
     assert report.of("no swap").accuracy == 0
     assert report.of("full swap").accuracy == 1
     assert report.of(f"{STACKED}, random angles").accuracy < 0.3
     assert report.of(STACKED).accuracy > 0.9
     assert report.of("no swap, random weights").flipped == 0
-    assert report.selectivity == report.of(STACKED).log_odds - report.of(f"{STACKED}, arbitrary answers").log_odds
-    assert (report.of("low-rank DAS, rank 8").parameters, report.of(STACKED).parameters) == (8 * 32, 5 * 16)
+    for name in (STACKED, DAS):
+        assert report.selectivity(name) == report.of(name).log_odds - report.of(f"{name}, arbitrary answers").log_odds
+    assert (report.of("DAS, rank 8").parameters, report.of(STACKED).parameters) == (8 * 32, 5 * 16)
+    assert (report.of(STACKED).effective, report.of("full swap").effective) == (1 + 2 + 4 + 8 + 16, 0)
+    assert report.words == pairs.words["name"]
+    assert report.divergences["no swap"] == 0
+    assert 0 < report.divergences[STACKED] < report.divergences["full swap"]
+    assert set(report.directions) == {PLANES, DAS, "DAS, rank 8", "difference of means", "linear probe"}
+    assert all(0 < cosine < 1 + 1e-5 for cosine in report.directions.values())
+    assert report.directions[DAS] > 1 / 32**0.5  # the cosine of random directions
     assert [name for name, step, *_ in told if step == 60] == list(dict.fromkeys(name for name, *_ in told))
     assert {total for _, _, total, _ in told} == {60}
     assert ControlReport.from_json(report.to_json()) == report

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from road_interp.causal.cost import DEEP, FULL, LOW_RANK, SHALLOW, CostReport, MethodCost, cost
+from road_interp.causal.accuracy import effective_parameters
+from road_interp.causal.cost import (
+    DEEP,
+    EIGHT,
+    FULL,
+    ONE,
+    PYVENE_EIGHT,
+    PYVENE_ONE,
+    SHALLOW,
+    VECTOR,
+    CostReport,
+    MethodCost,
+    UnitVectorInterchange,
+    cost,
+)
 from road_interp.errors import InputError
+from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.rotation import butterfly
 
 
 def test_every_method_is_timed_in_every_round():
     told = []
     report = cost(width=16, batch=2, rounds=2, progress=told.append)
-    assert told == [SHALLOW, DEEP, LOW_RANK, FULL] * 3
-    assert [(each.method, each.parameters) for each in report.methods] == [(SHALLOW, 8), (DEEP, 32), (LOW_RANK, 128), (FULL, 256)]
+    counts = {VECTOR: 16, ONE: 16, EIGHT: 128, SHALLOW: 8, DEEP: 32, PYVENE_ONE: 16, PYVENE_EIGHT: 128, FULL: 256}
+    assert told == [*counts] * 3
+    assert {each.method: each.parameters for each in report.methods} == counts
     assert all(len(each.seconds) == 2 and min(each.seconds) > 0 for each in report.methods)
     assert CostReport.from_json(report.to_json()) == report
     with pytest.raises(InputError, match="no timings of 'LoRA'"):
@@ -22,5 +41,26 @@ def test_every_method_is_timed_in_every_round():
 
 
 def test_ratios_are_medians_over_rounds():
-    report = CostReport(2, 1, "cpu", 1, (MethodCost("a", 1, (1.0, 2.0, 1.0)), MethodCost("b", 1, (5.0, 4.0, 7.0))))
+    report = CostReport(2, 1, "cpu", 1, (MethodCost("a", 1, 1, (1.0, 2.0, 1.0)), MethodCost("b", 1, 1, (5.0, 4.0, 7.0))))
     assert report.ratio("b", "a") == 5
+
+
+def test_one_row_of_a_stack_reads_few_angles():
+    """By level from the last: 1, 2, 4, ... planes, at most all."""
+    stack = RoadInterchangeIntervention(576, depth=butterfly.full_depth(576), rows=[0])
+    assert (sum(each.numel() for each in stack.parameters()), effective_parameters(stack, 576)) == (2880, 799)
+    assert effective_parameters(RoadInterchangeIntervention(576), 576) == 288
+
+
+def test_every_form_of_rank_one_swaps_along_one_direction():
+    """One row of a stack, a unit vector, and a QR decomposition of one column: equal where their directions are."""
+    stack = RoadInterchangeIntervention(16, depth=4, rows=[0], spread=3.0)
+    direction = stack.basis()[:, 0]
+    vector, column = UnitVectorInterchange(16), LowRankInterchangeIntervention(16, 1)
+    with torch.no_grad():
+        vector.weight.copy_(-2 * direction)
+        column.weight.copy_(3 * direction.unsqueeze(1))
+    base, source = torch.randn(5, 16), torch.randn(5, 16)
+    expected = base + ((source - base) @ direction).outer(direction)
+    for interchange in (stack, vector, column):
+        torch.testing.assert_close(interchange(base, source), expected, atol=1e-5, rtol=1e-5)

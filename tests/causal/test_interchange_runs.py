@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchan
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
+from road_interp.causal.stored_keys import StoredKeys
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
@@ -95,6 +97,79 @@ def test_interchanges_inside_a_rotated_model(tokenizer, where):
         merged = InterchangeRuns(model.merge(), pairs, 1, "who")
         torch.testing.assert_close(swapped, merged.logits(rows, full_swap), atol=1e-5, rtol=1e-5)
     assert not any("forward" in module.__dict__ for module in base.modules())
+
+
+@pytest.mark.parametrize("architecture", [*MODELS, "Gemma2", "Gemma3Text", "Qwen3", "Mistral"])
+@pytest.mark.parametrize("span", ["who", "does", "last"])
+def test_stored_keys_change_nothing(tokenizer, architecture, span):
+    """Gradients too; also where the spans end at the first token of some texts, and a sliding window is shorter than a text."""
+    options = {"sliding_window": 2} if architecture in ("Gemma2", "Gemma3Text", "Mistral") else {}
+    model = tiny_model(architecture, "causal-lm", vocab_size=len(tokenizer), **options)
+    runs = InterchangeRuns(model, ragged(tokenizer), 1, span, batch_size=2)
+    assert runs.starts_at_span
+    complete = copy.copy(runs)
+    complete._keys = None
+    found = []
+    for each in (runs, complete):
+        stack = RoadInterchangeIntervention(32, depth=3, spread=2.0)
+        for rows in (torch.arange(3), torch.tensor([1]), torch.tensor([2, 0])):
+            logits = each.logits(rows, stack)
+            logits.square().sum().backward()
+            found.append(logits)
+        found.append(stack.theta.grad)
+    half = len(found) // 2
+    for one, other in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_text_that_pairs_share_is_run_once(tokenizer):
+    pairs = ragged(tokenizer)
+    order = [0, 1, 0, 2, 1, 0]
+    names = ("base", "source", "base_ids", "source_ids", "base_label", "source_label", "base_class", "source_class")
+    repeated = replace(
+        pairs,
+        **{name: tuple(getattr(pairs, name)[row] for row in order) for name in names},
+        positions={span: tuple(ends[row] for row in order) for span, ends in pairs.positions.items()},
+        words={span: tuple(words[row] for row in order) for span, words in pairs.words.items()},
+    )
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    rows, (site,) = [], find_sites(model, "block-output", layers=1)
+    model.model.layers[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    runs, alone = (InterchangeRuns(model, each, site, "who", batch_size=2) for each in (repeated, pairs))
+    assert rows[:4] == [2, 1, 2, 1]
+    stack = RoadInterchangeIntervention(32, depth=3, spread=2.0)
+    torch.testing.assert_close(runs.logits(torch.arange(6), stack), alone.logits(torch.tensor(order), stack))
+    torch.testing.assert_close(runs.base_odds, alone.base_odds[order])
+    torch.testing.assert_close(runs.sources, alone.sources[order])
+
+
+def test_complete_texts_where_stored_keys_would_be_wrong(tokenizer):
+    """A model with rotations attached, whose positions may depend on the cache; and one whose cache holds no keys."""
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output")), positions="prompt")
+    inputs = tokenizer(list(ragged(tokenizer).base), padding=True, return_tensors="pt")
+    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad(), model.attached() as rotated:
+        runs = InterchangeRuns(rotated, ragged(tokenizer), 1, "who")
+        assert not runs.starts_at_span
+        plain = runs.logits(torch.arange(3), no_swap)
+    expected = model(base=inputs)[1].logits[torch.arange(3), inputs["attention_mask"].sum(1) - 1]
+    torch.testing.assert_close(plain, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_stored_keys_that_give_other_answers_are_not_used(tokenizer, monkeypatch):
+    before = StoredKeys.before
+
+    def wrong(stored, rows, ends):
+        cache = before(stored, rows, ends)
+        cache.layers[1].values += 1
+        return cache
+
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    monkeypatch.setattr(StoredKeys, "before", wrong)
+    assert not InterchangeRuns(model, ragged(tokenizer), 1, "does").starts_at_span
+    monkeypatch.undo()
+    assert InterchangeRuns(model, ragged(tokenizer), 1, "does").starts_at_span
 
 
 def test_the_model_is_left_as_it_was(taught):

@@ -13,18 +13,14 @@ from torch.nn import functional
 
 from helpers.models import tiny_model
 from helpers.taught import word_tokenizer
+from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
+from road_interp.causal.bases import Columns, principal_components
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs, load_ravel
 from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.number_and_gender import number_and_gender
-from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, compare_variables, principal_components
-from road_interp.causal.variables import (
-    VariableRuns,
-    VariablesReport,
-    answered_rightly,
-    measure_variables,
-    train_variables,
-)
+from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, compare_variables
+from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
 from road_interp.errors import InputError
 from road_interp.measure.intervals import cluster_means
 from road_interp.models.variable_coordinates import VariableCoordinates
@@ -106,6 +102,23 @@ def test_questions_that_are_answered_rightly(taught, task, tokenizer):
     assert answered_rightly(taught, tokenizer, wrong, questions) == []
 
 
+def test_the_prompts_that_are_answered_best(taught, task, tokenizer):
+    """A prompt of words that the model was not taught is the last choice."""
+    more = replace(task, prompts={**task.prompts, "colour": ("%s cried cried", *task.prompts["colour"])})
+    chosen = with_best_prompts(taught, tokenizer, more, 2)
+    assert set(chosen.prompts["colour"]) == set(task.prompts["colour"])
+    assert chosen.prompts["shape"] == task.prompts["shape"]
+
+
+def test_texts_that_begin_alike_give_the_same_tokens(taught, tokenizer):
+    """The beginning is computed once; also where one text is the beginning of another."""
+    texts = ["The baker cried because", "The baker cried", "The baker has", "The baker had"]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    alone = [taught(torch.tensor([each])).logits[0, -1].argmax().item() for each in ids]
+    assert next_tokens(taught, ids) == alone
+    assert next_tokens(taught, ids[:1]) == alone[:1]
+
+
 def test_pairs_swap_one_variable_and_ask_for_one(task, tokenizer):
     pairs = draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 6)
     assert len(pairs) == 4 * 6
@@ -174,7 +187,7 @@ def test_training_separates_the_variables(runs, kind):
     interchange = {
         "road": lambda: coordinates.road(32, depth=5, spread=3.0),
         "low_rank": lambda: coordinates.low_rank(32),
-        "mask": lambda: MaskedInterchange(2, 32, 4, torch.randn(32, 32), trained=True),
+        "mask": lambda: MaskedInterchange(2, 32, 4, Columns(torch.randn(32, 32), trained=True)),
     }[kind]()
     options = {"temperatures": (1.0, 0.1)} if kind == "mask" else {}
     losses = train_variables(runs, interchange, 120, 0.05, **options)
@@ -256,7 +269,8 @@ def test_ravels_files(tmp_path):
 
 def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
     splits = [runs_of(taught, task, tokenizer, split) for split in ("train", "val", "test")]
-    reports = compare_variables(*splits, VARIABLES, 2, rates=(1e-7, 0.05), steps=60, seed=3)
+    trials, reports = compare_variables(*splits, VARIABLES, 2, rates=(1e-7, 0.05), steps=60, seed=3)
+    assert [(trial.method, trial.rate) for trial in trials] == [(name, rate) for name in METHODS for rate in (1e-7, 0.05)]
     by_name = {report.method: report for report in reports}
     assert list(by_name) == ["no swap", "whole state", "random subspace", *METHODS]
     assert {report.seed for report in reports} == {3}
@@ -273,7 +287,7 @@ def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_swaps_nothing_of_an_equal_source(name):
     states = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
-    interchange = METHODS[name](MethodInputs(32, VARIABLES, 2, states, seed=1))
+    interchange = METHODS[name].make(MethodInputs(32, VARIABLES, 2, states, seed=1))
     torch.testing.assert_close(interchange(states, states.clone(), subspaces=[[0], [1]] * 20), states, rtol=0, atol=1e-5)
     assert not torch.allclose(interchange(states, states.flip(0), subspaces=[[0], [1]] * 20), states, atol=1e-2)
 

@@ -15,10 +15,10 @@ from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.template_pairs import load_pairs
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokeniser with one token per word of the built-in causal tasks."""
+def word_tokenizer(*texts: str) -> PreTrainedTokenizerFast:
+    """A tokeniser with one token per word of the built-in causal tasks, and of further texts."""
     text = (resources.files("road_interp.causal") / "templates.json").read_text()
-    words = sorted({word for phrase in _strings(json.loads(text)) for word in phrase.split()})
+    words = sorted({word for phrase in (*_strings(json.loads(text)), *texts) for word in phrase.split()})
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(["[UNK]", "[PAD]", *words])}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")

@@ -1,0 +1,138 @@
+"""All tasks of a file in CausalGym's format: log odds ratio and selectivity of every method at its best layer.
+
+road-interp study causalgym templates=causalgym.json                       # all tasks of the file
+road-interp study causalgym templates=causalgym.json --only agr_gender
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from road_interp.causal.method_scores import MethodScore, TaskScores, score_methods
+from road_interp.causal.template_pairs import load_pairs
+from road_interp.cli.app import main_of
+from road_interp.files import read_json_object
+from road_interp.models.loading import load_model, load_tokenizer
+from road_interp.recipes.schema import ModelRecipe
+from road_interp.results import Result
+from road_interp.sources import SMOLLM2
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study
+
+TASKS = (
+    *("agr_gender", "agr_sv_num_subj-relc", "agr_sv_num_obj-relc", "agr_sv_num_pp"),
+    *("agr_refl_num_subj-relc", "agr_refl_num_obj-relc", "agr_refl_num_pp"),
+    *("npi_any_subj-relc", "npi_any_obj-relc", "npi_ever_subj-relc", "npi_ever_obj-relc"),
+    *("gss_subord_subj-relc", "gss_subord_obj-relc", "gss_subord_pp", "gss_subord"),
+    *("cleft", "cleft_mod"),
+    *("filler_gap_embed_3", "filler_gap_embed_4", "filler_gap_hierarchy", "filler_gap_obj", "filler_gap_pp", "filler_gap_subj"),
+    *("garden_mvrr", "garden_mvrr_mod", "garden_npz_obj", "garden_npz_obj_mod", "garden_npz_v-trans", "garden_npz_v-trans_mod"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the study.
+
+    Attributes:
+        model: id.
+        prefix: text before every text.
+        templates: file of tasks.
+        task: one of them.
+        layers: numbers of the blocks to try.
+        steps: of every training.
+        pairs: for training, validation and test.
+    """
+
+    model: str = SMOLLM2
+    prefix: str = "<|endoftext|>"
+    templates: str | None = None
+    task: str = TASKS[0]
+    layers: tuple[int, ...] = (3, 9, 15, 21, 27)
+    steps: int = 100
+    pairs: tuple[int, int, int] = (256, 96, 192)
+    seed: int = 0
+
+
+@cache
+def load(model: str) -> tuple[Any, Any]:
+    """A model and its tokeniser."""
+    recipe = ModelRecipe(model)
+    return load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
+
+
+def measure(piece: Piece) -> TaskScores:
+    settings: Settings = piece.recipe
+    model, tokenizer = load(settings.model)
+    splits = load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, settings.templates, settings.prefix)
+    span = splits.train.deciding_span
+    return score_methods(model, splits, settings.layers, span, settings.steps, settings.seed, piece.progress)
+
+
+@dataclass(frozen=True)
+class CausalGymTable(Result):
+    """The scores of all seeds, by task."""
+
+    tasks: Mapping[str, tuple[TaskScores, ...]]
+
+    def scores(self, method: str) -> list[MethodScore]:
+        """Those of one method."""
+        return [score for seeds in self.tasks.values() for one in seeds for score in one.scores if score.test.method == method]
+
+
+def over_tasks(pieces: Pieces) -> CausalGymTable:
+    return CausalGymTable({task: tuple(found) for task, found in pieces.items()})
+
+
+def describe(found: CausalGymTable) -> Described:
+    tasks = len(found.tasks)
+    first = next(iter(found.tasks.values()))[0]
+    rows = []
+    for method in [score.test.method for score in first.scores]:
+        scores = found.scores(method)
+        odds = np.mean([score.test.log_odds for score in scores])
+        rows.append((f"mean of {tasks} tasks, {method}", _numbers(odds, np.mean([score.selectivity for score in scores]))))
+    for task, seeds in found.tasks.items():
+        for score in seeds[0].scores:
+            low, high = score.test.log_odds_interval
+            value = f"{_numbers(score.test.log_odds, score.selectivity)}, [{low:.2f}, {high:.2f}], block {score.layer}"
+            rows.append((f"{task}, {score.test.method}", value))
+    sentence = (
+        f"Log odds ratio (nats) and its selectivity, at the best of the blocks {', '.join(map(str, first.layers))} by "
+        f"validation, with {first.steps} steps of every training."
+    )
+    return sentence, rows
+
+
+def _numbers(odds: Any, selectivity: Any) -> str:
+    return f"log odds ratio {odds:.2f}, selectivity {selectivity:.2f}"
+
+
+def no_figure(found: Any, folder: Path) -> list[Path]:
+    return []
+
+
+STUDY = Study(
+    name="causalgym",
+    title="CausalGym's tasks",
+    recipe=Settings,
+    conditions={task: Condition(task, (f"task={task}",), requires=("templates",), seeds=1) for task in TASKS},
+    measure=measure,
+    report=over_tasks,
+    result=TaskScores,
+    draw=no_figure,
+    describe=describe,
+    minutes=180,
+    quick=("steps=3", "pairs=[32, 8, 16]", "layers=[1, 2]"),
+    quick_conditions=1,
+    inputs=("templates",),
+    applies=lambda settings: settings.task in read_json_object(Path(settings.templates)),
+)
+
+if __name__ == "__main__":
+    main_of(STUDY)

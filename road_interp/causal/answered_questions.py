@@ -1,0 +1,106 @@
+"""The questions about entities that a model answers rightly: RAVEL draws pairs from them alone (Huang et al. 2024)."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby, takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from road_interp.causal.entity_task import EntityTask, Question, spans_of
+from road_interp.causal.stored_keys import cache_argument, supports_stored_keys
+from road_interp.progress import Progress, silent
+
+TRIED = 48  # entities that every prompt is tried on
+
+
+@torch.no_grad()
+def answered_rightly(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: EntityTask,
+    questions: Iterable[Question],
+    prefix: str = "",
+    batch_size: int = 64,
+    progress: Progress = silent,
+) -> list[Question]:
+    """The questions to which the model's most likely next token is the first of the right answer.
+
+    Args:
+        questions: of the task, such as `task.questions("train")`.
+        prefix: text before every prompt.
+        batch_size: questions per pass.
+        progress: called after every pass.
+    """
+    asked = list(questions)
+    if not asked:
+        return []
+    texts = [prefix + "".join(spans_of(question).values()).rstrip() for question in asked]
+    ids = tokenizer(texts)["input_ids"]
+    whole = tokenizer([text + task.answer(question) for text, question in zip(texts, asked, strict=True)])["input_ids"]
+    order = sorted(range(len(asked)), key=lambda number: (asked[number].prompt, len(ids[number])))
+    right, done = [], 0
+    for _, of_prompt in groupby(order, key=lambda number: asked[number].prompt):
+        numbers = list(of_prompt)
+        for start in range(0, len(numbers), batch_size):
+            rows = numbers[start : start + batch_size]
+            for row, token in zip(rows, next_tokens(model, [ids[row] for row in rows]), strict=True):
+                length = len(ids[row])
+                if whole[row][:length] == ids[row] and len(whole[row]) > length and whole[row][length] == token:
+                    right.append(row)
+            done += len(rows)
+            progress("asking the model", done, len(order))
+    return [asked[row] for row in sorted(right)]
+
+
+def with_best_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: EntityTask,
+    count: int,
+    prefix: str = "",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> EntityTask:
+    """The task with the `count` prompts of every attribute that the model answers rightly most often, about training entities.
+
+    Args:
+        seed: of the choice of TRIED entities.
+    """
+    trained = sorted(entity for entity in task.values if task.split[entity] == "train")
+    tried = set(random.Random(seed).sample(trained, min(TRIED, len(trained))))
+    questions = [question for question in task.questions("train") if question.entity in tried]
+    right = answered_rightly(model, tokenizer, task, questions, prefix, progress=progress)
+    times = Counter((question.attribute, question.prompt) for question in right)
+    best = {
+        attribute: tuple(sorted(prompts, key=lambda prompt: -times[attribute, prompt])[:count])
+        for attribute, prompts in task.prompts.items()
+    }
+    return replace(task, prompts=best)
+
+
+@torch.no_grad()
+def next_tokens(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[int]:
+    """The most likely token after every text. The tokens that all texts begin with are computed once."""
+    alike = (len(set(tokens)) == 1 for tokens in zip(*texts, strict=False))
+    start = min(sum(takewhile(bool, alike)), min(map(len, texts)) - 1) if supports_stored_keys(model) else 0
+    lengths = torch.tensor([len(text) - start for text in texts], device=model.device)
+    batch = pad_sequence([torch.tensor(text[start:]) for text in texts], batch_first=True).to(model.device)
+    mask = torch.arange(batch.shape[1], device=model.device) < lengths.unsqueeze(1)
+    positions, column = (lengths - 1).unique(return_inverse=True)
+    options: dict[str, Any] = {"use_cache": False}
+    if start:
+        cache = DynamicCache()
+        options = {"use_cache": True, cache_argument(model): cache}
+        model(input_ids=torch.tensor([texts[0][:start]], device=model.device), logits_to_keep=1, **options)
+        cache.batch_repeat_interleave(len(texts))
+        mask = torch.cat((torch.ones(len(texts), start, dtype=torch.bool, device=model.device), mask), 1)
+    logits: Tensor = model(input_ids=batch, attention_mask=mask.long(), logits_to_keep=positions, **options).logits
+    return logits[torch.arange(len(texts), device=model.device), column].argmax(-1).tolist()

@@ -1,0 +1,92 @@
+"""Orthonormal bases of a state, in which interchanges with learned masks and other interchanges take place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from road_interp.rotation import butterfly
+
+# Maps states to coordinates, and coordinates back to states.
+Maps = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+class Neurons(nn.Module):
+    """The neurons themselves: `count` coordinates without a product."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.count = width
+
+    def forward(self, dtype: torch.dtype) -> Maps:
+        """The maps of states in a dtype."""
+        return (lambda states: states), (lambda coordinates: coordinates)
+
+
+class Columns(nn.Module):
+    """Orthonormal columns.
+
+    Args:
+        weight: `(width, count)`: orthonormal columns or, if trained, a matrix whose QR decomposition gives them.
+        trained: whether `weight` is trained.
+    """
+
+    def __init__(self, weight: Float[Tensor, "width count"], trained: bool = False) -> None:
+        super().__init__()
+        self.count, self._trained = weight.shape[1], trained
+        self.weight = nn.Parameter(weight.clone(), requires_grad=trained)
+
+    def forward(self, dtype: torch.dtype) -> Maps:
+        """The maps of states in a dtype."""
+        columns = (torch.linalg.qr(self.weight).Q if self._trained else self.weight).to(dtype)
+        return (lambda states: states @ columns), (lambda coordinates: coordinates @ columns.T)
+
+
+class PlaneRotations(nn.Module):
+    """The coordinates of a trained stack of plane rotations, as in RoadInterchangeIntervention."""
+
+    def __init__(self, width: int, depth: int, seed: int, spread: float) -> None:
+        super().__init__()
+        self.count = width
+        self.theta = nn.Parameter(spread * torch.randn(depth, width // 2, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, dtype: torch.dtype) -> Maps:
+        """The maps of states in a dtype."""
+        return (lambda states: butterfly.rotate(self.theta, states)), (lambda found: butterfly.inverse(self.theta, found))
+
+
+class InBasis(nn.Module):
+    """An interchange of several variables among the coordinates of a fixed orthonormal basis.
+
+    Args:
+        interchange: of states as wide as the basis has columns.
+        columns: `(width, count)`, orthonormal.
+    """
+
+    columns: Tensor
+
+    def __init__(self, interchange: nn.Module, columns: Float[Tensor, "width count"]) -> None:
+        super().__init__()
+        self.interchange = interchange
+        self.register_buffer("columns", columns.clone())
+
+    def forward(
+        self, base: Float[Tensor, "batch width"], source: Float[Tensor, "batch width"], subspaces: Sequence[Sequence[int]]
+    ) -> Float[Tensor, "batch width"]:
+        """`base` with the coordinates of every row's variables from `source`."""
+        columns = self.columns.to(torch.promote_types(base.dtype, self.columns.dtype))
+        inside, other = (states.to(columns.dtype) @ columns for states in (base, source))
+        change = self.interchange(inside, other, subspaces=subspaces) - inside
+        return (base + change @ columns.T).to(base.dtype)
+
+
+def principal_components(states: Float[Tensor, "n width"]) -> Float[Tensor, "width k"]:
+    """The principal components of states, as orthonormal columns, the largest first."""
+    centred = states.double() - states.double().mean(0)
+    return torch.linalg.svd(centred, full_matrices=False).Vh.T.float()
+
+
+Basis = Neurons | Columns | PlaneRotations

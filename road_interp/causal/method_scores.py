@@ -1,0 +1,142 @@
+"""CausalGym's table: the log odds ratio and the selectivity of every method at its best layer (Arora et al. 2024, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
+from road_interp.causal.bases import principal_components
+from road_interp.causal.controls import DAS, STACKED, mean_difference, methods, probe_direction, swap_along, train_method
+from road_interp.causal.counterfactuals import CounterfactualPairs, Splits
+from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
+from road_interp.progress import Progress, silent
+from road_interp.results import Result
+
+
+@dataclass(frozen=True)
+class MethodScore:
+    """One method on one task.
+
+    Attributes:
+        layer: number of the block at whose output the validation log odds ratio is highest.
+        validation: log odds ratio on validation pairs, by layer (nats).
+        test: the test pairs at that layer.
+        arbitrary: log odds ratio for arbitrary answers at that layer, with an interchange found for them (nats).
+    """
+
+    layer: int
+    validation: tuple[float, ...]
+    test: InterchangeReport
+    arbitrary: float
+
+    @property
+    def selectivity(self) -> float:
+        """Log odds ratio minus that for arbitrary answers (nats; Hewitt & Liang 2019)."""
+        return self.test.log_odds - self.arbitrary
+
+
+@dataclass(frozen=True)
+class TaskScores(Result):
+    """All methods on one task.
+
+    Attributes:
+        task: its name.
+        span: states are exchanged at its last token.
+        layers: numbers of the blocks that were tried.
+        steps: of every training.
+        seed: of trainings, words and pairs.
+        pairs: numbers of training, validation and test pairs.
+        scores: one per method.
+    """
+
+    task: str
+    span: str
+    layers: tuple[int, ...]
+    steps: int
+    seed: int
+    pairs: tuple[int, int, int]
+    scores: tuple[MethodScore, ...]
+
+
+class _Found(NamedTuple):
+    """An interchange of a layer, its log odds ratio on validation pairs, and the interchange found for arbitrary answers."""
+
+    layer: int
+    swap: Interchange
+    validation: float
+    control: Interchange
+
+
+def score_methods(
+    model: PreTrainedModel,
+    splits: Splits,
+    layers: Sequence[int],
+    span: str,
+    steps: int = 100,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> TaskScores:
+    """Find every method's interchange at every layer, choose the layer on validation pairs, and test there.
+
+    The methods: the full swap of the state, a random direction, the first principal component, the difference of class means,
+    the normal of a linear probe, DAS of rank 1, and one row of a stacked rotation.
+
+    Args:
+        layers: numbers of blocks.
+        span: of the word that decides the answer.
+        steps: of every training.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    found: dict[str, list[_Found]] = {}
+    for layer in layers:
+        train, validation = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.validation))
+        arbitrary = train.relabelled(splits.train.with_arbitrary_labels(vocabulary, seed))
+        swaps = _swaps(train, seed, steps, f"block {layer}", progress)
+        controls = _swaps(arbitrary, seed, steps, f"block {layer}, arbitrary answers", progress)
+        for name, swap in swaps.items():
+            score = interchange_accuracy(validation, swap, name).log_odds
+            found.setdefault(name, []).append(_Found(layer, swap, score, controls[name]))
+    test = {each.layer: InterchangeRuns(model, splits.test, each.layer, span) for each in map(_best, found.values())}
+    other = splits.test.with_arbitrary_labels(vocabulary, seed)
+    scores = [_score(name, tried, test, other) for name, tried in found.items()]
+    sizes = (len(splits.train), len(splits.validation), len(splits.test))
+    return TaskScores(splits.test.name, span, tuple(layers), steps, seed, sizes, tuple(scores))
+
+
+def _best(tried: Sequence[_Found]) -> _Found:
+    return max(tried, key=lambda each: each.validation)
+
+
+def _score(name: str, tried: Sequence[_Found], test: dict[int, InterchangeRuns], arbitrary: CounterfactualPairs) -> MethodScore:
+    best = _best(tried)
+    runs = test[best.layer]
+    return MethodScore(
+        best.layer,
+        tuple(each.validation for each in tried),
+        interchange_accuracy(runs, best.swap, name),
+        interchange_accuracy(runs.relabelled(arbitrary), best.control, name).log_odds,
+    )
+
+
+def _swaps(train: InterchangeRuns, seed: int, steps: int, where: str, progress: Progress) -> dict[str, Interchange]:
+    """The interchange of every method. Directions that are fitted to states do not depend on the answers."""
+    width, device = train.site.width, train.bases.device
+    random = torch.randn(width, 1, generator=torch.Generator().manual_seed(seed)).to(device)
+    states = torch.cat((train.bases, train.sources)).float()
+    directions = {
+        "random direction": nn.functional.normalize(random, dim=0),
+        "first principal component": principal_components(states)[:, :1],
+        "difference of means": mean_difference(train),
+        "linear probe": probe_direction(train),
+    }
+    swaps: dict[str, Interchange] = {"full swap": full_swap}
+    swaps |= {name: swap_along(direction) for name, direction in directions.items()}
+    for name in (DAS, STACKED):
+        swaps[name] = train_method(train, f"{where}, {name}", methods(seed)[name], seed, steps, progress)
+    return swaps

@@ -1,0 +1,61 @@
+"""Cause, isolation and their mean by the number of coordinates that each variable owns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.plots.style import COLORS, styled
+
+if TYPE_CHECKING:
+    from road_interp.causal.variable_methods import VariablesComparison
+    from road_interp.causal.variables import VariablesReport
+
+MARKERS = "osD^vPXd*<>"
+
+
+@styled
+def variables(comparisons: Sequence[VariablesComparison], ax: Axes, quantity: str = "disentangle") -> Axes:
+    """A line per method; bars from the lowest to the highest seed. Dotted lines are swaps without training.
+
+    Args:
+        comparisons: of one model and one type of entity.
+        quantity: "cause", "isolation" or "disentangle".
+    """
+    counts = sorted({found.coordinates for found in comparisons})
+    methods = list(dict.fromkeys(report.method for found in comparisons for report in found.reports))
+    trained = [method for method in methods if comparisons[0].of(method).coordinates and method != "random subspace"]
+    for number, method in enumerate(trained):
+        values = [[_value(found.of(method), quantity) for found in comparisons if found.coordinates == count] for count in counts]
+        mean, low, high = (np.array([each(of_count) for of_count in values]) for each in (np.mean, np.min, np.max))
+        shift = 1.03 ** (number - (len(trained) - 1) / 2)  # so that lines with equal values stay visible
+        ax.errorbar(
+            np.array(counts) * shift,
+            mean,
+            yerr=np.maximum((mean - low, high - mean), 0),
+            color=COLORS[number % len(COLORS)],
+            linestyle="-" if number < len(COLORS) else "--",
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+            label=method,
+        )
+    for method in (method for method in methods if method not in trained):
+        level = float(np.mean([_value(found.of(method), quantity) for found in comparisons]))
+        ax.axhline(level, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+        ax.annotate(method, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=6, color="0.3")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(counts, [str(count) for count in counts])
+    ax.minorticks_off()
+    ax.set(xlabel="coordinates per variable", ylabel=quantity, ylim=(-0.02, 1.02))
+    return ax
+
+
+def _value(report: VariablesReport, quantity: str) -> float:
+    if quantity == "disentangle":
+        return report.disentangle
+    return float(np.mean([getattr(score, quantity) for score in report.scores]))

@@ -1,0 +1,58 @@
+"""CausalGym's table on a tiny model that was taught a task."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.taught import taught_model, word_tokenizer
+from road_interp.causal.controls import DAS, STACKED
+from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
+from road_interp.causal.interchange_runs import InterchangeRuns, no_swap
+from road_interp.causal.method_scores import TaskScores, score_methods
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def taught(tokenizer):
+    return taught_model(tokenizer)
+
+
+def test_every_method_is_tested_at_its_best_layer(taught):
+    """The information about the name leaves its token in the second block, so that the output of the first is the place."""
+    model, pairs = taught
+    found = score_methods(model, Splits(pairs, pairs, pairs), [0, 1], "name", steps=60)
+    scores = {score.test.method: score for score in found.scores}
+    assert list(scores) == [
+        *("full swap", "random direction", "first principal component", "difference of means", "linear probe", DAS, STACKED)
+    ]
+    for name in ("full swap", "difference of means", "linear probe", DAS, STACKED):
+        assert scores[name].layer == 0
+        assert scores[name].validation[0] == pytest.approx(scores[name].test.log_odds)
+        assert scores[name].test.log_odds > 1
+        assert scores[name].validation[1] == pytest.approx(0, abs=1e-3)
+        assert scores[name].selectivity == scores[name].test.log_odds - scores[name].arbitrary
+    assert scores["random direction"].test.log_odds < scores[DAS].test.log_odds / 2
+    assert (found.span, found.layers, found.pairs) == ("name", (0, 1), (len(pairs),) * 3)
+    assert TaskScores.from_json(found.to_json()) == found
+
+
+def test_other_answers_of_the_same_texts(taught):
+    """Relabelled runs are those of relabelled pairs."""
+    model, pairs = taught
+    other = pairs.with_arbitrary_labels(model.config.vocab_size)
+    shared, anew = InterchangeRuns(model, pairs, 0, "name").relabelled(other), InterchangeRuns(model, other, 0, "name")
+    assert shared.base_odds.tolist() == pytest.approx(anew.base_odds.tolist(), abs=1e-4)
+    assert shared.odds(no_swap).tolist() == pytest.approx(anew.odds(no_swap).tolist(), abs=1e-4)
+
+
+def test_the_span_that_decides(tokenizer):
+    def deciding(base, source):
+        return encode_pairs([Pair(base, source, " he", " she")], tokenizer).deciding_span
+
+    assert deciding({"who": "Basil", "does": " cried"}, {"who": "Ida", "does": " cried"}) == "who"
+    assert deciding({"what": "because", "who": " Basil"}, {"what": "because", "who": " Ida"}) == "who"
+    assert deciding({"who": "Basil", "does": " cried", "why": " because"}, {"does": "cried", "why": " because"}) == "does"
