@@ -35,7 +35,7 @@ GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt
 ENTITIES = {"number-gender": (), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
-RATES = (2e-3, 1e-2, 5e-2)
+RATES = (5e-3, 2e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Settings:
     coordinates: int = 16
     rates: tuple[float, ...] = ()
     methods: tuple[str, ...] = tuple(METHODS)
-    steps: int = 300
+    steps: int = 200
     pairs: tuple[int, int, int] = (128, 48, 96)
     seed: int = 0
 
@@ -228,7 +228,10 @@ VARIABLES = Study(
 VARIABLE_RATES = Study(
     name="variable-rates",
     title="Learning rates of the interchanges of several variables",
-    conditions={"smollm2_city_16": condition("smollm2", "city", 16, f"rates={list(RATES)}")},
+    conditions={
+        f"smollm2_{entities}_16": condition("smollm2", entities, 16, f"rates={list(RATES)}")
+        for entities in ("number-gender", "city")
+    },
     draw=lambda found, folder: [],
     describe=describe_rates,
     minutes=60,
