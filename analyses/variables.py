@@ -198,7 +198,7 @@ def condition(model: str, entities: str, coordinates: int, *more: str) -> Condit
     given = (f"variables=[{', '.join(variables)}]",) if variables else ()
     places = (f"model={identity}", f"layer={layer}", f"prefix={json.dumps(prefix)}", f"entities={entities}")
     requires = ("model",) if identity == GEMMA else ("ravel",) if variables else ()
-    name = f"{readable_name(identity)}, {entities}, {coordinates} coordinates per variable"
+    name = f"{model}, {entities}, {coordinates} coordinates per variable"
     return Condition(name, (*places, *given, f"coordinates={coordinates}", *more), requires=requires)
 
 

@@ -153,8 +153,9 @@ def draw_variable_pairs(
 ) -> VariablePairs:
     """Draw pairs for every swapped and asked variable, `count` of each, from questions that the model answers rightly.
 
-    Base and source are questions about two entities of the split that differ in the asked attribute; the source's question asks
-    for any.
+    Base and source are questions about two entities of the split that differ in the asked attribute. The source's question asks
+    for any attribute; the base's question is answered rightly about the source's entity, too, because the model could not give an
+    answer that it does not know.
 
     Raises:
         InputError: too few different pairs, or a slow tokeniser, which has no offsets.
@@ -164,6 +165,7 @@ def draw_variable_pairs(
     rng = random.Random(f"{seed} {split}")
     of_split = [question for question in answered if task.split[question.entity] == split]
     known = {name: [question for question in of_split if question.attribute == name] for name in task.attributes}
+    right = set(of_split)
     drawn: list[tuple[Pair, str, str, tuple[str, str]]] = []
     for swapped in task.attributes:
         for asked in task.attributes:
@@ -172,7 +174,7 @@ def draw_variable_pairs(
                 if len(found) == count or not known[asked]:
                     break
                 base, source = rng.choice(known[asked]), rng.choice(of_split)
-                pair = _pair(task, base, source)
+                pair = _pair(task, base, source) if base._replace(entity=source.entity) in right else None
                 if (base, source) not in found and pair is not None and _can_be_encoded(pair, tokenizer, prefix):
                     drawn.append((pair, swapped, asked, (base.entity, source.entity)))
                     found.add((base, source))
