@@ -127,7 +127,7 @@ def measure(piece: Piece) -> VariablesComparison:
         piece.progress,
     )
     return VariablesComparison(
-        settings.model,
+        ModelRecipe(settings.model).name,
         task.name,
         task.attributes,
         settings.layer,
@@ -168,7 +168,7 @@ def draw(found: VariablesStudy, folder: Path) -> list[Path]:
 
 
 def name_of(found: VariablesComparison) -> str:
-    return f"{readable_name(found.model)}, {found.task}, {found.coordinates} per variable"
+    return f"{readable_name(ModelRecipe(found.model).name)}, {found.task}, {found.coordinates} per variable"
 
 
 def describe(found: VariablesStudy) -> Described:
