@@ -2,7 +2,7 @@
 
 road-interp study variables                                     # number and gender, SmolLM2-135M, three seeds
 road-interp study variables ravel=FOLDER --only smollm2_city_16 # a type of entity in RAVEL's format
-road-interp study variable-rates ravel=FOLDER                   # the learning rate of every method, by validation
+road-interp study variable-rates                                # the learning rate of every method, by validation
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def condition(model: str, entities: str, coordinates: int, *more: str) -> Condit
     """A condition of the studies; those of Gemma and of RAVEL's data are left out unless they are chosen by name."""
     identity, layer, prefix = MODELS[model]
     variables = ENTITIES[entities]
-    given = (f"variables=[{', '.join(variables)}]",) if variables else ()
+    given = (f"variables=[{', '.join(variables)}]", f"rates={list(RATES)}") if variables else ()
     places = (f"model={identity}", f"layer={layer}", f"prefix={json.dumps(prefix)}", f"entities={entities}")
     requires = ("model",) if identity == GEMMA else ("ravel",) if variables else ()
     name = f"{model}, {entities}, {coordinates} coordinates per variable"
@@ -228,10 +228,7 @@ VARIABLES = Study(
 VARIABLE_RATES = Study(
     name="variable-rates",
     title="Learning rates of the interchanges of several variables",
-    conditions={
-        f"smollm2_{entities}_16": condition("smollm2", entities, 16, f"rates={list(RATES)}")
-        for entities in ("number-gender", "city")
-    },
+    conditions={"smollm2_number-gender_16": condition("smollm2", "number-gender", 16, f"rates={list(RATES)}")},
     draw=lambda found, folder: [],
     describe=describe_rates,
     minutes=60,
