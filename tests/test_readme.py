@@ -78,6 +78,15 @@ def test_blocks_on_pyvene_configs(monkeypatch):
             assert not torch.equal(logits[1], logits[2])
 
 
+def test_blocks_on_interchange(capsys):
+    text = (ROOT / "docs" / "interchange.md").read_text()
+    assert text.count("```python") == text.count("<!-- tested -->") == 2
+    scope = run_block(1, run_block(0, {}, text), text)
+    assert len(scope["right"]) > 300
+    assert [score.variable for score in scope["report"].scores] == ["number", "gender"]
+    assert capsys.readouterr().out.startswith("0.")
+
+
 def test_links_lead_somewhere():
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert links

@@ -13,13 +13,14 @@ from torch.nn import functional
 
 from helpers.models import tiny_model
 from helpers.taught import word_tokenizer
+from road_interp import plots
 from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
 from road_interp.causal.bases import Columns, principal_components
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs, load_ravel
 from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.number_and_gender import number_and_gender
-from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, compare_variables
+from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, VariablesComparison, compare_variables
 from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
 from road_interp.errors import InputError
 from road_interp.measure.intervals import cluster_means
@@ -282,6 +283,26 @@ def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
         assert by_name[name].validation > 0.6
     with pytest.raises(InputError, match="the entity '.*' is in two splits"):
         compare_variables(splits[0], splits[1], splits[0], VARIABLES, 2)
+
+
+def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
+    def comparison(count, seed, cause):
+        report = measure_variables(runs, nothing, "no swap", 0, seed)
+        scores = tuple(replace(score, cause=cause) for score in report.scores)
+        trained = replace(report, method=SHARED, coordinates=count, scores=scores, disentangle=(1 + cause) / 2)
+        return VariablesComparison("m", "x", VARIABLES, 0, count, 1, seed, (1, 1, 1), (1, 1, 1), (), (report, trained))
+
+    found = [comparison(1, 0, 0.2), comparison(1, 1, 0.4), comparison(4, 0, 0.8)]
+    ax = plots.variables(found, quantity="cause")
+    (line,) = [each for each in ax.get_lines() if each.get_marker() == "o"]
+    assert line.get_xdata().tolist() == [1, 4]
+    assert line.get_ydata() == pytest.approx([0.3, 0.8])
+    assert [text.get_text() for text in ax.texts] == ["no swap"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4"]
+    assert plots.variables(found).get_lines()[0].get_ydata() == pytest.approx([0.65, 0.9])
+    assert VariablesComparison.from_json(found[0].to_json()) == found[0]
+    with pytest.raises(InputError, match="no report of 'DAS'; there are no swap, multi-task DAS"):
+        found[0].of("DAS")
 
 
 @pytest.mark.parametrize("name", METHODS)
