@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,17 @@ import numpy as np
 from road_interp.causal.answered_questions import answered_rightly, with_best_prompts
 from road_interp.causal.entity_task import EntityTask, Question, SplitName, draw_variable_pairs, load_ravel
 from road_interp.causal.number_and_gender import number_and_gender
-from road_interp.causal.variable_methods import METHODS, VariablesComparison, compare_variables
-from road_interp.causal.variables import VariableRuns
+from road_interp.causal.variable_methods import (
+    DEEP,
+    METHODS,
+    SHARED,
+    STACKED,
+    Trial,
+    VariablesComparison,
+    compare_variables,
+    try_methods,
+)
+from road_interp.causal.variables import VariableRuns, VariablesReport
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
@@ -28,14 +37,15 @@ from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
-from road_interp.sources import SMOLLM2, readable_name
+from road_interp.sources import SMOLLM2, readable_name, resolve
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
 
 GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt
-ENTITIES = {"number-gender": (), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
+NOUNS = "number-gender"
+ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
-RATES = (5e-3, 2e-2, 1e-1)
+RATES = (3e-3, 2e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Settings:
     model: str = SMOLLM2
     layer: int = 12
     prefix: str = "<|endoftext|>"
-    entities: str = "number-gender"
+    entities: str = NOUNS
     variables: tuple[str, ...] = ("number", "gender")
     ravel: str | None = None
     asked: int = 900
@@ -82,7 +92,7 @@ def load(model: str) -> tuple[Any, Any]:
 
 def task_of(settings: Settings) -> EntityTask:
     """The entities of the settings, at most as many as are asked about."""
-    if settings.entities == "number-gender":
+    if settings.entities == NOUNS:
         return number_and_gender()
     if settings.ravel is None:
         raise InputError(f"entities '{settings.entities}' need ravel=FOLDER, a folder with files in RAVEL's format")
@@ -92,7 +102,7 @@ def task_of(settings: Settings) -> EntityTask:
 def answered(settings: Settings, task: EntityTask, piece: Piece) -> tuple[list[Question], int]:
     """The questions that the model answers rightly, kept in a file for other pieces, and the number of questions."""
     model, tokenizer = load(settings.model)
-    key = settings_hash(settings.model, settings.prefix, settings.entities, settings.variables, settings.asked, settings.prompts)
+    key = settings_hash(settings.model, settings.prefix, settings.prompts, task)
     path = piece.runs / f"answered-{key}.json"
     if path.is_file():
         content = read_json_object(path)
@@ -105,37 +115,61 @@ def answered(settings: Settings, task: EntityTask, piece: Piece) -> tuple[list[Q
     return right, len(questions)
 
 
-def measure(piece: Piece) -> VariablesComparison:
-    settings: Settings = piece.recipe
+def runs_of(settings: Settings, piece: Piece, splits: tuple[SplitName, ...]) -> tuple[list[VariableRuns], tuple[int, int, int]]:
+    """The runs of splits, and numbers of entities and questions that are answered rightly, and of questions."""
     model, tokenizer = load(settings.model)
     task = task_of(settings)
     right, asked = answered(settings, task, piece)
-    splits: tuple[SplitName, ...] = ("train", "val", "test")
     runs = []
-    for split, count in zip(splits, settings.pairs, strict=True):
+    for split, count in zip(splits, settings.pairs, strict=False):
         piece.progress(f"{split} pairs")
         pairs = draw_variable_pairs(task, right, tokenizer, split, count, settings.seed, settings.prefix)
         runs.append(VariableRuns(model, pairs, settings.layer, task.attributes))
-    trials, reports = compare_variables(
-        *runs,
-        task.attributes,
-        settings.coordinates,
-        settings.methods,
-        settings.rates,
-        settings.steps,
-        settings.seed,
-        piece.progress,
-    )
+    return runs, (len({question.entity for question in right}), len(right), asked)
+
+
+def training_of(settings: Settings, piece: Piece) -> dict[str, Any]:
+    """The arguments of `try_methods`."""
+    options: dict[str, Any] = {"methods": settings.methods, "rates": settings.rates, "steps": settings.steps}
+    return {**options, "seed": settings.seed, "progress": piece.progress}
+
+
+def measure(piece: Piece) -> VariablesComparison:
+    settings: Settings = piece.recipe
+    runs, counts = runs_of(settings, piece, ("train", "val", "test"))
+    found = compare_variables(*runs, settings.variables, settings.coordinates, **training_of(settings, piece))
+    return comparison(settings, counts, runs, *found)
+
+
+def measure_rates(piece: Piece) -> VariablesComparison:
+    """Without test pairs."""
+    settings: Settings = piece.recipe
+    runs, counts = runs_of(settings, piece, ("train", "val"))
+    tried = try_methods(*runs, settings.variables, settings.coordinates, **training_of(settings, piece))
+    return comparison(settings, counts, runs, [each.trial for each in tried], [])
+
+
+def comparison(
+    settings: Settings,
+    counts: tuple[int, int, int],
+    runs: list[VariableRuns],
+    trials: list[Trial],
+    reports: list[VariablesReport],
+) -> VariablesComparison:
+    train, validation, *test = (len(each.pairs) for each in runs)
+    tested = runs[2].pairs if test else None
     return VariablesComparison(
         ModelRecipe(settings.model).name,
-        task.name,
-        task.attributes,
+        runs[0].pairs.pairs.name,
+        settings.variables,
         settings.layer,
         settings.coordinates,
         settings.steps,
         settings.seed,
-        (len({question.entity for question in right}), len(right), asked),
-        tuple(map(len, (each.pairs for each in runs))),
+        counts,
+        (train, validation, sum(test)),
+        () if tested is None else tuple(tested.cells),
+        () if tested is None else tested.groups,
         tuple(trials),
         tuple(reports),
     )
@@ -174,12 +208,18 @@ def name_of(found: VariablesComparison) -> str:
 def describe(found: VariablesStudy) -> Described:
     rows = []
     for seeds in found.comparisons.values():
-        for report in seeds[0].reports:
-            values = [one.of(report.method).disentangle for one in seeds]
+        for method in [report.method for report in seeds[0].reports]:
+            values = [one.of(method).disentangle for one in seeds]
+            rows.append((f"{name_of(seeds[0])}, {method}", with_interval((float(np.mean(values)), min(values), max(values)))))
+        for method in (STACKED, DEEP):
+            values, lows, highs = zip(*(one.difference(method, SHARED) for one in seeds), strict=True)
             rows.append(
-                (f"{name_of(seeds[0])}, {report.method}", with_interval((float(np.mean(values)), min(values), max(values))))
+                (f"{name_of(seeds[0])}, {method} minus {SHARED}", with_interval((np.mean(values), min(lows), max(highs))))
             )
-    sentence = "Disentangle, the mean of cause and isolation over variables, on unseen entities (mean, lowest and highest seed)."
+    sentence = (
+        "Disentangle, the mean of cause and isolation over variables, on unseen entities (mean, lowest and highest seed), and "
+        "differences on the same pairs with the widest of the seeds' 95% intervals."
+    )
     return sentence, rows
 
 
@@ -191,47 +231,56 @@ def describe_rates(found: VariablesStudy) -> Described:
     return "Disentangle on validation entities by learning rate.", rows
 
 
-def condition(model: str, entities: str, coordinates: int, *more: str) -> Condition:
-    """A condition of the studies; those of Gemma and of RAVEL's data are left out unless they are chosen by name."""
+def condition(model: str, entities: str, coordinates: int, rates: bool) -> Condition:
+    """A condition of the studies; `rates` chooses among the learning rates."""
     identity, layer, prefix = MODELS[model]
     variables = ENTITIES[entities]
-    given = (f"variables=[{', '.join(variables)}]", f"rates={list(RATES)}") if variables else ()
     places = (f"model={identity}", f"layer={layer}", f"prefix={json.dumps(prefix)}", f"entities={entities}")
-    requires = ("model",) if identity == GEMMA else ("ravel",) if variables else ()
+    chosen = (f"variables=[{', '.join(variables)}]", f"coordinates={coordinates}", *([f"rates={list(RATES)}"] if rates else []))
     name = f"{model}, {entities}, {coordinates} coordinates per variable"
-    return Condition(name, (*places, *given, f"coordinates={coordinates}", *more), requires=requires)
+    return Condition(name, (*places, *chosen), requires=() if entities == NOUNS else ("ravel",))
+
+
+def has_model(settings: Settings) -> bool:
+    """Whether the model of a condition is on this machine."""
+    try:
+        return bool(resolve(settings.model))
+    except InputError:
+        return False
 
 
 COMMON: dict[str, Any] = {
     "recipe": Settings,
-    "measure": measure,
     "report": over_conditions,
     "result": VariablesComparison,
     "quick": ("steps=3", "pairs=[8, 8, 8]", "asked=60", "methods=[stacked RoAd, multi-task DAS, masked components]"),
     "quick_conditions": 1,
     "inputs": ("ravel",),
+    "applies": has_model,
 }
 VARIABLES = Study(
     name="variables",
     title="Several variables in one state",
     conditions={
-        f"{model}_{entities}_{count}": condition(model, entities, count)
+        f"{model}_{entities}_{count}": condition(model, entities, count, (model, entities) != ("smollm2", NOUNS))
         for model in MODELS
         for entities in ENTITIES
         for count in COORDINATES
     },
+    measure=measure,
     draw=draw,
     describe=describe,
-    minutes=600,
+    minutes=3000,
     **COMMON,
 )
 VARIABLE_RATES = Study(
     name="variable-rates",
     title="Learning rates of the interchanges of several variables",
-    conditions={"smollm2_number-gender_16": condition("smollm2", "number-gender", 16, f"rates={list(RATES)}")},
+    conditions={"smollm2_number-gender_16": replace(condition("smollm2", NOUNS, 16, True), seeds=1)},
+    measure=measure_rates,
     draw=lambda found, folder: [],
     describe=describe_rates,
-    minutes=60,
+    minutes=30,
     **COMMON,
 )
 

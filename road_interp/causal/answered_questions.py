@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from road_interp.causal.counterfactuals import encode_texts
 from road_interp.causal.entity_task import EntityTask, Question, spans_of
 from road_interp.causal.stored_keys import cache_argument, supports_stored_keys
 from road_interp.progress import Progress, silent
@@ -42,8 +43,8 @@ def answered_rightly(
     asked = list(questions)
     if not asked:
         return []
-    texts = [prefix + "".join(spans_of(question).values()).rstrip() for question in asked]
-    ids = tokenizer(texts)["input_ids"]
+    encoded = encode_texts([spans_of(question) for question in asked], tokenizer, task.name, prefix)
+    texts, ids = [each.text for each in encoded], [list(each.ids) for each in encoded]
     whole = tokenizer([text + task.answer(question) for text, question in zip(texts, asked, strict=True)])["input_ids"]
     order = sorted(range(len(asked)), key=lambda number: (asked[number].prompt, len(ids[number])))
     right, done = [], 0
@@ -66,16 +67,12 @@ def with_best_prompts(
     task: EntityTask,
     count: int,
     prefix: str = "",
-    seed: int = 0,
     progress: Progress = silent,
 ) -> EntityTask:
-    """The task with the `count` prompts of every attribute that the model answers rightly most often, about training entities.
-
-    Args:
-        seed: of the choice of TRIED entities.
-    """
+    """The task with the `count` prompts of every attribute that the model answers rightly most often, about TRIED training
+    entities, drawn with seed 0."""
     trained = sorted(entity for entity in task.values if task.split[entity] == "train")
-    tried = set(random.Random(seed).sample(trained, min(TRIED, len(trained))))
+    tried = set(random.Random(0).sample(trained, min(TRIED, len(trained))))
     questions = [question for question in task.questions("train") if question.entity in tried]
     right = answered_rightly(model, tokenizer, task, questions, prefix, progress=progress)
     times = Counter((question.attribute, question.prompt) for question in right)

@@ -46,12 +46,12 @@ class Columns(nn.Module):
 
 
 class PlaneRotations(nn.Module):
-    """The coordinates of a trained stack of plane rotations, as in RoadInterchangeIntervention."""
+    """The coordinates of RoAd's planes, with trained angles that are random at the start."""
 
-    def __init__(self, width: int, depth: int, seed: int, spread: float) -> None:
+    def __init__(self, width: int, seed: int) -> None:
         super().__init__()
         self.count = width
-        self.theta = nn.Parameter(spread * torch.randn(depth, width // 2, generator=torch.Generator().manual_seed(seed)))
+        self.theta = nn.Parameter(torch.pi * torch.randn(1, width // 2, generator=torch.Generator().manual_seed(seed)))
 
     def forward(self, dtype: torch.dtype) -> Maps:
         """The maps of states in a dtype."""

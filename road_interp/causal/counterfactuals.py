@@ -154,7 +154,7 @@ def encode_pairs(
         raise InputError(f"{name}: there are no pairs")
     if not tokenizer.is_fast:
         raise InputError(f"{name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
-    base, source = (_encode([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
+    base, source = (encode_texts([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
     base_label = _answers(base, [pair.base_label for pair in pairs], tokenizer, name)
     source_label = _answers(base, [pair.source_label for pair in pairs], tokenizer, name)
     for pair, one, other in zip(pairs, base_label, source_label, strict=True):
@@ -176,14 +176,19 @@ def encode_pairs(
     )
 
 
-class _Text(NamedTuple):
+class EncodedText(NamedTuple):
+    """A text, its token ids up to the last character, and the last token and the words of every span."""
+
     text: str
     ids: tuple[int, ...]
     ends: dict[str, int]  # by span: index of the token that contains its last character
     words: dict[str, str]
 
 
-def _encode(texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, name: str, prefix: str) -> list[_Text]:
+def encode_texts(
+    texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, name: str, prefix: str
+) -> list[EncodedText]:
+    """Tokenise texts, given as spans or as a whole. Raises InputError for an empty text; `name` is that of the task."""
     span_texts = [{"text": text} if isinstance(text, str) else dict(text) for text in texts]
     whole = [prefix + "".join(each.values()).rstrip() for each in span_texts]
     encoded = tokenizer(whole, return_offsets_mapping=True)
@@ -199,11 +204,13 @@ def _encode(texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedToken
             stop += len(words)
         kept = tuple(ids[: last + 1])  # drops tokens added at the end, such as EOS
         span_words = {span: spans[span].strip() for span in ends}
-        results.append(_Text(text, kept, {**ends, "last": last}, {**span_words, "last": text.split()[-1]}))
+        results.append(EncodedText(text, kept, {**ends, "last": last}, {**span_words, "last": text.split()[-1]}))
     return results
 
 
-def _answers(texts: Sequence[_Text], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[int, ...]:
+def _answers(
+    texts: Sequence[EncodedText], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str
+) -> tuple[int, ...]:
     """First token of every answer, tokenised after its text."""
     encoded = tokenizer([text.text + answer for text, answer in zip(texts, answers, strict=True)])["input_ids"]
     for text, answer, ids in zip(texts, answers, encoded, strict=True):
@@ -213,4 +220,5 @@ def _answers(texts: Sequence[_Text], answers: Sequence[str], tokenizer: PreTrain
 
 
 def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
-    return next(index for index, (start, stop) in enumerate(offsets) if start <= character < stop)
+    """The token that contains a character, the last one where several tokens are its bytes."""
+    return max(index for index, (start, stop) in enumerate(offsets) if start <= character < stop)

@@ -62,9 +62,9 @@ class EntityTask:
                     for prompt in prompts:
                         yield Question(entity, attribute, prompt)
 
-    def sampled(self, count: int, seed: int = 0) -> EntityTask:
-        """The task with `count` of its entities, drawn at random, or all of them if it has fewer."""
-        drawn = set(random.Random(seed).sample(sorted(self.values), min(count, len(self.values))))
+    def sampled(self, count: int) -> EntityTask:
+        """The task with `count` of its entities, drawn at random with seed 0, or all of them if it has fewer."""
+        drawn = set(random.Random(0).sample(sorted(self.values), min(count, len(self.values))))
         return replace(self, values={entity: values for entity, values in self.values.items() if entity in drawn})
 
     def answer(self, question: Question) -> str:
@@ -131,6 +131,11 @@ class VariablePairs:
         return len(self.pairs)
 
     @property
+    def cells(self) -> list[str]:
+        """The swapped and the asked variable of every pair as one text."""
+        return [f"{swapped}, {asked}" for swapped, asked in zip(self.swapped, self.asked, strict=True)]
+
+    @property
     def is_cause(self) -> tuple[bool, ...]:
         """Whether the answer should become that of the source."""
         return tuple(swapped == asked for swapped, asked in zip(self.swapped, self.asked, strict=True))
@@ -153,9 +158,9 @@ def draw_variable_pairs(
 ) -> VariablePairs:
     """Draw pairs for every swapped and asked variable, `count` of each, from questions that the model answers rightly.
 
-    Base and source are questions about two entities of the split that differ in the asked attribute. The source's question asks
-    for any attribute; the base's question is answered rightly about the source's entity, too, because the model could not give an
-    answer that it does not know.
+    Base and source are questions about two entities of the split that differ in the swapped attribute and in the asked one. The
+    source's question asks for any attribute; the base's question is answered rightly about the source's entity, too, because the
+    model could not give an answer that it does not know.
 
     Raises:
         InputError: too few different pairs, or a slow tokeniser, which has no offsets.
@@ -174,7 +179,8 @@ def draw_variable_pairs(
                 if len(found) == count or not known[asked]:
                     break
                 base, source = rng.choice(known[asked]), rng.choice(of_split)
-                pair = _pair(task, base, source) if base._replace(entity=source.entity) in right else None
+                differ = task.values[base.entity][swapped] != task.values[source.entity][swapped]
+                pair = _pair(task, base, source) if differ and base._replace(entity=source.entity) in right else None
                 if (base, source) not in found and pair is not None and _can_be_encoded(pair, tokenizer, prefix):
                     drawn.append((pair, swapped, asked, (base.entity, source.entity)))
                     found.add((base, source))

@@ -21,9 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from road_interp.causal.counterfactuals import CounterfactualPairs
-from road_interp.causal.stored_keys import StoredKeys, cache_argument, supports_stored_keys
+from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError
-from road_interp.models.rotation_context import is_rotated
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
 from road_interp.sites.site import Site
@@ -97,16 +96,18 @@ class InterchangeRuns:
             raise InputError(
                 f"site '{self.site.name}': an interchange needs the whole output of a module inside the transformer blocks"
             )
+        self._layer = self.site.layer
         self._module = model.get_submodule(self.site.module)
         stacks = layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
         self._source = self._run(pairs.source_ids)
-        caches: list[DynamicCache] | None = [] if supports_stored_keys(model) and not is_rotated(model) else None
-        self._base = self._run(pairs.base_ids, caches)
+        keys: list[Tensor | None] = []
+        self._base = self._run(pairs.base_ids, keys if supports_stored_keys(model) else None)
         self.base_odds: Float[Tensor, " pairs"] = self._base.odds
         self._select_span(span)
-        self._keys = None if caches is None else StoredKeys.of(caches, self.site.layer, self._base.ids.shape[1])
+        states = [each for each in keys if each is not None]
+        self._keys = StoredKeys(torch.cat(states), self._layer) if states and len(states) == len(keys) else None
         if self._keys is not None and not self._reproduces_base_odds():
             self._keys = None
 
@@ -148,9 +149,14 @@ class InterchangeRuns:
             exchanged[token] = interchange(states[token], self.sources[rows]).to(states.dtype)
             return with_hidden(output, exchanged)
 
+        return self._resumed_logits(texts, starts, exchange)
+
+    def _resumed_logits(self, texts: Tensor, starts: Tensor, hook: Callable[..., Any] | None = None) -> Tensor:
+        """Logits after base texts, computed from the site's block and the tokens `starts` on, with a hook on the site."""
         with ExitStack() as stack:
             stack.enter_context(self._resumed(texts, starts))
-            stack.callback(self._module.register_forward_hook(exchange).remove)
+            if hook is not None:
+                stack.callback(self._module.register_forward_hook(hook).remove)
             cache = None if self._keys is None else self._keys.before(texts, starts)
             return self._last_logits(self._base.ids[texts], self._base.lengths[texts], starts, cache)
 
@@ -167,15 +173,16 @@ class InterchangeRuns:
         return torch.arange(len(self.pairs), device=self.model.device).split(self.batch_size)
 
     @torch.no_grad()
-    def _run(self, texts: Sequence[Sequence[int]], caches: list[DynamicCache] | None = None) -> TextRuns:
-        """Run every different text without an interchange, in batches; `caches` gets the keys and values of every batch."""
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(map(tuple, texts)))}
+    def _run(self, texts: Sequence[Sequence[int]], keys: list[Tensor | None] | None = None) -> TextRuns:
+        """Run every different text without an interchange, in batches; `keys` gets the keys and values of every batch."""
+        different = sorted({tuple(text) for text in texts}, key=lambda text: (len(text), text))
+        numbers = {text: number for number, text in enumerate(different)}
         text = self.tensor([numbers[tuple(each)] for each in texts])
         ids = pad_sequence([self.tensor(each) for each in numbers], batch_first=True)
         lengths = self.tensor([len(each) for each in numbers])
         states, odds = [], torch.zeros(len(texts), device=text.device)
         for rows in torch.arange(len(ids), device=text.device).split(self.batch_size):
-            *found, logits = self._observe(ids[rows], lengths[rows], caches)
+            *found, logits = self._observe(ids[rows], lengths[rows], keys)
             states.append(found)
             pairs = ((text >= rows[0]) & (text <= rows[-1])).nonzero().flatten()
             odds[pairs] = self._log_odds(logits[text[pairs] - rows[0]], pairs)
@@ -203,11 +210,11 @@ class InterchangeRuns:
     def _log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Log odds of the base's answer against the source's (nats)."""
         base, source = (
-            logits.float().gather(1, label[rows].unsqueeze(1)).squeeze(1) for label in (self.base_label, self.source_label)
+            logits.gather(1, label[rows].unsqueeze(1)).squeeze(1).float() for label in (self.base_label, self.source_label)
         )
         return base - source
 
-    def _observe(self, ids: Tensor, lengths: Tensor, caches: list[DynamicCache] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _observe(self, ids: Tensor, lengths: Tensor, keys: list[Tensor | None] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Input of the block and output of the site, padded to the longest of all texts, and logits after the last token."""
         captured: dict[str, Tensor] = {}
 
@@ -222,14 +229,14 @@ class InterchangeRuns:
                 )
             captured["leaving"] = states.clone()
 
-        block = self._blocks[self.site.layer or 0]
+        block = self._blocks[self._layer]
         with ExitStack() as stack:
             stack.callback(block.register_forward_pre_hook(before_block, with_kwargs=True).remove)
             stack.callback(self._module.register_forward_hook(after_site).remove)
-            cache = None if caches is None else DynamicCache()
+            cache = None if keys is None else DynamicCache()
             logits = self._last_logits(ids, lengths, cache=cache)
-        if caches is not None and cache is not None:
-            caches.append(cache)
+        if keys is not None and cache is not None:
+            keys.append(states_of(cache, self._layer, ids.shape[1]))
         missing = ids.shape[1] - captured["entering"].shape[1]
         entering, leaving = (functional.pad(captured[key], (0, 0, 0, missing)) for key in ("entering", "leaving"))
         return entering, leaving, logits
@@ -238,20 +245,21 @@ class InterchangeRuns:
     def _returns_tuple(self) -> bool:
         """Whether a block of this model returns its states in a tuple, as in older releases of transformers."""
         is_tuple: list[bool] = []
-        block = self._blocks[self.site.layer or 0]
+        block = self._blocks[self._layer]
         with ExitStack() as stack, torch.no_grad():
             hook = block.register_forward_hook(lambda module, args, output: is_tuple.append(isinstance(output, tuple)))
             stack.callback(hook.remove)
             self._last_logits(self._base.ids[:1], self._base.lengths[:1])
         return is_tuple[0]
 
+    @torch.no_grad()
     def _reproduces_base_odds(self) -> bool:
-        """Whether the first batch with stored keys gives the log odds of complete texts, but for rounding."""
-        rows = self._batches()[0]
-        with torch.no_grad():
-            odds = self._log_odds(self.logits(rows, no_swap), rows)
+        """Whether the last token alone, with stored keys of all others, gives the odds of complete texts, but for rounding."""
+        texts = self._base.text
+        last = self._base.lengths[texts] - 1
+        odds = [self._log_odds(self._resumed_logits(texts[rows], last[rows]), rows) for rows in self._batches()]
         tolerance = 1e-3 if self._base.leaving.dtype == torch.float32 else 0.5
-        return bool((odds - self.base_odds[rows]).abs().max() < tolerance)
+        return bool((torch.cat(odds) - self.base_odds).abs().max() < tolerance)
 
     @contextmanager
     def _resumed(self, texts: Tensor, starts: Tensor) -> Iterator[None]:
@@ -266,13 +274,12 @@ class InterchangeRuns:
         def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
-        layer = self.site.layer or 0
         with ExitStack() as stack:
-            for block in self._blocks[:layer]:
+            for block in self._blocks[: self._layer]:
                 instance_forward = block.__dict__.get("forward")  # set by accelerate's hooks
                 block.forward = skip
                 stack.callback(_restore, block, instance_forward)
-            stack.callback(self._blocks[layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(self._blocks[self._layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
             yield
 
 

@@ -15,8 +15,8 @@ class MaskedInterchange(nn.Module):
     """Interchange of coordinates in an orthonormal basis, each in proportion to learned masks, one per variable.
 
     In the basis of the neurons this is desiderata-based masking (DBM; De Cao et al. 2020, Davies et al. 2023); in a trained one
-    boundless DAS (Wu et al. 2023); in the principal components of the states, DBM of those (Mueller et al. 2025); in a stack of
-    plane rotations, learned masks over its rows. Masks of several variables share a softmax with the choice of no variable, so
+    boundless DAS (Wu et al. 2023); in the principal components of the states, DBM of those (Mueller et al. 2025); in rotated
+    planes, learned masks over their coordinates. Masks of several variables share a softmax with the choice of no variable, so
     that a coordinate has one owner at most.
 
     Training adds `penalty`, which is 0 where no variable claims more than its number of coordinates.

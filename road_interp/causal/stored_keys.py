@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
+
+from road_interp.models.rotation_context import is_rotated
 
 
 class StoredKeys:
@@ -25,24 +26,6 @@ class StoredKeys:
 
     def __init__(self, states: Float[Tensor, "texts blocks 2 heads longest size"], first: int) -> None:
         self._states, self._first = states, first
-
-    @classmethod
-    def of(cls, caches: Sequence[DynamicCache], first: int | None, longest: int) -> StoredKeys | None:
-        """Those of the caches of batches, or None for a model whose blocks do not keep keys and values of one shape.
-
-        Args:
-            first: as above; None for 0.
-            longest: number of tokens of the longest text.
-        """
-        batches = []
-        for cache in caches:
-            layers: list[Any] = cache.layers[first or 0 :]
-            shapes = {getattr(getattr(layer, "keys", None), "shape", ()) for layer in layers}
-            if len(shapes) != 1 or len(shapes.pop()) != 4:
-                return None
-            states = torch.stack([torch.stack((layer.keys, layer.values), 1) for layer in layers], 1)
-            batches.append(functional.pad(states, (0, 0, 0, longest - states.shape[4])))
-        return cls(torch.cat(batches), first or 0)
 
     def before(self, rows: Int[Tensor, " n"], ends: Int[Tensor, " n"]) -> DynamicCache:
         """A cache of the first `ends` tokens of every row, which are padded on the left.
@@ -67,5 +50,19 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 
 def supports_stored_keys(model: PreTrainedModel) -> bool:
-    """Whether the attention of a model reads a mask and keys of any cache, as flash attention's right padding does not allow."""
-    return model.config.get_text_config()._attn_implementation in ("eager", "sdpa")
+    """Whether tokens of a text can be run behind stored keys: the attention reads a mask, every block is one of attention, and no
+    rotations are attached, whose tokens may depend on the cache. Flash attention takes no padding on both sides."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    reads_mask = config._attn_implementation in ("eager", "sdpa")
+    return reads_mask and kinds <= {"full_attention", "sliding_attention"} and not is_rotated(model)
+
+
+def states_of(cache: DynamicCache, first: int, longest: int) -> Float[Tensor, "texts blocks 2 heads longest size"] | None:
+    """Keys and values in a cache from block `first` on, padded on the right, or None where they do not have one shape."""
+    layers: list[Any] = cache.layers[first:]
+    shapes = {getattr(getattr(layer, name, None), "shape", ()) for layer in layers for name in ("keys", "values")}
+    if len(shapes) != 1 or len(shapes.pop()) != 4:
+        return None
+    states = torch.stack([torch.stack((layer.keys, layer.values), 1) for layer in layers], 1)
+    return functional.pad(states, (0, 0, 0, longest - states.shape[4]))

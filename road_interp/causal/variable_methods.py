@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components
 from road_interp.causal.masked_interchange import MaskedInterchange
-from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
+from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError
+from road_interp.measure.intervals import cluster_means, interval
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.variable_coordinates import VariableCoordinates
@@ -84,7 +86,7 @@ def road_from_components(of: MethodInputs, depth: int) -> InBasis:
 def _random_weight(of: MethodInputs) -> Tensor:
     """A weight whose QR decomposition is a random basis with four times as many directions as the variables may own."""
     count = min(of.width, 4 * of.coordinates * len(of.variables))
-    return torch.randn(of.width, count, generator=torch.Generator().manual_seed(of.seed))
+    return torch.randn(of.width, count, generator=torch.Generator().manual_seed(of.seed)) / of.width**0.5
 
 
 def _road(of: MethodInputs, depth: int) -> RoadInterchangeIntervention:
@@ -116,7 +118,7 @@ METHODS: dict[str, VariableMethod] = {
     "masked neurons": VariableMethod(lambda of: _masked(of, None), 1e-2),
     "masked components": VariableMethod(lambda of: _masked(of, Columns(principal_components(of.states.cpu()))), 1e-2),
     "masked trained basis": VariableMethod(lambda of: _masked(of, Columns(_random_weight(of), trained=True)), 1e-2),
-    "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, 1, of.seed, torch.pi)), 1e-2),
+    "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, of.seed)), 1e-2),
 }
 RANDOM = "random subspace"
 
@@ -155,6 +157,7 @@ class VariablesComparison(Result):
         seed: of the trainings and of the pairs.
         answered: numbers of entities and of questions that the model answers rightly, and of questions that it was asked.
         pairs: numbers of training, validation and test pairs.
+        cells, groups: of every test pair, as in VariablePairs.
         trials: every training.
         reports: the controls, and the best training of every method by validation.
     """
@@ -168,6 +171,8 @@ class VariablesComparison(Result):
     seed: int
     answered: tuple[int, int, int]
     pairs: tuple[int, int, int]
+    cells: tuple[str, ...]
+    groups: tuple[tuple[str, str], ...]
     trials: tuple[Trial, ...]
     reports: tuple[VariablesReport, ...]
 
@@ -178,48 +183,73 @@ class VariablesComparison(Result):
                 return report
         raise InputError(f"no report of '{method}'; there are {', '.join(report.method for report in self.reports)}")
 
+    def difference(self, method: str, other: str) -> tuple[float, float, float]:
+        """Disentangle of a method minus that of another on the same pairs, and its 95% interval over groups of entities."""
+        one, two = (np.array(self.of(name).outcomes, float) for name in (method, other))
+        low, high = interval(cluster_means(one - two, self.groups, self.cells, cell_weights(self.variables)))
+        return self.of(method).disentangle - self.of(other).disentangle, low, high
 
-def compare_variables(
+
+class Trained(NamedTuple):
+    """A trained interchange, and how it was trained."""
+
+    trial: Trial
+    interchange: nn.Module
+
+
+def try_methods(
     train: VariableRuns,
     validation: VariableRuns,
-    test: VariableRuns,
     variables: Sequence[str],
     coordinates: int,
     methods: Sequence[str] = tuple(METHODS),
     rates: Sequence[float] = (),
-    steps: int = 300,
+    steps: int = 200,
     seed: int = 0,
     progress: Progress = silent,
+) -> Iterator[Trained]:
+    """Train every method at every learning rate, and score it on the validation pairs.
+
+    Args:
+        train, validation: runs of pairs with disjoint entities.
+        coordinates: per variable; masks own at most as many.
+        rates: the same for every method; by default the one that METHODS gives each.
+    """
+    states = torch.cat((train.runs.bases, train.runs.sources)).float()
+    inputs = MethodInputs(train.runs.site.width, tuple(variables), coordinates, states, seed)
+    for name in methods:
+        for rate in rates or (METHODS[name].learning_rate,):
+            interchange = METHODS[name].make(inputs).to(train.targets.device)
+            loss = _train(train, interchange, name, steps, rate, seed, progress)
+            yield Trained(Trial(name, rate, loss, measure_variables(validation, interchange, name).disentangle), interchange)
+
+
+def compare_variables(
+    train: VariableRuns, validation: VariableRuns, test: VariableRuns, variables: Sequence[str], coordinates: int, **options: Any
 ) -> tuple[list[Trial], list[VariablesReport]]:
-    """Train every method at every learning rate, and test the training that separates the validation pairs best.
+    """Test the training of every method that separates the validation pairs best.
 
     Untrained controls are tested too: no swap, the swap of the whole state, and a random subspace.
 
     Args:
         train, validation, test: runs of pairs with disjoint entities.
-        coordinates: per variable; masks own at most as many.
-        rates: the same for every method; by default the one that METHODS gives each.
+        options: further arguments of `try_methods`, as are the others.
 
     Raises:
-        InputError: an entity of one split in another.
+        InputError: a group of entities of one split in another.
     """
     _check_disjoint(train, validation, test)
-    width = test.runs.site.width
-    inputs = MethodInputs(width, tuple(variables), coordinates, torch.cat((train.runs.bases, train.runs.sources)).float(), seed)
+    seed, width = options.get("seed", 0), test.runs.site.width
     untrained = (("no swap", no_variable), ("whole state", whole_state))
     reports = [measure_variables(test, swap, name, seed=seed) for name, swap in untrained]
-    random = inputs.owned.low_rank(width, seed=seed).requires_grad_(False).to(test.targets.device)
+    owned = VariableCoordinates(dict.fromkeys(variables, coordinates))
+    random = owned.low_rank(width, seed=seed).requires_grad_(False).to(test.targets.device)
     reports.append(measure_variables(test, random, RANDOM, coordinates, seed))
     trials: list[Trial] = []
-    for name in methods:
-        tried: list[tuple[Trial, nn.Module]] = []
-        for rate in rates or (METHODS[name].learning_rate,):
-            interchange = METHODS[name].make(inputs).to(test.targets.device)
-            loss = _train(train, interchange, name, steps, rate, seed, progress)
-            score = measure_variables(validation, interchange, name).disentangle
-            tried.append((Trial(name, rate, loss, score), interchange))
-        best, interchange = max(tried, key=lambda each: each[0].validation)
-        trials.extend(trial for trial, _ in tried)
+    for name, tried in groupby(try_methods(train, validation, variables, coordinates, **options), lambda each: each.trial.method):
+        of_method = list(tried)
+        best, interchange = max(of_method, key=lambda each: each.trial.validation)
+        trials.extend(each.trial for each in of_method)
         reports.append(measure_variables(test, interchange, name, coordinates, seed, best.rate, best.validation))
     return trials, reports
 
@@ -240,8 +270,8 @@ def _train(
 
 
 def _check_disjoint(*splits: VariableRuns) -> None:
-    entities = [{entity for both in runs.pairs.entities for entity in both} for runs in splits]
-    for number, one in enumerate(entities):
-        for other in entities[number + 1 :]:
+    groups = [{group for both in runs.pairs.groups for group in both} for runs in splits]
+    for number, one in enumerate(groups):
+        for other in groups[number + 1 :]:
             if shared := one & other:
-                raise InputError(f"the entity '{min(shared)}' is in two splits")
+                raise InputError(f"the entity or group '{min(shared)}' is in two splits")

@@ -136,6 +136,7 @@ class VariablesReport(Result):
         scores: one per variable.
         disentangle: the mean of the variables' cause and isolation.
         interval: its 95% interval: groups of entities are resampled, because pairs that share an entity are not independent.
+        outcomes: for every pair whether the answer is the one that it should be.
     """
 
     task: str
@@ -150,6 +151,7 @@ class VariablesReport(Result):
     scores: tuple[VariableScore, ...]
     disentangle: float
     interval: tuple[float, float]
+    outcomes: tuple[bool, ...]
 
 
 def measure_variables(
@@ -165,27 +167,13 @@ def measure_variables(
 
     Raises InputError for pairs of a single variable, which have no isolation.
     """
-    hits = runs.hits(interchange).cpu().numpy().astype(float)
+    hits = runs.hits(interchange).cpu().numpy()
     pairs = runs.pairs
     names = list(dict.fromkeys(pairs.swapped))
     if len(names) < 2:
         raise InputError("a score of one variable has no isolation; use interchange_accuracy")
-    cells = np.array([f"{names.index(one)} {names.index(other)}" for one, other in zip(pairs.swapped, pairs.asked, strict=True)])
-    places = range(len(names))
-    weights = {f"{one} {other}": _weight(one == other, len(names)) for one in places for other in places}
-    entities = [base for base, _ in pairs.entities]
-    of_cell = {cell: float(hits[cells == cell].mean()) for cell in weights}
-    scores = tuple(
-        VariableScore(
-            name,
-            of_cell[f"{one} {one}"],
-            float(np.mean([of_cell[f"{one} {other}"] for other in places if other != one])),
-            int((cells == f"{one} {one}").sum()),
-            sum(int((cells == f"{one} {other}").sum()) for other in places if other != one),
-        )
-        for one, name in enumerate(names)
-    )
-    low, high = interval(cluster_means(hits, pairs.groups, cells.tolist(), weights))
+    scores = tuple(_score(name, hits, pairs) for name in names)
+    low, high = interval(cluster_means(hits.astype(float), pairs.groups, pairs.cells, cell_weights(names)))
     return VariablesReport(
         pairs.pairs.name,
         runs.runs.site.name,
@@ -195,13 +183,28 @@ def measure_variables(
         seed,
         rate,
         validation,
-        len(set(entities)),
+        len({base for base, _ in pairs.entities}),
         scores,
         float(np.mean([score.disentangle for score in scores])),
         (low, high),
+        tuple(hits.tolist()),
     )
 
 
-def _weight(is_cause: bool, variables: int) -> float:
-    """The weight of a cell in the mean of cause and isolation over the variables."""
-    return 1 / (2 * variables) if is_cause else 1 / (2 * variables * (variables - 1))
+def _score(name: str, hits: Bool[np.ndarray, " pairs"], pairs: VariablePairs) -> VariableScore:
+    """The score of swapping the variable `name`."""
+    swapped = np.array([each == name for each in pairs.swapped])
+    asked = {other: swapped & np.array([each == other for each in pairs.asked]) for other in dict.fromkeys(pairs.asked)}
+    cause = asked.pop(name)
+    isolation = float(np.mean([hits[rows].mean() for rows in asked.values()]))
+    return VariableScore(name, float(hits[cause].mean()), isolation, int(cause.sum()), int((swapped & ~cause).sum()))
+
+
+def cell_weights(variables: Sequence[str]) -> dict[str, float]:
+    """The weight of every swapped and asked variable, as in `VariablePairs.cells`, in the mean of cause and isolation."""
+    count = len(variables)
+    return {
+        f"{one}, {other}": 1 / (2 * count) if one == other else 1 / (2 * count * (count - 1))
+        for one in variables
+        for other in variables
+    }

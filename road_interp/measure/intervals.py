@@ -43,16 +43,15 @@ def cluster_means(
 
     Args:
         clusters: of every example, one or several, such as the words of base and source. An example counts as often as the
-            product of the numbers of draws of its clusters, because examples that share one are not independent.
+            product of the numbers of draws of its different clusters, because examples that share one are not independent.
         cells: of every example; a cell's value is the mean of its examples. By default all examples are in one.
         weights: of the cells; by default all are equal.
     """
     cells = [""] * len(outcomes) if cells is None else cells
     weights = dict.fromkeys(cells, 1 / len(set(cells))) if weights is None else weights
-    names = sorted({name for each in clusters for name in each})
-    index = np.array([[names.index(name) for name in each] for each in clusters])
-    times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    counted = times[:, index].prod(2)
+    place = {name: number for number, name in enumerate(sorted({name for each in clusters for name in each}))}
+    times = np.random.default_rng(0).multinomial(len(place), np.full(len(place), 1 / len(place)), size=DRAWS)
+    counted = np.stack([times[:, sorted({place[name] for name in each})].prod(1) for each in clusters], 1)
     total = np.zeros(DRAWS)
     for cell, weight in weights.items():
         of_cell = np.array([each == cell for each in cells])

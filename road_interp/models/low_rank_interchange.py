@@ -27,7 +27,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
     Args:
         embed_dim: width of the hidden state, as pyvene names it.
         low_rank_dimension: number of directions.
-        seed: of the initial weight, which is standard normal.
+        seed: of the initial weight, which is normal with columns of about unit norm.
         subspace_partition: as in RoadInterchangeIntervention: `subspaces` select ranges of directions; without it, single ones.
     """
 
@@ -53,7 +53,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
         if not 1 <= rank <= width:
             raise InputError(f"low_rank_dimension must be from 1 to the width {width}, not {rank}")
-        self.weight = nn.Parameter(torch.randn(width, rank, generator=torch.Generator().manual_seed(seed)))
+        self.weight = nn.Parameter(torch.randn(width, rank, generator=torch.Generator().manual_seed(seed)) / width**0.5)
         if low_rank_dimension is not None:
             check_partition(self.subspace_partition, rank)
 

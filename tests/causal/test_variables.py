@@ -91,7 +91,7 @@ def runs(taught, task, tokenizer):
 
 def runs_of(model, task, tokenizer, split):
     right = answered_rightly(model, tokenizer, task, task.questions())
-    return VariableRuns(model, draw_variable_pairs(task, right, tokenizer, split, 20), 0, VARIABLES)
+    return VariableRuns(model, draw_variable_pairs(task, right, tokenizer, split, 12), 0, VARIABLES)
 
 
 def test_questions_that_are_answered_rightly(taught, task, tokenizer):
