@@ -54,25 +54,30 @@ class Settings:
 
 
 @cache
-def load(settings: Settings) -> tuple[Any, Splits]:
-    """The model, and the pairs of the task."""
-    recipe = ModelRecipe(settings.model)
-    model, tokenizer = load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
+def load(model: str) -> tuple[Any, Any]:
+    """A model and its tokeniser."""
+    recipe = ModelRecipe(model)
+    return load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
+
+
+def model_and_pairs(settings: Settings) -> tuple[Any, Splits]:
+    """The model, and the pairs of the task. The seed divides the words among the splits, too."""
+    model, tokenizer = load(settings.model)
     templates = None if settings.task in BUILT_IN else settings.templates
     return model, load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, templates, PREFIX)
 
 
 def measure_controls(piece: Piece) -> ControlReport:
-    """The seed divides the words among the splits, too."""
     chosen = piece.recipe
-    model, splits = load(chosen)
-    tokenizer = load_tokenizer(ModelRecipe(chosen.model))
-    return controls(model, tokenizer, splits, chosen.layer, SPANS[chosen.task], chosen.seed, chosen.steps, piece.progress)
+    model, splits = model_and_pairs(chosen)
+    return controls(
+        model, load(chosen.model)[1], splits, chosen.layer, SPANS[chosen.task], chosen.seed, chosen.steps, piece.progress
+    )
 
 
 def measure_scan(piece: Piece) -> ScanReport:
     """Full swaps at every other block output and every span, on the validation pairs."""
-    model, splits = load(piece.recipe)
+    model, splits = model_and_pairs(piece.recipe)
     layers, spans = range(0, model.config.num_hidden_layers, 2), list(splits.validation.positions)
     splits = splits._replace(test=splits.validation)
     return scan(model, splits, layers, spans, lambda width: full_swap, "full swap", piece.progress)
@@ -80,7 +85,7 @@ def measure_scan(piece: Piece) -> ScanReport:
 
 def measure_depth(piece: Piece) -> DepthReport:
     chosen = piece.recipe
-    model, splits = load(chosen)
+    model, splits = model_and_pairs(chosen)
     return depth_by_rows(model, splits, chosen.layer, SPANS[chosen.task], chosen.seed, chosen.steps, piece.progress)
 
 

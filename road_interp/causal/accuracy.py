@@ -31,7 +31,7 @@ class InterchangeReport(Result):
         examples: number of pairs, the denominator of all fractions.
         accuracy: interchange intervention accuracy: fraction of pairs for which the source's answer is more likely than the
             base's under the interchange.
-        interval: its 95% bootstrap interval. Words at the span are drawn, those of base and of source, because pairs that share a
+        interval: its 95% bootstrap interval. The words of `CounterfactualPairs.clusters` are drawn, because pairs that share a
             word are not independent.
         flipped: fraction of pairs for which the base's answer is more likely without the interchange and the source's with it.
         log_odds: log odds ratio of CausalGym (nats), mean over pairs: change in the log odds of the source's answer against the
@@ -60,7 +60,7 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
     after, before = runs.odds(interchange).cpu().numpy(), runs.base_odds.cpu().numpy()
     swapped = after > 0
     gain = after + before  # `before` is for the base's answer, `after` for the source's
-    words = runs.pairs.words[runs.span]
+    words = runs.pairs.clusters(runs.span)
     trained = count_parameters(interchange)
     return InterchangeReport(
         runs.pairs.name,

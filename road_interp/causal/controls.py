@@ -78,9 +78,9 @@ class ControlReport(Result):
         seed: of the trainings, of the division of words and of the pairs.
         steps: of every training.
         rows: one per method and control.
-        words: words at the span, of base and source of every test pair.
-        divergences: by method, the mean KL divergence (nats) of the next token after unrelated continuations, of the model with
-            the interchange from the model without.
+        words: words of base and source of every test pair, as in `CounterfactualPairs.clusters`.
+        divergences: by method, the mean KL(without || with the interchange) of the next token after unrelated continuations
+            (nats).
         directions: by method, the cosine of the angle between the stacked rotation's direction and the method's subspace; for
             methods of one direction the absolute cosine of both.
     """
@@ -131,7 +131,8 @@ def controls(
     swaps: dict[str, Interchange] = {"no swap": no_swap, "full swap": full_swap}
     for name, method in methods(seed).items():
         if name in (STACKED, PLANES):
-            swaps[f"{name}, random angles"] = methods(seed, spread=torch.pi)[name].make(test.site.width).to(model.device)
+            random = methods(seed, spread=torch.pi)[name].make(test.site.width)
+            swaps[f"{name}, random angles"] = random.requires_grad_(False).to(model.device)
         swaps[name] = trained = train_method(train, name, method, seed, steps, progress)
         if isinstance(trained, RoadInterchangeIntervention | LowRankInterchangeIntervention):
             directions[name] = trained.basis().detach()
@@ -143,28 +144,29 @@ def controls(
     return ControlReport(
         seed,
         steps,
-        (*rows, *_of_chance(model, splits, site, span, seed, steps, progress)),
-        splits.test.words[span],
-        {name: divergence(continued, swap) for name, swap in swaps.items()},
+        (*rows, *_of_chance(train, test, site, seed, steps, progress)),
+        splits.test.clusters(span),
+        divergences(continued, swaps),
         {name: float((basis.T @ stacked).norm()) for name, basis in directions.items() if name != STACKED},
     )
 
 
 def _of_chance(
-    model: PreTrainedModel, splits: Splits, site: Site | int, span: str, seed: int, steps: int, progress: Progress
+    train: InterchangeRuns, test: InterchangeRuns, site: Site | int, seed: int, steps: int, progress: Progress
 ) -> list[InterchangeReport]:
     """What one direction reaches on a model with random weights, and with arbitrary answers."""
-    arbitrary = [pairs.with_arbitrary_labels(model.config.get_text_config().vocab_size, seed) for pairs in splits]
+    untrained = untrained_like(train.model, seed)
+    vocabulary = train.model.config.get_text_config().vocab_size
+    conditions = {
+        "random weights": [InterchangeRuns(untrained, runs.pairs, site, runs.span) for runs in (train, test)],
+        "arbitrary answers": [runs.relabelled(runs.pairs.with_arbitrary_labels(vocabulary, seed)) for runs in (train, test)],
+    }
     rows = []
-    for control, of_control, (train_pairs, _, test_pairs) in (
-        ("random weights", untrained_like(model, seed), splits),
-        ("arbitrary answers", model, arbitrary),
-    ):
-        train, test = (InterchangeRuns(of_control, pairs, site, span) for pairs in (train_pairs, test_pairs))
-        rows.append(interchange_accuracy(test, no_swap, f"no swap, {control}"))
+    for control, (train_runs, test_runs) in conditions.items():
+        rows.append(interchange_accuracy(test_runs, no_swap, f"no swap, {control}"))
         for name in (STACKED, DAS):
-            swap = train_method(train, f"{name}, {control}", methods(seed)[name], seed, steps, progress)
-            rows.append(interchange_accuracy(test, swap, f"{name}, {control}"))
+            swap = train_method(train_runs, f"{name}, {control}", methods(seed)[name], seed, steps, progress)
+            rows.append(interchange_accuracy(test_runs, swap, f"{name}, {control}"))
     return rows
 
 
@@ -180,13 +182,15 @@ def train_method(train: InterchangeRuns, name: str, method: Method, seed: int, s
 
 
 @torch.no_grad()
-def divergence(runs: InterchangeRuns, interchange: Interchange) -> float:
-    """Mean over pairs of the KL divergence of the next token with an interchange from the next token without it (nats)."""
-    found = []
+def divergences(runs: InterchangeRuns, swaps: Mapping[str, Interchange]) -> dict[str, float]:
+    """By interchange, the mean over pairs of KL(without || with it) of the next token (nats)."""
+    totals = dict.fromkeys(swaps, 0.0)
     for rows in torch.arange(len(runs.pairs), device=runs.base_label.device).split(runs.batch_size):
-        plain, swapped = (runs.logits(rows, swap).float().log_softmax(-1) for swap in (no_swap, interchange))
-        found.append(functional.kl_div(swapped, plain, reduction="none", log_target=True).sum(-1))
-    return float(torch.cat(found).mean())
+        plain = runs.logits(rows, no_swap).float().log_softmax(-1)
+        for name, swap in swaps.items():
+            swapped = runs.logits(rows, swap).float().log_softmax(-1)
+            totals[name] += float(functional.kl_div(swapped, plain, reduction="sum", log_target=True))
+    return {name: total / len(runs.pairs) for name, total in totals.items()}
 
 
 def swap_along(basis: Float[Tensor, "width k"]) -> Interchange:

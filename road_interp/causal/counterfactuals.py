@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
 
+FEW = 10  # words at a span; with fewer, a bootstrap over words says nothing
+
 
 class Pair(NamedTuple):
     """One counterfactual pair as text.
@@ -76,6 +78,15 @@ class CounterfactualPairs:
         """The first span in which base and source differ, or the first of all where only spans differ that some texts lack."""
         differing = (span for span, words in self.words.items() if any(base != source for base, source in words))
         return next(differing, next(iter(self.words)))
+
+    def clusters(self, span: str) -> tuple[tuple[str, str], ...]:
+        """The words of base and source that pairs share and intervals resample: those at a span, or, where these are fewer than
+        FEW different ones, those at the span that has the most."""
+
+        def count(name: str) -> int:
+            return len({word for both in self.words[name] for word in both})
+
+        return self.words[span if count(span) >= FEW else max(self.words, key=count)]
 
     def span(self, name: str) -> tuple[tuple[int, int], ...]:
         """Positions of a span, in base and in source. Raises InputError if the pairs do not have the span."""

@@ -98,11 +98,11 @@ def score_methods(
         train, validation = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.validation))
         arbitrary = train.relabelled(splits.train.with_arbitrary_labels(vocabulary, seed))
         swaps = _swaps(train, seed, steps, f"block {layer}", progress)
-        controls = _swaps(arbitrary, seed, steps, f"block {layer}, arbitrary answers", progress)
+        controls = swaps | _trained(arbitrary, seed, steps, f"block {layer}, arbitrary answers", progress)
         for name, swap in swaps.items():
             score = interchange_accuracy(validation, swap, name).log_odds
             found.setdefault(name, []).append(_Found(layer, swap, score, controls[name]))
-    test = {each.layer: InterchangeRuns(model, splits.test, each.layer, span) for each in map(_best, found.values())}
+    test = {layer: InterchangeRuns(model, splits.test, layer, span) for layer in {_best(tried).layer for tried in found.values()}}
     other = splits.test.with_arbitrary_labels(vocabulary, seed)
     scores = [_score(name, tried, test, other) for name, tried in found.items()]
     sizes = (len(splits.train), len(splits.validation), len(splits.test))
@@ -125,7 +125,7 @@ def _score(name: str, tried: Sequence[_Found], test: dict[int, InterchangeRuns],
 
 
 def _swaps(train: InterchangeRuns, seed: int, steps: int, where: str, progress: Progress) -> dict[str, Interchange]:
-    """The interchange of every method. Directions that are fitted to states do not depend on the answers."""
+    """The interchange of every method."""
     width, device = train.site.width, train.bases.device
     random = torch.randn(width, 1, generator=torch.Generator().manual_seed(seed)).to(device)
     states = torch.cat((train.bases, train.sources)).float()
@@ -137,6 +137,9 @@ def _swaps(train: InterchangeRuns, seed: int, steps: int, where: str, progress: 
     }
     swaps: dict[str, Interchange] = {"full swap": full_swap}
     swaps |= {name: swap_along(direction) for name, direction in directions.items()}
-    for name in (DAS, STACKED):
-        swaps[name] = train_method(train, f"{where}, {name}", methods(seed)[name], seed, steps, progress)
-    return swaps
+    return swaps | _trained(train, seed, steps, where, progress)
+
+
+def _trained(train: InterchangeRuns, seed: int, steps: int, where: str, progress: Progress) -> dict[str, Interchange]:
+    """The interchanges that depend on the answers; the others are fitted to states."""
+    return {name: train_method(train, f"{where}, {name}", methods(seed)[name], seed, steps, progress) for name in (DAS, STACKED)}

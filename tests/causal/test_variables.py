@@ -281,7 +281,7 @@ def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
     for name in (SHARED, "DAS of each variable"):
         assert by_name[name].rate == 0.05  # at the other nothing is learned
         assert by_name[name].validation > 0.6
-    with pytest.raises(InputError, match="the entity '.*' is in two splits"):
+    with pytest.raises(InputError, match="the entity or group '.*' is in two splits"):
         compare_variables(splits[0], splits[1], splits[0], VARIABLES, 2)
 
 
@@ -290,7 +290,8 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
         report = measure_variables(runs, nothing, "no swap", 0, seed)
         scores = tuple(replace(score, cause=cause) for score in report.scores)
         trained = replace(report, method=SHARED, coordinates=count, scores=scores, disentangle=(1 + cause) / 2)
-        return VariablesComparison("m", "x", VARIABLES, 0, count, 1, seed, (1, 1, 1), (1, 1, 1), (), (report, trained))
+        counts, pairs = ((1, 1, 1), (1, 1, 1)), (tuple(runs.pairs.cells), runs.pairs.groups)
+        return VariablesComparison("m", "x", VARIABLES, 0, count, 1, seed, *counts, *pairs, (), (report, trained))
 
     found = [comparison(1, 0, 0.2), comparison(1, 1, 0.4), comparison(4, 0, 0.8)]
     ax = plots.variables(found, quantity="cause")
@@ -300,6 +301,7 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
     assert [text.get_text() for text in ax.texts] == ["no swap"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4"]
     assert plots.variables(found).get_lines()[0].get_ydata() == pytest.approx([0.65, 0.9])
+    assert found[0].difference(SHARED, "no swap") == pytest.approx((0.1, 0, 0))  # of reports with equal outcomes
     assert VariablesComparison.from_json(found[0].to_json()) == found[0]
     with pytest.raises(InputError, match="no report of 'DAS'; there are no swap, multi-task DAS"):
         found[0].of("DAS")
