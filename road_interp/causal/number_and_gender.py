@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from road_interp.causal.entity_task import EntityTask
 
-# Singular and plural, of a male and of a female noun. No noun is a part of another, and none is in a prompt.
+# Singular and plural, of a male and of a female noun. No noun ends with one of another group, and none is in a prompt.
 NOUNS = """
 king kings queen queens; prince princes princess princesses; duke dukes duchess duchesses; emperor emperors empress empresses;
 uncle uncles aunt aunts; nephew nephews niece nieces; husband husbands wife wives; actor actors actress actresses;

@@ -19,7 +19,7 @@ MARKERS = "osD^vPXd*<>"
 
 @styled
 def variables(comparisons: Sequence[VariablesComparison], ax: Axes, quantity: str = "disentangle") -> Axes:
-    """A line per method; bars from the lowest to the highest seed. Dotted lines are swaps without training.
+    """A line per method; bars from the lowest to the highest seed. Dotted lines are swaps of the whole state and of nothing.
 
     Args:
         comparisons: of one model and one type of entity.
@@ -27,11 +27,11 @@ def variables(comparisons: Sequence[VariablesComparison], ax: Axes, quantity: st
     """
     counts = sorted({found.coordinates for found in comparisons})
     methods = list(dict.fromkeys(report.method for found in comparisons for report in found.reports))
-    trained = [method for method in methods if comparisons[0].of(method).coordinates and method != "random subspace"]
-    for number, method in enumerate(trained):
+    lines = [method for method in methods if comparisons[0].of(method).coordinates]
+    for number, method in enumerate(lines):
         values = [[_value(found.of(method), quantity) for found in comparisons if found.coordinates == count] for count in counts]
         mean, low, high = (np.array([each(of_count) for of_count in values]) for each in (np.mean, np.min, np.max))
-        shift = 1.03 ** (number - (len(trained) - 1) / 2)  # so that lines with equal values stay visible
+        shift = 1.03 ** (number - (len(lines) - 1) / 2)  # so that lines with equal values stay visible
         ax.errorbar(
             np.array(counts) * shift,
             mean,
@@ -44,7 +44,7 @@ def variables(comparisons: Sequence[VariablesComparison], ax: Axes, quantity: st
             capsize=2,
             label=method,
         )
-    for method in (method for method in methods if method not in trained):
+    for method in (method for method in methods if method not in lines):
         level = float(np.mean([_value(found.of(method), quantity) for found in comparisons]))
         ax.axhline(level, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
         ax.annotate(method, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=6, color="0.3")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pyvene
 import torch
+from transformers import DynamicCache
 
 from helpers.models import random_adapter, tiny_model
 from helpers.taught import taught_model, word_tokenizer
@@ -17,7 +18,7 @@ from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchan
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
-from road_interp.causal.stored_keys import StoredKeys
+from road_interp.causal.stored_keys import StoredKeys, states_of, supports_stored_keys
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
@@ -144,7 +145,7 @@ def test_a_text_that_pairs_share_is_run_once(tokenizer):
 
 
 def test_complete_texts_where_stored_keys_would_be_wrong(tokenizer):
-    """A model with rotations attached, whose positions may depend on the cache; and one whose cache holds no keys."""
+    """A model with rotations attached, whose positions may depend on the cache."""
     base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     model = RoadModel(base, random_adapter(find_sites(base, "block-output")), positions="prompt")
     inputs = tokenizer(list(ragged(tokenizer).base), padding=True, return_tensors="pt")
@@ -155,6 +156,23 @@ def test_complete_texts_where_stored_keys_would_be_wrong(tokenizer):
         plain = runs.logits(torch.arange(3), no_swap)
     expected = model(base=inputs)[1].logits[torch.arange(3), inputs["attention_mask"].sum(1) - 1]
     torch.testing.assert_close(plain, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_models_that_keep_other_things_than_keys_are_run_on_complete_texts(tokenizer):
+    """Blocks that are not all of attention, attention without padding on both sides, and keys and values of different shapes."""
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    assert supports_stored_keys(model)
+    for key, value in (("layer_types", ["conv", "full_attention"]), ("_attn_implementation", "flash_attention_2")):
+        other = copy.copy(model)
+        other.config = copy.deepcopy(model.config)
+        setattr(other.config, key, value)
+        assert not supports_stored_keys(other)
+    cache = DynamicCache()
+    cache.update(torch.zeros(2, 1, 3, 8), torch.zeros(2, 1, 3, 8), 0)
+    assert states_of(cache, 0, 5).shape == (2, 1, 2, 1, 5, 8)
+    cache.update(torch.zeros(2, 1, 3, 8), torch.zeros(2, 1, 3, 4), 1)
+    assert states_of(cache, 0, 5) is None
+    assert states_of(cache, 2, 5) is None
 
 
 def test_stored_keys_that_give_other_answers_are_not_used(tokenizer, monkeypatch):

@@ -21,7 +21,7 @@ from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.number_and_gender import number_and_gender
 from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, VariablesComparison, compare_variables
-from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
+from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError
 from road_interp.measure.intervals import cluster_means
 from road_interp.models.variable_coordinates import VariableCoordinates
@@ -130,10 +130,17 @@ def test_pairs_swap_one_variable_and_ask_for_one(task, tokenizer):
         target = values[1] if pairs.is_cause[number] else values[0]
         assert tokenizer.decode([pairs.targets[number]]) == target
         assert base in pairs.pairs.base[number]
+        swapped = pairs.swapped[number]
+        assert len({task.values[entity][swapped] for entity in (base, source)}) == 2
     assert sum(pairs.is_cause) == 12
     again = draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 6)
     assert again == pairs
     assert len({(base, source) for base, source in zip(pairs.pairs.base[:6], pairs.pairs.source[:6], strict=True)}) == 6
+    known = [question for question in task.questions() if question.entity != "baker" or question.attribute != "shape"]
+    known = draw_variable_pairs(task, known, tokenizer, "train", 4)
+    sources = {source for (_, source), asked in zip(known.entities, known.asked, strict=True) if asked == "shape"}
+    assert "baker" not in sources  # the model could not give its shape
+    assert "baker" in {source for _, source in known.entities}
     with pytest.raises(InputError, match="0 pairs of 2 that swap colour and ask for colour: too few test questions"):
         draw_variable_pairs(task, list(task.questions("train")), tokenizer, "test", 2)
 
@@ -151,6 +158,28 @@ def test_the_loss_of_two_pairs_by_hand(runs):
     two.logits = lambda chosen, swap: runs.logits(rows[chosen], swap)
     (found,) = train_variables(two, interchange, 1, 0.0, isolation=3.0)  # a step takes both pairs eight times
     assert found == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_weights_of_cause_and_isolation(count):
+    """Half for the causes, half for the isolations, whatever the number of variables."""
+    names = tuple("abc"[:count])
+    weights = cell_weights(names)
+    assert sum(weights.values()) == pytest.approx(1)
+    assert sum(weights[f"{name}, {name}"] for name in names) == pytest.approx(0.5)
+
+
+def test_isolation_weighs_as_much_as_cause_whatever_the_number_of_pairs(runs):
+    """One pair of cause beside three of isolation: the cause counts as much as the three."""
+    rows = torch.tensor([0, 12, 13, 14])
+    interchange = VariableCoordinates({"colour": 2, "shape": 2}).low_rank(32)
+    few = copy.copy(runs)
+    few.pairs, few.targets = _subset(runs.pairs, rows.tolist()), runs.targets[rows]
+    assert few.pairs.is_cause == (True, False, False, False)
+    few.logits = lambda chosen, swap: runs.logits(rows[chosen], swap)
+    (found,) = train_variables(few, interchange, 1, 0.0)
+    losses = functional.cross_entropy(runs.logits(rows, interchange), few.targets, reduction="none").detach()
+    assert found == pytest.approx(float((losses[0] + losses[1:].mean()) / 4), abs=1e-5)
 
 
 def _subset(pairs, rows):
@@ -234,6 +263,8 @@ def test_intervals_draw_clusters():
     assert np.std(drawn) == pytest.approx(np.sqrt(0.25 / 4), rel=0.1)
     independent = cluster_means(outcomes, [(str(number),) for number in range(40)], ["x"] * 40, {"x": 1.0})
     assert np.std(independent) == pytest.approx(np.sqrt(0.25 / 40), rel=0.1)
+    repeated = cluster_means(outcomes, [(word, word) for word in words])
+    assert np.array_equal(repeated, drawn)  # a cluster counts once
     crossed = [(f"base {number // 10}", f"source {number % 10}") for number in range(40)]
     assert np.std(cluster_means(outcomes, crossed, ["x"] * 40, {"x": 1.0})) > np.std(independent)
 
