@@ -208,10 +208,11 @@ def name_of(found: VariablesComparison) -> str:
 def describe(found: VariablesStudy) -> Described:
     rows = []
     for seeds in found.comparisons.values():
-        for method in [report.method for report in seeds[0].reports]:
+        measured = [report.method for report in seeds[0].reports]
+        for method in measured:
             values = [one.of(method).disentangle for one in seeds]
             rows.append((f"{name_of(seeds[0])}, {method}", with_interval((float(np.mean(values)), min(values), max(values)))))
-        for method in (STACKED, DEEP):
+        for method in [each for each in (STACKED, DEEP) if {each, SHARED} <= {*measured}]:
             values, lows, highs = zip(*(one.difference(method, SHARED) for one in seeds), strict=True)
             rows.append(
                 (f"{name_of(seeds[0])}, {method} minus {SHARED}", with_interval((np.mean(values), min(lows), max(highs))))

@@ -27,7 +27,6 @@ class InterchangeReport(Result):
         site, span: where the state was exchanged.
         method: name of the interchange.
         parameters: number of trained values; 0 for an untrained interchange.
-        effective: number of trained values that change the result, as in `effective_parameters`.
         examples: number of pairs, the denominator of all fractions.
         accuracy: interchange intervention accuracy: fraction of pairs for which the source's answer is more likely than the
             base's under the interchange.
@@ -37,7 +36,8 @@ class InterchangeReport(Result):
         log_odds: log odds ratio of CausalGym (nats), mean over pairs: change in the log odds of the source's answer against the
             base's under the interchange.
         log_odds_interval: its 95% bootstrap interval over words.
-        outcomes: for every pair whether the source's answer is more likely.
+        outcomes: for every pair whether the source's answer is more likely; empty in results of 0.1.0.
+        effective: number of trained values that change the result, as in `effective_parameters`; None in results of 0.1.0.
     """
 
     task: str
@@ -45,14 +45,14 @@ class InterchangeReport(Result):
     span: str
     method: str
     parameters: int
-    effective: int
     examples: int
     accuracy: float
     interval: tuple[float, float]
     flipped: float
     log_odds: float
     log_odds_interval: tuple[float, float]
-    outcomes: tuple[bool, ...]
+    outcomes: tuple[bool, ...] = ()
+    effective: int | None = None
 
 
 def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method: str) -> InterchangeReport:
@@ -68,7 +68,6 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
         runs.span,
         method,
         trained,
-        effective_parameters(interchange, runs.site.width) if isinstance(interchange, nn.Module) and trained else 0,
         len(swapped),
         float(swapped.mean()),
         rate_interval(swapped, words),
@@ -76,6 +75,7 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
         float(gain.mean()),
         interval(cluster_means(gain, words)),
         tuple(swapped.tolist()),
+        effective_parameters(interchange, runs.site.width) if isinstance(interchange, nn.Module) and trained else 0,
     )
 
 

@@ -463,9 +463,9 @@ def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path)
     output = command("controls", "layer=0", "steps=2", "--quick", "--only", "gender", "--results", tmp_path / "gender")
     assert output["sentence"].endswith("1 on gender).")
     assert output["figures"] == []
-    assert len(tiny_language_model) == 2
+    assert len(tiny_language_model) == 1  # the model is loaded once
     command("controls", "layer=0", "steps=2", "--quick", "--redraw")
-    assert len(tiny_language_model) == 2
+    assert len(tiny_language_model) == 1
 
 
 def test_scan_and_depth_of_an_interchange(command, tiny_language_model, tmp_path):
@@ -477,7 +477,7 @@ def test_scan_and_depth_of_an_interchange(command, tiny_language_model, tmp_path
     assert all(name.startswith("depth ") for name in output["numbers"])
     (path,) = (tmp_path / "results" / "quick").glob("depth-*/agreement/seed-0.json")
     assert len(DepthReport.load(path).cells) == 1
-    assert len(tiny_language_model) == 2  # the layer is another setting
+    assert len(tiny_language_model) == 1
 
 
 def test_cost_of_an_interchange(command, no_model, tmp_path):
