@@ -209,6 +209,16 @@ def test_a_log_names_each_piece(known, monkeypatch, capsys, tmp_path):
     assert run(capsys, monkeypatch, "study", "small", "--quick", "--seeds", "3")[1:] == ("What there is.\n", "")
 
 
+def test_conditions_that_the_inputs_do_not_hold_are_left_out(tmp_path):
+    told, measured = [], []
+    study = small_study(measured, applies=lambda settings: settings.steps != 20)
+    run_study(study, StudyOptions(seeds=(3,), results=tmp_path), lambda what, *rest: told.append(what))
+    assert [piece.condition for piece in measured] == ["plain", "apart"]
+    assert told[0] == "left out, because the inputs do not hold them: longer"
+    run_study(study, StudyOptions(seeds=(3,), only=("longer",), results=tmp_path))  # chosen by name
+    assert measured[-1].condition == "longer"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
