@@ -8,7 +8,7 @@ road-interp study variable-rates                                # the learning r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -210,18 +210,25 @@ def describe(found: VariablesStudy) -> Described:
     for seeds in found.comparisons.values():
         measured = [report.method for report in seeds[0].reports]
         for method in measured:
-            values = [one.of(method).disentangle for one in seeds]
-            rows.append((f"{name_of(seeds[0])}, {method}", with_interval((float(np.mean(values)), min(values), max(values)))))
+            rows.append((f"{name_of(seeds[0])}, {method}", with_interval(disentangle(seeds, method))))
         for method in [each for each in (STACKED, DEEP) if {each, SHARED} <= {*measured}]:
             values, lows, highs = zip(*(one.difference(method, SHARED) for one in seeds), strict=True)
             rows.append(
                 (f"{name_of(seeds[0])}, {method} minus {SHARED}", with_interval((np.mean(values), min(lows), max(highs))))
             )
     sentence = (
-        "Disentangle, the mean of cause and isolation over variables, on unseen entities (mean, lowest and highest seed), and "
-        "differences on the same pairs with the widest of the seeds' 95% intervals."
+        "Disentangle, the mean of cause and isolation over variables, on unseen entities: with the 95% interval over groups of "
+        "entities for one seed, the lowest and the highest of several; differences on the same pairs with the widest interval."
     )
     return sentence, rows
+
+
+def disentangle(seeds: Sequence[VariablesComparison], method: str) -> tuple[float, float, float]:
+    """The mean over seeds, with the lowest and the highest; of one seed, its interval."""
+    reports = [one.of(method) for one in seeds]
+    values = [report.disentangle for report in reports]
+    low, high = reports[0].interval if len(reports) == 1 else (min(values), max(values))
+    return float(np.mean(values)), low, high
 
 
 def describe_rates(found: VariablesStudy) -> Described:

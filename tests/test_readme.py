@@ -113,5 +113,5 @@ def test_intervals_are_those_of_the_stored_results(name, text):
     study = studies()[name]
     sentence, rows = study.describe(read_study(study, StudyOptions(results=ROOT / "results")))
     stored = " ".join([sentence, *dict(rows).values()])
-    for interval in re.findall(r"-?\.\d+\s\[-?\.\d+,\s-?\.\d+\]", text):
+    for interval in re.findall(r"-?\d?\.\d+\s\[-?\d?\.\d+,\s-?\d?\.\d+\]", text):
         assert re.sub(r"(?<!\d)\.", "0.", " ".join(interval.split())) in stored

@@ -113,14 +113,14 @@ def draw_engine_cost(report: EngineCostReport, folder: Path) -> Path:
 
 def draw_variables(comparisons: Sequence[VariablesComparison], result: Result, folder: Path, name: str) -> Path:
     """Cause, isolation and disentangle of one model and one type of entity, side by side."""
-    first = comparisons[0]
+    first, names = comparisons[0], " and ".join(comparisons[0].variables)
+    seeds = len({found.seed for found in comparisons})
+    title = f"{readable_name(first.model)}, block {first.layer}, {first.task}{f': {names}' * (names != first.task)}"
     with context(plots.STYLE):
-        figure, axes = subplots(1, 3, figsize=(7, 3.4), layout="constrained", sharey=True)
-        seeds = len({found.seed for found in comparisons})
-        title = f"{readable_name(first.model)}, block {first.layer}, {first.task}: {' and '.join(first.variables)}"
+        figure, axes = subplots(1, 3, figsize=(7, 3.2), layout="constrained", sharey=True)
         figure.suptitle(f"{title}, {seeds} seed{'s' * (seeds > 1)}")
-    for quantity, ax in zip(("cause", "isolation", "disentangle"), axes, strict=True):
-        plots.variables(comparisons, ax, quantity=quantity)
-        ax.set(title=quantity, ylabel="fraction of pairs" if quantity == "cause" else "")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        for quantity, ax in zip(("cause", "isolation", "disentangle"), axes, strict=True):
+            plots.variables(comparisons, ax, quantity=quantity)
+            ax.set(title=quantity, ylabel="fraction of pairs" if quantity == "cause" else "")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return save_figure(axes[0], result, folder, name)
