@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -76,10 +75,6 @@ class CostReport(Result):
             if each.method == method:
                 return each
         raise InputError(f"no timings of '{method}'; there are {', '.join(each.method for each in self.methods)}")
-
-    def ratio(self, slower: str, faster: str) -> float:
-        """Time of `slower` over that of `faster`: median over rounds, a factor."""
-        return float(np.median(np.divide(self.of(slower).seconds, self.of(faster).seconds)))
 
 
 def cost(

@@ -16,7 +16,6 @@ from road_interp.causal.cost import (
     SHALLOW,
     VECTOR,
     CostReport,
-    MethodCost,
     UnitVectorInterchange,
     cost,
 )
@@ -38,11 +37,6 @@ def test_every_method_is_timed_in_every_round():
         report.of("LoRA")
     with pytest.raises(InputError, match="'width' is missing"):
         CostReport.from_json("{}")
-
-
-def test_ratios_are_medians_over_rounds():
-    report = CostReport(2, 1, "cpu", 1, (MethodCost("a", 1, 1, (1.0, 2.0, 1.0)), MethodCost("b", 1, 1, (5.0, 4.0, 7.0))))
-    assert report.ratio("b", "a") == 5
 
 
 def test_one_row_of_a_stack_reads_few_angles():
