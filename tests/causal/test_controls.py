@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.taught import taught_model, word_tokenizer
 from road_interp.causal.accuracy import interchange_accuracy
 from road_interp.causal.controls import (
     DAS,
@@ -22,16 +21,6 @@ from road_interp.causal.controls import (
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return word_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def taught(tokenizer):
-    return taught_model(tokenizer)
 
 
 def test_every_control_stands_beside_every_method(taught, tokenizer):

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from helpers.models import random_adapter, tiny_model
-from helpers.taught import taught_model, word_tokenizer
+from helpers.taught import taught_model
 from road_interp import plots
 from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchange_accuracy, scan
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
@@ -32,16 +32,6 @@ MODELS = {
     "GPTNeoX": ("num_hidden_layers", "gpt_neox.layers[1]", "mlp"),
     "OPT": ("num_hidden_layers", "model.decoder.layers[1]", "self_attn.out_proj"),
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return word_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def taught(tokenizer):
-    return taught_model(tokenizer)
 
 
 def ragged(tokenizer):

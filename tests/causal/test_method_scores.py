@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.taught import taught_model, word_tokenizer
 from road_interp.causal.controls import DAS, STACKED
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.interchange_runs import InterchangeRuns, no_swap
 from road_interp.causal.method_scores import TaskScores, score_methods
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return word_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def taught(tokenizer):
-    return taught_model(tokenizer)
 
 
 def test_every_method_is_tested_at_its_best_layer(taught):
