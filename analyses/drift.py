@@ -105,9 +105,10 @@ def draw(found: DriftStudy, folder: Path) -> list[Path]:
 def describe(found: DriftStudy) -> Described:
     def over_seeds(reports: list[DriftReport], layer: int, before_norm: bool) -> str:
         places = [each.place(layer, before_norm) for each in reports]
-        angle, size = ([getattr(place, quantity)[0] for place in places] for quantity in ("angle", "dM"))
-        spread = [(float(np.mean(values)), min(values), max(values)) for values in (angle, size)]
-        return f"{with_interval(spread[0], 1)} degrees, dM {with_interval(spread[1])}"
+        angle, size = (_spread([getattr(place, quantity)[0] for place in places]) for quantity in ("angle", "dM"))
+        ratios = [ratio[0] for place in places if not place.norm_is_pinned and (ratio := place.over_null())]
+        null = f", {with_interval(_spread(ratios), 2)} of an isotropic change" if ratios else ""
+        return f"{with_interval(angle, 1)} degrees, dM {with_interval(size)}{null}"
 
     named: dict[str, list[DriftReport]] = {}
     for each in found.reports:
@@ -125,6 +126,11 @@ def describe(found: DriftStudy) -> Described:
     if any(place.norm_is_pinned for place in first.places):
         sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there is no evidence."
     return sentence, rows
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    """Mean, lowest and highest."""
+    return float(np.mean(values)), min(values), max(values)
 
 
 STUDY = Study(

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
-from road_interp.measure.intervals import interval
+from road_interp.measure.intervals import bootstrap_means, interval
 from road_interp.models.hidden_states import (
     Batch,
     ReadPoint,
@@ -64,6 +64,24 @@ class ReadPointDrift:
     angle: Mean
     correlation: float | None
     points: tuple[tuple[float, float], ...]
+
+    @property
+    def null(self) -> float | None:
+        """Mean dM over `points` that a random change with the same angles would have: 1 / dD - 1, the secant less 1.
+
+        A random vector is nearly orthogonal to a state of many dimensions, so adding it turns the state and makes it longer by
+        the secant of the angle. None if some state turned by 90 degrees or more, which no such vector does.
+        """
+        direction = np.array(self.points)[:, 0]
+        return float(np.mean(1 / direction - 1)) if (direction > 0).all() else None
+
+    def over_null(self) -> Mean | None:
+        """Mean dM over `points` divided by `null`, with the 95% bootstrap interval over texts; None without a null above 0."""
+        if not self.null:
+            return None
+        direction, magnitude = np.array(self.points).T
+        samples = bootstrap_means(np.stack([magnitude, 1 / direction - 1]), 1)
+        return (float(magnitude.mean() / self.null), *interval(samples[0] / samples[1]))
 
     @property
     def name(self) -> str:

@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 
 DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$)", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
 PANELS = 10  # in one row of the grid
+NULL = "isotropic change of the same angle"
 BEFORE, AFTER = "before the block's LayerNorm", "after it: norm set by LayerNorm"
 
 
 @styled
 def drift_scatter(report: DriftReport, ax: Axes, place: ReadPointDrift) -> Axes:
-    """Change of magnitude by change of direction at one read point, a point per text (paper, figure 2 left and middle)."""
+    """Change of magnitude by change of direction at one read point, a point per text (paper, figure 2 left and middle).
+
+    The line is the change of magnitude by an isotropic change of the same angle (`ReadPointDrift.null`).
+    """
     _points(ax, place, COLORS[0])
     ax.set(xlabel=DIRECTION, ylabel=MAGNITUDE, title=f"{report.tuned}\n{place.name}")
+    if ax.get_lines():
+        ax.legend(loc="upper right", fontsize=6)
     return ax
 
 
@@ -33,7 +39,7 @@ def drift_grid(reports: Sequence[DriftReport]) -> Axes:
     """The same for every block, on shared axes (paper, figure B.1). Returns the first axes of the figure.
 
     Every report has one row, or two where blocks end in a LayerNorm: states before it and after it. A row has at most ten blocks;
-    the next ten are in the next row.
+    the next ten are in the next row. The dotted lines are isotropic changes.
     """
     kinds = [
         (report, kind) for report in reports for kind in sorted({place.before_norm for place in report.places}, reverse=True)
@@ -74,7 +80,8 @@ def drift_grid(reports: Sequence[DriftReport]) -> Axes:
 def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["angle", "dM"] = "angle") -> Axes:
     """Mean angle or mean change of magnitude by block, with 95% intervals over texts; a line per report.
 
-    Reports with the same name (several seeds) share a colour. Markers are hollow after a LayerNorm.
+    Reports with the same name (several seeds) share a colour. Markers are hollow after a LayerNorm. Dotted lines are the mean
+    changes of magnitude by isotropic changes of the same angles (`ReadPointDrift.null`), except after a LayerNorm.
     """
     names = list(dict.fromkeys(report.tuned for report in reports))
     for report in reports:
@@ -85,10 +92,15 @@ def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["an
             style = {**_line_style(places[0].norm_is_pinned), **_color_and_marker(number)}
             layers, bars = [place.layer for place in places], (np.maximum(mean - low, 0), np.maximum(high - mean, 0))
             ax.errorbar(layers, mean, yerr=bars, markersize=4, linewidth=1, capsize=2, **style)
+            if quantity == "dM" and not places[0].norm_is_pinned:
+                null = [np.nan if place.null is None else place.null for place in places]
+                ax.plot(layers, null, linestyle=":", linewidth=1, color=style["color"])
     handles = [Line2D([], [], label=name, **_color_and_marker(number)) for number, name in enumerate(names)]
     if any(place.norm_is_pinned for report in reports for place in report.places):
         styles = ((BEFORE, False), (AFTER, True))
         handles += [Line2D([], [], color="0.4", marker="o", label=label, **_line_style(pinned)) for label, pinned in styles]
+    if quantity == "dM":
+        handles.append(Line2D([], [], color="0.4", linestyle=":", label=NULL))
     label = {"angle": "mean angle between x and x$_0$ (degrees)", "dM": f"mean {MAGNITUDE}"}[quantity]
     ax.set(xlabel="block", ylabel=label, ylim=(0, None), xticks=reports[0].layers[:: 1 if len(reports[0].layers) <= 16 else 4])
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
@@ -96,10 +108,13 @@ def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["an
 
 
 def _points(ax: Axes, place: ReadPointDrift, color: str) -> None:
-    """A point per text; hollow after a LayerNorm."""
+    """A point per text, hollow after a LayerNorm; elsewhere also the line of isotropic changes."""
     direction, magnitude = np.array(place.points).T
     faces = "none" if place.norm_is_pinned else color
     ax.scatter(direction, magnitude, s=5, facecolors=faces, edgecolors=color, linewidths=0.4, alpha=0.5, rasterized=True)
+    if not place.norm_is_pinned and direction.min() > 0:
+        cosines = np.linspace(direction.min(), 1, 100)
+        ax.plot(cosines, 1 / cosines - 1, color="0.4", linestyle=":", linewidth=1, label=NULL)
     ax.locator_params(nbins=4)
     ax.ticklabel_format(useOffset=False)
 

@@ -115,6 +115,37 @@ def test_means_and_correlation_are_those_of_the_states():
         assert place.angle[2] - place.angle[1] == pytest.approx(wide, rel=0.15)
 
 
+def place_of(before, after):
+    """A read point whose states changed as given: `points` as `drift` makes them."""
+    cosine = np.array([b @ a / np.linalg.norm(a) / np.linalg.norm(b) for b, a in zip(before, after, strict=True)])
+    old, new = (np.linalg.norm(each, axis=1) for each in (before, after))
+    points = tuple(zip(cosine.tolist(), (abs(new / old - 1)).tolist(), strict=True))
+    return file.ReadPointDrift(0, False, False, *[(0.0, 0.0, 0.0)] * 4, None, points)
+
+
+@pytest.mark.parametrize("size", [0.2, 1.0, 3.0])
+def test_a_random_change_is_the_null_at_every_angle(size):
+    generator = np.random.default_rng(0)
+    states = generator.normal(size=(300, 4000))
+    change = size * generator.normal(size=states.shape)
+    place = place_of(states, states + change)
+    ratio, low, high = place.over_null()
+    assert place.null == pytest.approx(np.sqrt(1 + size**2) - 1, rel=0.02)
+    assert low <= ratio <= high
+    assert ratio == pytest.approx(1, abs=0.04)
+    grown = place_of(states, 1.5 * (states + change))
+    assert grown.null == pytest.approx(place.null)
+    assert grown.over_null()[0] > 1.5
+
+
+def test_a_pure_rotation_is_below_the_null_and_a_pure_scaling_has_none():
+    turned = np.array([[np.cos(0.3), np.sin(0.3)], [np.cos(0.4), np.sin(0.4)]])
+    states = np.tile([1.0, 0.0], (2, 1))
+    assert place_of(states, turned).over_null() == pytest.approx((0, 0, 0), abs=1e-12)
+    assert place_of(states, 2 * states).over_null() is None
+    assert place_of(states, -turned).null is None
+
+
 @pytest.mark.parametrize("token", ["first", "last", "mean", "all"])
 @pytest.mark.parametrize("architecture", ["Bert", "Llama"])
 def test_padding_and_batches_do_not_matter(token, architecture):
@@ -307,7 +338,10 @@ def test_the_drawings_show_the_numbers(report, tmp_path):
     assert len({panel.get_position().y0 for panel in panels}) == 2
     ax = plots.drift_blocks([report, report, other], quantity="dM")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["after", "other", "before the block's LayerNorm", "after it: norm set by LayerNorm"]
+    lines_of = ["before the block's LayerNorm", "after it: norm set by LayerNorm", "isotropic change of the same angle"]
+    assert labels == ["after", "other", *lines_of]
+    dotted = [line.get_ydata().tolist() for line in ax.get_lines() if line.get_linestyle() == ":"]
+    assert dotted == [[report.place(layer, True).null for layer in (0, 1)]] * 3
     lines = {tuple(container.lines[0].get_ydata()) for container in ax.containers}
     assert lines == {tuple(report.place(layer, kind).dM[0] for layer in (0, 1)) for kind in (True, False)}
 
