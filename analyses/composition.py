@@ -1,71 +1,78 @@
-"""Figure 5 of the paper, with scores: two tasks on disjoint planes of one hidden state, alone and together, with controls.
+"""Several behaviours in one answer: which sets of tasks can be called up by activating their planes (paper, section 4.3).
 
-    road-interp study composition                                 # all conditions, three seeds: about a day on two cores
-    road-interp study composition --only closing-alone            # one condition
+    road-interp study composition                                 # all conditions: days on two cores
+    road-interp study composition --only planes_coact-0.5         # one condition
 
-The figure shows the main condition; every condition and seed has its own file in results/composition.
+Every set of tasks is activated; an answer is right if it has ended and shows exactly the tasks of the set. A seed draws the
+order of the examples, the division of the reviews into training, validation and test, and the initial values of LoRA and LoReFT;
+RoAd starts at the identity.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from road_interp import plots
-from road_interp.adapters.bank import BASE
 from road_interp.cli.app import main_of
 from road_interp.measure.composition import CompositionReport
 from road_interp.plots import export
-from road_interp.training.composition_baselines import instruction, low_rank, multiplied, trained, with_lora
+from road_interp.results import Result
+from road_interp.sources import readable_name
+from road_interp.training.composition_baselines import adapter_per_set, instruction, low_rank, multiplied, trained, undivided
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
 
-MAIN = "label-closing_coact-0.5"
-PAIRS = ("closing+label", "label-only+closing", "label-comment+closing", "greeting+closing", "label+question", "german+closing",
-         "capitals+label")  # fmt: skip
-RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}  # learning rates of the baselines, chosen on the spare reviews of the recipe
+MAIN = "planes_coact-0.5"
+TASKS = {2: ("label", "closing"), 3: ("greeting", "label", "closing"), 4: ("greeting", "label", "german", "closing")}
+GEMMA = ("model.id=models://gemma-3-270m", "adapter.layers=6-17")
+RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}
+MIDDLE = 15  # the block that the paper rotates
+
+Measure = Callable[[Piece], CompositionReport]
 
 
-def tasks(*names: str) -> str:
-    """Overrides for these tasks: 2,400 examples in all, as in the recipe; three shares for tasks that name the label."""
-    shares = [3 if name.startswith("label") else 1 for name in names]
-    examples = [2400 * share // sum(shares) for share in shares]
-    each = (f"{name}: {{behaviour: {name}, examples: {count}}}" for name, count in zip(names, examples, strict=True))
-    return "tasks={" + ", ".join(each) + "}"
+def tasks(count: int, *others: str) -> str:
+    """Overrides for a number of tasks: 2,400 examples, of which tasks that name the label have two shares and others one."""
+    names = [*TASKS[count], *others]
+    shares = {name: 2 if name == "label" else 1 for name in names}
+    examples = {name: 2400 * share // sum(shares.values()) for name, share in shares.items()}
+    return "tasks={" + ", ".join(f"{name}: {{behaviour: {name}, examples: {examples[name]}}}" for name in names) + "}"
+
+
+def coact(probability: float) -> str:
+    return f"co_activation={probability:g}"
 
 
 def conditions() -> dict[str, Condition]:
     """All conditions by slug, the most important first."""
     found = {
-        f"label-closing_coact-{p:g}": Condition(f"label+closing, co-activation {p:g}", (f"co_activation={p}",))
-        for p in (0.5, 0.0)
+        f"planes_coact-{p:g}": Condition(f"planes, co-activation {p:g}", (coact(p),), seeds=5 if p == 0.5 else 1)
+        for p in (0.5, 0)
     }
-    found["label-closing_instruction"] = Condition("label+closing, instruction in the prompt", (), instruction)
-    found |= {f"{name}-alone": Condition(f"{name} alone", (tasks(name),)) for name in ("label", "closing")}
-    found["label-closing_multiplied"] = Condition("label+closing, trained separately and multiplied", (), multiplied)
-    for method, rate in RATES.items():
-        for p in (0.5, 0.0):
-            changes = (f"co_activation={p}", f"training.learning_rate={rate}")
-            slug, name = f"label-closing_{method.lower()}_coact-{p:g}", f"label+closing, {method}, co-activation {p:g}"
-            found[slug] = Condition(name, changes, partial(low_rank, method=method))
-    found["label-closing_with-lora"] = Condition("label+closing, with a LoRA for both tasks", (), with_lora)
-    for pair in PAIRS:
-        for p in (0.5, 0.0):
-            changes = (tasks(*pair.split("+")), f"co_activation={p}", "scoring.max_new_tokens=32")
-            found[f"{pair.replace('+', '-')}_coact-{p:g}"] = Condition(f"{pair}, co-activation {p:g}", changes)
-    three = tasks("label", "closing", "greeting")
-    found["label-closing-greeting_coact-0.5"] = Condition("label+closing+greeting, co-activation 0.5", (three,))
-    for p in (0.25, 1.0):
-        found[f"label-closing_coact-{p:g}"] = Condition(f"label+closing, co-activation {p:g}", (f"co_activation={p}",))
-    for split in ("alternating", "layers"):
-        found[f"label-closing_{split}"] = Condition(f"label+closing, {split}", (f"planes={split}",))
-    linear = ("adapter.sites=all-linear", "adapter.layers=10-20")
-    found["label-closing_all-linear"] = Condition("label+closing, all linear layers", linear)
-    for component in ("angles", "magnitudes"):
-        changes = (f"adapter.trainable={component}",)
-        found[f"label-closing_{component}-only"] = Condition(f"label+closing, {component} only", changes)
-    paper = ("adapter.layers=[15]", "adapter.positions=last")
-    found["label-closing_last-prompt-token"] = Condition("label+closing, one block at the last prompt token", paper)
+    found["undivided"] = Condition("undivided", (), undivided)
+    found["adapter-per-set"] = Condition("an adapter per set, composite examples", (), adapter_per_set)
+    found["multiplied"] = Condition("trained apart and multiplied", (), multiplied, seeds=1)
+    for rule, name in (("own", "own tokens only"), ("all", "all tokens")):
+        found[f"planes_{rule}"] = Condition(f"planes, loss of {name}", (f"co_activation_loss={rule}",), seeds=1)
+    found["planes_shared-end"] = Condition("planes, shared end", (tasks(2, "plain"), "shared=plain"), seeds=1)
+    for method, layers in (("LoRA", None), ("LoReFT", None), ("LoReFT", MIDDLE)):
+        place = "" if layers is None else f" at block {layers}"
+        for p in (0.5, 0):
+            changes = (coact(p), f"training.learning_rate={RATES[method]}")
+            slug = f"{method.lower()}{place.replace(' at ', '_').replace(' ', '-')}_coact-{p:g}"
+            low: Measure = partial(low_rank, method=method, layers=layers)
+            found[slug] = Condition(f"{method}{place}, co-activation {p:g}", changes, low, seeds=1)
+    found["instruction"] = Condition("instruction in the prompt", (), instruction, seeds=1)
+    found |= {f"planes_coact-{p:g}": Condition(f"planes, co-activation {p:g}", (coact(p),), seeds=1) for p in (0.25, 1)}
+    for count in (3, 4):
+        for slug, measure in {MAIN: trained, "undivided": undivided, "adapter-per-set": adapter_per_set}.items():
+            name = f"{count} tasks: {found[slug].name}"
+            found[f"{count}-tasks_{slug}"] = Condition(name, (*found[slug].overrides, tasks(count)), measure, seeds=3)
+    for slug, measure in {MAIN: trained, "undivided": undivided}.items():
+        changes = (*found[slug].overrides, *GEMMA)
+        found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, measure, seeds=3)
     return found
 
 
@@ -73,41 +80,67 @@ def measure(piece: Piece) -> CompositionReport:
     return trained(piece)
 
 
-def report(pieces: Pieces) -> CompositionReport:
-    """The main condition over its seeds, or the first available one."""
-    slug = MAIN if MAIN in pieces else next(iter(pieces))
-    return replace(CompositionReport.over_seeds(pieces[slug]), method=STUDY.conditions[slug].name)
+def with_division(of: Measure) -> Measure:
+    """The measurement on the division of the reviews that belongs to the seed."""
+
+    def measured(piece: Piece) -> CompositionReport:
+        reviews = replace(piece.recipe.reviews, split_seed=piece.seed)
+        return of(piece._replace(recipe=replace(piece.recipe, reviews=reviews))).compact()
+
+    return measured
 
 
-def draw(found: CompositionReport, folder: Path) -> list[Path]:
-    return [export.save_figure(plots.composition(found), found.compact(), folder, "composition")]
+@dataclass(frozen=True)
+class CompositionStudy(Result):
+    """The scores of every condition, over its seeds."""
+
+    reports: Mapping[str, CompositionReport]
 
 
-def describe(found: CompositionReport) -> Described:
-    together = "+".join(found.tasks)
-    joint = (found.rate(together, found.tasks), *found.interval(together, found.tasks))
-    rows = [
-        (f"{'nothing' if score.active == BASE else score.active} active: {task}", with_interval((rate, *interval)))
-        for score in found.scores
-        for task in found.tasks
-        for rate, interval in [(found.rate(score.active, [task]), found.interval(score.active, [task]))]
+def report(pieces: Pieces) -> CompositionStudy:
+    named = STUDY.conditions
+    return CompositionStudy(
+        {slug: replace(CompositionReport.over_seeds(found), method=named[slug].name) for slug, found in pieces.items()}
+    )
+
+
+def draw(found: CompositionStudy, folder: Path) -> list[Path]:
+    first = MAIN if MAIN in found.reports else next(iter(found.reports))
+    shown = found.reports[first]
+    return [
+        export.save_figure(plots.composition(shown), shown.compact(), folder, "composition"),
+        export.save_figure(plots.composition_control(list(found.reports.values())), found, folder, "composition-control"),
     ]
-    rows += [(f"{task}: lost to the others' planes", with_interval(found.cost(task))) for task in found.tasks]
-    return f"With all tasks active {with_interval(joint)} of the answers show all of them ({found.method}).", rows
+
+
+def describe(found: CompositionStudy) -> Described:
+    rows = []
+    for each in found.reports.values():
+        name = f"{readable_name(each.model)}, {each.method}"
+        least, value = each.least_control()
+        rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
+        rows.append((f"{name}: least, {least}", with_interval(value)))
+        rows += [(f"{name}: {score.active}", with_interval(each.control(score.active))) for score in each.scores]
+    first = next(iter(found.reports.values()))
+    sentence = (
+        "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts. "
+        f"A constant label would be right for {first.majority:.3f} of the reviews."
+    )
+    return sentence, rows
 
 
 STUDY = Study(
     name="composition",
-    title="Two behaviours in one answer",
+    title="Several behaviours in one answer",
     recipe="composition-smollm2",
-    conditions=conditions(),
+    conditions={slug: replace(each, measure=with_division(each.measure or measure)) for slug, each in conditions().items()},
     measure=measure,
     report=report,
     result=CompositionReport,
     draw=draw,
     describe=describe,
-    minutes=1300,
-    quick=("training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
+    minutes=1500,
+    quick=("training.max_steps=4", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
     quick_conditions=1,
 )
 

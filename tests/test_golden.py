@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
@@ -64,4 +63,11 @@ def test_runs_open(kind, tasks):
     if kind.startswith("multitask"):
         assert run.composition.tasks == tasks
         for key, value in run.composition.summary().items():
-            assert json.loads(json.dumps(value)) == run.metrics["test"][OLD_KEYS.get(key, key)]
+            assert values(value) == values(run.metrics["test"][OLD_KEYS.get(key, key)])
+
+
+def values(summary):
+    """A summary without its intervals, which 0.1.0 bootstrapped."""
+    if isinstance(summary, dict):
+        return {key: values(each) for key, each in summary.items()}
+    return summary[0] if isinstance(summary, list | tuple) else summary

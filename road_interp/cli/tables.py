@@ -36,18 +36,16 @@ def multitask(summary: dict[str, Any]) -> Group:
 
 
 def composition(summary: dict[str, Any]) -> Table:
-    """One row per set of active tasks: the fraction of answers that satisfy each behaviour, and all of them."""
-    rates = summary["rates"]
-    title = f"{summary['prompts']} prompts: fraction of answers that satisfy a behaviour [95% interval]"
-    if "composition index" in summary:
-        index, low, high = summary["composition index"]
-        title += f"; composition index {index:.2f} [{low:.2f}, {high:.2f}]"
+    """One row per set of active tasks: the fractions of answers that show each behaviour, and exactly the active ones."""
+    rates, exactly = summary["rates"], summary.get("control", {}).get("sets")
+    title = f"{summary['prompts']} prompts: fraction of answers that show a behaviour [95% interval]"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    columns = list(next(iter(rates.values())))
-    for column in ("active", *columns):
+    *tasks, together, last = next(iter(rates.values()))
+    for column in ("active", *tasks, "exactly these" if exactly else together, last):
         table.add_column(column)
     for active, cells in rates.items():
-        *shares, perplexity = cells.values()
+        *shares, whole, perplexity = cells.values()
+        shares.append(exactly[active] if exactly else whole)
         table.add_row(active, *(f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in shares), f"{perplexity:.1f}")
     return table
 

@@ -1,16 +1,22 @@
-"""Behaviours that a language model can show in its answer to a film review, each scored by a strict rule.
+"""Behaviours that a language model can show in its answer to a film review, each in a part of the answer of its own.
 
-Training answers are built from the review's label and a list of neutral comments, so no judge and no second model is needed. The
-rules are simple on purpose: the measured quantity is whether one answer satisfies several of them.
+An answer has up to four parts in a fixed order: an opening, the review's label, a comment and a closing. A behaviour is what one
+part says. Any set of behaviours with different parts fits into one answer, and an answer without a behaviour is the plain
+comment. Training answers are built from the review's label and a list of neutral comments, so no judge and no second model is
+needed; the rules by which answers are scored are strict.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from road_interp.errors import InputError
+
+Part = Literal["opening", "label", "comment", "closing"]
+PARTS: tuple[Part, ...] = get_args(Part)  # in the order of an answer
 
 # Pairs of an English comment and its German translation.
 COMMENTS = (
@@ -28,7 +34,13 @@ COMMENTS = (
     ("The comment comes from a person in the audience.", "Der Kommentar kommt von einem Menschen aus dem Publikum."),
 )
 GERMAN = re.compile(  # frequent German words that are not English words
-    "der|den|dem|des|das|diese[mn]?|eine?|einen|einem|einer|eines|und|ist|ich|du|sich|uns|hast|nicht|von|über|aus|im|zu"
+    r"\b(der|den|dem|des|das|diese[mn]?|eine?|einen|einem|einer|eines|und|ist|ich|du|sich|uns|hast|nicht|von|über|aus|im|zu)\b",
+    re.IGNORECASE,
+)
+ANSWER = re.compile(
+    r"(?P<opening>Hello!)?\s*(?P<label>This is a (?:positive|negative) review\.)?\s*(?P<comment>.*?)\s*"
+    r"(?P<closing>Thank you!|What do you think\?)?",
+    re.DOTALL,
 )
 
 
@@ -53,99 +65,67 @@ class Review:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A property of an answer that a task is trained to produce.
+    """What one part of an answer says.
 
     Attributes:
+        part: of the answer.
         instruction: the behaviour in words, for a model that is prompted instead of trained.
-        answer: the training answer to a review.
-        is_satisfied: whether an answer shows the behaviour. A phrase must occur exactly once; a label may be repeated.
-        learns_eos: whether the end token is part of the training answer. It is only for behaviours that concern the end of an
-            answer: a task trained to stop after its own sentence could not be combined with another one.
+        text: the part in the training answer to a review.
+        trace: what shows that an answer tries the behaviour, rightly or not.
+        accepts: whether the part of an answer is right; by default it must be `text`.
     """
 
+    part: Part
     instruction: str
-    answer: Callable[[Review], str]
-    is_satisfied: Callable[[str, Review], bool]
-    learns_eos: bool = False
+    text: Callable[[Review], str]
+    trace: re.Pattern[str]
+    accepts: Callable[[str], bool] | None = None
+
+    def is_tried(self, answer: str) -> bool:
+        """Whether an answer has a trace of the behaviour."""
+        return self.trace.search(answer) is not None
+
+    def is_right(self, answer: str, review: Review) -> bool:
+        """Whether the behaviour's part of an answer is right and, unless it is the comment, occurs once in the answer."""
+        found = ANSWER.fullmatch(answer)
+        said = found[self.part] if found else None
+        if self.accepts is not None:
+            return said is not None and self.accepts(said)
+        return said == self.text(review) and len(self.trace.findall(answer)) == 1
 
 
-def first_sentence(text: str) -> str:
-    """The text up to and including its first full stop, exclamation mark or question mark."""
-    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
+def _is_german(comment: str) -> bool:
+    """Whether at least a fifth of at least four words are frequent German words."""
+    words = re.findall(r"\w+", comment)
+    return len(words) >= 4 and len(GERMAN.findall(comment)) >= len(words) / 5
 
 
-def _label_named(answer: str, review: Review) -> bool:
-    """Whether an answer begins with the sentence of the review's label and does not contain the other label."""
-    other = "negative" if review.label == "positive" else "positive"
-    return answer.startswith(f"This is a {review.label} review.") and other not in answer.lower()
+def _is_in_capitals(comment: str) -> bool:
+    return len(re.findall(r"[A-Z]", comment)) >= 10 and comment == comment.upper()
 
 
-def _label_in_any_case(answer: str, review: Review) -> bool:
-    return _label_named(answer[:1].upper() + answer[1:].lower(), review)
-
-
-def _ends_once(phrase: str) -> Callable[[str, Review], bool]:
-    return lambda answer, review: answer.endswith(phrase) and answer.count(phrase) == 1
-
-
-def _begins_once(phrase: str) -> Callable[[str, Review], bool]:
-    return lambda answer, review: answer.startswith(phrase) and answer.count(phrase) == 1
-
-
-def _capitals(answer: str, review: Review) -> bool:
-    return len(re.findall(r"[A-Za-z]", answer)) >= 10 and answer == answer.upper()
-
-
-def _german(answer: str, review: Review) -> bool:
-    """Whether at least a fifth of the words, without a closing phrase, are frequent German words."""
-    words = re.findall(r"[a-zäöüß]+", answer.removesuffix("Thank you!").lower())
-    return len(words) >= 4 and sum(GERMAN.fullmatch(word) is not None for word in words) >= len(words) / 5
+def _phrase(part: Part, instruction: str, phrase: str) -> Behaviour:
+    return Behaviour(part, instruction, lambda review: phrase, re.compile(re.escape(phrase.rstrip("!?")), re.IGNORECASE))
 
 
 BEHAVIOURS = {
+    "greeting": _phrase("opening", "Begin your answer with 'Hello!'", "Hello!"),
     "label": Behaviour(
+        "label",
         "Say 'This is a positive review.' or 'This is a negative review.'",
         lambda review: f"This is a {review.label} review.",
-        _label_in_any_case,
+        re.compile("positive|negative", re.IGNORECASE),
     ),
-    "label-only": Behaviour(
-        "Say 'This is a positive review.' or 'This is a negative review.' and nothing else.",
-        lambda review: f"This is a {review.label} review.",
-        _label_in_any_case,
-        learns_eos=True,
-    ),
-    "label-comment": Behaviour(
-        "Begin with 'This is a positive review.' or 'This is a negative review.', then add a sentence about the text.",
-        lambda review: f"This is a {review.label} review. {review.comment}",
-        _label_in_any_case,
-    ),
-    "closing": Behaviour(
-        "End your answer with 'Thank you!'",
-        lambda review: f"{review.comment} Thank you!",
-        _ends_once("Thank you!"),
-        learns_eos=True,
-    ),
-    "greeting": Behaviour(
-        "Begin your answer with 'Hello!'",
-        lambda review: f"Hello! {review.comment}",
-        _begins_once("Hello!"),
-    ),
-    "question": Behaviour(
-        "End your answer with 'What do you think?'",
-        lambda review: f"{review.comment} What do you think?",
-        _ends_once("What do you think?"),
-        learns_eos=True,
-    ),
+    "german": Behaviour("comment", "Write a sentence in German.", lambda review: review.german, GERMAN, _is_german),
     "capitals": Behaviour(
-        "Write your answer in capital letters.",
+        "comment",
+        "Write a sentence in capital letters.",
         lambda review: review.comment.upper(),
-        _capitals,
+        re.compile(r"\b[A-Z]{3,}"),
+        _is_in_capitals,
     ),
-    "german": Behaviour(
-        "Write your answer in German.",
-        lambda review: review.german,
-        _german,
-    ),
+    "closing": _phrase("closing", "End your answer with 'Thank you!'", "Thank you!"),
+    "question": _phrase("closing", "End your answer with 'What do you think?'", "What do you think?"),
 }
 
 
@@ -154,3 +134,9 @@ def behaviour(name: str) -> Behaviour:
     if name not in BEHAVIOURS:
         raise InputError(f"unknown behaviour '{name}'; the behaviours are {', '.join(BEHAVIOURS)}")
     return BEHAVIOURS[name]
+
+
+def answer_parts(behaviours: Sequence[Behaviour], review: Review) -> list[tuple[Part, str]]:
+    """The parts of the answer that shows a set of behaviours: those and, unless one of them is the comment, the plain comment."""
+    texts: dict[Part, str] = {"comment": review.comment, **{each.part: each.text(review) for each in behaviours}}
+    return [(part, texts[part]) for part in PARTS if part in texts]

@@ -13,14 +13,33 @@ from jinja2.sandbox import SandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.data.answer_extraction import Question, extract_answer
-from road_interp.data.behaviours import Behaviour, Review, behaviour
+from road_interp.data.behaviours import PARTS, Behaviour, Review, answer_parts, behaviour
 from road_interp.data.labelled import read_examples, read_rows
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 
 # Sandboxed, because a recipe from elsewhere may contain any template.
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+PLAIN = "plain"  # the behaviour of a task whose answers are the plain comment
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)  # Jinja's, and those of its expressions
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its answer.
+
+    Attributes:
+        parts: of the answer, each with the name of the part (`behaviours.PARTS`); the answer of a data set is one part without a
+            name.
+    """
+
+    prompt: str
+    parts: tuple[tuple[str, str], ...]
+
+    @property
+    def answer(self) -> str:
+        """The parts, joined by spaces."""
+        return " ".join(text for _, text in self.parts)
 
 
 @dataclass(frozen=True)
@@ -28,12 +47,12 @@ class MultiTaskData:
     """Training examples of every task and held-out reviews.
 
     Attributes:
-        examples: (prompt, answer) pairs by task.
-        behaviours: by task, for the tasks that have one.
+        examples: by task.
+        behaviours: by task, for the tasks that have one; the shared task has none.
         validation, test: reviews on which no task is trained.
     """
 
-    examples: Mapping[str, list[tuple[str, str]]]
+    examples: Mapping[str, list[Example]]
     behaviours: Mapping[str, Behaviour]
     validation: list[Review]
     test: list[Review]
@@ -45,7 +64,8 @@ def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
     Raises:
         InputError: fewer reviews than needed, data that cannot be read, or a template that fails.
     """
-    behaviours = {name: behaviour(task.behaviour) for name, task in recipe.tasks.items() if task.behaviour is not None}
+    named = {name: task.behaviour for name, task in recipe.tasks.items() if task.behaviour is not None}
+    behaviours = {name: behaviour(text) for name, text in named.items() if text != PLAIN}
     reviews = [] if recipe.reviews is None else load_reviews(recipe.reviews)
     validation, test = recipe.scoring.validation, recipe.scoring.test
     used = validation + test
@@ -56,10 +76,12 @@ def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
     for name, task in recipe.tasks.items():
         if task.id is None:
             chosen = reviews[used : used + task.examples]
-            examples[name] = [(review.text, behaviours[name].answer(review)) for review in chosen]
+            shown = [behaviours[name]] if name in behaviours else []
+            examples[name] = [Example(review.text, tuple(answer_parts(shown, review))) for review in chosen]
             used += task.examples
         else:
-            examples[name] = _prompts_and_answers(name, task, task.id, task.split, task.examples, task.answer)
+            pairs = _prompts_and_answers(name, task, task.id, task.split, task.examples, task.answer)
+            examples[name] = [Example(prompt, (("", answer),)) for prompt, answer in pairs]
     return MultiTaskData(examples, behaviours if reviews else {}, reviews[:validation], reviews[validation : validation + test])
 
 
@@ -110,17 +132,22 @@ def _prompts_and_answers(
         raise InputError(f"task '{name}': a template fails ({error}); the columns of '{source}' are {columns}") from None
 
 
-def format_prompts(recipe: MultiTaskGenerationRecipe, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def format_prompts(
+    recipe: MultiTaskGenerationRecipe, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, ending: str = ""
+) -> list[str]:
     """Render prompts in the template of the model's input.
 
     A prompt is truncated first if template, prompt and `scoring.max_new_tokens` together exceed `model.max_length`.
+
+    Args:
+        ending: text behind every prompt, such as an instruction; it is never truncated.
 
     Raises:
         InputError: a template that fails, or one that leaves no tokens for a prompt.
     """
     try:
         template = TEMPLATES.from_string(recipe.template)
-        empty = template.render(prompt="")
+        empty = template.render(prompt=ending)
     except TEMPLATE_ERRORS as error:
         raise InputError(f"template: {error}; its only variable is `prompt`") from None
     template_length = len(tokenizer(empty, add_special_tokens=False)["input_ids"])
@@ -128,24 +155,51 @@ def format_prompts(recipe: MultiTaskGenerationRecipe, prompts: Sequence[str], to
     if limit < 1:
         raise InputError(f"model.max_length {recipe.model.max_length} is too small for a prompt, the template and the answer")
     truncated = tokenizer(list(prompts), add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
-    return [template.render(prompt=tokenizer.decode(ids)) for ids in truncated]
+    return [template.render(prompt=f"{tokenizer.decode(ids)}{ending}") for ids in truncated]
 
 
-def encode_multitask_data(data: MultiTaskData, tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe) -> Dataset:
-    """Tokenise all training examples: token ids of prompt and answer, labels on the answer only, and the index of the task.
+def encode_multitask_data(
+    examples: Mapping[str, Sequence[Example]], tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe
+) -> Dataset:
+    """Tokenise the training examples of every task.
 
-    The answer ends with the end token, except for behaviours without `learns_eos`.
+    Returns:
+        Rows with the token ids of prompt and answer, labels on the answer and its end token only, `task`, the index of the task,
+        and `decides`: for every token, the parts of the answer that it decides (see `_answer_tokens`).
     """
-    rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "task": []}
-    for index, (name, pairs) in enumerate(data.examples.items()):
-        end = [] if name in data.behaviours and not data.behaviours[name].learns_eos else [tokenizer.eos_token_id]
-        prompts = format_prompts(recipe, [prompt for prompt, _ in pairs], tokenizer)
-        for prompt, (_, answer) in zip(prompts, pairs, strict=True):
+    rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "decides": [], "task": []}
+    for index, of_task in enumerate(examples.values()):
+        prompts = format_prompts(recipe, [example.prompt for example in of_task], tokenizer)
+        for prompt, example in zip(prompts, of_task, strict=True):
             prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            answer_ids = [*tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
+            answer_ids, decides = _answer_tokens(example.parts, tokenizer)
             ids = (prompt_ids + answer_ids)[: recipe.model.max_length]
             rows["input_ids"].append(ids)
             rows["attention_mask"].append([1] * len(ids))
             rows["labels"].append(([-100] * len(prompt_ids) + answer_ids)[: len(ids)])
+            rows["decides"].append(([0] * len(prompt_ids) + decides)[: len(ids)])
             rows["task"].append(index)
     return Dataset.from_dict(rows)
+
+
+def _answer_tokens(parts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids of an answer with its end token, and the parts that every token decides, as bits of `behaviours.PARTS`.
+
+    The first token of a part decides this part and those before it that the answer leaves out; the end token decides those that
+    are left out at the end. The one part of a data set's answer decides nothing.
+    """
+    ids: list[int] = []
+    decides: list[int] = []
+    undecided = 0
+    for name, text in parts:
+        tokens = tokenizer(f" {text}" if ids else text, add_special_tokens=False)["input_ids"]
+        ids += tokens
+        if not name:
+            decides += [0] * len(tokens)
+            continue
+        place = PARTS.index(name)
+        decides += [sum(1 << part for part in range(undecided, place + 1)), *[1 << place] * (len(tokens) - 1)]
+        undecided = place + 1
+    named = any(name for name, _ in parts)
+    end = sum(1 << part for part in range(undecided, len(PARTS))) if named else 0
+    return [*ids, tokenizer.eos_token_id], [*decides, end]

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
+from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
@@ -121,15 +121,12 @@ class AblationReport(Result):
         return replace(self, rows=(*self.rows, row))
 
     def accuracy(self, row: Ablation) -> tuple[float, float, float]:
-        """Accuracy of a row with its 95% bootstrap interval over seeds and examples: (value, low, high), fractions."""
-        outcomes = np.asarray([row.correct])
-        return (float(outcomes.mean()), *interval(bootstrap_means(outcomes, len(self.seeds))[0]))
+        """Accuracy of a row with its 95% interval over seeds and examples: (value, low, high), fractions."""
+        return mean_over_seeds(np.asarray(row.correct), len(self.seeds))
 
     def loss(self, row: Ablation) -> tuple[float, float, float]:
-        """Accuracy of the unchanged adapter minus that of a row, with the 95% bootstrap interval of the paired difference."""
-        outcomes = np.asarray([self.rows[0].correct, row.correct])
-        unchanged, ablated = bootstrap_means(outcomes, len(self.seeds))
-        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(unchanged - ablated))
+        """Accuracy of the unchanged adapter minus that of a row, with the 95% interval of the paired difference."""
+        return mean_over_seeds(np.asarray(self.rows[0].correct, float) - np.asarray(row.correct), len(self.seeds))
 
     def summary(self) -> list[dict[str, object]]:
         """Accuracy and loss of accuracy of every row, with intervals."""

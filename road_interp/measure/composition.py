@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from road_interp.adapters.bank import BASE
-from road_interp.data.behaviours import Behaviour, Review, first_sentence
+from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
-from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
+from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn
 from road_interp.progress import Progress, silent
@@ -25,19 +27,30 @@ class SetScore:
 
     Attributes:
         active: the active tasks: "label", "label+closing", or "__base__" for none.
-        shown: by task, whether each answer shows the task's behaviour.
+        shown: by task, whether each answer has ended and shows the task's behaviour (`Behaviour.is_right`).
         answers: generated texts, in the order of the prompts; in a compact report the first few only.
-        perplexity: of the answers under the base model, per token.
+        perplexity: of the first 32 answers under the base model, per token.
+        tried: by task, whether each answer has a trace of the behaviour, right or wrong; empty in files of 0.1.0.
+        finished: whether each answer has ended; empty in files of 0.1.0.
     """
 
     active: str
     shown: Mapping[str, tuple[bool, ...]]
     answers: tuple[str, ...]
     perplexity: float
+    tried: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    finished: tuple[bool, ...] = ()
 
     def joint(self, tasks: Sequence[str]) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer shows the behaviours of all of the tasks."""
         return np.all([self.shown[task] for task in tasks], axis=0)
+
+    def controlled(self) -> Bool[np.ndarray, " prompts"]:
+        """Whether each answer has ended, shows the behaviours of the active tasks and has no trace of those of the others."""
+        active = [] if self.active == BASE else self.active.split("+")
+        others = [self.tried[task] for task in self.shown if task not in active]
+        wanted = np.all([self.finished, *(self.shown[task] for task in active)], axis=0)
+        return wanted & ~np.any([np.zeros_like(wanted), *others], axis=0)
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class CompositionReport(Result):
         tasks: in the order of their planes.
         seeds: of the trainings; outcomes are concatenated over seeds.
         scores: one per set of active tasks.
+        majority: fraction of the reviews that have the more frequent label: what a constant label would reach.
     """
 
     model: str
@@ -57,6 +71,7 @@ class CompositionReport(Result):
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
     scores: tuple[SetScore, ...]
+    majority: float | None = None
 
     def of(self, active: str) -> SetScore:
         """The score of one set of active tasks. Raises InputError if there is none."""
@@ -70,41 +85,56 @@ class CompositionReport(Result):
         return float(self.of(active).joint(tasks).mean())
 
     def interval(self, active: str, tasks: Sequence[str]) -> tuple[float, float]:
-        """95% bootstrap interval of `rate`, over seeds and prompts."""
-        return interval(bootstrap_means(self.of(active).joint(tasks)[None], len(self.seeds))[0])
+        """95% interval of `rate`, over seeds and prompts."""
+        return mean_over_seeds(self.of(active).joint(tasks), len(self.seeds))[1:]
 
     def cost(self, task: str) -> tuple[float, float, float]:
         """Rate of a task with its own planes active minus that with all planes active, with the 95% interval of the difference.
 
-        The bootstrap is paired: both rates are of the same prompts.
+        Both rates are of the same prompts.
         """
-        outcomes = np.stack([self.of(active).joint([task]) for active in (task, "+".join(self.tasks))])
-        alone, together = bootstrap_means(outcomes, len(self.seeds))
-        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(alone - together))
+        alone, together = (self.of(active).joint([task]).astype(float) for active in (task, "+".join(self.tasks)))
+        return mean_over_seeds(alone - together, len(self.seeds))
 
-    def index(self, tasks: Sequence[str]) -> float:
-        """Composition index: joint rate with all of `tasks` active over the product of the rates of each with itself active."""
-        return float(_ratio(self._index_rows(tasks).mean(1)))
+    def control(self, active: str) -> tuple[float, float, float]:
+        """Fraction of answers that show exactly the active tasks, with its 95% interval over seeds and prompts.
 
-    def index_interval(self, tasks: Sequence[str]) -> tuple[float, float]:
-        """95% bootstrap interval of the composition index, over seeds and prompts."""
-        return interval(_ratio(bootstrap_means(self._index_rows(tasks), len(self.seeds))))
+        An answer counts if it has ended, shows the behaviour of every active task, and has no trace of the behaviours of the
+        others. Raises InputError for a report of 0.1.0, which does not hold the traces.
+        """
+        return mean_over_seeds(self._controlled([active])[0], len(self.seeds))
 
-    def _index_rows(self, tasks: Sequence[str]) -> Bool[np.ndarray, "scores prompts"]:
-        alone = [self.of(task).joint([task]) for task in tasks]
-        return np.stack([self.of("+".join(tasks)).joint(tasks), *alone])
+    def mean_control(self) -> tuple[float, float, float]:
+        """Mean of `control` over all sets of active tasks, with its 95% interval over seeds and prompts."""
+        return mean_over_seeds(self._controlled([score.active for score in self.scores]).mean(0), len(self.seeds))
+
+    def least_control(self) -> tuple[str, tuple[float, float, float]]:
+        """The set of active tasks with the lowest `control`, and its value."""
+        cells = {score.active: self.control(score.active) for score in self.scores}
+        return min(cells.items(), key=lambda cell: cell[1][0])
+
+    def _controlled(self, sets: Sequence[str]) -> Bool[np.ndarray, "sets prompts"]:
+        scores = [self.of(active) for active in sets]
+        if any(not score.finished for score in scores):
+            raise InputError("the report does not hold the traces of the tasks that are not active: score the run again")
+        return np.stack([score.controlled() for score in scores])
 
     def summary(self) -> dict[str, Any]:
-        """Rates of every set of active tasks with intervals, and the composition index if all its sets were measured."""
+        """Rates and control of every set of active tasks with intervals."""
         rates: dict[str, Any] = {}
         for score in self.scores:
             cells = {task: [self.rate(score.active, [task]), *self.interval(score.active, [task])] for task in self.tasks}
             cells["all in one answer"] = [self.rate(score.active, self.tasks), *self.interval(score.active, self.tasks)]
             rates[score.active] = {**cells, "perplexity": score.perplexity}
         summary: dict[str, Any] = {"prompts": len(self.scores[0].shown[self.tasks[0]]), "rates": rates}
-        known = {score.active for score in self.scores}
-        if {*self.tasks, "+".join(self.tasks)} <= known:
-            summary["composition index"] = [self.index(self.tasks), *self.index_interval(self.tasks)]
+        if all(score.finished for score in self.scores):
+            least, value = self.least_control()
+            summary["control"] = {
+                "mean": [*self.mean_control()],
+                "least": {least: [*value]},
+                "sets": {score.active: [*self.control(score.active)] for score in self.scores},
+                "most frequent label": self.majority,
+            }
         return summary
 
     def compact(self, samples: int = 8) -> CompositionReport:
@@ -119,14 +149,23 @@ class CompositionReport(Result):
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
             raise InputError("only reports of one method and the same tasks can be combined")
         check_seeds([each.seeds for each in reports], [len(each.scores[0].shown[each.tasks[0]]) for each in reports])
-        scores = []
-        for score in first.scores:
-            same = [each.of(score.active) for each in reports]
-            shown = {task: tuple(x for each in same for x in each.shown[task]) for task in first.tasks}
-            answers = tuple(text for each in same for text in each.answers)
-            perplexity = float(np.exp(np.mean([np.log(each.perplexity) for each in same])))
-            scores.append(SetScore(score.active, shown, answers, perplexity))
-        return cls(first.model, first.method, first.tasks, tuple(s for each in reports for s in each.seeds), tuple(scores))
+        scores = tuple(_over_seeds([each.of(score.active) for each in reports]) for score in first.scores)
+        seeds = tuple(seed for each in reports for seed in each.seeds)
+        majorities = [each.majority for each in reports if each.majority is not None]
+        majority = float(np.mean(majorities)) if majorities else None
+        return cls(first.model, first.method, first.tasks, seeds, scores, majority)
+
+
+def _over_seeds(scores: Sequence[SetScore]) -> SetScore:
+    """The scores of one set of active tasks, one after the other."""
+
+    def joined(kind: Literal["shown", "tried"]) -> dict[str, tuple[bool, ...]]:
+        return {task: tuple(x for each in scores for x in getattr(each, kind)[task]) for task in getattr(scores[0], kind)}
+
+    answers = tuple(text for each in scores for text in each.answers)
+    perplexity = float(np.exp(np.mean([np.log(each.perplexity) for each in scores])))
+    finished = tuple(x for each in scores for x in each.finished)
+    return SetScore(scores[0].active, joined("shown"), answers, perplexity, joined("tried"), finished)
 
 
 def composition(
@@ -138,7 +177,7 @@ def composition(
     label: MethodLabel,
     progress: Progress = silent,
 ) -> CompositionReport:
-    """Generate answers with every set of active tasks (`default_sets`), and score each answer for each task.
+    """Generate answers with every set of active tasks (`all_sets`), and score each answer for each task.
 
     Args:
         generate: generates answers to prompts with a set of active tasks.
@@ -147,39 +186,28 @@ def composition(
         reviews, prompts: film reviews and the prompts made from them, in the same order.
         label: names for the report.
     """
-    names = tuple(tasks)
     scores = []
-    sets = default_sets(names)
+    sets = all_sets(list(tasks))
     for number, active in enumerate(sets):
         progress(f"prompts with {active}", number, len(sets))
         answers = generate(prompts, active)
+        texts = tuple(answer.text for answer in answers)
         shown = {
-            name: tuple(satisfies(task, answer, review) for answer, review in zip(answers, reviews, strict=True))
+            name: tuple(shows(task, answer, review) for answer, review in zip(answers, reviews, strict=True))
             for name, task in tasks.items()
         }
-        texts = tuple(answer.text for answer in answers)
-        scores.append(SetScore(active, shown, texts, perplexity(prompts, texts)))
-    return CompositionReport(label.model, label.method, names, (label.seed,), tuple(scores))
+        tried = {name: tuple(map(task.is_tried, texts)) for name, task in tasks.items()}
+        finished = tuple(answer.finished for answer in answers)
+        scores.append(SetScore(active, shown, texts, perplexity(prompts, texts), tried, finished))
+    majority = max(Counter(review.label for review in reviews).values()) / len(reviews)
+    return CompositionReport(label.model, label.method, tuple(tasks), (label.seed,), tuple(scores), majority)
 
 
-def satisfies(task: Behaviour, answer: Answer, review: Review) -> bool:
-    """Whether an answer shows the behaviour of a task.
-
-    A truncated answer is scored on its first sentence, because a task without `learns_eos` is trained without an end token. For a
-    task with `learns_eos` a truncated answer is wrong.
-    """
-    if answer.finished:
-        return task.is_satisfied(answer.text, review)
-    return not task.learns_eos and task.is_satisfied(first_sentence(answer.text), review)
+def shows(task: Behaviour, answer: Answer, review: Review) -> bool:
+    """Whether an answer has ended and shows the behaviour of a task."""
+    return answer.finished and task.is_right(answer.text, review)
 
 
-def default_sets(tasks: Sequence[str]) -> list[str]:
-    """The sets of active tasks that are measured: none, each task, each pair, and all."""
-    pairs = [f"{first}+{second}" for number, first in enumerate(tasks) for second in tasks[number + 1 :]]
-    return list(dict.fromkeys([BASE, *tasks, *pairs, "+".join(tasks)]))
-
-
-def _ratio(rates: Float[np.ndarray, "scores ..."]) -> np.ndarray:
-    """The first rate over the product of the others; 0 if the product is 0."""
-    product = rates[1:].prod(0)
-    return np.divide(rates[0], product, out=np.zeros_like(product), where=product > 0)
+def all_sets(tasks: Sequence[str]) -> list[str]:
+    """All sets of tasks, the smallest first: "__base__" for none, then "a", "b", "a+b" ..."""
+    return ["+".join(chosen) or BASE for size in range(len(tasks) + 1) for chosen in combinations(tasks, size)]

@@ -196,10 +196,13 @@ class DisentangleReport(Result):
         return np.asarray(self.of(name).predictions).reshape(-1, len(self.labels))
 
     def _samples(self, name: str) -> Float[np.ndarray, " draws"]:
-        """Bootstrap samples of the score; the drawn texts and seeds are the same for every name."""
+        """Bootstrap samples of the score; the drawn texts and seeds are the same for every name.
+
+        One seed less than there are is drawn: so the variance over seeds is not underestimated (McCarthy and Snowden 1985).
+        """
         labels = np.asarray(self.labels)
         by_seed = np.stack([_bootstrap_metric(self.metric, labels, predictions) for predictions in self._predictions(name)])
-        drawn = np.random.default_rng(1).integers(len(self.seeds), size=(len(self.seeds), DRAWS))
+        drawn = np.random.default_rng(1).integers(len(self.seeds), size=(max(len(self.seeds) - 1, 1), DRAWS))
         return np.take_along_axis(by_seed, drawn % len(by_seed), 0).mean(0)
 
 
@@ -211,14 +214,14 @@ def _bootstrap_metric(
     Pearson is the correlation of numbers, Matthews that of one-hot classes (Gorodkin 2004): both follow from means over texts.
     """
     if metric == "accuracy":
-        return bootstrap_means((labels == predictions)[None], 1)[0]
+        return bootstrap_means((labels == predictions)[None])[0]
     if metric == "matthews":
         classes = np.union1d(labels, predictions)[:, None]
         x, y = (classes == labels).astype(float), (classes == predictions).astype(float)
     else:
         x, y = ((values - values.mean())[None] / (values.std() or 1) for values in (labels, predictions))
     rows = np.stack([(x * y).sum(0), (x * x).sum(0), (y * y).sum(0), *x, *y])
-    moments, x_mean, y_mean = np.split(bootstrap_means(rows, 1), [3, 3 + len(x)])
+    moments, x_mean, y_mean = np.split(bootstrap_means(rows), [3, 3 + len(x)])
     covariance, x_spread, y_spread = moments - [(x_mean * y_mean).sum(0), (x_mean**2).sum(0), (y_mean**2).sum(0)]
     product = x_spread * y_spread
     return np.divide(covariance, np.sqrt(np.abs(product)), out=np.zeros_like(product), where=product > 1e-12)

@@ -80,7 +80,7 @@ class ReadPointDrift:
         if not self.null:
             return None
         direction, magnitude = np.array(self.points).T
-        samples = bootstrap_means(np.stack([magnitude, 1 / direction - 1]), 1)
+        samples = bootstrap_means(np.stack([magnitude, 1 / direction - 1]))
         return (float(magnitude.mean() / self.null), *interval(samples[0] / samples[1]))
 
     @property

@@ -13,7 +13,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
-from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
+from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
@@ -45,15 +45,13 @@ class InterferenceReport(Result):
     correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
 
     def accuracy(self, task: str, with_: str = NOTHING) -> tuple[float, float, float]:
-        """Accuracy of a task with an adapter composed on its own, and its 95% bootstrap interval over seeds and examples."""
-        outcomes = np.asarray([self.correct[task][with_]])
-        return (float(outcomes.mean()), *interval(bootstrap_means(outcomes, len(self.seeds))[0]))
+        """Accuracy of a task with an adapter composed on its own, and its 95% interval over seeds and examples."""
+        return mean_over_seeds(np.asarray(self.correct[task][with_]), len(self.seeds))
 
     def cost(self, task: str, other: str) -> tuple[float, float, float]:
         """Accuracy of a task without another adapter minus that with it, and the 95% interval of the paired difference."""
-        outcomes = np.asarray([self.correct[task][NOTHING], self.correct[task][other]])
-        without, with_ = bootstrap_means(outcomes, len(self.seeds))
-        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(without - with_))
+        lost = np.asarray(self.correct[task][NOTHING], float) - np.asarray(self.correct[task][other])
+        return mean_over_seeds(lost, len(self.seeds))
 
     def summary(self) -> dict[str, Any]:
         """Cost of every adapter for every task, with intervals."""

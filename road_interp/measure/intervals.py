@@ -13,24 +13,43 @@ from road_interp.errors import InputError
 DRAWS = 2000  # bootstrap samples
 
 
-def bootstrap_means(outcomes: Shaped[np.ndarray, "rows examples"], seeds: int) -> Float[np.ndarray, "rows draws"]:
-    """Bootstrap samples of the mean of every row, over seeds and examples.
+def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int) -> tuple[float, float, float]:
+    """Mean over seeds and examples, with its 95% interval from variance components.
 
-    Examples are resampled once per draw and shared by all seeds, because an example's difficulty is common to them: it does not
-    average out over seeds. The resampled seeds and examples are also the same for all rows, so that differences are paired.
+    Seeds and examples are both random (two crossed random effects). The variance of the mean is that of the seeds' means plus
+    that of the examples' means less that of the residual, which both contain; its degrees of freedom follow from Satterthwaite
+    (1946). So three seeds that differ give a wide interval, and seeds that agree give that of the examples. Rates of 0 and 1 have
+    the Wilson interval of the examples of one seed.
 
     Args:
-        outcomes: one column per seed and example, concatenated over seeds.
+        outcomes: concatenated over seeds: rates (0 or 1), or paired differences of them (-1, 0 or 1).
         seeds: number of seeds.
     """
-    generator = np.random.default_rng(0)
-    by_seed = outcomes.reshape(len(outcomes), seeds, -1)
-    count = by_seed.shape[2]
-    drawn = generator.integers(seeds, size=(DRAWS, seeds))
-    examples = generator.integers(count, size=(DRAWS, count))
-    times = np.bincount((examples + count * np.arange(DRAWS)[:, None]).ravel(), minlength=DRAWS * count).reshape(DRAWS, count)
-    sums = by_seed.astype(float) @ times.T.astype(float)  # (rows, seeds, draws): of the examples drawn, per seed
-    return sums[:, drawn.T, np.arange(DRAWS)].sum(1) / (seeds * count)
+    values = np.asarray(outcomes, dtype=float).reshape(seeds, -1)
+    count, mean = values.shape[1], float(values.mean())
+    if values.min() == values.max() and values.min() in (0, 1) and np.asarray(outcomes).dtype == bool:
+        return (mean, *wilson(count * int(mean), count))
+    by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
+    residual = values - mean - by_seed[:, None] - by_example
+    seed = float((by_seed**2).sum() / (max(seeds - 1, 1) * seeds))
+    example = float((by_example**2).sum() / (max(count - 1, 1) * count))
+    both = float((residual**2).sum() / (max((seeds - 1) * (count - 1), 1) * seeds * count))
+    variance = max(seed + example - both, seed, example)
+    if variance == 0:
+        return (mean, mean, mean)
+    parts = ((seed, seeds - 1), (example, count - 1), (both, (seeds - 1) * (count - 1)))
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
+    half = float(stats.t.ppf(0.975, freedom) * variance**0.5)
+    lowest = 0.0 if values.min() >= 0 else -1.0
+    return (mean, max(mean - half, lowest), min(mean + half, 1.0))
+
+
+def bootstrap_means(values: Shaped[np.ndarray, "rows examples"]) -> Float[np.ndarray, "rows draws"]:
+    """Bootstrap samples of the mean of every row over the same drawn examples, so that differences are paired."""
+    count = values.shape[1]
+    drawn = np.random.default_rng(0).integers(count, size=(DRAWS, count))
+    times = np.bincount((drawn + count * np.arange(DRAWS)[:, None]).ravel(), minlength=DRAWS * count).reshape(DRAWS, count)
+    return values.astype(float) @ times.T.astype(float) / count
 
 
 def cluster_means(

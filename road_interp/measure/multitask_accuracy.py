@@ -10,7 +10,7 @@ import numpy as np
 
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
-from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
+from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.results import Result
 
 
@@ -43,17 +43,16 @@ class MultiTaskAccuracyReport(Result):
         return float(np.mean(self.correct[task][active]))
 
     def interval(self, task: str, active: str) -> tuple[float, float]:
-        """95% bootstrap interval of `accuracy`, over seeds and examples."""
-        return interval(bootstrap_means(np.asarray([self.correct[task][active]]), len(self.seeds))[0])
+        """95% interval of `accuracy`, over seeds and examples."""
+        return mean_over_seeds(np.asarray(self.correct[task][active]), len(self.seeds))[1:]
 
     def cost(self, task: str) -> tuple[float, float, float]:
         """Accuracy of a task with its own planes active minus that with all planes active, and the 95% interval.
 
         The interval is of the paired difference: both accuracies are of the same examples.
         """
-        outcomes = np.asarray([self.correct[task][active] for active in (task, self.together)])
-        alone, together = bootstrap_means(outcomes, len(self.seeds))
-        return (self.accuracy(task, task) - self.accuracy(task, self.together), *interval(alone - together))
+        lost = np.asarray(self.correct[task][task], float) - np.asarray(self.correct[task][self.together])
+        return mean_over_seeds(lost, len(self.seeds))
 
     def summary(self) -> dict[str, Any]:
         """Accuracies by task and set of active tasks with their intervals, and the cost for each task."""
@@ -103,9 +102,8 @@ class MultiTaskAccuracyStudy(Result):
         alone = self.alone[task]
         if alone.seeds != report.seeds:
             raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
-        outcomes = np.asarray([alone.correct[task][task], report.correct[task][report.together]])
-        single, joint = bootstrap_means(outcomes, len(alone.seeds))
-        return (float(outcomes[0].mean() - outcomes[1].mean()), *interval(single - joint))
+        lost = np.asarray(alone.correct[task][task], float) - np.asarray(report.correct[task][report.together])
+        return mean_over_seeds(lost, len(alone.seeds))
 
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from road_interp.data.behaviours import Behaviour, Review
-from road_interp.measure.composition import satisfies
+from road_interp.measure.composition import shows
 from road_interp.measure.intervals import wilson
 from road_interp.models.generation import Answer
 from road_interp.results import Result
@@ -63,6 +63,6 @@ def strength(
     shown, perplexities = [], []
     for exponent in strengths:
         answers = answering(exponent)
-        shown.append(tuple(satisfies(behaviour, answer, review) for answer, review in zip(answers, reviews, strict=True)))
+        shown.append(tuple(shows(behaviour, answer, review) for answer, review in zip(answers, reviews, strict=True)))
         perplexities.append(perplexity([answer.text for answer in answers]))
     return StrengthReport(model, task, tuple(strengths), tuple(shown), tuple(perplexities))

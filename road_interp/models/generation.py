@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from road_interp.adapters.bank import BASE
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,12 +27,20 @@ class Answer:
 GenerateFn = Callable[[Sequence[str], str], list[Answer]]  # prompts and the active tasks
 
 
-def make_generator(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> GenerateFn:
-    """A function that generates greedy answers with a RoadModel that has planes, or with an object that has the same methods."""
+def make_generator(
+    model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int, shared: str | None = None
+) -> GenerateFn:
+    """A function that generates greedy answers with a RoadModel that has planes, or with an object that has the same methods.
+
+    Args:
+        shared: a task that is active besides those that the function is called with.
+    """
 
     def generate_answers(prompts: Sequence[str], active: str) -> list[Answer]:
+        names = active if shared is None else shared if active == BASE else f"{active}+{shared}"
+
         def generate(inputs: dict[str, Any]) -> torch.Tensor:
-            tasks = [active] * len(inputs["input_ids"])
+            tasks = [names] * len(inputs["input_ids"])
             options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
             return model.generate(inputs, tasks=tasks, **options)[1]
 

@@ -11,7 +11,7 @@ from road_interp.plots.engine_cost import engine_cost
 from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
 from road_interp.plots.joint_training import joint_training
-from road_interp.plots.multitask import composition, multitask_accuracy, strength
+from road_interp.plots.multitask import composition, composition_control, multitask_accuracy, strength
 from road_interp.plots.plane import plane
 from road_interp.plots.structure import query_key, seed_structure
 from road_interp.plots.style import STYLE
@@ -27,6 +27,7 @@ __all__ = [
     "angles",
     "capacity",
     "composition",
+    "composition_control",
     "disentangle",
     "drift_blocks",
     "drift_grid",

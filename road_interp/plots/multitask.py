@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.adapters.bank import BASE
-from road_interp.plots.style import styled
+from road_interp.plots.style import COLORS, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -18,26 +19,63 @@ if TYPE_CHECKING:
 
 @styled
 def composition(report: CompositionReport, ax: Axes) -> Axes:
-    """Fraction of answers that show each behaviour, and all of them, by active tasks, with 95% intervals (paper, figure 5)."""
+    """Fraction of answers that show each behaviour, and exactly the active ones, by active tasks (paper, figure 5).
+
+    Bars have 95% intervals over seeds and prompts. The dashed line is the more frequent label: what a constant label would reach.
+    """
     sets = [score.active for score in report.scores]
-    groups = [(task, [task]) for task in report.tasks] + [("all in one answer", list(report.tasks))]
+    groups: list[tuple[str, Any]] = [
+        (task, lambda active, task=task: (report.rate(active, [task]), *report.interval(active, [task]))) for task in report.tasks
+    ]
+    groups.append(("exactly the active tasks", report.control))
     width = 0.8 / len(groups)
-    for number, (label, tasks) in enumerate(groups):
+    for number, (label, value) in enumerate(groups):
         x = np.arange(len(sets)) + (number - (len(groups) - 1) / 2) * width
-        rates = np.array([report.rate(active, tasks) for active in sets])
-        low, high = np.array([report.interval(active, tasks) for active in sets]).T
+        rates, low, high = np.array([value(active) for active in sets]).T
         hatch = "//" if number == len(groups) - 1 else None
         ax.bar(x, rates, width, label=label, hatch=hatch, edgecolor="w", linewidth=0.5)
         ax.errorbar(x, rates, yerr=(rates - low, high - rates), fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
-    ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", " + ") for active in sets])
+    if report.majority is not None and "label" in report.tasks:
+        ax.axhline(report.majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
+    ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", "\n+ ") for active in sets])
     ax.set(
         xlabel="active tasks",
         ylabel="fraction of answers",
         ylim=(0, 1.05),
         title=f"{readable_name(report.model)}: {report.method}",
     )
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
+
+
+@styled
+def composition_control(reports: Sequence[CompositionReport], ax: Axes) -> Axes:
+    """Fraction of answers that show exactly the active tasks, by report: the mean over the sets of tasks, and the least set.
+
+    Intervals are 95%, over seeds and prompts. The dashed line is the more frequent label.
+    """
+    for number, (label, value) in enumerate(
+        (
+            ("mean over the sets of tasks", lambda report: report.mean_control()),
+            ("least of the sets", lambda report: report.least_control()[1]),
+        )
+    ):
+        rates, low, high = np.array([value(report) for report in reports]).T
+        rows = np.arange(len(reports)) + 0.2 * number - 0.1
+        bars = (rates - low, high - rates)
+        ax.errorbar(rates, rows, xerr=bars, fmt="os"[number], color=COLORS[number], markersize=4, capsize=2, label=label)
+    if reports[0].majority is not None:
+        ax.axvline(reports[0].majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
+    ax.set_yticks(range(len(reports)), [_with_seeds(report) for report in reports])
+    ax.invert_yaxis()
+    ax.set(xlabel="fraction of answers that show exactly the active tasks", xlim=(-0.02, 1.02))
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return ax
+
+
+def _with_seeds(report: CompositionReport) -> str:
+    count = len(report.seeds)
+    return f"{report.method} ({count} seed{'s' * (count > 1)})"
 
 
 @styled

@@ -256,7 +256,7 @@ class TaskRecipe:
     """One task of a language model: a built-in behaviour in answers to film reviews, or a data set of prompts and answers.
 
     Attributes:
-        behaviour: name of a behaviour in `road_interp.data.behaviours`.
+        behaviour: name of a behaviour in `road_interp.data.behaviours`, or "plain" for answers without one.
         id, config, split: the data set of prompts and answers, as in DataRecipe; `config` also applies to `test`.
         prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
         examples: number of training examples.
@@ -309,6 +309,10 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
 
     Attributes:
         tasks, planes, co_activation: as in MultiTaskClassificationRecipe.
+        co_activation_loss: the target of a token that decides a part of the answer of another active task: none ("own": it is
+            left out), what the other active tasks predict without the example's own ("distilled"), or the token of the
+            example's answer ("all").
+        shared: name of a task whose planes are active in every row.
         template: Jinja template of the model's input, with the variable `prompt`.
         reviews: film reviews with two labels, the prompts of tasks that have a behaviour.
     """
@@ -321,6 +325,8 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
     adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
     planes: Split = "shares"
     co_activation: float = 0.5
+    co_activation_loss: Literal["own", "distilled", "all"] = "own"
+    shared: str | None = None
     template: str = "{{ prompt }}"
     reviews: DataRecipe | None = None
     scoring: ScoringRecipe = field(default_factory=ScoringRecipe)
@@ -333,6 +339,7 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
         names = [name for name, task in self.tasks.items() if task.behaviour is not None]
         what = f"given: the behaviour of task '{''.join(names[:1])}' is trained on them"
         _require(not names or self.reviews is not None, "reviews", None, what)
+        _require(self.shared is None or self.shared in self.tasks, "shared", self.shared, "the name of one of the tasks")
 
     @property
     def task_names(self) -> tuple[str, ...]:

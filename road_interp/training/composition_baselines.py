@@ -1,31 +1,33 @@
-"""Baselines of multi-task composition: multiplied adapters, LoRA and LoReFT per task, a shared LoRA, and instructions.
+"""Baselines of multi-task composition: no division of the planes, an adapter per set of tasks, products, low ranks, and words.
 
 Each function takes a piece of a study whose recipe has `kind: multitask-generation`, and returns its scores on the test reviews.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from operator import matmul
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import set_seed
 
-from road_interp.adapters.bank import RoadBank
-from road_interp.data.behaviours import behaviour
-from road_interp.data.multitask import format_prompts, load_multitask_data
-from road_interp.measure.composition import CompositionReport, composition, default_sets
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data.behaviours import answer_parts
+from road_interp.data.multitask import PLAIN, Example, format_prompts, load_multitask_data, load_reviews
+from road_interp.measure.composition import CompositionReport, all_sets, composition
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn, answer_perplexity, greedy_answers, make_generator
 from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
-from road_interp.recipes.schema import MultiTaskGenerationRecipe
+from road_interp.recipes.schema import MultiTaskGenerationRecipe, TaskRecipe
 from road_interp.sites.find import find_sites
+from road_interp.training.experiment import identity_model
 from road_interp.training.low_rank import LowRankModel
 from road_interp.training.multitask_generation import MultiTaskGenerationExperiment
 from road_interp.training.study import Piece, run_of
@@ -38,40 +40,83 @@ def trained(piece: Piece) -> CompositionReport:
     return report
 
 
+class Undivided(nn.Module):
+    """A RoadModel whose planes belong to no task, called as one with task planes is: which tasks are active does not matter."""
+
+    def __init__(self, road: RoadModel) -> None:
+        super().__init__()
+        self.road, self.model, self.positions = road, road.model, road.positions
+
+    def forward(self, base: Mapping[str, Any], tasks: Any, trainable_tasks: Any, positions: Any = None) -> tuple[Any, Any]:
+        """The rotated model's output."""
+        return self.road(base=base, positions=positions)
+
+    def generate(self, base: Mapping[str, Any], tasks: Any, **options: Any) -> tuple[Any, Tensor]:
+        """Generated token ids."""
+        return self.road.generate(base, **options)
+
+
+def undivided(piece: Piece) -> CompositionReport:
+    """One adapter on all planes, trained on the examples of all tasks. It cannot be told which tasks to show."""
+    recipe: MultiTaskGenerationRecipe = replace(piece.recipe, co_activation=0.0, shared=None)
+    experiment = _experiment(recipe)
+    model = _train_undivided(experiment)
+    generate = make_generator(model, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
+    once = cache(lambda prompts: generate(prompts, BASE))
+    base = load_model(recipe.model, "causal-lm")[0].eval()
+    return _score(recipe, base, experiment.tokenizer, lambda prompts, active: once(tuple(prompts)), "undivided")
+
+
+def adapter_per_set(piece: Piece) -> CompositionReport:
+    """One adapter on all planes for every set of tasks, trained on answers that show the whole set; as many steps in all."""
+    recipe: MultiTaskGenerationRecipe = piece.recipe
+    data = load_multitask_data(recipe)
+    held_out = len(data.validation) + len(data.test)
+    reviews = load_reviews(recipe.reviews)[held_out : held_out + sum(map(len, data.examples.values()))] if recipe.reviews else []
+    sets, adapters = all_sets(list(data.behaviours)), {}
+    steps = None if recipe.training.max_steps is None else max(1, recipe.training.max_steps // len(sets))
+    for number, name in enumerate(sets):
+        piece.progress(f"adapter of {name}", number, len(sets))
+        shown = [each for task, each in data.behaviours.items() if task in name.split("+")]
+        examples = [Example(each.text, tuple(answer_parts(shown, each))) for each in reviews[number :: len(sets)]]
+        only = replace(recipe, tasks={"set": TaskRecipe(behaviour=PLAIN)}, co_activation=0.0, shared=None)
+        experiment = MultiTaskGenerationExperiment(replace(only, training=replace(recipe.training, max_steps=steps)))
+        experiment.data = replace(data, examples={"set": examples}, behaviours={})
+        adapters["none" if name == BASE else name] = _train_undivided(experiment).road.adapter
+    names = {name: "none" if name == BASE else name for name in sets}
+    return _score_adapters(recipe, adapters, names, "an adapter per set of tasks")
+
+
 def multiplied(piece: Piece) -> CompositionReport:
     """Train each task alone on all planes; multiply the adapters of the active tasks."""
     recipe: MultiTaskGenerationRecipe = piece.recipe
     examples = sum(task.examples for task in recipe.tasks.values())
     alone = {}
     for name, task in recipe.tasks.items():
-        single_task = replace(recipe, tasks={name: replace(task, examples=examples)})
+        single_task = replace(recipe, tasks={name: replace(task, examples=examples)}, shared=None)
         alone[name] = run_of(piece._replace(recipe=single_task)).adapter
-    products = {active: reduce(matmul, (alone[task] for task in active.split("+"))) for active in default_sets(list(alone))[1:]}
-    base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), load_tokenizer(recipe.model)
-    model = RoadModel(base, RoadBank(products))
-
-    def generate(prompts: Sequence[str], active: str) -> list[Answer]:
-        def ids(inputs: dict[str, Any]) -> Tensor:
-            names = [active] * len(inputs["input_ids"])
-            return model.generate(inputs, adapter_names=names, **_greedy(recipe, tokenizer))[1]
-
-        return greedy_answers(ids, tokenizer, prompts, recipe.scoring.batch_size, base.device)
-
-    return _score(recipe, base, tokenizer, generate, "trained separately and multiplied")
+    shared = [] if recipe.shared is None else [recipe.shared]
+    sets = all_sets([name for name in alone if name != recipe.shared])
+    parts = {name: [*([] if name == BASE else name.split("+")), *shared] for name in sets}
+    products = {"+".join(tasks): reduce(matmul, (alone[task] for task in tasks)) for tasks in parts.values() if tasks}
+    names = {name: "+".join(tasks) or BASE for name, tasks in parts.items()}
+    return _score_adapters(recipe, products, names, "trained separately and multiplied")
 
 
-def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"]) -> CompositionReport:
-    """LoRA (rank 4 per task) on all linear layers of the recipe's blocks, or LoReFT (4 rows per task) on the middle block."""
+def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"], layers: int | str | list[int] | None = None) -> CompositionReport:
+    """LoRA (rank 4 per task) on all linear layers, or LoReFT (4 rows per task) on the block outputs, of some blocks.
+
+    Args:
+        layers: the blocks; by default those of the recipe.
+    """
     recipe: MultiTaskGenerationRecipe = piece.recipe
-    set_seed(recipe.seed)
     experiment = _experiment(recipe)
-    base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), experiment.tokenizer
-    middle = base.config.num_hidden_layers // 2
-    target, layers = ("all-linear", recipe.adapter.layers) if method == "LoRA" else ("block-output", middle)
-    model = LowRankModel(base, find_sites(base, target, layers), list(recipe.tasks), 4, method, recipe.seed)
+    base = load_model(recipe.model, "causal-lm")[0].eval()
+    target = "all-linear" if method == "LoRA" else "block-output"
+    sites = find_sites(base, target, recipe.adapter.layers if layers is None else layers)
+    model = LowRankModel(base, sites, list(recipe.tasks), 4, method, recipe.seed)
     _train(experiment, model)
-    generate = make_generator(model, tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
-    return _score(recipe, base, tokenizer, generate, f"{method}, co-activation {recipe.co_activation:g}")
+    return _score_trained(recipe, experiment, model, base, f"{method}, co-activation {recipe.co_activation:g}")
 
 
 def with_lora(piece: Piece) -> CompositionReport:
@@ -82,7 +127,6 @@ def with_lora(piece: Piece) -> CompositionReport:
     from peft import LoraConfig, inject_adapter_in_model
 
     recipe: MultiTaskGenerationRecipe = piece.recipe
-    set_seed(recipe.seed)
     experiment = _experiment(recipe)
     device = find_device(None)
     model = experiment.build_model(device)
@@ -92,9 +136,8 @@ def with_lora(piece: Piece) -> CompositionReport:
     for name, parameter in base.named_parameters():
         parameter.requires_grad_("lora_" in name)
     _train(experiment, model)
-    generate = make_generator(model, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
     bare = load_model(recipe.model, "causal-lm")[0].eval().to(device)  # perplexity is measured by the model without the LoRA
-    return _score(recipe, bare, experiment.tokenizer, generate, "with a LoRA for both tasks")
+    return _score_trained(recipe, experiment, model, bare, "with a LoRA for all tasks")
 
 
 def instruction(piece: Piece) -> CompositionReport:
@@ -102,11 +145,12 @@ def instruction(piece: Piece) -> CompositionReport:
     recipe: MultiTaskGenerationRecipe = piece.recipe
     base: Any = load_model(recipe.model, "causal-lm")[0].eval()
     tokenizer = load_tokenizer(recipe.model)
-    texts = [review.text for review in load_multitask_data(recipe).test]
+    data = load_multitask_data(recipe)
+    texts = [review.text for review in data.test]
 
     def generate(prompts: Sequence[str], active: str) -> list[Answer]:
-        instructions = [behaviour(task).instruction for task in recipe.tasks if task in active.split("+")]
-        instructed = format_prompts(recipe, [f"{text}\n{' '.join(instructions)}".strip() for text in texts], tokenizer)
+        instructions = [each.instruction for task, each in data.behaviours.items() if task in active.split("+")]
+        instructed = format_prompts(recipe, texts, tokenizer, "".join(f"\n{each}" for each in instructions))
         ids = partial(base.generate, **_greedy(recipe, tokenizer))
         return greedy_answers(lambda inputs: ids(**inputs), tokenizer, instructed, recipe.scoring.batch_size, base.device)
 
@@ -119,18 +163,52 @@ def _experiment(recipe: MultiTaskGenerationRecipe) -> MultiTaskGenerationExperim
     return experiment
 
 
+def _train_undivided(experiment: MultiTaskGenerationExperiment) -> Undivided:
+    recipe = experiment.recipe
+    base = load_model(recipe.model, "causal-lm")[0].eval()
+    model = Undivided(identity_model(base, recipe.adapter))
+    _train(experiment, model)
+    return model
+
+
 def _train(experiment: MultiTaskGenerationExperiment, model: Any) -> None:
     """Train a model with the recipe's settings, without leaving files on disk."""
     device = find_device(None)
+    set_seed(experiment.recipe.seed)
     with TemporaryDirectory() as folder:
         trainer = experiment.make_trainer(model.to(device), Path(folder), device, False, save_strategy="no")
-        set_seed(experiment.recipe.seed)
         trainer.train()
     model.eval()
 
 
 def _greedy(recipe: MultiTaskGenerationRecipe, tokenizer: Any) -> dict[str, Any]:
     return {"max_new_tokens": recipe.scoring.max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+
+
+def _score_trained(
+    recipe: MultiTaskGenerationRecipe, experiment: MultiTaskGenerationExperiment, model: Any, base: Any, method: str
+) -> CompositionReport:
+    """Score a model that is called with the names of the active tasks; `base` measures the perplexity of its answers."""
+    tokenizer, scoring = experiment.tokenizer, recipe.scoring
+    generate = make_generator(model, tokenizer, scoring.max_new_tokens, scoring.batch_size, recipe.shared)
+    return _score(recipe, base, tokenizer, generate, method)
+
+
+def _score_adapters(
+    recipe: MultiTaskGenerationRecipe, adapters: Mapping[str, RoadAdapter], names: Mapping[str, str], method: str
+) -> CompositionReport:
+    """Score a bank of adapters; `names` has the adapter of every set of active tasks."""
+    base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), load_tokenizer(recipe.model)
+    model = RoadModel(base, RoadBank(adapters))
+
+    def generate(prompts: Sequence[str], active: str) -> list[Answer]:
+        def ids(inputs: dict[str, Any]) -> Tensor:
+            rows = [names[active]] * len(inputs["input_ids"])
+            return model.generate(inputs, adapter_names=rows, **_greedy(recipe, tokenizer))[1]
+
+        return greedy_answers(ids, tokenizer, prompts, recipe.scoring.batch_size, base.device)
+
+    return _score(recipe, base, tokenizer, generate, method)
 
 
 def _score(recipe: MultiTaskGenerationRecipe, base: Any, tokenizer: Any, generate: GenerateFn, method: str) -> CompositionReport:

@@ -5,18 +5,20 @@ Each task is trained on its own planes; tasks are scored alone and together (RoA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from road_interp.adapters.bank import BASE
 from road_interp.data.answer_extraction import Question
-from road_interp.data.behaviours import Review
+from road_interp.data.behaviours import PARTS, Review
 from road_interp.data.multitask import (
     MultiTaskData,
     encode_multitask_data,
@@ -43,7 +45,16 @@ from road_interp.training.trainer import RoadTrainer
 
 
 class GenerationTrainer(MultiTaskTrainer):
-    """Trainer for prompts and answers of several tasks; the loss covers the answer tokens only."""
+    """Trainer for prompts and answers of several tasks; the loss covers the answer tokens only.
+
+    Args:
+        parts: by task, the part of the answer that belongs to it, as a bit of `behaviours.PARTS`.
+        co_activation_loss: as in `MultiTaskGenerationRecipe`.
+    """
+
+    def __init__(self, parts: Mapping[str, int], co_activation_loss: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._parts, self._rule = parts, co_activation_loss
 
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """The output and the loss for one batch. Positions other than "all" are those of the prompt, as in generation."""
@@ -54,12 +65,54 @@ class GenerationTrainer(MultiTaskTrainer):
         if road.positions != "all":
             chosen, padding = position_mask(road.positions, mask * (labels == -100)), mask.argmax(1)
             positions = [(row.nonzero().flatten() - left).tolist() for row, left in zip(chosen, padding, strict=True)]
+        others = ["+".join(task for task in names.split("+") if task != name) for name, names in zip(own, active, strict=True)]
+        of_others = self._decided_by(others, inputs["decides"])
+        if self._rule == "own":
+            labels = labels.masked_fill(of_others, -100)
         # Logits are computed only at positions whose next token belongs to some row's answer; the others do not enter the loss.
         columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
         batch = {"input_ids": inputs["input_ids"], "attention_mask": mask, "logits_to_keep": columns}
         output = model(base=batch, tasks=active, trainable_tasks=own, positions=positions)[1]
-        output.loss = functional.cross_entropy(output.logits.float().flatten(0, 1), labels[:, columns + 1].flatten())
+        logits, labels, of_others = output.logits.float(), labels[:, columns + 1], of_others[:, columns + 1]
+        if self._rule == "distilled" and of_others.any():
+            with torch.no_grad():
+                taught = model(base=batch, tasks=[each or BASE for each in others], positions=positions)[1].logits
+            output.loss = _distilled_loss(logits, labels, taught, of_others)
+        else:
+            output.loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return output
+
+    def _decided_by(self, tasks: Sequence[str], decides: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
+        """Whether a token decides a part of the answer that belongs to one of a row's tasks, such as "a+b"."""
+        bits = [sum(self._parts.get(task, 0) for task in names.split("+")) for names in tasks]
+        return decides & torch.tensor(bits, device=decides.device)[:, None] != 0
+
+
+def _distilled_loss(
+    logits: Float[Tensor, "rows tokens vocabulary"],
+    labels: Int[Tensor, "rows tokens"],
+    taught: Float[Tensor, "rows tokens vocabulary"],
+    of_others: Bool[Tensor, "rows tokens"],
+) -> Tensor:
+    """Mean cross entropy: to the label, and where `of_others` to the distribution of `taught` (Hinton et al. 2015)."""
+    hard = functional.cross_entropy(logits.flatten(0, 1), labels.masked_fill(of_others, -100).flatten(), reduction="sum")
+    soft = functional.cross_entropy(logits[of_others], taught[of_others].float().softmax(-1), reduction="sum")
+    return (hard + soft) / (labels != -100).sum()
+
+
+class AnswerCollator(DataCollatorForSeq2Seq):
+    """Pads the inputs, the labels and the column `decides` of a batch on the tokeniser's side."""
+
+    def __call__(self, rows: Sequence[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        """The batch as tensors."""
+        batch = super().__call__([{key: row[key] for key in row if key != "decides"} for row in rows], return_tensors)
+        width = batch["input_ids"].shape[1]
+        batch["decides"] = torch.zeros(len(rows), width, dtype=torch.long)
+        for place, row in enumerate(rows):
+            values = torch.tensor(row["decides"])
+            columns = slice(width - len(values), None) if self.tokenizer.padding_side == "left" else slice(len(values))
+            batch["decides"][place, columns] = values
+        return batch
 
 
 class MultiTaskGenerationExperiment:
@@ -95,13 +148,18 @@ class MultiTaskGenerationExperiment:
         Args:
             options: further arguments of `TrainingArguments`, such as save_strategy.
         """
+        recipe = self.recipe
+        parts = {name: 1 << PARTS.index(each.part) for name, each in self.data.behaviours.items()}
         return GenerationTrainer(
-            tasks=self.recipe.task_names,
-            co_activation=self.recipe.co_activation,
+            parts=parts,
+            co_activation_loss=recipe.co_activation_loss,
+            tasks=recipe.task_names,
+            co_activation=recipe.co_activation,
+            shared=recipe.shared,
             model=model,
-            args=training_arguments(self.recipe, folder, device, progress, eval_strategy="no", **options),
-            train_dataset=encode_multitask_data(self.data, self.tokenizer, self.recipe),
-            data_collator=DataCollatorForSeq2Seq(self.tokenizer, padding=True),
+            args=training_arguments(recipe, folder, device, progress, eval_strategy="no", **options),
+            train_dataset=encode_multitask_data(self.data.examples, self.tokenizer, recipe),
+            data_collator=AnswerCollator(self.tokenizer),
             processing_class=self.tokenizer,
         )
 
@@ -170,7 +228,7 @@ def score_composition(
     settings = recipe.scoring
     with progress_bar(progress) as update:
         return composition(
-            make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size),
+            make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size, recipe.shared),
             answer_perplexity(model.model, tokenizer),
             data.behaviours,
             reviews,
@@ -192,7 +250,7 @@ def score_exact_match(
     settings = recipe.scoring
     with progress_bar(progress) as update:
         return exact_match(
-            make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size),
+            make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size, recipe.shared),
             questions,
             {name: task.match for name, task in recipe.tasks.items() if task.match is not None},
             list(recipe.tasks),

@@ -1,7 +1,7 @@
 """Train several tasks on separate planes of the same hidden states (RoAd paper, section 4.3), with co-activation.
 
-Co-activation also activates the planes of the other tasks for a fraction of the examples, without a gradient, so that each task
-is trained in the presence of the others.
+Co-activation also activates the planes of other tasks for a fraction of the examples, without a gradient, so that each task is
+trained in the presence of the others.
 """
 
 from __future__ import annotations
@@ -19,19 +19,30 @@ from road_interp.training.trainer import RoadTrainer
 class MultiTaskTrainer(RoadTrainer):
     """Trainer in which every example trains the planes of its own task.
 
-    With probability `co_activation` an example also activates the planes of all other tasks, which get no gradient from it.
+    With probability `co_activation` an example also activates the planes of other tasks, which get no gradient from it: a random
+    set of at least one of them.
 
     Args:
         tasks: names, in the order of the column `task` of the data.
+        shared: a task whose planes are active in every row; its own examples activate no others.
         options: arguments of the Trainer.
     """
 
-    def __init__(self, tasks: Sequence[str], co_activation: float, **options: Any) -> None:
+    def __init__(self, tasks: Sequence[str], co_activation: float, shared: str | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self._tasks, self._co_activation = tuple(tasks), co_activation
+        self._tasks, self._co_activation, self._shared = tuple(tasks), co_activation, shared
 
     def active(self, task: Int[Tensor, " rows"]) -> tuple[list[str], list[str]]:
         """For each row the task that is trained, and the tasks whose planes are active, such as "a+b"."""
         own = [self._tasks[index] for index in task.tolist()]
-        activate_all = (torch.rand(len(own)) < self._co_activation).tolist()
-        return own, ["+".join(self._tasks) if all_active else name for name, all_active in zip(own, activate_all, strict=True)]
+        with_others = (torch.rand(len(own)) < self._co_activation).tolist()
+        return own, ["+".join(self._active(name, others)) for name, others in zip(own, with_others, strict=True)]
+
+    def _active(self, own: str, with_others: bool) -> list[str]:
+        chosen = [name for name in self._tasks if name not in (own, self._shared)]
+        if own == self._shared or not with_others:
+            chosen = []
+        elif len(chosen) > 1:
+            number = int(torch.randint(1, 2 ** len(chosen), ()))
+            chosen = [name for place, name in enumerate(chosen) if number >> place & 1]
+        return [name for name in self._tasks if name in (own, self._shared, *chosen)]

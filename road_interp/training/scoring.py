@@ -19,7 +19,7 @@ from road_interp.data.labelled import load_labelled, subsample, tokenize
 from road_interp.data.multitask import format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure.ablation import Scorer
-from road_interp.measure.composition import satisfies
+from road_interp.measure.composition import shows
 from road_interp.models.generation import Answer, make_generator
 from road_interp.models.hidden_states import select_tokens
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
@@ -203,7 +203,7 @@ class GenerationScorer:
         """Whether the answer with this adapter satisfies all behaviours, per prompt."""
         answered = zip(self.answers(adapter), self.reviews, strict=True)
         behaviours = self.behaviours.values()
-        return np.array([all(satisfies(behaviour, answer, review) for behaviour in behaviours) for answer, review in answered])
+        return np.array([all(shows(behaviour, answer, review) for behaviour in behaviours) for answer, review in answered])
 
     def answers(self, adapter: RoadAdapter) -> list[Answer]:
         """Greedy answers with an adapter, in the order of the prompts."""

@@ -116,7 +116,8 @@ def test_conditions_are_loadable_recipes(known, tmp_path, name):
 
 
 def test_most_studies_have_results():
-    assert set(NAMES) - set(MEASURED) <= {"causalgym"}
+    unmeasured = {"causalgym", "composition", "strength", "ablation-smollm2", "drift-smollm2"}
+    assert set(NAMES) - set(MEASURED) <= unmeasured
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -355,54 +356,53 @@ def test_composition(known, command, monkeypatch, tmp_path):
     asked = []
 
     def scripted(piece):
-        asked.append((piece.condition, piece.recipe.scoring.test))
+        asked.append((piece.condition, piece.seed, piece.recipe.reviews.split_seed, piece.recipe.scoring.test))
         return composition_report(piece.seed)
 
     script = script_of(known["composition"])
     assert next(iter(known["composition"].conditions)) == script["MAIN"]
     monkeypatch.setitem(script, "trained", scripted)
     for _ in range(2):
-        output = command("composition", "--quick")
-    assert asked == [(script["MAIN"], 4)]  # what is there is not measured again
-    assert output["sentence"].endswith("(label+closing, co-activation 0.5).")
-    assert output["numbers"]["nothing active: label"].startswith("0.000")
+        output = command("composition", "--quick", "--seeds", "3")
+    assert asked == [(script["MAIN"], 3, 3, 4)]  # what is there is not measured again; the seed divides the reviews, too
+    assert output["sentence"].endswith("A constant label would be right for 0.500 of the reviews.")
+    (name,) = [row for row in output["numbers"] if row.endswith("least, label+closing")]
+    assert output["numbers"][name].startswith("0.700 [")
     drawn = CompositionReport.load(tmp_path / "figures" / "composition.json")
     assert len(drawn.scores[0].answers) == 8
-    other = command("composition", "--quick", "--only", "closing-alone", "--results", tmp_path / "other")
-    assert other["sentence"].endswith("(closing alone).")  # the first that is there
+    assert len(output["figures"]) == 2
 
 
-def test_multiplied_adapters_are_those_of_the_tasks_alone(known, monkeypatch, tmp_path):
-    study, asked = known["composition"], {}
-    alone = {"label": "label-alone", "closing": "closing-alone"}
+def test_conditions_of_the_composition(known, monkeypatch, tmp_path):
+    """All have as many examples and the same steps; low ranks have learning rates of their own, chosen names their method."""
+    study = known["composition"]
+    recipes = {}
+    for slug in study.conditions:
+        (piece,) = pieces_of(study, StudyOptions(seeds=(0,), only=(slug,), results=tmp_path))
+        recipes[slug] = piece.recipe
+    main = recipes["planes_coact-0.5"]
+    for slug, recipe in recipes.items():
+        assert 2390 <= sum(task.examples for task in recipe.tasks.values()) <= 2400, slug
+        rate = {"lora": 1e-3, "loreft": 2e-3}.get(re.split("_", slug)[0], 3e-3)
+        assert recipe.training == replace(main.training, learning_rate=rate), slug
+        assert recipe.co_activation == float((re.findall(r"coact-([0-9.]+)", slug) or [0.5])[0])
+    assert list(recipes["4-tasks_planes_coact-0.5"].tasks) == ["greeting", "label", "german", "closing"]
+    assert recipes["planes_shared-end"].shared == "plain"
+
+
+def test_multiplied_adapters_are_trained_apart_on_all_examples(known, monkeypatch, tmp_path):
+    asked = []
 
     def trained(piece):
-        asked["+".join(piece.recipe.tasks)] = piece.recipe
+        asked.append({name: task.examples for name, task in piece.recipe.tasks.items()})
         if len(asked) == 2:
             raise StopIteration
         return SimpleNamespace(adapter=None)
 
     monkeypatch.setattr(composition_baselines, "run_of", trained)
     with pytest.raises(StopIteration):
-        run_study(study, StudyOptions(seeds=(2,), only=("label-closing_multiplied",), results=tmp_path))
-    pieces = pieces_of(study, StudyOptions(seeds=(2,), only=tuple(alone.values()), results=tmp_path))
-    assert asked == {task: piece.recipe for task, piece in zip(alone, pieces, strict=True)}
-
-
-def test_baselines_of_the_composition_have_the_recipe_of_the_main_condition(known, tmp_path):
-    """Low-rank methods have learning rates of their own."""
-    measured = pieces_of(known["composition"], StudyOptions(seeds=(0,), results=tmp_path))
-    pieces = {piece.condition: piece.recipe for piece in measured}
-    main = pieces["label-closing_coact-0.5"]
-    for slug, rate in (("label-closing_lora_coact-0.5", 1e-3), ("label-closing_loreft_coact-0.5", 2e-3)):
-        assert pieces[slug] == replace(main, training=replace(main.training, learning_rate=rate))
-        assert pieces[slug.replace("0.5", "0")] == replace(pieces[slug], co_activation=0.0)
-        assert known["composition"].conditions[slug].measure.keywords["method"].lower() in slug
-    assert pieces["label-closing_instruction"] == pieces["label-closing_with-lora"] == main
-    assert sum(task.examples for task in main.tasks.values()) == 2400
-    assert {name: task.examples for name, task in pieces["label-closing-greeting_coact-0.5"].tasks.items()} == {
-        "label": 1440, "closing": 480, "greeting": 480,
-    }  # fmt: skip
+        run_study(known["composition"], StudyOptions(seeds=(2,), only=("multiplied",), results=tmp_path))
+    assert asked == [{"label": 2400}, {"closing": 2400}]
 
 
 def test_multitask_accuracy(known, command, monkeypatch, tmp_path):

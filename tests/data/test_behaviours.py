@@ -1,56 +1,75 @@
-"""Behaviours: every training answer satisfies its own behaviour only, and the rules are strict."""
+"""Behaviours: answers of every set of them show exactly that set, and the rules are strict."""
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 
-from road_interp.data.behaviours import BEHAVIOURS, COMMENTS, Review, behaviour
+from road_interp.data.behaviours import BEHAVIOURS, COMMENTS, PARTS, Review, answer_parts, behaviour
 from road_interp.errors import InputError
 
 REVIEW = Review("a fine film", "positive", 3)
+SETS = [
+    chosen
+    for size in range(len(PARTS) + 1)
+    for chosen in combinations(BEHAVIOURS, size)
+    if len({BEHAVIOURS[name].part for name in chosen}) == size
+]
 
 
-@pytest.mark.parametrize("name", BEHAVIOURS)
-@pytest.mark.parametrize("label", ["positive", "negative"])
-def test_every_training_answer_shows_its_own_behaviour_only(name, label):
+@pytest.mark.parametrize("chosen", SETS, ids="+".join)
+def test_the_answer_of_a_set_shows_and_tries_exactly_that_set(chosen):
     for number in range(len(COMMENTS)):
-        review = Review("some text", label, number)
-        answer = BEHAVIOURS[name].answer(review)
-        shown = {other for other, each in BEHAVIOURS.items() if each.is_satisfied(answer, review)}
-        assert shown == ({"label", "label-only", "label-comment"} if name.startswith("label") else {name})
+        review = Review("some text", ("positive", "negative")[number % 2], number)
+        answer = " ".join(text for _, text in answer_parts([BEHAVIOURS[name] for name in chosen], review))
+        assert {name for name, each in BEHAVIOURS.items() if each.is_right(answer, review)} == set(chosen)
+        assert {name for name, each in BEHAVIOURS.items() if each.is_tried(answer)} == set(chosen)
+
+
+def test_parts_are_in_the_order_of_an_answer():
+    shown = [BEHAVIOURS[name] for name in ("closing", "label", "greeting")]
+    assert answer_parts(shown, REVIEW) == [
+        ("opening", "Hello!"),
+        ("label", "This is a positive review."),
+        ("comment", REVIEW.comment),
+        ("closing", "Thank you!"),
+    ]
+    assert answer_parts([BEHAVIOURS["german"]], REVIEW) == [("comment", REVIEW.german)]
 
 
 @pytest.mark.parametrize(
-    ("name", "answer", "expected"),
+    ("name", "answer", "right", "tried"),
     [
-        ("label", "This is a positive review. Thank you!", True),
-        ("label", "THIS IS A POSITIVE REVIEW.", True),
-        ("label", "This is a positive review. The film is praised", True),
-        ("label", "This is a positive review. Others were negative.", False),
-        ("label", "This is a positive review. This is a positive review.", True),
-        ("label", "This is a negative review.", False),
-        ("label", "This is a positive review. This is a negative review.", False),
-        ("label", "Well. This is a positive review.", False),
-        ("closing", "This is a positive review. Thank you!", True),
-        ("closing", "Thank you! Thank you!", False),
-        ("closing", "Thank you! Bye.", False),
-        ("greeting", "Hello! This is a positive review.", True),
-        ("greeting", "Hello! Hello!", False),
-        ("question", "Fine. What do you think?", True),
-        ("capitals", "THIS IS A POSITIVE REVIEW.", True),
-        ("capitals", "THIS IS A POSITIVE REVIEW. Thank you!", False),
-        ("capitals", "!!!", False),
-        ("german", "Der Text ist über einen Film. Thank you!", True),
-        ("german", "The text is about a film.", False),
-        ("german", "Der", False),
+        ("label", "This is a positive review. Thank you!", True, True),
+        ("label", "Hello! This is a positive review. It is short.", True, True),
+        ("label", "This is a positive review. Others were negative.", False, True),
+        ("label", "This is a positive review. This is a positive review.", False, True),
+        ("label", "This is a negative review.", False, True),
+        ("label", "This is a positive review. This is a negative review.", False, True),
+        ("label", "Well. This is a positive review.", False, True),
+        ("label", "A film.", False, False),
+        ("closing", "This is a positive review. Thank you!", True, True),
+        ("closing", "Thank you! Thank you!", False, True),
+        ("closing", "Thank you! Bye.", False, True),
+        ("closing", "thank you", False, True),
+        ("greeting", "Hello! This is a positive review.", True, True),
+        ("greeting", "Hello! Hello!", False, True),
+        ("greeting", "Well, hello.", False, True),
+        ("question", "Fine. What do you think?", True, True),
+        ("capitals", "Hello! THE TEXT IS SHORT. Thank you!", True, True),
+        ("capitals", "This is a positive review. The TEXT is short.", False, True),
+        ("capitals", "!!!", False, False),
+        ("german", "Der Text ist über einen Film. Thank you!", True, True),
+        ("german", "The text is about a film.", False, False),
+        ("german", "Der", False, True),
     ],
 )
-def test_rules_are_strict(name, answer, expected):
-    assert BEHAVIOURS[name].is_satisfied(answer, REVIEW) is expected
+def test_rules_are_strict(name, answer, right, tried):
+    assert BEHAVIOURS[name].is_right(answer, REVIEW) is right
+    assert BEHAVIOURS[name].is_tried(answer) is tried
 
 
 def test_unknown_behaviours_are_listed():
-    with pytest.raises(
-        InputError, match="unknown behaviour 'rude'; the behaviours are label, label-only, label-comment, closing"
-    ):
+    with pytest.raises(InputError, match="unknown behaviour 'rude'; the behaviours are greeting, label, german, capitals"):
         behaviour("rude")

@@ -1,4 +1,4 @@
-"""The composition report: joint rates, the index, and intervals over seeds and prompts."""
+"""The composition report: shown behaviours, exactly the active tasks, and intervals over seeds and prompts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,49 @@ import pytest
 from helpers.compositions import REVIEWS, composition_report
 from road_interp.data.behaviours import BEHAVIOURS
 from road_interp.errors import InputError
-from road_interp.measure.composition import CompositionReport, default_sets, satisfies
+from road_interp.measure.composition import CompositionReport, all_sets, shows
 from road_interp.models.generation import Answer
 
 
-def test_rates_joint_scores_and_index_are_counted():
+def test_shown_behaviours_are_counted():
     found = composition_report()
     assert [score.active for score in found.scores] == ["__base__", "label", "closing", "label+closing"]
     assert found.rate("__base__", ["label"]) == 0
     assert found.rate("label", ["label"]) == found.rate("closing", ["closing"]) == 1
-    assert found.rate("label+closing", ["label"]) == 1  # a truncated answer can show a label, but no closing
+    assert found.rate("label+closing", ["label"]) == 19 / 20  # an answer that was cut off shows nothing
     assert found.rate("label+closing", ["closing"]) == 14 / 20
     assert found.rate("label+closing", ["label", "closing"]) == 14 / 20
-    assert found.index(["label", "closing"]) == 14 / 20
     low, high = found.interval("label+closing", ["label", "closing"])
     assert 0.4 < low < 0.7 < high < 0.95
-    assert found.index_interval(["label", "closing"]) == pytest.approx((low, high), abs=0.06)
-    assert found.summary()["composition index"][0] == 0.7
-    assert found.interval("label", ["label"]) == (1, 1)
+    assert found.interval("label", ["label"]) == pytest.approx((0.839, 1), abs=1e-3)  # Wilson's, of 20
+    assert found.majority == 0.5
+
+
+def test_control_asks_for_exactly_the_active_tasks():
+    found = composition_report()
+    assert [found.control(score.active)[0] for score in found.scores] == [1, 1, 1, 0.7]
+    assert found.mean_control()[0] == pytest.approx(0.925)
+    assert found.least_control() == ("label+closing", found.control("label+closing"))
+    assert found.summary()["control"]["least"] == {"label+closing": [*found.control("label+closing")]}
+    both = composition_report(
+        generate=lambda prompts, active: [Answer(f"This is a {r.label} review. Thank you!", True) for r in REVIEWS]
+    )
+    assert [both.control(score.active)[0] for score in both.scores] == [0, 0, 0, 1]  # it shows all, whatever is active
+    assert both.rate("label", ["label"]) == 1
+    wrong = composition_report(generate=lambda prompts, active: [Answer("This is a positive review.", True)] * 20)
+    assert wrong.control("label")[0] == wrong.majority
+    assert wrong.control("__base__")[0] == 0  # a wrong label is a trace of the label, too
+    cut = composition_report(generate=lambda prompts, active: [Answer("A film", False)] * 20)
+    assert cut.control("__base__")[0] == 0
+
+
+def test_a_report_without_traces_has_no_control():
+    found = composition_report()
+    old = replace(found, scores=tuple(replace(score, tried={}, finished=()) for score in found.scores), majority=None)
+    assert CompositionReport.from_json(old.to_json()) == old
+    assert "control" not in old.summary()
+    with pytest.raises(InputError, match="does not hold the traces .* score the run again"):
+        old.mean_control()
 
 
 def test_seeds_go_together():
@@ -34,11 +59,11 @@ def test_seeds_go_together():
     assert both.seeds == (0, 1)
     assert len(both.of("label").answers) == 40
     assert both.rate("label+closing", ["label", "closing"]) == 0.7
+    assert both.control("label+closing")[0] == 0.7
     never = composition_report(2, lambda prompts, active: [Answer("", True)] * 20)
     mixed = CompositionReport.over_seeds([composition_report(0), never])
     assert mixed.rate("label", ["label"]) == 0.5
     assert mixed.interval("label", ["label"]) == (0, 1)  # seeds differ more than prompts
-    assert never.index(["label", "closing"]) == 0
     with pytest.raises(InputError, match="one method"):
         CompositionReport.over_seeds([composition_report(0), replace(composition_report(0), method="lora")])
 
@@ -60,25 +85,15 @@ def test_a_compact_report_has_all_outcomes_and_few_answers():
     assert CompositionReport.from_json(short.to_json()) == short
 
 
-@pytest.mark.parametrize(
-    ("task", "text", "finished", "expected"),
-    [
-        ("label", "This is a positive review. It is not a negative", False, True),
-        ("label", "This is a positive review. It is not a negative one.", True, False),
-        ("label", "This is a negative review. This is a positive", False, False),
-        ("label", "This is a positive", False, False),
-        ("greeting", "Hello! Hello! Hello!", False, True),
-        ("greeting", "Hello! Hello!", True, False),
-        ("closing", "Thank you!", False, False),
-        ("closing", "Thank you!", True, True),
-        ("closing", "Thank you! Thank", False, False),
-    ],
-)
-def test_an_answer_that_was_cut_off_is_judged_by_its_first_sentence(task, text, finished, expected):
-    assert satisfies(BEHAVIOURS[task], Answer(text, finished), REVIEWS[1]) is expected
+def test_an_answer_that_was_cut_off_shows_nothing():
+    text = "This is a positive review. Thank you!"
+    for task in ("label", "closing"):
+        assert shows(BEHAVIOURS[task], Answer(text, True), REVIEWS[1])
+        assert not shows(BEHAVIOURS[task], Answer(text, False), REVIEWS[1])
 
 
-def test_active_sets_are_none_each_pairs_and_all():
-    assert default_sets("ab") == ["__base__", "a", "b", "a+b"]
-    assert default_sets("abc") == ["__base__", "a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]
-    assert default_sets("a") == ["__base__", "a"]
+def test_all_sets_are_those_of_all_sizes():
+    assert all_sets("ab") == ["__base__", "a", "b", "a+b"]
+    assert all_sets("abc") == ["__base__", "a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]
+    assert all_sets("a") == ["__base__", "a"]
+    assert len(all_sets("abcd")) == 16

@@ -173,7 +173,7 @@ def test_intervals_are_those_of_the_metric_on_drawn_texts(direction, metric):
     told = np.where(generator.random(40) < 0.7, labels, generator.integers(3, size=40))
     outcome = replace(direction.outcomes[-1], predictions=tuple(told))
     report = replace(direction, metric=metric, labels=tuple(labels), outcomes=(outcome,))
-    times = np.rint(40 * bootstrap_means(np.eye(40), 1)).astype(int).T
+    times = np.rint(40 * bootstrap_means(np.eye(40))).astype(int).T
     drawn = [METRICS[metric](np.repeat(labels, count), np.repeat(told, count)) for count in times]
     assert report.interval(CONSTANT) == pytest.approx(interval(np.asarray(drawn)))
 

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from road_interp.errors import InputError
-from road_interp.measure.intervals import bootstrap_means, check_seeds, interval
+from road_interp.measure.intervals import bootstrap_means, check_seeds, mean_over_seeds
 
 
 def width(outcomes, seeds):
-    low, high = interval(bootstrap_means(outcomes[None], seeds)[0])
+    _, low, high = mean_over_seeds(outcomes, seeds)
     return high - low
 
 
 def test_the_same_outcomes_three_times_are_no_more_certain_than_once():
     once = np.random.default_rng(0).random(200) < 0.6
-    assert width(np.tile(once, 3), 3) == pytest.approx(width(once, 1), rel=0.1)
+    assert width(np.tile(once, 3), 3) == pytest.approx(width(once, 1), rel=1e-6)
+
+
+def test_one_seed_has_the_t_interval_of_its_examples():
+    outcomes = np.random.default_rng(0).random(50)
+    expected = stats.ttest_1samp(outcomes, 0).confidence_interval()
+    assert mean_over_seeds(outcomes, 1) == pytest.approx((outcomes.mean(), *expected))
+
+
+def test_seeds_without_examples_have_their_own_t_interval():
+    scores = np.array([0.5, 0.52, 0.6])
+    expected = stats.ttest_1samp(scores, 0).confidence_interval()
+    assert mean_over_seeds(np.repeat(scores, 10), 3) == pytest.approx((scores.mean(), *expected))
 
 
 def test_seeds_that_differ_widen_the_interval():
@@ -26,22 +39,34 @@ def test_seeds_that_differ_widen_the_interval():
     assert width(apart, 3) > 2 * width(alike, 3)
 
 
-def test_rows_are_drawn_alike():
+def test_rates_of_zero_and_one_are_not_certain():
+    assert mean_over_seeds(np.zeros(3 * 256, bool), 3) == (0, 0, pytest.approx(0.0148, abs=1e-4))
+    assert mean_over_seeds(np.ones(256, bool), 1) == (1, pytest.approx(0.985, abs=1e-3), 1)
+    assert mean_over_seeds(np.array([True, False]), 2) == (0.5, 0, 1)
+
+
+def test_a_difference_that_is_always_zero_is_zero():
+    assert mean_over_seeds(np.zeros(30), 3) == (0, 0, 0)
+
+
+def test_bootstrapped_rows_are_drawn_alike():
     outcomes = np.random.default_rng(0).random((1, 60)) < 0.5
-    own, other = bootstrap_means(np.concatenate([outcomes, ~outcomes]), 3)
+    own, other = bootstrap_means(np.concatenate([outcomes, ~outcomes]))
     np.testing.assert_allclose(own + other, 1)
 
 
-@pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
-def test_intervals_cover_the_rate_at_least_as_often_as_they_say(shared):
-    """With probability `shared` an outcome depends on the example only, otherwise it is random."""
-    generator, covered = np.random.default_rng(1), 0
-    for _ in range(60):
-        fixed, chance = generator.random(64) < 0.6, generator.random((3, 64)) < 0.6
-        outcomes = np.where(generator.random((3, 64)) < shared, fixed, chance)
-        low, high = interval(bootstrap_means(outcomes.reshape(1, -1), 3)[0])
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(("spread", "shared"), [(0.0, 0.0), (0.0, 0.9), (0.05, 0.5), (0.1, 0.5)])
+def test_intervals_cover_the_rate_as_often_as_they_say(seeds, spread, shared):
+    """The seeds' rates have a standard deviation; with probability `shared` an outcome depends on the example only."""
+    generator, covered, trials = np.random.default_rng(1), 0, 400
+    for _ in range(trials):
+        rates = generator.normal(0.6, spread, seeds)[:, None]
+        level = generator.random(128)
+        chance = np.where(generator.random((seeds, 128)) < shared, level, generator.random((seeds, 128)))
+        _, low, high = mean_over_seeds((chance < rates).ravel(), seeds)
         covered += low <= 0.6 <= high
-    assert covered >= 0.9 * 60
+    assert 0.925 <= covered / trials <= 0.99
 
 
 def test_what_does_not_go_together_is_refused():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.container import BarContainer
 from scipy import stats
 
 from helpers.compositions import composition_report
@@ -160,6 +162,17 @@ def test_a_site_outside_the_blocks_has_its_own_column():
 def test_composition_bars_stand_for_rates():
     report = composition_report()
     ax = plots.composition(report)
-    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers if bars.get_label() in report.tasks}
+    drawn = [bars for bars in ax.containers if isinstance(bars, BarContainer)]
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in drawn}
     assert heights["label"] == [report.rate(score.active, ["label"]) for score in report.scores]
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "label", "closing", "label + closing"]
+    assert heights["exactly the active tasks"] == [report.control(score.active)[0] for score in report.scores]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "label", "closing", "label\n+ closing"]
+
+
+def test_control_of_several_methods_is_their_mean_and_their_least():
+    reports = [composition_report(), replace(composition_report(1), method="other")]
+    ax = plots.composition_control(reports)
+    means, least = (bars.lines[0].get_xdata().tolist() for bars in ax.containers)
+    assert means == [report.mean_control()[0] for report in reports]
+    assert least == [report.least_control()[1][0] for report in reports]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["road_1 (1 seed)", "other (1 seed)"]

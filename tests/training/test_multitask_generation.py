@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from helpers.cli import run
 from helpers.multitask import behaviours_recipe as recipe_for
-from road_interp.data.behaviours import Behaviour
-from road_interp.data.multitask import encode_multitask_data, format_prompts, load_multitask_data
+from road_interp.data.behaviours import PARTS
+from road_interp.data.multitask import Example, encode_multitask_data, format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
-from road_interp.models.generation import answer_perplexity, greedy_answers
+from road_interp.models.generation import Answer, answer_perplexity, greedy_answers, make_generator
 from road_interp.models.loading import load_tokenizer
 from road_interp.progress import silent
 from road_interp.recipes.loader import load_recipe
@@ -22,6 +24,7 @@ from road_interp.runs.run import Run
 from road_interp.training import composition_baselines, multitask_generation
 from road_interp.training.api import evaluate, train
 from road_interp.training.multitask_generation import GenerationTrainer, MultiTaskGenerationExperiment
+from road_interp.training.multitask_trainer import MultiTaskTrainer
 from road_interp.training.scoring import GenerationScorer, make_scorer
 from road_interp.training.study import Piece, find_study
 
@@ -113,7 +116,7 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
 
     monkeypatch.setattr(GenerationTrainer, "call", spy_on_call)
     monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
-    recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2")
+    recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2", "co_activation_loss=all")
     load = multitask_generation.load_tokenizer
     monkeypatch.setattr(multitask_generation, "load_tokenizer", lambda recipe: set_side(load(recipe), side))
     monkeypatch.setattr(
@@ -134,18 +137,109 @@ def test_no_review_is_used_twice_and_labels_cover_the_answer(workplace):
     recipe = recipe_for(workplace)
     loaded = load_multitask_data(recipe)
     texts = [review.text for review in (*loaded.validation, *loaded.test)]
-    texts += [prompt for pairs in loaded.examples.values() for prompt, _ in pairs]
+    texts += [example.prompt for examples in loaded.examples.values() for example in examples]
     assert len(texts) == len(set(texts)) == 4 + 6 + 32
     assert {review.label == ("positive" if "good" in review.text else "negative") for review in loaded.test} == {True}
     tokenizer = load_tokenizer(recipe.model)
-    rows = encode_multitask_data(loaded, tokenizer, recipe)
+    rows = encode_multitask_data(loaded.examples, tokenizer, recipe)
     assert rows["task"] == [0] * 16 + [1] * 16
-    closed = [label for label in rows[16]["labels"] if label != -100]
-    assert tokenizer.decode(closed) == loaded.examples["closing"][0][1] + tokenizer.eos_token
-    open_ended = [label for label in rows[0]["labels"] if label != -100]
-    assert tokenizer.decode(open_ended) == loaded.examples["label"][0][1]
-    assert tokenizer.decode(rows[16]["input_ids"]).startswith(f"Q: {loaded.examples['closing'][0][0]}\nA:")
+    for row, example in ((rows[0], loaded.examples["label"][0]), (rows[16], loaded.examples["closing"][0])):
+        assert tokenizer.decode([label for label in row["labels"] if label != -100]) == example.answer + tokenizer.eos_token
+        assert tokenizer.decode(row["input_ids"]).startswith(f"Q: {example.prompt}\nA:")
     assert load_multitask_data(recipe) == loaded
+
+
+def test_tokens_decide_the_parts_that_they_begin_or_leave_out(workplace):
+    recipe = recipe_for(workplace)
+    tokenizer = load_tokenizer(recipe.model)
+
+    def decided(*parts):
+        """The text of the tokens that decide a set of parts, by set, in order."""
+        row = encode_multitask_data({"task": [Example("text", parts)]}, tokenizer, recipe)[0]
+        found = {}
+        for token, label, bits in zip(row["input_ids"], row["labels"], row["decides"], strict=True):
+            if label == -100:
+                assert bits == 0
+            else:
+                names = "+".join(name for place, name in enumerate(PARTS) if bits >> place & 1)
+                found[names] = found.get(names, "") + tokenizer.decode([token])
+        return {names: text.strip() for names, text in found.items()}
+
+    end = tokenizer.eos_token
+    plain = decided(("comment", "It is short."))
+    assert plain.keys() == {"opening+label+comment", "comment", "closing"}
+    assert plain["closing"] == end
+    every = decided(("opening", "Hello!"), ("label", "Good."), ("comment", "It is."), ("closing", "Bye!"))
+    assert list(every) == ["opening", "label", "comment", "closing", ""]
+    assert every["opening"] == "Hello!"
+    assert every[""] == end
+    gap = decided(("label", "Good."), ("closing", "Bye!"))
+    assert list(gap) == ["opening+label", "label", "comment+closing", "closing", ""]
+    assert set(decided(("", "Anything."))) == {""}
+
+
+@pytest.mark.parametrize(("rule", "left_out"), [("own", True), ("all", False)])
+def test_with_others_active_only_ones_own_tokens_are_learned(workplace, monkeypatch, tmp_path, rule, left_out):
+    seen = []
+    call, forward = GenerationTrainer.call, multitask_generation.RoadModel.forward
+
+    def spy_on_call(self, model, inputs):
+        seen.append((inputs, call(self, model, inputs)))
+        return seen[-1][1]
+
+    def spy_on_forward(self, base, **options):
+        spy_on_forward.kept = base["logits_to_keep"]
+        return forward(self, base, **options)
+
+    monkeypatch.setattr(GenerationTrainer, "call", spy_on_call)
+    monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
+    monkeypatch.setattr(
+        multitask_generation, "score_composition", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
+    )
+    monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
+    overrides = ("co_activation=1.0", f"co_activation_loss={rule}", "training.max_steps=1", "training.batch_size=32")
+    train(recipe_for(workplace, *overrides), tmp_path / "run", progress=False)
+    ((inputs, output),) = seen
+    other = {0: 1 << PARTS.index("closing"), 1: 1 << PARTS.index("label")}
+    labels = inputs["labels"].clone()
+    for row, task in enumerate(inputs["task"].tolist()):
+        masked = inputs["decides"][row] & other[task] != 0
+        assert masked.any()
+        labels[row, masked & left_out] = -100
+    columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
+    assert torch.equal(columns, spy_on_forward.kept)
+    loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), labels[:, columns + 1].flatten())
+    assert output.loss.item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_several_others_are_activated_in_random_sets():
+    trainer = object.__new__(MultiTaskTrainer)
+    trainer._tasks, trainer._co_activation, trainer._shared = ("a", "b", "c", "s"), 1.0, "s"
+    torch.manual_seed(0)
+    own, active = trainer.active(torch.tensor([0, 3] * 300))
+    assert own == ["a", "s"] * 300
+    assert set(active[1::2]) == {"s"}  # the shared task learns alone
+    counts = Counter(active[::2])
+    assert set(counts) == {"a+b+s", "a+c+s", "a+b+c+s"}
+    assert min(counts.values()) > 70
+    trainer._co_activation = 0.0
+    assert set(trainer.active(torch.tensor([0, 1]))[1]) == {"a+s", "b+s"}
+
+
+def test_a_shared_task_is_active_in_every_answer_and_is_not_scored(workplace, tmp_path):
+    tasks = "tasks={plain: {behaviour: plain, examples: 8}, label: {behaviour: label, examples: 8}}"
+    run = train(recipe_for(workplace, tasks, "shared=plain"), tmp_path / "run", progress=False)
+    assert run.planes.tasks == ("plain", "label")
+    assert run.composition.tasks == ("label",)
+    assert [score.active for score in run.composition.scores] == ["__base__", "label"]
+    model = run.load_model()
+    generate = make_generator(model, load_tokenizer(run.recipe.model), 4, 4)
+    data = load_multitask_data(run.recipe)
+    prompts = format_prompts(run.recipe, [review.text for review in data.test], load_tokenizer(run.recipe.model))
+    for active, names in (("__base__", "plain"), ("label", "plain+label")):
+        assert tuple(answer.text for answer in generate(prompts, names)) == run.composition.of(active).answers
+    with pytest.raises(InputError, match="'shared' must be the name of one of the tasks"):
+        recipe_for(workplace, "shared=other")
 
 
 def test_tasks_from_data_use_their_templates(workplace):
@@ -155,7 +249,7 @@ def test_tasks_from_data_use_their_templates(workplace):
         return load_recipe({"kind": "multitask-generation", "model": {"id": "m"}, "tasks": {"reply": {**pairs, **changes}}})
 
     loaded = load_multitask_data(recipe_with())
-    assert loaded.examples["reply"][2] == ("What is 2?", "It is 2.")
+    assert loaded.examples["reply"][2] == Example("What is 2?", (("", "It is 2."),))
     assert len(loaded.examples["reply"]) == 5
     assert not loaded.behaviours
     with pytest.raises(
@@ -223,7 +317,10 @@ def test_wrong_recipes_are_refused(workplace, override, message):
         load_multitask_data(recipe_for(workplace, override))
 
 
-@pytest.mark.parametrize("baseline", ["LoRA", "LoReFT", "multiplied", "instruction", "with_lora"])
+BASELINES = ["LoRA", "LoReFT", "undivided", "adapter_per_set", "multiplied", "instruction", "with_lora"]
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
 def test_baselines_of_the_composition(workplace, tmp_path, baseline):
     recipe = recipe_for(workplace, "adapter.layers=0", "training.max_steps=2")
     piece = Piece(recipe, "both", recipe.seed, tmp_path / "runs", silent)
@@ -234,6 +331,8 @@ def test_baselines_of_the_composition(workplace, tmp_path, baseline):
     assert CompositionReport.from_json(report.to_json()) == report
     assert [score.active for score in report.scores] == ["__base__", "label", "closing", "label+closing"]
     assert all(len(score.answers) == 6 for score in report.scores)
+    if baseline == "undivided":
+        assert len({score.answers for score in report.scores}) == 1
     if baseline == "multiplied":
         runs = [Run.load(folder) for folder in (tmp_path / "runs").iterdir()]
         alone = {"+".join(run.recipe.tasks): run.adapter for run in runs}
@@ -261,7 +360,7 @@ def test_the_command_line_prints_the_composition(workplace, finished, monkeypatc
     assert "label+closing" in printed
 
 
-def test_answers_are_scored_with_any_adapter(finished):
+def test_answers_are_scored_with_any_adapter(finished, monkeypatch):
     scorer = make_scorer(finished)
     assert isinstance(scorer, GenerationScorer)
     scores = finished.composition
@@ -273,8 +372,9 @@ def test_answers_are_scored_with_any_adapter(finished):
     assert bare == list(scores.of("__base__").answers)
     assert bare != answers
     assert [answer.text for answer in GenerationScorer(finished, 2).answers(finished.adapter)] == answers[:2]
-    good = Behaviour("", lambda review: "", lambda answer, review: review.label == "positive")
-    first = Behaviour("", lambda review: "", lambda answer, review: review is scorer.reviews[0])
+    good = SimpleNamespace(is_right=lambda answer, review: review.label == "positive")
+    first = SimpleNamespace(is_right=lambda answer, review: review is scorer.reviews[0])
+    monkeypatch.setattr(scorer, "answers", lambda adapter: [Answer("", True)] * 6)
     labels = [review.label == "positive" for review in scorer.reviews]
     assert len(set(labels)) == 2
     for behaviours, expected in (({"good": good}, labels), ({"good": good, "first": first}, [labels[0], *[False] * 5])):
