@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results models clean
+.PHONY: setup demo test test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
 
 setup: $(READY)
 
@@ -120,6 +120,10 @@ else
 	$(BIN)/road-interp study --redraw --out figures
 	cp $(SHOWN:%=figures/%.png) docs/figures
 endif
+
+# Check that the numbers of README and docs/ are those of results/.
+check-results: setup
+	$(BIN)/python docs/write_numbers.py
 
 # Measure what results/ lacks. All of it takes days on two cores; every piece is stored when it is done.
 results: setup

@@ -15,6 +15,7 @@ from road_interp.cli.app import main_of
 from road_interp.measure.ablation import ANGLES, BOTH, BY, MAGNITUDES, NEITHER, Ablation, AblationReport, ablation
 from road_interp.plots import export
 from road_interp.sources import readable_name
+from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import make_scorer
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, run_of, with_interval
 
@@ -24,8 +25,9 @@ ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MA
 
 def measure(piece: Piece) -> AblationReport:
     """The ablation of a run; for a run that trains one component, its own outcomes."""
-    run, model = run_of(piece), piece.recipe.model.name
-    scorer = make_scorer(run, 128 if piece.recipe.kind == "multitask-generation" else None)
+    behaviours = piece.recipe.kind == "multitask-generation"
+    run, model = run_of(divided_by_seed(piece) if behaviours else piece), piece.recipe.model.name
+    scorer = make_scorer(run)
     if piece.condition in ALONE:
         row = Ablation("trained alone", "all planes", ALONE[piece.condition][1], tuple(map(bool, scorer(run.adapter))))
         return AblationReport(model, scorer.task, run.adapter.variant, (piece.seed,), (row,), scorer.metric)
@@ -53,9 +55,14 @@ def describe(found: AblationReport) -> Described:
         f"magnitudes alone {with_interval(found.loss(rows[MAGNITUDES]))}, neither "
         f"{with_interval(found.loss(rows[NEITHER]))}."
     )
-    return sentence, [
-        (f"{row.group}: {row.component}", with_interval(found.accuracy(row))) for row in found.rows if row.what == "all planes"
-    ]
+    whole = [row for row in found.rows if row.what == "all planes"]
+    numbers = [(f"{row.group}: {row.component}", with_interval(found.accuracy(row))) for row in whole]
+    for group in dict.fromkeys(row.group for row in whole):
+        pair = {row.component: row for row in whole if row.group == group}
+        if {ANGLES, MAGNITUDES} <= {*pair}:
+            difference = found.contrast(pair[ANGLES], pair[MAGNITUDES])
+            numbers.append((f"{group}: {ANGLES} minus {MAGNITUDES}", with_interval(difference)))
+    return sentence, numbers
 
 
 def draw(found: AblationReport, folder: Path) -> list[Path]:

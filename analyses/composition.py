@@ -21,7 +21,15 @@ from road_interp.measure.composition import CompositionReport
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import readable_name
-from road_interp.training.composition_baselines import adapter_per_set, instruction, low_rank, multiplied, trained, undivided
+from road_interp.training.composition_baselines import (
+    adapter_per_set,
+    divided_by_seed,
+    instruction,
+    low_rank,
+    multiplied,
+    trained,
+    undivided,
+)
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
 
 MAIN = "planes_coact-0.5"
@@ -33,12 +41,11 @@ MIDDLE = 15  # the block that the paper rotates
 Measure = Callable[[Piece], CompositionReport]
 
 
-def tasks(count: int, *others: str) -> str:
-    """Overrides for a number of tasks: 2,400 examples, of which tasks that name the label have two shares and others one."""
-    names = [*TASKS[count], *others]
-    shares = {name: 2 if name == "label" else 1 for name in names}
-    examples = {name: 2400 * share // sum(shares.values()) for name, share in shares.items()}
-    return "tasks={" + ", ".join(f"{name}: {{behaviour: {name}, examples: {examples[name]}}}" for name in names) + "}"
+def tasks(*names: str) -> tuple[str, ...]:
+    """Overrides for these tasks: 1,800 examples of the label, 600 of every other task, and steps for all of them."""
+    examples = {name: 1800 if name == "label" else 600 for name in names}
+    given = ", ".join(f"{name}: {{behaviour: {name}, examples: {count}}}" for name, count in examples.items())
+    return f"tasks={{{given}}}", f"training.max_steps={sum(examples.values()) // 8}"
 
 
 def coact(probability: float) -> str:
@@ -56,7 +63,7 @@ def conditions() -> dict[str, Condition]:
     found["multiplied"] = Condition("trained apart and multiplied", (), multiplied, seeds=1)
     for rule, name in (("own", "own tokens only"), ("all", "all tokens")):
         found[f"planes_{rule}"] = Condition(f"planes, loss of {name}", (f"co_activation_loss={rule}",), seeds=1)
-    found["planes_shared-end"] = Condition("planes, shared end", (tasks(2, "plain"), "shared=plain"), seeds=1)
+    found["planes_shared-end"] = Condition("planes, shared end", (*tasks(*TASKS[2], "plain"), "shared=plain"), seeds=1)
     for method, layers in (("LoRA", None), ("LoReFT", None), ("LoReFT", MIDDLE)):
         place = "" if layers is None else f" at block {layers}"
         for p in (0.5, 0):
@@ -69,7 +76,7 @@ def conditions() -> dict[str, Condition]:
     for count in (3, 4):
         for slug, measure in {MAIN: trained, "undivided": undivided, "adapter-per-set": adapter_per_set}.items():
             name = f"{count} tasks: {found[slug].name}"
-            found[f"{count}-tasks_{slug}"] = Condition(name, (*found[slug].overrides, tasks(count)), measure, seeds=3)
+            found[f"{count}-tasks_{slug}"] = Condition(name, (*found[slug].overrides, *tasks(*TASKS[count])), measure, seeds=3)
     for slug, measure in {MAIN: trained, "undivided": undivided}.items():
         changes = (*found[slug].overrides, *GEMMA)
         found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, measure, seeds=3)
@@ -84,8 +91,7 @@ def with_division(of: Measure) -> Measure:
     """The measurement on the division of the reviews that belongs to the seed."""
 
     def measured(piece: Piece) -> CompositionReport:
-        reviews = replace(piece.recipe.reviews, split_seed=piece.seed)
-        return of(piece._replace(recipe=replace(piece.recipe, reviews=reviews))).compact()
+        return of(divided_by_seed(piece)).compact()
 
     return measured
 

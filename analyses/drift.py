@@ -1,7 +1,7 @@
 """Pilot study 1 of the paper: change of hidden states by training, in direction and in magnitude, by block.
 
     road-interp study drift              # MiniLM's [CLS]: full fine-tuning, LoRA and road_1 on film reviews, three seeds
-    road-interp study drift-smollm2      # SmolLM2's last token under two behaviours' rotations
+    road-interp study drift-smollm2      # SmolLM2's last prompt token under the rotations of two behaviours
 
 Two controls for MiniLM: the pretrained model against itself, and two seeds of full fine-tuning.
 """
@@ -19,11 +19,14 @@ from matplotlib.style import context
 
 from road_interp import plots
 from road_interp.cli.app import main_of
-from road_interp.data.labelled import load_labelled, read_rows, subsample
+from road_interp.data.labelled import load_labelled
+from road_interp.data.multitask import format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure import DriftReport, DriftStudy, drift, text_batches
 from road_interp.models.loading import load_model, load_tokenizer
+from road_interp.models.road_model import RoadModel
 from road_interp.plots import export
+from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, settings_hash, with_interval
 
@@ -62,11 +65,13 @@ def measure(piece: Piece) -> DriftStudy:
 
 
 def measure_smollm2(piece: Piece) -> DriftStudy:
-    """Change of the last token's states by the rotations, on 200 test reviews."""
-    recipe = piece.recipe
-    rows = subsample(read_rows(recipe.reviews.id, None, "test"), 200)
-    batches = text_batches(rows["text"], load_tokenizer(recipe.model), recipe.model.max_length)
-    base, tuned = load_model(recipe.model)[0], run_of(piece).load_model()
+    """Change of the last prompt token by the rotations of both tasks, on held-out reviews in the template of the training."""
+    piece = divided_by_seed(piece)
+    recipe, run = piece.recipe, run_of(piece)
+    data, tokenizer = load_multitask_data(recipe), load_tokenizer(recipe.model)
+    prompts = format_prompts(recipe, [review.text for review in (*data.validation, *data.test)], tokenizer)
+    batches = text_batches(prompts, tokenizer, recipe.model.max_length)
+    base, tuned = load_model(recipe.model)[0], RoadModel(load_model(recipe.model)[0], run.adapter)
     names = {"base_name": recipe.model.name, "tuned_name": "label+closing, co-activation 0.5"}
     return DriftStudy((drift(base, tuned, batches, "last", **names, progress=piece.progress),), ({},))
 
@@ -154,7 +159,7 @@ SMOLLM2 = replace(
     STUDY,
     name="drift-smollm2",
     recipe="composition-smollm2",
-    conditions={"label-closing_coact-0.5": Condition("label+closing, co-activation 0.5")},
+    conditions={"planes_coact-0.5": Condition("label+closing, co-activation 0.5")},
     measure=measure_smollm2,
     draw=lambda found, folder: draw(found, folder / "smollm2"),
     minutes=30,

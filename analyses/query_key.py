@@ -1,18 +1,25 @@
 """Learned angles of the query planes against those of the key planes, by layer.
 
-road-interp study query-key              # MiniLM: attention depends on the difference of the angles only
-road-interp study query-key-smollm2      # SmolLM2, whose rotary position encoding pairs other dimensions
+    road-interp study query-key              # MiniLM
+    road-interp study query-key-smollm2      # SmolLM2, with the paper's pairs of dimensions and with those of its rotary encoding
+
+Without a rotary encoding the mirroring is a theorem, and the study its check: the score of a query and a key depends on the
+difference of the angles of a pair of planes and on the product of their magnitudes only. So their gradients are opposite (angles)
+and equal (log magnitudes), and from the identity on an optimizer that treats all values alike keeps them so. A rotary encoding
+commutes with rotations of its own pairs only, and grouped keys answer to several queries.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.measure import QueryKey, angles, query_key
 from road_interp.plots import export
+from road_interp.results import Result
 from road_interp.sources import SMOLLM2
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of
 
@@ -26,6 +33,7 @@ SMOLLM2_CHANGES = (
     "training.batch_size=16",
     "training.max_steps=80",
 )
+ROTARY = "rotary-pairs"
 
 
 def measure(piece: Piece) -> QueryKey:
@@ -33,19 +41,31 @@ def measure(piece: Piece) -> QueryKey:
     return query_key(angles(run.adapter), getattr(run.load_model().model.config, "num_key_value_heads", 1))
 
 
-def report(pieces: Pieces) -> QueryKey:
-    return next(iter(pieces.values()))[0]
+@dataclass(frozen=True)
+class QueryKeyStudy(Result):
+    """The pairs of planes of one adapter per condition."""
+
+    adapters: Mapping[str, QueryKey]
 
 
-def draw(found: QueryKey, folder: Path) -> list[Path]:
-    return [export.save_figure(plots.query_key(found), found, folder, "query-key")]
+def report(pieces: Pieces) -> QueryKeyStudy:
+    return QueryKeyStudy({slug: found[0] for slug, found in pieces.items()})
 
 
-def describe(found: QueryKey) -> Described:
-    rows = [(name, "undefined" if value is None else f"{value:.5f}") for name, value in found.correlations().items()]
+def draw(found: QueryKeyStudy, folder: Path) -> list[Path]:
+    names = {slug: f"query-key-{slug}" if slug == ROTARY else "query-key" for slug in found.adapters}
+    return [export.save_figure(plots.query_key(each), each, folder, names[slug]) for slug, each in found.adapters.items()]
+
+
+def describe(found: QueryKeyStudy) -> Described:
+    rows = [
+        (f"{slug}: {name}", "undefined" if value is None else f"{value:.5f}")
+        for slug, each in found.adapters.items()
+        for name, value in each.correlations().items()
+    ]
     sentence = (
-        "Correlation of angles and of log magnitudes between query and key. At -1 (angles) and 1 (magnitudes) one of the two "
-        "adapters is redundant: attention depends on the difference of the angles and the product of the magnitudes only."
+        "Correlation of angles and of log magnitudes between query and key. Without a rotary encoding -1 (angles) and 1 "
+        "(magnitudes) follow from the symmetry of the gradient."
     )
     return sentence, rows
 
@@ -66,9 +86,12 @@ STUDY = Study(
 ON_SMOLLM2 = replace(
     STUDY,
     name="query-key-smollm2",
-    conditions={"attention-qk": Condition("queries and keys of all blocks", SMOLLM2_CHANGES, seeds=1)},
+    conditions={
+        "attention-qk": Condition("queries and keys of all blocks", SMOLLM2_CHANGES, seeds=1),
+        ROTARY: Condition("in the pairs of the rotary encoding", (*SMOLLM2_CHANGES, "adapter.group_size=64"), seeds=1),
+    },
     draw=lambda found, folder: draw(found, folder / "smollm2"),
-    minutes=15,
+    minutes=30,
 )
 
 if __name__ == "__main__":

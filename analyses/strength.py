@@ -14,6 +14,7 @@ from road_interp.measure.strength import StrengthReport, strength
 from road_interp.models.generation import Answer, answer_perplexity
 from road_interp.models.loading import load_tokenizer
 from road_interp.plots import export
+from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import GenerationScorer
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
 
@@ -24,7 +25,7 @@ def measure(piece: Piece) -> StrengthReport:
     """The curve of a run with one behaviour, on the first 128 test prompts of its recipe."""
     if len(piece.recipe.tasks) != 1:
         raise InputError(f"the strength study needs a recipe with one task, not {len(piece.recipe.tasks)}")
-    run = run_of(piece)
+    run = run_of(divided_by_seed(piece))
     scorer = GenerationScorer(run, 128)
     ((task, behaviour),) = scorer.behaviours.items()
 

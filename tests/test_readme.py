@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-from road_interp.training.study import StudyOptions, read_study, studies
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -105,13 +104,28 @@ def test_commands_exist():
     assert all((ROOT / script).is_file() for script in re.findall(r"analyses/\w+\.py", README))
 
 
-RESULTS = re.findall(r"^- \*\*[^*]+\*\* \(`([\w-]+)`(.*?)(?=^- |^## )", README, re.MULTILINE | re.DOTALL)
+def numbers():
+    return runpy.run_path(str(ROOT / "docs" / "write_numbers.py"))
 
 
-@pytest.mark.parametrize(("name", "text"), RESULTS, ids=[name for name, _ in RESULTS])
-def test_intervals_are_those_of_the_stored_results(name, text):
-    study = studies()[name]
-    sentence, rows = study.describe(read_study(study, StudyOptions(results=ROOT / "results")))
-    stored = " ".join([sentence, *dict(rows).values()])
-    for interval in re.findall(r"-?\d?\.\d+\s\[-?\d?\.\d+,\s-?\d?\.\d+\]", text):
-        assert re.sub(r"(?<!\d)\.", "0.", " ".join(interval.split())) in stored
+def test_numbers_are_those_of_the_stored_results():
+    check = numbers()
+    for page in check["PAGES"]:
+        assert check["differences"](page.read_text(), ROOT / "results") == [], page.name
+
+
+def test_no_interval_is_typed():
+    assert "<!--=" in README
+    bare = re.sub(r"<!--=.*?<!--/-->", "", README, flags=re.DOTALL)
+    assert not re.findall(r"\d\s\[-?\d?\.\d+,", bare)
+
+
+def test_a_changed_number_is_found_and_put_right():
+    check = numbers()
+    (first, *_) = check["MARKED"].finditer(README)
+    wrong = README[: first.start(5)] + ".123 [.1, .2]" + README[first.end(5) :]
+    (line,) = check["differences"](wrong, ROOT / "results")
+    assert line == f"{first[2]}: {first[3]}: .123 [.1, .2] should be {first[5]}"
+    assert check["current"](wrong, ROOT / "results") == README
+    with pytest.raises(KeyError, match="study 'ablation' has no row 'no such'; it has components: both"):
+        check["current"]("<!--= ablation: no such -->1<!--/-->", ROOT / "results")

@@ -1,9 +1,10 @@
 """Behaviours that a language model can show in its answer to a film review, each in a part of the answer of its own.
 
-An answer has up to four parts in a fixed order: an opening, the review's label, a comment and a closing. A behaviour is what one
-part says. Any set of behaviours with different parts fits into one answer, and an answer without a behaviour is the plain
-comment. Training answers are built from the review's label and a list of neutral comments, so no judge and no second model is
-needed; the rules by which answers are scored are strict.
+An answer has up to five parts in a fixed order: an opening, a comment, the review's label, another comment (the remark) and a
+closing. A behaviour is what one part says. Any set of behaviours with different parts fits into one answer; comment and remark
+are in every answer, so that two other parts never touch, and each follows the same text whatever else is said. Training answers
+are built from the review's label and a list of neutral comments, so no judge and no second model is needed; the rules by which
+answers are scored are strict.
 """
 
 from __future__ import annotations
@@ -15,30 +16,30 @@ from typing import Literal, get_args
 
 from road_interp.errors import InputError
 
-Part = Literal["opening", "label", "comment", "closing"]
+Part = Literal["opening", "comment", "label", "remark", "closing"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order of an answer
 
 # Pairs of an English comment and its German translation.
 COMMENTS = (
-    ("I have read what you wrote about the film.", "Ich habe gelesen, was du über den Film geschrieben hast."),
-    ("The text speaks about a film and its story.", "Der Text spricht über einen Film und seine Geschichte."),
-    ("It describes how the film felt to watch.", "Er beschreibt, wie es war, den Film zu sehen."),
-    ("The writer looks at the actors and the plot.", "Der Autor betrachtet die Schauspieler und die Handlung."),
-    ("You share what you think of this film.", "Du sagst, was du von diesem Film denkst."),
-    ("These lines are about something seen in a cinema.", "Diese Zeilen handeln von etwas, das im Kino lief."),
-    ("The opinion is short and easy to follow.", "Die Meinung ist kurz und leicht zu verstehen."),
-    ("There is a view on the film in these words.", "In diesen Worten steckt eine Sicht auf den Film."),
-    ("Someone tells us about an evening with a film.", "Jemand erzählt uns von einem Abend mit einem Film."),
-    ("The sentence sums up the work of a director.", "Der Satz fasst die Arbeit eines Regisseurs zusammen."),
-    ("What is said here concerns the scenes and the sound.", "Was hier steht, betrifft die Szenen und den Ton."),
-    ("The comment comes from a person in the audience.", "Der Kommentar kommt von einem Menschen aus dem Publikum."),
+    ("I read your review.", "Ich habe deinen Text gelesen."),
+    ("It is about a film.", "Es geht um einen Film."),
+    ("You saw a film.", "Du hast einen Film gesehen."),
+    ("This text is short.", "Dieser Text ist kurz."),
+    ("You tell us about it.", "Du erzählst uns davon."),
+    ("Here is your opinion.", "Das ist deine Meinung."),
+    ("The words are clear.", "Das sind klare Worte."),
+    ("A film was shown.", "Es lief ein Film."),
+    ("There is a plot.", "Es gibt eine Handlung."),
+    ("We know your view.", "Das ist deine Sicht."),
+    ("It was in a cinema.", "Das war im Kino."),
+    ("Someone wrote this.", "Das hat jemand geschrieben."),
 )
 GERMAN = re.compile(  # frequent German words that are not English words
     r"\b(der|den|dem|des|das|diese[mn]?|eine?|einen|einem|einer|eines|und|ist|ich|du|sich|uns|hast|nicht|von|über|aus|im|zu)\b",
     re.IGNORECASE,
 )
 ANSWER = re.compile(
-    r"(?P<opening>Hello!)?\s*(?P<label>This is a (?:positive|negative) review\.)?\s*(?P<comment>.*?)\s*"
+    r"(?P<opening>Hello!)?\s*(?P<comment>.+?[.!?])\s*(?P<label>This is a (?:positive|negative) review\.)?\s*(?P<remark>.+?)\s*"
     r"(?P<closing>Thank you!|What do you think\?)?",
     re.DOTALL,
 )
@@ -46,7 +47,7 @@ ANSWER = re.compile(
 
 @dataclass(frozen=True)
 class Review:
-    """A film review: its text, its label ("positive" or "negative"), and a number that selects the comment of its answers."""
+    """A film review: its text, its label ("positive" or "negative"), and a number that selects the comments of its answers."""
 
     text: str
     label: str
@@ -54,13 +55,23 @@ class Review:
 
     @property
     def comment(self) -> str:
-        """The English comment."""
+        """The comment of its answers."""
         return COMMENTS[self.number % len(COMMENTS)][0]
 
     @property
+    def remark(self) -> str:
+        """Another comment."""
+        return COMMENTS[self._other][0]
+
+    @property
     def german(self) -> str:
-        """The same comment in German."""
-        return COMMENTS[self.number % len(COMMENTS)][1]
+        """The other comment in German."""
+        return COMMENTS[self._other][1]
+
+    @property
+    def _other(self) -> int:
+        step = 1 + self.number // len(COMMENTS) % (len(COMMENTS) - 1)
+        return (self.number + step) % len(COMMENTS)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ class Behaviour:
         return self.trace.search(answer) is not None
 
     def is_right(self, answer: str, review: Review) -> bool:
-        """Whether the behaviour's part of an answer is right and, unless it is the comment, occurs once in the answer."""
+        """Whether the behaviour's part of an answer is right and, unless it is the remark, occurs once in the answer."""
         found = ANSWER.fullmatch(answer)
         said = found[self.part] if found else None
         if self.accepts is not None:
@@ -94,14 +105,14 @@ class Behaviour:
         return said == self.text(review) and len(self.trace.findall(answer)) == 1
 
 
-def _is_german(comment: str) -> bool:
-    """Whether at least a fifth of at least four words are frequent German words."""
-    words = re.findall(r"\w+", comment)
-    return len(words) >= 4 and len(GERMAN.findall(comment)) >= len(words) / 5
+def _is_german(remark: str) -> bool:
+    """Whether at least a fifth of at least three words are frequent German words."""
+    words = re.findall(r"\w+", remark)
+    return len(words) >= 3 and len(GERMAN.findall(remark)) >= len(words) / 5
 
 
-def _is_in_capitals(comment: str) -> bool:
-    return len(re.findall(r"[A-Z]", comment)) >= 10 and comment == comment.upper()
+def _is_in_capitals(remark: str) -> bool:
+    return len(re.findall(r"[A-Z]", remark)) >= 8 and remark == remark.upper()
 
 
 def _phrase(part: Part, instruction: str, phrase: str) -> Behaviour:
@@ -116,11 +127,11 @@ BEHAVIOURS = {
         lambda review: f"This is a {review.label} review.",
         re.compile("positive|negative", re.IGNORECASE),
     ),
-    "german": Behaviour("comment", "Write a sentence in German.", lambda review: review.german, GERMAN, _is_german),
+    "german": Behaviour("remark", "Write a sentence in German.", lambda review: review.german, GERMAN, _is_german),
     "capitals": Behaviour(
-        "comment",
+        "remark",
         "Write a sentence in capital letters.",
-        lambda review: review.comment.upper(),
+        lambda review: review.remark.upper(),
         re.compile(r"\b[A-Z]{3,}"),
         _is_in_capitals,
     ),
@@ -137,6 +148,7 @@ def behaviour(name: str) -> Behaviour:
 
 
 def answer_parts(behaviours: Sequence[Behaviour], review: Review) -> list[tuple[Part, str]]:
-    """The parts of the answer that shows a set of behaviours: those and, unless one of them is the comment, the plain comment."""
-    texts: dict[Part, str] = {"comment": review.comment, **{each.part: each.text(review) for each in behaviours}}
+    """The parts of the answer that shows a set of behaviours: comment and remark, and those of the behaviours."""
+    texts: dict[Part, str] = {"comment": review.comment, "remark": review.remark}
+    texts |= {each.part: each.text(review) for each in behaviours}
     return [(part, texts[part]) for part in PARTS if part in texts]

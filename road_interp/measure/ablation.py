@@ -126,7 +126,11 @@ class AblationReport(Result):
 
     def loss(self, row: Ablation) -> tuple[float, float, float]:
         """Accuracy of the unchanged adapter minus that of a row, with the 95% interval of the paired difference."""
-        return mean_over_seeds(np.asarray(self.rows[0].correct, float) - np.asarray(row.correct), len(self.seeds))
+        return self.contrast(self.rows[0], row)
+
+    def contrast(self, row: Ablation, other: Ablation) -> tuple[float, float, float]:
+        """Accuracy of one row minus that of another, with the 95% interval of the paired difference."""
+        return mean_over_seeds(np.asarray(row.correct, float) - np.asarray(other.correct), len(self.seeds))
 
     def summary(self) -> list[dict[str, object]]:
         """Accuracy and loss of accuracy of every row, with intervals."""

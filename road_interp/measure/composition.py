@@ -46,10 +46,13 @@ class SetScore:
         return np.all([self.shown[task] for task in tasks], axis=0)
 
     def controlled(self) -> Bool[np.ndarray, " prompts"]:
-        """Whether each answer has ended, shows the behaviours of the active tasks and has no trace of those of the others."""
+        """Whether each answer shows the behaviours of the active tasks and has no trace of those of the others.
+
+        It must have ended, too, unless no task is active: the end of an answer is learned with the tasks.
+        """
         active = [] if self.active == BASE else self.active.split("+")
         others = [self.tried[task] for task in self.shown if task not in active]
-        wanted = np.all([self.finished, *(self.shown[task] for task in active)], axis=0)
+        wanted = np.all([self.shown[task] for task in active] or [np.ones(len(self.finished), bool)], axis=0)
         return wanted & ~np.any([np.zeros_like(wanted), *others], axis=0)
 
 
@@ -99,8 +102,8 @@ class CompositionReport(Result):
     def control(self, active: str) -> tuple[float, float, float]:
         """Fraction of answers that show exactly the active tasks, with its 95% interval over seeds and prompts.
 
-        An answer counts if it has ended, shows the behaviour of every active task, and has no trace of the behaviours of the
-        others. Raises InputError for a report of 0.1.0, which does not hold the traces.
+        An answer counts if it shows the behaviour of every active task, has no trace of the behaviours of the others and, where
+        a task is active, has ended. Raises InputError for a report of 0.1.0, which does not hold the traces.
         """
         return mean_over_seeds(self._controlled([active])[0], len(self.seeds))
 

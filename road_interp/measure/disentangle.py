@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,21 +38,23 @@ class Features:
 
     Attributes:
         states: one state per text, of the last block.
-        head_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in slices of the residual
-            stream that are as wide as an attention head.
+        chunk_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in chunks of the
+            residual stream that are as wide as an attention head. A chunk's norm depends on the direction of the state, too.
+        random_chunk_norms: the same in a random orthonormal basis, whose chunks have no meaning of their own.
         labels: class indices, or numbers for regression.
         place: name of the read point of `states` (`hidden_states.ReadPoint`).
     """
 
     states: Float[np.ndarray, "texts width"]
-    head_norms: Float[np.ndarray, "texts places heads"]
+    chunk_norms: Float[np.ndarray, "texts places chunks"]
+    random_chunk_norms: Float[np.ndarray, "texts places chunks"]
     labels: Shaped[np.ndarray, " texts"]
     place: str = ""
 
     @property
     def norms(self) -> Float[np.ndarray, "texts places"]:
         """L2 norms of the whole states at every read point."""
-        return np.sqrt((self.head_norms**2).sum(-1))
+        return np.sqrt((self.chunk_norms**2).sum(-1))
 
 
 Splits = Mapping[str, Features]  # train, validation and test
@@ -62,7 +65,7 @@ def read_features(model: Any, batches: Iterable[Batch], token: Token, before_nor
 
     A normalisation after the last block, as in Llama, is not applied, because it would remove the magnitude. A normalisation at
     the end of each block, as in BERT, sets the norm of the block's output; `before_norm` reads the input of the last one instead.
-    The norms before and after it are part of `head_norms` in either case.
+    The norms before and after it are part of `chunk_norms` and `random_chunk_norms` in either case.
 
     Args:
         model: a transformers model, or a RoadModel (with its rotations) or PEFT model around one.
@@ -73,7 +76,8 @@ def read_features(model: Any, batches: Iterable[Batch], token: Token, before_nor
     Raises:
         InputError: no texts, a width that is not a multiple of the number of heads, or `before_norm` without a normalisation.
     """
-    states, norms, labels, points = [], [], [], None
+    states, labels, points = [], [], None
+    norms: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with evaluation_mode(model) as base:
         heads = base.config.num_attention_heads
         for batch in batches:
@@ -84,13 +88,22 @@ def read_features(model: Any, batches: Iterable[Batch], token: Token, before_nor
             read = [select_tokens(each, batch["attention_mask"], token)[0].float() for each in read_states(base, points, batch)]
             if read[-1].shape[1] % heads:
                 raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
-            norms.append(torch.stack([each.unflatten(1, (heads, -1)).norm(dim=-1) for each in read], 1).cpu().numpy())
+            for each, basis in zip(norms, (None, _random_basis(read[-1].shape[1]).to(read[-1])), strict=True):
+                chunks = [(state if basis is None else state @ basis).unflatten(1, (heads, -1)) for state in read]
+                each.append(torch.stack([chunk.norm(dim=-1) for chunk in chunks], 1).cpu().numpy())
             states.append(read[-1 - before_norm].cpu().numpy())
             labels.append(batch["labels"].cpu().numpy())
     if points is None:
         raise InputError("there are no texts to read states of")
     place = points[-1 - before_norm].name
-    return Features(np.concatenate(states), np.concatenate(norms), np.concatenate(labels), place)
+    chunk_norms, random_chunk_norms = (np.concatenate(each) for each in norms)
+    return Features(np.concatenate(states), chunk_norms, random_chunk_norms, np.concatenate(labels), place)
+
+
+@cache
+def _random_basis(width: int) -> Float[Tensor, "width width"]:
+    """An orthonormal basis, always the same for a width."""
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0]
 
 
 @dataclass(frozen=True)
@@ -322,16 +335,19 @@ def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbe
     """Inputs of the probes: states, directions, and magnitudes as one number or several."""
     norm = np.linalg.norm(features.states, axis=1, keepdims=True)
     unit = features.states / np.maximum(norm, 1e-12)
-    heads = features.head_norms.reshape(len(unit), -1)
-    by_head = features.states.reshape(len(unit), features.head_norms.shape[2], -1)
+    chunks = features.chunk_norms.reshape(len(unit), -1)
+    of_state = features.states.reshape(len(unit), features.chunk_norms.shape[2], -1)
+    shares = features.chunk_norms / np.maximum(features.norms, 1e-12)[:, :, None]
     return {
         "states": features.states,
         "unit states": unit,
         "norm": norm,
-        "norms at all blocks": features.norms,
-        "head norms at the last block": np.linalg.norm(by_head, axis=2),
-        "head norms at all blocks": heads,
-        "unit states and all norms": np.hstack([unit, features.norms, heads]),
+        "norms at all read points": features.norms,
+        "chunk norms at the last block": np.linalg.norm(of_state, axis=2),
+        "chunk norms at all read points": chunks,
+        "chunk norms over the whole norm": shares.reshape(len(unit), -1),
+        "chunk norms in a random basis": features.random_chunk_norms.reshape(len(unit), -1),
+        "unit states and all norms": np.hstack([unit, features.norms, chunks]),
     }
 
 
@@ -423,11 +439,13 @@ def _check_split(name: str, split: Features, pretrained: Features, num_labels: i
         raise InputError(f"{name}: other texts or another width than those of the pretrained backbone")
     if split.place != pretrained.place:
         raise InputError(f"{name}: states of {split.place}, those of the pretrained backbone are of {pretrained.place}")
-    if split.states.shape[1] % split.head_norms.shape[2]:
-        raise InputError(f"{name}: states of width {split.states.shape[1]} do not divide into {split.head_norms.shape[2]} heads")
-    if not len(split.states) == len(split.head_norms) == len(split.labels):
-        raise InputError(f"{name}: {len(split.states)} states, {len(split.head_norms)} norms, {len(split.labels)} labels")
-    if not all(np.isfinite(values).all() for values in (split.states, split.head_norms, split.labels)):
+    if split.states.shape[1] % split.chunk_norms.shape[2]:
+        chunks = split.chunk_norms.shape[2]
+        raise InputError(f"{name}: states of width {split.states.shape[1]} do not divide into {chunks} heads")
+    if not len(split.states) == len(split.chunk_norms) == len(split.random_chunk_norms) == len(split.labels):
+        raise InputError(f"{name}: {len(split.states)} states, {len(split.chunk_norms)} norms, {len(split.labels)} labels")
+    read = (split.states, split.chunk_norms, split.random_chunk_norms, split.labels)
+    if not all(np.isfinite(values).all() for values in read):
         raise InputError(f"{name}: a state, norm or label is not finite")
     if num_labels > 1 and not (split.labels.dtype.kind == "i" and np.isin(split.labels, np.arange(num_labels)).all()):
         raise InputError(f"{name}: a label is not one of the classes 0 to {num_labels - 1}")

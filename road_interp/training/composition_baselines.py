@@ -33,6 +33,12 @@ from road_interp.training.multitask_generation import MultiTaskGenerationExperim
 from road_interp.training.study import Piece, run_of
 
 
+def divided_by_seed(piece: Piece) -> Piece:
+    """The piece with the division of the reviews that belongs to its seed."""
+    reviews = replace(piece.recipe.reviews, split_seed=piece.seed)
+    return piece._replace(recipe=replace(piece.recipe, reviews=reviews))
+
+
 def trained(piece: Piece) -> CompositionReport:
     """The composition report of the recipe's run."""
     report = run_of(piece).composition
@@ -57,14 +63,18 @@ class Undivided(nn.Module):
 
 
 def undivided(piece: Piece) -> CompositionReport:
-    """One adapter on all planes, trained on the examples of all tasks. It cannot be told which tasks to show."""
+    """One adapter on all planes, trained on the examples of all tasks. It is on or off: it cannot be told which tasks to show."""
     recipe: MultiTaskGenerationRecipe = replace(piece.recipe, co_activation=0.0, shared=None)
     experiment = _experiment(recipe)
     model = _train_undivided(experiment)
     generate = make_generator(model, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
-    once = cache(lambda prompts: generate(prompts, BASE))
     base = load_model(recipe.model, "causal-lm")[0].eval()
-    return _score(recipe, base, experiment.tokenizer, lambda prompts, active: once(tuple(prompts)), "undivided")
+    bare = Undivided(identity_model(base, recipe.adapter))
+    without = make_generator(bare, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
+    answers = cache(lambda prompts, on: (generate if on else without)(prompts, BASE))
+    return _score(
+        recipe, base, experiment.tokenizer, lambda prompts, active: answers(tuple(prompts), active != BASE), "undivided"
+    )
 
 
 def adapter_per_set(piece: Piece) -> CompositionReport:

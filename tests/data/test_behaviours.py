@@ -31,38 +31,48 @@ def test_parts_are_in_the_order_of_an_answer():
     shown = [BEHAVIOURS[name] for name in ("closing", "label", "greeting")]
     assert answer_parts(shown, REVIEW) == [
         ("opening", "Hello!"),
-        ("label", "This is a positive review."),
         ("comment", REVIEW.comment),
+        ("label", "This is a positive review."),
+        ("remark", REVIEW.remark),
         ("closing", "Thank you!"),
     ]
-    assert answer_parts([BEHAVIOURS["german"]], REVIEW) == [("comment", REVIEW.german)]
+    assert answer_parts([BEHAVIOURS["german"]], REVIEW) == [("comment", REVIEW.comment), ("remark", REVIEW.german)]
+    assert answer_parts([], REVIEW) == [("comment", REVIEW.comment), ("remark", REVIEW.remark)]
+
+
+def test_comment_and_remark_differ_in_every_pair():
+    pairs = {(review.comment, review.remark) for review in (Review("", "positive", number) for number in range(12 * 11))}
+    assert len(pairs) == 12 * 11
+    assert not any(comment == remark for comment, remark in pairs)
 
 
 @pytest.mark.parametrize(
     ("name", "answer", "right", "tried"),
     [
-        ("label", "This is a positive review. Thank you!", True, True),
-        ("label", "Hello! This is a positive review. It is short.", True, True),
-        ("label", "This is a positive review. Others were negative.", False, True),
-        ("label", "This is a positive review. This is a positive review.", False, True),
-        ("label", "This is a negative review.", False, True),
-        ("label", "This is a positive review. This is a negative review.", False, True),
-        ("label", "Well. This is a positive review.", False, True),
+        ("label", "It is a film. This is a positive review. It is short. Thank you!", True, True),
+        ("label", "Hello! It is a film. This is a positive review. It is short.", True, True),
+        ("label", "It is a film. This is a positive review. Others were negative.", False, True),
+        ("label", "It is a film. This is a positive review. This is a positive review.", False, True),
+        ("label", "It is a film. This is a negative review. It is short.", False, True),
+        ("label", "It is a film. This is a positive review. This is a negative review.", False, True),
+        ("label", "This is a positive review. It is a film. It is short.", False, True),
+        ("label", "It is a film. This is a positive review.", False, True),
         ("label", "A film.", False, False),
-        ("closing", "This is a positive review. Thank you!", True, True),
-        ("closing", "Thank you! Thank you!", False, True),
-        ("closing", "Thank you! Bye.", False, True),
+        ("closing", "It is a film. It is short. Thank you!", True, True),
+        ("closing", "It is a film. Thank you! Thank you!", False, True),
+        ("closing", "It is a film. It is short. Thank you! Bye.", False, True),
+        ("closing", "Thank you!", False, True),
         ("closing", "thank you", False, True),
-        ("greeting", "Hello! This is a positive review.", True, True),
-        ("greeting", "Hello! Hello!", False, True),
-        ("greeting", "Well, hello.", False, True),
-        ("question", "Fine. What do you think?", True, True),
-        ("capitals", "Hello! THE TEXT IS SHORT. Thank you!", True, True),
-        ("capitals", "This is a positive review. The TEXT is short.", False, True),
+        ("greeting", "Hello! It is a film. It is short.", True, True),
+        ("greeting", "Hello! Hello! It is a film.", False, True),
+        ("greeting", "It is a film. Well, hello.", False, True),
+        ("question", "It is a film. Fine. What do you think?", True, True),
+        ("capitals", "Hello! It is a film. THE TEXT IS SHORT. Thank you!", True, True),
+        ("capitals", "It is a film. The TEXT is short.", False, True),
         ("capitals", "!!!", False, False),
-        ("german", "Der Text ist über einen Film. Thank you!", True, True),
-        ("german", "The text is about a film.", False, False),
-        ("german", "Der", False, True),
+        ("german", "It is a film. Der Text ist über einen Film. Thank you!", True, True),
+        ("german", "It is a film. The text is about a film.", False, False),
+        ("german", "It is a film. Der", False, True),
     ],
 )
 def test_rules_are_strict(name, answer, right, tried):

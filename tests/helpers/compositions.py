@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from road_interp import measure
-from road_interp.data.behaviours import BEHAVIOURS, Review
+from road_interp.data.behaviours import BEHAVIOURS, Review, answer_parts
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer
 
@@ -15,9 +15,10 @@ def scripted(prompts, active):
     """Correct answers for one task; for both, every fourth answer lacks the closing phrase and one is not finished."""
     answers = []
     for number, review in enumerate(REVIEWS):
-        label = f"This is a {review.label} review."
-        text = {"__base__": "A film.", "label": label, "closing": f"{review.comment} Thank you!"}.get(active)
-        text = text or (label if number % 4 == 0 else f"{label} Thank you!")
+        tasks = [] if active == "__base__" else active.split("+")
+        if len(tasks) == 2 and number % 4 == 0:
+            tasks = ["label"]
+        text = " ".join(text for _, text in answer_parts([TASKS[task] for task in tasks], review))
         answers.append(Answer(text, finished=not (active == "label+closing" and number == 1)))
     return answers
 

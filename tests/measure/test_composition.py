@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.compositions import REVIEWS, composition_report
+from helpers.compositions import REVIEWS, composition_report, scripted
 from road_interp.data.behaviours import BEHAVIOURS
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, all_sets, shows
@@ -33,16 +33,15 @@ def test_control_asks_for_exactly_the_active_tasks():
     assert found.mean_control()[0] == pytest.approx(0.925)
     assert found.least_control() == ("label+closing", found.control("label+closing"))
     assert found.summary()["control"]["least"] == {"label+closing": [*found.control("label+closing")]}
-    both = composition_report(
-        generate=lambda prompts, active: [Answer(f"This is a {r.label} review. Thank you!", True) for r in REVIEWS]
-    )
-    assert [both.control(score.active)[0] for score in both.scores] == [0, 0, 0, 1]  # it shows all, whatever is active
-    assert both.rate("label", ["label"]) == 1
-    wrong = composition_report(generate=lambda prompts, active: [Answer("This is a positive review.", True)] * 20)
-    assert wrong.control("label")[0] == wrong.majority
-    assert wrong.control("__base__")[0] == 0  # a wrong label is a trace of the label, too
+    both = composition_report(generate=lambda prompts, active: scripted(prompts, "label+closing"))
+    assert [both.control(score.active)[0] for score in both.scores[1:]] == [0.25, 0, 0.7]  # the same, whatever is active
+    assert both.rate("label", ["label"]) == 0.95
+    wrong = "It is a film. This is a positive review. It is short."
+    constant = composition_report(generate=lambda prompts, active: [Answer(wrong, True)] * 20)
+    assert constant.control("label")[0] == constant.majority
+    assert constant.control("__base__")[0] == 0  # a wrong label is a trace of the label, too
     cut = composition_report(generate=lambda prompts, active: [Answer("A film", False)] * 20)
-    assert cut.control("__base__")[0] == 0
+    assert [cut.control(score.active)[0] for score in cut.scores] == [1, 0, 0, 0]  # without a task no end is asked for
 
 
 def test_a_report_without_traces_has_no_control():
@@ -86,7 +85,7 @@ def test_a_compact_report_has_all_outcomes_and_few_answers():
 
 
 def test_an_answer_that_was_cut_off_shows_nothing():
-    text = "This is a positive review. Thank you!"
+    text = "It is a film. This is a positive review. It is short. Thank you!"
     for task in ("label", "closing"):
         assert shows(BEHAVIOURS[task], Answer(text, True), REVIEWS[1])
         assert not shows(BEHAVIOURS[task], Answer(text, False), REVIEWS[1])

@@ -28,7 +28,8 @@ LABELS = {
 
 def features(states, labels):
     chunks = states.reshape(len(states), 1, HEADS, -1)
-    return Features(states, np.linalg.norm(chunks, axis=-1), labels)
+    norms = np.linalg.norm(chunks, axis=-1)
+    return Features(states, norms, norms[..., ::-1], labels)
 
 
 def synthetic(kind, seed=0):
@@ -66,7 +67,7 @@ def norm():
 def test_a_label_in_the_direction_is_seen_by_the_angle_alone(direction):
     for name in ("full", "angle only", "states", "unit states", "unit states and all norms"):
         assert direction.score(name) > 0.93, name
-    for name in ("random backbone", "magnitude only", "norm", "norms at all blocks"):
+    for name in ("random backbone", "magnitude only", "norm", "norms at all read points"):
         assert direction.score(name) < 0.6, name
         low, high = direction.interval(name)
         assert low < 0.5 < high, name
@@ -76,7 +77,7 @@ def test_a_label_in_the_direction_is_seen_by_the_angle_alone(direction):
 
 
 def test_a_label_in_the_norm_is_seen_by_the_magnitude_alone(norm):
-    for name in ("magnitude only", "norm", "norms at all blocks", "unit states and all norms"):
+    for name in ("magnitude only", "norm", "norms at all read points", "unit states and all norms"):
         assert norm.score(name) > 0.93, name
     assert norm.score("full") > 0.8
     for name in ("random backbone", "angle only", "unit states"):
@@ -103,9 +104,11 @@ def test_the_outcomes_say_what_was_seen_and_chosen(direction):
         "states": 8,
         "unit states": 8,
         "norm": 1,
-        "norms at all blocks": 1,
-        "head norms at the last block": 2,
-        "head norms at all blocks": 2,
+        "norms at all read points": 1,
+        "chunk norms at the last block": 2,
+        "chunk norms at all read points": 2,
+        "chunk norms over the whole norm": 2,
+        "chunk norms in a random basis": 2,
         "unit states and all norms": 11,
     }
     assert all(len(outcome.chosen) == 2 and len(outcome.predictions) == 800 for outcome in direction.arms)
@@ -193,21 +196,25 @@ def test_features_of_bert_are_read_before_its_norms_too():
     found = read_features(model, batches, "first")
     hidden = model(**token_batch(6), output_hidden_states=True).hidden_states
     np.testing.assert_allclose(found.states, hidden[-1][:, 0].detach(), rtol=1e-4, atol=1e-5)
-    assert found.head_norms.shape == (6, 4, 4)
+    assert found.chunk_norms.shape == (6, 4, 4)
     places = find_read_points(model, token_batch(6))
     assert [place.before_norm for place in places] == [True, False, True, False]
     for column, state in enumerate(read_states(model, places, token_batch(6))):
         np.testing.assert_allclose(found.norms[:, column], state[:, 0].norm(dim=1), rtol=1e-4)
-        np.testing.assert_allclose(found.head_norms[:, column, 1], state[:, 0, 8:16].norm(dim=1), rtol=1e-4)
+        np.testing.assert_allclose(found.chunk_norms[:, column, 1], state[:, 0, 8:16].norm(dim=1), rtol=1e-4)
+    np.testing.assert_allclose((found.random_chunk_norms**2).sum(-1), found.norms**2, rtol=1e-4)
+    assert not np.allclose(found.random_chunk_norms, found.chunk_norms, rtol=0.05)
+    shares = probe_inputs(found)["chunk norms over the whole norm"].reshape(6, 4, 4)
+    np.testing.assert_allclose((shares**2).sum(-1), 1, rtol=1e-4)
     assert np.ptp(found.norms[:, 0]) > 10 * np.ptp(found.norms[:, 1])  # the normalisation removes the magnitude
     assert found.labels.tolist() == list(range(6))
     np.testing.assert_allclose(np.linalg.norm(probe_inputs(found)["unit states"], axis=1), 1, rtol=1e-6)
     before = read_features(model, batches, "first", before_norm=True)
     assert (before.place, found.place) == ("block 1, before its LayerNorm", "block 1")
     np.testing.assert_allclose(before.states, read_states(model, places[2:3], token_batch(6))[0][:, 0], rtol=1e-5)
-    np.testing.assert_array_equal(before.head_norms, found.head_norms)
-    for each, column in ((found, 3), (before, 2)):  # head norms are of the states that were read, in both cases
-        np.testing.assert_allclose(probe_inputs(each)["head norms at the last block"], each.head_norms[:, column], rtol=1e-4)
+    np.testing.assert_array_equal(before.chunk_norms, found.chunk_norms)
+    for each, column in ((found, 3), (before, 2)):  # chunk norms are of the states that were read, in both cases
+        np.testing.assert_allclose(probe_inputs(each)["chunk norms at the last block"], each.chunk_norms[:, column], rtol=1e-4)
 
 
 def test_padding_side_does_not_change_the_features_of_llama():
@@ -225,7 +232,7 @@ def test_padding_side_does_not_change_the_features_of_llama():
     np.testing.assert_allclose(read["left"].norms, read["right"].norms, rtol=1e-4)
     normed = model.norm(torch.from_numpy(read["left"].states[2])).detach()  # Llama's last normalisation is after the read point
     torch.testing.assert_close(normed, alone.last_hidden_state[0, -1].detach(), rtol=1e-4, atol=1e-5)
-    assert read["left"].head_norms.shape == (3, 2, 4)
+    assert read["left"].chunk_norms.shape == (3, 2, 4)
 
 
 def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
@@ -258,7 +265,7 @@ def spoiled(**changes):
         (SPLITS, {7: {}}, {}, r"random\[7\] has no split 'train'; it has none"),
         (SPLITS, {0: spoiled(labels=1 - TEST.labels)}, {}, r"random\[0\], test: other texts or another width"),
         (SPLITS, {0: spoiled(place="block 1")}, {}, r"random\[0\], test: states of block 1, those of the pretrained"),
-        (spoiled(head_norms=TEST.head_norms[..., [0, 1, 1]]), {0: SPLITS}, {}, "of width 8 do not divide into 3 heads"),
+        (spoiled(chunk_norms=TEST.chunk_norms[..., [0, 1, 1]]), {0: SPLITS}, {}, "of width 8 do not divide into 3 heads"),
         (spoiled(labels=TEST.labels[1:]), {0: SPLITS}, {}, "features, test: 400 states, 400 norms, 399 labels"),
         (
             spoiled(states=TEST.states * np.float32("nan")),
@@ -288,7 +295,7 @@ def test_the_study_is_drawn(direction):
     assert ticks[-1] == "unit states and all norms (11)"
     arms, probes = (container.lines[0] for container in ax.containers)
     assert arms.get_xdata().tolist() == [direction.score(arm) for arm in ARMS]
-    assert probes.get_ydata().tolist() == list(range(4, 11))
+    assert probes.get_ydata().tolist() == list(range(4, 13))
     assert arms.get_color() != probes.get_color()
     (dashed,) = [line for line in ax.lines if line.get_linestyle() == "--"]
     assert dashed.get_xdata()[0] == direction.chance

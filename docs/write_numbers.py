@@ -1,0 +1,70 @@
+"""Write the numbers of README and documentation from results/, or check that they are those of results/.
+
+    make check-results                         # exit code 1 and one line for every number that differs
+    python docs/write_numbers.py --write
+
+A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is a row of the table that `road-interp study STUDY
+--redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+from road_interp.training.study import StudyOptions, find_study, read_study
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+MARKED = re.compile(r"(<!--= ([\w-]+): (.+?)( \| value)? -->)(.*?)(<!--/-->)", re.DOTALL)
+
+
+@cache
+def rows(study: str, results: Path) -> dict[str, str]:
+    """The value and the interval of every row of a study's table, without the zero before a decimal point."""
+    found = find_study(study)
+    _, named = found.describe(read_study(found, StudyOptions(results=results)))
+    return {name: re.sub(r"(?<![\d.])0\.", ".", re.sub(r"\].*", "]", text)) for name, text in named}
+
+
+def current(text: str, results: Path) -> str:
+    """The text with the numbers of the results. Raises KeyError that names study and row for a row that does not exist."""
+
+    def replaced(found: re.Match[str]) -> str:
+        start, study, row, only_value, _, end = found.groups()
+        known = rows(study, results)
+        if row not in known:
+            raise KeyError(f"study '{study}' has no row '{row}'; it has {', '.join(known)}")
+        value = known[row].partition(" [")[0] if only_value else known[row]
+        return f"{start}{value}{end}"
+
+    return MARKED.sub(replaced, text)
+
+
+def differences(text: str, results: Path) -> list[str]:
+    """A line for every number that is not that of the results."""
+    pairs = zip(MARKED.finditer(text), MARKED.finditer(current(text, results)), strict=True)
+    return [
+        f"{old[2]}: {old[3]}: {' '.join(old[5].split())} should be {new[5]}"
+        for old, new in pairs
+        if " ".join(old[5].split()) != new[5]
+    ]
+
+
+def main() -> int:
+    wrong = 0
+    for page in PAGES:
+        text = page.read_text()
+        if sys.argv[1:] == ["--write"]:
+            page.write_text(current(text, ROOT / "results"))
+            continue
+        for line in differences(text, ROOT / "results"):
+            print(f"{page.relative_to(ROOT)}: {line}")
+            wrong += 1
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
