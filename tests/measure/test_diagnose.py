@@ -50,16 +50,16 @@ def answering(together):
 
     def answer(prompts, active):
         labels = [f"This is a {review.label} review." for review in REVIEWS]
-        texts = {"__base__": "", "label": "{label}", "closing": "Well. Thank you!"}
+        texts = {"__base__": "", "label": "Well. {label} Good.", "closing": "Well. Good. Thank you!"}
         return [Answer(texts.get(active, together).format(label=label), True) for label in labels]
 
     return answer
 
 
-def test_composition_is_judged_by_its_index_and_heads_by_their_cost():
+def test_composition_and_heads_are_judged_by_their_cost():
     assert fails_to_compose(composition_report()).verdict == "yes"  # 14 of 20 answers show both
-    assert fails_to_compose(composition_report(generate=answering("{label} Thank you!"))).verdict == "no"
-    assert fails_to_compose(composition_report(generate=answering("{label}"))).verdict == "yes"
+    assert fails_to_compose(composition_report(generate=answering("Well. {label} Good. Thank you!"))).verdict == "no"
+    assert fails_to_compose(composition_report(generate=answering("Well. {label} Good."))).verdict == "yes"
     nothing = composition_report(generate=lambda prompts, active: [Answer("", True)] * 20)
     assert fails_to_compose(nothing).verdict == "cannot tell"
     assert fails_to_compose(heads(100)).verdict == "no"

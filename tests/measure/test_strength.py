@@ -17,7 +17,7 @@ def report():
     """No answer shows the behaviour below exponent 0.5; from 0.5 on all do, except a truncated one."""
 
     def answering(strength):
-        text = "A film. Thank you!" if strength >= 0.5 else "A film."
+        text = "A film. Good. Thank you!" if strength >= 0.5 else "A film. Good."
         return [Answer(text, finished=number > 0) for number in range(8)]
 
     return measure.strength(
@@ -35,7 +35,7 @@ def test_answers_are_counted_at_every_strength():
     found = report()
     assert [rate for rate, _, _ in found.rates()] == [0, 7 / 8, 7 / 8]
     assert all(low <= rate <= high for rate, low, high in found.rates())
-    assert found.perplexity == (7.0, 18.0, 18.0)
+    assert found.perplexity == (13.0, 24.0, 24.0)
 
 
 def test_json_keeps_everything():
