@@ -52,8 +52,9 @@ class SetScore:
         """
         active = [] if self.active == BASE else self.active.split("+")
         others = [self.tried[task] for task in self.shown if task not in active]
-        wanted = np.all([self.shown[task] for task in active] or [np.ones(len(self.finished), bool)], axis=0)
-        return wanted & ~np.any([np.zeros_like(wanted), *others], axis=0)
+        every = np.ones(len(self.finished), bool)
+        wanted = np.all([every, *(self.shown[task] for task in active)], axis=0)
+        return wanted & ~np.any([~every, *others], axis=0)
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def variables(comparisons: Sequence[VariablesComparison], ax: Axes, quantity: st
     for method in (method for method in methods if method not in lines):
         level = float(np.mean([_value(found.of(method), quantity) for found in comparisons]))
         ax.axhline(level, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
-        place = {"ha": "center", "va": "top" if 0.05 < level < 0.52 else "bottom"}  # the two levels of disentangle are near .5
-        ax.annotate(method, (0.5, level), xycoords=("axes fraction", "data"), fontsize=6, color="0.3", **place)
+        side = "top" if 0.05 < level < 0.52 else "bottom"  # both levels of disentangle are near .5
+        ax.annotate(method, (0.5, level), xycoords=("axes fraction", "data"), ha="center", va=side, fontsize=6, color="0.3")
     ax.set_xscale("log", base=2)
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.minorticks_off()
