@@ -51,10 +51,10 @@ class SetScore:
         It must have ended, too, unless no task is active: the end of an answer is learned with the tasks.
         """
         active = [] if self.active == BASE else self.active.split("+")
-        others = [self.tried[task] for task in self.shown if task not in active]
-        every = np.ones(len(self.finished), bool)
-        wanted = np.all([every, *(self.shown[task] for task in active)], axis=0)
-        return wanted & ~np.any([~every, *others], axis=0)
+        wanted = np.ones(len(self.finished), bool)
+        for task in self.shown:
+            wanted &= np.asarray(self.shown[task]) if task in active else ~np.asarray(self.tried[task])
+        return wanted
 
 
 @dataclass(frozen=True)
