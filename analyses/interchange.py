@@ -1,6 +1,6 @@
 """Interchange with stacked rotations on SmolLM2: methods and controls, layers by spans, depth by rows, and cost.
 
-road-interp study controls --seeds 0,1,2,3,4                 # agreement and gender; a seed divides the words, too
+road-interp study controls                                   # agreement and gender; a seed divides the words, too
 road-interp study controls templates=causalgym.json --only agr_gender       # a task in CausalGym's format
 road-interp study scan
 road-interp study depth
@@ -201,6 +201,7 @@ CONTROLS = Study(
     draw=no_figure,
     describe=describe_controls,
     minutes=200,
+    seeds=(0, 1, 2, 3, 4),
     quick=QUICK,
     quick_conditions=1,
     inputs=("templates",),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Selection:
     """Options that select pieces of a study and the folders."""
 
-    seeds: Annotated[str, typer.Option(help="seeds of every condition, as in 0,1,2")] = "0,1,2"
+    seeds: Annotated[str, typer.Option(help="seeds of every condition, as in 0,1,2; by default those of the study")] = ""
     only: Annotated[list[str] | None, typer.Option(help="a condition to measure; may be repeated; all by default")] = None
     quick: Annotated[bool, typer.Option("--quick", help="measure a few steps and examples only; the numbers are meaningless")] = (
         False
@@ -86,7 +86,7 @@ def _options(selection: Selection, overrides: tuple[str, ...]) -> StudyOptions:
     from road_interp.training.study import StudyOptions
 
     try:
-        seeds = tuple(int(seed) for seed in selection.seeds.split(","))
+        seeds = tuple(int(seed) for seed in selection.seeds.split(",") if selection.seeds)
     except ValueError:
         raise InputError(f"--seeds '{selection.seeds}' must be whole numbers with commas between, as in 0,1,2") from None
     return StudyOptions(overrides, seeds, tuple(selection.only or ()), selection.quick, selection.results, selection.runs)
@@ -97,7 +97,7 @@ def _print_studies(known: list[Study], as_json: bool) -> None:
         rows = [{"name": each.name, "title": each.title, "recipe": _recipe(each), "minutes": each.minutes} for each in known]
         print(json.dumps({"studies": rows}))
         return
-    table = Table("study", "question", "recipe", "minutes", title="Studies; minutes for three seeds on two cores")
+    table = Table("study", "question", "recipe", "minutes", title="Studies; minutes on two cores")
     for each in known:
         table.add_row(each.name, each.title, _recipe(each), str(each.minutes))
     console.print(table)

@@ -86,7 +86,8 @@ class Study:
         result: class of a piece's result.
         draw: draws a report into a folder and returns the paths of the PNG files.
         describe: a sentence about a report, and its numbers.
-        minutes: approximate duration with three seeds on two cores, in minutes.
+        minutes: approximate duration with its seeds on two cores, in minutes.
+        seeds: of every condition, unless the options say others.
         quick: further overrides with `--quick`.
         quick_seeds, quick_conditions: numbers of seeds and conditions with `--quick`; None for all.
         inputs: settings that are paths on this machine; they do not enter the settings hash.
@@ -104,6 +105,7 @@ class Study:
     draw: Callable[[Any, Path], Sequence[Path]]
     describe: Callable[[Any], Described]
     minutes: int
+    seeds: tuple[int, ...] = (0, 1, 2)
     quick: tuple[str, ...] = ()
     quick_seeds: int = 1
     quick_conditions: int | None = None
@@ -117,7 +119,7 @@ class StudyOptions:
 
     Attributes:
         overrides: overrides of the recipe, for all conditions.
-        seeds: seeds of every condition.
+        seeds: seeds of every condition; by default those of the study.
         only: slugs of the conditions to measure; all by default. The report covers all pieces that exist.
         quick: measure a few steps and examples only, to check the figures; the numbers are meaningless.
         results: folder of the results.
@@ -125,7 +127,7 @@ class StudyOptions:
     """
 
     overrides: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = ()
     only: tuple[str, ...] = ()
     quick: bool = False
     results: Path = Path("results")
@@ -238,7 +240,7 @@ def _measurable(study: Study, options: StudyOptions, progress: Progress) -> list
             progress(f"{slug} is left out: it needs {', '.join(f'{key}=...' for key in keys)}")
     limit = study.quick_conditions if options.quick else None
     given_all = [slug for slug, keys in missing.items() if not keys]
-    measured = [slug for slug in given_all if study.applies(_recipe(study, slug, options.seeds[0], options))]
+    measured = [slug for slug in given_all if study.applies(_recipe(study, slug, (options.seeds or study.seeds)[0], options))]
     if others := [slug for slug in given_all if slug not in measured]:
         progress(f"left out, because the inputs do not hold them: {', '.join(others)}")
     return measured[:limit]
@@ -290,7 +292,7 @@ def _settings(kind: type[Any], overrides: Sequence[str]) -> Any:
 
 def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[int, ...]:
     limit = study.quick_seeds if options.quick else None
-    return options.seeds[:limit][: condition.seeds]
+    return (options.seeds or study.seeds)[:limit][: condition.seeds]
 
 
 def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:
