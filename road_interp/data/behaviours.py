@@ -1,9 +1,9 @@
 """Behaviours that a language model can show in its answer to a film review, each in a part of the answer of its own.
 
-An answer has up to five parts in a fixed order: an opening, a comment, the review's label, another comment (the remark) and a
+An answer has up to five parts in a fixed order: an opening, a comment on the text, the review's label, a remark on the film and a
 closing. A behaviour is what one part says. Any set of behaviours with different parts fits into one answer; comment and remark
 are in every answer, so that two other parts never touch, and each follows the same text whatever else is said. Training answers
-are built from the review's label and a list of neutral comments, so no judge and no second model is needed; the rules by which
+are built from the review's label and lists of neutral sentences, so no judge and no second model is needed; the rules by which
 answers are scored are strict.
 """
 
@@ -19,20 +19,21 @@ from road_interp.errors import InputError
 Part = Literal["opening", "comment", "label", "remark", "closing"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order of an answer
 
-# Pairs of an English comment and its German translation.
-COMMENTS = (
-    ("I read your review.", "Ich habe deinen Text gelesen."),
+COMMENTS = (  # on the text
+    "I read your review.",
+    "This text is short.",
+    "You tell us about it.",
+    "Here is your opinion.",
+    "The words are clear.",
+    "Someone wrote this.",
+)
+REMARKS = (  # on the film, with German translations
     ("It is about a film.", "Es geht um einen Film."),
     ("You saw a film.", "Du hast einen Film gesehen."),
-    ("This text is short.", "Dieser Text ist kurz."),
-    ("You tell us about it.", "Du erzählst uns davon."),
-    ("Here is your opinion.", "Das ist deine Meinung."),
-    ("The words are clear.", "Das sind klare Worte."),
     ("A film was shown.", "Es lief ein Film."),
     ("There is a plot.", "Es gibt eine Handlung."),
-    ("We know your view.", "Das ist deine Sicht."),
     ("It was in a cinema.", "Das war im Kino."),
-    ("Someone wrote this.", "Das hat jemand geschrieben."),
+    ("The film has actors.", "Der Film hat Schauspieler."),
 )
 GERMAN = re.compile(  # frequent German words that are not English words
     r"\b(der|den|dem|des|das|diese[mn]?|eine?|einen|einem|einer|eines|und|ist|ich|du|sich|uns|hast|nicht|von|über|aus|im|zu)\b",
@@ -47,7 +48,7 @@ ANSWER = re.compile(
 
 @dataclass(frozen=True)
 class Review:
-    """A film review: its text, its label ("positive" or "negative"), and a number that selects the comments of its answers."""
+    """A film review: its text, its label ("positive" or "negative"), and a number that selects the comment and the remark of its answers."""
 
     text: str
     label: str
@@ -55,23 +56,18 @@ class Review:
 
     @property
     def comment(self) -> str:
-        """The comment of its answers."""
-        return COMMENTS[self.number % len(COMMENTS)][0]
+        """The comment on the text."""
+        return COMMENTS[self.number % len(COMMENTS)]
 
     @property
     def remark(self) -> str:
-        """Another comment."""
-        return COMMENTS[self._other][0]
+        """The remark on the film."""
+        return REMARKS[self.number // len(COMMENTS) % len(REMARKS)][0]
 
     @property
     def german(self) -> str:
-        """The other comment in German."""
-        return COMMENTS[self._other][1]
-
-    @property
-    def _other(self) -> int:
-        step = 1 + self.number // len(COMMENTS) % (len(COMMENTS) - 1)
-        return (self.number + step) % len(COMMENTS)
+        """The remark in German."""
+        return REMARKS[self.number // len(COMMENTS) % len(REMARKS)][1]
 
 
 @dataclass(frozen=True)
