@@ -48,7 +48,7 @@ ANSWER = re.compile(
 
 @dataclass(frozen=True)
 class Review:
-    """A film review: its text, its label ("positive" or "negative"), and a number that selects comment and remark of its answers."""
+    """A film review: text, label ("positive" or "negative"), and a number that selects comment and remark of its answers."""
 
     text: str
     label: str
