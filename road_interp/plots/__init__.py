@@ -12,6 +12,7 @@ from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
 from road_interp.plots.joint_training import joint_training
 from road_interp.plots.multitask import composition, composition_control, multitask_accuracy, strength
+from road_interp.plots.parameter_share import parameter_share
 from road_interp.plots.plane import plane
 from road_interp.plots.structure import query_key, seed_structure
 from road_interp.plots.style import STYLE
@@ -39,6 +40,7 @@ __all__ = [
     "joint_training",
     "magnitudes",
     "multitask_accuracy",
+    "parameter_share",
     "plane",
     "planes",
     "query_key",

@@ -40,7 +40,7 @@ class ClassificationExperiment:
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model)
-        self._head: list[str] = []  # dotted paths of the new head's modules
+        self.head: list[str] = []  # dotted paths of the modules of the new head, once the model is built
 
     def load_data(self) -> None:
         """Read the labelled text."""
@@ -67,9 +67,9 @@ class ClassificationExperiment:
 
     def build_model(self, device: torch.device) -> RoadModel:
         """The classifier with identity rotations; rotations and head are trainable."""
-        base, self._head = self.load_classifier()
+        base, self.head = self.load_classifier()
         model = identity_model(base, self.recipe.adapter)
-        for name in self._head:
+        for name in self.head:
             base.get_submodule(name).requires_grad_(True)
         return model
 
@@ -111,8 +111,8 @@ class ClassificationExperiment:
         """The metric on the validation and test texts, and the parameter counts."""
         model: Any = trainer.model
         metrics: dict[str, Any] = {name: self.score_split(trainer, self.splits[name]) for name in ("validation", "test")}
-        metrics["parameters"] = _count_parameters(model, self._head)
-        return Scores(metrics, {HEAD: serialize_modules(model.model, self._head)})
+        metrics["parameters"] = _count_parameters(model, self.head)
+        return Scores(metrics, {HEAD: serialize_modules(model.model, self.head)})
 
     @classmethod
     def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:

@@ -93,21 +93,21 @@ def train_baseline(
     experiment = ClassificationExperiment(recipe)
     experiment.load_data()
     model, head = experiment.load_classifier()
-    trainable_model = _trainable_model(recipe, method, rank, model)
+    trainable = trainable_model(recipe, method, rank, model)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
-    parameters = _count(trainable_model, model, head)
+    parameters = _count(trainable, model, head)
     with TemporaryDirectory() as folder:
-        trainer = experiment.make_trainer(trainable_model, Path(folder), find_device(None), progress=False)
+        trainer = experiment.make_trainer(trainable, Path(folder), find_device(None), progress=False)
         set_seed(seed)
         trainer.train()
         scores = {name: experiment.score_split(trainer, experiment.splits[name]) for name in ("validation", "test")}
-    if isinstance(trainable_model, LoraModel):
-        trainable_model.merge()
+    if isinstance(trainable, LoraModel):
+        trainable.merge()
     return model.eval(), {**scores, "parameters": parameters}
 
 
-def _trainable_model(
+def trainable_model(
     recipe: ClassificationRecipe, method: Method, rank: int, model: PreTrainedModel
 ) -> UnadaptedModel | LoraModel:
     """The model with the parameters of the method set to trainable; the head is left as it is."""
@@ -117,9 +117,9 @@ def _trainable_model(
     return UnadaptedModel(model.requires_grad_(method == "full"))
 
 
-def _count(trainable_model: nn.Module, model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
+def _count(trainable: nn.Module, model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
     """Numbers of trainable parameters (without the head), head parameters and backbone parameters."""
     in_head = sum(parameter.numel() for name in head for parameter in model.get_submodule(name).parameters())
     backbone = sum(parameter.numel() for parameter in model.parameters()) - in_head
-    trained = sum(parameter.numel() for parameter in trainable_model.parameters() if parameter.requires_grad) - in_head
+    trained = sum(parameter.numel() for parameter in trainable.parameters() if parameter.requires_grad) - in_head
     return {"trained": trained, "head": in_head, "backbone": backbone, "percent of backbone": 100 * trained / backbone}

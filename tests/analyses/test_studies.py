@@ -44,6 +44,7 @@ from road_interp.measure import (
 )
 from road_interp.measure.disentangle import ARMS
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
+from road_interp.measure.parameter_share import MethodOutcomes
 from road_interp.measure.throughput import ThroughputReport, Timing
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ThroughputRecipe
@@ -116,7 +117,15 @@ def test_conditions_are_loadable_recipes(known, tmp_path, name):
 
 
 def test_most_studies_have_results():
-    unmeasured = {"causalgym", "composition", "strength", "ablation-smollm2", "drift-smollm2"}
+    unmeasured = {
+        "causalgym",
+        "parameter-share",
+        "parameter-share-rates",
+        "composition",
+        "strength",
+        "ablation-smollm2",
+        "drift-smollm2",
+    }
     assert set(NAMES) - set(MEASURED) <= unmeasured
 
 
@@ -130,7 +139,8 @@ def test_every_study_is_redrawn_from_its_results(command, no_model, tmp_path, na
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.with_suffix(".pdf").stat().st_size > 1000
         assert json.loads(path.with_suffix(".json").read_text())["format"] == 1
-    assert bool(told["figures"]) == (name not in ("bank", "causalgym", "controls", "cost", "size", "variable-rates"))  # tables
+    tables = ("bank", "causalgym", "controls", "cost", "parameter-share-rates", "size", "variable-rates")
+    assert bool(told["figures"]) == (name not in tables)
     assert not (tmp_path / "results").exists()
 
 
@@ -350,6 +360,40 @@ def test_throughput(known, command, monkeypatch, tmp_path):
     assert all(isinstance(recipe, ThroughputRecipe) and "bare" in (recipe.methods or ["bare"]) for recipe in recipes)
     assert [quiet[slug].methods[-1] for slug in ("quiet", "with-oft")] == ["PEFT LoRA", "PEFT OFT"]
     assert quiet["quiet"].requests == [8]
+
+
+def test_parameter_share(known, command, monkeypatch, tmp_path):
+    """The best rate by validation; every method on every task of the folder, with the recipe of its files."""
+    asked = []
+
+    def scripted(recipe, method, task):
+        asked.append((recipe, method, task))
+        best = recipe.training.learning_rate == 3e-3
+        return MethodOutcomes(recipe.model.name, task, method, recipe.seed, 1e-3, 5, 0.1, 0.5 + best / 4, (True, False, best))
+
+    script = script_of(known["parameter-share"])
+    monkeypatch.setitem(script, "train_method", scripted)
+    told = command("parameter-share-rates", "--only", "minilm_lora-8")
+    assert [recipe.training.learning_rate for recipe, *_ in asked] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+    assert {(method, recipe.data.per_class) for recipe, method, _ in asked} == {("lora-8", 1000)}
+    assert told["sentence"].endswith("The best: minilm lora-8 0.003.")
+    assert told["numbers"]["minilm, lora-8, rate 0.003"] == "0.750"
+    asked.clear()
+    monkeypatch.setitem(script, "RATES", {"minilm": {"road_1": 3e-3, "full": 1e-4}})
+    slugs = [f"minilm_{task}_{method}" for task in ("rotten-tomatoes", "RTE") for method in ("road_1", "full")]
+    told = command("parameter-share", "glue=glue", "--seeds", "0,1", *(each for slug in slugs for each in ("--only", slug)))
+    assert [(method, task, recipe.seed) for recipe, method, task in asked] == [
+        (method, task, seed) for task in ("rotten-tomatoes", "RTE") for method in ("road_1", "full") for seed in (0, 1)
+    ]
+    reviews, entailment = asked[0][0].data, asked[4][0].data
+    assert (reviews.per_class, reviews.filter) == (3500, {"source": "rotten_tomatoes"})
+    assert (entailment.id, entailment.validation, entailment.filter) == ("glue/RTE/train.tsv", "glue/RTE/dev.tsv", {})
+    assert (entailment.text, entailment.text_pair, entailment.per_class) == ("sentence1", "sentence2", None)
+    assert [Path(path).stem for path in told["figures"]] == ["parameter-share-rotten-tomatoes", "parameter-share-rte"]
+    (name,) = [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%) minus full fine-tuning")]
+    assert told["numbers"][name].startswith("0.333")
+    with pytest.raises(InputError, match="task 'SST-2' needs glue=FOLDER, a folder with SST-2/train.tsv and dev.tsv"):
+        script["overrides_of"](script["Settings"](task="SST-2"), 1e-3)
 
 
 def test_composition(known, command, monkeypatch, tmp_path):

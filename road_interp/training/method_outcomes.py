@@ -1,0 +1,82 @@
+"""Train one method of fine-tuning on a classification recipe, and keep the outcome of every test text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast, get_args
+
+import numpy as np
+from jaxtyping import Bool
+from transformers import set_seed
+
+from road_interp.errors import InputError
+from road_interp.measure.parameter_share import MethodOutcomes
+from road_interp.models.loading import find_device
+from road_interp.recipes.schema import ClassificationRecipe
+from road_interp.rotation.plane_maps import Variant
+from road_interp.training.classification import ClassificationExperiment
+from road_interp.training.fine_tuning import Method, trainable_model
+from road_interp.training.trainer import RoadTrainer
+
+
+def train_method(recipe: ClassificationRecipe, method: str, task: str) -> MethodOutcomes:
+    """Train one method with the data, the seed and the settings of a recipe, without leaving files on disk.
+
+    Args:
+        method: a variant of RoAd such as "road_1", "lora-R" for LoRA of rank R at the recipe's sites, "full" for all weights, or
+            "head" for the head alone, which every method trains.
+        task: name of the data for the result.
+
+    Raises:
+        InputError: an unknown method, or data that are not scored by accuracy.
+    """
+    set_seed(recipe.seed)
+    experiment = ClassificationExperiment(recipe)
+    experiment.load_data()
+    if experiment.data.metric != "accuracy":
+        raise InputError(f"outcomes per text need accuracy, not {experiment.data.metric}")
+    model, counts = _model(experiment, method)
+    device = find_device(None)
+    with TemporaryDirectory() as folder:
+        trainer = experiment.make_trainer(model.to(device), Path(folder), device, progress=False)
+        set_seed(recipe.seed)
+        trainer.train()
+        validation, test = (_correct(trainer, experiment.splits[name]) for name in ("validation", "test"))
+    rate, name = recipe.training.learning_rate, recipe.model.name
+    return MethodOutcomes(name, task, method, recipe.seed, rate, *counts, float(validation.mean()), tuple(test.tolist()))
+
+
+def _model(experiment: ClassificationExperiment, method: str) -> tuple[Any, tuple[int, float]]:
+    """The model with trainable head and method, and the number of trained values with their percentage of the backbone."""
+    recipe = experiment.recipe
+    if method in get_args(Variant):
+        experiment.recipe = replace(recipe, adapter=replace(recipe.adapter, variant=method))  # type: ignore[arg-type]
+        model: Any = experiment.build_model(find_device(None))
+        whole, head = model.model, experiment.head
+    else:
+        whole, head = experiment.load_classifier()
+        kind, rank = _baseline(method)
+        model = trainable_model(recipe, kind, rank, whole)
+        for name in head:
+            whole.get_submodule(name).requires_grad_(True)
+    in_head = sum(parameter.numel() for name in head for parameter in whole.get_submodule(name).parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) - in_head
+    backbone = sum(parameter.numel() for parameter in whole.parameters()) - in_head
+    return model, (trained, 100 * trained / backbone)
+
+
+def _baseline(method: str) -> tuple[Method, int]:
+    """The kind of a baseline, and the rank of a LoRA."""
+    if method in ("full", "head"):
+        return cast(Method, method), 0
+    if rank := re.fullmatch(r"lora-([1-9]\d{0,3})", method):
+        return "lora", int(rank[1])
+    raise InputError(f"unknown method '{method}'; use {', '.join(get_args(Variant))}, lora-R, full or head")
+
+
+def _correct(trainer: RoadTrainer, split: Any) -> Bool[np.ndarray, " texts"]:
+    output = trainer.predict(split)
+    return np.asarray(output.predictions).argmax(1) == np.asarray(output.label_ids)

@@ -1,0 +1,59 @@
+"""Accuracy by the share of trained weights: outcomes are paired by text and seed, and drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from road_interp import plots
+from road_interp.errors import InputError
+from road_interp.measure.intervals import mean_over_seeds
+from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
+
+
+def outcomes(method, percent, rate, seed, task="reviews"):
+    correct = np.random.default_rng(seed).random(200) < rate
+    return MethodOutcomes("m", task, method, seed, 1e-3, 10, percent, 0.5, tuple(correct.tolist()))
+
+
+@pytest.fixture(scope="module")
+def report():
+    return ParameterShareReport(
+        {
+            "road_1": tuple(outcomes("road_1", 0.1, 0.8, seed) for seed in range(3)),
+            "full": tuple(outcomes("full", 100.0, 0.9, seed) for seed in range(2)),
+            "other": (outcomes("road_1", 0.1, 0.8, 0, "other"),),
+        }
+    )
+
+
+def test_accuracy_is_over_seeds_and_texts(report):
+    every = np.concatenate([each.correct for each in report.trainings["road_1"]])
+    assert report.accuracy("road_1") == mean_over_seeds(every, 3)
+    assert report.summary()["full"] == [*report.accuracy("full")]
+    with pytest.raises(InputError, match="no condition 'lora'; there are road_1, full, other"):
+        report.accuracy("lora")
+
+
+def test_differences_are_paired_by_text_and_seed(report):
+    value, low, high = report.difference("full", "road_1")  # of the two seeds that both have
+    rates = [np.mean([each.correct for each in report.trainings[slug][:2]]) for slug in ("full", "road_1")]
+    assert value == pytest.approx(rates[0] - rates[1])
+    assert low < value < high
+    assert high - low < report.accuracy("full")[2] - report.accuracy("full")[1]  # the texts are the same
+    assert report.difference("full", "full") == (0, 0, 0)
+    with pytest.raises(InputError, match="'road_1' and 'other' have no seed of one model and task in common"):
+        report.difference("road_1", "other")
+
+
+def test_json_keeps_everything(report):
+    assert ParameterShareReport.from_json(report.to_json()) == report
+
+
+def test_a_point_per_method_of_the_task(report):
+    ax = plots.parameter_share(report, task="reviews")
+    assert [(bars.lines[0].get_xdata()[0], bars.lines[0].get_ydata()[0]) for bars in ax.containers] == [
+        (0.1, report.accuracy("road_1")[0]),
+        (100.0, report.accuracy("full")[0]),
+    ]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["m", "road_1", "full"]

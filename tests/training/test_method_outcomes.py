@@ -1,0 +1,48 @@
+"""One method of fine-tuning and the outcome of every test text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from helpers.recipes import recipe_for
+from road_interp.errors import InputError
+from road_interp.training.api import train
+from road_interp.training.fine_tuning import train_baseline
+from road_interp.training.method_outcomes import train_method
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_4"])
+def test_a_rotation_has_the_accuracy_of_its_run(workplace, tmp_path, variant):
+    recipe = recipe_for(workplace, f"adapter.variant={variant}")
+    found = train_method(recipe, variant, "tone")
+    metrics = train(recipe, tmp_path / "run", progress=False).metrics
+    assert np.mean(found.correct) == metrics["test"]["accuracy"]
+    assert found.validation == metrics["validation"]["accuracy"]
+    assert (found.parameters, found.percent) == (metrics["parameters"]["adapter"], metrics["parameters"]["percent of backbone"])
+    assert (found.method, found.task, found.seed) == (variant, "tone", recipe.seed)
+    assert train_method(recipe, variant, "tone") == found
+
+
+@pytest.mark.parametrize("method", ["lora-2", "full", "head"])
+def test_a_baseline_has_the_accuracy_of_its_own_training(workplace, method):
+    recipe = recipe_for(workplace)
+    rate = recipe.training.learning_rate
+    _, scores = train_baseline(recipe, method.partition("-")[0], seed=recipe.seed, learning_rate=rate, rank=2)
+    found = train_method(recipe, method, "tone")
+    assert np.mean(found.correct) == scores["test"]["accuracy"]
+    assert (found.parameters, found.percent) == (scores["parameters"]["trained"], scores["parameters"]["percent of backbone"])
+
+
+def test_the_order_of_the_texts_is_that_of_every_method(workplace):
+    recipe = recipe_for(workplace, "training.max_steps=1")
+    first, other = (train_method(replace(recipe, seed=seed), "head", "tone").correct for seed in (0, 1))
+    assert len(first) == len(other) > 1
+
+
+@pytest.mark.parametrize("method", ["lora", "lora-0", "lora-x", "dora", "road_3"])
+def test_unknown_methods_are_refused(workplace, method):
+    with pytest.raises(InputError, match=f"unknown method '{method}'; use road_1, road_2, road_4, lora-R, full or head"):
+        train_method(recipe_for(workplace), method, "tone")
