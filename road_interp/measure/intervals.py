@@ -60,6 +60,8 @@ def cluster_means(
 ) -> Float[np.ndarray, " draws"]:
     """Bootstrap samples of a weighted mean of cells, such as tasks: clusters of examples, such as words, are resampled.
 
+    Samples in which a cell has no example are left out.
+
     Args:
         clusters: of every example, one or several, such as the words of base and source. An example counts as often as the
             product of the numbers of draws of its different clusters, because examples that share one are not independent.
@@ -75,8 +77,8 @@ def cluster_means(
     for cell, weight in weights.items():
         of_cell = np.array([each == cell for each in cells])
         drawn, sums = counted[:, of_cell].sum(1), counted[:, of_cell] @ outcomes[of_cell]
-        total += weight * np.where(drawn > 0, sums / np.maximum(drawn, 1), outcomes[of_cell].mean())
-    return total
+        total += weight * np.divide(sums, drawn, out=np.full(DRAWS, np.nan), where=drawn > 0)
+    return total[~np.isnan(total)]
 
 
 def rate_interval(outcomes: Shaped[np.ndarray, " examples"], clusters: Sequence[Sequence[str]]) -> tuple[float, float]:

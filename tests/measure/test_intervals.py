@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from road_interp.errors import InputError
-from road_interp.measure.intervals import bootstrap_means, check_seeds, mean_over_seeds
+from road_interp.measure.intervals import DRAWS, bootstrap_means, check_seeds, cluster_means, mean_over_seeds
 
 
 def width(outcomes, seeds):
@@ -67,6 +67,14 @@ def test_intervals_cover_the_rate_as_often_as_they_say(seeds, spread, shared):
         _, low, high = mean_over_seeds((chance < rates).ravel(), seeds)
         covered += low <= 0.6 <= high
     assert 0.925 <= covered / trials <= 0.99
+
+
+def test_samples_without_an_example_of_a_cell_are_left_out():
+    outcomes, clusters = np.array([1.0, 0.0, 1.0]), [("a",), ("b",), ("c",)]
+    drawn = cluster_means(outcomes, clusters, ["x", "x", "y"])
+    assert 0 < len(drawn) < DRAWS
+    assert set(drawn.round(6)) <= {0.5, 0.666667, 0.75, 0.833333, 1.0}  # "c" is in every sample: the cell y is 1
+    assert len(cluster_means(outcomes, clusters)) == DRAWS
 
 
 def test_what_does_not_go_together_is_refused():
