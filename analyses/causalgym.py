@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ from road_interp.causal.method_scores import MethodScore, TaskScores, score_meth
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
 from road_interp.files import read_json_object
-from road_interp.models.loading import load_model, load_tokenizer
-from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model
 
 TASKS = (
     *("agr_gender", "agr_sv_num_subj-relc", "agr_sv_num_obj-relc", "agr_sv_num_pp"),
@@ -59,16 +56,9 @@ class Settings:
     seed: int = 0
 
 
-@cache
-def load(model: str) -> tuple[Any, Any]:
-    """A model and its tokeniser."""
-    recipe = ModelRecipe(model)
-    return load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
-
-
 def measure(piece: Piece) -> TaskScores:
     settings: Settings = piece.recipe
-    model, tokenizer = load(settings.model)
+    model, tokenizer = language_model(settings.model)
     splits = load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, settings.templates, settings.prefix)
     span = splits.train.deciding_span
     return score_methods(model, splits, settings.layers, span, settings.steps, settings.seed, piece.progress)
@@ -113,10 +103,6 @@ def _numbers(odds: Any, selectivity: Any) -> str:
     return f"log odds ratio {odds:.2f}, selectivity {selectivity:.2f}"
 
 
-def no_figure(found: Any, folder: Path) -> list[Path]:
-    return []
-
-
 STUDY = Study(
     name="causalgym",
     title="CausalGym's tasks",
@@ -125,7 +111,7 @@ STUDY = Study(
     measure=measure,
     report=over_tasks,
     result=TaskScores,
-    draw=no_figure,
+    draw=lambda found, folder: [],
     describe=describe,
     minutes=180,
     quick=("steps=3", "pairs=[32, 8, 16]", "layers=[1, 2]"),

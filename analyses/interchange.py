@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,12 +25,10 @@ from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
 from road_interp.measure.intervals import cluster_means, interval
-from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
-from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model, with_interval
 
 SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}
 BUILT_IN = ("agreement", "gender")
@@ -53,16 +49,9 @@ class Settings:
     seed: int = 0
 
 
-@cache
-def load(model: str) -> tuple[Any, Any]:
-    """A model and its tokeniser."""
-    recipe = ModelRecipe(model)
-    return load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
-
-
 def model_and_pairs(settings: Settings) -> tuple[Any, Splits]:
     """The model, and the pairs of the task. The seed divides the words among the splits, too."""
-    model, tokenizer = load(settings.model)
+    model, tokenizer = language_model(settings.model)
     templates = None if settings.task in BUILT_IN else settings.templates
     return model, load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, templates, PREFIX)
 
@@ -70,9 +59,8 @@ def model_and_pairs(settings: Settings) -> tuple[Any, Splits]:
 def measure_controls(piece: Piece) -> ControlReport:
     chosen = piece.recipe
     model, splits = model_and_pairs(chosen)
-    return controls(
-        model, load(chosen.model)[1], splits, chosen.layer, SPANS[chosen.task], chosen.seed, chosen.steps, piece.progress
-    )
+    tokenizer = language_model(chosen.model)[1]
+    return controls(model, tokenizer, splits, chosen.layer, SPANS[chosen.task], chosen.seed, chosen.steps, piece.progress)
 
 
 def measure_scan(piece: Piece) -> ScanReport:
@@ -185,10 +173,6 @@ def describe_cost(found: CostReport) -> Described:
     return sentence, rows
 
 
-def no_figure(found: Any, folder: Path) -> list[Path]:
-    return []
-
-
 AGREEMENT = {"agreement": Condition("agreement", ("task=agreement",))}
 CONTROLS = Study(
     name="controls",
@@ -198,7 +182,7 @@ CONTROLS = Study(
     measure=measure_controls,
     report=over_tasks,
     result=ControlReport,
-    draw=no_figure,
+    draw=lambda found, folder: [],
     describe=describe_controls,
     minutes=200,
     seeds=(0, 1, 2, 3, 4),
@@ -251,7 +235,7 @@ COST = Study(
     measure=lambda piece: cost(piece.recipe.width, rounds=piece.recipe.rounds, progress=piece.progress),
     report=first,
     result=CostReport,
-    draw=no_figure,
+    draw=lambda found, folder: [],
     describe=describe_cost,
     minutes=5,
     quick=("width=64", "rounds=2"),

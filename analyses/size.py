@@ -6,7 +6,6 @@ road-interp study size        # ten models; road-interp size MODEL shows any oth
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from road_interp.cli.app import main_of
 from road_interp.measure.size import SHAPES, SizeReport, adapter_sizes, meta_model
@@ -57,10 +56,6 @@ def describe(found: SizesReport) -> Described:
     return "Trained values of an adapter, in percent of the model's parameters.", rows
 
 
-def no_figure(found: SizesReport, folder: Path) -> list[Path]:
-    return []
-
-
 STUDY = Study(
     name="size",
     title="The size of adapters",
@@ -69,7 +64,7 @@ STUDY = Study(
     measure=measure,
     report=report,
     result=SizeReport,
-    draw=no_figure,
+    draw=lambda found, folder: [],
     describe=describe,
     minutes=1,
     quick=("variants=[road_1]",),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,11 @@ from road_interp.causal.variables import VariableRuns, VariablesReport
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
-from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2, readable_name, resolve
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model, settings_hash, with_interval
 
 GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt
@@ -83,13 +81,6 @@ class Settings:
     seed: int = 0
 
 
-@cache
-def load(model: str) -> tuple[Any, Any]:
-    """A model and its tokeniser."""
-    recipe = ModelRecipe(model)
-    return load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
-
-
 def task_of(settings: Settings) -> EntityTask:
     """The entities of the settings, at most as many as are asked about."""
     if settings.entities == NOUNS:
@@ -101,7 +92,7 @@ def task_of(settings: Settings) -> EntityTask:
 
 def answered(settings: Settings, task: EntityTask, piece: Piece) -> tuple[list[Question], int]:
     """The questions that the model answers rightly, kept in a file for other pieces, and the number of questions."""
-    model, tokenizer = load(settings.model)
+    model, tokenizer = language_model(settings.model)
     key = settings_hash(settings.model, settings.prefix, settings.prompts, task)
     path = piece.runs / f"answered-{key}.json"
     if path.is_file():
@@ -117,7 +108,7 @@ def answered(settings: Settings, task: EntityTask, piece: Piece) -> tuple[list[Q
 
 def runs_of(settings: Settings, piece: Piece, splits: tuple[SplitName, ...]) -> tuple[list[VariableRuns], tuple[int, int, int]]:
     """The runs of splits, and numbers of entities and questions that are answered rightly, and of questions."""
-    model, tokenizer = load(settings.model)
+    model, tokenizer = language_model(settings.model)
     task = task_of(settings)
     right, asked = answered(settings, task, piece)
     runs = []

@@ -14,16 +14,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from road_interp.errors import InputError
 from road_interp.from_mapping import from_mapping
+from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.progress import Progress, silent
 from road_interp.provenance import current_provenance
 from road_interp.recipes.loader import apply_override, load_recipe, load_stored_recipe, read_recipe
-from road_interp.recipes.schema import TrainableRecipe
+from road_interp.recipes.schema import ModelRecipe, TrainableRecipe
 from road_interp.results import Result
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
@@ -209,6 +211,13 @@ def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
     if load_stored_recipe(folder / RECIPE) != recipe:
         raise InputError(f"'{folder}' was trained with another recipe; choose another --runs")
     return Run.load(folder)
+
+
+@cache
+def language_model(identity: str) -> tuple[Any, Any]:
+    """The causal language model of an id and its tokeniser, loaded once."""
+    recipe = ModelRecipe(identity)
+    return load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
 
 
 def settings_hash(*settings: object) -> str:

@@ -497,20 +497,19 @@ def test_strength(known, command, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def tiny_language_model(known, monkeypatch):
+def tiny_language_model(monkeypatch):
     """A random Llama with one token for every word of the pairs in the place of SmolLM2."""
-    script = script_of(known["scan"])
     loaded = []
 
     def load(recipe, head):
         loaded.append(recipe.id)
         return tiny_model("Llama", head, vocab_size=400), []
 
-    monkeypatch.setitem(script, "load_model", load)
-    monkeypatch.setitem(script, "load_tokenizer", lambda recipe: word_tokenizer())
-    script["load"].cache_clear()
+    monkeypatch.setattr(study_module, "load_model", load)
+    monkeypatch.setattr(study_module, "load_tokenizer", lambda recipe: word_tokenizer())
+    study_module.language_model.cache_clear()
     yield loaded
-    script["load"].cache_clear()
+    study_module.language_model.cache_clear()
 
 
 def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path):
@@ -552,7 +551,8 @@ def test_cost_of_an_interchange(command, no_model, tmp_path):
 def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_path):
     """The tasks of the file, whatever else CausalGym has."""
     script = script_of(known["causalgym"])
-    monkeypatch.setitem(script, "load", lambda model: (tiny_model("Llama", "causal-lm", vocab_size=400), word_tokenizer()))
+    loaded = tiny_model("Llama", "causal-lm", vocab_size=400), word_tokenizer()
+    monkeypatch.setitem(script, "language_model", lambda model: loaded)
     built_in = json.loads((ROOT / "road_interp" / "causal" / "templates.json").read_text())
     (tmp_path / "tasks.json").write_text(json.dumps({"agr_sv_num_pp": built_in["agreement"], "agr_gender": built_in["gender"]}))
     output = command("causalgym", f"templates={tmp_path / 'tasks.json'}", "layers=[0, 1]", "steps=2", "pairs=[32, 8, 16]")
@@ -568,7 +568,8 @@ def test_several_variables(known, command, monkeypatch, tmp_path):
     task = number_and_gender()
     words = [text for prompts in task.prompts.values() for prompt in prompts for text in prompt.replace(":", " : ").split()]
     tokenizer = word_tokenizer(*task.values, *(word.strip(";.") for word in words), ";", ".")
-    monkeypatch.setitem(script, "load", lambda model: (tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), tokenizer))
+    loaded = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), tokenizer
+    monkeypatch.setitem(script, "language_model", lambda model: loaded)
     monkeypatch.setitem(script, "answered", lambda settings, task, piece: (list(task.questions()), 7))
     common = ("layer=0", "prefix=''", "steps=2", "pairs=[8, 8, 8]", "methods=[stacked RoAd, masked components]")
     slugs = ("--only", "smollm2_number-gender_1", "--only", "smollm2_number-gender_2")
