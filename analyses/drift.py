@@ -24,7 +24,6 @@ from road_interp.data.multitask import format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure import DriftReport, DriftStudy, drift, text_batches
 from road_interp.models.loading import load_model, load_tokenizer
-from road_interp.models.road_model import RoadModel
 from road_interp.plots import export
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
@@ -67,11 +66,11 @@ def measure(piece: Piece) -> DriftStudy:
 def measure_smollm2(piece: Piece) -> DriftStudy:
     """Change of the last prompt token by the rotations of both tasks, on held-out reviews in the template of the training."""
     piece = divided_by_seed(piece)
-    recipe, run = piece.recipe, run_of(piece)
+    recipe = piece.recipe
     data, tokenizer = load_multitask_data(recipe), load_tokenizer(recipe.model)
     prompts = format_prompts(recipe, [review.text for review in (*data.validation, *data.test)], tokenizer)
     batches = text_batches(prompts, tokenizer, recipe.model.max_length)
-    base, tuned = load_model(recipe.model)[0], RoadModel(load_model(recipe.model)[0], run.adapter)
+    base, tuned = load_model(recipe.model)[0], run_of(piece).load_model()
     names = {"base_name": recipe.model.name, "tuned_name": "label+closing, co-activation 0.5"}
     return DriftStudy((drift(base, tuned, batches, "last", **names, progress=piece.progress),), ({},))
 

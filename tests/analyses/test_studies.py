@@ -692,9 +692,16 @@ def test_drift_of_every_seed_and_between_seeds(known, moved, tmp_path):
 
 def test_drift_of_a_language_model(known, moved, monkeypatch, tmp_path):
     script, study = script_of(known["drift-smollm2"]), known["drift-smollm2"]
-    monkeypatch.setitem(script, "read_rows", lambda *_: None)
-    monkeypatch.setitem(script, "subsample", lambda rows, count: {"text": ["a"] * count})
+    divisions = []
+
+    def load(recipe):
+        divisions.append(recipe.reviews.split_seed)
+        return SimpleNamespace(validation=[], test=[])
+
+    monkeypatch.setitem(script, "load_multitask_data", load)
+    monkeypatch.setitem(script, "format_prompts", lambda *_: ["a"] * 20)
     found = run_study(study, StudyOptions(results=tmp_path, seeds=(0, 1)))
+    assert divisions == [0, 1]
     assert [report.token for report in found.reports] == ["last", "last"]
     assert len({(report.base, report.tuned) for report in found.reports}) == 1  # seeds of one method have one name
     assert study.draw(found, tmp_path / "out")[0] == tmp_path / "out" / "smollm2" / "drift.png"
