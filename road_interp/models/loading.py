@@ -31,16 +31,18 @@ AUTO_CLASSES = {
 }
 
 
-def load_model(recipe: ModelRecipe, auto_class: str = "backbone", **options: Any) -> tuple[PreTrainedModel, list[str]]:
+def load_model(recipe: ModelRecipe | str, auto_class: str = "backbone", **options: Any) -> tuple[PreTrainedModel, list[str]]:
     """The base model, and the paths of modules that its checkpoint lacks, such as a new classification head.
 
     Args:
+        recipe: the model section of a recipe, or an id as in `ModelRecipe.id`.
         auto_class: "backbone", "causal-lm" or "classifier".
         options: further settings of the configuration, such as num_labels.
 
     Raises:
         InputError: the model does not exist or cannot be loaded.
     """
+    recipe = ModelRecipe(recipe) if isinstance(recipe, str) else recipe
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
     if recipe.device_map is not None:
@@ -82,8 +84,9 @@ def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
                 raise InputError(f"model.max_length {recipe.max_length} is more than the {limit} positions of '{recipe.id}'")
 
 
-def load_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
-    """The model's tokeniser, with a padding token. Raises InputError if it cannot be loaded."""
+def load_tokenizer(recipe: ModelRecipe | str) -> PreTrainedTokenizerBase:
+    """The model's tokeniser, with a padding token, by recipe or id. Raises InputError if it cannot be loaded."""
+    recipe = ModelRecipe(recipe) if isinstance(recipe, str) else recipe
     arguments = _arguments(recipe, "tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments)

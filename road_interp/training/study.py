@@ -25,7 +25,7 @@ from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.progress import Progress, silent
 from road_interp.provenance import current_provenance
 from road_interp.recipes.loader import apply_override, load_recipe, load_stored_recipe, read_recipe
-from road_interp.recipes.schema import ModelRecipe, TrainableRecipe
+from road_interp.recipes.schema import TrainableRecipe
 from road_interp.results import Result
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
@@ -216,8 +216,7 @@ def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
 @cache
 def language_model(identity: str) -> tuple[Any, Any]:
     """The causal language model of an id and its tokeniser, loaded once."""
-    recipe = ModelRecipe(identity)
-    return load_model(recipe, "causal-lm")[0], load_tokenizer(recipe)
+    return load_model(identity, "causal-lm")[0], load_tokenizer(identity)
 
 
 def settings_hash(*settings: object) -> str:

@@ -217,3 +217,12 @@ def test_queries_and_keys_are_found_with_trained_weights(from_gguf, attention):
         f"model.layers.{layer}.self_attn.{kind}_proj" for layer in range(30) for kind in ("q", "k")
     ]
     assert {site.width for site in sites} == {576, 192}
+
+
+def test_a_model_and_its_tokeniser_are_loaded_by_id(workplace):
+    folder = str(workplace / "model")
+    model, _ = load_model(folder)
+    assert all(map(torch.equal, model.state_dict().values(), load_model(ModelRecipe(folder))[0].state_dict().values()))
+    assert load_tokenizer(folder).get_vocab() == load_tokenizer(ModelRecipe(folder)).get_vocab()
+    with pytest.raises(InputError, match="model 'nowhere/model' cannot be loaded"):
+        load_model("nowhere/model")
