@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
@@ -44,8 +44,14 @@ from road_interp.training.multitask_trainer import MultiTaskTrainer
 from road_interp.training.trainer import RoadTrainer
 
 
+NEUTRAL = 0.1  # weight of a token that does not decide the part of the example's own task, such as those of the comments
+
+
 class GenerationTrainer(MultiTaskTrainer):
     """Trainer for prompts and answers of several tasks; the loss covers the answer tokens only.
+
+    It is a weighted mean over the tokens of a batch: those that decide the part of the example's own task count ten times as
+    much as the others, because most tokens of an answer belong to neutral sentences. Of a task without a part, all count the same.
 
     Args:
         parts: by task, the part of the answer that belongs to it, as a bit of `behaviours.PARTS`.
@@ -69,35 +75,26 @@ class GenerationTrainer(MultiTaskTrainer):
         of_others = self._decided_by(others, inputs["decides"])
         if self._rule == "own":
             labels = labels.masked_fill(of_others, -100)
+        has_part = torch.tensor([name in self._parts for name in own], device=labels.device)[:, None]
+        neutral = has_part & ~self._decided_by(own, inputs["decides"])
         # Logits are computed only at positions whose next token belongs to some row's answer; the others do not enter the loss.
         columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
         batch = {"input_ids": inputs["input_ids"], "attention_mask": mask, "logits_to_keep": columns}
         output = model(base=batch, tasks=active, trainable_tasks=own, positions=positions)[1]
-        logits, labels, of_others = output.logits.float(), labels[:, columns + 1], of_others[:, columns + 1]
-        if self._rule == "distilled" and of_others.any():
+        logits, labels = output.logits.float(), labels[:, columns + 1]
+        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # 0 where the label is -100
+        if self._rule == "distilled" and (taught := of_others[:, columns + 1]).any():
             with torch.no_grad():
-                taught = model(base=batch, tasks=[each or BASE for each in others], positions=positions)[1].logits
-            output.loss = _distilled_loss(logits, labels, taught, of_others)
-        else:
-            output.loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+                teacher = model(base=batch, tasks=[each or BASE for each in others], positions=positions)[1].logits
+            losses[taught] = functional.cross_entropy(logits[taught], teacher[taught].float().softmax(-1), reduction="none")
+        weights = torch.where(neutral[:, columns + 1], NEUTRAL, 1.0) * (labels != -100)
+        output.loss = (losses * weights).sum() / weights.sum()
         return output
 
     def _decided_by(self, tasks: Sequence[str], decides: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
         """Whether a token decides a part of the answer that belongs to one of a row's tasks, such as "a+b"."""
         bits = [sum(self._parts.get(task, 0) for task in names.split("+")) for names in tasks]
         return decides & torch.tensor(bits, device=decides.device)[:, None] != 0
-
-
-def _distilled_loss(
-    logits: Float[Tensor, "rows tokens vocabulary"],
-    labels: Int[Tensor, "rows tokens"],
-    taught: Float[Tensor, "rows tokens vocabulary"],
-    of_others: Bool[Tensor, "rows tokens"],
-) -> Tensor:
-    """Mean cross entropy: to the label, and where `of_others` to the distribution of `taught` (Hinton et al. 2015)."""
-    hard = functional.cross_entropy(logits.flatten(0, 1), labels.masked_fill(of_others, -100).flatten(), reduction="sum")
-    soft = functional.cross_entropy(logits[of_others], taught[of_others].float().softmax(-1), reduction="sum")
-    return (hard + soft) / (labels != -100).sum()
 
 
 class AnswerCollator(DataCollatorForSeq2Seq):

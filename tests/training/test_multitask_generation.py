@@ -117,6 +117,7 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
     monkeypatch.setattr(GenerationTrainer, "call", spy_on_call)
     monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
     recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2", "co_activation_loss=all")
+    monkeypatch.setattr(multitask_generation, "NEUTRAL", 1.0)
     load = multitask_generation.load_tokenizer
     monkeypatch.setattr(multitask_generation, "load_tokenizer", lambda recipe: set_side(load(recipe), side))
     monkeypatch.setattr(
@@ -208,8 +209,15 @@ def test_with_others_active_only_ones_own_tokens_are_learned(workplace, monkeypa
         labels[row, masked & left_out] = -100
     columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
     assert torch.equal(columns, spy_on_forward.kept)
-    loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), labels[:, columns + 1].flatten())
-    assert output.loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    own = torch.tensor([other[1 - task] for task in inputs["task"].tolist()])  # the part of the example's own task
+    weights = torch.where(inputs["decides"] & own[:, None] != 0, 1.0, 0.1)[:, columns + 1]
+    total = sum(
+        weights[row, place] * -output.logits[row, place].log_softmax(-1)[label]
+        for row, of_row in enumerate(labels[:, columns + 1].tolist())
+        for place, label in enumerate(of_row)
+        if label != -100
+    )
+    assert output.loss.item() == pytest.approx((total / weights[labels[:, columns + 1] != -100].sum()).item(), rel=1e-5)
 
 
 def test_several_others_are_activated_in_random_sets():
