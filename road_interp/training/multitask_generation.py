@@ -43,7 +43,6 @@ from road_interp.training.experiment import Scores, identity_model
 from road_interp.training.multitask_trainer import MultiTaskTrainer
 from road_interp.training.trainer import RoadTrainer
 
-
 NEUTRAL = 0.1  # weight of a token that does not decide the part of the example's own task, such as those of the comments
 
 
