@@ -18,7 +18,7 @@ from transformers import set_seed
 
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.data.behaviours import answer_parts
+from road_interp.data.behaviours import PARTS, answer_parts
 from road_interp.data.multitask import PLAIN, Example, format_prompts, load_multitask_data, load_reviews
 from road_interp.measure.composition import CompositionReport, all_sets, composition
 from road_interp.measure.labels import MethodLabel
@@ -92,6 +92,7 @@ def adapter_per_set(piece: Piece) -> CompositionReport:
         only = replace(recipe, tasks={"set": TaskRecipe(behaviour=PLAIN)}, co_activation=0.0, shared=None)
         experiment = MultiTaskGenerationExperiment(replace(only, training=replace(recipe.training, max_steps=steps)))
         experiment.data = replace(data, examples={"set": examples}, behaviours={})
+        experiment.parts = {"set": sum(1 << PARTS.index(each.part) for each in shown)} if shown else {}
         adapters["none" if name == BASE else name] = _train_undivided(experiment).road.adapter
     names = {name: "none" if name == BASE else name for name in sets}
     return _score_adapters(recipe, adapters, names, "an adapter per set of tasks")

@@ -50,10 +50,10 @@ class GenerationTrainer(MultiTaskTrainer):
     """Trainer for prompts and answers of several tasks; the loss covers the answer tokens only.
 
     It is a weighted mean over the tokens of a batch: those that decide the part of the example's own task count ten times as
-    much as the others, because most tokens of an answer belong to neutral sentences. Of a task without a part, all count the same.
+    much as the others, because most tokens of an answer belong to neutral sentences. Of a task without a part, all count alike.
 
     Args:
-        parts: by task, the part of the answer that belongs to it, as a bit of `behaviours.PARTS`.
+        parts: by task, the parts of the answer that belong to it, as bits of `behaviours.PARTS`.
         co_activation_loss: as in `MultiTaskGenerationRecipe`.
     """
 
@@ -125,6 +125,7 @@ class MultiTaskGenerationExperiment:
     def load_data(self) -> None:
         """Read the training examples and the reviews."""
         self.data: MultiTaskData = load_multitask_data(self.recipe)
+        self.parts = {name: 1 << PARTS.index(each.part) for name, each in self.data.behaviours.items()}
 
     def build_model(self, device: torch.device) -> RoadModel:
         """The base model with identity rotations and the tasks' planes."""
@@ -145,9 +146,8 @@ class MultiTaskGenerationExperiment:
             options: further arguments of `TrainingArguments`, such as save_strategy.
         """
         recipe = self.recipe
-        parts = {name: 1 << PARTS.index(each.part) for name, each in self.data.behaviours.items()}
         return GenerationTrainer(
-            parts=parts,
+            parts=self.parts,
             co_activation_loss=recipe.co_activation_loss,
             tasks=recipe.task_names,
             co_activation=recipe.co_activation,
