@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from matplotlib.pyplot import figure
+from matplotlib.style import context
+
 from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.measure.composition import CompositionReport
@@ -113,9 +116,13 @@ def report(pieces: Pieces) -> CompositionStudy:
 def draw(found: CompositionStudy, folder: Path) -> list[Path]:
     first = MAIN if MAIN in found.reports else next(iter(found.reports))
     shown = found.reports[first]
+    with context(plots.STYLE):
+        size = (7.5, 0.35 * len(found.reports) + 0.9)
+        rows = figure(figsize=size, layout="constrained").add_subplot()
+    plots.composition_control(list(found.reports.values()), rows)
     return [
         export.save_figure(plots.composition(shown), shown.compact(), folder, "composition"),
-        export.save_figure(plots.composition_control(list(found.reports.values())), found, folder, "composition-control"),
+        export.save_figure(rows, found, folder, "composition-control"),
     ]
 
 

@@ -68,8 +68,8 @@ def composition_control(reports: Sequence[CompositionReport], ax: Axes) -> Axes:
         ax.axvline(reports[0].majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
     ax.set_yticks(range(len(reports)), [_with_seeds(report) for report in reports])
     ax.invert_yaxis()
-    ax.set(xlabel="fraction of answers that show exactly the active tasks", xlim=(-0.02, 1.02))
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    ax.set(xlabel="exactly the active tasks (fraction of answers)", xlim=(-0.02, 1.02))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
