@@ -121,7 +121,6 @@ def test_most_studies_have_results():
         "causalgym",
         "parameter-share",
         "parameter-share-rates",
-        "composition",
         "strength",
         "ablation-smollm2",
         "drift-smollm2",
