@@ -260,10 +260,10 @@ def test_what_is_wrong_is_one_line(capsys, monkeypatch, tmp_path, arguments, mes
 
 
 def test_a_script_is_its_study(monkeypatch, capsys, tmp_path):
-    arguments = ["strength.py", "--redraw", "--results", str(RESULTS), "--out", str(tmp_path)]
+    arguments = ["interference.py", "--redraw", "--results", str(RESULTS), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
-    runpy.run_path(str(ANALYSES / "strength.py"), run_name="__main__")
-    assert "strength.png" in capsys.readouterr().out
+    runpy.run_path(str(ANALYSES / "interference.py"), run_name="__main__")
+    assert "interference.png" in capsys.readouterr().out
     assert (tmp_path / "strength.png").is_file()
     for path in ANALYSES.glob("*.py"):
         assert path.read_text().rstrip().splitlines()[-2] == 'if __name__ == "__main__":'
@@ -500,12 +500,12 @@ def tiny_language_model(monkeypatch):
     """A random Llama with one token for every word of the pairs in the place of SmolLM2."""
     loaded = []
 
-    def load(recipe, head):
-        loaded.append(recipe.id)
+    def load(identity, head):
+        loaded.append(identity)
         return tiny_model("Llama", head, vocab_size=400), []
 
     monkeypatch.setattr(study_module, "load_model", load)
-    monkeypatch.setattr(study_module, "load_tokenizer", lambda recipe: word_tokenizer())
+    monkeypatch.setattr(study_module, "load_tokenizer", lambda identity: word_tokenizer())
     study_module.language_model.cache_clear()
     yield loaded
     study_module.language_model.cache_clear()
@@ -601,7 +601,7 @@ def test_disentangle(command, workplace, tmp_path):
     command("disentangle", *overrides)
     content = json.loads((tmp_path / "figures" / "disentangle-mood.json").read_text())
     assert (content["metric"], content["seeds"], len(content["labels"])) == ("matthews", [0], 16)
-    assert [outcome["numbers"] for outcome in content["outcomes"]] == [32, 32, 32, 1, 32, 32, 1, 4, 4, 16, 52, 0]
+    assert [outcome["numbers"] for outcome in content["outcomes"]] == [32, 32, 32, 1, 32, 32, 1, 4, 4, 16, 16, 16, 52, 0]
     output = command("disentangle-before-norm", *overrides)
     assert [Path(path).stem for path in output["figures"]] == ["disentangle-mood-before-norm"]
     before = json.loads((tmp_path / "figures" / "disentangle-mood-before-norm.json").read_text())
@@ -769,7 +769,7 @@ def test_angles(known, command, workplace, monkeypatch, tmp_path):
     output = command("query-key", *overrides, "--quick")  # which takes the first seed of the same recipe
     assert [Path(path).stem for path in output["figures"]] == ["query-key"]
     assert [(folder / "metrics.json").stat().st_mtime_ns for folder in sorted((tmp_path / "runs").iterdir())] == written
-    assert set(output["numbers"]) == {"angles", "log magnitudes"}
+    assert set(output["numbers"]) == {"all-linear: angles", "all-linear: log magnitudes"}
     assert QueryKey.load(tmp_path / "figures" / "query-key.json").layers == (0, 1)
     one = command("angles", *overrides, "--quick", "--seeds", "1", "--redraw", "--out", tmp_path / "one")
     assert len(one["figures"]) == 5  # a single seed has nothing to agree with
