@@ -264,7 +264,7 @@ def test_a_script_is_its_study(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", arguments)
     runpy.run_path(str(ANALYSES / "interference.py"), run_name="__main__")
     assert "interference.png" in capsys.readouterr().out
-    assert (tmp_path / "strength.png").is_file()
+    assert (tmp_path / "interference.png").is_file()
     for path in ANALYSES.glob("*.py"):
         assert path.read_text().rstrip().splitlines()[-2] == 'if __name__ == "__main__":'
 
