@@ -27,7 +27,7 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int) -> tu
     """
     values = np.asarray(outcomes, dtype=float).reshape(seeds, -1)
     count, mean = values.shape[1], float(values.mean())
-    if values.min() == values.max() and values.min() in (0, 1) and np.asarray(outcomes).dtype == bool:
+    if outcomes.dtype == bool and values.min() == values.max():
         return (mean, *wilson(count * int(mean), count))
     by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
     residual = values - mean - by_seed[:, None] - by_example

@@ -130,27 +130,6 @@ def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"], layers: int | str 
     return _score_trained(recipe, experiment, model, base, f"{method}, co-activation {recipe.co_activation:g}")
 
 
-def with_lora(piece: Piece) -> CompositionReport:
-    """The recipe's rotations, with one LoRA of rank 4 shared by all tasks on the linear layers of the recipe's blocks.
-
-    The LoRA is trained on every example and is always active; only the planes differ between tasks.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    recipe: MultiTaskGenerationRecipe = piece.recipe
-    experiment = _experiment(recipe)
-    device = find_device(None)
-    model = experiment.build_model(device)
-    base: Any = model.model
-    linears = [site.module for site in find_sites(base, "all-linear", recipe.adapter.layers)]
-    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=linears), base)
-    for name, parameter in base.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    _train(experiment, model)
-    bare = load_model(recipe.model, "causal-lm")[0].eval().to(device)  # perplexity is measured by the model without the LoRA
-    return _score_trained(recipe, experiment, model, bare, "with a LoRA for all tasks")
-
-
 def instruction(piece: Piece) -> CompositionReport:
     """The bare model, with the instructions of the active tasks in its prompts."""
     recipe: MultiTaskGenerationRecipe = piece.recipe

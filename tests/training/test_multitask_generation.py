@@ -325,7 +325,7 @@ def test_wrong_recipes_are_refused(workplace, override, message):
         load_multitask_data(recipe_for(workplace, override))
 
 
-BASELINES = ["LoRA", "LoReFT", "undivided", "adapter_per_set", "multiplied", "instruction", "with_lora"]
+BASELINES = ["LoRA", "LoReFT", "undivided", "adapter_per_set", "multiplied", "instruction"]
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
