@@ -19,7 +19,7 @@ from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareRe
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.results import Result
-from road_interp.sources import SMOLLM2, resolve
+from road_interp.sources import SMOLLM2, is_here
 from road_interp.training.method_outcomes import train_method
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
 
@@ -162,14 +162,6 @@ COMMON: dict[str, Any] = {
 }
 
 
-def has_model(settings: Settings) -> bool:
-    """Whether the model of a condition is on this machine."""
-    try:
-        return bool(resolve(MODELS[settings.model]))
-    except InputError:
-        return False
-
-
 RATES_STUDY = Study(
     name="parameter-share-rates",
     title="Learning rates by model and method",
@@ -184,7 +176,7 @@ RATES_STUDY = Study(
     draw=lambda found, folder: [],
     describe=describe_rates,
     minutes=600,
-    applies=has_model,
+    applies=lambda settings: is_here(MODELS[settings.model]),
     **COMMON,
 )
 STUDY = Study(
@@ -208,7 +200,7 @@ STUDY = Study(
     describe=describe,
     minutes=1500,
     seeds=(0, 1, 2, 3, 4),
-    applies=lambda settings: has_model(settings) and (bool(settings.rates) or settings.model in RATES),
+    applies=lambda settings: is_here(MODELS[settings.model]) and (bool(settings.rates) or settings.model in RATES),
     **COMMON,
 )
 

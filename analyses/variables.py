@@ -35,7 +35,7 @@ from road_interp.files import read_json_object, write_atomically
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
-from road_interp.sources import SMOLLM2, readable_name, resolve
+from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model, settings_hash, with_interval
 
 GEMMA = "models://gemma-3-270m"
@@ -240,14 +240,6 @@ def condition(model: str, entities: str, coordinates: int, rates: bool) -> Condi
     return Condition(name, (*places, *chosen), requires=() if entities == NOUNS else ("ravel",))
 
 
-def has_model(settings: Settings) -> bool:
-    """Whether the model of a condition is on this machine."""
-    try:
-        return bool(resolve(settings.model))
-    except InputError:
-        return False
-
-
 COMMON: dict[str, Any] = {
     "recipe": Settings,
     "report": over_conditions,
@@ -255,7 +247,7 @@ COMMON: dict[str, Any] = {
     "quick": ("steps=3", "pairs=[8, 8, 8]", "asked=60", "methods=[stacked RoAd, multi-task DAS, masked components]"),
     "quick_conditions": 1,
     "inputs": ("ravel",),
-    "applies": has_model,
+    "applies": lambda settings: is_here(settings.model),
 }
 VARIABLES = Study(
     name="variables",

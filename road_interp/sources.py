@@ -66,3 +66,11 @@ def _larger_model(name: str) -> str:
     if not (path := larger_models_folder() / LARGER[name]).exists():
         raise InputError(f"'{MODELS}{name}' is not downloaded: make models, or road-interp models {name}")
     return str(path)
+
+
+def is_here(identifier: str) -> bool:
+    """Whether a model that has to be installed or downloaded first is on this machine."""
+    try:
+        return bool(resolve(identifier))
+    except InputError:
+        return False
