@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
+.PHONY: setup demo test test-slow test-docs docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
 
 setup: $(READY)
 
@@ -35,9 +35,21 @@ demo.lock: pyproject.toml | setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
-QUICKLY := not notebook and not processes and not faults and not compiled
+QUICKLY := not slow and not docs and not notebook and not processes and not faults and not compiled
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
+
+# Tests that take more than ten seconds each: real models, and benchmarks of all methods.
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m slow
+
+# The code of every page of the manual.
+test-docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --maxschedchunk 1 -m docs
+
+# The manual, as build/docs/index.html. Warnings are errors.
+docs: setup
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 # Every notebook, from top to bottom. Takes minutes.
 test-notebooks: setup

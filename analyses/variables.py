@@ -108,8 +108,8 @@ def answered(settings: Settings, task: EntityTask, piece: Piece) -> tuple[list[Q
 
 def runs_of(settings: Settings, piece: Piece, splits: tuple[SplitName, ...]) -> tuple[list[VariableRuns], tuple[int, int, int]]:
     """The runs of splits, and numbers of entities and questions that are answered rightly, and of questions."""
-    model, tokenizer = language_model(settings.model)
     task = task_of(settings)
+    model, tokenizer = language_model(settings.model)
     right, asked = answered(settings, task, piece)
     runs = []
     for split, count in zip(splits, settings.pairs, strict=False):

@@ -17,7 +17,7 @@ from pathlib import Path
 from road_interp.training.study import StudyOptions, find_study, read_study
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts))
 MARKED = re.compile(r"(<!--= ([\w-]+): (.+?)( \| value)? -->)(.*?)(<!--/-->)", re.DOTALL)
 
 
@@ -26,7 +26,12 @@ def rows(study: str, results: Path) -> dict[str, str]:
     """The value and the interval of every row of a study's table, without the zero before a decimal point."""
     found = find_study(study)
     _, named = found.describe(read_study(found, StudyOptions(results=results)))
-    return {name: re.sub(r"(?<![\d.])0\.", ".", re.sub(r"\].*", "]", text)) for name, text in named}
+    return {name: drop_zero(re.sub(r"\].*", "]", text)) for name, text in named}
+
+
+def drop_zero(text: str) -> str:
+    """The text with ".5" for "0.5"."""
+    return re.sub(r"(?<![\d.])0\.(?=\d)", ".", text)
 
 
 def current(text: str, results: Path) -> str:

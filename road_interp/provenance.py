@@ -13,6 +13,8 @@ from pathlib import Path
 
 LIBRARIES = ("road-interp", "torch", "transformers", "pyvene", "accelerate", "numpy", "scikit-learn")
 
+_version = cache(metadata.version)
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -40,7 +42,7 @@ def current_provenance(seeds: Sequence[int] = (), settings: str = "") -> Provena
 
 def library_versions() -> dict[str, str]:
     """Installed version by package."""
-    return {name: metadata.version(name) for name in LIBRARIES}
+    return {name: _version(name) for name in LIBRARIES}
 
 
 def figure_metadata() -> dict[str, str]:

@@ -32,6 +32,13 @@ def figures_are_closed():
         sys.modules["matplotlib.pyplot"].close("all")
 
 
+@pytest.fixture(autouse=True)
+def figures_are_not_rendered(request, monkeypatch):
+    """Figures are drawn, but saved as a word, because rendering is slow; tests of what they look like are marked `rendered`."""
+    if not request.node.get_closest_marker("rendered"):
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write(b"drawn"))
+
+
 GOOD, BAD, OTHER = ["fine", "grand", "lovely"], ["poor", "dull", "awful"], [f"w{n}" for n in range(20)]
 
 

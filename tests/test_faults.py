@@ -149,6 +149,7 @@ def timed(results):
     report.save(results / "throughput" / "all" / "seed-0.json")
 
 
+@pytest.mark.rendered
 def test_no_room_for_a_figure(tmp_path):
     """The numbers come first, then the PDF, then the PNG, and each is whole or not there."""
     timed(tmp_path / "results")

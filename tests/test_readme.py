@@ -49,43 +49,6 @@ def test_block_on_tasks():
     assert torch.equal(logits[0], logits[3])  # the identity so far
 
 
-def test_blocks_on_many_adapters():
-    pytest.importorskip("peft", reason="needs the extra [peft]")
-    pytest.importorskip("transformers", minversion="5.18", reason="the third block needs transformers 5.18")
-    text = (ROOT / "docs" / "many-adapters.md").read_text()
-    assert text.count("```python") == text.count("<!-- tested -->") == 4
-    torch.manual_seed(0)
-    scope: dict[str, Any] = {}
-    for number in range(4):
-        run_block(number, scope, text)
-        if number == 2:
-            assert [len(each.generated_tokens) for each in scope["outputs"]] == [4, 4, 4]
-    assert all(each.grad.abs().max() > 0 for pair in scope["parameters"].values() for each in pair)
-
-
-def test_blocks_on_pyvene_configs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    text = (ROOT / "docs" / "pyvene-configs.md").read_text()
-    count = text.count("<!-- tested -->")
-    assert text.count("```python") == count == 5
-    scope: dict[str, Any] = {}
-    for number in range(count):
-        run_block(number, scope, text)
-        if number >= 2:  # rows that swap other variables have other outputs
-            logits = scope["output"].logits
-            assert not torch.equal(logits[0], logits[2])
-            assert not torch.equal(logits[1], logits[2])
-
-
-def test_blocks_on_interchange(capsys):
-    text = (ROOT / "docs" / "interchange.md").read_text()
-    assert text.count("```python") == text.count("<!-- tested -->") == 2
-    scope = run_block(1, run_block(0, {}, text), text)
-    assert len(scope["right"]) > 300
-    assert [score.variable for score in scope["report"].scores] == ["number", "gender"]
-    assert capsys.readouterr().out.startswith("0.")
-
-
 def test_links_lead_somewhere():
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert links

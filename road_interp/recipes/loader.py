@@ -14,6 +14,7 @@ from road_interp.errors import InputError
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
 from road_interp.recipes.upgrade import upgraded
+from road_interp.recipes.yaml_text import parse_yaml
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -118,7 +119,7 @@ def recipe_path(name: str | Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
     except OSError as error:
@@ -140,6 +141,6 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         section[parent] = dict(inner) if isinstance(inner, Mapping) else {}
         section = section[parent]
     try:
-        section[last] = yaml.safe_load(text)
+        section[last] = parse_yaml(text)
     except yaml.YAMLError:
         raise InputError(f"override '{override}': the value is not valid YAML") from None

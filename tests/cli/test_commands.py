@@ -17,6 +17,7 @@ from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 
 
+@pytest.mark.rendered
 def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
     (tmp_path / "small.yaml").write_text(recipe_for(workplace).to_yaml())
     code, out, err = run(

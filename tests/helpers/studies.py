@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from road_interp.results import Result
-from road_interp.training.study import Condition, Study, run_study
+from road_interp.training.study import Condition, Study, StudyOptions, run_study
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,8 @@ def pieces_of(study, options):
 def script_of(study):
     """The names of the script of `analyses/` that a study was read from: what tests put there is what its functions call."""
     return study.report.__globals__
+
+
+def quickly(folder, **changes):
+    """Options of tiny measurements below a folder."""
+    return StudyOptions(quick=True, results=folder / "results", runs=folder / "runs", **changes)

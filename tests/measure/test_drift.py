@@ -318,6 +318,7 @@ def test_places_are_found_by_block(report):
         bare.place(0, before_norm=True)
 
 
+@pytest.mark.rendered
 def test_the_drawings_show_the_numbers(report, tmp_path):
     place = report.place(-1, before_norm=True)
     ax = plots.drift_scatter(report, place=place)

@@ -32,7 +32,7 @@ def empty_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def from_gguf(empty_cache):
+def from_gguf():
     """The model, and the modules that its file lacks."""
     return load_model(SMOLLM2, "causal-lm")
 
@@ -62,6 +62,7 @@ def test_a_new_head_is_reported():
     assert load_model(MINILM)[1] == []
 
 
+@pytest.mark.slow
 def test_a_gguf_model_saves_and_reloads_bitwise(from_gguf, tmp_path):
     model, missing = from_gguf
     assert missing in ([], ["lm_head"])  # the output layer shares the embedding's weights

@@ -11,6 +11,8 @@ from road_interp import plots
 from road_interp.errors import InputError
 from road_interp.sites.site import Site
 
+pytestmark = pytest.mark.rendered
+
 SITES = tuple(
     Site(f"layers.{layer}.{kind}", width, layer, kind) for layer in (0, 1) for kind, width in (("query", 8), ("fc1", 12))
 )

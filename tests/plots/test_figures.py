@@ -22,6 +22,8 @@ from road_interp.rotation.plane_maps import VARIANTS
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
 
+pytestmark = pytest.mark.rendered
+
 
 @pytest.fixture
 def report():

@@ -16,6 +16,8 @@ from road_interp.measure import angles
 from road_interp.plots.html_report import PLANES_PER_SITE, report_page, scores_of
 from road_interp.sites.site import Site
 
+pytestmark = pytest.mark.rendered
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SITES = (Site("blocks.0.mlp", 256, 0, "mlp"), Site("blocks.1.mlp", 8, 1, "mlp"))
 

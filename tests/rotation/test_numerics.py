@@ -1,4 +1,4 @@
-"""The error of fp32, bf16 and fp16 relative to the exact result, for each operation: the bounds of docs/numerics.md."""
+"""The error of fp32, bf16 and fp16 relative to the exact result, by operation: the bounds of docs/explanation/numerics.md."""
 
 from __future__ import annotations
 

@@ -257,6 +257,7 @@ def test_damaged_heads_are_refused(finished, tmp_path):
         load_modules(model, tmp_path / "gone")
 
 
+@pytest.mark.slow
 def test_the_real_model_learns_in_a_few_steps(tmp_path):
     whole = load_recipe("sentiment-minilm", ["data.validation_size=200", "data.test_size=8000"])
     task = labelled.load_labelled(whole.data)

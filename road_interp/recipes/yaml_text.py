@@ -1,0 +1,43 @@
+"""YAML text as Python values; a key that is given twice is an error."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import lru_cache
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that is given twice instead of taking the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises ConstructorError, which names key and lines, for a key that is given twice."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, key.value
+            if isinstance(name, str) and name in lines:
+                raise ConstructorError(problem=f"the key '{name}' is given twice, in lines {lines[name]} and {line}")
+            lines[str(name)] = line
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: text that is not valid YAML, or a key that is given twice.
+        RecursionError: text that is nested too deeply.
+    """
+    return deepcopy(_parsed(text))
+
+
+@lru_cache(1024)
+def _parsed(text: str) -> Any:
+    loader = _UniqueKeys(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
