@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from road_interp.models.loading import find_device
+from road_interp.recipes.loader import load_trainable_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.runs.run import Run
 from road_interp.training.experiment import run_training
@@ -13,12 +15,17 @@ from road_interp.training.kinds import experiment_kind
 
 
 def train(
-    recipe: Recipe, out: str | Path | None = None, *, resume: bool = False, device: str | None = None, progress: bool = True
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    progress: bool = True,
 ) -> Run:
     """Train the rotations of a recipe and write a run folder.
 
     Args:
-        recipe: what to train.
+        recipe: what to train: a recipe, a YAML file, the name of a built-in recipe, or a mapping.
         out: the run folder; by default the next free one under runs/.
         resume: continue from the last checkpoint in `out`.
         device: "cpu" or "cuda"; by default "cuda" where torch finds it.
@@ -27,13 +34,18 @@ def train(
     Raises:
         InputError: an input that cannot be used, or an `out` that holds other files. Nothing has been written in that case.
     """
+    if isinstance(recipe, str | Path | Mapping):
+        recipe = load_trainable_recipe(recipe)
     return run_training(experiment_kind(recipe), recipe, out, resume=resume, device=device, progress=progress)
 
 
-def evaluate(run: Run, data: str | None = None, *, device: str | None = None, progress: bool = True) -> dict[str, Any]:
+def evaluate(
+    run: Run | str | Path, data: str | Path | None = None, *, device: str | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Load the model of a run from its files and score it.
 
     Args:
+        run: a finished run, or its folder.
         data: another file or data set, with the columns of the recipe's data; by default the recipe's test data. A multi-task run
             accepts none, unless its only task is tested on questions.
 
@@ -44,4 +56,5 @@ def evaluate(run: Run, data: str | None = None, *, device: str | None = None, pr
     Raises:
         InputError: data that cannot be read or that this kind of run does not accept.
     """
-    return experiment_kind(run.recipe).evaluate(run, data, find_device(device), progress)
+    run = run if isinstance(run, Run) else Run.load(run)
+    return experiment_kind(run.recipe).evaluate(run, None if data is None else str(data), find_device(device), progress)

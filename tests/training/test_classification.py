@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from helpers.models import tiny_model
 from helpers.recipes import recipe_for
@@ -65,6 +66,17 @@ def test_evaluate_from_the_files_gives_the_stored_numbers(finished, workplace):
     more = evaluate(finished, str(workplace / "data.csv"), progress=False)
     assert more["examples"] == 200
     assert more["accuracy"] > 0.9
+
+
+def test_recipes_and_runs_are_given_by_path_or_content(finished, workplace):
+    path, quick = workplace / "small.yaml", "training.max_steps=1"
+    path.write_text(recipe_for(workplace, quick).to_yaml())
+    for number, recipe in enumerate((str(path), path, yaml.safe_load(path.read_text()))):
+        assert train(recipe, workplace / f"by-{number}", progress=False).recipe == recipe_for(workplace, quick)
+    with pytest.raises(InputError, match="no recipe 'sentiment-minilms'.*did you mean 'sentiment-minilm'"):
+        train("sentiment-minilms")
+    for folder in (finished.folder, str(finished.folder)):
+        assert evaluate(folder, workplace / "data.csv", progress=False)["examples"] == 200
 
 
 def test_the_frozen_backbone_control_sees_no_rotation(workplace):
