@@ -1,12 +1,13 @@
-"""The base class of results: frozen, with JSON of one format version, provenance, atomic writing and checked reading."""
+"""The base class of results: frozen, with JSON of one format version, provenance, checked reading, and a table for pandas."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from road_interp.errors import InputError
 from road_interp.files import read_text, write_atomically
@@ -15,6 +16,10 @@ from road_interp.provenance import Provenance, current_provenance
 
 FORMAT = 1  # version of the JSON; 0.1.0 wrote no version
 Loaded = TypeVar("Loaded", bound="Result")
+INTERVALS = {2: ("_low", "_high"), 3: ("", "_low", "_high")}  # endings of the columns of (low, high) and of (value, low, high)
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,27 @@ class Result:
     def summary(self) -> Any:
         """Derived numbers that `to_json` adds under "summary"; None for no summary."""
         return None
+
+    def records(self) -> Sequence[Any]:
+        """The rows of `to_frame`, dataclasses or mappings: the only sequence of dataclasses, or else the result as one row."""
+        values = [getattr(self, entry.name) for entry in fields(self)]
+        tables = [value for value in values if isinstance(value, tuple) and value and is_dataclass(value[0])]
+        return tables[0] if len(tables) == 1 else [self]
+
+    def to_frame(self) -> DataFrame:
+        """The result as a pandas DataFrame: a row per site, read point, method or the like, and a column per number or text.
+
+        A value with its interval fills three columns: NAME, NAME_low and NAME_high. Outcomes of single examples, and times of
+        single rounds, are left out.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            raise InputError("a table needs pandas: pip install pandas") from None
+        return DataFrame([columns(record) for record in self.records()])
 
     def to_json(self) -> str:
         """All fields as JSON text, with format version, provenance and summary; lists of booleans as strings of 0 and 1."""
@@ -68,6 +94,37 @@ class Result:
             return cls.from_json(read_text(path))
         except InputError as error:
             raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def columns(record: Any) -> dict[str, Any]:
+    """The columns of a dataclass or a mapping in `Result.to_frame`; those of a value that has columns itself bear its name."""
+    found: dict[str, Any] = {}
+    for name, value in (_cells(record) if is_dataclass(record) else record).items():
+        if is_dataclass(value) or isinstance(value, Mapping):
+            found |= {f"{name}_{inner}": each for inner, each in columns(value).items()}
+        elif isinstance(value, tuple | list):
+            found |= {f"{name}{ending}": each for ending, each in zip(INTERVALS[len(value)], value, strict=True)}
+        else:
+            found[name] = value
+    return found
+
+
+def _cells(record: Any) -> dict[str, Any]:
+    """The fields and properties of a dataclass that are numbers, texts, intervals or dataclasses."""
+    kinds = get_type_hints(type(record))
+    for name, each in vars(type(record)).items():
+        if isinstance(each, property):
+            kinds[name] = get_type_hints(each.fget)["return"]
+    return {name: getattr(record, name) for name, kind in kinds.items() if name != "provenance" and _is_cell(kind)}
+
+
+def _is_cell(kind: Any) -> bool:
+    """Whether values of a type, or of one of the types of a union, have a fixed number of columns."""
+    if kind in (bool, int, float, str) or is_dataclass(kind) or get_origin(kind) is Literal:
+        return True
+    if get_origin(kind) is tuple:
+        return get_args(kind) in ((float, float), (float, float, float))
+    return isinstance(kind, UnionType) and any(map(_is_cell, get_args(kind)))
 
 
 def _plain(value: Any) -> Any:

@@ -110,6 +110,14 @@ class ScanReport(Result):
     accuracy: tuple[tuple[float, ...], ...]
     log_odds: tuple[tuple[float, ...], ...]
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per layer and span."""
+        return [
+            {"layer": layer, "span": span, "accuracy": self.accuracy[i][j], "log_odds": self.log_odds[i][j]}
+            for i, layer in enumerate(self.layers)
+            for j, span in enumerate(self.spans)
+        ]
+
 
 def scan(
     model: PreTrainedModel,

@@ -25,7 +25,7 @@ from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
@@ -98,6 +98,11 @@ class ControlReport(Result):
             if row.method == method:
                 return row
         raise InputError(f"no row '{method}'; the rows are {', '.join(row.method for row in self.rows)}")
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row per method and control; a divergence and a cosine (`directions`) where they were measured."""
+        other = {"divergence": self.divergences, "cosine": self.directions}
+        return [columns(row) | {name: values.get(row.method) for name, values in other.items()} for row in self.rows]
 
     def selectivity(self, method: str = STACKED) -> float:
         """Log odds ratio of a method minus that for arbitrary answers (nats; Hewitt & Liang 2019)."""

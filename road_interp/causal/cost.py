@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 
 SHALLOW, DEEP = "RoAd", "stacked RoAd"
@@ -68,6 +70,10 @@ class CostReport(Result):
     device: str
     threads: int
     methods: tuple[MethodCost, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row per interchange, with the median seconds."""
+        return [columns(each) | {"seconds": median(each.seconds)} for each in self.methods]
 
     def of(self, method: str) -> MethodCost:
         """The timings of a method. Raises InputError if there are none."""

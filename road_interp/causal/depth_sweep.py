@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -16,7 +17,7 @@ from road_interp.errors import InputError
 from road_interp.measure.intervals import check_seeds
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 
 DEPTHS, ROWS = (1, 2, 5), (1, 8, 64)  # the full depth, and one row of every plane, are measured in addition
@@ -50,6 +51,15 @@ class DepthReport(Result):
         check_seeds([each.seeds for each in reports], [each.cells[0][0][0].examples * len(each.seeds) for each in reports])
         seeds = tuple(seed for each in reports for seed in each.seeds)
         return cls(seeds, first.depths, first.rows, tuple(table for each in reports for table in each.cells))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row per seed, depth and number of exchanged rows."""
+        return [
+            {"seed": seed, "depth": depth, "rows": count, **columns(cell)}
+            for seed, table in zip(self.seeds, self.cells, strict=True)
+            for depth, of_depth in zip(self.depths, table, strict=True)
+            for count, cell in zip(self.rows, of_depth, strict=True)
+        ]
 
     @property
     def task(self) -> str:

@@ -176,6 +176,10 @@ class VariablesComparison(Result):
     trials: tuple[Trial, ...]
     reports: tuple[VariablesReport, ...]
 
+    def records(self) -> Sequence[Any]:
+        """A row per method and control; where none was tested, a row per training."""
+        return self.reports or self.trials
+
     def of(self, method: str) -> VariablesReport:
         """The report of a method. Raises InputError if there is none."""
         for report in self.reports:

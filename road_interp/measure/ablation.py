@@ -145,6 +145,10 @@ class AblationReport(Result):
             for row in self.rows
         ]
 
+    def records(self) -> list[dict[str, object]]:
+        """A row per ablated adapter."""
+        return self.summary()
+
     @classmethod
     def over_seeds(cls, reports: Sequence[AblationReport]) -> AblationReport:
         """Combine reports of several seeds. Raises InputError if model, task, metric, variant or rows differ."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -85,6 +86,10 @@ class AngleReport(Result):
     def kinds(self) -> list[str]:
         """The module kinds that have a site, in the model's order."""
         return list(dict.fromkeys(site.kind for site in self.sites))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row per site, with the statistics over its planes."""
+        return [{"name": site.name, "layer": site.layer, "kind": site.kind, **site.summary()} for site in self.sites]
 
     def most_rotated(self, count: int) -> list[tuple[SiteAngles, int, float, float]]:
         """The planes with the largest |angle|: site, plane, angle (radians), magnitude (factor)."""

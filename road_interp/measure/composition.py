@@ -141,6 +141,13 @@ class CompositionReport(Result):
             }
         return summary
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per set of active tasks: the rates of the behaviours, and control where the report holds it."""
+        summary = self.summary()
+        control = summary.get("control", {}).get("sets", {})
+        rows = {active: {"active": active, **cells} for active, cells in summary["rates"].items()}
+        return [row | ({"control": control[active]} if active in control else {}) for active, row in rows.items()]
+
     def compact(self, samples: int = 8) -> CompositionReport:
         """The report with the first `samples` answers of each score only; all outcomes are kept."""
         scores = tuple(replace(score, answers=score.answers[:samples]) for score in self.scores)

@@ -47,6 +47,14 @@ class Diagnosis(Result):
 
     checks: tuple[Check, ...]
 
+    def records(self) -> list[dict[str, object]]:
+        """A row per number of a check."""
+        return [
+            {"question": check.question, "verdict": check.verdict, "quantity": name, "value": value}
+            for check in self.checks
+            for name, value in check.numbers.items()
+        ]
+
 
 def needs_magnitudes(ablation: AblationReport) -> Check:
     """Whether a trained adapter loses accuracy (or its behaviours) when its magnitudes are set to 1 and its angles are kept.

@@ -184,6 +184,13 @@ class DisentangleReport(Result):
         scores = {outcome.name: [self.score(outcome.name), *self.interval(outcome.name)] for outcome in self.outcomes}
         return {"scores": scores, "behind the full layer": {arm: self.gap(FULL, arm) for arm in ARMS[1:]}}
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per arm and probe, with its score, and for the constant answer."""
+        return [
+            {"name": each.name, "numbers": each.numbers, self.metric: (self.score(each.name), *self.interval(each.name))}
+            for each in self.outcomes
+        ]
+
     @classmethod
     def over_seeds(cls, reports: Sequence[DisentangleReport]) -> DisentangleReport:
         """Combine reports of several seeds. Raises InputError if model, task, metric, read point, texts or probes differ."""

@@ -27,7 +27,7 @@ from road_interp.models.hidden_states import (
     unwrap_model,
 )
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, columns
 
 DRAWS = 1000  # bootstrap samples
 SAMPLE = 1000  # texts whose points are kept
@@ -134,6 +134,12 @@ class DriftStudy(Result):
 
     reports: tuple[DriftReport, ...]
     scores: tuple[Mapping[str, Any], ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row per comparison and read point."""
+        return [
+            {"base": report.base, "tuned": report.tuned, **columns(place)} for report in self.reports for place in report.places
+        ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,6 +45,14 @@ class ExactMatchReport(Result):
         rates = {task: {active: list(self.rate(task, active)) for active in sets} for task, sets in self.correct.items()}
         return {"exact match": rates, "questions": {task: len(questions) for task, questions in self.questions.items()}}
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per task and set of active tasks."""
+        return [
+            {"task": task, "active": active, "questions": len(self.questions[task]), "exact_match": self.rate(task, active)}
+            for task, sets in self.correct.items()
+            for active in sets
+        ]
+
 
 def exact_match(
     generate: GenerateFn,

@@ -57,6 +57,14 @@ class InterferenceReport(Result):
         """Cost of every adapter for every task, with intervals."""
         return {task: {other: self.cost(task, other) for other in list(rows)[1:]} for task, rows in self.correct.items()}
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per task and adapter composed on its own."""
+        return [
+            {"task": task, "composed_with": other, "accuracy": self.accuracy(task, other), "cost": self.cost(task, other)}
+            for task, others in self.correct.items()
+            for other in others
+        ]
+
     @classmethod
     def over_seeds(cls, reports: Sequence[InterferenceReport]) -> InterferenceReport:
         """Combine reports of one seed each. Raises InputError if models, adapters or scored tasks differ."""

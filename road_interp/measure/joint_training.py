@@ -17,7 +17,7 @@ from road_interp.measure.throughput import peak_bytes, seconds_by_round
 from road_interp.measure.throughput_methods import draw_ids, random_adapter
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, columns
 from road_interp.sites.find import find_sites
 
 
@@ -62,6 +62,13 @@ class JointTrainingReport(Result):
     batch: int
     length: int
     steps: tuple[JointTraining, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row per number of adapters, with the median seconds."""
+        return [
+            columns(each) | {"together": float(np.median(each.together)), "apart": float(np.median(each.apart))}
+            for each in self.steps
+        ]
 
 
 def joint_training(

@@ -62,6 +62,14 @@ class MultiTaskAccuracyReport(Result):
         }
         return {"accuracy": rates, "cost": {task: list(self.cost(task)) for task in self.tasks}}
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per task and set of active tasks."""
+        return [
+            {"task": task, "active": active, "accuracy": (self.accuracy(task, active), *self.interval(task, active))}
+            for task, sets in self.correct.items()
+            for active in sets
+        ]
+
     @classmethod
     def over_seeds(cls, reports: Sequence[MultiTaskAccuracyReport]) -> MultiTaskAccuracyReport:
         """Combine reports of several seeds. Raises InputError if method or tasks differ."""
@@ -93,6 +101,11 @@ class MultiTaskAccuracyStudy(Result):
         return {
             "gap to training alone": {each.method: {task: self.gap(task, each) for task in each.tasks} for each in self.together}
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of all reports, each with the method of training."""
+        trainings = [*((each.method, each) for each in self.together), *(("trained alone", each) for each in self.alone.values())]
+        return [{"method": method, **row} for method, each in trainings for row in each.records()]
 
     def gap(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
         """Accuracy of a task trained alone minus that after joint training with all planes active, and the 95% interval.

@@ -38,6 +38,11 @@ class MethodOutcomes(Result):
     validation: float
     correct: tuple[bool, ...]
 
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the test texts that are classified rightly."""
+        return float(np.mean(self.correct))
+
 
 @dataclass(frozen=True)
 class ParameterShareReport(Result):
@@ -64,6 +69,14 @@ class ParameterShareReport(Result):
     def summary(self) -> dict[str, Any]:
         """Accuracies with intervals, by condition."""
         return {slug: [*self.accuracy(slug)] for slug in self.trainings}
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row per condition, with the number of its seeds."""
+        names = ("model", "task", "method", "parameters", "percent")
+        return [
+            {**{name: getattr(each[0], name) for name in names}, "seeds": len(each), "accuracy": self.accuracy(slug)}
+            for slug, each in self.trainings.items()
+        ]
 
     def _of(self, slug: str) -> Sequence[MethodOutcomes]:
         if slug not in self.trainings:

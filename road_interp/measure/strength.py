@@ -39,6 +39,11 @@ class StrengthReport(Result):
         """By exponent, the fraction of answers that show the behaviour, with its 95% Wilson interval."""
         return [(sum(each) / len(each), *wilson(sum(each), len(each))) for each in self.shown]
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per exponent."""
+        rows = zip(self.strengths, self.rates(), self.perplexity, strict=True)
+        return [dict(zip(("strength", "rate", "perplexity"), row, strict=True)) for row in rows]
+
 
 def strength(
     answering: Callable[[float], Sequence[Answer]],

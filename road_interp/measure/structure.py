@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,11 @@ class SeedStructure(Result):
     signed: Correlation
     magnitudes: Correlation
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per quantity whose agreement was measured; one that does not vary has no correlation."""
+        named = {name: value for name, value in vars(self).items() if name not in ("seeds", "provenance")}
+        return [{"quantity": name, "correlation": value or (nan, nan, nan)} for name, value in named.items()]
+
 
 @dataclass(frozen=True)
 class QueryKey(Result):
@@ -72,6 +78,15 @@ class QueryKey(Result):
         """The correlations."""
         return {"correlations": self.correlations()}
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row per layer and plane."""
+        names = ("query_angles", "key_angles", "query_magnitudes", "key_magnitudes")
+        return [
+            {"layer": layer, "plane": plane, **{name.removesuffix("s"): value for name, value in zip(names, values, strict=True)}}
+            for layer, *planes in zip(self.layers, *(getattr(self, name) for name in names), strict=True)
+            for plane, values in enumerate(zip(*planes, strict=True))
+        ]
+
     def correlations(self) -> dict[str, float | None]:
         """Pearson correlation of query and key over all planes, of angles and of log magnitudes; None if either is constant."""
         variables = {
@@ -93,6 +108,10 @@ class AngleStudy(Result):
 
     first: AngleReport
     structure: SeedStructure | None
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of the first seed's adapter."""
+        return self.first.records()
 
 
 def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
