@@ -11,6 +11,7 @@ import typer
 
 from road_interp.cli import tables
 from road_interp.cli.options import AsJson, NewFolder, app, check_folder, check_new_folder, console, print_result
+from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def report(
     loaded = load_adapter(adapter)
     scores = scores_of(Run.load(adapter).metrics) if (adapter / RECIPE).is_file() else []
     path = adapter / "report.html" if out is None else out
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"--out: '{path}' is a folder" if path.is_dir() else f"--out: the folder '{path.parent}' does not exist")
+    check_output_file(path, "--out")
     write_atomically(path, report_page(loaded, adapter.resolve().name, scores))
     print_result(as_json, {"page": str(path)}, f"page: {path}")
 
@@ -101,18 +101,16 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     Args:
         run: a run whose model the adapter is for; pyvene folders need it, and for PEFT folders its model determines the sites.
     """
-    from road_interp.adapters import peft_format
     from road_interp.adapters.road_adapter import RoadAdapter
+    from road_interp.adapters.storage import holds_adapter
 
     base = None if run is None else run.load_model().model
-    if (folder / peft_format.CONFIG).is_file():
-        return RoadAdapter.from_peft(folder, base=base)
-    if base is not None:
+    if base is not None and not holds_adapter(folder):
         from road_interp.models import pyvene_io
 
         if (folder / pyvene_io.CONFIG).is_file():
             return pyvene_io.from_pyvene(folder, base)[0]
-    return RoadAdapter.load(folder / "adapter" if (folder / "adapter").is_dir() else folder)
+    return RoadAdapter.load(folder, base)
 
 
 def _numbers(text: str) -> list[float]:

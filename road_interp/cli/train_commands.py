@@ -26,6 +26,7 @@ from road_interp.cli.options import (
     print_result,
     quiet_libraries,
 )
+from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError, fail
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def evaluate(
     adapter: Annotated[
         Path | None, typer.Option(help="score this adapter instead: a run, adapter, PEFT or pyvene folder")
     ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="CSV file to write: every scored text with its label, prediction and probability")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -73,10 +77,12 @@ def evaluate(
     from road_interp.training import api
 
     quiet_libraries()
+    if predictions is not None:
+        check_output_file(predictions, "--predictions")
     trained = Run.load(run)
     if adapter is not None:
         trained = replace(trained, adapter=load_adapter(adapter, trained))
-    scores = api.evaluate(trained, data, device=device, progress=not as_json)
+    scores = api.evaluate(trained, data, predictions=predictions, device=device, progress=not as_json)
     is_multitask = trained.planes is not None
     print_result(
         as_json, scores, tables.multitask(scores) if is_multitask else f"[bold]{data or 'test set'}[/]: {tables.score(scores)}"

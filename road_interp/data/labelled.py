@@ -73,7 +73,7 @@ def load_labelled(recipe: DataRecipe) -> LabelledDataset:
         InputError: a file, column or data set that does not exist; no examples; a missing text; a label outside the classes;
             sizes that the data cannot be divided by.
     """
-    recipe = _with_glue_defaults(recipe)
+    recipe = with_glue_defaults(recipe)
     train = _balance_classes(read_examples(recipe, recipe.id, "train"), recipe)
     validation = test = None
     if recipe.validation is not None:
@@ -94,14 +94,34 @@ def load_labelled(recipe: DataRecipe) -> LabelledDataset:
             test, validation = _divide(validation, size, recipe, classes, "validation")
         else:
             test = _with_labels(test, classes, recipe.test or recipe.id)
-    metric = recipe.metric or ("pearson" if classes is None else "accuracy")
-    return LabelledDataset(train, validation, test, classes, metric)
+    return LabelledDataset(train, validation, test, classes, _metric(recipe, classes))
 
 
-def load_examples(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] | None) -> Dataset:
-    """Load a further test set for a trained model, with the columns, filter and configuration of `recipe`. Raises InputError."""
-    recipe = _with_glue_defaults(recipe)
-    return _with_labels(read_examples(recipe, identifier, "test"), classes, identifier)
+def load_test_set(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] | None) -> LabelledDataset:
+    """Load a further test set for a trained model, with the columns, filter and configuration of `recipe`.
+
+    The other splits are empty: the data of the recipe are not read. Raises InputError as `load_labelled`.
+    """
+    recipe = with_glue_defaults(recipe)
+    test = _with_labels(read_examples(recipe, identifier, "test"), classes, identifier)
+    return LabelledDataset(test.select([]), test.select([]), test, classes, _metric(recipe, classes))
+
+
+def label_options(classes: Sequence[Any] | None) -> dict[str, Any]:
+    """Settings of a model's configuration: the number of outputs of its head, and the class names in their order."""
+    if classes is None:
+        return {"num_labels": 1}
+    names = [str(label) for label in classes]
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def by_length(tokens: Dataset) -> np.ndarray:
+    """The rows of tokenised examples in the order of their length, so that a batch needs little padding."""
+    return np.argsort([len(ids) for ids in tokens["input_ids"]], kind="stable")
 
 
 def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -114,7 +134,8 @@ def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     return examples.map(encode, batched=True, remove_columns=examples.column_names, load_from_cache_file=False)
 
 
-def _with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
+def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
+    """The recipe with the columns, splits and metric of its GLUE data set; other recipes are returned unchanged."""
     if not recipe.id.startswith("glue/"):
         return recipe
     name = recipe.id.removeprefix("glue/")
@@ -235,6 +256,10 @@ def _split_of(splits: DatasetDict, split: str, identifier: str) -> Dataset:
 def _check_column(data: Dataset, column: str, identifier: str, role: str) -> None:
     if column not in data.column_names:
         raise InputError(f"'{identifier}' has no column '{column}' for {role}; its columns are {', '.join(data.column_names)}")
+
+
+def _metric(recipe: DataRecipe, classes: tuple[Any, ...] | None) -> str:
+    return recipe.metric or ("pearson" if classes is None else "accuracy")
 
 
 def _classes(recipe: DataRecipe, train: Dataset) -> tuple[Any, ...]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from road_interp.adapters.modules_to_save import digest, load_modules, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.data.labelled import label_options, with_glue_defaults
 from road_interp.errors import InputError
-from road_interp.files import read_json_object
+from road_interp.files import read_json_object, write_atomically
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
-from road_interp.models.loading import load_model
+from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_stored_recipe
-from road_interp.recipes.schema import TrainableRecipe
+from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
+from road_interp.runs.prediction import Prediction, Text, check_texts, compute_logits, predictions_of
 from road_interp.runs.run_files import (
     ADAPTER,
     CHECKPOINTS,
@@ -97,15 +104,37 @@ class Run:
         For `kind: multitask-classification` it is the rotated backbone without its heads.
         """
         if self.planes is None:
-            labels = {"num_labels": 1 if self.classes is None else len(self.classes)}
-            base, _ = load_model(self.recipe.model, self.recipe.auto_class, **labels)
+            with _without_load_report():  # it says that the head is new
+                base, _ = load_model(self.recipe.model, self.recipe.auto_class, **label_options(self.classes))
             load_modules(base, self.folder / HEAD)
         else:
             base, _ = load_model(self.recipe.model, self.recipe.auto_class)
         return RoadModel(base, self.adapter, self.recipe.adapter.positions, self.planes).eval()
 
+    def predict(self, texts: Sequence[Text], *, device: str | None = None) -> tuple[Prediction, ...]:
+        """The trained model's predictions for texts, in their order. The model is loaded for each call.
+
+        Args:
+            texts: texts, or pairs of texts for a run that was trained on pairs.
+            device: "cpu" or "cuda"; by default "cuda" where torch finds it.
+
+        Raises:
+            InputError: a run of another kind than `kind: classification`, or texts where the run needs pairs, and vice versa.
+        """
+        if not isinstance(self.recipe, ClassificationRecipe):
+            raise InputError(f"'{self.folder}' is a run of {self.recipe.kind}; predict is for kind: classification")
+        check_texts(texts, with_glue_defaults(self.recipe.data).text_pair is not None)
+        if not texts:
+            return ()
+        model = on_device(self.load_model(), find_device(device))
+        logits = compute_logits(model, load_tokenizer(self.recipe.model), texts, self.recipe.model.max_length)
+        return predictions_of(texts, logits, self.classes)
+
     def to_peft(self, folder: Path) -> None:
-        """Write rotations and head as a folder that `PeftModel.from_pretrained` loads.
+        """Write rotations and head as a folder that `PeftModel.from_pretrained` loads, with the class names beside them.
+
+        The order of the classes is that of the head's outputs in `classes.json`; the base model takes them as
+        `from_pretrained(base, num_labels=len(classes), id2label=dict(enumerate(classes)))`.
 
         Raises:
             InputError: a run that PEFT cannot represent, with the reason.
@@ -113,6 +142,8 @@ class Run:
         head = self.folder / HEAD
         names = read_safetensors(head) if head.is_file() else {}
         self.load_model().to_peft(folder, sorted({name.rpartition(".")[0] for name in names}))
+        if self.planes is None:
+            write_atomically(Path(folder) / CLASSES, json.dumps({"classes": self.classes}, indent=2) + "\n")
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the run folder with a model card and the figure of its angles, and return the URL of the commit.
@@ -164,3 +195,15 @@ class Run:
             what = f"'{repo_id}' executes code from the repository of '{run.recipe.model.id}'"
             raise InputError(f"{what}; review it, then pass trust_remote_code=True")
         return run
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Load a model without transformers' warning about weights that the checkpoint lacks."""
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from road_interp.errors import InputError
 from road_interp.models.loading import find_device
 from road_interp.recipes.loader import load_trainable_recipe
 from road_interp.recipes.schema import Recipe
 from road_interp.runs.run import Run
+from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.experiment import run_training
 from road_interp.training.kinds import experiment_kind
 
@@ -40,7 +42,12 @@ def train(
 
 
 def evaluate(
-    run: Run | str | Path, data: str | Path | None = None, *, device: str | None = None, progress: bool = True
+    run: Run | str | Path,
+    data: str | Path | None = None,
+    *,
+    predictions: str | Path | None = None,
+    device: str | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Load the model of a run from its files and score it.
 
@@ -48,6 +55,8 @@ def evaluate(
         run: a finished run, or its folder.
         data: another file or data set, with the columns of the recipe's data; by default the recipe's test data. A multi-task run
             accepts none, unless its only task is tested on questions.
+        predictions: a CSV file to write: the scored texts with their labels, predictions and probabilities; for
+            `kind: classification`.
 
     Returns:
         For `kind: classification` the metric, the loss and the number of examples; for multi-task runs the summaries of their
@@ -57,4 +66,9 @@ def evaluate(
         InputError: data that cannot be read or that this kind of run does not accept.
     """
     run = run if isinstance(run, Run) else Run.load(run)
-    return experiment_kind(run.recipe).evaluate(run, None if data is None else str(data), find_device(device), progress)
+    kind, source, on_device = experiment_kind(run.recipe), None if data is None else str(data), find_device(device)
+    if predictions is None:
+        return kind.evaluate(run, source, on_device, progress)
+    if not issubclass(kind, ClassificationExperiment):
+        raise InputError(f"'{run.folder}' is a run of {run.recipe.kind}; predictions are written for kind: classification")
+    return kind.evaluate(run, source, on_device, progress, Path(predictions))

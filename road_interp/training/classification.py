@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
+from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -18,12 +19,14 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel
 
 from road_interp.adapters.modules_to_save import serialize_modules
-from road_interp.data.labelled import LabelledDataset, load_examples, load_labelled, tokenize
+from road_interp.data.labelled import LabelledDataset, by_length, label_options, load_labelled, load_test_set, tokenize
+from road_interp.files import write_atomically
 from road_interp.measure.intervals import wilson
 from road_interp.models.hidden_states import token_index
 from road_interp.models.loading import check_length, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import ClassificationRecipe
+from road_interp.runs.prediction import predictions_csv, predictions_of
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import CLASSES, HEAD
 from road_interp.training.arguments import training_arguments
@@ -54,14 +57,14 @@ class ClassificationExperiment:
     def encode(self, examples: Dataset) -> Dataset:
         """Token ids, sorted by length so that a batch needs little padding."""
         encoded = tokenize(examples, self.tokenizer, self.recipe.model.max_length)
-        return encoded.select(np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable"))
+        return encoded.select(by_length(encoded))
 
     def load_classifier(self) -> tuple[PreTrainedModel, list[str]]:
         """The base model with a new head for the data, and the dotted paths of the head's modules."""
         problem = "regression" if self.data.classes is None else "single_label_classification"
         recipe = self.recipe
-        options = {"num_labels": self.data.num_labels, "problem_type": problem}
-        model, head = load_model(recipe.model, recipe.auto_class, **options)
+        options = label_options(self.data.classes)
+        model, head = load_model(recipe.model, recipe.auto_class, problem_type=problem, **options)
         check_length(model, recipe.model)
         return model, head
 
@@ -115,21 +118,36 @@ class ClassificationExperiment:
         return Scores(metrics, {HEAD: serialize_modules(model.model, self.head)})
 
     @classmethod
-    def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:
-        """The metric on the recipe's test texts, or on other data with the same columns."""
+    def evaluate(
+        cls, run: Run, data: str | None, device: torch.device, progress: bool, predictions: Path | None = None
+    ) -> dict[str, Any]:
+        """The metric on the recipe's test texts, or on other data with the same columns; `predictions` is a CSV file to write."""
         experiment = cls(run.recipe)  # type: ignore[arg-type]
-        experiment.load_data()
-        examples = experiment.data.test if data is None else load_examples(experiment.recipe.data, data, run.classes)
-        encoded = experiment.encode(examples)
+        if data is None:
+            experiment.load_data()
+        else:
+            experiment.data = load_test_set(experiment.recipe.data, data, run.classes)
+        test = experiment.data.test
+        encoded = tokenize(test, experiment.tokenizer, experiment.recipe.model.max_length)
+        order = by_length(encoded)
+        encoded = encoded.select(order)
         trainer = experiment._trainer(run.load_model(), {"validation": encoded}, run.folder, device, progress)
-        return experiment.score_split(trainer, encoded)
+        logits = experiment._logits(trainer, encoded)
+        if predictions is not None and trainer.is_world_process_zero():
+            write_atomically(predictions, _predictions_csv(test, logits[np.argsort(order)], run.classes))
+        return experiment._score(logits, encoded)
 
     def score_split(self, trainer: RoadTrainer, split: Dataset) -> dict[str, Any]:
         """The metric and the loss on a split, gathered from all processes; accuracy has a 95% Wilson interval."""
-        output = trainer.predict(split)
-        logits, labels = torch.as_tensor(output.predictions).float(), torch.as_tensor(output.label_ids)
-        loss = mse_loss(logits.flatten(), labels) if self.data.classes is None else cross_entropy(logits, labels)
-        value = self.data.score(logits.numpy(), labels.numpy())[self.data.metric]
+        return self._score(self._logits(trainer, split), split)
+
+    def _logits(self, trainer: RoadTrainer, split: Dataset) -> Float[np.ndarray, "examples num_labels"]:
+        return np.asarray(trainer.predict(split).predictions, dtype=np.float32)
+
+    def _score(self, logits: Float[np.ndarray, "examples num_labels"], split: Dataset) -> dict[str, Any]:
+        outputs, labels = torch.from_numpy(logits), torch.as_tensor(split["labels"][:])
+        loss = mse_loss(outputs.flatten(), labels) if self.data.classes is None else cross_entropy(outputs, labels)
+        value = self.data.score(logits, labels.numpy())[self.data.metric]
         score: dict[str, Any] = {self.data.metric: value, "loss": loss.item(), "examples": len(split)}
         if self.data.metric == "accuracy":
             score["interval"] = list(wilson(round(value * len(split)), len(split)))
@@ -166,6 +184,14 @@ class ClassificationExperiment:
             selected = hidden[torch.arange(len(hidden)), token_index(batch["attention_mask"], token)].float()
             states.append(trainer.accelerator.gather_for_metrics(selected).cpu().numpy())
         return np.concatenate(states)
+
+
+def _predictions_csv(test: Dataset, logits: Float[np.ndarray, "examples num_labels"], classes: Sequence[Any] | None) -> str:
+    """The predictions for the texts of `test` beside their labels, as CSV."""
+    paired = "text_pair" in test.column_names
+    texts = list(zip(test["text"], test["text_pair"], strict=True)) if paired else list(test["text"])
+    labels = test["label"] if classes is None else [classes[index] for index in test["label"]]
+    return predictions_csv(predictions_of(texts, logits, classes), labels)
 
 
 def _count_parameters(model: RoadModel, head: list[str]) -> dict[str, Any]:

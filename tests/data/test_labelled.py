@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from road_interp.data import labelled
-from road_interp.data.labelled import LabelledDataset, load_examples, load_labelled
+from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe
 
@@ -68,7 +68,7 @@ def test_filter_and_class_order(tmp_path):
     task = load_labelled(recipe(path, filter={"source": "b"}, validation_size=0.2, test_size=0.25, classes=["yes", "no"]))
     assert len(task.train) + len(task.validation) + len(task.test) == 20
     assert task.classes == ("yes", "no")
-    assert len(load_examples(recipe(path), path, ("no", "yes"))) == 40
+    assert len(load_test_set(recipe(path), path, ("no", "yes")).test) == 40
 
 
 def test_a_development_set_is_divided_as_in_the_paper(tmp_path):

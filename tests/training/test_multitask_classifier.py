@@ -67,6 +67,13 @@ def test_a_run_is_loaded_from_its_files(finished):
     assert json.loads((finished.folder / "classes.json").read_text())["start"] == ["early", "late"]
 
 
+def test_a_run_of_several_heads_has_no_predictions(finished, tmp_path):
+    with pytest.raises(InputError, match="is a run of multitask-classification; predict is for kind: classification"):
+        finished.predict(["grand"])
+    with pytest.raises(InputError, match="predictions are written for kind: classification"):
+        evaluate(finished, predictions=tmp_path / "p.csv", progress=False)
+
+
 def test_a_resumed_run_gives_the_same_bits(folder, finished, monkeypatch):
     save = multitask_classifier.MultiTaskClassifierTrainer._save_checkpoint
 

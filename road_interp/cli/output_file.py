@@ -1,0 +1,15 @@
+"""The path of a file that a command writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from road_interp.errors import InputError
+
+
+def check_output_file(path: Path, option: str) -> None:
+    """Raise InputError, which names the option, if no file can be written to `path`. Call this before long computations."""
+    if path.is_dir():
+        raise InputError(f"{option}: '{path}' is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"{option}: the folder '{path.parent}' does not exist")

@@ -1,0 +1,92 @@
+"""Predictions of a trained classification or regression head on texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.special import softmax
+from transformers import PreTrainedTokenizerBase
+
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+
+BATCH_SIZE = 32
+Text = str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction for one text.
+
+    Attributes:
+        text: the text, or both texts of a pair.
+        label: the predicted class, as it is in the data; the predicted number for regression.
+        probability: of the predicted class; None for regression.
+    """
+
+    text: Text
+    label: Any
+    probability: float | None
+
+
+def check_texts(texts: Sequence[Text], pairs: bool) -> None:
+    """Raise InputError unless `texts` is a list of texts, or of pairs of texts."""
+    if isinstance(texts, str):
+        raise InputError("one text is given; put it into a list: predict([text])")
+    for row, text in enumerate(texts):
+        parts = text if isinstance(text, tuple | list) else (text,)
+        if len(parts) != 1 + pairs or isinstance(text, str) == pairs or not all(isinstance(part, str) for part in parts):
+            what = "a pair of texts, such as (text, second text)" if pairs else "a text"
+            raise InputError(f"texts, row {row}: the run was trained on {'pairs' if pairs else 'single texts'}; give {what}")
+
+
+@torch.no_grad()
+def compute_logits(
+    model: RoadModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
+) -> Float[np.ndarray, "texts num_labels"]:
+    """The outputs of the head, in the order of `texts`; a batch holds texts of similar length."""
+    order = sorted(range(len(texts)), key=lambda row: len(" ".join(texts[row])))
+    logits: dict[int, np.ndarray] = {}
+    for start in range(0, len(order), BATCH_SIZE):
+        rows = order[start : start + BATCH_SIZE]
+        columns = zip(*((text,) if isinstance(text := texts[row], str) else text for row in rows), strict=True)
+        options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
+        batch = tokenizer(*map(list, columns), **options).to(model.model.device)
+        logits.update(zip(rows, model(base=dict(batch))[1].logits.float().cpu().numpy(), strict=True))
+    return np.stack([logits[row] for row in range(len(texts))])
+
+
+def predictions_of(
+    texts: Sequence[Text], logits: Float[np.ndarray, "texts num_labels"], classes: Sequence[Any] | None
+) -> tuple[Prediction, ...]:
+    """One prediction per row of the logits; `classes` is None for regression."""
+    if classes is None:
+        return tuple(
+            Prediction(text, float(number), None) for text, number in zip(texts, logits.reshape(len(texts)), strict=True)
+        )
+    found, probabilities = logits.argmax(1), softmax(logits.astype(float), axis=1).max(1)
+    rows = zip(texts, found, probabilities, strict=True)
+    return tuple(Prediction(text, classes[index], float(probability)) for text, index, probability in rows)
+
+
+def predictions_csv(predictions: Sequence[Prediction], labels: Sequence[Any]) -> str:
+    """CSV with the columns text (for pairs also text_pair), label, prediction and probability (empty for regression).
+
+    Args:
+        labels: the labels of the data, in the same order.
+    """
+    pairs = bool(predictions) and not isinstance(predictions[0].text, str)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["text", *["text_pair"] * pairs, "label", "prediction", "probability"])
+    for each, label in zip(predictions, labels, strict=True):
+        texts = [each.text] if isinstance(each.text, str) else each.text
+        writer.writerow([*texts, label, each.label, "" if each.probability is None else f"{each.probability:.6f}"])
+    return file.getvalue()

@@ -1,0 +1,100 @@
+"""Predictions of a finished run on texts, and the names of its classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+
+import pytest
+import transformers
+from transformers import AutoModelForSequenceClassification
+
+from helpers.cli import run
+from helpers.recipes import recipe_for
+from road_interp.errors import InputError
+from road_interp.training.api import evaluate, train
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_name_the_classes_in_the_order_of_the_texts(finished):
+    texts = ["fine grand lovely w1 w2 fine", "dull", "grand fine", "poor dull awful awful poor"]
+    predictions = finished.predict(texts)
+    assert [each.text for each in predictions] == texts
+    assert [each.label for each in predictions] == ["positive", "negative", "positive", "negative"]
+    assert all(0.5 <= each.probability <= 1 for each in predictions)
+    (alone,) = finished.predict(texts[2:3])
+    assert alone.probability == pytest.approx(predictions[2].probability, abs=1e-5)
+    assert finished.predict([]) == ()
+
+
+def test_texts_that_do_not_fit_the_run_are_named(finished):
+    with pytest.raises(InputError, match=r"one text is given; put it into a list: predict\(\[text\]\)"):
+        finished.predict("grand")
+    with pytest.raises(InputError, match="row 1: the run was trained on single texts; give a text"):
+        finished.predict(["grand", ("fine", "dull")])
+    with pytest.raises(InputError, match="row 0: the run was trained on single texts"):
+        finished.predict([3])
+
+
+def test_a_run_of_pairs_predicts_pairs_and_writes_them(workplace, capsys, monkeypatch):
+    overrides = ["data.problem_type=regression", "data.label=score", "data.text_pair=text", "training.epochs=1"]
+    paired = train(recipe_for(workplace, *overrides), workplace / "pairs", progress=False)
+    (prediction,) = paired.predict([("grand", "fine")])
+    assert prediction.text == ("grand", "fine")
+    assert isinstance(prediction.label, float)
+    assert prediction.probability is None
+    with pytest.raises(InputError, match=r"row 0: the run was trained on pairs; give a pair of texts, such as \(text"):
+        paired.predict(["grand"])
+    evaluate(paired, predictions=workplace / "pairs.csv", progress=False)
+    rows = rows_of(workplace / "pairs.csv")
+    assert list(rows[0]) == ["text", "text_pair", "label", "prediction", "probability"]
+    expected = [each.label for each in paired.predict([(row["text"], row["text_pair"]) for row in rows])]
+    assert [float(row["prediction"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+
+
+def test_evaluate_writes_the_predictions_of_the_scored_texts(finished, workplace, capsys, monkeypatch, tmp_path):
+    path, data = tmp_path / "predictions.csv", workplace / "data.csv"
+    code, out, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--data", data, "--predictions", path, "--json")
+    assert code == 0, err
+    rows = rows_of(path)
+    assert [row["text"] for row in rows] == [row["text"] for row in rows_of(data)]
+    assert [row["label"] for row in rows] == [row["label"] for row in rows_of(data)]
+    right = [row["prediction"] == row["label"] for row in rows]
+    assert json.loads(out)["accuracy"] == pytest.approx(sum(right) / len(right))
+    predicted = finished.predict([row["text"] for row in rows])
+    assert [row["prediction"] for row in rows] == [each.label for each in predicted]
+    assert [float(row["probability"]) for row in rows] == pytest.approx([each.probability for each in predicted], abs=1e-4)
+    for wrong, message in ((tmp_path, "is a folder"), (tmp_path / "no" / "p.csv", "does not exist")):
+        code, _, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--predictions", wrong)
+        assert code == 2
+        assert f"--predictions: '{wrong}' is a folder" in err or message in err
+
+
+def test_class_names_reach_the_configuration_and_the_export(finished, tmp_path):
+    names = {0: "negative", 1: "positive"}
+    config = finished.load_model().model.config
+    assert config.id2label == names
+    assert config.label2id == {"negative": 0, "positive": 1}
+    finished.to_peft(tmp_path / "peft")
+    assert json.loads((tmp_path / "peft" / "classes.json").read_text()) == {"classes": ["negative", "positive"]}
+
+
+def test_loading_a_run_reports_no_missing_head(finished, monkeypatch):
+    messages = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: messages.append(record.getMessage()))
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "level", logger.level)
+    transformers.utils.logging.set_verbosity_warning()
+    logger.addHandler(handler)
+    finished.load_model()
+    silent = list(messages)
+    AutoModelForSequenceClassification.from_pretrained(finished.recipe.model.id)
+    logger.removeHandler(handler)
+    assert not silent
+    assert "MISSING" in "".join(messages)
