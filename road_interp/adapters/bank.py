@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.storage import DESCRIPTION
+from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 
 BASE = "__base__"  # PEFT's name for "no adapter"
 
 Vectors = tuple[Tensor, Tensor]
+Source = RoadAdapter | str | os.PathLike[str] | Any  # what `RoadAdapter.of` takes, such as a Run
 
 
 class RoadBank(Mapping[str, RoadAdapter]):
@@ -27,11 +29,13 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     The bank stores an adapter as one flat fp32 vector of angles and one of scales, with all sites concatenated: as many values as
     the adapter has parameters. Adapters may be added, removed and replaced while a model uses the bank; its next call uses the
-    change. The cost of a batch depends on its number of rows, not on the number of adapters. An adapter given as a folder is
-    read at its first use.
+    change. The cost of a batch depends on its number of rows, not on the number of adapters. An adapter is given as what
+    `RoadAdapter.of` takes; one given as a folder is read at its first use.
     """
 
-    def __init__(self, adapters: Mapping[str, RoadAdapter | str | Path]) -> None:
+    def __init__(self, adapters: Mapping[str, Source]) -> None:
+        if not isinstance(adapters, Mapping):
+            raise InputError("give the adapters of a bank by name, as in RoadBank({'a': first, 'b': second})")
         if not adapters:
             raise InputError("a bank needs at least one adapter")
         self._entries: dict[str, Vectors | Path] = {}
@@ -43,10 +47,13 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> RoadBank:
-        """A bank of the adapter folders directly inside `folder`, under their folder names. Each is read at its first use."""
-        folders = {path.parent.name: path.parent for path in sorted(Path(folder).glob(f"*/{DESCRIPTION}"))}
+        """A bank of the adapter folders, run folders and PEFT folders directly inside `folder`, under their folder names.
+
+        Each is read at its first use. Raises InputError if there is none.
+        """
+        folders = {path.name: path for path in sorted(Path(folder).glob("*")) if holds_adapter(adapter_folder(path))}
         if not folders:
-            raise InputError(f"{folder} contains no adapter folders")
+            raise InputError(f"{folder} contains no adapter folders, run folders or PEFT folders")
         return cls(folders)
 
     @classmethod
@@ -67,13 +74,13 @@ class RoadBank(Mapping[str, RoadAdapter]):
             raise InputError("the model has no PEFT adapters: give a PeftModel, or folders by name")
         return cls({name: RoadAdapter.from_peft(source, name, base) for name in names})
 
-    def add(self, name: str, adapter: RoadAdapter | str | Path) -> None:
+    def add(self, name: str, adapter: Source) -> None:
         """Add an adapter under a new name. Raises InputError for a name that the bank has."""
         if name in self._entries:
             raise InputError(f"the bank already has an adapter '{name}'; use replace")
         self._put(name, adapter)
 
-    def replace(self, name: str, adapter: RoadAdapter | str | Path) -> None:
+    def replace(self, name: str, adapter: Source) -> None:
         """Replace the adapter of a name. Raises InputError for an unknown name."""
         self._check_known([name])
         self._put(name, adapter)
@@ -86,10 +93,13 @@ class RoadBank(Mapping[str, RoadAdapter]):
         del self._entries[name]
         self.version += 1
 
-    def _put(self, name: str, adapter: RoadAdapter | str | Path) -> None:
+    def _put(self, name: str, adapter: Source) -> None:
         if name == BASE:
             raise InputError(f"'{BASE}' means no adapter and cannot be the name of one")
-        self._entries[name] = self._flatten(name, adapter) if isinstance(adapter, RoadAdapter) else Path(adapter)
+        if isinstance(adapter, str | os.PathLike):
+            self._entries[name] = Path(adapter)
+        else:
+            self._entries[name] = self._flatten(name, RoadAdapter.of(adapter))
         self.version += 1
         self._revisions[name] = self.version
 

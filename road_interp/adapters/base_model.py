@@ -32,6 +32,11 @@ class BaseModelSignature:
         shape = (getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers"))
         return cls(name, config.model_type, *shape)
 
+    @property
+    def title(self) -> str:
+        """The name in quotes, or the architecture of a model without a name."""
+        return f"'{self.name}'" if self.name else f"an unnamed {self.model_type}"
+
     def difference(self, other: BaseModelSignature) -> str:
         """A description of the differences, such as "hidden_size is 576, not 384"; empty for models of one shape."""
         pairs = (

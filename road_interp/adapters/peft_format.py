@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.adapters.modules_to_save import digest, load_tensors, module_tensors, read_safetensors
-from road_interp.adapters.storage import AdapterValues
+from road_interp.adapters.storage import PEFT_DESCRIPTION, AdapterValues
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.rotation import plane_maps
 from road_interp.sites.module_tree import layer_and_kind, layer_stacks
 from road_interp.sites.site import Site
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = PEFT_DESCRIPTION, "adapter_model.safetensors"
 PREFIX = "base_model.model."  # starts every name in PEFT's state dict
 THETA, ALPHA = "road_theta", "road_alpha"
 Source = str | os.PathLike[str] | nn.Module

@@ -147,6 +147,12 @@ class RoadAdapter:
         self._check_nonzero("raise to a power")
         return self._with_maps({site.name: plane_maps.power(self.plane_maps(site), exponent) for site in self.sites})
 
+    def __mul__(self, factor: Any) -> RoadAdapter:
+        """Not defined: raises InputError that names the power and the composition."""
+        raise InputError("an adapter has no multiples: `adapter ** 0.5` turns half as far, and `a @ b` applies b, then a")
+
+    __rmul__ = __mul__
+
     def inverse(self) -> RoadAdapter:
         """The inverse of every plane map. Raises InputError that names site and plane of a singular map."""
         inverses = {}
@@ -288,12 +294,40 @@ class RoadAdapter:
         storage.save(self._values, Path(folder))
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> RoadAdapter:
-        """Read an adapter that `save` wrote. Raises InputError that names the invalid file, site or value and the reason."""
+    def load(cls, folder: str | os.PathLike[str], base: Any = None) -> RoadAdapter:
+        """Read the adapter of a folder that `save` wrote, of a run folder, or of a PEFT RoAd folder.
+
+        A head that was trained beside it is not part of an adapter: `Run.load_model` and `RoadModel.from_peft` load it too.
+
+        Args:
+            base: for a PEFT folder, the base model, as in `from_peft`.
+
+        Raises:
+            InputError: no adapter in the folder, or an invalid one; the message names file, site or value and the reason.
+        """
+        folder = storage.adapter_folder(Path(folder))
+        if (folder / storage.PEFT_DESCRIPTION).is_file() and not (folder / storage.DESCRIPTION).is_file():
+            return cls.from_peft(folder, base=base)
         try:
-            return cls(*storage.load(Path(folder)))
+            return cls(*storage.load(folder))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
+
+    @classmethod
+    def of(cls, source: Any, base: Any = None) -> RoadAdapter:
+        """The adapter that is meant by a RoadAdapter, by a folder as in `load`, or by what has one as `adapter`, such as a Run.
+
+        Raises InputError for anything else.
+        """
+        if isinstance(source, str | os.PathLike):
+            return cls.load(source, base)
+        adapter = source if isinstance(source, cls) else getattr(source, "adapter", None)
+        if not isinstance(adapter, cls):
+            raise InputError(
+                f"an object of type {type(source).__name__} is not an adapter: give a RoadAdapter, its folder, or a Run; "
+                "several together are a RoadBank"
+            )
+        return adapter
 
     @classmethod
     def from_peft(cls, source: Any, adapter_name: str | None = None, base: Any = None) -> RoadAdapter:

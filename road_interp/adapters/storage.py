@@ -22,6 +22,8 @@ from road_interp.sites.site import OutputSlice, Site
 
 FORMAT = 1
 DESCRIPTION = "adapter.json"
+PEFT_DESCRIPTION = "adapter_config.json"
+IN_RUN = "adapter"  # where the folder of a run has the folder of its adapter
 
 
 class AdapterValues(NamedTuple):
@@ -35,6 +37,17 @@ class AdapterValues(NamedTuple):
     base: BaseModelSignature | None = None
     positions: str = "all"
     modules_to_save: str | None = None
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder has the files of an adapter, RoadAdapter's or PEFT's."""
+    return any((folder / name).is_file() for name in (DESCRIPTION, PEFT_DESCRIPTION))
+
+
+def adapter_folder(folder: Path) -> Path:
+    """The folder with the files of the adapter: that inside the folder of a run, else the given one."""
+    inside = folder / IN_RUN
+    return inside if inside.is_dir() and not holds_adapter(folder) else folder
 
 
 def save(values: AdapterValues, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,6 +88,25 @@ def test_a_folder_of_adapters_is_read_at_first_use(tmp_path):
         RoadBank.from_folder(tmp_path / "adapter1")
     with pytest.raises(InputError, match="^a bank needs at least one adapter$"):
         RoadBank({})
+
+
+def test_run_folders_and_peft_folders_are_folders_of_adapters(tmp_path):
+    """As for the command line: of a run the folder inside, of PEFT's format the rotations."""
+    base = tiny_model("Bert")
+    adapters = [random_adapter(find_sites(base, "mlp"), seed=seed) for seed in range(3)]
+    adapters[0].save(tmp_path / "own")
+    adapters[1].save(tmp_path / "run" / "adapter")
+    adapters[2].to_peft(tmp_path / "peft", base)
+    (tmp_path / "figures").mkdir()
+    names, run = ["own", "run", "peft"], SimpleNamespace(adapter=adapters[1])
+    banks = RoadBank.from_folder(tmp_path), RoadBank({name: str(tmp_path / name) for name in names})
+    for bank in (*banks, RoadBank({"own": adapters[0], "run": run, "peft": tmp_path / "peft"})):
+        assert set(bank) == set(names)
+        assert [bank[name].distance(each) for name, each in zip(names, adapters, strict=True)] == [0, 0, 0]
+    with pytest.raises(InputError, match="^an object of type int is not an adapter: give a RoadAdapter, its folder, or a Run"):
+        RoadBank({"a": 3})
+    with pytest.raises(InputError, match="^give the adapters of a bank by name"):
+        RoadBank(adapters)
 
 
 def test_memory_is_what_the_parameters_need():

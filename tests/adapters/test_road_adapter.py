@@ -9,7 +9,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -500,3 +502,25 @@ def test_an_adapter_file_without_positions_rotates_all_tokens(tmp_path):
     assert description.pop("positions") == "all"
     (tmp_path / "adapter.json").write_text(json.dumps(description))
     assert RoadAdapter.load(tmp_path).positions == "all"
+
+
+def test_an_adapter_is_read_from_the_folders_that_the_command_line_takes(tmp_path):
+    base = tiny_model("Bert")
+    adapter = random_adapter(find_sites(base, "mlp"))
+    adapter.save(tmp_path / "run" / "adapter")
+    adapter.to_peft(tmp_path / "peft", base)
+    assert RoadAdapter.load(tmp_path / "run").distance(adapter) == 0
+    assert RoadAdapter.load(str(tmp_path / "peft")).distance(adapter) == 0
+    assert RoadAdapter.load(tmp_path / "peft", base).sites == adapter.sites
+    (adapter**2).save(tmp_path / "peft")  # a folder with both: its own format is complete
+    assert RoadAdapter.load(tmp_path / "peft").distance(adapter**2) == 0
+    assert RoadAdapter.of(adapter) is RoadAdapter.of(SimpleNamespace(adapter=adapter)) is adapter
+    with pytest.raises(InputError, match=r"missing: no adapter here \(adapter.json is missing\)$"):
+        RoadAdapter.of(str(tmp_path / "missing"))
+
+
+def test_a_multiple_of_an_adapter_is_an_error_that_names_the_power():
+    adapter = random_adapter(SITES)
+    for multiple in (lambda: 0.5 * adapter, lambda: adapter * 2, lambda: np.float64(0.5) * adapter, lambda: adapter * adapter):
+        with pytest.raises(InputError, match=r"^an adapter has no multiples: `adapter \*\* 0.5` turns half as far"):
+            multiple()
