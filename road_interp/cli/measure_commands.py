@@ -94,11 +94,11 @@ def drift(
 
 def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
     """The texts of a file or data set in their order, or `limit` of them drawn with a fixed seed."""
-    from road_interp.data.labelled import read_rows, subsample
+    from road_interp.data.labelled import listed_columns, read_rows, subsample
 
     rows = read_rows(data, None, "test")
     if column not in rows.column_names:
-        raise InputError(f"'{data}' has no column '{column}' (--text); its columns are {', '.join(rows.column_names)}")
+        raise InputError(f"'{data}' has no column '{column}' (--text); {listed_columns(rows)}")
     texts = (rows if limit is None else subsample(rows, limit))[column]
     for row, text in enumerate(texts):
         if not isinstance(text, str):

@@ -255,7 +255,15 @@ def _split_of(splits: DatasetDict, split: str, identifier: str) -> Dataset:
 
 def _check_column(data: Dataset, column: str, identifier: str, role: str) -> None:
     if column not in data.column_names:
-        raise InputError(f"'{identifier}' has no column '{column}' for {role}; its columns are {', '.join(data.column_names)}")
+        hint = "; data.filter=null drops it" if role == "filter" else ""
+        raise InputError(f"'{identifier}' has no column '{column}' for {role}; {listed_columns(data)}{hint}")
+
+
+def listed_columns(data: Dataset) -> str:
+    """The column names of data for an error: at most eight, each cut to 40 characters."""
+    names = [name if len(name) <= 40 else f"{name[:39]}…" for name in data.column_names[:8]]
+    more = len(data.column_names) - len(names)
+    return f"its columns are {', '.join(names)}" + (f" and {more} more" if more else "")
 
 
 def _metric(recipe: DataRecipe, classes: tuple[Any, ...] | None) -> str:

@@ -90,7 +90,7 @@ class DataRecipe:
         validation, test: further ids. A validation set without a test set is divided in two, as in the paper: 1,000 examples
             (half of a set smaller than 2,000) select the checkpoint, and the rest are the test set.
         text, text_pair, label: column names.
-        filter: column values; only rows that have all of them are used.
+        filter: column values; only rows that have all of them are used. null selects all rows.
         words: texts are cut to their first `words` words and shorter texts are left out, so that the label cannot be predicted
             from the length.
         per_class: number of training examples per class, drawn with `split_seed`; by default all.
@@ -110,7 +110,7 @@ class DataRecipe:
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
-    filter: dict[str, Any] = field(default_factory=dict)
+    filter: dict[str, Any] | None = field(default_factory=dict)
     words: int | None = None
     per_class: int | None = None
     split_by_text: bool = False

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from road_interp.data import labelled
 from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set
 from road_interp.errors import InputError
+from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import DataRecipe
 
 ROWS = [{"sentence": f'text "{n} is NA', "second": f"b{n}", "class": ["no", "yes"][n % 2]} for n in range(40)]
@@ -138,7 +139,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
         (recipe(str(tmp_path / "data.xlsx")), r"'\.xlsx' is not one of \.csv"),
         (recipe(good, text="txt"), "no column 'txt' for text; its columns are sentence, second, class"),
         (recipe(good, label="answer"), "no column 'answer' for label"),
-        (recipe(good, filter={"source": "x"}), "no column 'source' for filter"),
+        (recipe(good, filter={"source": "x"}), r"no column 'source' for filter; its columns are .*; data\.filter=null drops it"),
         (recipe(good, filter={"class": "x"}), "holds no examples with {'class': 'x'}"),
         (recipe(good, validation=other), r"other\.csv', row 9: label 'maybe' is outside the classes 'no', 'yes'"),
         (recipe(good, classes=["yes", "maybe"]), "row 0: label 'no' is outside the classes 'yes'"),
@@ -153,3 +154,16 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
     for bad, message in cases:
         with pytest.raises(InputError, match=message):
             load_labelled(bad)
+
+
+def test_a_filter_of_null_selects_all_rows(tmp_path):
+    path = written(tmp_path / "data.csv")
+    assert len(load_test_set(recipe(path, filter=None), path, ("no", "yes")).test) == 40
+    content = {"kind": "classification", "model": {"id": "m"}, "data": {"id": path, "filter": {"source": "b"}}}
+    assert load_recipe(content, ["data.filter=null"]).data.filter is None
+
+
+def test_an_error_lists_few_columns_and_cuts_their_names(tmp_path):
+    (tmp_path / "wide.csv").write_text(",".join(["a" * 41, *(f"c{n}" for n in range(10))]) + "\n" + ",".join(["1"] * 11) + "\n")
+    with pytest.raises(InputError, match=f"its columns are {'a' * 39}…, c0, c1, c2, c3, c4, c5, c6 and 3 more$"):
+        load_labelled(recipe(str(tmp_path / "wide.csv")))
