@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,6 +32,18 @@ class IntervenableModel(pyvene.IntervenableModel):
         """The devices on which accelerate has placed the modules of the base model; the Trainer does not move such a model."""
         device_map: dict[str, Any] = self.model.hf_device_map
         return device_map
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the base model's inputs."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the base model's weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode for base model and interventions (pyvene's method sets it for the base model only)."""

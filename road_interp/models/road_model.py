@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -42,11 +43,13 @@ class RoadModel(IntervenableModel):
 
     Calls are those of pyvene: `_, output = model(base=inputs)` and `_, ids = model.generate(inputs, ...)`. A call with sources,
     unit_locations or subspaces runs through pyvene's own loop. Every other call wraps the forward of each rotated module and
-    rotates its output, in place where no other code holds a reference to it. Hooks of other code are never removed.
+    rotates its output, in place where no other code holds a reference to it. Hooks of other code are never removed. Code that
+    calls a transformers model, such as `transformers.pipeline`, gets the one of `with model.attached() as base`.
 
     Args:
         base_model: any Hugging Face model. Its weights are frozen; `requires_grad_` makes further modules trainable.
-        adapter: a RoadAdapter, whose angles and scales become parameters; or a RoadBank, from which `adapter_names` selects.
+        adapter: a RoadAdapter, whose angles and scales become parameters, or a folder or a Run, as in `RoadAdapter.of`; or a
+            RoadBank, from which `adapter_names` selects.
         positions: the tokens to rotate: "all", "first", "last", "prompt", "f3+l2", or one list per row; None for those of the
             adapter. In generation, "all" rotates the tokens of every step, all others those of the prompt only.
         planes: named tasks that own planes of the sites; `tasks` selects the active ones for each row.
@@ -59,17 +62,17 @@ class RoadModel(IntervenableModel):
     def __init__(
         self,
         base_model: PreTrainedModel,
-        adapter: RoadAdapter | RoadBank,
+        adapter: RoadAdapter | RoadBank | str | os.PathLike[str] | Any,
         positions: Positions | None = None,
         planes: TaskPlanes | None = None,
     ) -> None:
         _check_unrotated(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
-        family = adapter.template if isinstance(adapter, RoadBank) else adapter
+        family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
         signature = BaseModelSignature.of(base_model)
         if family.base is not None and (difference := family.base.difference(signature)):
             raise InputError(
-                f"the adapter was made for another model, '{family.base.name}', not for '{signature.name}': {difference}"
+                f"the adapter was made for another model, {family.base.title}, not for {signature.title}: {difference}"
             )
         self.sites: tuple[Site, ...] = family.sites
         self.variant, self.group_size = family.variant, family.group_size
@@ -91,6 +94,15 @@ class RoadModel(IntervenableModel):
             intervention.requires_grad_(self.bank is None)
         self._bank_maps = BankMaps()
         self._wrappers = Wrappers()
+
+    def __str__(self) -> str:
+        kind = f"{self.variant} adapter" if self.bank is None else f"bank of {len(self.bank)} {self.variant} adapters"
+        return (
+            f"RoadModel({type(self.model).__name__}, {kind} at {len(self.sites)} sites, "
+            f"{self._family.num_parameters} parameters{'' if self.bank is None else ' each'}, positions {_shown(self.positions)})"
+        )
+
+    __repr__ = __str__
 
     # ------------------------------------------------------------------ calls
 
@@ -127,8 +139,10 @@ class RoadModel(IntervenableModel):
                 for a bank without planes, from adapters to theirs.
 
         Raises:
-            InputError: an unknown adapter or task, invalid positions or strengths, or another number of entries than rows.
+            InputError: inputs that are not a mapping, an unknown adapter or task, invalid positions or strengths, or another
+                number of entries than rows.
         """
+        _check_inputs(base)
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             with self._rows_in_interventions(adapter_names, tasks, trainable_tasks, strengths):
                 return super().forward(
@@ -165,6 +179,7 @@ class RoadModel(IntervenableModel):
         transformers' `generate`. Greedy decoding, sampling and beam search are supported, with and without cache; a beam uses the
         adapter of its row.
         """
+        _check_inputs(base)
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             with self._rows_in_interventions(adapter_names, tasks, strengths=strengths):
                 return super().generate(
@@ -278,6 +293,13 @@ class RoadModel(IntervenableModel):
             intervention.alpha.requires_grad_(what != "angles")
         return self
 
+    def can_generate(self) -> bool:
+        """For transformers' pipelines, which call a model otherwise: raises InputError that names `attached`."""
+        raise InputError(
+            "a pipeline calls a transformers model, which a RoadModel is not: use `with model.attached() as base:` and give it "
+            "model=base, in that statement"
+        )
+
     # ------------------------------------------------------------------ the adapter
 
     @property
@@ -336,6 +358,15 @@ class RoadModel(IntervenableModel):
         """
         adapter, planes = pyvene_io.from_pyvene(folder, base_model)
         return cls(base_model, adapter, positions, planes)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], model: PreTrainedModel, positions: Positions = "all") -> RoadModel:
+        """The same as `from_pyvene`, in the order of the arguments of pyvene's `load`."""
+        return cls.from_pyvene(model, folder, positions)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """The same as `save_pyvene`, under pyvene's name."""
+        self.save_pyvene(folder)
 
     def save_pyvene(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that plain `pyvene.IntervenableModel.load(folder, base_model)` loads, with equal outputs.
@@ -448,12 +479,30 @@ def _check_unrotated(base_model: PreTrainedModel) -> None:
             )
 
 
+def _check_inputs(base: Any) -> None:
+    if not isinstance(base, Mapping):
+        raise InputError(
+            f"give the inputs as a mapping, base={{'input_ids': ids}}, not as an object of type {type(base).__name__}"
+        )
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _check_positions(positions: Positions) -> Positions:
+    """The positions, lists as lists of integers. Raises InputError for any other form; `position_mask` checks them on a batch."""
     if isinstance(positions, str):
         parse_positions(positions)
-    return positions
+        return positions
+    try:
+        rows = [list(row.tolist() if isinstance(row, Tensor) else row) for row in positions]
+    except TypeError:  # a number, or a list of numbers
+        rows = []
+    if not rows or any(isinstance(index, bool) or not isinstance(index, Integral) for row in rows for index in row):
+        raise InputError(
+            f"{_shown(positions)} is not a position: use all, first, last, prompt, f3, l2, f3+l2, "
+            "or one list of indices per row, as in [[0, 1], [-1]]"
+        )
+    return rows

@@ -8,7 +8,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import pyvene
 import torch
@@ -17,6 +19,7 @@ from accelerate import cpu_offload
 
 from helpers.models import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
 from helpers.road_models import ARCHITECTURES, GREEDY, bank_model, road_model
+from helpers.taught import word_tokenizer
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
@@ -117,6 +120,62 @@ def test_an_adapter_of_another_model_is_refused(bert):
         RoadModel(bert, adapter)
 
 
+def test_the_models_of_an_error_have_names_or_architectures():
+    adapter = road_model("GPT2").adapter
+    wider = tiny_model("GPT2", "causal-lm", n_embd=64)
+    with pytest.raises(InputError, match="another model, an unnamed gpt2, not for an unnamed gpt2: hidden_size is 64, not 32$"):
+        RoadModel(wider, adapter)
+    wider.config._name_or_path = wider.name_or_path = "somewhere/wide"
+    with pytest.raises(InputError, match="another model, an unnamed gpt2, not for 'wide': hidden_size"):
+        RoadModel(wider, adapter)
+
+
+def test_an_adapter_may_be_a_folder_or_a_run(tmp_path):
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    adapter = random_adapter(find_sites(base, "all-linear"))
+    adapter.save(tmp_path / "run" / "adapter")
+    adapter.to_peft(tmp_path / "peft", base)
+    expected = RoadModel(base, adapter)(base=batch)[1].logits
+    for given in (str(tmp_path / "run" / "adapter"), tmp_path / "run", tmp_path / "peft", SimpleNamespace(adapter=adapter)):
+        assert torch.equal(RoadModel(base, given)(base=batch)[1].logits, expected)
+    with pytest.raises(InputError, match="^an object of type dict is not an adapter: .*; several together are a RoadBank$"):
+        RoadModel(base, {"a": adapter})
+
+
+def test_a_model_shows_its_base_and_its_adapters():
+    shown = "RoadModel(LlamaForCausalLM, road_1 adapter at 2 sites, 64 parameters, positions 'last')"
+    model = road_model(target_modules="block-output", positions="last")
+    assert str(model) == repr(model) == f"{model}" == shown
+    bank = "bank of 3 road_1 adapters at 2 sites, 64 parameters each, positions 'all')"
+    assert str(bank_model(target_modules="block-output")).endswith(bank)
+
+
+def test_device_and_dtype_are_those_of_the_base_model():
+    model = road_model().to(torch.bfloat16)
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.bfloat16)
+
+
+def test_a_pipeline_is_told_to_take_the_attached_model():
+    tokenizer = word_tokenizer()
+    base = tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer))
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output"), spread=3.0))
+    with pytest.raises(InputError, match=r"`with model\.attached\(\) as base:` and give it model=base"):
+        transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "return_tensors": True}
+    with model.attached() as attached:
+        (generated,) = transformers.pipeline("text-generation", model=attached, tokenizer=tokenizer)("the doctor", **options)
+    inputs = tokenizer("the doctor", return_tensors="pt", return_token_type_ids=False)
+    expected = model.generate(inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)[1][0]
+    assert generated["generated_token_ids"] == expected.tolist()
+
+
+def test_inputs_that_are_not_a_mapping_are_refused():
+    model, ids = road_model(), token_batch()["input_ids"]
+    for call in (model, model.generate, lambda given: model(given, unit_locations={"base": 0})):
+        with pytest.raises(InputError, match=r"^give the inputs as a mapping, base=\{'input_ids': ids\}, .* type Tensor$"):
+            call(ids)
+
+
 @pytest.mark.parametrize("option", [{"fused": True}, {"foreach": True}, {}], ids=str)
 @pytest.mark.parametrize("attached", [False, True])
 def test_evaluation_uses_the_updated_parameters(option, attached):
@@ -214,6 +273,24 @@ def test_invalid_positions_are_refused():
         road_model(positions="middle")
     with pytest.raises(InputError, match="position 9 of row 0"):
         road_model()(base=token_batch(), positions=[[9], [], []])
+
+
+@pytest.mark.parametrize(
+    "positions", [-1, 5, 1.5, [], [1, 2, 3], [[1.0]], [[True]], ["ab"], torch.tensor([1, 2]), {"a": 1}], ids=str
+)
+def test_positions_of_another_form_are_refused_by_the_model_and_by_its_calls(positions):
+    model = road_model()
+    calls = lambda: road_model(positions=positions), lambda: model(base=token_batch(), positions=positions)
+    for call in (*calls, lambda: model.generate(token_batch(), positions=positions, **GREEDY)):
+        with pytest.raises(InputError, match=r"is not a position: use all, first, .*, or one list of indices per row, as in"):
+            call()
+
+
+def test_lists_of_positions_may_be_tensors():
+    model, batch = road_model(), token_batch()
+    expected = model(base=batch, positions=[[0, -1]] * 3)[1].logits
+    for positions in (torch.tensor([[0, -1]] * 3), [torch.tensor([0, -1])] * 3, [np.array([0, -1])] * 3, ((0, -1),) * 3):
+        assert torch.equal(model(base=batch, positions=positions)[1].logits, expected)
 
 
 def test_encoder_decoder_models_support_all_positions_only():
