@@ -84,7 +84,7 @@ def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str])
     )
     try:
         with redirect_stdout(io.StringIO()):  # pyvene prints that the folder exists
-            model.save(str(folder))
+            pyvene.IntervenableModel.save(model, str(folder))
     finally:
         model.config = config
     if model.planes is not None:

@@ -115,6 +115,20 @@ def test_a_slice_unknown_to_find_sites_keeps_its_dimensions(tmp_path):
     assert (found.name, found.output_slice) == ("h.0.mlp.c_fc[8:24 of 128]", site.output_slice)
 
 
+@pytest.mark.parametrize("architecture", ["Bert", "GPT2"])
+def test_save_and_load_under_pyvenes_names(architecture, tmp_path):
+    base, batch = tiny_model(architecture, "classifier"), token_batch()
+    planes = TaskPlanes.split(["a", "b"], find_sites(base, "block-output"))
+    model = RoadModel(base, random_adapter(planes.sites), "last", planes)
+    model.save(tmp_path)
+    for loaded in (RoadModel.load(tmp_path, base, positions="last"), RoadModel.load(str(tmp_path), model=base)):
+        assert loaded.adapter.distance(model.adapter) == 0
+        assert loaded.planes.tasks == ("a", "b")
+    assert torch.equal(logits(RoadModel.load(tmp_path, base, "last"), batch), logits(model, batch))
+    with pytest.raises(InputError, match=r"already contains a config\.json"):
+        model.save(tmp_path)
+
+
 def test_a_config_with_pyvenes_component_names(tmp_path):
     base, batch = tiny_model("GPT2", "causal-lm"), token_batch()
     config = pyvene.IntervenableConfig([{"layer": 1, "component": "block_output", "intervention_type": RoadIntervention}])
