@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.training import train_interchange
+from road_interp.errors import InputError
 from road_interp.measure.intervals import cluster_means, interval, rate_interval
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -132,11 +133,20 @@ def scan(
     """Measure interchange accuracy on the test split at the output of every layer and at every span.
 
     Args:
+        splits: as `load_pairs` returns them, or `Splits(train, validation, test)` of pairs that share no words.
         layers: block numbers.
         make: returns a new interchange for a width; a module with parameters is trained on the training split first.
         method: name of the interchange in the report.
         training: further arguments of `train_interchange`.
+
+    Raises:
+        InputError: pairs that are not divided into `Splits`.
     """
+    if not isinstance(splits, Splits):
+        raise InputError(
+            f"scan needs Splits(train, validation, test), as load_pairs returns, not {type(splits).__name__}: interchanges are "
+            "trained on pairs of train and measured on those of test"
+        )
     reports: list[list[InterchangeReport]] = []
     for layer in layers:
         reports.append([])

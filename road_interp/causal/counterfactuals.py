@@ -26,7 +26,8 @@ class Pair(NamedTuple):
 
     Attributes:
         base, source: a text, or its spans by name in order, with their spaces: `{"subject": "The author", "verb": " wrote"}`.
-        base_label, source_label: the answer to each text, with its space: `" is"`.
+        base_label, source_label: the answer to each text, with the space before it: `" is"`. Without one it continues the last
+            word, as "is" does in "The dogis".
         base_class, source_class: values of the variable; by default the answers.
     """
 

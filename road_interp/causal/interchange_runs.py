@@ -23,6 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError
+from road_interp.models.intervenable import IntervenableModel
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
 from road_interp.sites.site import Site
@@ -82,12 +83,17 @@ class InterchangeRuns:
         bases, sources: states at the span's last token, `(pairs, width)`.
 
     Raises:
-        InputError: an unknown span; a site outside the transformer blocks, or one of an output slice.
+        InputError: a RoadModel; an unknown span; a site outside the transformer blocks, or one of an output slice.
     """
 
     def __init__(
         self, model: PreTrainedModel, pairs: CounterfactualPairs, site: Site | int, span: str, batch_size: int = 64
     ) -> None:
+        if isinstance(model, IntervenableModel):
+            raise InputError(
+                f"runs need the transformers model, not a {type(model).__name__}: use `with model.attached() as base:` and give "
+                "base, in that statement"
+            )
         self.model = model.eval().requires_grad_(False)
         self.pairs, self.batch_size = pairs, batch_size
         pairs.span(span)  # raises for an unknown span before any forward pass
@@ -138,7 +144,15 @@ class InterchangeRuns:
         self.sources: Float[Tensor, "pairs width"] = self._source.leaving[self._source.text, source]
 
     def logits(self, rows: Int[Tensor, " n"], interchange: Interchange) -> Float[Tensor, "n vocabulary"]:
-        """Logits after the base texts of pairs `rows`, with the interchange. Gradients flow to its parameters."""
+        """Logits after the base texts of pairs `rows`, with the interchange. Gradients flow to its parameters.
+
+        Raises InputError for an intervention that has no source.
+        """
+        if getattr(interchange, "is_source_constant", False):  # of a pyvene intervention
+            raise InputError(
+                f"a {type(interchange).__name__} reads no source state, so it exchanges nothing: give an interchange, such as "
+                "RoadInterchangeIntervention or full_swap"
+            )
         texts, position = self._base.text[rows], self._position[rows]
         starts = torch.zeros_like(position) if self._keys is None else position
 

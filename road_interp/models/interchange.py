@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,11 +190,12 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
 def _check_rows(rows: Rows, width: int) -> tuple[int, ...]:
     if rows == "first":
         return tuple(range(0, width, 2))
-    if isinstance(rows, str):
-        raise InputError(f'rows is "{rows}"; it must be "first", "mask" or a list of coordinates')
-    selected = tuple(rows)
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        shown = f'"{rows}"' if isinstance(rows, str) else rows
+        raise InputError(f'rows is {shown}; it must be "first", "mask" or a list of coordinates, as in [0]')
+    selected = tuple(rows.tolist() if isinstance(rows, Tensor) else rows)
     for row in selected:
-        if not 0 <= row < width:
+        if isinstance(row, bool) or not isinstance(row, Integral) or not 0 <= row < width:
             raise InputError(f"row {row} does not exist: the rotated state has rows 0 to {width - 1}")
     if not selected or len(set(selected)) < len(selected):
         raise InputError("rows must contain at least one coordinate, and none of them twice")

@@ -46,13 +46,17 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
                 "LowRankInterchangeIntervention needs embed_dim, the width of the hidden state: pyvene does not know it for this "
                 "component; pass an instance, LowRankInterchangeIntervention(768, 8)"
             )
+        if "rows" in kwargs:
+            raise InputError(
+                "LowRankInterchangeIntervention has trained directions, not rows: give low_rank_dimension, their number"
+            )
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which may lack the rank
         if low_rank_dimension is None and not self._made_by_pyvene:
             raise InputError("LowRankInterchangeIntervention needs low_rank_dimension, the number of directions")
         width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
-        if not 1 <= rank <= width:
-            raise InputError(f"low_rank_dimension must be from 1 to the width {width}, not {rank}")
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= width:
+            raise InputError(f"low_rank_dimension must be a number of directions from 1 to the width {width}, not {rank!r}")
         self.weight = nn.Parameter(torch.randn(width, rank, generator=torch.Generator().manual_seed(seed)) / width**0.5)
         if low_rank_dimension is not None:
             check_partition(self.subspace_partition, rank)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from helpers.taught import word_tokenizer
 from road_interp.causal.counterfactuals import Pair, encode_pairs, read_pairs
@@ -135,6 +137,17 @@ def test_arbitrary_answers_are_the_same_in_every_split(tokenizer):
     assert all(both[old] == new for old, new in zip(splits.test.source_label, test.source_label, strict=True))
     assert len(set(both.values())) == 6
     assert train.base_ids == splits.train.base_ids
+
+
+def test_an_answer_without_a_space_continues_the_last_word():
+    """A tokeniser that keeps spaces in its tokens, as language models have: "is" after "dog" is another token than " is"."""
+    tokens = {token: number for number, token in enumerate(["[UNK]", "The", " dog", " dogs", " is", " are", "is", "are"])}
+    words = Tokenizer(models.WordLevel(tokens, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(" ?[a-zA-Z]+?(?=is$|are$| |$)"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    spaced, joined = (encode_pairs([Pair("The dog", "The dogs", f"{space}is", f"{space}are")], tokenizer) for space in (" ", ""))
+    assert (spaced.base_label, spaced.source_label) == ((tokens[" is"],), (tokens[" are"],))
+    assert (joined.base_label, joined.source_label) == ((tokens["is"],), (tokens["are"],))
 
 
 def test_unusable_pairs_say_why(tokenizer, templates):

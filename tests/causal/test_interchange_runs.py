@@ -22,6 +22,7 @@ from road_interp.causal.stored_keys import StoredKeys, states_of, supports_store
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
@@ -321,6 +322,25 @@ def test_depth_does_what_rows_do(taught):
     assert shown == pytest.approx(low)
     with pytest.raises(InputError, match="'seeds' is missing"):
         DepthReport.from_json("{}")
+
+
+def test_what_cannot_be_interchanged_is_refused(taught):
+    model, pairs = taught
+    road = RoadModel(model, random_adapter(find_sites(model, "block-output")))
+    with pytest.raises(InputError, match=r"not a RoadModel: use `with model\.attached\(\) as base:` and give base"):
+        InterchangeRuns(road, pairs, 0, "name")
+    runs = InterchangeRuns(model, pairs, 0, "name")
+    rotation, zero = RoadIntervention(runs.site.width), pyvene.ZeroIntervention(embed_dim=runs.site.width)
+    for refused in (
+        lambda: interchange_accuracy(runs, rotation, "x"),
+        lambda: interchange_accuracy(runs, zero, "x"),
+        lambda: train_interchange(runs, rotation, steps=1),
+    ):
+        with pytest.raises(InputError, match="^a (Road|Zero)Intervention reads no source state, .* or full_swap$"):
+            refused()
+    for undivided in (pairs, (pairs, pairs, pairs)):
+        with pytest.raises(InputError, match=r"^scan needs Splits\(train, validation, test\), as load_pairs returns, not "):
+            scan(model, undivided, [0], ["name"], lambda width: full_swap, "full swap")
 
 
 def test_wrong_places_are_refused(taught):

@@ -9,6 +9,7 @@ import torch
 from helpers.models import tiny_model, token_batch
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.rotation import butterfly
 
 WIDTH = 32
@@ -199,9 +200,22 @@ def test_invalid_arguments_are_refused():
         ({"rows": []}, "at least one coordinate"),
         ({"rows": [1, 1]}, "none of them twice"),
         ({"rows": "last"}, 'rows is "last"'),
+        ({"rows": 0}, 'rows is 0; it must be "first", "mask" or a list of coordinates, as in'),
+        ({"rows": 99}, "rows is 99; it must be"),
+        ({"rows": [0.5]}, "row 0.5 does not exist"),
+        ({"rows": [True]}, "row True does not exist"),
     ):
         with pytest.raises(InputError, match=message):
             RoadInterchangeIntervention(WIDTH, **options)
+    assert interchange(1, rows=torch.tensor([3, 1])).rows == (3, 1)
+    for options, message in (
+        ({"low_rank_dimension": 0}, "from 1 to the width 32, not 0"),
+        ({"low_rank_dimension": 33}, "from 1 to the width 32, not 33"),
+        ({"low_rank_dimension": 2.5}, "from 1 to the width 32, not 2.5"),
+        ({"low_rank_dimension": 4, "rows": [0]}, "has trained directions, not rows: give low_rank_dimension"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LowRankInterchangeIntervention(WIDTH, **options)
     with pytest.raises(InputError, match="width 33"):
         RoadInterchangeIntervention(33)
     intervention = interchange(1, rows=[4, 5])
