@@ -1,0 +1,289 @@
+"""Random programs: after every step a RoadModel gives what dense matrices give on a clean copy of its base model.
+
+`make test` runs 50 programs, `make test-soak` 2,000 (PROGRAMS=2000).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from helpers.models import random_adapter, tiny_model
+from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+
+PROGRAMS = int(os.environ.get("PROGRAMS", "50"))
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]])
+INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+GREEDY = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3, "pad_token_id": 2}
+TASKS = ("x", "y")
+ROWS = st.lists(st.sampled_from([0, 0.5, 1, -1]), min_size=3, max_size=3)
+
+
+@contextmanager
+def dense(model, adapters):
+    """Every row of the outputs at the sites is multiplied by the matrix of the row's adapter; None leaves a row as it is."""
+
+    def hook(site):
+        identity = torch.eye(site.width)
+        matrices = torch.stack([identity if each is None else each.matrix(site) for each in adapters])
+
+        def multiply(module, args, output):
+            states = output[0] if isinstance(output, tuple) else output
+            turned = torch.einsum("rij,rtj->rti", matrices.to(states), states)
+            return (turned, *output[1:]) if isinstance(output, tuple) else turned
+
+        return multiply
+
+    sites = next(each.sites for each in adapters if each is not None) if any(each is not None for each in adapters) else ()
+    handles = [model.get_submodule(site.module).register_forward_hook(hook(site)) for site in sites]
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def doubled(module, args, output):
+    """A hook of the user at a module that is no site."""
+    return output * 2
+
+
+class Programs(RuleBasedStateMachine):
+    """One model and the same adapters as dense matrices on a clean copy of its base."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = ExitStack()
+        self.model = None
+        self.attached = self.merged = False
+        self.hooks = []
+
+    @initialize(
+        kind=st.sampled_from(["adapter", "bank", "tasks"]),
+        where=st.sampled_from(["all-linear", "mlp", "block-output"]),
+        lora=st.booleans(),
+        seed=st.integers(0, 5),
+    )
+    def start(self, kind, where, lora, seed):
+        base = tiny_model("Llama", "causal-lm", attn_implementation="eager").eval()
+        if lora:
+            peft = pytest.importorskip("peft", reason="a PEFT LoRA underneath needs the extra [peft]")
+            options = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+            base = peft.get_peft_model(base, peft.LoraConfig(**options)).get_base_model().eval()
+            where = "block-output"  # whose modules LoRA does not replace
+        self.clean, self.kind, self.target = copy.deepcopy(base), kind, where
+        self.sites = find_sites(base, where)
+        self.adapters = {name: random_adapter(self.sites, seed=seed + number) for number, name in enumerate("ab")}
+        self.planes = TaskPlanes.split(TASKS, self.sites) if kind == "tasks" else None
+        given = RoadBank(self.adapters) if kind == "bank" else self.adapters["a"]
+        self.model = RoadModel(base, given, planes=self.planes)
+
+    # what a call selects, as arguments and as adapters of the rows
+
+    def selection(self, strengths=(1, 1, 1)):
+        powers = [float(each) for each in strengths]
+        if self.kind == "bank":
+            names = ["a", BASE, list(self.adapters)[-1]]
+            rows = [None if name == BASE else self.adapters[name] for name in names]
+            arguments = {"adapter_names": names}
+        elif self.kind == "tasks":
+            tasks = ["x", "y", BASE]
+            arguments = {"tasks": tasks}
+            rows = [None if task == BASE else self.adapters["a"].restrict(self.planes.of(task)) for task in tasks]
+        else:
+            rows, arguments = [self.adapters["a"]] * 3, {}
+        if any(power != 1 for power in powers):
+            arguments["strengths"] = powers
+        return arguments, [None if row is None else row**power for row, power in zip(rows, powers, strict=True)]
+
+    def check(self, logits, rows):
+        with dense(self.clean, rows), torch.no_grad():
+            expected = self.clean(**INPUTS).logits
+        torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-4)
+
+    def is_free(self):
+        return self.model is not None and not self.attached and not self.merged
+
+    # calls
+
+    @precondition(lambda self: self.model is not None)
+    @rule(strengths=ROWS)
+    def call(self, strengths):
+        if self.attached or self.merged:
+            with torch.no_grad():
+                self.check(self.model(base=INPUTS)[1].logits, self.rows_fixed)
+                self.check(self.model.model(**INPUTS).logits, self.rows_fixed)
+            with pytest.raises(InputError, match="cannot change"):
+                self.model(base=INPUTS, strengths=[1, 1, 1])
+            return
+        arguments, rows = self.selection(strengths)
+        with torch.no_grad():
+            self.check(self.model(base=INPUTS, **arguments)[1].logits, rows)
+            self.check(self.model.model(**INPUTS).logits, [None])
+
+    @precondition(lambda self: self.is_free())
+    @rule(strengths=ROWS)
+    def generate(self, strengths):
+        arguments, rows = self.selection(strengths)
+        ids = self.model.generate(INPUTS, **arguments, **GREEDY)[1]
+        with dense(self.clean, rows):
+            expected = self.clean.generate(**INPUTS, **GREEDY)
+        assert torch.equal(ids, expected)
+
+    @precondition(lambda self: self.is_free())
+    @rule()
+    def threads(self):
+        choices = [self.selection(), self.selection([0.5, 1, -1])]
+        with ThreadPoolExecutor(2) as pool, torch.no_grad():
+            logits = list(pool.map(lambda choice: self.model(base=INPUTS, **choice[0])[1].logits.detach(), choices * 2))
+        for found, (_, rows) in zip(logits, choices * 2, strict=True):
+            self.check(found, rows)
+
+    @precondition(lambda self: self.is_free())
+    @rule()
+    def coroutines(self):
+        choices = [self.selection(), self.selection([0, 1, 0.5])]
+
+        async def call(arguments):
+            await asyncio.sleep(0)
+            return self.model(base=INPUTS, **arguments)[1].logits.detach()
+
+        async def both():
+            return await asyncio.gather(*(call(arguments) for arguments, _ in choices))
+
+        for found, (_, rows) in zip(asyncio.run(both()), choices, strict=True):
+            self.check(found, rows)
+
+    # states
+
+    @precondition(lambda self: self.is_free())
+    @rule(strengths=ROWS)
+    def attach(self, strengths):
+        arguments, self.rows_fixed = self.selection(strengths)
+        self.open.enter_context(self.model.attached(**arguments))
+        self.attached = True
+
+    @precondition(lambda self: self.attached)
+    @rule()
+    def detach(self):
+        self.open.close()
+        self.attached = False
+
+    @precondition(lambda self: self.is_free() and self.kind != "tasks")
+    @rule()
+    def merge(self):
+        name = "a" if self.kind == "bank" else None
+        if self.target == "block-output":
+            with pytest.raises(InputError, match="linear"):
+                self.model.merge(name)
+            return
+        self.model.merge(name)
+        self.rows_fixed, self.merged = [self.adapters["a"]] * 3, True
+
+    @precondition(lambda self: self.merged)
+    @rule()
+    def unmerge(self):
+        self.model.unmerge()
+        self.merged = False
+        for (_, found), (_, expected) in zip(self.model.model.named_parameters(), self.clean.named_parameters(), strict=True):
+            assert torch.equal(found, expected)
+
+    # changes
+
+    @precondition(lambda self: self.is_free() and self.kind == "bank" and "c" not in self.adapters)
+    @rule(seed=st.integers(0, 9))
+    def add(self, seed):
+        self.adapters["c"] = random_adapter(self.sites, seed=seed)
+        self.model.bank.add("c", self.adapters["c"])
+
+    @precondition(lambda self: self.is_free() and self.kind == "bank" and "c" in self.adapters)
+    @rule()
+    def remove(self):
+        del self.adapters["c"]
+        self.model.bank.remove("c")
+        with pytest.raises(InputError, match="'c'"):
+            self.model(base=INPUTS, adapter_names=["c"] * 3)
+
+    @precondition(lambda self: self.is_free() and self.kind == "bank")
+    @rule(seed=st.integers(10, 19))
+    def replace(self, seed):
+        self.adapters["b"] = random_adapter(self.sites, seed=seed)
+        self.model.bank.replace("b", self.adapters["b"])
+
+    @precondition(lambda self: self.is_free() and self.kind != "bank")
+    @rule(seed=st.integers(20, 29))
+    def change_parameters(self, seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in (p for p in self.model.parameters() if p.requires_grad):
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        self.adapters["a"] = self.model.adapter
+
+    @precondition(lambda self: self.is_free() and not self.hooks)
+    @rule()
+    def hook(self):
+        self.hooks = [each.get_output_embeddings().register_forward_hook(doubled) for each in (self.model.model, self.clean)]
+
+    @precondition(lambda self: self.is_free() and self.hooks)
+    @rule()
+    def unhook(self):
+        for handle in self.hooks:
+            handle.remove()
+        self.hooks = []
+
+    @precondition(lambda self: self.is_free() and not self.hooks)
+    @rule()
+    def deepcopy(self):
+        before = self.model
+        self.model = copy.deepcopy(before)
+        assert self.model.model is not before.model
+
+    @precondition(lambda self: self.is_free() and self.kind != "bank")
+    @rule()
+    def save_and_load(self):
+        with TemporaryDirectory() as folder:
+            self.model.adapter.save(Path(folder) / "adapter")
+            again = RoadAdapter.load(Path(folder) / "adapter")
+        assert again.distance(self.model.adapter) == 0
+        self.model = RoadModel(self.model.model, again, planes=self.planes)
+
+    @precondition(lambda self: self.is_free())
+    @rule()
+    def there_and_back(self):
+        self.model.to(torch.float64)
+        arguments, rows = self.selection()
+        with torch.no_grad():
+            self.check(self.model(base=INPUTS, **arguments)[1].logits.float(), rows)
+        self.model.to(torch.float32)
+
+    def teardown(self):
+        self.open.close()
+
+
+def test_random_programs_equal_dense_matrices():
+    run_state_machine_as_test(
+        Programs,
+        settings=settings(
+            max_examples=PROGRAMS,
+            stateful_step_count=12,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+        ),
+    )
