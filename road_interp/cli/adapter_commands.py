@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 @app.command()
 def inspect(
     adapter: Annotated[Path, typer.Argument(help="an adapter folder (PEFT's RoAd too), or a run folder")],
-    out: Annotated[Path | None, typer.Option(help="folder for the figures; by default figures/ in the given folder")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder for the figures; by default figures/ in the given folder, for PEFT's in the working directory"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print angles and magnitudes of the planes at every site, and draw the figures."""
     from road_interp import measure
     from road_interp.plots import export
+    from road_interp.runs.run_files import FIGURES
 
     check_folder(out)
     report = measure.angles(load_adapter(adapter))
-    paths = export.draw_adapter(report, out or adapter / "figures")
+    paths = export.draw_adapter(report, out or _results_folder(adapter) / FIGURES)
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
@@ -43,7 +47,12 @@ def inspect(
 @app.command()
 def report(
     adapter: Annotated[Path, typer.Argument(help="a run folder, or an adapter folder (PEFT's RoAd too)")],
-    out: Annotated[Path | None, typer.Option(help="path of the HTML page; by default report.html in the given folder")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="path of the HTML page; by default report.html in the given folder, for PEFT's in the working directory"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: figures, a sortable table of sites, and an interactive view of single planes."""
@@ -54,7 +63,7 @@ def report(
 
     loaded = load_adapter(adapter)
     scores = scores_of(Run.load(adapter).metrics) if (adapter / RECIPE).is_file() else []
-    path = adapter / "report.html" if out is None else out
+    path = _results_folder(adapter) / "report.html" if out is None else out
     check_output_file(path, "--out")
     write_atomically(path, report_page(loaded, adapter.resolve().name, scores))
     print_result(as_json, {"page": str(path)}, f"page: {path}")
@@ -95,6 +104,13 @@ def export(
     print_result(as_json, {"out": str(folder)}, f"PEFT adapter in {folder}")
 
 
+def _results_folder(adapter: Path) -> Path:
+    """Where results about an adapter go by default: into its folder, but never into a folder of PEFT's."""
+    from road_interp.adapters import peft_format
+
+    return Path() if (adapter / peft_format.CONFIG).is_file() else adapter
+
+
 def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     """The adapter in a run folder, an adapter folder or a PEFT folder.
 
@@ -103,7 +119,10 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     """
     from road_interp.adapters.road_adapter import RoadAdapter
     from road_interp.adapters.storage import holds_adapter
+    from road_interp.runs.run_files import RECIPE, check_finished
 
+    if (folder / RECIPE).is_file():
+        check_finished(folder)
     base = None if run is None else run.load_model().model
     if base is not None and not holds_adapter(folder):
         from road_interp.models import pyvene_io

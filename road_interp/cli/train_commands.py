@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 @app.command()
 @grouped
 def train(
-    recipe: Annotated[str, typer.Argument(help="a YAML file or the name of a built-in recipe")],
+    recipe: Annotated[
+        str, typer.Argument(help="a YAML file or the name of a built-in recipe; with --resume also the run folder to continue")
+    ],
     overrides: Overrides = None,
     *,
     out: Out = None,
@@ -46,8 +48,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe, and write a run folder with figures; with seeds=[0,1,2], one run after the other, in a folder for each."""
-    if resume and out is None:
-        raise InputError("--resume needs --out, the run folder to continue")
+    recipe, out = _started_run(recipe, out, resume)
     overrides = [*(overrides or ()), *options.overrides]
     _train(recipe, overrides, out or _free_folder(Path(recipe).stem), options.device, resume, as_json)
 
@@ -119,14 +120,15 @@ def _train_seed(
     started = time.monotonic()
     from road_interp import measure
     from road_interp.plots import export
+    from road_interp.recipes.difference import describe_difference
     from road_interp.recipes.loader import load_stored_recipe
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import FIGURES, METRICS, RECIPE
     from road_interp.training import api
 
     if of_seeds is not None and resume and (folder / METRICS).is_file():
-        if load_stored_recipe(folder / RECIPE) != recipe:
-            raise InputError(f"the recipe differs from the one of the finished run '{folder}'")
+        if difference := describe_difference(load_stored_recipe(folder / RECIPE), recipe):
+            raise InputError(f"the recipe differs from the one of the finished run '{folder}': {difference}")
         run = Run.load(folder)
     else:
         try:
@@ -142,6 +144,20 @@ def _train_seed(
         if not as_json:
             _report(run, seconds)
     return {"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}
+
+
+def _started_run(recipe: str, out: Path | None, resume: bool) -> tuple[str, Path | None]:
+    """The recipe and the folder of the run to train; a run folder given as the recipe stands for both of its own."""
+    from road_interp.runs.run_files import RECIPE
+
+    folder = Path(recipe)
+    if (folder / RECIPE).is_file():
+        if not resume:
+            raise InputError(f"'{folder}' is a run folder; add --resume to continue it, or train '{folder / RECIPE}' again")
+        return str(folder / RECIPE), out or folder
+    if resume and out is None:
+        raise InputError("--resume needs --out, the run folder to continue, or that folder instead of the recipe")
+    return recipe, out
 
 
 def _free_folder(name: str) -> Path:

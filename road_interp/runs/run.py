@@ -38,6 +38,7 @@ from road_interp.runs.run_files import (
     MULTITASK_ACCURACY_0_1,
     PLANES,
     RECIPE,
+    check_finished,
 )
 
 
@@ -65,12 +66,7 @@ class Run:
     def load(cls, folder: str | Path) -> Run:
         """Read a run folder. Raises InputError for a folder that is not a run folder, or whose training has not finished."""
         folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"run folder '{folder}' does not exist")
-        if not (folder / METRICS).is_file():
-            unfinished = (folder / RECIPE).is_file()
-            state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
-            raise InputError(f"'{folder}' is not a finished run: {state}")
+        check_finished(folder)
         recipe = load_stored_recipe(folder / RECIPE)
         # The adapter's file of a run of 0.1.0 has neither.
         adapter = replace(

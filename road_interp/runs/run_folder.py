@@ -19,6 +19,7 @@ from road_interp.errors import InputError
 from road_interp.files import check_folder, write_atomically
 from road_interp.models.loading import process_state
 from road_interp.provenance import library_versions
+from road_interp.recipes.difference import describe_difference
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import TrainableRecipe
 from road_interp.runs.run import Run
@@ -53,8 +54,8 @@ class RunFolder:
                 raise InputError(f"'{folder}' holds no run to resume")
             if (folder / METRICS).is_file():
                 raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
-            if load_stored_recipe(folder / RECIPE) != recipe:
-                raise InputError(f"the recipe differs from the one that '{folder}' was started with ({RECIPE} there)")
+            if difference := describe_difference(load_stored_recipe(folder / RECIPE), recipe):
+                raise InputError(f"the recipe differs from the one that '{folder}' was started with: {difference}")
         elif folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
         return cls(folder, recipe, device)

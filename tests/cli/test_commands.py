@@ -87,11 +87,42 @@ def test_several_seeds_are_a_run_each(capsys, monkeypatch, workplace, tmp_path):
         (["--seed", 1], "the recipe has 'seeds', and a seed is given as well"),
         (["seeds=[0, 0]"], r"'seeds' must be a list of different whole numbers, such as \[0, 1, 2\], not \[0, 0\]"),
         (["seeds=3"], "'seeds' must be a list"),
-        (["--resume", "training.learning_rate=1e-4"], "the recipe differs from the one of the finished run"),
+        (
+            ["--resume", "training.learning_rate=1e-4"],
+            "the recipe differs from the one of the finished run .*: training.learning_rate is 0.05 there, 0.0001 here",
+        ),
     ):
         code, _, err = run(capsys, monkeypatch, "train", recipe, *arguments, "--out", tmp_path / "run")
         assert code == 2
         assert re.search(message, err)
+
+
+def test_an_unfinished_run_is_named_and_continued_by_its_folder(capsys, monkeypatch, workplace, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(recipe_for(workplace, "training.max_steps=1").to_yaml())
+    for command in ("evaluate", "inspect", "report"):
+        code, _, err = run(capsys, monkeypatch, command, folder)
+        assert code == 2
+        assert f"'{folder}' is not a finished run: its training has not finished; go on with --resume" in err
+    code, _, err = run(capsys, monkeypatch, "train", folder)
+    assert code == 2
+    assert f"'{folder}' is a run folder; add --resume to continue it" in err
+    code, out, err = run(capsys, monkeypatch, "train", folder, "--resume", "--json")
+    assert code == 0, err
+    assert json.loads(out)["folder"] == str(folder)
+
+
+def test_nothing_is_written_into_a_folder_of_peft(capsys, monkeypatch, finished, tmp_path):
+    finished.to_peft(tmp_path / "peft")
+    before = sorted(path.name for path in (tmp_path / "peft").iterdir())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for command in ("inspect", "report"):
+        code, _, err = run(capsys, monkeypatch, command, "../peft")
+        assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == before
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", "report.html"}
 
 
 def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_path):

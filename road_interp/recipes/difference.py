@@ -1,0 +1,31 @@
+"""The keys in which two recipes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from road_interp.recipes.schema import Recipe
+
+SHOWN = 3
+
+
+def describe_difference(stored: Recipe, given: Recipe) -> str:
+    """The first keys that differ, with both values: "seed is 0 there, 3 here"; empty for equal recipes."""
+    there, here = (dict(_leaves(asdict(recipe))) for recipe in (stored, given))
+    keys = [key for key in dict.fromkeys([*there, *here]) if _shown(there, key) != _shown(here, key)]
+    parts = [f"{key} is {_shown(there, key)} there, {_shown(here, key)} here" for key in keys[:SHOWN]]
+    return "; ".join([*parts, *[f"{len(keys) - SHOWN} more"] * (len(keys) > SHOWN)])
+
+
+def _leaves(content: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        is_section = isinstance(value, Mapping) and value
+        leaves += _leaves(value, f"{path}{key}.") if is_section else [(f"{path}{key}", value)]
+    return leaves
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "not set"
