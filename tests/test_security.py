@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from helpers.recipes import recipe_for
+from road_interp.cli.model_commands import serve
 from road_interp.errors import InputError
 from road_interp.recipes.loader import builtin_recipes, load_recipe
 from road_interp.recipes.schema import ModelRecipe
@@ -74,3 +77,13 @@ def test_a_models_pickle_that_runs_code_is_refused(workplace, tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         train(recipe_for(workplace, f"model.id={tmp_path / 'model'}"), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_server_listens_on_this_machine_only():
+    assert inspect.signature(serve).parameters["host"].default == "127.0.0.1"
+
+
+def test_every_promise_names_a_test_that_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) == 8
+    assert all(f"\ndef {name}(" in (ROOT / path).read_text() for path, name in named)
