@@ -17,7 +17,7 @@ import numpy as np
 
 from road_interp.causal.answered_questions import answered_rightly, with_best_prompts
 from road_interp.causal.entity_task import EntityTask, Question, SplitName, draw_variable_pairs, load_ravel
-from road_interp.causal.number_and_gender import number_and_gender
+from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import (
     DEEP,
     METHODS,

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from road_interp import measure, plots
+    from road_interp import causal, measure, plots, recipes
     from road_interp.adapters.bank import RoadBank
     from road_interp.adapters.road_adapter import RoadAdapter
     from road_interp.adapters.task_planes import TaskPlanes
@@ -61,6 +61,7 @@ _LAZY_IMPORTS = {
     "evaluate": "training.api",
     "train": "training.api",
 }
+_MODULES = ("causal", "measure", "plots", "recipes")
 
 __all__ = [
     "Explorer",
@@ -77,6 +78,7 @@ __all__ = [
     "Site",
     "TaskPlanes",
     "VariableCoordinates",
+    "causal",
     "encode_pairs",
     "evaluate",
     "find_sites",
@@ -88,13 +90,14 @@ __all__ = [
     "measure",
     "plots",
     "read_pairs",
+    "recipes",
     "train",
     "train_interchange",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("measure", "plots"):
+    if name in _MODULES:
         return import_module(f"road_interp.{name}")
     if name in _LAZY_IMPORTS:
         return getattr(import_module(f"road_interp.{_LAZY_IMPORTS[name]}"), name)

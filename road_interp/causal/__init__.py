@@ -1,1 +1,108 @@
-"""Interchange interventions on counterfactual pairs: pairs, training, accuracy, controls, depth and cost."""
+"""Interchange interventions on counterfactual pairs: pairs, training, accuracy, controls, depth and cost.
+
+Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchange_accuracy, scan
+    from road_interp.causal.answered_questions import answered_rightly
+    from road_interp.causal.controls import ControlReport
+    from road_interp.causal.cost import CostReport
+    from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, Splits, encode_pairs, read_pairs
+    from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
+    from road_interp.causal.entity_task import EntityTask, VariablePairs, draw_variable_pairs, load_ravel
+    from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
+    from road_interp.causal.masked_interchange import MaskedInterchange
+    from road_interp.causal.method_scores import TaskScores, score_methods
+    from road_interp.causal.noun_task import number_and_gender
+    from road_interp.causal.template_pairs import load_pairs
+    from road_interp.causal.training import train_interchange
+    from road_interp.causal.variable_methods import VariablesComparison, compare_variables
+    from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
+
+_LAZY_IMPORTS = {
+    "InterchangeReport": "accuracy",
+    "ScanReport": "accuracy",
+    "interchange_accuracy": "accuracy",
+    "scan": "accuracy",
+    "answered_rightly": "answered_questions",
+    "ControlReport": "controls",
+    "CostReport": "cost",
+    "CounterfactualPairs": "counterfactuals",
+    "Pair": "counterfactuals",
+    "Splits": "counterfactuals",
+    "encode_pairs": "counterfactuals",
+    "read_pairs": "counterfactuals",
+    "DepthReport": "depth_sweep",
+    "depth_by_rows": "depth_sweep",
+    "EntityTask": "entity_task",
+    "VariablePairs": "entity_task",
+    "draw_variable_pairs": "entity_task",
+    "load_ravel": "entity_task",
+    "InterchangeRuns": "interchange_runs",
+    "full_swap": "interchange_runs",
+    "no_swap": "interchange_runs",
+    "MaskedInterchange": "masked_interchange",
+    "TaskScores": "method_scores",
+    "score_methods": "method_scores",
+    "number_and_gender": "noun_task",
+    "load_pairs": "template_pairs",
+    "train_interchange": "training",
+    "VariablesComparison": "variable_methods",
+    "compare_variables": "variable_methods",
+    "VariableRuns": "variables",
+    "VariablesReport": "variables",
+    "measure_variables": "variables",
+    "train_variables": "variables",
+}
+
+__all__ = [
+    "ControlReport",
+    "CostReport",
+    "CounterfactualPairs",
+    "DepthReport",
+    "EntityTask",
+    "InterchangeReport",
+    "InterchangeRuns",
+    "MaskedInterchange",
+    "Pair",
+    "ScanReport",
+    "Splits",
+    "TaskScores",
+    "VariablePairs",
+    "VariableRuns",
+    "VariablesComparison",
+    "VariablesReport",
+    "answered_rightly",
+    "compare_variables",
+    "depth_by_rows",
+    "draw_variable_pairs",
+    "encode_pairs",
+    "full_swap",
+    "interchange_accuracy",
+    "load_pairs",
+    "load_ravel",
+    "measure_variables",
+    "no_swap",
+    "number_and_gender",
+    "read_pairs",
+    "scan",
+    "score_methods",
+    "train_interchange",
+    "train_variables",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_IMPORTS:
+        return getattr(import_module(f"road_interp.causal.{_LAZY_IMPORTS[name]}"), name)
+    raise AttributeError(f"module 'road_interp.causal' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -22,7 +22,7 @@ from helpers.taught import word_tokenizer
 from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
-from road_interp.causal.number_and_gender import number_and_gender
+from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import VariablesComparison
 from road_interp.errors import InputError
 from road_interp.measure import (

@@ -19,7 +19,7 @@ from road_interp.causal.bases import Columns, principal_components
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs, load_ravel
 from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
-from road_interp.causal.number_and_gender import number_and_gender
+from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, VariablesComparison, compare_variables
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError
