@@ -25,6 +25,7 @@ from road_interp.models.loading import find_device, load_model, load_tokenizer, 
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
+from road_interp.runs.origin import Origin
 from road_interp.runs.prediction import Prediction, Text, check_texts, compute_logits, predictions_of
 from road_interp.runs.run_files import (
     ADAPTER,
@@ -36,6 +37,7 @@ from road_interp.runs.run_files import (
     METRICS,
     MULTITASK_ACCURACY,
     MULTITASK_ACCURACY_0_1,
+    ORIGIN,
     PLANES,
     RECIPE,
     check_finished,
@@ -47,12 +49,14 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: recipe.yaml, adapter/, head.safetensors, classes.json, metrics.json, log.jsonl, environment.json, figures/.
-        recipe: the recipe of the run, with all defaults written out.
+        folder: recipe.yaml, adapter/, head.safetensors, classes.json, metrics.json, log.jsonl, environment.json, origin.json,
+            figures/.
+        recipe: the recipe of the run, with all defaults written out; its paths lead to model and data from any directory.
         adapter: the trained angles and scales.
         classes: the class labels in the order of the head's outputs; None for regression and for multi-task runs.
         metrics: validation and test scores, for `kind: classification` also those of the frozen backbone, and parameter counts.
         planes: the planes that each task owns; None for `kind: classification`.
+        origin: where the run was started, and the hashes of its data; None for a run of an older release or of the Hub.
     """
 
     folder: Path
@@ -61,13 +65,16 @@ class Run:
     classes: tuple[Any, ...] | None
     metrics: dict[str, Any]
     planes: TaskPlanes | None = None
+    origin: Origin | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
         """Read a run folder. Raises InputError for a folder that is not a run folder, or whose training has not finished."""
         folder = Path(folder)
         check_finished(folder)
+        origin = Origin.load(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
         recipe = load_stored_recipe(folder / RECIPE)
+        recipe = recipe if origin is None else origin.located(recipe)
         # The adapter's file of a run of 0.1.0 has neither.
         adapter = replace(
             RoadAdapter.load(folder / ADAPTER),
@@ -82,7 +89,12 @@ class Run:
             if not isinstance(classes, list | None):
                 raise InputError(f"{folder / CLASSES}: 'classes' must be a list or null, not {classes!r}")
         metrics = read_json_object(folder / METRICS)
-        return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes)
+        return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes, origin)
+
+    def check_data(self) -> None:
+        """Raise InputError for a data file that has changed since the run was started."""
+        if self.origin is not None:
+            self.origin.check()
 
     @property
     def composition(self) -> CompositionReport | MultiTaskAccuracyReport:
@@ -158,7 +170,7 @@ class Run:
 
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run"
-            shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(CHECKPOINTS, FIGURES))
+            shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(CHECKPOINTS, FIGURES, ORIGIN))
             card = hub.model_card(self.adapter, self.recipe, self.metrics, repo_id, (self.folder / HEAD).is_file())
             (folder / hub.CARD).write_text(card, encoding="utf-8")
             report = measure.angles(self.adapter)

@@ -9,6 +9,7 @@ from road_interp.errors import InputError
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
 PLANES, COMPOSITION, EXACT_MATCH = "planes.json", "composition.json", "exact-match.json"
+ORIGIN = "origin.json"
 MULTITASK_ACCURACY = "multitask-accuracy.json"
 MULTITASK_ACCURACY_0_1 = "heads.json"  # its name in run folders of release 0.1.0
 

@@ -22,8 +22,9 @@ from road_interp.provenance import library_versions
 from road_interp.recipes.difference import describe_difference
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import TrainableRecipe
+from road_interp.runs.origin import Origin
 from road_interp.runs.run import Run
-from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, HEAD, LOG, METRICS, RECIPE
+from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, HEAD, LOG, METRICS, ORIGIN, RECIPE
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,20 @@ class RunFolder:
         path: path of the folder.
         recipe: recipe of the run.
         device: device of the training.
+        origin: where the run was started.
     """
 
     path: Path
     recipe: TrainableRecipe
     device: torch.device
+    origin: Origin
 
     @classmethod
     def prepare(cls, recipe: TrainableRecipe, out: str | Path | None, resume: bool, device: torch.device) -> RunFolder:
         """Check the run folder, by default the next free one under runs/, without writing anything.
 
         Raises:
-            InputError: a folder that is not empty or, with `resume`, one without an unfinished run of the same recipe.
+            InputError: a folder that is not empty or, with `resume`, one without an unfinished run of the same recipe and data.
         """
         folder = next_free(Path("runs") / "run") if out is None else Path(out)
         check_folder(folder)
@@ -58,7 +61,10 @@ class RunFolder:
                 raise InputError(f"the recipe differs from the one that '{folder}' was started with: {difference}")
         elif folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
-        return cls(folder, recipe, device)
+        is_stored = resume and (folder / ORIGIN).is_file()
+        origin = Origin.load(folder / ORIGIN) if is_stored else Origin.here(recipe)
+        origin.check()
+        return cls(folder, recipe, device, origin)
 
     def start(self, files: Mapping[str, Any]) -> None:
         """Create the folder, and write the recipe and the JSON files that exist before training."""
@@ -66,6 +72,7 @@ class RunFolder:
         process.wait_for_everyone()  # until all have checked that the folder is free
         if process.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / ORIGIN, self.origin.to_json())
             write_atomically(self.path / RECIPE, self.recipe.to_yaml())
             for name, content in files.items():
                 write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")

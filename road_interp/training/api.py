@@ -63,9 +63,11 @@ def evaluate(
         reports (`CompositionReport`, `MultiTaskAccuracyReport`, `ExactMatchReport`).
 
     Raises:
-        InputError: data that cannot be read or that this kind of run does not accept.
+        InputError: data that cannot be read, that have changed since the training, or that this kind of run does not accept.
     """
     run = run if isinstance(run, Run) else Run.load(run)
+    if data is None:
+        run.check_data()
     kind, source, on_device = experiment_kind(run.recipe), None if data is None else str(data), find_device(device)
     if predictions is None:
         return kind.evaluate(run, source, on_device, progress)

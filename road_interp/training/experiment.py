@@ -81,6 +81,7 @@ def run_training(
     """
     on_device = find_device(device)
     folder = RunFolder.prepare(recipe, out, resume, on_device)
+    recipe = folder.origin.located(recipe)
     set_seed(recipe.seed)
     experiment = kind(recipe)
     experiment.load_data()

@@ -42,10 +42,12 @@ def make_scorer(run: Run, limit: int | None = None, device: str | None = None) -
         limit: largest number of test examples; all by default.
 
     Raises:
-        InputError: a run with several heads, or one that its scorer does not accept, such as regression.
+        InputError: a run with several heads, one that its scorer does not accept, such as regression, or one whose data have
+            changed.
     """
     if not is_one_number(run):
         raise InputError(f"'{run.folder}' has several heads; only runs with one head, or with behaviours, have a single score")
+    run.check_data()
     return SCORERS[run.recipe.kind](run, limit, device)
 
 

@@ -37,6 +37,7 @@ def test_a_run_folder_holds_everything_and_learns(finished, workplace):
         "metrics.json",
         "log.jsonl",
         "environment.json",
+        "origin.json",
     }
     assert finished.metrics["test"]["accuracy"] > 0.9
     assert finished.metrics["test"]["interval"][0] < finished.metrics["test"]["accuracy"]

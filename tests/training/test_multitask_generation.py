@@ -41,7 +41,8 @@ def finished(workplace):
 
 def test_a_run_folder_holds_all_files_and_is_loaded(workplace, finished):
     names = {path.name for path in (workplace / "run").iterdir()}
-    assert names == {"recipe.yaml", "planes.json", "adapter", "composition.json", "metrics.json", "log.jsonl", "environment.json"}
+    scores = {"composition.json", "metrics.json"}
+    assert names == {"recipe.yaml", "planes.json", "adapter", *scores, "log.jsonl", "environment.json", "origin.json"}
     again = Run.load(workplace / "run")
     assert isinstance(again.recipe, MultiTaskGenerationRecipe)
     assert again.planes.tasks == ("label", "closing")

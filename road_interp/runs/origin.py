@@ -1,0 +1,82 @@
+"""Where a run was started, and the data files that it read: so that it is scored on the same data from any directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from road_interp.errors import InputError
+from road_interp.files import read_json_object
+from road_interp.from_mapping import from_mapping
+from road_interp.recipes.paths import data_ids, with_paths
+from road_interp.recipes.schema import TrainableRecipe
+from road_interp.sources import is_here, resolve
+
+AnyRecipe = TypeVar("AnyRecipe", bound=TrainableRecipe)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The start of a run.
+
+    Attributes:
+        directory: the working directory, from which relative paths of the recipe lead to model and data.
+        files: the sha256 of every data file, by its id in the recipe; data sets of the Hub and folders are left out.
+    """
+
+    directory: str
+    files: Mapping[str, str]
+
+    @classmethod
+    def here(cls, recipe: TrainableRecipe) -> Origin:
+        """The origin of a run that starts in the working directory."""
+        hashes = {each: _sha256(each) for each in data_ids(recipe)}
+        return cls(str(Path.cwd()), {name: digest for name, digest in hashes.items() if digest is not None})
+
+    @classmethod
+    def load(cls, path: Path) -> Origin:
+        """The origin in a file. Raises InputError that names file and key."""
+        try:
+            return from_mapping(cls, read_json_object(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def to_json(self) -> str:
+        """The content of the file that `load` reads."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def located(self, recipe: AnyRecipe) -> AnyRecipe:
+        """The recipe with the paths that lead from the working directory to the model and the data of the run."""
+        return with_paths(recipe, self._located)
+
+    def check(self) -> None:
+        """Raise InputError for a data file whose content has changed; a missing one is reported where it is read."""
+        for name, expected in self.files.items():
+            if _sha256(self._located(name)) not in (None, expected):
+                hint = "restore it, train again, or score other data (--data)"
+                raise InputError(f"data file '{name}' has changed since the run was started: {hint}")
+
+    def _located(self, identifier: str) -> str:
+        """An absolute path where a relative one led to something in the directory of the start; else `identifier` itself."""
+        directory = Path(self.directory)
+        if directory == Path.cwd():
+            return identifier
+        # "folder:split" names a split of a data set
+        exists = any((directory / path).exists() for path in (identifier, identifier.partition(":")[0]) if path)
+        return str(directory / identifier) if exists else identifier
+
+
+def _sha256(identifier: str) -> str | None:
+    """The hash of a local data file; None for anything else."""
+    if is_here(identifier) and (path := Path(resolve(identifier)).expanduser()).is_file():
+        digest = hashlib.sha256()
+        with suppress(OSError), path.open("rb") as file:
+            for block in iter(lambda: file.read(2**20), b""):
+                digest.update(block)
+            return digest.hexdigest()
+    return None

@@ -1,0 +1,96 @@
+"""A run is scored on its own data from any directory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from helpers.recipes import recipe_for
+from road_interp.errors import InputError
+from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.paths import data_ids, with_paths
+from road_interp.runs.origin import Origin
+from road_interp.runs.run import Run
+from road_interp.training.api import evaluate, train
+from road_interp.training.scoring import make_scorer
+
+
+@pytest.fixture
+def project(workplace, tmp_path, monkeypatch):
+    """A folder with model and data, which is the working directory."""
+    shutil.copytree(workplace / "model", tmp_path / "project" / "model")
+    shutil.copy(workplace / "data.csv", tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def relative(workplace):
+    """A recipe whose paths are relative."""
+    recipe = recipe_for(workplace, "training.max_steps=2")
+    return replace(recipe, model=replace(recipe.model, id="model"), data=replace(recipe.data, id="data.csv"))
+
+
+def test_a_run_is_scored_from_any_directory(project, relative, tmp_path, monkeypatch):
+    trained = train(relative, "run", progress=False)
+    assert trained.recipe == relative
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("text,label\nanother,negative\n")
+    found = Run.load(project / "run")
+    assert (found.recipe.model.id, found.recipe.data.id) == (str(project / "model"), str(project / "data.csv"))
+    assert evaluate(found, progress=False) == trained.metrics["test"]
+    assert "id: data.csv" in (project / "run" / "recipe.yaml").read_text()
+
+
+def test_changed_data_are_an_error_and_data_replaces_them(project, relative):
+    trained = train(relative, "run", progress=False)
+    other = shutil.copy("data.csv", "other.csv")
+    with (project / "data.csv").open("a") as file:
+        file.write("grand,positive\n")
+    for use in (lambda: evaluate("run", progress=False), lambda: make_scorer(trained)):
+        with pytest.raises(InputError, match=r"data file 'data.csv' has changed since the run was started: restore it.*--data"):
+            use()
+    assert evaluate("run", other, progress=False)["examples"] == 200
+    (project / "data.csv").unlink()
+    assert evaluate("run", other, progress=False)["examples"] == 200
+    with pytest.raises(InputError, match="'data.csv' does not exist"):
+        evaluate("run", progress=False)
+    (project / "run" / "origin.json").unlink()
+    assert Run.load("run").origin is None
+
+
+def test_an_unfinished_run_goes_on_from_another_directory_with_the_same_data(project, relative, tmp_path, monkeypatch):
+    (project / "run").mkdir()
+    (project / "run" / "recipe.yaml").write_text(relative.to_yaml())
+    (project / "run" / "origin.json").write_text(Origin.here(relative).to_json())
+    monkeypatch.chdir(tmp_path)
+    (project / "data.csv").rename(project / "kept.csv")
+    (project / "data.csv").write_text("text,label\nanother,negative\n")
+    with pytest.raises(InputError, match="has changed"):
+        train(relative, project / "run", resume=True, progress=False)
+    (project / "kept.csv").replace(project / "data.csv")
+    assert train(relative, project / "run", resume=True, progress=False).metrics["test"]["examples"] == 40
+    assert Run.load(project / "run").origin.directory == str(project)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"directory": 3, "files": {}}', '{"directory": ".", "files": {"a": 1}}', "{"])
+def test_a_damaged_origin_is_named(finished, tmp_path, content):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    (tmp_path / "run" / "origin.json").write_text(content)
+    with pytest.raises(InputError, match=r"origin\.json"):
+        Run.load(tmp_path / "run")
+
+
+def test_the_paths_of_all_sections_are_found():
+    recipe = load_recipe("composition-smollm2")
+    assert list(data_ids(recipe)) == [recipe.reviews.id]
+    tasks = load_recipe("multitask-minilm")
+    assert list(data_ids(tasks)) == [task.labels.id for task in tasks.tasks.values()]
+    changed = with_paths(tasks, lambda name: name.upper())
+    assert changed.model.id == tasks.model.id.upper()
+    assert list(data_ids(changed)) == [name.upper() for name in data_ids(tasks)]
+    assert with_paths(tasks, str) == tasks
+    questions = load_recipe("arithmetic-llama-7b")
+    assert all(task.test in list(data_ids(questions)) for task in questions.tasks.values())
