@@ -154,7 +154,8 @@ class TrainingRecipe:
     """AdamW with warm-up; the checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
 
     `precision` is that of the forward pass: "auto" selects bf16 on a GPU that supports it (fp16 on others) and on a CPU that is
-    faster in it (fp32 on others). `max_steps` limits the number of optimizer steps.
+    faster in it (fp32 on others). `max_steps` limits the number of optimizer steps. `report_to` names the trackers that get the
+    log of the training, as transformers knows them: trackio, wandb, tensorboard, ...
     """
 
     learning_rate: float = 3e-3
@@ -167,6 +168,7 @@ class TrainingRecipe:
     max_grad_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_steps: int | None = None
+    report_to: list[str] = field(default_factory=list, repr=False)  # studies know a run by the representation of its recipe
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import timeit
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from road_interp.errors import InputError
 from road_interp.models.loading import process_state
@@ -28,12 +31,14 @@ def training_arguments(
         options: further arguments of `TrainingArguments`, such as save_strategy.
 
     Raises:
-        InputError: a batch size that is not divisible by the number of processes.
+        InputError: a batch size that is not divisible by the number of processes, or a tracker that is not installed.
     """
     settings, processes = recipe.training, process_state(device).num_processes
     precision = forward_precision(settings, device)
     if settings.batch_size % processes:
         raise InputError(f"training.batch_size {settings.batch_size} cannot be divided among {processes} processes")
+    options = {"save_strategy": "epoch", "report_to": settings.report_to, **options}
+    _check_trackers(options["report_to"])
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
@@ -53,14 +58,28 @@ def training_arguments(
         label_names=["labels"],
         save_total_limit=2,
         logging_steps=20,
-        report_to="none",
         disable_tqdm=not progress,
         dataloader_pin_memory=device.type == "cuda",
         seed=recipe.seed,
-        **{"save_strategy": "epoch", **options},
+        **options,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs need torchrun: DataParallel would run replicas in threads
     return arguments
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise InputError for a tracker that transformers does not know or that is not installed."""
+    if not names:
+        return
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(INTEGRATION_TO_CALLBACK)}"
+            raise InputError(f"training.report_to: '{name}' is not known; {hint}")
+        if name not in available:
+            package = {"azure_ml": "azureml-core", "comet_ml": "comet-ml"}.get(name, name)
+            raise InputError(f"training.report_to: '{name}' is not installed; try: pip install {package}")
 
 
 def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:

@@ -160,9 +160,10 @@ class ClassificationExperiment:
             return self.data.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
         best = {"load_best_model_at_end": True, "metric_for_best_model": f"eval_{self.data.metric}", "greater_is_better": True}
+        tracked: dict[str, Any] = {} if "train" in splits else {"report_to": []}
         return RoadTrainer(
             model=model,
-            args=training_arguments(self.recipe, folder, device, progress, eval_strategy="epoch", **best),
+            args=training_arguments(self.recipe, folder, device, progress, eval_strategy="epoch", **best, **tracked),
             train_dataset=splits.get("train"),
             eval_dataset=splits["validation"],
             data_collator=DataCollatorWithPadding(self.tokenizer),

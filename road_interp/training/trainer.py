@@ -22,6 +22,7 @@ from road_interp.files import read_json_object
 from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.runs.run_files import CHECKPOINTS
+from road_interp.training.checkpoint_clock import CheckpointClock
 from road_interp.training.distributed import leave_to_fsdp
 
 
@@ -32,6 +33,7 @@ class RoadTrainer(Trainer):
         super().__init__(**options)
         leave_to_fsdp(self._model)
         self.remove_callback(PrinterCallback)  # it prints to standard output, which is for results
+        self.add_callback(CheckpointClock)
 
     def compute_loss(
         self,

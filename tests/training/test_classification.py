@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import TrainerCallback
 
 from helpers.models import tiny_model
 from helpers.recipes import recipe_for
@@ -41,6 +42,7 @@ def test_a_run_folder_holds_everything_and_learns(finished, workplace):
     }
     assert finished.metrics["test"]["accuracy"] > 0.9
     assert finished.metrics["test"]["interval"][0] < finished.metrics["test"]["accuracy"]
+    assert [finished.metrics[split]["examples"] for split in ("validation", "test")] == [40, 40]
     assert finished.metrics["parameters"]["adapter"] == 2 * (5 * 32 + 64)
     assert finished.metrics["parameters"]["head"] == 66
     assert finished.classes == ("negative", "positive")
@@ -304,6 +306,29 @@ def test_angles_or_magnitudes_can_be_trained_alone(workplace, trainable, moves, 
         assert (getattr(run.adapter, stays)[site.name] == start[stays]).all()
         assert (getattr(run.adapter, moves)[site.name] != start[moves]).any()
     assert run.metrics["parameters"]["adapter"] == run.adapter.num_parameters // 2
+
+
+def test_the_training_is_reported_to_trackers(workplace, monkeypatch):
+    entries = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            entries.append(logs)
+
+    monkeypatch.setitem(arguments.INTEGRATION_TO_CALLBACK, "trackio", Tracker)
+    recipe = recipe_for(workplace, "training.report_to=[trackio]", "training.max_steps=1")
+    monkeypatch.setattr(arguments, "get_available_reporting_integrations", list)
+    with pytest.raises(InputError, match="training.report_to: 'trackio' is not installed; try: pip install trackio"):
+        train(recipe, workplace / "tracked", progress=False)
+    assert not (workplace / "tracked").exists()
+    with pytest.raises(InputError, match="'wanb' is not known; did you mean 'wandb'"):
+        train(recipe_for(workplace, "training.report_to=[wanb]"), workplace / "tracked", progress=False)
+    monkeypatch.setattr(arguments, "get_available_reporting_integrations", lambda: ["trackio"])
+    tracked = train(recipe, workplace / "tracked", progress=False)
+    assert any("train_loss" in logs for logs in entries)
+    seen = len(entries)
+    evaluate(tracked, progress=False)
+    assert len(entries) == seen
 
 
 @pytest.mark.parametrize(("supported", "seconds", "expected"), [(True, 1.0, "bf16"), (True, 3.0, "fp32"), (False, 1.0, "fp32")])
