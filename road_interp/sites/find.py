@@ -39,7 +39,7 @@ def find_sites(
     Args:
         model: any Hugging Face model.
         target_modules: a preset; or a regular expression that matches a module's full path or its last components, such as
-            "query" or "h[.]0[.]attn[.]c_attn"; or a list of presets, regular expressions and `Site`s. The presets select modules
+            "query" or "h[.]0[.]attn[.]c_attn"; or a list of presets, regular expressions and sites. The presets select modules
             inside the blocks only, without embeddings and heads:
 
             - "all-linear": the output of every linear layer,

@@ -1,0 +1,107 @@
+"""Every code block of the manual works.
+
+- `python` blocks of a page run in their order in one scope, lines of `console` blocks that begin with `$ ` run too, all in one
+  folder.
+- A `text` block directly behind one of them is what it prints.
+- A `code-block` with a caption is a file of that name.
+- Commands in `sh` blocks take hours, devices or the network: their names and options exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from typer.main import get_command
+
+from road_interp.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts)
+FENCE = re.compile(
+    r"^```(?:\{code-block\} )?(\w+)\n(?::caption: (\S+)\n)?\n?(.*?)^```$(?:\n\s*^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
+RUN = {"python", "console"}
+
+
+def blocks(page):
+    """Language, file name, content and expected output of every block."""
+    return FENCE.findall(page.read_text())
+
+
+def run_console(content, folder):
+    """What the commands of a block print."""
+    printed = []
+    for line in content.splitlines():
+        if line.startswith("$ "):
+            words = shlex.split(line[2:])
+            program = [sys.executable, "-m", "road_interp.cli"] if words[0] == "road-interp" else [sys.executable]
+            assert words[0] in ("road-interp", "python"), line
+            done = subprocess.run([*program, *words[1:]], cwd=folder, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            printed.append(done.stdout)
+    return "".join(printed)
+
+
+def check_command(line):
+    """The command of a line exists and has the options that it uses."""
+    words = shlex.split(line, comments=True)
+    words = words[words.index("road-interp") + 1 :]
+    if words[0].startswith("--"):
+        return
+    command = get_command(app).commands[words[0]]
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if RUN & {block[0] for block in blocks(page)}], ids=lambda page: page.stem
+)
+def test_blocks_work(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(ROOT / "interventions", tmp_path / "interventions")
+    scope: dict[str, object] = {}
+    for language, caption, content, output in blocks(page):
+        if caption:
+            Path(caption).parent.mkdir(parents=True, exist_ok=True)
+            Path(caption).write_text(content)
+        if language not in RUN:
+            continue
+        if language == "console":
+            printed = run_console(content, tmp_path)
+        else:
+            with contextlib.redirect_stdout(io.StringIO()) as captured:
+                exec(compile(content, str(page), "exec"), scope)
+            printed = captured.getvalue()
+        assert not output or printed == output, printed
+    plt.close("all")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_commands_and_options_exist(page):
+    for language, _, content, _ in blocks(page):
+        for line in content.splitlines() if language in ("sh", "console") else ():
+            if re.match(r"(\$ )?(\S+ )*road-interp ", line):
+                check_command(line.removeprefix("$ "))
+    for line in re.findall(r"^    (road-interp .*)", page.read_text(), re.MULTILINE):
+        check_command(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
+    assert not [link for link in links if "generated" not in link and not (page.parent / link).exists()]
+
+
+def test_lines_are_short():
+    lines = [(page.name, line) for page in PAGES for line in page.read_text().splitlines()]
+    assert not [each for each in lines if len(each[1]) > 140 and "<!--=" not in each[1] and not each[1].startswith("|")]

