@@ -24,8 +24,8 @@ Source = RoadAdapter | str | os.PathLike[str] | Any  # what `RoadAdapter.of` tak
 
 
 class RoadBank(Mapping[str, RoadAdapter]):
-    """Named adapters of one family, that is, with the same sites, variant, group_size and positions, and without heads
-    of their own: rows share the base model's head, so that adapters trained beside different heads cannot share a bank.
+    """Named adapters of one family, that is, with the same sites (in any order), variant, group_size and positions, and without
+    heads of their own: rows share the base model's head, so that adapters trained beside different heads cannot share a bank.
 
     The bank stores an adapter as one flat fp32 vector of angles and one of scales, with all sites concatenated: as many values as
     the adapter has parameters. Adapters may be added, removed and replaced while a model uses the bank; its next call uses the
@@ -180,7 +180,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
         if self._template is None:
             self._template = adapter.identity_like()
         for field in ("variant", "group_size", "positions", "sites", "modules_to_save"):
-            if (expected := getattr(self._template, field)) != (given := getattr(adapter, field)):
+            expected, given = getattr(self._template, field), getattr(adapter, field)
+            if (set(expected) != set(given)) if field == "sites" else (expected != given):
                 difference = {
                     "sites": "sites differ",
                     "modules_to_save": "modules_to_save differ, such as its head: all rows use those of the base model",
@@ -191,8 +192,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
         base = self._template.base
         if base is not None and adapter.base is not None and (difference := base.difference(adapter.base)):
             raise InputError(f"adapter '{name}' does not fit this bank: it was made for another model, {difference}")
-        theta = torch.cat([adapter.theta[site.name].detach().cpu().float() for site in adapter.sites])
-        alpha = torch.cat([adapter.alpha[site.name].detach().cpu().float() for site in adapter.sites])
+        theta = torch.cat([adapter.theta[site.name].detach().cpu().float() for site in self._template.sites])
+        alpha = torch.cat([adapter.alpha[site.name].detach().cpu().float() for site in self._template.sites])
         return theta, alpha
 
     def _check_known(self, names: Sequence[str]) -> None:

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.models import random_adapter, tiny_model
+from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
 
@@ -107,6 +108,19 @@ def test_run_folders_and_peft_folders_are_folders_of_adapters(tmp_path):
         RoadBank({"a": 3})
     with pytest.raises(InputError, match="^give the adapters of a bank by name"):
         RoadBank(adapters)
+
+
+def test_a_bank_holds_adapters_whose_sites_are_in_another_order(tmp_path):
+    """As of a PEFT folder, whose file knows no order of modules."""
+    base, batch = tiny_model("Bert"), token_batch()
+    sites = find_sites(base, "all-linear")
+    first, second = (random_adapter(sites, seed=seed) for seed in range(2))
+    second.to_peft(tmp_path, base)
+    assert RoadAdapter.load(tmp_path).sites != sites
+    model = RoadModel(base, RoadBank({"first": first, "second": tmp_path}))
+    rotated = model(base=batch, adapter_names=["second"] * 3)[1].last_hidden_state
+    torch.testing.assert_close(rotated, RoadModel(base, second)(base=batch)[1].last_hidden_state)
+    assert model.bank["second"].sites == sites
 
 
 def test_memory_is_what_the_parameters_need():
