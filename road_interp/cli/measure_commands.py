@@ -169,11 +169,11 @@ def _ablate(folder: Path, limit: int | None, by: Collection[str], refit: bool, d
 
     quiet_libraries()
     run = Run.load(folder)
-    scorer = make_scorer(run, limit, device)
-    if refit and scorer.refitted is None:
-        raise InputError(f"--refit needs a run of one classification task; '{folder}' has no head that can be refitted")
     model, seed = run.recipe.model.name, run.recipe.seed
     with progress_bar() as update:
+        scorer = make_scorer(run, limit, device, update)
+        if refit and scorer.refitted is None:
+            raise InputError(f"--refit needs a run of one classification task; '{folder}' has no head that can be refitted")
         return measure.ablation(run.adapter, scorer, model=model, seed=seed, by=by, refit=refit, progress=update)
 
 
@@ -201,7 +201,8 @@ def diagnose(
     loaded, other = Run.load(run), None if control is None else Run.load(control)
     if other is not None and (other.recipe.model, other.adapter.sites) != (loaded.recipe.model, loaded.adapter.sites):
         raise InputError(f"--control: '{control}' must have the model and the sites of '{run}'")
-    scorer = None if other is None else make_scorer(other, limit, device)
+    with progress_bar(other is not None) as update:
+        scorer = None if other is None else make_scorer(other, limit, device, update)
     checks = []
     if len(loaded.recipe.task_names) > 1:
         checks.append(measure.fails_to_compose(loaded.composition))

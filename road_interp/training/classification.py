@@ -25,6 +25,7 @@ from road_interp.measure.intervals import wilson
 from road_interp.models.hidden_states import token_index
 from road_interp.models.loading import check_length, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
+from road_interp.progress import Progress, progress_bar
 from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.runs.prediction import predictions_csv, predictions_of
 from road_interp.runs.run import Run
@@ -94,10 +95,16 @@ class ClassificationExperiment:
         The features are the backbone's last hidden states at the [CLS] token, or at the last token where the tokeniser has no
         [CLS]. scikit-learn fits the head, and the validation score selects its regularisation.
         """
-        features = {name: self._features(trainer, split) for name, split in self.splits.items()}
+        with progress_bar(not trainer.args.disable_tqdm and trainer.is_world_process_zero()) as update:
+            features = {name: self._features(trainer, split, name, update) for name, split in self.splits.items()}
+            return {FROZEN: self._score_heads(features, update)}
+
+    def _score_heads(self, features: Mapping[str, np.ndarray], progress: Progress) -> dict[str, Any]:
+        """The metric of the linear head with the best validation score, on validation and test."""
         labels = {name: np.asarray(split["labels"]) for name, split in self.splits.items()}
         best: tuple[float, float] | None = None
-        for C in C_GRID:
+        for number, C in enumerate(C_GRID):
+            progress("frozen backbone: linear heads", number, len(C_GRID))
             head = Ridge(alpha=1 / C) if self.data.classes is None else LogisticRegression(C=C, max_iter=2000)
             fitted = make_pipeline(StandardScaler(), head).fit(features["train"], labels["train"])
             scores = []
@@ -108,7 +115,7 @@ class ClassificationExperiment:
             if best is None or scores[0] > best[0]:
                 best = (scores[0], scores[1])
         assert best is not None
-        return {FROZEN: {"validation": {self.data.metric: best[0]}, "test": {self.data.metric: best[1]}}}
+        return {"validation": {self.data.metric: best[0]}, "test": {self.data.metric: best[1]}}
 
     def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
         """The metric on the validation and test texts, and the parameter counts."""
@@ -172,13 +179,15 @@ class ClassificationExperiment:
         )
 
     @torch.no_grad()
-    def _features(self, trainer: RoadTrainer, split: Dataset) -> np.ndarray:
+    def _features(self, trainer: RoadTrainer, split: Dataset, name: str, progress: Progress) -> np.ndarray:
         """Hidden states `(examples, width)` of the frozen backbone, one row per example."""
         model: Any = trainer.model
         model.eval()
         token: Literal["first", "last"] = "first" if self.tokenizer.cls_token is not None else "last"
         states = []
-        for batch in trainer.get_test_dataloader(split):
+        batches = trainer.get_test_dataloader(split)
+        for number, batch in enumerate(batches):
+            progress(f"frozen backbone: {name} texts", number, len(batches))
             batch = trainer._prepare_inputs(batch)
             with trainer.compute_loss_context_manager():
                 hidden = model.model(**{**batch, "labels": None}, output_hidden_states=True).hidden_states[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,8 +13,9 @@ from transformers import PreTrainedModel, set_seed
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import Split, TaskPlanes
-from road_interp.models.loading import find_device
+from road_interp.models.loading import find_device, process_state
 from road_interp.models.road_model import RoadModel
+from road_interp.progress import progress_bar
 from road_interp.recipes.schema import AdapterRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_folder import RunFolder
@@ -83,9 +85,13 @@ def run_training(
     folder = RunFolder.prepare(recipe, out, resume, on_device)
     recipe = folder.origin.located(recipe)
     set_seed(recipe.seed)
-    experiment = kind(recipe)
-    experiment.load_data()
-    model = experiment.build_model(on_device)
+    is_watched = progress and process_state(on_device).is_main_process and sys.stderr.isatty()  # an error is one line of a log
+    with progress_bar(is_watched) as update:
+        update("reading the data")
+        experiment = kind(recipe)
+        experiment.load_data()
+        update("loading the model")
+        model = experiment.build_model(on_device)
     road = experiment.road_model(model)
     if recipe.model.shard:
         shard_blocks(road.model, on_device)

@@ -24,6 +24,7 @@ from road_interp.models.generation import Answer, make_generator
 from road_interp.models.hidden_states import select_tokens
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
+from road_interp.progress import Progress, silent
 from road_interp.runs.run import Run
 from road_interp.training.arguments import forward_precision
 from road_interp.training.multitask_classifier import (
@@ -35,11 +36,12 @@ from road_interp.training.multitask_classifier import (
 )
 
 
-def make_scorer(run: Run, limit: int | None = None, device: str | None = None) -> Scorer:
+def make_scorer(run: Run, limit: int | None = None, device: str | None = None, progress: Progress = silent) -> Scorer:
     """The scorer of a run: one outcome per test example.
 
     Args:
         limit: largest number of test examples; all by default.
+        progress: called before model and data are loaded.
 
     Raises:
         InputError: a run with several heads, one that its scorer does not accept, such as regression, or one whose data have
@@ -47,6 +49,7 @@ def make_scorer(run: Run, limit: int | None = None, device: str | None = None) -
     """
     if not is_one_number(run):
         raise InputError(f"'{run.folder}' has several heads; only runs with one head, or with behaviours, have a single score")
+    progress(f"loading model and data of {run.folder}")
     run.check_data()
     return SCORERS[run.recipe.kind](run, limit, device)
 

@@ -147,6 +147,7 @@ WRONG = {
     "must be 'float32'": ("train", "sentiment-minilm", "--dtype", "int4"),
     "device 'tpu' is not known": ("train", "sentiment-minilm", "--device", "tpu"),
     "data file 'gone.csv' does not exist": ("train", "sentiment-minilm", "data.id=gone.csv"),
+    "unknown method 'road'; the methods are bare, merged": ("bench", "nowhere", "--peers", "bare,road"),
     "data file 'lost.csv' does not exist": ("drift", "a", "b", "lost.csv"),
 }
 

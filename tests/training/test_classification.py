@@ -25,6 +25,7 @@ from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import arguments
 from road_interp.training.api import evaluate, train
+from road_interp.training.scoring import make_scorer
 from road_interp.training.trainer import RoadTrainer, last_checkpoint
 
 
@@ -88,6 +89,18 @@ def test_the_frozen_backbone_control_sees_no_rotation(workplace):
     other = train(recipe_for(workplace, "training.max_steps=1", "adapter.sites=fc1"), workplace / "two", progress=False)
     name = "frozen backbone, trained head"
     assert run.metrics[name] == other.metrics[name]
+
+
+def test_the_frozen_backbone_and_the_scorer_show_progress(workplace, capsys):
+    train(recipe_for(workplace, "training.max_steps=1"), workplace / "shown")
+    shown = capsys.readouterr().err
+    for step in ("frozen backbone: train texts", "frozen backbone: validation texts", "frozen backbone: linear heads"):
+        assert step in shown
+    train(recipe_for(workplace, "training.max_steps=1"), workplace / "silent", progress=False)
+    assert "frozen backbone" not in capsys.readouterr().err
+    steps = []
+    make_scorer(Run.load(workplace / "silent"), progress=lambda what, done=0, total=None: steps.append(what))
+    assert steps == [f"loading model and data of {workplace / 'silent'}"]
 
 
 def test_regression_with_text_pairs(workplace):
