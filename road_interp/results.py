@@ -83,15 +83,15 @@ class Result:
             raise InputError(f"this is the JSON of {kind}, not of {cls.__name__}")
         return from_mapping(cls, content, finite=False)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the JSON to `path` atomically."""
-        write_atomically(path, self.to_json() + "\n")
+        write_atomically(Path(path), self.to_json() + "\n")
 
     @classmethod
-    def load(cls: type[Loaded], path: Path) -> Loaded:
+    def load(cls: type[Loaded], path: str | Path) -> Loaded:
         """The result in a file. Raises InputError that names file and key."""
         try:
-            return cls.from_json(read_text(path))
+            return cls.from_json(read_text(Path(path)))
         except InputError as error:
             raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 

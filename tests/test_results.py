@@ -145,3 +145,9 @@ def test_files_are_named_by_who_reads_them(tmp_path):
             Report.load(tmp_path / name)
         assert message in str(caught.value)
         assert str(caught.value).count(str(tmp_path)) == 1
+
+
+def test_a_path_may_be_text(tmp_path):
+    written = Report("title", (0,), (), {})
+    written.save(str(tmp_path / "report.json"))
+    assert Report.load(str(tmp_path / "report.json")) == written
