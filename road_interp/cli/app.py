@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import typer
 
 # Importing these modules registers their commands.
-from road_interp.cli import adapter_commands, measure_commands, model_commands, study_commands, train_commands  # noqa: F401
+from road_interp.cli import (  # noqa: F401
+    adapter_commands,
+    measure_commands,
+    model_commands,
+    recipe_commands,
+    study_commands,
+    train_commands,
+)
 from road_interp.cli.options import PROGRAM, app
 from road_interp.errors import exit_on_error, fail
 
