@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -22,6 +23,12 @@ from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sources import SMOLLM2
 from road_interp.training.api import train
+
+
+def pytest_collection_finish(session):
+    """What imports and collection made stays: garbage collection need not look at it again, and engines collect when they stop."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -63,6 +63,7 @@ def check_command(line):
 
 
 @pytest.mark.docs
+@pytest.mark.rendered
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if RUN & {block[0] for block in blocks(page)}], ids=lambda page: page.stem
 )
