@@ -99,7 +99,9 @@ class DataRecipe:
         problem_type: "classification" (labels are classes) or "regression" (labels are numbers).
         classes: the labels in order; by default those of the training set, sorted.
         metric: by default accuracy for classification and pearson for regression.
-        validation_size, test_size: number or fraction of the examples of `id` that are held out if `validation` is not given.
+        validation_size, test_size: number or fraction of the examples of `id` that are held out if `validation` is not given. The
+            validation examples are drawn first, and a fraction `test_size` is of the rest: 0.1 and 0.1 of 200 are 20 and 18. With
+            `split_by_text` both fractions are of all examples.
         split_seed: seed of every split; independent of the training seed, so that all seeds share one test set.
     """
 

@@ -63,6 +63,12 @@ def test_splits_are_stratified_fixed_and_apart(tmp_path):
     assert task.test["text"] != load_labelled(recipe(path, split_seed=1)).test["text"]
 
 
+def test_a_fraction_for_the_test_set_is_of_what_the_validation_set_leaves(tmp_path):
+    path = written(tmp_path / "data.csv", ROWS * 5)
+    task = load_labelled(recipe(path, validation_size=0.1, test_size=0.1))
+    assert [len(split) for split in (task.train, task.validation, task.test)] == [162, 20, 18]
+
+
 def test_filter_and_class_order(tmp_path):
     rows = [{**row, "source": "ab"[n // 20]} for n, row in enumerate(ROWS)]
     path = written(tmp_path / "data.csv", rows)
