@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,8 @@ def evaluate(
     if predictions is not None:
         check_output_file(predictions, "--predictions")
     trained = Run.load(run)
+    if data is not None and trained.trained_on(data):
+        print(f"{PROGRAM}: warning: '{data}' holds the texts that the run was trained on", file=sys.stderr)
     if adapter is not None:
         trained = replace(trained, adapter=load_adapter(adapter, trained))
     scores = api.evaluate(trained, data, predictions=predictions, device=device, progress=not as_json)

@@ -35,7 +35,7 @@ class Origin:
     @classmethod
     def here(cls, recipe: TrainableRecipe) -> Origin:
         """The origin of a run that starts in the working directory."""
-        hashes = {each: _sha256(each) for each in data_ids(recipe)}
+        hashes = {each: sha256_of(each) for each in data_ids(recipe)}
         return cls(str(Path.cwd()), {name: digest for name, digest in hashes.items() if digest is not None})
 
     @classmethod
@@ -57,7 +57,7 @@ class Origin:
     def check(self) -> None:
         """Raise InputError for a data file whose content has changed; a missing one is reported where it is read."""
         for name, expected in self.files.items():
-            if _sha256(self._located(name)) not in (None, expected):
+            if sha256_of(self._located(name)) not in (None, expected):
                 hint = "restore it, train again, or score other data (--data)"
                 raise InputError(f"data file '{name}' has changed since the run was started: {hint}")
 
@@ -71,7 +71,7 @@ class Origin:
         return str(directory / identifier) if exists else identifier
 
 
-def _sha256(identifier: str) -> str | None:
+def sha256_of(identifier: str) -> str | None:
     """The hash of a local data file; None for anything else."""
     if is_here(identifier) and (path := Path(resolve(identifier)).expanduser()).is_file():
         digest = hashlib.sha256()

@@ -25,7 +25,7 @@ from road_interp.models.loading import find_device, load_model, load_tokenizer, 
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
-from road_interp.runs.origin import Origin
+from road_interp.runs.origin import Origin, sha256_of
 from road_interp.runs.prediction import Prediction, Text, check_texts, compute_logits, predictions_of
 from road_interp.runs.run_files import (
     ADAPTER,
@@ -95,6 +95,13 @@ class Run:
         """Raise InputError for a data file that has changed since the run was started."""
         if self.origin is not None:
             self.origin.check()
+
+    def trained_on(self, data: str) -> bool:
+        """Whether a file or data set, by its id or its content, is the one that the training texts were taken from."""
+        recipe, digest = self.recipe, sha256_of(data)
+        sources = [recipe.data] if isinstance(recipe, ClassificationRecipe) else recipe.tasks.values()
+        ids = [getattr(source, "id", None) for source in sources]
+        return any(each == data or (digest is not None and sha256_of(each) == digest) for each in ids if each is not None)
 
     @property
     def composition(self) -> CompositionReport | MultiTaskAccuracyReport:

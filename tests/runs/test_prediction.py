@@ -61,6 +61,7 @@ def test_evaluate_writes_the_predictions_of_the_scored_texts(finished, workplace
     path, data = tmp_path / "predictions.csv", workplace / "data.csv"
     code, out, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--data", data, "--predictions", path, "--json")
     assert code == 0, err
+    assert f"road-interp: warning: '{data}' holds the texts that the run was trained on" in err
     rows = rows_of(path)
     assert [row["text"] for row in rows] == [row["text"] for row in rows_of(data)]
     assert [row["label"] for row in rows] == [row["label"] for row in rows_of(data)]
@@ -73,6 +74,17 @@ def test_evaluate_writes_the_predictions_of_the_scored_texts(finished, workplace
         code, _, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--predictions", wrong)
         assert code == 2
         assert f"--predictions: '{wrong}' is a folder" in err or message in err
+
+
+def test_the_data_of_the_training_are_known_by_name_and_content(finished, workplace, tmp_path, capsys, monkeypatch):
+    copy, other = tmp_path / "copy.csv", tmp_path / "other.csv"
+    copy.write_bytes((workplace / "data.csv").read_bytes())
+    other.write_text("text,label\ngrand fine,positive\n")
+    assert finished.trained_on(str(copy))
+    assert not finished.trained_on(str(other))
+    assert not finished.trained_on("glue/rte")
+    _, _, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--data", other, "--json")
+    assert "warning" not in err
 
 
 def test_class_names_reach_the_configuration_and_the_export(finished, tmp_path):
