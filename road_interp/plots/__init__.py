@@ -6,7 +6,7 @@ from road_interp.plots.ablation import ablation, ablation_by, ablation_curve
 from road_interp.plots.angles import angle_histogram, angles, magnitudes, planes, shares
 from road_interp.plots.capacity import capacity
 from road_interp.plots.disentangle import disentangle
-from road_interp.plots.drift import drift_blocks, drift_grid, drift_scatter
+from road_interp.plots.drift import drift, drift_blocks, drift_grid, drift_scatter
 from road_interp.plots.engine_cost import engine_cost
 from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
@@ -30,6 +30,7 @@ __all__ = [
     "composition",
     "composition_control",
     "disentangle",
+    "drift",
     "drift_blocks",
     "drift_grid",
     "drift_scatter",

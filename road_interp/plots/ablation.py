@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.style import COLORS, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport
@@ -23,11 +23,12 @@ GROUPS = {
 
 
 @styled
-def ablation(report: AblationReport, ax: Axes) -> Axes:
+def ablation(report: AblationReport, ax: Axes | None = None) -> Axes:
     """Accuracy with both components of the planes, angles only, magnitudes only and neither, with 95% intervals.
 
     Where the report has them, adapters trained with one component only are drawn in a second colour.
     """
+    ax = prepared(ax)
     components = [row.component for row in report.rows if row.group == "components"]
     groups = [group for group in GROUPS if any(row.group == group for row in report.rows)]
     for number, group in enumerate(groups):
@@ -43,8 +44,9 @@ def ablation(report: AblationReport, ax: Axes) -> Axes:
 
 
 @styled
-def ablation_by(report: AblationReport, ax: Axes, group: Literal["layer", "kind"] = "layer") -> Axes:
+def ablation_by(report: AblationReport, ax: Axes | None = None, group: Literal["layer", "kind"] = "layer") -> Axes:
     """Metric lost when one layer or module kind keeps only one component of its planes, or neither, with 95% intervals."""
+    ax = prepared(ax)
     chosen = [row for row in report.rows if row.group == group]
     whats = list(dict.fromkeys(row.what for row in chosen))
     for number, (component, (color, marker)) in enumerate(STYLES.items()):
@@ -56,13 +58,14 @@ def ablation_by(report: AblationReport, ax: Axes, group: Literal["layer", "kind"
     if group == "kind":
         plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     ax.set(xlabel={"layer": "layer", "kind": ""}[group], ylabel=f"{report.metric} lost", title=f"Components kept in one {group}")
-    ax.legend(loc="upper left")
+    ax.legend()
     return ax
 
 
 @styled
-def ablation_curve(report: AblationReport, ax: Axes) -> Axes:
+def ablation_curve(report: AblationReport, ax: Axes | None = None) -> Axes:
     """Accuracy by the percentage of planes kept, most rotated or random. Dashed: all planes. Dotted: no plane."""
+    ax = prepared(ax)
     for group, color, marker in (("most rotated", COLORS[0], "o"), ("random planes", COLORS[1], "s")):
         rows = sorted((row for row in report.rows if row.group == group), key=lambda row: float(row.what))
         x = [100 * float(row.what) for row in rows]

@@ -13,7 +13,8 @@ from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
 from road_interp.errors import InputError
-from road_interp.plots.style import COLORS, STYLE, styled
+from road_interp.plots.fit import fit_width
+from road_interp.plots.style import COLORS, prepared, styled, two_digits
 
 if TYPE_CHECKING:
     from road_interp.measure import AngleReport, SiteAngles
@@ -22,8 +23,9 @@ STEP, BINS = 15, 60  # degrees: the range of the histogram is a multiple of STEP
 
 
 @styled
-def angles(report: AngleReport, ax: Axes) -> Axes:
+def angles(report: AngleReport, ax: Axes | None = None) -> Axes:
     """Mean |angle| of the planes, in degrees, by layer and module."""
+    ax = prepared(ax)
     return _heat_map(
         report,
         ax,
@@ -34,8 +36,9 @@ def angles(report: AngleReport, ax: Axes) -> Axes:
 
 
 @styled
-def magnitudes(report: AngleReport, ax: Axes) -> Axes:
+def magnitudes(report: AngleReport, ax: Axes | None = None) -> Axes:
     """Mean |magnitude - 1| of the planes, in percent, by layer and module."""
+    ax = prepared(ax)
     return _heat_map(
         report,
         ax,
@@ -46,11 +49,12 @@ def magnitudes(report: AngleReport, ax: Axes) -> Axes:
 
 
 @styled
-def planes(report: AngleReport, ax: Axes, count: int = 8) -> Axes:
+def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     """The planes with the largest angles: in each circle a unit vector before (grey) and after the rotation (colour).
 
     road_1 rotates and scales every vector of a plane by the same angle and factor; other variants are drawn by their mean.
     """
+    ax = prepared(ax)
     columns, (wide, high) = 4, (3.6, 3.9)
     largest = report.most_rotated(count)
     arrow = {"length_includes_head": True, "head_width": 0.16, "width": 0.035}
@@ -61,14 +65,16 @@ def planes(report: AngleReport, ax: Axes, count: int = 8) -> Axes:
         ax.arrow(x, y, magnitude * np.cos(angle), magnitude * np.sin(angle), color=COLORS[0] if angle > 0 else COLORS[1], **arrow)
         place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
         text = f"{place}\nplane {plane}: {np.degrees(angle):+.0f}°, \u00d7 {magnitude:.2f}"
-        ax.text(x, y - 1.25, text, ha="center", va="top", fontsize=5.5)
+        ax.text(x, y - 1.25, text, ha="center", va="top", fontsize="x-small")
     rows = -(-len(largest) // columns)
     ax.set(xlim=(-1.8, wide * (columns - 1) + 1.8), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
     ax.set_axis_off()
+    fit_width(ax.texts, 0.96 * ax.transData.transform((wide, 0))[0] - 0.96 * ax.transData.transform((0, 0))[0])
     ax.set_title(f"The {len(largest)} most rotated planes: before (grey) and after")
     return ax
 
 
+@styled
 def angle_histogram(report: AngleReport, ax: Axes | None = None) -> Axes:
     """Histogram of the planes' angles on polar axes, stacked by module kind, or in one colour when kinds outnumber colours.
 
@@ -77,26 +83,24 @@ def angle_histogram(report: AngleReport, ax: Axes | None = None) -> Axes:
     Raises:
         InputError: axes that are not polar.
     """
-    with plt.style.context(STYLE):
-        if ax is None:
-            ax = plt.figure(layout="constrained").add_subplot(projection="polar")
-        if not isinstance(ax, PolarAxes):
-            raise InputError("an angle histogram needs polar axes, such as those of figure.add_subplot(projection='polar')")
-        by_kind = {kind: [site.angle for site in report.sites if site.kind == kind] for kind in report.kinds}
-        if len(by_kind) > len(plt.rcParams["axes.prop_cycle"]):
-            by_kind = {"all modules": [site.angle for site in report.sites]}
-        planes = {kind: np.clip(np.degrees(np.concatenate(angles)), -180, 180) for kind, angles in by_kind.items()}
-        limit = STEP * max(1, np.ceil(max(np.abs(angles).max() for angles in planes.values()) / STEP))
-        edges = np.linspace(-limit, limit, BINS + 1)
-        places = np.radians(edges)
-        below = np.zeros(BINS)
-        for kind, angles in planes.items():
-            counts, _ = np.histogram(angles, edges)
-            ax.bar(places[:-1], counts, np.diff(places), below, align="edge", label=kind)
-            below += counts
-        _shape_wedge(ax, limit, below.max())
-        ax.set_title(f"Number of planes by angle ({report.variant}, {sum(map(len, planes.values()))} planes)")
-        ax.legend(loc="upper left", bbox_to_anchor=(1.15, 1))
+    ax = prepared(ax, "polar")
+    if not isinstance(ax, PolarAxes):
+        raise InputError("an angle histogram needs polar axes, such as those of figure.add_subplot(projection='polar')")
+    by_kind = {kind: [site.angle for site in report.sites if site.kind == kind] for kind in report.kinds}
+    if len(by_kind) > len(plt.rcParams["axes.prop_cycle"]):
+        by_kind = {"all modules": [site.angle for site in report.sites]}
+    planes = {kind: np.clip(np.degrees(np.concatenate(angles)), -180, 180) for kind, angles in by_kind.items()}
+    limit = STEP * max(1, np.ceil(max(np.abs(angles).max() for angles in planes.values()) / STEP))
+    edges = np.linspace(-limit, limit, BINS + 1)
+    places = np.radians(edges)
+    below = np.zeros(BINS)
+    for kind, angles in planes.items():
+        counts, _ = np.histogram(angles, edges)
+        ax.bar(places[:-1], counts, np.diff(places), below, align="edge", label=kind)
+        below += counts
+    _shape_wedge(ax, limit, below.max())
+    ax.set_title(f"Number of planes by angle ({report.variant}, {sum(map(len, planes.values()))} planes)")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.15, 1))
     return ax
 
 
@@ -111,8 +115,9 @@ def _shape_wedge(ax: PolarAxes, limit: float, highest: float) -> None:
 
 
 @styled
-def shares(report: AngleReport, ax: Axes) -> Axes:
+def shares(report: AngleReport, ax: Axes | None = None) -> Axes:
     """Shares of rotation, uniform scale and anisotropic stretch in the plane maps, by module kind: means over its sites."""
+    ax = prepared(ax)
     kinds = report.kinds
     mean = [
         {name: np.mean([site.shares[name] for site in report.sites if site.kind == kind]) for name in report.sites[0].shares}
@@ -149,6 +154,8 @@ def _heat_map(report: AngleReport, ax: Axes, value: Callable[[SiteAngles], float
         middle = np.nanmax(cells) / 2
         for (row, column), cell in np.ndenumerate(cells):
             if np.isfinite(cell):
-                ax.text(column, row, f"{cell:.1f}", ha="center", va="center", color="w" if cell < middle else "k", fontsize=7)
+                ax.text(
+                    column, row, two_digits(cell), ha="center", va="center", color="w" if cell < middle else "k", fontsize="small"
+                )
     ax.figure.colorbar(image, ax=ax, label=unit)
     return ax

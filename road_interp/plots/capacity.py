@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.style import COLORS, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 @styled
-def capacity(report: CapacityReport, ax: Axes) -> Axes:
+def capacity(report: CapacityReport, ax: Axes | None = None) -> Axes:
     """Accuracy of every method with its 95% interval, ordered by trained weights; a colour and marker per family.
 
     When only some methods have several seeds, those with one seed have hollow markers.
     """
+    ax = prepared(ax, rows=len(report.points))
     shown = sorted(report.points, key=lambda point: (point.percent, point.name))
     seeds = sorted({len(point.scores) for point in shown})
     for number, family in enumerate(report.families):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.style import COLORS, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 @styled
-def disentangle(report: DisentangleReport, ax: Axes) -> Axes:
+def disentangle(report: DisentangleReport, ax: Axes | None = None) -> Axes:
     """Score of every arm and probe with its 95% interval (paper, figure 2 right).
 
     The number in brackets is the number of input values per text. The dashed line is the most frequent class, or the mean
     for regression.
     """
+    ax = prepared(ax, rows=len(report.outcomes))
     shown = [*report.arms, *report.probes]
     for label, color, marker, outcomes in (
         ("two layers", COLORS[0], "o", report.arms),

@@ -11,78 +11,93 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from road_interp.plots.style import COLORS, STYLE, styled
+from road_interp.plots.arguments import listed
+from road_interp.plots.style import COLORS, callers_width, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, ReadPointDrift
 
-DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$)", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
+DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$), a cosine", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
 PANELS = 10  # in one row of the grid
 NULL = "isotropic change of the same angle"
 BEFORE, AFTER = "before the block's LayerNorm", "after it: norm set by LayerNorm"
 
 
 @styled
-def drift_scatter(report: DriftReport, ax: Axes, place: ReadPointDrift) -> Axes:
+def drift_scatter(report: DriftReport, ax: Axes | None = None, *, place: ReadPointDrift) -> Axes:
     """Change of magnitude by change of direction at one read point, a point per text (paper, figure 2 left and middle).
 
     The line is the change of magnitude by an isotropic change of the same angle (`ReadPointDrift.null`).
     """
+    ax = prepared(ax)
     _points(ax, place, COLORS[0])
     ax.set(xlabel=DIRECTION, ylabel=MAGNITUDE, title=f"{report.tuned}\n{place.name}")
     if ax.get_lines():
-        ax.legend(loc="upper right", fontsize=6)
+        ax.legend(loc="upper right", fontsize="x-small")
     return ax
 
 
-def drift_grid(reports: Sequence[DriftReport]) -> Axes:
+@styled
+def drift_grid(reports: Sequence[DriftReport] | DriftReport) -> Axes:
     """The same for every block, on shared axes (paper, figure B.1). Returns the first axes of the figure.
 
-    Every report has one row, or two where blocks end in a LayerNorm: states before it and after it. A row has at most ten blocks;
-    the next ten are in the next row. The dotted lines are isotropic changes.
+    Every report has one row, or two where blocks end in a LayerNorm: states before it and after it. A row has at most ten blocks,
+    or as many as fit the width of the caller's figure.figsize; the next ones are in the next row. The dotted lines are isotropic
+    changes.
     """
+    reports = listed(reports)
     kinds = [
         (report, kind) for report in reports for kind in sorted({place.before_norm for place in report.places}, reverse=True)
     ]
-    layers = reports[0].layers
-    chunks = [layers[start : start + PANELS] for start in range(0, len(layers), PANELS)]
+    layers, width = reports[0].layers, callers_width()
+    panels = PANELS if width is None else min(PANELS, max(1, int((width - 0.6) / 0.8)))
+    chunks = [layers[start : start + panels] for start in range(0, len(layers), panels)]
     rows = [(report, kind, chunk) for report, kind in kinds for chunk in chunks]
-    with plt.style.context(STYLE):
-        columns = len(chunks[0])
-        figure, axes = plt.subplots(
-            len(rows),
-            columns,
-            figsize=(1.1 * columns + 0.9, 1.15 * len(rows) + 0.6),
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        names = list(dict.fromkeys(report.tuned for report in reports))
-        for index, (row, (report, before_norm, chunk)) in enumerate(zip(axes, rows, strict=True)):
-            for ax, layer in zip(row, chunk, strict=False):
-                place = report.place(layer, before_norm)
-                _points(ax, place, COLORS[names.index(report.tuned) % len(COLORS)])
-                ax.locator_params("x", nbins=2)
-                if len(chunks) > 1 or index == 0:
-                    ax.set_title(f"block {layer}")
-            for ax in row[len(chunk) :]:
-                ax.set_axis_off()
-            where = {(True, False): "before LayerNorm", (False, True): "after LayerNorm,\nwhich sets the norm"}
-            label = where.get((before_norm, place.norm_is_pinned), "block's output")
-            row[0].set_ylabel(f"{fill(report.tuned, 28)}\n{label}", fontsize=6)
-        figure.supxlabel(DIRECTION, fontsize=8)
-        figure.supylabel(MAGNITUDE, fontsize=8)
+    columns = len(chunks[0])
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(width or 1.1 * columns + 0.9, 1.15 * len(rows) + 0.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    names = list(dict.fromkeys(report.tuned for report in reports))
+    for index, (row, (report, before_norm, chunk)) in enumerate(zip(axes, rows, strict=True)):
+        for ax, layer in zip(row, chunk, strict=False):
+            place = report.place(layer, before_norm)
+            _points(ax, place, COLORS[names.index(report.tuned) % len(COLORS)])
+            ax.locator_params("x", nbins=2)
+            if len(chunks) > 1 or index == 0:
+                ax.set_title(f"block {layer}")
+        for ax in row[len(chunk) :]:
+            ax.set_axis_off()
+        where = {(True, False): "before LayerNorm", (False, True): "after LayerNorm,\nwhich sets the norm"}
+        label = where.get((before_norm, place.norm_is_pinned), "block's output")
+        row[0].set_ylabel(f"{fill(report.tuned, 28)}\n{label}", fontsize="x-small")
+    figure.supxlabel(DIRECTION, fontsize="medium")
+    figure.supylabel(MAGNITUDE, fontsize="medium")
     return axes[0, 0]
 
 
 @styled
-def drift_blocks(reports: Sequence[DriftReport], ax: Axes, quantity: Literal["angle", "dM"] = "angle") -> Axes:
+def drift(report: DriftReport, ax: Axes | None = None, quantity: Literal["angle", "dM"] = "angle") -> Axes:
+    """Mean angle or mean change of magnitude of one report by block, as in `drift_blocks`."""
+    return drift_blocks(report, ax, quantity)
+
+
+@styled
+def drift_blocks(
+    reports: Sequence[DriftReport] | DriftReport, ax: Axes | None = None, quantity: Literal["angle", "dM"] = "angle"
+) -> Axes:
     """Mean angle or mean change of magnitude by block, with 95% intervals over texts; a line per report.
 
     Reports with the same name (several seeds) share a colour. Markers are hollow after a LayerNorm. Dotted lines are the mean
     changes of magnitude by isotropic changes of the same angles (`ReadPointDrift.null`), except after a LayerNorm.
     """
+    ax = prepared(ax)
+    reports = listed(reports)
     names = list(dict.fromkeys(report.tuned for report in reports))
     for report in reports:
         number = names.index(report.tuned)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.style import COLORS, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 @styled
-def engine_cost(report: EngineCostReport, ax: Axes) -> Axes:
+def engine_cost(report: EngineCostReport, ax: Axes | None = None) -> Axes:
     """Median and quartiles of every time over that of another method, on a logarithmic axis; a marker per model."""
+    ax = prepared(ax, rows=len({(cost.what, cost.over) for cost in report.costs}))
     rows = list(dict.fromkeys((cost.what, cost.over) for cost in report.costs))
     models = list(dict.fromkeys(cost.model for cost in report.costs))
     for number, model in enumerate(models):
@@ -37,5 +38,5 @@ def engine_cost(report: EngineCostReport, ax: Axes) -> Axes:
     ax.set(
         xlabel="time, or memory, over that of the method behind the stroke", title=f"{report.device}, {report.threads} thread(s)"
     )
-    ax.legend()
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

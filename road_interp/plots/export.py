@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.pyplot import close, subplots
@@ -60,7 +60,8 @@ def draw_adapter(report: AngleReport, folder: Path) -> list[Path]:
 
 def draw_ablation(report: AblationReport, folder: Path) -> Path:
     """Ablation by component, by number of planes, and by layer and module kind where there are several."""
-    groups = [group for group in ("layer", "kind") if any(row.group == group for row in report.rows)]
+    sites: tuple[Literal["layer", "kind"], ...] = ("layer", "kind")
+    groups = [group for group in sites if any(row.group == group for row in report.rows)]
     with context(plots.STYLE):
         rows = 2 if groups else 1
         figure, axes = subplots(rows, 2, figsize=(7, 2.5 * rows), layout="constrained", squeeze=False)

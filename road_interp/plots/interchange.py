@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import styled
+from road_interp.plots.style import prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.causal.accuracy import ScanReport
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 @styled
-def interchange_scan(report: ScanReport, ax: Axes) -> Axes:
+def interchange_scan(report: ScanReport, ax: Axes | None = None) -> Axes:
     """Interchange accuracy by layer and span of positions."""
+    ax = prepared(ax)
     cells = np.array(report.accuracy).T
     image = ax.imshow(cells, aspect="auto", vmin=0, vmax=1)
     step = 1 if len(report.layers) <= 16 else 4
@@ -29,8 +30,9 @@ def interchange_scan(report: ScanReport, ax: Axes) -> Axes:
 
 
 @styled
-def interchange_depth(report: DepthReport, ax: Axes) -> Axes:
+def interchange_depth(report: DepthReport, ax: Axes | None = None) -> Axes:
     """Share of pairs whose answer flips by the number of swapped rows, a line per depth; bars from lowest to highest seed."""
+    ax = prepared(ax)
     flipped = np.array([[[cell.flipped for cell in row] for row in table] for table in report.cells])
     mean, low, high = flipped.mean(0), flipped.min(0), flipped.max(0)
     for number, depth in enumerate(report.depths):

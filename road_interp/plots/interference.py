@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import styled
+from road_interp.plots.style import prepared, styled, two_digits
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 @styled
-def interference(report: InterferenceReport, ax: Axes) -> Axes:
+def interference(report: InterferenceReport, ax: Axes | None = None) -> Axes:
     """Accuracy lost by each task when each adapter is composed with the task's own, in points, with 95% intervals."""
+    ax = prepared(ax)
     tasks = list(report.correct)
     costs = {(task, other): report.cost(task, other) for task in tasks for other in report.correct[task] if other != "nothing"}
     cells = np.full((len(tasks), len(report.names)), np.nan)
@@ -29,7 +30,14 @@ def interference(report: InterferenceReport, ax: Axes) -> Axes:
         cost, low, high = (100 * value for value in values)
         cell = report.names.index(other), tasks.index(task)
         color = "w" if abs(cost) > 0.6 * largest else "k"
-        ax.text(*cell, f"{cost:.1f}\n[{low:.1f}, {high:.1f}]", ha="center", va="center", fontsize=7, color=color)
+        ax.text(
+            *cell,
+            f"{two_digits(cost)}\n[{two_digits(low)}, {two_digits(high)}]",
+            ha="center",
+            va="center",
+            fontsize="x-small",
+            color=color,
+        )
     ax.set_xticks(range(len(report.names)), [fill(name, 10) for name in report.names])
     ax.set_yticks(range(len(tasks)), tasks)
     ax.set(xlabel="adapter composed with the task's own", ylabel="task", title=f"{readable_name(report.model)}: interference")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.style import COLORS, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 @styled
-def joint_training(report: JointTrainingReport, ax: Axes) -> Axes:
+def joint_training(report: JointTrainingReport, ax: Axes | None = None) -> Axes:
     """Seconds of one training step of every adapter, in one pass and one after the other, with quartiles, by their number."""
+    ax = prepared(ax)
     x = [each.adapters for each in report.steps]
     for number, (name, label) in enumerate((("apart", "one after the other"), ("together", "in one pass"))):
         seconds = np.array([getattr(each, name) for each in report.steps])

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.adapters.bank import BASE
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.arguments import listed
+from road_interp.plots.style import COLORS, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
 
 @styled
-def composition(report: CompositionReport, ax: Axes) -> Axes:
+def composition(report: CompositionReport, ax: Axes | None = None) -> Axes:
     """Fraction of answers that show each behaviour, and exactly the active ones, by active tasks (paper, figure 5).
 
     Bars have 95% intervals over seeds and prompts. The dashed line is the more frequent label: what a constant label would reach.
     """
+    ax = prepared(ax)
     sets = [score.active for score in report.scores]
     groups: list[tuple[str, Any]] = [
         (task, lambda active, task=task: (report.rate(active, [task]), *report.interval(active, [task]))) for task in report.tasks
@@ -49,11 +51,12 @@ def composition(report: CompositionReport, ax: Axes) -> Axes:
 
 
 @styled
-def composition_control(reports: Sequence[CompositionReport], ax: Axes) -> Axes:
+def composition_control(reports: Sequence[CompositionReport] | CompositionReport, ax: Axes | None = None) -> Axes:
     """Fraction of answers that show exactly the active tasks, by report: the mean over the sets of tasks, and the least set.
 
     Intervals are 95%, over seeds and prompts. The dashed line is the more frequent label.
     """
+    ax, reports = prepared(ax, rows=len(listed(reports))), listed(reports)
     for number, (label, value) in enumerate(
         (
             ("mean over the sets of tasks", lambda report: report.mean_control()),
@@ -79,8 +82,9 @@ def _with_seeds(report: CompositionReport) -> str:
 
 
 @styled
-def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes) -> Axes:
+def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes | None = None) -> Axes:
     """Accuracy of every task head by training and active tasks, with 95% intervals."""
+    ax = prepared(ax)
     tasks = study.together[0].tasks
     bars = [("trained alone", lambda task: (study.alone[task], task))]
     for report in study.together:
@@ -104,8 +108,9 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes) -> Axes:
 
 
 @styled
-def strength(report: StrengthReport, ax: Axes) -> Axes:
+def strength(report: StrengthReport, ax: Axes | None = None) -> Axes:
     """Fraction of answers that show a behaviour by the strength of its rotation, with 95% intervals; 1 is the trained adapter."""
+    ax = prepared(ax)
     rates, low, high = np.array(report.rates()).T
     ax.errorbar(report.strengths, rates, yerr=(rates - low, high - rates), marker="o", markersize=4, capsize=2)
     ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.style import COLORS, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ MARKERS = "os^vDP"
 
 
 @styled
-def parameter_share(report: ParameterShareReport, ax: Axes, task: str) -> Axes:
+def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, task: str) -> Axes:
     """Accuracy with 95% intervals by the percentage of trained weights: a colour per model, a marker per method.
 
     Args:
         task: name of the data.
     """
+    ax = prepared(ax)
     shown = {slug: each[0] for slug, each in report.trainings.items() if each[0].task == task}
     models = list(dict.fromkeys(each.model for each in shown.values()))
     methods = list(dict.fromkeys(each.method for each in shown.values()))

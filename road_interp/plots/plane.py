@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.style import COLORS, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.adapters.road_adapter import RoadAdapter
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @styled
-def plane(adapter: RoadAdapter, ax: Axes, site: Site | str = "", index: int = 0) -> Axes:
+def plane(adapter: RoadAdapter, ax: Axes | None = None, site: Site | str = "", index: int = 0) -> Axes:
     """The unit circle of one plane (grey) and its image (colour): a circle for road_1, an ellipse for other variants.
 
     Args:
@@ -26,6 +26,7 @@ def plane(adapter: RoadAdapter, ax: Axes, site: Site | str = "", index: int = 0)
     Raises:
         InputError: no such site, or no such plane of it.
     """
+    ax = prepared(ax)
     chosen = adapter.site(site or adapter.sites[0])
     maps = adapter.plane_maps(chosen)
     if not 0 <= index < len(maps.a):

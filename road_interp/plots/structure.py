@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import styled
+from road_interp.plots.style import prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import QueryKey, SeedStructure
@@ -23,11 +23,12 @@ LABELS = {
 
 
 @styled
-def seed_structure(result: SeedStructure, ax: Axes) -> Axes:
+def seed_structure(result: SeedStructure, ax: Axes | None = None) -> Axes:
     """Correlation of each quantity of an adapter with that of another seed, with 95% intervals over sites.
 
     A quantity that does not vary has no correlation and is left out.
     """
+    ax = prepared(ax)
     found = {label: getattr(result, name) for name, label in LABELS.items() if getattr(result, name) is not None}
     middle, low, high = np.array(list(found.values())).T
     bars = (np.maximum(middle - low, 0), np.maximum(high - middle, 0))
@@ -41,8 +42,9 @@ def seed_structure(result: SeedStructure, ax: Axes) -> Axes:
 
 
 @styled
-def query_key(result: QueryKey, ax: Axes) -> Axes:
+def query_key(result: QueryKey, ax: Axes | None = None) -> Axes:
     """Angle of every key plane by the angle of its query plane, in degrees, coloured by layer. Dashed: the two cancel out."""
+    ax = prepared(ax)
     query, key = (np.degrees(np.concatenate(each)) for each in (result.query_angles, result.key_angles))
     count = len(result.layers)
     layers = np.repeat(range(count), [len(planes) for planes in result.query_angles])

@@ -1,29 +1,83 @@
-"""The style shared by all figures."""
+"""The style shared by all figures, except where the caller has set another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from importlib import resources
-from typing import Any
+from inspect import signature
+from typing import Any, TypeVar, cast
 
 import matplotlib.pyplot as plt
-from matplotlib import rc_params_from_file
+from matplotlib import rc_params_from_file, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 
+from road_interp.plots.arguments import check_drawn
+from road_interp.plots.fit import fit
+
 STYLE = str(resources.files("road_interp.plots") / "road.mplstyle")
+_SETTINGS = rc_params_from_file(STYLE, use_default_template=False)
 # Read from the style: "C0" would be resolved when a notebook shows the figure, outside the style.
-COLORS: list[str] = rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"].by_key()["color"]
+COLORS: list[str] = _SETTINGS["axes.prop_cycle"].by_key()["color"]
+RELATIVE = ("axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")  # to font.size
+
+ROW, ABOVE_ROWS = 0.14, 1.2  # inches: height of a named row, and of what is above and below the rows
+
+Drawing = TypeVar("Drawing", bound=Callable[..., Axes])
 
 
-def styled(draw: Callable[..., Axes]) -> Callable[..., Axes]:
-    """Draw in the style of the package, on new axes where none are given."""
+def styled(draw: Drawing) -> Drawing:
+    """Draw in the style of the package. The first argument is checked against its annotation (`check_drawn`)."""
 
     @wraps(draw)
-    def drawn(result: Any, ax: Axes | None = None, **options: Any) -> Axes:
-        with plt.style.context(STYLE):
-            if ax is None:
-                ax = plt.figure(layout="constrained").add_subplot()
-            return draw(result, ax, **options)
+    def drawn(*args: Any, **options: Any) -> Axes:
+        name, value = next(iter(signature(draw).bind(*args, **options).arguments.items()))
+        check_drawn(draw.__name__, draw.__annotations__[name], value)
+        with package_style():
+            ax = draw(*args, **options)
+            fit(ax)
+        return ax
 
-    return drawn
+    return cast(Drawing, drawn)
+
+
+@contextmanager
+def package_style() -> Iterator[None]:
+    """The package's style, without settings that the caller has changed; with the caller's font.size, all sizes follow it."""
+    kept = {key for key in _SETTINGS if is_set(key)} | (set(RELATIVE) if is_set("font.size") else set())
+    with plt.rc_context({key: value for key, value in _SETTINGS.items() if key not in kept}):
+        yield
+
+
+def is_set(key: str) -> bool:
+    """Whether the caller has set a parameter of matplotlib to another value than its default."""
+    current, default = cast(Mapping[str, Any], rcParams), cast(Mapping[str, Any], rcParamsDefault)
+    return current[key] != default[key]
+
+
+def callers_width() -> float | None:
+    """The width of figures in inches where the caller has set figure.figsize, for figures of several panels."""
+    size = list(rcParams["figure.figsize"])
+    return None if size in (list(rcParamsDefault["figure.figsize"]), list(_SETTINGS["figure.figsize"])) else size[0]
+
+
+def prepared(ax: Axes | None, projection: str | None = None, rows: int = 0) -> Axes:
+    """The axes to draw on: the given ones, or those of a new figure, with a projection such as "polar".
+
+    A new figure with many named rows is higher than figure.figsize, so that their names do not overlap. A figure without a
+    layout engine gets one, so that labels and legends are not cut off at its edges.
+    """
+    if ax is None:
+        width, height = rcParams["figure.figsize"]
+        size = (width, max(height, ABOVE_ROWS + ROW * rows))
+        return plt.figure(figsize=size, layout="constrained").add_subplot(projection=projection)
+    figure = ax.get_figure(root=True)
+    if figure is not None and figure.get_layout_engine() is None and ax.get_subplotspec() is not None:
+        figure.set_layout_engine("constrained")
+    return ax
+
+
+def two_digits(value: float) -> str:
+    """A number with two significant digits, and no fewer digits than it has before the point."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:#.2g}".rstrip(".")

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.style import COLORS, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.measure.throughput import ThroughputReport
@@ -25,7 +25,7 @@ STYLES = {
 
 
 @styled
-def throughput(report: ThroughputReport, ax: Axes, task: str = "requests") -> Axes:
+def throughput(report: ThroughputReport, ax: Axes | None = None, task: str = "requests") -> Axes:
     """Tokens per second of generation (paper, figure 4).
 
     Error bars reach from the first to the third quartile of the rounds.
@@ -34,6 +34,7 @@ def throughput(report: ThroughputReport, ax: Axes, task: str = "requests") -> Ax
         task: "requests" (figure 4 right: by number of requests, each with its own adapter), "length" (middle: by generated
             tokens of eight requests) or "rank" (left: by rank of one LoRA for eight rows, merged or not).
     """
+    ax = prepared(ax)
     quantity, label, title = {
         "requests": ("rows", "requests, each with its own adapter", "One adapter per request"),
         "length": ("new_tokens", "generated tokens per request", "Eight requests"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, styled
+from road_interp.plots.arguments import listed
+from road_interp.plots.style import COLORS, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.causal.variable_methods import VariablesComparison
@@ -18,13 +19,16 @@ MARKERS = "osD^vPXd*<>"
 
 
 @styled
-def variables(comparisons: Sequence[VariablesComparison], ax: Axes, quantity: str = "disentangle") -> Axes:
+def variables(
+    comparisons: Sequence[VariablesComparison] | VariablesComparison, ax: Axes | None = None, quantity: str = "disentangle"
+) -> Axes:
     """A line per method; bars from the lowest to the highest seed. Dotted lines are swaps of the whole state and of nothing.
 
     Args:
         comparisons: of one model and one type of entity.
         quantity: "cause", "isolation" or "disentangle".
     """
+    ax, comparisons = prepared(ax), listed(comparisons)
     counts = sorted({found.coordinates for found in comparisons})
     methods = list(dict.fromkeys(report.method for found in comparisons for report in found.reports))
     lines = [method for method in methods if comparisons[0].of(method).coordinates]
@@ -48,7 +52,9 @@ def variables(comparisons: Sequence[VariablesComparison], ax: Axes, quantity: st
         level = float(np.mean([_value(found.of(method), quantity) for found in comparisons]))
         ax.axhline(level, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
         side = "top" if 0.05 < level < 0.52 else "bottom"  # both levels of disentangle are near .5
-        ax.annotate(method, (0.5, level), xycoords=("axes fraction", "data"), ha="center", va=side, fontsize=6, color="0.3")
+        ax.annotate(
+            method, (0.5, level), xycoords=("axes fraction", "data"), ha="center", va=side, fontsize="x-small", color="0.3"
+        )
     ax.set_xscale("log", base=2)
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.minorticks_off()

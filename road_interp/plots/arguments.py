@@ -1,0 +1,58 @@
+"""What the figures are drawn from: checks of the type, with the function that makes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+from road_interp.errors import InputError
+
+Report = TypeVar("Report")
+
+MADE_BY = {
+    "AblationReport": "measure.ablation(adapter, scorer, ...)",
+    "AngleReport": "measure.angles(adapter)",
+    "CapacityReport": "CapacityReport.load(path)",
+    "CompositionReport": "run.composition of a run with behaviours, or measure.composition(...)",
+    "DepthReport": "road_interp.causal.depth_sweep.depth_by_rows(...)",
+    "DisentangleReport": "measure.disentangle(...)",
+    "DriftReport": "measure.drift(base, tuned, batches)",
+    "EngineCostReport": "road_interp.measure.engine_cost.engine_costs(reports)",
+    "InterferenceReport": "measure.interference(adapters, scores, ...)",
+    "JointTrainingReport": "road_interp.measure.joint_training.joint_training(base)",
+    "MultiTaskAccuracyStudy": "MultiTaskAccuracyStudy(together, alone)",
+    "ParameterShareReport": "ParameterShareReport(trainings)",
+    "QueryKey": "measure.query_key(report)",
+    "RoadAdapter": "run.adapter, or RoadAdapter.load(folder)",
+    "ScanReport": "road_interp.causal.accuracy.scan(...)",
+    "SeedStructure": "measure.seed_structure(reports)",
+    "StrengthReport": "measure.strength(...)",
+    "ThroughputReport": "road_interp.measure.throughput.throughput(base, recipe)",
+    "VariablesComparison": "VariablesComparison.load(path)",
+}
+
+
+def check_drawn(function: str, annotation: str, value: object) -> None:
+    """Raise InputError unless the first argument of a plotting function has the class in its annotation.
+
+    Args:
+        function: name of the function.
+        annotation: text such as "AngleReport" or "Sequence[DriftReport] | DriftReport".
+        value: the argument.
+    """
+    (expected,) = set(re.findall(r"\w+", annotation)) & set(MADE_BY)
+    values = listed(value) if "Sequence" in annotation else [value]
+    wrong = [each for each in values if expected not in {kind.__name__ for kind in type(each).__mro__}]
+    if wrong or not values:
+        given = f"{_article(type(wrong[0]).__name__)} {type(wrong[0]).__name__}" if wrong else "an empty list"
+        raise InputError(f"plots.{function} draws {_article(expected)} {expected}, not {given}: give {MADE_BY[expected]}")
+
+
+def listed(reports: Sequence[Report] | Report) -> Sequence[Report]:
+    """Several reports, or a list of the only one."""
+    return reports if isinstance(reports, Sequence) else [reports]
+
+
+def _article(name: str) -> str:
+    return "an" if name[0] in "AEIOUaeiou" else "a"

@@ -1,0 +1,149 @@
+"""Room for the texts of a figure: those that do not fit are wrapped, thinned out, turned, moved or made smaller."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox, ScaledTranslation, blended_transform_factory
+
+LABELS, LEGEND = 0.42, 0.36  # largest shares of the figure's width for the labels of the y axis and a legend beside the axes
+SMALLEST = 3.5  # points, of a label
+LINE = 1.2  # distance of two lines over the size of the text
+
+
+def fit(ax: Axes) -> None:
+    """Make the texts of axes fit the figure. What fits is left as it is."""
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        return
+    _fit_rows(ax, figure)
+    moved = _move_legend(ax, figure)
+    figure.draw_without_rendering()  # applies the layout
+    _fit_columns(ax, figure)
+    bars = [each.colorbar.ax for each in (*ax.images, *ax.collections) if each.colorbar is not None]
+    for axes in (ax, *bars):
+        box = axes.get_window_extent()
+        _wrap(axes.yaxis.label, box.height)
+        _wrap(axes.xaxis.label, box.width)
+    _wrap(ax.title, _share(ax) * figure.bbox.width)
+    for _ in range(2 if moved else 1):
+        if moved:
+            _anchor_legend(ax, figure)
+        figure.draw_without_rendering()
+    _fit_rows(ax, figure)
+    _fit_columns(ax, figure)
+    _fit_cells(ax)
+    _shift_title(ax, figure)
+
+
+def fit_width(texts: Sequence[Text], room: float) -> bool:
+    """Make texts smaller until the widest takes `room` pixels. Whether it is legible then; if not, nothing is changed."""
+    sizes = {text: float(text.get_fontsize()) for text in texts}
+    size = min(sizes[text] * room / text.get_window_extent().width for text in texts)
+    if size >= SMALLEST:
+        plt.setp(texts, fontsize=min(size, *sizes.values()))
+    return size >= SMALLEST
+
+
+def _share(ax: Axes) -> float:
+    """The part of the figure's width that the columns of the axes take."""
+    place = ax.get_subplotspec()
+    return 1.0 if place is None else len(place.colspan) / place.get_gridspec().ncols
+
+
+def _wrap(text: Text, room: float) -> None:
+    """Break a text into lines that fit `room` pixels; formulas stay whole."""
+    box = text.get_window_extent()
+    length = max(box.width, box.height)
+    if length > room:
+        longest = max(map(len, text.get_text().split("\n")))
+        whole = re.sub(r"\$[^$]*\$", lambda found: found[0].replace(" ", "\0"), text.get_text())
+        lines = [fill(line, max(8, int(longest * room / length))) for line in whole.split("\n")]
+        text.set_text("\n".join(lines).replace("\0", " "))
+
+
+def _fit_rows(ax: Axes, figure: Figure) -> None:
+    """Names on the y axis: no larger than their distance, and no wider than their share of the figure."""
+    labels = [label for label in ax.get_yticklabels() if label.get_text()]
+    if isinstance(ax, PolarAxes) or _are_numbers(labels):
+        return
+    spacing = ax.get_window_extent().height / len(labels) * 72 / figure.dpi
+    size = min(labels[0].get_fontsize(), spacing / LINE)
+    widest = max(label.get_window_extent().width / float(label.get_fontsize()) for label in labels)
+    ax.tick_params(axis="y", labelsize=max(SMALLEST, min(size, LABELS * _share(ax) * figure.bbox.width / widest)))
+
+
+def _fit_columns(ax: Axes, figure: Figure) -> None:
+    """Labels of the x axis that overlap: of numbers some are left out, names are turned."""
+    low, high = sorted(ax.get_xlim())
+    ticks = zip(ax.get_xticks(), ax.get_xticklabels(), strict=False)  # inner panels have no labels
+    shown = [(place, label) for place, label in ticks if label.get_text() and low <= place <= high]
+    labels = [label for _, label in shown]
+    if isinstance(ax, PolarAxes) or not _overlap(labels) or labels[0].get_rotation():
+        return
+    if _are_numbers(labels):
+        step = next(step for step in range(2, len(labels) + 1) if not _overlap(labels[::step]))
+        ax.set_xticks([place for place, _ in shown[::step]], [label.get_text() for label in labels[::step]])
+    else:
+        ax.set_xticks([place for place, _ in shown], [label.get_text().replace("\n", " ") for label in labels])
+        size = ax.get_window_extent().width / len(labels) * 72 / figure.dpi / LINE
+        ax.tick_params(axis="x", labelrotation=90, labelsize=max(SMALLEST, min(float(labels[0].get_fontsize()), size)))
+
+
+def _fit_cells(ax: Axes) -> None:
+    """Numbers in the cells of a heat map: smaller, without their intervals (the second line), or none."""
+    if ax.images and ax.texts:
+        room = 0.94 * ax.get_window_extent().width / ax.images[0].get_size()[1]
+        if not fit_width(ax.texts, room):
+            for text in ax.texts:
+                text.set_text(text.get_text().partition("\n")[0])
+            if not fit_width(ax.texts, room):
+                plt.setp(ax.texts, visible=False)
+
+
+def _are_numbers(labels: Sequence[Text]) -> bool:
+    return all(re.fullmatch(r"[-\u2212\d.,]+|\$.*\$", label.get_text()) for label in labels)
+
+
+def _overlap(labels: Sequence[Text]) -> bool:
+    boxes = [label.get_window_extent() for label in labels]
+    return any(Bbox.intersection(one, other) for one, other in pairwise(boxes))
+
+
+def _move_legend(ax: Axes, figure: Figure) -> bool:
+    """Put a legend that is beside the axes, and wide, below them. Whether it was moved."""
+    legend = ax.get_legend()
+    if legend is None or legend.get_bbox_to_anchor().x0 < ax.bbox.x1 - 1:
+        return False
+    if legend.get_window_extent().width < LEGEND * _share(ax) * figure.bbox.width:
+        return False
+    plt.setp(legend.get_texts(), fontsize="x-small")
+    _anchor_legend(ax, figure)
+    return True
+
+
+def _anchor_legend(ax: Axes, figure: Figure) -> None:
+    """Place the legend under the labels of the x axis."""
+    legend = ax.get_legend()
+    assert legend is not None
+    under = None if isinstance(ax, PolarAxes) else ax.xaxis.get_tightbbox()
+    depth = 0.1 if under is None else (ax.bbox.y0 - under.y0) / figure.dpi
+    across = figure.transFigure if _share(ax) == 1 else ax.transAxes
+    below = ax.transAxes + ScaledTranslation(0, -depth, figure.dpi_scale_trans)
+    legend.set_loc("upper center")
+    legend.set_bbox_to_anchor((0.5, 0), blended_transform_factory(across, below))
+
+
+def _shift_title(ax: Axes, figure: Figure) -> None:
+    """Centre a title in the figure that would be cut off at its edge."""
+    box = ax.title.get_window_extent()
+    if _share(ax) == 1 and (box.x0 < 0 or box.x1 > figure.bbox.width):
+        ax.title.set_x(ax.transAxes.inverted().transform((figure.bbox.width / 2, 0))[0])

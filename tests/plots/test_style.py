@@ -1,0 +1,141 @@
+"""Figures follow the caller's settings, fit their figure, and name the report that they draw."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from dataclasses import replace
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import pytest
+
+from helpers.compositions import composition_report
+from helpers.models import random_adapter, tiny_model
+from road_interp import measure, plots
+from road_interp.errors import InputError
+from road_interp.plots.style import two_digits
+from road_interp.sites.find import find_sites
+
+pytestmark = pytest.mark.rendered
+COLUMN = {"figure.figsize": (3.3, 2.4), "font.size": 8}  # of a paper with two columns
+PLACE = measure.ReadPointDrift(
+    0, False, False, (0.1, 0.0, 0.2), (0.1, 0.0, 0.2), (0.9, 0.8, 1.0), (9.0, 8.0, 10.0), None, ((0.9, 0.1),)
+)
+DRIFT = measure.DriftReport("base", "tuned", "first", 1, 1, tuple(replace(PLACE, layer=layer) for layer in range(6)))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def adapter():
+    return random_adapter(find_sites(tiny_model("Bert"), "all-linear"))
+
+
+def drawings(adapter):
+    report = measure.angles(adapter)
+    of_angles = (plots.angles, plots.magnitudes, plots.planes, plots.shares)
+    return [
+        *((draw, report) for draw in of_angles),
+        (plots.drift, DRIFT),
+        (plots.composition, composition_report()),
+        (plots.composition_control, composition_report()),
+        (plots.query_key, measure.query_key(report)),
+        (plots.plane, adapter),
+    ]
+
+
+def functions():
+    return [getattr(plots, name) for name in plots.__all__ if name != "STYLE"]
+
+
+def test_the_callers_size_and_fonts_are_kept(adapter):
+    report = measure.angles(adapter)
+    with plt.rc_context(COLUMN):
+        ax = plots.angles(report)
+    assert ax.figure.get_size_inches().tolist() == [3.3, 2.4]
+    assert {label.get_fontsize() for label in ax.get_xticklabels()} == {8}
+    ax = plots.angles(report)
+    assert ax.figure.get_size_inches().tolist() == pytest.approx([5, 3.2])
+    assert {label.get_fontsize() for label in ax.get_xticklabels()} == {7}
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_nothing_is_cut_off_in_a_narrow_column(adapter, own):
+    for draw, report in drawings(adapter):
+        with plt.rc_context(COLUMN):
+            figure = plt.figure()
+            ax = draw(report, figure.add_subplot()) if own else draw(report)
+            ax.figure.canvas.draw()
+            box = ax.figure.get_tightbbox()
+        width, height = ax.figure.get_size_inches()
+        assert min(box.x0, box.y0) > -0.02, draw.__name__
+        assert (box.x1 < width + 0.02, box.y1 < height + 0.02) == (True, True), draw.__name__
+
+
+def test_labels_of_a_narrow_heat_map_do_not_overlap():
+    sites = find_sites(tiny_model("Bert"), "all-linear")
+    report = measure.angles(random_adapter(sites))
+    many = replace(
+        report, sites=tuple(replace(site, layer=16 * (site.layer or 0) + n) for site in report.sites for n in range(16))
+    )
+    with plt.rc_context({**COLUMN, "figure.figsize": (2.0, 2.4)}):
+        ax = plots.angles(many)
+        ax.figure.canvas.draw()
+    shown = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+    assert all(left.x1 <= right.x0 for left, right in pairwise(shown))
+
+
+def test_a_layout_of_the_caller_is_left_alone(adapter):
+    figure, ax = plt.subplots(layout="tight")
+    engine = figure.get_layout_engine()
+    plots.angles(measure.angles(adapter), ax)
+    assert figure.get_layout_engine() is engine
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123, "0.012"), (0.5, "0.50"), (7.94, "7.9"), (9.99, "10"), (12.3, "12"), (131, "131")]
+)
+def test_cells_show_two_significant_digits(value, text):
+    assert two_digits(value) == text
+
+
+def test_the_signatures_say_that_axes_are_optional():
+    assert all(isinstance(draw, types.FunctionType) for draw in functions())
+    for draw in functions():
+        if draw is not plots.drift_grid:
+            ax = inspect.signature(draw).parameters["ax"]
+            assert (ax.default, ax.annotation) == (None, "Axes | None"), draw.__name__
+
+
+@pytest.mark.parametrize("draw", functions(), ids=lambda draw: draw.__name__)
+def test_another_argument_is_refused_with_the_report_that_is_drawn(draw):
+    with pytest.raises((InputError, TypeError)) as error:
+        draw(object())
+    if isinstance(error.value, InputError):
+        assert str(error.value).startswith(f"plots.{draw.__name__} draws ")
+        assert "not an object: give " in str(error.value)
+    else:
+        assert "missing a required argument" in str(error.value)
+
+
+def test_an_adapter_is_not_a_report(adapter):
+    with pytest.raises(InputError, match=r"plots.angles draws an AngleReport, not a RoadAdapter: give measure.angles\(adapter\)"):
+        plots.angles(adapter)
+    with pytest.raises(InputError, match="plots.plane draws a RoadAdapter, not an AngleReport"):
+        plots.plane(measure.angles(adapter))
+    with pytest.raises(InputError, match="plots.drift_blocks draws a DriftReport, not an empty list"):
+        plots.drift_blocks([])
+
+
+def test_one_report_of_drift_is_as_good_as_a_list():
+    one, several = plots.drift(DRIFT), plots.drift_blocks([DRIFT])
+    assert [line.get_ydata().tolist() for line in one.get_lines()] == [line.get_ydata().tolist() for line in several.get_lines()]
+    assert plots.drift_blocks(DRIFT).get_ylabel() == several.get_ylabel()
+    assert len(plots.drift_grid(DRIFT).figure.axes) == 6
+    with plt.rc_context(COLUMN):
+        assert plots.drift_grid(DRIFT).figure.get_size_inches()[0] == 3.3
