@@ -66,32 +66,35 @@ class LabelledDataset:
         return {self.metric: METRICS[self.metric](labels, predictions)}
 
 
-def load_labelled(recipe: DataRecipe) -> LabelledDataset:
+def load_labelled(recipe: DataRecipe, section: str = "data") -> LabelledDataset:
     """Load the three splits of a recipe.
+
+    Args:
+        section: path of `recipe` in the whole recipe, for errors, such as "tasks.tone.labels".
 
     Raises:
         InputError: a file, column or data set that does not exist; no examples; a missing text; a label outside the classes;
             sizes that the data cannot be divided by.
     """
     recipe = with_glue_defaults(recipe)
-    train = _balance_classes(read_examples(recipe, recipe.id, "train"), recipe)
+    train = _balance_classes(read_examples(recipe, recipe.id, "train", section), recipe, section)
     validation = test = None
     if recipe.validation is not None:
-        validation = read_examples(recipe, recipe.validation, "validation")
+        validation = read_examples(recipe, recipe.validation, "validation", section)
     if recipe.test is not None:
-        test = read_examples(recipe, recipe.test, "test")
+        test = read_examples(recipe, recipe.test, "test", section)
     classes = None if recipe.problem_type == "regression" else _classes(recipe, train)
     train = _with_labels(train, classes, recipe.id)
     if recipe.split_by_text:
         train, validation, test = _divide_by_text(train, recipe)
     elif validation is None:
-        train, validation = _divide(train, recipe.validation_size, recipe, classes, "validation_size")
-        train, test = _divide(train, recipe.test_size, recipe, classes, "test_size")
+        train, validation = _divide(train, recipe.validation_size, recipe, classes, f"{section}.validation_size")
+        train, test = _divide(train, recipe.test_size, recipe, classes, f"{section}.test_size")
     else:
         validation = _with_labels(validation, classes, recipe.validation or recipe.id)
         if test is None:
             size = VALIDATION if len(validation) >= LARGE else len(validation) // 2
-            test, validation = _divide(validation, size, recipe, classes, "validation")
+            test, validation = _divide(validation, size, recipe, classes, f"{section}.validation")
         else:
             test = _with_labels(test, classes, recipe.test or recipe.id)
     return LabelledDataset(train, validation, test, classes, _metric(recipe, classes))
@@ -159,9 +162,12 @@ def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
     )
 
 
-def read_examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
-    """Read one split with the columns `text`, `text_pair` (optional) and `label`; labels keep their values in the data."""
-    data = read_rows(identifier, recipe.config, split, recipe.filter)
+def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str = "data") -> Dataset:
+    """Read one split with the columns `text`, `text_pair` (optional) and `label`; labels keep their values in the data.
+
+    `section` is as in `load_labelled`.
+    """
+    data = read_rows(identifier, recipe.config, split, recipe.filter, section)
     names = {"text": recipe.text or "text", "label": recipe.label or "label"}
     if recipe.text_pair is not None:
         names["text_pair"] = recipe.text_pair
@@ -178,19 +184,19 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str) -> Dataset:
         for row, text in enumerate(data[role]):
             if not isinstance(text, str):
                 raise InputError(f"'{identifier}', row {row}: column '{names[role]}' holds {text!r}, not text")
-    return data if recipe.words is None else _first_words(data, recipe.words, identifier)
+    return data if recipe.words is None else _first_words(data, recipe.words, identifier, section)
 
 
-def _first_words(data: Dataset, count: int, identifier: str) -> Dataset:
+def _first_words(data: Dataset, count: int, identifier: str, section: str) -> Dataset:
     """The texts cut to their first `count` words; shorter texts are left out."""
     cut = [" ".join(text.split()[:count]) for text in data["text"]]
     kept = [row for row, text in enumerate(data["text"]) if len(text.split()) >= count]
     if not kept:
-        raise InputError(f"'{identifier}': no text has {count} words or more (data.words)")
+        raise InputError(f"'{identifier}': no text has {count} words or more ({section}.words)")
     return data.remove_columns("text").add_column("text", cut).select(kept)
 
 
-def _balance_classes(data: Dataset, recipe: DataRecipe) -> Dataset:
+def _balance_classes(data: Dataset, recipe: DataRecipe, section: str) -> Dataset:
     """`recipe.per_class` examples of every class, drawn at random and kept in the order of `data`."""
     if recipe.per_class is None:
         return data
@@ -201,7 +207,7 @@ def _balance_classes(data: Dataset, recipe: DataRecipe) -> Dataset:
         rows = np.flatnonzero(labels == label)
         if len(rows) < recipe.per_class:
             raise InputError(
-                f"'{recipe.id}': only {len(rows)} examples are of class {label}; data.per_class is {recipe.per_class}"
+                f"'{recipe.id}': only {len(rows)} examples are of class {label}; {section}.per_class is {recipe.per_class}"
             )
         kept += generator.choice(rows, recipe.per_class, replace=False).tolist()
     return data.select(sorted(kept))
@@ -212,11 +218,18 @@ def subsample(examples: Dataset, limit: int) -> Dataset:
     return examples.shuffle(seed=0).select(range(min(limit, len(examples))))
 
 
-def read_rows(identifier: str, config: str | None, split: str, keep: Mapping[str, Any] | None = None) -> Dataset:
-    """Read the rows of one split that have all column values of `keep`, with all columns. Raises InputError if there are none."""
+def read_rows(
+    identifier: str, config: str | None, split: str, keep: Mapping[str, Any] | None = None, section: str = "data"
+) -> Dataset:
+    """Read the rows of one split that have all column values of `keep`, with all columns. Raises InputError if there are none.
+
+    `section` is as in `load_labelled`.
+    """
     data = _read(identifier, config, split)
     for column, value in (keep or {}).items():
-        _check_column(data, column, identifier, "filter")
+        if column not in data.column_names:
+            hint = f"{listed_columns(data)}; {section}.filter=null drops it"
+            raise InputError(f"'{identifier}' has no column '{column}' for filter; {hint}")
         data = data.filter(lambda row, column=column, value=value: row[column] == value, load_from_cache_file=False)
     if len(data) == 0:
         raise InputError(f"'{identifier}' holds no examples" + (f" with {keep}" if keep else ""))
@@ -255,8 +268,7 @@ def _split_of(splits: DatasetDict, split: str, identifier: str) -> Dataset:
 
 def _check_column(data: Dataset, column: str, identifier: str, role: str) -> None:
     if column not in data.column_names:
-        hint = "; data.filter=null drops it" if role == "filter" else ""
-        raise InputError(f"'{identifier}' has no column '{column}' for {role}; {listed_columns(data)}{hint}")
+        raise InputError(f"'{identifier}' has no column '{column}' for {role}; {listed_columns(data)}")
 
 
 def listed_columns(data: Dataset) -> str:
@@ -298,14 +310,14 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
 def _divide(
     data: Dataset, size: int | float, recipe: DataRecipe, classes: Sequence[Any] | None, key: str
 ) -> tuple[Dataset, Dataset]:
-    """Split `data` into the rest and `size` examples, stratified by class, with the seed of the recipe."""
+    """Split `data` into the rest and `size` examples, stratified by class, with the seed of the recipe; `key` names `size`."""
     labels = data["label"]
     try:
         rest, taken = train_test_split(
             np.arange(len(data)), test_size=size, random_state=recipe.split_seed, stratify=None if classes is None else labels
         )
     except ValueError as error:
-        raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided by data.{key} {size}: {error}") from None
+        raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided by {key} {size}: {error}") from None
     return data.select(np.sort(rest)), data.select(np.sort(taken))
 
 

@@ -90,7 +90,7 @@ def load_reviews(recipe: DataRecipe) -> list[Review]:
 
     Raises InputError if the data has another number of labels.
     """
-    data = read_examples(recipe, recipe.id, "train")
+    data = read_examples(recipe, recipe.id, "train", "reviews")
     labels = sorted(set(data["label"]))
     if len(labels) != 2:
         raise InputError(f"'{recipe.id}': reviews need two labels, not {len(labels)}")

@@ -174,7 +174,7 @@ class MultiTaskClassificationExperiment:
 
 def load_labelled_tasks(recipe: MultiTaskClassificationRecipe) -> dict[str, LabelledDataset]:
     """The splits of every task. Raises InputError for a task that is not scored by accuracy."""
-    data = {name: load_labelled(task.labels) for name, task in recipe.tasks.items()}
+    data = {name: load_labelled(task.labels, f"tasks.{name}.labels") for name, task in recipe.tasks.items()}
     for name, dataset in data.items():
         if dataset.metric != "accuracy":
             raise InputError(f"task '{name}' is scored by {dataset.metric}; multitask-classification needs metric: accuracy")

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from road_interp.data import labelled
 from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set
+from road_interp.data.multitask import load_reviews
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import DataRecipe
@@ -173,3 +174,22 @@ def test_an_error_lists_few_columns_and_cuts_their_names(tmp_path):
     (tmp_path / "wide.csv").write_text(",".join(["a" * 41, *(f"c{n}" for n in range(10))]) + "\n" + ",".join(["1"] * 11) + "\n")
     with pytest.raises(InputError, match=f"its columns are {'a' * 39}…, c0, c1, c2, c3, c4, c5, c6 and 3 more$"):
         load_labelled(recipe(str(tmp_path / "wide.csv")))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"filter": {"source": "b"}}, "; tasks.tone.labels.filter=null drops it$"),
+        ({"words": 99}, r"no text has 99 words or more \(tasks.tone.labels.words\)"),
+        ({"per_class": 99}, "; tasks.tone.labels.per_class is 99"),
+        ({"test_size": 39}, "cannot be divided by tasks.tone.labels.test_size 39"),
+    ],
+)
+def test_errors_about_the_data_of_a_task_name_its_keys(tmp_path, option, message):
+    with pytest.raises(InputError, match=message):
+        load_labelled(recipe(written(tmp_path / "data.csv"), **option), "tasks.tone.labels")
+
+
+def test_errors_about_reviews_name_their_keys(tmp_path):
+    with pytest.raises(InputError, match="; reviews.filter=null drops it"):
+        load_reviews(recipe(written(tmp_path / "data.csv"), filter={"source": "b"}))

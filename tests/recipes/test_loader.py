@@ -117,3 +117,17 @@ def test_a_recipe_pasted_twice(tmp_path):
     (tmp_path / "twice.yaml").write_text(text + text)
     with pytest.raises(InputError, match="'kind' is given twice"):
         load_recipe(tmp_path / "twice.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "key"),
+    [
+        ("composition-smollm2", "reviews.validation_size=2.5", "'reviews.validation_size'"),
+        ("composition-smollm2", "reviews.wrds=3", "'reviews.wrds'"),
+        ("multitask-minilm", "tasks.sentiment.labels.words=0", "'tasks.sentiment.labels.words'"),
+        ("multitask-minilm", "tasks.sentiment.labels.problem_type=regression", "'tasks.sentiment.labels.problem_type'"),
+    ],
+)
+def test_errors_in_nested_sections_name_the_whole_key(name, override, key):
+    with pytest.raises(InputError, match=key):
+        load_recipe(name, [override])
