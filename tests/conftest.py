@@ -26,7 +26,7 @@ from road_interp.training.api import train
 
 
 def pytest_collection_finish(session):
-    """What imports and collection made stays: garbage collection need not look at it again, and engines collect when they stop."""
+    """Freeze what imports and collection made: garbage collection, which engines call when they stop, need not look at it."""
     gc.collect()
     gc.freeze()
 
