@@ -152,14 +152,18 @@ class TaskPlanes:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Mapping[str, Sequence[int]]], sites: Sequence[Site]) -> TaskPlanes:
-        """Tasks from lists of plane indices, as in `to_json`. Raises InputError for unknown sites and planes."""
+        """Tasks from lists of plane indices, as in `to_json`. Raises InputError for anything else."""
         plane_counts = {site.name: site.width // 2 for site in sites}
         owned: dict[str, dict[str, Tensor]] = {}
         for task, lists in content.items():
             owned[task] = {}
+            if not isinstance(lists, Mapping):
+                raise InputError(f"task '{task}' must own a mapping of sites to planes, not {lists!r}")
             for name, planes in lists.items():
                 if name not in plane_counts:
                     raise InputError(f"task '{task}' owns planes of '{name}', which is not a site")
+                if not isinstance(planes, Sequence) or not all(type(plane) is int for plane in planes):
+                    raise InputError(f"task '{task}': site '{name}' must have a list of whole numbers, not {planes!r}")
                 if any(not 0 <= plane < plane_counts[name] for plane in planes):
                     raise InputError(f"task '{task}': site '{name}' has planes 0 to {plane_counts[name] - 1}")
                 owned[task][name] = torch.zeros(plane_counts[name], dtype=torch.bool)

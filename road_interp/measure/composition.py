@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from road_interp.adapters.bank import BASE
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
+from road_interp.from_mapping import FieldError
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn
@@ -40,6 +41,11 @@ class SetScore:
     perplexity: float
     tried: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     finished: tuple[bool, ...] = ()
+
+    @property
+    def by_task(self) -> tuple[Mapping[str, tuple[bool, ...]], ...]:
+        """The outcomes that are stored by task: `shown`, and `tried` where the file has them."""
+        return (self.shown, self.tried) if self.finished else (self.shown,)
 
     def joint(self, tasks: Sequence[str]) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer shows the behaviours of all of the tasks."""
@@ -76,6 +82,19 @@ class CompositionReport(Result):
     seeds: tuple[int, ...]
     scores: tuple[SetScore, ...]
     majority: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("tasks", "seeds", "scores"):
+            if not getattr(self, key):
+                raise FieldError(key, "must hold at least one value")
+        outcomes = [[each.get(task, ()) for each in score.by_task for task in self.tasks] for score in self.scores]
+        counts = {len(each) for of_set in outcomes for each in of_set} | {
+            len(each.finished) for each in self.scores if each.finished
+        }
+        if len(counts) > 1 or 0 in counts or max(counts) % len(self.seeds):
+            raise FieldError(
+                "scores", f"must hold as many outcomes for each of the tasks {', '.join(self.tasks)}, and for each seed"
+            )
 
     def of(self, active: str) -> SetScore:
         """The score of one set of active tasks. Raises InputError if there is none."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
+from road_interp.from_mapping import FieldError
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.results import Result
 
@@ -32,6 +33,16 @@ class MultiTaskAccuracyReport(Result):
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
     correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.correct) - set(self.tasks):
+            raise FieldError("correct", f"has outcomes of '{min(unknown)}', which is not one of the tasks")
+        for task, sets in self.correct.items():
+            if missing := {task, self.together} - set(sets):
+                raise FieldError("correct", f"has no outcomes of '{task}' with '{min(missing)}' active")
+            counts = {len(outcomes) for outcomes in sets.values()}
+            if len(counts) > 1 or 0 in counts or not self.seeds or max(counts) % len(self.seeds):
+                raise FieldError("correct", f"must hold as many outcomes of '{task}' for each seed and set of active tasks")
 
     @property
     def together(self) -> str:
@@ -60,7 +71,7 @@ class MultiTaskAccuracyReport(Result):
             task: {active: [self.accuracy(task, active), *self.interval(task, active)] for active in sets}
             for task, sets in self.correct.items()
         }
-        return {"accuracy": rates, "cost": {task: list(self.cost(task)) for task in self.tasks}}
+        return {"accuracy": rates, "cost": {task: list(self.cost(task)) for task in self.correct}}
 
     def records(self) -> list[dict[str, Any]]:
         """A row per task and set of active tasks."""
