@@ -16,6 +16,7 @@ from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.measure.arguments import HasAdapter, adapter_of, check_callable
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -167,7 +168,7 @@ class AblationReport(Result):
 
 
 def ablation(
-    adapter: RoadAdapter,
+    adapter: RoadAdapter | HasAdapter,
     scorer: Scorer,
     *,
     model: str,
@@ -179,7 +180,7 @@ def ablation(
     """Score a trained adapter and its ablations, in which polar components of planes are reset to the identity.
 
     Args:
-        adapter: a trained adapter of any variant.
+        adapter: a trained adapter of any variant, or a Run or RoadModel with one.
         scorer: scores the model with an adapter in place of the trained one.
         model: name of the base model.
         seed: of the adapter's training, and of the random planes.
@@ -188,8 +189,10 @@ def ablation(
         refit: whether to score the ablations of all planes also with a refitted head, if the scorer has one.
 
     Raises:
-        InputError: an unknown name in `by`.
+        InputError: an unknown name in `by`, a value without an adapter, or a scorer that cannot be called.
     """
+    adapter = adapter_of("ablation", adapter)
+    check_callable("ablation", "scorer", scorer, "make_scorer(run) of road_interp.training.scoring")
     if unknown := set(by) - set(BY):
         raise InputError(f"by '{min(unknown)}' is not known; use {', '.join(BY)}")
     refitted = scorer.refitted if refit else None

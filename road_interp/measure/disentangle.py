@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
+from road_interp.measure.arguments import check_batch
 from road_interp.measure.intervals import DRAWS, bootstrap_means, check_seeds, interval
 from road_interp.models.hidden_states import Batch, Token, evaluation_mode, find_read_points, read_states, select_tokens
 from road_interp.progress import Progress, silent
@@ -81,6 +82,7 @@ def read_features(model: Any, batches: Iterable[Batch], token: Token, before_nor
     with evaluation_mode(model) as base:
         heads = base.config.num_attention_heads
         for batch in batches:
+            check_batch("read_features", batch)
             batch = {key: values.to(base.device) for key, values in batch.items()}
             points = points or find_read_points(base, batch)
             if before_norm and not points[-2:][0].before_norm:

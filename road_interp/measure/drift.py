@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, distributed
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
+from road_interp.measure.arguments import check_argument, check_batch
 from road_interp.measure.intervals import bootstrap_means, interval
 from road_interp.models.hidden_states import (
     Batch,
@@ -26,8 +27,10 @@ from road_interp.models.hidden_states import (
     select_tokens,
     unwrap_model,
 )
+from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns
+from road_interp.sources import readable_name
 
 DRAWS = 1000  # bootstrap samples
 SAMPLE = 1000  # texts whose points are kept
@@ -242,8 +245,8 @@ def drift(
     batches: Iterable[Batch],
     token: Token = "first",
     *,
-    base_name: str,
-    tuned_name: str,
+    base_name: str | None = None,
+    tuned_name: str | None = None,
     progress: Progress = silent,
 ) -> DriftReport:
     """Compare the states of two models on the same texts, at every read point, in one pass over the texts.
@@ -256,24 +259,28 @@ def drift(
             around `base` itself, its adapter is disabled for `base`.
         batches: model inputs with an attention_mask.
         token: as in DriftReport.
-        base_name, tuned_name: names for the report.
+        base_name, tuned_name: names for the report; by default those of the models.
         progress: called before every batch with the number of finished texts.
 
     Raises:
-        InputError: models that differ in blocks or width, an unknown token, no texts, a text without tokens, or a state whose
-            norm is 0 or not finite.
+        InputError: something that is no model, texts in place of batches, models that differ in blocks or width, an unknown
+            token, no texts, a text without tokens, or a state whose norm is 0 or not finite.
     """
     if token not in get_args(Token):
         raise InputError(f"token '{token}' is not known; use {', '.join(get_args(Token))}")
+    for model in (base, tuned):
+        check_argument("drift", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model")
+    names = (base_name or _name(base), tuned_name or _name(tuned))
     process, processes = _share()
     sides: tuple[_Side, _Side] | None = None
     sums: DriftSums | None = None
     texts = 0
     for number, batch in enumerate(batches):
+        check_batch("drift", batch)
         rows = len(batch["attention_mask"])
         progress("texts", texts)
         if sides is None:
-            sides = _pair(base, tuned, batch, (base_name, tuned_name))
+            sides = _pair(base, tuned, batch, names)
             sums = DriftSums.of(np.zeros((0, len(sides[0].places), 7)), np.zeros(0, int), range(0))
         if number % processes == process:
             if not batch["attention_mask"].any(1).all():
@@ -284,6 +291,13 @@ def drift(
     if sides is None or sums is None:
         raise InputError("there are no texts to compare states on")
     return _report(sides, _over_processes(sums), token)
+
+
+def _name(model: Any) -> str:
+    """The readable name of a model, and whether rotations or another adapter change it."""
+    inner = unwrap_model(model)
+    name = readable_name((inner.config.name_or_path or type(inner).__name__).rstrip("/").rpartition("/")[2])
+    return name if model is inner else f"{name}, {'with rotations' if isinstance(model, RoadModel) else 'with an adapter'}"
 
 
 def text_batches(

@@ -1,0 +1,65 @@
+"""Measuring functions name what they expect, and take an adapter from what has one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers.models import random_adapter, tiny_model
+from road_interp import measure
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+
+
+@pytest.fixture
+def model():
+    base = tiny_model("Bert")
+    return RoadModel(base, random_adapter(find_sites(base, "all-linear")))
+
+
+def batches():
+    return [{"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}]
+
+
+def test_angles_are_those_of_an_adapter_a_run_or_a_model(model):
+    found = measure.angles(model.adapter)
+    assert measure.angles(model) == found
+    assert measure.angles(SimpleNamespace(adapter=model.adapter)) == found
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (measure.angles, ("runs/x",), "measure.angles needs a RoadAdapter, a Run or a RoadModel, not str"),
+        (measure.query_key, (3,), "measure.query_key needs AngleReport, not int: give measure.angles"),
+        (measure.seed_structure, ([1, 2],), "measure.seed_structure needs AngleReport, not int"),
+        (measure.needs_magnitudes, (3,), "measure.needs_magnitudes needs AblationReport, not int"),
+        (measure.fails_to_compose, (3,), "needs CompositionReport or MultiTaskAccuracyReport, not int"),
+        (measure.hurts_others, (3, "a", "b"), "measure.hurts_others needs InterferenceReport, not int"),
+        (measure.drift, ("a", "b", batches()), "measure.drift needs PreTrainedModel, not str"),
+    ],
+)
+def test_another_argument_is_refused(function, arguments, message):
+    with pytest.raises(InputError, match=message):
+        function(*arguments)
+
+
+def test_arguments_that_need_more(model):
+    with pytest.raises(InputError, match="'scorer' must be a function, not int: give make_scorer"):
+        measure.ablation(model, 3, model="m", seed=0)
+    with pytest.raises(InputError, match="measure.interference needs Mapping, not list: give a dict of adapters by name"):
+        measure.interference([], {}, model="m", seed=0)
+    with pytest.raises(InputError, match="'generate' must be a function"):
+        measure.composition(3, None, {}, [], [], None)
+
+
+def test_drift_takes_the_models_names_and_no_plain_texts(model):
+    report = measure.drift(model.model, model, batches())
+    assert (report.base, report.tuned) == ("BertModel", "BertModel, with rotations")
+    with pytest.raises(InputError, match=r"not str: give measure.text_batches\(texts, tokenizer, max_length\)"):
+        measure.drift(model.model, model, ["a text"])
+    with pytest.raises(InputError, match="measure.read_features needs batches"):
+        measure.read_features(model, ["a text"], "first")
