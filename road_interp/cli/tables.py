@@ -175,10 +175,11 @@ def _heading(timing: Timing) -> str:
 
 
 def score(scores: dict[str, Any]) -> str:
-    """A metric with its interval, if it has one."""
+    """A metric with its interval and the number of its examples, where they are known."""
     name, value = next(iter(scores.items()))
     interval = scores.get("interval")
-    return f"{name} {value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+    shown = f"{name} {value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+    return shown + (f" ({scores['examples']:,} texts)" if scores.get("examples") else "")
 
 
 def sizes(reports: Sequence[SizeReport]) -> Table:
