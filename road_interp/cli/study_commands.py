@@ -64,6 +64,7 @@ def study(
 def run_one(chosen: Study, overrides: tuple[str, ...], selection: Selection, as_json: bool) -> None:
     """Measure or read one study, draw it and print its summary."""
     from road_interp.training.study import read_study, run_study
+    from road_interp.training.study_page import draw_study
 
     quiet_libraries()
     options = _options(selection, overrides)
@@ -72,7 +73,7 @@ def run_one(chosen: Study, overrides: tuple[str, ...], selection: Selection, as_
     else:
         with progress_bar() as update:
             report = run_study(chosen, options, update)
-    paths = chosen.draw(report, selection.out)
+    paths = draw_study(chosen, report, options, selection.out)
     sentence, numbers = chosen.describe(report)
     if as_json:
         print(json.dumps({"sentence": sentence, "numbers": dict(numbers), "figures": [str(path) for path in paths]}))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -30,6 +32,19 @@ class Result(Protocol):
         """All numbers as JSON text."""
 
 
+_MARK: ContextVar[str] = ContextVar("mark", default="")
+
+
+@contextmanager
+def marked(text: str) -> Iterator[None]:
+    """Write a text across the foot of every figure that `save_figure` writes in this context; an empty text is no mark."""
+    token = _MARK.set(text)
+    try:
+        yield
+    finally:
+        _MARK.reset(token)
+
+
 def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
     """Write `name`.json, `name`.pdf and `name`.png into `folder` and return the PNG's path. The figure is closed.
 
@@ -39,6 +54,8 @@ def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     figure = ax.get_figure(root=True)
     assert figure is not None
+    if mark := _MARK.get():
+        figure.text(0.5, 0, mark, ha="center", va="top", color="#D55E00", weight="bold")
     write_atomically(folder / f"{name}.json", result.to_json())
     for format, metadata in (("pdf", {"CreationDate": None}), ("png", figure_metadata())):
         with context(plots.STYLE):

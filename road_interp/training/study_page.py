@@ -12,8 +12,11 @@ from jinja2 import Environment
 
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
+from road_interp.plots.export import marked
 from road_interp.provenance import figure_metadata
 from road_interp.training.study import Study, StudyOptions, read_study
+
+QUICK_MARK = "quick settings: not a result"
 
 
 def write_page(studies: Sequence[Study], options: StudyOptions, folder: Path) -> Path:
@@ -28,11 +31,19 @@ def write_page(studies: Sequence[Study], options: StudyOptions, folder: Path) ->
     return folder / "index.html"
 
 
+def draw_study(study: Study, report: Any, options: StudyOptions, folder: Path) -> list[Path]:
+    """Draw a report into a folder; figures of quick settings bear a mark, because their numbers mean nothing."""
+    with marked(QUICK_MARK if options.quick else ""):
+        return list(study.draw(report, folder))
+
+
 def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path) -> Iterator[dict[str, Any]]:
     for study in studies:
         if not any((options.results / ("quick" if options.quick else "") / study.name).glob("*/*.json")):
             continue
         report = read_study(study, options)
         sentence, numbers = study.describe(report)
-        images = [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in study.draw(report, folder)]
+        images = [
+            (path.stem, base64.b64encode(path.read_bytes()).decode()) for path in draw_study(study, report, options, folder)
+        ]
         yield {"study": study, "sentence": sentence, "numbers": numbers, "images": images}

@@ -13,7 +13,9 @@ import pytest
 from helpers.compositions import composition_report
 from helpers.models import random_adapter, tiny_model
 from road_interp import measure, plots
+from road_interp.cli.tables import score
 from road_interp.errors import InputError
+from road_interp.plots import export
 from road_interp.plots.style import two_digits
 from road_interp.sites.find import find_sites
 
@@ -139,3 +141,21 @@ def test_one_report_of_drift_is_as_good_as_a_list():
     assert len(plots.drift_grid(DRIFT).figure.axes) == 6
     with plt.rc_context(COLUMN):
         assert plots.drift_grid(DRIFT).figure.get_size_inches()[0] == 3.3
+
+
+def test_a_marked_figure_bears_the_mark(adapter, tmp_path):
+    ax = plots.angles(measure.angles(adapter))
+    with export.marked("quick settings: not a result"):
+        export.save_figure(ax, measure.angles(adapter), tmp_path, "angles")
+    assert [text.get_text() for text in ax.figure.texts] == ["quick settings: not a result"]
+    ax = plots.angles(measure.angles(adapter))
+    export.save_figure(ax, measure.angles(adapter), tmp_path, "angles")
+    assert not ax.figure.texts
+
+
+def test_the_table_of_scores_says_how_many_texts():
+    assert (
+        score({"accuracy": 0.5, "loss": 1.0, "interval": [0.4, 0.6], "examples": 1200})
+        == "accuracy 0.500 [0.400, 0.600] (1,200 texts)"
+    )
+    assert score({"accuracy": 0.5}) == "accuracy 0.500"
