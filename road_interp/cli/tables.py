@@ -107,7 +107,7 @@ def drift(report: DriftReport) -> Table:
     pinned = any(place.norm_is_pinned for place in report.places)
     caption = "after norm: the LayerNorm that ends the block sets the norm" if pinned else None
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("block", "state", "angle", "dM (%)", "signed", "dD (cosine)"):
+    for column in ("block", "state", "angle", "dM (%)", "signed", "dD\ncosine"):
         table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     table.padding = (0, 0, 0, 1)
     for place in report.places:

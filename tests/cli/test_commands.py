@@ -232,6 +232,7 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
         [str(block), where, "norm"] for block in (0, 1) for where in ("before", "after")
     ]
     assert "5 texts, token: first" in out
+    assert "cosine" in out
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert figures == {f"{name}.{kind}" for name in ("states", "states-angle", "states-dM") for kind in ("pdf", "png", "json")}
