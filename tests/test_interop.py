@@ -70,6 +70,7 @@ output_type: multiple_choice
 doc_to_text: "{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: answer
+target_delimiter: ""
 metric_list:
   - metric: acc
 """
@@ -79,6 +80,7 @@ metric_list:
 def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_path, monkeypatch, name):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     questions = {
@@ -88,7 +90,7 @@ def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_pa
     lines = [json.dumps({"question": q, "choices": c, "answer": a}) for q, c, a in questions]
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, file=tmp_path / "data.jsonl"))
-    tasks = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
 
     def scored(language_model):
         wrapped = HFLM(language_model, tokenizer=tokenizer, device="cpu", batch_size=2)
@@ -121,4 +123,4 @@ def test_a_tracker_gets_the_log(tmp_path):
         "training": {"max_steps": 2, "report_to": ["tensorboard"]},
     }
     ri.train(recipe, tmp_path / "run", progress=False)
-    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    assert list((tmp_path / "run" / "tensorboard").rglob("events.out.tfevents*"))

@@ -13,6 +13,23 @@ from road_interp.errors import InputError
 from road_interp.models.intervention import pyvene
 
 
+class IntervenableConfig(pyvene.IntervenableConfig):
+    """pyvene's config, which is JSON also while it holds the interventions: the Trainer's trackers log it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # without it, transformers would write one from the fields
+        super().__init__(*args, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config with the names of the types, without the modules."""
+        content: dict[str, Any] = super().to_dict()
+        content["representations"] = [
+            each._replace(intervention=None, intervention_type=None) if hasattr(each, "_replace") else each
+            for each in content["representations"]
+        ]
+        content["intervention_types"] = [each if isinstance(each, str) else str(each) for each in content["intervention_types"]]
+        return content
+
+
 class IntervenableModel(pyvene.IntervenableModel):
     """A pyvene model that is an ordinary `nn.Module`, and that leaves hooks of other code in place.
 

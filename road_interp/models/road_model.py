@@ -25,7 +25,7 @@ from road_interp.models.coefficients import BankMaps, Rotations, check_rows
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import Wrappers
-from road_interp.models.intervenable import IntervenableModel
+from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights
 from road_interp.models.rotation_context import RotationContext, opened
@@ -88,7 +88,7 @@ class RoadModel(IntervenableModel):
             {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
             for site, intervention in zip(self.sites, interventions, strict=True)
         ]
-        super().__init__(pyvene.IntervenableConfig(representations), base_model)
+        super().__init__(IntervenableConfig(representations), base_model)
         for intervention, site in zip(interventions, self.sites, strict=True):
             intervention.to(device_of(base_model.get_submodule(site.module), base_model))
             intervention.requires_grad_(self.bank is None)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -34,6 +35,10 @@ class RoadTrainer(Trainer):
         leave_to_fsdp(self._model)
         self.remove_callback(PrinterCallback)  # it prints to standard output, which is for results
         self.add_callback(CheckpointClock)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                # its default is the folder of the checkpoints, which are deleted in the end
+                callback.logging_dir = str(Path(self.args.output_dir).parent / "tensorboard")
 
     def compute_loss(
         self,

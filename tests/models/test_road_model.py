@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -839,3 +840,9 @@ def test_an_encoder_called_directly_uses_the_updated_parameters():
         for _, intervention in model.by_site():
             intervention.theta += 0.3
         assert not torch.equal(before, base.get_encoder()(**batch).last_hidden_state)
+
+
+def test_the_config_is_json_for_trackers():
+    config = road_model().config
+    assert len(json.loads(config.to_json_string())["intervention_types"]) == len(config.intervention_types)
+    assert all(isinstance(each, type) for each in config.intervention_types)
