@@ -38,7 +38,7 @@ class RoadTrainer(Trainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 # its default is the folder of the checkpoints, which are deleted in the end
-                callback.logging_dir = str(Path(self.args.output_dir).parent / "tensorboard")
+                callback.logging_dir = str(Path(str(self.args.output_dir)).parent / "tensorboard")
 
     def compute_loss(
         self,

@@ -455,7 +455,7 @@ def test_an_adapter_records_its_base_model(tmp_path):
     assert (found**2 @ found.inverse()).restrict([0]).base == found.base
     assert RoadModel(tiny_model("Bert", seed=5), found).adapter.distance(found) == 0  # another model of the same shape
     deeper = tiny_model("Bert", num_hidden_layers=3)
-    message = "made for another model, '.*', not for '.*': num_hidden_layers is 3, not 2$"
+    message = "made for another model, an unnamed bert, not for an unnamed bert: num_hidden_layers is 3, not 2$"
     with pytest.raises(InputError, match=message):
         RoadModel(deeper, found)
     with pytest.raises(InputError, match=message):

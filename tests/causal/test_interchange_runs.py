@@ -286,6 +286,7 @@ def test_a_scan_finds_where_the_variable_is(taught):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["name", "last"]
 
 
+@pytest.mark.slow
 def test_depth_does_what_rows_do(taught):
     model, pairs = taught
     told = []

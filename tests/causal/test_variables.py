@@ -299,6 +299,7 @@ def test_ravels_files(tmp_path):
         load_ravel(tmp_path, "city", ["Country"])
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
     splits = [runs_of(taught, task, tokenizer, split) for split in ("train", "val", "test")]
     trials, reports = compare_variables(*splits, VARIABLES, 2, rates=(1e-7, 0.05), steps=60, seed=3)

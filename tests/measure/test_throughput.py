@@ -33,6 +33,7 @@ def report():
     return throughput(tiny_model("Llama", "causal-lm"), settings)
 
 
+@pytest.mark.slow
 def test_every_method_is_timed_at_every_task(report):
     assert report.of("forward", "bare").ratios == (1.0, 1.0)
     assert {t.method for t in report.timings if t.task == "forward"} == {
@@ -62,6 +63,7 @@ def test_every_method_is_timed_at_every_task(report):
         report.of("requests", "bare")
 
 
+@pytest.mark.slow
 def test_some_methods_alone():
     few = ["forward", "requests", "distinct"]
     timed = throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "RoadModel"], tasks=few)).timings
@@ -81,6 +83,7 @@ def test_some_methods_alone():
         throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "road"]))
 
 
+@pytest.mark.slow
 def test_quotients_are_of_times_in_the_same_round(report):
     timings = (replace(report.timings[0], seconds=(1.0, 2.0, 4.0)), replace(report.timings[1], seconds=(2.0, 2.0, 2.0)))
     found = replace(report, timings=timings).quotient("forward", timings[1].method, "bare")
@@ -111,6 +114,7 @@ def test_compiled_methods_are_timed():
     ]
 
 
+@pytest.mark.slow
 def test_reports_come_back_from_json_and_draw(report):
     assert ThroughputReport.from_json(report.to_json()) == report
     ax = plots.throughput(report)

@@ -12,7 +12,7 @@ from helpers.models import needs_compiler, random_adapter, token_batch
 from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import BASE
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.compiled)]
 ROWS = (["a", "b", "c", BASE], ["b", "b", "a", "a"], ["c", BASE, "a", "b"])
 CLOSE = {"rtol": 0, "atol": 1e-5}

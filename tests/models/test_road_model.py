@@ -800,6 +800,7 @@ def test_the_state_dict_contains_other_trainable_modules():
 # ---------------------------------------------------------------- torch.compile
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     ("variant", "target_modules"), [("road_1", "all-linear"), ("road_2", "block-output"), ("road_1", "attention-qk")]

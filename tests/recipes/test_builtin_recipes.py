@@ -103,6 +103,7 @@ def test_it_runs(name, tiny_models, tmp_path, monkeypatch):
     assert any(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMED)
 def test_it_is_timed(name, tmp_path, monkeypatch):
     tiny_model("Llama", "causal-lm").save_pretrained(tmp_path / "model")

@@ -13,6 +13,8 @@ from road_interp.training.api import train
 from road_interp.training.fine_tuning import train_baseline
 from road_interp.training.method_outcomes import train_method
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("variant", ["road_1", "road_4"])
 def test_a_rotation_has_the_accuracy_of_its_run(workplace, tmp_path, variant):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers.cli import run
+from helpers.compositions import composition_report
 from helpers.multitask import behaviours_recipe as recipe_for
 from road_interp.data.behaviours import PARTS
 from road_interp.data.multitask import Example, encode_multitask_data, format_prompts, load_multitask_data
@@ -82,9 +83,7 @@ def test_co_activation_decides_what_else_is_active(workplace, tmp_path, monkeypa
         seen.append((options["tasks"], options["trainable_tasks"]))
         return forward(self, base, **options)
 
-    monkeypatch.setattr(
-        multitask_generation, "score_composition", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
-    )
+    monkeypatch.setattr(multitask_generation, "score_composition", lambda *arguments: composition_report())
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy)
     train(recipe_for(workplace, f"co_activation={probability}", "training.epochs=1"), tmp_path / "run", progress=False)
@@ -121,9 +120,7 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
     monkeypatch.setattr(multitask_generation, "NEUTRAL", 1.0)
     load = multitask_generation.load_tokenizer
     monkeypatch.setattr(multitask_generation, "load_tokenizer", lambda recipe: set_side(load(recipe), side))
-    monkeypatch.setattr(
-        multitask_generation, "score_composition", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
-    )
+    monkeypatch.setattr(multitask_generation, "score_composition", lambda *arguments: composition_report())
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     train(recipe, tmp_path / "run", progress=False)
     assert len(calls) == 2
@@ -195,9 +192,7 @@ def test_with_others_active_only_ones_own_tokens_are_learned(workplace, monkeypa
 
     monkeypatch.setattr(GenerationTrainer, "call", spy_on_call)
     monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
-    monkeypatch.setattr(
-        multitask_generation, "score_composition", lambda *arguments: CompositionReport("m", "x", ("label",), (0,), ())
-    )
+    monkeypatch.setattr(multitask_generation, "score_composition", lambda *arguments: composition_report())
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     overrides = ("co_activation=1.0", f"co_activation_loss={rule}", "training.max_steps=1", "training.batch_size=32")
     train(recipe_for(workplace, *overrides), tmp_path / "run", progress=False)
