@@ -59,7 +59,7 @@ def evaluate(
             `kind: classification`.
 
     Returns:
-        For `kind: classification` the metric, the loss and the number of examples; for multi-task runs the summaries of their
+        For a classification run the metric, the loss and the number of examples; for multi-task runs the summaries of their
         reports (`CompositionReport`, `MultiTaskAccuracyReport`, `ExactMatchReport`).
 
     Raises:
