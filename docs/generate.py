@@ -62,7 +62,7 @@ def result_page(study: Study, folder: Path) -> str:
         sentence,
         *(f"```{{image}} {path.relative_to(folder)}\n:alt: {path.stem}\n```" for path in figures),
     ]
-    parts += [table(("", "value [95% interval]"), [(name, drop_zero(value)) for name, value in rows])]
+    parts += [table(("", "value"), [(name, drop_zero(value)) for name, value in rows])]
     parts += ["## Protocol", protocol(study.name), "## How it was made", provenance(study)]
     return "\n\n".join(parts) + "\n"
 
@@ -95,7 +95,7 @@ def provenance(study: Study) -> str:
             f"    road-interp study {study.name}",
             f"The numbers lie in `results/{study.name}`" + (f", the recipe is `{recipe}`." if recipe else "."),
             table(("condition", "seeds", "minutes", "commits"), rows),
-            "Versions: " + "; ".join(versions) + ".",
+            *(f"Versions: {each}." for each in versions if each),
         ]
     )
 
