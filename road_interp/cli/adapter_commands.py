@@ -13,9 +13,11 @@ from road_interp.cli import tables
 from road_interp.cli.options import AsJson, NewFolder, app, check_folder, check_new_folder, console, print_result
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError
+from road_interp.progress import progress_bar
 
 if TYPE_CHECKING:
     from road_interp.adapters.road_adapter import RoadAdapter
+    from road_interp.measure.answers import Answers
     from road_interp.runs.run import Run
 
 
@@ -57,16 +59,30 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: figures, a sortable table of sites, and an interactive view of single planes."""
     from road_interp.files import write_atomically
-    from road_interp.plots.html_report import report_page, scores_of
-    from road_interp.runs.run import Run
+    from road_interp.plots.html_report import report_page
     from road_interp.runs.run_files import RECIPE
 
     loaded = load_adapter(adapter)
-    scores = scores_of(Run.load(adapter).metrics) if (adapter / RECIPE).is_file() else []
+    scores, answers = _answers(adapter) if (adapter / RECIPE).is_file() else ([], None)
     path = _results_folder(adapter) / "report.html" if out is None else out
     check_output_file(path, "--out")
-    write_atomically(path, report_page(loaded, adapter.resolve().name, scores))
+    write_atomically(path, report_page(loaded, adapter.resolve().name, scores, answers))
     print_result(as_json, {"page": str(path)}, f"page: {path}")
+
+
+def _answers(folder: Path) -> tuple[list[list[str]], Answers | None]:
+    """The table of scores of a run, and its answers to its test texts where it chooses between classes."""
+    from road_interp.plots.html_report import scores_of, scores_table
+    from road_interp.runs.answers import answers_of
+    from road_interp.runs.run import Run
+    from road_interp.training.classification import FROZEN
+
+    run = Run.load(folder)
+    with progress_bar() as update:
+        answers = answers_of(run, update)
+    if answers is None:
+        return [list(row) for row in scores_of(run.metrics)], None
+    return scores_table(run.metrics, FROZEN, f"{run.recipe.adapter.variant}, trained head"), answers
 
 
 @app.command()

@@ -16,19 +16,23 @@ from matplotlib.style import context
 
 from road_interp import measure, plots
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.measure.answers import Answers
 from road_interp.provenance import library_versions
 from road_interp.sites.site import Site
 
 PLANES_PER_SITE = 64  # all planes of a large model would be tens of megabytes
+STATE_PLANES = 8  # planes per site that are shown with states
+CHANGED_TEXTS = 20
 COLUMNS = {"mean |angle|": ".2f", "max |angle|": ".1f", "mean magnitude": ".4f", "min magnitude": ".3f", "max magnitude": ".3f"}
 SHARES = ("rotation", "uniform scale", "anisotropic stretch")
 
 
-def report_page(adapter: RoadAdapter, title: str, scores: Sequence[tuple[str, str]] = ()) -> str:
+def report_page(adapter: RoadAdapter, title: str, scores: Sequence[Sequence[str]] = (), answers: Answers | None = None) -> str:
     """The page as HTML text. It loads no other file, and text from data is escaped.
 
     Args:
-        scores: rows of name and value for the table of scores.
+        scores: rows of cells for the table of scores; the first cell names the row.
+        answers: of the run, for its confusion matrix, the texts whose answer the rotations change, and the states in the planes.
     """
     found = measure.angles(adapter)
     sites = []
@@ -51,8 +55,12 @@ def report_page(adapter: RoadAdapter, title: str, scores: Sequence[tuple[str, st
             images={name: _png(draw(found)) for name, draw in drawings.items()},
             columns=["site", "layer", "module", "planes", *COLUMNS, *(f"share of {share}" for share in SHARES)],
             sites=sites,
-            planes=[_planes(adapter, site) for site in adapter.sites],
+            planes=(planes := [_planes(adapter, site) for site in adapter.sites]),
             planes_per_site=PLANES_PER_SITE,
+            answers=answers,
+            changed_texts=CHANGED_TEXTS,
+            states=[] if answers is None else _states(answers, adapter.sites, planes),
+            labels=[] if answers is None else answers.labels.tolist(),
         )
     )
 
@@ -68,6 +76,30 @@ def scores_of(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             rows.append((name, format(value, ".4g") if isinstance(value, float) else str(value)))
     return rows
+
+
+def scores_table(metrics: Mapping[str, Any], frozen: str, name: str) -> list[list[str]]:
+    """The scores of a classification run beside those of its frozen backbone, as rows of cells."""
+
+    def cell(scores: Mapping[str, Any]) -> str:
+        metric, value = next(iter(scores.items()))
+        low, high = scores.get("interval", (None, None))
+        interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+        return f"{metric} {value:.3f}{interval}"
+
+    rows = [["", "validation", "test"]]
+    for row, found in ((frozen, metrics[frozen]), (name, metrics)):
+        rows.append([row, cell(found["validation"]), cell(found["test"])])
+    return [*rows, ["texts", *(str(metrics[split]["examples"]) for split in ("validation", "test"))]]
+
+
+def _states(answers: Answers, sites: Sequence[Site], planes: Sequence[list[list[float]]]) -> list[list[list[list[float]]]]:
+    """By site and shown plane, the states in front of the rotation: pairs of coordinates, one per text."""
+    found = []
+    for site, shown in zip(sites, planes, strict=True):
+        states = answers.states[site.name][:, [int(plane) for plane, *_ in shown[:STATE_PLANES]]].T
+        found.append([[[round(float(z.real), 3), round(float(z.imag), 3)] for z in plane] for plane in states])
+    return found
 
 
 def _planes(adapter: RoadAdapter, site: Site) -> list[list[float]]:

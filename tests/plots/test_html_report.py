@@ -71,7 +71,13 @@ def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
     run(finished.folder, "--out", tmp_path / "page.html", "--json")
     assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "page.html")}
     page = (tmp_path / "page.html").read_text()
-    assert "test accuracy" in page
+    assert "road_1, trained head" in page
+    assert page.count("<td>40</td>") == 2  # the texts of the scores
+    confusion = re.search(r'<table class="scores" id="confusion">(.*?)</table>', page, re.DOTALL)[1]
+    assert sum(int(count) for count in re.findall(r"<td>(\d+)</td>", confusion)) == 40
+    states = json.loads(re.search(r"const states = (.*?);  //", page)[1])
+    assert [len(site) for site in states] == [min(8, site.width // 2) for site in finished.adapter.sites]
+    assert {len(plane) for site in states for plane in site} == {40}
     for site in angles(finished.adapter).sites:
         assert f"<td>{site.name}</td>" in page
     for wrong in (tmp_path / "gone" / "page.html", tmp_path):
@@ -114,3 +120,22 @@ def test_it_works_in_a_browser(tmp_path, seed, mirrored):
     assert stretches in found["learned"]
     assert (stretches if mirrored else "Angle0.00°Stretches1.0000 and 1.0000") in found["still"]  # at strength 0
     assert found["curve"] > 500
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
+def test_states_are_drawn_and_turn_with_the_strength(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(app.sys, "argv", ["road-interp", "report", str(finished.folder), "--out", str(tmp_path / "page.html")])
+    app.main()
+    probe = """<script>
+      const paths = () => [...document.querySelectorAll("#states path")].map(path => path.getAttribute("d"));
+      const behind = paths();
+      at("strength").value = 0; at("strength").dispatchEvent(new Event("input"));
+      const still = paths(), pairs = still.filter((each, place) => place % 2 == 0 && each == still[place + 1]).length;
+      document.title = JSON.stringify({count: behind.length, moved: behind.some((each, place) => each != still[place]), pairs});
+    </script>"""
+    page = (tmp_path / "page.html").read_text()
+    (tmp_path / "page.html").write_text(page.replace("</html>", probe + "</html>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
+    assert found == {"count": 80, "moved": True, "pairs": 40}

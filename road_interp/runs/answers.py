@@ -1,0 +1,78 @@
+"""What a classification run answers to its test texts, with its rotations and without, and the states that it rotates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Complex
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data.labelled import load_labelled
+from road_interp.measure.answers import Answers
+from road_interp.models.loading import find_device, load_tokenizer, on_device
+from road_interp.models.road_model import RoadModel
+from road_interp.progress import Progress, silent
+from road_interp.recipes.schema import ClassificationRecipe
+from road_interp.runs.prediction import Text, compute_logits
+from road_interp.runs.run import Run
+from road_interp.sites.module_tree import hidden_of, hooked
+from road_interp.sites.site import Site
+
+READ_TEXTS = 60  # texts whose states are kept
+
+
+def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
+    """The answers of a run; None for a run that does not choose between classes."""
+    if not isinstance(run.recipe, ClassificationRecipe) or run.classes is None:
+        return None
+    run.check_data()
+    test = load_labelled(run.recipe.data).test
+    texts: list[Any] = test["text"][:]
+    if "text_pair" in test.column_names:
+        texts = list(zip(texts, test["text_pair"][:], strict=True))
+    model, tokenizer = on_device(run.load_model(), find_device(None)), load_tokenizer(run.recipe.model)
+    length = run.recipe.model.max_length
+    progress("test texts with the rotations", 0, 2)
+    rotated = compute_logits(model, tokenizer, texts, length).argmax(1)
+    with model.attached() as base:
+        states = _states_before(base, run.adapter, tokenizer, texts[:READ_TEXTS], length)
+    progress("test texts without the rotations", 1, 2)
+    unrotated = RoadModel(model.model, run.adapter.identity_like())
+    without = compute_logits(unrotated, tokenizer, texts, length).argmax(1)
+    return Answers(tuple(texts), tuple(run.classes), np.asarray(test["label"][:]), rotated, without, states)
+
+
+@torch.no_grad()
+def _states_before(
+    rotated: PreTrainedModel, adapter: RoadAdapter, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
+) -> dict[str, Complex[np.ndarray, "texts planes"]]:
+    """The states in front of every rotation, from those behind it in the rotated model; 0 where a rotation has no inverse."""
+    columns = zip(*((text,) if isinstance(text, str) else text for text in texts), strict=True)
+    options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
+    batch = tokenizer(*map(list, columns), **options).to(rotated.device)
+    tokens = batch["attention_mask"].cumsum(-1)
+    token = (tokens == 1).int().argmax(-1) if tokenizer.cls_token is not None else tokens.argmax(-1)
+    found: dict[str, np.ndarray] = {}
+
+    def read(site: Site) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            hidden = hidden_of(output)
+            hidden = hidden if site.output_slice is None else site.output_slice.select(hidden)
+            pairs = hidden[torch.arange(len(hidden)), token].float().unflatten(-1, (-1, 2, adapter.group_size // 2))
+            behind = torch.complex(*pairs.unbind(-2)).flatten(-2).cpu()
+            maps = adapter.plane_maps(site)
+            a, b = maps.a.cpu(), torch.zeros(()) if maps.b is None else maps.b.cpu()
+            before = (a.conj() * behind - b * behind.conj()) / (a.abs() ** 2 - b.abs() ** 2)
+            found[site.name] = before.nan_to_num(0, 0, 0).numpy()
+
+        return hook
+
+    modules = [(rotated.get_submodule(site.module), site) for site in adapter.sites]
+    with hooked([(module.register_forward_hook, read(site), {}) for module, site in modules]):
+        rotated(**batch)
+    return found

@@ -1,0 +1,47 @@
+"""The answers of a run to its test texts, and the states that it rotates."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from helpers.recipes import recipe_for
+from road_interp.data.labelled import load_labelled
+from road_interp.models.loading import load_tokenizer
+from road_interp.rotation.plane_maps import apply
+from road_interp.runs.answers import answers_of
+from road_interp.training.api import train
+
+
+def test_answers_are_those_of_the_scores(finished):
+    answers = answers_of(finished)
+    assert (answers.labels == answers.rotated).mean() == finished.metrics["test"]["accuracy"]
+    assert answers.confusion.sum() == len(answers.texts) == 40
+    assert np.trace(answers.confusion) == (answers.labels == answers.rotated).sum()
+    assert answers.confusion.sum(1).tolist() == np.bincount(answers.labels).tolist()
+    assert all(answers.rotated[row] != answers.without[row] for row in answers.changed)
+    became_right = [bool(answers.rotated[row] == answers.labels[row]) for row in answers.changed]
+    assert became_right == sorted(became_right, reverse=True)
+
+
+def test_states_are_those_in_front_of_the_rotations(finished):
+    answers = answers_of(finished)
+    tokenizer = load_tokenizer(finished.recipe.model)
+    texts = load_labelled(finished.recipe.data).test["text"][:]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    behind = {}
+    with finished.load_model().attached() as model, torch.no_grad():
+        for site in finished.adapter.sites:
+            module = model.get_submodule(site.module)
+            module.register_forward_hook(lambda module, args, output, name=site.name: behind.update({name: output}))
+        model(**batch)
+    for site in finished.adapter.sites:
+        states = torch.from_numpy(answers.states[site.name])
+        before = torch.view_as_real(states).flatten(-2)
+        rotated = apply(finished.adapter.plane_maps(site), before, 2)
+        torch.testing.assert_close(rotated, behind[site.name][:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_without_classes_has_none(workplace):
+    overrides = ["data.problem_type=regression", "data.label=score", "training.max_steps=1"]
+    assert answers_of(train(recipe_for(workplace, *overrides), workplace / "numbers", progress=False)) is None
