@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -29,6 +30,18 @@ def pytest_collection_finish(session):
     """Freeze what imports and collection made: garbage collection, which engines call when they stop, need not look at it."""
     gc.collect()
     gc.freeze()
+
+
+SKIPS = Path(__file__).with_name("skips.txt")  # a file and a reason per line: the skips that are known
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the skips that are not in the inventory."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    found = {f"{each.nodeid.partition('::')[0]}: {each.longrepr[2].removeprefix('Skipped: ')}" for each in skipped}
+    if new := found - set(SKIPS.read_text().splitlines()):
+        terminalreporter.section("skips that are not in tests/skips.txt")
+        terminalreporter.write_line("\n".join(sorted(new)))
 
 
 @pytest.fixture(autouse=True)
