@@ -26,6 +26,7 @@ from road_interp.sites.site import OutputSlice, Site
 
 CONFIG = "config.json"
 TASKS = "tasks.json"  # names of the subspaces, which pyvene's config cannot hold
+POSITIONS = "positions.json"  # the rotated tokens, which are arguments of pyvene's calls
 # The second is the type of version 0.1.0.
 TYPES = (
     "<class 'road_interp.RoadIntervention'>",
@@ -36,7 +37,8 @@ TYPES = (
 def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[RoadAdapter, TaskPlanes | None]:
     """The rotations in a folder written by `RoadModel.save_pyvene` or by pyvene's `save` of RoadInterventions, and its tasks.
 
-    A folder with subspaces has one task per subspace, with the names in tasks.json, or "0", "1" and so on without that file.
+    A folder with subspaces has one task per subspace, with the names in tasks.json, or "0", "1" and so on without that file. The
+    positions of the adapter are those of positions.json, or "all" without that file.
 
     Args:
         base: the base model of the interventions; it is not changed.
@@ -66,7 +68,7 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
         raise InputError(f"'{folder}' contains several variants or group sizes, {sorted(forms)}; an adapter has one of each")
     order = {name: index for index, (name, _) in enumerate(base.named_modules())}
     sites.sort(key=lambda site: (order[site.module], site.output_slice.start if site.output_slice else 0))
-    adapter = RoadAdapter(tuple(sites), theta, alpha, *forms.pop())
+    adapter = RoadAdapter(tuple(sites), theta, alpha, *forms.pop(), positions=_positions(folder))
     return adapter, _task_planes(folder, adapter, partitions)
 
 
@@ -89,6 +91,18 @@ def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str])
         model.config = config
     if model.planes is not None:
         write_atomically(Path(folder) / TASKS, json.dumps(list(model.planes.tasks)) + "\n")
+    if isinstance(model.positions, str):
+        write_atomically(Path(folder) / POSITIONS, json.dumps({"positions": model.positions}) + "\n")
+
+
+def _positions(folder: Path) -> str:
+    """The positions that `save_pyvene` wrote; "all" in a folder of pyvene's own."""
+    if not (folder / POSITIONS).is_file():
+        return "all"
+    positions = read_json_object(folder / POSITIONS).get("positions")
+    if not isinstance(positions, str):
+        raise InputError(f"'{folder / POSITIONS}': 'positions' must be text such as \"last\"")
+    return positions
 
 
 def _task_planes(folder: Path, adapter: RoadAdapter, partitions: Mapping[str, Any]) -> TaskPlanes | None:

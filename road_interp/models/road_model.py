@@ -349,8 +349,13 @@ class RoadModel(IntervenableModel):
         self.adapter.to_peft(folder, self.model, modules_to_save)
 
     @classmethod
-    def from_pyvene(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str], positions: Positions = "all") -> RoadModel:
+    def from_pyvene(
+        cls, base_model: PreTrainedModel, folder: str | os.PathLike[str], positions: Positions | None = None
+    ) -> RoadModel:
         """A model with the interventions of a pyvene folder, for a base model of any architecture.
+
+        Args:
+            positions: the tokens to rotate; by default those that `save_pyvene` wrote, or "all" in a folder of pyvene's own.
 
         Raises:
             InputError: the folder does not exist, contains interventions other than RoadIntervention, or names components that
@@ -360,7 +365,7 @@ class RoadModel(IntervenableModel):
         return cls(base_model, adapter, positions, planes)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], model: PreTrainedModel, positions: Positions = "all") -> RoadModel:
+    def load(cls, folder: str | os.PathLike[str], model: PreTrainedModel, positions: Positions | None = None) -> RoadModel:
         """The same as `from_pyvene`, in the order of the arguments of pyvene's `load`."""
         return cls.from_pyvene(model, folder, positions)
 
@@ -371,8 +376,9 @@ class RoadModel(IntervenableModel):
     def save_pyvene(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that plain `pyvene.IntervenableModel.load(folder, base_model)` loads, with equal outputs.
 
-        pyvene loads a folder only for the architectures that it knows; `from_pyvene` loads it for any. Positions are not saved,
-        because they are arguments of pyvene's calls (`unit_locations`); planes of tasks are saved as subspaces.
+        pyvene loads a folder only for the architectures that it knows; `from_pyvene` loads it for any. Positions given as text
+        are kept for `from_pyvene`, in a file of their own, because pyvene takes them with every call (`unit_locations`); planes
+        of tasks are saved as subspaces.
 
         Raises:
             InputError: the model has a bank, which pyvene cannot express, or the folder already contains interventions.

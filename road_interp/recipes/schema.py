@@ -87,9 +87,12 @@ class DataRecipe:
     Attributes:
         id: `glue/NAME`, a file (CSV, TSV, JSONL, Parquet), a folder, a hub id, or `package://NAME/path`.
         config: configuration of a hub data set.
-        validation, test: further ids. A validation set without a test set is divided in two, as in the paper: 1,000 examples
-            (half of a set smaller than 2,000) select the checkpoint, and the rest are the test set.
-        text, text_pair, label: column names.
+        validation: id of the validation set. Without a test set it is divided in two, as in the paper: 1,000 examples (half of
+            a set smaller than 2,000) select the checkpoint, and the rest are the test set.
+        test: id of the test set.
+        text: name of the column of texts.
+        text_pair: name of the column of second texts, for pairs.
+        label: name of the column of labels.
         filter: column values; only rows that have all of them are used. null selects all rows.
         words: texts are cut to their first `words` words and shorter texts are left out, so that the label cannot be predicted
             from the length.
@@ -155,9 +158,19 @@ class DataRecipe:
 class TrainingRecipe:
     """AdamW with warm-up; the checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
 
-    `precision` is that of the forward pass: "auto" selects bf16 on a GPU that supports it (fp16 on others) and on a CPU that is
-    faster in it (fp32 on others). `max_steps` limits the number of optimizer steps. `report_to` names the trackers that get the
-    log of the training, as transformers knows them: trackio, wandb, tensorboard, ...
+    Attributes:
+        learning_rate: the highest, after the warm-up.
+        epochs: passes over the training examples.
+        batch_size: examples per step, over all processes.
+        gradient_accumulation: batches per optimizer step.
+        weight_decay: of AdamW.
+        warmup_ratio: fraction of the steps in which the rate rises from 0.
+        scheduler: of the rate behind the warm-up, as in transformers.
+        max_grad_norm: longer gradients are cut to this norm; 0 cuts none.
+        precision: of the forward pass; "auto" selects bf16 on a GPU that supports it (fp16 on others) and on a CPU that is faster
+            in it (fp32 on others).
+        max_steps: number of optimizer steps, if epochs would take more.
+        report_to: the trackers that get the log, as transformers knows them: trackio, wandb, tensorboard ...
     """
 
     learning_rate: float = 3e-3

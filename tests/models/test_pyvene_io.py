@@ -11,6 +11,7 @@ import pyvene
 import torch
 
 from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.road_models import road_model
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
@@ -203,3 +204,16 @@ def test_invalid_folders_are_refused(tmp_path):
         model.save_pyvene(tmp_path)
     with pytest.raises(InputError, match="a bank holds several adapters"):
         RoadModel(base, RoadBank({"a": model.adapter})).save_pyvene(tmp_path)
+
+
+def test_positions_are_kept(tmp_path):
+    model = road_model("GPT2", "block-output", positions="last")
+    model.save(tmp_path / "saved")
+    again = RoadModel.load(tmp_path / "saved", model.model)
+    assert again.positions == again.adapter.positions == "last"
+    batch = token_batch()
+    assert torch.equal(again(base=batch)[1].logits, model(base=batch)[1].logits)
+    assert RoadModel.load(tmp_path / "saved", model.model, positions="all").positions == "all"
+    (tmp_path / "saved" / "positions.json").write_text('{"positions": 3}')
+    with pytest.raises(InputError, match="'positions' must be text"):
+        RoadModel.load(tmp_path / "saved", model.model)
