@@ -45,8 +45,8 @@ Measure = Callable[[Piece], CompositionReport]
 
 
 def tasks(*names: str) -> tuple[str, ...]:
-    """Overrides for these tasks: 1,800 examples of the label, 600 of every other task, and steps for all of them."""
-    examples = {name: 1800 if name == "label" else 600 for name in names}
+    """Overrides for these tasks: 3,600 examples of the label, 1,200 of every other task, and steps for all of them."""
+    examples = {name: 3600 if name == "label" else 1200 for name in names}
     given = ", ".join(f"{name}: {{behaviour: {name}, examples: {count}}}" for name, count in examples.items())
     return f"tasks={{{given}}}", f"training.max_steps={sum(examples.values()) // 8}"
 

@@ -43,14 +43,14 @@ from road_interp.training.experiment import Scores, identity_model
 from road_interp.training.multitask_trainer import MultiTaskTrainer
 from road_interp.training.trainer import RoadTrainer
 
-NEUTRAL = 0.1  # weight of a token that does not decide the part of the example's own task, such as those of the comments
+NEUTRAL = 0.3  # weight of a token that does not decide the part of the example's own task, such as those of the comments
 
 
 class GenerationTrainer(MultiTaskTrainer):
     """Trainer for prompts and answers of several tasks; the loss covers the answer tokens only.
 
-    It is a weighted mean over the tokens of a batch: those that decide the part of the example's own task count ten times as
-    much as the others, because most tokens of an answer belong to neutral sentences. Of a task without a part, all count alike.
+    It is a weighted mean over the tokens of a batch: those that decide the part of the example's own task count more than
+    the others, because most tokens of an answer belong to neutral sentences. Of a task without a part, all count alike.
 
     Args:
         parts: by task, the parts of the answer that belong to it, as bits of `behaviours.PARTS`.
