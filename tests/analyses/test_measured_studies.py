@@ -148,7 +148,7 @@ def test_conditions_of_the_composition(known, monkeypatch, tmp_path):
         rate = {"lora": 1e-3, "loreft": 2e-3}.get(re.split("_", slug)[0], 3e-3)
         assert recipe.training == replace(main.training, learning_rate=rate, max_steps=examples // 8), slug
         assert recipe.co_activation == float((re.findall(r"coact-([0-9.]+)", slug) or [0.5])[0])
-    assert sum(task.examples for task in main.tasks.values()) == 2400
+    assert sum(task.examples for task in main.tasks.values()) == 4800
     assert list(recipes["4-tasks_planes_coact-0.5"].tasks) == ["greeting", "label", "german", "closing"]
     assert recipes["planes_shared-end"].shared == "plain"
 
@@ -165,7 +165,7 @@ def test_multiplied_adapters_are_trained_apart_on_all_examples(known, monkeypatc
     monkeypatch.setattr(composition_baselines, "run_of", trained)
     with pytest.raises(StopIteration):
         run_study(known["composition"], StudyOptions(seeds=(2,), only=("multiplied",), results=tmp_path))
-    assert asked == [{"label": 2400}, {"closing": 2400}]
+    assert asked == [{"label": 4800}, {"closing": 4800}]
 
 
 def test_multitask_accuracy(known, command, monkeypatch, tmp_path):

@@ -206,7 +206,7 @@ def test_with_others_active_only_ones_own_tokens_are_learned(workplace, monkeypa
     columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
     assert torch.equal(columns, spy_on_forward.kept)
     own = torch.tensor([other[1 - task] for task in inputs["task"].tolist()])  # the part of the example's own task
-    weights = torch.where(inputs["decides"] & own[:, None] != 0, 1.0, 0.1)[:, columns + 1]
+    weights = torch.where(inputs["decides"] & own[:, None] != 0, 1.0, 0.3)[:, columns + 1]
     total = sum(
         weights[row, place] * -output.logits[row, place].log_softmax(-1)[label]
         for row, of_row in enumerate(labels[:, columns + 1].tolist())
