@@ -7,8 +7,9 @@ Names are imported on first use, so that the command line starts fast.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from road_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from road_interp import causal, measure, plots, recipes
@@ -61,7 +62,6 @@ _LAZY_IMPORTS = {
     "evaluate": "training.api",
     "train": "training.api",
 }
-_MODULES = ("causal", "measure", "plots", "recipes")
 
 __all__ = [
     "Explorer",
@@ -95,14 +95,4 @@ __all__ = [
     "train_interchange",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"road_interp.{name}")
-    if name in _LAZY_IMPORTS:
-        return getattr(import_module(f"road_interp.{_LAZY_IMPORTS[name]}"), name)
-    raise AttributeError(f"module 'road_interp' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY_IMPORTS, ("causal", "measure", "plots", "recipes"))

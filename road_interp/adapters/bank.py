@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
@@ -20,7 +20,6 @@ from road_interp.rotation import plane_maps
 BASE = "__base__"  # PEFT's name for "no adapter"
 
 Vectors = tuple[Tensor, Tensor]
-Source = RoadAdapter | str | os.PathLike[str] | Any  # what `RoadAdapter.of` takes, such as a Run
 
 
 class RoadBank(Mapping[str, RoadAdapter]):

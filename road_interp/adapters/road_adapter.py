@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +20,13 @@ from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
 from road_interp.sites.positions import parse_positions
 from road_interp.sites.site import Site
+
+
+class HasAdapter(Protocol):
+    """A value with an adapter, such as a Run or a RoadModel."""
+
+    @property
+    def adapter(self) -> RoadAdapter: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,7 +321,7 @@ class RoadAdapter:
             raise InputError(f"{folder}: {error}") from None
 
     @classmethod
-    def of(cls, source: Any, base: Any = None) -> RoadAdapter:
+    def of(cls, source: Source, base: Any = None) -> RoadAdapter:
         """The adapter that is meant by a RoadAdapter, by a folder as in `load`, or by what has one as `adapter`, such as a Run.
 
         Raises InputError for anything else.
@@ -324,8 +331,8 @@ class RoadAdapter:
         adapter = source if isinstance(source, cls) else getattr(source, "adapter", None)
         if not isinstance(adapter, cls):
             raise InputError(
-                f"an object of type {type(source).__name__} is not an adapter: give a RoadAdapter, its folder, or a Run; "
-                "several together are a RoadBank"
+                f"an object of type {type(source).__name__} is not an adapter: give a RoadAdapter, its folder, a Run or a "
+                "RoadModel; several together are a RoadBank"
             )
         return adapter
 
@@ -366,3 +373,6 @@ def _plane_mask(site: Site, selected: Any) -> Bool[Tensor, " planes"]:
         raise InputError(f"site '{site.name}' has planes 0 to {planes - 1}; the given indices are {index.tolist()}")
     mask[index] = True
     return mask
+
+
+Source = RoadAdapter | HasAdapter | str | os.PathLike[str]  # what `RoadAdapter.of` takes

@@ -5,8 +5,9 @@ Names are imported on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from road_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchange_accuracy, scan
@@ -97,12 +98,4 @@ __all__ = [
     "train_variables",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY_IMPORTS:
-        return getattr(import_module(f"road_interp.causal.{_LAZY_IMPORTS[name]}"), name)
-    raise AttributeError(f"module 'road_interp.causal' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY_IMPORTS)

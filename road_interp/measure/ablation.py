@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.errors import InputError
-from road_interp.measure.arguments import HasAdapter, adapter_of, check_callable
+from road_interp.measure.arguments import check_callable
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -168,7 +168,7 @@ class AblationReport(Result):
 
 
 def ablation(
-    adapter: RoadAdapter | HasAdapter,
+    adapter: Source,
     scorer: Scorer,
     *,
     model: str,
@@ -180,7 +180,7 @@ def ablation(
     """Score a trained adapter and its ablations, in which polar components of planes are reset to the identity.
 
     Args:
-        adapter: a trained adapter of any variant, or a Run or RoadModel with one.
+        adapter: a trained adapter of any variant, or what `RoadAdapter.of` takes.
         scorer: scores the model with an adapter in place of the trained one.
         model: name of the base model.
         seed: of the adapter's training, and of the random planes.
@@ -191,7 +191,7 @@ def ablation(
     Raises:
         InputError: an unknown name in `by`, a value without an adapter, or a scorer that cannot be called.
     """
-    adapter = adapter_of("ablation", adapter)
+    adapter = RoadAdapter.of(adapter)
     check_callable("ablation", "scorer", scorer, "make_scorer(run) of road_interp.training.scoring")
     if unknown := set(by) - set(BY):
         raise InputError(f"by '{min(unknown)}' is not known; use {', '.join(BY)}")

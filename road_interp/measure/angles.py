@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.measure.arguments import HasAdapter, adapter_of
+from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.results import Result
 
 
@@ -102,12 +101,12 @@ class AngleReport(Result):
         return sorted(planes, key=lambda entry: -abs(entry[2]))[:count]
 
 
-def angles(adapter: RoadAdapter | HasAdapter) -> AngleReport:
-    """Angle, stretches and reflection flag of every plane of an adapter of any variant, or of that of a Run or RoadModel.
+def angles(adapter: Source) -> AngleReport:
+    """Angle, stretches and reflection flag of every plane of an adapter of any variant, given as `RoadAdapter.of` takes it.
 
     Raises InputError for a value without an adapter.
     """
-    adapter = adapter_of("angles", adapter)
+    adapter = RoadAdapter.of(adapter)
     sites = []
     for site in adapter.sites:
         values = [tuple(component.tolist()) for component in adapter.polar(site)]

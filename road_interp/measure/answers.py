@@ -19,8 +19,8 @@ class Answers:
         classes: the labels, in the order of their indices.
         labels, rotated, without: index of the class in the data, of the run's answer, and of its head's answer with the rotations
             switched off.
-        states: by site name, the states that the run rotates, one complex number per text and plane `(60, planes)`: of the first
-            60 texts, at their first token where the tokeniser has a [CLS] token, else at their last.
+        states: by site name, the states that the run rotates, one complex number per text and plane `(texts, planes)`: of the
+            first texts, at their first token where the tokeniser has a [CLS] token, else at their last.
     """
 
     texts: tuple[str | tuple[str, str], ...]

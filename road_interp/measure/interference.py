@@ -13,7 +13,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
-from road_interp.measure.arguments import adapter_of, check_argument
+from road_interp.measure.arguments import check_argument
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -103,7 +103,7 @@ def interference(
             magnitude 0.
     """
     check_argument("interference", adapters, Mapping, "a dict of adapters by name")
-    adapters = {name: adapter_of("interference", each) for name, each in adapters.items()}
+    adapters = {name: RoadAdapter.of(each) for name, each in adapters.items()}
     names = list(adapters)
     if len(names) < 2:
         raise InputError(f"interference needs at least two adapters, not {len(names)}")

@@ -33,7 +33,7 @@ def test_angles_are_those_of_an_adapter_a_run_or_a_model(model):
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
-        (measure.angles, ("runs/x",), "measure.angles needs a RoadAdapter, a Run or a RoadModel, not str"),
+        (measure.angles, (3,), "an object of type int is not an adapter: give a RoadAdapter, its folder, a Run or a RoadModel"),
         (measure.query_key, (3,), "measure.query_key needs AngleReport, not int: give measure.angles"),
         (measure.seed_structure, ([1, 2],), "measure.seed_structure needs AngleReport, not int"),
         (measure.needs_magnitudes, (3,), "measure.needs_magnitudes needs AblationReport, not int"),
