@@ -39,7 +39,7 @@ QUICKLY := not slow and not docs and not interop and not notebook and not proces
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
-# Tests that take more than ten seconds each: real models, and benchmarks of all methods.
+# Tests that take long: real models, compilers, and benchmarks of all methods.
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m slow
 
@@ -51,7 +51,7 @@ test-docs: setup
 docs: setup
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
-# 2,000 random programs against dense matrices. Takes about twenty minutes on one core.
+# 2,000 random programs against dense matrices. Takes minutes.
 test-soak: setup
 	PROGRAMS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_random_programs.py
 

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import drawings
 import typer
 from matplotlib import use
 from write_numbers import drop_zero
@@ -45,7 +46,6 @@ def main(docs: Path) -> None:
         (folder / "reference" / f"{name}.md").write_text(names_page(module))
     (folder / "reference" / "recipe-keys.md").write_text(recipe_page())
     (folder / "reference" / "commands.md").write_text(commands_page())
-    drawings = importlib.import_module("drawings")
     drawings.main(folder / "drawings")
 
 

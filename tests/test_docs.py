@@ -3,7 +3,7 @@
 - `python` blocks of a page run in their order in one scope, lines of `console` blocks that begin with `$ ` run too, all in one
   folder.
 - A `text` block directly behind one of them is what it prints.
-- A `code-block` with a caption is a file of that name.
+- A `code-block` with a caption is a file of that name; one of YAML is a valid recipe.
 - Commands in `sh` blocks take hours, devices or the network: their names and options exist.
 """
 
@@ -23,6 +23,7 @@ import pytest
 from typer.main import get_command
 
 from road_interp.cli.app import app
+from road_interp.recipes.loader import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts)
@@ -64,9 +65,7 @@ def check_command(line):
 
 @pytest.mark.docs
 @pytest.mark.rendered
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if RUN & {block[0] for block in blocks(page)}], ids=lambda page: page.stem
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if RUN & {each[0] for each in blocks(page)}], ids=lambda page: page.stem)
 def test_blocks_work(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.symlink(ROOT / "interventions", tmp_path / "interventions")
@@ -75,6 +74,8 @@ def test_blocks_work(page, tmp_path, monkeypatch):
         if caption:
             Path(caption).parent.mkdir(parents=True, exist_ok=True)
             Path(caption).write_text(content)
+            if language == "yaml":
+                load_recipe(caption)
         if language not in RUN:
             continue
         if language == "console":

@@ -77,9 +77,12 @@ def _answers(folder: Path) -> tuple[list[list[str]], Answers | None]:
     from road_interp.runs.run import Run
     from road_interp.training.classification import FROZEN
 
-    run = Run.load(folder)
-    with progress_bar() as update:
-        answers = answers_of(run, update)
+    run, answers = Run.load(folder), None
+    try:
+        with progress_bar() as update:
+            answers = answers_of(run, update)
+    except InputError as error:  # such as data that are not on this machine
+        typer.echo(f"the page is without the answers to the test texts: {error}", err=True)
     if answers is None:
         return [list(row) for row in scores_of(run.metrics)], None
     return scores_table(run.metrics, FROZEN, f"{run.recipe.adapter.variant}, trained head"), answers

@@ -139,3 +139,15 @@ def test_states_are_drawn_and_turn_with_the_strength(finished, tmp_path, monkeyp
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
     assert found == {"count": 80, "moved": True, "pairs": 40}
+
+
+def test_a_run_whose_data_are_elsewhere_has_a_page_that_says_so(finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    (folder / "origin.json").unlink(missing_ok=True)
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(re.sub(r"id: .*data\.csv", f"id: {tmp_path / 'gone.csv'}", text))
+    monkeypatch.setattr(app.sys, "argv", ["road-interp", "report", str(folder), "--out", str(tmp_path / "page.html")])
+    app.main()
+    assert "the page is without the answers to the test texts: " in capsys.readouterr().err
+    assert "Answers to the test texts" not in (tmp_path / "page.html").read_text()
