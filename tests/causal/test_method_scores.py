@@ -16,9 +16,7 @@ from road_interp.causal.method_scores import TaskScores, score_methods
 def some_of(pairs: CounterfactualPairs, chosen: slice) -> CounterfactualPairs:
     """The chosen pairs, as pairs of their own."""
     columns = {
-        field.name: getattr(pairs, field.name)[chosen]
-        for field in fields(pairs)
-        if isinstance(getattr(pairs, field.name), tuple)
+        field.name: getattr(pairs, field.name)[chosen] for field in fields(pairs) if isinstance(getattr(pairs, field.name), tuple)
     }
     by_span = {name: {span: each[chosen] for span, each in getattr(pairs, name).items()} for name in ("positions", "words")}
     return replace(pairs, **columns, **by_span)

@@ -51,7 +51,7 @@ def test_package_paths():
 
 
 def test_embedded_models_have_their_published_names():
-    assert {readable_name(model.name) for model in (SMOLLM2, MINILM)} == {"SmolLM2-135M-Instruct", "all-MiniLM-L6-v2"}
+    assert {readable_name(model.name) for model in (SMOLLM2, MINILM)} == {"SmolLM2-135M", "MiniLM-L6 (22M)"}
     assert readable_name("roberta-base") == "roberta-base"
 
 
