@@ -149,7 +149,10 @@ class RoadAdapter:
         return replace(self, base=self.base or inner.base)._with_maps(product)
 
     def __pow__(self, exponent: float) -> RoadAdapter:
-        """A real power of a road_1 adapter: angles times `exponent`, scales to the power of `exponent`."""
+        """A real power of a road_1 adapter: angles times `exponent`, scales to the power of `exponent`.
+
+        Angles are taken between -pi and pi, so `(a**2) ** 0.5` is `a` only where no angle of `a` exceeds pi / 2.
+        """
         if self.variant != "road_1":
             raise InputError(f"real powers exist for road_1 only; this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
