@@ -111,12 +111,8 @@ def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin
         together = "+".join(report.tasks)
         numbers |= {f"'{task}' alone": rate for task, rate in alone.items()}
         numbers["all in one answer"] = (report.rate(together, report.tasks), *report.interval(together, report.tasks))
-    return Check(
-        "Do the tasks fail to compose?",
-        verdict,
-        f"lost with all planes active, against a margin of {margin:g}; one task decides",
-        numbers,
-    )
+    reason = f"lost with all planes active, against a margin of {margin:g}; one task decides"
+    return Check("Do the tasks fail to compose?", verdict, reason, numbers)
 
 
 def _above(value: tuple[float, float, float], margin: float) -> Verdict:
