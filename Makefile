@@ -51,9 +51,10 @@ test-docs: setup
 docs: setup
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
-# 2,000 random programs against dense matrices. Takes minutes.
+# 2,000 random programs against dense matrices, and 100,000 damaged files, fewer of GGUF. Takes an hour.
+SOAKED := tests/test_random_programs.py tests/test_hostile_files.py
 test-soak: setup
-	PROGRAMS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_random_programs.py
+	PROGRAMS=2000 FILES=110000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rP $(SOAKED)
 
 # pyreft, nnsight, lm-evaluation-harness and tensorboard, in an environment of their own. Downloads gigabytes. pyreft requires
 # transformers 4.45.1, but works with the newest.
