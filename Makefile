@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-slow test-soak test-docs test-interop docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
+.PHONY: audit sbom test-newest setup demo test test-slow test-soak test-docs test-interop docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
 
 setup: $(READY)
 
@@ -95,6 +95,28 @@ test-oldest:
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
+
+# The same with the newest releases, also those before their release.
+NEWEST := build/newest
+test-newest:
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(NEWEST)/bin/uv pip install --quiet --python $(NEWEST)/bin/python --prerelease allow --upgrade --editable '.[dev]'
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
+
+# Known weaknesses of the releases in demo.lock. Needs PyPI's pages of vulnerabilities; what cannot be looked up is a failure.
+RELEASE := build/release
+audit:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(RELEASE)/bin/pip-audit --strict --require-hashes --disable-pip --requirement demo.lock
+
+# The components of the wheel in an environment of its own, with their licences: dist/road-interp.cdx.json (CycloneDX).
+sbom: test-wheel
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
+	$(RELEASE)/bin/cyclonedx-py environment --output-file dist/road-interp.cdx.json $(EMPTY)/bin/python
 
 # Line coverage of `make test`, without subprocesses.
 coverage: setup

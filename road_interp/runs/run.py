@@ -41,6 +41,7 @@ from road_interp.runs.run_files import (
     PLANES,
     RECIPE,
     check_finished,
+    check_run_format,
 )
 from road_interp.sources import local_folder
 
@@ -76,6 +77,7 @@ class Run:
         """
         folder = local_folder(folder)
         check_finished(folder)
+        check_run_format(folder)
         origin = Origin.load(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
         recipe = load_stored_recipe(folder / RECIPE)
         recipe = recipe if origin is None else origin.located(recipe)
