@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: audit sbom test-newest setup demo test test-slow test-soak test-docs test-interop docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
+.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-soak test-docs test-interop docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
 
 setup: $(READY)
 
@@ -35,7 +35,7 @@ demo.lock: pyproject.toml | setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
-QUICKLY := not slow and not docs and not interop and not notebook and not processes and not faults and not compiled
+QUICKLY := not slow and not bits and not docs and not interop and not notebook and not processes and not faults and not compiled
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
@@ -55,6 +55,10 @@ docs: setup
 SOAKED := tests/test_random_programs.py tests/test_hostile_files.py
 test-soak: setup
 	PROGRAMS=2000 FILES=110000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rP $(SOAKED)
+
+# Commands and studies, each in two processes: the same numbers to the bit. Takes an hour.
+test-bits: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m bits
 
 # pyreft, nnsight, lm-evaluation-harness and tensorboard, in an environment of their own. Downloads gigabytes. pyreft requires
 # transformers 4.45.1, but works with the newest.
