@@ -35,7 +35,7 @@ demo.lock: pyproject.toml | setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
-QUICKLY := not slow and not bits and not docs and not interop and not notebook and not processes and not faults and not compiled
+QUICKLY := not slow and not soak and not bits and not docs and not interop and not notebook and not processes and not faults and not compiled
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
@@ -51,10 +51,11 @@ test-docs: setup
 docs: setup
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
-# 2,000 random programs against dense matrices, and 100,000 damaged files, fewer of GGUF. Takes an hour.
-SOAKED := tests/test_random_programs.py tests/test_hostile_files.py
+# 2,000 random programs against dense matrices, and 100,000 damaged files, fewer of GGUF, and half
+# an hour each of generation and of the server while adapters come and go.
+SOAKED := tests/test_random_programs.py tests/test_hostile_files.py tests/test_endurance.py
 test-soak: setup
-	PROGRAMS=2000 FILES=110000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rP $(SOAKED)
+	PROGRAMS=2000 FILES=110000 MINUTES=30 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rP $(SOAKED)
 
 # Commands and studies, each in two processes: the same numbers to the bit. Takes an hour.
 test-bits: setup
