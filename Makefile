@@ -51,15 +51,19 @@ test-docs: setup
 docs: setup
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
-# 2,000 random programs against dense matrices. Takes minutes.
+# 2,000 random programs against dense matrices, and 100,000 damaged files, fewer of GGUF. Takes an hour.
+SOAKED := tests/test_random_programs.py tests/test_hostile_files.py
 test-soak: setup
-	PROGRAMS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_random_programs.py
+	PROGRAMS=2000 FILES=110000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rP $(SOAKED)
 
-# pyreft, nnsight, lm-evaluation-harness and tensorboard, in an environment of their own. Downloads gigabytes.
+# pyreft, nnsight, lm-evaluation-harness and tensorboard, in an environment of their own. Downloads gigabytes. pyreft requires
+# transformers 4.45.1, but works with the newest.
 INTEROP := build/interop
 test-interop:
 	$(PYTHON) -m venv $(INTEROP)
-	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[peft,interop]' pytest
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(INTEROP)/bin/uv pip install --quiet --python $(INTEROP)/bin/python --editable '.[peft,interop]' pytest
+	$(INTEROP)/bin/uv pip install --quiet --python $(INTEROP)/bin/python --no-deps pyreft==0.1.0
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
 	OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest -p no:cacheprovider -o addopts= -q -m interop tests/test_interop.py
 

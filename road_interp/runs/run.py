@@ -42,6 +42,7 @@ from road_interp.runs.run_files import (
     RECIPE,
     check_finished,
 )
+from road_interp.sources import local_folder
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """Read a run folder. Raises InputError for a folder that is not a run folder, or whose training has not finished."""
-        folder = Path(folder)
+        """Read a run folder; `package://NAME/path` is one inside an installed package.
+
+        Raises InputError for a folder that is not a run folder, or whose training has not finished.
+        """
+        folder = local_folder(folder)
         check_finished(folder)
         origin = Origin.load(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
         recipe = load_stored_recipe(folder / RECIPE)
