@@ -51,9 +51,8 @@ def describe(found: SizesReport) -> Described:
         for size in model.sizes:
             lora = "" if size.lora is None else f"; LoRA of rank 8 {size.lora:,}"
             mark = "" if size.percent < LIMIT else ", not fewer than 0.1%"
-            rows.append(
-                (f"{readable_name(model.model)}, {size.sites}, {size.variant}", f"{size.trained:,} values, {size.percent:.4f}%{mark}{lora}")
-            )
+            name = f"{readable_name(model.model)}, {size.sites}, {size.variant}"
+            rows.append((name, f"{size.trained:,} values, {size.percent:.4f}%{mark}{lora}"))
     return "Trained values of an adapter, in percent of the model's parameters.", rows
 
 
