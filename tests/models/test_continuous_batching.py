@@ -16,6 +16,7 @@ from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
+from road_interp.models import continuous_batching
 from road_interp.models.factor_table import FactorTable, Wanted
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
@@ -336,6 +337,6 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
             engine.result("stranger")
         with pytest.raises(RuntimeError, match="stopped before|failed|takes no more"):  # never unrotated
             collections.deque((engine.result(engine.add([5, 6], Wanted("a"), 2)) for _ in range(100)), maxlen=0)
-    monkeypatch.setattr("transformers.__version__", "5.17.0")
+    monkeypatch.setattr(continuous_batching.transformers, "__version__", "5.17.0")  # pyvene may have loaded transformers anew
     with pytest.raises(InputError, match=r"continuous batching needs transformers 5.18 or later"):
         model.continuous_batching(generation_config=SETTINGS).__enter__()
