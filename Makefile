@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-slow test-soak test-docs test-interop docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
+.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-soak test-docs test-interop docs test-notebooks test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint format notebooks figures results check-results models clean
 
 setup: $(READY)
 
@@ -35,7 +35,7 @@ demo.lock: pyproject.toml | setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra demo --generate-hashes --no-annotate \
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
-QUICKLY := not slow and not docs and not interop and not notebook and not processes and not faults and not compiled
+QUICKLY := not slow and not soak and not bits and not docs and not interop and not notebook and not processes and not faults and not compiled
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
@@ -51,15 +51,24 @@ test-docs: setup
 docs: setup
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
-# 2,000 random programs against dense matrices. Takes minutes.
+# 2,000 random programs against dense matrices, and 100,000 damaged files, fewer of GGUF, and half
+# an hour each of generation and of the server while adapters come and go.
+SOAKED := tests/test_random_programs.py tests/test_hostile_files.py tests/test_endurance.py
 test-soak: setup
-	PROGRAMS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_random_programs.py
+	PROGRAMS=2000 FILES=110000 MINUTES=30 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rP $(SOAKED)
 
-# pyreft, nnsight, lm-evaluation-harness and tensorboard, in an environment of their own. Downloads gigabytes.
+# Commands and studies, each in two processes: the same numbers to the bit. Takes an hour.
+test-bits: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m bits
+
+# pyreft, nnsight, lm-evaluation-harness and tensorboard, in an environment of their own. Downloads gigabytes. pyreft requires
+# transformers 4.45.1, but works with the newest.
 INTEROP := build/interop
 test-interop:
 	$(PYTHON) -m venv $(INTEROP)
-	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[peft,interop]' pytest
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(INTEROP)/bin/uv pip install --quiet --python $(INTEROP)/bin/python --editable '.[peft,interop]' pytest
+	$(INTEROP)/bin/uv pip install --quiet --python $(INTEROP)/bin/python --no-deps pyreft==0.1.0
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
 	OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest -p no:cacheprovider -o addopts= -q -m interop tests/test_interop.py
 
@@ -91,6 +100,28 @@ test-oldest:
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
+
+# The same with the newest releases, also those before their release.
+NEWEST := build/newest
+test-newest:
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(NEWEST)/bin/uv pip install --quiet --python $(NEWEST)/bin/python --prerelease allow --upgrade --editable '.[dev]'
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
+
+# Known weaknesses of the releases in demo.lock. Needs PyPI's pages of vulnerabilities; what cannot be looked up is a failure.
+RELEASE := build/release
+audit:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(RELEASE)/bin/pip-audit --strict --require-hashes --disable-pip --requirement demo.lock
+
+# The components of the wheel in an environment of its own, with their licences: dist/road-interp.cdx.json (CycloneDX).
+sbom: test-wheel
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
+	$(RELEASE)/bin/cyclonedx-py environment --output-file dist/road-interp.cdx.json $(EMPTY)/bin/python
 
 # Line coverage of `make test`, without subprocesses.
 coverage: setup

@@ -46,7 +46,8 @@ def describe(found: AngleStudy) -> Described:
     largest = max(sites, key=lambda site: site.summary()["mean |angle|"])
     sentence = (
         f"The mean |angle| of a plane is {angle.mean():.1f} degrees and its mean |magnitude - 1| is {100 * changed.mean():.1f}%. "
-        f"The site with the largest mean |angle| is layer {largest.layer}, {largest.kind}."
+        f"The site with the largest mean |angle| is layer {largest.layer}, {largest.kind}. Intervals of correlations are over "
+        "sites; query and key mirror each other and count as two."
     )
     shares = np.mean([list(site.shares.values()) for site in sites], axis=0)
     rows = [("planes", f"{len(angle):,}"), ("largest angle", f"{angle.max():.0f} degrees")]

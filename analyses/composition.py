@@ -62,9 +62,10 @@ def conditions() -> dict[str, Condition]:
         for p in (0.5, 0)
     }
     found["undivided"] = Condition("undivided", (), undivided)
+    found["undivided_own-loss"] = Condition("undivided, loss of own tokens", (), partial(undivided, own_loss=True), seeds=3)
     found["adapter-per-set"] = Condition("an adapter per set, composite examples", (), adapter_per_set)
     found["multiplied"] = Condition("trained apart and multiplied", (), multiplied, seeds=1)
-    for rule, name in (("own", "own tokens only"), ("all", "all tokens")):
+    for rule, name in (("distilled", "distilled tokens"), ("all", "all tokens")):
         found[f"planes_{rule}"] = Condition(f"planes, loss of {name}", (f"co_activation_loss={rule}",), seeds=1)
     found["planes_shared-end"] = Condition("planes, shared end", (*tasks(*TASKS[2], "plain"), "shared=plain"), seeds=1)
     for method, layers in (("LoRA", None), ("LoReFT", None), ("LoReFT", MIDDLE)):

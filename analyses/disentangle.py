@@ -68,7 +68,8 @@ def describe(found: DisentangleReport) -> Described:
     sentence = (
         f"Against the full layer, angle only loses {gap['angle only']}, magnitude only {gap['magnitude only']}, and the full "
         f"layer on a random backbone {gap['random backbone']}. The magnitude arm has one input value per text, the probes on "
-        "norms have more. A LayerNorm at the end of a block sets the norm: only norms before it carry information."
+        "norms have more. A LayerNorm at the end of a block sets the norm of the whole state there; norms of chunks depend on "
+        "the direction of the state, also behind it."
     )
     return sentence, [(each.name, with_interval((found.score(each.name), *found.interval(each.name)))) for each in found.outcomes]
 

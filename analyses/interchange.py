@@ -136,7 +136,9 @@ def describe_controls(found: ControlStudy) -> Described:
     divisions = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
     sentence = (
         "Interchange accuracy (fraction of test pairs, 95% interval over words), log odds ratio (nats) and divergence of the "
-        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions})."
+        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions}). Where a "
+        "trained swap exceeds the full swap, a smaller divergence than the full swap's speaks against states that the model "
+        "never saw, and for what else the full swap replaces."
     )
     return sentence, rows
 
@@ -154,7 +156,10 @@ def describe_depth(found: DepthReport) -> Described:
         return with_interval((float(np.mean(flipped)), min(flipped), max(flipped)))
 
     cells = {(depth, count): spread(j, k) for j, depth in enumerate(found.depths) for k, count in enumerate(found.rows)}
-    sentence = f"Flipped answers on {found.task} by depth of the stack and swapped rows (mean over seeds, lowest to highest)."
+    sentence = (
+        f"Flipped answers on {found.task} by depth of the stack and swapped rows (mean over seeds, lowest to highest). A row of "
+        "a stack of depth k reaches 2^k dimensions, so a shallow stack is limited by construction."
+    )
     return sentence, [(f"depth {depth}, {count} rows", value) for (depth, count), value in cells.items()]
 
 

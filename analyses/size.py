@@ -11,6 +11,7 @@ from road_interp.cli.app import main_of
 from road_interp.measure.size import SHAPES, SizeReport, adapter_sizes, meta_model
 from road_interp.results import Result
 from road_interp.rotation.plane_maps import VARIANTS
+from road_interp.sources import readable_name
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study
 
 LIMIT = 0.1  # percent: "fewer than 0.1% trainable parameters" (paper, abstract)
@@ -50,9 +51,8 @@ def describe(found: SizesReport) -> Described:
         for size in model.sizes:
             lora = "" if size.lora is None else f"; LoRA of rank 8 {size.lora:,}"
             mark = "" if size.percent < LIMIT else ", not fewer than 0.1%"
-            rows.append(
-                (f"{model.model}, {size.sites}, {size.variant}", f"{size.trained:,} values, {size.percent:.4f}%{mark}{lora}")
-            )
+            name = f"{readable_name(model.model)}, {size.sites}, {size.variant}"
+            rows.append((name, f"{size.trained:,} values, {size.percent:.4f}%{mark}{lora}"))
     return "Trained values of an adapter, in percent of the model's parameters.", rows
 
 

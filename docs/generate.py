@@ -63,16 +63,17 @@ def result_page(study: Study, folder: Path) -> str:
         *(f"```{{image}} {path.relative_to(folder)}\n:alt: {path.stem}\n```" for path in figures),
     ]
     parts += [table(("", "value"), [(name, drop_zero(value)) for name, value in rows])]
-    parts += ["## Protocol", protocol(study.name), "## How it was made", provenance(study)]
+    parts += ["## Protocol", protocol(study), "## How it was made", provenance(study)]
     return "\n\n".join(parts) + "\n"
 
 
-def protocol(name: str) -> str:
-    """The section of PROTOCOLS.md about a study."""
-    found = re.search(
-        rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", (RESULTS / "PROTOCOLS.md").read_text(), re.DOTALL | re.MULTILINE
-    )
-    return found[1].strip() if found else "This study was measured before protocols were written."
+def protocol(study: Study) -> str:
+    """The section of PROTOCOLS.md about a study, else about the recipe that it trains."""
+    text = (RESULTS / "PROTOCOLS.md").read_text()
+    for name in (study.name, study.recipe):
+        if found := re.search(rf"^## {re.escape(str(name))}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE):
+            return found[1].strip()
+    return "This study was measured before protocols were written."
 
 
 def provenance(study: Study) -> str:

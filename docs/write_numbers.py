@@ -4,20 +4,25 @@
     python docs/write_numbers.py --write
 
 A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is a row of the table that `road-interp study STUDY
---redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval.
+--redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval. A number of three decimals that results/
+holds and that stands elsewhere is a failure, too.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from road_interp.training.study import StudyOptions, find_study, read_study
+from road_interp.errors import InputError
+from road_interp.training.study import StudyOptions, find_study, read_study, studies
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts))
+TYPED = re.compile(r"(?<![\w.])0?\.\d{3}(?!\d)")
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 MARKED = re.compile(r"(<!--= ([\w-]+): (.+?)( \| value)? -->)(.*?)(<!--/-->)", re.DOTALL)
 
 
@@ -58,6 +63,26 @@ def differences(text: str, results: Path) -> list[str]:
     ]
 
 
+def typed(text: str, results: Path) -> list[str]:
+    """A line for every number of three decimals that stands outside marks and code, and is one of the results."""
+    prose = CODE.sub("", MARKED.sub("", text))
+    known = known_values(results)
+    return [
+        f"{found[0]} is typed: {known[drop_zero(found[0])]}" for found in TYPED.finditer(prose) if drop_zero(found[0]) in known
+    ]
+
+
+@cache
+def known_values(results: Path) -> dict[str, str]:
+    """Study and row by value, for the numbers of three decimals in the results of all studies."""
+    values: dict[str, str] = {}
+    for name in studies():
+        with suppress(InputError):  # not measured
+            for row, text in rows(name, results).items():
+                values |= dict.fromkeys(TYPED.findall(text), f"{name}: {row}")
+    return values
+
+
 def main() -> int:
     wrong = 0
     for page in PAGES:
@@ -65,7 +90,7 @@ def main() -> int:
         if sys.argv[1:] == ["--write"]:
             page.write_text(current(text, ROOT / "results"))
             continue
-        for line in differences(text, ROOT / "results"):
+        for line in differences(text, ROOT / "results") + typed(text, ROOT / "results"):
             print(f"{page.relative_to(ROOT)}: {line}")
             wrong += 1
     return int(wrong > 0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from road_interp.errors import InputError
 from road_interp.files import read_text, write_atomically
+from road_interp.formats import check_format, release_of
 from road_interp.from_mapping import from_mapping
 from road_interp.provenance import Provenance, current_provenance
 
@@ -77,8 +78,7 @@ class Result:
         if not isinstance(content, dict):
             raise InputError(f"the JSON of {cls.__name__} must hold one object")
         content.pop("summary", None)
-        if (number := content.pop("format", FORMAT)) != FORMAT:
-            raise InputError(f"format {number!r} is not supported, only {FORMAT}: use the release that wrote it")
+        check_format(content.pop("format", FORMAT), FORMAT, release_of(content.get("provenance")))
         if (kind := content.pop("result", cls.__name__)) != cls.__name__:
             raise InputError(f"this is the JSON of {kind}, not of {cls.__name__}")
         return from_mapping(cls, content, finite=False)

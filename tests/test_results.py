@@ -107,6 +107,7 @@ def changed(**keys):
     return json.dumps({**json.loads(REPORT.to_json()), **keys})
 
 
+RELEASE = metadata.version("road-interp")
 WRONG = {
     "not valid JSON": "{",
     "not valid JSON (Exceeds": "1" * 5000,
@@ -121,7 +122,8 @@ WRONG = {
     "'seeds' must be a list of whole numbers, not 3": changed(seeds=3),
     "unknown key 'provenance.when'": changed(provenance={"when": 1}),
     "'provenance.versions' is missing": changed(provenance={"commit": None, "command": "x"}),
-    "format 2 is not supported, only 1: use the release that wrote it": changed(format=2),
+    f"format 2 is newer than this release of road-interp, which reads 1: pip install 'road-interp>={RELEASE}'": changed(format=2),
+    "format '2' is not supported, only 1": changed(format="2"),
     "this is the JSON of Single, not of Report": Single(7).to_json(),
 }
 

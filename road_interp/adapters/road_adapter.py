@@ -20,6 +20,7 @@ from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
 from road_interp.sites.positions import parse_positions
 from road_interp.sites.site import Site
+from road_interp.sources import local_folder
 
 
 class HasAdapter(Protocol):
@@ -148,7 +149,10 @@ class RoadAdapter:
         return replace(self, base=self.base or inner.base)._with_maps(product)
 
     def __pow__(self, exponent: float) -> RoadAdapter:
-        """A real power of a road_1 adapter: angles times `exponent`, scales to the power of `exponent`."""
+        """A real power of a road_1 adapter: angles times `exponent`, scales to the power of `exponent`.
+
+        Angles are taken between -pi and pi, so `(a**2) ** 0.5` is `a` only where no angle of `a` exceeds pi / 2.
+        """
         if self.variant != "road_1":
             raise InputError(f"real powers exist for road_1 only; this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
@@ -307,12 +311,13 @@ class RoadAdapter:
         A head that was trained beside it is not part of an adapter: `Run.load_model` and `RoadModel.from_peft` load it too.
 
         Args:
+            folder: a path, or `package://NAME/path` for one inside an installed package.
             base: for a PEFT folder, the base model, as in `from_peft`.
 
         Raises:
             InputError: no adapter in the folder, or an invalid one; the message names file, site or value and the reason.
         """
-        folder = storage.adapter_folder(Path(folder))
+        folder = storage.adapter_folder(local_folder(folder))
         if (folder / storage.PEFT_DESCRIPTION).is_file() and not (folder / storage.DESCRIPTION).is_file():
             return cls.from_peft(folder, base=base)
         try:

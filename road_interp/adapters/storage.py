@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ from torch import Tensor
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.errors import InputError
 from road_interp.files import locked, read_json_object, write_atomically
+from road_interp.formats import check_format
 from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.site import OutputSlice, Site
 
 FORMAT = 1
+KEYS = {"format", "release", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions", "modules_to_save"}
 DESCRIPTION = "adapter.json"
 PEFT_DESCRIPTION = "adapter_config.json"
 IN_RUN = "adapter"  # where the folder of a run has the folder of its adapter
@@ -64,6 +67,7 @@ def save(values: AdapterValues, folder: Path) -> None:
     file = f"adapter-{digest[:16]}.safetensors"
     description = {
         "format": FORMAT,
+        "release": version("road-interp"),
         "variant": values.variant,
         "group_size": values.group_size,
         "sites": [_site_to_json(site) for site in values.sites],
@@ -87,7 +91,7 @@ def load(folder: Path) -> AdapterValues:
     if not path.is_file():
         raise InputError(f"no adapter here ({DESCRIPTION} is missing)")
     with locked(folder, shared=True):
-        older = {"base": None, "positions": "all", "modules_to_save": None}  # what files of older versions do not have
+        older = {"release": None, "base": None, "positions": "all", "modules_to_save": None}  # what files of 0.1.0 may lack
         description = {**older, **read_json_object(path)}
         _check_description(description)
         sites = tuple(_site_from_json(number, item) for number, item in enumerate(description["sites"]))
@@ -105,10 +109,11 @@ def load(folder: Path) -> AdapterValues:
 
 
 def _check_description(description: dict[str, Any]) -> None:
-    known = {"format", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions", "modules_to_save"}
-    _check_keys(description, known, DESCRIPTION)
-    if description["format"] != FORMAT:
-        raise InputError(f"{DESCRIPTION}: format {description['format']!r} is not known, only {FORMAT}")
+    try:
+        check_format(description.get("format", FORMAT), FORMAT, description["release"])
+    except InputError as error:
+        raise InputError(f"{DESCRIPTION}: {error}") from None
+    _check_keys(description, KEYS, DESCRIPTION)
     _check_type(DESCRIPTION, description, "group_size", int)
     _check_type(DESCRIPTION, description, "positions", str)
     if description["modules_to_save"] is not None:

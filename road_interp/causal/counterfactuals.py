@@ -12,11 +12,12 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
+from road_interp.files import read_text
 
 FEW = 10  # words at a span; with fewer, a bootstrap over words says nothing
 
@@ -125,19 +126,31 @@ class Splits(NamedTuple):
 def read_pairs(path: str | Path) -> list[Pair]:
     """Read pairs from a file with one JSON object per line, whose keys are the fields of `Pair`.
 
-    Raises InputError if the file does not exist, and for a line that is not a pair.
+    Raises InputError if the file does not exist or is not text, and for a line that is not a pair.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     pairs = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             try:
-                pairs.append(Pair(**json.loads(line)))
-            except (ValueError, TypeError) as error:
+                pairs.append(_pair(json.loads(line)))
+            except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: not a pair ({error}); its keys are {', '.join(Pair._fields)}") from None
     return pairs
+
+
+def _pair(content: Any) -> Pair:
+    """The pair of a line. Raises TypeError for other keys, and for values that are not texts, or spans for the two texts."""
+    if not isinstance(content, dict):
+        raise TypeError("not an object")
+    pair = Pair(**content)
+    for name, value in pair._asdict().items():
+        spans = value.values() if name in ("base", "source") and isinstance(value, dict) else (value,)
+        if not all(isinstance(each, str) for each in spans) and not (value is None and name.endswith("class")):
+            raise TypeError(f"'{name}' is not a text")
+    return pair
 
 
 def encode_pairs(

@@ -189,6 +189,7 @@ def diagnose(
     control: Annotated[
         Path | None, typer.Option(help="a run of another task on the same model and sites, whose score should not drop")
     ] = None,
+    margin: Annotated[float, typer.Option(min=0, max=1, help="accuracy that may be lost; choose it before you measure")] = 0.01,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -205,11 +206,11 @@ def diagnose(
         scorer = None if other is None else make_scorer(other, limit, device, update)
     checks = []
     if len(loaded.recipe.task_names) > 1:
-        checks.append(measure.fails_to_compose(loaded.composition))
+        checks.append(measure.fails_to_compose(loaded.composition, margin))
     if is_one_number(loaded):
-        checks.append(measure.needs_magnitudes(_ablate(run, limit, (), False, device)))
+        checks.append(measure.needs_magnitudes(_ablate(run, limit, (), False, device), margin))
     if other is not None and scorer is not None:
-        checks.append(_check_control(loaded, other, scorer))
+        checks.append(_check_control(loaded, other, scorer, margin))
     diagnosis = measure.Diagnosis(tuple(checks))
     if as_json:
         print(diagnosis.to_json())
@@ -218,7 +219,7 @@ def diagnose(
         console.print(tables.check(check))
 
 
-def _check_control(run: Run, control: Run, scorer: Scorer) -> Check:
+def _check_control(run: Run, control: Run, scorer: Scorer, margin: float) -> Check:
     """The check on a control run, for the whole adapter and for each of its layers."""
     from road_interp import measure
 
@@ -227,7 +228,7 @@ def _check_control(run: Run, control: Run, scorer: Scorer) -> Check:
     model, seed = run.recipe.model.name, run.recipe.seed
     with progress_bar() as update:
         report = measure.interference(adapters, {"control": scorer}, model=model, seed=seed, progress=update)
-    return measure.hurts_others(report, "control", "all layers")
+    return measure.hurts_others(report, "control", "all layers", margin)
 
 
 @dataclass(frozen=True)

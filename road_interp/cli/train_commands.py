@@ -86,6 +86,8 @@ def evaluate(
         print(f"{PROGRAM}: warning: '{data}' holds the texts that the run was trained on", file=sys.stderr)
     if adapter is not None:
         trained = replace(trained, adapter=load_adapter(adapter, trained))
+    if not as_json:
+        console.print(f"scoring '{trained.folder}' on {trained.recipe.model.id}", soft_wrap=True, markup=False)
     scores = api.evaluate(trained, data, predictions=predictions, device=device, progress=not as_json)
     is_multitask = trained.planes is not None
     print_result(

@@ -5,6 +5,7 @@ from typing import Any
 from road_interp.data.answer_extraction import Question
 from road_interp.measure.ablation import Ablation, AblationReport, ablation
 from road_interp.measure.angles import AngleReport, SiteAngles, angles
+from road_interp.measure.bank_cost import BankCostReport, bank_cost
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.measure.composition import CompositionReport, SetScore, composition
 from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
@@ -12,13 +13,16 @@ from road_interp.measure.disentangle import DisentangleReport, Features, disenta
 from road_interp.measure.drift import DriftReport, DriftStudy, ReadPointDrift, drift, text_batches
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.interference import InterferenceReport, interference
+from road_interp.measure.joint_training import JointTraining, JointTrainingReport, joint_training
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
+from road_interp.measure.throughput import ThroughputReport, Timing, throughput
 
 __all__ = [
     "Ablation",
     "AblationReport",
     "AngleReport",
+    "BankCostReport",
     "CapacityPoint",
     "CapacityReport",
     "Check",
@@ -30,6 +34,8 @@ __all__ = [
     "ExactMatchReport",
     "Features",
     "InterferenceReport",
+    "JointTraining",
+    "JointTrainingReport",
     "QueryKey",
     "Question",
     "ReadPointDrift",
@@ -37,8 +43,11 @@ __all__ = [
     "SetScore",
     "SiteAngles",
     "StrengthReport",
+    "ThroughputReport",
+    "Timing",
     "ablation",
     "angles",
+    "bank_cost",
     "composition",
     "disentangle",
     "drift",
@@ -46,12 +55,14 @@ __all__ = [
     "fails_to_compose",
     "hurts_others",
     "interference",
+    "joint_training",
     "needs_magnitudes",
     "query_key",
     "read_features",
     "seed_structure",
     "strength",
     "text_batches",
+    "throughput",
 ]
 _NAMES_OF_0_1_0 = {"MatchReport": "ExactMatchReport", "PlaceDrift": "ReadPointDrift", "matches": "exact_match"}
 

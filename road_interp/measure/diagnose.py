@@ -1,7 +1,7 @@
 """Checks of three failures of rotation adapters, each with a verdict and the measured numbers.
 
 The failures are: an adapter that relies on its magnitudes, an adapter that lowers the accuracy of other tasks, and tasks that do
-not compose.
+not compose. A verdict needs an interval of 95% that lies above the margin ("yes") or below it ("no"): few examples allow neither.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from road_interp.measure.interference import NOTHING, InterferenceReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.results import Result
 
-MARGIN = 0.01  # of accuracy: a verdict needs an interval that lies above or below it
+MARGIN = 0.01  # of accuracy
 SHOWS = 0.1  # a verdict on composition needs a higher rate of every task with its own planes active
 
 Verdict = Literal["yes", "no", "cannot tell"]
@@ -57,7 +57,7 @@ class Diagnosis(Result):
         ]
 
 
-def needs_magnitudes(ablation: AblationReport) -> Check:
+def needs_magnitudes(ablation: AblationReport, margin: float = MARGIN) -> Check:
     """Whether a trained adapter loses accuracy (or its behaviours) when its magnitudes are set to 1 and its angles are kept.
 
     The verdict is about this adapter with its head. Whether the task needs magnitudes is measured by training with
@@ -66,13 +66,13 @@ def needs_magnitudes(ablation: AblationReport) -> Check:
     check_argument("needs_magnitudes", ablation, AblationReport, "measure.ablation(adapter, scorer, ...)")
     losses = {name: ablation.loss(ablation.of("components", "all planes", name)) for name in (ANGLES, MAGNITUDES)}
     numbers = {f"{ablation.metric} lost with {name}": loss for name, loss in losses.items()}
-    reason = f"{ablation.metric} lost with {ANGLES}, against a margin of {MARGIN:g}"
+    reason = f"{ablation.metric} lost with {ANGLES}, against a margin of {margin:g}"
     gained = ablation.loss(ablation.of("components", "all planes", NEITHER))
-    verdict: Verdict = _above(losses[ANGLES], MARGIN) if _above(gained, MARGIN) == "yes" else "cannot tell"
+    verdict: Verdict = _above(losses[ANGLES], margin) if _above(gained, margin) == "yes" else "cannot tell"
     return Check("Does the adapter rely on its magnitudes?", verdict, reason, numbers)
 
 
-def hurts_others(interference: InterferenceReport, control: str, adapter: str) -> Check:
+def hurts_others(interference: InterferenceReport, control: str, adapter: str, margin: float = MARGIN) -> Check:
     """Whether a control task loses accuracy (or its behaviours) when an adapter is composed on the control's own adapter.
 
     Args:
@@ -87,21 +87,22 @@ def hurts_others(interference: InterferenceReport, control: str, adapter: str) -
     if adapter not in interference.correct.get(control, {}):
         raise InputError(f"'{control}' was not scored with '{adapter}'; scored were {', '.join(interference.correct)}")
     costs = {other: interference.cost(control, other) for other in interference.correct[control] if other != NOTHING}
-    reason = f"what '{control}' loses with '{adapter}', against a margin of {MARGIN:g}"
-    return Check("Do the rotated planes hurt other features?", _above(costs[adapter], MARGIN), reason, costs)
+    reason = f"what '{control}' loses with '{adapter}', against a margin of {margin:g}"
+    return Check("Do the rotated planes hurt other features?", _above(costs[adapter], margin), reason, costs)
 
 
-def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport) -> Check:
+def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin: float = MARGIN) -> Check:
     """Whether tasks that share a hidden state lose accuracy (or their behaviours) when all planes are active.
 
     The measure is each task's paired difference between its own planes and all planes active. There is no verdict if a behaviour
-    is rare (`SHOWS`) even with its own planes active.
+    is rare (`SHOWS`) even with its own planes active. One task that loses more than the margin decides; the intervals are not
+    corrected for the number of tasks.
     """
     check_argument(
         "fails_to_compose", report, (CompositionReport, MultiTaskAccuracyReport), "run.composition of a run with several tasks"
     )
     costs = {f"what '{task}' loses": report.cost(task) for task in report.tasks}
-    verdicts = {_above(cost, MARGIN) for cost in costs.values()}
+    verdicts = {_above(cost, margin) for cost in costs.values()}
     verdict: Verdict = "yes" if "yes" in verdicts else "no" if verdicts == {"no"} else "cannot tell"
     numbers = dict(costs)
     if isinstance(report, CompositionReport):
@@ -110,7 +111,8 @@ def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport) -> Che
         together = "+".join(report.tasks)
         numbers |= {f"'{task}' alone": rate for task, rate in alone.items()}
         numbers["all in one answer"] = (report.rate(together, report.tasks), *report.interval(together, report.tasks))
-    return Check("Do the tasks fail to compose?", verdict, f"lost with all planes active, against {MARGIN:g}", numbers)
+    reason = f"lost with all planes active, against a margin of {margin:g}; one task decides"
+    return Check("Do the tasks fail to compose?", verdict, reason, numbers)
 
 
 def _above(value: tuple[float, float, float], margin: float) -> Verdict:

@@ -22,8 +22,10 @@ CACHE_FORMAT = 1  # increased when the readers change
 
 
 def read_model(auto_class: Any, file: Path) -> PreTrainedModel:
-    """A model whose weights are dequantised, so that it can be saved."""
-    model = auto_class.from_pretrained(file.parent, gguf_file=file.name)
+    """A model whose weights are dequantised, so that it can be saved. Raises ValueError for a file that lacks some of them."""
+    model, found = auto_class.from_pretrained(file.parent, gguf_file=file.name, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"it has no weights for {missing[0]}" + (f" and {len(missing) - 1} others" if len(missing) > 1 else ""))
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:  # older releases of transformers set none
         quantizer.remove_quantization_config(model)
     return model

@@ -20,7 +20,7 @@ MADE_BY = {
     "DriftReport": "measure.drift(base, tuned, batches)",
     "EngineCostReport": "road_interp.measure.engine_cost.engine_costs(reports)",
     "InterferenceReport": "measure.interference(adapters, scores, ...)",
-    "JointTrainingReport": "road_interp.measure.joint_training.joint_training(base)",
+    "JointTrainingReport": "measure.joint_training(base)",
     "MultiTaskAccuracyStudy": "MultiTaskAccuracyStudy(together, alone)",
     "ParameterShareReport": "ParameterShareReport(trainings)",
     "QueryKey": "measure.query_key(report)",
@@ -28,7 +28,7 @@ MADE_BY = {
     "ScanReport": "road_interp.causal.accuracy.scan(...)",
     "SeedStructure": "measure.seed_structure(reports)",
     "StrengthReport": "measure.strength(...)",
-    "ThroughputReport": "road_interp.measure.throughput.throughput(base, recipe)",
+    "ThroughputReport": "measure.throughput(base, recipe)",
     "VariablesComparison": "VariablesComparison.load(path)",
 }
 

@@ -41,6 +41,7 @@ def fit(ax: Axes) -> None:
     _fit_rows(ax, figure)
     _fit_columns(ax, figure)
     _fit_cells(ax)
+    figure.draw_without_rendering()
     _shift_title(ax, figure)
 
 

@@ -52,21 +52,22 @@ def composition(report: CompositionReport, ax: Axes | None = None) -> Axes:
 
 @styled
 def composition_control(reports: Sequence[CompositionReport] | CompositionReport, ax: Axes | None = None) -> Axes:
-    """Fraction of answers that show exactly the active tasks, by report: the mean over the sets of tasks, and the least set.
+    """Fraction of answers that show exactly the active tasks, by report: all tasks active, and the mean and the least set.
 
     Intervals are 95%, over seeds and prompts. The dashed line is the more frequent label.
     """
     ax, reports = prepared(ax, rows=len(listed(reports))), listed(reports)
     for number, (label, value) in enumerate(
         (
+            ("all tasks active", lambda report: report.control("+".join(report.tasks))),
             ("mean over the sets of tasks", lambda report: report.mean_control()),
             ("least of the sets", lambda report: report.least_control()[1]),
         )
     ):
         rates, low, high = np.array([value(report) for report in reports]).T
-        rows = np.arange(len(reports)) + 0.2 * number - 0.1
+        rows = np.arange(len(reports)) + 0.2 * (number - 1)
         bars = (rates - low, high - rates)
-        ax.errorbar(rates, rows, xerr=bars, fmt="os"[number], color=COLORS[number], markersize=4, capsize=2, label=label)
+        ax.errorbar(rates, rows, xerr=bars, fmt="Dos"[number], color=COLORS[number], markersize=4, capsize=2, label=label)
     if reports[0].majority is not None:
         ax.axvline(reports[0].majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
     ax.set_yticks(range(len(reports)), [_with_seeds(report) for report in reports])

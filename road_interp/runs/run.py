@@ -41,7 +41,9 @@ from road_interp.runs.run_files import (
     PLANES,
     RECIPE,
     check_finished,
+    check_run_format,
 )
+from road_interp.sources import local_folder
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """Read a run folder. Raises InputError for a folder that is not a run folder, or whose training has not finished."""
-        folder = Path(folder)
+        """Read a run folder; `package://NAME/path` is one inside an installed package.
+
+        Raises InputError for a folder that is not a run folder, or whose training has not finished.
+        """
+        folder = local_folder(folder)
         check_finished(folder)
+        check_run_format(folder)
         origin = Origin.load(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
         recipe = load_stored_recipe(folder / RECIPE)
         recipe = recipe if origin is None else origin.located(recipe)

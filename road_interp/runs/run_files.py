@@ -1,11 +1,14 @@
-"""File names in a run folder, and whether the run has finished."""
+"""File names in a run folder, whether the run has finished, and the version of its format."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from road_interp.errors import InputError
+from road_interp.files import read_json_object
+from road_interp.formats import check_format, release_of
 
+RUN_FORMAT = 1
 RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensors", "metrics.json", "log.jsonl"
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
 PLANES, COMPOSITION, EXACT_MATCH = "planes.json", "composition.json", "exact-match.json"
@@ -22,3 +25,13 @@ def check_finished(folder: Path) -> None:
         unfinished = (folder / RECIPE).is_file()
         state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
         raise InputError(f"'{folder}' is not a finished run: {state}")
+
+
+def check_run_format(folder: Path) -> None:
+    """Raise InputError for a run folder of a newer format; one of 0.1.0 says none."""
+    if (folder / ENVIRONMENT).is_file():
+        environment = read_json_object(folder / ENVIRONMENT)
+        try:
+            check_format(environment.get("format", RUN_FORMAT), RUN_FORMAT, release_of(environment))
+        except InputError as error:
+            raise InputError(f"'{folder}': {error}") from None

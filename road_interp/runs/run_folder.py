@@ -24,7 +24,7 @@ from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import TrainableRecipe
 from road_interp.runs.origin import Origin
 from road_interp.runs.run import Run
-from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, HEAD, LOG, METRICS, ORIGIN, RECIPE
+from road_interp.runs.run_files import ADAPTER, CHECKPOINTS, ENVIRONMENT, HEAD, LOG, METRICS, ORIGIN, RECIPE, RUN_FORMAT
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class RunFolder:
 def describe_environment(seed: int, device: str, precision: str) -> str:
     """The environment of a run as JSON text: versions, seed, device and precision."""
     content = {
+        "format": RUN_FORMAT,
         "python": platform.python_version(),
         "versions": library_versions(),
         "seed": seed,

@@ -62,9 +62,14 @@ class Undivided(nn.Module):
         return self.road.generate(base, **options)
 
 
-def undivided(piece: Piece) -> CompositionReport:
-    """One adapter on all planes, trained on the examples of all tasks. It is on or off: it cannot be told which tasks to show."""
-    recipe: MultiTaskGenerationRecipe = replace(piece.recipe, co_activation=0.0, shared=None)
+def undivided(piece: Piece, own_loss: bool = False) -> CompositionReport:
+    """One adapter on all planes, trained on the examples of all tasks. It is on or off: it cannot be told which tasks to show.
+
+    Args:
+        own_loss: leave the tokens that decide the part of another task out of the loss of every example, as in the co-activated
+            examples of divided planes.
+    """
+    recipe: MultiTaskGenerationRecipe = replace(piece.recipe, co_activation=float(own_loss), shared=None)
     experiment = _experiment(recipe)
     model = _train_undivided(experiment)
     generate = make_generator(model, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)

@@ -287,7 +287,7 @@ BAD_DESCRIPTIONS = {
     "adapter.json: 'group_size' must be a whole number, not 2.5$": {"group_size": 2.5},
     "not divisible by group_size 6": {"group_size": 6},
     "even number": {"group_size": 3},
-    "format 99 is not known": {"format": 99},
+    "format 99 is newer than this release": {"format": 99},
     ": adapter.json: unknown key 'gropu_size'; known are base, format, group_size, modules_to_save, .*, variant$": {
         "gropu_size": 2
     },

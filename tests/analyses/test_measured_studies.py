@@ -232,14 +232,14 @@ def tiny_language_model(monkeypatch):
 
 def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path):
     output = command("controls", "layer=0", "steps=2", "--quick")
-    assert output["sentence"].endswith("1 on agreement).")
+    assert "(1 on agreement)" in output["sentence"]
     assert "agreement, full swap" in output["numbers"]
     (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json")
     assert path.parent.name == "agreement"
     report = ControlReport.load(path)
     assert {(row.task, row.span, row.layer) for row in report.rows if hasattr(row, "layer")} <= {("agreement", "subject", 0)}
     output = command("controls", "layer=0", "steps=2", "--quick", "--only", "gender", "--results", tmp_path / "gender")
-    assert output["sentence"].endswith("1 on gender).")
+    assert "1 on gender)" in output["sentence"]
     assert output["figures"] == []
     assert len(tiny_language_model) == 1  # the model is loaded once
     command("controls", "layer=0", "steps=2", "--quick", "--redraw")
@@ -545,7 +545,9 @@ def test_capacity(known, command, monkeypatch, tmp_path):
     for _ in range(2):
         output = command("capacity", "--quick")
     assert len(trained) == len(set(trained)) == len(known["capacity"].conditions) == 19  # each is another way, once
-    assert output["sentence"].startswith("rank 16 (LoRA, rank) has the highest accuracy, with 0.100%")
+    (row,) = [name for name in output["numbers"] if name.startswith("LoRA, rank: rank 16")]
+    assert (row, output["numbers"][row][:4]) == ("LoRA, rank: rank 16 (0.100%)", "0.90")
+    assert "cannot be ordered" in output["sentence"]
     only = ("capacity", "--quick", "--results", tmp_path / "only")
     command(*only, "--only", "road_4", "--only", "lora-4")
     found = CapacityReport.load(tmp_path / "figures" / "capacity.json")

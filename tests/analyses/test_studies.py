@@ -115,12 +115,8 @@ def test_tracked_paths_are_plain_and_results_are_small():
     paths = tracked()
     assert not [path for path in paths if re.search(r"[ ,]", str(path))]
     results = [path for path in paths if path.parts[0] == "results"]
-    sizes = Counter()
-    for path in results:
-        sizes["runs" if path.parts[1] == "runs" else "reports"] += (ROOT / path).stat().st_size
-    assert sizes["reports"] <= 8 * MIB
-    assert sizes["runs"] <= MIB  # the few adapters that notebooks open
-    assert {path.parts[1] for path in results} == {*MEASURED, "runs", "MANIFEST.json", "PROTOCOLS.md"}
+    assert sum((ROOT / path).stat().st_size for path in results) <= 8 * MIB
+    assert {path.parts[1] for path in results} == {*MEASURED, "MANIFEST.json", "PROTOCOLS.md"}
     assert not [path for path in results if path.suffix in (".pdf", ".png", ".log")]
 
 

@@ -126,6 +126,12 @@ def test_pairs_come_from_a_file_and_from_a_callable(tokenizer, tmp_path):
     path.write_text('{"base": "Basil"}\n')
     with pytest.raises(InputError, match="line 1: not a pair .*its keys are base, source"):
         read_pairs(path)
+    path.write_text(json.dumps({**lines[0], **answers[0], "base": ["Basil"]}))
+    with pytest.raises(InputError, match="line 1: not a pair .*'base' is not a text"):
+        read_pairs(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="is not a text file"):
+        read_pairs(path)
     with pytest.raises(InputError, match="does not exist"):
         read_pairs(tmp_path / "none.jsonl")
 

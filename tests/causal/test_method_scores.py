@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 
+from road_interp.causal.accuracy import interchange_accuracy
 from road_interp.causal.controls import DAS, STACKED
-from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
-from road_interp.causal.interchange_runs import InterchangeRuns, no_swap
+from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, Splits, encode_pairs
+from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
 from road_interp.causal.method_scores import TaskScores, score_methods
+
+
+def some_of(pairs: CounterfactualPairs, chosen: slice) -> CounterfactualPairs:
+    """The chosen pairs, as pairs of their own."""
+    columns = {
+        field.name: getattr(pairs, field.name)[chosen] for field in fields(pairs) if isinstance(getattr(pairs, field.name), tuple)
+    }
+    by_span = {name: {span: each[chosen] for span, each in getattr(pairs, name).items()} for name in ("positions", "words")}
+    return replace(pairs, **columns, **by_span)
 
 
 def test_every_method_is_tested_at_its_best_layer(taught):
     """The information about the name leaves its token in the second block, so that the output of the first is the place."""
     model, pairs = taught
-    found = score_methods(model, Splits(pairs, pairs, pairs), [0, 1], "name", steps=60)
+    validation, test = some_of(pairs, slice(0, 100)), some_of(pairs, slice(100, None))
+    found = score_methods(model, Splits(pairs, validation, test), [0, 1], "name", steps=60)
     scores = {score.test.method: score for score in found.scores}
     assert list(scores) == [
         *("full swap", "random direction", "first principal component", "difference of means", "linear probe", DAS, STACKED)
     ]
     for name in ("full swap", "difference of means", "linear probe", DAS, STACKED):
         assert scores[name].layer == 0
-        assert scores[name].validation[0] == pytest.approx(scores[name].test.log_odds)
         assert scores[name].test.log_odds > 1
         assert scores[name].validation[1] == pytest.approx(0, abs=1e-3)
         assert scores[name].selectivity == scores[name].test.log_odds - scores[name].arbitrary
     assert scores["random direction"].test.log_odds < scores[DAS].test.log_odds / 2
-    assert (found.span, found.layers, found.pairs) == ("name", (0, 1), (len(pairs),) * 3)
+    assert (found.span, found.layers, found.pairs) == ("name", (0, 1), (len(pairs), len(validation), len(test)))
     assert TaskScores.from_json(found.to_json()) == found
+
+
+def test_the_layer_is_chosen_on_validation_pairs_and_the_score_is_that_of_test_pairs(taught):
+    model, pairs = taught
+    validation, test = some_of(pairs, slice(0, 100)), some_of(pairs, slice(100, None))
+    score = score_methods(model, Splits(pairs, validation, test), [0], "name", steps=1).scores[0]
+    for split, measured in ((validation, score.validation[0]), (test, score.test.log_odds)):
+        expected = interchange_accuracy(InterchangeRuns(model, split, 0, "name"), full_swap, "full swap").log_odds
+        assert measured == pytest.approx(expected)
+    assert score.validation[0] != pytest.approx(score.test.log_odds)
 
 
 def test_other_answers_of_the_same_texts(taught):

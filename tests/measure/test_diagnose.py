@@ -65,6 +65,7 @@ def test_composition_and_heads_are_judged_by_their_cost():
     assert fails_to_compose(heads(100)).verdict == "no"
     assert fails_to_compose(heads(99)).verdict == "cannot tell"
     assert fails_to_compose(heads(50)).verdict == "yes"
+    assert fails_to_compose(heads(50), margin=0.9).verdict == "no"
 
 
 def test_a_diagnosis_comes_back_from_json():

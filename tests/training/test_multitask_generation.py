@@ -345,6 +345,15 @@ def test_baselines_of_the_composition(workplace, tmp_path, baseline):
         assert alone["label"].distance(alone["closing"]) > 0
 
 
+def test_the_undivided_baseline_can_have_the_loss_of_divided_planes(workplace, tmp_path):
+    """Tokens that decide the other task's part are left out, which changes what is learned."""
+    recipe = recipe_for(workplace, "adapter.layers=0", "training.max_steps=4", "training.learning_rate=0.3")
+    piece = Piece(recipe, "both", recipe.seed, tmp_path / "runs", silent)
+    reports = [composition_baselines.undivided(piece, own_loss) for own_loss in (False, True)]
+    whole, own = (report.scores[-1].perplexity for report in reports)
+    assert whole != own
+
+
 def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
     recipe = recipe_for(workplace, "tasks={closing: {behaviour: closing, examples: 16}}")
     piece, study = Piece(recipe, "closing", recipe.seed, tmp_path / "runs", silent), find_study("strength")

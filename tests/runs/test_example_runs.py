@@ -1,0 +1,19 @@
+"""The trained runs inside the package."""
+
+from __future__ import annotations
+
+import pytest
+
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.runs.run import Run
+
+
+@pytest.mark.parametrize("name", ["composition-smollm2", *(f"sentiment-minilm/seed-{seed}" for seed in range(3))])
+def test_example_runs_open_from_inside_the_package(name):
+    """The notebooks open them where no checkout is."""
+    folder = f"package://road_interp/example_runs/{name}"
+    run = Run.load(folder)
+    assert run.metrics
+    assert RoadAdapter.load(folder).num_parameters == run.adapter.num_parameters
+    size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
+    assert size < 200_000
