@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -132,11 +133,14 @@ def draw_engine_cost(report: EngineCostReport, folder: Path) -> Path:
 def draw_variables(comparisons: Sequence[VariablesComparison], result: Result, folder: Path, name: str) -> Path:
     """Cause, isolation and disentangle of one model and one type of entity, side by side."""
     first, names = comparisons[0], " and ".join(comparisons[0].variables)
-    seeds = len({found.seed for found in comparisons})
+    counts = Counter(found.coordinates for found in comparisons).values()
+    seeds = (
+        f"{min(counts)} to {max(counts)} seeds" if min(counts) < max(counts) else f"{max(counts)} seed{'s' * (max(counts) > 1)}"
+    )
     title = f"{readable_name(first.model)}, block {first.layer}, {first.task}{f': {names}' * (names != first.task)}"
     with context(plots.STYLE):
         figure, axes = subplots(1, 3, figsize=(7, 3.2), layout="constrained", sharey=True)
-        figure.suptitle(f"{title}, {seeds} seed{'s' * (seeds > 1)}")
+        figure.suptitle(f"{title}, {seeds}")
         for quantity, ax in zip(("cause", "isolation", "disentangle"), axes, strict=True):
             plots.variables(comparisons, ax, quantity=quantity)
             ax.set(title=quantity, ylabel="fraction of pairs" if quantity == "cause" else "")
