@@ -76,7 +76,7 @@ def test_blocks_work(page, tmp_path, monkeypatch):
             Path(caption).write_text(content)
             if language == "yaml":
                 load_recipe(caption)
-        if language not in RUN:
+        if caption or language not in RUN:
             continue
         if language == "console":
             printed = run_console(content, tmp_path)
