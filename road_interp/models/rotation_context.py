@@ -138,12 +138,15 @@ class RotationContext:
         if not torch.compiler.is_compiling() and self.is_active:
             self._row_maps()
 
-    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        """torch passes no keyword arguments to a hook that another thread removes while the call begins."""
         if not torch.compiler.is_compiling():
             if not self.is_active:
                 return
             self._row_maps()
         if self._positions != "all":
+            if kwargs is None:
+                raise InputError("the rotations were detached by another thread while a call of the model began")
             self._last = self._of_thread.selection = self._select_tokens(args, kwargs)
 
     def _selection(self, tracing: bool) -> Selection:

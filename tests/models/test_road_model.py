@@ -847,3 +847,25 @@ def test_the_config_is_json_for_trackers():
     config = road_model().config
     assert len(json.loads(config.to_json_string())["intervention_types"]) == len(config.intervention_types)
     assert all(isinstance(each, type) for each in config.intervention_types)
+
+
+def test_a_hook_that_another_thread_removes_is_called_without_keyword_arguments():
+    """torch looks up whether a hook takes them after it has listed the hooks, and may find it removed."""
+    model, inputs, failed = road_model(), token_batch(), []
+
+    def in_another_thread(hook):
+        try:
+            hook(model.model, ())
+        except TypeError as error:
+            failed.append(error)
+
+    def during_the_call(module, args):
+        for hook in list(model.model._forward_pre_hooks.values()):
+            if hook is not during_the_call:
+                thread = threading.Thread(target=in_another_thread, args=(hook,))
+                thread.start()
+                thread.join()
+
+    with model.model.register_forward_pre_hook(during_the_call):
+        model(base=inputs)
+    assert not failed
