@@ -68,10 +68,11 @@ def draw(found: CapacityReport, folder: Path) -> list[Path]:
 
 
 def describe(found: CapacityReport) -> Described:
+    single = sum(len(each.scores) == 1 for each in found.points)
     sentence = (
-        "Test accuracy by the share of trained weights. Most conditions have one seed and no outcomes per text are stored, so "
-        "the points cannot be ordered. Intervals add the variance over seeds to Wilson's, and are wider than those of the study "
-        "ablation for the same runs. The learning rates of LoRA (1e-3) and of full fine-tuning (1e-4) were not tuned."
+        f"Test accuracy by the share of trained weights. {single} of {len(found.points)} conditions have one seed, and no "
+        "outcomes per text are stored: the points cannot be ordered. Intervals add the variance over seeds to Wilson's, and are "
+        "wider than those of the study ablation for the same runs. The learning rates of LoRA and full fine-tuning were not tuned."
     )
     rows = [
         (f"{each.family}: {each.name} ({each.percent:.3f}%)", with_interval((each.mean, *each.interval))) for each in found.points

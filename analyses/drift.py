@@ -111,7 +111,9 @@ def describe(found: DriftStudy) -> Described:
         places = [each.place(layer, before_norm) for each in reports]
         angle, size = (_spread([getattr(place, quantity)[0] for place in places]) for quantity in ("angle", "dM"))
         ratios = [ratio[0] for place in places if not place.norm_is_pinned and (ratio := place.over_null())]
-        null = f", {with_interval(_spread(ratios), 2)} of an isotropic change" if len(ratios) == len(places) else ""
+        null = f", {with_interval(_spread(ratios), 2)} of an isotropic change" if ratios else ""
+        if ratios and len(ratios) < len(places):  # texts that turn by 90 degrees or more have no null
+            null = f", no isotropic change of that angle in {len(places) - len(ratios)} of {len(places)} seeds"
         return f"{with_interval(angle, 1)} degrees, dM {with_interval(size)}{null}"
 
     named: dict[str, list[DriftReport]] = {}

@@ -136,9 +136,9 @@ def describe_controls(found: ControlStudy) -> Described:
     divisions = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
     sentence = (
         "Interchange accuracy (fraction of test pairs, 95% interval over words), log odds ratio (nats) and divergence of the "
-        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions}). Where a "
-        "trained swap exceeds the full swap, a smaller divergence than the full swap's speaks against states that the model "
-        "never saw, and for what else the full swap replaces."
+        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions}). A "
+        "trained swap with more accuracy and less divergence than the full swap does not win by states that the model never saw: "
+        "the full swap also replaces what the word carries besides the variable."
     )
     return sentence, rows
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from road_interp.errors import InputError
 from road_interp.training.study import StudyOptions, find_study, read_study, studies
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +65,8 @@ def typed(text: str, results: Path) -> list[str]:
     """A line for every number of three decimals that stands outside marks and code, and is one of the results."""
     prose = CODE.sub("", MARKED.sub("", text))
     known = known_values(results)
-    return [
-        f"{found[0]} is typed: {known[drop_zero(found[0])]}" for found in TYPED.finditer(prose) if drop_zero(found[0]) in known
-    ]
+    found = [number for number in TYPED.findall(prose) if drop_zero(number) in known]
+    return [f"{number} is typed: {known[drop_zero(number)]}" for number in found]
 
 
 @cache
@@ -77,9 +74,8 @@ def known_values(results: Path) -> dict[str, str]:
     """Study and row by value, for the numbers of three decimals in the results of all studies."""
     values: dict[str, str] = {}
     for name in studies():
-        with suppress(InputError):  # not measured
-            for row, text in rows(name, results).items():
-                values |= dict.fromkeys(TYPED.findall(text), f"{name}: {row}")
+        for row, text in rows(name, results).items() if (results / name).is_dir() else ():
+            values |= dict.fromkeys(TYPED.findall(text), f"{name}: {row}")
     return values
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -45,6 +44,7 @@ RECIPES = Path(__file__).parents[2] / "interventions"
 SECONDS, BYTES = 20, 1 << 30  # for one file
 FORBIDDEN = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.bind"}
 CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree"}
+TWO_PATHS = {"os.rename", "os.link", "os.symlink"}  # the second is made
 PIECES = (
     *(b"null", b"NaN", b"-1", b"1e999", b"99999999999999999999", b"true", b'""', b"[]", b"{}", b"\0", b"\xff\xfe", b"\n"),
     *(b"[" * 5000, b'{"a":' * 3000, b"../../x", b"/etc/passwd", b"!!python/object/apply:os.system [echo]", b"*a", b"&a ", b": "),
@@ -72,7 +72,7 @@ def main(kinds: Sequence[str], first: int, count: int) -> None:
             for path in _files(folder):
                 readers[kind](folder, path)  # everything is imported, and what is damaged later is understood
         _limit_memory()
-        sys.addaudithook(lambda event, given: _watch(event, given, root))
+        sys.addaudithook(lambda event, given: watch(event, given, root))
         for kind, read in readers.items():
             counts = _read_damaged(kind, read, Path(root) / kind, range(first, first + count))
             print(kind, counts["understood"], counts["refused"], flush=True)
@@ -127,16 +127,18 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 def _limit_memory() -> None:
     """Allow BYTES more than the process has now."""
+    import resource  # not on Windows
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _watch(event: str, given: tuple, root: str) -> None:
+def watch(event: str, given: tuple, root: str) -> None:
     """End the process where it does what reading a file must not do."""
     writes = event == "open" and isinstance(given[0], str) and (given[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    outside = (writes or event in CHANGES) and not os.path.abspath(str(given[0])).startswith(root)
-    if event in FORBIDDEN or (outside and str(given[0]) != os.devnull):
+    changed = str(given[1 if event in TWO_PATHS else 0]) if writes or event in CHANGES else root
+    if event in FORBIDDEN or not (os.path.abspath(changed).startswith(root) or changed == os.devnull):
         print(f"{event} {given}", file=sys.stderr)
         traceback.print_stack()
         os._exit(1)
