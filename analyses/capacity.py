@@ -72,7 +72,7 @@ def describe(found: CapacityReport) -> Described:
     sentence = (
         f"Test accuracy by the share of trained weights. {single} of {len(found.points)} conditions have one seed, and no "
         "outcomes per text are stored: the points cannot be ordered. Intervals add the variance over seeds to Wilson's, and are "
-        "wider than those of the study ablation for the same runs. The learning rates of LoRA and full fine-tuning were not tuned."
+        "wider than those of the study ablation for the same runs. The learning rates of LoRA and full training were not tuned."
     )
     rows = [
         (f"{each.family}: {each.name} ({each.percent:.3f}%)", with_interval((each.mean, *each.interval))) for each in found.points
