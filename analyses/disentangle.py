@@ -17,7 +17,8 @@ from transformers import AutoModel, DataCollatorWithPadding, set_seed
 
 from road_interp import plots
 from road_interp.cli.app import main_of
-from road_interp.measure.disentangle import SPLITS, DisentangleReport, Splits, disentangle, read_features
+from road_interp.measure.disentangle import DisentangleReport, disentangle
+from road_interp.measure.frozen_states import SPLITS, Splits, read_features
 from road_interp.models.loading import find_device, load_model
 from road_interp.plots import export
 from road_interp.training.classification import ClassificationExperiment

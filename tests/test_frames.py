@@ -22,10 +22,11 @@ from road_interp.causal.variable_methods import VariablesComparison
 from road_interp.causal.variables import VariableScore, VariablesReport
 from road_interp.data.answer_extraction import Question
 from road_interp.errors import InputError
-from road_interp.measure.disentangle import ARMS, CONSTANT, Outcome
+from road_interp.measure.disentangle import CONSTANT, Outcome
 from road_interp.measure.joint_training import JointTraining, JointTrainingReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
+from road_interp.measure.two_layer_classifier import ARMS
 from road_interp.results import Result
 from road_interp.sites.find import find_sites
 

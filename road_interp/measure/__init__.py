@@ -9,9 +9,10 @@ from road_interp.measure.bank_cost import BankCostReport, bank_cost
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.measure.composition import CompositionReport, SetScore, composition
 from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
-from road_interp.measure.disentangle import DisentangleReport, Features, disentangle, read_features
+from road_interp.measure.disentangle import DisentangleReport, disentangle
 from road_interp.measure.drift import DriftReport, DriftStudy, ReadPointDrift, drift, text_batches
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
+from road_interp.measure.frozen_states import Features, read_features
 from road_interp.measure.interference import InterferenceReport, interference
 from road_interp.measure.joint_training import JointTraining, JointTrainingReport, joint_training
 from road_interp.measure.strength import StrengthReport, strength

@@ -2,110 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
-from torch.nn import functional
 
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure.arguments import check_batch
+from road_interp.measure.frozen_states import SPLITS, Features, Splits
 from road_interp.measure.intervals import DRAWS, bootstrap_means, check_seeds, interval
-from road_interp.models.hidden_states import Batch, Token, evaluation_mode, find_read_points, read_states, select_tokens
+from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
-FULL, RANDOM, ANGLE, MAGNITUDE = ARMS = ("full", "random backbone", "angle only", "magnitude only")
 CONSTANT = "constant answer"
-SPLITS = ("train", "validation", "test")
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # learning rates of the arms
-EPOCHS, BATCH_SIZE = 20, 128
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the probes; for regression 1 / alpha
-
-
-@dataclass(frozen=True)
-class Features:
-    """Inputs of the classifiers for the texts of one split.
-
-    Attributes:
-        states: one state per text, of the last block.
-        chunk_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in chunks of the
-            residual stream that are as wide as an attention head. A chunk's norm depends on the direction of the state, too.
-        random_chunk_norms: the same in a random orthonormal basis, whose chunks have no meaning of their own.
-        labels: class indices, or numbers for regression.
-        place: name of the read point of `states` (`hidden_states.ReadPoint`).
-    """
-
-    states: Float[np.ndarray, "texts width"]
-    chunk_norms: Float[np.ndarray, "texts places chunks"]
-    random_chunk_norms: Float[np.ndarray, "texts places chunks"]
-    labels: Shaped[np.ndarray, " texts"]
-    place: str = ""
-
-    @property
-    def norms(self) -> Float[np.ndarray, "texts places"]:
-        """L2 norms of the whole states at every read point."""
-        return np.sqrt((self.chunk_norms**2).sum(-1))
-
-
-Splits = Mapping[str, Features]  # train, validation and test
-
-
-def read_features(model: Any, batches: Iterable[Batch], token: Token, before_norm: bool = False) -> Features:
-    """Read states and norms of all texts, in the order of the batches, with one forward pass per batch.
-
-    A normalisation after the last block, as in Llama, is not applied, because it would remove the magnitude. A normalisation at
-    the end of each block, as in BERT, sets the norm of the block's output; `before_norm` reads the input of the last one instead.
-    The norms before and after it are part of `chunk_norms` and `random_chunk_norms` in either case.
-
-    Args:
-        model: a transformers model, or a RoadModel (with its rotations) or PEFT model around one.
-        batches: tokenised texts with an attention_mask and labels.
-        token: "first" for [CLS], "last" for causal models.
-        before_norm: whether to read the states before the normalisation at the end of the last block.
-
-    Raises:
-        InputError: no texts, a width that is not a multiple of the number of heads, or `before_norm` without a normalisation.
-    """
-    states, labels, points = [], [], None
-    norms: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    with evaluation_mode(model) as base:
-        heads = base.config.num_attention_heads
-        for batch in batches:
-            check_batch("read_features", batch)
-            batch = {key: values.to(base.device) for key, values in batch.items()}
-            points = points or find_read_points(base, batch)
-            if before_norm and not points[-2:][0].before_norm:
-                raise InputError(f"the blocks of {type(base).__name__} do not end in a normalisation: before_norm must be False")
-            read = [select_tokens(each, batch["attention_mask"], token)[0].float() for each in read_states(base, points, batch)]
-            if read[-1].shape[1] % heads:
-                raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
-            for each, basis in zip(norms, (None, _random_basis(read[-1].shape[1]).to(read[-1])), strict=True):
-                chunks = [(state if basis is None else state @ basis).unflatten(1, (heads, -1)) for state in read]
-                each.append(torch.stack([chunk.norm(dim=-1) for chunk in chunks], 1).cpu().numpy())
-            states.append(read[-1 - before_norm].cpu().numpy())
-            labels.append(batch["labels"].cpu().numpy())
-    if points is None:
-        raise InputError("there are no texts to read states of")
-    place = points[-1 - before_norm].name
-    chunk_norms, random_chunk_norms = (np.concatenate(each) for each in norms)
-    return Features(np.concatenate(states), chunk_norms, random_chunk_norms, np.concatenate(labels), place)
-
-
-@cache
-def _random_basis(width: int) -> Float[Tensor, "width width"]:
-    """An orthonormal basis, always the same for a width."""
-    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0]
 
 
 @dataclass(frozen=True)
@@ -247,97 +163,6 @@ def _bootstrap_metric(
     covariance, x_spread, y_spread = moments - [(x_mean * y_mean).sum(0), (x_mean**2).sum(0), (y_mean**2).sum(0)]
     product = x_spread * y_spread
     return np.divide(covariance, np.sqrt(np.abs(product)), out=np.zeros_like(product), where=product > 1e-12)
-
-
-class TwoLayerClassifier(nn.Module):
-    """A two-layer classifier on frozen states whose first layer depends on the whole state, its angle or its magnitude.
-
-    The paper does not state what is between its two layers; here it is a batch normalisation and a tanh, as in RoBERTa's head. At
-    test time the normalisation is a scale and a shift per unit. It gives the inputs of the tanh the same spread in all arms:
-    cosines differ little between texts, products of magnitudes are large, and states of a random backbone are nearly equal. One
-    grid of learning rates therefore serves all arms. The states are not standardised, because that would change their angles.
-
-    Args:
-        arm: one of ARMS; "random backbone" uses the full layer.
-        width: of the states.
-        num_labels: number of classes, or 1 for regression.
-        centre, spread: mean and standard deviation of regression labels; 0 and 1 for classes.
-    """
-
-    def __init__(self, arm: str, width: int, num_labels: int, centre: float = 0.0, spread: float = 1.0) -> None:
-        super().__init__()
-        self.arm, self.centre, self.spread = arm, centre, spread
-        self.first = nn.Linear(width, width, bias=False)  # the paper's W transposed: its rows are the columns of W
-        self.norm = nn.BatchNorm1d(width, eps=1e-12)
-        self.second = nn.Linear(width, num_labels)
-
-    def forward(self, states: Float[Tensor, "texts width"]) -> Float[Tensor, "texts labels"]:
-        """Logits, or numbers for regression."""
-        return self.spread * self.second(torch.tanh(self.norm(self.units(states)))) + self.centre
-
-    def units(self, states: Float[Tensor, "texts width"]) -> Float[Tensor, "texts width"]:
-        """The first layer: W^T x, cos(W_:,i , x) or ||W_:,i|| ||x||."""
-        weight = self.first.weight
-        if self.arm == ANGLE:
-            return functional.normalize(states) @ functional.normalize(weight).T
-        if self.arm == MAGNITUDE:
-            return torch.outer(states.norm(dim=1), weight.norm(dim=1))
-        return self.first(states)
-
-    @torch.no_grad()
-    def predict(self, states: Float[np.ndarray, "texts width"]) -> Float[np.ndarray, " texts"]:
-        """Class indices, or numbers for regression, in evaluation mode."""
-        output = self.eval()(torch.from_numpy(states))
-        return (output.argmax(1) if output.shape[1] > 1 else output[:, 0]).double().numpy()
-
-
-def train_arm(arm: str, splits: Splits, metric: str, num_labels: int, seed: int) -> tuple[TwoLayerClassifier, float]:
-    """Train one arm with every learning rate, and select the classifier on the validation texts.
-
-    For the same seed, every arm has the same initial weights, batches and number of epochs.
-
-    Returns:
-        The classifier of the best learning rate and epoch, and its learning rate. In a tie the smaller rate wins, then the
-        earlier epoch.
-
-    Raises:
-        InputError: no epoch produced a finite score.
-    """
-    validation = splits["validation"]
-    best, chosen, best_score = None, 0.0, -np.inf
-    for rate in RATES:
-        for classifier in _epochs(arm, splits["train"], num_labels, seed, rate):
-            score = METRICS[metric](validation.labels, classifier.predict(validation.states))
-            if score > best_score:
-                best, chosen, best_score = deepcopy(classifier), rate, score
-    if best is None:
-        raise InputError(f"'{arm}': no epoch produced a finite {metric}")
-    return best, chosen
-
-
-def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) -> Iterator[TwoLayerClassifier]:
-    """Train a classifier, yielding it after every epoch."""
-    states, labels = torch.from_numpy(train.states), torch.from_numpy(train.labels)
-    scale = (float(labels.mean()), float(labels.std()) or 1.0) if num_labels == 1 else (0.0, 1.0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = TwoLayerClassifier(arm, states.shape[1], num_labels, *scale)
-    order = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate)
-    for _ in range(EPOCHS):
-        classifier.train()
-        for rows in torch.randperm(len(states), generator=order).split(BATCH_SIZE):
-            if len(rows) == 1:
-                continue  # batch normalisation needs at least two rows
-            output = classifier(states[rows])
-            if num_labels == 1:
-                loss = functional.mse_loss(output[:, 0], labels[rows].to(output.dtype))
-            else:
-                loss = functional.cross_entropy(output, labels[rows].long())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        yield classifier
 
 
 def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbers"]]:

@@ -36,10 +36,10 @@ from road_interp.measure import (
     QueryKey,
     StrengthReport,
 )
-from road_interp.measure.disentangle import ARMS
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.measure.parameter_share import MethodOutcomes
 from road_interp.measure.throughput import ThroughputReport, Timing
+from road_interp.measure.two_layer_classifier import ARMS
 from road_interp.recipes.schema import ThroughputRecipe
 from road_interp.sites.find import find_sites
 from road_interp.training import composition_baselines

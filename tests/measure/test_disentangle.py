@@ -13,8 +13,9 @@ from road_interp import plots
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure import DisentangleReport, Features, disentangle, read_features
-from road_interp.measure.disentangle import ARMS, CONSTANT, TwoLayerClassifier, probe_inputs, train_arm
+from road_interp.measure.disentangle import CONSTANT, probe_inputs
 from road_interp.measure.intervals import bootstrap_means, interval
+from road_interp.measure.two_layer_classifier import ARMS, TwoLayerClassifier, train_arm
 from road_interp.models.hidden_states import find_read_points, read_states
 
 SIZES = {"train": 640, "validation": 200, "test": 400}

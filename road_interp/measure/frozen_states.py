@@ -1,0 +1,94 @@
+"""States of a frozen model and their norms, the inputs of classifiers (`measure.disentangle`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from road_interp.errors import InputError
+from road_interp.measure.arguments import check_batch
+from road_interp.models.hidden_states import Batch, Token, evaluation_mode, find_read_points, read_states, select_tokens
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Inputs of the classifiers for the texts of one split.
+
+    Attributes:
+        states: one state per text, of the last block.
+        chunk_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in chunks of the
+            residual stream that are as wide as an attention head. A chunk's norm depends on the direction of the state, too.
+        random_chunk_norms: the same in a random orthonormal basis, whose chunks have no meaning of their own.
+        labels: class indices, or numbers for regression.
+        place: name of the read point of `states` (`hidden_states.ReadPoint`).
+    """
+
+    states: Float[np.ndarray, "texts width"]
+    chunk_norms: Float[np.ndarray, "texts places chunks"]
+    random_chunk_norms: Float[np.ndarray, "texts places chunks"]
+    labels: Shaped[np.ndarray, " texts"]
+    place: str = ""
+
+    @property
+    def norms(self) -> Float[np.ndarray, "texts places"]:
+        """L2 norms of the whole states at every read point."""
+        return np.sqrt((self.chunk_norms**2).sum(-1))
+
+
+Splits = Mapping[str, Features]  # train, validation and test
+
+
+def read_features(model: Any, batches: Iterable[Batch], token: Token, before_norm: bool = False) -> Features:
+    """Read states and norms of all texts, in the order of the batches, with one forward pass per batch.
+
+    A normalisation after the last block, as in Llama, is not applied, because it would remove the magnitude. A normalisation at
+    the end of each block, as in BERT, sets the norm of the block's output; `before_norm` reads the input of the last one instead.
+    The norms before and after it are part of `chunk_norms` and `random_chunk_norms` in either case.
+
+    Args:
+        model: a transformers model, or a RoadModel (with its rotations) or PEFT model around one.
+        batches: tokenised texts with an attention_mask and labels.
+        token: "first" for [CLS], "last" for causal models.
+        before_norm: whether to read the states before the normalisation at the end of the last block.
+
+    Raises:
+        InputError: no texts, a width that is not a multiple of the number of heads, or `before_norm` without a normalisation.
+    """
+    states, labels, points = [], [], None
+    norms: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    with evaluation_mode(model) as base:
+        heads = base.config.num_attention_heads
+        for batch in batches:
+            check_batch("read_features", batch)
+            batch = {key: values.to(base.device) for key, values in batch.items()}
+            points = points or find_read_points(base, batch)
+            if before_norm and not points[-2:][0].before_norm:
+                raise InputError(f"the blocks of {type(base).__name__} do not end in a normalisation: before_norm must be False")
+            read = [select_tokens(each, batch["attention_mask"], token)[0].float() for each in read_states(base, points, batch)]
+            if read[-1].shape[1] % heads:
+                raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
+            for each, basis in zip(norms, (None, _random_basis(read[-1].shape[1]).to(read[-1])), strict=True):
+                chunks = [(state if basis is None else state @ basis).unflatten(1, (heads, -1)) for state in read]
+                each.append(torch.stack([chunk.norm(dim=-1) for chunk in chunks], 1).cpu().numpy())
+            states.append(read[-1 - before_norm].cpu().numpy())
+            labels.append(batch["labels"].cpu().numpy())
+    if points is None:
+        raise InputError("there are no texts to read states of")
+    place = points[-1 - before_norm].name
+    chunk_norms, random_chunk_norms = (np.concatenate(each) for each in norms)
+    return Features(np.concatenate(states), chunk_norms, random_chunk_norms, np.concatenate(labels), place)
+
+
+@cache
+def _random_basis(width: int) -> Float[Tensor, "width width"]:
+    """An orthonormal basis, always the same for a width."""
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0]
