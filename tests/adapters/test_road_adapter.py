@@ -1,28 +1,20 @@
-"""RoadAdapter: group arithmetic, bitwise storage, and errors that name site and reason."""
+"""RoadAdapter: group arithmetic, restrictions, means, and what an adapter knows of its model."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.storage import DESCRIPTION
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
@@ -37,10 +29,6 @@ def maps(adapter):
     return torch.cat(
         [torch.stack(tuple(part for part in adapter.plane_maps(site) if part is not None)).flatten() for site in SITES]
     )
-
-
-def tensor_file(folder: Path) -> Path:
-    return folder / json.loads((folder / DESCRIPTION).read_text())["tensors"]
 
 
 @given(seeds, seeds)
@@ -175,180 +163,6 @@ def test_undefined_arithmetic_is_refused():
             raising()
     with pytest.raises(InputError, match="'elsewhere' is not a site"):
         a.angles("elsewhere")
-
-
-@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_2", 4), ("road_4", 8)])
-def test_save_and_load_are_bitwise_exact(tmp_path, variant, group_size):
-    adapter = random_adapter(SITES, variant, group_size)
-    adapter.save(tmp_path / "adapter")
-    again = RoadAdapter.load(tmp_path / "adapter")
-    assert (again.sites, again.variant, again.group_size) == (adapter.sites, variant, group_size)
-    for site in SITES:
-        assert torch.equal(again.theta[site.name], adapter.theta[site.name])
-        assert torch.equal(again.alpha[site.name], adapter.alpha[site.name])
-    assert {path.suffix for path in (tmp_path / "adapter").iterdir()} == {".json", ".safetensors"}
-
-
-def test_adapter_json_is_indented_and_names_the_tensor_file(tmp_path):
-    folder = tmp_path / "several" / "new" / "parents"
-    random_adapter(SITES).save(folder)
-    text = (folder / DESCRIPTION).read_text()
-    description = json.loads(text)
-    assert text == json.dumps(description, indent=2) + "\n"
-    assert tensor_file(folder).name == f"adapter-{description['sha256'][:16]}.safetensors"
-
-
-def test_saving_again_repairs_a_folder_without_its_tensor_file(tmp_path):
-    random_adapter(SITES, seed=1).save(tmp_path)
-    tensor_file(tmp_path).unlink()
-    random_adapter(SITES, seed=2).save(tmp_path)
-    assert RoadAdapter.load(tmp_path).distance(random_adapter(SITES, seed=2)) == 0
-
-
-def test_saving_again_replaces_the_adapter_and_removes_the_old_file(tmp_path):
-    random_adapter(SITES, seed=1).save(tmp_path)
-    other = random_adapter(SITES, seed=2)
-    other.save(tmp_path)
-    other.save(tmp_path)
-    assert torch.equal(RoadAdapter.load(tmp_path).theta["a.query"], other.theta["a.query"])
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-@pytest.mark.parametrize("moment", ["before the tensors", "before the description", "before the old file is removed"])
-def test_an_interrupted_save_leaves_a_valid_adapter(tmp_path, moment):
-    old, new = random_adapter(SITES, seed=1), random_adapter(SITES, seed=2)
-    old.save(tmp_path / "adapter")
-    new.save(tmp_path / "new")
-    script = f"""
-import os, signal, pathlib
-
-from road_interp.adapters.road_adapter import RoadAdapter
-moment, real, calls = {moment!r}, os.replace, 0
-def replace(*paths):
-    global calls
-    calls += 1
-    if (moment, calls) in (("before the tensors", 1), ("before the description", 2)):
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(*paths)
-os.replace = replace
-if moment == "before the old file is removed":
-    pathlib.Path.unlink = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-RoadAdapter.load({str(tmp_path / "new")!r}).save({str(tmp_path / "adapter")!r})
-"""
-    finished = subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False)
-    assert finished.returncode == -signal.SIGKILL
-    expected = new if moment == "before the old file is removed" else old
-    assert torch.equal(RoadAdapter.load(tmp_path / "adapter").theta["a.query"], expected.theta["a.query"])
-
-
-def edit_description(folder: Path, **changes: object) -> None:
-    path = folder / DESCRIPTION
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def edit_tensors(folder: Path, change) -> None:
-    """Change the stored tensors and update the checksum, as another tool might."""
-    import hashlib
-
-    path = tensor_file(folder)
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-    edit_description(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def set_tensor(name, value):
-    return lambda tensors: tensors.__setitem__(name, value)
-
-
-BAD_TENSORS = {
-    "a.query.*theta\\[2\\] is nan": set_tensor("a.query.theta", torch.tensor([0, 0, float("nan"), 0])),
-    "a.query.*alpha\\[0\\] is inf": set_tensor("a.query.alpha", torch.tensor([float("inf"), 0, 0, 0])),
-    "a.query.*shape \\(3,\\).*needs \\(4,\\)": set_tensor("a.query.theta", torch.zeros(3)),
-    "a.query.*dtype torch.int64": set_tensor("a.query.theta", torch.zeros(4, dtype=torch.int64)),
-    "^.*: site 'a.query': its theta is missing$": lambda tensors: tensors.pop("a.query.theta"),
-    "'a.value', which is not a site": set_tensor("a.value.theta", torch.zeros(4)),
-    "unknown tensor 'a.query.gamma'": set_tensor("a.query.gamma", torch.zeros(4)),
-}
-
-
-@pytest.mark.parametrize("message", BAD_TENSORS)
-def test_bad_tensors_are_refused_with_site_and_reason(tmp_path, message):
-    random_adapter(SITES).save(tmp_path)
-    edit_tensors(tmp_path, BAD_TENSORS[message])
-    with pytest.raises(InputError, match=message):
-        RoadAdapter.load(tmp_path)
-
-
-BASE = {"name": "n", "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2}
-SITE = {"name": "a", "width": 8, "layer": 0, "kind": "", "part": None}
-BAD_DESCRIPTIONS = {
-    "unknown variant 'road_3'": {"variant": "road_3"},
-    "adapter.json: 'group_size' must be a whole number, not 2.5$": {"group_size": 2.5},
-    "not divisible by group_size 6": {"group_size": 6},
-    "even number": {"group_size": 3},
-    "format 99 is newer than this release": {"format": 99},
-    ": adapter.json: unknown key 'gropu_size'; known are base, format, group_size, modules_to_save, .*, variant$": {
-        "gropu_size": 2
-    },
-    "must name a safetensors file of this folder": {"tensors": "../other.safetensors"},
-    "'sites' must be a list": {"sites": 3},
-    "site 0 must be an object": {"sites": ["a"]},
-    "adapter.json: base must be an object$": {"base": "bert"},
-    "adapter.json: base: key 'hidden_size' is missing$": {"base": {"name": "n", "model_type": "bert", "num_hidden_layers": 2}},
-    "adapter.json: base: 'model_type' must be text, not 3$": {"base": {**BASE, "model_type": 3}},
-    "adapter.json: base: 'num_hidden_layers' must be a whole number, not '2'$": {"base": {**BASE, "num_hidden_layers": "2"}},
-    "adapter.json: site 1: 'name' must be text, not 3$": {"sites": [SITE, {**SITE, "name": 3}]},
-    "adapter.json: site 0: 'kind' must be text, not None$": {"sites": [{**SITE, "kind": None}]},
-    "adapter.json: site 0: 'layer' must be a whole number, not True$": {"sites": [{**SITE, "layer": True}]},
-    "adapter.json: site 0: 'part' must be an object$": {"sites": [{**SITE, "part": [48, 16, 32]}]},
-    "adapter.json: site 0: part: unknown key 'end'; known are period, start, stop$": {
-        "sites": [{**SITE, "part": {"period": 48, "start": 16, "end": 32}}]
-    },
-    "adapter.json: site 0: part: 'stop' must be a whole number, not '32'$": {
-        "sites": [{**SITE, "part": {"period": 48, "start": 16, "stop": "32"}}]
-    },
-    "adapter.json: 'positions' must be text, not 3$": {"positions": 3},
-    "'frist' is not a position": {"positions": "frist"},
-    "needs at least one site": {"sites": []},
-    "site 0: key 'kind' is missing": {"sites": [{"name": "a", "width": 8}]},
-    "width 7 cannot be paired": {"sites": [{"name": "a", "width": 7, "layer": 0, "kind": "", "part": None}]},
-    "adapter.json: site 0: 'width' must be a whole number, not '8'$": {"sites": [{**SITE, "width": "8"}]},
-}
-
-
-@pytest.mark.parametrize("message", BAD_DESCRIPTIONS)
-def test_bad_descriptions_are_refused(tmp_path, message):
-    random_adapter(SITES).save(tmp_path)
-    edit_description(tmp_path, **BAD_DESCRIPTIONS[message])
-    with pytest.raises(InputError, match=message):
-        RoadAdapter.load(tmp_path)
-
-
-def test_damaged_folders_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"adapter\.json is missing"):
-        RoadAdapter.load(tmp_path / "missing")
-    random_adapter(SITES).save(tmp_path)
-    path = tensor_file(tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-4] + b"\x00\x00\x00\x40")
-    with pytest.raises(InputError, match="changed after it was saved"):
-        RoadAdapter.load(tmp_path)
-    path.write_bytes(whole[:-4] + b"\x00\x00\xc0\x7f")
-    with pytest.raises(InputError, match=f"{path.name}: site 'a.query': theta holds a value that is not finite$"):
-        RoadAdapter.load(tmp_path)
-    path.write_bytes(whole[:50])
-    with pytest.raises(InputError, match="not a readable safetensors file"):
-        RoadAdapter.load(tmp_path)
-    path.unlink()
-    with pytest.raises(InputError, match=f"{path.name} is missing$"):
-        RoadAdapter.load(tmp_path)
-    path.mkdir()
-    with pytest.raises(InputError, match=f"{path.name} cannot be read \\(Is a directory\\)$"):
-        RoadAdapter.load(tmp_path)
-    (tmp_path / DESCRIPTION).write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
-        RoadAdapter.load(tmp_path)
 
 
 def test_constructor_checks():
@@ -494,29 +308,6 @@ def test_an_adapter_knows_its_positions(tmp_path):
         loaded.to_peft(tmp_path / "peft")
     with pytest.raises(InputError, match="'middle' is not a position"):
         replace(loaded, positions="middle")
-
-
-def test_an_adapter_file_without_positions_rotates_all_tokens(tmp_path):
-    random_adapter(find_sites(tiny_model("Bert"), "mlp")).save(tmp_path)
-    description = json.loads((tmp_path / "adapter.json").read_text())
-    assert description.pop("positions") == "all"
-    (tmp_path / "adapter.json").write_text(json.dumps(description))
-    assert RoadAdapter.load(tmp_path).positions == "all"
-
-
-def test_an_adapter_is_read_from_the_folders_that_the_command_line_takes(tmp_path):
-    base = tiny_model("Bert")
-    adapter = random_adapter(find_sites(base, "mlp"))
-    adapter.save(tmp_path / "run" / "adapter")
-    adapter.to_peft(tmp_path / "peft", base)
-    assert RoadAdapter.load(tmp_path / "run").distance(adapter) == 0
-    assert RoadAdapter.load(str(tmp_path / "peft")).distance(adapter) == 0
-    assert RoadAdapter.load(tmp_path / "peft", base).sites == adapter.sites
-    (adapter**2).save(tmp_path / "peft")  # a folder with both: its own format is complete
-    assert RoadAdapter.load(tmp_path / "peft").distance(adapter**2) == 0
-    assert RoadAdapter.of(adapter) is RoadAdapter.of(SimpleNamespace(adapter=adapter)) is adapter
-    with pytest.raises(InputError, match=r"missing: no adapter here \(adapter.json is missing\)$"):
-        RoadAdapter.of(str(tmp_path / "missing"))
 
 
 def test_a_multiple_of_an_adapter_is_an_error_that_names_the_power():

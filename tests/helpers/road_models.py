@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyvene
+
 from helpers.models import random_adapter, tiny_model
 from road_interp.adapters.bank import RoadBank
 from road_interp.models.road_model import RoadModel
@@ -21,3 +23,14 @@ def bank_model(names="abc", target_modules="all-linear", architecture="Llama", v
     sites = find_sites(base, target_modules)
     bank = RoadBank({name: random_adapter(sites, variant, seed=seed) for seed, name in enumerate(names)})
     return RoadModel(base, bank, positions)
+
+
+def through_pyvene(model, batch, **options):
+    """The logits of the same call through pyvene's own loop."""
+    with model._rows_in_interventions(options.pop("adapter_names", None)):
+        return pyvene.IntervenableModel.forward(model, batch, **options)[1].logits
+
+
+def untouched(model):
+    """Whether the base model has no hooks and no wrapped forward."""
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.model.modules())

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import road_interp as ri
 from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.road_models import through_pyvene
 
 # The rotated output: that of the linear with LoRA, z = R (W + BA) x, or that of the frozen linear only, z = (R W + BA) x.
 SITES = {"with LoRA": "model.layers.*.self_attn.v_proj", "without LoRA": "model.layers.*.self_attn.v_proj.base_layer"}
@@ -87,3 +88,17 @@ def test_every_row_has_its_own_rotation_over_one_lora():
     found = road(base=batch, adapter_names=["a", "__base__", "a"])[1].logits
     torch.testing.assert_close(found[0], logits(ri.RoadModel(model, adapter), batch)[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1], model(**batch).logits[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_peft_lora_model_as_base_model():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    lora = get_peft_model(base, config).eval()
+    plain = lora(**batch).logits
+    model = ri.RoadModel(lora, random_adapter(ri.find_sites(lora, "all-linear")))
+    fast = model(base=batch)[1].logits
+    torch.testing.assert_close(fast, through_pyvene(model, batch), rtol=0, atol=1e-6)
+    assert torch.equal(lora(**batch).logits, plain)
+    with pytest.raises(ri.InputError, match="not a plain linear layer"):
+        model.merge()
