@@ -69,7 +69,9 @@ def undivided(piece: Piece, own_loss: bool = False) -> CompositionReport:
         own_loss: leave the tokens that decide the part of another task out of the loss of every example, as in the co-activated
             examples of divided planes.
     """
-    recipe: MultiTaskGenerationRecipe = replace(piece.recipe, co_activation=float(own_loss), shared=None)
+    recipe: MultiTaskGenerationRecipe = replace(
+        piece.recipe, co_activation=float(own_loss), co_activation_loss="own", shared=None
+    )
     experiment = _experiment(recipe)
     model = _train_undivided(experiment)
     generate = make_generator(model, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
