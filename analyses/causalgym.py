@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from road_interp.causal.controls import DAS
 from road_interp.causal.method_scores import MethodScore, TaskScores, score_methods
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
@@ -70,9 +71,20 @@ class CausalGymTable(Result):
 
     tasks: Mapping[str, tuple[TaskScores, ...]]
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names, in the order of the first task."""
+        first = next(iter(self.tasks.values()))[0]
+        return tuple(score.test.method for score in first.scores)
+
     def scores(self, method: str) -> list[MethodScore]:
         """Those of one method."""
         return [score for seeds in self.tasks.values() for one in seeds for score in one.scores if score.test.method == method]
+
+    def difference(self, method: str, other: str) -> tuple[float, float]:
+        """Log odds ratio of a method less that of another: mean over two tasks or more, and its standard error over tasks (nats)."""
+        differences = [np.mean([one.odds_of(method) - one.odds_of(other) for one in seeds]) for seeds in self.tasks.values()]
+        return float(np.mean(differences)), float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
 
 
 def over_tasks(pieces: Pieces) -> CausalGymTable:
@@ -83,10 +95,13 @@ def describe(found: CausalGymTable) -> Described:
     tasks = len(found.tasks)
     first = next(iter(found.tasks.values()))[0]
     rows = []
-    for method in [score.test.method for score in first.scores]:
+    for method in found.methods:
         scores = found.scores(method)
         odds = np.mean([score.test.log_odds for score in scores])
         rows.append((f"mean of {tasks} tasks, {method}", _numbers(odds, np.mean([score.selectivity for score in scores]))))
+        if method != DAS and tasks > 1:
+            difference, error = found.difference(DAS, method)
+            rows.append((f"{DAS} minus {method}", f"log odds ratio {difference:.2f}, standard error over tasks {error:.2f}"))
     for task, seeds in found.tasks.items():
         for score in seeds[0].scores:
             low, high = score.test.log_odds_interval

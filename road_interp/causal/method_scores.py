@@ -63,6 +63,10 @@ class TaskScores(Result):
     pairs: tuple[int, int, int]
     scores: tuple[MethodScore, ...]
 
+    def odds_of(self, method: str) -> float:
+        """Log odds ratio of a method on the test pairs (nats)."""
+        return next(score.test.log_odds for score in self.scores if score.test.method == method)
+
 
 class _Found(NamedTuple):
     """An interchange of a layer, its log odds ratio on validation pairs, and the interchange found for arbitrary answers."""

@@ -266,6 +266,9 @@ def test_cost_of_an_interchange(command, no_model, tmp_path):
     assert output["figures"] == []
 
 
+TASKS, METHODS = ("agr_gender", "agr_sv_num_pp"), ("full swap", "DAS, rank 1")
+
+
 def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_path):
     """The tasks of the file, whatever else CausalGym has."""
     script = script_of(known["causalgym"])
@@ -275,9 +278,18 @@ def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_
     (tmp_path / "tasks.json").write_text(json.dumps({"agr_sv_num_pp": built_in["agreement"], "agr_gender": built_in["gender"]}))
     output = command("causalgym", f"templates={tmp_path / 'tasks.json'}", "layers=[0, 1]", "steps=2", "pairs=[32, 8, 16]")
     assert output["sentence"].startswith("Log odds ratio (nats) and its selectivity, at the best of the blocks 0, 1")
-    names = [f"{task}, {method}" for task in ("agr_gender", "agr_sv_num_pp") for method in ("full swap", "DAS, rank 1")]
-    assert set(names) < set(output["numbers"])
-    assert "mean of 2 tasks, full swap" in output["numbers"]
+    odds = {(task, method): _odds(output["numbers"][f"{task}, {method}"]) for task in TASKS for method in METHODS}
+    apart = [odds[task, METHODS[1]] - odds[task, METHODS[0]] for task in TASKS]
+    told = output["numbers"]["DAS, rank 1 minus full swap"]
+    assert _odds(output["numbers"]["mean of 2 tasks, full swap"]) == pytest.approx(
+        sum(odds[task, METHODS[0]] for task in TASKS) / 2, abs=0.011
+    )
+    assert _odds(told) == pytest.approx(sum(apart) / 2, abs=0.016)
+    assert float(told.rpartition(" ")[2]) == pytest.approx(abs(apart[0] - apart[1]) / 2, abs=0.016)
+
+
+def _odds(told: str) -> float:
+    return float(re.search(r"log odds ratio (-?[\d.]+)", told)[1])
 
 
 def test_several_variables(known, command, monkeypatch, tmp_path):
