@@ -82,7 +82,7 @@ class CausalGymTable(Result):
         return [score for seeds in self.tasks.values() for one in seeds for score in one.scores if score.test.method == method]
 
     def difference(self, method: str, other: str) -> tuple[float, float]:
-        """Log odds ratio of a method less that of another: mean over two tasks or more, and its standard error over tasks (nats)."""
+        """Log odds ratio of a method less that of another (nats): mean over two or more tasks, and standard error over tasks."""
         differences = [np.mean([one.odds_of(method) - one.odds_of(other) for one in seeds]) for seeds in self.tasks.values()]
         return float(np.mean(differences)), float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
 
