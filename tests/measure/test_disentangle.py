@@ -12,7 +12,7 @@ from helpers.models import tiny_model, token_batch
 from road_interp import plots
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure import DisentangleReport, Features, disentangle, read_features
+from road_interp.measure import DisentangleReport, Features, disentangle, read_features, two_layer_classifier
 from road_interp.measure.disentangle import CONSTANT, probe_inputs
 from road_interp.measure.intervals import bootstrap_means, interval
 from road_interp.measure.two_layer_classifier import ARMS, TwoLayerClassifier, train_arm
@@ -20,6 +20,7 @@ from road_interp.models.hidden_states import find_read_points, read_states
 
 SIZES = {"train": 640, "validation": 200, "test": 400}
 WIDTH, HEADS = 8, 2
+FEW_RATES = (3e-3, 3e-2)
 LABELS = {
     "direction": lambda direction, length: (direction[:, 0] > 0).astype(int),
     "norm": lambda direction, length: (length > 2).astype(int),
@@ -62,7 +63,15 @@ def direction():
 
 @pytest.fixture(scope="module")
 def norm():
-    return study("norm")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(two_layer_classifier, "RATES", FEW_RATES)
+        return study("norm")
+
+
+@pytest.fixture
+def few_rates(monkeypatch):
+    """Fewer learning rates, for what does not depend on their choice."""
+    monkeypatch.setattr(two_layer_classifier, "RATES", FEW_RATES)
 
 
 def test_a_label_in_the_direction_is_seen_by_the_angle_alone(direction):
@@ -87,7 +96,7 @@ def test_a_label_in_the_norm_is_seen_by_the_magnitude_alone(norm):
     assert norm.gap("full", "full") == (0, 0, 0)
 
 
-def test_regression_is_scored_by_correlation():
+def test_regression_is_scored_by_correlation(few_rates):
     report = study("number", seeds=(0,))
     for name in ("full", "angle only", "states", "unit states"):
         assert report.score(name) > 0.9, name
@@ -129,7 +138,7 @@ def test_reports_come_back_from_json(direction):
             DisentangleReport.from_json(text)
 
 
-def test_same_seed_same_numbers():
+def test_same_seed_same_numbers(few_rates):
     splits = synthetic("direction")
     before = torch.random.get_rng_state()
     first, other = (train_arm("angle only", splits, "accuracy", 2, seed) for seed in (0, 1))
@@ -153,7 +162,7 @@ def test_the_first_layers_are_those_of_the_paper():
         torch.testing.assert_close(classifier.units(states), expected)
 
 
-def test_what_an_arm_cannot_see_does_not_change_it():
+def test_what_an_arm_cannot_see_does_not_change_it(few_rates):
     splits = synthetic("direction")
     test = torch.from_numpy(splits["test"].states)
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)))[0]
