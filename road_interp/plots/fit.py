@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -27,21 +28,13 @@ def fit(ax: Axes) -> None:
     _fit_rows(ax, figure)
     moved = _move_legend(ax, figure)
     figure.draw_without_rendering()  # applies the layout
-    _fit_columns(ax, figure)
-    bars = [each.colorbar.ax for each in (*ax.images, *ax.collections) if each.colorbar is not None]
-    for axes in (ax, *bars):
-        box = axes.get_window_extent()
-        _wrap(axes.yaxis.label, box.height)
-        _wrap(axes.xaxis.label, box.width)
-    _wrap(ax.title, _share(ax) * figure.bbox.width)
-    for _ in range(2 if moved else 1):
-        if moved:
-            _anchor_legend(ax, figure)
+    if (_fit_columns(ax, figure) | _wrap_labels(ax, figure)) and not moved:
         figure.draw_without_rendering()
-    _fit_rows(ax, figure)
-    _fit_columns(ax, figure)
-    _fit_cells(ax)
-    figure.draw_without_rendering()
+    for _ in range(2 if moved else 0):
+        _anchor_legend(ax, figure)
+        figure.draw_without_rendering()
+    if _fit_rows(ax, figure) | _fit_columns(ax, figure) | _fit_cells(ax):
+        figure.draw_without_rendering()
     _shift_title(ax, figure)
 
 
@@ -60,8 +53,19 @@ def _share(ax: Axes) -> float:
     return 1.0 if place is None else len(place.colspan) / place.get_gridspec().ncols
 
 
-def _wrap(text: Text, room: float) -> None:
-    """Break a text into lines that fit `room` pixels; formulas stay whole."""
+def _wrap_labels(ax: Axes, figure: Figure) -> bool:
+    """Break the title, and the labels of the axes and of colour bars, into lines that fit. Whether any did not."""
+    bars = [each.colorbar.ax for each in (*ax.images, *ax.collections) if each.colorbar is not None]
+    rooms = [(ax.title, _share(ax) * figure.bbox.width)]
+    for axes in (ax, *bars):
+        box = axes.get_window_extent()
+        rooms += [(axes.yaxis.label, box.height), (axes.xaxis.label, box.width)]
+    wrapped = [_wrap(text, room) for text, room in rooms]
+    return any(wrapped)
+
+
+def _wrap(text: Text, room: float) -> bool:
+    """Break a text into lines that fit `room` pixels; formulas stay whole. Whether it did not fit."""
     box = text.get_window_extent()
     length = max(box.width, box.height)
     if length > room:
@@ -69,27 +73,30 @@ def _wrap(text: Text, room: float) -> None:
         whole = re.sub(r"\$[^$]*\$", lambda found: found[0].replace(" ", "\0"), text.get_text())
         lines = [fill(line, max(8, int(longest * room / length))) for line in whole.split("\n")]
         text.set_text("\n".join(lines).replace("\0", " "))
+    return length > room
 
 
-def _fit_rows(ax: Axes, figure: Figure) -> None:
-    """Names on the y axis: no larger than their distance, and no wider than their share of the figure."""
+def _fit_rows(ax: Axes, figure: Figure) -> bool:
+    """Names on the y axis: no larger than their distance, and no wider than their share of the figure. Whether they changed."""
     labels = [label for label in ax.get_yticklabels() if label.get_text()]
     if isinstance(ax, PolarAxes) or _are_numbers(labels):
-        return
+        return False
     spacing = ax.get_window_extent().height / len(labels) * 72 / figure.dpi
-    size = min(labels[0].get_fontsize(), spacing / LINE)
+    current = float(labels[0].get_fontsize())
     widest = max(label.get_window_extent().width / float(label.get_fontsize()) for label in labels)
-    ax.tick_params(axis="y", labelsize=max(SMALLEST, min(size, LABELS * _share(ax) * figure.bbox.width / widest)))
+    size = max(SMALLEST, min(current, spacing / LINE, LABELS * _share(ax) * figure.bbox.width / widest))
+    ax.tick_params(axis="y", labelsize=size)
+    return not math.isclose(size, current)
 
 
-def _fit_columns(ax: Axes, figure: Figure) -> None:
-    """Labels of the x axis that overlap: of numbers some are left out, names are turned."""
+def _fit_columns(ax: Axes, figure: Figure) -> bool:
+    """Labels of the x axis that overlap: of numbers some are left out, names are turned. Whether any overlapped."""
     low, high = sorted(ax.get_xlim())
     ticks = zip(ax.get_xticks(), ax.get_xticklabels(), strict=False)  # inner panels have no labels
     shown = [(place, label) for place, label in ticks if label.get_text() and low <= place <= high]
     labels = [label for _, label in shown]
     if isinstance(ax, PolarAxes) or not _overlap(labels) or labels[0].get_rotation():
-        return
+        return False
     if _are_numbers(labels):
         step = next(step for step in range(2, len(labels) + 1) if not _overlap(labels[::step]))
         ax.set_xticks([place for place, _ in shown[::step]], [label.get_text() for label in labels[::step]])
@@ -97,17 +104,20 @@ def _fit_columns(ax: Axes, figure: Figure) -> None:
         ax.set_xticks([place for place, _ in shown], [label.get_text().replace("\n", " ") for label in labels])
         size = ax.get_window_extent().width / len(labels) * 72 / figure.dpi / LINE
         ax.tick_params(axis="x", labelrotation=90, labelsize=max(SMALLEST, min(float(labels[0].get_fontsize()), size)))
+    return True
 
 
-def _fit_cells(ax: Axes) -> None:
-    """Numbers in the cells of a heat map: smaller, without their intervals (the second line), or none."""
-    if ax.images and ax.texts:
-        room = 0.94 * ax.get_window_extent().width / ax.images[0].get_size()[1]
+def _fit_cells(ax: Axes) -> bool:
+    """Numbers in the cells of a heat map: smaller, without their intervals (the second line), or none. Whether there are any."""
+    if not (ax.images and ax.texts):
+        return False
+    room = 0.94 * ax.get_window_extent().width / ax.images[0].get_size()[1]
+    if not fit_width(ax.texts, room):
+        for text in ax.texts:
+            text.set_text(text.get_text().partition("\n")[0])
         if not fit_width(ax.texts, room):
-            for text in ax.texts:
-                text.set_text(text.get_text().partition("\n")[0])
-            if not fit_width(ax.texts, room):
-                plt.setp(ax.texts, visible=False)
+            plt.setp(ax.texts, visible=False)
+    return True
 
 
 def _are_numbers(labels: Sequence[Text]) -> bool:
