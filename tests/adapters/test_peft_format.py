@@ -51,6 +51,8 @@ def test_a_peft_folder_round_trips_with_equal_outputs(variant, group_size, targe
     ours = RoadModel.from_peft(copy.deepcopy(base), tmp_path / "theirs")
     torch.testing.assert_close(logits(ours, batch), expected, **TOLERANCE)
     assert (ours.variant, ours.group_size) == (variant, group_size)
+    heads = {RoadAdapter.from_peft(source).modules_to_save for source in (theirs, tmp_path / "theirs")}
+    assert heads == {RoadAdapter.from_peft(theirs, "default").modules_to_save} != {None}
 
     ours.to_peft(tmp_path / "back", ["classifier"])
     again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "back").eval()
@@ -237,7 +239,7 @@ def test_broken_folders_are_refused(tmp_path):
 def test_a_head_that_does_not_fit_is_refused(tmp_path):
     base = tiny_model("Bert", "classifier")
     peft_model(base, target_modules=["query"], group_size=2, task_type="SEQ_CLS").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"'classifier.bias' has shape \(2,\), not \(3,\)"):
+    with pytest.raises(InputError, match=rf"{tmp_path.name}: 'classifier.bias' has shape \(2,\), not \(3,\)"):
         RoadModel.from_peft(tiny_model("Bert", "classifier", num_labels=3), tmp_path)
 
 
@@ -300,6 +302,7 @@ def test_a_bank_of_a_peft_models_adapters_gives_equal_mixed_batches(from_folders
     found = RoadModel(copy.deepcopy(base), bank)(base=batch, adapter_names=names)[1].logits
     torch.testing.assert_close(found, expected, **TOLERANCE)
     assert list(bank) == ["a", "b"]
+    assert bank.template.sites == find_sites(base, ["q_proj", "up_proj"])
     with pytest.raises(InputError, match="has no PEFT adapters"):
         RoadBank.from_peft(base)
 

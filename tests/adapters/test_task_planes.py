@@ -71,18 +71,34 @@ def test_planes_round_trip_through_json():
     partial = TaskPlanes.from_json({"x": {"a": [0, 5]}}, SITES)
     assert partial.of("x")["a"].tolist() == [True, False, False, False, False, True]
     assert not partial.of("x")["b"].any()
+    assert partial.of("x")["b"].dtype == partial.rows(["x", BASE])[1].dtype == torch.bool
+    at_a, *others = partial.strengths([{"x": 2}])
+    assert at_a.tolist() == [[2, 1, 1, 1, 1, 2]]
+    assert all((each == 1).all() for each in others)
+    assert partial.dimensions(SITES[1], 2) == [[]]
+    assert TaskPlanes.from_json({"x": {"a": [2]}}, SITES).dimensions(SITES[0], 2) == [[4, 5, 5]]  # two numbers are a range
+    assert not TaskPlanes.from_json({"x": {"a": []}}, SITES).of("x")["a"].any()
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TaskPlanes(SITES, {}), "at least one task"),
+        (lambda: TaskPlanes(SITES, {}), "^TaskPlanes needs at least one task$"),
         (lambda: TaskPlanes.split(["a+b"], SITES), "'\\+' joins tasks"),
         (lambda: TaskPlanes.split([BASE], SITES), "means no task"),
         (lambda: TaskPlanes.split("xy", SITES, "diagonal"), "unknown split 'diagonal'; use shares, alternating"),
-        (lambda: TaskPlanes.split("xy", (Site("a", 4),), "layers"), "outside the block stack"),
+        (
+            lambda: TaskPlanes.split("xy", (Site("a", 4),), "layers"),
+            "^planes cannot be split by layer: .* outside the block stack$",
+        ),
         (lambda: TaskPlanes.from_json({"x": {"a": [0, 1]}, "y": {"a": [1]}}, SITES), "'a': plane 1 belongs to x and y"),
         (lambda: TaskPlanes.from_json({"x": {"q": [0]}}, SITES), "'q', which is not a site"),
+        (lambda: TaskPlanes.from_json({"x": [0]}, SITES), "task 'x' must own a mapping of sites to planes, not \\[0\\]"),
+        (
+            lambda: TaskPlanes.from_json({"x": {"a": [0.5]}}, SITES),
+            "'x': site 'a' must have a list of whole numbers, not \\[0.5\\]",
+        ),
+        (lambda: TaskPlanes.from_json({"x": {"a": {0: 1}}}, SITES), "must have a list of whole numbers, not \\{0: 1\\}"),
         (lambda: TaskPlanes.from_json({"x": {"a": [6]}}, SITES), "'a' has planes 0 to 5"),
         (lambda: TaskPlanes(SITES, {"x": {"q": torch.ones(2).bool()}}), "'q', which is not a site"),
         (lambda: TaskPlanes(SITES, {"x": {"a": torch.ones(2).bool()}}), "mask of shape \\(6,\\)"),

@@ -126,6 +126,13 @@ def test_parameters_from_maps_inverts_maps_from_parameters(group_size):
     general = maps_of("road_4", group_size)
     again = plane_maps.maps_from_parameters(*plane_maps.parameters_from_maps(general, "road_2", group_size), "road_2", group_size)
     torch.testing.assert_close(torch.stack(again), torch.stack(general), rtol=0, atol=1e-13)
+    rows = plane_maps.PlaneMaps(*(values.repeat(3, 1) for values in general))
+    for found, alone in zip(
+        plane_maps.parameters_from_maps(rows, "road_2", group_size),
+        plane_maps.parameters_from_maps(general, "road_2", group_size),
+        strict=True,
+    ):
+        assert torch.equal(found, alone.expand(3, -1))
     scaled = maps_of("road_1", group_size)
     again = plane_maps.maps_from_parameters(*plane_maps.parameters_from_maps(scaled, "road_1", group_size), "road_1", group_size)
     torch.testing.assert_close(again.a, scaled.a, rtol=0, atol=1e-14)
@@ -221,6 +228,12 @@ def test_polar_factors_are_orthogonal_and_symmetric(variant):
     reflection = plane_maps.polar(maps).reflection
     assert torch.equal(plane_maps.determinant(rotation) < 0, reflection)
     assert reflection.any() == (variant != "road_1")
+
+
+def test_a_projection_is_no_reflection():
+    """A map of rank 1 has a rotation and a reflection as its orthogonal factor; the rotation is taken."""
+    equal = torch.full((2,), 0.5, dtype=torch.complex128)
+    assert not plane_maps.polar(plane_maps.PlaneMaps(equal, equal)).reflection.any()
 
 
 def test_polar_factors_of_zero_are_the_identity_and_zero():
