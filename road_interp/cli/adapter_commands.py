@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from road_interp.cli import tables
-from road_interp.cli.options import AsJson, NewFolder, app, check_folder, check_new_folder, console, print_result
+from road_interp.cli.options import (
+    AdapterFolder,
+    AsJson,
+    NewFolder,
+    RunFolder,
+    app,
+    check_folder,
+    check_new_folder,
+    console,
+    print_result,
+    results_folder,
+)
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError
 from road_interp.progress import progress_bar
+from road_interp.sources import local_folder
 
 if TYPE_CHECKING:
     from road_interp.adapters.road_adapter import RoadAdapter
@@ -23,10 +35,13 @@ if TYPE_CHECKING:
 
 @app.command()
 def inspect(
-    adapter: Annotated[Path, typer.Argument(help="an adapter folder (PEFT's RoAd too), or a run folder")],
+    adapter: AdapterFolder,
     out: Annotated[
         Path | None,
-        typer.Option(help="folder for the figures; by default figures/ in the given folder, for PEFT's in the working directory"),
+        typer.Option(
+            help="folder for the figures; by default figures/ in the given folder, for PEFT's and package:// in the working "
+            "directory"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,8 +51,8 @@ def inspect(
     from road_interp.runs.run_files import FIGURES
 
     check_folder(out)
-    report = measure.angles(load_adapter(adapter))
-    paths = export.draw_adapter(report, out or _results_folder(adapter) / FIGURES)
+    report = measure.angles(load_adapter(local_folder(adapter)))
+    paths = export.draw_adapter(report, out or results_folder(adapter) / FIGURES)
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
@@ -48,11 +63,12 @@ def inspect(
 
 @app.command()
 def report(
-    adapter: Annotated[Path, typer.Argument(help="a run folder, or an adapter folder (PEFT's RoAd too)")],
+    adapter: AdapterFolder,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="path of the HTML page; by default report.html in the given folder, for PEFT's in the working directory"
+            help="path of the HTML page; by default report.html in the given folder, for PEFT's and package:// in the working "
+            "directory"
         ),
     ] = None,
     as_json: AsJson = False,
@@ -62,11 +78,12 @@ def report(
     from road_interp.plots.html_report import report_page
     from road_interp.runs.run_files import RECIPE
 
-    loaded = load_adapter(adapter)
-    scores, answers = _answers(adapter) if (adapter / RECIPE).is_file() else ([], None)
-    path = _results_folder(adapter) / "report.html" if out is None else out
+    folder = local_folder(adapter)
+    loaded = load_adapter(folder)
+    scores, answers = _answers(folder) if (folder / RECIPE).is_file() else ([], None)
+    path = results_folder(adapter) / "report.html" if out is None else out
     check_output_file(path, "--out")
-    write_atomically(path, report_page(loaded, adapter.resolve().name, scores, answers))
+    write_atomically(path, report_page(loaded, folder.resolve().name, scores, answers))
     print_result(as_json, {"page": str(path)}, f"page: {path}")
 
 
@@ -90,7 +107,7 @@ def _answers(folder: Path) -> tuple[list[list[str]], Answers | None]:
 
 @app.command()
 def compose(
-    adapters: Annotated[list[Path], typer.Argument(help="two or more adapter or run folders")],
+    adapters: Annotated[list[str], typer.Argument(help="two or more adapter or run folders")],
     weights: Annotated[str | None, typer.Option(help="exponent of each adapter, as in 1,0.5; 1 by default")] = None,
     out: NewFolder = None,
     as_json: AsJson = False,
@@ -100,7 +117,7 @@ def compose(
     if len(exponents) != len(adapters):
         raise InputError(f"{len(adapters)} adapters need {len(adapters)} weights, not '{weights}'; separate them by commas")
     folder = check_new_folder(out)
-    loaded = [load_adapter(adapter) for adapter in adapters]
+    loaded = [load_adapter(local_folder(adapter)) for adapter in adapters]
     product, *others = (each if exponent == 1 else each**exponent for each, exponent in zip(loaded, exponents, strict=True))
     for other in others:
         product = product @ other
@@ -111,7 +128,7 @@ def compose(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    run: RunFolder,
     out: NewFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -121,13 +138,6 @@ def export(
     folder = check_new_folder(out)
     Run.load(run).to_peft(folder)
     print_result(as_json, {"out": str(folder)}, f"PEFT adapter in {folder}")
-
-
-def _results_folder(adapter: Path) -> Path:
-    """Where results about an adapter go by default: into its folder, but never into a folder of PEFT's."""
-    from road_interp.adapters import peft_format
-
-    return Path() if (adapter / peft_format.CONFIG).is_file() else adapter
 
 
 def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:

@@ -18,15 +18,17 @@ from road_interp.cli.options import (
     ModelOrRun,
     Overrides,
     RecipeOptions,
+    RunFolder,
     app,
     check_folder,
     console,
     grouped,
     quiet_libraries,
+    results_folder,
 )
 from road_interp.errors import InputError
 from road_interp.progress import progress_bar
-from road_interp.sources import SMOLLM2
+from road_interp.sources import SMOLLM2, local_folder
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport, Check, DriftReport
@@ -113,7 +115,7 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import RECIPE
 
-    if (Path(identifier) / RECIPE).is_file():
+    if (local_folder(identifier) / RECIPE).is_file():
         run = Run.load(identifier)
         return run.load_model(), run.recipe.model, run.folder.name
     recipe = ModelRecipe(identifier)
@@ -136,14 +138,19 @@ def _print_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
 
 @app.command()
 def ablate(
-    run: Annotated[Path, typer.Argument(help="folder of a run with one head, or with behaviours")],
+    run: Annotated[str, typer.Argument(help="folder of a run with one head, or with behaviours")],
     limit: Limit = None,
     by: Annotated[
         list[str] | None,
         typer.Option(help="further groups to ablate: layer, kind or planes; may be repeated; all by default"),
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="also score the components with a refitted head")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder for the figure and its data; by default figures/ in the run")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for the figure and its data; by default figures/ in the run, for package:// in the working directory"
+        ),
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -154,7 +161,7 @@ def ablate(
 
     check_folder(out)
     report = _ablate(run, limit, by or BY, refit, device)
-    path = export.draw_ablation(report, out or run / FIGURES)
+    path = export.draw_ablation(report, out or results_folder(run) / FIGURES)
     if as_json:
         print(json.dumps(report.summary()))
         return
@@ -162,7 +169,7 @@ def ablate(
     console.print(f"figure: {path}", soft_wrap=True)
 
 
-def _ablate(folder: Path, limit: int | None, by: Collection[str], refit: bool, device: str | None) -> AblationReport:
+def _ablate(folder: str, limit: int | None, by: Collection[str], refit: bool, device: str | None) -> AblationReport:
     from road_interp import measure
     from road_interp.runs.run import Run
     from road_interp.training.scoring import make_scorer
@@ -179,7 +186,7 @@ def _ablate(folder: Path, limit: int | None, by: Collection[str], refit: bool, d
 
 @app.command()
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    run: RunFolder,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -187,7 +194,7 @@ def diagnose(
         ),
     ] = None,
     control: Annotated[
-        Path | None, typer.Option(help="a run of another task on the same model and sites, whose score should not drop")
+        str | None, typer.Option(help="a run of another task on the same model and sites, whose score should not drop")
     ] = None,
     margin: Annotated[float, typer.Option(min=0, max=1, help="accuracy that may be lost; choose it before you measure")] = 0.01,
     device: Device = None,

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from road_interp.errors import InputError
+from road_interp.sources import PACKAGE, local_folder
 
 app = typer.Typer(
     help="RoAd rotations of the hidden states of language models: train, run, measure and draw them.",
@@ -29,6 +30,8 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda w
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object only")]
 Out = Annotated[Path | None, typer.Option(help="the run folder; by default the next free runs/NAME")]
 NewFolder = Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")]
+RunFolder = Annotated[str, typer.Argument(help="a run folder")]
+AdapterFolder = Annotated[str, typer.Argument(help="an adapter folder (PEFT's RoAd too), or a run folder")]
 ModelOrRun = Annotated[
     str, typer.Argument(help="hub id, folder, .gguf file, package://NAME/path, models://NAME, or a run folder")
 ]
@@ -80,6 +83,14 @@ def _keyword(name: str, hint: Any, default: Any) -> inspect.Parameter:
 def print_result(as_json: bool, content: dict[str, Any], text: Any) -> None:
     """Print `content` as one JSON object, or `text` (a string or a rich table)."""
     print(json.dumps(content)) if as_json else console.print(text, soft_wrap=isinstance(text, str))
+
+
+def results_folder(source: str) -> Path:
+    """Where results about a folder go by default: into it, but never into one of PEFT's or of an installed package."""
+    from road_interp.adapters import peft_format
+
+    folder = local_folder(source)
+    return Path() if source.startswith(PACKAGE) or (folder / peft_format.CONFIG).is_file() else folder
 
 
 def check_folder(out: Path | None) -> None:

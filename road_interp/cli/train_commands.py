@@ -19,6 +19,7 @@ from road_interp.cli.options import (
     Out,
     Overrides,
     RecipeOptions,
+    RunFolder,
     app,
     console,
     grouped,
@@ -29,6 +30,7 @@ from road_interp.cli.options import (
 )
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError, fail
+from road_interp.sources import local_folder
 
 if TYPE_CHECKING:
     from road_interp.recipes.schema import TrainableRecipe
@@ -63,11 +65,9 @@ def demo(*, out: Out = None, options: RecipeOptions, as_json: AsJson = False) ->
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    run: RunFolder,
     data: Annotated[str | None, typer.Option(help="another file or data set, with the columns of the recipe's data")] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="score this adapter instead: a run, adapter, PEFT or pyvene folder")
-    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="score this adapter instead: a run, adapter, PEFT or pyvene folder")] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="CSV file to write: every scored text with its label, prediction and probability")
     ] = None,
@@ -85,7 +85,7 @@ def evaluate(
     if data is not None and trained.trained_on(data):
         print(f"{PROGRAM}: warning: '{data}' holds the texts that the run was trained on", file=sys.stderr)
     if adapter is not None:
-        trained = replace(trained, adapter=load_adapter(adapter, trained))
+        trained = replace(trained, adapter=load_adapter(local_folder(adapter), trained))
     if not as_json:
         console.print(f"scoring '{trained.folder}' on {trained.recipe.model.id}", soft_wrap=True, markup=False)
     scores = api.evaluate(trained, data, predictions=predictions, device=device, progress=not as_json)

@@ -15,6 +15,7 @@ from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
+from road_interp.sources import local_folder
 
 
 @pytest.mark.rendered
@@ -123,6 +124,21 @@ def test_nothing_is_written_into_a_folder_of_peft(capsys, monkeypatch, finished,
         assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == before
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", "report.html"}
+
+
+EXAMPLE = "package://road_interp/example_runs/sentiment-minilm/seed-0"
+
+
+@pytest.mark.parametrize("command", ["inspect RUN --json", "ablate RUN --limit 2 --by planes", "drift RUN RUN DATA --limit 2"])
+def test_runs_in_packages_are_read_and_left_alone(capsys, monkeypatch, workplace, tmp_path, command):
+    folder = local_folder(EXAMPLE)
+    before = sorted(folder.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    words = [{"RUN": EXAMPLE, "DATA": workplace / "data.csv"}.get(word, word) for word in command.split()]
+    code, out, err = run(capsys, monkeypatch, *words)
+    assert code == 0, err
+    assert out
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_path):
