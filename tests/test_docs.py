@@ -16,12 +16,14 @@ import re
 import shlex
 import subprocess
 import sys
+from inspect import isfunction
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 from typer.main import get_command
 
+from road_interp import measure, plots
 from road_interp.cli.app import app
 from road_interp.recipes.loader import load_recipe
 
@@ -102,6 +104,14 @@ def test_commands_and_options_exist(page):
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
     assert not [link for link in links if "generated" not in link and not (page.parent / link).exists()]
+
+
+def test_the_page_of_figures_names_every_figure_and_measurement():
+    code = re.findall(r"`[^`\n]+`", (ROOT / "docs/how-to/figures.md").read_text())
+    named = set(re.findall(r"\w+", " ".join(code)))
+    drawn = {name for name in plots.__all__ if callable(getattr(plots, name))}
+    measured = {name for name in measure.__all__ if isfunction(getattr(measure, name))}
+    assert drawn | measured <= named
 
 
 def test_lines_are_short():
