@@ -88,6 +88,7 @@ STUDY = Study(
 SMOLLM2 = replace(
     STUDY,
     name="ablation-smollm2",
+    title="Ablation of components, layers and planes, SmolLM2-135M",
     recipe="composition-smollm2",
     conditions={"both": Condition("both trained")},
     draw=lambda found, folder: draw(found, folder / "smollm2"),

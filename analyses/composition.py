@@ -19,6 +19,7 @@ from matplotlib.pyplot import figure
 from matplotlib.style import context
 
 from road_interp import plots
+from road_interp.adapters.bank import BASE
 from road_interp.cli.app import main_of
 from road_interp.measure.composition import CompositionReport
 from road_interp.plots import export
@@ -134,7 +135,8 @@ def describe(found: CompositionStudy) -> Described:
         least, value = each.least_control()
         rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
         rows.append((f"{name}: least, {least}", with_interval(value)))
-        rows += [(f"{name}: {score.active}", with_interval(each.control(score.active))) for score in each.scores]
+        shown = [("no task" if score.active == BASE else score.active, score.active) for score in each.scores]
+        rows += [(f"{name}: {words}", with_interval(each.control(active))) for words, active in shown]
     first = next(iter(found.reports.values()))
     sentence = (
         "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts. "

@@ -159,6 +159,7 @@ STUDY = Study(
 SMOLLM2 = replace(
     STUDY,
     name="drift-smollm2",
+    title="Change of hidden states by training, SmolLM2-135M",
     recipe="composition-smollm2",
     conditions={"planes_coact-0.5": Condition("label+closing, co-activation 0.5")},
     measure=measure_smollm2,

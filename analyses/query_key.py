@@ -88,6 +88,7 @@ STUDY = Study(
 ON_SMOLLM2 = replace(
     STUDY,
     name="query-key-smollm2",
+    title="Query against key with a rotary encoding",
     conditions={
         "attention-qk": Condition("queries and keys of all blocks", SMOLLM2_CHANGES, seeds=1),
         ROTARY: Condition("in the pairs of the rotary encoding", (*SMOLLM2_CHANGES, "adapter.group_size=64"), seeds=1),
