@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 
 import peft
 import pytest
@@ -61,6 +62,23 @@ def test_a_peft_folder_round_trips_with_equal_outputs(variant, group_size, targe
     assert rotated == {site.name for site in ours.sites}
     config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["modules_to_save"]) == ("ROAD", ["classifier"])
+
+
+@pytest.mark.parametrize(("task", "stored"), [("causal-lm", "CAUSAL_LM"), ("classifier", None)])
+def test_what_a_written_folder_says_of_its_model(task, stored, tmp_path):
+    base = tiny_model("Llama", task)
+    base.name_or_path = "somewhere/llama"
+    random_adapter(find_sites(base, "q_proj")).to_peft(tmp_path / "new" / "folder", base)
+    config = json.loads((tmp_path / "new" / "folder" / "adapter_config.json").read_text())
+    said = {"base_model_name_or_path": "somewhere/llama", "task_type": stored, "inference_mode": True, "modules_to_save": None}
+    assert {name: config[name] for name in said} == said
+
+
+def test_without_peft_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"^writing PEFT folders needs PEFT: pip install 'road-interp\[peft\]'$"):
+        random_adapter(find_sites(tiny_model("Bert"), "mlp")).to_peft(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_settings_of_pefts_method_comparison(tmp_path):

@@ -116,11 +116,13 @@ def test_attached_rotates_inside_the_with_statement_only():
     assert torch.equal(model.model(**batch).logits, plain)
 
 
+@pytest.mark.parametrize("positions", ["all", "last"])
 @pytest.mark.parametrize("threads", [False, True])
-def test_gradient_checkpointing_inside_attached(threads):
+def test_gradient_checkpointing_inside_attached(threads, positions):
     """In one thread, or forward and backward in a thread each."""
     run = in_thread if threads else lambda call: call()
     model, batch = road_model(), token_batch()
+    model = RoadModel(model.model, model.adapter, positions=positions)
     model(base=batch)[1].logits.square().sum().backward()
     plain = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
     model.zero_grad()

@@ -267,15 +267,15 @@ def test_folders_and_devices_are_checked(workplace, finished):
 def test_damaged_heads_are_refused(finished, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from road_interp.adapters.modules_to_save import load_modules
+    from road_interp.adapters.modules_to_save import load_modules, serialize_modules
 
     tensors = load_file(finished.folder / "head.safetensors")
     model = tiny_model("Bert", "classifier", vocab_size=30)
     name = "classifier.weight"
     changes = {
-        "is not a tensor of": {"elsewhere": torch.zeros(1)},
-        "has shape": {name: torch.zeros(3, 32)},
-        "not finite": {name: torch.full((2, 32), torch.nan)},
+        "^head.safetensors: 'elsewhere' is not a tensor of BertForSequenceClassification$": {"elsewhere": torch.zeros(1)},
+        "^head.safetensors: 'classifier.weight' has shape": {name: torch.zeros(3, 32)},
+        "^head.safetensors: 'classifier.weight' holds a value that is not finite$": {name: torch.full((2, 32), torch.nan)},
     }
     for message, change in changes.items():
         save_file({**tensors, **change}, tmp_path / "head.safetensors")
@@ -283,6 +283,8 @@ def test_damaged_heads_are_refused(finished, tmp_path):
             load_modules(model, tmp_path / "head.safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         load_modules(model, tmp_path / "gone")
+    with pytest.raises(InputError, match="^BertForSequenceClassification has no module 'score'$"):
+        serialize_modules(model, ["score"])
 
 
 @pytest.mark.slow
