@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from helpers.models import tiny_model
 from helpers.recipes import recipe_for
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.schema import ModelRecipe
+from road_interp.runs.run import Run
 from road_interp.sources import SMOLLM2
 from road_interp.training.api import train
 
@@ -73,10 +75,10 @@ def bert() -> PreTrainedModel:
     return tiny_model("Bert")
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with a tiny BERT, its tokeniser and 200 labelled sentences."""
-    folder = tmp_path_factory.mktemp("workplace")
+@pytest.fixture(scope="session")
+def first_workplace(tmp_path_factory):
+    """What `workplace` is a copy of: a folder with a tiny BERT, its tokeniser and 200 labelled sentences."""
+    folder = tmp_path_factory.mktemp("first") / "workplace"
     datasets.disable_progress_bars()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *OTHER]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
@@ -97,9 +99,25 @@ def workplace(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def first_run(first_workplace):
+    """What `finished` is a copy of: a trained run, which takes seconds."""
+    return train(recipe_for(first_workplace), first_workplace.parent / "run", progress=False)
+
+
 @pytest.fixture(scope="module")
-def finished(workplace):
-    return train(recipe_for(workplace), workplace / "run", progress=False)
+def workplace(first_workplace, tmp_path_factory):
+    """A folder with a tiny BERT, its tokeniser and 200 labelled sentences."""
+    return Path(shutil.copytree(first_workplace, tmp_path_factory.mktemp("workplace") / "files"))
+
+
+@pytest.fixture(scope="module")
+def finished(first_workplace, first_run, workplace):
+    """A finished run on the model and the data of `workplace`."""
+    folder = Path(shutil.copytree(first_run.folder, workplace / "run"))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(first_workplace), str(workplace)))
+    return Run.load(folder)
 
 
 @pytest.fixture(scope="module")
