@@ -138,7 +138,7 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         Run.load(workplace / "cut")
     with pytest.raises(InputError, match="not empty"):
         train(recipe_for(workplace), workplace / "cut", progress=False)
-    with pytest.raises(InputError, match="was started with: training.epochs is 6.0 there, 2.0 here; seed is 0 there, 3 here"):
+    with pytest.raises(InputError, match="was started with: training.epochs is 3.0 there, 2.0 here; seed is 0 there, 3 here"):
         train(recipe_for(workplace, "seed=3", "training.epochs=2"), workplace / "cut", resume=True, progress=False)
     checkpoints = workplace / "cut" / "checkpoints"
     whole = max(checkpoints.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
