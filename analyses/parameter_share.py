@@ -31,7 +31,10 @@ MODELS = {
 }
 METHODS = ("road_1", "road_2", "road_4", "lora-1", "lora-8", "full")
 REVIEWS, TASKS = "rotten-tomatoes", ("rotten-tomatoes", "RTE", "SST-2")
-COLUMNS = {"RTE": ("data.text=sentence1", "data.text_pair=sentence2"), "SST-2": ("data.text=sentence",)}
+COLUMNS = {
+    "RTE": ("data.text=sentence1", "data.text_pair=sentence2", "model.max_length=256"),
+    "SST-2": ("data.text=sentence",),
+}
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 RATES: Mapping[str, Mapping[str, float]] = {}  # by model and method: those with the highest accuracy in "parameter-share-rates"
 
@@ -44,9 +47,10 @@ class Settings:
         model: a name in MODELS.
         task: "rotten-tomatoes", or a folder of `glue`.
         method: as in `train_method`.
-        rates: learning rates to try; by default the chosen one.
+        rates: learning rates to try; for "parameter-share" one at most, by default the chosen one.
         glue: folder of GLUE's files, train.tsv and dev.tsv in a folder per task.
-        per_class: number of training texts of each class.
+        per_class: number of texts of each class, before validation and test texts are taken out.
+        texts: number of training texts, of those that are left; all by default.
         more: further overrides of the recipe sentiment-minilm.
     """
 
@@ -56,6 +60,7 @@ class Settings:
     rates: tuple[float, ...] = ()
     glue: str | None = None
     per_class: int = 3500
+    texts: int | None = None
     more: tuple[str, ...] = ()
     seed: int = 0
 
@@ -91,7 +96,7 @@ def overrides_of(settings: Settings, rate: float) -> list[str]:
 def trained(piece: Piece, rate: float) -> MethodOutcomes:
     settings: Settings = piece.recipe
     recipe: Any = load_recipe("sentiment-minilm", overrides_of(settings, rate))
-    return train_method(recipe, settings.method, settings.task)
+    return train_method(recipe, settings.method, settings.task, settings.texts)
 
 
 def measure_rates(piece: Piece) -> RateScores:
@@ -105,8 +110,10 @@ def measure_rates(piece: Piece) -> RateScores:
 
 def measure(piece: Piece) -> MethodOutcomes:
     settings: Settings = piece.recipe
-    rates = settings.rates or (RATES[settings.model][settings.method],)
-    return trained(piece, rates[0])
+    if len(settings.rates) > 1:
+        raise InputError("rates must hold one learning rate here; the study parameter-share-rates compares several")
+    rate = settings.rates[0] if settings.rates else RATES[settings.model][settings.method]
+    return trained(piece, rate)
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ RATES_STUDY = Study(
     name="parameter-share-rates",
     title="Learning rates by model and method",
     conditions={
-        f"{model}_{method}": Condition(f"{model}, {method}", (f"model={model}", f"method={method}", "per_class=1000"), seeds=1)
+        f"{model}_{method}": Condition(f"{model}, {method}", (f"model={model}", f"method={method}", "texts=2000"), seeds=1)
         for model in MODELS
         for method in METHODS
     },

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 from transformers import set_seed
 
+from road_interp.data.labelled import subsample
 from road_interp.errors import InputError
 from road_interp.measure.parameter_share import MethodOutcomes
 from road_interp.models.loading import find_device
@@ -22,13 +23,14 @@ from road_interp.training.fine_tuning import Method, trainable_model
 from road_interp.training.trainer import RoadTrainer
 
 
-def train_method(recipe: ClassificationRecipe, method: str, task: str) -> MethodOutcomes:
+def train_method(recipe: ClassificationRecipe, method: str, task: str, texts: int | None = None) -> MethodOutcomes:
     """Train one method with the data, the seed and the settings of a recipe, without leaving files on disk.
 
     Args:
         method: a variant of RoAd such as "road_1", "lora-R" for LoRA of rank R at the recipe's sites, "full" for all weights, or
             "head" for the head alone, which every method trains.
         task: name of the data for the result.
+        texts: number of training texts, drawn from those of the recipe's split; all by default.
 
     Raises:
         InputError: an unknown method, or data that are not scored by accuracy.
@@ -36,6 +38,8 @@ def train_method(recipe: ClassificationRecipe, method: str, task: str) -> Method
     set_seed(recipe.seed)
     experiment = ClassificationExperiment(recipe)
     experiment.load_data()
+    if texts is not None:
+        experiment.data = replace(experiment.data, train=subsample(experiment.data.train, texts))
     if experiment.data.metric != "accuracy":
         raise InputError(f"outcomes per text need accuracy, not {experiment.data.metric}")
     model, counts = _model(experiment, method)

@@ -82,10 +82,11 @@ def test_throughput(known, command, monkeypatch, tmp_path):
 
 def test_parameter_share(known, command, monkeypatch, tmp_path):
     """The best rate by validation; every method on every task of the folder, with the recipe of its files."""
-    asked = []
+    asked, sizes = [], set()
 
-    def scripted(recipe, method, task):
+    def scripted(recipe, method, task, texts):
         asked.append((recipe, method, task))
+        sizes.add(texts)
         best = recipe.training.learning_rate == 3e-3
         return MethodOutcomes(recipe.model.name, task, method, recipe.seed, 1e-3, 5, 0.1, 0.5 + best / 4, (True, False, best))
 
@@ -93,7 +94,10 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     monkeypatch.setitem(script, "train_method", scripted)
     told = command("parameter-share-rates", "--only", "minilm_lora-8")
     assert [recipe.training.learning_rate for recipe, *_ in asked] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-    assert {(method, recipe.data.per_class) for recipe, method, _ in asked} == {("lora-8", 1000)}
+    assert {method for _, method, _ in asked} == {"lora-8"}
+    tuned_on = asked[0][0].data
+    assert sizes == {2000}
+    sizes.clear()
     assert told["sentence"].endswith("The best: minilm lora-8 0.003.")
     assert told["numbers"]["minilm, lora-8, rate 0.003"] == "0.750"
     asked.clear()
@@ -104,12 +108,16 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
         (method, task, seed) for task in ("rotten-tomatoes", "RTE") for method in ("road_1", "full") for seed in (0, 1)
     ]
     reviews, entailment = asked[0][0].data, asked[4][0].data
+    assert reviews == tuned_on  # so that the rates are chosen on validation texts of the same split
+    assert sizes == {None}
     assert (reviews.per_class, reviews.filter) == (3500, {"source": "rotten_tomatoes"})
     assert (entailment.id, entailment.validation, entailment.filter) == ("glue/RTE/train.tsv", "glue/RTE/dev.tsv", {})
     assert (entailment.text, entailment.text_pair, entailment.per_class) == ("sentence1", "sentence2", None)
     assert [Path(path).stem for path in told["figures"]] == ["parameter-share-rotten-tomatoes", "parameter-share-rte"]
     (name,) = [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%) minus full fine-tuning")]
     assert told["numbers"][name].startswith("0.333")
+    with pytest.raises(InputError, match="rates must hold one learning rate here"):
+        script["measure"](SimpleNamespace(recipe=script["Settings"](rates=(1e-4, 1e-3))))
     with pytest.raises(InputError, match="task 'SST-2' needs glue=FOLDER, a folder with SST-2/train.tsv and dev.tsv"):
         script["overrides_of"](script["Settings"](task="SST-2"), 1e-3)
 

@@ -70,7 +70,8 @@ def test_they_learn_and_leave_plain_models(tuned, workplace):
 
 
 def test_the_same_seed_gives_the_same_numbers(tuned, workplace):
-    model, scores = train_baseline(recipe_for(workplace, "training.epochs=6"), "lora", seed=0, learning_rate=RATES["lora"], rank=2)
+    recipe = recipe_for(workplace, "training.epochs=6")
+    model, scores = train_baseline(recipe, "lora", seed=0, learning_rate=RATES["lora"], rank=2)
     assert scores == tuned["lora"][1]
     assert all(map(torch.equal, model.state_dict().values(), tuned["lora"][0].state_dict().values()))
     other, _ = train_baseline(recipe_for(workplace, "training.max_steps=1"), "lora", seed=1, learning_rate=RATES["lora"], rank=2)

@@ -10,6 +10,7 @@ import pytest
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.training.api import train
+from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.fine_tuning import train_baseline
 from road_interp.training.method_outcomes import train_method
 
@@ -36,6 +37,24 @@ def test_a_baseline_has_the_accuracy_of_its_own_training(workplace, method):
     found = train_method(recipe, method, "tone")
     assert np.mean(found.correct) == scores["test"]["accuracy"]
     assert (found.parameters, found.percent) == (scores["parameters"]["trained"], scores["parameters"]["percent of backbone"])
+
+
+def test_fewer_training_texts_leave_the_other_splits_alone(workplace, monkeypatch):
+    trained_on = []
+
+    def seen(self, *args, **kwargs):
+        trained_on.append({name: list(getattr(self.data, name)["text"]) for name in ("train", "validation", "test")})
+        return make_trainer(self, *args, **kwargs)
+
+    make_trainer = ClassificationExperiment.make_trainer
+    monkeypatch.setattr(ClassificationExperiment, "make_trainer", seen)
+    recipe = recipe_for(workplace, "training.max_steps=1")
+    for texts in (None, 30):
+        train_method(recipe, "head", "tone", texts)
+    whole, fewer = trained_on
+    assert len(fewer["train"]) == 30
+    assert set(fewer["train"]) <= set(whole["train"])
+    assert (fewer["validation"], fewer["test"]) == (whole["validation"], whole["test"])
 
 
 def test_the_order_of_the_texts_is_that_of_every_method(workplace):
