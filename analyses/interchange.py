@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from road_interp import plots
 from road_interp.causal.accuracy import ScanReport, scan
@@ -24,7 +25,7 @@ from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import full_swap
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
-from road_interp.measure.intervals import cluster_means, interval
+from road_interp.measure.intervals import mean_interval
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
@@ -89,13 +90,16 @@ class ControlStudy(Result):
         Words are resampled: a word is the same one in every division.
         """
         reports = self.tasks[task]
-        outcomes = np.concatenate([np.array(report.of(method).outcomes, float) for report in reports])
+        outcomes = self._outcomes(task, method)
         if over is not None:
-            outcomes -= np.concatenate([np.array(report.of(over).outcomes, float) for report in reports])
+            outcomes = outcomes.astype(float) - self._outcomes(task, over)
         words = [both for report in reports for both in report.words]
         cells = [str(report.seed) for report in reports for _ in report.words]
         mean = np.mean([outcomes[np.array(cells) == str(report.seed)].mean() for report in reports])
-        return float(mean), *interval(cluster_means(outcomes, words, cells))
+        return float(mean), *mean_interval(outcomes, words, cells)
+
+    def _outcomes(self, task: str, method: str) -> Bool[np.ndarray, " pairs"]:
+        return np.concatenate([np.array(report.of(method).outcomes) for report in self.tasks[task]])
 
     def mean(self, task: str, value: Callable[[ControlReport], float]) -> float:
         """The mean over divisions of a number of every report."""

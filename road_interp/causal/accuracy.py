@@ -14,7 +14,7 @@ from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
-from road_interp.measure.intervals import cluster_means, interval, rate_interval
+from road_interp.measure.intervals import cluster_means, interval, mean_interval
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
@@ -71,7 +71,7 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
         trained,
         len(swapped),
         float(swapped.mean()),
-        rate_interval(swapped, words),
+        mean_interval(swapped, words),
         float((swapped & (before > 0)).mean()),
         float(gain.mean()),
         interval(cluster_means(gain, words)),

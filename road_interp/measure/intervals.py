@@ -18,8 +18,8 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int) -> tu
 
     Seeds and examples are both random (two crossed random effects). The variance of the mean is that of the seeds' means plus
     that of the examples' means less that of the residual, which both contain; its degrees of freedom follow from Satterthwaite
-    (1946). So three seeds that differ give a wide interval, and seeds that agree give that of the examples. Rates of 0 and 1 have
-    the Wilson interval of the examples of one seed.
+    (1946). So three seeds that differ give a wide interval, and seeds that agree give that of the examples. Equal outcomes have
+    no variance: a rate has the Wilson interval of the examples of one seed, and a difference its width on either side.
 
     Args:
         outcomes: concatenated over seeds: rates (0 or 1), or paired differences of them (-1, 0 or 1).
@@ -27,16 +27,14 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int) -> tu
     """
     values = np.asarray(outcomes, dtype=float).reshape(seeds, -1)
     count, mean = values.shape[1], float(values.mean())
-    if outcomes.dtype == bool and values.min() == values.max():
-        return (mean, *wilson(count * int(mean), count))
+    if values.min() == values.max():
+        return (mean, *_of_equal(mean, count, outcomes.dtype == bool))
     by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
     residual = values - mean - by_seed[:, None] - by_example
     seed = float((by_seed**2).sum() / (max(seeds - 1, 1) * seeds))
     example = float((by_example**2).sum() / (max(count - 1, 1) * count))
     both = float((residual**2).sum() / (max((seeds - 1) * (count - 1), 1) * seeds * count))
-    variance = max(seed + example - both, seed, example)
-    if variance == 0:
-        return (mean, mean, mean)
+    variance = max(seed + example - both, seed, example) or both
     parts = ((seed, seeds - 1), (example, count - 1), (both, (seeds - 1) * (count - 1)))
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
     half = float(stats.t.ppf(0.975, freedom) * variance**0.5)
@@ -81,15 +79,26 @@ def cluster_means(
     return total[~np.isnan(total)]
 
 
-def rate_interval(outcomes: Shaped[np.ndarray, " examples"], clusters: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """95% interval of a rate: bootstrap over clusters, as in `cluster_means`.
+def mean_interval(
+    outcomes: Shaped[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], cells: Sequence[str] | None = None
+) -> tuple[float, float]:
+    """95% interval of a mean of cells of equal weight: bootstrap over clusters, as in `cluster_means`.
 
-    Where all outcomes are equal, a bootstrap has no spread: then the Wilson interval of as many trials as there are clusters.
+    Where all outcomes are equal, a bootstrap has no spread: then rates have the Wilson interval of as many trials as there are
+    clusters, and paired differences its width on either side.
     """
     if outcomes.min() == outcomes.max():
         trials = len({name for each in clusters for name in each})
-        return wilson(trials * int(outcomes[0]), trials)
-    return interval(cluster_means(outcomes.astype(float), clusters))
+        return _of_equal(float(outcomes[0]), trials, outcomes.dtype == bool)
+    return interval(cluster_means(outcomes.astype(float), clusters, cells))
+
+
+def _of_equal(value: float, trials: int, is_rate: bool) -> tuple[float, float]:
+    """95% interval of the mean of equal outcomes: Wilson's for a rate, and for differences its width on either side."""
+    if is_rate:
+        return wilson(trials * int(value), trials)
+    width = wilson(0, trials)[1]
+    return max(value - width, -1.0), min(value + width, 1.0)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

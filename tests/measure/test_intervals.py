@@ -7,7 +7,15 @@ import pytest
 from scipy import stats
 
 from road_interp.errors import InputError
-from road_interp.measure.intervals import DRAWS, bootstrap_means, check_seeds, cluster_means, mean_over_seeds
+from road_interp.measure.intervals import (
+    DRAWS,
+    bootstrap_means,
+    check_seeds,
+    cluster_means,
+    mean_interval,
+    mean_over_seeds,
+    wilson,
+)
 
 
 def width(outcomes, seeds):
@@ -45,8 +53,26 @@ def test_rates_of_zero_and_one_are_not_certain():
     assert mean_over_seeds(np.array([True, False]), 2) == (0.5, 0, 1)
 
 
-def test_a_difference_that_is_always_zero_is_zero():
-    assert mean_over_seeds(np.zeros(30), 3) == (0, 0, 0)
+def test_a_difference_that_is_always_zero_is_not_certain():
+    """Of ten examples without a difference, the rate of a difference may still be .28."""
+    bound = wilson(0, 10)[1]
+    assert mean_over_seeds(np.zeros(30), 3) == (0, -bound, bound)
+    assert mean_over_seeds(np.ones(10), 1) == (1, pytest.approx(1 - wilson(0, 10)[1]), 1)
+    assert mean_over_seeds(-np.ones(10), 1) == (-1, -1, pytest.approx(wilson(0, 10)[1] - 1))
+
+
+def test_outcomes_that_differ_only_between_seeds_and_examples_together_are_not_certain():
+    mean, low, high = mean_over_seeds(np.array([True, False, False, True]), 2)
+    assert (mean, low, high) == (0.5, 0, 1)
+
+
+def test_clusters_without_a_difference_are_not_certain():
+    words = [(str(number // 2),) for number in range(20)]
+    bound = wilson(0, 10)[1]
+    assert mean_interval(np.zeros(20), words) == (-bound, bound)
+    assert mean_interval(np.zeros(20, bool), words) == (0, bound)
+    cells = [str(number % 2) for number in range(20)]
+    assert mean_interval(np.ones(20, bool), words, cells) == (pytest.approx(1 - bound), 1)
 
 
 def test_bootstrapped_rows_are_drawn_alike():
