@@ -217,7 +217,7 @@ class Programs(RuleBasedStateMachine):
     def remove(self):
         del self.adapters["c"]
         self.model.bank.remove("c")
-        with pytest.raises(InputError, match="'c'"):
+        with pytest.raises(InputError, match="unknown adapter c; the bank holds"):
             self.model(base=INPUTS, adapter_names=["c"] * 3)
 
     @precondition(lambda self: self.is_free() and self.kind == "bank")

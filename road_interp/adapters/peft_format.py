@@ -183,7 +183,7 @@ def _site(module: str, width: int, base: nn.Module | None) -> Site:
     """The site of the whole output of a module."""
     if isinstance(base, PreTrainedModel):
         return Site(module, width, *layer_and_kind(module, layer_stacks(base)))
-    match = re.search(r"(?:^|\.)(\d+)\.(.+)", module)
+    match = re.search(r"(?:^|\.)(\d{1,6})\.(.+)", module)
     return Site(module, width, None, module) if match is None else Site(module, width, int(match[1]), match[2])
 
 

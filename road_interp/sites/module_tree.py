@@ -72,9 +72,8 @@ def is_in_attention(kind: str) -> bool:
 def layer_and_kind(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
     """Layer and kind of the module at `path`, given the paths of the block stacks; the layer is None outside of them."""
     for stack in stacks:
-        if path.startswith(stack + "."):
-            layer, _, kind = path[len(stack) + 1 :].partition(".")
-            return int(layer), kind or "block-output"
+        if found := re.fullmatch(rf"{re.escape(stack)}\.(\d{{1,6}})(?:\.(.*))?", path, re.DOTALL):
+            return int(found[1]), found[2] or "block-output"
     return None, path
 
 

@@ -74,6 +74,20 @@ def test_what_a_written_folder_says_of_its_model(task, stored, tmp_path):
     assert {name: config[name] for name in said} == said
 
 
+def test_names_that_are_no_layers_are_no_error_of_their_own(tmp_path):
+    """A damaged name of a tensor is a site outside the blocks, which the model lacks."""
+    base = tiny_model("Bert")
+    random_adapter(find_sites(base, "fc1")).to_peft(tmp_path, base)
+    weights = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    for wrong in ("1*x", "9" * 5000):
+        save_file({name.replace("layer.1.", f"layer.{wrong}."): values for name, values in tensors.items()}, weights)
+        with pytest.raises(InputError, match="which BertModel does not have"):
+            RoadAdapter.from_peft(tmp_path, base=base)
+        layers = [site.layer for site in RoadAdapter.from_peft(tmp_path).sites]
+        assert None in layers
+
+
 def test_without_peft_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match=r"^writing PEFT folders needs PEFT: pip install 'road-interp\[peft\]'$"):
