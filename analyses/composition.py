@@ -24,7 +24,7 @@ from road_interp.cli.app import main_of
 from road_interp.measure.composition import CompositionReport
 from road_interp.plots import export
 from road_interp.results import Result
-from road_interp.sources import readable_name
+from road_interp.sources import is_here, readable_name
 from road_interp.training.composition_baselines import (
     adapter_per_set,
     divided_by_seed,
@@ -157,6 +157,7 @@ STUDY = Study(
     describe=describe,
     minutes=1500,
     seeds=(0, 1, 2, 3, 4),
+    applies=lambda recipe: is_here(recipe.model.id),
     quick=("training.max_steps=4", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
     quick_conditions=1,
 )

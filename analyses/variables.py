@@ -21,6 +21,7 @@ from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import (
     DEEP,
     METHODS,
+    NO_SWAP,
     SHARED,
     STACKED,
     Trial,
@@ -201,7 +202,8 @@ def describe(found: VariablesStudy) -> Described:
     for seeds in found.comparisons.values():
         measured = [report.method for report in seeds[0].reports]
         for method in measured:
-            rows.append((f"{name_of(seeds[0])}, {method}", with_interval(disentangle(seeds, method))))
+            value = with_interval(disentangle(seeds, method))
+            rows.append((f"{name_of(seeds[0])}, {method}", f"{value}, swaps nothing" if swaps_nothing(seeds, method) else value))
         for method in [each for each in (STACKED, DEEP) if {each, SHARED} <= {*measured}]:
             values, lows, highs = zip(*(one.difference(method, SHARED) for one in seeds), strict=True)
             rows.append(
@@ -209,9 +211,15 @@ def describe(found: VariablesStudy) -> Described:
             )
     sentence = (
         "Disentangle, the mean of cause and isolation over variables, on unseen entities: with the 95% interval over groups of "
-        "entities for one seed, the lowest and the highest of several; differences on the same pairs with the widest interval."
+        "entities for one seed, the lowest and the highest of several; differences on the same pairs with the widest interval. "
+        '"Swaps nothing": the training of a mask has failed, because no coordinate was left to any variable.'
     )
     return sentence, rows
+
+
+def swaps_nothing(seeds: Sequence[VariablesComparison], method: str) -> bool:
+    """Whether a method has the outcomes of no swap in every seed."""
+    return method != NO_SWAP and all(one.of(method).outcomes == one.of(NO_SWAP).outcomes for one in seeds)
 
 
 def disentangle(seeds: Sequence[VariablesComparison], method: str) -> tuple[float, float, float]:

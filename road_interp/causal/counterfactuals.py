@@ -97,13 +97,15 @@ class CounterfactualPairs:
         return self.positions[name]
 
     def continued(self, tokens: Sequence[Sequence[int]]) -> CounterfactualPairs:
-        """The pairs with further tokens after every text: pair `i` gets list `i` modulo their number. There is no span "last"."""
+        """The pairs with further tokens after every text: pair `i` gets list `i` modulo their number.
+
+        Positions stay, so that the span "last" is still the last token of the text before them.
+        """
         texts = [
             tuple((*ids, *tokens[number % len(tokens)]) for number, ids in enumerate(side))
             for side in (self.base_ids, self.source_ids)
         ]
-        positions = {span: ends for span, ends in self.positions.items() if span != "last"}
-        return replace(self, base_ids=texts[0], source_ids=texts[1], positions=positions)
+        return replace(self, base_ids=texts[0], source_ids=texts[1])
 
     def with_arbitrary_labels(self, vocabulary: int, seed: int = 0) -> CounterfactualPairs:
         """The control task (Hewitt & Liang 2019): each answer token is mapped to a random token of the vocabulary.

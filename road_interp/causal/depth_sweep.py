@@ -25,10 +25,10 @@ DEPTHS, ROWS = (1, 2, 5), (1, 8, 64)  # the full depth, and one row of every pla
 
 @dataclass(frozen=True)
 class DepthReport(Result):
-    """Trained stacks of several depths, each with several numbers of exchanged rows, on the same test pairs.
+    """Trained stacks of several depths, each with several numbers of exchanged rows; of one seed on the same test pairs.
 
     Attributes:
-        seeds: of the initial angles and the training.
+        seeds: of the initial angles and the training, and of the division of the words and the pairs.
         depths: numbers of levels; 1 is RoAd, and the last, the full depth, mixes all dimensions.
         rows: numbers of exchanged rows, spread over the planes; the last is one row of every plane.
         cells: `cells[i][j][k]` is of `seeds[i]`, `depths[j]` and `rows[k]`.

@@ -104,6 +104,7 @@ class VariableMethod(NamedTuple):
     learning_rate: float
 
 
+NO_SWAP = "no swap"
 STACKED, DEEP, PLANES = "stacked RoAd", "deep RoAd", "RoAd planes"
 SHARED = "multi-task DAS"  # low-rank, one basis that the variables divide (MDAS of RAVEL)
 METHODS: dict[str, VariableMethod] = {
@@ -244,7 +245,7 @@ def compare_variables(
     """
     _check_disjoint(train, validation, test)
     seed, width = options.get("seed", 0), test.runs.site.width
-    untrained = (("no swap", no_variable), ("whole state", whole_state))
+    untrained = ((NO_SWAP, no_variable), ("whole state", whole_state))
     reports = [measure_variables(test, swap, name, seed=seed) for name, swap in untrained]
     owned = VariableCoordinates(dict.fromkeys(variables, coordinates))
     random = owned.low_rank(width, seed=seed).requires_grad_(False).to(test.targets.device)

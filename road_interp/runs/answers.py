@@ -21,6 +21,7 @@ from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.runs.prediction import Text, compute_logits
 from road_interp.runs.run import Run
 from road_interp.sites.module_tree import hidden_of, hooked
+from road_interp.sites.positions import position_mask
 from road_interp.sites.site import Site
 
 READ_TEXTS = 60  # texts whose states are kept
@@ -51,24 +52,29 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
 def _states_before(
     rotated: PreTrainedModel, adapter: RoadAdapter, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
 ) -> dict[str, Complex[np.ndarray, "texts planes"]]:
-    """The states in front of every rotation, from those behind it in the rotated model; 0 where a rotation has no inverse."""
+    """The states in front of every rotation, from those behind it in the rotated model; 0 where a rotation has no inverse.
+
+    Of every text the state of [CLS] is read, or of the last token where there is none.
+    """
     columns = zip(*((text,) if isinstance(text, str) else text for text in texts), strict=True)
     options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
     batch = tokenizer(*map(list, columns), **options).to(rotated.device)
     tokens = batch["attention_mask"].cumsum(-1)
     token = (tokens == 1).int().argmax(-1) if tokenizer.cls_token is not None else tokens.argmax(-1)
+    rows = torch.arange(len(token))
+    is_rotated = position_mask(adapter.positions, batch["attention_mask"])[rows, token].cpu()[:, None]
     found: dict[str, np.ndarray] = {}
 
     def read(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             hidden = hidden_of(output)
             hidden = hidden if site.output_slice is None else site.output_slice.select(hidden)
-            pairs = hidden[torch.arange(len(hidden)), token].float().unflatten(-1, (-1, 2, adapter.group_size // 2))
+            pairs = hidden[rows, token].float().unflatten(-1, (-1, 2, adapter.group_size // 2))
             behind = torch.complex(*pairs.unbind(-2)).flatten(-2).cpu()
             maps = adapter.plane_maps(site)
             a, b = maps.a.cpu(), torch.zeros(()) if maps.b is None else maps.b.cpu()
             before = (a.conj() * behind - b * behind.conj()) / (a.abs() ** 2 - b.abs() ** 2)
-            found[site.name] = before.nan_to_num(0, 0, 0).numpy()
+            found[site.name] = torch.where(is_rotated, before.nan_to_num(0, 0, 0), behind).numpy()
 
         return hook
 

@@ -66,8 +66,8 @@ def undivided(piece: Piece, own_loss: bool = False) -> CompositionReport:
     """One adapter on all planes, trained on the examples of all tasks. It is on or off: it cannot be told which tasks to show.
 
     Args:
-        own_loss: leave the tokens that decide the part of another task out of the loss of every example, as in the co-activated
-            examples of divided planes.
+        own_loss: leave the tokens that decide the parts of other tasks out of the loss of every example, as in the co-activated
+            examples of divided planes: of two tasks those of the other, of more those of tasks drawn anew for every example.
     """
     recipe: MultiTaskGenerationRecipe = replace(
         piece.recipe, co_activation=float(own_loss), co_activation_loss="own", shared=None
@@ -106,7 +106,10 @@ def adapter_per_set(piece: Piece) -> CompositionReport:
 
 
 def multiplied(piece: Piece) -> CompositionReport:
-    """Train each task alone on all planes; multiply the adapters of the active tasks."""
+    """Train each task alone on all planes; multiply the adapters of the active tasks.
+
+    Every adapter has the steps and the number of examples that the other methods have for all tasks together.
+    """
     recipe: MultiTaskGenerationRecipe = piece.recipe
     examples = sum(task.examples for task in recipe.tasks.values())
     alone = {}

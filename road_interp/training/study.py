@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from road_interp.errors import InputError
+from road_interp.files import check_folder, locked
 from road_interp.from_mapping import from_mapping
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.progress import Progress, silent
@@ -201,13 +202,16 @@ def run_of(piece: Piece) -> Run:
 
 
 def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
-    """The run of a recipe in a folder, trained or resumed if it is not finished.
+    """The run of a recipe in a folder, trained or resumed if it is not finished; a second process waits for the first.
 
     Raises:
         InputError: the folder holds a run of another recipe.
     """
-    if not (folder / METRICS).is_file():
-        return train(recipe, folder, resume=(folder / RECIPE).is_file(), progress=False)
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if not (folder / METRICS).is_file():
+            return train(recipe, folder, resume=(folder / RECIPE).is_file(), progress=False)
     if load_stored_recipe(folder / RECIPE) != recipe:
         raise InputError(f"'{folder}' was trained with another recipe; choose another --runs")
     return Run.load(folder)

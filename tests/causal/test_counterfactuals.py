@@ -136,6 +136,16 @@ def test_pairs_come_from_a_file_and_from_a_callable(tokenizer, tmp_path):
         read_pairs(tmp_path / "none.jsonl")
 
 
+def test_continued_pairs_keep_every_position(tokenizer):
+    pairs = load_pairs("agreement", tokenizer, (8, 4, 4), 0).train
+    continued = pairs.continued([[1, 2], [3]])
+    assert continued.positions == pairs.positions
+    assert continued.base_ids[:2] == ((*pairs.base_ids[0], 1, 2), (*pairs.base_ids[1], 3))
+    assert [continued.base_ids[row][ends[0]] for row, ends in enumerate(continued.positions["last"])] == [
+        ids[-1] for ids in pairs.base_ids
+    ]
+
+
 def test_arbitrary_answers_are_the_same_in_every_split(tokenizer):
     splits = load_pairs("agreement", tokenizer, (60, 30, 30))
     train, test = (pairs.with_arbitrary_labels(len(tokenizer), 3) for pairs in (splits.train, splits.test))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from helpers.recipes import recipe_for
@@ -24,7 +27,10 @@ def test_answers_are_those_of_the_scores(finished):
     assert became_right == sorted(became_right, reverse=True)
 
 
-def test_states_are_those_in_front_of_the_rotations(finished):
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_states_are_those_in_front_of_the_rotations(finished, positions):
+    """[CLS], whose state is read, is not rotated where positions are "last"."""
+    finished = replace(finished, adapter=replace(finished.adapter, positions=positions))
     answers = answers_of(finished)
     tokenizer = load_tokenizer(finished.recipe.model)
     texts = load_labelled(finished.recipe.data).test["text"][:]
@@ -38,7 +44,7 @@ def test_states_are_those_in_front_of_the_rotations(finished):
     for site in finished.adapter.sites:
         states = torch.from_numpy(answers.states[site.name])
         before = torch.view_as_real(states).flatten(-2)
-        rotated = apply(finished.adapter.plane_maps(site), before, 2)
+        rotated = apply(finished.adapter.plane_maps(site), before, 2) if positions == "all" else before
         torch.testing.assert_close(rotated, behind[site.name][:, 0], rtol=1e-4, atol=1e-4)
 
 
