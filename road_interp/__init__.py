@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from road_interp.causal.template_pairs import load_pairs
     from road_interp.causal.training import train_interchange
     from road_interp.errors import InputError
+    from road_interp.models.factor_table import Wanted
     from road_interp.models.interchange import RoadInterchangeIntervention
     from road_interp.models.intervention import RoadIntervention
     from road_interp.models.loading import load_model, load_tokenizer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from road_interp.sites.find import find_sites
     from road_interp.sites.site import Site
     from road_interp.training.api import evaluate, train
+    from road_interp.training.scoring import make_scorer
 
 _LAZY_IMPORTS = {
     "RoadBank": "adapters.bank",
@@ -47,6 +49,7 @@ _LAZY_IMPORTS = {
     "load_pairs": "causal.template_pairs",
     "train_interchange": "causal.training",
     "InputError": "errors",
+    "Wanted": "models.factor_table",
     "RoadInterchangeIntervention": "models.interchange",
     "LowRankInterchangeIntervention": "models.low_rank_interchange",
     "VariableCoordinates": "models.variable_coordinates",
@@ -61,6 +64,7 @@ _LAZY_IMPORTS = {
     "Site": "sites.site",
     "evaluate": "training.api",
     "train": "training.api",
+    "make_scorer": "training.scoring",
 }
 
 __all__ = [
@@ -78,6 +82,7 @@ __all__ = [
     "Site",
     "TaskPlanes",
     "VariableCoordinates",
+    "Wanted",
     "causal",
     "encode_pairs",
     "evaluate",
@@ -87,6 +92,7 @@ __all__ = [
     "load_pairs",
     "load_recipe",
     "load_tokenizer",
+    "make_scorer",
     "measure",
     "plots",
     "read_pairs",

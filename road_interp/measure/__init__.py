@@ -11,10 +11,13 @@ from road_interp.measure.composition import CompositionReport, SetScore, composi
 from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
 from road_interp.measure.disentangle import DisentangleReport, disentangle
 from road_interp.measure.drift import DriftReport, DriftStudy, ReadPointDrift, drift, text_batches
+from road_interp.measure.engine_cost import EngineCostReport
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.frozen_states import Features, read_features
 from road_interp.measure.interference import InterferenceReport, interference
 from road_interp.measure.joint_training import JointTraining, JointTrainingReport, joint_training
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
+from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
 from road_interp.measure.strength import StrengthReport, strength
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
 from road_interp.measure.throughput import ThroughputReport, Timing, throughput
@@ -32,11 +35,16 @@ __all__ = [
     "DisentangleReport",
     "DriftReport",
     "DriftStudy",
+    "EngineCostReport",
     "ExactMatchReport",
     "Features",
     "InterferenceReport",
     "JointTraining",
     "JointTrainingReport",
+    "MethodOutcomes",
+    "MultiTaskAccuracyReport",
+    "MultiTaskAccuracyStudy",
+    "ParameterShareReport",
     "QueryKey",
     "Question",
     "ReadPointDrift",

@@ -79,8 +79,11 @@ class ReadPointDrift:
         return float(np.mean(1 / direction - 1)) if (direction > 0).all() else None
 
     def over_null(self) -> Mean | None:
-        """Mean dM over `points` divided by `null`, with the 95% bootstrap interval over texts; None without a null above 0."""
-        if not self.null:
+        """Mean dM over `points` divided by `null`, with the 95% bootstrap interval over texts.
+
+        None without a null above 0, and where a LayerNorm sets the norm.
+        """
+        if self.norm_is_pinned or not self.null:
             return None
         direction, magnitude = np.array(self.points).T
         samples = bootstrap_means(np.stack([magnitude, 1 / direction - 1]))
