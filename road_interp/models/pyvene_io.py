@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.files import read_json_object, write_atomically
+from road_interp.files import read_json_object, read_text, write_atomically
 from road_interp.models.intervention import RoadIntervention, pyvene, read_form, subspace_planes
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
@@ -107,26 +107,38 @@ def _positions(folder: Path) -> str:
 
 def _task_planes(folder: Path, adapter: RoadAdapter, partitions: Mapping[str, Any]) -> TaskPlanes | None:
     """One task per subspace of the partitions, by site name; None if no site has a partition."""
-    counts = {len(partition) for partition in partitions.values() if partition is not None}
+    counts = {len(partition) if isinstance(partition, list) else 1 for partition in partitions.values() if partition is not None}
     if not counts:
         return None
     if len(counts) > 1 or None in partitions.values():
         raise InputError(f"'{folder}': its sites have different numbers of subspaces, so that they are not those of tasks")
     names = [str(index) for index in range(*counts)]
     if (folder / TASKS).is_file():
-        names = json.loads((folder / TASKS).read_text("utf-8"))
+        names = _read_json(folder / TASKS)
         if not isinstance(names, list) or len(names) not in counts or not all(isinstance(name, str) for name in names):
             raise InputError(f"'{folder / TASKS}' must list the names of {next(iter(counts))} tasks")
     owners = {
-        site.name: subspace_planes(_dimensions(partitions[site.name]), site.width, adapter.group_size) for site in adapter.sites
+        site.name: subspace_planes(_dimensions(folder, partitions[site.name], site.width), site.width, adapter.group_size)
+        for site in adapter.sites
     }
     owned = {name: {site: planes[index] for site, planes in owners.items()} for index, name in enumerate(names)}
     return TaskPlanes(adapter.sites, owned)
 
 
-def _dimensions(partition: Any) -> list[list[int]]:
-    """A partition of pyvene's config as lists of dimensions: two numbers are a range."""
-    return [list(range(*each)) if len(each) == 2 and isinstance(each[0], int) else each for each in partition]
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file; None where it is not JSON."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dimensions(folder: Path, partition: Any, width: int) -> list[list[int]]:
+    """A partition of pyvene's config as lists of dimensions: two numbers are a range. Raises InputError for anything else."""
+    lists = partition if isinstance(partition, list) and all(isinstance(each, list) for each in partition) else [[None]]
+    if not all(type(number) is int and 0 <= number <= width for each in lists for number in each):
+        raise InputError(f"'{folder}': a subspace_partition of {CONFIG} must be lists of dimensions of {width}")
+    return [list(range(*each)) if len(each) == 2 else each for each in lists]
 
 
 def _components(folder: Path, representations: list[Any], base: PreTrainedModel) -> Iterator[tuple[str, str, Any]]:
@@ -138,7 +150,7 @@ def _components(folder: Path, representations: list[Any], base: PreTrainedModel)
         partitions = [entry.subspace_partition for entry in entries]
         entries = [entry._replace(intervention=RoadIntervention(2), subspace_partition=None) for entry in entries]
         model = pyvene.IntervenableModel(pyvene.IntervenableConfig(entries), base)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # pyvene raises many types
         raise InputError(f"'{folder}' names a component that {type(base).__name__} does not have ({error})") from None
     finally:  # pyvene freezes the model
         base.train(training)

@@ -155,6 +155,29 @@ def test_a_state_of_another_form_is_refused():
     intervention.load_state_dict(older)
 
 
+@pytest.mark.parametrize("partition", [5, "ab", [5], [["a", 2]], [[0, 10**12]], [[-2, 4]], [[0, 1.5]]])
+def test_invalid_subspaces_are_refused(tmp_path, partition):
+    base = tiny_model("Llama", "causal-lm")
+    RoadModel(base, random_adapter(find_sites(base, "block-output"))).save_pyvene(tmp_path)
+    config = tmp_path / "config.json"
+    content = json.loads(config.read_text())
+    place = pyvene.RepresentationConfig._fields.index("subspace_partition")
+    for entry in content["representations"]:
+        entry[place] = partition
+    config.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="a subspace_partition of config.json must be lists of dimensions of 32"):
+        RoadModel.from_pyvene(base, tmp_path)
+
+
+def test_tasks_that_are_no_json_are_refused(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "block-output")
+    RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["a", "b"], sites)).save_pyvene(tmp_path)
+    (tmp_path / "tasks.json").write_text('["a", ')
+    with pytest.raises(InputError, match="tasks.json' must list the names of 2 tasks"):
+        RoadModel.from_pyvene(base, tmp_path)
+
+
 def test_invalid_folders_are_refused(tmp_path):
     base = tiny_model("Llama", "causal-lm")
     model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
@@ -180,6 +203,8 @@ def test_invalid_folders_are_refused(tmp_path):
     refuse("names a component", {**content, "representations": [5]})
     refuse("names a component", {**content, "representations": [[None] * 40]})
     refuse("contains no intervention", {**content, "representations": []})
+    entry[1] = "model.layers[0]"  # pyvene raises UnboundLocalError
+    refuse("names a component", {**content, "representations": [entry]})
     config.write_text(json.dumps(content))
     state = next(tmp_path.glob("*.bin"))
 
