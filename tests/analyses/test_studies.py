@@ -55,7 +55,6 @@ def test_most_studies_have_results():
     unmeasured = {
         "causalgym",
         "parameter-share",
-        "parameter-share-rates",
         "strength",
         "ablation-smollm2",
         "drift-smollm2",
