@@ -161,7 +161,12 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
 
 
 def read_study(study: Study, options: StudyOptions) -> Result:
-    """The report of the pieces in `options.results`. Raises InputError if there are none."""
+    """The report of the pieces in `options.results`. Raises InputError if there are none, or none that the report needs."""
+    return study.report(read_pieces(study, options))
+
+
+def read_pieces(study: Study, options: StudyOptions) -> Pieces:
+    """The stored pieces, by condition. Raises InputError if there are none, and for damaged ones and those of other settings."""
     pieces = {}
     for slug, condition in study.conditions.items():
         paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
@@ -169,7 +174,7 @@ def read_study(study: Study, options: StudyOptions) -> Result:
             pieces[slug] = results
     if not pieces:
         raise InputError(f"'{options.results / study.name}' holds no results of this study")
-    return study.report(pieces)
+    return pieces
 
 
 def studies() -> dict[str, Study]:

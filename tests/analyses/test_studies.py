@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -247,6 +248,18 @@ def test_the_page_holds_every_study_with_results(known, no_model, tmp_path):
     for sentence, numbers in said.values():
         assert str(escape(sentence)) in text
         assert all(f"<tr><td>{escape(what)}</td><td>{escape(value)}</td></tr>" in text for what, value in numbers)
+
+
+def test_a_study_without_the_condition_that_it_needs_is_named_on_the_page(known, no_model, tmp_path):
+    """The others are shown; a damaged result is an error."""
+    for name in ("ablation/angles-only", "size/bert-base"):
+        shutil.copytree(RESULTS / name, tmp_path / name)
+    page = write_page(list(known.values()), StudyOptions(results=tmp_path), tmp_path / "out").read_text()
+    assert re.findall('<section id="(.*)">', page) == ["ablation", "size"]
+    assert re.search("Not shown: .*both", page)
+    (tmp_path / "size" / "bert-base" / "seed-0.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        write_page(list(known.values()), StudyOptions(results=tmp_path), tmp_path / "out")
 
 
 def test_a_page_of_some_studies_escapes_what_they_say(known, command, tmp_path, monkeypatch):
