@@ -46,9 +46,17 @@ class MethodOutcomes(Result):
 
 @dataclass(frozen=True)
 class ParameterShareReport(Result):
-    """The trainings of several methods, models and tasks, by condition; those of one condition differ in the seed only."""
+    """The trainings of several methods, models and tasks, by condition; those of one condition differ in the seed only.
+
+    Raises InputError for a condition whose trainings have different settings.
+    """
 
     trainings: Mapping[str, tuple[MethodOutcomes, ...]]
+
+    def __post_init__(self) -> None:
+        for slug, each in self.trainings.items():
+            if len({(one.model, one.task, one.method, one.learning_rate, one.parameters) for one in each}) > 1:
+                raise InputError(f"the trainings of '{slug}' differ in more than the seed, such as their learning rates")
 
     def accuracy(self, slug: str) -> tuple[float, float, float]:
         """Accuracy of a condition with its 95% interval over seeds and texts."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,12 @@ def test_differences_are_paired_by_text_and_seed(report):
     assert report.difference("full", "full")[0] == 0
     with pytest.raises(InputError, match="'road_1' and 'other' have no seed of one model and task in common"):
         report.difference("road_1", "other")
+
+
+def test_trainings_of_one_condition_differ_in_the_seed_only():
+    first, second = (outcomes("road_1", 0.1, 0.8, seed) for seed in (0, 1))
+    with pytest.raises(InputError, match="the trainings of 'road_1' differ in more than the seed"):
+        ParameterShareReport({"road_1": (first, replace(second, learning_rate=1e-2))})
 
 
 def test_json_keeps_everything(report):
