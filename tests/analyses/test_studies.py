@@ -54,7 +54,6 @@ def test_conditions_are_loadable_recipes(known, tmp_path, name):
 
 def test_most_studies_have_results():
     unmeasured = {
-        "causalgym",
         "parameter-share",
         "strength",
         "ablation-smollm2",
