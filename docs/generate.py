@@ -118,10 +118,8 @@ def names_page(module_name: str) -> str:
         parts.append(f"Also here, described under [`ri`](api.md): {', '.join(f'`{name}`' for name in shared)}.")
     for heading, names, directive in (("Classes", classes, "autoclass"), ("Functions", functions, "autofunction")):
         if names:
-            listed = [
-                name for name in names if name in classes and not hasattr(found[name], "_fields")
-            ]  # of tuples: see their text
-            members = dict.fromkeys(listed, "\n   :members:")
+            # The docstring of a named tuple describes its fields already.
+            members = {name: "\n   :members:" for name in classes if not hasattr(found[name], "_fields")}
             blocks = "\n\n".join(f".. {directive}:: {module_name}.{name}{members.get(name, '')}" for name in names)
             parts += [f"## {heading}", f"```{{eval-rst}}\n{blocks}\n```"]
     return "\n\n".join(parts) + "\n"

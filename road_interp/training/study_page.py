@@ -44,7 +44,7 @@ def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path) -> 
         pieces = read_pieces(study, options)
         try:
             report = study.report(pieces)
-        except InputError as error:  # the condition or the seed that the report needs is not measured yet
+        except InputError as error:  # a condition that the report needs is not measured yet
             yield {"study": study, "sentence": f"Not shown: {error}", "numbers": [], "images": []}
             continue
         sentence, numbers = study.describe(report)

@@ -19,6 +19,7 @@ def test_a_task_that_needs_magnitudes_is_told_from_one_that_needs_angles():
     found = needs_magnitudes(taken_apart(needs("magnitudes")))
     assert found.verdict == "yes"
     assert found.numbers["accuracy lost with angles only"][0] == 0.5
+    assert needs_magnitudes(taken_apart(lambda adapter: np.tile(needs("angles")(adapter), 100))).verdict == "no"
     assert needs_magnitudes(taken_apart(needs("angles"))).verdict == "cannot tell"  # none of ten examples is lost
     assert needs_magnitudes(taken_apart(needs("angles")), margin=0.3).verdict == "cannot tell"  # the adapter gains .5 [.12, .88]
     assert needs_magnitudes(taken_apart(lambda adapter: np.ones(10, bool))).verdict == "cannot tell"  # the adapter has no effect
