@@ -35,7 +35,7 @@ COLUMNS = {
     "RTE": ("data.text=sentence1", "data.text_pair=sentence2", "model.max_length=256"),
     "SST-2": ("data.text=sentence",),
 }
-GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 RATES: Mapping[str, Mapping[str, float]] = {}  # by model and method: those with the highest accuracy in "parameter-share-rates"
 
 
