@@ -217,7 +217,7 @@ def try_methods(
 
     Args:
         train, validation: runs of pairs with disjoint entities.
-        coordinates: per variable; masks own at most as many.
+        coordinates: per variable.
         rates: the same for every method; by default the one that METHODS gives each.
     """
     states = torch.cat((train.runs.bases, train.runs.sources)).float()

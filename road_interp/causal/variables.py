@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,8 +70,7 @@ def train_variables(
     """Train an interchange of several variables, in place: the multi-task loss of RAVEL.
 
     The loss is the cross entropy of the target among all tokens: the source's answer where the swapped variable is asked for,
-    the base's where another is; plus the interchange's `penalty()`, if it has one. The optimizer is Adam, with a learning rate
-    that decays linearly to zero.
+    the base's where another is. The optimizer is Adam, with a learning rate that decays linearly to zero.
 
     Args:
         interchange: called with the states of base and source, and `subspaces`.
@@ -87,11 +85,10 @@ def train_variables(
     is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
     share = isolation * float(is_cause.sum()) / max(1, int((~is_cause).sum()))
     weights = torch.where(is_cause, 1.0, share)
-    penalty: Any = getattr(interchange, "penalty", lambda: 0.0)
 
     def loss(rows: Tensor) -> Tensor:
         each = functional.cross_entropy(runs.logits(rows, interchange).float(), runs.targets[rows], reduction="none")
-        return (each * weights[rows]).sum() / len(rows) + penalty()
+        return (each * weights[rows]).sum() / len(rows)
 
     return run_steps(interchange, loss, runs.targets, steps, learning_rate, seed, temperatures, progress)
 
