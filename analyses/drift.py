@@ -89,11 +89,11 @@ def draw(found: DriftStudy, folder: Path) -> list[Path]:
     names = dict.fromkeys(each.tuned for each in found.reports if each.base == base and each.tuned != NULL)
     first = [next(each for each in found.reports if each.tuned == name) for name in names]
     with context(plots.STYLE):
-        blocks = subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")[1]
+        blocks = subplots(1, 2, figsize=(8.5, 4), layout="constrained")[1]
         size = (2.4 * max(2, len(first)), 2.4)
         points = subplots(1, len(first), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)[1][0]
     for ax, quantity in zip(blocks, ("angle", "dM"), strict=True):
-        plots.drift_blocks(found.reports, ax, quantity=quantity)
+        plots.drift_blocks([each for each in found.reports if each.tuned != NULL], ax, quantity=quantity)
     blocks[0].get_legend().remove()  # the right panel has the same legend
     for each, ax in zip(first, points, strict=True):
         before_norm = any(place.before_norm for place in each.places)
@@ -124,14 +124,30 @@ def describe(found: DriftStudy) -> Described:
         for name, reports in named.items()
         for place in reports[0].places
     ]
+    rows += [(f"{name}: against an isotropic change", _against_null(reports)) for name, reports in named.items()]
     first = found.reports[0]
     sentence = (
-        f"{first.tuned} changes the state of the {first.token} token by {over_seeds(named[first.tuned], -1, False)} at the last "
-        f"block and by {over_seeds(named[first.tuned], 0, False)} at the first (mean over seeds, lowest to highest)."
+        f"Change of the state of the {first.token} token: mean over seeds, lowest to highest. A block is above or below an isotropic "
+        "change if the 95% intervals over texts of all seeds are."
     )
     if any(place.norm_is_pinned for place in first.places):
         sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there is no evidence."
     return sentence, rows
+
+
+def _against_null(reports: list[DriftReport]) -> str:
+    """The blocks whose change of magnitude is above that of an isotropic change of the same angles, below it, and neither."""
+    blocks: dict[str, list[int]] = {"above": [], "below": [], "undecided": []}
+    for layer in reports[0].layers:
+        before_norm = any(place.before_norm for place in reports[0].places)
+        ratios = [each.place(layer, before_norm).over_null() for each in reports]
+        if all(ratio and ratio[1] > 1 for ratio in ratios):
+            blocks["above"].append(layer)
+        elif all(ratio and ratio[2] < 1 for ratio in ratios):
+            blocks["below"].append(layer)
+        else:
+            blocks["undecided"].append(layer)
+    return "; ".join(f"{sign} in {', '.join(map(str, layers))}" for sign, layers in blocks.items() if layers)
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:

@@ -28,11 +28,13 @@ class ReadPoint:
         layer: index of the block, counted from 0.
         before_norm: True for the input of the normalisation that ends the block, False for the output of the block.
         module: dotted path of that normalisation, or of the block.
+        width: number of dimensions of the states.
     """
 
     layer: int
     before_norm: bool
     module: str
+    width: int
 
     @property
     def name(self) -> str:
@@ -61,8 +63,9 @@ def find_read_points(model: PreTrainedModel, batch: Batch, stack: str | None = N
     read_points = []
     for layer, path in enumerate(blocks):
         final = [norm for norm in norms if norm.startswith(f"{path}.") and torch.equal(outputs[norm], outputs[path])]
-        read_points += [ReadPoint(layer, True, norm) for norm in final[-1:]]
-        read_points.append(ReadPoint(layer, False, path))
+        width = outputs[path].shape[-1]
+        read_points += [ReadPoint(layer, True, norm, width) for norm in final[-1:]]
+        read_points.append(ReadPoint(layer, False, path, width))
     return tuple(read_points)
 
 
