@@ -117,9 +117,9 @@ METHODS: dict[str, VariableMethod] = {
         lambda of: SeparateInterchanges(len(of.variables), of.width, of.coordinates, 1000 * of.seed), 2e-2
     ),
     "masked neurons": VariableMethod(lambda of: _masked(of, None), 1e-1),
-    "masked components": VariableMethod(lambda of: _masked(of, Columns(principal_components(of.states.cpu()))), 2e-2),
-    "masked trained basis": VariableMethod(lambda of: _masked(of, Columns(_random_weight(of), trained=True)), 1e-1),
-    "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, of.seed)), 1e-1),
+    "masked components": VariableMethod(lambda of: _masked(of, Columns(principal_components(of.states.cpu()))), 3e-3),
+    "masked trained basis": VariableMethod(lambda of: _masked(of, Columns(_random_weight(of), trained=True)), 3e-3),
+    "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, of.seed)), 2e-2),
 }
 RANDOM = "random subspace"
 
