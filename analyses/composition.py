@@ -137,10 +137,14 @@ def describe(found: CompositionStudy) -> Described:
         rows.append((f"{name}: least, {least}", with_interval(value)))
         shown = [("no task" if score.active == BASE else score.active, score.active) for score in each.scores]
         rows += [(f"{name}: {words}", with_interval(each.control(active))) for words, active in shown]
+        together = each.of("+".join(each.tasks))
+        rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
+        rows.append((f"{name}: the more frequent label", f"{each.majority:.3f}"))
     first = next(iter(found.reports.values()))
     sentence = (
-        "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts. "
-        f"A constant label would be right for {first.majority:.3f} of the reviews."
+        "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts "
+        f"({len(first.scores[0].finished) // len(first.seeds)} per seed). \"Right or wrong\" counts answers with all active parts "
+        "and an end; the more frequent label is what an answer would have right that is always the same."
     )
     return sentence, rows
 

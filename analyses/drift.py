@@ -127,8 +127,8 @@ def describe(found: DriftStudy) -> Described:
     rows += [(f"{name}: against an isotropic change", _against_null(reports)) for name, reports in named.items()]
     first = found.reports[0]
     sentence = (
-        f"Change of the state of the {first.token} token: mean over seeds, lowest to highest. A block is above or below an isotropic "
-        "change if the 95% intervals over texts of all seeds are."
+        f"Change of the state of the {first.token} token: mean over seeds, lowest to highest. A block is above or below an "
+        "isotropic change if the 95% intervals over texts of all seeds are."
     )
     if any(place.norm_is_pinned for place in first.places):
         sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there is no evidence."

@@ -130,7 +130,7 @@ def describe_controls(found: ControlStudy) -> Described:
                 value += f", divergence elsewhere {elsewhere:.4f}"
             rows.append((f"{task}, {method}", value))
         for method, over in ((STACKED, DAS), (STACKED, "full swap"), (DAS, "full swap")):
-            rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over))))
+            rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over), 4)))
         for method in (STACKED, DAS):
             chosen = found.mean(task, lambda report, method=method: report.selectivity(method))
             rows.append((f"{task}, {method}, selectivity", f"{chosen:.2f}"))
@@ -140,18 +140,21 @@ def describe_controls(found: ControlStudy) -> Described:
     divisions = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
     sentence = (
         "Interchange accuracy (fraction of test pairs, 95% interval over words), log odds ratio (nats) and divergence of the "
-        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions}). A "
-        "trained swap with more accuracy and less divergence than the full swap does not win by states that the model never saw: "
-        "the full swap also replaces what the word carries besides the variable."
+        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions}). More accuracy and "
+        "less divergence than the full swap would follow from a full swap that also replaces what else the word carries. They do "
+        "not show that a trained swap reaches states that the model knows: four continuations may leave such directions alone."
     )
     return sentence, rows
 
 
 def describe_scan(found: ScanReport) -> Described:
     cells = np.array(found.accuracy)
-    layer, span = np.unravel_index(cells.argmax(), cells.shape)
-    sentence = f"Interchange accuracy on {found.task} is highest at block {found.layers[layer]}, {found.spans[span]}."
-    return sentence, [("interchange accuracy at that place", f"{cells.max():.3f}")]
+    best = [f"block {found.layers[layer]} ({found.spans[span]})" for layer, span in np.argwhere(cells == cells.max())]
+    sentence = (
+        f"Interchange accuracy of the swap of the whole state on {found.task}, on validation pairs of one seed, is highest at "
+        f"{', '.join(best)}."
+    )
+    return sentence, [("highest interchange accuracy", f"{cells.max():.3f}")]
 
 
 def describe_depth(found: DepthReport) -> Described:

@@ -52,6 +52,11 @@ class SetScore:
         """Whether each answer shows the behaviours of all of the tasks."""
         return np.all([self.shown[task] for task in tasks], axis=0)
 
+    def attempted(self) -> Bool[np.ndarray, " prompts"]:
+        """Whether each answer has ended and has traces, right or wrong, of all active tasks."""
+        tried = [np.asarray(self.tried[task]) for task in self.active.split("+")]
+        return np.all([*tried, np.asarray(self.finished)], axis=0)
+
     def controlled(self) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer shows the behaviours of the active tasks and has no trace of those of the others.
 
