@@ -106,6 +106,16 @@ def test_links_lead_somewhere(page):
     assert not [link for link in links if "generated" not in link and not (page.parent / link).exists()]
 
 
+def test_pages_that_configs_and_recipes_name_exist():
+    named = {
+        name
+        for path in (ROOT / "interventions").iterdir()
+        for name in re.findall(r"\b(?:docs|analyses)/\S+?\.\w+", path.read_text())
+    }
+    assert "docs/how-to/pyvene-configs.md" in named
+    assert not [name for name in named if not (ROOT / name).is_file()]
+
+
 def test_the_page_of_figures_names_every_figure_and_measurement():
     code = re.findall(r"`[^`\n]+`", (ROOT / "docs/how-to/figures.md").read_text())
     named = set(re.findall(r"\w+", " ".join(code)))
