@@ -49,3 +49,9 @@ def test_times_that_were_not_recorded_are_named(generate):
     cells = re.findall(r"^\| .* \| \d+ \| (.*) \| ", generate["provenance"](studies()["angles"]), re.MULTILINE)
     assert cells
     assert "" not in cells
+
+
+def test_every_key_of_a_recipe_has_a_meaning(generate):
+    rows = re.findall(r"^\| (`\w+`) \| .* \| (.*) \|$", generate["recipe_page"](), re.MULTILINE)
+    assert len(rows) > 70
+    assert not [key for key, meaning in rows if not meaning.strip()]
