@@ -25,7 +25,7 @@ from typer.main import get_command
 
 from road_interp import measure, plots
 from road_interp.cli.app import app
-from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.loader import builtin_recipes, load_recipe, read_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts)
@@ -114,6 +114,25 @@ def test_pages_that_configs_and_recipes_name_exist():
     }
     assert "docs/how-to/pyvene-configs.md" in named
     assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def ids_in(content):
+    """The ids of models and data sets in the content of a recipe."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if key in ("id", "test", "validation") and isinstance(value, str):
+            yield value
+        yield from ids_in(value)
+
+
+@pytest.mark.parametrize("recipe", builtin_recipes())
+def test_the_table_of_licences_names_every_model_and_data_set_of_the_built_in_recipes(recipe):
+    table = (ROOT / "docs/reference/licences.md").read_text()
+    ids = list(ids_in(read_recipe(recipe)))
+    assert ids
+    for identity in ids:
+        package = re.match(r"package://(\w+)/", identity)
+        name = package[1].replace("_", "-") if package else identity.replace("models://", "road-interp models ")
+        assert f"`{name}`" in table, identity
 
 
 def test_the_page_of_figures_names_every_figure_and_measurement():
