@@ -42,6 +42,15 @@ def test_links_lead_somewhere():
     assert all((ROOT / link).exists() for link in links)
 
 
+def test_every_finding_links_to_its_results():
+    findings = README.partition("\n## Findings\n")[2].partition("\n## ")[0]
+    bullets = findings.split("\n- ")[1:]
+    assert bullets
+    for bullet in bullets:
+        studies = set(re.findall("<!--= (.+?):", bullet))
+        assert studies <= set(re.findall(r"\]\(results/([\w-]+)\)", bullet)), bullet[:60]
+
+
 def test_commands_exist():
     from typer.main import get_command
 
