@@ -101,6 +101,13 @@ def test_commands_and_options_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_indented_blocks_are_commands(page):
+    """Other code is fenced, so that it runs."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not [line for line in re.findall(r"(?<=\n\n)    (.*)", prose) if not re.match("(road-interp|pip|make) ", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
     assert not [link for link in links if "generated" not in link and not (page.parent / link).exists()]
