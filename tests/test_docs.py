@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import os
@@ -140,6 +141,24 @@ def test_the_table_of_licences_names_every_model_and_data_set_of_the_built_in_re
         package = re.match(r"package://(\w+)/", identity)
         name = package[1].replace("_", "-") if package else identity.replace("models://", "road-interp models ")
         assert f"`{name}`" in table, identity
+
+
+def texts_of(path):
+    """The texts of a Python file without its docstrings, with three dots for each value that is put into one."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(piece.value) if isinstance(piece, ast.Constant) else "..." for piece in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+            yield node.value
+
+
+def test_the_page_of_errors_has_the_texts_of_messages():
+    headings = re.findall("^## (.*)$", (ROOT / "docs/how-to/errors.md").read_text(), re.MULTILINE)
+    texts = "\n".join(text for path in (ROOT / "road_interp").rglob("*.py") for text in texts_of(path))
+    assert len(headings) > 20
+    assert not [heading for heading in headings if heading not in texts]
 
 
 def test_the_page_of_figures_names_every_figure_and_measurement():
