@@ -66,7 +66,8 @@ def describe(found: QueryKeyStudy) -> Described:
     sentence = (
         "Correlation of angles and of log magnitudes between query and key. Without a rotary encoding -1 (angles) and 1 "
         "(magnitudes) follow from the symmetry of the gradient. A model with a rotary encoding and grouped keys, such as "
-        "SmolLM2-135M, breaks it in two ways; in the pairs of the rotary encoding (rotary-pairs) only the grouped keys are left."
+        "SmolLM2-135M, breaks it in two ways; in the pairs of the rotary encoding (rotary-pairs) only the grouped keys are left, "
+        "with Adam: by plain gradient descent their angles would mirror the mean over the heads of a group."
     )
     return sentence, rows
 
