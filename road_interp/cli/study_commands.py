@@ -39,7 +39,9 @@ def study(
     name: Annotated[str | None, typer.Argument(help="name of the study; --list shows all")] = None,
     overrides: Overrides = None,
     *,
-    list_all: Annotated[bool, typer.Option("--list", help="list the studies with their duration in minutes")] = False,
+    list_all: Annotated[
+        bool, typer.Option("--list", help="list the studies with their question and duration in minutes")
+    ] = False,
     selection: Selection,
     as_json: AsJson = False,
 ) -> None:
