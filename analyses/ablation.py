@@ -72,6 +72,14 @@ def draw(found: AblationReport, folder: Path) -> list[Path]:
 STUDY = Study(
     name="ablation",
     title="Ablation of components, layers and planes",
+    question=(
+        "What do the answers of a trained adapter depend on: its angles, its magnitudes, which layers and modules, and how many "
+        "planes?"
+    ),
+    caveat=(
+        "One model, one data set and three seeds. An ablation says what this adapter uses, not what another training could do "
+        "without; the learning rate was chosen for both components together."
+    ),
     recipe="sentiment-minilm",
     conditions={
         "both": Condition("both trained"),
@@ -89,6 +97,11 @@ SMOLLM2 = replace(
     STUDY,
     name="ablation-smollm2",
     title="Ablation of components, layers and planes, SmolLM2-135M",
+    question="Do the behaviours of a language model depend on the angles or on the magnitudes, and on how many planes?",
+    caveat=(
+        "One model, two artificial behaviours and three divisions of the reviews. The rates were chosen for rotations with both "
+        "components, so that it does not say how well one component would do if trained alone."
+    ),
     recipe="composition-smollm2",
     conditions={"both": Condition("both trained")},
     draw=lambda found, folder: draw(found, folder / "smollm2"),

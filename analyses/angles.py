@@ -61,6 +61,11 @@ def describe(found: AngleStudy) -> Described:
 STUDY = Study(
     name="angles",
     title="Angles and magnitudes of a trained adapter",
+    question="Which planes does an adapter rotate and by how much, and do adapters of other seeds rotate the same ones?",
+    caveat=(
+        "One model, one data set and three seeds. A large angle is no proof that the answers need it: that is the question of "
+        "the study ablation."
+    ),
     recipe="sentiment-minilm",
     conditions={"road_1": Condition("road_1")},
     measure=measure,

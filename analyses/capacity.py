@@ -83,6 +83,14 @@ def describe(found: CapacityReport) -> Described:
 STUDY = Study(
     name="capacity",
     title="Accuracy by trained weights",
+    question=(
+        "How does accuracy grow with the share of trained weights, for RoAd by variant, sites and layers, for LoRA by rank, and "
+        "for full fine-tuning?"
+    ),
+    caveat=(
+        "One model and one data set, and one seed for most conditions. The learning rates of LoRA and of full fine-tuning are "
+        "common ones and were not tuned, those of RoAd come from a prototype, so that methods cannot be ranked."
+    ),
     recipe="sentiment-minilm",
     conditions=conditions(),
     measure=lambda piece: rotation(piece, "RoAd", piece.condition),

@@ -126,6 +126,11 @@ def _numbers(odds: Any, selectivity: Any) -> str:
 STUDY = Study(
     name="causalgym",
     title="CausalGym's tasks",
+    question="How do the methods that find one variable rank over CausalGym's tasks?",
+    caveat=(
+        "One model, one seed, and a rate per method that was not tuned. A mean over few tasks does not order methods whose "
+        "difference is near its standard error over tasks."
+    ),
     recipe=Settings,
     conditions={task: Condition(task, (f"task={task}",), requires=("templates",), seeds=1) for task in TASKS},
     measure=measure,

@@ -152,6 +152,14 @@ def describe(found: CompositionStudy) -> Described:
 STUDY = Study(
     name="composition",
     title="Several behaviours in one answer",
+    question=(
+        "Can the tasks of one adapter be called up in any combination by activating their planes, without training on an answer "
+        "that shows two of them?"
+    ),
+    caveat=(
+        "The tasks are artificial parts of answers to film reviews, and most controls have one or two divisions of the reviews. "
+        "Rotations had more rounds of learning rates than LoRA and LoReFT had."
+    ),
     recipe="composition-smollm2",
     conditions={slug: replace(each, measure=with_division(each.measure or measure)) for slug, each in conditions().items()},
     measure=measure,

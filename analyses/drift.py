@@ -158,6 +158,13 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 STUDY = Study(
     name="drift",
     title="Change of hidden states by training",
+    question=(
+        "Do hidden states change by training in direction or in magnitude, and more than an isotropic change would make them?"
+    ),
+    caveat=(
+        "One model, one data set and three seeds; the learning rates of full fine-tuning and LoRA were not tuned. How far a "
+        "state moves does not say whether the answers depend on it."
+    ),
     recipe="sentiment-minilm",
     conditions={
         **{slug: Condition(name) for slug, name in NAMES.items()},
@@ -176,6 +183,11 @@ SMOLLM2 = replace(
     STUDY,
     name="drift-smollm2",
     title="Change of hidden states by training, SmolLM2-135M",
+    question="Do the rotations of two behaviours change the states of a language model in direction or in magnitude?",
+    caveat=(
+        "One model, two artificial behaviours and three divisions of the reviews, at the last token of the prompt only. There is "
+        "no other method beside the rotations."
+    ),
     recipe="composition-smollm2",
     conditions={"planes_coact-0.5": Condition("label+closing, co-activation 0.5")},
     measure=measure_smollm2,

@@ -189,6 +189,14 @@ AGREEMENT = {"agreement": Condition("agreement", ("task=agreement",))}
 CONTROLS = Study(
     name="controls",
     title="Interchange accuracy and its controls",
+    question=(
+        "Does one trained direction of the subject's state change the answer, and does a stacked rotation find another one than "
+        "DAS of rank 1?"
+    ),
+    caveat=(
+        "One model and one block, with learning rates that were not tuned again. A swap that changes the answer need not be "
+        "along the direction that the model itself uses."
+    ),
     recipe=Settings,
     conditions={task: Condition(task, (f"task={task}",), requires=() if task in BUILT_IN else ("templates",)) for task in SPANS},
     measure=measure_controls,
@@ -205,6 +213,11 @@ CONTROLS = Study(
 SCAN = Study(
     name="scan",
     title="Interchange accuracy by layer and span",
+    question="At which block and span does a swap of the whole state change the answer?",
+    caveat=(
+        "One model, one task and one seed, on validation pairs. The full swap replaces everything that a state holds, so that it "
+        "does not say which part of the state matters."
+    ),
     recipe=Settings,
     conditions={task: Condition(name.name, name.overrides, seeds=1) for task, name in AGREEMENT.items()},
     measure=measure_scan,
@@ -218,6 +231,11 @@ SCAN = Study(
 DEPTH = Study(
     name="depth",
     title="Interchange by depth of the stack and swapped rows",
+    question="How many levels and how many swapped rows does a stacked rotation need to move a variable?",
+    caveat=(
+        "One model, one block and one task; every cell has one training per seed, with one learning rate for all depths, so that "
+        "neighbouring cells are not told apart."
+    ),
     recipe=Settings,
     conditions=AGREEMENT,
     measure=measure_depth,
@@ -242,6 +260,8 @@ class CostSettings:
 COST = Study(
     name="cost",
     title="Cost of an interchange",
+    question="What does a forward and backward pass of an interchange cost, without a model?",
+    caveat="Random states of one width and batch size, on one thread of one machine. In a model, its own pass comes on top.",
     recipe=CostSettings,
     conditions={"width-2048": Condition("width 2,048", seeds=1)},
     measure=lambda piece: cost(piece.recipe.width, rounds=piece.recipe.rounds, progress=piece.progress),

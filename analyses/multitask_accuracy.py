@@ -58,6 +58,11 @@ def describe(found: MultiTaskAccuracyStudy) -> Described:
 STUDY = Study(
     name="multitask-accuracy",
     title="Two tasks on one hidden state",
+    question="How much accuracy do two tasks lose when they share one hidden state and are active together?",
+    caveat=(
+        "One model, two tasks on film reviews and three seeds. Tasks that are trained alone own all planes, and so twice as many "
+        "trained values."
+    ),
     recipe="multitask-minilm",
     conditions={
         "coact-0.5": Condition("co-activation 0.5", ("co_activation=0.5",)),

@@ -66,7 +66,8 @@ def describe(found: QueryKeyStudy) -> Described:
     sentence = (
         "Correlation of angles and of log magnitudes between query and key. Without a rotary encoding -1 (angles) and 1 "
         "(magnitudes) follow from the symmetry of the gradient. A model with a rotary encoding and grouped keys, such as "
-        "SmolLM2-135M, breaks it in two ways; in the pairs of the rotary encoding (rotary-pairs) only the grouped keys are left."
+        "SmolLM2-135M, breaks it in two ways; in the pairs of the rotary encoding (rotary-pairs) only the grouped keys are left, "
+        "with Adam: by plain gradient descent their angles would mirror the mean over the heads of a group."
     )
     return sentence, rows
 
@@ -74,6 +75,8 @@ def describe(found: QueryKeyStudy) -> Described:
 STUDY = Study(
     name="query-key",
     title="Query against key",
+    question="Do queries and keys learn opposite angles and equal magnitudes, as the symmetry of their gradients demands?",
+    caveat="One model, one data set and one seed. The answer follows from the parametrisation, and says nothing about language.",
     recipe="sentiment-minilm",
     conditions={"all-linear": Condition("all linear layers", seeds=1)},
     measure=measure,
@@ -88,6 +91,11 @@ ON_SMOLLM2 = replace(
     STUDY,
     name="query-key-smollm2",
     title="Query against key with a rotary encoding",
+    question="What is left of the mirrored angles of queries and keys with a rotary encoding and grouped keys?",
+    caveat=(
+        "One model, one data set, one seed and 80 training steps. Correlations over planes do not say how much the answers "
+        "depend on what is left."
+    ),
     conditions={
         "attention-qk": Condition("queries and keys of all blocks", SMOLLM2_CHANGES, seeds=1),
         ROTARY: Condition("in the pairs of the rotary encoding", (*SMOLLM2_CHANGES, "adapter.group_size=64"), seeds=1),

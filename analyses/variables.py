@@ -260,6 +260,11 @@ COMMON: dict[str, Any] = {
 VARIABLES = Study(
     name="variables",
     title="Several variables in one state",
+    question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
+    caveat=(
+        "Small models, one block each, and one seed for most conditions. Comparisons are not corrected for their number, and "
+        "that two methods are not told apart does not make them equal."
+    ),
     conditions={
         f"{model}_{entities}_{count}": condition(model, entities, count, (model, entities) != ("smollm2", NOUNS))
         for model in MODELS
@@ -275,6 +280,11 @@ VARIABLES = Study(
 VARIABLE_RATES = Study(
     name="variable-rates",
     title="Learning rates of the interchanges of several variables",
+    question="Which learning rate does each interchange of several variables need?",
+    caveat=(
+        "One model, one block, one seed, three rates and 200 steps; the validation pairs choose the rate, so that these scores "
+        "are optimistic."
+    ),
     conditions={"smollm2_number-gender_16": replace(condition("smollm2", NOUNS, 16, True), seeds=1)},
     measure=measure_rates,
     draw=lambda found, folder: [],

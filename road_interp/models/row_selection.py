@@ -55,8 +55,8 @@ class RowSelection(NamedTuple):
         if tasks is None and trainable_tasks is None:
             return whole
         if self.planes is None or tasks is None:
-            missing = "a model with planes" if self.planes is None else "tasks: the active ones of every row"
-            raise InputError(f"{'tasks' if trainable_tasks is None else 'trainable_tasks'} needs {missing}")
+            missing = "needs a model with planes" if self.planes is None else "needs tasks: the active ones of every row"
+            raise InputError(f"{'tasks' if trainable_tasks is None else 'trainable_tasks'} {missing}")
         if trainable_tasks is None:
             return whole.on_planes(self._masks(self.planes, tasks), None)
         if len(trainable_tasks) != len(tasks):

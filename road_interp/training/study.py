@@ -82,6 +82,8 @@ class Study:
     Attributes:
         name: name of the results folder, and stem of the figures.
         title: heading on the page of figures.
+        question: what the study asks, in one sentence.
+        caveat: what it cannot show, in one or two sentences.
         recipe: name of a built-in recipe, or a frozen dataclass of settings if nothing is trained; each piece sets `seed`.
         conditions: conditions by slug (letters, digits, `-`, `_` and `.`), the most important first.
         measure: the result of one piece.
@@ -100,6 +102,8 @@ class Study:
 
     name: str
     title: str
+    question: str
+    caveat: str
     recipe: str | type[Any]
     conditions: Mapping[str, Condition]
     measure: Callable[[Piece], Result]
