@@ -142,8 +142,8 @@ def describe(found: CompositionStudy) -> Described:
         rows.append((f"{name}: the more frequent label", f"{each.majority:.3f}"))
     first = next(iter(found.reports.values()))
     sentence = (
-        "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts "
-        f"({len(first.scores[0].finished) // len(first.seeds)} per seed). \"Right or wrong\" counts answers with all active parts "
+        "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
+        f'{len(first.scores[0].finished) // len(first.seeds)} per seed. "Right or wrong" counts answers with all active parts '
         "and an end; the more frequent label is what an answer would have right that is always the same."
     )
     return sentence, rows

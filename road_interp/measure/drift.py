@@ -379,8 +379,9 @@ def _report(sides: tuple[_Side, _Side], sums: DriftSums, token: Token) -> DriftR
     for index, place in enumerate(sides[0].places):
         pinned = place.layer in normalised and not place.before_norm
         points = tuple((direction, magnitude) for direction, magnitude in sums.points[:, index].round(8).tolist())
-        means, correlation = sums.means(index), sums.correlation(index)
-        places.append(ReadPointDrift(place.layer, place.before_norm, pinned, *means, correlation, points, place.width))
+        dM, signed, dD, angle = sums.means(index)
+        correlation, where = sums.correlation(index), (place.layer, place.before_norm, pinned)
+        places.append(ReadPointDrift(*where, dM, signed, dD, angle, correlation, points, place.width))
     return DriftReport(sides[0].name, sides[1].name, token, sums.texts, sums.states, tuple(places))
 
 
