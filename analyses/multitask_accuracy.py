@@ -61,8 +61,8 @@ def describe(found: MultiTaskAccuracyStudy) -> Described:
             value = f"alone {alone:.3f}, with its own planes {own:.3f}, with all planes {both:.3f}, {examples} texts"
             rows.append((f"{each.method}: {task}, accuracy", value))
     sentence = (
-        "Accuracy that each task loses when both tasks are trained on one hidden state and both are active, with 95% intervals over "
-        "seeds and texts. What it does not lose to the other active task it loses by training on half of the planes."
+        "Accuracy that each task loses when both tasks are trained on one hidden state and both are active, with 95% intervals "
+        "over seeds and texts. What it does not lose to the other active task it loses by training on half of the planes."
     )
     return sentence, rows
 
