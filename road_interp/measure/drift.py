@@ -16,7 +16,8 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
-from road_interp.measure.arguments import check_argument, check_batch
+from road_interp.arguments import check_argument
+from road_interp.measure.arguments import check_batch
 from road_interp.measure.intervals import bootstrap_means, interval
 from road_interp.models.hidden_states import (
     Batch,
@@ -286,7 +287,7 @@ def drift(
     if token not in get_args(Token):
         raise InputError(f"token '{token}' is not known; use {', '.join(get_args(Token))}")
     for model in (base, tuned):
-        check_argument("drift", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model")
+        check_argument("measure.drift", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model")
     names = (base_name or _name(base), tuned_name or _name(tuned))
     process, processes = _share()
     sides: tuple[_Side, _Side] | None = None

@@ -13,7 +13,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
-from road_interp.measure.arguments import check_argument
+from road_interp.arguments import check_argument
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -102,7 +102,7 @@ def interference(
         InputError: fewer than two adapters, adapters that cannot be composed, a task without an adapter, or a plane of
             magnitude 0.
     """
-    check_argument("interference", adapters, Mapping, "a dict of adapters by name")
+    check_argument("measure.interference", adapters, Mapping, "a dict of adapters by name")
     adapters = {name: RoadAdapter.of(each) for name, each in adapters.items()}
     names = list(adapters)
     if len(names) < 2:

@@ -360,6 +360,14 @@ def test_invalid_adapter_names_are_refused():
     for call in (model, model.generate):
         with pytest.raises(InputError, match="2 adapter names for a batch of 4 rows"):  # not two beams each
             call(base=token_batch(4), adapter_names=["a", "b"])
+        with pytest.raises(InputError, match=r"adapter names must be a list, one per row, as in \['abc'\], not 'abc'"):
+            call(base=batch, adapter_names="abc")
+    with pytest.raises(InputError, match="adapter names must be a list"), model.attached(adapter_names="abc"):
+        pass
+    with pytest.raises(InputError, match="no adapter names are given"), model.attached(adapter_names=[]):
+        pass
+    with pytest.raises(InputError, match="adapter names must be a list"):
+        through_pyvene(model, batch, adapter_names="abc")
     with pytest.raises(InputError, match="holds 3 adapters: name one per row"):
         model(base=batch)
     with pytest.raises(InputError, match="needs a model with a RoadBank"):
