@@ -222,7 +222,7 @@ class RoadAdapter:
                 indices or masks, in which a missing site becomes the identity; or a function from sites to indices or masks.
 
         Raises:
-            InputError: an unknown site, a plane that does not exist, or a mask of another shape.
+            InputError: an unknown site, a plane that does not exist, a mask of another shape, or numbers that are not whole.
         """
         restricted = {}
         for site in self.sites:
@@ -367,12 +367,19 @@ def _planes_for(site: Site, planes: Any) -> Any:
 
 def _plane_mask(site: Site, selected: Any) -> Bool[Tensor, " planes"]:
     planes = site.width // 2
-    index = torch.as_tensor(selected)
+    try:
+        index = torch.as_tensor(selected)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"site '{site.name}': {selected!r} are no planes; give their indices or a boolean mask") from None
     if index.dtype == torch.bool:
         if index.shape != (planes,):
             raise InputError(f"site '{site.name}': a mask of shape {tuple(index.shape)} does not fit {planes} planes")
         return index
     mask = torch.zeros(planes, dtype=torch.bool)
+    if index.numel() and (index.is_floating_point() or index.is_complex()):
+        raise InputError(
+            f"site '{site.name}': planes are whole numbers or a boolean mask, not {index.dtype}; for a mask of 0 and 1, mask.bool()"
+        )
     index = index.flatten().long()
     if index.numel() and (index.min() < 0 or index.max() >= planes):
         raise InputError(f"site '{site.name}' has planes 0 to {planes - 1}; the given indices are {index.tolist()}")

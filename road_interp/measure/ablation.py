@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
-from road_interp.errors import InputError
 from road_interp.arguments import check_callable
+from road_interp.errors import InputError
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp.adapters.bank import BASE
+from road_interp.arguments import check_callable
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
-from road_interp.arguments import check_callable
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn

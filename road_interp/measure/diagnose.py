@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
-from road_interp.arguments import check_argument
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.interference import NOTHING, InterferenceReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport

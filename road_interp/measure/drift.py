@@ -15,8 +15,8 @@ from scipy.special import erf
 from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from road_interp.errors import InputError
 from road_interp.arguments import check_argument
+from road_interp.errors import InputError
 from road_interp.measure.arguments import check_batch
 from road_interp.measure.intervals import bootstrap_means, interval
 from road_interp.models.hidden_states import (

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.arguments import check_callable
+from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.measure.intervals import wilson
 from road_interp.measure.labels import MethodLabel
 from road_interp.measure.multitask_accuracy import active_sets

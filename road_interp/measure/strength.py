@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from road_interp.data.behaviours import Behaviour, Review
 from road_interp.arguments import check_callable
+from road_interp.data.behaviours import Behaviour, Review
 from road_interp.measure.composition import shows
 from road_interp.measure.intervals import wilson
 from road_interp.models.generation import Answer

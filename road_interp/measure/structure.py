@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles
-from road_interp.arguments import check_argument
 from road_interp.measure.intervals import interval
 from road_interp.results import Result
 

@@ -488,6 +488,15 @@ def test_the_state_dict_contains_other_trainable_modules():
     assert {"model.classifier.weight", "model.classifier.bias"} <= set(model.state_dict())
 
 
+def test_what_is_trainable():
+    model = road_model(target_modules="mlp")
+    for what, expected in (("angles", (True, False)), ("magnitudes", (False, True)), ("both", (True, True))):
+        (_, first), *_ = model.set_trainable(what).by_site()
+        assert (first.theta.requires_grad, first.alpha.requires_grad) == expected
+    with pytest.raises(InputError, match="^'angle' cannot be made trainable: use both, angles or magnitudes$"):
+        model.set_trainable("angle")
+
+
 def test_an_adapter_of_another_width_is_refused():
     base = tiny_model("Llama")
     (site, *_) = find_sites(base, "mlp")
