@@ -378,7 +378,8 @@ def _plane_mask(site: Site, selected: Any) -> Bool[Tensor, " planes"]:
     mask = torch.zeros(planes, dtype=torch.bool)
     if index.numel() and (index.is_floating_point() or index.is_complex()):
         raise InputError(
-            f"site '{site.name}': planes are whole numbers or a boolean mask, not {index.dtype}; for a mask of 0 and 1, mask.bool()"
+            f"site '{site.name}': planes are whole numbers or a boolean mask, not {index.dtype}; "
+            "for a mask of 0 and 1, give mask.bool()"
         )
     index = index.flatten().long()
     if index.numel() and (index.min() < 0 or index.max() >= planes):

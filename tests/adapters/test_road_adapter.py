@@ -119,7 +119,7 @@ def test_restrict_is_the_identity_on_other_planes():
         adapter.restrict(torch.ones(3, dtype=torch.bool))
     with pytest.raises(InputError, match="not a site"):
         adapter.restrict({"elsewhere": [0]})
-    with pytest.raises(InputError, match=r"boolean mask, not torch.float32; for a mask of 0 and 1, mask.bool\(\)"):
+    with pytest.raises(InputError, match=r"boolean mask, not torch.float32; for a mask of 0 and 1, give mask.bool\(\)"):
         adapter.restrict(torch.tensor([0.0, 0.0, 1.0, 1.0]))
     with pytest.raises(InputError, match="planes are whole numbers or a boolean mask"):
         adapter.restrict([2.9])
