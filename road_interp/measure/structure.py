@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles
 from road_interp.measure.intervals import interval
@@ -117,10 +117,9 @@ class AngleStudy(Result):
 
 def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
     """Compare adapters of one recipe and different seeds. Raises InputError for fewer than two adapters or different sites."""
+    reports = checked_list("measure.seed_structure", reports, AngleReport, "a list of measure.angles(adapter)")
     if len(reports) < 2:
         raise InputError(f"structure over seeds needs at least two adapters, not {len(reports)}")
-    for report in reports:
-        check_argument("measure.seed_structure", report, AngleReport, "a list of measure.angles(adapter)")
     names = [site.name for site in reports[0].sites]
     if any([site.name for site in report.sites] != names for report in reports):
         raise InputError("the adapters have different sites")
