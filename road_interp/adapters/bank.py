@@ -44,6 +44,12 @@ class RoadBank(Mapping[str, RoadAdapter]):
         for name, adapter in adapters.items():
             self.add(name, adapter)
 
+    def __repr__(self) -> str:
+        if (family := self._template) is None:  # all are folders that have not been read
+            return f"RoadBank({len(self)} adapters, not read yet)"
+        shape = f"{family.variant} at {len(family.sites)} sites, {family.num_parameters} parameters each"
+        return f"RoadBank({len(self)} adapters, {shape}, positions {family.positions})"
+
     @classmethod
     def from_folder(cls, folder: str | Path) -> RoadBank:
         """A bank of the adapter folders, run folders and PEFT folders directly inside `folder`, under their folder names.

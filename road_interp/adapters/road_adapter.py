@@ -76,6 +76,10 @@ class RoadAdapter:
             for site in self.sites:
                 self._check(kind, site, tensors.get(site.name))
 
+    def __repr__(self) -> str:
+        size = f"{len(self.sites)} sites, {self.num_parameters} parameters"
+        return f"RoadAdapter({self.variant} at {size}, positions {self.positions})"
+
     def _check(self, kind: str, site: Site, values: Tensor | None) -> None:
         site.check_group_size(self.group_size)
         expected = plane_maps.num_parameters(site.width, self.variant)

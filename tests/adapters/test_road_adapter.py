@@ -104,6 +104,12 @@ def test_the_mean_of_one_adapter_is_that_adapter():
     assert RoadAdapter.mean([adapter]).distance(adapter) < 1e-6
 
 
+def test_an_adapter_is_shown_in_one_line():
+    adapter = random_adapter(SITES)
+    shown = f"RoadAdapter(road_1 at {len(SITES)} sites, {adapter.num_parameters} parameters, positions all)"
+    assert repr(adapter) == str(adapter) == shown
+
+
 def test_restrict_is_the_identity_on_other_planes():
     adapter = random_adapter(SITES)
     kept = adapter.restrict({"a.query": [1, 3]})
