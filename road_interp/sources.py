@@ -64,7 +64,9 @@ def resolve(identifier: str) -> str:
 
 
 def local_folder(source: str | os.PathLike[str]) -> Path:
-    """A folder given as a path, or as text also `package://NAME/path`. Raises InputError as `resolve` does."""
+    """A folder given as a path, or as text also `package://NAME/path`. Raises InputError as `resolve`, and for other types."""
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"an object of type {type(source).__name__} is not a folder: give its path")
     return Path(resolve(source) if isinstance(source, str) else source)
 
 

@@ -44,6 +44,12 @@ class RoadBank(Mapping[str, RoadAdapter]):
         for name, adapter in adapters.items():
             self.add(name, adapter)
 
+    def __repr__(self) -> str:
+        if (family := self._template) is None:  # all are folders that have not been read
+            return f"RoadBank({len(self)} adapters, not read yet)"
+        shape = f"{family.variant} at {len(family.sites)} sites, {family.num_parameters} parameters each"
+        return f"RoadBank({len(self)} adapters, {shape}, positions {family.positions})"
+
     @classmethod
     def from_folder(cls, folder: str | Path) -> RoadBank:
         """A bank of the adapter folders, run folders and PEFT folders directly inside `folder`, under their folder names.
@@ -112,11 +118,13 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
         In a batch with `adapter_names`, each row's loss then has gradients for its own adapter only. A sum of the losses of
         several adapters trains each as if alone, with an optimizer's parameter group, learning rate and gradient clipping of its
-        own. Adapters that are added or replaced later are not trainable.
+        own. Adapters that are added or replaced later are not trainable until the next call,
+        which keeps the parameters of the others.
         """
-        for name in self._entries:
-            theta, alpha = self._vectors(name)
-            self._entries[name] = (nn.Parameter(theta.detach().clone()), nn.Parameter(alpha.detach().clone()))
+        for name, entry in list(self._entries.items()):
+            if not _is_trainable(entry):
+                theta, alpha = self._vectors(name)
+                self._entries[name] = (nn.Parameter(theta.detach().clone()), nn.Parameter(alpha.detach().clone()))
         self.version += 1
         return {name: entry for name, entry in self._entries.items() if _is_trainable(entry)}
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from road_interp.arguments import check_argument
 from road_interp.causal.bases import Basis, Neurons
 from road_interp.errors import InputError
 
@@ -34,7 +35,7 @@ class MaskedInterchange(nn.Module):
         basis: one of `road_interp.causal.bases`; by default the neurons.
 
     Raises:
-        InputError: the variables need more coordinates than the basis has.
+        InputError: no numbers, or the variables need more coordinates than the basis has.
     """
 
     temperature: Tensor
@@ -42,6 +43,12 @@ class MaskedInterchange(nn.Module):
 
     def __init__(self, variables: int, width: int, coordinates: int, basis: Basis | None = None) -> None:
         super().__init__()
+        for given, what in (
+            (variables, "number of variables"),
+            (width, "width of the states"),
+            (coordinates, "number per variable"),
+        ):
+            check_argument("causal.MaskedInterchange", given, int, f"the {what}")
         self.coordinates = coordinates
         self.basis = Neurons(width) if basis is None else basis
         count: int = self.basis.count

@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.arguments import check_argument
+from road_interp.causal.arguments import check_tokenizer
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
@@ -51,6 +53,8 @@ def load_pairs(
     Raises:
         InputError: an unknown task, a task that is not in CausalGym's format, or words that cannot be divided.
     """
+    check_argument("causal.load_pairs", task, str, "the name of a task, such as 'agreement'")
+    check_tokenizer("load_pairs", tokenizer)
     source = resources.files("road_interp.causal") / "templates.json"
     tasks = json.loads(source.read_text("utf-8")) if templates is None else read_json_object(Path(templates))
     if task not in tasks:

@@ -17,13 +17,29 @@ from road_interp.errors import InputError
 from road_interp.sources import PACKAGE, local_folder
 
 app = typer.Typer(
-    help="RoAd rotations of the hidden states of language models: train, run, measure and draw them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()
 PROGRAM = "road-interp"
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version of the package and end the program, if it is wanted."""
+    if wanted:
+        from road_interp.version import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    """RoAd rotations of the hidden states of language models: train, run, measure and draw them."""
+
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=5e-3")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where torch finds it")]

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 
 from road_interp.adapters.bank import RoadBank
+from road_interp.arguments import check_argument
 from road_interp.measure.throughput import gc_paused
 from road_interp.measure.throughput_methods import random_adapter
 from road_interp.progress import Progress, silent
@@ -52,7 +53,12 @@ def bank_cost(layers: int = 30, width: int = 576, adapters: int = 10_000, progre
         layers, width: number of blocks, and width of their states.
         adapters: at least 200.
         progress: called before every hundred.
+
+    Raises:
+        InputError: something else than whole numbers.
     """
+    for given, what in ((layers, "number of blocks"), (width, "width of their states"), (adapters, "number of adapters")):
+        check_argument("measure.bank_cost", given, int, f"the {what}")
     sites = [Site(f"layers.{layer}", width, layer, f"layers.{layer}") for layer in range(layers)]
     drawn = [random_adapter(sites, number) for number in range(100)]
     bank = RoadBank({"first": drawn[0]})

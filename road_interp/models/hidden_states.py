@@ -62,7 +62,11 @@ def find_read_points(model: PreTrainedModel, batch: Batch, stack: str | None = N
     outputs = _read(model, {**blocks, **norms}, {}, batch)
     read_points = []
     for layer, path in enumerate(blocks):
-        final = [norm for norm in norms if norm.startswith(f"{path}.") and torch.equal(outputs[norm], outputs[path])]
+        final = [
+            norm
+            for norm in norms
+            if norm in outputs and norm.startswith(f"{path}.") and torch.equal(outputs[norm], outputs[path])
+        ]
         width = outputs[path].shape[-1]
         read_points += [ReadPoint(layer, True, norm, width) for norm in final[-1:]]
         read_points.append(ReadPoint(layer, False, path, width))
@@ -77,6 +81,18 @@ def read_states(
     inputs = {point.module: model.get_submodule(point.module) for point in read_points if point.before_norm}
     states = _read(model, outputs, inputs, batch)
     return [states[point.module] for point in read_points]
+
+
+def token_mask(model: PreTrainedModel, read_points: Sequence[ReadPoint], batch: Batch) -> Int[Tensor, "rows tokens"]:
+    """The attention mask of the tokens whose states are read: the decoder's for read points in a decoder beside an encoder.
+
+    Raises InputError for a batch without it.
+    """
+    if not model.config.is_encoder_decoder or "decoder" not in read_points[0].module.split("."):
+        return batch["attention_mask"]
+    if "decoder_attention_mask" not in batch:
+        raise InputError("states of a decoder beside an encoder need batches with a decoder_attention_mask")
+    return batch["decoder_attention_mask"]
 
 
 def select_tokens(

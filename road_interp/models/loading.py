@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError, first_line
 from road_interp.models.gguf import CACHE, convert_gguf
 from road_interp.recipes.schema import ModelRecipe
@@ -31,18 +33,22 @@ AUTO_CLASSES = {
 }
 
 
-def load_model(recipe: ModelRecipe | str, auto_class: str = "backbone", **options: Any) -> tuple[PreTrainedModel, list[str]]:
+def load_model(
+    recipe: ModelRecipe | str | os.PathLike[str], auto_class: str = "backbone", **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
     """The base model, and the paths of modules that its checkpoint lacks, such as a new classification head.
 
     Args:
-        recipe: the model section of a recipe, or an id as in `ModelRecipe.id`.
+        recipe: the model section of a recipe, or an id as in `ModelRecipe.id`, such as a folder.
         auto_class: "backbone", "causal-lm" or "classifier".
         options: further settings of the configuration, such as num_labels.
 
     Raises:
-        InputError: the model does not exist or cannot be loaded.
+        InputError: the model does not exist or cannot be loaded, or another auto_class.
     """
-    recipe = ModelRecipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = _model_recipe("load_model", recipe)
+    if auto_class not in AUTO_CLASSES:
+        raise InputError(f"unknown auto_class {auto_class!r}; use {', '.join(AUTO_CLASSES)}")
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
     if recipe.device_map is not None:
@@ -84,9 +90,9 @@ def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
                 raise InputError(f"model.max_length {recipe.max_length} is more than the {limit} positions of '{recipe.id}'")
 
 
-def load_tokenizer(recipe: ModelRecipe | str) -> PreTrainedTokenizerBase:
+def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The model's tokeniser, with a padding token, by recipe or id. Raises InputError if it cannot be loaded."""
-    recipe = ModelRecipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = _model_recipe("load_tokenizer", recipe)
     arguments = _arguments(recipe, "tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
@@ -97,6 +103,13 @@ def load_tokenizer(recipe: ModelRecipe | str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _model_recipe(function: str, recipe: ModelRecipe | str | os.PathLike[str]) -> ModelRecipe:
+    if isinstance(recipe, str | os.PathLike):
+        return ModelRecipe(os.fspath(recipe))
+    check_argument(function, recipe, ModelRecipe, "the id of a model, its folder, or the section recipe.model")
+    return recipe
 
 
 def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:

@@ -293,7 +293,12 @@ class RoadModel(IntervenableModel):
         return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, tokenizer, sizes)
 
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
-        """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model."""
+        """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model.
+
+        Raises InputError for anything but "both", "angles" and "magnitudes".
+        """
+        if what not in ("both", "angles", "magnitudes"):
+            raise InputError(f"{what!r} cannot be made trainable: use both, angles or magnitudes")
         for _, intervention in self.by_site():
             intervention.theta.requires_grad_(what != "magnitudes")
             intervention.alpha.requires_grad_(what != "angles")

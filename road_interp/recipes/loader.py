@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import yaml
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
@@ -106,6 +108,7 @@ def builtin_recipes() -> dict[str, Path]:
 
 def recipe_path(name: str | Path) -> Path:
     """Path of a recipe given by path or built-in name. Raises InputError if there is none (with the nearest known name)."""
+    check_argument("load_recipe", name, (str, os.PathLike), "a YAML file, the name of a built-in recipe, or a mapping")
     path = Path(name)
     if path.is_file():
         return path

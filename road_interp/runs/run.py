@@ -69,6 +69,9 @@ class Run:
     planes: TaskPlanes | None = None
     origin: Origin | None = None
 
+    def __repr__(self) -> str:
+        return f"Run('{self.folder}', {self.recipe.kind}, {self.adapter!r})"
+
     @classmethod
     def load(cls, folder: str | Path) -> Run:
         """Read a run folder; `package://NAME/path` is one inside an installed package.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,13 @@ from road_interp.training.multitask_classifier import (
 )
 
 
-def make_scorer(run: Run, limit: int | None = None, device: str | None = None, progress: Progress = silent) -> Scorer:
+def make_scorer(
+    run: Run | str | Path, limit: int | None = None, device: str | None = None, progress: Progress = silent
+) -> Scorer:
     """The scorer of a run: one outcome per test example.
 
     Args:
+        run: a finished run, or its folder.
         limit: largest number of test examples; all by default.
         progress: called before model and data are loaded.
 
@@ -47,6 +51,7 @@ def make_scorer(run: Run, limit: int | None = None, device: str | None = None, p
         InputError: a run with several heads, one that its scorer does not accept, such as regression, or one whose data have
             changed.
     """
+    run = run if isinstance(run, Run) else Run.load(run)
     if not is_one_number(run):
         raise InputError(f"'{run.folder}' has several heads; only runs with one head, or with behaviours, have a single score")
     progress(f"loading model and data of {run.folder}")

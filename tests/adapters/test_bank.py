@@ -38,6 +38,15 @@ def test_stored_adapters_are_bitwise_equal():
     assert all(torch.equal(again.alpha[site.name], adapter.alpha[site.name]) for site in SITES)
 
 
+def test_a_bank_is_shown_in_one_line_without_reading_folders(tmp_path):
+    adapter = random_adapter(SITES)
+    adapter.save(tmp_path)
+    bank = RoadBank({"x": tmp_path})
+    assert repr(bank) == "RoadBank(1 adapters, not read yet)"
+    bank.add("y", adapter)
+    assert repr(bank) == "RoadBank(2 adapters, road_1 at 2 sites, 24 parameters each, positions all)"
+
+
 def test_add_replace_remove():
     bank = RoadBank({"x": random_adapter(SITES, seed=1)})
     version = bank.version

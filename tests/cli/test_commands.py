@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
+import road_interp
 from helpers.cli import run
 from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
@@ -16,6 +18,11 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.sources import local_folder
+
+
+def test_the_version_is_that_of_the_package(capsys, monkeypatch):
+    assert run(capsys, monkeypatch, "--version")[:2] == (0, f"road-interp {metadata.version('road-interp')}\n")
+    assert road_interp.__version__ == metadata.version("road-interp")
 
 
 @pytest.mark.rendered

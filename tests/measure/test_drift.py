@@ -41,9 +41,9 @@ def shifted(model, spread=0.02):
     return moved
 
 
-def rotated(model, layer, angle, scale):
+def rotated(model, layer, angle, scale, stack=None):
     """A RoadModel that rotates every plane of one block's output by `angle` and scales it."""
-    sites = find_sites(model, "block-output", layer)
+    sites = find_sites(model, "block-output", layer, stack)
     blank = RoadAdapter.identity(sites)
     theta = {name: torch.full_like(values, angle) for name, values in blank.theta.items()}
     alpha = {name: torch.full_like(values, scale) for name, values in blank.alpha.items()}
@@ -259,6 +259,22 @@ def test_modes_are_put_back_and_dropout_is_off():
     report = measure.drift(base, base, [token_batch()], **NAMES)
     assert base.training
     assert not numbers(report)[:, :6].any()
+
+
+def test_either_stack_of_an_encoder_decoder_is_read_at_its_own_tokens():
+    base, encoder, decoder = tiny_model("T5"), padded_batch((3, 7, 5), "right"), padded_batch((2, 4, 1), "right", seed=1)
+    batch = {**encoder, **{f"decoder_{name}": values for name, values in decoder.items()}}
+    road = rotated(base, 1, 0.5, 1.2, "decoder.block")
+    found = {name: measure.drift(base, road, [batch], "all", stack=f"{name}.block") for name in ("encoder", "decoder")}
+    assert {name: report.states for name, report in found.items()} == {"encoder": 15, "decoder": 7}
+    assert [place.angle[0] for place in found["encoder"].places] == [0, 0]
+    assert found["decoder"].places[1].angle[0] == pytest.approx(np.degrees(0.5), abs=1e-3)
+    features = measure.read_features(road, [{**batch, "labels": torch.zeros(3)}], "last", stack="decoder.block")
+    assert features.place == "block 1"
+    with pytest.raises(InputError, match="need batches with a decoder_attention_mask"):
+        measure.drift(base, road, [{**encoder, "decoder_input_ids": decoder["input_ids"]}], stack="decoder.block")
+    with pytest.raises(InputError, match=r"choose one block stack; T5Model has encoder\.block, decoder\.block"):
+        measure.drift(base, road, [batch])
 
 
 def test_what_cannot_be_compared_is_refused():

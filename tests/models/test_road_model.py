@@ -360,6 +360,14 @@ def test_invalid_adapter_names_are_refused():
     for call in (model, model.generate):
         with pytest.raises(InputError, match="2 adapter names for a batch of 4 rows"):  # not two beams each
             call(base=token_batch(4), adapter_names=["a", "b"])
+        with pytest.raises(InputError, match=r"adapter names must be a list, one per row, as in \['abc'\], not 'abc'"):
+            call(base=batch, adapter_names="abc")
+    with pytest.raises(InputError, match="adapter names must be a list"), model.attached(adapter_names="abc"):
+        pass
+    with pytest.raises(InputError, match="no adapter names are given"), model.attached(adapter_names=[]):
+        pass
+    with pytest.raises(InputError, match="adapter names must be a list"):
+        through_pyvene(model, batch, adapter_names="abc")
     with pytest.raises(InputError, match="holds 3 adapters: name one per row"):
         model(base=batch)
     with pytest.raises(InputError, match="needs a model with a RoadBank"):
@@ -486,6 +494,15 @@ def test_the_state_dict_contains_other_trainable_modules():
     model = RoadModel(base, random_adapter(find_sites(base, "fc1")))
     base.classifier.requires_grad_(True)
     assert {"model.classifier.weight", "model.classifier.bias"} <= set(model.state_dict())
+
+
+def test_what_is_trainable():
+    model = road_model(target_modules="mlp")
+    for what, expected in (("angles", (True, False)), ("magnitudes", (False, True)), ("both", (True, True))):
+        (_, first), *_ = model.set_trainable(what).by_site()
+        assert (first.theta.requires_grad, first.alpha.requires_grad) == expected
+    with pytest.raises(InputError, match="^'angle' cannot be made trainable: use both, angles or magnitudes$"):
+        model.set_trainable("angle")
 
 
 def test_an_adapter_of_another_width_is_refused():

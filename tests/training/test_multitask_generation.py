@@ -374,7 +374,7 @@ def test_the_command_line_prints_the_composition(workplace, finished, monkeypatc
 
 
 def test_answers_are_scored_with_any_adapter(finished, monkeypatch):
-    scorer = make_scorer(finished)
+    scorer = make_scorer(str(finished.folder))
     assert isinstance(scorer, GenerationScorer)
     scores = finished.composition
     right = scorer(finished.adapter)
