@@ -19,6 +19,7 @@ from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.models import pyvene_io
 from road_interp.models.coefficients import BankMaps, Rotations, check_rows
@@ -66,6 +67,7 @@ class RoadModel(IntervenableModel):
         positions: Positions | None = None,
         planes: TaskPlanes | None = None,
     ) -> None:
+        check_argument("RoadModel", base_model, PreTrainedModel, "a transformers model, such as that of load_model(id)")
         _check_unrotated(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
