@@ -12,10 +12,12 @@ from typing import Any
 
 from road_interp.errors import InputError
 
+UNFINISHED = ".tmp"
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` atomically: a reader sees the old file or the new one, also after a crash."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -26,6 +28,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def unfinished_writes(folder: Path) -> list[Path]:
+    """The temporary files in a folder that `write_atomically` leaves when its process is killed."""
+    return list(folder.glob(f".*{UNFINISHED}"))
 
 
 @contextmanager

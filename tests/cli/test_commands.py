@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -112,6 +113,33 @@ def test_an_unfinished_run_is_named_and_continued_by_its_folder(capsys, monkeypa
     code, out, err = run(capsys, monkeypatch, "train", folder, "--resume", "--json")
     assert code == 0, err
     assert json.loads(out)["folder"] == str(folder)
+
+
+def test_a_finished_run_is_resumed_to_its_missing_figures(capsys, monkeypatch, finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    before = (folder / "metrics.json").stat().st_mtime_ns
+    code, out, err = run(capsys, monkeypatch, "train", folder, "--resume", "--json")
+    assert code == 0, err
+    assert json.loads(out)["test"] == finished.metrics["test"]
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {"angles", "magnitudes", "planes"}
+    assert (folder / "metrics.json").stat().st_mtime_ns == before
+    code, out, _ = run(capsys, monkeypatch, "train", folder, "--resume")
+    assert code == 0
+    assert "Results of" in out
+    code, _, err = run(capsys, monkeypatch, "train", folder, "seed=3", "--resume")
+    assert code == 2
+    assert f"the recipe differs from the one of the finished run '{folder}': seed is 0 there, 3 here" in err
+
+
+def test_an_interrupt_during_the_figures_says_how_to_go_on(capsys, monkeypatch, finished, tmp_path):
+    def interrupted(report, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("road_interp.plots.export.draw_adapter", interrupted)
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    code, _, err = run(capsys, monkeypatch, "train", folder, "--resume", "--json")
+    assert code == 1
+    assert f"interrupted; go on with: the same command, --resume --out {folder}" in err
 
 
 def test_nothing_is_written_into_a_folder_of_peft(capsys, monkeypatch, finished, tmp_path):
