@@ -152,6 +152,10 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
 
     if (folder / RECIPE).is_file():
         check_finished(folder)
+        if run is not None:
+            from road_interp.runs.run import Run
+
+            return Run.load(folder).adapter  # whose positions are those of its recipe, also in a run of 0.1.0
     base = None if run is None else run.load_model().model
     if base is not None and not holds_adapter(folder):
         from road_interp.models import pyvene_io

@@ -67,7 +67,9 @@ def demo(*, out: Out = None, options: RecipeOptions, as_json: AsJson = False) ->
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="another file or data set, with the columns of the recipe's data")] = None,
-    adapter: Annotated[str | None, typer.Option(help="score this adapter instead: a run, adapter, PEFT or pyvene folder")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="score this adapter instead, at its own positions: a run, adapter, PEFT or pyvene folder")
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="CSV file to write: every scored text with its label, prediction and probability")
     ] = None,

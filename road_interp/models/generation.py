@@ -70,7 +70,9 @@ def greedy_answers(
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(model.device)
+        padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(
+            model.device
+        )
         generated = generate(dict(padded))[:, padded["input_ids"].shape[1] :]
         for row, tokens in zip(rows, generated.tolist(), strict=True):
             answer = list(takewhile(lambda token: token not in ends, tokens))

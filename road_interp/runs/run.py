@@ -122,6 +122,7 @@ class Run:
     def load_model(self) -> RoadModel:
         """The trained model in evaluation mode: the recipe's base model with the trained rotations, task planes and head.
 
+        It rotates the tokens of `adapter.positions`, also where `adapter` has been replaced by one of other positions.
         For `kind: multitask-classification` it is the rotated backbone without its heads.
         """
         if self.planes is None:
@@ -130,7 +131,7 @@ class Run:
             load_modules(base, self.folder / HEAD)
         else:
             base, _ = load_model(self.recipe.model, self.recipe.auto_class)
-        return RoadModel(base, self.adapter, self.recipe.adapter.positions, self.planes).eval()
+        return RoadModel(base, self.adapter, planes=self.planes).eval()
 
     def predict(self, texts: Sequence[Text], *, device: str | None = None) -> tuple[Prediction, ...]:
         """The trained model's predictions for texts, in their order. The model is loaded for each call.

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -65,6 +66,23 @@ def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
     code, out, err = run(capsys, monkeypatch, "train", tmp_path / "small.yaml", "--out", tmp_path / "run")
     assert code == 2
     assert "is not empty" in err
+
+
+def test_another_adapter_is_scored_at_its_own_positions(capsys, monkeypatch, finished, tmp_path):
+    """The adapter's file of a run of 0.1.0 has no positions; its recipe has."""
+    older = shutil.copytree(finished.folder, tmp_path / "older")
+    (older / "recipe.yaml").write_text((older / "recipe.yaml").read_text().replace("positions: all", "positions: f1"))
+    description = json.loads((older / "adapter" / "adapter.json").read_text())
+    (older / "adapter" / "adapter.json").write_text(json.dumps({k: v for k, v in description.items() if k != "positions"}))
+    replace(finished.adapter, positions="f1").save(tmp_path / "adapter")
+    losses = []
+    for scored in (older, tmp_path / "adapter", finished.folder):
+        code, out, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--adapter", scored, "--json")
+        assert code == 0, err
+        losses.append(json.loads(out)["loss"])
+    code, out, _ = run(capsys, monkeypatch, "evaluate", older, "--json")
+    assert losses[0] == losses[1] == json.loads(out)["loss"]
+    assert losses[2] == finished.metrics["test"]["loss"] != losses[0]
 
 
 def test_several_seeds_are_a_run_each(capsys, monkeypatch, workplace, tmp_path):
