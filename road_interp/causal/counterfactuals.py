@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
-from road_interp.files import read_text
+from road_interp.files import is_file, read_text
 
 FEW = 10  # words at a span; with fewer, a bootstrap over words says nothing
 
@@ -131,7 +131,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     Raises InputError if the file does not exist or is not text, and for a line that is not a pair.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path} does not exist")
     pairs = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):

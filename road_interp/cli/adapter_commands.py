@@ -24,6 +24,7 @@ from road_interp.cli.options import (
 )
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.progress import progress_bar
 from road_interp.sources import local_folder
 
@@ -80,7 +81,7 @@ def report(
 
     folder = local_folder(adapter)
     loaded = load_adapter(folder)
-    scores, answers = _answers(folder) if (folder / RECIPE).is_file() else ([], None)
+    scores, answers = _answers(folder) if is_file(folder / RECIPE) else ([], None)
     path = results_folder(adapter) / "report.html" if out is None else out
     check_output_file(path, "--out")
     write_atomically(path, report_page(loaded, folder.resolve().name, scores, answers))
@@ -150,7 +151,7 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     from road_interp.adapters.storage import holds_adapter
     from road_interp.runs.run_files import RECIPE, check_finished
 
-    if (folder / RECIPE).is_file():
+    if is_file(folder / RECIPE):
         check_finished(folder)
         if run is not None:
             from road_interp.runs.run import Run
@@ -160,7 +161,7 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     if base is not None and not holds_adapter(folder):
         from road_interp.models import pyvene_io
 
-        if (folder / pyvene_io.CONFIG).is_file():
+        if is_file(folder / pyvene_io.CONFIG):
             return pyvene_io.from_pyvene(folder, base)[0]
     return RoadAdapter.load(folder, base)
 

@@ -27,6 +27,7 @@ from road_interp.cli.options import (
     results_folder,
 )
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.progress import progress_bar
 from road_interp.sources import SMOLLM2, local_folder
 
@@ -115,7 +116,7 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import RECIPE
 
-    if (local_folder(identifier) / RECIPE).is_file():
+    if is_file(local_folder(identifier) / RECIPE):
         run = Run.load(identifier)
         return run.load_model(), run.recipe.model, run.folder.name
     recipe = ModelRecipe(identifier)

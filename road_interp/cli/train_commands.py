@@ -30,6 +30,7 @@ from road_interp.cli.options import (
 )
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError, fail
+from road_interp.files import is_file
 from road_interp.sources import local_folder
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _started_run(recipe: str, out: Path | None, resume: bool) -> tuple[str, Path
     from road_interp.runs.run_files import RECIPE
 
     folder = Path(recipe)
-    if (folder / RECIPE).is_file():
+    if is_file(folder / RECIPE):
         if not resume:
             raise InputError(f"'{folder}' is a run folder; add --resume to continue it, or train '{folder / RECIPE}' again")
         return str(folder / RECIPE), out or folder

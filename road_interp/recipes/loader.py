@@ -11,6 +11,7 @@ from typing import Any, cast
 import yaml
 
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
 from road_interp.recipes.upgrade import upgraded
@@ -107,7 +108,7 @@ def builtin_recipes() -> dict[str, Path]:
 def recipe_path(name: str | Path) -> Path:
     """Path of a recipe given by path or built-in name. Raises InputError if there is none (with the nearest known name)."""
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     known = builtin_recipes()
     if str(name) in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from road_interp.errors import InputError
-from road_interp.files import read_json_object
+from road_interp.files import exists, is_file, read_json_object
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.paths import data_ids, with_paths
 from road_interp.recipes.schema import TrainableRecipe
@@ -67,13 +68,13 @@ class Origin:
         if directory == Path.cwd():
             return identifier
         # "folder:split" names a split of a data set
-        exists = any((directory / path).exists() for path in (identifier, identifier.partition(":")[0]) if path)
-        return str(directory / identifier) if exists else identifier
+        is_there = any(exists(directory / path) for path in (identifier, identifier.partition(":")[0]) if path)
+        return str(directory / identifier) if is_there else identifier
 
 
 def sha256_of(identifier: str) -> str | None:
     """The hash of a local data file; None for anything else."""
-    if is_here(identifier) and (path := Path(resolve(identifier)).expanduser()).is_file():
+    if is_here(identifier) and is_file(path := Path(os.path.expanduser(resolve(identifier)))):
         digest = hashlib.sha256()
         with suppress(OSError), path.open("rb") as file:
             for block in iter(lambda: file.read(2**20), b""):
