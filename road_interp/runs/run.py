@@ -80,7 +80,7 @@ class Run:
         check_run_format(folder)
         origin = Origin.load(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
         recipe = load_stored_recipe(folder / RECIPE)
-        recipe = recipe if origin is None else origin.located(recipe)
+        recipe = recipe if origin is None else origin.located(recipe, folder)
         # The adapter's file of a run of 0.1.0 has neither.
         adapter = replace(
             RoadAdapter.load(folder / ADAPTER),
@@ -100,7 +100,7 @@ class Run:
     def check_data(self) -> None:
         """Raise InputError for a data file that has changed since the run was started."""
         if self.origin is not None:
-            self.origin.check()
+            self.origin.check(self.folder)
 
     def trained_on(self, data: str) -> bool:
         """Whether a file or data set, by its id or its content, is the one that the training texts were taken from."""

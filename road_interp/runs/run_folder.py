@@ -64,8 +64,8 @@ class RunFolder:
         else:
             _check_free(folder)
         is_stored = resume and (folder / ORIGIN).is_file()
-        origin = Origin.load(folder / ORIGIN) if is_stored else Origin.here(recipe)
-        origin.check()
+        origin = Origin.load(folder / ORIGIN) if is_stored else Origin.here(recipe, folder)
+        origin.check(folder)
         return cls(folder, recipe, device, origin, resume)
 
     def start(self, files: Mapping[str, Any]) -> None:

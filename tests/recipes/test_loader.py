@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from road_interp.errors import InputError
-from road_interp.recipes.loader import builtin_recipes, load_recipe, recipe_path
+from road_interp.recipes.loader import builtin_recipes, load_recipe, load_trainable_recipes, recipe_path
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 
 SMALLEST = {"kind": "classification", "model": {"id": "m"}, "data": {"id": "d.csv"}}
@@ -25,6 +25,18 @@ def test_a_recipe_comes_back_from_its_yaml(tmp_path):
     assert recipe.training.learning_rate == 0.01
     assert recipe.adapter.layers == [0, 1]
     assert recipe.data.filter == {"source": "imdb"}
+
+
+def test_data_and_model_are_found_beside_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "films.yaml").write_text(yaml.safe_dump({**SMALLEST, "model": {"id": "models://mpnet"}}))
+    assert load_recipe("sub/films.yaml").data.id == "d.csv"  # which is nowhere, or on the Hub
+    for made, expected in (("sub/d.csv", "sub/d.csv"), ("sub/models", "sub/d.csv"), ("d.csv", "d.csv")):
+        (tmp_path / made).touch()
+        recipes = load_recipe("sub/films.yaml"), *load_trainable_recipes("sub/films.yaml", ["seeds=[0, 1]"])
+        assert {(recipe.model.id, recipe.data.id) for recipe in recipes} == {("models://mpnet", expected)}
+    assert load_recipe(SMALLEST).data.id == "d.csv"
 
 
 def test_a_mapping_is_not_changed_by_overrides():
