@@ -74,13 +74,17 @@ def drift(
 
     quiet_libraries()
     check_folder(out)
-    texts = _read_texts(data, options.text, options.limit)
     process = PartialState(cpu=not torch.cuda.is_available())
-    loaded = [_load_model_or_run(name) for name in (base, tuned)]
-    models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
-    tokenizer = load_tokenizer(recipe)
-    token = options.token or ("last" if tokenizer.cls_token is None else "first")
     with progress_bar(process.is_main_process) as update:
+        update("reading the texts")
+        texts = _read_texts(data, options.text, options.limit)
+        loaded = []
+        for name in (base, tuned):
+            update(f"loading {name}")
+            loaded.append(_load_model_or_run(name))
+        models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
+        tokenizer = load_tokenizer(recipe)
+        token = options.token or ("last" if tokenizer.cls_token is None else "first")
         report = measure.drift(
             models[0],
             models[1],
@@ -330,5 +334,5 @@ def bench(
         report = run_throughput_recipe(recipe, options.device, update, save_partial)
     if out is not None:
         export.draw_throughput(report, out)
-        (out / "throughput.partial.json").unlink()
+        (out / "throughput.partial.json").unlink(missing_ok=True)
     print(report.to_json()) if as_json else console.print(tables.throughput(report))

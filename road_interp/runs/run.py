@@ -23,6 +23,7 @@ from road_interp.measure.composition import CompositionReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
+from road_interp.progress import Progress, silent
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
 from road_interp.runs.origin import Origin, sha256_of
@@ -133,12 +134,13 @@ class Run:
             base, _ = load_model(self.recipe.model, self.recipe.auto_class)
         return RoadModel(base, self.adapter, planes=self.planes).eval()
 
-    def predict(self, texts: Sequence[Text], *, device: str | None = None) -> tuple[Prediction, ...]:
+    def predict(self, texts: Sequence[Text], *, device: str | None = None, progress: Progress = silent) -> tuple[Prediction, ...]:
         """The trained model's predictions for texts, in their order. The model is loaded for each call.
 
         Args:
             texts: texts, or pairs of texts for a run that was trained on pairs.
             device: "cpu" or "cuda"; by default "cuda" where torch finds it.
+            progress: called before the model is loaded, and before every batch of texts.
 
         Raises:
             InputError: a run of another kind than `kind: classification`, or texts where the run needs pairs, and vice versa.
@@ -148,8 +150,9 @@ class Run:
         check_texts(texts, with_glue_defaults(self.recipe.data).text_pair is not None)
         if not texts:
             return ()
+        progress(f"loading the model of {self.folder}")
         model = on_device(self.load_model(), find_device(device))
-        logits = compute_logits(model, load_tokenizer(self.recipe.model), texts, self.recipe.model.max_length)
+        logits = compute_logits(model, load_tokenizer(self.recipe.model), texts, self.recipe.model.max_length, progress)
         return predictions_of(texts, logits, self.classes)
 
     def to_peft(self, folder: Path) -> None:

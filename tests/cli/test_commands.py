@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 
@@ -15,6 +16,7 @@ from helpers.cli import run
 from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.measure.throughput import ThroughputReport
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.sources import local_folder
@@ -293,6 +295,8 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
     assert [line.split()[:3] for line in out.splitlines() if " norm " in line and "[" in line] == [
         [str(block), where, "norm"] for block in (0, 1) for where in ("before", "after")
     ]
+    steps = [line for line in err.splitlines() if line.startswith(("reading", "loading"))]
+    assert steps == ["reading the texts", *(f"loading {name}" for name in pair)]
     assert "5 texts, token: first" in out
     assert "cosine" in out
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
@@ -306,6 +310,15 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
         code, out, err = run(capsys, monkeypatch, "drift", *pair, workplace / "data.csv", *options)
         assert (code, out) == (2, "")
         assert message in err.splitlines()[-1]
+
+
+def test_a_benchmark_without_timings_writes_its_empty_report(capsys, monkeypatch, tmp_path):
+    report = ThroughputReport("tiny", 14, "cpu", "float32", 2, 2, ())
+    monkeypatch.setattr(import_module("road_interp.measure.throughput"), "run_throughput_recipe", lambda *arguments: report)
+    code, out, err = run(capsys, monkeypatch, "bench", "throughput-smollm2", "--out", tmp_path / "figures", "--json")
+    assert code == 0, err
+    assert ThroughputReport.from_json(out).timings == ()
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["throughput.json"]
 
 
 def test_ablate_prints_the_loss_of_every_component(capsys, monkeypatch, finished, tmp_path):
