@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """The whole number of a node. Raises ConstructorError, which names the line, for one with too many digits."""
         try:
-            number: int = super().construct_yaml_int(node)  # type: ignore[no-untyped-call]
+            number: int = super().construct_yaml_int(node)
             str(number)
         except ValueError:
             raise ConstructorError(problem=f"the number in line {node.start_mark.line + 1} has too many digits") from None
