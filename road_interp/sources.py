@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from road_interp.errors import InputError
-from road_interp.files import exists, is_dir
 
 PACKAGE = "package://"
 MODELS = "models://"
@@ -57,8 +56,8 @@ def resolve(identifier: str) -> str:
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
         raise InputError(f"'{identifier}' leads out of the package '{name}'")
-    if not exists(path):
-        beside = os.listdir(path.parent) if is_dir(path.parent) else []
+    if not os.path.exists(path):
+        beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
         near = difflib.get_close_matches(path.name, beside, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise InputError(f"'{identifier}': the package '{name}' has no '{inside}'{hint}")
