@@ -102,7 +102,11 @@ def _scalar(option: Any, value: Any, finite: bool) -> Any:
         except ValueError:
             return MISSING
     if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if isfinite(value) or not finite else MISSING
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond the range of floats
+            return MISSING
+        return number if isfinite(number) or not finite else MISSING
     if isinstance(value, bool) and option is not bool:
         return MISSING
     return value if isinstance(option, type) and isinstance(value, option) else MISSING

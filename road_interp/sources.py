@@ -56,8 +56,9 @@ def resolve(identifier: str) -> str:
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
         raise InputError(f"'{identifier}' leads out of the package '{name}'")
-    if not path.exists():
-        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
+    if not os.path.exists(path):
+        beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise InputError(f"'{identifier}': the package '{name}' has no '{inside}'{hint}")
     return str(path)

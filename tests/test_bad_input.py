@@ -533,7 +533,7 @@ COMMANDS = {
     "train recipe.yaml --seed x": "Invalid value for '--seed'",
     "train recipe.yaml --resume": "--resume needs --out",
     "train recipe.yaml --resume --out gone": "'gone' holds no run to resume",
-    "train recipe.yaml --resume --out run": "the run in 'run' has finished; there is nothing to resume",
+    "train recipe.yaml --resume --out run": "the recipe differs from the one of the finished run 'run': training.epochs is 3.0",
     "train recipe.yaml --out run": "'run' is not empty; choose another --out",
     "train recipe.yaml --out data.csv": "'data.csv' is a file, not a folder",
     "train recipe.yaml --out data.csv/x": "'data.csv' is a file, not a folder",

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.errors import InputError
+from road_interp.files import is_dir
 from road_interp.rotation import plane_maps
+from road_interp.sources import local_folder
 
 BASE = "__base__"  # PEFT's name for "no adapter"
 
@@ -54,9 +56,10 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def from_folder(cls, folder: str | Path) -> RoadBank:
         """A bank of the adapter folders, run folders and PEFT folders directly inside `folder`, under their folder names.
 
-        Each is read at its first use. Raises InputError if there is none.
+        `folder` is a path, or `package://NAME/path`. Each is read at its first use. Raises InputError if there is none.
         """
-        folders = {path.name: path for path in sorted(Path(folder).glob("*")) if holds_adapter(adapter_folder(path))}
+        inside = sorted(path.iterdir()) if is_dir(path := local_folder(folder)) else []
+        folders = {path.name: path for path in inside if holds_adapter(adapter_folder(path))}
         if not folders:
             raise InputError(f"{folder} contains no adapter folders, run folders or PEFT folders")
         return cls(folders)
@@ -102,7 +105,10 @@ class RoadBank(Mapping[str, RoadAdapter]):
         if name == BASE:
             raise InputError(f"'{BASE}' means no adapter and cannot be the name of one")
         if isinstance(adapter, str | os.PathLike):
-            self._entries[name] = Path(adapter)
+            folder = local_folder(adapter)
+            if not holds_adapter(adapter_folder(folder)):
+                raise InputError(f"adapter '{name}': '{adapter}' contains no adapter, run or PEFT adapter")
+            self._entries[name] = folder
         else:
             self._entries[name] = self._flatten(name, RoadAdapter.of(adapter))
         self.version += 1

@@ -17,6 +17,7 @@ from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.storage import AdapterValues
 from road_interp.arguments import checked_list
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
 from road_interp.sites.positions import parse_positions
@@ -336,7 +337,7 @@ class RoadAdapter:
             InputError: no adapter in the folder, or an invalid one; the message names file, site or value and the reason.
         """
         folder = storage.adapter_folder(local_folder(folder))
-        if (folder / storage.PEFT_DESCRIPTION).is_file() and not (folder / storage.DESCRIPTION).is_file():
+        if is_file(folder / storage.PEFT_DESCRIPTION) and not is_file(folder / storage.DESCRIPTION):
             return cls.from_peft(folder, base=base)
         try:
             return cls(*storage.load(folder))

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.arguments import check_tokenizer
 from road_interp.errors import InputError
-from road_interp.files import read_text
+from road_interp.files import is_file, read_text
 
 FEW = 10  # words at a span; with fewer, a bootstrap over words says nothing
 
@@ -144,7 +144,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     """
     check_argument("causal.read_pairs", path, (str, os.PathLike), "the path of a file")
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path} does not exist")
     pairs = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):

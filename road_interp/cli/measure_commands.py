@@ -27,6 +27,7 @@ from road_interp.cli.options import (
     results_folder,
 )
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.progress import progress_bar
 from road_interp.sources import SMOLLM2, local_folder
 
@@ -73,13 +74,17 @@ def drift(
 
     quiet_libraries()
     check_folder(out)
-    texts = _read_texts(data, options.text, options.limit)
     process = PartialState(cpu=not torch.cuda.is_available())
-    loaded = [_load_model_or_run(name) for name in (base, tuned)]
-    models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
-    tokenizer = load_tokenizer(recipe)
-    token = options.token or ("last" if tokenizer.cls_token is None else "first")
     with progress_bar(process.is_main_process) as update:
+        update("reading the texts")
+        texts = _read_texts(data, options.text, options.limit)
+        loaded = []
+        for name in (base, tuned):
+            update(f"loading {name}")
+            loaded.append(_load_model_or_run(name))
+        models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
+        tokenizer = load_tokenizer(recipe)
+        token = options.token or ("last" if tokenizer.cls_token is None else "first")
         report = measure.drift(
             models[0],
             models[1],
@@ -115,7 +120,7 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import RECIPE
 
-    if (local_folder(identifier) / RECIPE).is_file():
+    if is_file(local_folder(identifier) / RECIPE):
         run = Run.load(identifier)
         return run.load_model(), run.recipe.model, run.folder.name
     recipe = ModelRecipe(identifier)
@@ -329,5 +334,5 @@ def bench(
         report = run_throughput_recipe(recipe, options.device, update, save_partial)
     if out is not None:
         export.draw_throughput(report, out)
-        (out / "throughput.partial.json").unlink()
+        (out / "throughput.partial.json").unlink(missing_ok=True)
     print(report.to_json()) if as_json else console.print(tables.throughput(report))

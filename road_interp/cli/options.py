@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from road_interp.errors import InputError
+from road_interp.files import exists, is_file
 from road_interp.sources import PACKAGE, local_folder
 
 app = typer.Typer(
@@ -106,7 +107,7 @@ def results_folder(source: str) -> Path:
     from road_interp.adapters import peft_format
 
     folder = local_folder(source)
-    return Path() if source.startswith(PACKAGE) or (folder / peft_format.CONFIG).is_file() else folder
+    return Path() if source.startswith(PACKAGE) or is_file(folder / peft_format.CONFIG) else folder
 
 
 def check_folder(out: Path | None) -> None:
@@ -118,9 +119,10 @@ def check_folder(out: Path | None) -> None:
 
 
 def check_new_folder(out: Path | None) -> Path:
-    """The folder of --out. Raises InputError if it is missing or exists already."""
-    if out is None or out.exists():
+    """The folder of --out. Raises InputError if it is missing, exists already, or cannot be a folder."""
+    if out is None or exists(out):
         raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
+    check_folder(out)
     return out
 
 

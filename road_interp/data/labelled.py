@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.recipes.schema import DataRecipe
 from road_interp.sources import resolve
 
@@ -237,9 +239,9 @@ def read_rows(
 
 
 def _read(identifier: str, config: str | None, split: str) -> Dataset:
-    path = Path(resolved := resolve(identifier)).expanduser()
+    path = Path(os.path.expanduser(resolved := resolve(identifier)))
     if path.suffix in FORMATS:
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(f"data file '{identifier}' does not exist")
         builder, options = FORMATS[path.suffix]
         if path.stat().st_size == 0:
@@ -250,7 +252,7 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
             if "corresponds to no data" in str(error):
                 raise InputError(f"'{identifier}' holds no examples") from None
             raise InputError(f"data file '{identifier}' cannot be read: {_cause(error)}") from None
-    if path.is_file():
+    if is_file(path):
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
     name, _, named_split = resolved.partition(":")
     try:

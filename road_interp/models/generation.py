@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def make_generator(
             options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
             return model.generate(inputs, tasks=tasks, **options)[1]
 
-        return greedy_answers(generate, tokenizer, prompts, batch_size, model.model.device)
+        return greedy_answers(generate, tokenizer, prompts, batch_size, model.model)
 
     return generate_answers
 
@@ -55,23 +56,28 @@ def greedy_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     batch_size: int,
-    device: torch.device,
+    model: PreTrainedModel,
 ) -> list[Answer]:
     """The answers of `generate`, a function from tokenised prompts to ids of prompts and answers, in the order of the prompts.
 
-    Prompts are batched with others of similar length.
+    Prompts are batched with others of similar length, on the device of `model`. An answer ends at the first token that ends it
+    for the generation configuration of `model`, which may name several, or for the tokeniser.
     """
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(ids[row]))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(device)
+        padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(
+            model.device
+        )
         generated = generate(dict(padded))[:, padded["input_ids"].shape[1] :]
         for row, tokens in zip(rows, generated.tolist(), strict=True):
-            finished = tokenizer.eos_token_id in tokens
-            tokens = tokens[: tokens.index(tokenizer.eos_token_id)] if finished else tokens
-            answers[row] = Answer(str(tokenizer.decode(tokens, skip_special_tokens=True)).strip(), finished)
+            answer = list(takewhile(lambda token: token not in ends, tokens))
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            answers[row] = Answer(str(text).strip(), finished=len(answer) < len(tokens))
     return [answers[row] for row in range(len(prompts))]
 
 

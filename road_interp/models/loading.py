@@ -20,6 +20,7 @@ from transformers import (
 
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError, first_line
+from road_interp.files import exists, is_dir, is_file
 from road_interp.models.gguf import CACHE, convert_gguf
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sources import resolve
@@ -116,12 +117,12 @@ def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
     """The arguments of `from_pretrained` for the model or its tokeniser; `kind` as in `convert_gguf`."""
     path = Path(resolved := resolve(recipe.id))
     if path.suffix == GGUF:
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(f"model '{recipe.id}' does not exist")
         resolved = str(convert_gguf(path, kind))
-    elif path.expanduser().exists():
-        resolved = str(path.expanduser())
-    if resolved.startswith((".", "/", "~")) and not Path(resolved).is_dir():
+    elif exists(expanded := os.path.expanduser(resolved)):
+        resolved = expanded
+    if resolved.startswith((".", "/", "~")) and not is_dir(resolved):
         raise InputError(f"model folder '{recipe.id}' does not exist")
     revision = recipe.revision or "main"
     return {"pretrained_model_name_or_path": resolved, "revision": revision, "trust_remote_code": recipe.trust_remote_code}

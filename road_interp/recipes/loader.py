@@ -13,7 +13,9 @@ import yaml
 
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.from_mapping import from_mapping
+from road_interp.recipes.paths import leads_from, with_paths
 from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
 from road_interp.recipes.upgrade import upgraded
 from road_interp.recipes.yaml_text import parse_yaml
@@ -21,6 +23,8 @@ from road_interp.recipes.yaml_text import parse_yaml
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe from a YAML file, the name of a built-in recipe, or a mapping. Its key `kind` selects the class.
+
+    Relative paths to model and data lead from the working directory, or else from the folder of the YAML file.
 
     Args:
         source: path such as `interventions/NAME.yaml`, built-in name, or the mapping itself.
@@ -30,7 +34,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         InputError: no such recipe, a missing or unknown kind, an unknown key (with the nearest known one), a value of the
             wrong type or out of range.
     """
-    return _build(read_recipe(source, overrides), _name(source))
+    return _with_paths_beside(source, _build(read_recipe(source, overrides), _name(source)))
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -53,13 +57,14 @@ def load_trainable_recipes(source: str | Path | Mapping[str, Any], overrides: Se
     """
     content, name = read_recipe(source, overrides), _name(source)
     if "seeds" not in content:
-        return [check_trainable(_build(content, name))]
+        return [check_trainable(_with_paths_beside(source, _build(content, name)))]
     seeds = content.pop("seeds")
     if any(override.partition("=")[0] == "seed" for override in overrides):
         raise InputError("the recipe has 'seeds', and a seed is given as well: give one of them")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
         raise InputError(f"'seeds' must be a list of different whole numbers, such as [0, 1, 2], not {seeds!r}")
-    return [check_trainable(_build({**content, "seed": seed}, name)) for seed in seeds]
+    recipes = [_build({**content, "seed": seed}, name) for seed in seeds]
+    return [check_trainable(_with_paths_beside(source, recipe)) for recipe in recipes]
 
 
 def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ThroughputRecipe:
@@ -73,6 +78,19 @@ def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Se
 def load_stored_recipe(path: Path) -> TrainableRecipe:
     """Load the recipe of a run folder, including one written by 0.1.0. Raises InputError as `load_trainable_recipe`."""
     return check_trainable(_build(upgraded(_read_yaml(path)), path.name))
+
+
+def _with_paths_beside(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Recipe:
+    """The recipe with paths that lead to files beside its YAML file where there are none in the working directory."""
+    if isinstance(source, Mapping):
+        return recipe
+    folder = recipe_path(source).parent
+
+    def located(identifier: str) -> str:
+        is_beside = leads_from(folder, identifier) and not leads_from(Path(), identifier)
+        return str(folder / identifier) if is_beside else identifier
+
+    return with_paths(recipe, located)
 
 
 def _name(source: str | Path | Mapping[str, Any]) -> str:
@@ -110,7 +128,7 @@ def recipe_path(name: str | Path) -> Path:
     """Path of a recipe given by path or built-in name. Raises InputError if there is none (with the nearest known name)."""
     check_argument("load_recipe", name, (str, os.PathLike), "a YAML file, the name of a built-in recipe, or a mapping")
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     known = builtin_recipes()
     if str(name) in known:

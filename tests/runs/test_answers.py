@@ -17,7 +17,10 @@ from road_interp.training.api import train
 
 
 def test_answers_are_those_of_the_scores(finished):
-    answers = answers_of(finished)
+    steps = []
+    answers = answers_of(finished, lambda *step: steps.append(step))
+    passes = [(f"test texts {which} the rotations", start, 40) for which in ("with", "without") for start in (0, 32)]
+    assert steps == [(f"loading model and data of {finished.folder}",), *passes]
     assert (answers.labels == answers.rotated).mean() == finished.metrics["test"]["accuracy"]
     assert answers.confusion.sum() == len(answers.texts) == 40
     assert np.trace(answers.confusion) == (answers.labels == answers.rotated).sum()

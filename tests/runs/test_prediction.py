@@ -32,6 +32,12 @@ def test_predictions_name_the_classes_in_the_order_of_the_texts(finished):
     assert finished.predict([]) == ()
 
 
+def test_predictions_report_their_progress(finished):
+    steps = []
+    finished.predict(["fine"] * 40, progress=lambda *step: steps.append(step))
+    assert steps == [(f"loading the model of {finished.folder}",), ("texts", 0, 40), ("texts", 32, 40)]
+
+
 def test_texts_that_do_not_fit_the_run_are_named(finished):
     with pytest.raises(InputError, match=r"one text is given; put it into a list: predict\(\[text\]\)"):
         finished.predict("grand")
