@@ -9,7 +9,7 @@ Two controls for MiniLM: the pretrained model against itself, and two seeds of f
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +137,26 @@ def describe(found: DriftStudy) -> Described:
 
 def _against_null(reports: list[DriftReport]) -> str:
     """The blocks whose change of magnitude is above that of an isotropic change of the same angles, below it, and neither."""
-    blocks: dict[str, list[int]] = {"above": [], "below": [], "undecided": []}
+    blocks: dict[str, list[int]] = {"above": [], "below": [], "undecided": [], "unchanged": []}
+    before_norm = any(place.before_norm for place in reports[0].places)
     for layer in reports[0].layers:
-        before_norm = any(place.before_norm for place in reports[0].places)
-        ratios = [each.place(layer, before_norm).over_null() for each in reports]
-        if all(ratio and ratio[1] > 1 for ratio in ratios):
+        places = [each.place(layer, before_norm) for each in reports]
+        ratios = [place.over_null() for place in places]
+        if all(place.angle[0] == place.dM[0] == 0 for place in places):
+            blocks["unchanged"].append(layer)
+        elif all(ratio and ratio[1] > 1 for ratio in ratios):
             blocks["above"].append(layer)
         elif all(ratio and ratio[2] < 1 for ratio in ratios):
             blocks["below"].append(layer)
         else:
             blocks["undecided"].append(layer)
-    return "; ".join(f"{sign} in {', '.join(map(str, layers))}" for sign, layers in blocks.items() if layers)
+    return "; ".join(f"{sign} in {_ranges(layers)}" for sign, layers in blocks.items() if layers)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as text, such as "0, 2 to 5"."""
+    runs = [list(run) for _, run in groupby(numbers, key=lambda number: number - numbers.index(number))]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:
