@@ -17,9 +17,18 @@ from road_interp.plots import export
 from road_interp.sources import readable_name
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import make_scorer
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, run_of, with_interval
+from road_interp.training.study import (
+    QUICK_CLASSIFICATION,
+    Condition,
+    Described,
+    Piece,
+    Pieces,
+    Study,
+    needs,
+    run_of,
+    with_interval,
+)
 
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MAGNITUDES)}
 
 
@@ -91,7 +100,7 @@ STUDY = Study(
     draw=draw,
     describe=describe,
     minutes=90,
-    quick=QUICK,
+    quick=QUICK_CLASSIFICATION,
 )
 SMOLLM2 = replace(
     STUDY,

@@ -27,9 +27,18 @@ from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, settings_hash, with_interval
+from road_interp.training.study import (
+    QUICK_CLASSIFICATION,
+    Condition,
+    Described,
+    Piece,
+    Pieces,
+    Study,
+    run_of,
+    settings_hash,
+    with_interval,
+)
 
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 PRETRAINED, NULL = "pretrained", "pretrained against itself"
 NAMES = {"full": "full fine-tuning", "lora": "LoRA, rank 8", "road_1": "road_1"}
 
@@ -186,7 +195,7 @@ STUDY = Study(
     draw=draw,
     describe=describe,
     minutes=65,
-    quick=QUICK,
+    quick=QUICK_CLASSIFICATION,
 )
 SMOLLM2 = replace(
     STUDY,

@@ -21,9 +21,8 @@ from road_interp.measure import QueryKey, angles, query_key
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, run_of
 
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 SMOLLM2_CHANGES = (
     f"model.id={SMOLLM2}",
     "data.per_class=1000",
@@ -85,7 +84,7 @@ STUDY = Study(
     draw=draw,
     describe=describe,
     minutes=10,
-    quick=QUICK,
+    quick=QUICK_CLASSIFICATION,
 )
 ON_SMOLLM2 = replace(
     STUDY,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.data.metrics import METRICS
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 from road_interp.files import is_file
 from road_interp.recipes.schema import DataRecipe
 from road_interp.sources import resolve
@@ -145,9 +144,7 @@ def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
         return recipe
     name = recipe.id.removeprefix("glue/")
     if name not in GLUE_COLUMNS:
-        near = difflib.get_close_matches(name, GLUE_COLUMNS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(GLUE_COLUMNS)}"
-        raise InputError(f"unknown GLUE data set '{name}'; {hint}")
+        raise InputError(f"unknown GLUE data set '{name}'; {did_you_mean(name, GLUE_COLUMNS)}")
     text, pair = GLUE_COLUMNS[name]
     development = "validation_matched" if name == "mnli" else "validation"
     metrics: dict[str, Literal["matthews", "pearson"]] = {"cola": "matthews", "stsb": "pearson"}

@@ -81,26 +81,26 @@ def greedy_answers(
     return [answers[row] for row in range(len(prompts))]
 
 
-def answer_perplexity(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16, limit: int = 32
-) -> Callable[[Sequence[str], Sequence[str]], float]:
-    """A function that computes the perplexity per token of answers under the base model.
+JUDGED, BATCH = 32, 16  # answers whose perplexity is computed, and answers per pass
 
-    Args:
-        limit: use the first `limit` prompts and answers only.
+
+def answer_perplexity(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Sequence[str], Sequence[str]], float]:
+    """A function that computes the perplexity per token of the first 32 answers under the base model.
 
     An end token is appended to every answer, so that an empty answer counts as its end token.
     """
 
     @torch.no_grad()
     def perplexity(prompts: Sequence[str], answers: Sequence[str]) -> float:
-        prompt_ids = tokenizer(list(prompts[:limit]), add_special_tokens=False)["input_ids"]
-        answer_ids = tokenizer(list(answers[:limit]), add_special_tokens=False)["input_ids"]
+        prompt_ids = tokenizer(list(prompts[:JUDGED]), add_special_tokens=False)["input_ids"]
+        answer_ids = tokenizer(list(answers[:JUDGED]), add_special_tokens=False)["input_ids"]
         answer_ids = [[*ids, tokenizer.eos_token_id] for ids in answer_ids]
         rows = sorted(zip(prompt_ids, answer_ids, strict=True), key=lambda row: len(row[0]))
         total = 0.0
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
             sequences = [prompt + answer for prompt, answer in batch]
             inputs = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt")
             labels = torch.full_like(inputs["input_ids"], -100)

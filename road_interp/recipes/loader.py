@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -12,7 +11,7 @@ from typing import Any, cast
 import yaml
 
 from road_interp.arguments import check_argument
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 from road_interp.files import is_file
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.paths import leads_from, with_paths
@@ -133,9 +132,8 @@ def recipe_path(name: str | Path) -> Path:
     known = builtin_recipes()
     if str(name) in known:
         return known[str(name)]
-    near = difflib.get_close_matches(path.stem, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; the built-in recipes are {', '.join(known)}"
-    raise InputError(f"no recipe '{name}': neither a file nor a built-in name{hint}")
+    hint = did_you_mean(path.stem, known, "the built-in recipes are")
+    raise InputError(f"no recipe '{name}': neither a file nor a built-in name; {hint}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

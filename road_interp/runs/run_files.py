@@ -13,6 +13,7 @@ RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensor
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
 PLANES, COMPOSITION, EXACT_MATCH = "planes.json", "composition.json", "exact-match.json"
 ORIGIN = "origin.json"
+FROZEN = "frozen backbone, trained head"  # the scores of this baseline in metrics.json
 MULTITASK_ACCURACY = "multitask-accuracy.json"
 MULTITASK_ACCURACY_0_1 = "heads.json"  # its name in run folders of release 0.1.0
 

@@ -81,7 +81,7 @@ class RunFolder:
         if not process.is_main_process:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path):
+        with locked(self.path.parent):  # a study holds the lock of the folder itself during the whole training
             if not self.resume:
                 _check_free(self.path)
             for path in unfinished_writes(self.path):
