@@ -135,11 +135,8 @@ class Programs(RuleBasedStateMachine):
     @torch.no_grad()
     def outputs_are_those_of_matrices(self):
         arguments, rows = ({}, self.merged) if self.merged else self.selection(self.strengths)
-        if self.is_free():
-            logits = self.model(base=INPUTS, **arguments)[1].logits
-        else:
-            logits = self.model.model(**INPUTS).logits
-        self.check(logits, rows)
+        output = self.model(base=INPUTS, **arguments)[1] if self.is_free() else self.model.model(**INPUTS)
+        self.check(output.logits, rows)
 
     # calls
 

@@ -256,7 +256,7 @@ def test_the_proportions_of_a_mask_add_up_to_its_number_of_coordinates(coordinat
     with torch.no_grad():
         swapped = masked(torch.zeros(3, 100), torch.ones(3, 100), subspaces=[[0], [1], [0, 1]])
     assert swapped.sum(1).tolist() == pytest.approx([coordinates, coordinates, 2 * coordinates], rel=tolerance)
-    assert ((0 <= swapped) & (swapped <= 1)).all()
+    assert ((swapped >= 0) & (swapped <= 1)).all()
     masked.harden()
     assert [int((masked.owners == index).sum()) for index in range(2)] == [coordinates, coordinates]
 
