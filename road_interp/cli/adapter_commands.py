@@ -20,7 +20,6 @@ from road_interp.cli.options import (
     check_new_folder,
     console,
     print_result,
-    results_folder,
 )
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError
@@ -40,23 +39,16 @@ if TYPE_CHECKING:
 @app.command()
 def inspect(
     adapter: AdapterFolder,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder for the figures; by default figures/ in the given folder, for PEFT's and package:// in the working "
-            "directory"
-        ),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures"),
     as_json: AsJson = False,
 ) -> None:
     """Print angles and magnitudes of the planes at every site, and draw the figures."""
     from road_interp import measure
     from road_interp.plots import export
-    from road_interp.runs.run_files import FIGURES
 
     check_folder(out)
     report = measure.angles(load_adapter(local_folder(adapter)))
-    paths = export.draw_adapter(report, out or results_folder(adapter) / FIGURES)
+    paths = export.draw_adapter(report, out)
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
@@ -68,13 +60,7 @@ def inspect(
 @app.command()
 def report(
     adapter: AdapterFolder,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="path of the HTML page; by default report.html in the given folder, for PEFT's and package:// in the working "
-            "directory"
-        ),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="path of the HTML page")] = Path("report.html"),
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: figures, a sortable table of sites, and an interactive view of single planes."""
@@ -86,11 +72,10 @@ def report(
     folder = local_folder(adapter)
     loaded = load_adapter(folder)
     run = Run.load(folder) if is_file(folder / RECIPE) else None
-    path = results_folder(adapter) / "report.html" if out is None else out
-    check_output_file(path, "--out")
+    check_output_file(out, "--out")
     contents = ("", [], None) if run is None else (_summary(run), _score_tables(run), _answers(run))
-    write_atomically(path, report_page(loaded, folder.resolve().name, *contents))
-    print_result(as_json, {"page": str(path)}, f"page: {path}")
+    write_atomically(out, report_page(loaded, folder.resolve().name, *contents))
+    print_result(as_json, {"page": str(out)}, f"page: {out}")
 
 
 def _summary(run: Run) -> str:

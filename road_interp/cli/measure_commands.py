@@ -24,7 +24,6 @@ from road_interp.cli.options import (
     console,
     grouped,
     quiet_libraries,
-    results_folder,
 )
 from road_interp.errors import InputError
 from road_interp.files import is_file
@@ -150,23 +149,17 @@ def ablate(
         typer.Option(help="further groups to ablate: layer, kind or planes; may be repeated; all by default"),
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="also score the components with a refitted head")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder for the figure and its data; by default figures/ in the run, for package:// in the working directory"
-        ),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the figure and its data")] = Path("figures"),
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run with components of its adapter reset to the identity: angles, magnitudes, layers, module kinds or planes."""
     from road_interp.measure.ablation import BY
     from road_interp.plots import export
-    from road_interp.runs.run_files import FIGURES
 
     check_folder(out)
     report = _ablate(run, limit, by or BY, refit, device)
-    path = export.draw_ablation(report, out or results_folder(run) / FIGURES)
+    path = export.draw_ablation(report, out)
     if as_json:
         print(json.dumps(report.summary()))
         return

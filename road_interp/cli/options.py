@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 
 from road_interp.errors import InputError
-from road_interp.files import exists, is_file
-from road_interp.sources import PACKAGE, local_folder
+from road_interp.files import exists
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -100,14 +99,6 @@ def _keyword(name: str, hint: Any, default: Any) -> inspect.Parameter:
 def print_result(as_json: bool, content: dict[str, Any], text: Any) -> None:
     """Print `content` as one JSON object, or `text` (a string or a rich table)."""
     print(json.dumps(content)) if as_json else console.print(text, soft_wrap=isinstance(text, str))
-
-
-def results_folder(source: str) -> Path:
-    """Where results about a folder go by default: into it, but never into one of PEFT's or of an installed package."""
-    from road_interp.adapters import peft_format
-
-    folder = local_folder(source)
-    return Path() if source.startswith(PACKAGE) or is_file(folder / peft_format.CONFIG) else folder
 
 
 def check_folder(out: Path | None) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import import_module, metadata
 
 import pytest
@@ -168,15 +169,17 @@ def test_an_interrupt_during_the_figures_says_how_to_go_on(capsys, monkeypatch, 
     assert f"interrupted; go on with: the same command, --resume --out {folder}" in err
 
 
-def test_nothing_is_written_into_a_folder_of_peft(capsys, monkeypatch, finished, tmp_path):
-    finished.to_peft(tmp_path / "peft")
-    before = sorted(path.name for path in (tmp_path / "peft").iterdir())
+@pytest.mark.parametrize("kind", ["adapter", "peft", "run"])
+def test_nothing_is_written_into_a_folder_that_is_read(capsys, monkeypatch, finished, tmp_path, kind):
+    folder = tmp_path / kind
+    {"adapter": finished.adapter.save, "peft": finished.to_peft, "run": partial(shutil.copytree, finished.folder)}[kind](folder)
+    before = sorted(path.name for path in folder.rglob("*"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    for command in ("inspect", "report"):
-        code, _, err = run(capsys, monkeypatch, command, "../peft")
+    for command in ("inspect", "report", *(["ablate"] if kind == "run" else [])):
+        code, _, err = run(capsys, monkeypatch, command, f"../{kind}", *(["--limit", "2"] if command == "ablate" else []))
         assert code == 0, err
-    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == before
+    assert sorted(path.name for path in folder.rglob("*")) == before
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", "report.html"}
 
 
