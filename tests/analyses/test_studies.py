@@ -67,7 +67,6 @@ def test_most_studies_have_results():
     unmeasured = {
         "parameter-share",
         "strength",
-        "ablation-smollm2",
     }
     assert set(NAMES) - set(MEASURED) <= unmeasured
 
