@@ -17,9 +17,18 @@ from road_interp.plots import export
 from road_interp.sources import readable_name
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import make_scorer
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, run_of, with_interval
+from road_interp.training.study import (
+    QUICK_CLASSIFICATION,
+    Condition,
+    Described,
+    Piece,
+    Pieces,
+    Study,
+    needs,
+    run_of,
+    with_interval,
+)
 
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MAGNITUDES)}
 
 
@@ -72,6 +81,14 @@ def draw(found: AblationReport, folder: Path) -> list[Path]:
 STUDY = Study(
     name="ablation",
     title="Ablation of components, layers and planes",
+    question=(
+        "What do the answers of a trained adapter depend on: its angles, its magnitudes, which layers and modules, and how many "
+        "planes?"
+    ),
+    caveat=(
+        "One model, one data set and three seeds. An ablation says what this adapter uses, not what another training could do "
+        "without; the learning rate was chosen for both components together."
+    ),
     recipe="sentiment-minilm",
     conditions={
         "both": Condition("both trained"),
@@ -83,12 +100,17 @@ STUDY = Study(
     draw=draw,
     describe=describe,
     minutes=90,
-    quick=QUICK,
+    quick=QUICK_CLASSIFICATION,
 )
 SMOLLM2 = replace(
     STUDY,
     name="ablation-smollm2",
     title="Ablation of components, layers and planes, SmolLM2-135M",
+    question="Do the behaviours of a language model depend on the angles or on the magnitudes, and on how many planes?",
+    caveat=(
+        "One model, two artificial behaviours and three divisions of the reviews. The rates were chosen for rotations with both "
+        "components, so that it does not say how well one component would do if trained alone."
+    ),
     recipe="composition-smollm2",
     conditions={"both": Condition("both trained")},
     draw=lambda found, folder: draw(found, folder / "smollm2"),

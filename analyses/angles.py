@@ -15,9 +15,7 @@ from road_interp.measure import AngleReport, angles, seed_structure
 from road_interp.measure.structure import AngleStudy
 from road_interp.plots import export
 from road_interp.plots.structure import LABELS
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
-
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, run_of, with_interval
 
 
 def measure(piece: Piece) -> AngleReport:
@@ -61,6 +59,11 @@ def describe(found: AngleStudy) -> Described:
 STUDY = Study(
     name="angles",
     title="Angles and magnitudes of a trained adapter",
+    question="Which planes does an adapter rotate and by how much, and do adapters of other seeds rotate the same ones?",
+    caveat=(
+        "One model, one data set and three seeds. A large angle is no proof that the answers need it: that is the question of "
+        "the study ablation."
+    ),
     recipe="sentiment-minilm",
     conditions={"road_1": Condition("road_1")},
     measure=measure,
@@ -69,7 +72,7 @@ STUDY = Study(
     draw=draw,
     describe=describe,
     minutes=20,
-    quick=QUICK,
+    quick=QUICK_CLASSIFICATION,
     quick_seeds=2,
 )
 

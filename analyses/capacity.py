@@ -15,9 +15,8 @@ from road_interp.cli.app import main_of
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.plots import export
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, run_of, with_interval
 
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 TASK = "rotten-tomatoes"
 
 
@@ -83,6 +82,14 @@ def describe(found: CapacityReport) -> Described:
 STUDY = Study(
     name="capacity",
     title="Accuracy by trained weights",
+    question=(
+        "How does accuracy grow with the share of trained weights, for RoAd by variant, sites and layers, for LoRA by rank, and "
+        "for full fine-tuning?"
+    ),
+    caveat=(
+        "One model and one data set, and one seed for most conditions. The learning rates of LoRA and of full fine-tuning are "
+        "common ones and were not tuned, those of RoAd come from a prototype, so that methods cannot be ranked."
+    ),
     recipe="sentiment-minilm",
     conditions=conditions(),
     measure=lambda piece: rotation(piece, "RoAd", piece.condition),
@@ -91,7 +98,7 @@ STUDY = Study(
     draw=draw,
     describe=describe,
     minutes=400,
-    quick=QUICK,
+    quick=QUICK_CLASSIFICATION,
 )
 
 if __name__ == "__main__":

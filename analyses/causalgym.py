@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from road_interp.causal.controls import DAS
 from road_interp.causal.method_scores import MethodScore, TaskScores, score_methods
@@ -20,7 +21,7 @@ from road_interp.cli.app import main_of
 from road_interp.files import read_json_object
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model, with_interval
 
 TASKS = (
     *("agr_gender", "agr_sv_num_subj-relc", "agr_sv_num_obj-relc", "agr_sv_num_pp"),
@@ -101,15 +102,19 @@ def describe(found: CausalGymTable) -> Described:
         rows.append((f"mean of {tasks} tasks, {method}", _numbers(odds, np.mean([score.selectivity for score in scores]))))
         if method != DAS and tasks > 1:
             difference, error = found.difference(DAS, method)
-            rows.append((f"{DAS} minus {method}", f"log odds ratio {difference:.2f}, standard error over tasks {error:.2f}"))
+            spread = error * stats.t.ppf(0.975, tasks - 1)
+            wide = with_interval((difference, difference - spread, difference + spread), 2)
+            rows.append((f"{DAS} minus {method}", f"log odds ratio {wide}, standard error over tasks {error:.2f}"))
     for task, seeds in found.tasks.items():
         for score in seeds[0].scores:
             low, high = score.test.log_odds_interval
-            value = f"{_numbers(score.test.log_odds, score.selectivity)}, [{low:.2f}, {high:.2f}], block {score.layer}"
-            rows.append((f"{task}, {score.test.method}", value))
+            odds = with_interval((score.test.log_odds, low, high), 2)
+            place = f"block {score.layer}, {score.test.examples} pairs"
+            rows.append((f"{task}, {score.test.method}", f"log odds ratio {odds}, selectivity {score.selectivity:.2f}, {place}"))
     sentence = (
-        f"Log odds ratio (nats) and its selectivity, at the best of the blocks {', '.join(map(str, first.layers))} by "
-        f"validation, with {first.steps} steps of every training."
+        f"Log odds ratio (nats) and its selectivity, at the block of {', '.join(map(str, first.layers))} with the highest log "
+        f"odds ratio on validation pairs, with {first.steps} steps of every training. Intervals of a task resample words; "
+        "those of differences are over tasks (Student's t)."
     )
     return sentence, rows
 
@@ -121,6 +126,11 @@ def _numbers(odds: Any, selectivity: Any) -> str:
 STUDY = Study(
     name="causalgym",
     title="CausalGym's tasks",
+    question="How do the methods that find one variable rank over CausalGym's tasks?",
+    caveat=(
+        "One model, one seed, and a rate per method that was not tuned. A mean over few tasks does not order methods whose "
+        "difference is near its standard error over tasks."
+    ),
     recipe=Settings,
     conditions={task: Condition(task, (f"task={task}",), requires=("templates",), seeds=1) for task in TASKS},
     measure=measure,

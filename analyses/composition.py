@@ -137,10 +137,14 @@ def describe(found: CompositionStudy) -> Described:
         rows.append((f"{name}: least, {least}", with_interval(value)))
         shown = [("no task" if score.active == BASE else score.active, score.active) for score in each.scores]
         rows += [(f"{name}: {words}", with_interval(each.control(active))) for words, active in shown]
+        together = each.of("+".join(each.tasks))
+        rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
+        rows.append((f"{name}: the more frequent label", f"{each.majority:.3f}"))
     first = next(iter(found.reports.values()))
     sentence = (
-        "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts. "
-        f"A constant label would be right for {first.majority:.3f} of the reviews."
+        "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
+        f'{len(first.scores[0].finished) // len(first.seeds)} per seed. "Right or wrong" counts answers with all active parts '
+        "and an end; the more frequent label is what an answer would have right that is always the same."
     )
     return sentence, rows
 
@@ -148,6 +152,14 @@ def describe(found: CompositionStudy) -> Described:
 STUDY = Study(
     name="composition",
     title="Several behaviours in one answer",
+    question=(
+        "Can the tasks of one adapter be called up in any combination by activating their planes, without training on an answer "
+        "that shows two of them?"
+    ),
+    caveat=(
+        "The tasks are artificial parts of answers to film reviews, and most controls have one or two divisions of the reviews. "
+        "Rotations had more rounds of learning rates than LoRA and LoReFT had."
+    ),
     recipe="composition-smollm2",
     conditions={slug: replace(each, measure=with_division(each.measure or measure)) for slug, each in conditions().items()},
     measure=measure,

@@ -78,6 +78,11 @@ def describe(found: DisentangleReport) -> Described:
 STUDY = Study(
     name="disentangle",
     title="Angle against magnitude of frozen states",
+    question="Is the label of a text in the direction of a frozen state, or in its magnitude?",
+    caveat=(
+        "One model and one data set. The state follows a LayerNorm, which sets its norm: that classifiers find little in the "
+        "norm is by construction there, and probes show what can be read, not what the model uses."
+    ),
     recipe="sentiment-minilm",
     conditions={"output": Condition("the last block's output")},
     measure=partial(measure, before_norm=False),
@@ -92,6 +97,8 @@ BEFORE_NORM = replace(
     STUDY,
     name="disentangle-before-norm",
     title="Angle against magnitude before the last LayerNorm",
+    question="Is the label of a text in the magnitude of a frozen state where no LayerNorm has set its norm yet?",
+    caveat="One model, one data set and one read point. Probes show what can be read from a state, not what the model uses.",
     conditions={"before-norm": Condition("the input of the last block's LayerNorm")},
     measure=partial(measure, before_norm=True),
 )

@@ -9,7 +9,7 @@ Two controls for MiniLM: the pretrained model against itself, and two seeds of f
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,18 @@ from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, settings_hash, with_interval
+from road_interp.training.study import (
+    QUICK_CLASSIFICATION,
+    Condition,
+    Described,
+    Piece,
+    Pieces,
+    Study,
+    run_of,
+    settings_hash,
+    with_interval,
+)
 
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 PRETRAINED, NULL = "pretrained", "pretrained against itself"
 NAMES = {"full": "full fine-tuning", "lora": "LoRA, rank 8", "road_1": "road_1"}
 
@@ -89,11 +98,11 @@ def draw(found: DriftStudy, folder: Path) -> list[Path]:
     names = dict.fromkeys(each.tuned for each in found.reports if each.base == base and each.tuned != NULL)
     first = [next(each for each in found.reports if each.tuned == name) for name in names]
     with context(plots.STYLE):
-        blocks = subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")[1]
+        blocks = subplots(1, 2, figsize=(8.5, 4), layout="constrained")[1]
         size = (2.4 * max(2, len(first)), 2.4)
         points = subplots(1, len(first), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)[1][0]
     for ax, quantity in zip(blocks, ("angle", "dM"), strict=True):
-        plots.drift_blocks(found.reports, ax, quantity=quantity)
+        plots.drift_blocks([each for each in found.reports if each.tuned != NULL], ax, quantity=quantity)
     blocks[0].get_legend().remove()  # the right panel has the same legend
     for each, ax in zip(first, points, strict=True):
         before_norm = any(place.before_norm for place in each.places)
@@ -124,14 +133,39 @@ def describe(found: DriftStudy) -> Described:
         for name, reports in named.items()
         for place in reports[0].places
     ]
+    rows += [(f"{name}: against an isotropic change", _against_null(reports)) for name, reports in named.items()]
     first = found.reports[0]
     sentence = (
-        f"{first.tuned} changes the state of the {first.token} token by {over_seeds(named[first.tuned], -1, False)} at the last "
-        f"block and by {over_seeds(named[first.tuned], 0, False)} at the first (mean over seeds, lowest to highest)."
+        f"Change of the state of the {first.token} token: mean over seeds, lowest to highest. A block is above or below an "
+        "isotropic change if the 95% intervals over texts of all seeds are."
     )
     if any(place.norm_is_pinned for place in first.places):
         sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there is no evidence."
     return sentence, rows
+
+
+def _against_null(reports: list[DriftReport]) -> str:
+    """The blocks whose change of magnitude is above that of an isotropic change of the same angles, below it, and neither."""
+    blocks: dict[str, list[int]] = {"above": [], "below": [], "undecided": [], "unchanged": []}
+    before_norm = any(place.before_norm for place in reports[0].places)
+    for layer in reports[0].layers:
+        places = [each.place(layer, before_norm) for each in reports]
+        ratios = [place.over_null() for place in places]
+        if all(place.angle[0] == place.dM[0] == 0 for place in places):
+            blocks["unchanged"].append(layer)
+        elif all(ratio and ratio[1] > 1 for ratio in ratios):
+            blocks["above"].append(layer)
+        elif all(ratio and ratio[2] < 1 for ratio in ratios):
+            blocks["below"].append(layer)
+        else:
+            blocks["undecided"].append(layer)
+    return "; ".join(f"{sign} in {_ranges(layers)}" for sign, layers in blocks.items() if layers)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as text, such as "0, 2 to 5"."""
+    runs = [list(run) for _, run in groupby(numbers, key=lambda number: number - numbers.index(number))]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:
@@ -142,6 +176,13 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 STUDY = Study(
     name="drift",
     title="Change of hidden states by training",
+    question=(
+        "Do hidden states change by training in direction or in magnitude, and more than an isotropic change would make them?"
+    ),
+    caveat=(
+        "One model, one data set and three seeds; the learning rates of full fine-tuning and LoRA were not tuned. How far a "
+        "state moves does not say whether the answers depend on it."
+    ),
     recipe="sentiment-minilm",
     conditions={
         **{slug: Condition(name) for slug, name in NAMES.items()},
@@ -154,12 +195,17 @@ STUDY = Study(
     draw=draw,
     describe=describe,
     minutes=65,
-    quick=QUICK,
+    quick=QUICK_CLASSIFICATION,
 )
 SMOLLM2 = replace(
     STUDY,
     name="drift-smollm2",
     title="Change of hidden states by training, SmolLM2-135M",
+    question="Do the rotations of two behaviours change the states of a language model in direction or in magnitude?",
+    caveat=(
+        "One model, two artificial behaviours and three divisions of the reviews, at the last token of the prompt only. There is "
+        "no other method beside the rotations."
+    ),
     recipe="composition-smollm2",
     conditions={"planes_coact-0.5": Condition("label+closing, co-activation 0.5")},
     measure=measure_smollm2,

@@ -54,6 +54,14 @@ def describe(found: EngineCostReport) -> Described:
 STUDY = Study(
     name="engine",
     title="The cost of rotations in every way of running a model",
+    question=(
+        "What do rotations cost in every way of running a model: forward, generation, continuous batching, compiled, and in "
+        "training?"
+    ),
+    caveat=(
+        "Ratios of times on one machine, for models below 300 million parameters. Larger models and other devices have other "
+        "ratios."
+    ),
     recipe="throughput-smollm2",
     conditions={
         "smollm2": Condition("SmolLM2-135M", SETTINGS, seeds=1),

@@ -130,7 +130,7 @@ def describe_controls(found: ControlStudy) -> Described:
                 value += f", divergence elsewhere {elsewhere:.4f}"
             rows.append((f"{task}, {method}", value))
         for method, over in ((STACKED, DAS), (STACKED, "full swap"), (DAS, "full swap")):
-            rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over))))
+            rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over), 4)))
         for method in (STACKED, DAS):
             chosen = found.mean(task, lambda report, method=method: report.selectivity(method))
             rows.append((f"{task}, {method}, selectivity", f"{chosen:.2f}"))
@@ -140,18 +140,21 @@ def describe_controls(found: ControlStudy) -> Described:
     divisions = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
     sentence = (
         "Interchange accuracy (fraction of test pairs, 95% interval over words), log odds ratio (nats) and divergence of the "
-        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions}). A "
-        "trained swap with more accuracy and less divergence than the full swap does not win by states that the model never saw: "
-        "the full swap also replaces what the word carries besides the variable."
+        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions}). More accuracy and "
+        "less divergence than the full swap would follow from a full swap that also replaces what else the word carries. They do "
+        "not show that a trained swap reaches states that the model knows: four continuations may leave such directions alone."
     )
     return sentence, rows
 
 
 def describe_scan(found: ScanReport) -> Described:
     cells = np.array(found.accuracy)
-    layer, span = np.unravel_index(cells.argmax(), cells.shape)
-    sentence = f"Interchange accuracy on {found.task} is highest at block {found.layers[layer]}, {found.spans[span]}."
-    return sentence, [("interchange accuracy at that place", f"{cells.max():.3f}")]
+    best = [f"block {found.layers[layer]} ({found.spans[span]})" for layer, span in np.argwhere(cells == cells.max())]
+    sentence = (
+        f"Interchange accuracy of the swap of the whole state on {found.task}, on validation pairs of one seed, is highest at "
+        f"{', '.join(best)}."
+    )
+    return sentence, [("highest interchange accuracy", f"{cells.max():.3f}")]
 
 
 def describe_depth(found: DepthReport) -> Described:
@@ -186,6 +189,14 @@ AGREEMENT = {"agreement": Condition("agreement", ("task=agreement",))}
 CONTROLS = Study(
     name="controls",
     title="Interchange accuracy and its controls",
+    question=(
+        "Does one trained direction of the subject's state change the answer, and does a stacked rotation find another one than "
+        "DAS of rank 1?"
+    ),
+    caveat=(
+        "One model and one block, with learning rates that were not tuned again. A swap that changes the answer need not be "
+        "along the direction that the model itself uses."
+    ),
     recipe=Settings,
     conditions={task: Condition(task, (f"task={task}",), requires=() if task in BUILT_IN else ("templates",)) for task in SPANS},
     measure=measure_controls,
@@ -202,6 +213,11 @@ CONTROLS = Study(
 SCAN = Study(
     name="scan",
     title="Interchange accuracy by layer and span",
+    question="At which block and span does a swap of the whole state change the answer?",
+    caveat=(
+        "One model, one task and one seed, on validation pairs. The full swap replaces everything that a state holds, so that it "
+        "does not say which part of the state matters."
+    ),
     recipe=Settings,
     conditions={task: Condition(name.name, name.overrides, seeds=1) for task, name in AGREEMENT.items()},
     measure=measure_scan,
@@ -215,6 +231,11 @@ SCAN = Study(
 DEPTH = Study(
     name="depth",
     title="Interchange by depth of the stack and swapped rows",
+    question="How many levels and how many swapped rows does a stacked rotation need to move a variable?",
+    caveat=(
+        "One model, one block and one task; every cell has one training per seed, with one learning rate for all depths, so that "
+        "neighbouring cells are not told apart."
+    ),
     recipe=Settings,
     conditions=AGREEMENT,
     measure=measure_depth,
@@ -239,6 +260,8 @@ class CostSettings:
 COST = Study(
     name="cost",
     title="Cost of an interchange",
+    question="What does a forward and backward pass of an interchange cost, without a model?",
+    caveat="Random states of one width and batch size, on one thread of one machine. In a model, its own pass comes on top.",
     recipe=CostSettings,
     conditions={"width-2048": Condition("width 2,048", seeds=1)},
     measure=lambda piece: cost(piece.recipe.width, rounds=piece.recipe.rounds, progress=piece.progress),

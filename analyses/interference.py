@@ -66,6 +66,10 @@ def describe(found: InterferenceReport) -> Described:
 STUDY = Study(
     name="interference",
     title="Interference between adapters",
+    question="Does composing one adapter with that of another task cost accuracy, and which of its layers do?",
+    caveat=(
+        "One model, two tasks on film reviews and three seeds. Small costs of single layers were not corrected for their number."
+    ),
     recipe="multitask-minilm",
     conditions={"alone": Condition("each task trained alone")},
     measure=measure,

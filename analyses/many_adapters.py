@@ -78,6 +78,11 @@ def describe_training(found: JointTrainingReport) -> Described:
 BANK = Study(
     name="bank",
     title="A bank of ten thousand adapters",
+    question="What memory does a bank of ten thousand adapters take, and how long does it take to add one?",
+    caveat=(
+        "One measurement, of block outputs of one small model, in which all adapters have the same sites and no forward pass is "
+        "made."
+    ),
     recipe=BankSettings,
     conditions={"block-outputs": Condition("block outputs of SmolLM2-135M", seeds=1)},
     measure=lambda piece: bank_cost(adapters=piece.recipe.adapters, progress=piece.progress),
@@ -91,6 +96,11 @@ BANK = Study(
 JOINT_TRAINING = Study(
     name="joint-training",
     title="Training several adapters in one pass",
+    question="Does training several adapters in one pass save time over one pass for each?",
+    caveat=(
+        "One small model, one batch size and length, on one machine. It does not say whether adapters that are trained together "
+        "become better or worse."
+    ),
     recipe=TrainingSettings,
     conditions={"smollm2": Condition("SmolLM2-135M", seeds=1)},
     measure=measure_training,

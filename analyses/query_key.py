@@ -21,9 +21,8 @@ from road_interp.measure import QueryKey, angles, query_key
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, run_of
 
-QUICK = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 SMOLLM2_CHANGES = (
     f"model.id={SMOLLM2}",
     "data.per_class=1000",
@@ -66,8 +65,8 @@ def describe(found: QueryKeyStudy) -> Described:
     sentence = (
         "Correlation of angles and of log magnitudes between query and key. Without a rotary encoding -1 (angles) and 1 "
         "(magnitudes) follow from the symmetry of the gradient. A model with a rotary encoding and grouped keys, such as "
-        "SmolLM2-135M, breaks it in two ways; pairs of neighbouring dimensions do not tell them apart, the condition "
-        "rotary-pairs can."
+        "SmolLM2-135M, breaks it in two ways; in the pairs of the rotary encoding (rotary-pairs) only the grouped keys are left, "
+        "with Adam: by plain gradient descent their angles would mirror the mean over the heads of a group."
     )
     return sentence, rows
 
@@ -75,6 +74,8 @@ def describe(found: QueryKeyStudy) -> Described:
 STUDY = Study(
     name="query-key",
     title="Query against key",
+    question="Do queries and keys learn opposite angles and equal magnitudes, as the symmetry of their gradients demands?",
+    caveat="One model, one data set and one seed. The answer follows from the parametrisation, and says nothing about language.",
     recipe="sentiment-minilm",
     conditions={"all-linear": Condition("all linear layers", seeds=1)},
     measure=measure,
@@ -83,12 +84,17 @@ STUDY = Study(
     draw=draw,
     describe=describe,
     minutes=10,
-    quick=QUICK,
+    quick=QUICK_CLASSIFICATION,
 )
 ON_SMOLLM2 = replace(
     STUDY,
     name="query-key-smollm2",
     title="Query against key with a rotary encoding",
+    question="What is left of the mirrored angles of queries and keys with a rotary encoding and grouped keys?",
+    caveat=(
+        "One model, one data set, one seed and 80 training steps. Correlations over planes do not say how much the answers "
+        "depend on what is left."
+    ),
     conditions={
         "attention-qk": Condition("queries and keys of all blocks", SMOLLM2_CHANGES, seeds=1),
         ROTARY: Condition("in the pairs of the rotary encoding", (*SMOLLM2_CHANGES, "adapter.group_size=64"), seeds=1),

@@ -59,6 +59,8 @@ def describe(found: SizesReport) -> Described:
 STUDY = Study(
     name="size",
     title="The size of adapters",
+    question="How many values does an adapter train, in percent of the model's parameters?",
+    caveat="Counted from configurations of ten models, without weights. It says nothing about accuracy or speed.",
     recipe=Settings,
     conditions={name.lower(): Condition(name, (f"model={name}",), seeds=1) for name in SHAPES},
     measure=measure,

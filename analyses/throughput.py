@@ -46,6 +46,11 @@ def describe(found: ThroughputReport) -> Described:
 STUDY = Study(
     name="throughput",
     title="Throughput with one adapter per row",
+    question="What does one adapter per row cost in generation, with RoAd and with LoRA, by number of requests?",
+    caveat=(
+        "Ratios of times on one machine, for one model of 135 million parameters and short answers; larger models, longer "
+        "answers and other devices have other ratios. Answers are not compared for quality."
+    ),
     recipe="throughput-smollm2",
     conditions={
         "all": Condition("every method", seeds=1),

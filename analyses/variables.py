@@ -21,7 +21,6 @@ from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import (
     DEEP,
     METHODS,
-    NO_SWAP,
     SHARED,
     STACKED,
     Trial,
@@ -43,6 +42,7 @@ GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
+SHOWN = 16  # coordinates per variable whose cause and isolation are listed
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
 RATES = (3e-3, 2e-2, 1e-1)
 
@@ -201,9 +201,14 @@ def describe(found: VariablesStudy) -> Described:
     rows = []
     for seeds in found.comparisons.values():
         measured = [report.method for report in seeds[0].reports]
+        entities, right, asked = seeds[0].answered
+        known = f"{right:,} of {asked:,} questions, about {entities} entities, are answered rightly"
+        rows.append((f"{name_of(seeds[0])}, data", f"{known}; {seeds[0].pairs[2]} test pairs"))
         for method in measured:
             value = with_interval(disentangle(seeds, method))
-            rows.append((f"{name_of(seeds[0])}, {method}", f"{value}, swaps nothing" if swaps_nothing(seeds, method) else value))
+            rows.append((f"{name_of(seeds[0])}, {method}", value))
+            if seeds[0].coordinates == SHOWN:
+                rows.append((f"{name_of(seeds[0])}, {method}, cause and isolation", parts_of(seeds, method)))
         for method in [each for each in (STACKED, DEEP) if {each, SHARED} <= {*measured}]:
             values, lows, highs = zip(*(one.difference(method, SHARED) for one in seeds), strict=True)
             rows.append(
@@ -211,15 +216,19 @@ def describe(found: VariablesStudy) -> Described:
             )
     sentence = (
         "Disentangle, the mean of cause and isolation over variables, on unseen entities: with the 95% interval over groups of "
-        "entities for one seed, the lowest and the highest of several; differences on the same pairs with the widest interval. "
-        '"Swaps nothing": the training of a mask has failed, because no coordinate was left to any variable.'
+        "entities for one seed, the lowest and the highest of several; differences on the same pairs with the widest interval."
     )
     return sentence, rows
 
 
-def swaps_nothing(seeds: Sequence[VariablesComparison], method: str) -> bool:
-    """Whether a method has the outcomes of no swap in every seed."""
-    return method != NO_SWAP and all(one.of(method).outcomes == one.of(NO_SWAP).outcomes for one in seeds)
+def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:
+    """Cause and isolation of every variable, means over seeds."""
+    found = []
+    for index, variable in enumerate(seeds[0].variables):
+        scores = [one.of(method).scores[index] for one in seeds]
+        cause, isolation = (np.mean([getattr(score, part) for score in scores]) for part in ("cause", "isolation"))
+        found.append(f"{variable} {cause:.2f} and {isolation:.2f}")
+    return ", ".join(found)
 
 
 def disentangle(seeds: Sequence[VariablesComparison], method: str) -> tuple[float, float, float]:
@@ -260,6 +269,11 @@ COMMON: dict[str, Any] = {
 VARIABLES = Study(
     name="variables",
     title="Several variables in one state",
+    question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
+    caveat=(
+        "Small models, one block each, and one seed for most conditions. Comparisons are not corrected for their number, and "
+        "that two methods are not told apart does not make them equal."
+    ),
     conditions={
         f"{model}_{entities}_{count}": condition(model, entities, count, (model, entities) != ("smollm2", NOUNS))
         for model in MODELS
@@ -275,6 +289,11 @@ VARIABLES = Study(
 VARIABLE_RATES = Study(
     name="variable-rates",
     title="Learning rates of the interchanges of several variables",
+    question="Which learning rate does each interchange of several variables need?",
+    caveat=(
+        "One model, one block, one seed, three rates and 200 steps; the validation pairs choose the rate, so that these scores "
+        "are optimistic."
+    ),
     conditions={"smollm2_number-gender_16": replace(condition("smollm2", NOUNS, 16, True), seeds=1)},
     measure=measure_rates,
     draw=lambda found, folder: [],

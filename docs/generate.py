@@ -24,6 +24,7 @@ import road_interp
 from road_interp.cli.app import app
 from road_interp.recipes import schema
 from road_interp.training.study import Study, StudyOptions, read_study, studies
+from road_interp.training.study_page import command_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -53,17 +54,19 @@ def main(docs: Path) -> None:
 
 
 def result_page(study: Study, folder: Path) -> str:
-    """Question, protocol, sentence, figures, table and provenance of a study; its figures are drawn into the folder."""
+    """Question, sentence, figures, table, protocol, provenance and caveat of a study; its figures are drawn into the folder."""
     report = read_study(study, StudyOptions(results=RESULTS))
     sentence, rows = study.describe(report)
     figures = study.draw(report, folder / study.name)
     parts = [
         f"# {study.title}",
+        f"**{study.question}**",
         sentence,
         *(f"```{{image}} {path.relative_to(folder)}\n:alt: {path.stem}\n```" for path in figures),
     ]
     parts += [table(("", "value"), [(name, drop_zero(value)) for name, value in rows])]
     parts += ["## Protocol", protocol(study), "## How it was made", provenance(study)]
+    parts += ["## What it cannot show", study.caveat]
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,20 +83,23 @@ def provenance(study: Study) -> str:
     """The command of a study, its conditions with seeds and measured minutes, and the versions."""
     manifest = json.loads((RESULTS / "MANIFEST.json").read_text())
     pieces = {path: entry for path, entry in manifest.items() if path.startswith(f"{study.name}/")}
-    rows = []
+    rows, measured = [], []
     for slug, condition in study.conditions.items():
         own = [entry for path, entry in pieces.items() if path.startswith(f"{study.name}/{slug}/")]
         if own:
             seconds = [entry["seconds"] for entry in own]
-            minutes = "" if None in seconds else f"{sum(seconds) / 60:.0f}"
+            minutes = "not recorded" if None in seconds else f"{sum(seconds) / 60:.0f}"
+            measured.append(slug)
             rows.append((condition.name, str(len(own)), minutes, " ".join(sorted({entry["commit"][:7] for entry in own}))))
     versions = sorted(
         {", ".join(f"{name} {version}" for name, version in entry["versions"].items()) for entry in pieces.values()}
     )
     recipe = study.recipe if isinstance(study.recipe, str) else None
+    command = command_of(study, measured)
     return "\n\n".join(
         [
-            f"    road-interp study {study.name}",
+            f"    {command}",
+            *(["PATH stands for [files of others](../../reference/licences.md#files-of-others)."] if "=PATH" in command else []),
             f"The numbers lie in `results/{study.name}`" + (f", the recipe is `{recipe}`." if recipe else "."),
             table(("condition", "seeds", "minutes", "commits"), rows),
             *(f"Versions: {each}." for each in versions if each),

@@ -19,7 +19,7 @@ from road_interp.training.study import StudyOptions, find_study, read_study, stu
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts))
-TYPED = re.compile(r"(?<![\w.])0?\.\d{3}(?!\d)")
+TYPED = re.compile(r"(?<![\w.])\d?\.\d{3}(?!\d)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 MARKED = re.compile(r"(<!--= ([\w-]+): (.+?)( \| value)? -->)(.*?)(<!--/-->)", re.DOTALL)
 
@@ -63,10 +63,9 @@ def differences(text: str, results: Path) -> list[str]:
 
 def typed(text: str, results: Path) -> list[str]:
     """A line for every number of three decimals that stands outside marks and code, and is one of the results."""
-    prose = CODE.sub("", MARKED.sub("", text))
-    known = known_values(results)
-    found = [number for number in TYPED.findall(prose) if drop_zero(number) in known]
-    return [f"{number} is typed: {known[drop_zero(number)]}" for number in found]
+    found = TYPED.findall(CODE.sub("", MARKED.sub("", text)))
+    known = known_values(results) if found else {}  # which reads all results
+    return [f"{number} is typed: {known[drop_zero(number)]}" for number in found if drop_zero(number) in known]
 
 
 @cache

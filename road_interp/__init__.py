@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from road_interp.sites.site import Site
     from road_interp.training.api import evaluate, train
     from road_interp.training.scoring import make_scorer
+    from road_interp.version import __version__
 
 _LAZY_IMPORTS = {
     "RoadBank": "adapters.bank",
@@ -65,6 +66,7 @@ _LAZY_IMPORTS = {
     "evaluate": "training.api",
     "train": "training.api",
     "make_scorer": "training.scoring",
+    "__version__": "version",
 }
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "TaskPlanes",
     "VariableCoordinates",
     "Wanted",
+    "__version__",
     "causal",
     "encode_pairs",
     "evaluate",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -26,6 +27,13 @@ def exit_on_error(program: str) -> Iterator[None]:
         fail(program, "interrupted", 1)
     except (FloatingPointError, OSError) as error:
         fail(program, str(error), 1)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
+    """The end of an error about an unknown name: the nearest known name, or all of them after `otherwise`."""
+    listed = list(known)
+    near = difflib.get_close_matches(name, listed, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(listed)}"
 
 
 def first_line(error: Exception) -> str:

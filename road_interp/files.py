@@ -12,10 +12,12 @@ from typing import Any
 
 from road_interp.errors import InputError
 
+UNFINISHED = ".tmp"
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` atomically: a reader sees the old file or the new one, also after a crash."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -26,6 +28,26 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file; False also for a name that no file can have, such as one that is too long."""
+    return os.path.isfile(path)
+
+
+def is_dir(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a folder; False as in `is_file`."""
+    return os.path.isdir(path)
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file or folder; False as in `is_file`."""
+    return os.path.exists(path)
+
+
+def unfinished_writes(folder: Path) -> list[Path]:
+    """The temporary files in a folder that `write_atomically` leaves when its process is killed."""
+    return list(folder.glob(f".*{UNFINISHED}"))
 
 
 @contextmanager
@@ -49,9 +71,13 @@ def locked(folder: Path, shared: bool = False) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError if the folder or one of its parents is a file."""
+    """Raise InputError if the folder or one of its parents is a file, or has a name that the file system does not allow."""
     for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
+        try:
+            is_there = path.exists()
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be a folder ({error.strerror})") from None
+        if is_there and not path.is_dir():
             raise InputError(f"'{path}' is a file, not a folder")
 
 

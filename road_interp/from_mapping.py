@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 
 Built = TypeVar("Built")
 
@@ -42,9 +41,7 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "", finite: boo
     hints, known = get_type_hints(cls), {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-            raise InputError(f"unknown key '{_join(key_path, key)}'; {hint}")
+            raise InputError(f"unknown key '{_join(key_path, key)}'; {did_you_mean(str(key), known)}")
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in content:
             raise InputError(f"'{_join(key_path, name)}' is missing")
@@ -102,7 +99,11 @@ def _scalar(option: Any, value: Any, finite: bool) -> Any:
         except ValueError:
             return MISSING
     if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if isfinite(value) or not finite else MISSING
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond the range of floats
+            return MISSING
+        return number if isfinite(number) or not finite else MISSING
     if isinstance(value, bool) and option is not bool:
         return MISSING
     return value if isinstance(option, type) and isinstance(value, option) else MISSING

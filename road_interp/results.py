@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -32,6 +33,16 @@ class Result:
     """
 
     provenance: Provenance | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # dataclass would write one of its own, of all entries
+
+    def __repr__(self) -> str:
+        """One line: single values, and the numbers of entries of longer fields."""
+        shown = (f"{entry.name}={_in_brief(getattr(self, entry.name))}" for entry in fields(self) if entry.repr)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def summary(self) -> Any:
         """Derived numbers that `to_json` adds under "summary"; None for no summary."""
@@ -94,6 +105,15 @@ class Result:
             return cls.from_json(read_text(Path(path)))
         except InputError as error:
             raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def _in_brief(value: Any) -> str:
+    """A single value or a few of them as they are, of others the number or the type."""
+    if value is None or isinstance(value, str | int | float):
+        return reprlib.repr(value)
+    if isinstance(value, tuple) and len(value) <= 3 and all(isinstance(each, str | int | float) for each in value):
+        return reprlib.repr(value)
+    return f"<{len(value)}>" if isinstance(value, Sized) else f"<{type(value).__name__}>"
 
 
 def columns(record: Any) -> dict[str, Any]:

@@ -56,15 +56,18 @@ def resolve(identifier: str) -> str:
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
         raise InputError(f"'{identifier}' leads out of the package '{name}'")
-    if not path.exists():
-        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
+    if not os.path.exists(path):
+        beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise InputError(f"'{identifier}': the package '{name}' has no '{inside}'{hint}")
     return str(path)
 
 
 def local_folder(source: str | os.PathLike[str]) -> Path:
-    """A folder given as a path, or as text also `package://NAME/path`. Raises InputError as `resolve` does."""
+    """A folder given as a path, or as text also `package://NAME/path`. Raises InputError as `resolve`, and for other types."""
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"an object of type {type(source).__name__} is not a folder: give its path")
     return Path(resolve(source) if isinstance(source, str) else source)
 
 

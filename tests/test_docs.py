@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import os
@@ -25,7 +26,7 @@ from typer.main import get_command
 
 from road_interp import measure, plots
 from road_interp.cli.app import app
-from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.loader import builtin_recipes, load_recipe, read_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts)
@@ -101,9 +102,63 @@ def test_commands_and_options_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_indented_blocks_are_commands(page):
+    """Other code is fenced, so that it runs."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not [line for line in re.findall(r"(?<=\n\n)    (.*)", prose) if not re.match("(road-interp|pip|make) ", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
     assert not [link for link in links if "generated" not in link and not (page.parent / link).exists()]
+
+
+def test_pages_that_configs_and_recipes_name_exist():
+    named = {
+        name
+        for path in (ROOT / "interventions").iterdir()
+        for name in re.findall(r"\b(?:docs|analyses)/\S+?\.\w+", path.read_text())
+    }
+    assert "docs/how-to/pyvene-configs.md" in named
+    assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def ids_in(content):
+    """The ids of models and data sets in the content of a recipe."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if key in ("id", "test", "validation") and isinstance(value, str):
+            yield value
+        yield from ids_in(value)
+
+
+@pytest.mark.parametrize("recipe", builtin_recipes())
+def test_the_table_of_licences_names_every_model_and_data_set_of_the_built_in_recipes(recipe):
+    table = (ROOT / "docs/reference/licences.md").read_text()
+    ids = list(ids_in(read_recipe(recipe)))
+    assert ids
+    for identity in ids:
+        package = re.match(r"package://(\w+)/", identity)
+        name = package[1].replace("_", "-") if package else identity.replace("models://", "road-interp models ")
+        assert f"`{name}`" in table, identity
+
+
+def texts_of(path):
+    """The texts of a Python file without its docstrings, with three dots for each value that is put into one."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(piece.value) if isinstance(piece, ast.Constant) else "..." for piece in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+            yield node.value
+
+
+def test_the_page_of_errors_has_the_texts_of_messages():
+    headings = re.findall("^## (.*)$", (ROOT / "docs/how-to/errors.md").read_text(), re.MULTILINE)
+    texts = "\n".join(text for path in (ROOT / "road_interp").rglob("*.py") for text in texts_of(path))
+    assert len(headings) > 20
+    assert not [heading for heading in headings if heading not in texts]
 
 
 def test_the_page_of_figures_names_every_figure_and_measurement():

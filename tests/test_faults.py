@@ -18,13 +18,18 @@ import torch
 
 from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
+from road_interp import files
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.cli.app import main
 from road_interp.measure.throughput import ThroughputReport, Timing
+from road_interp.plots import export
 from road_interp.provenance import current_provenance
+from road_interp.runs import run_folder
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import trainer
 from road_interp.training.api import train
+from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.study import StudyOptions, find_study, settings_of
 
 resource = pytest.importorskip("resource")  # not on Windows
@@ -39,13 +44,15 @@ def go_on(workplace, folder, kill_at=None, most_bytes=None):
     """A process of its own: begin the run in the folder, or go on with it.
 
     Args:
-        kill_at: the step and the moment after it (seconds) at which the process is killed.
+        kill_at: the step and the moment after it (seconds) at which the process is killed; or a key of MOMENTS.
         most_bytes: no file may become larger.
     """
     torch.set_num_threads(1)
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    if kill_at is not None:
+    if kill_at in MOMENTS:
+        kill_before(*MOMENTS[kill_at])
+    elif kill_at is not None:
         kill_in(*kill_at)
     try:
         train(recipe_for(workplace), folder, resume=(folder / "recipe.yaml").exists(), progress=False)
@@ -64,8 +71,42 @@ def kill_in(step, seconds):
     trainer.RoadTrainer.training_step = counted
 
 
-def run_to_its_end(*arguments):
-    process = FORKS.Process(target=go_on, args=arguments)
+def kill_before(module, name, call):
+    """Kill the process at a call of a function, by its number."""
+    real, calls = getattr(module, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    setattr(module, name, counted)
+
+
+MOMENTS = {
+    "before the recipe": (files.os, "replace", 1),
+    "after the recipe": (files.os, "replace", 2),
+    "checkpoint": (trainer.RoadTrainer, "_save_rng_state", 2),
+    "scoring": (ClassificationExperiment, "score", 1),
+    "results": (run_folder, "write_atomically", 6),
+    "figure": (export, "save_figure", 2),
+}
+
+
+def train_by_command(workplace, folder, kill_at=None):
+    """A process of its own: the command that trains and draws, begun or resumed."""
+    torch.set_num_threads(1)
+    if kill_at is not None:
+        kill_before(*MOMENTS[kill_at])
+    (workplace / "drawn.yaml").write_text(recipe_for(workplace).to_yaml())
+    resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
+    sys.argv = ["road-interp", "train", str(workplace / "drawn.yaml"), "--out", str(folder), "--json", *resume]
+    main()
+
+
+def run_to_its_end(*arguments, target=go_on):
+    process = FORKS.Process(target=target, args=arguments)
     process.start()
     process.join()
     return process
@@ -87,6 +128,26 @@ def test_a_killed_run_ends_as_if_nothing_had_been(finished, workplace, kill):
     assert run_to_its_end(workplace, folder).exitcode == 0
     assert equal(Run.load(folder), finished)
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS)[:-1])
+def test_a_run_killed_outside_its_steps_ends_as_if_nothing_had_been(finished, workplace, moment):
+    folder = workplace / f"killed {moment}"
+    assert run_to_its_end(workplace, folder, moment).exitcode == -signal.SIGKILL
+    assert not (folder / "metrics.json").exists()
+    assert run_to_its_end(workplace, folder).exitcode == 0
+    assert equal(Run.load(folder), finished)
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_run_killed_while_its_figures_are_drawn_is_resumed_to_them(finished, workplace):
+    folder = workplace / "killed figure"
+    assert run_to_its_end(workplace, folder, "figure", target=train_by_command).exitcode == -signal.SIGKILL
+    assert (folder / "metrics.json").exists()
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {"angles"}
+    assert run_to_its_end(workplace, folder, target=train_by_command).exitcode == 0
+    assert equal(Run.load(folder), finished)
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {"angles", "magnitudes", "planes"}
 
 
 @pytest.mark.parametrize("most_bytes", [2_000, 12_000, 20_000])

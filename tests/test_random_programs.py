@@ -17,9 +17,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from helpers.models import random_adapter, tiny_model
+from helpers.models import CAN_COMPILE, random_adapter, tiny_model
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
@@ -41,7 +48,8 @@ def dense(model, adapters):
 
     def hook(site):
         identity = torch.eye(site.width)
-        matrices = torch.stack([identity if each is None else each.matrix(site) for each in adapters])
+        matrices = {adapter: identity if adapter is None else adapter.matrix(site) for adapter in set(adapters)}
+        matrices = torch.stack([matrices[adapter] for adapter in adapters])
 
         def multiply(module, args, output):
             states = output[0] if isinstance(output, tuple) else output
@@ -71,7 +79,9 @@ class Programs(RuleBasedStateMachine):
         super().__init__()
         self.open = ExitStack()
         self.model = None
-        self.attached = self.merged = False
+        self.attached = False
+        self.merged = None  # the adapters of the rows while they are merged
+        self.strengths = (1, 1, 1)  # of the open `attached`
         self.hooks = []
 
     @initialize(
@@ -79,15 +89,16 @@ class Programs(RuleBasedStateMachine):
         where=st.sampled_from(["all-linear", "mlp", "block-output"]),
         lora=st.booleans(),
         seed=st.integers(0, 5),
+        compiles=st.sampled_from([False] * 6 + [True]),  # once: tracing takes two seconds
     )
-    def start(self, kind, where, lora, seed):
+    def start(self, kind, where, lora, seed, compiles):
         base = tiny_model("Llama", "causal-lm", attn_implementation="eager").eval()
         if lora:
             peft = pytest.importorskip("peft", reason="a PEFT LoRA underneath needs the extra [peft]")
             options = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
             base = peft.get_peft_model(base, peft.LoraConfig(**options)).get_base_model().eval()
             where = "block-output"  # whose modules LoRA does not replace
-        self.clean, self.kind, self.target = copy.deepcopy(base), kind, where
+        self.clean, self.kind, self.target, self.compiles = copy.deepcopy(base), kind, where, compiles
         self.sites = find_sites(base, where)
         self.adapters = {name: random_adapter(self.sites, seed=seed + number) for number, name in enumerate("ab")}
         self.planes = TaskPlanes.split(TASKS, self.sites) if kind == "tasks" else None
@@ -110,32 +121,36 @@ class Programs(RuleBasedStateMachine):
             rows, arguments = [self.adapters["a"]] * 3, {}
         if any(power != 1 for power in powers):
             arguments["strengths"] = powers
-        return arguments, [None if row is None else row**power for row, power in zip(rows, powers, strict=True)]
+        return arguments, [row if row is None or power == 1 else row**power for row, power in zip(rows, powers, strict=True)]
 
-    def check(self, logits, rows):
+    def check(self, logits, rows, rtol=2e-3, atol=2e-4):
         with dense(self.clean, rows), torch.no_grad():
             expected = self.clean(**INPUTS).logits
-        torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(logits.float(), expected, rtol=rtol, atol=atol)
 
     def is_free(self):
-        return self.model is not None and not self.attached and not self.merged
+        return not self.attached and not self.merged
+
+    @invariant()
+    @torch.no_grad()
+    def outputs_are_those_of_matrices(self):
+        arguments, rows = ({}, self.merged) if self.merged else self.selection(self.strengths)
+        output = self.model(base=INPUTS, **arguments)[1] if self.is_free() else self.model.model(**INPUTS)
+        self.check(output.logits, rows)
 
     # calls
 
-    @precondition(lambda self: self.model is not None)
     @rule(strengths=ROWS)
+    @torch.no_grad()
     def call(self, strengths):
-        if self.attached or self.merged:
-            with torch.no_grad():
-                self.check(self.model(base=INPUTS)[1].logits, self.rows_fixed)
-                self.check(self.model.model(**INPUTS).logits, self.rows_fixed)
-            with pytest.raises(InputError, match="cannot change"):
-                self.model(base=INPUTS, strengths=[1, 1, 1])
-            return
-        arguments, rows = self.selection(strengths)
-        with torch.no_grad():
+        if self.is_free():
+            arguments, rows = self.selection(strengths)
             self.check(self.model(base=INPUTS, **arguments)[1].logits, rows)
             self.check(self.model.model(**INPUTS).logits, [None])
+            return
+        self.check(self.model(base=INPUTS)[1].logits, self.merged or self.selection(self.strengths)[1])
+        with pytest.raises(InputError, match="cannot change"):
+            self.model(base=INPUTS, strengths=[1, 1, 1])
 
     @precondition(lambda self: self.is_free())
     @rule(strengths=ROWS)
@@ -160,30 +175,28 @@ class Programs(RuleBasedStateMachine):
     def coroutines(self):
         choices = [self.selection(), self.selection([0, 1, 0.5])]
 
-        async def call(arguments):
+        async def call(arguments, rows):
             await asyncio.sleep(0)
-            return self.model(base=INPUTS, **arguments)[1].logits.detach()
+            self.check(self.model(base=INPUTS, **arguments)[1].logits.detach(), rows)
 
         async def both():
-            return await asyncio.gather(*(call(arguments) for arguments, _ in choices))
+            await asyncio.gather(*(call(*choice) for choice in choices))
 
-        for found, (_, rows) in zip(asyncio.run(both()), choices, strict=True):
-            self.check(found, rows)
+        asyncio.run(both())
 
     # states
 
     @precondition(lambda self: self.is_free())
     @rule(strengths=ROWS)
     def attach(self, strengths):
-        arguments, self.rows_fixed = self.selection(strengths)
-        self.open.enter_context(self.model.attached(**arguments))
-        self.attached = True
+        self.open.enter_context(self.model.attached(**self.selection(strengths)[0]))
+        self.attached, self.strengths = True, strengths
 
     @precondition(lambda self: self.attached)
     @rule()
     def detach(self):
         self.open.close()
-        self.attached = False
+        self.attached, self.strengths = False, (1, 1, 1)
 
     @precondition(lambda self: self.is_free() and self.kind != "tasks")
     @rule()
@@ -194,13 +207,13 @@ class Programs(RuleBasedStateMachine):
                 self.model.merge(name)
             return
         self.model.merge(name)
-        self.rows_fixed, self.merged = [self.adapters["a"]] * 3, True
+        self.merged = [self.adapters["a"]] * 3
 
     @precondition(lambda self: self.merged)
     @rule()
     def unmerge(self):
         self.model.unmerge()
-        self.merged = False
+        self.merged = None
         for (_, found), (_, expected) in zip(self.model.model.named_parameters(), self.clean.named_parameters(), strict=True):
             assert torch.equal(found, expected)
 
@@ -220,13 +233,13 @@ class Programs(RuleBasedStateMachine):
         with pytest.raises(InputError, match="unknown adapter c; the bank holds"):
             self.model(base=INPUTS, adapter_names=["c"] * 3)
 
-    @precondition(lambda self: self.is_free() and self.kind == "bank")
+    @precondition(lambda self: self.kind == "bank")
     @rule(seed=st.integers(10, 19))
     def replace(self, seed):
         self.adapters["b"] = random_adapter(self.sites, seed=seed)
         self.model.bank.replace("b", self.adapters["b"])
 
-    @precondition(lambda self: self.is_free() and self.kind != "bank")
+    @precondition(lambda self: self.kind != "bank")
     @rule(seed=st.integers(20, 29))
     def change_parameters(self, seed):
         torch.manual_seed(seed)
@@ -247,7 +260,7 @@ class Programs(RuleBasedStateMachine):
             handle.remove()
         self.hooks = []
 
-    @precondition(lambda self: self.is_free() and not self.hooks)
+    @precondition(lambda self: not self.attached and not self.hooks)
     @rule()
     def deepcopy(self):
         before = self.model
@@ -263,6 +276,26 @@ class Programs(RuleBasedStateMachine):
         assert again.distance(self.model.adapter) == 0
         self.model = RoadModel(self.model.model, again, planes=self.planes)
 
+    @precondition(lambda self: self.is_free() and self.kind != "bank")
+    @rule()
+    def save_and_load_with_pyvene(self):
+        with TemporaryDirectory() as folder:
+            self.model.save(Path(folder) / "model")
+            self.model = RoadModel.load(Path(folder) / "model", self.model.model)
+        assert self.model.sites == self.sites
+        if self.planes is not None:
+            assert self.model.planes.to_json() == self.planes.to_json()
+
+    @precondition(lambda self: self.is_free() and self.kind == "bank")
+    @rule()
+    def save_and_load_a_bank(self):
+        with TemporaryDirectory() as folder:
+            for name, adapter in self.model.bank.items():
+                adapter.save(Path(folder) / name)
+            self.model = RoadModel(self.model.model, RoadBank.from_folder(folder))
+            assert list(self.model.bank) == sorted(self.adapters)
+            self.model(base=INPUTS, adapter_names=["a", "b", list(self.adapters)[-1]])  # reads the files
+
     @precondition(lambda self: self.is_free())
     @rule()
     def there_and_back(self):
@@ -271,6 +304,40 @@ class Programs(RuleBasedStateMachine):
         with torch.no_grad():
             self.check(self.model(base=INPUTS, **arguments)[1].logits.float(), rows)
         self.model.to(torch.float32)
+
+    @precondition(lambda self: self.is_free() and not self.hooks)
+    @rule()
+    def in_bf16(self):
+        rounded, (arguments, rows) = copy.deepcopy(self.model).to(torch.bfloat16), self.selection()
+        with torch.no_grad():
+            self.check(rounded(base=INPUTS, **arguments)[1].logits.float(), rows, rtol=0.05, atol=0.02)
+
+    @precondition(lambda self: self.kind != "bank" and not self.attached and not self.merged)
+    @rule()
+    def gradient_checkpointing_step(self):
+        arguments, _ = self.selection()
+        parameters = [each for each in self.model.parameters() if each.requires_grad]
+        plain = torch.autograd.grad(self.model(base=INPUTS, **arguments)[1].logits.square().mean(), parameters)
+        self.model.model.train()
+        self.model.model.gradient_checkpointing_enable()
+        with self.model.attached(**arguments) as base:
+            base(**INPUTS, use_cache=False).logits.square().mean().backward()
+        self.model.model.gradient_checkpointing_disable()
+        self.model.model.eval()
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, plain, strict=True):
+                torch.testing.assert_close(parameter.grad, gradient)
+                parameter.sub_(parameter.grad)
+                parameter.grad = None
+        self.adapters["a"] = self.model.adapter
+
+    @precondition(lambda self: self.attached and self.compiles and CAN_COMPILE)
+    @rule()
+    @torch.no_grad()
+    def compile(self):
+        self.compiles = False
+        torch._dynamo.reset()
+        self.check(torch.compile(self.model.model, backend="eager")(**INPUTS).logits, self.selection(self.strengths)[1])
 
     def teardown(self):
         self.open.close()

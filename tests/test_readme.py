@@ -42,6 +42,15 @@ def test_links_lead_somewhere():
     assert all((ROOT / link).exists() for link in links)
 
 
+def test_every_finding_links_to_its_results():
+    findings = README.partition("\n## Findings\n")[2].partition("\n## ")[0]
+    bullets = findings.split("\n- ")[1:]
+    assert bullets
+    for bullet in bullets:
+        studies = set(re.findall("<!--= (.+?):", bullet))
+        assert studies <= set(re.findall(r"\]\(results/([\w-]+)\)", bullet)), bullet[:60]
+
+
 def test_commands_exist():
     from typer.main import get_command
 
@@ -54,14 +63,20 @@ def test_commands_exist():
     assert all((ROOT / script).is_file() for script in re.findall(r"analyses/\w+\.py", README))
 
 
-def numbers():
+@pytest.fixture(scope="module")
+def check():
+    """The names of docs/write_numbers.py."""
     return runpy.run_path(str(ROOT / "docs" / "write_numbers.py"))
 
 
-def test_numbers_are_those_of_the_stored_results():
-    check = numbers()
+def test_numbers_are_those_of_the_stored_results(check):
     for page in check["PAGES"]:
         assert check["differences"](page.read_text(), ROOT / "results") == [], page.name
+
+
+def test_no_number_of_the_results_is_typed(check):
+    for page in check["PAGES"]:
+        assert check["typed"](page.read_text(), ROOT / "results") == [], page.name
 
 
 def test_no_interval_is_typed():
@@ -70,8 +85,7 @@ def test_no_interval_is_typed():
     assert not re.findall(r"\d\s\[-?\d?\.\d+,", bare)
 
 
-def test_a_number_of_the_results_that_is_typed_is_found(tmp_path):
-    check = numbers()
+def test_a_number_of_the_results_that_is_typed_is_found(check, tmp_path):
     shutil.copytree(ROOT / "results" / "composition", tmp_path / "composition")
     row = "SmolLM2-135M, planes, co-activation 0.5: label+closing"
     value = check["rows"]("composition", tmp_path)[row].partition(" [")[0]
@@ -79,10 +93,14 @@ def test_a_number_of_the_results_that_is_typed_is_found(tmp_path):
     assert check["typed"](f"{marked} and `{value}` and .001", tmp_path) == []
     (line,) = check["typed"](f"{marked}, or 0{value}", tmp_path)
     assert line.startswith(f"0{value} is typed: composition: ")
+    shutil.copytree(ROOT / "results" / "engine", tmp_path / "engine")
+    check["known_values"].cache_clear()
+    above_one = next(text for text in check["rows"]("engine", tmp_path).values() if text.startswith("1."))[:5]
+    assert check["typed"](f"costs {above_one} times as much", tmp_path)[0].startswith(f"{above_one} is typed: engine: ")
+    assert check["typed"](f"version 2.{above_one}", tmp_path) == []
 
 
-def test_a_changed_number_is_found_and_put_right():
-    check = numbers()
+def test_a_changed_number_is_found_and_put_right(check):
     (first, *_) = check["MARKED"].finditer(README)
     wrong = README[: first.start(5)] + ".123 [.1, .2]" + README[first.end(5) :]
     (line,) = check["differences"](wrong, ROOT / "results")

@@ -42,6 +42,12 @@ class Single(Result):
 REPORT = Report("Ü", (0, 3), (Part("a", (True, False, True)), Part("b", ())), {"x": (0.5, 1.0)})
 
 
+def test_a_result_is_shown_in_one_line():
+    assert repr(REPORT) == "Report(title='Ü', seeds=(0, 3), parts=<2>, rates=<1>, nothing=None)"
+    assert repr(Single(3)) == "Single(seed=3)"
+    assert len(repr(Report("x" * 1000, tuple(range(1000)), (), {}))) < 120
+
+
 def test_a_result_comes_back_equal():
     again = Report.from_json(REPORT.to_json())
     assert again == REPORT

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.errors import InputError
+from road_interp.files import is_dir
 from road_interp.rotation import plane_maps
+from road_interp.sources import local_folder
 
 BASE = "__base__"  # PEFT's name for "no adapter"
 
@@ -44,13 +46,20 @@ class RoadBank(Mapping[str, RoadAdapter]):
         for name, adapter in adapters.items():
             self.add(name, adapter)
 
+    def __repr__(self) -> str:
+        if (family := self._template) is None:  # all are folders that have not been read
+            return f"RoadBank({len(self)} adapters, not read yet)"
+        shape = f"{family.variant} at {len(family.sites)} sites, {family.num_parameters} parameters each"
+        return f"RoadBank({len(self)} adapters, {shape}, positions {family.positions})"
+
     @classmethod
     def from_folder(cls, folder: str | Path) -> RoadBank:
         """A bank of the adapter folders, run folders and PEFT folders directly inside `folder`, under their folder names.
 
-        Each is read at its first use. Raises InputError if there is none.
+        `folder` is a path, or `package://NAME/path`. Each is read at its first use. Raises InputError if there is none.
         """
-        folders = {path.name: path for path in sorted(Path(folder).glob("*")) if holds_adapter(adapter_folder(path))}
+        inside = sorted(path.iterdir()) if is_dir(path := local_folder(folder)) else []
+        folders = {path.name: path for path in inside if holds_adapter(adapter_folder(path))}
         if not folders:
             raise InputError(f"{folder} contains no adapter folders, run folders or PEFT folders")
         return cls(folders)
@@ -96,7 +105,10 @@ class RoadBank(Mapping[str, RoadAdapter]):
         if name == BASE:
             raise InputError(f"'{BASE}' means no adapter and cannot be the name of one")
         if isinstance(adapter, str | os.PathLike):
-            self._entries[name] = Path(adapter)
+            folder = local_folder(adapter)
+            if not holds_adapter(adapter_folder(folder)):
+                raise InputError(f"adapter '{name}': '{adapter}' contains no adapter, run or PEFT adapter")
+            self._entries[name] = folder
         else:
             self._entries[name] = self._flatten(name, RoadAdapter.of(adapter))
         self.version += 1
@@ -112,11 +124,13 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
         In a batch with `adapter_names`, each row's loss then has gradients for its own adapter only. A sum of the losses of
         several adapters trains each as if alone, with an optimizer's parameter group, learning rate and gradient clipping of its
-        own. Adapters that are added or replaced later are not trainable.
+        own. Adapters that are added or replaced later are not trainable until the next call,
+        which keeps the parameters of the others.
         """
-        for name in self._entries:
-            theta, alpha = self._vectors(name)
-            self._entries[name] = (nn.Parameter(theta.detach().clone()), nn.Parameter(alpha.detach().clone()))
+        for name, entry in list(self._entries.items()):
+            if not _is_trainable(entry):
+                theta, alpha = self._vectors(name)
+                self._entries[name] = (nn.Parameter(theta.detach().clone()), nn.Parameter(alpha.detach().clone()))
         self.version += 1
         return {name: entry for name, entry in self._entries.items() if _is_trainable(entry)}
 

@@ -23,6 +23,7 @@ from road_interp.files import read_json_object, write_atomically
 from road_interp.rotation import plane_maps
 from road_interp.sites.module_tree import layer_and_kind, layer_stacks
 from road_interp.sites.site import Site
+from road_interp.sources import local_folder
 
 CONFIG, WEIGHTS = PEFT_DESCRIPTION, "adapter_model.safetensors"
 PREFIX = "base_model.model."  # starts every name in PEFT's state dict
@@ -34,7 +35,7 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
     """The rotations of a PEFT RoAd adapter, theta (radians) and alpha (factors) in fp32.
 
     Args:
-        source: a folder with adapter_config.json and adapter_model.safetensors, or a PeftModel in memory.
+        source: a folder (a path or `package://NAME/path`) with adapter_config.json and adapter_model.safetensors, or a PeftModel.
         adapter_name: which adapter of a PeftModel to read; its active adapter by default.
         base: the model that PEFT wraps (that of the PeftModel by default). Its modules determine the order and the layers of the
             sites, as in `find_sites`. Without it, the first number in a module's path is its layer.
@@ -131,7 +132,7 @@ def load_modules_to_save(base: PreTrainedModel, folder: str | os.PathLike[str]) 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of a PEFT RoAd folder, the tensors under the names of the base model. Raises InputError."""
-    folder = Path(folder)
+    folder = local_folder(folder)
     config = read_json_object(folder / CONFIG)
     if (kind := config.get("peft_type")) != "ROAD":
         raise InputError(f"'{folder}' contains a PEFT adapter of type {kind!r}, not 'ROAD'")

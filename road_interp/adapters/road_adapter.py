@@ -15,7 +15,9 @@ from torch import Tensor
 from road_interp.adapters import storage
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.storage import AdapterValues
+from road_interp.arguments import checked_list
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
 from road_interp.sites.positions import parse_positions
@@ -75,6 +77,10 @@ class RoadAdapter:
             for site in self.sites:
                 self._check(kind, site, tensors.get(site.name))
 
+    def __repr__(self) -> str:
+        size = f"{len(self.sites)} sites, {self.num_parameters} parameters"
+        return f"RoadAdapter({self.variant} at {size}, positions {self.positions})"
+
     def _check(self, kind: str, site: Site, values: Tensor | None) -> None:
         site.check_group_size(self.group_size)
         expected = plane_maps.num_parameters(site.width, self.variant)
@@ -94,7 +100,7 @@ class RoadAdapter:
     @classmethod
     def identity(cls, sites: Iterable[Site], variant: Variant = "road_1", group_size: int = 2) -> RoadAdapter:
         """The identity adapter: every angle is 0, every scale 1."""
-        sites = tuple(sites)
+        sites = tuple(checked_list("RoadAdapter.identity", sites, Site, "the sites of find_sites(model, 'mlp')"))
         if variant not in plane_maps.VARIANTS:
             raise InputError(f"unknown variant '{variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
         sizes = {site.name: plane_maps.num_parameters(site.width, variant) for site in sites}
@@ -114,6 +120,8 @@ class RoadAdapter:
 
     def site(self, site: Site | str) -> Site:
         """The site of that name. Raises InputError for a name the adapter does not have."""
+        if not isinstance(site, str | Site):
+            raise InputError(f"{site!r} is not a site: give a Site or its name, such as '{self.sites[0].name}'")
         name = site if isinstance(site, str) else site.name
         for known in self.sites:
             if known.name == name:
@@ -142,8 +150,12 @@ class RoadAdapter:
         """The dense matrix `R` of one site."""
         return plane_maps.matrix(self.plane_maps(site), self.group_size)
 
-    def __matmul__(self, inner: RoadAdapter) -> RoadAdapter:
-        """The composition: `(a @ b)(h) == a(b(h))`. Two road_1 adapters give road_1, all other combinations road_2."""
+    def __matmul__(self, inner: Source) -> RoadAdapter:
+        """The composition: `(a @ b)(h) == a(b(h))`. Two road_1 adapters give road_1, all other combinations road_2.
+
+        The other adapter, here and in all combinations, is given as `RoadAdapter.of` takes it.
+        """
+        inner = RoadAdapter.of(inner)
         self._check_joins(inner, "compose")
         product = {site.name: plane_maps.compose(self.plane_maps(site), inner.plane_maps(site)) for site in self.sites}
         return replace(self, base=self.base or inner.base)._with_maps(product)
@@ -174,31 +186,36 @@ class RoadAdapter:
                 raise InputError(f"site '{site.name}': {error}") from None
         return self._with_maps(inverses)
 
-    def difference(self, other: RoadAdapter) -> RoadAdapter:
+    def difference(self, other: Source) -> RoadAdapter:
         """`self @ other.inverse()`, so that `a.difference(b) @ b` equals `a`. Raises InputError if `other` is singular."""
+        other = RoadAdapter.of(other)
         self._check_joins(other, "subtract")
         return self @ other.inverse()
 
     @classmethod
-    def mean(cls, adapters: Sequence[RoadAdapter], weights: Sequence[float] | None = None) -> RoadAdapter:
+    def mean(cls, adapters: Iterable[Source], weights: Sequence[float] | None = None) -> RoadAdapter:
         """The mean of road_1 adapters: the circular mean of the angles and the geometric mean of the magnitudes.
 
         Args:
+            adapters: each as `RoadAdapter.of` takes it.
             weights: one per adapter, not negative; equal by default.
 
         Raises:
             InputError: the adapters differ in sites, group_size or base model, or the angles of a plane cancel, so that their
                 circular mean is undefined.
         """
-        if not adapters:
+        if isinstance(adapters, str | Mapping) or not isinstance(adapters, Iterable):
+            raise InputError(f"the mean is of a list of adapters, not {type(adapters).__name__}; for a bank, give bank.values()")
+        averaged = [cls.of(adapter) for adapter in adapters]
+        if not averaged:
             raise InputError("the mean needs at least one adapter")
-        weights = [1.0] * len(adapters) if weights is None else list(weights)
-        if len(weights) != len(adapters) or min(weights) < 0 or sum(weights) == 0:
+        weights = [1.0] * len(averaged) if weights is None else list(weights)
+        if len(weights) != len(averaged) or min(weights) < 0 or sum(weights) == 0:
             raise InputError(
-                f"the mean of {len(adapters)} adapters needs as many weights, none negative, not all zero, not {weights}"
+                f"the mean of {len(averaged)} adapters needs as many weights, none negative, not all zero, not {weights}"
             )
-        first = adapters[0]
-        for adapter in adapters:
+        first = averaged[0]
+        for adapter in averaged:
             first._check_joins(adapter, "take the mean of")
             if adapter.variant != "road_1":
                 raise InputError(f"the mean exists for road_1 only, not for {adapter.variant}")
@@ -206,7 +223,7 @@ class RoadAdapter:
         shares = [weight / sum(weights) for weight in weights]
         means = {}
         for site in first.sites:
-            maps = [adapter.plane_maps(site).a for adapter in adapters]
+            maps = [adapter.plane_maps(site).a for adapter in averaged]
             direction = torch.stack([w * a / a.abs() for w, a in zip(shares, maps, strict=True)]).sum(0)
             if (cancelled := direction.abs() < 1e-6).any():
                 raise InputError(f"site '{site.name}', plane {int(cancelled.nonzero()[0])}: the angles cancel and have no mean")
@@ -222,7 +239,7 @@ class RoadAdapter:
                 indices or masks, in which a missing site becomes the identity; or a function from sites to indices or masks.
 
         Raises:
-            InputError: an unknown site, a plane that does not exist, or a mask of another shape.
+            InputError: an unknown site, a plane that does not exist, a mask of another shape, or numbers that are not whole.
         """
         restricted = {}
         for site in self.sites:
@@ -245,17 +262,19 @@ class RoadAdapter:
         """The same stretches with all angles 0: `a.angles_only() @ a.magnitudes_only()` equals `a`."""
         return self._with_maps({site.name: plane_maps.polar_factors(self.plane_maps(site))[1] for site in self.sites})
 
-    def with_sites_of(self, other: RoadAdapter, selected: Callable[[Site], bool]) -> RoadAdapter:
+    def with_sites_of(self, other: Source, selected: Callable[[Site], bool]) -> RoadAdapter:
         """This adapter with the plane maps of `other` at the sites for which `selected` is true."""
+        other = RoadAdapter.of(other)
         self._check_joins(other, "mix")
         return self._with_maps({site.name: (other if selected(site) else self).plane_maps(site) for site in self.sites})
 
-    def distance(self, other: RoadAdapter) -> float:
+    def distance(self, other: Source) -> float:
         """The geodesic distance of two road_1 adapters in angle and log magnitude over all planes.
 
         The square root of the sum of squared wrapped angle differences (radians) and squared log ratios of magnitudes. It is a
         metric, and zero only between equal plane maps.
         """
+        other = RoadAdapter.of(other)
         self._check_combines(other, "measure the distance of")
         if {self.variant, other.variant} != {"road_1"}:
             raise InputError("the distance is defined for road_1 adapters only")
@@ -318,7 +337,7 @@ class RoadAdapter:
             InputError: no adapter in the folder, or an invalid one; the message names file, site or value and the reason.
         """
         folder = storage.adapter_folder(local_folder(folder))
-        if (folder / storage.PEFT_DESCRIPTION).is_file() and not (folder / storage.DESCRIPTION).is_file():
+        if is_file(folder / storage.PEFT_DESCRIPTION) and not is_file(folder / storage.DESCRIPTION):
             return cls.from_peft(folder, base=base)
         try:
             return cls(*storage.load(folder))
@@ -367,12 +386,20 @@ def _planes_for(site: Site, planes: Any) -> Any:
 
 def _plane_mask(site: Site, selected: Any) -> Bool[Tensor, " planes"]:
     planes = site.width // 2
-    index = torch.as_tensor(selected)
+    try:
+        index = torch.as_tensor(selected)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"site '{site.name}': {selected!r} are no planes; give their indices or a boolean mask") from None
     if index.dtype == torch.bool:
         if index.shape != (planes,):
             raise InputError(f"site '{site.name}': a mask of shape {tuple(index.shape)} does not fit {planes} planes")
         return index
     mask = torch.zeros(planes, dtype=torch.bool)
+    if index.numel() and (index.is_floating_point() or index.is_complex()):
+        raise InputError(
+            f"site '{site.name}': planes are whole numbers or a boolean mask, not {index.dtype}; "
+            "for a mask of 0 and 1, give mask.bool()"
+        )
     index = index.flatten().long()
     if index.numel() and (index.min() < 0 or index.max() >= planes):
         raise InputError(f"site '{site.name}' has planes 0 to {planes - 1}; the given indices are {index.tolist()}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.errors import InputError
-from road_interp.files import locked, read_json_object, write_atomically
+from road_interp.files import is_dir, is_file, locked, read_json_object, write_atomically
 from road_interp.formats import check_format
 from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.site import OutputSlice, Site
@@ -44,13 +44,13 @@ class AdapterValues(NamedTuple):
 
 def holds_adapter(folder: Path) -> bool:
     """Whether a folder has the files of an adapter, RoadAdapter's or PEFT's."""
-    return any((folder / name).is_file() for name in (DESCRIPTION, PEFT_DESCRIPTION))
+    return any(is_file(folder / name) for name in (DESCRIPTION, PEFT_DESCRIPTION))
 
 
 def adapter_folder(folder: Path) -> Path:
     """The folder with the files of the adapter: that inside the folder of a run, else the given one."""
     inside = folder / IN_RUN
-    return inside if inside.is_dir() and not holds_adapter(folder) else folder
+    return inside if is_dir(inside) and not holds_adapter(folder) else folder
 
 
 def save(values: AdapterValues, folder: Path) -> None:
@@ -88,7 +88,7 @@ def save(values: AdapterValues, folder: Path) -> None:
 def load(folder: Path) -> AdapterValues:
     """Read the files that `save` wrote. Raises InputError that names the invalid file, site or value and the reason."""
     path = folder / DESCRIPTION
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"no adapter here ({DESCRIPTION} is missing)")
     with locked(folder, shared=True):
         older = {"release": None, "base": None, "positions": "all", "modules_to_save": None}  # what files of 0.1.0 may lack

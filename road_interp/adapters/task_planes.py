@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from road_interp.adapters.bank import BASE
+from road_interp.arguments import checked_list
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.sites.site import Site
@@ -68,10 +69,22 @@ class TaskPlanes:
                 4.3), "alternating" (plane `i` of every site belongs to task `i % n`), "sites" (site `i` belongs to task
                 `i % n`), "layers" (layer `i` belongs to task `i % n`).
 
+        Raises:
+            InputError: no list of different task names, no list of sites, an unknown split, or a split by layer of sites outside
+                the block stack.
+
         >>> planes = TaskPlanes.split(["german", "instruct"], [Site("layers.0", width=8)])
         >>> planes.to_json()
         {'german': {'layers.0': [0, 1]}, 'instruct': {'layers.0': [2, 3]}}
         """
+        tasks = checked_list("TaskPlanes.split", tasks, str, "the names of the tasks, as in ['label', 'closing']")
+        sites = checked_list(
+            "TaskPlanes.split", sites, Site, "the sites of an adapter, adapter.sites, or find_sites(model, 'mlp')"
+        )
+        if not tasks:
+            raise InputError("TaskPlanes needs at least one task")
+        if repeated := [task for task in tasks if tasks.count(task) > 1]:
+            raise InputError(f"task '{repeated[0]}' is listed twice; give every task a name of its own")
         if how not in get_args(Split):
             raise InputError(f"unknown split '{how}'; use {', '.join(get_args(Split))}")
         if how == "layers" and any(site.layer is None for site in sites):

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from road_interp.causal.counterfactuals import Splits
+from road_interp.arguments import check_argument, check_callable, checked_list
+from road_interp.causal.arguments import check_interchange, check_model
+from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.training import train_interchange
-from road_interp.errors import InputError
 from road_interp.measure.intervals import cluster_means, interval, mean_interval
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -57,7 +58,12 @@ class InterchangeReport(Result):
 
 
 def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method: str) -> InterchangeReport:
-    """Measure the effect of an interchange, trained or not, on all pairs of `runs`. `method` is its name in the report."""
+    """Measure the effect of an interchange, trained or not, on all pairs of `runs`. `method` is its name in the report.
+
+    Raises InputError for an interchange that cannot be applied to the states of `runs`.
+    """
+    check_argument("causal.interchange_accuracy", runs, InterchangeRuns, "InterchangeRuns(model, pairs, layer, span)")
+    check_interchange("interchange_accuracy", interchange, runs.bases[:1], runs.sources[:1])
     after, before = runs.odds(interchange).cpu().numpy(), runs.base_odds.cpu().numpy()
     swapped = after > 0
     gain = after + before  # `before` is for the base's answer, `after` for the source's
@@ -140,13 +146,13 @@ def scan(
         training: further arguments of `train_interchange`.
 
     Raises:
-        InputError: pairs that are not divided into `Splits`.
+        InputError: pairs that are not divided into `Splits`, or another argument of a wrong type.
     """
-    if not isinstance(splits, Splits):
-        raise InputError(
-            f"scan needs Splits(train, validation, test), as load_pairs returns, not {type(splits).__name__}: interchanges are "
-            "trained on pairs of train and measured on those of test"
-        )
+    check_model("scan", model)
+    check_splits("scan", splits)
+    layers = checked_list("causal.scan", layers, int, "the numbers of blocks, as in [0, 1]")
+    spans = checked_list("causal.scan", spans, str, f"spans of the pairs, as in {list(splits.test.positions)}")
+    check_callable("causal.scan", "make", make, "a function of the width that returns an interchange")
     reports: list[list[InterchangeReport]] = []
     for layer in layers:
         reports.append([])

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from road_interp.arguments import check_argument, checked_list
+from road_interp.causal.arguments import check_model, check_tokenizer
 from road_interp.causal.counterfactuals import encode_texts
 from road_interp.causal.entity_task import EntityTask, Question, spans_of
 from road_interp.causal.stored_keys import cache_argument, supports_stored_keys
@@ -39,8 +41,14 @@ def answered_rightly(
         prefix: text before every prompt.
         batch_size: questions per pass.
         progress: called after every pass.
+
+    Raises:
+        InputError: an argument of a wrong type.
     """
-    asked = list(questions)
+    check_model("answered_rightly", model)
+    check_tokenizer("answered_rightly", tokenizer)
+    check_argument("causal.answered_rightly", task, EntityTask, "number_and_gender() or load_ravel(folder, type, attributes)")
+    asked = checked_list("causal.answered_rightly", questions, Question, "questions of the task, task.questions('train')")
     if not asked:
         return []
     encoded = encode_texts([spans_of(question) for question in asked], tokenizer, task.name, prefix)

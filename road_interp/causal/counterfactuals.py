@@ -8,6 +8,7 @@ gender), from a JSON-lines file (`read_pairs`), or from Python code that makes `
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.arguments import check_argument, checked_list
+from road_interp.causal.arguments import check_tokenizer
 from road_interp.errors import InputError
-from road_interp.files import read_text
+from road_interp.files import is_file, read_text
 
 FEW = 10  # words at a span; with fewer, a bootstrap over words says nothing
 
@@ -125,13 +128,23 @@ class Splits(NamedTuple):
     test: CounterfactualPairs
 
 
-def read_pairs(path: str | Path) -> list[Pair]:
+def check_splits(function: str, splits: object) -> None:
+    """Raise InputError unless pairs are divided into `Splits`."""
+    if not isinstance(splits, Splits):
+        raise InputError(
+            f"causal.{function} needs Splits(train, validation, test), as load_pairs returns, not {type(splits).__name__}: "
+            "interchanges are trained on pairs of train and measured on those of test"
+        )
+
+
+def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     """Read pairs from a file with one JSON object per line, whose keys are the fields of `Pair`.
 
     Raises InputError if the file does not exist or is not text, and for a line that is not a pair.
     """
+    check_argument("causal.read_pairs", path, (str, os.PathLike), "the path of a file")
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path} does not exist")
     pairs = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -156,17 +169,18 @@ def _pair(content: Any) -> Pair:
 
 
 def encode_pairs(
-    pairs: Iterable[Pair] | Callable[[], Iterable[Pair]],
+    pairs: Iterable[Pair] | Callable[[], Iterable[Pair]] | str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase,
     name: str = "pairs",
     prefix: str = "",
 ) -> CounterfactualPairs:
-    """Tokenise pairs, given directly or by a callable, and find their answer tokens and span positions.
+    """Tokenise pairs, given directly, by a callable or as a file, and find their answer tokens and span positions.
 
     A text is tokenised as a whole, as it would be without spans. The position of a span is the token that contains its last
     character, so it is defined in base and source whatever the number of tokens of the span.
 
     Args:
+        pairs: as values, or a function that returns them, or the path of a file as in `read_pairs`.
         name: of the task.
         prefix: text before every text, such as the model's separator of documents. In many models the state of the very first
             token has an extreme norm that is nearly independent of the word; unless the tokeniser adds a token at the beginning,
@@ -176,7 +190,12 @@ def encode_pairs(
         InputError: no pairs; an empty text; a slow tokeniser, which has no offsets; two answers with the same first token; an
             answer whose first token would include the end of the text.
     """
-    pairs = list(pairs() if callable(pairs) else pairs)
+    if isinstance(pairs, str | os.PathLike):
+        pairs = read_pairs(pairs)
+    pairs = checked_list(
+        "causal.encode_pairs", pairs() if callable(pairs) else pairs, Pair, "Pairs, or the path of a file of pairs"
+    )
+    check_tokenizer("encode_pairs", tokenizer)
     if not pairs:
         raise InputError(f"{name}: there are no pairs")
     if not tokenizer.is_fast:

@@ -9,8 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
+from road_interp.causal.arguments import check_model
 from road_interp.causal.controls import STACKED, methods
-from road_interp.causal.counterfactuals import Splits
+from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
@@ -87,7 +88,12 @@ def depth_by_rows(
         layer: block whose output is exchanged.
         span: span whose last token is exchanged.
         steps: number of training steps of every stack.
+
+    Raises:
+        InputError: pairs that are not divided into `Splits`.
     """
+    check_model("depth_by_rows", model)
+    check_splits("depth_by_rows", splits)
     train, test = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.test))
     width, planes, full_depth = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
     depths = tuple(sorted({*(min(depth, full_depth) for depth in DEPTHS), full_depth}))

@@ -6,14 +6,17 @@ variable's coordinates should change the answer to prompts that ask for it, and 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.arguments import check_argument, checked_list
+from road_interp.causal.arguments import check_tokenizer
 from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, encode_pairs
 from road_interp.errors import InputError
 from road_interp.files import read_json_object
@@ -86,6 +89,8 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str]) 
     Raises:
         InputError: a missing file or another format, or an attribute that has no prompts.
     """
+    check_argument("causal.load_ravel", folder, (str, os.PathLike), "the folder of RAVEL's files")
+    attributes = checked_list("causal.load_ravel", attributes, str, "their names, as in ['Country', 'Continent']")
     values, prompts, split, prompt_split = (
         read_json_object(Path(folder) / f"ravel_{entity_type}_{name}.json")
         for name in ("entity_attributes", "attribute_to_prompts", "entity_to_split", "prompt_to_split")
@@ -163,8 +168,16 @@ def draw_variable_pairs(
     model could not give an answer that it does not know.
 
     Raises:
-        InputError: too few different pairs, or a slow tokeniser, which has no offsets.
+        InputError: too few different pairs, an unknown split, or a slow tokeniser, which has no offsets.
     """
+    check_argument("causal.draw_variable_pairs", task, EntityTask, "number_and_gender() or load_ravel(folder, type, attributes)")
+    make = "the questions that answered_rightly returns"
+    answered = checked_list("causal.draw_variable_pairs", answered, Question, make)
+    check_tokenizer("draw_variable_pairs", tokenizer)
+    if split not in get_args(SplitName):
+        raise InputError(f"unknown split {split!r}; use {', '.join(get_args(SplitName))}")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"the number of pairs must be at least 1, not {count!r}")
     if not tokenizer.is_fast:
         raise InputError(f"{task.name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
     rng = random.Random(f"{seed} {split}")

@@ -20,6 +20,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from road_interp.arguments import check_argument
+from road_interp.causal.arguments import check_model
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError
@@ -89,6 +91,9 @@ class InterchangeRuns:
     def __init__(
         self, model: PreTrainedModel, pairs: CounterfactualPairs, site: Site | int, span: str, batch_size: int = 64
     ) -> None:
+        check_model("InterchangeRuns", model)
+        check_argument("causal.InterchangeRuns", pairs, CounterfactualPairs, "encode_pairs(pairs, tokenizer)")
+        check_argument("causal.InterchangeRuns", site, (int, Site), "the number of a block, or a site of find_sites")
         if isinstance(model, IntervenableModel):
             raise InputError(
                 f"runs need the transformers model, not a {type(model).__name__}: use `with model.attached() as base:` and give "

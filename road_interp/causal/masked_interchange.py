@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from road_interp.arguments import check_argument
 from road_interp.causal.bases import Basis, Neurons
+from road_interp.errors import InputError
+
+SCALINGS = 40  # of the rows of the masks, per forward pass
 
 
 class MaskedInterchange(nn.Module):
@@ -19,13 +25,17 @@ class MaskedInterchange(nn.Module):
     planes, learned masks over their coordinates. Masks of several variables share a softmax with the choice of no variable, so
     that a coordinate has one owner at most.
 
-    Training adds `penalty`, which is 0 where no variable claims more than its number of coordinates.
+    Where those methods charge a penalty for every coordinate, here the number per variable is given: the softmax is scaled until
+    every variable's proportions add up to it (Sinkhorn 1967), to about a tenth at low temperatures.
 
     Args:
         variables: number of variables.
         width: of the states.
         coordinates: number per variable.
         basis: one of `road_interp.causal.bases`; by default the neurons.
+
+    Raises:
+        InputError: no numbers, or the variables need more coordinates than the basis has.
     """
 
     temperature: Tensor
@@ -33,9 +43,17 @@ class MaskedInterchange(nn.Module):
 
     def __init__(self, variables: int, width: int, coordinates: int, basis: Basis | None = None) -> None:
         super().__init__()
+        for given, what in (
+            (variables, "number of variables"),
+            (width, "width of the states"),
+            (coordinates, "number per variable"),
+        ):
+            check_argument("causal.MaskedInterchange", given, int, f"the {what}")
         self.coordinates = coordinates
         self.basis = Neurons(width) if basis is None else basis
         count: int = self.basis.count
+        if variables * coordinates > count:
+            raise InputError(f"{variables} variables of {coordinates} coordinates do not fit into the {count} of the basis")
         self.logits = nn.Parameter(torch.zeros(variables + 1, count))  # the last row is for no variable
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("owners", torch.full((count,), -2))  # -2 before `harden`, then -1 for no variable
@@ -44,22 +62,12 @@ class MaskedInterchange(nn.Module):
         """Set the temperature of the masks; lower values bring their proportions closer to 0 and 1."""
         self.temperature.fill_(temperature)
 
-    def penalty(self) -> Tensor:
-        """How many coordinates the variables claim more than their number, in fractions of it: a mean over the variables."""
-        claimed = self._shares().sum(1)
-        return (claimed / self.coordinates - 1).clamp(min=0).mean()
-
-    def harden(self) -> int:
-        """Give every variable the coordinates that it claims most, no more than its number and none that another row of the
-        masks claims more. Returns the number of owned coordinates."""
-        winners = self.logits.argmax(0)
+    def harden(self) -> None:
+        """Give every variable the coordinates that it claims most: exactly its number, with the largest sum of claims."""
+        claims = (self.logits[:-1] - self.logits[-1]).detach().repeat_interleave(self.coordinates, dim=0)
+        rows, chosen = linear_sum_assignment(claims.double().cpu().numpy(), maximize=True)
         self.owners.fill_(-1)
-        for index in range(len(self.logits) - 1):
-            others = torch.cat((self.logits[:index], self.logits[index + 1 :]))
-            lead = (self.logits[index] - others.logsumexp(0)).detach()
-            own = (winners == index).nonzero().flatten()
-            self.owners[own[lead[own].argsort(descending=True)[: self.coordinates]]] = index
-        return int((self.owners >= 0).sum())
+        self.owners[torch.from_numpy(chosen)] = torch.from_numpy(rows // self.coordinates).to(self.owners.device)
 
     def forward(
         self, base: Float[Tensor, "batch width"], source: Float[Tensor, "batch width"], subspaces: Sequence[Sequence[int]]
@@ -75,4 +83,10 @@ class MaskedInterchange(nn.Module):
         """The proportion of every coordinate that each variable claims, or owns after `harden`."""
         if bool((self.owners > -2).any()):
             return torch.stack([self.owners == index for index in range(len(self.logits) - 1)]).float()
-        return (self.logits / self.temperature).softmax(0)[:-1]
+        claims, none = (self.logits / self.temperature).split([len(self.logits) - 1, 1])
+        least = (claims - none).topk(self.coordinates).values[:, -1:]
+        claims = claims - least.detach()  # close to the solution also at low temperatures
+        for _ in range(SCALINGS):
+            sums = torch.cat((claims, none)).log_softmax(0)[:-1].logsumexp(1, keepdim=True)
+            claims = claims + math.log(self.coordinates) - sums
+        return torch.cat((claims, none)).softmax(0)[:-1]

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from road_interp.arguments import checked_list
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
+from road_interp.causal.arguments import check_model
 from road_interp.causal.bases import principal_components
 from road_interp.causal.controls import DAS, STACKED, mean_difference, methods, probe_direction, swap_along, train_method
-from road_interp.causal.counterfactuals import CounterfactualPairs, Splits
+from road_interp.causal.counterfactuals import CounterfactualPairs, Splits, check_splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -95,7 +97,13 @@ def score_methods(
         layers: numbers of blocks.
         span: of the word that decides the answer.
         steps: of every training.
+
+    Raises:
+        InputError: pairs that are not divided into `Splits`.
     """
+    check_model("score_methods", model)
+    check_splits("score_methods", splits)
+    layers = checked_list("causal.score_methods", layers, int, "the numbers of blocks, as in [0, 1]")
     vocabulary = model.config.get_text_config().vocab_size
     found: dict[str, list[_Found]] = {}
     for layer in layers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import random
 import re
@@ -13,8 +12,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.arguments import check_argument
+from road_interp.causal.arguments import check_tokenizer
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 from road_interp.files import read_json_object
 
 COUNTS = (512, 128, 400)  # pairs of the training, validation and test split
@@ -51,12 +52,12 @@ def load_pairs(
     Raises:
         InputError: an unknown task, a task that is not in CausalGym's format, or words that cannot be divided.
     """
+    check_argument("causal.load_pairs", task, str, "the name of a task, such as 'agreement'")
+    check_tokenizer("load_pairs", tokenizer)
     source = resources.files("road_interp.causal") / "templates.json"
     tasks = json.loads(source.read_text("utf-8")) if templates is None else read_json_object(Path(templates))
     if task not in tasks:
-        near = difflib.get_close_matches(task, tasks, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(tasks)}"
-        raise InputError(f"unknown task '{task}'; {hint}")
+        raise InputError(f"unknown task '{task}'; {did_you_mean(task, tasks)}")
     try:
         pools = _pools(tasks[task], random.Random(seed))
         drawn = [

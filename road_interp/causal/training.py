@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from road_interp.arguments import check_argument
+from road_interp.causal.arguments import check_interchange
 from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.errors import InputError
 from road_interp.progress import Progress, silent
 
 BATCH_SIZE = 16  # pairs per step
@@ -37,7 +40,12 @@ def train_interchange(
 
     Returns:
         The loss of every step (nats).
+
+    Raises:
+        InputError: an interchange that cannot be applied to the states of `runs` or has nothing to train, or no steps.
     """
+    check_argument("causal.train_interchange", runs, InterchangeRuns, "InterchangeRuns(model, pairs, layer, span)")
+    check_interchange("train_interchange", interchange, runs.bases[:1], runs.sources[:1])
     answers = runs.tensor(runs.pairs.label_tokens)
     targets = torch.searchsorted(answers, runs.source_label)
 
@@ -65,8 +73,16 @@ def run_steps(
 
     Returns:
         The loss of every step.
+
+    Raises:
+        InputError: no steps, or nothing to train.
     """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps must be a number of at least 1, not {steps!r}")
+    check_argument("the training", interchange, nn.Module, "a module with parameters, such as RoadInterchangeIntervention")
     parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = []

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
@@ -117,9 +118,9 @@ METHODS: dict[str, VariableMethod] = {
         lambda of: SeparateInterchanges(len(of.variables), of.width, of.coordinates, 1000 * of.seed), 2e-2
     ),
     "masked neurons": VariableMethod(lambda of: _masked(of, None), 1e-1),
-    "masked components": VariableMethod(lambda of: _masked(of, Columns(principal_components(of.states.cpu()))), 2e-2),
-    "masked trained basis": VariableMethod(lambda of: _masked(of, Columns(_random_weight(of), trained=True)), 1e-1),
-    "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, of.seed)), 1e-1),
+    "masked components": VariableMethod(lambda of: _masked(of, Columns(principal_components(of.states.cpu()))), 3e-3),
+    "masked trained basis": VariableMethod(lambda of: _masked(of, Columns(_random_weight(of), trained=True)), 3e-3),
+    "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, of.seed)), 2e-2),
 }
 RANDOM = "random subspace"
 
@@ -217,7 +218,7 @@ def try_methods(
 
     Args:
         train, validation: runs of pairs with disjoint entities.
-        coordinates: per variable; masks own at most as many.
+        coordinates: per variable.
         rates: the same for every method; by default the one that METHODS gives each.
     """
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
@@ -241,8 +242,13 @@ def compare_variables(
         options: further arguments of `try_methods`, as are the others.
 
     Raises:
-        InputError: a group of entities of one split in another.
+        InputError: a group of entities of one split in another, or an argument of a wrong type.
     """
+    for runs in (train, validation, test):
+        check_argument("causal.compare_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
+    variables = checked_list(
+        "causal.compare_variables", variables, str, f"the variables, as in {sorted(set(test.pairs.swapped))}"
+    )
     _check_disjoint(train, validation, test)
     seed, width = options.get("seed", 0), test.runs.site.width
     untrained = ((NO_SWAP, no_variable), ("whole state", whole_state))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.accuracy import count_parameters
+from road_interp.causal.arguments import check_interchange, check_model
 from road_interp.causal.entity_task import VariablePairs
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.training import run_steps
@@ -36,11 +37,21 @@ class VariableRuns:
         site: a site, or a block number for its output.
         variables: the order of the variables, as in VariableCoordinates.
         span: the token whose state is exchanged.
+
+    Raises:
+        InputError: an argument of a wrong type, or a pair that swaps another variable.
     """
 
     def __init__(
         self, model: PreTrainedModel, pairs: VariablePairs, site: Site | int, variables: Sequence[str], span: str = "entity"
     ) -> None:
+        check_model("VariableRuns", model)
+        check_argument(
+            "causal.VariableRuns", pairs, VariablePairs, "draw_variable_pairs(task, answered, tokenizer, split, count)"
+        )
+        variables = checked_list("causal.VariableRuns", variables, str, f"the variables, as in {sorted(set(pairs.swapped))}")
+        if unknown := set(pairs.swapped) - set(variables):
+            raise InputError(f"pairs swap '{min(unknown)}', which is not among the variables {', '.join(variables)}")
         self.pairs, self.runs = pairs, InterchangeRuns(model, pairs.pairs, site, span)
         self.targets: Int[Tensor, " pairs"] = self.runs.tensor(pairs.targets)
         self._subspaces = [[variables.index(name)] for name in pairs.swapped]
@@ -49,6 +60,10 @@ class VariableRuns:
         """Logits after the base texts, with every row's variable swapped. Gradients flow to the interchange's parameters."""
         subspaces = [self._subspaces[row] for row in rows.tolist()]
         return self.runs.logits(rows, lambda base, source: interchange(base, source, subspaces=subspaces))
+
+    def check(self, function: str, interchange: VariableInterchange) -> None:
+        """Raise InputError unless the interchange can be applied to the states of these runs; `function` is called with it."""
+        check_interchange(function, interchange, self.runs.bases[:1], self.runs.sources[:1], subspaces=self._subspaces[:1])
 
     @torch.no_grad()
     def hits(self, interchange: VariableInterchange) -> Bool[Tensor, " pairs"]:
@@ -71,8 +86,7 @@ def train_variables(
     """Train an interchange of several variables, in place: the multi-task loss of RAVEL.
 
     The loss is the cross entropy of the target among all tokens: the source's answer where the swapped variable is asked for,
-    the base's where another is; plus the interchange's `penalty()`, if it has one. The optimizer is Adam, with a learning rate
-    that decays linearly to zero.
+    the base's where another is. The optimizer is Adam, with a learning rate that decays linearly to zero.
 
     Args:
         interchange: called with the states of base and source, and `subspaces`.
@@ -83,15 +97,19 @@ def train_variables(
 
     Returns:
         The loss of every step (nats).
+
+    Raises:
+        InputError: an interchange that cannot be applied to the states of `runs` or has nothing to train, or no steps.
     """
+    check_argument("causal.train_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
+    runs.check("train_variables", interchange)
     is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
     share = isolation * float(is_cause.sum()) / max(1, int((~is_cause).sum()))
     weights = torch.where(is_cause, 1.0, share)
-    penalty: Any = getattr(interchange, "penalty", lambda: 0.0)
 
     def loss(rows: Tensor) -> Tensor:
         each = functional.cross_entropy(runs.logits(rows, interchange).float(), runs.targets[rows], reduction="none")
-        return (each * weights[rows]).sum() / len(rows) + penalty()
+        return (each * weights[rows]).sum() / len(rows)
 
     return run_steps(interchange, loss, runs.targets, steps, learning_rate, seed, temperatures, progress)
 
@@ -165,8 +183,10 @@ def measure_variables(
 ) -> VariablesReport:
     """Score an interchange, trained or not, on all pairs of `runs`. The arguments are fields of the report.
 
-    Raises InputError for pairs of a single variable, which have no isolation.
+    Raises InputError for pairs of a single variable, which have no isolation, and for an interchange that cannot be applied.
     """
+    check_argument("causal.measure_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
+    runs.check("measure_variables", interchange)
     hits = runs.hits(interchange).cpu().numpy()
     pairs = runs.pairs
     names = list(dict.fromkeys(pairs.swapped))

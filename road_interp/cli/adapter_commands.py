@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,39 +20,35 @@ from road_interp.cli.options import (
     check_new_folder,
     console,
     print_result,
-    results_folder,
 )
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.progress import progress_bar
 from road_interp.sources import local_folder
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from road_interp.adapters.road_adapter import RoadAdapter
     from road_interp.measure.answers import Answers
+    from road_interp.plots.html_report import ScoreTable
     from road_interp.runs.run import Run
 
 
 @app.command()
 def inspect(
     adapter: AdapterFolder,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder for the figures; by default figures/ in the given folder, for PEFT's and package:// in the working "
-            "directory"
-        ),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures"),
     as_json: AsJson = False,
 ) -> None:
     """Print angles and magnitudes of the planes at every site, and draw the figures."""
     from road_interp import measure
     from road_interp.plots import export
-    from road_interp.runs.run_files import FIGURES
 
     check_folder(out)
     report = measure.angles(load_adapter(local_folder(adapter)))
-    paths = export.draw_adapter(report, out or results_folder(adapter) / FIGURES)
+    paths = export.draw_adapter(report, out)
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
@@ -64,45 +60,60 @@ def inspect(
 @app.command()
 def report(
     adapter: AdapterFolder,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="path of the HTML page; by default report.html in the given folder, for PEFT's and package:// in the working "
-            "directory"
-        ),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="path of the HTML page")] = Path("report.html"),
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: figures, a sortable table of sites, and an interactive view of single planes."""
     from road_interp.files import write_atomically
     from road_interp.plots.html_report import report_page
+    from road_interp.runs.run import Run
     from road_interp.runs.run_files import RECIPE
 
     folder = local_folder(adapter)
     loaded = load_adapter(folder)
-    scores, answers = _answers(folder) if (folder / RECIPE).is_file() else ([], None)
-    path = results_folder(adapter) / "report.html" if out is None else out
-    check_output_file(path, "--out")
-    write_atomically(path, report_page(loaded, folder.resolve().name, scores, answers))
-    print_result(as_json, {"page": str(path)}, f"page: {path}")
+    run = Run.load(folder) if is_file(folder / RECIPE) else None
+    check_output_file(out, "--out")
+    contents = ("", [], None) if run is None else (_summary(run), _score_tables(run), _answers(run))
+    write_atomically(out, report_page(loaded, folder.resolve().name, *contents))
+    print_result(as_json, {"page": str(out)}, f"page: {out}")
 
 
-def _answers(folder: Path) -> tuple[list[list[str]], Answers | None]:
-    """The table of scores of a run, and its answers to its test texts where it chooses between classes."""
-    from road_interp.plots.html_report import scores_of, scores_table
+def _summary(run: Run) -> str:
+    """What the scores of a run are about, in a sentence."""
+    if run.planes is None:
+        return f"{run.recipe.model.name} with trained rotations and head, beside the same model with a trained head alone."
+    return (
+        f"The tasks {', '.join(run.planes.tasks)} of {run.recipe.model.name} on their test data, by the planes that are active."
+    )
+
+
+def _score_tables(run: Run) -> list[ScoreTable]:
+    """The tables that the command line prints of a run; all its metrics where it has none."""
+    from road_interp.plots.html_report import ScoreTable, scores_of
+
+    if run.planes is None:
+        return [_score_table(tables.run(run))._replace(caption="")]
+    shown: Any = tables.multitask(run.metrics.get("test", {})).renderables
+    return [_score_table(table) for table in shown] or [ScoreTable("", ("score", "value"), scores_of(run.metrics))]
+
+
+def _score_table(table: Table) -> ScoreTable:
+    from road_interp.plots.html_report import ScoreTable
+
+    columns = [str(column.header) for column in table.columns]
+    return ScoreTable(str(table.title), columns, list(zip(*(map(str, column.cells) for column in table.columns), strict=True)))
+
+
+def _answers(run: Run) -> Answers | None:
+    """The answers of a run to its test texts, where it chooses between classes."""
     from road_interp.runs.answers import answers_of
-    from road_interp.runs.run import Run
-    from road_interp.training.classification import FROZEN
 
-    run, answers = Run.load(folder), None
     try:
         with progress_bar() as update:
-            answers = answers_of(run, update)
+            return answers_of(run, update)
     except InputError as error:  # such as data that are not on this machine
         typer.echo(f"the page is without the answers to the test texts: {error}", err=True)
-    if answers is None:
-        return [list(row) for row in scores_of(run.metrics)], None
-    return scores_table(run.metrics, FROZEN, f"{run.recipe.adapter.variant}, trained head"), answers
+        return None
 
 
 @app.command()
@@ -150,13 +161,17 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
     from road_interp.adapters.storage import holds_adapter
     from road_interp.runs.run_files import RECIPE, check_finished
 
-    if (folder / RECIPE).is_file():
+    if is_file(folder / RECIPE):
         check_finished(folder)
+        if run is not None:
+            from road_interp.runs.run import Run
+
+            return Run.load(folder).adapter  # whose positions are those of its recipe, also in a run of 0.1.0
     base = None if run is None else run.load_model().model
     if base is not None and not holds_adapter(folder):
         from road_interp.models import pyvene_io
 
-        if (folder / pyvene_io.CONFIG).is_file():
+        if is_file(folder / pyvene_io.CONFIG):
             return pyvene_io.from_pyvene(folder, base)[0]
     return RoadAdapter.load(folder, base)
 

@@ -24,9 +24,9 @@ from road_interp.cli.options import (
     console,
     grouped,
     quiet_libraries,
-    results_folder,
 )
 from road_interp.errors import InputError
+from road_interp.files import is_file
 from road_interp.progress import progress_bar
 from road_interp.sources import SMOLLM2, local_folder
 
@@ -73,13 +73,17 @@ def drift(
 
     quiet_libraries()
     check_folder(out)
-    texts = _read_texts(data, options.text, options.limit)
     process = PartialState(cpu=not torch.cuda.is_available())
-    loaded = [_load_model_or_run(name) for name in (base, tuned)]
-    models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
-    tokenizer = load_tokenizer(recipe)
-    token = options.token or ("last" if tokenizer.cls_token is None else "first")
     with progress_bar(process.is_main_process) as update:
+        update("reading the texts")
+        texts = _read_texts(data, options.text, options.limit)
+        loaded = []
+        for name in (base, tuned):
+            update(f"loading {name}")
+            loaded.append(_load_model_or_run(name))
+        models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
+        tokenizer = load_tokenizer(recipe)
+        token = options.token or ("last" if tokenizer.cls_token is None else "first")
         report = measure.drift(
             models[0],
             models[1],
@@ -115,7 +119,7 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import RECIPE
 
-    if (local_folder(identifier) / RECIPE).is_file():
+    if is_file(local_folder(identifier) / RECIPE):
         run = Run.load(identifier)
         return run.load_model(), run.recipe.model, run.folder.name
     recipe = ModelRecipe(identifier)
@@ -145,23 +149,17 @@ def ablate(
         typer.Option(help="further groups to ablate: layer, kind or planes; may be repeated; all by default"),
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="also score the components with a refitted head")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder for the figure and its data; by default figures/ in the run, for package:// in the working directory"
-        ),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the figure and its data")] = Path("figures"),
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run with components of its adapter reset to the identity: angles, magnitudes, layers, module kinds or planes."""
     from road_interp.measure.ablation import BY
     from road_interp.plots import export
-    from road_interp.runs.run_files import FIGURES
 
     check_folder(out)
     report = _ablate(run, limit, by or BY, refit, device)
-    path = export.draw_ablation(report, out or results_folder(run) / FIGURES)
+    path = export.draw_ablation(report, out)
     if as_json:
         print(json.dumps(report.summary()))
         return
@@ -329,5 +327,5 @@ def bench(
         report = run_throughput_recipe(recipe, options.device, update, save_partial)
     if out is not None:
         export.draw_throughput(report, out)
-        (out / "throughput.partial.json").unlink()
+        (out / "throughput.partial.json").unlink(missing_ok=True)
     print(report.to_json()) if as_json else console.print(tables.throughput(report))

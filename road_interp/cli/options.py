@@ -14,16 +14,32 @@ import typer
 from rich.console import Console
 
 from road_interp.errors import InputError
-from road_interp.sources import PACKAGE, local_folder
+from road_interp.files import exists
 
 app = typer.Typer(
-    help="RoAd rotations of the hidden states of language models: train, run, measure and draw them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()
 PROGRAM = "road-interp"
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version of the package and end the program, if it is wanted."""
+    if wanted:
+        from road_interp.version import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    """RoAd rotations of the hidden states of language models: train, run, measure and draw them."""
+
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. training.learning_rate=5e-3")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where torch finds it")]
@@ -85,14 +101,6 @@ def print_result(as_json: bool, content: dict[str, Any], text: Any) -> None:
     print(json.dumps(content)) if as_json else console.print(text, soft_wrap=isinstance(text, str))
 
 
-def results_folder(source: str) -> Path:
-    """Where results about a folder go by default: into it, but never into one of PEFT's or of an installed package."""
-    from road_interp.adapters import peft_format
-
-    folder = local_folder(source)
-    return Path() if source.startswith(PACKAGE) or (folder / peft_format.CONFIG).is_file() else folder
-
-
 def check_folder(out: Path | None) -> None:
     """Raise InputError if the folder, or a parent of it, is a file. Call this before long computations."""
     from road_interp.files import check_folder
@@ -102,9 +110,10 @@ def check_folder(out: Path | None) -> None:
 
 
 def check_new_folder(out: Path | None) -> Path:
-    """The folder of --out. Raises InputError if it is missing or exists already."""
-    if out is None or out.exists():
+    """The folder of --out. Raises InputError if it is missing, exists already, or cannot be a folder."""
+    if out is None or exists(out):
         raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
+    check_folder(out)
     return out
 
 

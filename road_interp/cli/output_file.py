@@ -9,7 +9,11 @@ from road_interp.errors import InputError
 
 def check_output_file(path: Path, option: str) -> None:
     """Raise InputError, which names the option, if no file can be written to `path`. Call this before long computations."""
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise InputError(f"{option}: '{path}' cannot be written ({error.strerror})") from None
+    if is_folder:
         raise InputError(f"{option}: '{path}' is a folder")
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")

@@ -39,7 +39,9 @@ def study(
     name: Annotated[str | None, typer.Argument(help="name of the study; --list shows all")] = None,
     overrides: Overrides = None,
     *,
-    list_all: Annotated[bool, typer.Option("--list", help="list the studies with their duration in minutes")] = False,
+    list_all: Annotated[
+        bool, typer.Option("--list", help="list the studies with their question and duration in minutes")
+    ] = False,
     selection: Selection,
     as_json: AsJson = False,
 ) -> None:
@@ -95,12 +97,13 @@ def _options(selection: Selection, overrides: tuple[str, ...]) -> StudyOptions:
 
 def _print_studies(known: list[Study], as_json: bool) -> None:
     if as_json:
-        rows = [{"name": each.name, "title": each.title, "recipe": _recipe(each), "minutes": each.minutes} for each in known]
+        shown = ("name", "title", "question", "minutes")
+        rows = [{**{key: getattr(each, key) for key in shown}, "recipe": _recipe(each)} for each in known]
         print(json.dumps({"studies": rows}))
         return
     table = Table("study", "question", "recipe", "minutes", title="Studies; minutes on two cores")
     for each in known:
-        table.add_row(each.name, each.title, _recipe(each), str(each.minutes))
+        table.add_row(each.name, each.question, _recipe(each), str(each.minutes))
     console.print(table)
 
 

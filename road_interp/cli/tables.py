@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from road_interp.runs.run_files import FROZEN
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def run(finished: Run) -> Table:
     table = Table(title=f"Results of {finished.folder}", title_justify="left")
     for column in ("", "validation", "test"):
         table.add_column(column)
-    variant, frozen = finished.recipe.adapter.variant, "frozen backbone, trained head"
-    for name, scores in ((frozen, finished.metrics[frozen]), (f"{variant}, trained head", finished.metrics)):
+    variant = finished.recipe.adapter.variant
+    for name, scores in ((FROZEN, finished.metrics[FROZEN]), (f"{variant}, trained head", finished.metrics)):
         table.add_row(name, score(scores["validation"]), score(scores["test"]))
     return table
 

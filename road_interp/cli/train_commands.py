@@ -30,6 +30,7 @@ from road_interp.cli.options import (
 )
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError, fail
+from road_interp.files import is_file
 from road_interp.sources import local_folder
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def demo(*, out: Out = None, options: RecipeOptions, as_json: AsJson = False) ->
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="another file or data set, with the columns of the recipe's data")] = None,
-    adapter: Annotated[str | None, typer.Option(help="score this adapter instead: a run, adapter, PEFT or pyvene folder")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="score this adapter instead, at its own positions: a run, adapter, PEFT or pyvene folder")
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="CSV file to write: every scored text with its label, prediction and probability")
     ] = None,
@@ -118,37 +121,45 @@ def _train_seed(
 ) -> dict[str, Any]:
     """Train one seed, draw it, and return its scores; print them unless `as_json`.
 
+    With `resume`, a finished run is loaded, and what is missing of its figures is drawn.
+
     Args:
-        of_seeds: the parent of the folders of several seeds. With `resume`, seeds that are finished are read, and those that
-            have not begun are begun.
+        of_seeds: the parent of the folders of several seeds. With `resume`, seeds that have not begun are begun.
     """
     started = time.monotonic()
     from road_interp import measure
     from road_interp.plots import export
-    from road_interp.recipes.difference import describe_difference
-    from road_interp.recipes.loader import load_stored_recipe
-    from road_interp.runs.run import Run
     from road_interp.runs.run_files import FIGURES, METRICS, RECIPE
     from road_interp.training import api
 
-    if of_seeds is not None and resume and (folder / METRICS).is_file():
-        if difference := describe_difference(load_stored_recipe(folder / RECIPE), recipe):
-            raise InputError(f"the recipe differs from the one of the finished run '{folder}': {difference}")
-        run = Run.load(folder)
-    else:
-        try:
+    try:
+        if resume and (folder / METRICS).is_file():
+            run = _finished_run(folder, recipe)
+        else:
             resume = resume and (of_seeds is None or (folder / RECIPE).is_file())
             run = api.train(recipe, folder, resume=resume, device=device, progress=not as_json)
-        except KeyboardInterrupt:
-            unfinished = (folder / RECIPE).is_file() and not (folder / METRICS).is_file()
-            hint = f"; go on with: the same command, --resume --out {of_seeds or folder}" if unfinished or of_seeds else ""
-            fail(PROGRAM, f"interrupted{hint}", 1)
-    seconds = time.monotonic() - started
-    if is_main_process():
-        export.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
-        if not as_json:
-            _report(run, seconds)
+        seconds = time.monotonic() - started
+        if is_main_process():
+            export.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
+    except KeyboardInterrupt:
+        has_begun = (folder / RECIPE).is_file() or of_seeds is not None
+        hint = f"; go on with: the same command, --resume --out {of_seeds or folder}" if has_begun else ""
+        fail(PROGRAM, f"interrupted{hint}", 1)
+    if is_main_process() and not as_json:
+        _report(run, seconds)
     return {"folder": str(run.folder), "seconds": round(seconds, 1), **run.metrics}
+
+
+def _finished_run(folder: Path, recipe: TrainableRecipe) -> Run:
+    """The run in a folder. Raises InputError if its recipe is another."""
+    from road_interp.recipes.difference import describe_difference
+    from road_interp.recipes.loader import load_stored_recipe
+    from road_interp.runs.run import Run
+    from road_interp.runs.run_files import RECIPE
+
+    if difference := describe_difference(load_stored_recipe(folder / RECIPE), recipe):
+        raise InputError(f"the recipe differs from the one of the finished run '{folder}': {difference}")
+    return Run.load(folder)
 
 
 def _started_run(recipe: str, out: Path | None, resume: bool) -> tuple[str, Path | None]:
@@ -156,7 +167,7 @@ def _started_run(recipe: str, out: Path | None, resume: bool) -> tuple[str, Path
     from road_interp.runs.run_files import RECIPE
 
     folder = Path(recipe)
-    if (folder / RECIPE).is_file():
+    if is_file(folder / RECIPE):
         if not resume:
             raise InputError(f"'{folder}' is a run folder; add --resume to continue it, or train '{folder / RECIPE}' again")
         return str(folder / RECIPE), out or folder

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.data.metrics import METRICS
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
+from road_interp.files import is_file
 from road_interp.recipes.schema import DataRecipe
 from road_interp.sources import resolve
 
@@ -143,9 +144,7 @@ def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
         return recipe
     name = recipe.id.removeprefix("glue/")
     if name not in GLUE_COLUMNS:
-        near = difflib.get_close_matches(name, GLUE_COLUMNS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(GLUE_COLUMNS)}"
-        raise InputError(f"unknown GLUE data set '{name}'; {hint}")
+        raise InputError(f"unknown GLUE data set '{name}'; {did_you_mean(name, GLUE_COLUMNS)}")
     text, pair = GLUE_COLUMNS[name]
     development = "validation_matched" if name == "mnli" else "validation"
     metrics: dict[str, Literal["matthews", "pearson"]] = {"cola": "matthews", "stsb": "pearson"}
@@ -237,9 +236,9 @@ def read_rows(
 
 
 def _read(identifier: str, config: str | None, split: str) -> Dataset:
-    path = Path(resolved := resolve(identifier)).expanduser()
+    path = Path(os.path.expanduser(resolved := resolve(identifier)))
     if path.suffix in FORMATS:
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(f"data file '{identifier}' does not exist")
         builder, options = FORMATS[path.suffix]
         if path.stat().st_size == 0:
@@ -250,7 +249,7 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
             if "corresponds to no data" in str(error):
                 raise InputError(f"'{identifier}' holds no examples") from None
             raise InputError(f"data file '{identifier}' cannot be read: {_cause(error)}") from None
-    if path.is_file():
+    if is_file(path):
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
     name, _, named_split = resolved.partition(":")
     try:

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
+from road_interp.arguments import check_callable
 from road_interp.errors import InputError
-from road_interp.measure.arguments import check_callable
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -192,7 +192,7 @@ def ablation(
         InputError: an unknown name in `by`, a value without an adapter, or a scorer that cannot be called.
     """
     adapter = RoadAdapter.of(adapter)
-    check_callable("ablation", "scorer", scorer, "make_scorer(run) of road_interp.training.scoring")
+    check_callable("measure.ablation", "scorer", scorer, "make_scorer(run) of road_interp.training.scoring")
     if unknown := set(by) - set(BY):
         raise InputError(f"by '{min(unknown)}' is not known; use {', '.join(BY)}")
     refitted = scorer.refitted if refit else None

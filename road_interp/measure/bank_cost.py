@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 
 from road_interp.adapters.bank import RoadBank
+from road_interp.arguments import check_argument
 from road_interp.measure.throughput import gc_paused
 from road_interp.measure.throughput_methods import random_adapter
 from road_interp.progress import Progress, silent
@@ -45,15 +46,18 @@ class BankCostReport(Result):
         return float(np.median(self.last) / np.median(self.first))
 
 
-def bank_cost(layers: int = 30, width: int = 576, adapters: int = 10_000, progress: Progress = silent) -> BankCostReport:
-    """Add adapters at the outputs of all blocks to a bank; by default 10,000 for the blocks of SmolLM2-135M.
+def bank_cost(adapters: int = 10_000, progress: Progress = silent) -> BankCostReport:
+    """Add adapters at the outputs of all 30 blocks of SmolLM2-135M, 576 dimensions wide, to a bank.
 
     Args:
-        layers, width: number of blocks, and width of their states.
         adapters: at least 200.
         progress: called before every hundred.
+
+    Raises:
+        InputError: something else than a whole number.
     """
-    sites = [Site(f"layers.{layer}", width, layer, f"layers.{layer}") for layer in range(layers)]
+    check_argument("measure.bank_cost", adapters, int, "the number of adapters")
+    sites = [Site(f"layers.{layer}", 576, layer, f"layers.{layer}") for layer in range(30)]
     drawn = [random_adapter(sites, number) for number in range(100)]
     bank = RoadBank({"first": drawn[0]})
     seconds = []

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp.adapters.bank import BASE
+from road_interp.arguments import check_callable
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
-from road_interp.measure.arguments import check_callable
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn
@@ -51,6 +51,11 @@ class SetScore:
     def joint(self, tasks: Sequence[str]) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer shows the behaviours of all of the tasks."""
         return np.all([self.shown[task] for task in tasks], axis=0)
+
+    def attempted(self) -> Bool[np.ndarray, " prompts"]:
+        """Whether each answer has ended and has traces, right or wrong, of all active tasks."""
+        tried = [np.asarray(self.tried[task]) for task in self.active.split("+")]
+        return np.all([*tried, np.asarray(self.finished)], axis=0)
 
     def controlled(self) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer shows the behaviours of the active tasks and has no trace of those of the others.
@@ -217,7 +222,7 @@ def composition(
         reviews, prompts: film reviews and the prompts made from them, in the same order.
         label: names for the report.
     """
-    check_callable("composition", "generate", generate, "a function of prompts and active tasks that returns answers")
+    check_callable("measure.composition", "generate", generate, "a function of prompts and active tasks that returns answers")
     scores = []
     sets = all_sets(list(tasks))
     for number, active in enumerate(sets):

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
-from road_interp.measure.arguments import check_argument
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.interference import NOTHING, InterferenceReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
@@ -63,7 +63,7 @@ def needs_magnitudes(ablation: AblationReport, margin: float = MARGIN) -> Check:
     The verdict is about this adapter with its head. Whether the task needs magnitudes is measured by training with
     `adapter.trainable=angles`. There is no verdict if the accuracy without the adapter is not lower by more than the margin.
     """
-    check_argument("needs_magnitudes", ablation, AblationReport, "measure.ablation(adapter, scorer, ...)")
+    check_argument("measure.needs_magnitudes", ablation, AblationReport, "measure.ablation(adapter, scorer, ...)")
     losses = {name: ablation.loss(ablation.of("components", "all planes", name)) for name in (ANGLES, MAGNITUDES)}
     numbers = {f"{ablation.metric} lost with {name}": loss for name, loss in losses.items()}
     reason = f"{ablation.metric} lost with {ANGLES}, against a margin of {margin:g}"
@@ -83,7 +83,7 @@ def hurts_others(interference: InterferenceReport, control: str, adapter: str, m
     Raises:
         InputError: the control was not scored with the adapter.
     """
-    check_argument("hurts_others", interference, InterferenceReport, "measure.interference(adapters, scores, ...)")
+    check_argument("measure.hurts_others", interference, InterferenceReport, "measure.interference(adapters, scores, ...)")
     if adapter not in interference.correct.get(control, {}):
         raise InputError(f"'{control}' was not scored with '{adapter}'; scored were {', '.join(interference.correct)}")
     costs = {other: interference.cost(control, other) for other in interference.correct[control] if other != NOTHING}
@@ -99,7 +99,10 @@ def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin
     corrected for the number of tasks.
     """
     check_argument(
-        "fails_to_compose", report, (CompositionReport, MultiTaskAccuracyReport), "run.composition of a run with several tasks"
+        "measure.fails_to_compose",
+        report,
+        (CompositionReport, MultiTaskAccuracyReport),
+        "run.composition of a run with several tasks",
     )
     costs = {f"what '{task}' loses": report.cost(task) for task in report.tasks}
     verdicts = {_above(cost, margin) for cost in costs.values()}

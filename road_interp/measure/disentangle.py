@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from road_interp.arguments import check_argument
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure.frozen_states import SPLITS, Features, Splits
@@ -239,6 +240,8 @@ def disentangle(
     Raises:
         InputError: features that are not of the same texts, read point and width, or do not fit the labels or the metric.
     """
+    for given, make in ((features, "features by split"), (random, "features by split, by seed")):
+        check_argument("measure.disentangle", given, Mapping, f"{make}, as read_features returns them")
     _check(features, random, metric, num_labels)
     outcomes = []
     for arm in ARMS:

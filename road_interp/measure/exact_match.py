@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from road_interp.arguments import check_callable
 from road_interp.data.answer_extraction import Question, extract_answer
-from road_interp.measure.arguments import check_callable
 from road_interp.measure.intervals import wilson
 from road_interp.measure.labels import MethodLabel
 from road_interp.measure.multitask_accuracy import active_sets
@@ -72,7 +72,7 @@ def exact_match(
         tasks: all tasks, in the order of their planes.
         label: names for the report.
     """
-    check_callable("exact_match", "generate", generate, "a function of prompts and active tasks that returns answers")
+    check_callable("measure.exact_match", "generate", generate, "a function of prompts and active tasks that returns answers")
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
     correct: dict[str, dict[str, tuple[bool, ...]]] = {}
     for task, own in questions.items():

@@ -11,10 +11,21 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.arguments import check_batch
-from road_interp.models.hidden_states import Batch, Token, evaluation_mode, find_read_points, read_states, select_tokens
+from road_interp.models.hidden_states import (
+    Batch,
+    Token,
+    evaluation_mode,
+    find_read_points,
+    read_states,
+    select_tokens,
+    token_mask,
+    unwrap_model,
+)
 
 SPLITS = ("train", "validation", "test")
 
@@ -47,7 +58,9 @@ class Features:
 Splits = Mapping[str, Features]  # train, validation and test
 
 
-def read_features(model: Any, batches: Iterable[Batch], token: Token, before_norm: bool = False) -> Features:
+def read_features(
+    model: Any, batches: Iterable[Batch], token: Token, before_norm: bool = False, stack: str | None = None
+) -> Features:
     """Read states and norms of all texts, in the order of the batches, with one forward pass per batch.
 
     A normalisation after the last block, as in Llama, is not applied, because it would remove the magnitude. A normalisation at
@@ -59,10 +72,15 @@ def read_features(model: Any, batches: Iterable[Batch], token: Token, before_nor
         batches: tokenised texts with an attention_mask and labels.
         token: "first" for [CLS], "last" for causal models.
         before_norm: whether to read the states before the normalisation at the end of the last block.
+        stack: path of the block stack, for models that have two (encoder and decoder).
 
     Raises:
-        InputError: no texts, a width that is not a multiple of the number of heads, or `before_norm` without a normalisation.
+        InputError: something that is no model, no texts, a width that is not a multiple of the number of heads, or `before_norm`
+            without a normalisation.
     """
+    check_argument(
+        "measure.read_features", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model"
+    )
     states, labels, points = [], [], None
     norms: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with evaluation_mode(model) as base:
@@ -70,10 +88,11 @@ def read_features(model: Any, batches: Iterable[Batch], token: Token, before_nor
         for batch in batches:
             check_batch("read_features", batch)
             batch = {key: values.to(base.device) for key, values in batch.items()}
-            points = points or find_read_points(base, batch)
+            points = points or find_read_points(base, batch, stack)
+            mask = token_mask(base, points, batch)
             if before_norm and not points[-2:][0].before_norm:
                 raise InputError(f"the blocks of {type(base).__name__} do not end in a normalisation: before_norm must be False")
-            read = [select_tokens(each, batch["attention_mask"], token)[0].float() for each in read_states(base, points, batch)]
+            read = [select_tokens(each, mask, token)[0].float() for each in read_states(base, points, batch)]
             if read[-1].shape[1] % heads:
                 raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
             for each, basis in zip(norms, (None, _random_basis(read[-1].shape[1]).to(read[-1])), strict=True):

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
-from road_interp.measure.arguments import check_argument
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
@@ -102,7 +102,7 @@ def interference(
         InputError: fewer than two adapters, adapters that cannot be composed, a task without an adapter, or a plane of
             magnitude 0.
     """
-    check_argument("interference", adapters, Mapping, "a dict of adapters by name")
+    check_argument("measure.interference", adapters, Mapping, "a dict of adapters by name")
     adapters = {name: RoadAdapter.of(each) for name, each in adapters.items()}
     names = list(adapters)
     if len(names) < 2:
@@ -110,7 +110,8 @@ def interference(
     if unknown := [name for name in scores if name not in adapters]:
         raise InputError(f"task '{unknown[0]}' has no adapter; the adapters are {', '.join(names)}")
     products = {(own, other): adapters[other] @ adapters[own] for own in names for other in names if other != own}
-    maps = {name: _logarithm(adapter) for name, adapter in adapters.items()}
+    sites = [site.name for site in adapters[names[0]].sites]  # adapters may have the same ones in another order
+    maps = {name: _logarithm(adapter, sites) for name, adapter in adapters.items()}
     overlap = [[_overlap(maps[one], maps[other]) for other in names] for one in names]
     angle = [[_angle(maps[one], maps[other]) for other in names] for one in names]
     correct: dict[str, dict[str, tuple[bool, ...]]] = {}
@@ -124,9 +125,10 @@ def interference(
     return InterferenceReport(model, tuple(names), (seed,), _nested(overlap), _nested(angle), correct)
 
 
-def _logarithm(adapter: RoadAdapter) -> Float[np.ndarray, "2 planes"]:
-    """Angle (radians) and log magnitude of every plane."""
-    sites = angles(adapter).sites
+def _logarithm(adapter: RoadAdapter, names: Sequence[str]) -> Float[np.ndarray, "2 planes"]:
+    """Angle (radians) and log magnitude of every plane, with the sites in the order of `names`."""
+    by_name = {site.name: site for site in angles(adapter).sites}
+    sites = [by_name[name] for name in names]
     with np.errstate(divide="ignore"):
         log_magnitudes = np.log(np.concatenate([site.magnitude for site in sites]))
     if not np.isfinite(log_magnitudes).all():

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from road_interp.adapters.bank import RoadBank
+from road_interp.arguments import check_argument, checked_list
 from road_interp.measure.throughput import peak_bytes, seconds_by_round
 from road_interp.measure.throughput_methods import draw_ids, random_adapter
 from road_interp.models.road_model import RoadModel
@@ -91,7 +92,12 @@ def joint_training(
         rounds: timings of each.
         seed: of the tokens.
         progress: called before each number of adapters.
+
+    Raises:
+        InputError: something that is no transformers model, or no list of whole numbers.
     """
+    check_argument("measure.joint_training", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
+    counts = checked_list("measure.joint_training", counts, int, "the numbers of adapters, as in [1, 2, 4]")
     torch.manual_seed(seed)
     base.requires_grad_(False).eval()
     sites = find_sites(base, "all-linear")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from road_interp.arguments import check_callable
 from road_interp.data.behaviours import Behaviour, Review
-from road_interp.measure.arguments import check_callable
 from road_interp.measure.composition import shows
 from road_interp.measure.intervals import wilson
 from road_interp.models.generation import Answer
@@ -66,7 +66,7 @@ def strength(
         model, task: names for the report.
         behaviour: scores the answers.
     """
-    check_callable("strength", "answering", answering, "a function of an exponent that returns answers")
+    check_callable("measure.strength", "answering", answering, "a function of an exponent that returns answers")
     shown, perplexities = [], []
     for exponent in strengths:
         answers = answering(exponent)

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles
-from road_interp.measure.arguments import check_argument
 from road_interp.measure.intervals import interval
 from road_interp.results import Result
 
@@ -117,10 +117,9 @@ class AngleStudy(Result):
 
 def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
     """Compare adapters of one recipe and different seeds. Raises InputError for fewer than two adapters or different sites."""
+    reports = checked_list("measure.seed_structure", reports, AngleReport, "a list of measure.angles(adapter)")
     if len(reports) < 2:
         raise InputError(f"structure over seeds needs at least two adapters, not {len(reports)}")
-    for report in reports:
-        check_argument("seed_structure", report, AngleReport, "a list of measure.angles(adapter)")
     names = [site.name for site in reports[0].sites]
     if any([site.name for site in report.sites] != names for report in reports):
         raise InputError("the adapters have different sites")
@@ -168,7 +167,7 @@ def query_key(report: AngleReport, key_heads: int = 1) -> QueryKey:
     Raises:
         InputError: no layer rotates both, or the numbers of planes do not fit `key_heads`.
     """
-    check_argument("query_key", report, AngleReport, "measure.angles(adapter)")
+    check_argument("measure.query_key", report, AngleReport, "measure.angles(adapter)")
     sites = {(site.layer, site.kind): site for site in report.sites if site.layer is not None}
     pairs = [(key, (key[0], _key_of(key[1]))) for key in sites if _key_of(key[1]) != key[1]]
     pairs = [(query, key) for query, key in pairs if key in sites]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.throughput_methods import METHODS, RANK, Call, ThroughputMethods, draw_ids
 from road_interp.models.loading import find_device, load_model, on_device
@@ -143,8 +144,10 @@ def throughput(
         keep: called after each setting with the report of all settings so far.
 
     Raises:
-        InputError: an unknown method, before any model is built.
+        InputError: something that is no model or recipe, an unknown method, or settings that time none of the methods.
     """
+    check_argument("measure.throughput", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
+    check_argument("measure.throughput", recipe, ThroughputRecipe, "a recipe of kind throughput, such as load_recipe(name)")
     check_methods(recipe.methods)
     torch.manual_seed(recipe.seed)
     methods = ThroughputMethods(base.eval(), max(8, *recipe.requests))
@@ -159,6 +162,11 @@ def throughput(
             with torch.no_grad():
                 timings = list(_timed(setting, recipe.rounds, calls, base))
         keep(report := replace(report, timings=(*report.timings, *timings)))
+    if not report.timings:
+        raise InputError(
+            f"nothing is timed: of the methods {', '.join(recipe.methods or METHODS)}, only the bare model is part of the tasks "
+            f"{', '.join(recipe.tasks) or '(none)'}"
+        )
     return report
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -173,13 +173,19 @@ def _entries_of(maps: Callable[[], Sequence[PlaneMaps]], index: int) -> Entries:
 
 
 def check_rows(base: Mapping[str, Any], entries: Mapping[str, Sequence[Any] | None]) -> None:
-    """Raise InputError unless there is one entry per row; during the pass, too few entries would look like beam search.
+    """Raise InputError unless there is a list with one entry per row; during the pass, too few would look like beam search.
 
     Args:
-        base: the inputs of the model.
+        base: the inputs of the model; empty where the number of rows is not known.
         entries: per-row arguments, under the names that error messages use.
     """
     batch = next((len(value) for value in base.values() if isinstance(value, Tensor)), None)
     for name, values in entries.items():
-        if batch is not None and values is not None and len(values) != batch:
+        if values is None:
+            continue
+        if isinstance(values, str | Mapping) or not isinstance(values, Sized):
+            raise InputError(f"{name} must be a list, one per row, as in [{values!r}], not {values!r}")
+        if batch is not None and len(values) != batch:
             raise InputError(f"{len(values)} {name} for a batch of {batch} rows; give one per row")
+        if batch is None and not len(values):
+            raise InputError(f"no {name} are given; give a list, one per row")

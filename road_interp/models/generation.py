@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def make_generator(
             options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
             return model.generate(inputs, tasks=tasks, **options)[1]
 
-        return greedy_answers(generate, tokenizer, prompts, batch_size, model.model.device)
+        return greedy_answers(generate, tokenizer, prompts, batch_size, model.model)
 
     return generate_answers
 
@@ -55,46 +56,51 @@ def greedy_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     batch_size: int,
-    device: torch.device,
+    model: PreTrainedModel,
 ) -> list[Answer]:
     """The answers of `generate`, a function from tokenised prompts to ids of prompts and answers, in the order of the prompts.
 
-    Prompts are batched with others of similar length.
+    Prompts are batched with others of similar length, on the device of `model`. An answer ends at the first token that ends it
+    for the generation configuration of `model`, which may name several, or for the tokeniser.
     """
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(ids[row]))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(device)
+        padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(
+            model.device
+        )
         generated = generate(dict(padded))[:, padded["input_ids"].shape[1] :]
         for row, tokens in zip(rows, generated.tolist(), strict=True):
-            finished = tokenizer.eos_token_id in tokens
-            tokens = tokens[: tokens.index(tokenizer.eos_token_id)] if finished else tokens
-            answers[row] = Answer(str(tokenizer.decode(tokens, skip_special_tokens=True)).strip(), finished)
+            answer = list(takewhile(lambda token: token not in ends, tokens))
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            answers[row] = Answer(str(text).strip(), finished=len(answer) < len(tokens))
     return [answers[row] for row in range(len(prompts))]
 
 
-def answer_perplexity(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16, limit: int = 32
-) -> Callable[[Sequence[str], Sequence[str]], float]:
-    """A function that computes the perplexity per token of answers under the base model.
+JUDGED, BATCH = 32, 16  # answers whose perplexity is computed, and answers per pass
 
-    Args:
-        limit: use the first `limit` prompts and answers only.
+
+def answer_perplexity(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Sequence[str], Sequence[str]], float]:
+    """A function that computes the perplexity per token of the first 32 answers under the base model.
 
     An end token is appended to every answer, so that an empty answer counts as its end token.
     """
 
     @torch.no_grad()
     def perplexity(prompts: Sequence[str], answers: Sequence[str]) -> float:
-        prompt_ids = tokenizer(list(prompts[:limit]), add_special_tokens=False)["input_ids"]
-        answer_ids = tokenizer(list(answers[:limit]), add_special_tokens=False)["input_ids"]
+        prompt_ids = tokenizer(list(prompts[:JUDGED]), add_special_tokens=False)["input_ids"]
+        answer_ids = tokenizer(list(answers[:JUDGED]), add_special_tokens=False)["input_ids"]
         answer_ids = [[*ids, tokenizer.eos_token_id] for ids in answer_ids]
         rows = sorted(zip(prompt_ids, answer_ids, strict=True), key=lambda row: len(row[0]))
         total = 0.0
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
             sequences = [prompt + answer for prompt, answer in batch]
             inputs = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt")
             labels = torch.full_like(inputs["input_ids"], -100)

@@ -28,11 +28,13 @@ class ReadPoint:
         layer: index of the block, counted from 0.
         before_norm: True for the input of the normalisation that ends the block, False for the output of the block.
         module: dotted path of that normalisation, or of the block.
+        width: number of dimensions of the states.
     """
 
     layer: int
     before_norm: bool
     module: str
+    width: int
 
     @property
     def name(self) -> str:
@@ -60,9 +62,14 @@ def find_read_points(model: PreTrainedModel, batch: Batch, stack: str | None = N
     outputs = _read(model, {**blocks, **norms}, {}, batch)
     read_points = []
     for layer, path in enumerate(blocks):
-        final = [norm for norm in norms if norm.startswith(f"{path}.") and torch.equal(outputs[norm], outputs[path])]
-        read_points += [ReadPoint(layer, True, norm) for norm in final[-1:]]
-        read_points.append(ReadPoint(layer, False, path))
+        final = [
+            norm
+            for norm in norms
+            if norm in outputs and norm.startswith(f"{path}.") and torch.equal(outputs[norm], outputs[path])
+        ]
+        width = outputs[path].shape[-1]
+        read_points += [ReadPoint(layer, True, norm, width) for norm in final[-1:]]
+        read_points.append(ReadPoint(layer, False, path, width))
     return tuple(read_points)
 
 
@@ -74,6 +81,18 @@ def read_states(
     inputs = {point.module: model.get_submodule(point.module) for point in read_points if point.before_norm}
     states = _read(model, outputs, inputs, batch)
     return [states[point.module] for point in read_points]
+
+
+def token_mask(model: PreTrainedModel, read_points: Sequence[ReadPoint], batch: Batch) -> Int[Tensor, "rows tokens"]:
+    """The attention mask of the tokens whose states are read: the decoder's for read points in a decoder beside an encoder.
+
+    Raises InputError for a batch without it.
+    """
+    if not model.config.is_encoder_decoder or "decoder" not in read_points[0].module.split("."):
+        return batch["attention_mask"]
+    if "decoder_attention_mask" not in batch:
+        raise InputError("states of a decoder beside an encoder need batches with a decoder_attention_mask")
+    return batch["decoder_attention_mask"]
 
 
 def select_tokens(

@@ -81,11 +81,11 @@ class IntervenableModel(pyvene.IntervenableModel):
         nn.Module.zero_grad(self, set_to_none)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The trainable parameters; the frozen parameters of the base model are left out."""
+        """The trainable parameters, and the form of every RoadIntervention; frozen parameters and other buffers are left out."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         parameters = self.named_parameters(remove_duplicate=False)  # a state dict has tied weights under each name
         frozen = {f"{prefix}{name}" for name, parameter in parameters if not parameter.requires_grad}
-        buffers = {f"{prefix}{name}" for name, _ in self.named_buffers()}
+        buffers = {f"{prefix}{name}" for name, _ in self.named_buffers() if not name.endswith(".form")}
         state = nn.Module.state_dict(self, *args, **kwargs)
         for name in frozen | buffers:
             state.pop(name, None)

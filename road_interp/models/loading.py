@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError, first_line
+from road_interp.files import exists, is_dir, is_file
 from road_interp.models.gguf import CACHE, convert_gguf
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sources import resolve
@@ -31,18 +34,22 @@ AUTO_CLASSES = {
 }
 
 
-def load_model(recipe: ModelRecipe | str, auto_class: str = "backbone", **options: Any) -> tuple[PreTrainedModel, list[str]]:
+def load_model(
+    recipe: ModelRecipe | str | os.PathLike[str], auto_class: str = "backbone", **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
     """The base model, and the paths of modules that its checkpoint lacks, such as a new classification head.
 
     Args:
-        recipe: the model section of a recipe, or an id as in `ModelRecipe.id`.
+        recipe: the model section of a recipe, or an id as in `ModelRecipe.id`, such as a folder.
         auto_class: "backbone", "causal-lm" or "classifier".
         options: further settings of the configuration, such as num_labels.
 
     Raises:
-        InputError: the model does not exist or cannot be loaded.
+        InputError: the model does not exist or cannot be loaded, or another auto_class.
     """
-    recipe = ModelRecipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = _model_recipe("load_model", recipe)
+    if auto_class not in AUTO_CLASSES:
+        raise InputError(f"unknown auto_class {auto_class!r}; use {', '.join(AUTO_CLASSES)}")
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
     if recipe.device_map is not None:
@@ -84,9 +91,9 @@ def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
                 raise InputError(f"model.max_length {recipe.max_length} is more than the {limit} positions of '{recipe.id}'")
 
 
-def load_tokenizer(recipe: ModelRecipe | str) -> PreTrainedTokenizerBase:
+def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The model's tokeniser, with a padding token, by recipe or id. Raises InputError if it cannot be loaded."""
-    recipe = ModelRecipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = _model_recipe("load_tokenizer", recipe)
     arguments = _arguments(recipe, "tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
@@ -99,16 +106,23 @@ def load_tokenizer(recipe: ModelRecipe | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _model_recipe(function: str, recipe: ModelRecipe | str | os.PathLike[str]) -> ModelRecipe:
+    if isinstance(recipe, str | os.PathLike):
+        return ModelRecipe(os.fspath(recipe))
+    check_argument(function, recipe, ModelRecipe, "the id of a model, its folder, or the section recipe.model")
+    return recipe
+
+
 def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
     """The arguments of `from_pretrained` for the model or its tokeniser; `kind` as in `convert_gguf`."""
     path = Path(resolved := resolve(recipe.id))
     if path.suffix == GGUF:
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(f"model '{recipe.id}' does not exist")
         resolved = str(convert_gguf(path, kind))
-    elif path.expanduser().exists():
-        resolved = str(path.expanduser())
-    if resolved.startswith((".", "/", "~")) and not Path(resolved).is_dir():
+    elif exists(expanded := os.path.expanduser(resolved)):
+        resolved = expanded
+    if resolved.startswith((".", "/", "~")) and not is_dir(resolved):
         raise InputError(f"model folder '{recipe.id}' does not exist")
     revision = recipe.revision or "main"
     return {"pretrained_model_name_or_path": resolved, "revision": revision, "trust_remote_code": recipe.trust_remote_code}

@@ -67,6 +67,12 @@ def check_mergeable(module: Any, site: Site, shared: set[int]) -> None:
         raise InputError(f"site '{site.name}' cannot be merged: its weight is tied to another module, which would be rotated too")
     if not module.weight.is_floating_point():
         raise InputError(f"site '{site.name}' cannot be merged: its weight is quantised ({module.weight.dtype})")
+    outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+    if module.bias is not None and module.bias.shape != (outputs,):
+        raise InputError(
+            f"site '{site.name}' cannot be merged: its bias has shape {tuple(module.bias.shape)} for {outputs} outputs; "
+            f"load a model whose bias has shape ({outputs},)"
+        )
 
 
 def rotate_weights(module: Any, maps: PlaneMaps, group_size: int, site: Site) -> None:

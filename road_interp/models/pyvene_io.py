@@ -23,6 +23,7 @@ from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import layer_and_kind, layer_stacks
 from road_interp.sites.site import OutputSlice, Site
+from road_interp.sources import local_folder
 
 CONFIG = "config.json"
 TASKS = "tasks.json"  # names of the subspaces, which pyvene's config cannot hold
@@ -47,7 +48,7 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
         InputError: the folder does not exist, contains interventions other than RoadIntervention, names components that the model
             does not have, or has subspaces that are not disjoint sets of planes.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     config = read_json_object(folder / CONFIG)
     if not isinstance(config.get("representations"), list) or not isinstance(config.get("intervention_types"), list):
         raise InputError(f"'{folder}': {CONFIG} is not a pyvene config")

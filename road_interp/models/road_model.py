@@ -19,6 +19,7 @@ from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.models import pyvene_io
 from road_interp.models.coefficients import BankMaps, Rotations, check_rows
@@ -28,7 +29,7 @@ from road_interp.models.forward_wrapper import Wrappers
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights
-from road_interp.models.rotation_context import RotationContext, opened
+from road_interp.models.rotation_context import RotationContext, checkpoints_gradients, opened
 from road_interp.models.row_selection import RowSelection, Strengths
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.sites.positions import Positions, parse_positions
@@ -66,6 +67,7 @@ class RoadModel(IntervenableModel):
         positions: Positions | None = None,
         planes: TaskPlanes | None = None,
     ) -> None:
+        check_argument("RoadModel", base_model, PreTrainedModel, "a transformers model, such as that of load_model(id)")
         _check_unrotated(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
@@ -143,8 +145,11 @@ class RoadModel(IntervenableModel):
                 number of entries than rows.
         """
         _check_inputs(base)
+        if output_original_output:
+            self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            with self._rows_in_interventions(adapter_names, tasks, trainable_tasks, strengths):
+            self._check_positions_of_pyvene(positions, unit_locations)
+            with self._rows_in_interventions(base, adapter_names, tasks, trainable_tasks, strengths):
                 return super().forward(
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
                     return_dict, use_cache, intervention_additional_kwargs,
@@ -180,8 +185,11 @@ class RoadModel(IntervenableModel):
         adapter of its row.
         """
         _check_inputs(base)
+        if output_original_output:
+            self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            with self._rows_in_interventions(adapter_names, tasks, strengths=strengths):
+            self._check_positions_of_pyvene(positions, unit_locations)
+            with self._rows_in_interventions(base, adapter_names, tasks, strengths=strengths):
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,
@@ -287,7 +295,12 @@ class RoadModel(IntervenableModel):
         return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, tokenizer, sizes)
 
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
-        """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model."""
+        """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model.
+
+        Raises InputError for anything but "both", "angles" and "magnitudes".
+        """
+        if what not in ("both", "angles", "magnitudes"):
+            raise InputError(f"{what!r} cannot be made trainable: use both, angles or magnitudes")
         for _, intervention in self.by_site():
             intervention.theta.requires_grad_(what != "magnitudes")
             intervention.alpha.requires_grad_(what != "angles")
@@ -389,18 +402,25 @@ class RoadModel(IntervenableModel):
         """Merge the rotations into the weights, W <- R W and b <- R b (section 3.2), and return the base model.
 
         The original weights are kept, so that `unmerge` restores them bitwise. Raises InputError for a site that is not a plain
-        linear layer, for tied or quantised weights, and for positions other than "all".
+        linear layer, for tied or quantised weights, for positions other than "all", and while rotations are attached to the base
+        model or a call of it runs.
         """
         if self._merged is not None:
             raise InputError("the rotations are already merged; call unmerge first")
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")
-        self._merged = MergedWeights(self.model, self._one_adapter(adapter_name))
+        with opened(self.model, f"merge in {threading.current_thread().name}", shared=True):
+            self._merged = MergedWeights(self.model, self._one_adapter(adapter_name))
         return self.model
 
     def unmerge(self) -> None:
-        """Restore the weights from before `merge`; does nothing if the rotations are not merged."""
+        """Restore the weights from before `merge`; does nothing if the rotations are not merged.
+
+        Raises InputError inside an `attached` statement that was entered with merged weights: it would go on without rotations.
+        """
         if self._merged is not None:
+            if self._is_attached:
+                raise InputError("the rotations of this attached statement are the merged weights: end it before unmerge")
             self._merged.restore()
         self._merged = None
 
@@ -440,12 +460,18 @@ class RoadModel(IntervenableModel):
         check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
         coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks, strengths)
         is_call = attached is None  # inside `attached`, parameters may change between calls
+        if is_call and torch.is_grad_enabled() and checkpoints_gradients(self.model):
+            raise InputError(
+                "gradient checkpointing computes the forward pass again in backward, when the rotations of this call have ended: "
+                "train inside `with model.attached() as base:`, with base(**inputs)"
+            )
         with RotationContext(self.model, coefficients, positions, prompt, is_call, attached, self._wrappers):
             yield
 
     @contextmanager
     def _rows_in_interventions(
         self,
+        base: Mapping[str, Any],
         adapter_names: Sequence[str] | None,
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
@@ -453,8 +479,12 @@ class RoadModel(IntervenableModel):
     ) -> Iterator[None]:
         """For pyvene's own loop: set the maps of the rows in every intervention for the duration of the `with` statement.
 
-        Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model.
+        Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model, and for merged
+        rotations, which it would apply twice.
         """
+        if self._merged is not None:
+            raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
+        check_rows(base, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
         coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks, strengths)
         by_row = self.bank is not None or tasks is not None or strengths is not None
         rows = coefficients.maps() if by_row else None
@@ -466,6 +496,21 @@ class RoadModel(IntervenableModel):
             finally:
                 for _, intervention in self.by_site():
                     intervention.row_maps = None
+
+    def _check_original(self) -> None:
+        """Raise InputError if the base model does not give the original output, because it is rotated."""
+        if self._merged is not None or self._is_attached:
+            state = "merged" if self._merged is not None else "attached"
+            raise InputError(f"the rotations are {state}: there is no original output without them")
+
+    def _check_positions_of_pyvene(self, positions: Positions | None, unit_locations: Any) -> None:
+        """Raise InputError where pyvene's loop would rotate other tokens than those of `positions`, which it does not know."""
+        if positions is not None or (self.positions != "all" and unit_locations is None):
+            given = self.positions if positions is None else positions
+            raise InputError(
+                f"positions {_shown(given)} have no effect in a call with sources, unit_locations or subspaces: give the tokens "
+                "as pyvene's unit_locations"
+            )
 
     def _one_adapter(self, name: str | None) -> RoadAdapter:
         if self.bank is None:

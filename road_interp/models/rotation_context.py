@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
@@ -21,29 +21,27 @@ from road_interp.models.coefficients import Coefficients
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, original_forward, wrap_forward
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.row_maps import RowMaps
+from road_interp.models.token_selection import EVERY_TOKEN, TOKEN_INPUTS, CheckpointedSelections, Selection, select_tokens
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
 from road_interp.sites.module_tree import hidden_of, with_hidden
-from road_interp.sites.positions import Positions, position_mask
+from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 
-TOKEN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")  # the inputs whose first two axes are rows and tokens
+ROW_INPUTS = (*TOKEN_INPUTS, "decoder_input_ids", "decoder_inputs_embeds", "input_values", "input_features", "attention_mask")
+# Models whose attention computes with tokens on the first axis and rows on the second.
+TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
 
 
-class Selection(NamedTuple):
-    """The tokens that a pass rotates.
+class InThread(threading.local):
+    """What a thread does: the selection of its last pass, the rows and tokens of its inputs, and how many models it is inside."""
 
-    Attributes:
-        rotates: whether it rotates any token.
-        mask: True at the tokens to rotate; None for all.
-    """
-
-    rotates: bool
-    mask: Bool[Tensor, "batch length"] | None
+    selection: Selection | None = None
+    shape: tuple[int, int] | None = None
+    depth = 0
 
 
-EVERY_TOKEN, NO_TOKEN = Selection(True, None), Selection(False, None)
 _OPEN: WeakKeyDictionary[PreTrainedModel, list[str]] = WeakKeyDictionary()  # the names of the open contexts of every model
 _LOCK = Lock()
 
@@ -86,15 +84,20 @@ class RotationContext:
         self._scope = CallScope(shared=attached is not None)
         self._maps: RowMaps | None = None
         self._last = EVERY_TOKEN  # the selection of the last pass in any thread
-        self._of_thread = threading.local()  # that of the last pass in each thread
+        self._thread = InThread()
+        self._checkpointed = CheckpointedSelections(positions)
 
     def __enter__(self) -> RotationContext:
         with ExitStack() as undo:  # undoes partial registration after an error
             name = self._attached or f"a call in {threading.current_thread().name}"
             undo.enter_context(opened(self._model, name, shared=self._attached is not None))
             undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
+            if self._attached is not None:
+                undo.callback(self._model.register_forward_hook(self._after_model).remove)
             if self._model.config.is_encoder_decoder:  # generation calls the encoder separately
-                undo.callback(self._model.get_encoder().register_forward_pre_hook(self._before_encoder).remove)
+                encoder = self._model.get_encoder()
+                undo.callback(encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True).remove)
+                undo.callback(encoder.register_forward_hook(self._after_encoder).remove)
             for index, site in enumerate(self._coefficients.sites):
                 module = self._model.get_submodule(site.module)
                 make = partial(self._wrappers.of, site.module)
@@ -134,51 +137,60 @@ class RotationContext:
             return self._coefficients.entries(index)
         return plane_maps.entries_from_views(*self._views[1][index])
 
-    def _before_encoder(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if not torch.compiler.is_compiling() and self.is_active:
-            self._row_maps()
+            self._start_pass(self._thread.depth + 1, args, kwargs)
+
+    def _after_encoder(self, *inputs_and_output: Any) -> None:
+        if not torch.compiler.is_compiling() and self.is_active:
+            self._thread.depth -= 1
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """torch passes no keyword arguments to a hook that another thread removes while the call begins."""
         if not torch.compiler.is_compiling():
             if not self.is_active:
                 return
-            self._row_maps()
+            self._start_pass(1, args, kwargs)
         if self._positions != "all":
             if kwargs is None:
                 raise InputError("the rotations were detached by another thread while a call of the model began")
-            self._last = self._of_thread.selection = self._select_tokens(args, kwargs)
+            self._check_rows_first(f"positions {self._positions!r}")
+            self._last = self._thread.selection = select_tokens(self._model, self._positions, self._prompt, args, kwargs)
+            if torch.is_grad_enabled() and checkpoints_gradients(self._model):
+                self._checkpointed.add(self._last)
 
-    def _selection(self, tracing: bool) -> Selection:
+    def _after_model(self, *inputs_and_output: Any) -> None:
+        if not torch.compiler.is_compiling() and self.is_active:
+            self._thread.depth = 0
+
+    def _start_pass(self, depth: int, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
+        self._thread.depth = depth
+        if self._row_maps().by_row:
+            self._check_rows_first("an adapter, task or strength per row")
+            self._thread.shape = _rows_and_tokens(args, kwargs or {})
+
+    def _check_rows_first(self, what: str) -> None:
+        if self._model.config.model_type in TOKENS_FIRST:
+            raise InputError(
+                f"{what}: {type(self._model).__name__} computes with tokens on the first axis, so that rows cannot be told from "
+                "tokens; only one adapter for all rows, with positions='all', works there"
+            )
+
+    def _is_outside(self) -> bool:
+        """Whether a submodule of an attached model was called directly, and not by the model or by a backward pass."""
+        return self._attached is not None and self._thread.depth == 0 and not _is_backward()
+
+    def _selection(self, site: Site, tracing: bool) -> Selection:
         """The tokens that the current pass rotates. The backward pass may run in a thread of its own, without a forward pass."""
-        return self._last if tracing else getattr(self._of_thread, "selection", self._last)
-
-    def _select_tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Selection:
-        """The token mask of this pass: that of the prompt, restricted to the tokens that the pass computes."""
-        states = args[0] if args else next((kwargs[name] for name in TOKEN_INPUTS if name in kwargs), None)
-        if states is None:
-            raise InputError(f"positions {self._positions!r} need an input that has tokens: {', '.join(TOKEN_INPUTS)}")
-        if kwargs.get("cu_seq_lens_q") is not None:
-            raise InputError(f"positions {self._positions!r} cannot be found in packed sequences, whose rows are joined")
-        batch, length = states.shape[:2]
-        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
-        done = int(cache.get_seq_length()) if cache is not None else 0
-        prompt = self._prompt
-        if prompt is None:
-            rotates = done == 0
-            prompt = kwargs.get("attention_mask")
-            if rotates and prompt is not None and tuple(prompt.shape) != (batch, length):
-                raise InputError(
-                    f"attention_mask has shape {tuple(prompt.shape)}; positions {self._positions!r} need ({batch}, {length}), "
-                    "one entry per token of every row"
-                )
-            prompt = torch.ones((batch, length), device=states.device) if prompt is None else prompt
-        else:
-            rotates = done < prompt.shape[1]
-        if not rotates:
-            return NO_TOKEN
-        mask = plane_maps.repeat_rows(position_mask(self._positions, prompt), batch)[:, done : done + length]
-        return Selection(True, nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask)
+        if tracing:
+            return self._last
+        if self._is_outside():
+            raise InputError(
+                f"site '{site.name}' is called by itself: positions {self._positions!r} are found in the inputs of "
+                f"{type(self._model).__name__}; call that"
+            )
+        recomputed = self._checkpointed.in_backward() if _is_backward() else None
+        return recomputed or self._thread.selection or self._last
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
         owned = overwritable(module)
@@ -186,7 +198,7 @@ class RotationContext:
         always = self._positions == "all"
 
         def rotate(output: Any, tracing: bool) -> Any:
-            selection = EVERY_TOKEN if always else self._selection(tracing)
+            selection = EVERY_TOKEN if always else self._selection(site, tracing)
             if not selection.rotates:
                 return output
             if owned and whole and selection.mask is None and not tracing and not torch.is_grad_enabled():
@@ -235,8 +247,39 @@ class RotationContext:
 
     def _maps_for(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
         """The maps for this batch, as read at the start of the pass, or now if a submodule of the model is called directly."""
-        maps = self._row_maps() if self._maps is None else self._maps
+        maps = self._row_maps() if self._maps is None or self._is_outside() else self._maps
+        if maps.by_row and self._thread.shape is not None and hidden.shape[0] != self._thread.shape[0]:
+            _check_first_axis(hidden, site, *self._thread.shape)
         return maps.for_batch(hidden.shape[0], hidden.ndim, site)
+
+
+def _rows_and_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
+    """The numbers of rows and of tokens in the inputs of a model; None if no known input is given."""
+    given = args[0] if args else next((kwargs[name] for name in ROW_INPUTS if kwargs.get(name) is not None), None)
+    if not isinstance(given, Tensor) or given.ndim < 2:
+        return None
+    if given.ndim == 3 and not given.is_floating_point():  # several choices per row
+        return given.shape[0] * given.shape[1], given.shape[2]
+    return given.shape[0], given.shape[1]
+
+
+def _check_first_axis(hidden: Tensor, site: Site, rows: int, tokens: int) -> None:
+    """Raise InputError unless the first axis of a site's output is that of the rows, or of the rows and tokens joined."""
+    is_joined = hidden.ndim == 2 and hidden.shape[0] == rows * tokens
+    if not is_joined and (hidden.ndim == 2 or hidden.shape[1] == rows):
+        raise InputError(
+            f"site '{site.name}': its output of shape {tuple(hidden.shape)} does not begin with the {rows} rows of the batch; "
+            "only one adapter for all rows works there"
+        )
+
+
+def checkpoints_gradients(model: PreTrainedModel) -> bool:
+    """Whether gradient checkpointing is on and acts, which it does in training mode only."""
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def _is_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def overwritable(module: nn.Module) -> bool:

@@ -25,6 +25,11 @@ class RowMaps:
         self._invertible: bool | None = None
 
     @property
+    def by_row(self) -> bool:
+        """Whether rows have maps of their own."""
+        return self.maps[0].a.ndim > 1
+
+    @property
     def invertible(self) -> bool:
         """Whether all scales are large enough for the in-place rotation to compute gradients from its output."""
         if self._invertible is None:
@@ -39,7 +44,7 @@ class RowMaps:
         return shaped
 
     def _shape(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
-        if self.maps[0].a.ndim == 1:
+        if not self.by_row:
             return self.maps
         rows = len(self.maps[0].a)
         if batch % rows:

@@ -14,7 +14,7 @@ from torch import Tensor
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations
+from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations, check_rows
 
 Strengths = Sequence[float | Mapping[str, float]]  # one per row: a number, or numbers by task, or by adapter in a bank
 
@@ -47,16 +47,18 @@ class RowSelection(NamedTuple):
             adapter_names, tasks, trainable_tasks, strengths: those of `RoadModel.forward`, one per row.
 
         Raises:
-            InputError: names without a bank, tasks without planes, an unknown name or task, or an invalid strength.
+            InputError: names without a bank, tasks without planes, an unknown name or task, an invalid strength, or no list.
         """
+        given = {"adapter names": adapter_names, "tasks": tasks, "trainable tasks": trainable_tasks, "strengths": strengths}
+        check_rows({}, given)
         if strengths is not None and self.bank is not None and adapter_names is None:
             adapter_names = [self.only_name()] * len(strengths)
         whole = self._product(adapter_names, strengths)
         if tasks is None and trainable_tasks is None:
             return whole
         if self.planes is None or tasks is None:
-            missing = "a model with planes" if self.planes is None else "tasks: the active ones of every row"
-            raise InputError(f"{'tasks' if trainable_tasks is None else 'trainable_tasks'} needs {missing}")
+            missing = "needs a model with planes" if self.planes is None else "needs tasks: the active ones of every row"
+            raise InputError(f"{'tasks' if trainable_tasks is None else 'trainable_tasks'} {missing}")
         if trainable_tasks is None:
             return whole.on_planes(self._masks(self.planes, tasks), None)
         if len(trainable_tasks) != len(tasks):

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from road_interp.adapters.bank import BASE
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
@@ -37,6 +38,8 @@ class VariableCoordinates:
     counts: Mapping[str, int]
 
     def __post_init__(self) -> None:
+        make = "the number of coordinates by variable, as in {'country': 2, 'continent': 1}"
+        check_argument("VariableCoordinates", self.counts, Mapping, make)
         if not self.counts:
             raise InputError("VariableCoordinates needs at least one variable")
         for name, count in self.counts.items():

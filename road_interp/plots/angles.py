@@ -53,7 +53,11 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     """The planes with the largest angles: in each circle a unit vector before (grey) and after the rotation (colour).
 
     road_1 rotates and scales every vector of a plane by the same angle and factor; other variants are drawn by their mean.
+
+    Raises InputError unless `count` is a number of at least 1.
     """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"plots.planes: count must be a number of planes of at least 1, not {count!r}")
     ax = prepared(ax)
     columns, (wide, high) = 4, (3.6, 3.9)
     largest = report.most_rotated(count)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
+from matplotlib.axes import Axes
+
 from road_interp.errors import InputError
 
 Report = TypeVar("Report")
@@ -13,23 +15,22 @@ Report = TypeVar("Report")
 MADE_BY = {
     "AblationReport": "measure.ablation(adapter, scorer, ...)",
     "AngleReport": "measure.angles(adapter)",
-    "CapacityReport": "CapacityReport.load(path)",
+    "CapacityReport": "measure.CapacityReport.load(path)",
     "CompositionReport": "run.composition of a run with behaviours, or measure.composition(...)",
-    "DepthReport": "road_interp.causal.depth_sweep.depth_by_rows(...)",
+    "DepthReport": "causal.depth_by_rows(...)",
     "DisentangleReport": "measure.disentangle(...)",
     "DriftReport": "measure.drift(base, tuned, batches)",
-    "EngineCostReport": "road_interp.measure.engine_cost.engine_costs(reports)",
+    "EngineCostReport": "measure.EngineCostReport.load(path)",
     "InterferenceReport": "measure.interference(adapters, scores, ...)",
     "JointTrainingReport": "measure.joint_training(base)",
-    "MultiTaskAccuracyStudy": "MultiTaskAccuracyStudy(together, alone)",
-    "ParameterShareReport": "ParameterShareReport(trainings)",
+    "MultiTaskAccuracyStudy": "measure.MultiTaskAccuracyStudy(together, alone)",
+    "ParameterShareReport": "measure.ParameterShareReport(trainings)",
     "QueryKey": "measure.query_key(report)",
-    "RoadAdapter": "run.adapter, or RoadAdapter.load(folder)",
-    "ScanReport": "road_interp.causal.accuracy.scan(...)",
+    "ScanReport": "causal.scan(...)",
     "SeedStructure": "measure.seed_structure(reports)",
     "StrengthReport": "measure.strength(...)",
     "ThroughputReport": "measure.throughput(base, recipe)",
-    "VariablesComparison": "VariablesComparison.load(path)",
+    "VariablesComparison": "causal.VariablesComparison.load(path)",
 }
 
 
@@ -47,6 +48,15 @@ def check_drawn(function: str, annotation: str, value: object) -> None:
     if wrong or not values:
         given = f"{_article(type(wrong[0]).__name__)} {type(wrong[0]).__name__}" if wrong else "an empty list"
         raise InputError(f"plots.{function} draws {_article(expected)} {expected}, not {given}: give {MADE_BY[expected]}")
+
+
+def check_axes(function: str, ax: object) -> None:
+    """Raise InputError unless `ax`, the axes to draw on, are matplotlib Axes or None."""
+    if ax is not None and not isinstance(ax, Axes):
+        raise InputError(
+            f"plots.{function}: ax must be matplotlib Axes, not {_article(type(ax).__name__)} {type(ax).__name__}: give "
+            "figure.add_subplot(), or one of those of plt.subplots, as in axes[0]"
+        )
 
 
 def listed(reports: Sequence[Report] | Report) -> Sequence[Report]:

@@ -117,7 +117,11 @@ def drift_blocks(
     if quantity == "dM":
         handles.append(Line2D([], [], color="0.4", linestyle=":", label=NULL))
     label = {"angle": "mean angle between x and x$_0$ (degrees)", "dM": f"mean {MAGNITUDE}"}[quantity]
-    ax.set(xlabel="block", ylabel=label, ylim=(0, None), xticks=reports[0].layers[:: 1 if len(reports[0].layers) <= 16 else 4])
+    ax.set(xlabel="block", ylabel=label, xticks=reports[0].layers[:: 1 if len(reports[0].layers) <= 16 else 4])
+    if all(getattr(place, quantity)[0] > 0 for report in reports for place in report.places):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, None)
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
@@ -129,7 +133,7 @@ def _points(ax: Axes, place: ReadPointDrift, color: str) -> None:
     ax.scatter(direction, magnitude, s=5, facecolors=faces, edgecolors=color, linewidths=0.4, alpha=0.5, rasterized=True)
     if not place.norm_is_pinned and direction.min() > 0:
         cosines = np.linspace(direction.min(), 1, 100)
-        ax.plot(cosines, 1 / cosines - 1, color="0.4", linestyle=":", linewidth=1, label=NULL)
+        ax.plot(cosines, place.null_at(cosines), color="0.4", linestyle=":", linewidth=1, label=NULL)
     ax.locator_params(nbins=4)
     ax.ticklabel_format(useOffset=False)
 

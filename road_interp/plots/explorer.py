@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from road_interp import plots
-from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.plots.style import COLORS
 from road_interp.sites.site import Site
 
@@ -17,12 +17,14 @@ from road_interp.sites.site import Site
 class Explorer(ipywidgets.VBox):
     """Widgets for an adapter: `layer`, `module`, `plane`, `strength` (road_1 only), and the `picture` that they redraw.
 
+    The adapter is given as `RoadAdapter.of` takes it.
+
     The picture shows the unit circle of one plane before and after the rotation, and the angles of all planes of its site. The
     strength is the exponent of the adapter: 0 is the identity, 1 the trained adapter.
     """
 
-    def __init__(self, adapter: RoadAdapter) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: Source) -> None:
+        self.adapter = adapter = RoadAdapter.of(adapter)
         layers = list(dict.fromkeys(site.layer for site in adapter.sites))
         self.layer = ipywidgets.Dropdown(
             options=[("-" if layer is None else str(layer), layer) for layer in layers], description="layer"

@@ -112,6 +112,7 @@ def draw_throughput(report: ThroughputReport, folder: Path) -> Path:
     """Figure 4 of the paper: one panel per task of it that the benchmark timed; the numbers alone if it timed none."""
     tasks = [task for task in ("rank", "length", "requests") if any(timing.task == task for timing in report.timings)]
     if not tasks:
+        folder.mkdir(parents=True, exist_ok=True)
         report.save(folder / "throughput.json")
         return folder / "throughput.json"
     with context(plots.STYLE):

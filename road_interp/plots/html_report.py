@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import Environment
@@ -27,11 +27,21 @@ COLUMNS = {"mean |angle|": ".2f", "max |angle|": ".1f", "mean magnitude": ".4f",
 SHARES = ("rotation", "uniform scale", "anisotropic stretch")
 
 
-def report_page(adapter: RoadAdapter, title: str, scores: Sequence[Sequence[str]] = (), answers: Answers | None = None) -> str:
+class ScoreTable(NamedTuple):
+    """A table of scores: what stands above it, the names of its columns, and the cells of every row."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def report_page(
+    adapter: RoadAdapter, title: str, about: str = "", scores: Sequence[ScoreTable] = (), answers: Answers | None = None
+) -> str:
     """The page as HTML text. It loads no other file, and text from data is escaped.
 
     Args:
-        scores: rows of cells for the table of scores; the first cell names the row.
+        about: a sentence above the scores.
         answers: of the run, for its confusion matrix, the texts whose answer the rotations change, and the states in the planes.
     """
     found = measure.angles(adapter)
@@ -51,12 +61,14 @@ def report_page(adapter: RoadAdapter, title: str, scores: Sequence[Sequence[str]
             title=title,
             adapter=adapter,
             versions=", ".join(f"{name} {version}" for name, version in library_versions().items()),
+            about=about,
             scores=scores,
             images={name: _png(draw(found)) for name, draw in drawings.items()},
             columns=["site", "layer", "module", "planes", *COLUMNS, *(f"share of {share}" for share in SHARES)],
             sites=sites,
             planes=(planes := [_planes(adapter, site) for site in adapter.sites]),
             planes_per_site=PLANES_PER_SITE,
+            state_planes=STATE_PLANES,
             answers=answers,
             changed_texts=CHANGED_TEXTS,
             states=[] if answers is None else _states(answers, adapter.sites, planes),
@@ -76,21 +88,6 @@ def scores_of(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             rows.append((name, format(value, ".4g") if isinstance(value, float) else str(value)))
     return rows
-
-
-def scores_table(metrics: Mapping[str, Any], frozen: str, name: str) -> list[list[str]]:
-    """The scores of a classification run beside those of its frozen backbone, as rows of cells."""
-
-    def cell(scores: Mapping[str, Any]) -> str:
-        metric, value = next(iter(scores.items()))
-        low, high = scores.get("interval", (None, None))
-        interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-        return f"{metric} {value:.3f}{interval}"
-
-    rows = [["", "validation", "test"]]
-    for row, found in ((frozen, metrics[frozen]), (name, metrics)):
-        rows.append([row, cell(found["validation"]), cell(found["test"])])
-    return [*rows, ["texts", *(str(metrics[split]["examples"]) for split in ("validation", "test"))]]
 
 
 def _states(answers: Answers, sites: Sequence[Site], planes: Sequence[list[list[float]]]) -> list[list[list[list[float]]]]:

@@ -7,25 +7,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
+from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, prepared, styled
 
 if TYPE_CHECKING:
-    from road_interp.adapters.road_adapter import RoadAdapter
     from road_interp.sites.site import Site
 
 
 @styled
-def plane(adapter: RoadAdapter, ax: Axes | None = None, site: Site | str = "", index: int = 0) -> Axes:
+def plane(adapter: Source, ax: Axes | None = None, site: Site | str = "", index: int = 0) -> Axes:
     """The unit circle of one plane (grey) and its image (colour): a circle for road_1, an ellipse for other variants.
 
     Args:
+        adapter: a RoadAdapter, or what `RoadAdapter.of` takes: its folder, a Run or a RoadModel.
         site: of the adapter, or its name; its first site by default.
         index: of the plane.
 
     Raises:
-        InputError: no such site, or no such plane of it.
+        InputError: a value without an adapter, no such site, or no such plane of it.
     """
+    adapter = RoadAdapter.of(adapter)
     ax = prepared(ax)
     chosen = adapter.site(site or adapter.sites[0])
     maps = adapter.plane_maps(chosen)

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib import rc_params_from_file, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 
-from road_interp.plots.arguments import check_drawn
+from road_interp.plots.arguments import check_axes, check_drawn
 from road_interp.plots.fit import fit
 
 STYLE = str(resources.files("road_interp.plots") / "road.mplstyle")
@@ -28,12 +28,15 @@ Drawing = TypeVar("Drawing", bound=Callable[..., Axes])
 
 
 def styled(draw: Drawing) -> Drawing:
-    """Draw in the style of the package. The first argument is checked against its annotation (`check_drawn`)."""
+    """Draw in the style of the package. The first argument is checked against its annotation, and `ax` for being Axes."""
 
     @wraps(draw)
     def drawn(*args: Any, **options: Any) -> Axes:
-        name, value = next(iter(signature(draw).bind(*args, **options).arguments.items()))
-        check_drawn(draw.__name__, draw.__annotations__[name], value)
+        given = signature(draw).bind(*args, **options).arguments
+        name, value = next(iter(given.items()))
+        if (annotation := draw.__annotations__[name]) != "Source":  # RoadAdapter.of checks that
+            check_drawn(draw.__name__, annotation, value)
+        check_axes(draw.__name__, given.get("ax"))
         with package_style():
             ax = draw(*args, **options)
             fit(ax)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,8 +10,11 @@ from typing import Any, cast
 
 import yaml
 
-from road_interp.errors import InputError
+from road_interp.arguments import check_argument
+from road_interp.errors import InputError, did_you_mean
+from road_interp.files import is_file
 from road_interp.from_mapping import from_mapping
+from road_interp.recipes.paths import leads_from, with_paths
 from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
 from road_interp.recipes.upgrade import upgraded
 from road_interp.recipes.yaml_text import parse_yaml
@@ -19,6 +22,8 @@ from road_interp.recipes.yaml_text import parse_yaml
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe from a YAML file, the name of a built-in recipe, or a mapping. Its key `kind` selects the class.
+
+    Relative paths to model and data lead from the working directory, or else from the folder of the YAML file.
 
     Args:
         source: path such as `interventions/NAME.yaml`, built-in name, or the mapping itself.
@@ -28,7 +33,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         InputError: no such recipe, a missing or unknown kind, an unknown key (with the nearest known one), a value of the
             wrong type or out of range.
     """
-    return _build(read_recipe(source, overrides), _name(source))
+    return _with_paths_beside(source, _build(read_recipe(source, overrides), _name(source)))
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,13 +56,14 @@ def load_trainable_recipes(source: str | Path | Mapping[str, Any], overrides: Se
     """
     content, name = read_recipe(source, overrides), _name(source)
     if "seeds" not in content:
-        return [check_trainable(_build(content, name))]
+        return [check_trainable(_with_paths_beside(source, _build(content, name)))]
     seeds = content.pop("seeds")
     if any(override.partition("=")[0] == "seed" for override in overrides):
         raise InputError("the recipe has 'seeds', and a seed is given as well: give one of them")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
         raise InputError(f"'seeds' must be a list of different whole numbers, such as [0, 1, 2], not {seeds!r}")
-    return [check_trainable(_build({**content, "seed": seed}, name)) for seed in seeds]
+    recipes = [_build({**content, "seed": seed}, name) for seed in seeds]
+    return [check_trainable(_with_paths_beside(source, recipe)) for recipe in recipes]
 
 
 def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ThroughputRecipe:
@@ -71,6 +77,19 @@ def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Se
 def load_stored_recipe(path: Path) -> TrainableRecipe:
     """Load the recipe of a run folder, including one written by 0.1.0. Raises InputError as `load_trainable_recipe`."""
     return check_trainable(_build(upgraded(_read_yaml(path)), path.name))
+
+
+def _with_paths_beside(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Recipe:
+    """The recipe with paths that lead to files beside its YAML file where there are none in the working directory."""
+    if isinstance(source, Mapping):
+        return recipe
+    folder = recipe_path(source).parent
+
+    def located(identifier: str) -> str:
+        is_beside = leads_from(folder, identifier) and not leads_from(Path(), identifier)
+        return str(folder / identifier) if is_beside else identifier
+
+    return with_paths(recipe, located)
 
 
 def _name(source: str | Path | Mapping[str, Any]) -> str:
@@ -106,15 +125,15 @@ def builtin_recipes() -> dict[str, Path]:
 
 def recipe_path(name: str | Path) -> Path:
     """Path of a recipe given by path or built-in name. Raises InputError if there is none (with the nearest known name)."""
+    check_argument("load_recipe", name, (str, os.PathLike), "a YAML file, the name of a built-in recipe, or a mapping")
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     known = builtin_recipes()
     if str(name) in known:
         return known[str(name)]
-    near = difflib.get_close_matches(path.stem, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; the built-in recipes are {', '.join(known)}"
-    raise InputError(f"no recipe '{name}': neither a file nor a built-in name{hint}")
+    hint = did_you_mean(path.stem, known, "the built-in recipes are")
+    raise InputError(f"no recipe '{name}': neither a file nor a built-in name; {hint}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

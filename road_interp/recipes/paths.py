@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
+from road_interp.files import exists
 from road_interp.recipes.schema import DataRecipe, ModelRecipe, TaskRecipe
 
 MODEL: dict[type, tuple[str, ...]] = {ModelRecipe: ("id",)}
 DATA: dict[type, tuple[str, ...]] = {DataRecipe: ("id", "validation", "test"), TaskRecipe: ("id", "test")}
 Section = TypeVar("Section")
+
+
+def leads_from(folder: Path, identifier: str) -> bool:
+    """Whether an id is a path that leads from a folder to something; "folder:split" names a split of a data set."""
+    return "://" not in identifier and any(exists(folder / path) for path in (identifier, identifier.partition(":")[0]) if path)
 
 
 def data_ids(section: Any) -> Iterator[str]:

@@ -207,7 +207,16 @@ class _YamlRecipe:
 
 @dataclass(frozen=True)
 class ClassificationRecipe(_YamlRecipe):
-    """One adapter and a new classification or regression head, trained on one labelled data set."""
+    """One adapter and a new classification or regression head, trained on one labelled data set.
+
+    Attributes:
+        model: the encoder or decoder under the head.
+        data: the data set, its columns and its splits.
+        kind: of this recipe.
+        adapter: where and how states are rotated.
+        training: how adapter and head are trained.
+        seed: of the head's initial weights and of the order of the examples.
+    """
 
     auto_class: ClassVar[str] = "classifier"
 
@@ -229,7 +238,11 @@ class ClassificationRecipe(_YamlRecipe):
 
 @dataclass(frozen=True)
 class LabelledTaskRecipe:
-    """One task of a multi-task classification: a labelled data set, for which a head is trained."""
+    """One task of a multi-task classification: a labelled data set, for which a head is trained.
+
+    Attributes:
+        labels: the data set, its columns and its splits; its labels are classes.
+    """
 
     labels: DataRecipe
 
@@ -243,9 +256,14 @@ class MultiTaskClassificationRecipe(_YamlRecipe):
     """Several classification heads on one hidden state: every example trains the planes and the head of its own task.
 
     Attributes:
+        model: the model under the heads.
         tasks: by name, in the order of their planes.
+        kind: of this recipe.
+        adapter: where and how states are rotated.
         planes: how the planes are divided among the tasks: "shares", "alternating", "sites" or "layers".
         co_activation: probability that the planes of the other tasks are active too, without gradient, in a training step.
+        training: how adapter and heads are trained.
+        seed: of the heads' initial weights, of the order of the examples and of the co-activations.
     """
 
     auto_class: ClassVar[str] = "backbone"
@@ -307,7 +325,11 @@ class TaskRecipe:
 class ScoringRecipe:
     """Scoring of generated answers: the numbers of held-out prompts for validation and test. Decoding is greedy.
 
-    `validation` prompts select settings, `test` prompts are reported; neither is trained on.
+    Attributes:
+        validation: number of prompts that select settings; none is trained on.
+        test: number of prompts whose scores are reported; none is trained on.
+        max_new_tokens: longer answers are cut off.
+        batch_size: prompts that are answered at once.
     """
 
     validation: int = 64
@@ -325,13 +347,19 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
     """Several tasks of one language model: every example trains the planes of its own task (paper, section 4.3).
 
     Attributes:
+        model: the causal language model.
         tasks, planes, co_activation: as in MultiTaskClassificationRecipe.
+        kind: of this recipe.
+        adapter: where and how states are rotated.
         co_activation_loss: the target of a token that decides a part of the answer of another active task: none ("own": it is
             left out), what the other active tasks predict without the example's own ("distilled"), or the token of the
             example's answer ("all").
         shared: name of a task whose planes are active in every row.
         template: Jinja template of the model's input, with the variable `prompt`.
         reviews: film reviews with two labels, the prompts of tasks that have a behaviour.
+        scoring: how answers to held-out prompts are scored.
+        training: how the adapter is trained.
+        seed: of the order of the examples and of the co-activations.
     """
 
     auto_class: ClassVar[str] = "causal-lm"
@@ -381,6 +409,8 @@ class ThroughputRecipe:
     """Settings of the throughput benchmark (paper, section 4.2 and figure 4).
 
     Attributes:
+        model: the causal language model whose generation is timed.
+        kind: of this recipe.
         requests: batch sizes of generation; each row has its own adapter.
         rounds: number of timings of every method in every setting.
         new_tokens: tokens generated per row, except where `lengths` varies them.
@@ -390,6 +420,7 @@ class ThroughputRecipe:
         tasks: what is timed: "forward" (8 x 64 tokens), "training step" (4 x 128), generation of `requests`, "distinct" (one
             adapter or a different one in every row), "strengths", "continuous batching" (prompts of 8 to 64 tokens), and
             "compiled forward" and "compiled decoding", which take minutes to compile.
+        seed: of the adapters' random values and of the prompts.
     """
 
     model: ModelRecipe

@@ -10,8 +10,8 @@ import yaml
 from yaml.constructor import ConstructorError
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that is given twice instead of taking the last value."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that is given twice, and a whole number with more digits than Python prints."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node. Raises ConstructorError, which names key and lines, for a key that is given twice."""
@@ -23,12 +23,24 @@ class _UniqueKeys(yaml.SafeLoader):
             lines[str(name)] = line
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """The whole number of a node. Raises ConstructorError, which names the line, for one with too many digits."""
+        try:
+            number: int = super().construct_yaml_int(node)
+            str(number)
+        except ValueError:
+            raise ConstructorError(problem=f"the number in line {node.start_mark.line + 1} has too many digits") from None
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: text that is not valid YAML, or a key that is given twice.
+        yaml.YAMLError: text that is not valid YAML, a key that is given twice, or a number with too many digits.
         RecursionError: text that is nested too deeply.
     """
     return deepcopy(_parsed(text))
@@ -36,7 +48,7 @@ def parse_yaml(text: str) -> Any:
 
 @lru_cache(1024)
 def _parsed(text: str) -> Any:
-    loader = _UniqueKeys(text)
+    loader = _Loader(text)
     try:
         return loader.get_single_data()
     finally:

@@ -31,6 +31,7 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
     """The answers of a run; None for a run that does not choose between classes."""
     if not isinstance(run.recipe, ClassificationRecipe) or run.classes is None:
         return None
+    progress(f"loading model and data of {run.folder}")
     run.check_data()
     test = load_labelled(run.recipe.data).test
     texts: list[Any] = test["text"][:]
@@ -38,13 +39,11 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
         texts = list(zip(texts, test["text_pair"][:], strict=True))
     model, tokenizer = on_device(run.load_model(), find_device(None)), load_tokenizer(run.recipe.model)
     length = run.recipe.model.max_length
-    progress("test texts with the rotations", 0, 2)
-    rotated = compute_logits(model, tokenizer, texts, length).argmax(1)
+    rotated = compute_logits(model, tokenizer, texts, length, progress, "test texts with the rotations").argmax(1)
     with model.attached() as base:
         states = _states_before(base, run.adapter, tokenizer, texts[:READ_TEXTS], length)
-    progress("test texts without the rotations", 1, 2)
     unrotated = RoadModel(model.model, run.adapter.identity_like())
-    without = compute_logits(unrotated, tokenizer, texts, length).argmax(1)
+    without = compute_logits(unrotated, tokenizer, texts, length, progress, "test texts without the rotations").argmax(1)
     return Answers(tuple(texts), tuple(run.classes), np.asarray(test["label"][:]), rotated, without, states)
 
 

@@ -16,6 +16,7 @@ from jinja2 import Environment
 from road_interp import measure
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.files import exists
 from road_interp.plots.html_report import scores_of
 from road_interp.recipes.schema import TrainableRecipe
 
@@ -82,7 +83,7 @@ def model_card(adapter: RoadAdapter, recipe: TrainableRecipe, metrics: Mapping[s
         magnitude = np.concatenate([site.magnitude for site in sites]).mean()
         layers = ", ".join(str(site.layer) for site in sites if site.layer is not None) or "-"
         kinds.append([kind, layers, f"{angles.mean():.1f}", f"{angles.max():.0f}", f"{magnitude:.3f}"])
-    hub_id = recipe.model.id if re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.model.id) and not Path(recipe.model.id).exists() else None
+    hub_id = recipe.model.id if re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.model.id) and not exists(recipe.model.id) else None
     data = huggingface_hub.ModelCardData(
         library_name="road-interp", tags=["road", "pyvene", "interpretability", adapter.variant], base_model=hub_id
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from road_interp.errors import InputError
-from road_interp.files import read_json_object
+from road_interp.files import is_file, read_json_object
 from road_interp.from_mapping import from_mapping
-from road_interp.recipes.paths import data_ids, with_paths
+from road_interp.recipes.paths import data_ids, leads_from, with_paths
 from road_interp.recipes.schema import TrainableRecipe
 from road_interp.sources import is_here, resolve
 
@@ -27,16 +28,24 @@ class Origin:
     Attributes:
         directory: the working directory, from which relative paths of the recipe lead to model and data.
         files: the sha256 of every data file, by its id in the recipe; data sets of the Hub and folders are left out.
+        from_run: the path of `directory` from the run folder, which leads to data that have moved together with it; None in
+            older runs, and on another drive.
     """
 
     directory: str
     files: Mapping[str, str]
+    from_run: str | None = None
 
     @classmethod
-    def here(cls, recipe: TrainableRecipe) -> Origin:
-        """The origin of a run that starts in the working directory."""
+    def here(cls, recipe: TrainableRecipe, folder: Path) -> Origin:
+        """The origin of a run that starts in the working directory and is written to `folder`."""
         hashes = {each: sha256_of(each) for each in data_ids(recipe)}
-        return cls(str(Path.cwd()), {name: digest for name, digest in hashes.items() if digest is not None})
+        files = {name: digest for name, digest in hashes.items() if digest is not None}
+        try:
+            from_run = os.path.relpath(Path.cwd(), folder.resolve())
+        except ValueError:
+            from_run = None
+        return cls(str(Path.cwd()), files, from_run)
 
     @classmethod
     def load(cls, path: Path) -> Origin:
@@ -50,30 +59,35 @@ class Origin:
         """The content of the file that `load` reads."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
-    def located(self, recipe: AnyRecipe) -> AnyRecipe:
-        """The recipe with the paths that lead from the working directory to the model and the data of the run."""
-        return with_paths(recipe, self._located)
+    def located(self, recipe: AnyRecipe, folder: Path) -> AnyRecipe:
+        """The recipe with the paths that lead from the working directory to model and data of the run, which is in `folder`."""
+        return with_paths(recipe, lambda identifier: self._located(identifier, folder))
 
-    def check(self) -> None:
-        """Raise InputError for a data file whose content has changed; a missing one is reported where it is read."""
+    def check(self, folder: Path) -> None:
+        """Raise InputError for a data file whose content has changed; a missing one is reported where it is read.
+
+        Args:
+            folder: where the run is now.
+        """
         for name, expected in self.files.items():
-            if sha256_of(self._located(name)) not in (None, expected):
+            if sha256_of(self._located(name, folder)) not in (None, expected):
                 hint = "restore it, train again, or score other data (--data)"
                 raise InputError(f"data file '{name}' has changed since the run was started: {hint}")
 
-    def _located(self, identifier: str) -> str:
-        """An absolute path where a relative one led to something in the directory of the start; else `identifier` itself."""
-        directory = Path(self.directory)
-        if directory == Path.cwd():
-            return identifier
-        # "folder:split" names a split of a data set
-        exists = any((directory / path).exists() for path in (identifier, identifier.partition(":")[0]) if path)
-        return str(directory / identifier) if exists else identifier
+    def _located(self, identifier: str, folder: Path) -> str:
+        """The path to what a relative one led to from the directory of the start; else `identifier` itself."""
+        directories = [Path(self.directory)]
+        if self.from_run is not None:
+            directories.append(Path(os.path.normpath(folder.resolve() / self.from_run)))
+        for directory in directories:
+            if leads_from(directory, identifier):
+                return identifier if directory == Path.cwd() else str(directory / identifier)
+        return identifier
 
 
 def sha256_of(identifier: str) -> str | None:
     """The hash of a local data file; None for anything else."""
-    if is_here(identifier) and (path := Path(resolve(identifier)).expanduser()).is_file():
+    if is_here(identifier) and is_file(path := Path(os.path.expanduser(resolve(identifier)))):
         digest = hashlib.sha256()
         with suppress(OSError), path.open("rb") as file:
             for block in iter(lambda: file.read(2**20), b""):

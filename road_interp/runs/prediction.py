@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
+from road_interp.progress import Progress, silent
 
 BATCH_SIZE = 32
 Text = str | tuple[str, str]
@@ -49,12 +50,21 @@ def check_texts(texts: Sequence[Text], pairs: bool) -> None:
 
 @torch.no_grad()
 def compute_logits(
-    model: RoadModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
+    model: RoadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    max_length: int,
+    progress: Progress = silent,
+    what: str = "texts",
 ) -> Float[np.ndarray, "texts num_labels"]:
-    """The outputs of the head, in the order of `texts`; a batch holds texts of similar length."""
+    """The outputs of the head, in the order of `texts`; a batch holds texts of similar length.
+
+    `progress(what, done, total)` counts texts.
+    """
     order = sorted(range(len(texts)), key=lambda row: len(" ".join(texts[row])))
     logits: dict[int, np.ndarray] = {}
     for start in range(0, len(order), BATCH_SIZE):
+        progress(what, start, len(order))
         rows = order[start : start + BATCH_SIZE]
         columns = zip(*((text,) if isinstance(text := texts[row], str) else text for row in rows), strict=True)
         options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}

@@ -23,6 +23,7 @@ from road_interp.measure.composition import CompositionReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
+from road_interp.progress import Progress, silent
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
 from road_interp.runs.origin import Origin, sha256_of
@@ -69,6 +70,9 @@ class Run:
     planes: TaskPlanes | None = None
     origin: Origin | None = None
 
+    def __repr__(self) -> str:
+        return f"Run('{self.folder}', {self.recipe.kind}, {self.adapter!r})"
+
     @classmethod
     def load(cls, folder: str | Path) -> Run:
         """Read a run folder; `package://NAME/path` is one inside an installed package.
@@ -80,7 +84,7 @@ class Run:
         check_run_format(folder)
         origin = Origin.load(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
         recipe = load_stored_recipe(folder / RECIPE)
-        recipe = recipe if origin is None else origin.located(recipe)
+        recipe = recipe if origin is None else origin.located(recipe, folder)
         # The adapter's file of a run of 0.1.0 has neither.
         adapter = replace(
             RoadAdapter.load(folder / ADAPTER),
@@ -100,7 +104,7 @@ class Run:
     def check_data(self) -> None:
         """Raise InputError for a data file that has changed since the run was started."""
         if self.origin is not None:
-            self.origin.check()
+            self.origin.check(self.folder)
 
     def trained_on(self, data: str) -> bool:
         """Whether a file or data set, by its id or its content, is the one that the training texts were taken from."""
@@ -122,6 +126,7 @@ class Run:
     def load_model(self) -> RoadModel:
         """The trained model in evaluation mode: the recipe's base model with the trained rotations, task planes and head.
 
+        It rotates the tokens of `adapter.positions`, also where `adapter` has been replaced by one of other positions.
         For `kind: multitask-classification` it is the rotated backbone without its heads.
         """
         if self.planes is None:
@@ -130,14 +135,15 @@ class Run:
             load_modules(base, self.folder / HEAD)
         else:
             base, _ = load_model(self.recipe.model, self.recipe.auto_class)
-        return RoadModel(base, self.adapter, self.recipe.adapter.positions, self.planes).eval()
+        return RoadModel(base, self.adapter, planes=self.planes).eval()
 
-    def predict(self, texts: Sequence[Text], *, device: str | None = None) -> tuple[Prediction, ...]:
+    def predict(self, texts: Sequence[Text], *, device: str | None = None, progress: Progress = silent) -> tuple[Prediction, ...]:
         """The trained model's predictions for texts, in their order. The model is loaded for each call.
 
         Args:
             texts: texts, or pairs of texts for a run that was trained on pairs.
             device: "cpu" or "cuda"; by default "cuda" where torch finds it.
+            progress: called before the model is loaded, and before every batch of texts.
 
         Raises:
             InputError: a run of another kind than `kind: classification`, or texts where the run needs pairs, and vice versa.
@@ -147,8 +153,9 @@ class Run:
         check_texts(texts, with_glue_defaults(self.recipe.data).text_pair is not None)
         if not texts:
             return ()
+        progress(f"loading the model of {self.folder}")
         model = on_device(self.load_model(), find_device(device))
-        logits = compute_logits(model, load_tokenizer(self.recipe.model), texts, self.recipe.model.max_length)
+        logits = compute_logits(model, load_tokenizer(self.recipe.model), texts, self.recipe.model.max_length, progress)
         return predictions_of(texts, logits, self.classes)
 
     def to_peft(self, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from road_interp.errors import InputError
-from road_interp.files import read_json_object
+from road_interp.files import is_dir, read_json_object
 from road_interp.formats import check_format, release_of
 
 RUN_FORMAT = 1
@@ -13,13 +13,14 @@ RECIPE, ADAPTER, HEAD, METRICS, LOG = "recipe.yaml", "adapter", "head.safetensor
 ENVIRONMENT, CLASSES, FIGURES, CHECKPOINTS = "environment.json", "classes.json", "figures", "checkpoints"
 PLANES, COMPOSITION, EXACT_MATCH = "planes.json", "composition.json", "exact-match.json"
 ORIGIN = "origin.json"
+FROZEN = "frozen backbone, trained head"  # the scores of this baseline in metrics.json
 MULTITASK_ACCURACY = "multitask-accuracy.json"
 MULTITASK_ACCURACY_0_1 = "heads.json"  # its name in run folders of release 0.1.0
 
 
 def check_finished(folder: Path) -> None:
     """Raise InputError unless the folder holds a finished run: one with metrics.json, which training writes last."""
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise InputError(f"run folder '{folder}' does not exist")
     if not (folder / METRICS).is_file():
         unfinished = (folder / RECIPE).is_file()

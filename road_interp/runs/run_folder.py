@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from road_interp.adapters.modules_to_save import digest
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.files import check_folder, write_atomically
+from road_interp.files import check_folder, locked, unfinished_writes, write_atomically
 from road_interp.models.loading import process_state
 from road_interp.provenance import library_versions
 from road_interp.recipes.difference import describe_difference
@@ -36,12 +36,14 @@ class RunFolder:
         recipe: recipe of the run.
         device: device of the training.
         origin: where the run was started.
+        resume: whether the folder holds the run already.
     """
 
     path: Path
     recipe: TrainableRecipe
     device: torch.device
     origin: Origin
+    resume: bool = False
 
     @classmethod
     def prepare(cls, recipe: TrainableRecipe, out: str | Path | None, resume: bool, device: torch.device) -> RunFolder:
@@ -59,21 +61,33 @@ class RunFolder:
                 raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
             if difference := describe_difference(load_stored_recipe(folder / RECIPE), recipe):
                 raise InputError(f"the recipe differs from the one that '{folder}' was started with: {difference}")
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
+        else:
+            _check_free(folder)
         is_stored = resume and (folder / ORIGIN).is_file()
-        origin = Origin.load(folder / ORIGIN) if is_stored else Origin.here(recipe)
-        origin.check()
-        return cls(folder, recipe, device, origin)
+        origin = Origin.load(folder / ORIGIN) if is_stored else Origin.here(recipe, folder)
+        origin.check(folder)
+        return cls(folder, recipe, device, origin, resume)
 
     def start(self, files: Mapping[str, Any]) -> None:
-        """Create the folder, and write the recipe and the JSON files that exist before training."""
+        """Create the folder, and write the recipe and the JSON files that exist before training.
+
+        The recipe is written first, because a folder with a recipe is a run that can be resumed.
+
+        Raises:
+            InputError: another run has started in the folder since `prepare`.
+        """
         process = process_state(self.device)
         process.wait_for_everyone()  # until all have checked that the folder is free
-        if process.is_main_process:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / ORIGIN, self.origin.to_json())
+        if not process.is_main_process:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.parent):  # a study holds the lock of the folder itself during the whole training
+            if not self.resume:
+                _check_free(self.path)
+            for path in unfinished_writes(self.path):
+                path.unlink(missing_ok=True)
             write_atomically(self.path / RECIPE, self.recipe.to_yaml())
+            write_atomically(self.path / ORIGIN, self.origin.to_json())
             for name, content in files.items():
                 write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
 
@@ -123,6 +137,17 @@ def describe_environment(seed: int, device: str, precision: str) -> str:
         "precision": precision,
     }
     return json.dumps(content, indent=2) + "\n"
+
+
+def _check_free(folder: Path) -> None:
+    """Raise InputError for a folder that holds more than what a run leaves that was killed before it wrote its recipe."""
+    if not folder.is_dir():
+        return
+    left = {folder / ORIGIN, *unfinished_writes(folder)}
+    if not any((folder / CHECKPOINTS).glob("*")):  # the trainer creates that folder
+        left.add(folder / CHECKPOINTS)
+    if not {*folder.iterdir()} <= left:
+        raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
 
 
 def next_free(folder: Path) -> Path:

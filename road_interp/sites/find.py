@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.sites.attention_roles import attention_roles, slice_of_role
 from road_interp.sites.module_tree import (
@@ -52,8 +53,10 @@ def find_sites(
         stack: path of the block stack, for models that have two (encoder and decoder).
 
     Raises:
-        InputError: no module matches, the model has two stacks and `stack` is None, a width is odd, or a layer does not exist.
+        InputError: something that is no model, no module matches, the model has two stacks and `stack` is None, a width is odd,
+            or a layer does not exist.
     """
+    check_argument("find_sites", model, nn.Module, "a model, such as load_model('gpt2')[0]")
     entries = [target_modules] if isinstance(target_modules, str | Site) else list(target_modules)
     found: dict[str, Site] = {}
     for entry in entries:

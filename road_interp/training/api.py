@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.models.loading import find_device
 from road_interp.recipes.loader import load_trainable_recipe
-from road_interp.recipes.schema import Recipe
+from road_interp.recipes.schema import KINDS, Recipe
 from road_interp.runs.run import Run
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.experiment import run_training
@@ -38,6 +39,7 @@ def train(
     """
     if isinstance(recipe, str | Path | Mapping):
         recipe = load_trainable_recipe(recipe)
+    check_argument("train", recipe, tuple(KINDS.values()), "a recipe, its YAML file, a built-in name or a mapping")
     return run_training(experiment_kind(recipe), recipe, out, resume=resume, device=device, progress=progress)
 
 

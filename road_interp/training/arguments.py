@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import timeit
 from collections.abc import Sequence
 from functools import cache
@@ -13,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 from road_interp.models.loading import process_state
 from road_interp.recipes.schema import TrainableRecipe, TrainingRecipe
 from road_interp.runs.run_files import CHECKPOINTS
@@ -74,9 +73,7 @@ def _check_trackers(names: Sequence[str]) -> None:
     available = get_available_reporting_integrations()
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
-            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(INTEGRATION_TO_CALLBACK)}"
-            raise InputError(f"training.report_to: '{name}' is not known; {hint}")
+            raise InputError(f"training.report_to: '{name}' is not known; {did_you_mean(name, INTEGRATION_TO_CALLBACK)}")
         if name not in available:
             package = {"azure_ml": "azureml-core", "comet_ml": "comet-ml"}.get(name, name)
             raise InputError(f"training.report_to: '{name}' is not installed; try: pip install {package}")

@@ -29,13 +29,12 @@ from road_interp.progress import Progress, progress_bar
 from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.runs.prediction import predictions_csv, predictions_of
 from road_interp.runs.run import Run
-from road_interp.runs.run_files import CLASSES, HEAD
+from road_interp.runs.run_files import CLASSES, FROZEN, HEAD
 from road_interp.training.arguments import training_arguments
 from road_interp.training.experiment import Scores, identity_model
 from road_interp.training.trainer import RoadTrainer
 
 SPLITS = ("train", "validation", "test")
-FROZEN = "frozen backbone, trained head"
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the frozen baseline's head, or 1 / alpha for regression
 
 

@@ -152,7 +152,7 @@ def instruction(piece: Piece) -> CompositionReport:
         instructions = [each.instruction for task, each in data.behaviours.items() if task in active.split("+")]
         instructed = format_prompts(recipe, texts, tokenizer, "".join(f"\n{each}" for each in instructions))
         ids = partial(base.generate, **_greedy(recipe, tokenizer))
-        return greedy_answers(lambda inputs: ids(**inputs), tokenizer, instructed, recipe.scoring.batch_size, base.device)
+        return greedy_answers(lambda inputs: ids(**inputs), tokenizer, instructed, recipe.scoring.batch_size, base)
 
     return _score(recipe, base, tokenizer, generate, "instruction in the prompt")
 
@@ -206,7 +206,7 @@ def _score_adapters(
             rows = [names[active]] * len(inputs["input_ids"])
             return model.generate(inputs, adapter_names=rows, **_greedy(recipe, tokenizer))[1]
 
-        return greedy_answers(ids, tokenizer, prompts, recipe.scoring.batch_size, base.device)
+        return greedy_answers(ids, tokenizer, prompts, recipe.scoring.batch_size, base)
 
     return _score(recipe, base, tokenizer, generate, method)
 

@@ -83,7 +83,7 @@ def run_training(
     """
     on_device = find_device(device)
     folder = RunFolder.prepare(recipe, out, resume, on_device)
-    recipe = folder.origin.located(recipe)
+    recipe = folder.origin.located(recipe, folder.path)
     set_seed(recipe.seed)
     is_watched = progress and process_state(on_device).is_main_process and sys.stderr.isatty()  # an error is one line of a log
     with progress_bar(is_watched) as update:

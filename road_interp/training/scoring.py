@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,13 @@ from road_interp.training.multitask_classifier import (
 )
 
 
-def make_scorer(run: Run, limit: int | None = None, device: str | None = None, progress: Progress = silent) -> Scorer:
-    """The scorer of a run: one outcome per test example.
+def make_scorer(
+    run: Run | str | Path, limit: int | None = None, device: str | None = None, progress: Progress = silent
+) -> Scorer:
+    """The scorer of a run: one outcome per test example. Every adapter is scored at its own positions, not at those of the run.
 
     Args:
+        run: a finished run, or its folder.
         limit: largest number of test examples; all by default.
         progress: called before model and data are loaded.
 
@@ -47,6 +51,7 @@ def make_scorer(run: Run, limit: int | None = None, device: str | None = None, p
         InputError: a run with several heads, one that its scorer does not accept, such as regression, or one whose data have
             changed.
     """
+    run = run if isinstance(run, Run) else Run.load(run)
     if not is_one_number(run):
         raise InputError(f"'{run.folder}' has several heads; only runs with one head, or with behaviours, have a single score")
     progress(f"loading model and data of {run.folder}")
@@ -77,7 +82,6 @@ class ClassifierScorer:
         recipe: Any = run.recipe
         if run.classes is None:
             raise InputError(f"'{run.folder}' is not a run of one classification task; ClassifierScorer needs one")
-        self.positions = recipe.adapter.positions
         self.task, self.metric = recipe.data.id.rpartition("/")[2], "accuracy"
         self._device = find_device(device)
         self._precision = forward_precision(recipe.training, self._device)
@@ -112,7 +116,7 @@ class ClassifierScorer:
         self, adapter: RoadAdapter, examples: Dataset, select: Callable[[Any, Tensor], Tensor]
     ) -> Float[np.ndarray, "examples width"]:
         """`select(output, attention_mask)` for all examples, in their order."""
-        model = RoadModel(self._model, adapter, self.positions).eval()
+        model = RoadModel(self._model, adapter).eval()
         selected: dict[int, np.ndarray] = {}
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._precision)
         with torch.autocast(self._device.type, dtype=precision, enabled=precision is not None):
@@ -167,7 +171,7 @@ class MultiTaskScorer:
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
         """Whether the head is right with all planes active, per text."""
         road = self._model.road
-        self._model.road = RoadModel(road.model, adapter, road.positions, road.planes)
+        self._model.road = RoadModel(road.model, adapter, planes=road.planes)
         return np.array(outcomes(self._model, self.task, self._active, self._examples, self._tokenizer))
 
 
@@ -212,7 +216,7 @@ class GenerationScorer:
 
     def answers(self, adapter: RoadAdapter) -> list[Answer]:
         """Greedy answers with an adapter, in the order of the prompts."""
-        model = RoadModel(self.base, adapter, self._recipe.adapter.positions, self._planes)
+        model = RoadModel(self.base, adapter, planes=self._planes)
         settings = self._recipe.scoring
         generate = make_generator(model, self._tokenizer, settings.max_new_tokens, settings.batch_size)
         return generate(self.prompts, "+".join(self._recipe.tasks))

@@ -6,7 +6,6 @@ missing. The scripts in `analyses/` define the studies; `run_study` is their com
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import json
@@ -19,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 from road_interp.files import check_folder, locked
 from road_interp.from_mapping import from_mapping
 from road_interp.models.loading import load_model, load_tokenizer
@@ -34,6 +33,7 @@ from road_interp.training.api import train
 from road_interp.training.manifest import record
 
 Described = tuple[str, list[tuple[str, str]]]  # a sentence about a report, and its (name, value) pairs
+QUICK_CLASSIFICATION = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
 Pieces = Mapping[str, Sequence[Any]]  # results by condition, in the order of the seeds; conditions without results are missing
 
 
@@ -82,6 +82,8 @@ class Study:
     Attributes:
         name: name of the results folder, and stem of the figures.
         title: heading on the page of figures.
+        question: what the study asks, in one sentence.
+        caveat: what it cannot show, in one or two sentences.
         recipe: name of a built-in recipe, or a frozen dataclass of settings if nothing is trained; each piece sets `seed`.
         conditions: conditions by slug (letters, digits, `-`, `_` and `.`), the most important first.
         measure: the result of one piece.
@@ -100,6 +102,8 @@ class Study:
 
     name: str
     title: str
+    question: str
+    caveat: str
     recipe: str | type[Any]
     conditions: Mapping[str, Condition]
     measure: Callable[[Piece], Result]
@@ -144,8 +148,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
         InputError: an unknown condition, a file that is not a result of this study, or no pieces at all.
     """
     if unknown := [slug for slug in options.only if slug not in study.conditions]:
-        near = difflib.get_close_matches(unknown[0], study.conditions, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"the conditions are {', '.join(study.conditions)}"
+        hint = did_you_mean(unknown[0], study.conditions, "the conditions are")
         raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
     for slug in options.only or _measurable(study, options, progress):
         for seed in _seeds(study, study.conditions[slug], options):
@@ -189,8 +192,7 @@ def find_study(name: str) -> Study:
     """The study with this name. Raises InputError, with similar names, for an unknown one."""
     known = studies()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise InputError(f"no study '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"))
+        raise InputError(f"no study '{name}'; {did_you_mean(name, known)}")
     return known[name]
 
 

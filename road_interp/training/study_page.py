@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,25 @@ def draw_study(study: Study, report: Any, options: StudyOptions, folder: Path) -
         return list(study.draw(report, folder))
 
 
+def command_of(study: Study, conditions: Iterable[str]) -> str:
+    """The command that measures these conditions of a study, with a placeholder for every input that they need."""
+    needed = {key for slug in conditions for key in study.conditions[slug].requires}
+    return " ".join(["road-interp study", study.name, *(f"{key}=PATH" for key in study.inputs if key in needed)])
+
+
 def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path) -> Iterator[dict[str, Any]]:
     for study in studies:
         if not any((options.results / ("quick" if options.quick else "") / study.name).glob("*/*.json")):
             continue
         pieces = read_pieces(study, options)
+        section: dict[str, Any] = {"study": study, "command": command_of(study, pieces), "numbers": [], "images": []}
         try:
             report = study.report(pieces)
         except InputError as error:  # a condition that the report needs is not measured yet
-            yield {"study": study, "sentence": f"Not shown: {error}", "numbers": [], "images": []}
+            yield {**section, "sentence": f"Not shown: {error}"}
             continue
         sentence, numbers = study.describe(report)
         images = [
             (path.stem, base64.b64encode(path.read_bytes()).decode()) for path in draw_study(study, report, options, folder)
         ]
-        yield {"study": study, "sentence": sentence, "numbers": numbers, "images": images}
+        yield {**section, "sentence": sentence, "numbers": numbers, "images": images}

@@ -38,6 +38,15 @@ def test_stored_adapters_are_bitwise_equal():
     assert all(torch.equal(again.alpha[site.name], adapter.alpha[site.name]) for site in SITES)
 
 
+def test_a_bank_is_shown_in_one_line_without_reading_folders(tmp_path):
+    adapter = random_adapter(SITES)
+    adapter.save(tmp_path)
+    bank = RoadBank({"x": tmp_path})
+    assert repr(bank) == "RoadBank(1 adapters, not read yet)"
+    bank.add("y", adapter)
+    assert repr(bank) == "RoadBank(2 adapters, road_1 at 2 sites, 24 parameters each, positions all)"
+
+
 def test_add_replace_remove():
     bank = RoadBank({"x": random_adapter(SITES, seed=1)})
     version = bank.version
@@ -153,3 +162,32 @@ def test_adapters_of_different_heads_cannot_share_a_bank(tmp_path):
         with pytest.raises(InputError, match="does not fit this bank: its modules_to_save differ, such as its head"):
             RoadBank({"a": first, "b": other})
     assert len(RoadBank({"a": first, "b": first**0.5})) == 2
+
+
+def test_folders_inside_packages_are_read(tmp_path, monkeypatch):
+    package = tmp_path / "road_test_adapters"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    base = tiny_model("Llama", "causal-lm")
+    adapter = random_adapter(find_sites(base, "all-linear"))
+    adapter.save(package / "saved")
+    adapter.to_peft(package / "peft")
+    for bank in (
+        RoadBank({"saved": "package://road_test_adapters/saved", "peft": "package://road_test_adapters/peft"}),
+        RoadBank.from_folder("package://road_test_adapters"),
+    ):
+        assert sorted(bank) == ["peft", "saved"]
+        assert all(adapter.distance(bank[name]) == 0 for name in bank)
+    assert adapter.distance(RoadAdapter.from_peft("package://road_test_adapters/peft")) == 0
+    assert adapter.distance(RoadModel.from_peft(base, "package://road_test_adapters/peft").adapter) == 0
+
+
+def test_a_folder_without_an_adapter_is_refused_when_it_is_given(tmp_path):
+    message = f"adapter 'a': '{tmp_path}' contains no adapter, run or PEFT adapter"
+    with pytest.raises(InputError, match=message):
+        RoadBank({"a": tmp_path})
+    bank = RoadBank({"b": random_adapter(SITES)})
+    with pytest.raises(InputError, match=message):
+        bank.add("a", str(tmp_path))
+    assert list(bank) == ["b"]

@@ -104,6 +104,12 @@ def test_the_mean_of_one_adapter_is_that_adapter():
     assert RoadAdapter.mean([adapter]).distance(adapter) < 1e-6
 
 
+def test_an_adapter_is_shown_in_one_line():
+    adapter = random_adapter(SITES)
+    shown = f"RoadAdapter(road_1 at {len(SITES)} sites, {adapter.num_parameters} parameters, positions all)"
+    assert repr(adapter) == str(adapter) == shown
+
+
 def test_restrict_is_the_identity_on_other_planes():
     adapter = random_adapter(SITES)
     kept = adapter.restrict({"a.query": [1, 3]})
@@ -119,6 +125,12 @@ def test_restrict_is_the_identity_on_other_planes():
         adapter.restrict(torch.ones(3, dtype=torch.bool))
     with pytest.raises(InputError, match="not a site"):
         adapter.restrict({"elsewhere": [0]})
+    with pytest.raises(InputError, match=r"boolean mask, not torch.float32; for a mask of 0 and 1, give mask.bool\(\)"):
+        adapter.restrict(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    with pytest.raises(InputError, match="planes are whole numbers or a boolean mask"):
+        adapter.restrict([2.9])
+    with pytest.raises(InputError, match="'mlp' are no planes; give their indices or a boolean mask"):
+        adapter.restrict("mlp")
 
 
 def test_angles_and_magnitudes_of_every_variant():

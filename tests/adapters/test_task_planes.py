@@ -48,15 +48,25 @@ def test_every_plane_belongs_to_one_task(how):
 
 
 def test_the_planes_of_every_split():
-    assert TaskPlanes.split("xy", SITES).of("x")["b"].tolist() == [True] * 4 + [False] * 4
-    assert TaskPlanes.split("xy", SITES, "alternating").of("y")["d"].tolist() == [False, True, False, True]
-    assert [mask.all().item() for mask in TaskPlanes.split("xy", SITES, "sites").of("x").values()] == [True, False, True, False]
-    assert [mask.all().item() for mask in TaskPlanes.split("xy", SITES, "layers").of("x").values()] == [True, True, False, True]
+    assert TaskPlanes.split(["x", "y"], SITES).of("x")["b"].tolist() == [True] * 4 + [False] * 4
+    assert TaskPlanes.split(["x", "y"], SITES, "alternating").of("y")["d"].tolist() == [False, True, False, True]
+    assert [mask.all().item() for mask in TaskPlanes.split(["x", "y"], SITES, "sites").of("x").values()] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert [mask.all().item() for mask in TaskPlanes.split(["x", "y"], SITES, "layers").of("x").values()] == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("group_size", [2, 4])
 def test_dimensions_are_those_of_the_planes(group_size):
-    planes = TaskPlanes.split("xy", SITES, "alternating")
+    planes = TaskPlanes.split(["x", "y"], SITES, "alternating")
     first, second = plane_maps.plane_dimensions(12, group_size)
     mine, others = planes.dimensions(SITES[0], group_size)
     assert sorted(mine + others) == list(range(12))
@@ -65,7 +75,7 @@ def test_dimensions_are_those_of_the_planes(group_size):
 
 
 def test_planes_round_trip_through_json():
-    planes = TaskPlanes.split("xy", SITES, "alternating")
+    planes = TaskPlanes.split(["x", "y"], SITES, "alternating")
     again = TaskPlanes.from_json(planes.to_json(), SITES)
     assert again.to_json() == planes.to_json()
     partial = TaskPlanes.from_json({"x": {"a": [0, 5]}}, SITES)
@@ -86,9 +96,18 @@ def test_planes_round_trip_through_json():
         (lambda: TaskPlanes(SITES, {}), "^TaskPlanes needs at least one task$"),
         (lambda: TaskPlanes.split(["a+b"], SITES), "'\\+' joins tasks"),
         (lambda: TaskPlanes.split([BASE], SITES), "means no task"),
-        (lambda: TaskPlanes.split("xy", SITES, "diagonal"), "unknown split 'diagonal'; use shares, alternating"),
         (
-            lambda: TaskPlanes.split("xy", (Site("a", 4),), "layers"),
+            lambda: TaskPlanes.split("label", SITES),
+            r"^TaskPlanes.split needs a list of str, not str: give the names of the tasks, as in \['label', 'closing'\]$",
+        ),
+        (lambda: TaskPlanes.split(["x", "x"], SITES), "^task 'x' is listed twice; give every task a name of its own$"),
+        (lambda: TaskPlanes.split([], SITES), "^TaskPlanes needs at least one task$"),
+        (lambda: TaskPlanes.split(["x", 5], SITES), "^TaskPlanes.split needs str, not int: give the names of the tasks"),
+        (lambda: TaskPlanes.split(["x"], "mlp"), r"needs a list of Site, not str: give .* find_sites\(model, 'mlp'\)$"),
+        (lambda: TaskPlanes.split(["x"], None), "needs a list of Site, not NoneType"),
+        (lambda: TaskPlanes.split(["x", "y"], SITES, "diagonal"), "unknown split 'diagonal'; use shares, alternating"),
+        (
+            lambda: TaskPlanes.split(["x", "y"], (Site("a", 4),), "layers"),
             "^planes cannot be split by layer: .* outside the block stack$",
         ),
         (lambda: TaskPlanes.from_json({"x": {"a": [0, 1]}, "y": {"a": [1]}}, SITES), "'a': plane 1 belongs to x and y"),
@@ -102,7 +121,7 @@ def test_planes_round_trip_through_json():
         (lambda: TaskPlanes.from_json({"x": {"a": [6]}}, SITES), "'a' has planes 0 to 5"),
         (lambda: TaskPlanes(SITES, {"x": {"q": torch.ones(2).bool()}}), "'q', which is not a site"),
         (lambda: TaskPlanes(SITES, {"x": {"a": torch.ones(2).bool()}}), "mask of shape \\(6,\\)"),
-        (lambda: TaskPlanes.split("xy", SITES).rows(["x+u"]), "unknown task 'u'; the tasks are x, y"),
+        (lambda: TaskPlanes.split(["x", "y"], SITES).rows(["x+u"]), "unknown task 'u'; the tasks are x, y"),
     ],
 )
 def test_invalid_planes_are_refused(make, message):
@@ -141,7 +160,7 @@ def test_inactive_planes_are_bitwise_the_identity():
 
 def test_disjoint_planes_commute_and_change_only_their_dimensions():
     sites = (Site("a", 16, 0),)
-    adapter, planes = random_adapter(sites, "road_2", 4), TaskPlanes.split("xy", sites, "alternating")
+    adapter, planes = random_adapter(sites, "road_2", 4), TaskPlanes.split(["x", "y"], sites, "alternating")
     mine, others = (adapter.restrict(planes.of(task)) for task in "xy")
     torch.testing.assert_close((mine @ others).matrix("a"), (others @ mine).matrix("a"), rtol=0, atol=1e-6)
     torch.testing.assert_close((mine @ others).matrix("a"), adapter.matrix("a"), rtol=0, atol=1e-6)
@@ -229,7 +248,10 @@ def test_without_a_partition_subspaces_count_planes():
 def test_tasks_and_a_bank_together():
     base = tiny_model("Llama", "causal-lm")
     sites = find_sites(base, "all-linear")
-    adapters, planes = {name: random_adapter(sites, seed=seed) for seed, name in enumerate("ab")}, TaskPlanes.split("xy", sites)
+    adapters, planes = (
+        {name: random_adapter(sites, seed=seed) for seed, name in enumerate("ab")},
+        TaskPlanes.split(["x", "y"], sites),
+    )
     model, batch = RoadModel(base, RoadBank(adapters), planes=planes), token_batch()
     _, output = model(base=batch, adapter_names=["a", "b", BASE], tasks=["x", "y", "x+y"])
     for row, (name, task) in enumerate([("a", "x"), ("b", "y")]):
@@ -255,6 +277,10 @@ def test_invalid_task_arguments_are_refused():
         model(base=batch, tasks=["q"] * 3)
     with pytest.raises(InputError, match="2 tasks for a batch of 3 rows"):
         model(base=batch, tasks=["x"] * 2)
+    with pytest.raises(InputError, match=r"^tasks must be a list, one per row, as in \['x'\], not 'x'$"):
+        model(base={name: values[:1] for name, values in batch.items()}, tasks="x")
+    with pytest.raises(InputError, match="^trainable tasks must be a list, one per row"):
+        model(base=batch, tasks=["x"] * 3, trainable_tasks="xyz")
     with pytest.raises(InputError, match="trainable_tasks names the tasks of 1 rows, tasks those of 3"):
         model(base=batch, tasks=["x"] * 3, trainable_tasks=["x"])
     with pytest.raises(InputError, match="trainable_tasks needs tasks"):

@@ -93,7 +93,7 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     script = script_of(known["parameter-share"])
     monkeypatch.setitem(script, "train_method", scripted)
     told = command("parameter-share-rates", "--only", "minilm_lora-8")
-    assert [recipe.training.learning_rate for recipe, *_ in asked] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+    assert [recipe.training.learning_rate for recipe, *_ in asked] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
     assert {method for _, method, _ in asked} == {"lora-8"}
     tuned_on = asked[0][0].data
     assert sizes == {2000}
@@ -118,6 +118,8 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     assert told["numbers"][name].startswith("0.333")
     with pytest.raises(InputError, match="rates must hold one learning rate here"):
         script["measure"](SimpleNamespace(recipe=script["Settings"](rates=(1e-4, 1e-3))))
+    with pytest.raises(InputError, match="no learning rate is chosen for road_4 on minilm: give one, as in rates="):
+        script["measure"](SimpleNamespace(recipe=script["Settings"](method="road_4")))
     with pytest.raises(InputError, match="task 'SST-2' needs glue=FOLDER, a folder with SST-2/train.tsv and dev.tsv"):
         script["overrides_of"](script["Settings"](task="SST-2"), 1e-3)
 

@@ -52,12 +52,22 @@ def test_conditions_are_loadable_recipes(known, tmp_path, name):
         assert settings_of(study, condition, StudyOptions()) != settings_of(study, condition, StudyOptions(quick=True))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_asks_one_question_and_says_what_it_cannot_show(known, name):
+    question, caveat = known[name].question, known[name].caveat
+    assert re.fullmatch(r"[A-Z][^?]*\?", question)
+    assert re.fullmatch(r"[A-Z].*\.", caveat)
+    assert 1 <= len(re.findall(r"[.;](?= |$)", caveat)) <= 3
+    others = [study for study in known.values() if study.name != name]
+    assert question not in {study.question for study in others}
+    assert caveat not in {study.caveat for study in others}
+
+
 def test_most_studies_have_results():
     unmeasured = {
         "parameter-share",
         "strength",
         "ablation-smollm2",
-        "drift-smollm2",
     }
     assert set(NAMES) - set(MEASURED) <= unmeasured
 
@@ -127,12 +137,15 @@ def test_the_studies_are_listed(known, command, capsys, monkeypatch):
     assert [row["name"] for row in rows] == list(known)
     assert all(row["minutes"] > 0 for row in rows)
     assert len({row["title"] for row in rows}) == len(rows)
+    assert [row["question"] for row in rows] == [study.question for study in known.values()]
     recipes = {row["name"]: row["recipe"] for row in rows}
     assert recipes["capacity"] == "sentiment-minilm"
     assert recipes["cost"] == ""
     code, out, _ = run(capsys, monkeypatch, "study", "--list")
     assert code == 0
     assert all(name[:20] in out for name in known)
+    shown = re.sub(r"[\W_]+", "", out)
+    assert all(re.sub(r"\W+", "", study.question.partition(" ")[0]) in shown for study in known.values())
 
 
 def test_one_json_object_and_nothing_else(known, command, tmp_path, monkeypatch):
@@ -272,4 +285,5 @@ def test_a_page_of_some_studies_escapes_what_they_say(known, command, tmp_path, 
     assert "<h2>&lt;small&gt;</h2>" in page
     assert '<p class="quick">' in page
     assert "<code>road-interp study small</code>" in page
+    assert page.index("What is there?") < page.index("What there is.") < page.index("What it cannot show: It measures nothing.")
     assert "<td>longer</td><td>0</td>" in page

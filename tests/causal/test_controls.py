@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from road_interp.causal.controls import (
     methods,
     probe_direction,
     swap_along,
+    train_method,
     untrained_like,
 )
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
@@ -23,9 +27,15 @@ from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.errors import InputError
 
 
-def test_every_control_stands_beside_every_method(taught, tokenizer):
+def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch):
     model, pairs = taught
-    told = []
+    told, trained = [], {}
+
+    def recorded(train, name, *rest):
+        trained[name] = train_method(train, name, *rest)
+        return trained[name]
+
+    monkeypatch.setattr(sys.modules[train_method.__module__], "train_method", recorded)
 
     def progress(what, done=0, total=None):
         name, _, loss = what.rpartition(", loss ")
@@ -40,15 +50,22 @@ def test_every_control_stands_beside_every_method(taught, tokenizer):
     assert report.of(f"{STACKED}, random angles").accuracy < 0.3
     assert report.of(STACKED).accuracy > 0.9
     assert report.of("no swap, random weights").flipped == 0
-    for name in (STACKED, DAS):
-        assert report.selectivity(name) == report.of(name).log_odds - report.of(f"{name}, arbitrary answers").log_odds
+    assert report.selectivity(DAS) > 5
+    rows = (replace(report.of(STACKED), log_odds=3.0), replace(report.of(f"{STACKED}, arbitrary answers"), log_odds=0.5))
+    assert replace(report, rows=rows).selectivity() == 2.5
     assert (report.of("DAS, rank 8").parameters, report.of(STACKED).parameters) == (8 * 32, 5 * 16)
     assert (report.of(STACKED).effective, report.of("full swap").effective) == (1 + 2 + 4 + 8 + 16, 0)
     assert report.words == pairs.words["name"]
     assert report.divergences["no swap"] == 0
     assert 0 < report.divergences[STACKED] < report.divergences["full swap"]
     assert set(report.directions) == {PLANES, DAS, "DAS, rank 8", "difference of means", "linear probe"}
-    assert all(0 < cosine < 1 + 1e-5 for cosine in report.directions.values())
+    runs = InterchangeRuns(model, pairs, 0, "name")
+    bases = {name: trained[name].basis().detach() for name in (STACKED, PLANES, DAS, "DAS, rank 8")}
+    bases |= {"difference of means": mean_difference(runs), "linear probe": probe_direction(runs)}
+    stacked = bases.pop(STACKED)
+    for name, basis in bases.items():
+        nearest = basis @ torch.linalg.lstsq(basis, stacked).solution  # in the subspace
+        assert report.directions[name] == pytest.approx(float(torch.cosine_similarity(nearest, stacked, dim=0)), abs=1e-4)
     assert report.directions[DAS] > 1 / 32**0.5  # the cosine of random directions
     assert [name for name, step, *_ in told if step == 60] == list(dict.fromkeys(name for name, *_ in told))
     assert {total for _, _, total, _ in told} == {60}

@@ -340,7 +340,9 @@ def test_what_cannot_be_interchanged_is_refused(taught):
         with pytest.raises(InputError, match="^a (Road|Zero)Intervention reads no source state, .* or full_swap$"):
             refused()
     for undivided in (pairs, (pairs, pairs, pairs)):
-        with pytest.raises(InputError, match=r"^scan needs Splits\(train, validation, test\), as load_pairs returns, not "):
+        with pytest.raises(
+            InputError, match=r"^causal.scan needs Splits\(train, validation, test\), as load_pairs returns, not "
+        ):
             scan(model, undivided, [0], ["name"], lambda width: full_swap, "full swap")
 
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from importlib import import_module, metadata
 
 import pytest
 
+import road_interp
 from helpers.cli import run
 from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.measure.throughput import ThroughputReport
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.sources import local_folder
+
+
+def test_the_version_is_that_of_the_package(capsys, monkeypatch):
+    assert run(capsys, monkeypatch, "--version")[:2] == (0, f"road-interp {metadata.version('road-interp')}\n")
+    assert road_interp.__version__ == metadata.version("road-interp")
 
 
 @pytest.mark.rendered
@@ -66,6 +77,23 @@ def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
     assert "is not empty" in err
 
 
+def test_another_adapter_is_scored_at_its_own_positions(capsys, monkeypatch, finished, tmp_path):
+    """The adapter's file of a run of 0.1.0 has no positions; its recipe has."""
+    older = shutil.copytree(finished.folder, tmp_path / "older")
+    (older / "recipe.yaml").write_text((older / "recipe.yaml").read_text().replace("positions: all", "positions: f1"))
+    description = json.loads((older / "adapter" / "adapter.json").read_text())
+    (older / "adapter" / "adapter.json").write_text(json.dumps({k: v for k, v in description.items() if k != "positions"}))
+    replace(finished.adapter, positions="f1").save(tmp_path / "adapter")
+    losses = []
+    for scored in (older, tmp_path / "adapter", finished.folder):
+        code, out, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--adapter", scored, "--json")
+        assert code == 0, err
+        losses.append(json.loads(out)["loss"])
+    code, out, _ = run(capsys, monkeypatch, "evaluate", older, "--json")
+    assert losses[0] == losses[1] == json.loads(out)["loss"]
+    assert losses[2] == finished.metrics["test"]["loss"] != losses[0]
+
+
 def test_several_seeds_are_a_run_each(capsys, monkeypatch, workplace, tmp_path):
     recipe = tmp_path / "small.yaml"
     recipe.write_text(recipe_for(workplace).to_yaml() + "seeds: [0, 2]\n")
@@ -114,15 +142,44 @@ def test_an_unfinished_run_is_named_and_continued_by_its_folder(capsys, monkeypa
     assert json.loads(out)["folder"] == str(folder)
 
 
-def test_nothing_is_written_into_a_folder_of_peft(capsys, monkeypatch, finished, tmp_path):
-    finished.to_peft(tmp_path / "peft")
-    before = sorted(path.name for path in (tmp_path / "peft").iterdir())
+def test_a_finished_run_is_resumed_to_its_missing_figures(capsys, monkeypatch, finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    before = (folder / "metrics.json").stat().st_mtime_ns
+    code, out, err = run(capsys, monkeypatch, "train", folder, "--resume", "--json")
+    assert code == 0, err
+    assert json.loads(out)["test"] == finished.metrics["test"]
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {"angles", "magnitudes", "planes"}
+    assert (folder / "metrics.json").stat().st_mtime_ns == before
+    code, out, _ = run(capsys, monkeypatch, "train", folder, "--resume")
+    assert code == 0
+    assert "Results of" in out
+    code, _, err = run(capsys, monkeypatch, "train", folder, "seed=3", "--resume")
+    assert code == 2
+    assert f"the recipe differs from the one of the finished run '{folder}': seed is 0 there, 3 here" in err
+
+
+def test_an_interrupt_during_the_figures_says_how_to_go_on(capsys, monkeypatch, finished, tmp_path):
+    def interrupted(report, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("road_interp.plots.export.draw_adapter", interrupted)
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    code, _, err = run(capsys, monkeypatch, "train", folder, "--resume", "--json")
+    assert code == 1
+    assert f"interrupted; go on with: the same command, --resume --out {folder}" in err
+
+
+@pytest.mark.parametrize("kind", ["adapter", "peft", "run"])
+def test_nothing_is_written_into_a_folder_that_is_read(capsys, monkeypatch, finished, tmp_path, kind):
+    folder = tmp_path / kind
+    {"adapter": finished.adapter.save, "peft": finished.to_peft, "run": partial(shutil.copytree, finished.folder)}[kind](folder)
+    before = sorted(path.name for path in folder.rglob("*"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    for command in ("inspect", "report"):
-        code, _, err = run(capsys, monkeypatch, command, "../peft")
+    for command in ("inspect", "report", *(["ablate"] if kind == "run" else [])):
+        code, _, err = run(capsys, monkeypatch, command, f"../{kind}", *(["--limit", "2"] if command == "ablate" else []))
         assert code == 0, err
-    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == before
+    assert sorted(path.name for path in folder.rglob("*")) == before
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", "report.html"}
 
 
@@ -247,6 +304,8 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
     assert [line.split()[:3] for line in out.splitlines() if " norm " in line and "[" in line] == [
         [str(block), where, "norm"] for block in (0, 1) for where in ("before", "after")
     ]
+    steps = [line for line in err.splitlines() if line.startswith(("reading", "loading"))]
+    assert steps == ["reading the texts", *(f"loading {name}" for name in pair)]
     assert "5 texts, token: first" in out
     assert "cosine" in out
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
@@ -260,6 +319,15 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
         code, out, err = run(capsys, monkeypatch, "drift", *pair, workplace / "data.csv", *options)
         assert (code, out) == (2, "")
         assert message in err.splitlines()[-1]
+
+
+def test_a_benchmark_without_timings_writes_its_empty_report(capsys, monkeypatch, tmp_path):
+    report = ThroughputReport("tiny", 14, "cpu", "float32", 2, 2, ())
+    monkeypatch.setattr(import_module("road_interp.measure.throughput"), "run_throughput_recipe", lambda *arguments: report)
+    code, out, err = run(capsys, monkeypatch, "bench", "throughput-smollm2", "--out", tmp_path / "figures", "--json")
+    assert code == 0, err
+    assert ThroughputReport.from_json(out).timings == ()
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["throughput.json"]
 
 
 def test_ablate_prints_the_loss_of_every_component(capsys, monkeypatch, finished, tmp_path):

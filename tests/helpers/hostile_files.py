@@ -19,6 +19,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,8 +36,10 @@ from road_interp.errors import InputError
 from road_interp.measure import AngleReport, angles
 from road_interp.models import gguf
 from road_interp.models.road_model import RoadModel
-from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.loader import load_recipe, load_stored_recipe
+from road_interp.runs.origin import Origin
 from road_interp.runs.run import Run
+from road_interp.runs.run_folder import describe_environment
 from road_interp.sites.find import find_sites
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0"
@@ -48,6 +51,7 @@ TWO_PATHS = {"os.rename", "os.link", "os.symlink"}  # the second is made
 PIECES = (
     *(b"null", b"NaN", b"-1", b"1e999", b"99999999999999999999", b"true", b'""', b"[]", b"{}", b"\0", b"\xff\xfe", b"\n"),
     *(b"[" * 5000, b'{"a":' * 3000, b"../../x", b"/etc/passwd", b"!!python/object/apply:os.system [echo]", b"*a", b"&a ", b": "),
+    *(b"x" * 300, b"~nobody/x"),
 )
 
 
@@ -173,9 +177,18 @@ def _recipe(folder: Path) -> Reader:
 
 def _run(folder: Path) -> Reader:
     shutil.copytree(GOLDEN / "runs", folder, dirs_exist_ok=True)
+    current = Path(shutil.copytree(folder / "classification", folder / "current"))
+    recipe = load_stored_recipe(current / "recipe.yaml")
+    RoadAdapter.load(current / "adapter").save(current / "adapter")
+    (current / "data.csv").write_text("text,label\nfine,1\npoor,0\n")
+    recipe = replace(recipe, data=replace(recipe.data, id=os.path.relpath(current / "data.csv")))
+    (current / "recipe.yaml").write_text(recipe.to_yaml())
+    (current / "origin.json").write_text(Origin.here(recipe, current).to_json())
+    (current / "environment.json").write_text(describe_environment(0, "cpu", "fp32"))
 
     def read(folder: Path, path: Path) -> None:
         run = Run.load(folder / path.relative_to(folder).parts[0])
+        run.check_data()
         if run.planes is not None and run.folder.name != "questions":
             run.composition.summary()
 

@@ -10,7 +10,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.sites.site import Site
 
-needs_compiler = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot compile transformers' own forward")
+CAN_COMPILE = torch.__version__ >= "2.7"
+needs_compiler = pytest.mark.skipif(not CAN_COMPILE, reason="torch 2.6 cannot compile transformers' own forward")
 
 SMALL = {
     "hidden_size": 32,

@@ -27,7 +27,7 @@ def bank_model(names="abc", target_modules="all-linear", architecture="Llama", v
 
 def through_pyvene(model, batch, **options):
     """The logits of the same call through pyvene's own loop."""
-    with model._rows_in_interventions(options.pop("adapter_names", None)):
+    with model._rows_in_interventions(batch, options.pop("adapter_names", None)):
         return pyvene.IntervenableModel.forward(model, batch, **options)[1].logits
 
 

@@ -54,6 +54,8 @@ def small_study(measured, **changes):
     study = Study(
         name="small",
         title="A small study",
+        question="What is there?",
+        caveat="It measures nothing.",
         recipe=Settings,
         conditions={
             "plain": Condition("plain", seeds=2),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +22,21 @@ def model():
     return RoadModel(base, random_adapter(find_sites(base, "all-linear")))
 
 
+def functions():
+    every = (getattr(measure, name) for name in measure.__all__)
+    return [each for each in every if isinstance(each, types.FunctionType)]
+
+
+@pytest.mark.parametrize("function", functions(), ids=lambda function: function.__name__)
+def test_another_first_argument_is_refused(function):
+    required = [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    positional = [None for each in required[1:] if each.kind is each.POSITIONAL_OR_KEYWORD]
+    named = {each.name: None for each in required if each.kind is each.KEYWORD_ONLY}
+    for wrong in (object(), 0.5):
+        with pytest.raises(InputError, match=rf"measure.{function.__name__}\b.*: give |is not an adapter: give "):
+            function(wrong, *positional, **named)
+
+
 def batches():
     return [{"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}]
 
@@ -36,6 +53,11 @@ def test_angles_are_those_of_an_adapter_a_run_or_a_model(model):
         (measure.angles, (3,), "an object of type int is not an adapter: give a RoadAdapter, its folder, a Run or a RoadModel"),
         (measure.query_key, (3,), "measure.query_key needs AngleReport, not int: give measure.angles"),
         (measure.seed_structure, ([1, 2],), "measure.seed_structure needs AngleReport, not int"),
+        (measure.seed_structure, (5,), "measure.seed_structure needs a list of AngleReport, not int: give a list of"),
+        (measure.text_batches, ("abc", None, 8), "measure.text_batches needs a list of str, not str: give a list of texts"),
+        (measure.joint_training, ("gpt2",), "measure.joint_training needs PreTrainedModel, not str: give .*load_model"),
+        (measure.read_features, ("gpt2", [], "first"), "measure.read_features needs PreTrainedModel, not str"),
+        (measure.throughput, ("gpt2", None), "measure.throughput needs PreTrainedModel, not str"),
         (measure.needs_magnitudes, (3,), "measure.needs_magnitudes needs AblationReport, not int"),
         (measure.fails_to_compose, (3,), "needs CompositionReport or MultiTaskAccuracyReport, not int"),
         (measure.hurts_others, (3, "a", "b"), "measure.hurts_others needs InterferenceReport, not int"),

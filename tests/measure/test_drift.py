@@ -41,9 +41,9 @@ def shifted(model, spread=0.02):
     return moved
 
 
-def rotated(model, layer, angle, scale):
+def rotated(model, layer, angle, scale, stack=None):
     """A RoadModel that rotates every plane of one block's output by `angle` and scales it."""
-    sites = find_sites(model, "block-output", layer)
+    sites = find_sites(model, "block-output", layer, stack)
     blank = RoadAdapter.identity(sites)
     theta = {name: torch.full_like(values, angle) for name, values in blank.theta.items()}
     alpha = {name: torch.full_like(values, scale) for name, values in blank.alpha.items()}
@@ -120,22 +120,30 @@ def place_of(before, after):
     cosine = np.array([b @ a / np.linalg.norm(a) / np.linalg.norm(b) for b, a in zip(before, after, strict=True)])
     old, new = (np.linalg.norm(each, axis=1) for each in (before, after))
     points = tuple(zip(cosine.tolist(), (abs(new / old - 1)).tolist(), strict=True))
-    return file.ReadPointDrift(0, False, False, *[(0.0, 0.0, 0.0)] * 4, None, points)
+    return file.ReadPointDrift(0, False, False, *[(0.0, 0.0, 0.0)] * 4, None, points, len(before[0]))
 
 
-@pytest.mark.parametrize("size", [0.2, 1.0, 3.0])
-def test_a_random_change_is_the_null_at_every_angle(size):
+@pytest.mark.parametrize("width", [384, 2048])
+@pytest.mark.parametrize("degrees", [0.2, 1, 5, 20, 60])
+def test_a_random_change_is_the_null_at_every_angle(degrees, width):
+    """Also where most of the change of length is along the state, as at small angles."""
     generator = np.random.default_rng(0)
-    states = generator.normal(size=(300, 4000))
-    change = size * generator.normal(size=states.shape)
+    states = generator.normal(size=(1000, width))
+    change = np.tan(np.radians(degrees)) * generator.normal(size=states.shape)
     place = place_of(states, states + change)
     ratio, low, high = place.over_null()
-    assert place.null == pytest.approx(np.sqrt(1 + size**2) - 1, rel=0.02)
     assert low <= ratio <= high
-    assert ratio == pytest.approx(1, abs=0.04)
+    assert ratio == pytest.approx(1, abs=0.06)
     grown = place_of(states, 1.5 * (states + change))
     assert grown.null == pytest.approx(place.null)
-    assert grown.over_null()[0] > 1.5
+    assert grown.over_null()[0] > 1.4
+
+
+def test_the_null_of_many_dimensions_is_the_secant():
+    cosines = np.array([1.0, 0.9, 0.2])
+    place = place_of(np.eye(2), np.eye(2))
+    assert replace(place, width=10**12).null_at(cosines) == pytest.approx(1 / cosines - 1, abs=1e-6)
+    assert replace(place, width=None).null_at(cosines) == pytest.approx(1 / cosines - 1)
 
 
 def test_a_pure_rotation_is_below_the_null_and_a_pure_scaling_has_none():
@@ -251,6 +259,22 @@ def test_modes_are_put_back_and_dropout_is_off():
     report = measure.drift(base, base, [token_batch()], **NAMES)
     assert base.training
     assert not numbers(report)[:, :6].any()
+
+
+def test_either_stack_of_an_encoder_decoder_is_read_at_its_own_tokens():
+    base, encoder, decoder = tiny_model("T5"), padded_batch((3, 7, 5), "right"), padded_batch((2, 4, 1), "right", seed=1)
+    batch = {**encoder, **{f"decoder_{name}": values for name, values in decoder.items()}}
+    road = rotated(base, 1, 0.5, 1.2, "decoder.block")
+    found = {name: measure.drift(base, road, [batch], "all", stack=f"{name}.block") for name in ("encoder", "decoder")}
+    assert {name: report.states for name, report in found.items()} == {"encoder": 15, "decoder": 7}
+    assert [place.angle[0] for place in found["encoder"].places] == [0, 0]
+    assert found["decoder"].places[1].angle[0] == pytest.approx(np.degrees(0.5), abs=1e-3)
+    features = measure.read_features(road, [{**batch, "labels": torch.zeros(3)}], "last", stack="decoder.block")
+    assert features.place == "block 1"
+    with pytest.raises(InputError, match="need batches with a decoder_attention_mask"):
+        measure.drift(base, road, [{**encoder, "decoder_input_ids": decoder["input_ids"]}], stack="decoder.block")
+    with pytest.raises(InputError, match=r"choose one block stack; T5Model has encoder\.block, decoder\.block"):
+        measure.drift(base, road, [batch])
 
 
 def test_what_cannot_be_compared_is_refused():

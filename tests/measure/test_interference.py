@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.interferences import SITES, close_to, halves, measured
@@ -32,6 +34,15 @@ def test_overlap_and_angle_between_maps():
     )
     assert opposite.angle[0][1] == pytest.approx(180, abs=0.1)
     assert opposite.angle[0][2] == 90
+
+
+def test_planes_are_compared_by_site_whatever_the_order_of_the_sites():
+    adapter, other = random_adapter(SITES), random_adapter(SITES, seed=1)
+    turned = replace(adapter, sites=adapter.sites[::-1])
+    found = measure.interference({"a": adapter, "b": turned, "c": other}, {}, model="m", seed=0)
+    assert found.overlap[0][1] == 1
+    assert found.angle[0][1] == pytest.approx(0, abs=1e-3)
+    assert (found.overlap[0][2], found.angle[0][2]) == (found.overlap[1][2], found.angle[1][2])
 
 
 def test_seeds_go_together_and_json_keeps_everything():

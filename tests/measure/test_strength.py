@@ -34,7 +34,9 @@ def report():
 def test_answers_are_counted_at_every_strength():
     found = report()
     assert [rate for rate, _, _ in found.rates()] == [0, 7 / 8, 7 / 8]
-    assert all(low <= rate <= high for rate, low, high in found.rates())
+    of_none, of_seven = (0, 0.3244), (0.5291, 0.9776)  # Wilson intervals of 0 and of 7 in 8
+    for (_, *found_interval), expected in zip(found.rates(), (of_none, of_seven, of_seven), strict=True):
+        assert found_interval == pytest.approx(expected, abs=1e-4)
     assert found.perplexity == (13.0, 24.0, 24.0)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
-from helpers.models import random_adapter, tiny_model
-from road_interp import RoadAdapter, find_sites, measure, plots
+from helpers.models import random_adapter, tiny_model, token_batch
+from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.structure import QueryKey, SeedStructure, query_key, seed_structure
 from road_interp.sites.site import Site
@@ -79,6 +82,39 @@ def test_query_heads_that_share_a_key_head_are_averaged():
     assert len(found.key_angles[0]) == 8
     with pytest.raises(InputError, match="16 query and 8 key planes for 3 key heads"):
         query_key(measure.angles(adapter), key_heads=3)
+
+
+def trained_query_key(group_size, optimizer):
+    """The adapter of queries and keys of a Llama with grouped keys in float64, after five steps from the identity."""
+    base = tiny_model("Llama", "causal-lm").double()  # four query heads, two key heads, eight dimensions each
+    model = RoadModel(base, RoadAdapter.identity(find_sites(base, "attention-qk"), group_size=group_size))
+    steps = optimizer([values for values in model.parameters() if values.requires_grad])
+    batch = token_batch()
+    for _ in range(5):
+        _, output = model(base=batch)
+        steps.zero_grad()
+        cross_entropy(output.logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten()).backward()
+        steps.step()
+    return model.adapter
+
+
+def left_of_the_sum(adapter):
+    """Key angles plus the sum of those of their query heads, over the largest key angle; the largest over planes and layers."""
+    queries, keys = adapter.sites[::2], adapter.sites[1::2]
+    sums = [adapter.theta[site.name].reshape(2, 2, -1).sum(1).flatten() for site in queries]
+    found = [adapter.theta[site.name] for site in keys]
+    return max(float((key + total).abs().max() / key.abs().max()) for key, total in zip(found, sums, strict=True))
+
+
+def test_a_key_angle_is_minus_the_sum_of_its_query_heads_in_the_pairs_of_the_rotary_encoding():
+    """By plain gradient descent, which is what the symmetry of the gradients is about; Adam scales each gradient by itself."""
+    descent = partial(torch.optim.SGD, lr=50)
+    in_pairs = trained_query_key(8, descent)
+    assert min(float(in_pairs.theta[site.name].abs().max()) for site in in_pairs.sites) > 1e-3
+    assert left_of_the_sum(in_pairs) < 1e-6
+    assert query_key(measure.angles(in_pairs), key_heads=2).correlations()["angles"] == pytest.approx(-1, abs=1e-4)
+    assert left_of_the_sum(trained_query_key(2, descent)) > 0.1
+    assert left_of_the_sum(trained_query_key(8, partial(torch.optim.Adam, lr=1e-2))) > 0.1
 
 
 def test_what_does_not_vary_has_no_correlation():

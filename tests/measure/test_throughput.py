@@ -83,6 +83,12 @@ def test_some_methods_alone():
         throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "road"]))
 
 
+def test_settings_that_time_no_method_are_refused():
+    for options in ({"methods": ["bare", "PEFT LoRA"], "tasks": ["distinct"]}, {"tasks": []}):
+        with pytest.raises(InputError, match="nothing is timed: of the methods .* only the bare model is part of the tasks"):
+            throughput(tiny_model("Llama", "causal-lm"), recipe(**options))
+
+
 @pytest.mark.slow
 def test_quotients_are_of_times_in_the_same_round(report):
     timings = (replace(report.timings[0], seconds=(1.0, 2.0, 4.0)), replace(report.timings[1], seconds=(2.0, 2.0, 2.0)))

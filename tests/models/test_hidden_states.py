@@ -74,6 +74,11 @@ def test_tokens_are_selected_without_padding(side):
     assert every.shape == (9, 2)
 
 
+def test_a_norm_that_is_never_called_ends_no_block():
+    model = tiny_model("GPT2", add_cross_attention=True)
+    assert [point.name for point in find_read_points(model, token_batch())] == ["block 0", "block 1"]
+
+
 def test_two_stacks_need_a_choice():
     model = tiny_model("T5")
     with pytest.raises(InputError, match=r"choose one block stack; T5Model has encoder\.block, decoder\.block"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -80,3 +82,14 @@ def test_sites_that_cannot_be_merged_are_refused():
     with pytest.raises(InputError, match="'lm_head' cannot be merged: its weight is tied"):
         tied.merge()
     assert tied(base=token_batch())[1].logits.shape == (3, 7, 60)
+
+
+def test_a_bias_of_another_shape_is_refused_before_a_weight_changes():
+    base = tiny_model("GPT2", "causal-lm")
+    model = RoadModel(base, random_adapter(find_sites(base, "mlp")))
+    last = base.get_submodule(model.sites[-1].module)
+    last.bias = torch.nn.Parameter(last.bias[:1].clone())
+    before = copy.deepcopy(base.state_dict())
+    with pytest.raises(InputError, match=r"cannot be merged: its bias has shape \(1,\) for 32 outputs"):
+        model.merge()
+    assert all(torch.equal(before[name], values) for name, values in base.state_dict().items())

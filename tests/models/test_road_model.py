@@ -360,6 +360,14 @@ def test_invalid_adapter_names_are_refused():
     for call in (model, model.generate):
         with pytest.raises(InputError, match="2 adapter names for a batch of 4 rows"):  # not two beams each
             call(base=token_batch(4), adapter_names=["a", "b"])
+        with pytest.raises(InputError, match=r"adapter names must be a list, one per row, as in \['abc'\], not 'abc'"):
+            call(base=batch, adapter_names="abc")
+    with pytest.raises(InputError, match="adapter names must be a list"), model.attached(adapter_names="abc"):
+        pass
+    with pytest.raises(InputError, match="no adapter names are given"), model.attached(adapter_names=[]):
+        pass
+    with pytest.raises(InputError, match="adapter names must be a list"):
+        through_pyvene(model, batch, adapter_names="abc")
     with pytest.raises(InputError, match="holds 3 adapters: name one per row"):
         model(base=batch)
     with pytest.raises(InputError, match="needs a model with a RoadBank"):
@@ -389,19 +397,27 @@ def test_train_eval_to_and_parameters_reach_the_rotations():
     assert sum(p.numel() for p in named.values() if p.requires_grad) == model.adapter.num_parameters
     assert any(name.startswith("model.") for name in named)
     state = model.state_dict()
-    assert len(state) == 2 * len(model.sites)
+    assert len(state) == 3 * len(model.sites)
     other = road_model(seed=1)
     other.load_state_dict(state)
     assert other.adapter.distance(model.adapter) == 0
-    state.popitem()
+    without_forms = {name: values for name, values in state.items() if not name.endswith(".form")}  # of earlier versions
+    other.load_state_dict(without_forms)
+    without_forms.popitem()
     with pytest.raises(InputError, match="does not fit this model: missing"):
-        other.load_state_dict(state)
+        other.load_state_dict(without_forms)
+
+
+def test_a_state_of_another_pairing_is_refused():
+    pairs, quads = road_model(group_size=2), road_model(group_size=4)
+    with pytest.raises(RuntimeError, match="is not this intervention's variant, group_size and output slice"):
+        quads.load_state_dict(pairs.state_dict())
 
 
 def test_frozen_tied_weights_are_not_in_the_state_dict():
     base = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)
     model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
-    assert len(model.state_dict()) == 2 * len(model.sites)
+    assert len(model.state_dict()) == 3 * len(model.sites)
     base.lm_head.weight.requires_grad_(True)
     assert {"model.lm_head.weight", "model.model.embed_tokens.weight"} <= set(model.state_dict())
 
@@ -478,6 +494,15 @@ def test_the_state_dict_contains_other_trainable_modules():
     model = RoadModel(base, random_adapter(find_sites(base, "fc1")))
     base.classifier.requires_grad_(True)
     assert {"model.classifier.weight", "model.classifier.bias"} <= set(model.state_dict())
+
+
+def test_what_is_trainable():
+    model = road_model(target_modules="mlp")
+    for what, expected in (("angles", (True, False)), ("magnitudes", (False, True)), ("both", (True, True))):
+        (_, first), *_ = model.set_trainable(what).by_site()
+        assert (first.theta.requires_grad, first.alpha.requires_grad) == expected
+    with pytest.raises(InputError, match="^'angle' cannot be made trainable: use both, angles or magnitudes$"):
+        model.set_trainable("angle")
 
 
 def test_an_adapter_of_another_width_is_refused():

@@ -75,6 +75,16 @@ def test_a_rows_loss_reaches_its_own_adapter_only():
     assert moved == {"a": True, "b": False, "c": False}
 
 
+def test_a_second_call_keeps_the_parameters_of_the_first():
+    sites = find_sites(tiny_model("Llama", "causal-lm"), "mlp")
+    bank = RoadBank({"a": random_adapter(sites)})
+    first = bank.trainable()
+    bank.add("b", random_adapter(sites, seed=1))
+    second = bank.trainable()
+    assert all(one is other for one, other in zip(first["a"], second["a"], strict=True))
+    assert list(second) == ["a", "b"]
+
+
 def test_a_trained_bank_is_used_and_saved_as_it_is_now(tmp_path):
     base, batch = tiny_model("Llama", "causal-lm"), token_batch(1)
     bank = RoadBank({"a": random_adapter(find_sites(base, "all-linear"))})

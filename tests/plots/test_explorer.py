@@ -47,6 +47,11 @@ def test_every_choice_is_drawn():
     assert shown.site.name == "head"
 
 
+def test_a_folder_is_explored(tmp_path):
+    random_adapter(SITES).save(tmp_path)
+    assert ri.Explorer(str(tmp_path)).site == SITES[0]
+
+
 @pytest.mark.parametrize("variant", ["road_2", "road_4"])
 def test_only_road_1_has_a_strength(variant):
     shown = ri.Explorer(random_adapter(SITES, variant))

@@ -7,17 +7,20 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from helpers.models import random_adapter
 from road_interp.cli import app
 from road_interp.measure import angles
-from road_interp.plots.html_report import PLANES_PER_SITE, report_page, scores_of
+from road_interp.plots.html_report import PLANES_PER_SITE, ScoreTable, report_page, scores_of
+from road_interp.runs.run import Run
 from road_interp.sites.site import Site
 
 pytestmark = pytest.mark.rendered
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0" / "runs"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SITES = (Site("blocks.0.mlp", 256, 0, "mlp"), Site("blocks.1.mlp", 8, 1, "mlp"))
 
@@ -45,9 +48,9 @@ def test_the_page_holds_the_planes_that_turn_most(variant):
 def test_what_comes_from_data_is_escaped_and_nothing_is_loaded():
     evil = "</script><script>alert(1)</script>"
     sites = (Site(f"blocks.0.{evil}", 8, 0, evil),)
-    page = report_page(random_adapter(sites), evil, [(evil, evil)])
+    page = report_page(random_adapter(sites), evil, evil, [ScoreTable(evil, [evil], [[evil]])])
     assert evil not in page
-    assert page.count(html.escape(evil)) >= 5
+    assert page.count(html.escape(evil)) >= 7
     assert page.count("<script>") == 1
     assert not re.search(r'(?:src|href)="(?!data:)|url\(|@import|https?://', page)
 
@@ -72,7 +75,7 @@ def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "page.html")}
     page = (tmp_path / "page.html").read_text()
     assert "road_1, trained head" in page
-    assert page.count("<td>40</td>") == 2  # the texts of the scores
+    assert page.count("(40 texts)</td>") == 2
     confusion = re.search(r'<table class="scores" id="confusion">(.*?)</table>', page, re.DOTALL)[1]
     assert sum(int(count) for count in re.findall(r"<td>(\d+)</td>", confusion)) == 40
     states = json.loads(re.search(r"const states = (.*?);  //", page)[1])
@@ -94,14 +97,20 @@ def test_it_works_in_a_browser(tmp_path, seed, mirrored):
     column = 3  # planes
     probe = f"""<script>
       const column = () => [...document.querySelectorAll("#sites tbody tr")].map(row => row.cells[{column}].textContent);
-      const sort = () => {{ document.querySelectorAll("#sites th")[{column}].click(); return column(); }};
-      const rows = [sort(), sort()];
-      document.querySelectorAll("#sites tbody tr")[0].click();
+      const sort = () => {{ document.querySelectorAll("#sites th button")[{column}].click(); return column(); }};
+      const rows = [sort(), sort()], [first, second] = document.querySelectorAll("#sites tbody tr"), chosen = [];
+      const press = (row, key) => {{
+        row.focus();
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {{key, bubbles: true}}));
+        chosen.push(at("site").value);
+      }};
+      second.click(); press(first, "a"); press(first, "Enter"); press(second, "Enter");
+      first.click();
       const slide = t => {{ at("strength").value = t; at("strength").dispatchEvent(new Event("input")); }};
       const learned = at("numbers").textContent, curve = at("curve").getAttribute("d");
       slide(0);
       document.title = JSON.stringify({{rows, site: at("site").value, count: at("plane").length, learned, curve: curve.length,
-        still: at("numbers").textContent, error: window.failed || null}});
+        still: at("numbers").textContent, chosen, error: window.failed || null}});
     </script>"""
     watch = "<script>window.onerror = error => {window.failed = error};</script><script>"
     page = report_page(adapter, "a run").replace("<script>", watch, 1)
@@ -111,6 +120,7 @@ def test_it_works_in_a_browser(tmp_path, seed, mirrored):
     found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
     assert found["error"] is None
     assert found["rows"] == [["128", "4"], ["4", "128"]]  # down, then up by the number of planes
+    assert found["chosen"] == ["0", "1", "0"]  # by the keyboard
     assert (found["site"], found["count"]) == ("1", 4)  # the small site, which is the first row now
     polar = adapter.polar(SITES[1])
     plane = int(polar.angle.abs().argmax())
@@ -150,4 +160,24 @@ def test_a_run_whose_data_are_elsewhere_has_a_page_that_says_so(finished, tmp_pa
     monkeypatch.setattr(app.sys, "argv", ["road-interp", "report", str(folder), "--out", str(tmp_path / "page.html")])
     app.main()
     assert "the page is without the answers to the test texts: " in capsys.readouterr().err
-    assert "Answers to the test texts" not in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "Answers to the test texts" not in page
+    assert page.count("(40 texts)</td>") == 2  # the scores are there
+
+
+@pytest.mark.parametrize("kind", ["multitask-generation", "multitask-classification"])
+def test_the_page_of_several_tasks_has_their_tables(tmp_path, monkeypatch, capsys, kind):
+    folder = GOLDEN / kind
+    monkeypatch.setattr(app.sys, "argv", ["road-interp", "report", str(folder), "--out", str(tmp_path / "page.html")])
+    app.main()
+    page = html.unescape((tmp_path / "page.html").read_text())
+    run = Run.load(folder)
+    assert f"The tasks {', '.join(run.planes.tasks)} of " in page
+    scores = re.search(r'<table class="scores">(.*?)</table>', page, re.DOTALL)[1]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr><td>.*?</tr>", scores)]
+    rates = run.metrics["test"].get("rates")
+    if rates is None:  # metrics.json of 0.1.0 calls the accuracy of the heads otherwise
+        assert [row[0] for row in rows] == [name for name, _ in scores_of(run.metrics)]
+    else:
+        assert [row[0] for row in rows] == list(rates)
+        assert "fraction of answers that show a behaviour" in scores

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
 
+import road_interp
 from helpers.compositions import composition_report
 from helpers.models import random_adapter, tiny_model
 from road_interp import measure, plots
 from road_interp.cli.tables import score
 from road_interp.errors import InputError
 from road_interp.plots import export
+from road_interp.plots.arguments import MADE_BY
 from road_interp.plots.style import two_digits
 from road_interp.sites.find import find_sites
 
@@ -129,7 +133,9 @@ def test_the_signatures_say_that_axes_are_optional():
 def test_another_argument_is_refused_with_the_report_that_is_drawn(draw):
     with pytest.raises((InputError, TypeError)) as error:
         draw(object())
-    if isinstance(error.value, InputError):
+    if draw is plots.plane:
+        assert str(error.value).startswith("an object of type object is not an adapter: give a RoadAdapter, its folder, a Run")
+    elif isinstance(error.value, InputError):
         assert str(error.value).startswith(f"plots.{draw.__name__} draws ")
         assert "not an object: give " in str(error.value)
     else:
@@ -139,10 +145,41 @@ def test_another_argument_is_refused_with_the_report_that_is_drawn(draw):
 def test_an_adapter_is_not_a_report(adapter):
     with pytest.raises(InputError, match=r"plots.angles draws an AngleReport, not a RoadAdapter: give measure.angles\(adapter\)"):
         plots.angles(adapter)
-    with pytest.raises(InputError, match="plots.plane draws a RoadAdapter, not an AngleReport"):
+    with pytest.raises(InputError, match="AngleReport is not an adapter: give a RoadAdapter"):
         plots.plane(measure.angles(adapter))
     with pytest.raises(InputError, match="plots.drift_blocks draws a DriftReport, not an empty list"):
         plots.drift_blocks([])
+
+
+def test_the_functions_that_make_what_is_drawn_are_public():
+    for made in MADE_BY.values():
+        for module, name in re.findall(r"\b(measure|causal)\.(\w+)", made):
+            assert name in getattr(road_interp, module).__all__, made
+        assert "road_interp." not in made
+
+
+def test_axes_are_axes(adapter):
+    figure, axes = plt.subplots(1, 2)
+    report = measure.angles(adapter)
+    for wrong, name in ((5, "an int"), (figure, "a Figure"), (axes, "a ndarray")):
+        for draw, value in ((plots.angles, report), (plots.plane, adapter)):
+            with pytest.raises(
+                InputError, match=rf"plots.{draw.__name__}: ax must be matplotlib Axes, not {name}: give .*axes\[0\]"
+            ):
+                draw(value, wrong)
+    assert plots.angles(report, axes[0]) is axes[0]
+
+
+def test_the_number_of_planes_is_at_least_one(adapter):
+    for count in (0, -1, 2.5):
+        with pytest.raises(InputError, match=f"plots.planes: count must be a number of planes of at least 1, not {count}"):
+            plots.planes(measure.angles(adapter), count=count)
+
+
+def test_a_plane_is_drawn_of_what_has_an_adapter(adapter, tmp_path):
+    adapter.save(tmp_path)
+    title = plots.plane(adapter).get_title()
+    assert [plots.plane(each).get_title() for each in (tmp_path, str(tmp_path), SimpleNamespace(adapter=adapter))] == [title] * 3
 
 
 def test_one_report_of_drift_is_as_good_as_a_list():

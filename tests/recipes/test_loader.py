@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from road_interp.errors import InputError
-from road_interp.recipes.loader import builtin_recipes, load_recipe, recipe_path
+from road_interp.recipes.loader import builtin_recipes, load_recipe, load_trainable_recipes, recipe_path
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 
 SMALLEST = {"kind": "classification", "model": {"id": "m"}, "data": {"id": "d.csv"}}
@@ -27,6 +27,18 @@ def test_a_recipe_comes_back_from_its_yaml(tmp_path):
     assert recipe.data.filter == {"source": "imdb"}
 
 
+def test_data_and_model_are_found_beside_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "films.yaml").write_text(yaml.safe_dump({**SMALLEST, "model": {"id": "models://mpnet"}}))
+    assert load_recipe("sub/films.yaml").data.id == "d.csv"  # which is nowhere, or on the Hub
+    for made, expected in (("sub/d.csv", "sub/d.csv"), ("sub/models", "sub/d.csv"), ("d.csv", "d.csv")):
+        (tmp_path / made).touch()
+        recipes = load_recipe("sub/films.yaml"), *load_trainable_recipes("sub/films.yaml", ["seeds=[0, 1]"])
+        assert {(recipe.model.id, recipe.data.id) for recipe in recipes} == {("models://mpnet", expected)}
+    assert load_recipe(SMALLEST).data.id == "d.csv"
+
+
 def test_a_mapping_is_not_changed_by_overrides():
     content = {"kind": "classification", "model": {"id": "m"}, "data": {"id": "d.csv"}}
     load_recipe(content, ["model.id=other", "seed=3"])
@@ -45,6 +57,9 @@ REFUSED = {
     "'training.max_steps' must be at least 1": ["training.max_steps=0"],
     "'training.warmup_ratio' must be a fraction below 1": ["training.warmup_ratio=1"],
     "'seed' must be whole number, not True": ["seed=true"],
+    "'training.learning_rate' must be number, not 1000": [f"training.learning_rate=1{'0' * 400}"],
+    "seed=9+': the value is not valid YAML": [f"seed={'9' * 5000}"],
+    "seed=0xf+': the value is not valid YAML": [f"seed=0x{'f' * 5000}"],
     "'model.dtype' must be 'float32' or 'bfloat16'": ["model.dtype=int8"],
     "'model.max_length' must be at least 1": ["model.max_length=0"],
     "'model.trust_remote_code' must be true or false": ["model.trust_remote_code=perhaps"],

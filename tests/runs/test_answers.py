@@ -10,6 +10,7 @@ import torch
 
 from helpers.recipes import recipe_for
 from road_interp.data.labelled import load_labelled
+from road_interp.measure.answers import Answers
 from road_interp.models.loading import load_tokenizer
 from road_interp.rotation.plane_maps import apply
 from road_interp.runs.answers import answers_of
@@ -17,14 +18,26 @@ from road_interp.training.api import train
 
 
 def test_answers_are_those_of_the_scores(finished):
-    answers = answers_of(finished)
+    steps = []
+    answers = answers_of(finished, lambda *step: steps.append(step))
+    passes = [(f"test texts {which} the rotations", start, 40) for which in ("with", "without") for start in (0, 32)]
+    assert steps == [(f"loading model and data of {finished.folder}",), *passes]
     assert (answers.labels == answers.rotated).mean() == finished.metrics["test"]["accuracy"]
     assert answers.confusion.sum() == len(answers.texts) == 40
     assert np.trace(answers.confusion) == (answers.labels == answers.rotated).sum()
     assert answers.confusion.sum(1).tolist() == np.bincount(answers.labels).tolist()
-    assert all(answers.rotated[row] != answers.without[row] for row in answers.changed)
-    became_right = [bool(answers.rotated[row] == answers.labels[row]) for row in answers.changed]
-    assert became_right == sorted(became_right, reverse=True)
+    batch = load_tokenizer(finished.recipe.model)(list(answers.texts), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        unrotated = finished.load_model().model(**batch).logits.argmax(1)
+    assert answers.without.tolist() == unrotated.tolist()
+    assert (answers.labels == answers.without).mean() < 0.8
+
+
+def test_what_became_right_comes_first_of_what_changed():
+    labels, rotated, without = (np.array(row) for row in ([0, 0, 1, 1, 0], [1, 0, 1, 1, 0], [0, 1, 0, 1, 0]))
+    answers = Answers(tuple("abcde"), ("no", "yes"), labels, rotated, without, {})
+    assert answers.changed == [1, 2, 0]
+    assert answers.confusion.tolist() == [[2, 1], [0, 2]]
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])

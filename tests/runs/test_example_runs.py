@@ -15,5 +15,8 @@ def test_example_runs_open_from_inside_the_package(name):
     run = Run.load(folder)
     assert run.metrics
     assert RoadAdapter.load(folder).num_parameters == run.adapter.num_parameters
+    kind, adapter = run.recipe.kind, f"RoadAdapter(road_1 at {len(run.adapter.sites)} sites, "
+    assert repr(run).startswith(f"Run('{run.folder}', {kind}, {adapter}")
+    assert len(repr(run)) < len(str(run.folder)) + 120
     size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
     assert size < 200_000

@@ -44,6 +44,43 @@ def test_a_run_is_scored_from_any_directory(project, relative, tmp_path, monkeyp
     assert "id: data.csv" in (project / "run" / "recipe.yaml").read_text()
 
 
+def test_a_project_is_moved_with_its_run_and_its_data(project, relative, tmp_path, monkeypatch):
+    trained = train(relative, "runs/run", progress=False)
+    monkeypatch.chdir(tmp_path)
+    moved = project.rename(tmp_path / "moved")
+    found = Run.load("moved/runs/run")
+    assert (found.recipe.model.id, found.recipe.data.id) == (str(moved / "model"), str(moved / "data.csv"))
+    assert evaluate(found, progress=False) == trained.metrics["test"]
+    (moved / "data.csv").write_text("text,label\nanother,negative\n")
+    with pytest.raises(InputError, match=r"data file 'data.csv' has changed"):
+        evaluate(found, progress=False)
+
+
+def test_a_run_is_moved_away_from_its_data(project, relative, tmp_path, monkeypatch):
+    origin = Origin.here(relative, project / "run")
+    assert (origin.directory, origin.from_run) == (str(project), "..")
+    (tmp_path / "data.csv").write_text("text,label\nanother,negative\n")
+    moved = tmp_path / "run"
+    assert origin.located(relative, moved).data.id == "data.csv"  # from the working directory
+    monkeypatch.chdir(tmp_path)
+    assert origin.located(relative, moved).data.id == str(project / "data.csv")
+    assert replace(origin, from_run=None).located(relative, moved).data.id == str(project / "data.csv")
+
+
+@pytest.mark.parametrize("directory", ["gone", "x" * 300, "/tmp/" + "x/" * 3000, "a\0b"])
+def test_a_directory_that_is_gone_or_cannot_be_leads_nowhere(relative, tmp_path, directory):
+    origin = Origin(directory, {"data.csv": "0"}, directory)
+    assert origin.located(relative, tmp_path) == relative
+    origin.check(tmp_path)
+
+
+def test_a_folder_with_the_name_of_a_scheme_is_no_model(tmp_path, relative, monkeypatch):
+    (tmp_path / "models").mkdir()
+    origin = Origin(str(tmp_path), {}, "..")
+    recipe = replace(relative, model=replace(relative.model, id="models://mpnet"))
+    assert origin.located(recipe, tmp_path / "run") == recipe
+
+
 def test_changed_data_are_an_error_and_data_replaces_them(project, relative):
     trained = train(relative, "run", progress=False)
     other = shutil.copy("data.csv", "other.csv")
@@ -64,7 +101,7 @@ def test_changed_data_are_an_error_and_data_replaces_them(project, relative):
 def test_an_unfinished_run_goes_on_from_another_directory_with_the_same_data(project, relative, tmp_path, monkeypatch):
     (project / "run").mkdir()
     (project / "run" / "recipe.yaml").write_text(relative.to_yaml())
-    (project / "run" / "origin.json").write_text(Origin.here(relative).to_json())
+    (project / "run" / "origin.json").write_text(Origin.here(relative, project / "run").to_json())
     monkeypatch.chdir(tmp_path)
     (project / "data.csv").rename(project / "kept.csv")
     (project / "data.csv").write_text("text,label\nanother,negative\n")

@@ -7,12 +7,15 @@ import json
 import logging
 
 import pytest
+import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
 from helpers.cli import run
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
+from road_interp.models.loading import load_tokenizer
+from road_interp.runs.prediction import compute_logits
 from road_interp.training.api import evaluate, train
 
 
@@ -26,10 +29,18 @@ def test_predictions_name_the_classes_in_the_order_of_the_texts(finished):
     predictions = finished.predict(texts)
     assert [each.text for each in predictions] == texts
     assert [each.label for each in predictions] == ["positive", "negative", "positive", "negative"]
-    assert all(0.5 <= each.probability <= 1 for each in predictions)
+    model, recipe = finished.load_model(), finished.recipe.model
+    logits = torch.from_numpy(compute_logits(model, load_tokenizer(recipe), texts, recipe.max_length))
+    assert [each.probability for each in predictions] == pytest.approx(logits.softmax(1).amax(1).tolist(), abs=1e-5)
     (alone,) = finished.predict(texts[2:3])
     assert alone.probability == pytest.approx(predictions[2].probability, abs=1e-5)
     assert finished.predict([]) == ()
+
+
+def test_predictions_report_their_progress(finished):
+    steps = []
+    finished.predict(["fine"] * 40, progress=lambda *step: steps.append(step))
+    assert steps == [(f"loading the model of {finished.folder}",), ("texts", 0, 40), ("texts", 32, 40)]
 
 
 def test_texts_that_do_not_fit_the_run_are_named(finished):

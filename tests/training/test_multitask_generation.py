@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -283,13 +284,22 @@ def test_answers_and_their_perplexity(workplace):
     def ids_of(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def generate(inputs):
+    def generate(inputs, end):
         assert inputs["attention_mask"][1 - inputs["attention_mask"].sum(1).argmax(), 0] == 0  # padded on the left
-        answer = [*ids_of(" yes"), tokenizer.eos_token_id, 5]
+        answer = [*ids_of(" yes"), end, 5]
         return torch.cat([inputs["input_ids"], torch.tensor([answer] * 2)], 1)
 
-    answers = greedy_answers(generate, tokenizer, prompts, 2, base.device)
-    assert [(answer.text, answer.finished) for answer in answers] == [("yes", True)] * 2
+    (other,) = ids_of("<|im_start|>")
+    for end, also, expected in (
+        (tokenizer.eos_token_id, None, ("yes", True)),
+        (other, [other], ("yes", True)),
+        (other, [tokenizer.eos_token_id, other], ("yes", True)),
+        (tokenizer.eos_token_id, other, ("yes", True)),
+        (5, other, (tokenizer.decode([*ids_of(" yes"), 5, 5], skip_special_tokens=True).strip(), False)),
+    ):
+        base.generation_config.eos_token_id = also
+        answers = greedy_answers(partial(generate, end=end), tokenizer, prompts, 2, base)
+        assert [(answer.text, answer.finished) for answer in answers] == [expected] * 2
     perplexity = answer_perplexity(base, tokenizer)(prompts, ["yes no", "no"])
     losses = []
     for prompt, answer in zip(prompts, ["yes no", "no"], strict=True):
@@ -374,7 +384,7 @@ def test_the_command_line_prints_the_composition(workplace, finished, monkeypatc
 
 
 def test_answers_are_scored_with_any_adapter(finished, monkeypatch):
-    scorer = make_scorer(finished)
+    scorer = make_scorer(str(finished.folder))
     assert isinstance(scorer, GenerationScorer)
     scores = finished.composition
     right = scorer(finished.adapter)

@@ -10,7 +10,7 @@ import pytest
 from helpers.recipes import recipe_for
 from road_interp import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.training.api import train
+from road_interp.training.api import evaluate, train
 from road_interp.training.scoring import ClassifierScorer
 
 
@@ -33,6 +33,16 @@ def test_without_its_rotations_the_head_is_worse_and_refitting_it_helps(finished
     assert bare < refitted <= 1
     assert scorer.refitted(finished.adapter).mean() > 0.8
     assert scorer(finished.adapter).mean() > bare  # the scorer keeps nothing of an earlier adapter
+
+
+def test_an_adapter_is_scored_at_its_own_positions(finished, scorer):
+    first = replace(finished.adapter, positions="f1")
+    other = replace(finished, adapter=first)
+    model = other.load_model()
+    assert model.positions == "f1"
+    right = scorer(first)
+    assert not np.array_equal(right, scorer(finished.adapter))
+    assert right.mean() == evaluate(other, progress=False)["accuracy"]
 
 
 def test_runs_without_accuracy_are_refused(finished, workplace):

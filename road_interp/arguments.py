@@ -1,0 +1,38 @@
+"""Checks of the arguments of public functions: an error names what was expected, and how to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from road_interp.errors import InputError
+
+Value = TypeVar("Value")
+
+
+def check_argument(function: str, value: object, expected: type | tuple[type, ...], make: str) -> None:
+    """Raise InputError unless `value` is of an expected class.
+
+    Args:
+        function: the public name of the function, such as "measure.drift".
+        make: says how to get such a value.
+    """
+    if not isinstance(value, expected):
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"{function} needs {names}, not {type(value).__name__}: give {make}")
+
+
+def checked_list(function: str, values: object, expected: type[Value], make: str) -> list[Value]:
+    """The values as a list. Raises InputError unless all are of the expected class; a text is no list of texts."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"{function} needs a list of {expected.__name__}, not {type(values).__name__}: give {make}")
+    for value in (listed := list(values)):
+        check_argument(function, value, expected, make)
+    return listed
+
+
+def check_callable(function: str, name: str, value: object, make: str) -> None:
+    """Raise InputError unless `value`, the argument `name`, can be called; `make` says how to get one."""
+    if not callable(value):
+        raise InputError(f"{function}: '{name}' must be a function, not {type(value).__name__}: give {make}")

@@ -1,0 +1,49 @@
+"""Checks of models, tokenisers and interchanges, which most functions of `road_interp.causal` take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from road_interp.arguments import check_argument, check_callable
+from road_interp.errors import InputError, first_line
+
+
+def check_model(function: str, model: object) -> None:
+    """Raise InputError unless `model` is a module."""
+    check_argument(f"causal.{function}", model, nn.Module, "a causal language model, such as load_model(id, 'causal-lm')[0]")
+
+
+def check_tokenizer(function: str, tokenizer: object) -> None:
+    """Raise InputError unless `tokenizer` is a tokeniser of transformers."""
+    check_argument(f"causal.{function}", tokenizer, PreTrainedTokenizerBase, "load_tokenizer(id)")
+
+
+def check_interchange(function: str, interchange: Any, base: Tensor, source: Tensor, **options: Any) -> None:
+    """Raise InputError unless an interchange turns one state of base and one of source, `(1, width)` each, into such a state.
+
+    Args:
+        options: further arguments of the interchange, such as subspaces.
+    """
+    width = base.shape[-1]
+    check_callable(
+        f"causal.{function}",
+        "interchange",
+        interchange,
+        f"a function of the states of base and source, or an intervention such as RoadInterchangeIntervention({width})",
+    )
+    if getattr(interchange, "is_source_constant", False):  # the runs say that it reads no source
+        return
+    try:
+        with torch.no_grad():
+            state = interchange(base, source, **options)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InputError(
+            f"causal.{function}: the interchange cannot be applied to states of width {width}: {first_line(error)}"
+        ) from error
+    if not isinstance(state, Tensor) or state.shape != base.shape:
+        found = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        raise InputError(f"causal.{function}: the interchange returns {found} for states of shape {tuple(base.shape)}")

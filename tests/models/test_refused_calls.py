@@ -1,0 +1,237 @@
+"""Calls that would rotate other tokens, rows or modules than they ask for, or rotate twice, are errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import LongformerConfig, LongformerModel, MambaConfig, MambaForCausalLM, XLNetConfig, XLNetModel
+
+from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
+from helpers.road_models import bank_model, road_model
+from road_interp.adapters.bank import RoadBank
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+
+
+def everywhere(model, rows=2):
+    """pyvene's subspaces with all planes of every site, in every row."""
+    return [[list(range(site.width // 2))] * rows for site in model.sites]
+
+
+# ------------------------------------------------------------------ twice
+
+
+def test_merge_and_unmerge_wait_for_attached_to_end():
+    model, batch = road_model(), token_batch()
+    rotated, plain = model(base=batch)[1].logits, model.model(**batch).logits
+    with model.attached() as base:
+        with pytest.raises(InputError, match=r"merge in .* overlaps with attached\(\)"):
+            model.merge()
+        assert torch.equal(base(**batch).logits, rotated)
+    model.merge()
+    with model.attached() as base:
+        with pytest.raises(InputError, match="end it before unmerge"):
+            model.unmerge()
+        torch.testing.assert_close(base(**batch).logits, rotated, rtol=0, atol=1e-5)
+    model.unmerge()
+    assert torch.equal(model.model(**batch).logits, plain)
+
+
+def test_merged_weights_are_not_rotated_again_by_pyvenes_loop():
+    model, batch = road_model(), token_batch(2)
+    model.merge()
+    for call in (model, model.generate):
+        with pytest.raises(InputError, match="are merged, and pyvene's loop would apply them again"):
+            call(base=batch, subspaces=everywhere(model))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"unit_locations": {"base": 0}}])
+def test_there_is_no_original_output_of_a_rotated_base(arguments):
+    model, batch = road_model(), token_batch(2)
+    with model.attached(), pytest.raises(InputError, match="are attached: there is no original output"):
+        model(base=batch, output_original_output=True, **arguments)
+    model.merge()
+    for call in (model, model.generate):
+        with pytest.raises(InputError, match="are merged: there is no original output"):
+            call(base=batch, output_original_output=True, **arguments)
+
+
+# ------------------------------------------------------------------ tokens
+
+
+def test_pyvenes_loop_takes_tokens_as_unit_locations_only():
+    model, batch = road_model(), token_batch(2)
+    last = RoadModel(model.model, model.adapter, positions="last")
+    for each, options in ((model, {"positions": "last"}), (last, {})):
+        for call in (each, each.generate):
+            with pytest.raises(InputError, match="positions 'last' have no effect .* unit_locations"):
+                call(base=batch, subspaces=everywhere(model), **options)
+
+
+def test_a_submodule_of_an_attached_model_has_no_positions():
+    model, batch = road_model(), token_batch()
+    last = RoadModel(model.model, model.adapter, positions="last")
+    with last.attached() as base:
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"q_proj' is called by itself: positions 'last' .* LlamaForCausalLM"):
+                base.model(**batch)
+            assert torch.equal(base(**batch).logits, last(base=batch)[1].logits)
+
+
+def test_a_submodule_of_an_attached_model_reads_the_parameters_again():
+    model, batch = road_model(), token_batch()
+    plain = model.model.model(**batch).last_hidden_state
+    with torch.no_grad(), model.attached() as base:
+        rotated = base.model(**batch).last_hidden_state
+        assert not torch.allclose(rotated, plain)
+        base(**batch)
+        for _, intervention in model.by_site():
+            intervention.theta.zero_()
+            intervention.alpha.fill_(1)
+        torch.testing.assert_close(base.model(**batch).last_hidden_state, plain, rtol=0, atol=1e-6)
+
+
+def test_a_prompt_in_pieces_needs_all_positions():
+    model, batch = road_model(), token_batch(2, 8)
+    last = RoadModel(model.model, model.adapter, positions="last")
+    first, second = batch["input_ids"].split(4, dim=1)
+    with torch.no_grad():
+        cache = last(base={"input_ids": first, "use_cache": True})[1].past_key_values
+        with pytest.raises(InputError, match="the cache holds 4 tokens and the call 4 more"):
+            last(base={"input_ids": second, "past_key_values": cache})
+        whole = model(base={"input_ids": batch["input_ids"]})[1].logits
+        cache = model(base={"input_ids": first, "use_cache": True})[1].past_key_values
+        pieces = model(base={"input_ids": second, "past_key_values": cache})[1].logits
+    torch.testing.assert_close(pieces, whole[:, 4:], rtol=0, atol=1e-5)
+
+
+def test_inputs_that_are_none_are_not_given():
+    model, batch = road_model(), token_batch(2)
+    last = RoadModel(model.model, model.adapter, positions="last")
+    states = last.model.get_input_embeddings()(batch["input_ids"])
+    given = {"input_ids": None, "inputs_embeds": states, "attention_mask": batch["attention_mask"]}
+    torch.testing.assert_close(last(base=given)[1].logits, last(base=batch)[1].logits)
+    expected = last.generate(batch, max_new_tokens=3, do_sample=False)[1]
+    embedded = last.generate({key: value for key, value in given.items() if value is not None}, max_new_tokens=3, do_sample=False)
+    assert torch.equal(embedded[1][:, -3:], expected[:, -3:])
+
+
+def test_recurrent_caches_do_not_count_tokens():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "vocab_size": 60}
+    base = MambaForCausalLM(MambaConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=2)).eval()
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output")), positions="last")
+    with pytest.raises(InputError, match="the cache of MambaForCausalLM does not count its tokens"):
+        model.generate(token_batch(2, 5), max_new_tokens=2)
+
+
+# ------------------------------------------------------------------ rows
+
+
+def test_pyvenes_loop_counts_the_rows():
+    model = bank_model("ab")
+    batch = token_batch(3)
+    with pytest.raises(InputError, match="2 adapter names for a batch of 3 rows"):
+        model(base=batch, subspaces=everywhere(model, 3), adapter_names=["a", "b"])
+
+
+def tokens_first(kind):
+    torch.manual_seed(0)
+    if kind == "Longformer":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        settings = LongformerConfig(**sizes, vocab_size=60, attention_window=[4], max_position_embeddings=64, pad_token_id=1)
+        return LongformerModel(settings).eval()
+    return XLNetModel(XLNetConfig(vocab_size=60, d_model=16, n_layer=1, n_head=2, d_inner=32)).eval()
+
+
+@pytest.mark.parametrize("kind", ["Longformer", "XLNet"])
+def test_models_with_tokens_first_take_one_adapter_for_all_tokens(kind):
+    base, batch = tokens_first(kind), token_batch(8, 8)
+    sites = find_sites(base, "all-linear")
+    adapter = random_adapter(sites)
+    refused = f"{type(base).__name__} computes with tokens on the first axis"
+    with pytest.raises(InputError, match=refused):
+        RoadModel(base, adapter, positions="first")(base=batch)
+    with pytest.raises(InputError, match=refused):
+        RoadModel(base, RoadBank({"a": adapter, "b": random_adapter(sites, seed=1)}))(base=batch, adapter_names=list("ab" * 4))
+    model = RoadModel(base, adapter)
+    with torch.no_grad():
+        together = model(base=batch)[1].last_hidden_state
+        alone = model(base={key: value[2:3] for key, value in batch.items()})[1].last_hidden_state
+    torch.testing.assert_close(together[2:3], alone, rtol=0, atol=1e-5)
+
+
+class TokensFirst(nn.Module):
+    """A linear layer that computes with tokens on the first axis."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, states):
+        return self.linear(states.transpose(0, 1)).transpose(0, 1)
+
+
+def test_a_site_with_tokens_first_takes_one_adapter_for_all_rows():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(2, 6)
+    mlp = base.model.layers[0].mlp
+    mlp.down_proj = TokensFirst(mlp.down_proj)
+    path = "model.layers.0.mlp.down_proj.linear"
+    sites = (replace(find_sites(base, "block-output", layers=0)[0], name=path),)
+    bank = RoadBank({"a": random_adapter(sites), "b": random_adapter(sites, seed=1)})
+    model = RoadModel(base, bank)
+    with pytest.raises(InputError, match=r"output of shape \(6, 2, 32\) does not begin with the 2 rows"):
+        model(base=batch, adapter_names=["a", "b"])
+    single = RoadModel(base, bank["a"])
+    alone = single(base={key: value[1:] for key, value in batch.items()})[1].logits
+    torch.testing.assert_close(single(base=batch)[1].logits[1:], alone, rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------ gradient checkpointing
+
+
+def checkpointing(model, use_reentrant=False):
+    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    model.train()
+    return model
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_call_is_not_computed_again_after_it_has_ended(use_reentrant):
+    model, batch = checkpointing(road_model(), use_reentrant), token_batch()
+    with pytest.raises(InputError, match=r"train inside `with model.attached\(\)"):
+        model(base=batch)
+    with torch.no_grad():
+        model(base=batch)
+
+
+def test_passes_with_other_tokens_are_not_mixed_up_in_backward():
+    model = road_model()
+    model = checkpointing(RoadModel(model.model, model.adapter, positions="last"))
+    one, two = padded_batch((7, 5, 3), "right"), padded_batch((2, 7, 4), "right", seed=1)
+    with model.attached() as base:
+        losses = [base(**batch, use_cache=False).logits.square().sum() for batch in (one, two)]
+        with pytest.raises(InputError, match="call backward after every pass"):
+            sum(losses).backward()
+
+
+def test_gradients_are_summed_over_passes_with_a_backward_each():
+    model = road_model()
+    model = RoadModel(model.model, model.adapter, positions="last")
+    batches = padded_batch((7, 5, 3), "right"), padded_batch((2, 7, 4), "right", seed=1)
+    for batch in batches:
+        model(base=batch)[1].logits.square().sum().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    with checkpointing(model).attached() as base:
+        for batch in batches:
+            loss = base(**batch, use_cache=False).logits.square().sum()
+            with torch.no_grad():
+                base(**batches[1])  # a look at other texts does not change what is computed again
+            loss.backward()
+    for parameter, each in zip((p for p in model.parameters() if p.requires_grad), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, each, rtol=1e-4, atol=1e-5)

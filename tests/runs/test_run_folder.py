@@ -1,0 +1,58 @@
+"""One run per folder: what may stand in it when a run starts, and two runs that start together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.recipes import recipe_for
+from road_interp.errors import InputError
+from road_interp.recipes.loader import load_stored_recipe
+from road_interp.runs.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+
+
+def test_two_runs_that_start_together_do_not_share_a_folder(workplace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (RunFolder.prepare(recipe_for(workplace, f"seed={seed}"), None, False, CPU) for seed in (1, 2))
+    first.start({"classes.json": {"classes": []}})
+    with pytest.raises(InputError, match="'runs/run' is not empty; choose another --out"):
+        second.start({})
+    assert load_stored_recipe(first.path / "recipe.yaml").seed == 1
+
+
+def test_a_start_that_was_killed_leaves_a_folder_that_the_next_one_accepts(workplace, tmp_path, monkeypatch):
+    recipe = recipe_for(workplace)
+
+    def start(killed_at=None):
+        written = []
+
+        def write(path, content):
+            if len(written) == killed_at:
+                (path.parent / f".{path.name}-12345678.tmp").touch()  # as a kill leaves it
+                raise KeyboardInterrupt
+            written.append(path.name)
+            path.write_text(content)
+
+        monkeypatch.setattr("road_interp.runs.run_folder.write_atomically", write)
+        resume = (tmp_path / "run" / "recipe.yaml").exists()
+        RunFolder.prepare(recipe, tmp_path / "run", resume, CPU).start({"classes.json": {"classes": []}})
+        return written
+
+    for killed_at in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            start(killed_at)
+    assert start() == ["recipe.yaml", "origin.json", "classes.json"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "origin.json", "classes.json"}
+
+
+def test_the_origin_alone_is_what_a_killed_start_of_an_older_release_leaves(workplace, tmp_path):
+    (tmp_path / "origin.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    recipe = recipe_for(workplace)
+    RunFolder.prepare(recipe, tmp_path, False, CPU).start({})
+    assert load_stored_recipe(tmp_path / "recipe.yaml") == recipe
+    (tmp_path / "recipe.yaml").rename(tmp_path / "notes.yaml")
+    with pytest.raises(InputError, match="is not empty"):
+        RunFolder.prepare(recipe, tmp_path, False, CPU)
