@@ -118,8 +118,8 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     assert told["numbers"][name].startswith("0.333")
     with pytest.raises(InputError, match="rates must hold one learning rate here"):
         script["measure"](SimpleNamespace(recipe=script["Settings"](rates=(1e-4, 1e-3))))
-    with pytest.raises(InputError, match="no learning rate is chosen for road_4 on minilm: give one, as in rates="):
-        script["measure"](SimpleNamespace(recipe=script["Settings"](method="road_4")))
+    with pytest.raises(InputError, match="no learning rate is chosen for lora-1 on minilm: give one, as in rates="):
+        script["measure"](SimpleNamespace(recipe=script["Settings"](method="lora-1")))
     with pytest.raises(InputError, match="task 'SST-2' needs glue=FOLDER, a folder with SST-2/train.tsv and dev.tsv"):
         script["overrides_of"](script["Settings"](task="SST-2"), 1e-3)
 
