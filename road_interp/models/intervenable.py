@@ -95,6 +95,14 @@ class IntervenableModel(pyvene.IntervenableModel):
         """Load a state dict of `state_dict`. Raises InputError if keys are missing or unknown."""
         return load_trained(self, state_dict, strict, assign)
 
+    def save_intervention(self, *args: Any, **kwargs: Any) -> None:
+        """pyvene's files without their config, which its `load_intervention` reads on a CUDA device only: raises InputError."""
+        raise InputError("save_intervention writes files that only a CUDA device can load: use save(folder) and load")
+
+    def load_intervention(self, *args: Any, **kwargs: Any) -> None:
+        """As `save_intervention`: raises InputError."""
+        raise InputError("load_intervention needs a CUDA device: load the folder of save(folder) with load")
+
     def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:
         handlers = super()._intervention_getter(*args, **kwargs)
         self._own_handles += handlers.handlers

@@ -60,6 +60,17 @@ def test_there_is_no_original_output_of_a_rotated_base(arguments):
             call(base=batch, output_original_output=True, **arguments)
 
 
+def test_pyvenes_files_without_a_config_are_not_written(tmp_path):
+    model = road_model()
+    for call, message in (
+        (model.save_intervention, r"only a CUDA device can load: use save\(folder\)"),
+        (model.load_intervention, r"needs a CUDA device: load the folder of save\(folder\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 # ------------------------------------------------------------------ tokens
 
 
