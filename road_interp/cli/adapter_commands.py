@@ -25,7 +25,7 @@ from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError
 from road_interp.files import is_file
 from road_interp.progress import progress_bar
-from road_interp.sources import local_folder
+from road_interp.sources import local_folder, readable_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,11 +80,10 @@ def report(
 
 def _summary(run: Run) -> str:
     """What the scores of a run are about, in a sentence."""
+    model = readable_name(run.recipe.model.name)
     if run.planes is None:
-        return f"{run.recipe.model.name} with trained rotations and head, beside the same model with a trained head alone."
-    return (
-        f"The tasks {', '.join(run.planes.tasks)} of {run.recipe.model.name} on their test data, by the planes that are active."
-    )
+        return f"{model} with trained rotations and head, beside the same model with a trained head alone."
+    return f"The tasks {', '.join(run.planes.tasks)} of {model} on their test data, by the planes that are active."
 
 
 def _score_tables(run: Run) -> list[ScoreTable]:
