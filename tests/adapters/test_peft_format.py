@@ -290,7 +290,7 @@ def test_the_command_line_reads_and_writes_peft(finished, workplace, tmp_path, m
     batch = {"input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 5, 3]])}
     torch.testing.assert_close(logits(theirs, batch), logits(base, batch), **TOLERANCE)
 
-    code, captured = run("inspect", tmp_path / "peft", "--json")
+    code, captured = run("inspect", tmp_path / "peft", "--json", "--out", tmp_path / "figures")
     assert code == 0
     assert set(json.loads(captured.out)) == {site.name for site in finished.adapter.sites}
     code, captured = run("export", finished.folder, "--out", tmp_path / "peft")

@@ -200,7 +200,7 @@ def test_runs_in_packages_are_read_and_left_alone(capsys, monkeypatch, workplace
 
 def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_path):
     random_adapter(find_sites(tiny_model("Bert"), "all-linear"), "road_4", spread=1.0).save(tmp_path)
-    code, out, _ = run(capsys, monkeypatch, "inspect", tmp_path)
+    code, out, _ = run(capsys, monkeypatch, "inspect", tmp_path, "--out", tmp_path / "figures")
     assert code == 0
     lines = [line for line in out.splitlines() if "attention.self.query" in line]
     assert [line.split()[0] for line in lines] == ["0", "1"]
@@ -250,8 +250,8 @@ def test_standard_output_holds_the_json_only(tmp_path):
         "import sys, road_interp.models.road_model; from road_interp.cli.app import main; "
         "sys.argv = sys.argv[:1] + sys.argv[2:]; main()"
     )
-    arguments = [sys.executable, "-c", script, "", "inspect", str(tmp_path / "adapter"), "--json"]
-    shown = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    arguments = [sys.executable, "-c", script, "", "inspect", "adapter", "--json"]
+    shown = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert len(json.loads(shown.stdout)) == 2
 
 
