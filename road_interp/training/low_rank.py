@@ -33,8 +33,8 @@ class TaskLora(nn.Module):
 
     def forward(self, inputs: Tensor, outputs: Tensor, active: Tensor, trainable: Tensor) -> Tensor:
         """The adapted output of a layer; the masks `active` and `trainable` have shape `(rows, 1, size)`."""
-        inner = _project(inputs, self.down, trainable) * active
-        return outputs + _combine_rows(inner, self.up.T, trainable)
+        inner = _project(inputs.to(self.down.dtype), self.down, trainable) * active
+        return outputs + _combine_rows(inner, self.up.T, trainable).to(outputs.dtype)
 
 
 class TaskLoreft(nn.Module):
@@ -55,8 +55,9 @@ class TaskLoreft(nn.Module):
         """The states `outputs`, edited along the active rows; the masks have shape `(rows, 1, size)`."""
         rows, source = self.rows.weight, self.source
         bias = torch.where(trainable, source.bias, source.bias.detach())
-        edit = _project(outputs, source.weight, trainable) + bias - _project(outputs, rows, trainable)
-        return outputs + _combine_rows(edit * active, rows, trainable)
+        states = outputs.to(rows.dtype)
+        edit = _project(states, source.weight, trainable) + bias - _project(states, rows, trainable)
+        return outputs + _combine_rows(edit * active, rows, trainable).to(outputs.dtype)
 
 
 def _project(states: Tensor, rows: Float[Tensor, "size width"], trainable: Tensor) -> Float[Tensor, "batch tokens size"]:
@@ -76,7 +77,7 @@ class LowRankModel(nn.Module):
         model: a causal language model whose linear layers are `nn.Linear`.
         sites: linear layers for LoRA, block outputs for LoReFT.
         tasks: names; each owns `rank` of a site's rows.
-        seed: of the initial weights.
+        seed: of the initial weights, which are float32 in a model of any dtype.
     """
 
     positions = "all"

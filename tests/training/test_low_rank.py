@@ -34,6 +34,16 @@ def test_inactive_tasks_change_nothing(method):
     assert not any(module._forward_hooks for module in model.model.modules())
 
 
+@pytest.mark.parametrize("method", ["LoRA", "LoReFT"])
+def test_models_of_other_dtypes_keep_their_dtype(method):
+    model, batch = low_rank_model(method), token_batch()
+    expected = model(batch, ["a"] * 3)[1].logits
+    model.model.to(torch.bfloat16)
+    found = model(batch, ["a"] * 3)[1].logits
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.05)
+
+
 def test_lora_starts_at_the_identity_and_deltas_add():
     batch = token_batch()
     untrained = low_rank_model("LoRA", perturbed=False)
