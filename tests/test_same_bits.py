@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 
@@ -18,7 +19,7 @@ from road_interp.training.study import studies
 
 pytestmark = pytest.mark.bits
 TIMED = {"bank", "cost", "engine", "joint-training", "throughput"}
-NEED_MORE = {"causalgym", "parameter-share"}  # a file of templates, rates that are not chosen yet
+NEED_MORE = {"causalgym", "parameter-share"}  # a file of templates, as below; rates that are not chosen yet
 STUDIES = sorted(studies().keys() - TIMED - NEED_MORE)
 
 
@@ -36,6 +37,22 @@ def json_files(folder):
     return {path.relative_to(folder): path for path in sorted(folder.rglob("*.json")) if path.name != "MANIFEST.json"}
 
 
+def without_provenance(value):
+    """Printed JSON without when and how it was made."""
+    if isinstance(value, dict):
+        return {key: without_provenance(each) for key, each in value.items() if key != "provenance"}
+    return [without_provenance(each) for each in value] if isinstance(value, list) else value
+
+
+def written(folder):
+    """The bytes of the files that hold no paths, times or versions, by their path."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.suffix in (".safetensors", ".html", ".csv")
+    }
+
+
 def assert_equal(first, second):
     """Every JSON file of two folders."""
     ones, others = json_files(first), json_files(second)
@@ -43,13 +60,25 @@ def assert_equal(first, second):
     assert sum(compare(ones[name], others[name], {}) for name in ones) > 0
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_study(name, tmp_path):
+def measure_twice(tmp_path, *words):
+    """Run a study in two processes, and compare its results."""
     for folder in (tmp_path / "first", tmp_path / "second"):
         folder.mkdir()
         places = ("--results", folder / "results", "--runs", folder / "runs", "--out", folder / "figures")
-        road_interp("study", name, "--quick", *places, folder=os.getcwd())
+        road_interp("study", *words, "--quick", *places, folder=os.getcwd())
     assert_equal(tmp_path / "first" / "results", tmp_path / "second" / "results")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study(name, tmp_path):
+    measure_twice(tmp_path, name)
+
+
+def test_causalgym_on_a_built_in_task(tmp_path):
+    built_in = json.loads((resources.files("road_interp.causal") / "templates.json").read_text())
+    templates = tmp_path / "templates.json"
+    templates.write_text(json.dumps({"agr_gender": built_in["gender"]}))
+    measure_twice(tmp_path, "causalgym", f"templates={templates}")
 
 
 def test_training_and_what_is_measured_on_its_run(workplace, tmp_path):
@@ -60,19 +89,21 @@ def test_training_and_what_is_measured_on_its_run(workplace, tmp_path):
         road_interp("new", "mine", *places, folder=folder)
         road_interp("train", "mine.yaml", "training.max_steps=6", "--out", "run", folder=folder)
         commands = {
-            "evaluate": ("run", "--json"),
+            "evaluate": ("run", "--predictions", "predictions.csv", "--json"),
             "ablate": ("run", "--json"),
             "diagnose": ("run", "--json"),
             "inspect": ("run", "--json"),
             "drift": (workplace / "model", "run", workplace / "data.csv", "--json"),
+            "report": ("run", "--out", "page.html", "--json"),
+            "compose": ("run", "run", "--weights", "1,0.5", "--out", "product", "--json"),
+            "export": ("run", "--out", "peft", "--json"),
+            "size": (workplace / "model", "--json"),
         }
         printed.append({name: json.loads(road_interp(name, *words, folder=folder)) for name, words in commands.items()})
         for name in ("metrics.json", "classes.json"):
             compare(tmp_path / "first" / "run" / name, folder / "run" / name, {})
-    first, second = (sorted((tmp_path / each / "run").rglob("*.safetensors")) for each in ("first", "second"))
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    first, second = (written(tmp_path / each) for each in ("first", "second"))
+    assert {path.parts[0] for path in first} == {"run", "product", "peft", "page.html", "predictions.csv"}
+    assert first == second
     for name, found in printed[0].items():
-        for made in (found, printed[1][name]):
-            if isinstance(made, dict):
-                made.pop("provenance", None)
-        assert found == printed[1][name], name
+        assert without_provenance(found) == without_provenance(printed[1][name]), name
