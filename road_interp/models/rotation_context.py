@@ -110,6 +110,10 @@ class RotationContext:
     def __exit__(self, *exception: object) -> None:
         self._undo.close()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RotationContext:
+        """A copy of the model would hold the hooks of this context without an end: raises InputError."""
+        raise InputError(f"a model cannot be copied during {self._attached or 'a call'}: copy it after its end")
+
     @property
     def is_active(self) -> bool:
         """Whether calls of the calling context are rotated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,15 @@ def test_there_is_no_original_output_of_a_rotated_base(arguments):
     for call in (model, model.generate):
         with pytest.raises(InputError, match="are merged: there is no original output"):
             call(base=batch, output_original_output=True, **arguments)
+
+
+def test_a_model_is_not_copied_while_rotations_are_attached():
+    model, batch = road_model(), token_batch()
+    with model.attached():
+        for each in (model, model.model):
+            with pytest.raises(InputError, match=r"cannot be copied during attached\(\) of road_1"):
+                copy.deepcopy(each)
+    assert torch.equal(copy.deepcopy(model)(base=batch)[1].logits, model(base=batch)[1].logits)
 
 
 def test_pyvenes_files_without_a_config_are_not_written(tmp_path):
