@@ -137,7 +137,10 @@ def test_composition(known, command, monkeypatch, tmp_path):
     for _ in range(2):
         output = command("composition", "--quick", "--seeds", "3")
     assert asked == [(script["MAIN"], 3, 3, 4)]  # what is there is not measured again; the seed divides the reviews, too
-    assert output["sentence"].endswith("A constant label would be right for 0.500 of the reviews.")
+    (frequent,) = [value for row, value in output["numbers"].items() if row.endswith("the more frequent label")]
+    assert frequent == "0.500"
+    (attempted,) = [value for row, value in output["numbers"].items() if row.endswith("label+closing, right or wrong")]
+    assert 0.7 <= float(attempted) <= 1
     (name,) = [row for row in output["numbers"] if row.endswith("least, label+closing")]
     assert output["numbers"][name].startswith("0.700 [")
     drawn = CompositionReport.load(tmp_path / "figures" / "composition.json")
@@ -259,7 +262,7 @@ def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path)
 def test_scan_and_depth_of_an_interchange(command, tiny_language_model, tmp_path):
     output = command("scan", "--quick")
     assert [Path(path).name for path in output["figures"]] == ["scan-agreement.png"]
-    assert re.fullmatch(r"Interchange accuracy on agreement is highest at block \d, \w+\.", output["sentence"])
+    assert re.search(r"is highest at block 0 \(\w+\)(, block \d \(\w+\))*\.$", output["sentence"])
     output = command("depth", "layer=0", "--quick")
     assert [Path(path).name for path in output["figures"]] == ["depth-agreement.png"]
     assert all(name.startswith("depth ") for name in output["numbers"])
@@ -287,7 +290,7 @@ def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_
     built_in = json.loads((ROOT / "road_interp" / "causal" / "templates.json").read_text())
     (tmp_path / "tasks.json").write_text(json.dumps({"agr_sv_num_pp": built_in["agreement"], "agr_gender": built_in["gender"]}))
     output = command("causalgym", f"templates={tmp_path / 'tasks.json'}", "layers=[0, 1]", "steps=2", "pairs=[32, 8, 16]")
-    assert output["sentence"].startswith("Log odds ratio (nats) and its selectivity, at the best of the blocks 0, 1")
+    assert output["sentence"].startswith("Log odds ratio (nats) and its selectivity, at the block of 0, 1 with the highest")
     odds = {(task, method): _odds(output["numbers"][f"{task}, {method}"]) for task in TASKS for method in METHODS}
     apart = [odds[task, METHODS[1]] - odds[task, METHODS[0]] for task in TASKS]
     told = output["numbers"]["DAS, rank 1 minus full swap"]
@@ -315,7 +318,9 @@ def test_several_variables(known, command, monkeypatch, tmp_path):
     slugs = ("--only", "smollm2_number-gender_1", "--only", "smollm2_number-gender_2")
     output = command("variables", *common, *slugs)
     assert [Path(path).name for path in output["figures"]] == ["variables-smollm2-number-gender.png"]
-    assert len(output["numbers"]) == 2 * (3 + 2)
+    assert len(output["numbers"]) == 2 * (3 + 2 + 1)
+    data = output["numbers"]["SmolLM2-135M, number and gender, 2 per variable, data"]
+    assert data == "448 of 7 questions, about 112 entities, are answered rightly; 32 test pairs"
     (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json")
     found = VariablesComparison.load(path)
     assert (found.coordinates, found.answered, found.pairs) == (2, (112, 448, 7), (32, 32, 32))
@@ -415,7 +420,11 @@ def test_drift(command, moved, tmp_path):
     shown = DriftStudy.load(tmp_path / "figures" / "drift-grid.json")
     assert [report.tuned for report in shown.reports] == names[:3]  # controls are in no grid
     assert "After a LayerNorm the norm is set by construction" in output["sentence"]
-    assert len(output["numbers"]) == sum(len(report.places) for report in found.reports)
+    methods = {report.tuned for report in found.reports}
+    assert len(output["numbers"]) == sum(len(report.places) for report in found.reports) + len(methods)
+    against = {f"{each}: against an isotropic change" for each in methods}
+    assert against <= set(output["numbers"])
+    assert output["numbers"]["pretrained against itself: against an isotropic change"] == "unchanged in 0, 1"
 
 
 def test_drift_of_every_seed_and_between_seeds(known, moved, tmp_path):
