@@ -20,7 +20,7 @@ ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
     ("call", "message"),
     [
         (lambda: ri.find_sites("gpt2", "mlp"), "find_sites needs Module, not str: give a model, such as load_model('gpt2')[0]"),
-        (lambda: ri.RoadModel("gpt2", ADAPTER), "RoadModel needs PreTrainedModel, not str: give a transformers model"),
+        (lambda: ri.RoadModel("gpt2", ADAPTER), "RoadModel needs Module, not str: give a transformers model"),
         (lambda: ri.RoadAdapter.identity(tiny_model("Bert")), "RoadAdapter.identity needs a list of Site, not BertModel: give"),
         (lambda: ri.RoadAdapter.identity("mlp"), "needs a list of Site, not str: give the sites of find_sites(model, 'mlp')"),
         (lambda: ADAPTER @ torch.eye(2), "an object of type Tensor is not an adapter: give a RoadAdapter, its folder"),

@@ -74,9 +74,8 @@ def drift(
     quiet_libraries()
     check_folder(out)
     process = PartialState(cpu=not torch.cuda.is_available())
+    texts = _read_texts(data, options.text, options.limit)
     with progress_bar(process.is_main_process) as update:
-        update("reading the texts")
-        texts = _read_texts(data, options.text, options.limit)
         loaded = []
         for name in (base, tuned):
             update(f"loading {name}")

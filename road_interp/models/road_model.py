@@ -11,7 +11,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.adapters import peft_format
@@ -67,7 +67,7 @@ class RoadModel(IntervenableModel):
         positions: Positions | None = None,
         planes: TaskPlanes | None = None,
     ) -> None:
-        check_argument("RoadModel", base_model, PreTrainedModel, "a transformers model, such as that of load_model(id)")
+        check_argument("RoadModel", base_model, nn.Module, "a transformers model, such as that of load_model(id)")
         _check_unrotated(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
