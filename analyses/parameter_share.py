@@ -19,7 +19,7 @@ from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareRe
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.results import Result
-from road_interp.sources import SMOLLM2, is_here
+from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.method_outcomes import train_method
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
 
@@ -162,12 +162,14 @@ def describe(found: ParameterShareReport) -> Described:
     rows = []
     for slug, trainings in found.trainings.items():
         first = trainings[0]
-        name = f"{first.model}, {first.task}, {first.method} ({first.percent:.3f}%)"
+        name = f"{readable_name(first.model)}, {first.task}, {first.method} ({first.percent:.3f}%)"
         rows.append((name, with_interval(found.accuracy(slug))))
         full = f"{slug.removesuffix(first.method)}full"
         if first.method != "full" and full in found.trainings:
             rows.append((f"{name} minus full fine-tuning", with_interval(found.difference(slug, full))))
-    return "Accuracy with 95% intervals over seeds and texts; differences are paired.", rows
+    seeds = sorted({len(trainings) for trainings in found.trainings.values()})
+    counted = " or ".join(f"{count} seed{'s' * (count > 1)}" for count in seeds)
+    return f"Accuracy on test texts with 95% intervals over seeds and texts ({counted}); differences are paired.", rows
 
 
 COMMON: dict[str, Any] = {
