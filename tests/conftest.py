@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")  # MKL's own allocator can loop forever in a forked worker of a DataLoader
 
 import datasets
 import numpy as np

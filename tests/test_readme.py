@@ -69,6 +69,7 @@ def check():
     return runpy.run_path(str(ROOT / "docs" / "write_numbers.py"))
 
 
+@pytest.mark.docs  # as `make check-results`, which continuous integration runs
 def test_numbers_are_those_of_the_stored_results(check):
     for page in check["PAGES"]:
         assert check["differences"](page.read_text(), ROOT / "results") == [], page.name

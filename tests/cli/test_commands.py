@@ -244,6 +244,7 @@ def test_a_failed_run_is_exit_code_1(capsys, monkeypatch, workplace, tmp_path):
     assert "the loss is nan" in err.splitlines()[-1]
 
 
+@pytest.mark.processes
 def test_standard_output_holds_the_json_only(tmp_path):
     random_adapter(find_sites(tiny_model("Bert"), "fc1")).save(tmp_path / "adapter")
     script = (

@@ -198,7 +198,7 @@ def test_attached_rotates_the_calls_of_every_thread(positions):
         rotated, plain = model(base=batch, positions=positions)[1].logits, model.model(**batch).logits
         with model.attached(positions=positions) as base:
             loader = torch.utils.data.DataLoader(
-                Logits(base, batch), num_workers=1, batch_size=None, multiprocessing_context="fork"
+                Logits(base, batch), num_workers=1, batch_size=None, multiprocessing_context="fork", timeout=60
             )
             found = {
                 "same thread": base(**batch).logits,
