@@ -77,7 +77,7 @@ class Result:
         content = {"format": FORMAT, "result": type(self).__name__, **values, "provenance": _plain(provenance)}
         if (summary := self.summary()) is not None:
             content["summary"] = summary
-        return json.dumps(content)
+        return json.dumps(content, separators=(",", ":"))
 
     @classmethod
     def from_json(cls: type[Loaded], text: str) -> Loaded:

@@ -26,7 +26,7 @@ class MaskedInterchange(nn.Module):
     that a coordinate has one owner at most.
 
     Where those methods charge a penalty for every coordinate, here the number per variable is given: the softmax is scaled until
-    every variable's proportions add up to it (Sinkhorn 1967), to about a tenth at low temperatures.
+    every variable's proportions add up to it (Sinkhorn 1967), within about 15% at low temperatures.
 
     Args:
         variables: number of variables.
