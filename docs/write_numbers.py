@@ -60,11 +60,7 @@ def current(text: str, results: Path) -> str:
 def differences(text: str, results: Path) -> list[str]:
     """A line for every number that is not that of the results."""
     pairs = zip(MARKED.finditer(text), MARKED.finditer(current(text, results)), strict=True)
-    return [
-        f"{old[2]}: {one_line(old[3])}: {one_line(old[5])} should be {new[5]}"
-        for old, new in pairs
-        if old[5] != new[5]
-    ]
+    return [f"{old[2]}: {one_line(old[3])}: {one_line(old[5])} should be {new[5]}" for old, new in pairs if old[5] != new[5]]
 
 
 def typed(text: str, results: Path) -> list[str]:
