@@ -119,7 +119,7 @@ def draw(found: CompositionStudy, folder: Path) -> list[Path]:
     first = MAIN if MAIN in found.reports else next(iter(found.reports))
     shown = found.reports[first]
     with context(plots.STYLE):
-        size = (7.5, 0.35 * len(found.reports) + 0.9)
+        size = (7, 0.35 * len(found.reports) + 0.9)
         rows = figure(figsize=size, layout="constrained").add_subplot()
     plots.composition_control(list(found.reports.values()), rows)
     return [

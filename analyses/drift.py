@@ -8,12 +8,14 @@ Two controls for MiniLM: the pretrained model against itself, and two seeds of f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.pyplot import subplots
 from matplotlib.style import context
 
@@ -98,21 +100,33 @@ def draw(found: DriftStudy, folder: Path) -> list[Path]:
     names = dict.fromkeys(each.tuned for each in found.reports if each.base == base and each.tuned != NULL)
     first = [next(each for each in found.reports if each.tuned == name) for name in names]
     with context(plots.STYLE):
-        blocks = subplots(1, 2, figsize=(8.5, 4), layout="constrained")[1]
-        size = (2.4 * max(2, len(first)), 2.4)
+        blocks = subplots(1, 2, figsize=(7, 4), layout="constrained")[1]
+        size = (min(7, 2.4 * max(2, len(first))), 2.4)
         points = subplots(1, len(first), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)[1][0]
     for ax, quantity in zip(blocks, ("angle", "dM"), strict=True):
         plots.drift_blocks([each for each in found.reports if each.tuned != NULL], ax, quantity=quantity)
-    blocks[0].get_legend().remove()  # the right panel has the same legend
+    share_legend(blocks)
     for each, ax in zip(first, points, strict=True):
         before_norm = any(place.before_norm for place in each.places)
         plots.drift_scatter(each, ax, place=each.place(-2, before_norm=before_norm)).label_outer()
+    share_legend(points)
     shown = DriftStudy(tuple(first), ())
     return [
         export.save_figure(blocks[0], found, folder, "drift"),
         export.save_figure(points[0], shown, folder, "drift-scatter"),
         export.save_figure(plots.drift_grid(first), shown, folder, "drift-grid"),
     ]
+
+
+def share_legend(panels: Sequence[Axes]) -> None:
+    """Put the last panel's legend below all of them."""
+    shown = [legend for ax in panels if (legend := ax.get_legend()) is not None]
+    if shown:
+        labels = [text.get_text() for text in shown[-1].get_texts()]
+        with context(plots.STYLE):
+            panels[0].figure.legend(shown[-1].legend_handles, labels, loc="outside lower center", ncols=2)
+    for legend in shown:
+        legend.remove()
 
 
 def describe(found: DriftStudy) -> Described:

@@ -52,7 +52,7 @@ def report(pieces: Pieces) -> InterferenceReport:
 
 def draw(found: InterferenceReport, folder: Path) -> list[Path]:
     with context(plots.STYLE):
-        ax = subplots(figsize=(1.5 + 0.65 * len(found.names), 2.6), layout="constrained")[1]
+        ax = subplots(figsize=(min(7, 1.5 + 0.65 * len(found.names)), 2.6), layout="constrained")[1]
     return [export.save_figure(plots.interference(found, ax), found, folder, "interference")]
 
 

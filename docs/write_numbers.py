@@ -4,8 +4,9 @@
     python docs/write_numbers.py --write
 
 A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is a row of the table that `road-interp study STUDY
---redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval. A number of three decimals that results/
-holds and that stands elsewhere is a failure, too.
+--redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval. Lines may break inside; none starts with
+"<!--", because Markdown takes such a line for a block of HTML. A number of three decimals that results/ holds and that stands
+elsewhere is a failure, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts))
 TYPED = re.compile(r"(?<![\w.])\d?\.\d{3}(?!\d)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
-MARKED = re.compile(r"(<!--= ([\w-]+): (.+?)( \| value)? -->)(.*?)(<!--/-->)", re.DOTALL)
+MARKED = re.compile(r"(<!--=\s+([\w-]+):\s+(.+?)(\s+\|\s+value)?\s+-->)(.*?)(<!--/-->)", re.DOTALL)
 
 
 @cache
@@ -37,16 +38,21 @@ def drop_zero(text: str) -> str:
     return re.sub(r"(?<![\d.])0\.(?=\d)", ".", text)
 
 
+def one_line(text: str) -> str:
+    """The text without its line breaks."""
+    return " ".join(text.split())
+
+
 def current(text: str, results: Path) -> str:
     """The text with the numbers of the results. Raises KeyError that names study and row for a row that does not exist."""
 
     def replaced(found: re.Match[str]) -> str:
-        start, study, row, only_value, _, end = found.groups()
-        known = rows(study, results)
+        start, study, row, only_value, old, end = found.groups()
+        known, row = rows(study, results), one_line(row)
         if row not in known:
             raise KeyError(f"study '{study}' has no row '{row}'; it has {', '.join(known)}")
         value = known[row].partition(" [")[0] if only_value else known[row]
-        return f"{start}{value}{end}"
+        return f"{start}{old if one_line(old) == value else value}{end}"
 
     return MARKED.sub(replaced, text)
 
@@ -54,11 +60,7 @@ def current(text: str, results: Path) -> str:
 def differences(text: str, results: Path) -> list[str]:
     """A line for every number that is not that of the results."""
     pairs = zip(MARKED.finditer(text), MARKED.finditer(current(text, results)), strict=True)
-    return [
-        f"{old[2]}: {old[3]}: {' '.join(old[5].split())} should be {new[5]}"
-        for old, new in pairs
-        if " ".join(old[5].split()) != new[5]
-    ]
+    return [f"{old[2]}: {one_line(old[3])}: {one_line(old[5])} should be {new[5]}" for old, new in pairs if old[5] != new[5]]
 
 
 def typed(text: str, results: Path) -> list[str]:

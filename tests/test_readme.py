@@ -33,7 +33,7 @@ def test_the_recipe_is_one():
 def test_it_is_short():
     lines = README.splitlines()
     assert len(lines) <= 150
-    assert not [line for line in lines if len(line) > 140 and "<!--=" not in line and not line.startswith("|")]
+    assert not [line for line in lines if len(line) > 140 or line.lstrip().startswith("<!--")]
 
 
 def test_links_lead_somewhere():

@@ -20,8 +20,8 @@ from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 
-SHALLOW, DEEP = "RoAd", "stacked RoAd"
-VECTOR, ONE, EIGHT = "DAS, unit vector", "DAS, rank 1 by QR", "DAS, rank 8 by QR"
+SHALLOW, DEEP, DEEPER = "RoAd", "stacked RoAd", "deep RoAd, 32 rows"
+VECTOR, ONE, EIGHT, MANY = "DAS, unit vector", "DAS, rank 1 by QR", "DAS, rank 8 by QR", "DAS, rank 32 by QR"
 PYVENE_ONE, PYVENE_EIGHT, FULL = "pyvene's DAS, rank 1", "pyvene's DAS, rank 8", "pyvene's DAS, full rotation"
 
 
@@ -90,9 +90,9 @@ def cost(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> CostReport:
-    """Time interchanges on random states `(batch, width)`: RoAd at depth 1 and at full depth, DAS in thin forms, and pyvene's.
+    """Time interchanges on random states `(batch, width)`: RoAd in three depths, DAS in thin forms, and pyvene's.
 
-    DAS of rank 1 is a swap along one unit vector, and that of rank 8 needs the QR decomposition of a thin matrix. pyvene makes a
+    Full depth lets a coordinate read all dimensions. For 32 coordinates "deep RoAd" has two levels more for each. DAS of rank 1 is a swap along one unit vector, and that of rank 8 needs the QR decomposition of a thin matrix. pyvene makes a
     square orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each
     interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
     """
@@ -101,8 +101,10 @@ def cost(
         VECTOR: UnitVectorInterchange(width),
         ONE: LowRankInterchangeIntervention(width, 1),
         EIGHT: LowRankInterchangeIntervention(width, 8),
+        MANY: LowRankInterchangeIntervention(width, 32),
         SHALLOW: RoadInterchangeIntervention(width),
         DEEP: RoadInterchangeIntervention(width, depth=butterfly.full_depth(width), rows=[0]),
+        DEEPER: RoadInterchangeIntervention(width, depth=butterfly.full_depth(width) + 64, rows=list(range(32))),
         PYVENE_ONE: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=1),
         PYVENE_EIGHT: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
         FULL: pyvene.RotatedSpaceIntervention(embed_dim=width),

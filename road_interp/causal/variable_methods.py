@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -209,7 +209,7 @@ def try_methods(
     variables: Sequence[str],
     coordinates: int,
     methods: Sequence[str] = tuple(METHODS),
-    rates: Sequence[float] = (),
+    rates: Mapping[str, Sequence[float]] | None = None,
     steps: int = 200,
     seed: int = 0,
     progress: Progress = silent,
@@ -219,12 +219,12 @@ def try_methods(
     Args:
         train, validation: runs of pairs with disjoint entities.
         coordinates: per variable.
-        rates: the same for every method; by default the one that METHODS gives each.
+        rates: learning rates by method; by default the one that METHODS gives each.
     """
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
     inputs = MethodInputs(train.runs.site.width, tuple(variables), coordinates, states, seed)
     for name in methods:
-        for rate in rates or (METHODS[name].learning_rate,):
+        for rate in (rates or {}).get(name, (METHODS[name].learning_rate,)):
             interchange = METHODS[name].make(inputs).to(train.targets.device)
             loss = _train(train, interchange, name, steps, rate, seed, progress)
             yield Trained(Trial(name, rate, loss, measure_variables(validation, interchange, name).disentangle), interchange)

@@ -20,7 +20,7 @@ from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.arguments import check_argument
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 from road_interp.models import pyvene_io
 from road_interp.models.coefficients import BankMaps, Rotations, check_rows
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt
@@ -37,6 +37,8 @@ from road_interp.sites.site import Site
 
 if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
+
+ROW_ARGUMENTS = ("adapter_names", "positions", "tasks", "trainable_tasks", "strengths")
 
 
 class RoadModel(IntervenableModel):
@@ -110,7 +112,7 @@ class RoadModel(IntervenableModel):
 
     def forward(
         self,
-        base: Mapping[str, Any],
+        base: Mapping[str, Any] | None = None,
         sources: Any = None,
         unit_locations: Any = None,
         source_representations: Any = None,
@@ -125,6 +127,7 @@ class RoadModel(IntervenableModel):
         tasks: Sequence[str] | None = None,
         trainable_tasks: Sequence[str] | None = None,
         strengths: Strengths | None = None,
+        **unknown: Any,
     ) -> Any:
         """pyvene's `forward` with five more arguments. Returns `(original output or None, rotated output)`.
 
@@ -141,10 +144,13 @@ class RoadModel(IntervenableModel):
                 for a bank without planes, from adapters to theirs.
 
         Raises:
-            InputError: inputs that are not a mapping, an unknown adapter or task, invalid positions or strengths, or another
-                number of entries than rows.
+            InputError: inputs that are not a mapping, an unknown argument, adapter or task, invalid positions or strengths, or
+                another number of entries than rows.
         """
-        _check_inputs(base)
+        base = _checked_inputs(base, unknown)
+        if unknown:
+            hint = did_you_mean(name := min(unknown), ROW_ARGUMENTS, "the arguments for rows are")
+            raise InputError(f"unknown argument '{name}': what the base model takes goes into the mapping; {hint}")
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
@@ -164,7 +170,7 @@ class RoadModel(IntervenableModel):
 
     def generate(
         self,
-        base: Mapping[str, Any],
+        base: Mapping[str, Any] | None = None,
         sources: Any = None,
         unit_locations: Any = None,
         source_representations: Any = None,
@@ -184,7 +190,7 @@ class RoadModel(IntervenableModel):
         transformers' `generate`. Greedy decoding, sampling and beam search are supported, with and without cache; a beam uses the
         adapter of its row.
         """
-        _check_inputs(base)
+        base = _checked_inputs(base, kwargs)
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
@@ -530,11 +536,19 @@ def _check_unrotated(base_model: PreTrainedModel) -> None:
             )
 
 
-def _check_inputs(base: Any) -> None:
+def _checked_inputs(base: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model's inputs. Raises InputError for any that are not one mapping."""
+    if base is None:
+        given = f"{name}=..." if (name := next(iter(named), None)) else ""
+        raise InputError(
+            f"give the inputs as one mapping, model({{'input_ids': ids}}) or model(batch), not model({given}); inside `with "
+            "model.attached() as base`, base(**batch) is a call as in transformers"
+        )
     if not isinstance(base, Mapping):
         raise InputError(
             f"give the inputs as a mapping, base={{'input_ids': ids}}, not as an object of type {type(base).__name__}"
         )
+    return base
 
 
 def _shown(value: Any) -> str:

@@ -69,7 +69,7 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
         ax.arrow(x, y, magnitude * np.cos(angle), magnitude * np.sin(angle), color=COLORS[0] if angle > 0 else COLORS[1], **arrow)
         place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
         text = f"{place}\nplane {plane}: {np.degrees(angle):+.0f}°, \u00d7 {magnitude:.2f}"
-        ax.text(x, y - 1.25, text, ha="center", va="top", fontsize="x-small")
+        ax.text(x, y - 1.25, text, ha="center", va="top")
     rows = -(-len(largest) // columns)
     ax.set(xlim=(-1.8, wide * (columns - 1) + 1.8), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
     ax.set_axis_off()
@@ -158,8 +158,6 @@ def _heat_map(report: AngleReport, ax: Axes, value: Callable[[SiteAngles], float
         middle = np.nanmax(cells) / 2
         for (row, column), cell in np.ndenumerate(cells):
             if np.isfinite(cell):
-                ax.text(
-                    column, row, two_digits(cell), ha="center", va="center", color="w" if cell < middle else "k", fontsize="small"
-                )
+                ax.text(column, row, two_digits(cell), ha="center", va="center", color="w" if cell < middle else "k")
     ax.figure.colorbar(image, ax=ax, label=unit)
     return ax

@@ -32,7 +32,7 @@ def capacity(report: CapacityReport, ax: Axes | None = None) -> Axes:
         if seeds[0] == 1 < seeds[-1]:
             hollow = [row for row in rows if len(shown[row].scores) == 1]
             ax.plot([shown[row].mean for row in hollow], hollow, linestyle="none", markerfacecolor="white", zorder=3, **look)
-    ax.set_yticks(range(len(shown)), [f"{point.name}  {point.percent:.3g}%" for point in shown], fontsize="x-small")
+    ax.set_yticks(range(len(shown)), [f"{point.name}  {point.percent:.3g}%" for point in shown])
     ax.invert_yaxis()
     several = f"{'' if len(seeds) == 1 else f'{seeds[0]} to '}{seeds[-1]} seed{'s' * (seeds[-1] > 1)}"
     ax.set(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, ReadPointDrift
 
 DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$), a cosine", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
-PANELS = 10  # in one row of the grid
+PANELS = 6  # in one row of the grid
 NULL = "isotropic change of the same angle"
 BEFORE, AFTER = "before the block's LayerNorm", "after it: norm set by LayerNorm"
 
@@ -33,7 +33,7 @@ def drift_scatter(report: DriftReport, ax: Axes | None = None, *, place: ReadPoi
     _points(ax, place, COLORS[0])
     ax.set(xlabel=DIRECTION, ylabel=MAGNITUDE, title=f"{report.tuned}\n{place.name}")
     if ax.get_lines():
-        ax.legend(loc="upper right", fontsize="x-small")
+        ax.legend(loc="upper right")
     return ax
 
 
@@ -41,7 +41,7 @@ def drift_scatter(report: DriftReport, ax: Axes | None = None, *, place: ReadPoi
 def drift_grid(reports: Sequence[DriftReport] | DriftReport) -> Axes:
     """The same for every block, on shared axes (paper, figure B.1). Returns the first axes of the figure.
 
-    Every report has one row, or two where blocks end in a LayerNorm: states before it and after it. A row has at most ten blocks,
+    Every report has one row, or two where blocks end in a LayerNorm: states before it and after it. A row has at most six blocks,
     or as many as fit the width of the caller's figure.figsize; the next ones are in the next row. The dotted lines are isotropic
     changes.
     """
@@ -57,13 +57,14 @@ def drift_grid(reports: Sequence[DriftReport] | DriftReport) -> Axes:
     figure, axes = plt.subplots(
         len(rows),
         columns,
-        figsize=(width or 1.1 * columns + 0.9, 1.15 * len(rows) + 0.6),
+        figsize=(width or columns + 0.9, 1.15 * len(rows) + 0.6),
         sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     names = list(dict.fromkeys(report.tuned for report in reports))
+    highest = max(magnitude for report in reports for place in report.places for _, magnitude in place.points)
     for index, (row, (report, before_norm, chunk)) in enumerate(zip(axes, rows, strict=True)):
         for ax, layer in zip(row, chunk, strict=False):
             place = report.place(layer, before_norm)
@@ -73,11 +74,15 @@ def drift_grid(reports: Sequence[DriftReport] | DriftReport) -> Axes:
                 ax.set_title(f"block {layer}")
         for ax in row[len(chunk) :]:
             ax.set_axis_off()
-        where = {(True, False): "before LayerNorm", (False, True): "after LayerNorm,\nwhich sets the norm"}
+        where = {(True, False): "before LayerNorm", (False, True): "after LayerNorm"}
         label = where.get((before_norm, place.norm_is_pinned), "block's output")
-        row[0].set_ylabel(f"{fill(report.tuned, 28)}\n{label}", fontsize="x-small")
-    figure.supxlabel(DIRECTION, fontsize="medium")
-    figure.supylabel(MAGNITUDE, fontsize="medium")
+        if len(kinds) == 1:
+            figure.suptitle(f"{report.tuned}: {label}")
+        elif chunk is chunks[0]:
+            row[0].set_ylabel(f"{fill(report.tuned, 16)}\n{label}")
+    axes[0, 0].set_ylim(-0.05 * highest, 1.1 * highest or None)  # whatever the lines of isotropic changes need
+    figure.supxlabel(DIRECTION)
+    figure.supylabel(MAGNITUDE)
     return axes[0, 0]
 
 

@@ -116,7 +116,7 @@ def draw_throughput(report: ThroughputReport, folder: Path) -> Path:
         report.save(folder / "throughput.json")
         return folder / "throughput.json"
     with context(plots.STYLE):
-        figure, axes = subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.2), layout="constrained", squeeze=False)
+        figure, axes = subplots(1, len(tasks), figsize=(min(7, 3.4 * len(tasks)), 3.2), layout="constrained", squeeze=False)
         figure.suptitle(f"{readable_name(report.model)}, {report.sites} sites, {report.dtype}, {report.device}")
     for task, ax in zip(tasks, axes[0], strict=True):
         plots.throughput(report, ax, task=task)

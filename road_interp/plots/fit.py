@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox, ScaledTranslation, blended_transform_factory
 
 LABELS, LEGEND = 0.42, 0.36  # largest shares of the figure's width for the labels of the y axis and a legend beside the axes
-SMALLEST = 3.5  # points, of a label
+SMALLEST = 5.0  # points, of a label
 LINE = 1.2  # distance of two lines over the size of the text
 
 
@@ -136,7 +136,6 @@ def _move_legend(ax: Axes, figure: Figure) -> bool:
         return False
     if legend.get_window_extent().width < LEGEND * _share(ax) * figure.bbox.width:
         return False
-    plt.setp(legend.get_texts(), fontsize="x-small")
     _anchor_legend(ax, figure)
     return True
 

@@ -35,7 +35,6 @@ def interference(report: InterferenceReport, ax: Axes | None = None) -> Axes:
             f"{two_digits(cost)}\n[{two_digits(low)}, {two_digits(high)}]",
             ha="center",
             va="center",
-            fontsize="x-small",
             color=color,
         )
     ax.set_xticks(range(len(report.names)), [fill(name, 10) for name in report.names])

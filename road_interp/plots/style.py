@@ -20,7 +20,7 @@ STYLE = str(resources.files("road_interp.plots") / "road.mplstyle")
 _SETTINGS = rc_params_from_file(STYLE, use_default_template=False)
 # Read from the style: "C0" would be resolved when a notebook shows the figure, outside the style.
 COLORS: list[str] = _SETTINGS["axes.prop_cycle"].by_key()["color"]
-RELATIVE = ("axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")  # to font.size
+RELATIVE = tuple(key for key in _SETTINGS if key.endswith(("titlesize", "labelsize", "legend.fontsize")))  # to font.size
 
 ROW, ABOVE_ROWS = 0.14, 1.2  # inches: height of a named row, and of what is above and below the rows
 

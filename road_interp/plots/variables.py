@@ -22,7 +22,7 @@ MARKERS = "osD^vPXd*<>"
 def variables(
     comparisons: Sequence[VariablesComparison] | VariablesComparison, ax: Axes | None = None, quantity: str = "disentangle"
 ) -> Axes:
-    """A line per method; bars from the lowest to the highest seed. Dotted lines are swaps of the whole state and of nothing.
+    """A line per method; bars from the lowest to the highest seed. Grey lines are the swaps of nothing and of the whole state.
 
     Args:
         comparisons: of one model and one type of entity.
@@ -48,13 +48,9 @@ def variables(
             capsize=2,
             label=method,
         )
-    for method in (method for method in methods if method not in lines):
+    for number, method in enumerate(method for method in methods if method not in lines):
         level = float(np.mean([_value(found.of(method), quantity) for found in comparisons]))
-        ax.axhline(level, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
-        side = "top" if 0.05 < level < 0.52 else "bottom"  # both levels of disentangle are near .5
-        ax.annotate(
-            method, (0.5, level), xycoords=("axes fraction", "data"), ha="center", va=side, fontsize="x-small", color="0.3"
-        )
+        ax.axhline(level, color="0.4", linewidth=1, linestyle=(":", "-.")[number], label=method)
     ax.set_xscale("log", base=2)
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.minorticks_off()

@@ -85,19 +85,21 @@ def undivided(piece: Piece, own_loss: bool = False) -> CompositionReport:
 
 
 def adapter_per_set(piece: Piece) -> CompositionReport:
-    """One adapter on all planes for every set of tasks, trained on answers that show the whole set; as many steps in all."""
+    """One adapter on all planes for every set of tasks, trained on answers that show the whole set.
+
+    This is the ceiling: every adapter has the steps and the reviews that the other methods have for all tasks together.
+    """
     recipe: MultiTaskGenerationRecipe = piece.recipe
     data = load_multitask_data(recipe)
     held_out = len(data.validation) + len(data.test)
     reviews = load_reviews(recipe.reviews)[held_out : held_out + sum(map(len, data.examples.values()))] if recipe.reviews else []
     sets, adapters = all_sets(list(data.behaviours)), {}
-    steps = None if recipe.training.max_steps is None else max(1, recipe.training.max_steps // len(sets))
     for number, name in enumerate(sets):
         piece.progress(f"adapter of {name}", number, len(sets))
         shown = [each for task, each in data.behaviours.items() if task in name.split("+")]
-        examples = [Example(each.text, tuple(answer_parts(shown, each))) for each in reviews[number :: len(sets)]]
+        examples = [Example(each.text, tuple(answer_parts(shown, each))) for each in reviews]
         only = replace(recipe, tasks={"set": TaskRecipe(behaviour=PLAIN)}, co_activation=0.0, shared=None)
-        experiment = MultiTaskGenerationExperiment(replace(only, training=replace(recipe.training, max_steps=steps)))
+        experiment = MultiTaskGenerationExperiment(only)
         experiment.data = replace(data, examples={"set": examples}, behaviours={})
         experiment.parts = {"set": sum(1 << PARTS.index(each.part) for each in shown)} if shown else {}
         adapters["none" if name == BASE else name] = _train_undivided(experiment).road.adapter

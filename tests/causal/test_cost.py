@@ -8,8 +8,10 @@ import torch
 from road_interp.causal.accuracy import effective_parameters
 from road_interp.causal.cost import (
     DEEP,
+    DEEPER,
     EIGHT,
     FULL,
+    MANY,
     ONE,
     PYVENE_EIGHT,
     PYVENE_ONE,
@@ -27,8 +29,9 @@ from road_interp.rotation import butterfly
 
 def test_every_method_is_timed_in_every_round():
     told = []
-    report = cost(width=16, batch=2, rounds=2, progress=told.append)
-    counts = {VECTOR: 16, ONE: 16, EIGHT: 128, SHALLOW: 8, DEEP: 32, PYVENE_ONE: 16, PYVENE_EIGHT: 128, FULL: 256}
+    report = cost(width=32, batch=2, rounds=2, progress=told.append)
+    thin, square = {VECTOR: 32, ONE: 32, EIGHT: 8 * 32, MANY: 32 * 32}, {PYVENE_ONE: 32, PYVENE_EIGHT: 8 * 32, FULL: 32 * 32}
+    counts = {**thin, SHALLOW: 16, DEEP: 5 * 16, DEEPER: 69 * 16, **square}
     assert told == [*counts] * 3
     assert {each.method: each.parameters for each in report.methods} == counts
     assert all(len(each.seconds) == 2 and min(each.seconds) > 0 for each in report.methods)

@@ -321,7 +321,7 @@ def test_ravels_files(tmp_path):
 @pytest.mark.slow
 def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
     splits = [runs_of(taught, task, tokenizer, split) for split in ("train", "val", "test")]
-    trials, reports = compare_variables(*splits, VARIABLES, 2, rates=(1e-7, 0.05), steps=60, seed=3)
+    trials, reports = compare_variables(*splits, VARIABLES, 2, rates=dict.fromkeys(METHODS, (1e-7, 0.05)), steps=60, seed=3)
     assert [(trial.method, trial.rate) for trial in trials] == [(name, rate) for name in METHODS for rate in (1e-7, 0.05)]
     by_name = {report.method: report for report in reports}
     assert list(by_name) == ["no swap", "whole state", "random subspace", *METHODS]

@@ -141,6 +141,19 @@ def test_inputs_that_are_none_are_not_given():
     assert torch.equal(embedded[1][:, -3:], expected[:, -3:])
 
 
+def test_inputs_by_name_are_refused_with_the_forms_that_work():
+    model, batch = road_model(), token_batch()
+    with pytest.raises(InputError, match=r"give the inputs as one mapping, .* not model\(\);"):
+        model()
+    for call in (model, model.generate):
+        with pytest.raises(InputError, match=r"not model\(input_ids=\.\.\.\); inside `with model.attached"):
+            call(**batch)
+    with pytest.raises(InputError, match="unknown argument 'task': what the base .* did you mean 'tasks'"):
+        model(batch, task=["a"])
+    with pytest.raises(InputError, match="'past_key_values': what the base model takes goes into the mapping; .* adapter_names"):
+        model(batch, past_key_values=None)
+
+
 def test_recurrent_caches_do_not_count_tokens():
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "vocab_size": 60}

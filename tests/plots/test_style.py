@@ -72,13 +72,13 @@ def functions():
 
 def test_the_callers_size_and_fonts_are_kept(adapter):
     report = measure.angles(adapter)
-    with plt.rc_context(COLUMN):
+    with plt.rc_context({**COLUMN, "font.size": 7}):
         ax = plots.angles(report)
     assert ax.figure.get_size_inches().tolist() == [3.3, 2.4]
-    assert {label.get_fontsize() for label in ax.get_xticklabels()} == {8}
+    assert {label.get_fontsize() for label in ax.get_xticklabels()} == {7}
     ax = plots.angles(report)
     assert ax.figure.get_size_inches().tolist() == pytest.approx([5, 3.2])
-    assert {label.get_fontsize() for label in ax.get_xticklabels()} == {7}
+    assert {text.get_fontsize() for text in (*ax.get_xticklabels(), ax.title, ax.xaxis.label)} == {8}
 
 
 @pytest.mark.parametrize("own", [False, True])
