@@ -23,7 +23,7 @@ from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
 from road_interp.causal.noun_task import number_and_gender
-from road_interp.causal.variable_methods import METHODS, VariablesComparison
+from road_interp.causal.variable_methods import VariablesComparison
 from road_interp.errors import InputError
 from road_interp.measure import (
     AblationReport,
@@ -308,16 +308,16 @@ def _odds(told: str) -> float:
 def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(known):
     """Those of the stored comparison of seed 0, by validation."""
     script = script_of(known["variables"])
-    settings, grid = script["Settings"], script["RATES"]
-    (first,) = [VariablesComparison.load(RESULTS / "variables/smollm2_city_16/seed-0.json")]
-    tried = {method: [each for each in first.trials if each.method == method] for method in METHODS}
-    assert all([each.rate for each in trials] == list(grid) for trials in tried.values())
+    settings, grid, methods = script["Settings"], script["RATES"], script["METHODS"]
+    first = VariablesComparison.load(RESULTS / "variables/smollm2_city_16/seed-0.json")
+    tried = {method: [each for each in first.trials if each.method == method] for method in methods}
+    assert {tuple(each.rate for each in trials) for trials in tried.values()} == {grid}
     chosen = {method: (max(trials, key=lambda each: each.validation).rate,) for method, trials in tried.items()}
     of_cities = settings(entities="city", rates=grid)
     assert script["rates_of"](replace(of_cities, seed=1)) == chosen
-    assert script["rates_of"](of_cities) == dict.fromkeys(METHODS, grid)
-    assert script["rates_of"](replace(of_cities, seed=1, model="other")) == dict.fromkeys(METHODS, grid)
-    assert script["rates_of"](replace(of_cities, seed=1, rates=(1e-4,))) == dict.fromkeys(METHODS, (1e-4,))
+    assert script["rates_of"](of_cities) == dict.fromkeys(methods, grid)
+    assert script["rates_of"](replace(of_cities, seed=1, model="other")) == dict.fromkeys(methods, grid)
+    assert script["rates_of"](replace(of_cities, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
     assert script["rates_of"](settings(seed=1)) is None
 
 
