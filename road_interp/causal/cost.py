@@ -92,9 +92,10 @@ def cost(
 ) -> CostReport:
     """Time interchanges on random states `(batch, width)`: RoAd in three depths, DAS in thin forms, and pyvene's.
 
-    Full depth lets a coordinate read all dimensions. For 32 coordinates "deep RoAd" has two levels more for each. DAS of rank 1 is a swap along one unit vector, and that of rank 8 needs the QR decomposition of a thin matrix. pyvene makes a
-    square orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each
-    interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
+    Full depth lets a coordinate read all dimensions. For 32 coordinates "deep RoAd" has two levels more for each. DAS of rank 1
+    is a swap along one unit vector, and that of rank 8 needs the QR decomposition of a thin matrix. pyvene makes a square
+    orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each interchange
+    runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
     """
     torch.manual_seed(0)
     interchanges: dict[str, nn.Module] = {
