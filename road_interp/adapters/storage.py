@@ -10,12 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.modules_to_save import digest, read_safetensors
 from road_interp.errors import InputError
 from road_interp.files import is_dir, is_file, locked, read_json_object, write_atomically
 from road_interp.formats import check_format
@@ -27,6 +29,7 @@ KEYS = {"format", "release", "variant", "group_size", "sites", "tensors", "sha25
 DESCRIPTION = "adapter.json"
 PEFT_DESCRIPTION = "adapter_config.json"
 IN_RUN = "adapter"  # where the folder of a run has the folder of its adapter
+RUN_RECIPE, RUN_HEAD = "recipe.yaml", "head.safetensors"  # of a run, beside that folder
 
 
 class AdapterValues(NamedTuple):
@@ -63,8 +66,8 @@ def save(values: AdapterValues, folder: Path) -> None:
     tensors = {f"{site.name}.theta": values.theta[site.name] for site in values.sites}
     tensors |= {f"{site.name}.alpha": values.alpha[site.name] for site in values.sites}
     payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    digest = hashlib.sha256(payload).hexdigest()
-    file = f"adapter-{digest[:16]}.safetensors"
+    hashed = hashlib.sha256(payload).hexdigest()
+    file = f"adapter-{hashed[:16]}.safetensors"
     description = {
         "format": FORMAT,
         "release": version("road-interp"),
@@ -72,7 +75,7 @@ def save(values: AdapterValues, folder: Path) -> None:
         "group_size": values.group_size,
         "sites": [_site_to_json(site) for site in values.sites],
         "tensors": file,
-        "sha256": digest,
+        "sha256": hashed,
         "base": None if values.base is None else asdict(values.base),
         "positions": values.positions,
         "modules_to_save": values.modules_to_save,
@@ -91,8 +94,10 @@ def load(folder: Path) -> AdapterValues:
     if not is_file(path):
         raise InputError(f"no adapter here ({DESCRIPTION} is missing)")
     with locked(folder, shared=True):
-        older = {"release": None, "base": None, "positions": "all", "modules_to_save": None}  # what files of 0.1.0 may lack
-        description = {**older, **read_json_object(path)}
+        description = {"release": None, "base": None, **read_json_object(path)}  # files of 0.1.0 may lack these
+        for key, read in (("positions", _positions_of_run), ("modules_to_save", _head_of_run)):
+            if key not in description:
+                description[key] = read(folder)
         _check_description(description)
         sites = tuple(_site_from_json(number, item) for number, item in enumerate(description["sites"]))
         tensors = _read_tensors(folder, description["tensors"], description["sha256"])
@@ -106,6 +111,24 @@ def load(folder: Path) -> AdapterValues:
     base = None if description["base"] is None else _base_from_json(description["base"])
     variant, group_size, positions = (description[key] for key in ("variant", "group_size", "positions"))
     return AdapterValues(sites, theta, alpha, variant, group_size, base, positions, description["modules_to_save"])
+
+
+def _positions_of_run(folder: Path) -> str:
+    """The positions in the recipe of the run around the folder of an adapter; "all" where there is no run."""
+    path = folder.parent / RUN_RECIPE
+    if folder.name != IN_RUN or not is_file(path):
+        return "all"
+    try:
+        positions = yaml.safe_load(path.read_text(encoding="utf-8"))["adapter"].get("positions", "all")
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise InputError(f"{path} cannot be read, so that the adapter's positions are unknown") from None
+    return "all" if positions is None else positions
+
+
+def _head_of_run(folder: Path) -> str | None:
+    """The sha256 of the head in the run around the folder of an adapter; None where there is none."""
+    path = folder.parent / RUN_HEAD
+    return digest(read_safetensors(path)) if folder.name == IN_RUN and is_file(path) else None
 
 
 def _check_description(description: dict[str, Any]) -> None:
@@ -136,7 +159,7 @@ def _tensor_file_name(name: Any) -> str:
     return name
 
 
-def _read_tensors(folder: Path, name: Any, digest: Any) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, name: Any, sha256: Any) -> dict[str, Tensor]:
     path = folder / _tensor_file_name(name)
     try:
         payload = path.read_bytes()
@@ -148,7 +171,7 @@ def _read_tensors(folder: Path, name: Any, digest: Any) -> dict[str, Tensor]:
         tensors = load_tensors(payload)
     except SafetensorError as error:
         raise InputError(f"{name} is not a readable safetensors file ({error})") from None
-    if hashlib.sha256(payload).hexdigest() != digest:
+    if hashlib.sha256(payload).hexdigest() != sha256:
         _report_not_finite(name, tensors)
         raise InputError(f"{name} was changed after it was saved: its content does not match the sha256 in {DESCRIPTION}")
     return tensors

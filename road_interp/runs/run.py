@@ -7,13 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from road_interp.adapters.modules_to_save import digest, load_modules, read_safetensors
+from road_interp.adapters.modules_to_save import load_modules, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.data.labelled import label_options, with_glue_defaults
@@ -85,12 +85,7 @@ class Run:
         origin = Origin.load(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
         recipe = load_stored_recipe(folder / RECIPE)
         recipe = recipe if origin is None else origin.located(recipe, folder)
-        # The adapter's file of a run of 0.1.0 has neither.
-        adapter = replace(
-            RoadAdapter.load(folder / ADAPTER),
-            positions=recipe.adapter.positions,
-            modules_to_save=digest(read_safetensors(folder / HEAD)) if (folder / HEAD).is_file() else None,
-        )
+        adapter = RoadAdapter.load(folder / ADAPTER)
         classes = planes = None
         if recipe.task_names:
             planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)

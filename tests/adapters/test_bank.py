@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -162,6 +164,29 @@ def test_adapters_of_different_heads_cannot_share_a_bank(tmp_path):
         with pytest.raises(InputError, match="does not fit this bank: its modules_to_save differ, such as its head"):
             RoadBank({"a": first, "b": other})
     assert len(RoadBank({"a": first, "b": first**0.5})) == 2
+
+
+def test_runs_of_older_releases_with_other_heads_cannot_share_a_bank():
+    """The file of their adapter does not name the head, which is beside it."""
+    runs = "package://road_interp/example_runs/sentiment-minilm/seed-"
+    assert re.fullmatch("[0-9a-f]{64}", RoadAdapter.load(f"{runs}0").modules_to_save)
+    bank = RoadBank({"a": f"{runs}0", "b": f"{runs}1"})
+    with pytest.raises(InputError, match="'b' does not fit this bank: its modules_to_save differ"):
+        bank.rows(["a", "b"])
+
+
+def test_positions_of_a_run_of_an_older_release_are_those_of_its_recipe(tmp_path):
+    folder = tmp_path / "run" / "adapter"
+    random_adapter(find_sites(tiny_model("Bert"), "all-linear")).save(folder)
+    description = json.loads((folder / "adapter.json").read_text())
+    del description["positions"]
+    (folder / "adapter.json").write_text(json.dumps(description))
+    assert RoadAdapter.load(tmp_path / "run").positions == "all"
+    (tmp_path / "run" / "recipe.yaml").write_text("adapter: {positions: last}\n")
+    assert RoadAdapter.load(tmp_path / "run").positions == RoadAdapter.load(folder).positions == "last"
+    (tmp_path / "run" / "recipe.yaml").write_text("adapter: [")
+    with pytest.raises(InputError, match=r"recipe.yaml cannot be read, so that the adapter's positions are unknown"):
+        RoadAdapter.load(folder)
 
 
 def test_folders_inside_packages_are_read(tmp_path, monkeypatch):

@@ -70,16 +70,16 @@ def test_most_studies_have_results():
     assert set(NAMES) - set(MEASURED) <= unmeasured
 
 
-@pytest.mark.rendered
 @pytest.mark.parametrize("name", MEASURED)
 def test_every_study_is_redrawn_from_its_results(command, no_model, tmp_path, name):
+    """Without rendering: `make docs` renders the same figures."""
     told = command(name, "--redraw", "--results", RESULTS)
     assert told["numbers"]
     assert not re.search(r"\b(nan|inf)\b", json.dumps(told["numbers"]) + told["sentence"])
     for path in map(Path, told["figures"]):
         assert path.is_relative_to(tmp_path / "figures")
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert path.with_suffix(".pdf").stat().st_size > 1000
+        assert path.is_file()
+        assert path.with_suffix(".pdf").is_file()
         assert json.loads(path.with_suffix(".json").read_text())["format"] == 1
     tables = ("bank", "causalgym", "controls", "cost", "parameter-share-rates", "size", "variable-rates")
     assert bool(told["figures"]) == (name not in tables)
