@@ -65,7 +65,8 @@ class RoadAdapter:
         parse_positions(self.positions)
         if self.variant not in plane_maps.VARIANTS:
             raise InputError(f"unknown variant '{self.variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
-        if not self.sites:
+        sites = "the sites of find_sites(model, ...)"
+        if not checked_list("RoadAdapter", [self.sites] if isinstance(self.sites, Site) else self.sites, Site, sites):
             raise InputError("an adapter needs at least one site")
         names = [site.name for site in self.sites]
         for name in names:
@@ -86,6 +87,8 @@ class RoadAdapter:
         expected = plane_maps.num_parameters(site.width, self.variant)
         if values is None:
             raise InputError(f"site '{site.name}': its {kind} is missing")
+        if not isinstance(values, Tensor):
+            raise InputError(f"site '{site.name}': {kind} must be a tensor, not {type(values).__name__}")
         if tuple(values.shape) != (expected,):
             raise InputError(
                 f"site '{site.name}': {kind} has shape {tuple(values.shape)}, but {self.variant} on width {site.width} "

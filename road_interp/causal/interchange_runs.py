@@ -85,7 +85,8 @@ class InterchangeRuns:
         bases, sources: states at the span's last token, `(pairs, width)`.
 
     Raises:
-        InputError: a RoadModel; an unknown span; a site outside the transformer blocks, or one of an output slice.
+        InputError: a RoadModel, or a model without a head over the vocabulary; an unknown span; a site outside the transformer
+            blocks, or one of an output slice.
     """
 
     def __init__(
@@ -98,6 +99,11 @@ class InterchangeRuns:
             raise InputError(
                 f"runs need the transformers model, not a {type(model).__name__}: use `with model.attached() as base:` and give "
                 "base, in that statement"
+            )
+        if model.get_output_embeddings() is None:
+            raise InputError(
+                f"runs need a causal language model; {type(model).__name__} has no head over the vocabulary: load it with "
+                'load_model(id, "causal-lm")'
             )
         self.model = model.eval().requires_grad_(False)
         self.pairs, self.batch_size = pairs, batch_size

@@ -316,7 +316,11 @@ def _divide(
             np.arange(len(data)), test_size=size, random_state=recipe.split_seed, stratify=None if classes is None else labels
         )
     except ValueError as error:
-        raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided by {key} {size}: {error}") from None
+        reason = "it leaves no example" if size >= len(data) else str(error)
+        raise InputError(
+            f"'{recipe.id}' ({len(data)} examples) cannot be divided by {key} {size}: {reason}; sizes are counts, or fractions "
+            f"such as {key}=0.1"
+        ) from None
     return data.select(np.sort(rest)), data.select(np.sort(taken))
 
 

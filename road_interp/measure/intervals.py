@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
 from road_interp.errors import InputError
@@ -45,9 +46,15 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int) -> tu
 def bootstrap_means(values: Shaped[np.ndarray, "rows examples"]) -> Float[np.ndarray, "rows draws"]:
     """Bootstrap samples of the mean of every row over the same drawn examples, so that differences are paired."""
     count = values.shape[1]
+    return values.astype(float) @ _times_drawn(count).T.astype(float) / count
+
+
+@lru_cache(maxsize=1)
+def _times_drawn(count: int) -> Int[np.ndarray, "draws examples"]:
+    """How often every bootstrap sample has every example; no more than a byte can hold."""
     drawn = np.random.default_rng(0).integers(count, size=(DRAWS, count))
-    times = np.bincount((drawn + count * np.arange(DRAWS)[:, None]).ravel(), minlength=DRAWS * count).reshape(DRAWS, count)
-    return values.astype(float) @ times.T.astype(float) / count
+    times = np.bincount((drawn + count * np.arange(DRAWS)[:, None]).ravel(), minlength=DRAWS * count)
+    return times.reshape(DRAWS, count).astype(np.uint8)
 
 
 def cluster_means(

@@ -60,7 +60,7 @@ def load_model(
     try:
         model, report = AUTO_CLASSES[auto_class].from_pretrained(**arguments, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # damaged files raise many types, tokenizers raises Exception itself
-        raise InputError(f"model '{recipe.id}' cannot be loaded: {first_line(error)}{_cache_hint(recipe)}") from None
+        raise InputError(f"model '{recipe.id}' cannot be loaded: {first_line(error)}{_hint(recipe)}") from None
     if (path := Path(resolve(recipe.id))).suffix == GGUF:  # name the file, not the converted folder
         model.name_or_path = model.config.name_or_path = str(path.parent)
     missing = {key.rpartition(".")[0] for key in report["missing_keys"]}
@@ -98,7 +98,7 @@ def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTo
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
     except Exception as error:  # damaged files raise many types, tokenizers raises Exception itself
-        raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {first_line(error)}{_cache_hint(recipe)}") from None
+        raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {first_line(error)}{_hint(recipe)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: it has no vocabulary")
     if tokenizer.pad_token is None:
@@ -128,7 +128,9 @@ def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": resolved, "revision": revision, "trust_remote_code": recipe.trust_remote_code}
 
 
-def _cache_hint(recipe: ModelRecipe) -> str:
+def _hint(recipe: ModelRecipe) -> str:
+    if is_file(Path(recipe.id) / "recipe.yaml"):
+        return f"; it is the folder of a run: Run.load('{recipe.id}').load_model()"
     return f" (converted under {CACHE}; delete that folder to convert the file again)" if recipe.id.endswith(GGUF) else ""
 
 

@@ -154,7 +154,7 @@ class RoadModel(IntervenableModel):
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            self._check_positions_of_pyvene(positions, unit_locations)
+            self._check_pyvenes_arguments(positions, unit_locations, subspaces)
             with self._rows_in_interventions(base, adapter_names, tasks, trainable_tasks, strengths):
                 return super().forward(
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
@@ -194,12 +194,14 @@ class RoadModel(IntervenableModel):
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            self._check_positions_of_pyvene(positions, unit_locations)
+            self._check_pyvenes_arguments(positions, unit_locations, subspaces)
             with self._rows_in_interventions(base, adapter_names, tasks, strengths=strengths):
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,
                 )  # fmt: skip
+        if not hasattr(self.model, "generate"):
+            raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
         original = self.model.generate(**base, **kwargs) if output_original_output else None
         prompt = base.get("attention_mask")
         if prompt is None and base.get("input_ids") is not None:
@@ -386,6 +388,7 @@ class RoadModel(IntervenableModel):
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: PreTrainedModel, positions: Positions | None = None) -> RoadModel:
         """The same as `from_pyvene`, in the order of the arguments of pyvene's `load`."""
+        check_argument("RoadModel.load", folder, (str, os.PathLike), "load(folder, model), or use from_pyvene(model, folder)")
         return cls.from_pyvene(model, folder, positions)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -509,8 +512,13 @@ class RoadModel(IntervenableModel):
             state = "merged" if self._merged is not None else "attached"
             raise InputError(f"the rotations are {state}: there is no original output without them")
 
-    def _check_positions_of_pyvene(self, positions: Positions | None, unit_locations: Any) -> None:
-        """Raise InputError where pyvene's loop would rotate other tokens than those of `positions`, which it does not know."""
+    def _check_pyvenes_arguments(self, positions: Positions | None, unit_locations: Any, subspaces: Any) -> None:
+        """Raise InputError for subspaces of another form than pyvene's, and for `positions`, which its loop does not know."""
+        if subspaces is not None and not _is_per_site(subspaces, len(self.interventions)):
+            raise InputError(
+                f"subspaces needs an entry for every site, here {len(self.interventions)}, with a list of numbers for every row: "
+                f"[[[0], [1]]] for one site and two rows, not {_shown(subspaces)}"
+            )
         if positions is not None or (self.positions != "all" and unit_locations is None):
             given = self.positions if positions is None else positions
             raise InputError(
@@ -549,6 +557,16 @@ def _checked_inputs(base: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
             f"give the inputs as a mapping, base={{'input_ids': ids}}, not as an object of type {type(base).__name__}"
         )
     return base
+
+
+def _is_per_site(subspaces: Any, sites: int) -> bool:
+    """Whether subspaces have pyvene's form: a list of sites, each None or a list of rows, each None or a list of numbers."""
+
+    def is_list(value: Any) -> bool:
+        return isinstance(value, list | tuple)
+
+    entries = [each for each in subspaces if each is not None] if is_list(subspaces) and len(subspaces) == sites else [0]
+    return all(is_list(each) and all(row is None or is_list(row) for row in each) for each in entries)
 
 
 def _shown(value: Any) -> str:

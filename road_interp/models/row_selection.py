@@ -102,9 +102,10 @@ class RowSelection(NamedTuple):
         whole = self._of_names(adapter_names, bank_maps)
         if strengths is None:
             return whole
+        exponents = self._exponents(strengths)
         names = [None] * len(strengths) if adapter_names is None else adapter_names
         kinds = [(name, _hashable(strength)) for name, strength in zip(names, strengths, strict=True)]
-        return whole.to_strengths(self._exponents(strengths), kinds)
+        return whole.to_strengths(exponents, kinds)
 
     def _of_names(self, adapter_names: Sequence[str] | None, bank_maps: BankMaps) -> Coefficients:
         if self.bank is not None:

@@ -21,8 +21,7 @@ class CatalogueEntry:
     Attributes:
         name, kind: as in `load_recipe`.
         description: the first sentence of its leading comment.
-        needs: what does not come with the packages of `make setup`: models of `road-interp models`, data files, and models and
-            data of the Hub.
+        needs: packages with models or data, models of `road-interp models`, data files, and models and data of the Hub.
     """
 
     name: str
@@ -39,13 +38,15 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
 def _entry(name: str, path: Path) -> CatalogueEntry:
     recipe = load_recipe(path)
     ids = dict.fromkeys([recipe.model.id, *data_ids(recipe)])
-    needs = tuple(_need(each) for each in ids if not each.startswith(PACKAGE))
+    needs = tuple(dict.fromkeys(map(_need, ids)))
     return CatalogueEntry(name, recipe.kind, _description(path.read_text(encoding="utf-8")), needs)
 
 
 def _need(identifier: str) -> str:
     if identifier.startswith(MODELS):
         return identifier
+    if identifier.startswith(PACKAGE):
+        return f"package: {identifier.removeprefix(PACKAGE).partition('/')[0].replace('_', '-')}"
     return f"{'file' if FILE.search(identifier) else 'Hub'}: {identifier}"
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import yaml
 
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError, did_you_mean
 from road_interp.files import is_file
 from road_interp.from_mapping import from_mapping
@@ -39,7 +39,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a recipe as a mapping and apply the overrides, without checking it. Raises InputError if the recipe does not exist."""
     content = {**source} if isinstance(source, Mapping) else _read_yaml(recipe_path(source))
-    for override in overrides:
+    for override in checked_list("a recipe", overrides, str, 'overrides such as ["training.epochs=3"]'):
         apply_override(content, override)
     return content
 

