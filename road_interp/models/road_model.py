@@ -565,7 +565,9 @@ def _is_per_site(subspaces: Any, sites: int) -> bool:
     def is_list(value: Any) -> bool:
         return isinstance(value, list | tuple)
 
-    entries = [each for each in subspaces if each is not None] if is_list(subspaces) and len(subspaces) == sites else [0]
+    if not is_list(subspaces) or len(subspaces) != sites:
+        return False
+    entries = [each for each in subspaces if each is not None]
     return all(is_list(each) and all(row is None or is_list(row) for row in each) for each in entries)
 
 

@@ -101,20 +101,19 @@ class ClassificationExperiment:
     def _score_heads(self, features: Mapping[str, np.ndarray], progress: Progress) -> dict[str, Any]:
         """The metric of the linear head with the best validation score, on validation and test."""
         labels = {name: np.asarray(split["labels"]) for name, split in self.splits.items()}
-        best: tuple[float, float] | None = None
+        best: dict[str, dict[str, Any]] = {}
         for number, C in enumerate(C_GRID):
             progress("frozen backbone: linear heads", number, len(C_GRID))
             head = Ridge(alpha=1 / C) if self.data.classes is None else LogisticRegression(C=C, max_iter=2000)
             fitted = make_pipeline(StandardScaler(), head).fit(features["train"], labels["train"])
-            scores = []
+            scores = {}
             for name in ("validation", "test"):
                 predicted = fitted.predict(features[name])
                 logits = predicted if self.data.classes is None else np.eye(self.data.num_labels)[predicted]
-                scores.append(self.data.score(logits, labels[name])[self.data.metric])
-            if best is None or scores[0] > best[0]:
-                best = (scores[0], scores[1])
-        assert best is not None
-        return {"validation": {self.data.metric: best[0]}, "test": {self.data.metric: best[1]}}
+                scores[name] = self._metric(logits, labels[name])
+            if not best or scores["validation"][self.data.metric] > best["validation"][self.data.metric]:
+                best = scores
+        return best
 
     def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
         """The metric on the validation and test texts, and the parameter counts."""
@@ -153,10 +152,14 @@ class ClassificationExperiment:
     def _score(self, logits: Float[np.ndarray, "examples num_labels"], split: Dataset) -> dict[str, Any]:
         outputs, labels = torch.from_numpy(logits), torch.as_tensor(split["labels"][:])
         loss = mse_loss(outputs.flatten(), labels) if self.data.classes is None else cross_entropy(outputs, labels)
-        value = self.data.score(logits, labels.numpy())[self.data.metric]
-        score: dict[str, Any] = {self.data.metric: value, "loss": loss.item(), "examples": len(split)}
+        return {**self._metric(logits, labels.numpy()), "loss": loss.item()}
+
+    def _metric(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """The metric, the number of examples, and for accuracy the 95% Wilson interval."""
+        value = self.data.score(logits, labels)[self.data.metric]
+        score: dict[str, Any] = {self.data.metric: value, "examples": len(labels)}
         if self.data.metric == "accuracy":
-            score["interval"] = list(wilson(round(value * len(split)), len(split)))
+            score["interval"] = list(wilson(round(value * len(labels)), len(labels)))
         return score
 
     def _trainer(
