@@ -5,8 +5,8 @@
 
 A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is a row of the table that `road-interp study STUDY
 --redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval. Lines may break inside; none starts with
-"<!--", because Markdown takes such a line for a block of HTML. A number of three decimals that results/ holds and that stands
-elsewhere is a failure, too.
+"<!--", because Markdown takes such a line for a block of HTML. A decimal number of three digits or more that results/ holds and
+that stands elsewhere is a failure, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from road_interp.training.study import StudyOptions, find_study, read_study, stu
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts))
-TYPED = re.compile(r"(?<![\w.])\d?\.\d{3}(?!\d)")
+DECIMAL = re.compile(r"(?<![\w.,])\d*\.\d+(?![\d.]*\.\d|\d)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 MARKED = re.compile(r"(<!--=\s+([\w-]+):\s+(.+?)(\s+\|\s+value)?\s+-->)(.*?)(<!--/-->)", re.DOTALL)
 
@@ -64,19 +64,24 @@ def differences(text: str, results: Path) -> list[str]:
 
 
 def typed(text: str, results: Path) -> list[str]:
-    """A line for every number of three decimals that stands outside marks and code, and is one of the results."""
-    found = TYPED.findall(CODE.sub("", MARKED.sub("", text)))
+    """A line for every number of three digits or more that stands outside marks and code, and is one of the results."""
+    found = telling(CODE.sub("", MARKED.sub("", text)))
     known = known_values(results) if found else {}  # which reads all results
     return [f"{number} is typed: {known[drop_zero(number)]}" for number in found if drop_zero(number) in known]
 
 
+def telling(text: str) -> list[str]:
+    """The decimal numbers with three digits or more, zeros in front not counted: shorter ones equal a result by chance."""
+    return [number for number in DECIMAL.findall(text) if len(number.replace(".", "").lstrip("0")) >= 3]
+
+
 @cache
 def known_values(results: Path) -> dict[str, str]:
-    """Study and row by value, for the numbers of three decimals in the results of all studies."""
+    """Study and row by value, for the numbers of three digits or more in the results of all studies."""
     values: dict[str, str] = {}
     for name in studies():
         for row, text in rows(name, results).items() if (results / name).is_dir() else ():
-            values |= dict.fromkeys(TYPED.findall(text), f"{name}: {row}")
+            values |= dict.fromkeys(telling(text), f"{name}: {row}")
     return values
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from road_interp.causal.interchange_runs import InterchangeRuns
     from road_interp.causal.template_pairs import load_pairs
     from road_interp.causal.training import train_interchange
+    from road_interp.data.labelled import load_labelled
+    from road_interp.data.multitask import format_prompts
     from road_interp.errors import InputError
     from road_interp.models.factor_table import Wanted
     from road_interp.models.interchange import RoadInterchangeIntervention
@@ -49,6 +51,8 @@ _LAZY_IMPORTS = {
     "InterchangeRuns": "causal.interchange_runs",
     "load_pairs": "causal.template_pairs",
     "train_interchange": "causal.training",
+    "load_labelled": "data.labelled",
+    "format_prompts": "data.multitask",
     "InputError": "errors",
     "Wanted": "models.factor_table",
     "RoadInterchangeIntervention": "models.interchange",
@@ -90,7 +94,9 @@ __all__ = [
     "encode_pairs",
     "evaluate",
     "find_sites",
+    "format_prompts",
     "interchange_accuracy",
+    "load_labelled",
     "load_model",
     "load_pairs",
     "load_recipe",

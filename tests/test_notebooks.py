@@ -29,3 +29,9 @@ def test_kept_outputs_show_figures_and_are_small(path):
     assert path.stat().st_size < 400_000
     assert "Traceback" not in path.read_text()
     assert not re.search(r"/(work|root|home|tmp|Users)/", path.read_text())  # of the machine that ran it
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_only_public_names_are_imported(path):
+    code = "\n".join(cell["source"] for cell in nbformat.read(path, 4).cells if cell["cell_type"] == "code")
+    assert set(re.findall(r"^\s*((?:from|import) road_interp.*)", code, re.MULTILINE)) == {"import road_interp as ri"}

@@ -99,6 +99,9 @@ def test_a_number_of_the_results_that_is_typed_is_found(check, tmp_path):
     above_one = next(text for text in check["rows"]("engine", tmp_path).values() if text.startswith("1."))[:5]
     assert check["typed"](f"costs {above_one} times as much", tmp_path)[0].startswith(f"{above_one} is typed: engine: ")
     assert check["typed"](f"version 2.{above_one}", tmp_path) == []
+    for value in ("12.34", "1.05", "0.77732", "1234.5"):
+        assert check["telling"](f"of {value} [{value}, 1.5], {value}.") == [value] * 3
+    assert check["telling"]("0.05, 1.5, .012, transformers 4.45.1, block 12.") == []
 
 
 def test_a_changed_number_is_found_and_put_right(check):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from road_interp.causal.noun_task import number_and_gender
     from road_interp.causal.template_pairs import load_pairs
     from road_interp.causal.training import train_interchange
-    from road_interp.causal.variable_methods import VariablesComparison, compare_variables
+    from road_interp.causal.variable_methods import VariablesComparison, compare_variables, no_variable, whole_state
     from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
 
 _LAZY_IMPORTS = {
@@ -56,6 +56,8 @@ _LAZY_IMPORTS = {
     "train_interchange": "training",
     "VariablesComparison": "variable_methods",
     "compare_variables": "variable_methods",
+    "no_variable": "variable_methods",
+    "whole_state": "variable_methods",
     "VariableRuns": "variables",
     "VariablesReport": "variables",
     "measure_variables": "variables",
@@ -90,12 +92,14 @@ __all__ = [
     "load_ravel",
     "measure_variables",
     "no_swap",
+    "no_variable",
     "number_and_gender",
     "read_pairs",
     "scan",
     "score_methods",
     "train_interchange",
     "train_variables",
+    "whole_state",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY_IMPORTS)
