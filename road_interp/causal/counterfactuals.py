@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +183,7 @@ def encode_pairs(
 
     Args:
         pairs: as values, or a function that returns them, or the path of a file as in `read_pairs`.
-        name: of the task.
+        name: of the task. A warning names it where an answer goes on with the last word of its text.
         prefix: text before every text, such as the model's separator of documents. In many models the state of the very first
             token has an extreme norm that is nearly independent of the word; unless the tokeniser adds a token at the beginning,
             that token would be the first word of the text.
@@ -262,6 +264,13 @@ def _answers(
     for text, answer, ids in zip(texts, answers, encoded, strict=True):
         if tuple(ids[: len(text.ids)]) != text.ids or not answer.strip():
             raise InputError(f"{name}: the answer '{answer}' does not begin with a new token after '{text.text}'")
+    for text, answer in zip(texts, answers, strict=True):
+        if re.fullmatch("[A-Za-z]{2}", text.text[-1:] + answer[:1]):
+            message = (
+                f"{name}: the answer '{answer}' goes on with the last word of '{text.text}'; a new word is ' {answer}'"
+            )
+            warnings.warn(message, stacklevel=3)
+            break
     return tuple(ids[len(text.ids)] for text, ids in zip(texts, encoded, strict=True))
 
 

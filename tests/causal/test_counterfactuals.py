@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -161,7 +162,11 @@ def test_an_answer_without_a_space_continues_the_last_word():
     words = Tokenizer(models.WordLevel(tokens, "[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(" ?[a-zA-Z]+?(?=is$|are$| |$)"), "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-    spaced, joined = (encode_pairs([Pair("The dog", "The dogs", f"{space}is", f"{space}are")], tokenizer) for space in (" ", ""))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spaced = encode_pairs([Pair("The dog", "The dogs", " is", " are")], tokenizer)
+    with pytest.warns(UserWarning, match="the answer 'is' goes on with the last word of 'The dog'; a new word is ' is'"):
+        joined = encode_pairs([Pair("The dog", "The dogs", "is", "are")], tokenizer)
     assert (spaced.base_label, spaced.source_label) == ((tokens[" is"],), (tokens[" are"],))
     assert (joined.base_label, joined.source_label) == ((tokens["is"],), (tokens["are"],))
 
