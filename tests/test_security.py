@@ -47,19 +47,25 @@ def test_no_recipe_trusts_a_hub_models_code():
     assert not any(load_recipe(name).model.trust_remote_code for name in builtin_recipes())
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
-def test_a_checkpoint_that_runs_code_or_is_damaged_is_refused(workplace, monkeypatch, file):
+@pytest.fixture(scope="module")
+def stopped(workplace):
+    """The folder of a training that ended behind its first checkpoint."""
     real = classification.RoadTrainer._save_checkpoint
 
     def stop(self, *args, **kwargs):
         real(self, *args, **kwargs)
         raise KeyboardInterrupt
 
-    folder = workplace / file
-    monkeypatch.setattr(classification.RoadTrainer, "_save_checkpoint", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe_for(workplace), folder, progress=False)
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(classification.RoadTrainer, "_save_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe_for(workplace), workplace / "stopped", progress=False)
+    return workplace / "stopped"
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_that_runs_code_or_is_damaged_is_refused(workplace, stopped, file):
+    folder = shutil.copytree(stopped, workplace / file)
     checkpoint = trainer.last_checkpoint(folder / "checkpoints")
     whole = (checkpoint / file).read_bytes()
     torch.save(Trap(), checkpoint / file)

@@ -266,9 +266,7 @@ def _answers(
             raise InputError(f"{name}: the answer '{answer}' does not begin with a new token after '{text.text}'")
     for text, answer in zip(texts, answers, strict=True):
         if re.fullmatch("[A-Za-z]{2}", text.text[-1:] + answer[:1]):
-            message = (
-                f"{name}: the answer '{answer}' goes on with the last word of '{text.text}'; a new word is ' {answer}'"
-            )
+            message = f"{name}: the answer '{answer}' goes on with the last word of '{text.text}'; a new word is ' {answer}'"
             warnings.warn(message, stacklevel=3)
             break
     return tuple(ids[len(text.ids)] for text, ids in zip(texts, encoded, strict=True))
