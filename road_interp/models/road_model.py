@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,8 +19,9 @@ from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.arguments import check_argument
-from road_interp.errors import InputError, did_you_mean
+from road_interp.errors import InputError
 from road_interp.models import pyvene_io
+from road_interp.models.call_arguments import check_known, check_subspaces, checked_inputs, checked_positions, shown
 from road_interp.models.coefficients import BankMaps, Rotations, check_rows
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt
 from road_interp.models.factor_table import Wanted
@@ -32,13 +32,11 @@ from road_interp.models.merging import MergedWeights
 from road_interp.models.rotation_context import RotationContext, checkpoints_gradients, opened
 from road_interp.models.row_selection import RowSelection, Strengths
 from road_interp.models.site_interventions import device_of, site_intervention
-from road_interp.sites.positions import Positions, parse_positions
+from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 
 if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
-
-ROW_ARGUMENTS = ("adapter_names", "positions", "tasks", "trainable_tasks", "strengths")
 
 
 class RoadModel(IntervenableModel):
@@ -81,7 +79,7 @@ class RoadModel(IntervenableModel):
         self.sites: tuple[Site, ...] = family.sites
         self.variant, self.group_size = family.variant, family.group_size
         self._family = family.identity_like()
-        self.positions = family.positions if positions is None else _check_positions(positions)
+        self.positions = family.positions if positions is None else checked_positions(positions)
         if planes is not None and planes.sites != self.sites:
             raise InputError("the planes were split over other sites than those of the adapter")
         self.planes = planes
@@ -103,7 +101,7 @@ class RoadModel(IntervenableModel):
         kind = f"{self.variant} adapter" if self.bank is None else f"bank of {len(self.bank)} {self.variant} adapters"
         return (
             f"RoadModel({type(self.model).__name__}, {kind} at {len(self.sites)} sites, "
-            f"{self._family.num_parameters} parameters{'' if self.bank is None else ' each'}, positions {_shown(self.positions)})"
+            f"{self._family.num_parameters} parameters{'' if self.bank is None else ' each'}, positions {shown(self.positions)})"
         )
 
     __repr__ = __str__
@@ -147,10 +145,8 @@ class RoadModel(IntervenableModel):
             InputError: inputs that are not a mapping, an unknown argument, adapter or task, invalid positions or strengths, or
                 another number of entries than rows.
         """
-        base = _checked_inputs(base, unknown)
-        if unknown:
-            hint = did_you_mean(name := min(unknown), ROW_ARGUMENTS, "the arguments for rows are")
-            raise InputError(f"unknown argument '{name}': what the base model takes goes into the mapping; {hint}")
+        base = checked_inputs(base, unknown)
+        check_known(unknown)
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
@@ -190,7 +186,7 @@ class RoadModel(IntervenableModel):
         transformers' `generate`. Greedy decoding, sampling and beam search are supported, with and without cache; a beam uses the
         adapter of its row.
         """
-        base = _checked_inputs(base, kwargs)
+        base = checked_inputs(base, kwargs)
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
@@ -230,7 +226,7 @@ class RoadModel(IntervenableModel):
                 message names both.
         """
         given = {"adapter_names": adapter_names, "positions": positions, "tasks": tasks, "strengths": strengths}
-        options = ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
+        options = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if value is not None)
         name = f"attached({options}) of {self.variant} at {len(self.sites)} sites in {threading.current_thread().name}"
         with self._rotating(adapter_names, positions, tasks, trainable_tasks, strengths, attached=name):
             self._is_attached = True
@@ -463,7 +459,7 @@ class RoadModel(IntervenableModel):
                 raise InputError(f"adapter_names, positions, tasks and strengths cannot change while the rotations are {state}")
             yield
             return
-        positions = self.positions if positions is None else _check_positions(positions)
+        positions = self.positions if positions is None else checked_positions(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
         check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
@@ -514,15 +510,12 @@ class RoadModel(IntervenableModel):
 
     def _check_pyvenes_arguments(self, positions: Positions | None, unit_locations: Any, subspaces: Any) -> None:
         """Raise InputError for subspaces of another form than pyvene's, and for `positions`, which its loop does not know."""
-        if subspaces is not None and not _is_per_site(subspaces, len(self.interventions)):
-            raise InputError(
-                f"subspaces needs an entry for every site, here {len(self.interventions)}, with a list of numbers for every row: "
-                f"[[[0], [1]]] for one site and two rows, not {_shown(subspaces)}"
-            )
+        if subspaces is not None:
+            check_subspaces(subspaces, len(self.interventions))
         if positions is not None or (self.positions != "all" and unit_locations is None):
             given = self.positions if positions is None else positions
             raise InputError(
-                f"positions {_shown(given)} have no effect in a call with sources, unit_locations or subspaces: give the tokens "
+                f"positions {shown(given)} have no effect in a call with sources, unit_locations or subspaces: give the tokens "
                 "as pyvene's unit_locations"
             )
 
@@ -542,52 +535,3 @@ def _check_unrotated(base_model: PreTrainedModel) -> None:
                 f"'{name}' is rotated by PEFT already, and would be rotated twice: read the adapter with RoadAdapter.from_peft "
                 "and give the model without it, peft_model.unload()"
             )
-
-
-def _checked_inputs(base: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The model's inputs. Raises InputError for any that are not one mapping."""
-    if base is None:
-        given = f"{name}=..." if (name := next(iter(named), None)) else ""
-        raise InputError(
-            f"give the inputs as one mapping, model({{'input_ids': ids}}) or model(batch), not model({given}); inside `with "
-            "model.attached() as base`, base(**batch) is a call as in transformers"
-        )
-    if not isinstance(base, Mapping):
-        raise InputError(
-            f"give the inputs as a mapping, base={{'input_ids': ids}}, not as an object of type {type(base).__name__}"
-        )
-    return base
-
-
-def _is_per_site(subspaces: Any, sites: int) -> bool:
-    """Whether subspaces have pyvene's form: a list of sites, each None or a list of rows, each None or a list of numbers."""
-
-    def is_list(value: Any) -> bool:
-        return isinstance(value, list | tuple)
-
-    if not is_list(subspaces) or len(subspaces) != sites:
-        return False
-    entries = [each for each in subspaces if each is not None]
-    return all(is_list(each) and all(row is None or is_list(row) for row in each) for each in entries)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _check_positions(positions: Positions) -> Positions:
-    """The positions, lists as lists of integers. Raises InputError for any other form; `position_mask` checks them on a batch."""
-    if isinstance(positions, str):
-        parse_positions(positions)
-        return positions
-    try:
-        rows = [list(row.tolist() if isinstance(row, Tensor) else row) for row in positions]
-    except TypeError:  # a number, or a list of numbers
-        rows = []
-    if not rows or any(isinstance(index, bool) or not isinstance(index, Integral) for row in rows for index in row):
-        raise InputError(
-            f"{_shown(positions)} is not a position: use all, first, last, prompt, f3, l2, f3+l2, "
-            "or one list of indices per row, as in [[0, 1], [-1]]"
-        )
-    return rows

@@ -1,0 +1,74 @@
+"""Checks of the arguments of a RoadModel's calls: inputs, positions and pyvene's subspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+from torch import Tensor
+
+from road_interp.errors import InputError, did_you_mean
+from road_interp.sites.positions import Positions, parse_positions
+
+OF_ROWS = ("adapter_names", "positions", "tasks", "trainable_tasks", "strengths")
+
+
+def checked_inputs(base: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model's inputs. Raises InputError for any that are not one mapping."""
+    if base is None:
+        given = f"{name}=..." if (name := next(iter(named), None)) else ""
+        raise InputError(
+            f"give the inputs as one mapping, model({{'input_ids': ids}}) or model(batch), not model({given}); inside `with "
+            "model.attached() as base`, base(**batch) is a call as in transformers"
+        )
+    if not isinstance(base, Mapping):
+        raise InputError(
+            f"give the inputs as a mapping, base={{'input_ids': ids}}, not as an object of type {type(base).__name__}"
+        )
+    return base
+
+
+def check_known(unknown: Mapping[str, Any]) -> None:
+    """Raise InputError for arguments that `RoadModel.forward` does not have."""
+    if unknown:
+        hint = did_you_mean(name := min(unknown), OF_ROWS, "the arguments for rows are")
+        raise InputError(f"unknown argument '{name}': what the base model takes goes into the mapping; {hint}")
+
+
+def check_subspaces(subspaces: Any, sites: int) -> None:
+    """Raise InputError unless subspaces have pyvene's form: a list of sites, each None or a list of rows of numbers."""
+
+    def are_rows(each: Any) -> bool:
+        return each is None or (
+            isinstance(each, list | tuple) and all(row is None or isinstance(row, list | tuple) for row in each)
+        )
+
+    if not (isinstance(subspaces, list | tuple) and len(subspaces) == sites and all(map(are_rows, subspaces))):
+        raise InputError(
+            f"subspaces needs an entry for every site, here {sites}, with a list of numbers for every row: [[[0], [1]]] for one "
+            f"site and two rows, not {shown(subspaces)}"
+        )
+
+
+def shown(value: Any) -> str:
+    """A value in an error, in at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def checked_positions(positions: Positions) -> Positions:
+    """The positions, lists as lists of integers. Raises InputError for any other form; `position_mask` checks them on a batch."""
+    if isinstance(positions, str):
+        parse_positions(positions)
+        return positions
+    try:
+        rows = [list(row.tolist() if isinstance(row, Tensor) else row) for row in positions]
+    except TypeError:  # a number, or a list of numbers
+        rows = []
+    if not rows or any(isinstance(index, bool) or not isinstance(index, Integral) for row in rows for index in row):
+        raise InputError(
+            f"{shown(positions)} is not a position: use all, first, last, prompt, f3, l2, f3+l2, "
+            "or one list of indices per row, as in [[0, 1], [-1]]"
+        )
+    return rows
