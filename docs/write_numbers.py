@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import sys
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from road_interp.training.study import StudyOptions, find_study, read_study, studies
@@ -43,6 +44,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def broken_as(old: str, value: str) -> str:
+    """The value with the line breaks of the old one, if both have as many words."""
+    spaces, words = [*re.findall(r"\s+", old), ""], value.split()
+    return "".join(chain(*zip(words, spaces, strict=True))) if len(words) == len(spaces) else value
+
+
 def current(text: str, results: Path) -> str:
     """The text with the numbers of the results. Raises KeyError that names study and row for a row that does not exist."""
 
@@ -52,7 +59,7 @@ def current(text: str, results: Path) -> str:
         if row not in known:
             raise KeyError(f"study '{study}' has no row '{row}'; it has {', '.join(known)}")
         value = known[row].partition(" [")[0] if only_value else known[row]
-        return f"{start}{old if one_line(old) == value else value}{end}"
+        return f"{start}{broken_as(old, value)}{end}"
 
     return MARKED.sub(replaced, text)
 

@@ -116,6 +116,7 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     assert [Path(path).stem for path in told["figures"]] == ["parameter-share-rotten-tomatoes", "parameter-share-rte"]
     (name,) = [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%) minus full fine-tuning")]
     assert told["numbers"][name].startswith("0.333")
+    assert [value for row, value in told["numbers"].items() if row.endswith("RTE, full (0.100%), by seed")] == ["0.333, 0.333"]
     with pytest.raises(InputError, match="rates must hold one learning rate here"):
         script["measure"](SimpleNamespace(recipe=script["Settings"](rates=(1e-4, 1e-3))))
     with pytest.raises(InputError, match="no learning rate is chosen for lora-1 on minilm: give one, as in rates="):
