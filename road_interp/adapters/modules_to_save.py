@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -47,6 +48,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error})") from None
+
+
+def differ(model: nn.Module, path: Path) -> bool:
+    """Whether `model` has modules of a file of `serialize_modules` with other weights."""
+    known = model.state_dict()
+    saved = read_safetensors(path).items()
+    return any(name in known and not torch.equal(known[name].cpu(), tensor.to(known[name].dtype)) for name, tensor in saved)
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:

@@ -56,6 +56,13 @@ def adapter_folder(folder: Path) -> Path:
     return inside if is_dir(inside) and not holds_adapter(folder) else folder
 
 
+def head_file(folder: Path) -> Path | None:
+    """The head that was trained beside an adapter, from the folder of its run or the folder of the adapter in it."""
+    inside = adapter_folder(folder)
+    path = inside.parent / RUN_HEAD
+    return path if inside.name == IN_RUN and is_file(path) else None
+
+
 def save(values: AdapterValues, folder: Path) -> None:
     """Write adapter.json and the safetensors file that it names into `folder`.
 
@@ -127,8 +134,8 @@ def _positions_of_run(folder: Path) -> str:
 
 def _head_of_run(folder: Path) -> str | None:
     """The sha256 of the head in the run around the folder of an adapter; None where there is none."""
-    path = folder.parent / RUN_HEAD
-    return digest(read_safetensors(path)) if folder.name == IN_RUN and is_file(path) else None
+    path = head_file(folder)
+    return None if path is None else digest(read_safetensors(path))
 
 
 def _check_description(description: dict[str, Any]) -> None:

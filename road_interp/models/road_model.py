@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.modules_to_save import differ
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.storage import head_file
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
@@ -34,6 +37,7 @@ from road_interp.models.row_selection import RowSelection, Strengths
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
+from road_interp.sources import local_folder
 
 if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
@@ -71,6 +75,7 @@ class RoadModel(IntervenableModel):
         _check_unrotated(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
+        _warn_of_another_head(base_model, getattr(adapter, "folder", adapter))
         signature = BaseModelSignature.of(base_model)
         if family.base is not None and (difference := family.base.difference(signature)):
             raise InputError(
@@ -525,6 +530,17 @@ class RoadModel(IntervenableModel):
                 raise InputError("adapter_name needs a model with a RoadBank; this one holds a single adapter")
             return self.adapter
         return self.bank[name if name is not None else self._selection.only_name()]
+
+
+def _warn_of_another_head(base_model: PreTrainedModel, source: Any) -> None:
+    """Warn if a run folder has a head that was trained beside its adapter, and the model another one."""
+    head = head_file(local_folder(source)) if isinstance(source, str | os.PathLike) else None
+    if head is not None and differ(base_model, head):
+        warnings.warn(
+            f"{type(base_model).__name__} has another head than the one that was trained beside the adapter of '{source}': "
+            f"Run.load('{source}').load_model() has both",
+            stacklevel=3,
+        )
 
 
 def _check_unrotated(base_model: PreTrainedModel) -> None:

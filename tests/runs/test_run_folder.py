@@ -1,14 +1,20 @@
-"""One run per folder: what may stand in it when a run starts, and two runs that start together."""
+"""The folder of a run: what may stand in it when a run starts, two runs that start together, and its head."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 import torch
 
 from helpers.recipes import recipe_for
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.models.loading import load_model
+from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.runs.run_folder import RunFolder
+from road_interp.sites.find import find_sites
 
 CPU = torch.device("cpu")
 
@@ -56,3 +62,17 @@ def test_the_origin_alone_is_what_a_killed_start_of_an_older_release_leaves(work
     (tmp_path / "recipe.yaml").rename(tmp_path / "notes.yaml")
     with pytest.raises(InputError, match="is not empty"):
         RunFolder.prepare(recipe, tmp_path, False, CPU)
+
+
+def test_a_model_with_another_head_than_the_runs_is_warned_of(finished):
+    """As a folder, as the folder of its adapter, or as a run; not with its own head, and not without any."""
+    untrained, _ = load_model(finished.recipe.model, "classifier", num_labels=2)
+    for source in (str(finished.folder), finished.folder / "adapter", finished):
+        with pytest.warns(UserWarning, match=r"another head than the one .* Run.load\('.*'\).load_model\(\) has both"):
+            RoadModel(untrained, source)
+    backbone, _ = load_model(finished.recipe.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RoadModel(finished.load_model().model, finished.folder)
+        RoadModel(backbone, RoadAdapter.identity(find_sites(backbone, "mlp")))
+        RoadModel(untrained, finished.adapter)
