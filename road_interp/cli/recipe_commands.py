@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from road_interp.cli.options import AsJson, app, print_result
@@ -18,15 +17,15 @@ from road_interp.errors import InputError
 
 @app.command()
 def recipes(as_json: AsJson = False) -> None:
-    """List the built-in recipes, and what they need beside the packages of `make setup`."""
+    """List the built-in recipes, and what they need."""
     from road_interp.recipes.catalogue import catalogue
 
     entries = catalogue()
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("recipe", "what it does", "needs"):
-        table.add_column(column, no_wrap=column == "recipe")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for entry in entries:
-        table.add_row(entry.name, entry.description, "\n".join(entry.needs))
+        table.add_row(entry.name, f"{entry.description}\n[dim]needs {', '.join(entry.needs)}[/dim]")
     print_result(as_json, {"recipes": [asdict(entry) for entry in entries]}, table)
 
 

