@@ -15,7 +15,7 @@ from road_interp.causal.counterfactuals import Splits
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 
-WITHOUT_CHECKS = {"full_swap", "no_swap", "number_and_gender"}  # of tensors, and without arguments
+WITHOUT_CHECKS = {"full_swap", "no_swap", "no_variable", "number_and_gender", "whole_state"}  # of tensors, and without arguments
 
 
 def functions():

@@ -77,7 +77,7 @@ def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "page.html")}
     page = (tmp_path / "page.html").read_text()
     assert "road_1, trained head" in page
-    assert page.count("(40 texts)</td>") == 2
+    assert page.count("(40 texts)</td>") == 4
     confusion = re.search(r'<table class="scores" id="confusion">(.*?)</table>', page, re.DOTALL)[1]
     assert sum(int(count) for count in re.findall(r"<td>(\d+)</td>", confusion)) == 40
     states = json.loads(re.search(r"const states = (.*?);  //", page)[1])
@@ -164,7 +164,7 @@ def test_a_run_whose_data_are_elsewhere_has_a_page_that_says_so(finished, tmp_pa
     assert "the page is without the answers to the test texts: " in capsys.readouterr().err
     page = (tmp_path / "page.html").read_text()
     assert "Answers to the test texts" not in page
-    assert page.count("(40 texts)</td>") == 2  # the scores are there
+    assert page.count("(40 texts)</td>") == 4  # the scores are there
 
 
 @pytest.mark.parametrize("kind", ["multitask-generation", "multitask-classification"])
