@@ -40,7 +40,7 @@ demo.lock: pyproject.toml | setup
 QUICKLY := not slow and not soak and not bits and not docs and not interop and not notebook and not processes and not \
 	faults and not compiled
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "$(QUICKLY)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
 # Tests that take long: real models, compilers, and benchmarks of all methods.
 test-slow: setup
@@ -58,7 +58,7 @@ docs: setup
 # an hour each of generation and of the server while adapters come and go.
 SOAKED := tests/test_random_programs.py tests/test_hostile_files.py tests/test_endurance.py
 test-soak: setup
-	PROGRAMS=2000 FILES=110000 MINUTES=30 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -rP $(SOAKED)
+	PROGRAMS=2000 FILES=110000 MINUTES=30 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rP $(SOAKED)
 
 # Commands and studies, each in two processes: the same numbers to the bit. Takes an hour.
 test-bits: setup
@@ -102,7 +102,7 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "$(QUICKLY)"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
 # The same with the newest releases, also those before their release.
 NEWEST := build/newest
@@ -111,7 +111,7 @@ test-newest:
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(NEWEST)/bin/uv pip install --quiet --python $(NEWEST)/bin/python --prerelease allow --upgrade --editable '.[dev]'
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "$(QUICKLY)"
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
 # Known weaknesses of the releases in demo.lock. Needs PyPI's pages of vulnerabilities; what cannot be looked up is a failure.
 RELEASE := build/release
@@ -128,7 +128,7 @@ sbom: test-wheel
 
 # Line coverage of `make test`, without subprocesses.
 coverage: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "$(QUICKLY)" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)" \
 		--cov road_interp --cov-report term-missing:skip-covered
 
 # Mutation testing of rotation/, adapters/, and the core of models/ and sites/: 3,700 mutants, which take more than an hour.

@@ -75,6 +75,7 @@ def test_numbers_are_those_of_the_stored_results(check):
         assert check["differences"](page.read_text(), ROOT / "results") == [], page.name
 
 
+@pytest.mark.docs  # as the one above
 def test_no_number_of_the_results_is_typed(check):
     for page in check["PAGES"]:
         assert check["typed"](page.read_text(), ROOT / "results") == [], page.name
