@@ -230,6 +230,11 @@ def test_angles_are_averaged_on_the_circle():
     ("make", "message"),
     [
         (lambda a: RoadAdapter.mean([]), "^the mean needs at least one adapter$"),
+        (
+            lambda a: RoadAdapter.mean({"a": a}),
+            r"^the mean .* list of adapters, not dict; for a bank, give bank.values\(\)$",
+        ),
+        (lambda a: RoadAdapter.mean(a), "^the mean is of a list of adapters, not RoadAdapter;"),
         (lambda a: RoadAdapter.mean([a, a], [1]), "2 adapters needs as many weights"),
         (lambda a: RoadAdapter.mean([a, a], [1, -1]), "none negative"),
         (lambda a: RoadAdapter.mean([a, a], [0, 0]), "not all zero"),
