@@ -18,6 +18,7 @@ from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import VariablesComparison
+from road_interp.errors import InputError
 from road_interp.training import study as study_module
 
 ROOT = Path(__file__).parents[2]
@@ -118,18 +119,21 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
     assert script["rates_of"](settings(seed=1)) is None
 
 
-def test_several_variables(known, command, monkeypatch, tmp_path):
-    """Every question is taken as answered rightly, because the model knows nothing."""
-    script = script_of(known["variables"])
-    task = number_and_gender()
+@pytest.fixture
+def nouns(known, monkeypatch):
+    """Overrides of small studies of nouns with a tiny model; every question is taken as answered rightly."""
+    script, task = script_of(known["variables"]), number_and_gender()
     words = [text for prompts in task.prompts.values() for prompt in prompts for text in prompt.replace(":", " : ").split()]
     tokenizer = word_tokenizer(*task.values, *(word.strip(";.") for word in words), ";", ".")
     loaded = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), tokenizer
     monkeypatch.setitem(script, "language_model", lambda model: loaded)
     monkeypatch.setitem(script, "answered", lambda settings, task, piece: (list(task.questions()), 7))
-    common = ("layer=0", "prefix=''", "steps=2", "pairs=[8, 8, 8]", "methods=[stacked RoAd, masked components]")
+    return "layer=0", "prefix=''", "steps=2", "pairs=[8, 8, 8]", "methods=[stacked RoAd, masked components]"
+
+
+def test_several_variables(command, nouns, tmp_path):
     slugs = ("--only", "smollm2_number-gender_1", "--only", "smollm2_number-gender_2")
-    output = command("variables", *common, *slugs)
+    output = command("variables", *nouns, *slugs)
     assert [Path(path).name for path in output["figures"]] == ["variables-smollm2-number-gender.png"]
     assert len(output["numbers"]) == 2 * (3 + 2 + 1)
     data = output["numbers"]["SmolLM2-135M, number and gender, 2 per variable, data"]
@@ -137,9 +141,32 @@ def test_several_variables(known, command, monkeypatch, tmp_path):
     (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json")
     found = VariablesComparison.load(path)
     assert (found.coordinates, found.answered, found.pairs) == (2, (112, 448, 7), (32, 32, 32))
-    assert (
-        found.of("no swap").disentangle == found.of("no swap").scores[0].isolation / 2 + found.of("no swap").scores[0].cause / 2
-    )
+    no_swap = found.of("no swap")
+    assert no_swap.disentangle == no_swap.scores[0].isolation / 2 + no_swap.scores[0].cause / 2
+    trained = ["stacked RoAd", "masked components"]
+    assert [each.method for each in found.trials] == trained
+    assert [each.method for each in found.reports] == ["no swap", "whole state", "random subspace", *trained]
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(known, command, nouns, monkeypatch, tmp_path):
+    """Finished methods are not trained again, and the numbers are those of a comparison in one go."""
+    slug, tried = ("--seeds", "0", "--only", "smollm2_number-gender_2"), []
+    whole = command("variables", *nouns, *slug)["numbers"]
+    script = script_of(known["variables"])
+    compare = script["compare_variables"]
+
+    def interrupted(*runs_and_sizes, methods, **options):
+        tried.append(methods)
+        if len(tried) == 2:
+            raise InputError("the machine was switched off")
+        return compare(*runs_and_sizes, methods=methods, **options)
+
+    monkeypatch.setitem(script, "compare_variables", interrupted)
+    again = ("--runs", tmp_path / "again", "--results", tmp_path / "again-results")
+    with pytest.raises(AssertionError, match="switched off"):
+        command("variables", *nouns, *slug, *again)
+    assert command("variables", *nouns, *slug, *again)["numbers"] == whole
+    assert tried == [("stacked RoAd",), ("masked components",), ("masked components",)]
 
 
 def test_entities_need_a_folder(capsys, monkeypatch, tmp_path):
