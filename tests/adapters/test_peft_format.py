@@ -110,6 +110,12 @@ def test_a_number_outside_the_blocks_is_no_layer():
     assert adapter.sites[2].name == "classifier.0"
 
 
+def test_without_a_model_sites_are_in_the_order_of_their_layers(tmp_path):
+    base = tiny_model("Bert", "classifier", num_hidden_layers=11)
+    peft_model(base, target_modules=["query", "classifier"], group_size=2).save_pretrained(tmp_path)
+    assert [site.layer for site in RoadAdapter.from_peft(tmp_path).sites] == [*range(11), None]
+
+
 def test_written_tensors_say_that_they_are_torchs(tmp_path):
     random_adapter(find_sites(tiny_model("Bert"), "mlp")).to_peft(tmp_path)
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as opened:
