@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_an_adapter_is_shown_in_one_line():
     adapter = random_adapter(SITES)
     shown = f"RoadAdapter(road_1 at {len(SITES)} sites, {adapter.num_parameters} parameters, positions all)"
     assert repr(adapter) == str(adapter) == shown
+
+
+def test_what_is_no_site_of_the_adapter_is_refused():
+    adapter = random_adapter(SITES)
+    names = ", ".join(site.name for site in SITES)
+    with pytest.raises(InputError, match=f"^'nowhere' is not a site of this adapter; its sites are {re.escape(names)}$"):
+        adapter.angles("nowhere")
+    with pytest.raises(InputError, match=f"^3 is not a site: give a Site or its name, such as '{re.escape(SITES[0].name)}'$"):
+        adapter.angles(3)
 
 
 def test_restrict_is_the_identity_on_other_planes():
