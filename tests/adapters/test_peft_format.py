@@ -104,10 +104,10 @@ def test_a_config_that_leaves_out_pefts_defaults_has_them(tmp_path):
 
 def test_a_number_outside_the_blocks_is_no_layer():
     base = tiny_model("Bert", "classifier")
-    base.classifier = torch.nn.Sequential(base.classifier)
-    adapter = RoadAdapter.from_peft(peft_model(base, target_modules=["query", "classifier.0"], group_size=2))
+    base.classifier = torch.nn.Sequential(torch.nn.Sequential(base.classifier))
+    adapter = RoadAdapter.from_peft(peft_model(base, target_modules=["query", "classifier.0.0"], group_size=2))
     assert [site.layer for site in adapter.sites] == [0, 1, None]
-    assert adapter.sites[2].name == "classifier.0"
+    assert adapter.sites[2].name == "classifier.0.0"
 
 
 def test_without_a_model_sites_are_in_the_order_of_their_layers(tmp_path):
