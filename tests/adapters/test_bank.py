@@ -221,6 +221,12 @@ def test_what_holds_no_adapters_is_refused(tmp_path):
         RoadAdapter.from_peft(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("name", ["", " a", 3])
+def test_names_that_no_call_could_mean_are_refused(name):
+    with pytest.raises(InputError, match=f"^{name!r} cannot be the name of an adapter"):
+        RoadBank({name: random_adapter(SITES)})
+
+
 def test_every_change_has_a_version():
     bank = RoadBank({name: random_adapter(SITES, seed=seed) for seed, name in enumerate("abc")})
     versions = [bank.version]

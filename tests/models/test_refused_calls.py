@@ -203,6 +203,36 @@ def test_pyvenes_loop_counts_the_rows():
         model(base=batch, subspaces=everywhere(model, 3), adapter_names=["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"adapter_names": ["a", None, "b"]}, "adapter names: None is not a name: give text per row, '__base__' for none"),
+        ({"adapter_names": [["a", "b"], "a", "b"]}, r"adapter names: \['a', 'b'\] is not a name: .* 'a\+b' for two"),
+        ({"adapter_names": [0, 1, 0]}, "adapter names: 0 is not a name"),
+        ({"adapter_names": ["a"] * 3, "strengths": torch.ones(3)}, r"give strengths.tolist\(\)$"),
+    ],
+)
+def test_rows_of_a_bank_are_named_by_text(rows, message):
+    with pytest.raises(InputError, match=message):
+        bank_model("ab")(base=token_batch(3), **rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"tasks": ["x", None, "y"]}, "tasks: None is not a name"),
+        ({"tasks": [["x", "y"], ["x"], []]}, r"tasks: \['x', 'y'\] is not a name"),
+        ({"tasks": ["x"] * 3, "trainable_tasks": ["x", "x+y", "x"]}, "row 1: trainable task 'y' is not active"),
+        ({"tasks": ["x"] * 3, "trainable_tasks": ["x", 1, "x"]}, "trainable tasks: 1 is not a name"),
+    ],
+)
+def test_rows_of_tasks_are_named_by_text(rows, message):
+    single = road_model()
+    model = RoadModel(single.model, single.adapter, planes=TaskPlanes.split(["x", "y"], single.sites))
+    with pytest.raises(InputError, match=message):
+        model(base=token_batch(3), **rows)
+
+
 def tokens_first(kind):
     torch.manual_seed(0)
     if kind == "Longformer":
