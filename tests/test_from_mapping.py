@@ -83,6 +83,7 @@ REFUSED = {
     "the content must be a mapping, not 3": 3,
     "'leaf' is missing": {},
     "unknown key 'nubmers'; did you mean 'numbers'?": {"leaf": LEAF, "nubmers": 1},
+    "unknown key 'size'; did you mean 'leaf.size'?": {"leaf": LEAF, "size": 1},
     "unknown key 'zzz'; known are leaf, leaves, by_name": {"leaf": LEAF, "zzz": 1},
     "leaf must be a mapping, not 1": {"leaf": 1},
     "'leaf' must be a mapping, not None": {"leaf": None},

@@ -99,7 +99,7 @@ def load(folder: Path) -> AdapterValues:
     """Read the files that `save` wrote. Raises InputError that names the invalid file, site or value and the reason."""
     path = folder / DESCRIPTION
     if not is_file(path):
-        raise InputError(f"no adapter here ({DESCRIPTION} is missing)")
+        raise InputError(f"no adapter here ({f'{DESCRIPTION} is missing' if is_dir(folder) else 'there is no such folder'})")
     with locked(folder, shared=True):
         description = {"release": None, "base": None, **read_json_object(path)}  # files of 0.1.0 may lack these
         for key, read in (("positions", _positions_of_run), ("modules_to_save", _head_of_run)):

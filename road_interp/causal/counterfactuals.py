@@ -162,7 +162,13 @@ def _pair(content: Any) -> Pair:
     """The pair of a line. Raises TypeError for other keys, and for values that are not texts, or spans for the two texts."""
     if not isinstance(content, dict):
         raise TypeError("not an object")
+    if unknown := [key for key in content if key not in Pair._fields]:
+        raise TypeError(f"unknown key '{unknown[0]}'")
+    if missing := [key for key in Pair._fields if key not in content and key not in Pair._field_defaults]:
+        raise TypeError(f"key '{missing[0]}' is missing")
     pair = Pair(**content)
+    if isinstance(pair.base, dict) and isinstance(pair.source, dict) and set(pair.base) != set(pair.source):
+        raise TypeError(f"the spans of base and source differ: {', '.join(pair.base)}, and {', '.join(pair.source)}")
     for name, value in pair._asdict().items():
         spans = value.values() if name in ("base", "source") and isinstance(value, dict) else (value,)
         if not all(isinstance(each, str) for each in spans) and not (value is None and name.endswith("class")):

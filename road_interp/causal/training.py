@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,10 +76,12 @@ def run_steps(
         The loss of every step.
 
     Raises:
-        InputError: no steps, or nothing to train.
+        InputError: no steps, a negative learning rate, or nothing to train.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps must be a number of at least 1, not {steps!r}")
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float) or not 0 <= learning_rate < math.inf:
+        raise InputError(f"learning_rate must be a finite number of at least 0, not {learning_rate!r}")
     check_argument("the training", interchange, nn.Module, "a module with parameters, such as RoadInterchangeIntervention")
     parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
     if not parameters:

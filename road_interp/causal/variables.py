@@ -54,6 +54,7 @@ class VariableRuns:
             raise InputError(f"pairs swap '{min(unknown)}', which is not among the variables {', '.join(variables)}")
         self.pairs, self.runs = pairs, InterchangeRuns(model, pairs.pairs, site, span)
         self.targets: Int[Tensor, " pairs"] = self.runs.tensor(pairs.targets)
+        self.variables = tuple(variables)
         self._subspaces = [[variables.index(name)] for name in pairs.swapped]
 
     def logits(self, rows: Int[Tensor, " n"], interchange: VariableInterchange) -> Float[Tensor, "n vocabulary"]:
@@ -62,7 +63,16 @@ class VariableRuns:
         return self.runs.logits(rows, lambda base, source: interchange(base, source, subspaces=subspaces))
 
     def check(self, function: str, interchange: VariableInterchange) -> None:
-        """Raise InputError unless the interchange can be applied to the states of these runs; `function` is called with it."""
+        """Raise InputError unless the interchange can be applied to the states of these runs, and names the same variables.
+
+        `function` is called with it.
+        """
+        named = getattr(interchange, "variables", None)
+        if named not in (None, self.variables):
+            raise InputError(
+                f"causal.{function}: the interchange has coordinates of {', '.join(named)}, the runs have the variables "
+                f"{', '.join(self.variables)}: give both the same, in the same order"
+            )
         check_interchange(function, interchange, self.runs.bases[:1], self.runs.sources[:1], subspaces=self._subspaces[:1])
 
     @torch.no_grad()

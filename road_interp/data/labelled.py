@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -17,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.data.metrics import METRICS
-from road_interp.errors import InputError, did_you_mean
+from road_interp.errors import InputError, did_you_mean, first_line
 from road_interp.files import is_file
 from road_interp.recipes.schema import DataRecipe
 from road_interp.sources import resolve
@@ -176,6 +179,8 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
     for row, label in enumerate(columns["label"]):
         if not isinstance(label, str | int | float):
             raise InputError(f"'{identifier}', row {row}: label {label!r} is neither text nor a number")
+        if label == "":
+            raise InputError(f"'{identifier}', row {row}: the label is empty; give it one, or leave the row out")
         if isinstance(label, str) != isinstance(columns["label"][0], str):
             raise InputError(f"'{identifier}', row {row}: label {label!r} and the first label are not both text or both numbers")
     data = Dataset.from_dict(columns)
@@ -243,12 +248,16 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
         builder, options = FORMATS[path.suffix]
         if path.stat().st_size == 0:
             raise InputError(f"data file '{identifier}' is empty")
+        told = datasets.logging.get_verbosity()
+        datasets.logging.set_verbosity(logging.CRITICAL)  # its readers log what they raise
         try:
             return load_dataset(builder, data_files=str(path), split="train", **options)
         except Exception as error:  # the readers of `datasets` pass on any exception of the parsers that they use
             if "corresponds to no data" in str(error):
                 raise InputError(f"'{identifier}' holds no examples") from None
             raise InputError(f"data file '{identifier}' cannot be read: {_cause(error)}") from None
+        finally:
+            datasets.logging.set_verbosity(told)
     if is_file(path):
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
     name, _, named_split = resolved.partition(":")
@@ -316,7 +325,7 @@ def _divide(
             np.arange(len(data)), test_size=size, random_state=recipe.split_seed, stratify=None if classes is None else labels
         )
     except ValueError as error:
-        reason = "it leaves no example" if size >= len(data) else str(error)
+        reason = "it leaves no example" if size >= len(data) else _single_examples(labels, classes) or str(error)
         raise InputError(
             f"'{recipe.id}' ({len(data)} examples) cannot be divided by {key} {size}: {reason}; sizes are counts, or fractions "
             f"such as {key}=0.1"
@@ -338,9 +347,17 @@ def _divide_by_text(data: Dataset, recipe: DataRecipe) -> tuple[Dataset, Dataset
     return train, validation, test
 
 
-def _cause(error: BaseException) -> str:
+def _single_examples(labels: Sequence[Any], classes: Sequence[Any] | None) -> str:
+    """Says that classes have one example, which cannot be in both parts; empty if none has."""
+    if not (single := [index for index, count in Counter(labels).items() if count == 1]) or classes is None:
+        return ""
+    numbers = "; for numbers as labels, set problem_type=regression" if isinstance(classes[0], float) else ""
+    return f"{len(single)} of {len(classes)} classes have a single example, such as {classes[single[0]]!r}{numbers}"
+
+
+def _cause(error: Exception) -> str:
     """First line of the message of the innermost cause of an exception, or its class name if the message is empty."""
-    while error.__cause__ is not None:
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+    return first_line(error) + hint

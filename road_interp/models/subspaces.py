@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -36,6 +37,15 @@ def selected_entries(
 
 def entries_of(subspaces: Sequence[int], partition: Sequence[Sequence[int]] | None, count: int) -> list[int]:
     """The entries of the subspaces of one row. Raises InputError for an index that does not exist."""
+    if (
+        isinstance(subspaces, str)
+        or not isinstance(subspaces, Iterable)
+        or not all(isinstance(each, Integral) for each in subspaces)
+    ):
+        raise InputError(
+            f"{subspaces!r} are not subspaces of a row: give their numbers, as in [0]; those of a variable are "
+            "VariableCoordinates.subspaces(['number'])[0]"
+        )
     known = count if partition is None else len(partition)
     if unknown := [subspace for subspace in subspaces if not 0 <= subspace < known]:
         raise InputError(f"subspace {unknown[0]} does not exist: subspaces are 0 to {known - 1}")

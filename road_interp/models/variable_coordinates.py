@@ -6,13 +6,15 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from road_interp.adapters.bank import BASE
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+
+Interchange = TypeVar("Interchange", RoadInterchangeIntervention, LowRankInterchangeIntervention)
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,18 @@ class VariableCoordinates:
 
     def road(self, width: int, **options: Any) -> RoadInterchangeIntervention:
         """An interchange of these coordinates of a stack of plane rotations; `options` are its depth, seed and spread."""
-        return RoadInterchangeIntervention(width, rows=self.rows(width), subspace_partition=self.partition, **options)
+        return self._named(
+            RoadInterchangeIntervention(width, rows=self.rows(width), subspace_partition=self.partition, **options)
+        )
 
     def low_rank(self, width: int, **options: Any) -> LowRankInterchangeIntervention:
         """An interchange of as many trained orthonormal directions; `options` are its seed."""
-        return LowRankInterchangeIntervention(width, self.total, subspace_partition=self.partition, **options)
+        return self._named(LowRankInterchangeIntervention(width, self.total, subspace_partition=self.partition, **options))
+
+    def _named(self, interchange: Interchange) -> Interchange:
+        """The interchange with the names of the variables, by which runs of pairs check that they mean the same ones."""
+        interchange.variables = self.variables
+        return interchange
 
     def _index(self, name: str) -> int:
         if name not in self.counts:

@@ -24,7 +24,13 @@ def check_finished(folder: Path) -> None:
         raise InputError(f"run folder '{folder}' does not exist")
     if not (folder / METRICS).is_file():
         unfinished = (folder / RECIPE).is_file()
-        state = "its training has not finished; go on with --resume" if unfinished else f"{METRICS} is missing"
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{METRICS}"))
+        if unfinished:
+            state = "its training has not finished; go on with --resume"
+        elif inside:
+            state = f"it holds the runs {', '.join(inside[:8])}; give one of them"
+        else:
+            state = f"{METRICS} is missing; a run is a folder that `train` has written, and more than an adapter"
         raise InputError(f"'{folder}' is not a finished run: {state}")
 
 

@@ -90,9 +90,11 @@ def parse_layers(layers: Layers, depth: int) -> set[int]:
             if not (match := re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", text)):
                 raise InputError(f"layers '{layers}': '{text}' is neither a number nor a range such as 10-29")
             first = int(match[1])
+            if match[2] and int(match[2]) < first:
+                raise InputError(f"layers '{layers}': the range '{text}' ends before it begins")
             wanted += range(first, int(match[2]) + 1) if match[2] else [first]
     else:
-        wanted = [layers] if isinstance(layers, int) else list(layers or ())
+        wanted = list(layers or ()) if isinstance(layers, Iterable) or layers is None else [layers]
     for layer in wanted:
         if isinstance(layer, bool) or not isinstance(layer, int) or not -depth <= layer < depth:
             raise InputError(f"layer {layer!r} does not exist: this model has layers 0 to {depth - 1}")

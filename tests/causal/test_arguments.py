@@ -44,7 +44,7 @@ def test_an_interchange_of_another_width_or_kind(runs):
         name = f"causal.{function.__name__}"
         for wrong, message in (
             (adapter, f"{name}: 'interchange' must be a function, not RoadAdapter: give .*RoadInterchangeIntervention"),
-            (RoadInterchangeIntervention(16), f"{name}: the interchange cannot be applied to states of width 32: "),
+            (RoadInterchangeIntervention(16), f"{name}: the interchange is made for states of width 16, these have 32"),
             (lambda base, source: base[:, :3], rf"{name}: the interchange returns .* \(1, 3\) for states of shape \(1, 32\)"),
             (lambda base: base, f"{name}: the interchange cannot be applied"),
             (lambda base, source: None, f"{name}: the interchange returns NoneType"),
@@ -58,6 +58,9 @@ def test_what_cannot_be_trained(runs):
     for steps in (0, -1, 2.5, True):
         with pytest.raises(InputError, match=f"steps must be a number of at least 1, not {steps}"):
             causal.train_interchange(runs, rotation, steps)
+    for rate in (-1, float("nan"), "fast", True):
+        with pytest.raises(InputError, match=f"learning_rate must be a finite number of at least 0, not {rate!r}"):
+            causal.train_interchange(runs, rotation, 1, rate)
     with pytest.raises(InputError, match="the training needs Module, not function"):
         causal.train_interchange(runs, causal.full_swap)
     with pytest.raises(InputError, match="a RoadInterchangeIntervention without trainable parameters"):

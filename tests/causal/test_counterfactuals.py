@@ -125,7 +125,13 @@ def test_pairs_come_from_a_file_and_from_a_callable(tokenizer, tmp_path):
     assert pairs.span("name") == ((0, 0), (0, 0))
     assert encode_pairs(lambda: iter(read_pairs(path)), tokenizer) == pairs
     path.write_text('{"base": "Basil"}\n')
-    with pytest.raises(InputError, match="line 1: not a pair .*its keys are base, source"):
+    with pytest.raises(InputError, match=r"line 1: not a pair \(key 'source' is missing\); its keys are base, source"):
+        read_pairs(path)
+    path.write_text(json.dumps({**lines[0], **answers[0], "source_labels": " she"}))
+    with pytest.raises(InputError, match=r"line 1: not a pair \(unknown key 'source_labels'\)"):
+        read_pairs(path)
+    path.write_text(json.dumps({**lines[0], **answers[0], "base": {"nam": "Basil", "rest": " cried because"}}))
+    with pytest.raises(InputError, match=r"not a pair \(the spans of base and source differ: nam, rest, and name, rest\)"):
         read_pairs(path)
     path.write_text(json.dumps({**lines[0], **answers[0], "base": ["Basil"]}))
     with pytest.raises(InputError, match="line 1: not a pair .*'base' is not a text"):

@@ -17,7 +17,7 @@ from road_interp import plots
 from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
 from road_interp.causal.bases import Columns, principal_components
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs, load_ravel
-from road_interp.causal.interchange_runs import full_swap
+from road_interp.causal.interchange_runs import full_swap, no_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, VariablesComparison, compare_variables
@@ -203,6 +203,22 @@ def test_the_score_of_no_swap_is_one_half(runs):
     assert report.interval == (0.5, 0.5)
     assert report.entities == 4
     assert VariablesReport.from_json(report.to_json()) == report
+
+
+def test_variables_of_other_names_or_another_order_are_refused(runs):
+    """Their coordinates would be swapped and scored under each other's names."""
+    width, names = runs.runs.site.width, runs.variables
+    for wrong in (tuple(reversed(names)), (names[0], "taste")):
+        owned = VariableCoordinates(dict.fromkeys(wrong, 2))
+        for interchange in (owned.road(width), owned.low_rank(width)):
+            message = f"coordinates of {', '.join(wrong)}, the runs have the variables {', '.join(names)}: give both the same"
+            with pytest.raises(InputError, match=message):
+                measure_variables(runs, interchange, "x")
+            with pytest.raises(InputError, match=message):
+                train_variables(runs, interchange, steps=1)
+    measure_variables(runs, VariableCoordinates(dict.fromkeys(names, 2)).road(width), "x")
+    with pytest.raises(InputError, match=r"takes no subspaces, .* are causal.no_variable and causal.whole_state$"):
+        measure_variables(runs, no_swap, "x")
 
 
 def test_a_full_swap_causes_everything(runs):

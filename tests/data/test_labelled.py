@@ -138,7 +138,15 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
     (tmp_path / "data.xlsx").write_text("x")
     other = written(tmp_path / "other.csv", [*ROWS[:9], {**ROWS[9], "class": "maybe"}])
     holes = written(tmp_path / "holes.jsonl", [*ROWS[:5], {**ROWS[5], "sentence": None}])
+    unnamed = written(tmp_path / "unnamed.csv", [*ROWS[:5], {**ROWS[5], "class": ""}])
+    rare = written(tmp_path / "rare.csv", [*ROWS, {**ROWS[0], "class": "never"}])
+    numbers = written(tmp_path / "numbers.csv", [{**row, "class": number / 4} for number, row in enumerate(ROWS)])
+    (tmp_path / "latin.csv").write_bytes("sentence,class\ncafé,yes\nthé,no\n".encode("latin-1"))
     cases = [
+        (recipe(unnamed), r"row 5: the label is empty; give it one, or leave the row out"),
+        (recipe(rare), r"1 of 3 classes have a single example, such as 'never'; sizes"),
+        (recipe(numbers), r"have a single example, such as .*; for numbers as labels, set problem_type=regression"),
+        (recipe(str(tmp_path / "latin.csv")), r"latin\.csv' cannot be read: .*save it as UTF-8$"),
         (recipe(str(tmp_path / "gone.csv")), r"gone\.csv' does not exist"),
         (recipe(str(tmp_path / "nothing.csv")), r"nothing\.csv' is empty"),
         (recipe(str(tmp_path / "header.csv")), "holds no examples"),

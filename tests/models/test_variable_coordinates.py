@@ -193,3 +193,14 @@ def test_beside_an_adapter_in_the_same_call():
     torch.testing.assert_close(both[3][0], plain[3][0], rtol=0, atol=1e-5)  # before the swapped token nothing is swapped
     assert not torch.allclose(both[0], plain[0], atol=1e-5)
     assert not torch.allclose(both[0], rotated[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("make", ["road", "low_rank"])
+@pytest.mark.parametrize("subspaces", ["number", ["number"], [[0]], 0])
+def test_mibs_form_needs_the_numbers_of_a_variable(make, subspaces, tmp_path):
+    owned = VariableCoordinates({"number": 2, "gender": 1})
+    interchange = getattr(owned, make)(8)
+    with pytest.raises(InputError, match=r"are not subspaces of a row: .* VariableCoordinates.subspaces\(\['number'\]\)\[0\]$"):
+        interchange.save_mib(tmp_path, "unit", subspaces)
+    interchange.save_mib(tmp_path, "unit", owned.subspaces(["number"])[0])
+    assert json.loads((tmp_path / "unit_indices").read_text()) == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ from road_interp.errors import InputError
 from road_interp.models.loading import load_model
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_stored_recipe
+from road_interp.runs.run import Run
 from road_interp.runs.run_folder import RunFolder
 from road_interp.sites.find import find_sites
 
@@ -76,3 +78,14 @@ def test_a_model_with_another_head_than_the_runs_is_warned_of(finished):
         RoadModel(finished.load_model().model, finished.folder)
         RoadModel(backbone, RoadAdapter.identity(find_sites(backbone, "mlp")))
         RoadModel(untrained, finished.adapter)
+
+
+def test_what_is_no_run_is_told_apart(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "runs" / "seed-1")
+    shutil.copytree(finished.folder, tmp_path / "runs" / "seed-0")
+    with pytest.raises(InputError, match="is not a finished run: it holds the runs seed-0, seed-1; give one of them$"):
+        Run.load(tmp_path / "runs")
+    with pytest.raises(
+        InputError, match="is not a finished run: metrics.json is missing; a run is a folder that `train` has written"
+    ):
+        Run.load(finished.folder / "adapter")

@@ -195,3 +195,11 @@ def test_group_size_must_divide_the_width():
     Site("a", 48).check_group_size(16)
     with pytest.raises(InputError, match="width 48 is not divisible by group_size 64"):
         Site("a", 48).check_group_size(64)
+
+
+def test_layers_that_are_no_numbers_or_end_before_they_begin():
+    base = tiny_model("Llama", "causal-lm")
+    with pytest.raises(InputError, match="^layers '2-1': the range '2-1' ends before it begins$"):
+        find_sites(base, "mlp", layers="2-1")
+    with pytest.raises(InputError, match="^layer 1.5 does not exist: this model has layers 0 to 1$"):
+        find_sites(base, "mlp", layers=1.5)
