@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from road_interp.measure import AngleReport, SiteAngles
 
 STEP, BINS = 15, 60  # degrees: the range of the histogram is a multiple of STEP; number of bins
+PLANE = 1.2  # inches: least width of a plane with its caption
 
 
 @styled
@@ -59,8 +60,11 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"plots.planes: count must be a number of planes of at least 1, not {count!r}")
     ax = prepared(ax)
-    columns, (wide, high) = 4, (3.6, 3.9)
+    box, (wide, high) = ax.get_window_extent(), (3.6, 3.9)
     largest = report.most_rotated(count)
+    columns = min(4, len(largest), max(1, int(box.width / ax.figure.dpi / PLANE)))
+    rows = -(-len(largest) // columns)
+    wide = max(wide, high * rows * box.width / box.height / columns)  # as wide as the axes, which keep circles round
     arrow = {"length_includes_head": True, "head_width": 0.16, "width": 0.035}
     for number, (site, plane, angle, magnitude) in enumerate(largest):
         x, y = wide * (number % columns), -high * (number // columns)
@@ -70,8 +74,7 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
         place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
         text = f"{place}\nplane {plane}: {np.degrees(angle):+.0f}°, \u00d7 {magnitude:.2f}"
         ax.text(x, y - 1.25, text, ha="center", va="top")
-    rows = -(-len(largest) // columns)
-    ax.set(xlim=(-1.8, wide * (columns - 1) + 1.8), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
+    ax.set(xlim=(-wide / 2, wide * (columns - 0.5)), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
     ax.set_axis_off()
     fit_width(ax.texts, 0.96 * ax.transData.transform((wide, 0))[0] - 0.96 * ax.transData.transform((0, 0))[0])
     ax.set_title(f"The {len(largest)} most rotated planes: before (grey) and after")
@@ -114,7 +117,7 @@ def _shape_wedge(ax: PolarAxes, limit: float, highest: float) -> None:
     ax.set_theta_zero_location("N")
     ax.set(thetamin=-limit, thetamax=limit, rorigin=-highest, axisbelow=True)
     ax.set_thetagrids(marks, [f"{mark:+g}\u00b0" if mark else "0\u00b0" for mark in marks])
-    ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(4 if ax.get_window_extent().height / ax.figure.dpi > 2 else 1, integer=True))
     ax.set_rlabel_position(-limit if limit < 180 else 150)
 
 

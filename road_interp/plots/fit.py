@@ -56,7 +56,7 @@ def _share(ax: Axes) -> float:
 def _wrap_labels(ax: Axes, figure: Figure) -> bool:
     """Break the title, and the labels of the axes and of colour bars, into lines that fit. Whether any did not."""
     bars = [each.colorbar.ax for each in (*ax.images, *ax.collections) if each.colorbar is not None]
-    rooms = [(ax.title, _share(ax) * figure.bbox.width)]
+    rooms = [(ax.title, 0.96 * _share(ax) * figure.bbox.width)]  # texts are a little wider at other resolutions
     for axes in (ax, *bars):
         box = axes.get_window_extent()
         rooms += [(axes.yaxis.label, box.height), (axes.xaxis.label, box.width)]
