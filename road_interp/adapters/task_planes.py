@@ -109,6 +109,9 @@ class TaskPlanes:
             )
         return cls(tuple(sites), owned)
 
+    def __repr__(self) -> str:
+        return f"TaskPlanes({', '.join(self.owned)} at {len(self.sites)} sites)"
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks."""

@@ -75,6 +75,9 @@ class CounterfactualPairs:
     def __len__(self) -> int:
         return len(self.base)
 
+    def __repr__(self) -> str:
+        return f"CounterfactualPairs({self.name}, {len(self)} pairs, spans {', '.join(self.positions)})"
+
     @property
     def label_tokens(self) -> list[int]:
         """All answer tokens, sorted."""

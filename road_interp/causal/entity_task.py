@@ -135,6 +135,9 @@ class VariablePairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def __repr__(self) -> str:
+        return f"VariablePairs({self.pairs.name}, {len(self)} pairs of {', '.join(dict.fromkeys(self.swapped))})"
+
     @property
     def cells(self) -> list[str]:
         """The swapped and the asked variable of every pair as one text."""

@@ -154,6 +154,9 @@ class InterchangeRuns:
         self.bases: Float[Tensor, "pairs width"] = self._base.leaving[self._base.text, base]
         self.sources: Float[Tensor, "pairs width"] = self._source.leaving[self._source.text, source]
 
+    def __repr__(self) -> str:
+        return f"InterchangeRuns({self.pairs!r} at {self.site.name}, span {self.span})"
+
     def logits(self, rows: Int[Tensor, " n"], interchange: Interchange) -> Float[Tensor, "n vocabulary"]:
         """Logits after the base texts of pairs `rows`, with the interchange. Gradients flow to its parameters.
 

@@ -57,6 +57,9 @@ class VariableRuns:
         self.variables = tuple(variables)
         self._subspaces = [[variables.index(name)] for name in pairs.swapped]
 
+    def __repr__(self) -> str:
+        return f"VariableRuns({self.pairs!r} at {self.runs.site.name}, span {self.runs.span})"
+
     def logits(self, rows: Int[Tensor, " n"], interchange: VariableInterchange) -> Float[Tensor, "n vocabulary"]:
         """Logits after the base texts, with every row's variable swapped. Gradients flow to the interchange's parameters."""
         subspaces = [self._subspaces[row] for row in rows.tolist()]

@@ -67,7 +67,10 @@ def serve(
         base = on_device(load_model(recipe, "causal-lm")[0], find_device(device)).eval()
         tokenizer = load_tokenizer(recipe)
         adapters = AdapterFolder(folder, base)
-        model = RoadModel(base, adapters.bank, planes=adapters.planes)
+        try:
+            model = RoadModel(base, adapters.bank, planes=adapters.planes)
+        except InputError as error:
+            raise InputError(f"the adapters in '{folder}': {error}") from None
         sizes = settings.max_length - settings.max_new_tokens, settings.max_new_tokens, settings.max_requests
         greedy = GenerationConfig(max_new_tokens=settings.max_new_tokens, do_sample=False)
         with model.continuous_batching(generation_config=greedy, sizes=sizes) as engine:

@@ -221,6 +221,15 @@ def test_variables_of_other_names_or_another_order_are_refused(runs):
         measure_variables(runs, no_swap, "x")
 
 
+def test_pairs_and_runs_are_shown_in_one_line(runs):
+    shown = f"VariablePairs({runs.pairs.pairs.name}, {len(runs.pairs)} pairs of {', '.join(runs.variables)})"
+    assert repr(runs.pairs) == shown
+    assert repr(runs) == f"VariableRuns({shown} at {runs.runs.site.name}, span entity)"
+    pairs = runs.pairs.pairs
+    assert repr(pairs) == f"CounterfactualPairs({pairs.name}, {len(pairs)} pairs, spans {', '.join(pairs.positions)})"
+    assert repr(runs.runs) == f"InterchangeRuns({pairs!r} at {runs.runs.site.name}, span entity)"
+
+
 def test_a_full_swap_causes_everything(runs):
     report = measure_variables(runs, whole, "full swap")
     assert all(score.cause > 0.9 and score.isolation < 0.1 for score in report.scores)
