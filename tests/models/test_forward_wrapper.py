@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from road_interp.errors import InputError
-from road_interp.models.forward_wrapper import CallScope, original_forward, wrap_forward
+from road_interp.models.forward_wrapper import CallScope, Wrappers, original_forward, wrap_forward
 
 STATE = torch.ones(1, 2)
 
@@ -259,3 +259,22 @@ def test_original_forward_returns_the_replacement_of_another_library(scope):
     assert original_forward(linear) is theirs
     restore()
     assert linear.forward is theirs
+
+
+def test_a_wrapper_is_used_again_for_the_same_forward_only(scope):
+    """A compiled model stays valid while it finds the same wrapper; another module or forward needs a new one."""
+    wrappers, linear, other = Wrappers(), module(), module()
+    first = wrappers.of("layer", linear)
+    assert wrappers.of("layer", linear) is first
+    assert wrappers.of("another layer", linear) is not first
+    assert wrappers.of("layer", other) is not first
+    assert wrappers.of("layer", linear) is not first  # the last one of this name was of the other module
+    replaced = wrappers.of("layer", linear)
+    linear.forward = lambda states: states
+    assert wrappers.of("layer", linear) is not replaced
+    restore = wrap_forward(linear, double, scope, lambda each: wrappers.of("layer", each))
+    assert torch.equal(linear(STATE), 2 * STATE)
+    restore()
+    assert torch.equal(linear(STATE), STATE)
+    del linear.forward
+    assert torch.equal(linear(STATE), other(STATE))

@@ -16,6 +16,7 @@ from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
+from road_interp.models.rotation_context import _rows_and_tokens
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
 
@@ -247,7 +248,7 @@ def test_models_with_tokens_first_take_one_adapter_for_all_tokens(kind):
     base, batch = tokens_first(kind), token_batch(8, 8)
     sites = find_sites(base, "all-linear")
     adapter = random_adapter(sites)
-    refused = f"{type(base).__name__} computes with tokens on the first axis"
+    refused = f"{type(base).__name__} computes with tokens on the first axis, .*; only one adapter for all rows, .*, works there$"
     with pytest.raises(InputError, match=refused):
         RoadModel(base, adapter, positions="first")(base=batch)
     with pytest.raises(InputError, match=refused):
@@ -315,6 +316,27 @@ class Pooled(Joined):
 
     def forward(self, states):
         return self.linear(states.mean(0)).expand(len(states), -1, -1)
+
+
+IDS, STATES = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "expected"),
+    [
+        ((), {"input_ids": IDS}, (2, 5)),
+        ((IDS,), {"input_ids": torch.zeros(9, 9)}, (2, 5)),
+        ((None,), {}, None),
+        ((), {}, None),
+        ((), {"input_ids": None, "inputs_embeds": STATES}, (2, 5)),
+        ((), {"input_ids": torch.zeros(2, 3, 5, dtype=torch.long)}, (6, 5)),  # three choices per row
+        ((), {"labels": IDS}, None),
+        ((), {"attention_mask": IDS}, (2, 5)),
+        ((torch.zeros(5, dtype=torch.long),), {}, None),
+    ],
+)
+def test_the_rows_and_tokens_of_inputs(args, kwargs, expected):
+    assert _rows_and_tokens(args, kwargs) == expected
 
 
 @torch.no_grad()

@@ -112,3 +112,14 @@ def test_in_place_overwrites_the_states_and_saves_only_output_and_factors():
     assert rotated.data_ptr() == fresh.data_ptr()
     assert sorted(tensor.numel() for tensor in saved) == [8, rotated.numel()]
     assert {tensor.data_ptr() for tensor in saved} == {rotated.data_ptr(), factors.data_ptr()}
+
+
+@torch.no_grad()
+def test_without_gradients_the_states_are_overwritten_only_in_place():
+    theta, alpha, hidden = random_inputs()
+    factors = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2).a
+    before = hidden.clone()
+    elsewhere = rotate_in_place(hidden, factors, in_place=False)
+    assert torch.equal(hidden, before)
+    assert rotate_in_place(hidden, factors, in_place=True).data_ptr() == hidden.data_ptr()
+    assert torch.equal(hidden, elsewhere)

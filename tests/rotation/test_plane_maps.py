@@ -351,6 +351,7 @@ def test_which_states_take_the_complex_multiplication():
         "half precision": (maps, hidden.half(), 2),
         "maps of another precision": (maps, hidden.float(), 2),
         "strided dimensions": (maps, states(WIDTH, 4).T, 2),
+        "an odd stride behind an even one": (maps, states(2, 4, WIDTH + 1)[..., :WIDTH], 2),
         "an odd storage offset": (maps, states(3 * WIDTH + 1)[1:].view(3, WIDTH), 2),
         "rows of odd length": (maps, states(3, WIDTH + 1)[:, :WIDTH], 2),
     }
