@@ -167,6 +167,7 @@ format: setup
 # Run the notebooks and store their outputs.
 notebooks: setup
 	for notebook in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace $$notebook || exit 1; done
+	$(BIN)/python docs/small_images.py notebooks/*.ipynb
 
 # Figures of all studies from results/, on one page; docs/figures gets those of the documentation. QUICK=1 measures five studies with tiny
 # settings instead, in separate folders: those numbers mean nothing.
@@ -179,6 +180,7 @@ ifdef QUICK
 else
 	$(BIN)/road-interp study --redraw --out figures
 	cp $(SHOWN:%=figures/%.png) docs/figures
+	$(BIN)/python docs/small_images.py docs/figures/*.png
 endif
 
 # Check that the numbers of README and docs/ are those of results/.

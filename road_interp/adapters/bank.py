@@ -104,6 +104,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def _put(self, name: str, adapter: Source) -> None:
         if name == BASE:
             raise InputError(f"'{BASE}' means no adapter and cannot be the name of one")
+        if not isinstance(name, str) or not name or name != name.strip():
+            raise InputError(f"{name!r} cannot be the name of an adapter: it must be text, without spaces around it")
         if isinstance(adapter, str | os.PathLike):
             folder = local_folder(adapter)
             if not holds_adapter(adapter_folder(folder)):

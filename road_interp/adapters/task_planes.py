@@ -70,13 +70,15 @@ class TaskPlanes:
                 `i % n`), "layers" (layer `i` belongs to task `i % n`).
 
         Raises:
-            InputError: no list of different task names, no list of sites, an unknown split, or a split by layer of sites outside
-                the block stack.
+            InputError: no list of different task names, no list of sites, an unknown split, a split by layer of sites outside the
+                block stack, or a task without a plane.
 
         >>> planes = TaskPlanes.split(["german", "instruct"], [Site("layers.0", width=8)])
         >>> planes.to_json()
         {'german': {'layers.0': [0, 1]}, 'instruct': {'layers.0': [2, 3]}}
         """
+        if isinstance(tasks, Mapping):
+            raise InputError("TaskPlanes.split gives equal shares: give a list of tasks; for others, TaskPlanes(sites, masks)")
         tasks = checked_list("TaskPlanes.split", tasks, str, "the names of the tasks, as in ['label', 'closing']")
         sites = checked_list(
             "TaskPlanes.split", sites, Site, "the sites of an adapter, adapter.sites, or find_sites(model, 'mlp')"
@@ -101,6 +103,10 @@ class TaskPlanes:
             }[how]
             for index, task in enumerate(tasks):
                 owned[task][site.name] = owner == index
+        if without := [task for task, masks in owned.items() if not any(mask.any() for mask in masks.values())]:
+            raise InputError(
+                f"task '{without[0]}' would own no plane: split by '{how}', these sites do not suffice for all tasks"
+            )
         return cls(tuple(sites), owned)
 
     @property

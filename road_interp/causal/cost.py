@@ -21,7 +21,9 @@ from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 
 SHALLOW, DEEP, DEEPER = "RoAd", "stacked RoAd", "deep RoAd, 32 rows"
-VECTOR, ONE, EIGHT, MANY = "DAS, unit vector", "DAS, rank 1 by QR", "DAS, rank 8 by QR", "DAS, rank 32 by QR"
+VECTOR, ONE = "DAS, unit vector", "DAS, rank 1 by QR"
+RANKS = (8, 32, 256)  # by QR, as far as they are below half the width
+HALF_BY_QR, HALF_BY_STACK = "DAS, half of all coordinates by QR", "stacked RoAd, half of all coordinates"
 PYVENE_ONE, PYVENE_EIGHT, FULL = "pyvene's DAS, rank 1", "pyvene's DAS, rank 8", "pyvene's DAS, full rotation"
 
 
@@ -93,19 +95,21 @@ def cost(
     """Time interchanges on random states `(batch, width)`: RoAd in three depths, DAS in thin forms, and pyvene's.
 
     Full depth lets a coordinate read all dimensions. For 32 coordinates "deep RoAd" has two levels more for each. DAS of rank 1
-    is a swap along one unit vector, and that of rank 8 needs the QR decomposition of a thin matrix. pyvene makes a square
-    orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each interchange
-    runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
+    is a swap along one unit vector; higher ranks need the QR decomposition of a matrix with as many columns. pyvene makes a
+    square orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each
+    interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
     """
     torch.manual_seed(0)
+    full, half = butterfly.full_depth(width), list(range(width // 2))
     interchanges: dict[str, nn.Module] = {
         VECTOR: UnitVectorInterchange(width),
         ONE: LowRankInterchangeIntervention(width, 1),
-        EIGHT: LowRankInterchangeIntervention(width, 8),
-        MANY: LowRankInterchangeIntervention(width, 32),
+        **{f"DAS, rank {rank} by QR": LowRankInterchangeIntervention(width, rank) for rank in RANKS if rank < width // 2},
+        HALF_BY_QR: LowRankInterchangeIntervention(width, len(half)),
         SHALLOW: RoadInterchangeIntervention(width),
-        DEEP: RoadInterchangeIntervention(width, depth=butterfly.full_depth(width), rows=[0]),
-        DEEPER: RoadInterchangeIntervention(width, depth=butterfly.full_depth(width) + 64, rows=list(range(32))),
+        DEEP: RoadInterchangeIntervention(width, depth=full, rows=[0]),
+        HALF_BY_STACK: RoadInterchangeIntervention(width, depth=full, rows=half),
+        DEEPER: RoadInterchangeIntervention(width, depth=full + 64, rows=list(range(32))),
         PYVENE_ONE: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=1),
         PYVENE_EIGHT: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
         FULL: pyvene.RotatedSpaceIntervention(embed_dim=width),

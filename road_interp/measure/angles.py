@@ -104,11 +104,14 @@ class AngleReport(Result):
 def angles(adapter: Source) -> AngleReport:
     """Angle, stretches and reflection flag of every plane of an adapter of any variant, given as `RoadAdapter.of` takes it.
 
+    Numbers have the nine digits that determine a value in fp32, so that their JSON is short.
+
     Raises InputError for a value without an adapter.
     """
     adapter = RoadAdapter.of(adapter)
     sites = []
     for site in adapter.sites:
-        values = [tuple(component.tolist()) for component in adapter.polar(site)]
-        sites.append(SiteAngles(site.name, site.layer, site.kind, *values))
+        *numbers, reflection = adapter.polar(site)
+        angle, major, minor = (tuple(float(f"{value:.9g}") for value in each.tolist()) for each in numbers)
+        sites.append(SiteAngles(site.name, site.layer, site.kind, angle, major, minor, tuple(reflection.tolist())))
     return AngleReport(adapter.variant, adapter.group_size, tuple(sites))

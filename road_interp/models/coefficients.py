@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
 from road_interp.rotation import plane_maps
@@ -189,3 +189,7 @@ def check_rows(base: Mapping[str, Any], entries: Mapping[str, Sequence[Any] | No
             raise InputError(f"{len(values)} {name} for a batch of {batch} rows; give one per row")
         if batch is None and not len(values):
             raise InputError(f"no {name} are given; give a list, one per row")
+        if name != "strengths":
+            for value in values:
+                if not isinstance(value, str):
+                    raise InputError(f"{name}: {value!r} is not a name: give text per row, '{BASE}' for none, 'a+b' for two")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,13 @@ from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps
 from road_interp.sites.site import Site
+
+MERGED = "_merged_rotations"  # an attribute of the base model, so that a copy of it has the same
+
+
+def merged_rotations(model: nn.Module) -> tuple[str, ...]:
+    """What `MergedWeights` have rotated in a model and not restored, by their names, in their order."""
+    return getattr(model, MERGED, ())
 
 
 class MergedWeights:
@@ -28,7 +36,7 @@ class MergedWeights:
         shared = shared_tensors(model)
         for site in adapter.sites:
             check_mergeable(model.get_submodule(site.module), site, shared)
-        self._model = model
+        self._model, self.name = model, uuid4().hex
         self._originals: dict[str, tuple[Tensor, Tensor | None]] = {}
         try:
             for site in adapter.sites:
@@ -37,12 +45,19 @@ class MergedWeights:
                     self._originals[site.module] = module.weight.clone(), None if module.bias is None else module.bias.clone()
                 rotate_weights(module, adapter.plane_maps(site), adapter.group_size, site)
         except BaseException:  # out of memory, or interrupted
-            self.restore()
+            self._copy_back()
             raise
+        setattr(model, MERGED, (*merged_rotations(model), self.name))
+
+    def restore(self) -> None:
+        """Restore the original weights, bitwise equal. Raises InputError if others were merged into them since."""
+        if merged_rotations(self._model)[-1:] != (self.name,):
+            raise InputError("another RoadModel has merged its rotations into the same weights since: call its unmerge first")
+        self._copy_back()
+        setattr(self._model, MERGED, merged_rotations(self._model)[:-1])
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Restore the original weights, bitwise equal."""
+    def _copy_back(self) -> None:
         for path, (weight, bias) in self._originals.items():
             module: Any = self._model.get_submodule(path)
             module.weight.copy_(weight)

@@ -31,7 +31,7 @@ from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import Wrappers
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
-from road_interp.models.merging import MergedWeights
+from road_interp.models.merging import MergedWeights, merged_rotations
 from road_interp.models.rotation_context import RotationContext, checkpoints_gradients, opened
 from road_interp.models.row_selection import RowSelection, Strengths
 from road_interp.models.site_interventions import device_of, site_intervention
@@ -89,6 +89,7 @@ class RoadModel(IntervenableModel):
             raise InputError("the planes were split over other sites than those of the adapter")
         self.planes = planes
         self._merged: MergedWeights | None = None
+        self._merged_before = merged_rotations(base_model)
         self._is_attached = False  # inside an `attached` statement
         interventions = [site_intervention(base_model, site, family, planes) for site in self.sites]
         representations = [
@@ -417,6 +418,7 @@ class RoadModel(IntervenableModel):
         """
         if self._merged is not None:
             raise InputError("the rotations are already merged; call unmerge first")
+        self._check_weights()
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")
         with opened(self.model, f"merge in {threading.current_thread().name}", shared=True):
@@ -458,6 +460,7 @@ class RoadModel(IntervenableModel):
 
         Rotations that `attached` or `merge` have already applied stay as they are.
         """
+        self._check_weights()
         if self._merged is not None or (self._is_attached and attached is None):
             if any(argument is not None for argument in (adapter_names, positions, tasks, trainable_tasks, strengths)):
                 state = "merged" if self._merged is not None else "attached"
@@ -492,6 +495,7 @@ class RoadModel(IntervenableModel):
         Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model, and for merged
         rotations, which it would apply twice.
         """
+        self._check_weights()
         if self._merged is not None:
             raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
         check_rows(base, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
@@ -506,6 +510,15 @@ class RoadModel(IntervenableModel):
             finally:
                 for _, intervention in self.by_site():
                     intervention.row_maps = None
+
+    def _check_weights(self) -> None:
+        """Raise InputError if another RoadModel has merged rotations into the base model, or restored it, since this was made."""
+        own = () if self._merged is None else (self._merged.name,)
+        if merged_rotations(self.model) != (*self._merged_before, *own):
+            raise InputError(
+                "the weights of the base model have changed: another RoadModel has merged its rotations into them, or unmerged "
+                "them, since this one was made. Undo that, or make this RoadModel again for the weights as they are"
+            )
 
     def _check_original(self) -> None:
         """Raise InputError if the base model does not give the original output, because it is rotated."""

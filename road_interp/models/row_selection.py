@@ -51,6 +51,8 @@ class RowSelection(NamedTuple):
         """
         given = {"adapter names": adapter_names, "tasks": tasks, "trainable tasks": trainable_tasks, "strengths": strengths}
         check_rows({}, given)
+        if isinstance(strengths, Tensor):
+            raise InputError("strengths are numbers, one per row: give strengths.tolist()")
         if strengths is not None and self.bank is not None and adapter_names is None:
             adapter_names = [self.only_name()] * len(strengths)
         whole = self._product(adapter_names, strengths)
@@ -63,6 +65,9 @@ class RowSelection(NamedTuple):
             return whole.on_planes(self._masks(self.planes, tasks), None)
         if len(trainable_tasks) != len(tasks):
             raise InputError(f"trainable_tasks names the tasks of {len(trainable_tasks)} rows, tasks those of {len(tasks)}")
+        for row, (active, trained) in enumerate(zip(tasks, trainable_tasks, strict=True)):
+            if inactive := set(self.planes.named(trained)) - set(self.planes.named(active)):
+                raise InputError(f"row {row}: trainable task '{min(inactive)}' is not active, so that it would get no gradient")
         return whole.on_planes(self._masks(self.planes, tasks), self._masks(self.planes, trainable_tasks))
 
     def only_name(self) -> str:

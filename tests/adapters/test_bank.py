@@ -182,6 +182,9 @@ def test_positions_of_a_run_of_an_older_release_are_those_of_its_recipe(tmp_path
     del description["positions"]
     (folder / "adapter.json").write_text(json.dumps(description))
     assert RoadAdapter.load(tmp_path / "run").positions == "all"
+    for without in ("{}", "{positions: null}"):
+        (tmp_path / "run" / "recipe.yaml").write_text(f"adapter: {without}\n")
+        assert RoadAdapter.load(folder).positions == "all"
     (tmp_path / "run" / "recipe.yaml").write_text("adapter: {positions: last}\n")
     assert RoadAdapter.load(tmp_path / "run").positions == RoadAdapter.load(folder).positions == "last"
     (tmp_path / "run" / "recipe.yaml").write_text("adapter: [")
@@ -206,6 +209,36 @@ def test_folders_inside_packages_are_read(tmp_path, monkeypatch):
         assert all(adapter.distance(bank[name]) == 0 for name in bank)
     assert adapter.distance(RoadAdapter.from_peft("package://road_test_adapters/peft")) == 0
     assert adapter.distance(RoadModel.from_peft(base, "package://road_test_adapters/peft").adapter) == 0
+
+
+def test_what_holds_no_adapters_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(InputError, match=f"^{folder} contains no adapter folders, run folders or PEFT folders$"):
+            RoadBank.from_folder(folder)
+    with pytest.raises(InputError, match="^the model has no PEFT adapters: give a PeftModel, or folders by name$"):
+        RoadBank.from_peft(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match="^the model has no PEFT adapter 'None'; it has none"):
+        RoadAdapter.from_peft(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["", " a", 3])
+def test_names_that_no_call_could_mean_are_refused(name):
+    with pytest.raises(InputError, match=f"^{name!r} cannot be the name of an adapter"):
+        RoadBank({name: random_adapter(SITES)})
+
+
+def test_every_change_has_a_version():
+    bank = RoadBank({name: random_adapter(SITES, seed=seed) for seed, name in enumerate("abc")})
+    versions = [bank.version]
+    for change in (
+        lambda: bank.replace("a", random_adapter(SITES, seed=3)),
+        lambda: bank.remove("b"),
+        bank.trainable,
+        lambda: bank.add("b", random_adapter(SITES)),
+    ):
+        change()
+        versions.append(bank.version)
+    assert versions == [3, 4, 5, 6, 7]
 
 
 def test_a_folder_without_an_adapter_is_refused_when_it_is_given(tmp_path):

@@ -9,6 +9,7 @@ import sys
 import peft
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers.models import random_adapter, tiny_model, token_batch
@@ -86,6 +87,44 @@ def test_names_that_are_no_layers_are_no_error_of_their_own(tmp_path):
             RoadAdapter.from_peft(tmp_path, base=base)
         layers = [site.layer for site in RoadAdapter.from_peft(tmp_path).sites]
         assert None in layers
+
+
+def test_a_config_that_leaves_out_pefts_defaults_has_them(tmp_path):
+    defaults = peft.RoadConfig()
+    assert (defaults.variant, defaults.group_size) == ("road_1", 64)
+    peft_model(tiny_model("Llama", "causal-lm", hidden_size=128), target_modules=["q_proj"]).save_pretrained(tmp_path)
+    written = RoadAdapter.from_peft(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    del config["variant"], config["group_size"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    read = RoadAdapter.from_peft(tmp_path)
+    assert (read.variant, read.group_size) == (written.variant, written.group_size) == ("road_1", 64)
+    assert read.distance(written) == 0
+
+
+def test_a_number_outside_the_blocks_is_no_layer():
+    base = tiny_model("Bert", "classifier")
+    base.classifier = torch.nn.Sequential(torch.nn.Sequential(base.classifier))
+    adapter = RoadAdapter.from_peft(peft_model(base, target_modules=["query", "classifier.0.0"], group_size=2))
+    assert [site.layer for site in adapter.sites] == [0, 1, None]
+    assert adapter.sites[2].name == "classifier.0.0"
+
+
+def test_without_a_model_sites_are_in_the_order_of_their_layers(tmp_path):
+    base = tiny_model("Bert", "classifier", num_hidden_layers=11)
+    peft_model(base, target_modules=["query", "classifier"], group_size=2).save_pretrained(tmp_path)
+    assert [site.layer for site in RoadAdapter.from_peft(tmp_path).sites] == [*range(11), None]
+
+
+def test_written_tensors_say_that_they_are_torchs(tmp_path):
+    random_adapter(find_sites(tiny_model("Bert"), "mlp")).to_peft(tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+
+
+def test_modules_to_save_need_their_model(tmp_path):
+    with pytest.raises(InputError, match="^modules_to_save needs the model that has these modules, as `base`$"):
+        random_adapter(find_sites(tiny_model("Bert"), "mlp")).to_peft(tmp_path, modules_to_save=["classifier"])
 
 
 def test_without_peft_nothing_is_written(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_an_adapter_is_shown_in_one_line():
     adapter = random_adapter(SITES)
     shown = f"RoadAdapter(road_1 at {len(SITES)} sites, {adapter.num_parameters} parameters, positions all)"
     assert repr(adapter) == str(adapter) == shown
+
+
+def test_what_is_no_site_of_the_adapter_is_refused():
+    adapter = random_adapter(SITES)
+    names = ", ".join(site.name for site in SITES)
+    with pytest.raises(InputError, match=f"^'nowhere' is not a site of this adapter; its sites are {re.escape(names)}$"):
+        adapter.angles("nowhere")
+    with pytest.raises(InputError, match=f"^3 is not a site: give a Site or its name, such as '{re.escape(SITES[0].name)}'$"):
+        adapter.angles(3)
 
 
 def test_restrict_is_the_identity_on_other_planes():
@@ -230,6 +240,11 @@ def test_angles_are_averaged_on_the_circle():
     ("make", "message"),
     [
         (lambda a: RoadAdapter.mean([]), "^the mean needs at least one adapter$"),
+        (
+            lambda a: RoadAdapter.mean({"a": a}),
+            r"^the mean .* list of adapters, not dict; for a bank, give bank.values\(\)$",
+        ),
+        (lambda a: RoadAdapter.mean(a), "^the mean is of a list of adapters, not RoadAdapter;"),
         (lambda a: RoadAdapter.mean([a, a], [1]), "2 adapters needs as many weights"),
         (lambda a: RoadAdapter.mean([a, a], [1, -1]), "none negative"),
         (lambda a: RoadAdapter.mean([a, a], [0, 0]), "not all zero"),

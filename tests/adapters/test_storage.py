@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from helpers.models import random_adapter, tiny_model
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import DESCRIPTION
 from road_interp.errors import InputError
+from road_interp.files import locked
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import OutputSlice, Site
 
@@ -164,6 +166,9 @@ BAD_DESCRIPTIONS = {
         "sites": [{**SITE, "part": {"period": 48, "start": 16, "stop": "32"}}]
     },
     "adapter.json: 'positions' must be text, not 3$": {"positions": 3},
+    "adapter.json: 'modules_to_save' must be text, not 3$": {"modules_to_save": 3},
+    "adapter.json: format 2 is newer than .*: pip install 'road-interp>=9.8'$": {"format": 2, "release": "9.8"},
+    "adapter.json: format 2 is newer than .*: pip install --upgrade road-interp$": {"format": 2, "release": None},
     "'frist' is not a position": {"positions": "frist"},
     "needs at least one site": {"sites": []},
     "site 0: key 'kind' is missing": {"sites": [{"name": "a", "width": 8}]},
@@ -214,6 +219,21 @@ def test_an_adapter_file_without_positions_rotates_all_tokens(tmp_path):
     assert RoadAdapter.load(tmp_path).positions == "all"
 
 
+def test_an_adapter_file_needs_its_format(tmp_path):
+    random_adapter(SITES).save(tmp_path)
+    description = json.loads((tmp_path / DESCRIPTION).read_text())
+    assert description.pop("format") == 1
+    (tmp_path / DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(InputError, match="adapter.json: key 'format' is missing$"):
+        RoadAdapter.load(tmp_path)
+
+
+def test_readers_do_not_wait_for_each_other(tmp_path):
+    random_adapter(SITES).save(tmp_path)
+    with ThreadPoolExecutor(1) as pool, locked(tmp_path, shared=True):
+        pool.submit(RoadAdapter.load, tmp_path).result(timeout=20)
+
+
 def test_an_adapter_is_read_from_the_folders_that_the_command_line_takes(tmp_path):
     base = tiny_model("Bert")
     adapter = random_adapter(find_sites(base, "mlp"))
@@ -222,6 +242,13 @@ def test_an_adapter_is_read_from_the_folders_that_the_command_line_takes(tmp_pat
     assert RoadAdapter.load(tmp_path / "run").distance(adapter) == 0
     assert RoadAdapter.load(str(tmp_path / "peft")).distance(adapter) == 0
     assert RoadAdapter.load(tmp_path / "peft", base).sites == adapter.sites
+    base.layers = torch.nn.ModuleList(
+        [torch.nn.Sequential(torch.nn.Linear(32, 32))]
+    )  # a number in its path is no layer of the blocks
+    sites = (Site("layers.0.0", 32, None, "layers.0.0"),)
+    random_adapter(sites).to_peft(tmp_path / "outside", base)
+    assert RoadAdapter.load(tmp_path / "outside", base).sites[0].layer is None
+    assert RoadAdapter.load(tmp_path / "outside").sites[0].layer == 0
     (adapter**2).save(tmp_path / "peft")  # a folder with both: its own format is complete
     assert RoadAdapter.load(tmp_path / "peft").distance(adapter**2) == 0
     assert RoadAdapter.of(adapter) is RoadAdapter.of(SimpleNamespace(adapter=adapter)) is adapter

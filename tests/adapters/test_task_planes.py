@@ -24,7 +24,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_tok
 
 
 def task_model(target_modules="all-linear", variant="road_1", group_size=2, how="shares", positions="all", tasks=TASKS):
-    base = tiny_model("Llama", "causal-lm")
+    base = tiny_model("Llama", "causal-lm", num_hidden_layers=3 if how == "layers" else 2)
     sites = find_sites(base, target_modules)
     adapter = random_adapter(sites, variant, group_size)
     return RoadModel(base, adapter, positions, TaskPlanes.split(tasks, sites, how))
@@ -90,6 +90,12 @@ def test_planes_round_trip_through_json():
     assert not TaskPlanes.from_json({"x": {"a": []}}, SITES).of("x")["a"].any()
 
 
+def test_a_site_outside_the_blocks_is_split_by_its_planes():
+    planes = TaskPlanes.split(["x", "y"], (Site("a", 4),))
+    assert [planes.of(task)["a"].tolist() for task in "xy"] == [[True, False], [False, True]]
+    assert all(mask.dtype == torch.bool for mask in planes.of(BASE).values())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -100,10 +106,18 @@ def test_planes_round_trip_through_json():
             lambda: TaskPlanes.split("label", SITES),
             r"^TaskPlanes.split needs a list of str, not str: give the names of the tasks, as in \['label', 'closing'\]$",
         ),
-        (lambda: TaskPlanes.split(["x", "x"], SITES), "^task 'x' is listed twice; give every task a name of its own$"),
+        (lambda: TaskPlanes.split(["x", "y", "y", "x"], SITES), "^task 'x' is listed twice; give every task a name of its own$"),
+        (
+            lambda: TaskPlanes.split({"x": 0.25, "y": 0.75}, SITES),
+            "^TaskPlanes.split gives equal shares: give a list",
+        ),
+        (lambda: TaskPlanes.split([f"t{n}" for n in range(9)], SITES), "^task 't8' would own no plane: split by 'shares'"),
         (lambda: TaskPlanes.split([], SITES), "^TaskPlanes needs at least one task$"),
         (lambda: TaskPlanes.split(["x", 5], SITES), "^TaskPlanes.split needs str, not int: give the names of the tasks"),
-        (lambda: TaskPlanes.split(["x"], "mlp"), r"needs a list of Site, not str: give .* find_sites\(model, 'mlp'\)$"),
+        (
+            lambda: TaskPlanes.split(["x"], "mlp"),
+            r"^TaskPlanes.split needs a list of Site, not str: give",
+        ),
         (lambda: TaskPlanes.split(["x"], None), "needs a list of Site, not NoneType"),
         (lambda: TaskPlanes.split(["x", "y"], SITES, "diagonal"), "unknown split 'diagonal'; use shares, alternating"),
         (
@@ -143,7 +157,7 @@ def test_a_row_does_not_depend_on_the_tasks_of_other_rows(variant, how, target_m
         real = batch["attention_mask"][row].bool()
         alone = {key: values[row : row + 1, real] for key, values in batch.items()}
         restricted = model.adapter.restrict(model.planes.of(tasks))
-        expected = RoadModel(tiny_model("Llama", "causal-lm"), restricted)(base=alone)[1].logits
+        expected = RoadModel(model.model, restricted)(base=alone)[1].logits
         torch.testing.assert_close(together[row, real], expected[0], rtol=0, atol=1e-5)
 
 

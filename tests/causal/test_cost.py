@@ -9,9 +9,9 @@ from road_interp.causal.accuracy import effective_parameters
 from road_interp.causal.cost import (
     DEEP,
     DEEPER,
-    EIGHT,
     FULL,
-    MANY,
+    HALF_BY_QR,
+    HALF_BY_STACK,
     ONE,
     PYVENE_EIGHT,
     PYVENE_ONE,
@@ -30,8 +30,9 @@ from road_interp.rotation import butterfly
 def test_every_method_is_timed_in_every_round():
     told = []
     report = cost(width=32, batch=2, rounds=2, progress=told.append)
-    thin, square = {VECTOR: 32, ONE: 32, EIGHT: 8 * 32, MANY: 32 * 32}, {PYVENE_ONE: 32, PYVENE_EIGHT: 8 * 32, FULL: 32 * 32}
-    counts = {**thin, SHALLOW: 16, DEEP: 5 * 16, DEEPER: 69 * 16, **square}
+    thin = {VECTOR: 32, ONE: 32, "DAS, rank 8 by QR": 8 * 32, HALF_BY_QR: 16 * 32}
+    stacks = {SHALLOW: 16, DEEP: 5 * 16, HALF_BY_STACK: 5 * 16, DEEPER: 69 * 16}
+    counts = {**thin, **stacks, PYVENE_ONE: 32, PYVENE_EIGHT: 8 * 32, FULL: 32 * 32}
     assert told == [*counts] * 3
     assert {each.method: each.parameters for each in report.methods} == counts
     assert all(len(each.seconds) == 2 and min(each.seconds) > 0 for each in report.methods)

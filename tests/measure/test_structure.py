@@ -31,6 +31,15 @@ def report(pattern=0.0, common=0.0, own=0.0, seed=0):
     return measure.angles(RoadAdapter(SITES, theta, {site.name: 1 + theta[site.name].abs() for site in SITES}))
 
 
+def test_angles_are_those_of_the_adapter_to_the_last_bit_and_short():
+    adapter = random_adapter(SITES[:1], "road_2")
+    found, polar = measure.angles(adapter), adapter.polar(SITES[0])
+    for name in ("angle", "major", "minor"):
+        assert torch.equal(torch.tensor(getattr(found.sites[0], name)), getattr(polar, name))
+        assert max(len(str(value)) for value in getattr(found.sites[0], name)) <= 15
+    assert found.sites[0].reflection == tuple(polar.reflection.tolist())
+
+
 def test_equal_adapters_agree_everywhere():
     found = seed_structure([report(0.01, 0.1), report(0.01, 0.1)])
     for name in ("sites", "planes", "planes_within_sites", "signed", "magnitudes"):

@@ -323,6 +323,21 @@ def test_an_encoder_called_directly_uses_the_updated_parameters():
         assert not torch.equal(before, base.get_encoder()(**batch).last_hidden_state)
 
 
+@torch.no_grad()
+def test_a_layer_called_after_its_encoder_uses_the_updated_parameters():
+    base = tiny_model("T5", "backbone")
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="encoder.block"))), token_batch()
+    layer, states = base.get_submodule(model.sites[0].name), torch.randn(3, 7, 32)
+    with model.attached():
+        base.get_encoder()(**batch)
+        before = layer(states)
+        for _, intervention in model.by_site():
+            intervention.theta += 0.3
+        assert not torch.equal(before, layer(states))
+        base(**batch, decoder_input_ids=batch["input_ids"])
+        assert not torch.equal(before, layer(states))
+
+
 def test_a_hook_that_another_thread_removes_is_called_without_keyword_arguments():
     """torch looks up whether a hook takes them after it has listed the hooks, and may find it removed."""
     model, inputs, failed = road_model(), token_batch(), []

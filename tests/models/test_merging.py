@@ -93,3 +93,40 @@ def test_a_bias_of_another_shape_is_refused_before_a_weight_changes():
     with pytest.raises(InputError, match=r"cannot be merged: its bias has shape \(1,\) for 32 outputs"):
         model.merge()
     assert all(torch.equal(before[name], values) for name, values in base.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_model_that_another_has_merged_into_is_not_rotated_again():
+    """Its rotations would be applied on top of those of the other."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    sites = find_sites(base, "all-linear")
+    first, second = (RoadModel(base, random_adapter(sites, seed=seed)) for seed in (1, 2))
+    expected = second(base=batch)[1].logits
+    first.merge()
+    changed = "another RoadModel has merged its rotations into them, or unmerged them, since this one was made"
+    inputs = {"input_ids": batch["input_ids"]}
+    for call in (
+        lambda: second(base=batch),
+        lambda: second.generate(inputs, max_new_tokens=1),
+        lambda: second.attached().__enter__(),
+        second.merge,
+        lambda: second(base=batch, subspaces=[None] * len(sites)),
+    ):
+        with pytest.raises(InputError, match=changed):
+            call()
+    above = RoadModel(base, second.adapter)  # made for the merged weights
+    both = above(base=batch)[1].logits
+    assert (both - expected).abs().max() > 1e-4
+    above.merge()
+    torch.testing.assert_close(base(**batch).logits, both, rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="another RoadModel has merged its rotations into the same weights since"):
+        first.unmerge()
+    copied = copy.deepcopy(above)
+    torch.testing.assert_close(copied(base=batch)[1].logits, both, rtol=0, atol=1e-4)
+    copied.unmerge()
+    torch.testing.assert_close(copied(base=batch)[1].logits, both, rtol=0, atol=1e-4)
+    above.unmerge()
+    first.unmerge()
+    assert torch.equal(second(base=batch)[1].logits, expected)
+    with pytest.raises(InputError, match=changed):
+        above(base=batch)

@@ -17,6 +17,7 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
 
 
 def everywhere(model, rows=2):
@@ -69,6 +70,15 @@ def test_a_model_is_not_copied_while_rotations_are_attached():
             with pytest.raises(InputError, match=r"cannot be copied during attached\(\) of road_1"):
                 copy.deepcopy(each)
     assert torch.equal(copy.deepcopy(model)(base=batch)[1].logits, model(base=batch)[1].logits)
+
+    def copied(module, inputs):
+        copy.deepcopy(module)
+
+    with (
+        model.model.register_forward_pre_hook(copied),
+        pytest.raises(InputError, match="^a model cannot be copied during a call: "),
+    ):
+        model(base=batch)
 
 
 def test_pyvenes_files_without_a_config_are_not_written(tmp_path):
@@ -193,6 +203,36 @@ def test_pyvenes_loop_counts_the_rows():
         model(base=batch, subspaces=everywhere(model, 3), adapter_names=["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"adapter_names": ["a", None, "b"]}, "adapter names: None is not a name: give text per row, '__base__' for none"),
+        ({"adapter_names": [["a", "b"], "a", "b"]}, r"adapter names: \['a', 'b'\] is not a name: .* 'a\+b' for two"),
+        ({"adapter_names": [0, 1, 0]}, "adapter names: 0 is not a name"),
+        ({"adapter_names": ["a"] * 3, "strengths": torch.ones(3)}, r"give strengths.tolist\(\)$"),
+    ],
+)
+def test_rows_of_a_bank_are_named_by_text(rows, message):
+    with pytest.raises(InputError, match=message):
+        bank_model("ab")(base=token_batch(3), **rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"tasks": ["x", None, "y"]}, "tasks: None is not a name"),
+        ({"tasks": [["x", "y"], ["x"], []]}, r"tasks: \['x', 'y'\] is not a name"),
+        ({"tasks": ["x"] * 3, "trainable_tasks": ["x", "x+y", "x"]}, "row 1: trainable task 'y' is not active"),
+        ({"tasks": ["x"] * 3, "trainable_tasks": ["x", 1, "x"]}, "trainable tasks: 1 is not a name"),
+    ],
+)
+def test_rows_of_tasks_are_named_by_text(rows, message):
+    single = road_model()
+    model = RoadModel(single.model, single.adapter, planes=TaskPlanes.split(["x", "y"], single.sites))
+    with pytest.raises(InputError, match=message):
+        model(base=token_batch(3), **rows)
+
+
 def tokens_first(kind):
     torch.manual_seed(0)
     if kind == "Longformer":
@@ -238,11 +278,64 @@ def test_a_site_with_tokens_first_takes_one_adapter_for_all_rows():
     sites = (replace(find_sites(base, "block-output", layers=0)[0], name=path),)
     bank = RoadBank({"a": random_adapter(sites), "b": random_adapter(sites, seed=1)})
     model = RoadModel(base, bank)
-    with pytest.raises(InputError, match=r"output of shape \(6, 2, 32\) does not begin with the 2 rows"):
+    refused = (
+        r"output of shape \(6, 2, 32\) does not begin with the 2 rows of the batch; only one adapter for all rows works there"
+    )
+    with pytest.raises(InputError, match=f"{refused}$"):
         model(base=batch, adapter_names=["a", "b"])
     single = RoadModel(base, bank["a"])
     alone = single(base={key: value[1:] for key, value in batch.items()})[1].logits
     torch.testing.assert_close(single(base=batch)[1].logits[1:], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_rows_of_an_encoder_called_directly_are_known(by_name):
+    base, batch = tiny_model("T5"), token_batch(2, 6)
+    attention = base.encoder.block[0].layer[0].SelfAttention
+    attention.o = TokensFirst(attention.o)
+    sites = (Site("encoder.block.0.layer.0.SelfAttention.o.linear", 32),)
+    model = RoadModel(base, RoadBank({"a": random_adapter(sites), "b": random_adapter(sites, seed=1)}))
+    with model.attached(["a", "b"]), pytest.raises(InputError, match="does not begin with the 2 rows"):
+        base.get_encoder()(**batch) if by_name else base.get_encoder()(batch["input_ids"], batch["attention_mask"])
+
+
+class Joined(nn.Module):
+    """A linear layer whose rows and tokens are one axis."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, states):
+        return self.linear(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+
+
+class Pooled(Joined):
+    """A linear layer of the mean over rows."""
+
+    def forward(self, states):
+        return self.linear(states.mean(0)).expand(len(states), -1, -1)
+
+
+@torch.no_grad()
+def test_rows_and_tokens_in_one_axis_are_told_from_other_shapes():
+    batch, names = token_batch(3, 6), ["b", "a", "b"]
+
+    def model_with(kind):
+        base = tiny_model("Llama", "causal-lm")
+        mlp = base.model.layers[0].mlp
+        mlp.down_proj = kind(mlp.down_proj)
+        sites = (replace(find_sites(base, "block-output", layers=0)[0], name="model.layers.0.mlp.down_proj.linear"),)
+        return RoadModel(base, RoadBank({"a": random_adapter(sites), "b": random_adapter(sites, seed=1)}))
+
+    model = model_with(Joined)
+    together = model(base=batch, adapter_names=names)[1].logits
+    for row, name in enumerate(names):
+        alone = model(base={key: value[row : row + 1] for key, value in batch.items()}, adapter_names=[name])[1].logits
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
+    assert (together[0] - model(base=batch, adapter_names=["a"] * 3)[1].logits[0]).abs().max() > 1e-4
+    with pytest.raises(InputError, match=r"output of shape \(6, 32\) does not begin with the 3 rows"):
+        model_with(Pooled)(base=batch, adapter_names=names)
 
 
 # ------------------------------------------------------------------ gradient checkpointing

@@ -67,6 +67,17 @@ def test_a_hessian_vector_product_is_that_of_apply(in_place):
     torch.testing.assert_close(products[1], products[0])
 
 
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 3, 8), (2, 2, 3, 8)])
+def test_states_get_a_gradient_when_the_factors_need_none(shape):
+    maps = plane_maps.maps_from_parameters(torch.randn(4), torch.rand(4) + 0.5, "road_1", 2)
+    hidden, weight = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    gradients = [
+        torch.autograd.grad((rotated * weight).sum(), hidden)[0]
+        for rotated in (plane_maps.apply(maps, hidden, 2), rotate_in_place(hidden * 1.0, maps.a, in_place=True))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 def test_factors_get_a_gradient_when_the_states_need_none():
     theta, alpha, hidden = random_inputs()
     rotated = rotate_in_place(

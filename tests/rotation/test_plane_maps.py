@@ -180,13 +180,20 @@ def test_angles_are_wrapped():
     torch.testing.assert_close(angle[[0, 1, 4]], expected[[0, 1, 4]])
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_half_turn_is_positive(dtype):
+    half_turn = plane_maps.PlaneMaps(torch.complex(torch.tensor([-1.0]), torch.tensor([-0.0])).to(dtype))
+    assert plane_maps.polar(half_turn).angle.item() > 3
+    assert plane_maps.parameters_from_maps(half_turn, "road_1", 2)[0].item() > 3
+
+
 def test_general_plane_maps_have_no_powers_and_no_road_1_or_road_4_parameters():
     general = maps_of("road_2", 2)
     with pytest.raises(InputError, match="^real powers exist for road_1 only: a general plane map has no unique real power$"):
         plane_maps.power(general, 0.5)
-    with pytest.raises(InputError, match="use road_2"):
+    with pytest.raises(InputError, match="^road_1 expresses scaled rotations only, not a general plane map; use road_2$"):
         plane_maps.parameters_from_maps(general, "road_1", 2)
-    with pytest.raises(InputError, match="use road_2"):
+    with pytest.raises(InputError, match="^road_4 has eight parameters .* use road_2, which has any plane map$"):
         plane_maps.parameters_from_maps(general, "road_4", 2)
 
 

@@ -25,6 +25,7 @@ LEFT = RIGHT.flip(1)
         ("l2", [[3, 4], [1, 2], [0]]),
         ("f2+l1", [[0, 1, 4], [0, 1, 2], [0]]),
         ([[0, -1], [1], []], [[0, 4], [1], []]),
+        ([[-5], [-3, 2], [-1]], [[0], [0, 2], [0]]),
     ],
 )
 def test_positions_for_both_padding_sides(positions, expected):

@@ -1,0 +1,210 @@
+"""What the studies of one adapter's parameters measure, with fakes for what is slow, and what their commands say about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from helpers.scorers import needs, taken_apart
+from helpers.studies import script_of
+from road_interp.errors import InputError
+from road_interp.measure import AblationReport, AngleReport, CapacityReport, QueryKey
+from road_interp.measure.parameter_share import MethodOutcomes
+from road_interp.measure.throughput import ThroughputReport, Timing
+from road_interp.recipes.schema import ThroughputRecipe
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+
+
+def test_throughput(known, command, monkeypatch, tmp_path):
+    recipes = []
+
+    def timed(recipe, progress):
+        recipes.append(recipe)
+        settings = [("requests", rows, recipe.new_tokens, 8) for rows in recipe.requests]
+        settings += [("length", 8, length, 8) for length in recipe.lengths]
+        settings += [("rank", 8, recipe.new_tokens, rank) for rank in recipe.ranks]
+        timings = [Timing(task, "bare", *setting, (0.5, 1.0), (1.0, 1.0), 8) for task, *setting in settings]
+        return ThroughputReport("tiny", 14, "cpu", "float32", 2, recipe.rounds, tuple(timings))
+
+    monkeypatch.setitem(script_of(known["throughput"]), "run_throughput_recipe", timed)
+    output = command("throughput", "--quick")
+    assert [(recipe.rounds, recipe.requests, recipe.new_tokens) for recipe in recipes] == [(1, [1, 4], 4)]
+    assert output["numbers"] == {"bare, 1 at a time": "1.00 [1.00, 1.00]", "bare, 4 at a time": "1.00 [1.00, 1.00]"}
+    first = (tmp_path / "figures" / "throughput.json").read_text()
+    again = command("throughput", "--quick", "--redraw", "--out", tmp_path / "again")
+    assert again["figures"] == [str(tmp_path / "again" / "throughput.png")]
+    assert json.loads((tmp_path / "again" / "throughput.json").read_text())["timings"] == json.loads(first)["timings"]
+    assert len(recipes) == 1
+    command("throughput")
+    quiet = dict(zip(known["throughput"].conditions, recipes[1:], strict=True))
+    assert all(isinstance(recipe, ThroughputRecipe) and "bare" in (recipe.methods or ["bare"]) for recipe in recipes)
+    assert [quiet[slug].methods[-1] for slug in ("quiet", "with-oft")] == ["PEFT LoRA", "PEFT OFT"]
+    assert quiet["quiet"].requests == [8]
+
+
+def test_parameter_share(known, command, monkeypatch, tmp_path):
+    """The best rate by validation; every method on every task of the folder, with the recipe of its files."""
+    asked, sizes = [], set()
+
+    def scripted(recipe, method, task, texts):
+        asked.append((recipe, method, task))
+        sizes.add(texts)
+        best = recipe.training.learning_rate == 3e-3
+        return MethodOutcomes(recipe.model.name, task, method, recipe.seed, 1e-3, 5, 0.1, 0.5 + best / 4, (True, False, best))
+
+    script = script_of(known["parameter-share"])
+    monkeypatch.setitem(script, "train_method", scripted)
+    told = command("parameter-share-rates", "--only", "minilm_lora-8")
+    assert [recipe.training.learning_rate for recipe, *_ in asked] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+    assert {method for _, method, _ in asked} == {"lora-8"}
+    tuned_on = asked[0][0].data
+    assert sizes == {2000}
+    sizes.clear()
+    assert told["sentence"].endswith("The best: minilm lora-8 0.003.")
+    assert told["numbers"]["minilm, lora-8, rate 0.003"] == "0.750"
+    asked.clear()
+    monkeypatch.setitem(script, "RATES", {"minilm": {"road_1": 3e-3, "full": 1e-4}})
+    slugs = [f"minilm_{task}_{method}" for task in ("rotten-tomatoes", "RTE") for method in ("road_1", "full")]
+    told = command("parameter-share", "glue=glue", "--seeds", "0,1", *(each for slug in slugs for each in ("--only", slug)))
+    assert [(method, task, recipe.seed) for recipe, method, task in asked] == [
+        (method, task, seed) for task in ("rotten-tomatoes", "RTE") for method in ("road_1", "full") for seed in (0, 1)
+    ]
+    reviews, entailment = asked[0][0].data, asked[4][0].data
+    assert reviews == tuned_on  # so that the rates are chosen on validation texts of the same split
+    assert sizes == {None}
+    assert (reviews.per_class, reviews.filter) == (3500, {"source": "rotten_tomatoes"})
+    assert (entailment.id, entailment.validation, entailment.filter) == ("glue/RTE/train.tsv", "glue/RTE/dev.tsv", {})
+    assert (entailment.text, entailment.text_pair, entailment.per_class) == ("sentence1", "sentence2", None)
+    assert [Path(path).stem for path in told["figures"]] == ["parameter-share-rotten-tomatoes", "parameter-share-rte"]
+    (name,) = [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%) minus full fine-tuning")]
+    assert told["numbers"][name].startswith("0.333")
+    assert [value for row, value in told["numbers"].items() if row.endswith("RTE, full (0.100%), by seed")] == ["0.333, 0.333"]
+    with pytest.raises(InputError, match="rates must hold one learning rate here"):
+        script["measure"](SimpleNamespace(recipe=script["Settings"](rates=(1e-4, 1e-3))))
+    with pytest.raises(InputError, match="no learning rate is chosen for lora-1 on minilm: give one, as in rates="):
+        script["measure"](SimpleNamespace(recipe=script["Settings"](method="lora-1")))
+    with pytest.raises(InputError, match="task 'SST-2' needs glue=FOLDER, a folder with SST-2/train.tsv and dev.tsv"):
+        script["overrides_of"](script["Settings"](task="SST-2"), 1e-3)
+
+
+def test_ablation(known, command, finished, monkeypatch, tmp_path):
+    """Of a real run; runs that learned one component stand beside the run of their seed that learned both."""
+    script, trained = script_of(known["ablation"]), []
+
+    def run_once(piece):
+        trained.append((piece.condition, piece.recipe.adapter.trainable, piece.recipe.training.max_steps))
+        return finished
+
+    monkeypatch.setitem(script, "run_of", run_once)
+    output = command("ablation", "--quick")
+    assert trained == [("both", "both", 2), ("angles-only", "angles", 2), ("magnitudes-only", "magnitudes", 2)]
+    found = AblationReport.load(tmp_path / "figures" / "ablation.json")
+    assert found.rows[0].component == "both"
+    assert [(row.group, row.component) for row in found.rows[-2:]] == [
+        ("trained alone", "angles only"), ("trained alone", "magnitudes only"),
+    ]  # fmt: skip
+    assert found.rows[-1].correct == found.rows[0].correct  # the same run, after all
+    assert {row.group for row in found.rows} >= {"components", "layer", "kind", "most rotated"}
+    assert "angles alone lose" in output["sentence"]
+    monkeypatch.setitem(script, "run_of", None)
+    command("ablation", "--quick")  # nothing is left
+
+
+def test_ablations_of_seeds_are_put_together(known):
+    study = known["ablation"]
+    script = script_of(study)
+    pieces = {slug: [] for slug in study.conditions}
+    for seed in (0, 1):
+        both = taken_apart(needs("angles"), seed=seed)
+        pieces["both"].append(both)
+        for slug, (_, component) in script["ALONE"].items():
+            row = replace(both.rows[0], group="trained alone", component=component)
+            pieces[slug].append(replace(both, rows=(row,)))
+    whole = study.report(pieces)
+    assert whole.seeds == (0, 1)
+    assert [row.component for row in whole.rows[-2:]] == ["angles only", "magnitudes only"]
+    assert len(whole.rows[-1].correct) == 20
+    with pytest.raises(InputError, match="results of different seeds"):
+        study.report({**pieces, "angles-only": pieces["angles-only"][:1]})
+    with pytest.raises(InputError, match="needs the conditions both"):
+        study.report({"angles-only": pieces["angles-only"]})
+    assert study.report({"both": pieces["both"][:1]}).rows == pieces["both"][0].rows
+
+
+def test_angles(known, command, workplace, monkeypatch, tmp_path):
+    """End to end: two runs are trained and compared; another study takes what is there."""
+    overrides = [f"model.id={workplace / 'model'}", f"data.id={workplace / 'data.csv'}", "data.filter={}", "data.per_class=null"]
+    output = command("angles", *overrides, "--quick")
+    assert [Path(path).stem for path in output["figures"]] == [
+        "angles",
+        "magnitudes",
+        "planes",
+        "angle-histogram",
+        "shares",
+        "structure",
+    ]
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert len(runs) == 2
+    written = [(folder / "metrics.json").stat().st_mtime_ns for folder in runs]
+    assert [name for name in output["numbers"] if name.startswith("correlation between seeds")]
+    output = command("query-key", *overrides, "--quick")  # which takes the first seed of the same recipe
+    assert [Path(path).stem for path in output["figures"]] == ["query-key"]
+    assert [(folder / "metrics.json").stat().st_mtime_ns for folder in sorted((tmp_path / "runs").iterdir())] == written
+    assert set(output["numbers"]) == {"all-linear: angles", "all-linear: log magnitudes"}
+    assert QueryKey.load(tmp_path / "figures" / "query-key.json").layers == (0, 1)
+    one = command("angles", *overrides, "--quick", "--seeds", "1", "--redraw", "--out", tmp_path / "one")
+    assert len(one["figures"]) == 5  # a single seed has nothing to agree with
+    assert AngleReport.load(tmp_path / "one" / "angles.json").sites
+
+
+def test_studies_that_share_quick_runs_train_them_alike(known):
+    assert known["interference"].quick == known["multitask-accuracy"].quick
+    shared = [known[name].quick for name in ("ablation", "angles", "capacity", "drift", "query-key")]
+    assert len(set(shared)) == 1
+
+
+def test_capacity(known, command, monkeypatch, tmp_path):
+    script, trained = script_of(known["capacity"]), []
+
+    def scores(accuracy, **parameters):
+        return {"test": {"accuracy": accuracy, "examples": 40}, "parameters": {**parameters, "percent of backbone": 0.1}}
+
+    def baseline(recipe, method, *, seed, learning_rate, rank=8):
+        trained.append((method, rank if method == "lora" else None))
+        return None, scores(0.9 if rank == 16 else 0.7, trained=10)
+
+    def rotated(piece):
+        adapter = piece.recipe.adapter
+        trained.append((adapter.variant, adapter.sites, adapter.layers, adapter.trainable))
+        return SimpleNamespace(metrics=scores(0.8, adapter=10))
+
+    monkeypatch.setitem(script, "train_baseline", baseline)
+    monkeypatch.setitem(script, "run_of", rotated)
+    for _ in range(2):
+        output = command("capacity", "--quick")
+    assert len(trained) == len(set(trained)) == len(known["capacity"].conditions) == 19  # each is another way, once
+    (row,) = [name for name in output["numbers"] if name.startswith("LoRA, rank: rank 16")]
+    assert (row, output["numbers"][row][:4]) == ("LoRA, rank: rank 16 (0.100%)", "0.90")
+    assert "cannot be ordered" in output["sentence"]
+    only = ("capacity", "--quick", "--results", tmp_path / "only")
+    command(*only, "--only", "road_4", "--only", "lora-4")
+    found = CapacityReport.load(tmp_path / "figures" / "capacity.json")
+    assert [point.name for point in found.points] == ["road_4", "rank 4"]
+    trained.clear()  # what is there of other ways stands beside them
+    command(*only, "--only", "fc1")
+    assert trained == [("road_1", "fc1", None, "both")]
+    names = [point.name for point in CapacityReport.load(tmp_path / "figures" / "capacity.json").points]
+    assert names == ["road_4", "fc1", "rank 4"]
+
+
+def test_stored_points_of_the_capacity_have_the_names_of_their_conditions(known):
+    for slug, condition in known["capacity"].conditions.items():
+        for path in (RESULTS / "capacity" / slug).glob("*.json"):
+            (point,) = CapacityReport.load(path).points
+            assert condition.name in (point.name, f"{point.family.split(',')[0]}, {point.name}", point.family)

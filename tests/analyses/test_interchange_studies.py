@@ -1,0 +1,176 @@
+"""What the studies of interchanges measure, with fakes for what is slow, and what their commands say about it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpers.cli import run
+from helpers.models import tiny_model
+from helpers.studies import script_of
+from helpers.taught import word_tokenizer
+from road_interp.causal.controls import ControlReport
+from road_interp.causal.cost import CostReport
+from road_interp.causal.depth_sweep import DepthReport
+from road_interp.causal.noun_task import number_and_gender
+from road_interp.causal.variable_methods import VariablesComparison
+from road_interp.errors import InputError
+from road_interp.training import study as study_module
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+
+
+@pytest.fixture
+def tiny_language_model(monkeypatch):
+    """A random Llama with one token for every word of the pairs in the place of SmolLM2."""
+    loaded = []
+
+    def load(identity, head):
+        loaded.append(identity)
+        return tiny_model("Llama", head, vocab_size=400), []
+
+    monkeypatch.setattr(study_module, "load_model", load)
+    monkeypatch.setattr(study_module, "load_tokenizer", lambda identity: word_tokenizer())
+    study_module.language_model.cache_clear()
+    yield loaded
+    study_module.language_model.cache_clear()
+
+
+def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path):
+    output = command("controls", "layer=0", "steps=2", "--quick")
+    assert "(1 on agreement)" in output["sentence"]
+    assert "agreement, full swap" in output["numbers"]
+    (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json")
+    assert path.parent.name == "agreement"
+    report = ControlReport.load(path)
+    assert {(row.task, row.span, row.layer) for row in report.rows if hasattr(row, "layer")} <= {("agreement", "subject", 0)}
+    output = command("controls", "layer=0", "steps=2", "--quick", "--only", "gender", "--results", tmp_path / "gender")
+    assert "1 on gender)" in output["sentence"]
+    assert output["figures"] == []
+    assert len(tiny_language_model) == 1  # the model is loaded once
+    command("controls", "layer=0", "steps=2", "--quick", "--redraw")
+    assert len(tiny_language_model) == 1
+
+
+def test_scan_and_depth_of_an_interchange(command, tiny_language_model, tmp_path):
+    output = command("scan", "--quick")
+    assert [Path(path).name for path in output["figures"]] == ["scan-agreement.png"]
+    assert re.search(r"is highest at block 0 \(\w+\)(, block \d \(\w+\))*\.$", output["sentence"])
+    output = command("depth", "layer=0", "--quick")
+    assert [Path(path).name for path in output["figures"]] == ["depth-agreement.png"]
+    assert all(name.startswith("depth ") for name in output["numbers"])
+    (path,) = (tmp_path / "results" / "quick").glob("depth-*/agreement/seed-0.json")
+    assert len(DepthReport.load(path).cells) == 1
+    assert len(tiny_language_model) == 1
+
+
+def test_cost_of_an_interchange(command, no_model, tmp_path):
+    output = command("cost", "--quick")
+    report = CostReport.load(tmp_path / "results" / "quick" / "cost" / "width-2048" / "seed-0.json")
+    assert report.width == 64
+    assert len(output["numbers"]) == 11
+    assert output["figures"] == []
+
+
+TASKS, METHODS = ("agr_gender", "agr_sv_num_pp"), ("full swap", "DAS, rank 1")
+
+
+def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_path):
+    """The tasks of the file, whatever else CausalGym has."""
+    script = script_of(known["causalgym"])
+    loaded = tiny_model("Llama", "causal-lm", vocab_size=400), word_tokenizer()
+    monkeypatch.setitem(script, "language_model", lambda model: loaded)
+    built_in = json.loads((ROOT / "road_interp" / "causal" / "templates.json").read_text())
+    (tmp_path / "tasks.json").write_text(json.dumps({"agr_sv_num_pp": built_in["agreement"], "agr_gender": built_in["gender"]}))
+    output = command("causalgym", f"templates={tmp_path / 'tasks.json'}", "layers=[0, 1]", "steps=2", "pairs=[32, 8, 16]")
+    assert output["sentence"].startswith("Log odds ratio (nats) and its selectivity, at the block of 0, 1 with the highest")
+    odds = {(task, method): _odds(output["numbers"][f"{task}, {method}"]) for task in TASKS for method in METHODS}
+    apart = [odds[task, METHODS[1]] - odds[task, METHODS[0]] for task in TASKS]
+    told = output["numbers"]["DAS, rank 1 minus full swap"]
+    assert _odds(output["numbers"]["mean of 2 tasks, full swap"]) == pytest.approx(
+        sum(odds[task, METHODS[0]] for task in TASKS) / 2, abs=0.011
+    )
+    assert _odds(told) == pytest.approx(sum(apart) / 2, abs=0.016)
+    assert float(told.rpartition(" ")[2]) == pytest.approx(abs(apart[0] - apart[1]) / 2, abs=0.016)
+
+
+def _odds(told: str) -> float:
+    return float(re.search(r"log odds ratio (-?[\d.]+)", told)[1])
+
+
+def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(known):
+    """Those of the stored comparison of seed 0, by validation."""
+    script = script_of(known["variables"])
+    settings, grid, methods = script["Settings"], script["RATES"], script["METHODS"]
+    first = VariablesComparison.load(RESULTS / "variables/smollm2_city_16/seed-0.json")
+    tried = {method: [each for each in first.trials if each.method == method] for method in methods}
+    assert {tuple(each.rate for each in trials) for trials in tried.values()} == {grid}
+    chosen = {method: (max(trials, key=lambda each: each.validation).rate,) for method, trials in tried.items()}
+    of_cities = settings(entities="city", rates=grid)
+    assert script["rates_of"](replace(of_cities, seed=1)) == chosen
+    assert script["rates_of"](of_cities) == dict.fromkeys(methods, grid)
+    assert script["rates_of"](replace(of_cities, seed=1, model="other")) == dict.fromkeys(methods, grid)
+    assert script["rates_of"](replace(of_cities, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
+    assert script["rates_of"](settings(seed=1)) is None
+
+
+@pytest.fixture
+def nouns(known, monkeypatch):
+    """Overrides of small studies of nouns with a tiny model; every question is taken as answered rightly."""
+    script, task = script_of(known["variables"]), number_and_gender()
+    words = [text for prompts in task.prompts.values() for prompt in prompts for text in prompt.replace(":", " : ").split()]
+    tokenizer = word_tokenizer(*task.values, *(word.strip(";.") for word in words), ";", ".")
+    loaded = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), tokenizer
+    monkeypatch.setitem(script, "language_model", lambda model: loaded)
+    monkeypatch.setitem(script, "answered", lambda settings, task, piece: (list(task.questions()), 7))
+    return "layer=0", "prefix=''", "steps=2", "pairs=[8, 8, 8]", "methods=[stacked RoAd, masked components]"
+
+
+def test_several_variables(command, nouns, tmp_path):
+    slugs = ("--only", "smollm2_number-gender_1", "--only", "smollm2_number-gender_2")
+    output = command("variables", *nouns, *slugs)
+    assert [Path(path).name for path in output["figures"]] == ["variables-smollm2-number-gender.png"]
+    assert len(output["numbers"]) == 2 * (3 + 2 + 1)
+    data = output["numbers"]["SmolLM2-135M, number and gender, 2 per variable, data"]
+    assert data == "448 of 7 questions, about 112 entities, are answered rightly; 32 test pairs"
+    (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json")
+    found = VariablesComparison.load(path)
+    assert (found.coordinates, found.answered, found.pairs) == (2, (112, 448, 7), (32, 32, 32))
+    no_swap = found.of("no swap")
+    assert no_swap.disentangle == no_swap.scores[0].isolation / 2 + no_swap.scores[0].cause / 2
+    trained = ["stacked RoAd", "masked components"]
+    assert [each.method for each in found.trials] == trained
+    assert [each.method for each in found.reports] == ["no swap", "whole state", "random subspace", *trained]
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(known, command, nouns, monkeypatch, tmp_path):
+    """Finished methods are not trained again, and the numbers are those of a comparison in one go."""
+    slug, tried = ("--seeds", "0", "--only", "smollm2_number-gender_2"), []
+    whole = command("variables", *nouns, *slug)["numbers"]
+    script = script_of(known["variables"])
+    compare = script["compare_variables"]
+
+    def interrupted(*runs_and_sizes, methods, **options):
+        tried.append(methods)
+        if len(tried) == 2:
+            raise InputError("the machine was switched off")
+        return compare(*runs_and_sizes, methods=methods, **options)
+
+    monkeypatch.setitem(script, "compare_variables", interrupted)
+    again = ("--runs", tmp_path / "again", "--results", tmp_path / "again-results")
+    with pytest.raises(AssertionError, match="switched off"):
+        command("variables", *nouns, *slug, *again)
+    assert command("variables", *nouns, *slug, *again)["numbers"] == whole
+    assert tried == [("stacked RoAd",), ("masked components",), ("masked components",)]
+
+
+def test_entities_need_a_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, monkeypatch, "study", "variables", "--only", "smollm2_city_1")
+    assert code == 2
+    assert "entities 'city' need ravel=FOLDER" in err.splitlines()[-1]

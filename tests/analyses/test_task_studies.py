@@ -1,0 +1,148 @@
+"""What the studies of several tasks measure, with fakes for what is slow, and what their commands say about it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.compositions import composition_report
+from helpers.models import random_adapter, tiny_model
+from helpers.studies import pieces_of, script_of
+from road_interp.measure import CompositionReport, InterferenceReport, StrengthReport
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
+from road_interp.sites.find import find_sites
+from road_interp.training import composition_baselines
+from road_interp.training.study import StudyOptions, run_study
+
+
+def test_composition(known, command, monkeypatch, tmp_path):
+    asked = []
+
+    def scripted(piece):
+        asked.append((piece.condition, piece.seed, piece.recipe.reviews.split_seed, piece.recipe.scoring.test))
+        return composition_report(piece.seed)
+
+    script = script_of(known["composition"])
+    assert next(iter(known["composition"].conditions)) == script["MAIN"]
+    monkeypatch.setitem(script, "trained", scripted)
+    for _ in range(2):
+        output = command("composition", "--quick", "--seeds", "3")
+    assert asked == [(script["MAIN"], 3, 3, 4)]  # what is there is not measured again; the seed divides the reviews, too
+    (frequent,) = [value for row, value in output["numbers"].items() if row.endswith("the more frequent label")]
+    assert frequent == "0.500"
+    (attempted,) = [value for row, value in output["numbers"].items() if row.endswith("label+closing, right or wrong")]
+    assert 0.7 <= float(attempted) <= 1
+    (name,) = [row for row in output["numbers"] if row.endswith("least, label+closing")]
+    assert output["numbers"][name].startswith("0.700 [")
+    drawn = CompositionReport.load(tmp_path / "figures" / "composition.json")
+    assert len(drawn.scores[0].answers) == 8
+    assert len(output["figures"]) == 2
+
+
+def test_conditions_of_the_composition(known, monkeypatch, tmp_path):
+    """One step for every eight examples; low ranks have learning rates of their own."""
+    study = known["composition"]
+    recipes = {}
+    for slug in study.conditions:
+        (piece,) = pieces_of(study, StudyOptions(seeds=(0,), only=(slug,), results=tmp_path))
+        recipes[slug] = piece.recipe
+    main = recipes["planes_coact-0.5"]
+    for slug, recipe in recipes.items():
+        examples = sum(task.examples for task in recipe.tasks.values())
+        rate = {"lora": 1e-3, "loreft": 2e-3}.get(re.split("_", slug)[0], 3e-3)
+        assert recipe.training == replace(main.training, learning_rate=rate, max_steps=examples // 8), slug
+        assert recipe.co_activation == float((re.findall(r"coact-([0-9.]+)", slug) or [0.5])[0])
+    assert sum(task.examples for task in main.tasks.values()) == 4800
+    assert list(recipes["4-tasks_planes_coact-0.5"].tasks) == ["greeting", "label", "german", "closing"]
+    assert recipes["planes_shared-end"].shared == "plain"
+
+
+def test_multiplied_adapters_are_trained_apart_on_all_examples(known, monkeypatch, tmp_path):
+    asked = []
+
+    def trained(piece):
+        asked.append({name: task.examples for name, task in piece.recipe.tasks.items()})
+        if len(asked) == 2:
+            raise StopIteration
+        return SimpleNamespace(adapter=None)
+
+    monkeypatch.setattr(composition_baselines, "run_of", trained)
+    with pytest.raises(StopIteration):
+        run_study(known["composition"], StudyOptions(seeds=(2,), only=("multiplied",), results=tmp_path))
+    assert asked == [{"label": 4800}, {"closing": 4800}]
+
+
+def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
+    trained = []
+
+    def scripted(piece):
+        recipe, tasks = piece.recipe, tuple(piece.recipe.tasks)
+        trained.append((piece.condition, tasks, recipe.co_activation, recipe.training.max_steps))
+        correct = {task: dict.fromkeys(("__base__", task, "+".join(tasks)), (True, False)) for task in tasks}
+        return SimpleNamespace(composition=MultiTaskAccuracyReport("m", "x", tasks, (recipe.seed,), correct))
+
+    monkeypatch.setitem(script_of(known["multitask-accuracy"]), "run_of", scripted)
+    output = command("multitask-accuracy", "--quick")
+    both = ("sentiment", "source")
+    assert [each[:2] for each in trained] == [
+        ("coact-0.5", both),
+        ("coact-0", both),
+        *((f"{task}-alone", (task,)) for task in both),
+    ]
+    assert [each[2] for each in trained[:2]] == [0.5, 0]
+    assert {each[3] for each in trained} == {2}
+    content = json.loads((tmp_path / "figures" / "multitask-accuracy.json").read_text())
+    assert [each["method"] for each in content["together"]] == ["co-activation 0.5", "co-activation 0"]
+    assert list(content["alone"]) == list(both)
+    assert output["numbers"]["co-activation 0: source, lost against training alone"].startswith("0.000")
+    command("multitask-accuracy", "--quick", "--redraw")
+    assert len(trained) == 4
+
+
+def test_strength(known, command, monkeypatch, tmp_path):
+    report = StrengthReport("m", "<closing>", (0.0, 1.0), ((False, False), (True, False)), (2.0, 3.0))
+    asked = []
+
+    def scripted(piece):
+        asked.append((list(piece.recipe.tasks), piece.recipe.scoring.test, piece.seed))
+        return report
+
+    monkeypatch.setitem(known, "strength", replace(known["strength"], measure=scripted))
+    output = command("strength", "--quick")
+    assert asked == [(["closing"], 4, 0)]  # one seed
+    assert list(output["numbers"]) == ["strength 0", "strength 1"]
+    assert StrengthReport.load(tmp_path / "figures" / "strength.json") == report
+    command("strength", "--quick", "--redraw", "--out", tmp_path / "again")
+    assert StrengthReport.load(tmp_path / "again" / "strength.json") == report
+    command("--redraw", "--quick")
+    assert "&#39;&lt;closing&gt;&#39;" in (tmp_path / "figures" / "index.html").read_text()
+
+
+def test_interference(known, command, monkeypatch, tmp_path):
+    sites, asked = find_sites(tiny_model("Bert"), "fc1"), []
+
+    def trained(piece):
+        asked.append((list(piece.recipe.tasks), piece.recipe.training.max_steps))
+        return SimpleNamespace(adapter=random_adapter(sites, seed=len(asked)))
+
+    def scorer(run, task):
+        whole = run.adapter.angles(sites[0])  # half of the answers are wrong once the first layer turned further
+        return lambda adapter: np.array([True, torch.allclose(adapter.angles(sites[0]), whole, atol=1e-4)] * 20)
+
+    script = script_of(known["interference"])
+    monkeypatch.setitem(script, "run_of", trained)
+    monkeypatch.setitem(script, "MultiTaskScorer", scorer)
+    for _ in range(2):
+        output = command("interference", "--quick")
+    assert asked == [(["sentiment"], 2), (["source"], 2)]  # what is there is not measured again
+    report = InterferenceReport.load(tmp_path / "figures" / "interference.json")
+    assert report.names == tuple(f"{task}{part}" for task in ("sentiment", "source") for part in ("", " layer 0", " layer 1"))
+    assert list(report.correct["source"]) == ["nothing", "sentiment", "sentiment layer 0", "sentiment layer 1"]
+    assert [report.cost("source", f"sentiment{part}")[0] for part in ("", " layer 0", " layer 1")] == [0.5, 0.5, 0]
+    assert "The largest cost is that of 'source' to 'sentiment': 0.500" in output["sentence"]

@@ -1,0 +1,61 @@
+"""Images of the manual and of notebooks take little space in the repository."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location("small_images", ROOT / "docs" / "small_images.py")
+small_images = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small_images)
+
+
+@pytest.fixture
+def png():
+    """An image of many colours, with the command that drew it."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8))
+    told = PngImagePlugin.PngInfo()
+    told.add_text("Command", "road-interp study size")
+    image.save(drawn := BytesIO(), format="png", pnginfo=told)
+    return drawn.getvalue()
+
+
+def test_an_image_gets_a_palette_and_keeps_its_command(png):
+    small = small_images.with_palette(png)
+    image = Image.open(BytesIO(small))
+    assert (image.mode, image.size, image.info["Command"]) == ("P", (64, 64), "road-interp study size")
+    assert len(small) < len(png)
+    assert small_images.with_palette(small) == small
+
+
+def test_a_notebook_keeps_all_but_times_and_colours(png):
+    outputs = [{"data": {"image/png": base64.b64encode(png).decode(), "text/plain": "drawn"}}, {"text": "printed"}]
+    cells = [{"metadata": {"execution": {"shell.execute_reply": "12:00"}, "tags": ["x"]}, "outputs": outputs}, {"metadata": {}}]
+    small = json.loads(small_images.small_notebook(json.dumps({"cells": cells})))
+    first = small["cells"][0]
+    assert first["metadata"] == {"tags": ["x"]}
+    assert Image.open(BytesIO(base64.b64decode(first["outputs"][0]["data"]["image/png"]))).mode == "P"
+    assert (first["outputs"][0]["data"]["text/plain"], first["outputs"][1], small["cells"][1]) == (
+        "drawn",
+        {"text": "printed"},
+        {"metadata": {}},
+    )
+
+
+@pytest.mark.parametrize(
+    "path", [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "docs" / "figures").glob("*.png")], ids=lambda path: path.name
+)
+def test_tracked_images_are_small(path):
+    if path.suffix == ".png":
+        assert Image.open(path).mode == "P"
+    else:
+        text = path.read_text(encoding="utf-8")
+        assert small_images.small_notebook(text) == text
