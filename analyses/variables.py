@@ -8,6 +8,7 @@ road-interp study variable-rates                                # the learning r
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,23 +152,28 @@ def rates_of(settings: Settings) -> dict[str, tuple[float, ...]] | None:
 
 
 def measure(piece: Piece) -> VariablesComparison:
-    """All methods; those that an interrupted measurement has finished are read from files beside the runs."""
+    """The controls and all methods. What an interrupted measurement has finished is read from files beside the runs."""
     settings: Settings = piece.recipe
     runs, counts = runs_of(settings, piece, ("train", "val", "test"))
-    folder = piece.runs / f"{piece.condition}-{settings_hash(replace(settings, ravel=None, methods=()))}"
+    rates = [learning_rates(settings, method) for method in settings.methods]
+    folder = piece.runs / f"{piece.condition}-{settings_hash(replace(settings, ravel=None), task_of(settings), rates)}"
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, VariablesComparison] = {}
-    for method in settings.methods:
-        path = folder / f"{method.replace(' ', '-')}.json"
+    found = []
+    for method in (None, *settings.methods):
+        path = folder / f"{(method or 'controls').replace(' ', '-')}.json"
         if not path.is_file():
-            training = training_of(replace(settings, methods=(method,)), piece)
-            parts = compare_variables(*runs, settings.variables, settings.coordinates, **training)
+            training = training_of(replace(settings, methods=() if method is None else (method,)), piece)
+            parts = compare_variables(*runs, settings.variables, settings.coordinates, method is None, **training)
             comparison(settings, counts, runs, *parts).save(path)
-        found[method] = VariablesComparison.load(path)
-    trials = tuple(trial for each in found.values() for trial in each.trials)
-    first = found[settings.methods[0]]
-    controls = tuple(report for report in first.reports if report.method not in METHODS)
-    return replace(first, trials=trials, reports=(*controls, *(each.of(method) for method, each in found.items())))
+        found.append(VariablesComparison.load(path))
+    trials, reports = (tuple(part for each in found for part in getattr(each, name)) for name in ("trials", "reports"))
+    shutil.rmtree(folder)
+    return replace(found[0], trials=trials, reports=reports)
+
+
+def learning_rates(settings: Settings, method: str) -> tuple[float, ...]:
+    """The rates that a method is trained at."""
+    return (rates_of(settings) or {}).get(method, (METHODS[method].learning_rate,))
 
 
 def measure_rates(piece: Piece) -> VariablesComparison:

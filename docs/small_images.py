@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 
 def with_palette(png: bytes) -> bytes:
-    """The image with at most 256 colours and the same text chunks; an image that has a palette stays as it is."""
+    """The image on white with at most 256 colours and the same text chunks; one that has a palette stays as it is."""
     image = Image.open(BytesIO(png))
     if image.mode == "P":
         return png
@@ -23,7 +23,8 @@ def with_palette(png: bytes) -> bytes:
     for name, text in image.info.items():
         if isinstance(text, str):
             kept.add_text(name, text)
-    image.convert("RGB").quantize(256).save(small := BytesIO(), format="png", optimize=True, pnginfo=kept)
+    opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    opaque.quantize(256).save(small := BytesIO(), format="png", optimize=True, pnginfo=kept, dpi=image.info.get("dpi"))
     return small.getvalue()
 
 

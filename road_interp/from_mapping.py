@@ -41,11 +41,13 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "", finite: boo
     hints, known = get_type_hints(cls), {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     for key in content:
         if key not in known:
-            inner = [f"{name}.{key}" for name, hint in hints.items() if is_dataclass(hint) and key in hint.__dataclass_fields__]
-            raise InputError(
-                f"unknown key '{_join(key_path, key)}'; "
-                + (f"did you mean '{_join(key_path, inner[0])}'?" if inner else did_you_mean(str(key), known))
-            )
+            inner = [
+                f"'{_join(key_path, f'{name}.{key}')}'"
+                for name, hint in hints.items()
+                if is_dataclass(hint) and key in {field.name for field in fields(hint) if field.init}
+            ]
+            hint = f"did you mean {' or '.join(inner)}?" if inner else did_you_mean(str(key), known)
+            raise InputError(f"unknown key '{_join(key_path, key)}'; {hint}")
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in content:
             raise InputError(f"'{_join(key_path, name)}' is missing")

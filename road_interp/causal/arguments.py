@@ -37,8 +37,6 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
     )
     if getattr(interchange, "is_source_constant", False):  # the runs say that it reads no source
         return
-    if (made_for := int(getattr(interchange, "embed_dim", None) or width)) != width:
-        raise InputError(f"causal.{function}: the interchange is made for states of width {made_for}, these have {width}")
     try:
         with torch.no_grad():
             state = interchange(base, source, **options)
@@ -47,6 +45,10 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
             raise InputError(
                 f"causal.{function}: the interchange takes no subspaces, which say the variables to swap in every row; the swap "
                 "of none and that of the whole state are causal.no_variable and causal.whole_state"
+            ) from error
+        if (made_for := getattr(interchange, "width", width)) != width:
+            raise InputError(
+                f"causal.{function}: the interchange is made for states of width {made_for}, these have {width}"
             ) from error
         raise InputError(
             f"causal.{function}: the interchange cannot be applied to states of width {width}: {first_line(error)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -76,17 +77,17 @@ def run_steps(
         The loss of every step.
 
     Raises:
-        InputError: no steps, a negative learning rate, or nothing to train.
+        InputError: no steps, a learning rate that is no finite number of at least 0, or nothing to train.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps must be a number of at least 1, not {steps!r}")
-    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float) or not 0 <= learning_rate < math.inf:
+    if not isinstance(learning_rate, Real) or isinstance(learning_rate, bool) or not 0 <= learning_rate < math.inf:
         raise InputError(f"learning_rate must be a finite number of at least 0, not {learning_rate!r}")
     check_argument("the training", interchange, nn.Module, "a module with parameters, such as RoadInterchangeIntervention")
     parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=float(learning_rate))
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = []
     for step, rows in enumerate(_shuffled_rows(len(targets), BATCH_SIZE, steps, seed, targets.device)):

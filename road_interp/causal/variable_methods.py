@@ -231,14 +231,19 @@ def try_methods(
 
 
 def compare_variables(
-    train: VariableRuns, validation: VariableRuns, test: VariableRuns, variables: Sequence[str], coordinates: int, **options: Any
+    train: VariableRuns,
+    validation: VariableRuns,
+    test: VariableRuns,
+    variables: Sequence[str],
+    coordinates: int,
+    controls: bool = True,
+    **options: Any,
 ) -> tuple[list[Trial], list[VariablesReport]]:
     """Test the training of every method that separates the validation pairs best.
 
-    Untrained controls are tested too: no swap, the swap of the whole state, and a random subspace.
-
     Args:
         train, validation, test: runs of pairs with disjoint entities.
+        controls: whether untrained interchanges are tested first: no swap, the swap of the whole state, and a random subspace.
         options: further arguments of `try_methods`, as are the others.
 
     Raises:
@@ -250,12 +255,8 @@ def compare_variables(
         "causal.compare_variables", variables, str, f"the variables, as in {sorted(set(test.pairs.swapped))}"
     )
     _check_disjoint(train, validation, test)
-    seed, width = options.get("seed", 0), test.runs.site.width
-    untrained = ((NO_SWAP, no_variable), ("whole state", whole_state))
-    reports = [measure_variables(test, swap, name, seed=seed) for name, swap in untrained]
-    owned = VariableCoordinates(dict.fromkeys(variables, coordinates))
-    random = owned.low_rank(width, seed=seed).requires_grad_(False).to(test.targets.device)
-    reports.append(measure_variables(test, random, RANDOM, coordinates, seed))
+    seed = options.get("seed", 0)
+    reports = _untrained(test, variables, coordinates, seed) if controls else []
     trials: list[Trial] = []
     for name, tried in groupby(try_methods(train, validation, variables, coordinates, **options), lambda each: each.trial.method):
         of_method = list(tried)
@@ -263,6 +264,17 @@ def compare_variables(
         trials.extend(each.trial for each in of_method)
         reports.append(measure_variables(test, interchange, name, coordinates, seed, best.rate, best.validation))
     return trials, reports
+
+
+def _untrained(test: VariableRuns, variables: Sequence[str], coordinates: int, seed: int) -> list[VariablesReport]:
+    """The reports of no swap, of the swap of the whole state, and of a random subspace."""
+    swaps = ((NO_SWAP, no_variable), ("whole state", whole_state))
+    owned = VariableCoordinates(dict.fromkeys(variables, coordinates))
+    random = owned.low_rank(test.runs.site.width, seed=seed).requires_grad_(False).to(test.targets.device)
+    return [
+        *(measure_variables(test, swap, name, seed=seed) for name, swap in swaps),
+        measure_variables(test, random, RANDOM, coordinates, seed),
+    ]
 
 
 def _train(

@@ -70,8 +70,8 @@ class VariableRuns:
 
         `function` is called with it.
         """
-        named = getattr(interchange, "variables", None)
-        if named not in (None, self.variables):
+        named = getattr(interchange, "variables", None)  # of VariableCoordinates
+        if named is not None and tuple(named) != self.variables:
             raise InputError(
                 f"causal.{function}: the interchange has coordinates of {', '.join(named)}, the runs have the variables "
                 f"{', '.join(self.variables)}: give both the same, in the same order"

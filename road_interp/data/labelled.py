@@ -179,7 +179,7 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
     for row, label in enumerate(columns["label"]):
         if not isinstance(label, str | int | float):
             raise InputError(f"'{identifier}', row {row}: label {label!r} is neither text nor a number")
-        if label == "":
+        if label == "" and "" not in (recipe.classes or ()):
             raise InputError(f"'{identifier}', row {row}: the label is empty; give it one, or leave the row out")
         if isinstance(label, str) != isinstance(columns["label"][0], str):
             raise InputError(f"'{identifier}', row {row}: label {label!r} and the first label are not both text or both numbers")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
@@ -104,7 +105,7 @@ class AngleReport(Result):
 def angles(adapter: Source) -> AngleReport:
     """Angle, stretches and reflection flag of every plane of an adapter of any variant, given as `RoadAdapter.of` takes it.
 
-    Numbers have the nine digits that determine a value in fp32, so that their JSON is short.
+    Numbers of fp32 have the nine digits that determine them, so that their JSON is short.
 
     Raises InputError for a value without an adapter.
     """
@@ -112,6 +113,7 @@ def angles(adapter: Source) -> AngleReport:
     sites = []
     for site in adapter.sites:
         *numbers, reflection = adapter.polar(site)
-        angle, major, minor = (tuple(float(f"{value:.9g}") for value in each.tolist()) for each in numbers)
+        digits = 9 if numbers[0].dtype == torch.float32 else 17
+        angle, major, minor = (tuple(float(f"{value:.{digits}g}") for value in each.tolist()) for each in numbers)
         sites.append(SiteAngles(site.name, site.layer, site.kind, angle, major, minor, tuple(reflection.tolist())))
     return AngleReport(adapter.variant, adapter.group_size, tuple(sites))

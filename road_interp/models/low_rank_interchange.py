@@ -81,6 +81,11 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
                 return
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @property
+    def width(self) -> int:
+        """The width of the states."""
+        return self.weight.shape[0]
+
     def basis(self) -> Float[Tensor, "width k"]:
         """Orthonormal columns: the directions in which base and source are swapped."""
         return torch.linalg.qr(self.weight).Q

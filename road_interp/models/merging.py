@@ -16,12 +16,12 @@ from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps
 from road_interp.sites.site import Site
 
-MERGED = "_merged_rotations"  # an attribute of the base model, so that a copy of it has the same
+MERGED = "_merged_rotations"  # in the attributes of a rotated module, so that a copy and a part of a model have the same
 
 
-def merged_rotations(model: nn.Module) -> tuple[str, ...]:
-    """What `MergedWeights` have rotated in a model and not restored, by their names, in their order."""
-    return getattr(model, MERGED, ())
+def merged_rotations(model: nn.Module) -> list[str]:
+    """The names of the `MergedWeights` that have rotated a model's modules and not restored them, once per module, sorted."""
+    return sorted(name for module in model.modules() for name in module.__dict__.get(MERGED, ()))
 
 
 class MergedWeights:
@@ -47,14 +47,24 @@ class MergedWeights:
         except BaseException:  # out of memory, or interrupted
             self._copy_back()
             raise
-        setattr(model, MERGED, (*merged_rotations(model), self.name))
+        for module in self._modules():
+            setattr(module, MERGED, (*getattr(module, MERGED, ()), self.name))
+
+    @property
+    def names(self) -> list[str]:
+        """What this adds to `merged_rotations`."""
+        return [self.name] * len(self._originals)
 
     def restore(self) -> None:
         """Restore the original weights, bitwise equal. Raises InputError if others were merged into them since."""
-        if merged_rotations(self._model)[-1:] != (self.name,):
+        if any(getattr(module, MERGED)[-1] != self.name for module in self._modules()):
             raise InputError("another RoadModel has merged its rotations into the same weights since: call its unmerge first")
         self._copy_back()
-        setattr(self._model, MERGED, merged_rotations(self._model)[:-1])
+        for module in self._modules():
+            setattr(module, MERGED, getattr(module, MERGED)[:-1])
+
+    def _modules(self) -> list[nn.Module]:
+        return [self._model.get_submodule(path) for path in self._originals]
 
     @torch.no_grad()
     def _copy_back(self) -> None:

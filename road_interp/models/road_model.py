@@ -301,6 +301,7 @@ class RoadModel(IntervenableModel):
         if self._merged is not None or self._is_attached:
             state = "merged" if self._merged is not None else "attached"
             raise InputError(f"the rotations are {state}: continuous batching would apply them twice")
+        self._check_weights()
         positions = self.positions if positions is None else positions
         return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, tokenizer, sizes)
 
@@ -413,22 +414,23 @@ class RoadModel(IntervenableModel):
         """Merge the rotations into the weights, W <- R W and b <- R b (section 3.2), and return the base model.
 
         The original weights are kept, so that `unmerge` restores them bitwise. Raises InputError for a site that is not a plain
-        linear layer, for tied or quantised weights, for positions other than "all", and while rotations are attached to the base
-        model or a call of it runs.
+        linear layer, for tied or quantised weights, for positions other than "all", while rotations are attached to the base
+        model or a call of it runs, and where another RoadModel has merged since this one was made.
         """
         if self._merged is not None:
             raise InputError("the rotations are already merged; call unmerge first")
-        self._check_weights()
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")
         with opened(self.model, f"merge in {threading.current_thread().name}", shared=True):
+            self._check_weights()
             self._merged = MergedWeights(self.model, self._one_adapter(adapter_name))
         return self.model
 
     def unmerge(self) -> None:
         """Restore the weights from before `merge`; does nothing if the rotations are not merged.
 
-        Raises InputError inside an `attached` statement that was entered with merged weights: it would go on without rotations.
+        Raises InputError where another RoadModel has merged since, and inside an `attached` statement that was entered with
+        merged weights: it would go on without rotations.
         """
         if self._merged is not None:
             if self._is_attached:
@@ -460,11 +462,11 @@ class RoadModel(IntervenableModel):
 
         Rotations that `attached` or `merge` have already applied stay as they are.
         """
-        self._check_weights()
         if self._merged is not None or (self._is_attached and attached is None):
             if any(argument is not None for argument in (adapter_names, positions, tasks, trainable_tasks, strengths)):
                 state = "merged" if self._merged is not None else "attached"
                 raise InputError(f"adapter_names, positions, tasks and strengths cannot change while the rotations are {state}")
+            self._check_weights()
             yield
             return
         positions = self.positions if positions is None else checked_positions(positions)
@@ -479,6 +481,7 @@ class RoadModel(IntervenableModel):
                 "train inside `with model.attached() as base:`, with base(**inputs)"
             )
         with RotationContext(self.model, coefficients, positions, prompt, is_call, attached, self._wrappers):
+            self._check_weights()
             yield
 
     @contextmanager
@@ -495,7 +498,6 @@ class RoadModel(IntervenableModel):
         Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model, and for merged
         rotations, which it would apply twice.
         """
-        self._check_weights()
         if self._merged is not None:
             raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
         check_rows(base, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
@@ -503,6 +505,7 @@ class RoadModel(IntervenableModel):
         by_row = self.bank is not None or tasks is not None or strengths is not None
         rows = coefficients.maps() if by_row else None
         with opened(self.model, f"a call through pyvene's loop in {threading.current_thread().name}", shared=True):
+            self._check_weights()
             try:
                 for index, (_, intervention) in enumerate(self.by_site()):
                     intervention.row_maps = None if rows is None else rows[index]
@@ -513,11 +516,11 @@ class RoadModel(IntervenableModel):
 
     def _check_weights(self) -> None:
         """Raise InputError if another RoadModel has merged rotations into the base model, or restored it, since this was made."""
-        own = () if self._merged is None else (self._merged.name,)
-        if merged_rotations(self.model) != (*self._merged_before, *own):
+        own = [] if self._merged is None else self._merged.names
+        if merged_rotations(self.model) != sorted([*self._merged_before, *own]):
             raise InputError(
                 "the weights of the base model have changed: another RoadModel has merged its rotations into them, or unmerged "
-                "them, since this one was made. Undo that, or make this RoadModel again for the weights as they are"
+                "them, since this one was made. Make this RoadModel again for the weights as they are"
             )
 
     def _check_original(self) -> None:

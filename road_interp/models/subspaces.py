@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -37,19 +37,19 @@ def selected_entries(
 
 def entries_of(subspaces: Sequence[int], partition: Sequence[Sequence[int]] | None, count: int) -> list[int]:
     """The entries of the subspaces of one row. Raises InputError for an index that does not exist."""
-    if (
-        isinstance(subspaces, str)
-        or not isinstance(subspaces, Iterable)
-        or not all(isinstance(each, Integral) for each in subspaces)
-    ):
+    try:
+        chosen: list[Any] = subspaces.tolist() if isinstance(subspaces, Tensor) else list(subspaces)
+    except TypeError:  # a number
+        chosen = [None]
+    if any(isinstance(each, bool) or not isinstance(each, Integral) for each in chosen):
         raise InputError(
             f"{subspaces!r} are not subspaces of a row: give their numbers, as in [0]; those of a variable are "
-            "VariableCoordinates.subspaces(['number'])[0]"
+            "VariableCoordinates.subspaces([name])[0]"
         )
     known = count if partition is None else len(partition)
-    if unknown := [subspace for subspace in subspaces if not 0 <= subspace < known]:
+    if unknown := [subspace for subspace in chosen if not 0 <= subspace < known]:
         raise InputError(f"subspace {unknown[0]} does not exist: subspaces are 0 to {known - 1}")
-    return list(subspaces) if partition is None else [entry for subspace in subspaces for entry in partition[subspace]]
+    return chosen if partition is None else [entry for subspace in chosen for entry in partition[subspace]]
 
 
 def as_lists(partition: Any) -> list[list[int]] | None:

@@ -30,7 +30,7 @@ def check_finished(folder: Path) -> None:
         elif inside:
             state = f"it holds the runs {', '.join(inside[:8])}; give one of them"
         else:
-            state = f"{METRICS} is missing; a run is a folder that `train` has written, and more than an adapter"
+            state = f"{METRICS} is missing; a run is a folder that `train` has written, a lone adapter is none"
         raise InputError(f"'{folder}' is not a finished run: {state}")
 
 

@@ -238,7 +238,7 @@ def test_every_change_has_a_version():
     ):
         change()
         versions.append(bank.version)
-    assert versions == [3, 4, 5, 6, 7]
+    assert len(set(versions)) == 5
 
 
 def test_a_folder_without_an_adapter_is_refused_when_it_is_given(tmp_path):

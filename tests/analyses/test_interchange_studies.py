@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(known, command, nouns, m
 
     def interrupted(*runs_and_sizes, methods, **options):
         tried.append(methods)
-        if len(tried) == 2:
+        if len(tried) == 3:
             raise InputError("the machine was switched off")
         return compare(*runs_and_sizes, methods=methods, **options)
 
@@ -165,8 +166,13 @@ def test_an_interrupted_comparison_goes_on_where_it_was(known, command, nouns, m
     again = ("--runs", tmp_path / "again", "--results", tmp_path / "again-results")
     with pytest.raises(AssertionError, match="switched off"):
         command("variables", *nouns, *slug, *again)
+    (folder,) = (tmp_path / "again").glob("smollm2_number-gender_2-*")
+    assert sorted(path.stem for path in folder.iterdir()) == ["controls", "stacked-RoAd"]
     assert command("variables", *nouns, *slug, *again)["numbers"] == whole
-    assert tried == [("stacked RoAd",), ("masked components",), ("masked components",)]
+    assert tried == [(), ("stacked RoAd",), ("masked components",), ("masked components",)]
+    shutil.rmtree(tmp_path / "again-results")
+    assert command("variables", *nouns, *slug, *again)["numbers"] == whole
+    assert tried[4:] == [(), ("stacked RoAd",), ("masked components",)]  # a finished comparison leaves nothing to go on from
 
 
 def test_entities_need_a_folder(capsys, monkeypatch, tmp_path):

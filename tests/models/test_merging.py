@@ -110,6 +110,7 @@ def test_a_model_that_another_has_merged_into_is_not_rotated_again():
         lambda: second.generate(inputs, max_new_tokens=1),
         lambda: second.attached().__enter__(),
         second.merge,
+        lambda: second.continuous_batching(),
         lambda: second(base=batch, subspaces=[None] * len(sites)),
     ):
         with pytest.raises(InputError, match=changed):
@@ -130,3 +131,16 @@ def test_a_model_that_another_has_merged_into_is_not_rotated_again():
     assert torch.equal(second(base=batch)[1].logits, expected)
     with pytest.raises(InputError, match=changed):
         above(base=batch)
+
+
+@torch.no_grad()
+def test_a_merge_into_a_part_of_the_model_is_seen():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    outer = RoadModel(base, random_adapter(find_sites(base, "mlp")))
+    inner = RoadModel(base.model, random_adapter(find_sites(base.model, "attention"), seed=1))
+    before = outer(base=batch)[1].logits
+    inner.merge()
+    with pytest.raises(InputError, match="the weights of the base model have changed"):
+        outer(base=batch)
+    inner.unmerge()
+    assert torch.equal(outer(base=batch)[1].logits, before)

@@ -200,7 +200,7 @@ def test_beside_an_adapter_in_the_same_call():
 def test_mibs_form_needs_the_numbers_of_a_variable(make, subspaces, tmp_path):
     owned = VariableCoordinates({"number": 2, "gender": 1})
     interchange = getattr(owned, make)(8)
-    with pytest.raises(InputError, match=r"are not subspaces of a row: .* VariableCoordinates.subspaces\(\['number'\]\)\[0\]$"):
+    with pytest.raises(InputError, match=r"are not subspaces of a row: .* VariableCoordinates.subspaces\(\[name\]\)\[0\]$"):
         interchange.save_mib(tmp_path, "unit", subspaces)
     interchange.save_mib(tmp_path, "unit", owned.subspaces(["number"])[0])
     assert json.loads((tmp_path / "unit_indices").read_text()) == [0, 1]

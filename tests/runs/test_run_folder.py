@@ -86,6 +86,7 @@ def test_what_is_no_run_is_told_apart(finished, tmp_path):
     with pytest.raises(InputError, match="is not a finished run: it holds the runs seed-0, seed-1; give one of them$"):
         Run.load(tmp_path / "runs")
     with pytest.raises(
-        InputError, match="is not a finished run: metrics.json is missing; a run is a folder that `train` has written"
+        InputError,
+        match="is missing; a run is a folder that `train` has written, a lone adapter is none$",
     ):
         Run.load(finished.folder / "adapter")
