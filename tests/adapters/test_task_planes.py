@@ -90,6 +90,10 @@ def test_planes_round_trip_through_json():
     assert not TaskPlanes.from_json({"x": {"a": []}}, SITES).of("x")["a"].any()
 
 
+def test_planes_are_shown_in_one_line():
+    assert repr(TaskPlanes.split(["x", "y"], SITES)) == f"TaskPlanes(x, y at {len(SITES)} sites)"
+
+
 def test_a_site_outside_the_blocks_is_split_by_its_planes():
     planes = TaskPlanes.split(["x", "y"], (Site("a", 4),))
     assert [planes.of(task)["a"].tolist() for task in "xy"] == [[True, False], [False, True]]

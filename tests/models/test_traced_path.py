@@ -16,8 +16,8 @@ SHAPES = [
     ("Llama", "attention-qk", "road_1", 8),
     ("Llama", "mlp", "road_2", 2),
     ("Llama", "block-output", "road_4", 2),
-    ("GPT2", "attention", "road_1", 2),  # query, key and value are slices of one layer
-    ("GPT2", "attention", "road_4", 2),
+    ("GPT2", "attention-qk", "road_1", 2),  # slices of one layer
+    ("GPT2", "attention-qk", "road_4", 4),
 ]
 
 
@@ -37,6 +37,7 @@ def traced(monkeypatch):
 @pytest.mark.parametrize(("architecture", "target_modules", "variant", "group_size"), SHAPES)
 def test_entries_equal_products(traced, architecture, target_modules, variant, group_size):
     model, batch = road_model(architecture, target_modules, variant, group_size), token_batch(3)
+    assert all(site.output_slice is not None for site in model.sites) == (architecture == "GPT2")
     expected = model(base=batch)[1].logits
     plain = model.model(**batch).logits
     torch.testing.assert_close(traced(model, batch), expected, **CLOSE)
