@@ -41,7 +41,7 @@ def test_entries_equal_products(traced, architecture, target_modules, variant, g
     expected = model(base=batch)[1].logits
     plain = model.model(**batch).logits
     torch.testing.assert_close(traced(model, batch), expected, **CLOSE)
-    assert (expected - plain).abs().max() > 1e-3
+    assert (expected - plain).abs().max() > 10 * CLOSE["atol"]
 
 
 @torch.no_grad()
