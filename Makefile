@@ -46,7 +46,7 @@ test: setup
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m slow
 
-# The code of every page of the manual.
+# The code of every page of the manual, and the figures of all studies.
 test-docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --maxschedchunk 1 -m docs
 

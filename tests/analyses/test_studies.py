@@ -67,6 +67,7 @@ def test_all_studies_have_results():
     assert NAMES == MEASURED
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("name", MEASURED)
 def test_every_study_is_redrawn_from_its_results(command, no_model, tmp_path, name):
     """Without rendering: `make docs` renders the same figures."""
