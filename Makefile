@@ -5,7 +5,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-soak test-docs test-interop docs test-notebooks \
+.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-training test-soak test-docs test-interop docs test-notebooks \
 	test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint \
 	format notebooks figures results check-results models clean
 
@@ -38,13 +38,17 @@ demo.lock: pyproject.toml | setup
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
 QUICKLY := not slow and not soak and not bits and not docs and not interop and not notebook and not processes and not \
-	faults and not compiled
+	faults and not compiled and not training
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
 # Tests that take long: real models, compilers, and benchmarks of all methods.
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m slow
+
+# Trainings of tiny models.
+test-training: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "training and not slow"
 
 # The code of every page of the manual, and the figures of all studies.
 test-docs: setup

@@ -18,6 +18,8 @@ from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 from road_interp.sources import SMOLLM2
 from road_interp.training.api import train
 
+pytestmark = pytest.mark.training
+
 FEW = ["training.max_steps=2", "training.batch_size=4"]
 LABELLED = [*FEW, "data.per_class=40", "data.validation_size=20", "data.test_size=20"]
 HEADS = [*FEW, *(f"tasks.{task}.labels.per_class=60" for task in ("sentiment", "source"))]

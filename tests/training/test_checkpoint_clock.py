@@ -10,6 +10,8 @@ from road_interp.training import checkpoint_clock
 from road_interp.training.api import train
 from road_interp.training.trainer import RoadTrainer, last_checkpoint
 
+pytestmark = pytest.mark.training
+
 
 @pytest.mark.parametrize(("cut", "kept"), [(3, "checkpoint-3"), (8, "checkpoint-8"), (13, "checkpoint-13")])
 def test_a_run_resumes_from_the_middle_of_an_epoch_to_the_same_bits(finished, workplace, monkeypatch, cut, kept):

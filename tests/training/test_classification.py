@@ -28,6 +28,8 @@ from road_interp.training.api import evaluate, train
 from road_interp.training.scoring import make_scorer
 from road_interp.training.trainer import RoadTrainer, last_checkpoint
 
+pytestmark = pytest.mark.training
+
 
 def test_a_run_folder_holds_everything_and_learns(finished, workplace):
     names = {path.name for path in finished.folder.iterdir()}

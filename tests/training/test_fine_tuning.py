@@ -17,6 +17,8 @@ from road_interp.training.api import train
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.fine_tuning import LoraModel, train_baseline
 
+pytestmark = pytest.mark.training
+
 RATES = {"full": 5e-3, "lora": 2e-2, "head": 5e-2}
 
 

@@ -20,6 +20,8 @@ from road_interp.training import multitask_classifier
 from road_interp.training.api import evaluate, train
 from road_interp.training.scoring import MultiTaskScorer, make_scorer
 
+pytestmark = pytest.mark.training
+
 
 def recipe_for(folder, *overrides):
     data = {"id": str(folder / "data.csv"), "validation_size": 40, "test_size": 40}

@@ -30,6 +30,8 @@ from road_interp.training.multitask_trainer import MultiTaskTrainer
 from road_interp.training.scoring import GenerationScorer, make_scorer
 from road_interp.training.study import Piece, find_study
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module")
 def workplace(language_workplace):
