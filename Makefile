@@ -39,6 +39,7 @@ demo.lock: pyproject.toml | setup
 
 QUICKLY := not slow and not soak and not bits and not docs and not interop and not notebook and not processes and not \
 	faults and not compiled and not training
+TESTED := ($(QUICKLY)) or (training and not slow)
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
 
@@ -106,7 +107,7 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(TESTED)"
 
 # The same with the newest releases, also those before their release.
 NEWEST := build/newest
@@ -115,7 +116,7 @@ test-newest:
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(NEWEST)/bin/uv pip install --quiet --python $(NEWEST)/bin/python --prerelease allow --upgrade --editable '.[dev]'
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(TESTED)"
 
 # Known weaknesses of the releases in demo.lock. Needs PyPI's pages of vulnerabilities; what cannot be looked up is a failure.
 RELEASE := build/release
@@ -132,10 +133,10 @@ sbom: test-wheel
 
 # Line coverage of `make test`, without subprocesses.
 coverage: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(TESTED)" \
 		--cov road_interp --cov-report term-missing:skip-covered
 
-# Mutation testing of rotation/, adapters/, and the core of models/ and sites/: 3,700 mutants, which take more than an hour.
+# Mutation testing of rotation/, adapters/, and the core of models/ and sites/: some 3,900 mutants, which take hours.
 # `mutmut run NAME ...` runs some.
 mutants: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
