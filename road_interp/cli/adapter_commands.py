@@ -39,15 +39,17 @@ if TYPE_CHECKING:
 @app.command()
 def inspect(
     adapter: AdapterFolder,
-    out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures"),
+    out: Annotated[Path | None, typer.Option(help="folder for the figures; by default figures/NAME, for a folder NAME")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print angles and magnitudes of the planes at every site, and draw the figures."""
     from road_interp import measure
     from road_interp.plots import export
 
+    folder = local_folder(adapter)
+    out = out or Path("figures") / folder.resolve().name
     check_folder(out)
-    report = measure.angles(load_adapter(local_folder(adapter)))
+    report = measure.angles(load_adapter(folder))
     paths = export.draw_adapter(report, out)
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
@@ -60,7 +62,7 @@ def inspect(
 @app.command()
 def report(
     adapter: AdapterFolder,
-    out: Annotated[Path, typer.Option(help="path of the HTML page")] = Path("report.html"),
+    out: Annotated[Path | None, typer.Option(help="path of the HTML page; by default NAME.html, for a folder NAME")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: figures, a sortable table of sites, and an interactive view of single planes."""
@@ -72,9 +74,11 @@ def report(
     folder = local_folder(adapter)
     loaded = load_adapter(folder)
     run = Run.load(folder) if is_file(folder / RECIPE) else None
+    name = folder.resolve().name
+    out = out or Path(f"{name}.html")
     check_output_file(out, "--out")
     contents = ("", [], None) if run is None else (_summary(run), _score_tables(run), _answers(run))
-    write_atomically(out, report_page(loaded, folder.resolve().name, *contents))
+    write_atomically(out, report_page(loaded, name, *contents))
     print_result(as_json, {"page": str(out)}, f"page: {out}")
 
 

@@ -1,10 +1,11 @@
-"""Commands that train and score runs: train, demo, evaluate."""
+"""Commands that train, score and use runs: train, demo, evaluate, predict."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,7 @@ from road_interp.cli.options import (
 from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError, fail
 from road_interp.files import is_file
+from road_interp.progress import progress_bar
 from road_interp.sources import local_folder
 
 if TYPE_CHECKING:
@@ -96,6 +98,36 @@ def evaluate(
     print_result(
         as_json, scores, tables.multitask(scores) if is_multitask else f"[bold]{data or 'test set'}[/]: {tables.score(scores)}"
     )
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    texts: Annotated[str, typer.Argument(help="a file or data set with the text columns of the run's data; labels are not read")],
+    out: Annotated[Path | None, typer.Option(help="CSV file to write; by default it is printed")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the class, or the number, of every text of a file: text, prediction and probability."""
+    from road_interp.data.labelled import read_texts
+    from road_interp.files import write_atomically
+    from road_interp.runs.prediction import predictions_csv
+    from road_interp.runs.run import Run
+
+    quiet_libraries()
+    if out is not None:
+        check_output_file(out, "--out")
+    trained = Run.load(run)
+    given = read_texts(trained.classification_recipe("predict").data, texts)
+    with progress_bar() as update:
+        predictions = trained.predict(given, device=device, progress=update)
+    table = predictions_csv(predictions)
+    if out is not None:
+        write_atomically(out, table)
+    if as_json:
+        print(json.dumps({"predictions": [asdict(each) for each in predictions]}))
+    else:
+        print(table if out is None else f"{len(predictions)} predictions: {out}", end="" if out is None else "\n")
 
 
 def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, resume: bool, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -185,10 +185,29 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
             raise InputError(f"'{identifier}', row {row}: label {label!r} and the first label are not both text or both numbers")
     data = Dataset.from_dict(columns)
     for role in sorted(set(names) - {"label"}):
-        for row, text in enumerate(data[role]):
-            if not isinstance(text, str):
-                raise InputError(f"'{identifier}', row {row}: column '{names[role]}' holds {text!r}, not text")
+        _check_texts(data[role], names[role], identifier)
     return data if recipe.words is None else _first_words(data, recipe.words, identifier, section)
+
+
+def read_texts(recipe: DataRecipe, identifier: str) -> list[Any]:
+    """The texts of a file or data set, in its order, from the text columns of `recipe`; pairs are tuples. Labels are not read.
+
+    Raises:
+        InputError: a file that cannot be read or is empty, a missing column, or a value that is not text.
+    """
+    recipe = with_glue_defaults(recipe)
+    data = read_rows(identifier, recipe.config, "test")
+    names = [recipe.text or "text", *([] if recipe.text_pair is None else [recipe.text_pair])]
+    for column in names:
+        _check_column(data, column, identifier, "text")
+        _check_texts(data[column], column, identifier)
+    return list(data[names[0]]) if len(names) == 1 else list(zip(*(data[column] for column in names), strict=True))
+
+
+def _check_texts(values: Iterable[Any], column: str, identifier: str) -> None:
+    for row, text in enumerate(values):
+        if not isinstance(text, str):
+            raise InputError(f"'{identifier}', row {row}: column '{column}' holds {text!r}, not text")
 
 
 def _first_words(data: Dataset, count: int, identifier: str, section: str) -> Dataset:

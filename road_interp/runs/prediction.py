@@ -86,17 +86,18 @@ def predictions_of(
     return tuple(Prediction(text, classes[index], float(probability)) for text, index, probability in rows)
 
 
-def predictions_csv(predictions: Sequence[Prediction], labels: Sequence[Any]) -> str:
+def predictions_csv(predictions: Sequence[Prediction], labels: Sequence[Any] | None = None) -> str:
     """CSV with the columns text (for pairs also text_pair), label, prediction and probability (empty for regression).
 
     Args:
-        labels: the labels of the data, in the same order.
+        labels: the labels of the data, in the same order; None leaves their column out.
     """
     pairs = bool(predictions) and not isinstance(predictions[0].text, str)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["text", *["text_pair"] * pairs, "label", "prediction", "probability"])
-    for each, label in zip(predictions, labels, strict=True):
+    writer.writerow(["text", *["text_pair"] * pairs, *["label"] * (labels is not None), "prediction", "probability"])
+    for row, each in enumerate(predictions):
         texts = [each.text] if isinstance(each.text, str) else each.text
-        writer.writerow([*texts, label, each.label, "" if each.probability is None else f"{each.probability:.6f}"])
+        known = [] if labels is None else [labels[row]]
+        writer.writerow([*texts, *known, each.label, "" if each.probability is None else f"{each.probability:.6f}"])
     return file.getvalue()

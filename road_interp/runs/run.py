@@ -143,15 +143,20 @@ class Run:
         Raises:
             InputError: a run of another kind than `kind: classification`, or texts where the run needs pairs, and vice versa.
         """
-        if not isinstance(self.recipe, ClassificationRecipe):
-            raise InputError(f"'{self.folder}' is a run of {self.recipe.kind}; predict is for kind: classification")
-        check_texts(texts, with_glue_defaults(self.recipe.data).text_pair is not None)
+        recipe = self.classification_recipe("predict")
+        check_texts(texts, with_glue_defaults(recipe.data).text_pair is not None)
         if not texts:
             return ()
         progress(f"loading the model of {self.folder}")
         model = on_device(self.load_model(), find_device(device))
         logits = compute_logits(model, load_tokenizer(self.recipe.model), texts, self.recipe.model.max_length, progress)
         return predictions_of(texts, logits, self.classes)
+
+    def classification_recipe(self, purpose: str) -> ClassificationRecipe:
+        """The recipe. Raises InputError, which names the purpose, for a run of another kind than `kind: classification`."""
+        if not isinstance(self.recipe, ClassificationRecipe):
+            raise InputError(f"'{self.folder}' is a run of {self.recipe.kind}; {purpose} is for kind: classification")
+        return self.recipe
 
     def to_peft(self, folder: Path) -> None:
         """Write rotations and head as a folder that `PeftModel.from_pretrained` loads, with the class names beside them.

@@ -180,7 +180,8 @@ def test_nothing_is_written_into_a_folder_that_is_read(capsys, monkeypatch, fini
         code, _, err = run(capsys, monkeypatch, command, f"../{kind}", *(["--limit", "2"] if command == "ablate" else []))
         assert code == 0, err
     assert sorted(path.name for path in folder.rglob("*")) == before
-    assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", "report.html"}
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", f"{kind}.html"}
+    assert (tmp_path / "here" / "figures" / kind / "angles.png").is_file()
 
 
 EXAMPLE = "package://road_interp/example_runs/sentiment-minilm/seed-0"
@@ -366,6 +367,7 @@ REPEATED = [
     "evaluate RUN",
     "inspect RUN --out OUT",
     "report RUN --out OUT/page.html",
+    "predict RUN DATA --out OUT/predictions.csv",
     "drift MODEL RUN DATA --limit 20",
     "ablate RUN --limit 20 --refit --out OUT",
     "diagnose RUN --control RUN --limit 20",

@@ -71,8 +71,8 @@ def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
     (tmp_path / "adapter" / "metrics.json").write_text("{}")  # of somebody else
     monkeypatch.chdir(tmp_path)
     run("adapter", "--json")
-    assert json.loads(capsys.readouterr().out) == {"page": "report.html"}
-    assert "<h1>adapter</h1>" in (tmp_path / "report.html").read_text()
+    assert json.loads(capsys.readouterr().out) == {"page": "adapter.html"}
+    assert "<h1>adapter</h1>" in (tmp_path / "adapter.html").read_text()
     run(finished.folder, "--out", tmp_path / "page.html", "--json")
     assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "page.html")}
     page = (tmp_path / "page.html").read_text()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from helpers.cli import run
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.models.loading import load_tokenizer
-from road_interp.runs.prediction import compute_logits
+from road_interp.runs.prediction import compute_logits, predictions_csv
 from road_interp.training.api import evaluate, train
 
 
@@ -66,6 +68,43 @@ def test_a_run_of_pairs_predicts_pairs_and_writes_them(workplace, capsys, monkey
     assert list(rows[0]) == ["text", "text_pair", "label", "prediction", "probability"]
     expected = [each.label for each in paired.predict([(row["text"], row["text_pair"]) for row in rows])]
     assert [float(row["prediction"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+    code, out, err = run(capsys, monkeypatch, "predict", paired.folder, workplace / "data.csv")
+    assert code == 0, err
+    first = next(csv.DictReader(io.StringIO(out)))
+    assert list(first) == ["text", "text_pair", "prediction", "probability"]
+    assert first["text"] == first["text_pair"]
+    assert first["probability"] == ""
+
+
+def test_the_command_predicts_texts_without_labels(finished, tmp_path, capsys, monkeypatch):
+    texts = ["grand, fine", "dull", "poor dull awful"]
+    data, path = tmp_path / "new.jsonl", tmp_path / "predictions.csv"
+    data.write_text("".join(json.dumps({"text": text, "source": "a"}) + "\n" for text in texts))
+    predicted = finished.predict(texts)
+    code, out, err = run(capsys, monkeypatch, "predict", finished.folder, data)
+    assert code == 0, err
+    assert out == predictions_csv(predicted)
+    assert out.startswith('text,prediction,probability\n"grand, fine",positive,')
+    code, out, err = run(capsys, monkeypatch, "predict", finished.folder, data, "--out", path)
+    assert (code, out) == (0, f"3 predictions: {path}\n"), err
+    assert path.read_text() == predictions_csv(predicted)
+    code, out, err = run(capsys, monkeypatch, "predict", finished.folder, data, "--json")
+    assert json.loads(out) == {"predictions": [asdict(each) for each in predicted]}
+
+
+def test_texts_that_the_command_cannot_predict_are_named(finished, tmp_path, capsys, monkeypatch):
+    (tmp_path / "other.csv").write_text("review\ngrand\n")
+    (tmp_path / "numbers.jsonl").write_text('{"text": "grand"}\n{"text": null}\n')
+    wrong = {
+        "no.csv": "data file 'no.csv' does not exist",
+        "other.csv": "'other.csv' has no column 'text' for text; its columns are review",
+        "numbers.jsonl": "'numbers.jsonl', row 1: column 'text' holds None, not text",
+    }
+    monkeypatch.chdir(tmp_path)
+    for data, message in wrong.items():
+        code, out, err = run(capsys, monkeypatch, "predict", finished.folder, data)
+        assert (code, out) == (2, "")
+        assert message in err
 
 
 def test_evaluate_writes_the_predictions_of_the_scored_texts(finished, workplace, capsys, monkeypatch, tmp_path):
