@@ -96,7 +96,7 @@ class ControlStudy(Result):
         words = [both for report in reports for both in report.words]
         cells = [str(report.seed) for report in reports for _ in report.words]
         mean = np.mean([outcomes[np.array(cells) == str(report.seed)].mean() for report in reports])
-        return float(mean), *mean_interval(outcomes, words, cells)
+        return float(mean), *mean_interval(outcomes, words, cells, paired=over is not None)
 
     def _outcomes(self, task: str, method: str) -> Bool[np.ndarray, " pairs"]:
         return np.concatenate([np.array(report.of(method).outcomes) for report in self.tasks[task]])

@@ -17,7 +17,7 @@ from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, pr
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError
-from road_interp.measure.intervals import cluster_means, interval
+from road_interp.measure.intervals import mean_interval
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.variable_coordinates import VariableCoordinates
@@ -213,7 +213,7 @@ def disentangle_over_seeds(
         cells += [f"{number}: {cell}" for cell in each.cells]
         of_seed = cell_weights(each.variables).items()
         weights |= {f"{number}: {cell}": weight / len(comparisons) for cell, weight in of_seed}
-    low, high = interval(cluster_means(np.array(outcomes), groups, cells, weights))
+    low, high = mean_interval(np.array(outcomes), groups, cells, weights, paired=other is not None)
     values = [each.of(method).disentangle - (0 if other is None else each.of(other).disentangle) for each in comparisons]
     return float(np.mean(values)), low, high
 

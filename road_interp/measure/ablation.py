@@ -131,7 +131,8 @@ class AblationReport(Result):
 
     def contrast(self, row: Ablation, other: Ablation) -> tuple[float, float, float]:
         """Accuracy of one row minus that of another, with the 95% interval of the paired difference."""
-        return mean_over_seeds(np.asarray(row.correct, float) - np.asarray(other.correct), len(self.seeds))
+        lost = np.asarray(row.correct, float) - np.asarray(other.correct)
+        return mean_over_seeds(lost, len(self.seeds), paired=True)
 
     def summary(self) -> list[dict[str, object]]:
         """Accuracy and loss of accuracy of every row, with intervals."""

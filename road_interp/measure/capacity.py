@@ -51,7 +51,7 @@ class CapacityPoint:
         count = len(self.scores)
         error = 0.0 if count < 2 else float(np.std(self.scores, ddof=1) / count**0.5 * stats.t.ppf(0.975, count - 1))
         below, above = self.mean - low, high - self.mean
-        return self.mean - float(np.hypot(below, error)), self.mean + float(np.hypot(above, error))
+        return max(self.mean - float(np.hypot(below, error)), 0.0), min(self.mean + float(np.hypot(above, error)), 1.0)
 
 
 @dataclass(frozen=True)

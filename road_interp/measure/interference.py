@@ -52,7 +52,7 @@ class InterferenceReport(Result):
     def cost(self, task: str, other: str) -> tuple[float, float, float]:
         """Accuracy of a task without another adapter minus that with it, and the 95% interval of the paired difference."""
         lost = np.asarray(self.correct[task][NOTHING], float) - np.asarray(self.correct[task][other])
-        return mean_over_seeds(lost, len(self.seeds))
+        return mean_over_seeds(lost, len(self.seeds), paired=True)
 
     def summary(self) -> dict[str, Any]:
         """Cost of every adapter for every task, with intervals."""

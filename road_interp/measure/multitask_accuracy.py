@@ -63,7 +63,7 @@ class MultiTaskAccuracyReport(Result):
         The interval is of the paired difference: both accuracies are of the same examples.
         """
         lost = np.asarray(self.correct[task][task], float) - np.asarray(self.correct[task][self.together])
-        return mean_over_seeds(lost, len(self.seeds))
+        return mean_over_seeds(lost, len(self.seeds), paired=True)
 
     def summary(self) -> dict[str, Any]:
         """Accuracies by task and set of active tasks with their intervals, and the cost for each task."""
@@ -127,7 +127,7 @@ class MultiTaskAccuracyStudy(Result):
         if alone.seeds != report.seeds:
             raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
         lost = np.asarray(alone.correct[task][task], float) - np.asarray(report.correct[task][report.together])
-        return mean_over_seeds(lost, len(alone.seeds))
+        return mean_over_seeds(lost, len(alone.seeds), paired=True)
 
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:
