@@ -256,8 +256,8 @@ def describe(found: VariablesStudy) -> Described:
             rows += values_of(seeds, method, SHARED)
     sentence = (
         "Disentangle, the mean of cause and isolation over variables, on unseen entities, with the 95% interval over groups of "
-        "entities, for the trainings of these seeds; differences on the same pairs. For the nouns there are 8 groups, too few for "
-        "the interval to be wide enough."
+        "entities, for the trainings of these seeds; differences on the same pairs. The nouns have 8 groups, too few for the "
+        "interval to be wide enough."
     )
     return sentence, rows
 

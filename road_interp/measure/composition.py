@@ -138,7 +138,7 @@ class CompositionReport(Result):
         return mean_over_seeds(self._controlled([score.active for score in self.scores]).mean(0), len(self.seeds))
 
     def difference(self, other: CompositionReport, active: str) -> tuple[float, float, float]:
-        """`control` of this report minus that of another on the seeds that both have, with the 95% interval over seeds and prompts.
+        """`control` minus that of another report on the seeds that both have, with the 95% interval over seeds and prompts.
 
         Differences are paired by seed and prompt, so that reports must be of the same reviews. Raises InputError without a seed
         in common.

@@ -14,9 +14,7 @@ from road_interp.errors import InputError
 DRAWS = 2000  # bootstrap samples
 
 
-def mean_over_seeds(
-    outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False
-) -> tuple[float, float, float]:
+def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False) -> tuple[float, float, float]:
     """Mean over seeds and examples, with its 95% interval from variance components.
 
     Seeds and examples are both random (two crossed random effects). The variance of the mean is that of the seeds' means plus

@@ -186,8 +186,8 @@ class RotationContext:
                 self._checkpointed.add(self._last)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and checkpoints_reentrantly(self._model):
             raise InputError(
-                "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose graph "
-                "the first of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
+                "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose "
+                "graph the first of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
 
     def _after_model(self, *inputs_and_output: Any) -> None:
@@ -355,11 +355,11 @@ def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
 
 
 def check_no_experts(sites: Sequence[Site]) -> None:
-    """Raise InputError for a site inside the experts of a mixture, which compute with tokens of all rows in an order of their own."""
+    """Raise InputError for a site inside the experts of a mixture, whose tokens are of all rows in an order of their own."""
     if inside := next((site.name for site in sites if "experts" in site.module.split(".")), None):
         raise InputError(
-            f"site '{inside}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all rows, "
-            "in calls of forward and generate, works there"
+            f"site '{inside}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all "
+            "rows, in calls of forward and generate, works there"
         )
 
 

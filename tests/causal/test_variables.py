@@ -374,15 +374,14 @@ def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
 
 def test_seeds_are_pooled_over_the_groups_that_they_share():
     """Two seeds with opposite outcomes of every group: over both nothing is left to vary."""
-    variables, (cells, groups) = VARIABLES, zip(
-        *((cell, (group, group)) for cell in cell_weights(VARIABLES) for group in "abcdef"), strict=True
-    )
+    pairs = [(cell, (group, group)) for cell in cell_weights(VARIABLES) for group in "abcdef"]
+    cells, groups = zip(*pairs, strict=True)
     right = [group[0] in "abc" for group in groups]
 
     def comparison(outcomes):
-        of_method = VariablesReport("x", "s", "m", 1, 1, 0, 0.1, 0.5, 6, (), float(np.mean(outcomes)), (0.0, 1.0), tuple(outcomes))
-        counts = ((1, 1, 1), (1, 1, 1))
-        return VariablesComparison("m", "x", variables, 0, 1, 1, 0, *counts, cells, groups, (), (of_method,))
+        value, counts = float(np.mean(outcomes)), ((1, 1, 1), (1, 1, 1))
+        report = VariablesReport("x", "s", "m", 1, 1, 0, 0.1, 0.5, 6, (), value, (0.0, 1.0), tuple(outcomes))
+        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, 0, *counts, cells, groups, (), (report,))
 
     one, other = comparison(right), comparison([not each for each in right])
     value, low, high = disentangle_over_seeds([one], "m")
