@@ -149,8 +149,8 @@ def describe(found: CompositionStudy) -> Described:
     sentence = (
         "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
         f"{len(first.scores[0].finished) // len(first.seeds)} per seed; differences from the planes with co-activation 0.5 are "
-        'of the same seeds and prompts. "Right or wrong" counts answers with all active parts and an end; the more frequent label '
-        "is what an answer would have right that is always the same."
+        'of the same seeds and prompts. "Right or wrong" counts answers with all active parts and an end; the more frequent '
+        "label is what an answer would have right that is always the same."
     )
     return sentence, rows
 
