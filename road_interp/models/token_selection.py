@@ -128,7 +128,8 @@ def named_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 @cache
-def _positional(kind: type[nn.Module]) -> tuple[str, ...]:
+def _positional(kind: Any) -> tuple[str, ...]:
+    """Names of the arguments that the forward of a class of modules takes by position."""
     _, *parameters = inspect.signature(kind.forward).parameters.values()
     return tuple(each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
 
