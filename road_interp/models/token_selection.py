@@ -123,7 +123,8 @@ def named_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     """The inputs of a module by the names of its forward, those given by position too."""
     if not args:
         return kwargs
-    names = _positional(type(module)) or (getattr(module, "main_input_name", TOKEN_INPUTS[0]),)
+    kind: Any = type(module)
+    names = _positional(kind) or (getattr(module, "main_input_name", TOKEN_INPUTS[0]),)
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
