@@ -45,6 +45,17 @@ def progress_bar(shown: bool = True) -> Iterator[Progress]:
         yield update
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Name what is done inside the `with` statement on a terminal; a log says nothing, as it takes seconds only."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with progress_bar(console.is_terminal) as update:
+        update(what)
+        yield
+
+
 def _log_steps(console: Console) -> Progress:
     last = ""
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from road_interp.arguments import checked_list
 from road_interp.errors import InputError
 from road_interp.measure.intervals import wilson
 from road_interp.results import Result
@@ -82,6 +83,7 @@ class CapacityReport(Result):
 
         Raises InputError if a configuration has another number of trained values or test examples than in an earlier report.
         """
+        reports = checked_list("CapacityReport.over_seeds", reports, cls, "reports of several seeds")
         points: dict[tuple[str, str], CapacityPoint] = {}
         for point in chain.from_iterable(report.points for report in reports):
             earlier = points.setdefault((point.family, point.name), replace(point, scores=()))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from road_interp.adapters.bank import BASE
+from road_interp.arguments import checked_list
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
@@ -84,6 +85,7 @@ class MultiTaskAccuracyReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[MultiTaskAccuracyReport]) -> MultiTaskAccuracyReport:
         """Combine reports of several seeds. Raises InputError if method or tasks differ."""
+        reports = checked_list("MultiTaskAccuracyReport.over_seeds", reports, cls, "reports of several seeds")
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
             raise InputError("only reports of one method and the same tasks can be combined")

@@ -139,7 +139,7 @@ def test_several_variables(command, nouns, tmp_path):
     slugs = ("--only", "smollm2_number-gender_1", "--only", "smollm2_number-gender_2")
     output = command("variables", *nouns, *slugs)
     assert [Path(path).name for path in output["figures"]] == ["variables-smollm2-number-gender.png"]
-    assert len(output["numbers"]) == 2 * (3 + 2 + 1)
+    assert len(output["numbers"]) == 2 * (1 + 2 * (3 + 2))  # the data; the mean and the values by seed of controls and methods
     data = output["numbers"]["SmolLM2-135M, number and gender, 2 per variable, data"]
     assert data == "448 of 7 questions, about 112 entities, are answered rightly; 32 test pairs"
     (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json")
