@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -53,6 +53,24 @@ def waiting(what: str) -> Iterator[None]:
     console = Console(stderr=True)
     with progress_bar(console.is_terminal) as update:
         update(what)
+        yield
+
+
+@contextmanager
+def library_bars(shown: bool) -> Iterator[None]:
+    """Without `shown`, hide the progress bars of transformers and datasets inside the `with` statement."""
+    import datasets
+    from transformers.utils import logging
+
+    switches = (
+        (logging.is_progress_bar_enabled(), logging.disable_progress_bar, logging.enable_progress_bar),
+        (not datasets.are_progress_bars_disabled(), datasets.disable_progress_bars, datasets.enable_progress_bars),
+    )
+    with ExitStack() as undo:
+        for is_on, hide, show in switches:
+            if is_on and not shown:
+                hide()
+                undo.callback(show)
         yield
 
 

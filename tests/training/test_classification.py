@@ -12,6 +12,7 @@ import torch
 import yaml
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers.utils import logging
 
 from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
@@ -196,6 +197,13 @@ def test_missing_memory_is_not_a_damaged_checkpoint():
             raise error
     with pytest.raises(InputError, match=r"c-2 cannot be read \(damaged\); delete it"), checkpoint_errors("c-2"):
         raise ValueError("damaged")
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_bars_of_the_libraries_are_hidden_with_the_progress(finished, capfd, progress):
+    evaluate(finished, progress=progress)
+    assert ("Loading weights" in capfd.readouterr().err) == progress
+    assert logging.is_progress_bar_enabled()
 
 
 def test_divergence_stops_the_run(workplace):
