@@ -164,8 +164,8 @@ def describe_depth(found: DepthReport) -> Described:
     cells = {(depth, count): spread(j, k) for j, depth in enumerate(found.depths) for k, count in enumerate(found.rows)}
     sentence = (
         f"Flipped answers on {found.task} by depth of the stack and swapped rows, as a fraction of all test pairs, also of those "
-        "that the model answers wrongly without a swap, which cannot flip (mean over seeds, lowest to highest). A row of a stack of "
-        "depth k reaches 2^k dimensions, so a shallow stack is limited by construction."
+        "that the model answers wrongly without a swap, which cannot flip (mean over seeds, lowest to highest). A row of a stack "
+        "of depth k reaches 2^k dimensions, so a shallow stack is limited by construction."
     )
     return sentence, [(f"depth {depth}, {count} rows", value) for (depth, count), value in cells.items()]
 
