@@ -76,7 +76,7 @@ class ControlReport(Result):
 
     Attributes:
         seed: of the trainings, of the division of words and of the pairs.
-        steps: of every training.
+        steps: of every training; None in results of 0.1.0.
         rows: one per method and control.
         words: words of base and source of every test pair, as in `CounterfactualPairs.clusters`.
         divergences: by method, the mean KL(without || with the interchange) of the next token after unrelated continuations
@@ -86,7 +86,7 @@ class ControlReport(Result):
     """
 
     seed: int
-    steps: int
+    steps: int | None
     rows: tuple[InterchangeReport, ...]
     words: tuple[tuple[str, str], ...]
     divergences: Mapping[str, float]

@@ -49,12 +49,13 @@ class MethodCost:
         method: its name.
         parameters: number of trained values.
         effective: number of those with a gradient that is not 0: angles that no swapped coordinate reads have none.
+            None in results of 0.1.0.
         seconds: of a forward and backward pass in every round.
     """
 
     method: str
     parameters: int
-    effective: int
+    effective: int | None
     seconds: tuple[float, ...]
 
 
