@@ -26,6 +26,11 @@ def silent(what: str, done: int = 0, total: int | None = None) -> None:
     """Report nothing."""
 
 
+def prefixed(progress: Progress, name: str) -> Progress:
+    """Progress whose steps begin with a name: "NAME, STEP"."""
+    return lambda what, done=0, total=None: progress(f"{name}, {what}", done, total)
+
+
 @contextmanager
 def progress_bar(shown: bool = True) -> Iterator[Progress]:
     """A progress bar on standard error; in a log, the name of every new step on a line."""

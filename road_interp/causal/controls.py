@@ -24,7 +24,7 @@ from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
-from road_interp.progress import Progress, silent
+from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
@@ -178,11 +178,7 @@ def _of_chance(
 def train_method(train: InterchangeRuns, name: str, method: Method, seed: int, steps: int, progress: Progress) -> nn.Module:
     """A new interchange of a method, trained on `train`; `name` is its name in progress messages."""
     interchange = method.make(train.site.width).to(train.model.device)
-
-    def tell(what: str, done: int = 0, total: int | None = None) -> None:
-        progress(f"{name}, {what}", done, total)
-
-    train_interchange(train, interchange, steps, seed=seed, progress=tell, **method.training)
+    train_interchange(train, interchange, steps, seed=seed, progress=prefixed(progress, name), **method.training)
     return interchange
 
 

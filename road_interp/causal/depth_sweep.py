@@ -18,7 +18,7 @@ from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.measure.intervals import check_seeds
 from road_interp.models.interchange import RoadInterchangeIntervention
-from road_interp.progress import Progress, silent
+from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 
@@ -106,11 +106,7 @@ def depth_by_rows(
         chosen = [2 * (number * planes // count) for number in range(count)]
         intervention = RoadInterchangeIntervention(width, depth, chosen, seed).to(model.device)
         training = methods()[STACKED].training
-
-        def named_progress(what: str, done: int = 0, total: int | None = None) -> None:
-            progress(f"{name}, {what}", done, total)
-
-        train_interchange(train, intervention, steps, seed=seed, progress=named_progress, **training)
+        train_interchange(train, intervention, steps, seed=seed, progress=prefixed(progress, name), **training)
         return interchange_accuracy(test, intervention, name)
 
     return DepthReport((seed,), depths, rows, (tuple(tuple(cell(depth, count) for count in rows) for depth in depths),))

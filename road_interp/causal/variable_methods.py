@@ -21,7 +21,7 @@ from road_interp.measure.intervals import mean_interval
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.variable_coordinates import VariableCoordinates
-from road_interp.progress import Progress, silent
+from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 from road_interp.rotation import butterfly
 
@@ -303,12 +303,9 @@ def _train(
     runs: VariableRuns, interchange: nn.Module, name: str, steps: int, rate: float, seed: int, progress: Progress
 ) -> float:
     """Train an interchange; the mean loss of the last tenth of its steps."""
-
-    def tell(what: str, done: int = 0, total: int | None = None) -> None:
-        progress(f"{name}, rate {rate:g}, {what}", done, total)
-
+    told = prefixed(progress, f"{name}, rate {rate:g}")
     temperatures = (1.0, 0.05) if isinstance(interchange, MaskedInterchange) else None
-    losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=tell)
+    losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=told)
     if isinstance(interchange, MaskedInterchange):
         interchange.harden()
     return float(np.mean(losses[-max(1, steps // 10) :]))
