@@ -5,7 +5,8 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-training test-soak test-docs test-interop docs test-notebooks \
+.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-training test-soak test-docs test-pages test-interop docs \
+	test-notebooks \
 	test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint \
 	format notebooks figures results check-results models clean
 
@@ -38,7 +39,7 @@ demo.lock: pyproject.toml | setup
 		--custom-compile-command "make demo.lock" --output-file $@ pyproject.toml
 
 QUICKLY := not slow and not soak and not bits and not docs and not interop and not notebook and not processes and not \
-	faults and not compiled and not training
+	faults and not compiled and not training and not pages
 TESTED := ($(QUICKLY)) or (training and not slow)
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
@@ -58,6 +59,10 @@ test-docs: setup
 # The manual, as build/docs/index.html. Warnings are errors.
 docs: setup
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+# Every page of the manual in Chromium, at two widths and in both themes.
+test-pages: docs
+	$(BIN)/python -m pytest -m pages
 
 # 2,000 random programs against dense matrices, and 100,000 damaged files, fewer of GGUF, and half
 # an hour each of generation and of the server while adapters come and go.
