@@ -49,8 +49,8 @@ def test_no_page_scrolls_sideways(tmp_path):
     pages = [path.as_uri() for path in (*PAGES, wide)]
     (tmp_path / "all.html").write_text(SCRIPT % tuple(map(json.dumps, (pages, WIDTHS, THEMES))))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--disable-web-security"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=600000", "--dump-dom"]
-    command = [CHROMIUM, *options, (tmp_path / "all.html").as_uri()]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=600000"]
+    command = [CHROMIUM, *options, "--dump-dom", (tmp_path / "all.html").as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True).stdout
     found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
     assert len(found) == len(pages) * len(WIDTHS) * len(THEMES)
