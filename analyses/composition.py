@@ -142,15 +142,16 @@ def describe(found: CompositionStudy) -> Described:
         rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
         rows.append((f"{name}: the more frequent label", f"{each.majority:.3f}"))
         main = divided.get((each.model, each.tasks), each)
-        if main is not each:
+        if main is not each and {*main.seeds} & {*each.seeds}:
             value = with_interval(each.difference(main, together.active))
             rows.append((f"{name} minus planes: {together.active}", value))
     first = next(iter(found.reports.values()))
     sentence = (
         "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
-        f"{len(first.scores[0].finished) // len(first.seeds)} per seed; differences from the planes with co-activation 0.5 are "
-        'of the same seeds and prompts. "Right or wrong" counts answers with all active parts and an end; the more frequent '
-        "label is what an answer would have right that is always the same."
+        f"{len(first.scores[0].finished) // len(first.seeds)} per seed; with instructions in the prompt the answers may have any "
+        "form. Differences from the planes with co-activation 0.5 are of the same seeds and prompts. "
+        '"Right or wrong" counts answers with all active parts and an end; the more frequent label is what an answer would have '
+        "right that is always the same."
     )
     return sentence, rows
 

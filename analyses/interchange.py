@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from road_interp import plots
 from road_interp.causal.accuracy import ScanReport, scan
 from road_interp.causal.controls import DAS, STACKED, ControlReport, controls
-from road_interp.causal.cost import CostReport, cost
+from road_interp.causal.cost import FEW, SLOW, CostReport, cost
 from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import full_swap
@@ -174,11 +174,13 @@ def describe_cost(found: CostReport) -> Described:
     rows = []
     for each in found.methods:
         low, middle, high = np.percentile(each.seconds, (25, 50, 75)) * 1e3
-        values = f"{each.effective:,} of {each.parameters:,} trained values with effect"
+        known = "an unknown number" if each.effective is None else f"{each.effective:,}"  # in results of 0.1.0
+        values = f"{known} of {each.parameters:,} trained values with effect"
         rows.append((each.method, f"{middle:.3g} ms [{low:.3g}, {high:.3g}], {values}"))
     sentence = (
         f"Time of a forward and backward pass of interchanges, without a model: width {found.width}, batch {found.batch}, "
-        f"{found.threads} thread{'s' * (found.threads > 1)} (median and quartiles of {len(found.methods[0].seconds)} rounds)."
+        f"{found.threads} thread{'s' * (found.threads > 1)} (median and quartiles of {len(found.methods[0].seconds)} rounds, of "
+        f"{FEW} where a step takes more than {SLOW:.0f} s)."
     )
     return sentence, rows
 

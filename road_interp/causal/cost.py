@@ -100,7 +100,7 @@ def cost(
     is a swap along one unit vector; higher ranks need the QR decomposition of a matrix with as many columns. pyvene makes a
     square orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each
     interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand: an
-    interchange whose step takes more than SLOW seconds has FEW rounds.
+    interchange whose step takes more than 10 seconds has three rounds.
     """
     torch.manual_seed(0)
     full, half = butterfly.full_depth(width), list(range(width // 2))

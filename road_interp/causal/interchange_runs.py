@@ -26,7 +26,8 @@ from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError
 from road_interp.models.intervenable import IntervenableModel
-from road_interp.models.rotation_context import is_rotated
+from road_interp.models.merging import merged_rotations
+from road_interp.models.rotation_context import shared_context
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
 from road_interp.sites.site import Site
@@ -114,7 +115,7 @@ class InterchangeRuns:
             raise InputError(
                 f"site '{self.site.name}': an interchange needs the whole output of a module inside the transformer blocks"
             )
-        self._layer, self._is_rotated = self.site.layer, is_rotated(model)
+        self._layer, self._rotations = self.site.layer, _rotations(model)
         self._module = model.get_submodule(self.site.module)
         stacks = layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
@@ -161,12 +162,14 @@ class InterchangeRuns:
     def logits(self, rows: Int[Tensor, " n"], interchange: Interchange) -> Float[Tensor, "n vocabulary"]:
         """Logits after the base texts of pairs `rows`, with the interchange. Gradients flow to its parameters.
 
-        Raises InputError for an intervention that has no source, and where rotations were attached to the model since the runs
-        were made, or ended.
+        Raises InputError for an intervention that has no source, and where other rotations are attached to the model, or merged
+        into it, than when the runs were made.
         """
-        if is_rotated(self.model) != self._is_rotated:
-            made, now = ("with", "without") if self._is_rotated else ("without", "with")
-            raise InputError(f"these runs were made {made} rotations attached to the model, and are used {now}: make them again")
+        if _rotations(self.model) != self._rotations:
+            raise InputError(
+                "these runs were made with other rotations attached to the model, or merged into it, than it has now: "
+                "make them again"
+            )
         if getattr(interchange, "is_source_constant", False):  # of a pyvene intervention
             raise InputError(
                 f"a {type(interchange).__name__} reads no source state, so it exchanges nothing: give an interchange, such as "
@@ -314,6 +317,11 @@ class InterchangeRuns:
                 stack.callback(_restore, block, instance_forward)
             stack.callback(self._blocks[self._layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
             yield
+
+
+def _rotations(model: PreTrainedModel) -> tuple[Any, list[str]]:
+    """What is attached to a model, for the calls of every thread, and what is merged into it."""
+    return shared_context(model), merged_rotations(model)
 
 
 def _restore(block: nn.Module, forward: Any) -> None:

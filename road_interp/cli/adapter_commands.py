@@ -21,7 +21,7 @@ from road_interp.cli.options import (
     console,
     print_result,
 )
-from road_interp.cli.output_file import check_output_file, default_output
+from road_interp.cli.output_file import check_output_file, default_output, name_of
 from road_interp.errors import InputError
 from road_interp.files import is_file
 from road_interp.progress import progress_bar, waiting
@@ -44,7 +44,7 @@ def inspect(
 ) -> None:
     """Print angles and magnitudes of the planes at every site, and draw the figures."""
     folder = local_folder(adapter)
-    out = out or default_output(folder, Path("figures") / folder.resolve().name)
+    out = out or default_output(folder, Path("figures") / name_of(folder))
     check_folder(out)
     with waiting("reading and drawing the adapter"):
         from road_interp import measure
@@ -75,7 +75,7 @@ def report(
     folder = local_folder(adapter)
     loaded = load_adapter(folder)
     run = Run.load(folder) if is_file(folder / RECIPE) else None
-    name = folder.resolve().name
+    name = name_of(folder)
     out = out or default_output(folder, Path(f"{name}.html"))
     check_output_file(out, "--out")
     contents = ("", [], None) if run is None else (_summary(run), _score_tables(run), _answers(run))

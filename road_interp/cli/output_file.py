@@ -19,6 +19,12 @@ def check_output_file(path: Path, option: str) -> None:
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")
 
 
+def name_of(folder: Path) -> str:
+    """The name of a folder for what is written about it; with that of its parent for the run of one seed, `NAME-seed-0`."""
+    resolved = folder.resolve()
+    return f"{resolved.parent.name}-{resolved.name}" if resolved.name.startswith("seed-") else resolved.name
+
+
 def default_output(folder: Path, out: Path) -> Path:
     """The default path of what a command writes. Raises InputError where it is inside the folder that the command reads."""
     if out.resolve().is_relative_to(folder.resolve()):

@@ -141,7 +141,7 @@ class CompositionReport(Result):
         """`control` minus that of another report on the seeds that both have, with the 95% interval over seeds and prompts.
 
         Differences are paired by seed and prompt, so that reports must be of the same reviews. Raises InputError without a seed
-        in common.
+        in common, and for other numbers of prompts.
         """
         seeds = [seed for seed in self.seeds if seed in other.seeds]
         if not seeds:
@@ -150,6 +150,9 @@ class CompositionReport(Result):
             each._controlled([active])[0].reshape(len(each.seeds), -1)[[each.seeds.index(seed) for seed in seeds]]
             for each in (self, other)
         )
+        if mine.shape != others.shape:
+            counts = f"{mine.shape[1]} and {others.shape[1]}"
+            raise InputError(f"the reports have {counts} prompts for each seed: they cannot be paired")
         return mean_over_seeds((mine.astype(float) - others).ravel(), len(seeds), paired=True)
 
     def least_control(self) -> tuple[str, tuple[float, float, float]]:

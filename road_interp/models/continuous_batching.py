@@ -189,7 +189,7 @@ class ContinuousBatching:
         known.cancelled = self._passes  # read after the engine was told: its next pass but one is without the request
 
     def stream(self, request: str) -> Iterator[GenerationOutput]:
-        """The outputs of a request as they come, the finished one last. A stream that is closed before cancels its request.
+        """The outputs of a request as they come, the finished one last. A stream that is left before its end cancels its request.
 
         Raises:
             InputError: an unknown request, or one whose finished output was returned before.
@@ -207,8 +207,7 @@ class ContinuousBatching:
                 if output.is_finished():
                     return
         except GeneratorExit:
-            if self.is_open(request) and self._manager.is_running():
-                self.cancel(request)
+            known.cancelled = self._passes  # the engine is told in a pass: garbage collection may close a stream at any time
             raise
 
     def result(self, request: str) -> GenerationOutput:

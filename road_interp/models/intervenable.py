@@ -125,9 +125,10 @@ class IntervenableModel(pyvene.IntervenableModel):
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:
-    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out frozen parameters."""
+    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out frozen parameters, older ones also of rotations."""
     missing, unexpected = nn.Module.load_state_dict(module, state, strict=False, assign=assign)
-    missing = [name for name in missing if name in module.state_dict()]
+    trained = {name for name, parameter in nn.Module.named_parameters(module) if parameter.requires_grad}
+    missing = [name for name in missing if name in module.state_dict() and (name in trained or name.endswith(".form"))]
     if strict and (missing or unexpected):
         raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
     return nn.modules.module._IncompatibleKeys(missing, unexpected)

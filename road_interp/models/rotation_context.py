@@ -60,8 +60,15 @@ class InThread(threading.local):
     prompt: Tensor | None = None
 
 
-_OPEN: WeakKeyDictionary[PreTrainedModel, list[str]] = WeakKeyDictionary()  # the names of the open contexts of every model
+_OPEN: WeakKeyDictionary[PreTrainedModel, list[OpenContext]] = WeakKeyDictionary()  # of every model
 _LOCK = Lock()
+
+
+class OpenContext:
+    """A context that is open on a model: its name in errors, and whether it changes the calls of every thread."""
+
+    def __init__(self, name: str, shared: bool) -> None:
+        self.name, self.shared = name, shared
 
 
 class RotationContext:
@@ -180,11 +187,14 @@ class RotationContext:
             if kwargs is None:
                 raise InputError("the rotations were detached by another thread while a call of the model began")
             self._check_rows_first(f"positions {self._positions!r}")
+            if len(inputs) < len(args) + len(kwargs):
+                kind = type(module).__name__
+                raise InputError(f"positions {self._positions!r}: {kind} does not name its inputs: give them by name")
             prompt = self._thread.prompt if self._prompt is None else self._prompt
             self._last = self._thread.selection = select_tokens(self._model, self._positions, prompt, inputs)
             if torch.is_grad_enabled() and checkpoints_gradients(self._model):
                 self._checkpointed.add(self._last)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and checkpoints_reentrantly(self._model):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._trains_reentrantly():
             raise InputError(
                 "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose "
                 "graph the first of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
@@ -199,33 +209,42 @@ class RotationContext:
         maps = self._row_maps()
         if maps.by_row:
             self._check_rows_first("an adapter, task or strength per row")
-            check_no_experts(self._coefficients.sites)
+            if len(maps.maps[0].a) > 1:
+                check_no_experts(self._coefficients.sites)
             self._thread.shape = _rows_and_tokens(inputs)
             if self._attached is not None and not self._thread.generates:  # whose passes may have several beams per row
                 maps.check_rows(_given_rows(inputs))
 
+    def _trains_reentrantly(self) -> bool:
+        return checkpoints_reentrantly(self._model) and any(each.a.requires_grad for each in self._row_maps().maps)
+
     def _wrap_generate(self) -> Callable[[], None]:
         """Keep the mask of the prompts during every `generate` of the attached model. Returns a function that undoes it."""
         model: Any = self._model
-        replaced, original = model.__dict__.get("generate"), model.generate
+        replaced, original, ended = model.__dict__.get("generate"), model.generate, False
 
         @wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            inputs = arguments_of_generate(model, args, kwargs)
+            if ended:
+                return original(*args, **kwargs)
+            inputs = arguments_of_generate(original, model.main_input_name, args, kwargs)
             maps = self._row_maps()
             if maps.by_row:
                 maps.check_rows(_given_rows(inputs))
-            self._thread.generates, self._thread.prompt = True, prompt_mask(model, inputs)
+            outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
+            self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)
             try:
                 return original(*args, **kwargs)
             finally:
-                self._thread.generates, self._thread.prompt = False, None
+                self._thread.generates, self._thread.prompt = outer
 
         def restore() -> None:
-            if replaced is None:
-                del model.generate
-            else:
-                model.generate = replaced
+            nonlocal ended
+            ended = True
+            if model.__dict__.get("generate") is generate:
+                model.__dict__.pop("generate")
+                if replaced is not None:
+                    model.generate = replaced
 
         model.generate = generate
         return restore
@@ -385,6 +404,11 @@ def is_rotated(model: PreTrainedModel) -> bool:
     return bool(_OPEN.get(model))
 
 
+def shared_context(model: PreTrainedModel) -> OpenContext | None:
+    """The context that changes the calls of every thread; None if there is none. There is one at most."""
+    return next((each for each in _OPEN.get(model, ()) if each.shared), None)
+
+
 @contextmanager
 def opened(model: PreTrainedModel, name: str, shared: bool) -> Iterator[None]:
     """Register an open context of a model. Raises InputError if one of two is shared and was opened last; it names both."""
@@ -392,12 +416,12 @@ def opened(model: PreTrainedModel, name: str, shared: bool) -> Iterator[None]:
         others = _OPEN.setdefault(model, [])
         if shared and others:
             raise InputError(
-                f"{name} overlaps with {others[0]}: one of them changes the model for every thread. End the first, or use "
+                f"{name} overlaps with {others[0].name}: one of them changes the model for every thread. End the first, or use "
                 "forward and generate alone, whose rotations belong to their caller"
             )
-        others.append(name)
+        others.append(opened_now := OpenContext(name, shared))
     try:
         yield
     finally:
         with _LOCK:
-            others.remove(name)
+            others.remove(opened_now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ def select_tokens(
     states = tokens_of(inputs)
     if states is None:
         raise InputError(f"positions {positions!r} need an input that has tokens: {', '.join(TOKEN_INPUTS)}")
-    if inputs.get("cu_seq_lens_q") is not None or (prompt is None and _restart(inputs)):
+    if inputs.get("cu_seq_lens_q") is not None or (prompt is None and _is_packed(model, inputs)):
         raise InputError(f"positions {positions!r} cannot be found in packed sequences, whose rows are joined")
     batch, length = states.shape[:2]
     done = _cached_tokens(model, positions, inputs)
@@ -135,17 +135,20 @@ def _positional(kind: Any) -> tuple[str, ...]:
     return tuple(each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
 
 
-def arguments_of_generate(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments of `model.generate` by name, with `inputs` under the name of the model's main input."""
-    names = list(inspect.signature(type(model).generate).parameters)[1:]
+def arguments_of_generate(
+    generate: Callable[..., Any], main_input: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The arguments of a bound `generate` by name, with `inputs` under the name of the model's main input."""
+    names = list(inspect.signature(generate).parameters)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     inputs = given.pop("inputs", None)
-    return given if inputs is None else {**given, model.main_input_name: inputs}
+    return given if inputs is None else {**given, main_input: inputs}
 
 
 def tokens_of(inputs: Mapping[str, Any]) -> Tensor | None:
-    """The input whose first two axes are rows and tokens; None if there is none."""
-    return next((inputs[name] for name in TOKEN_INPUTS if inputs.get(name) is not None), None)
+    """The input whose first two axes are rows and tokens; None if there is none, or none with a token."""
+    found = (inputs[name] for name in TOKEN_INPUTS if inputs.get(name) is not None)
+    return next((states for states in found if states.shape[1]), None)
 
 
 def prompt_mask(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Int[Tensor, "batch length"] | None:
@@ -158,20 +161,28 @@ def prompt_mask(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Int[Tensor
         return mask
     if (states := tokens_of(inputs)) is None:
         return None
-    config = inputs.get("generation_config") or model.generation_config
-    padding, end = (inputs.get(name, getattr(config, name)) for name in ("pad_token_id", "eos_token_id"))
-    ends = [end] if end is None or isinstance(end, int) else list(end)
-    if states.ndim != 2 or padding is None or padding in ends:
+    padding, end = (_generation_setting(model, inputs, name) for name in ("pad_token_id", "eos_token_id"))
+    ends = [] if end is None else torch.as_tensor(end).flatten().tolist()
+    if states.ndim != 2 or padding is None or int(padding) in ends:
         return torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
-    return (states != padding).long()
+    return (states != int(padding)).long()
 
 
-def _restart(inputs: Mapping[str, Any]) -> bool:
-    """Whether the positions of a row without a mask start again, from which transformers infers that texts are packed in it."""
+def _generation_setting(model: PreTrainedModel, inputs: Mapping[str, Any], name: str) -> Any:
+    """A setting of `generate`: its keyword, also None, or else that of the given config, or where it is None of the model's."""
+    if name in inputs:
+        return inputs[name]
+    given = getattr(inputs.get("generation_config"), name, None)
+    return getattr(model.generation_config, name) if given is None else given
+
+
+def _is_packed(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a row without a mask has positions that are not consecutive: transformers infers that it holds several texts."""
     numbers = inputs.get("position_ids")
     if numbers is None or numbers.ndim != 2 or inputs.get("attention_mask") is not None:
         return False
-    return bool((numbers.diff(dim=1) < 1).any())
+    is_causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    return is_causal and bool((numbers.diff(dim=1) != 1).any())
 
 
 def _cached_tokens(model: PreTrainedModel, positions: Positions, inputs: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -98,11 +99,18 @@ def test_runs_belong_to_the_rotations_that_they_were_made_with(tokenizer):
     with model.attached() as rotated:
         made = InterchangeRuns(rotated, pairs, 1, "who")
         made.odds(no_swap)
-        with pytest.raises(InputError, match="were made without rotations attached to the model, and are used with"):
+        with pytest.raises(InputError, match="were made with other rotations attached to the model, or merged into it"):
             plain.odds(no_swap)
     plain.odds(no_swap)
-    with pytest.raises(InputError, match="were made with rotations attached to the model, and are used without"):
-        made.odds(no_swap)
+    other = RoadModel(base, random_adapter(find_sites(base, "all-linear"), seed=4))
+    for changed in (nullcontext, other.attached):
+        with changed(), pytest.raises(InputError, match="were made with other rotations attached to the model"):
+            made.odds(no_swap)
+    other.merge()
+    with pytest.raises(InputError, match="were made with other rotations attached to the model, or merged into it"):
+        plain.odds(no_swap)
+    other.unmerge()
+    plain.odds(no_swap)
 
 
 @pytest.mark.parametrize("architecture", [*MODELS, "Gemma2", "Gemma3Text", "Qwen3", "Mistral"])

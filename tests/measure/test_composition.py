@@ -44,6 +44,12 @@ def test_control_asks_for_exactly_the_active_tasks():
     assert [cut.control(score.active)[0] for score in cut.scores] == [1, 0, 0, 0]  # without a task no end is asked for
 
 
+def shortened(score):
+    """The outcomes of the first prompt only."""
+    cut = {name: {task: values[:1] for task, values in getattr(score, name).items()} for name in ("shown", "tried")}
+    return replace(score, **cut, finished=score.finished[:1])
+
+
 def test_differences_are_paired_by_seed_and_prompt():
     def nothing(prompts, active):
         return scripted(prompts, "__base__")
@@ -55,6 +61,9 @@ def test_differences_are_paired_by_seed_and_prompt():
     assert 0.4 < low < 0.7 < high < 1
     assert worse.difference(both, "label+closing") == pytest.approx((-value, -high, -low))
     assert both.difference(both, "label")[0] == 0
+    fewer = replace(composition_report(1), scores=tuple(shortened(score) for score in composition_report(1).scores))
+    with pytest.raises(InputError, match="the reports have 20 and 1 prompts for each seed: they cannot be paired"):
+        both.difference(fewer, "label")
     with pytest.raises(InputError, match=r"seeds \(0,\) and \(3, 1\) have none in common"):
         composition_report(0).difference(worse, "label")
 

@@ -139,8 +139,13 @@ def test_reentrant_gradient_checkpointing_is_refused():
     model = road_model()
     model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.model.train()
-    with model.attached() as base, pytest.raises(InputError, match="reentrant gradient checkpointing cannot train rotations"):
-        base(**token_batch(), use_cache=False)
+    with model.attached() as base:
+        with pytest.raises(InputError, match="reentrant gradient checkpointing cannot train rotations"):
+            base(**token_batch(), use_cache=False)
+        for parameter in model.interventions.parameters():
+            parameter.requires_grad_(False)
+        base.get_output_embeddings().requires_grad_(True)
+        base(**token_batch(), use_cache=False).logits.sum().backward()  # other modules may be trained
 
 
 def test_threads_get_their_own_adapters():

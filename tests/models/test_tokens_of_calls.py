@@ -6,7 +6,12 @@ import re
 
 import pytest
 import torch
-from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    LlamaForCausalLM,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
 
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import RoadBank
@@ -41,13 +46,33 @@ def scores(output):
     return torch.stack(output.logits)
 
 
-@pytest.mark.parametrize(("positions", "side"), [("first", "left"), ("last", "right"), ("all", "left")])
-def test_generate_infers_padding_as_transformers_does(positions, side):
+SETTINGS = {
+    "by keyword": lambda model: GREEDY,
+    "in the model's config": lambda model: {key: value for key, value in GREEDY.items() if key != "pad_token_id"},
+    "beside a config": lambda model: {"generation_config": GenerationConfig(max_new_tokens=4, min_new_tokens=4, do_sample=False)},
+    "with an end token as a tensor": lambda model: {**GREEDY, "eos_token_id": torch.tensor(1)},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("positions", "side"), [("first", "left"), ("last", "right")])
+def test_generate_infers_padding_as_transformers_does(positions, side, setting):
     model, batch = rotated(positions), padded_batch((4, 7, 5), side)
-    options = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
+    model.model.generation_config.pad_token_id = PAD
+    options = {**SETTINGS[setting](model), "output_logits": True, "return_dict_in_generate": True}
     expected = scores(model.generate(batch, **options)[1])
-    batch.pop("attention_mask")
-    torch.testing.assert_close(scores(model.generate(batch, **options)[1]), expected, **CLOSE)
+    ids = {"input_ids": batch["input_ids"]}
+    torch.testing.assert_close(scores(model.generate(ids, **options)[1]), expected, **CLOSE)
+    with model.attached() as base:
+        torch.testing.assert_close(scores(base.generate(**ids, **options)), expected, **CLOSE)
+
+
+def test_generate_infers_no_padding_where_transformers_infers_none():
+    model, ids = rotated("first"), padded_batch((4, 7, 5), "left")["input_ids"]
+    model.model.generation_config.pad_token_id = PAD
+    options = {**GREEDY, "pad_token_id": None, "output_logits": True, "return_dict_in_generate": True}
+    expected = scores(model.generate({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, **options)[1])
+    torch.testing.assert_close(scores(model.generate({"input_ids": ids}, **options)[1]), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "inputs", "inputs_embeds"])
@@ -57,11 +82,14 @@ def test_inputs_beside_the_mapping_of_generate_are_refused(name):
         model.generate({"input_ids": batch["input_ids"]}, **{name: batch["attention_mask"]}, **GREEDY)
 
 
-def test_embeddings_without_a_mask_rotate_the_prompt_only():
+def test_embeddings_beside_empty_ids_are_the_prompt():
     model, batch = rotated("last"), token_batch()
     embedded = model.model.get_input_embeddings()(batch["input_ids"])
-    expected = model.generate({"inputs_embeds": embedded}, **GREEDY)[1]
-    assert torch.equal(model.generate({"inputs_embeds": embedded}, use_cache=False, **GREEDY)[1], expected)
+    options = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
+    expected = scores(model.generate({"inputs_embeds": embedded}, **options)[1])
+    both = {"inputs_embeds": embedded, "input_ids": torch.zeros(3, 0, dtype=torch.long)}
+    assert not torch.equal(expected, scores(model.model.generate(inputs_embeds=embedded, **options)))
+    torch.testing.assert_close(scores(model.generate(both, **options)[1]), expected, **CLOSE)
 
 
 def test_inputs_given_by_position_are_those_given_by_name():
@@ -89,8 +117,11 @@ def test_texts_packed_by_their_position_ids_are_refused():
     numbers = torch.arange(7).expand(3, -1)
     model({"input_ids": ids, "position_ids": numbers})
     packed = {"input_ids": ids.reshape(1, -1), "position_ids": numbers.reshape(1, -1)}
-    with pytest.raises(InputError, match="positions 'first' cannot be found in packed sequences"):
-        model(packed)
+    forwards = packed["position_ids"] + 10 * torch.arange(3).repeat_interleave(7)
+    for positions in (packed["position_ids"], forwards):
+        with pytest.raises(InputError, match="positions 'first' cannot be found in packed sequences"):
+            model({**packed, "position_ids": positions})
+    rotated("first", "Bert", "backbone")(packed)  # which attends to all tokens
     model({**packed, "attention_mask": torch.ones(1, 21)})  # with a mask transformers reads one text
 
 
@@ -104,6 +135,38 @@ def test_generate_of_an_attached_model_rotates_the_prompt_that_generate_of_the_r
         assert torch.equal(base.generate(batch["input_ids"], use_cache=cached, **GREEDY), expected)  # which infers the mask
         assert base(**batch).logits.shape[:2] == (3, 7)
     assert "generate" not in model.model.__dict__
+
+
+def test_a_generate_inside_another_leaves_its_prompt():
+    model, batch = rotated("last"), token_batch()
+    expected = model.generate(batch, use_cache=False, **GREEDY)[1]
+    with model.attached() as base:
+
+        def stop(ids, scores, **options):
+            base.generate(**token_batch(1, 3), **GREEDY)
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+        assert torch.equal(base.generate(**batch, use_cache=False, stopping_criteria=[stop], **GREEDY), expected)
+        kept = base.generate
+        base.generate = kept  # by other code
+        del base.generate
+    assert torch.equal(kept(**batch, **GREEDY), base.generate(**batch, **GREEDY))  # without rotations, as the statement has ended
+
+
+class Unnamed(LlamaForCausalLM):
+    """A model whose forward takes anything, as wrappers of other libraries do."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_inputs_that_a_model_does_not_name_are_given_by_name():
+    base = Unnamed(tiny_model("Llama", "causal-lm").config).eval()
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "block-output")), "last"), padded_batch((4, 7), "right")
+    with model.attached() as attached:
+        attached(**batch)
+        with pytest.raises(InputError, match="Unnamed does not name its inputs: give them by name"):
+            attached(batch["input_ids"], batch["attention_mask"])
 
 
 def test_a_pass_after_one_that_failed_does_not_use_its_tokens():
@@ -139,6 +202,9 @@ def test_experts_of_a_mixture_take_one_adapter_for_all_rows():
     sites = tuple(Site(name, base.get_submodule(name).out_features) for name in inside)
     adapter = random_adapter(sites)
     batch = {"input_ids": torch.randint(3, 60, (2, 3)), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
-    RoadModel(base, adapter)(batch)
+    expected = RoadModel(base, adapter)(batch)[1].logits
+    torch.testing.assert_close(RoadModel(base, RoadBank({"a": adapter}))(batch)[1].logits, expected, **CLOSE)
+    with RoadModel(base, RoadBank({"a": adapter})).attached(["a"]):
+        torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
     with pytest.raises(InputError, match=r"site 'encoder.*experts.*' is inside the experts of a mixture"):
         RoadModel(base, RoadBank({"a": adapter, "b": adapter}))(batch, adapter_names=["a", "b"])
