@@ -138,7 +138,8 @@ def recipe_page() -> str:
     """Every key of every kind of recipe: type, default and meaning, from the dataclasses."""
     parts = [
         "# Keys of recipes",
-        "A recipe is YAML with a `kind`; `KEY=VALUE` on the command line overrides a key, as in `training.epochs=3`.",
+        "A recipe is YAML with a `kind`; `KEY=VALUE` on the command line overrides a key, as in `training.epochs=3`. In place of "
+        "`seed`, `seeds: [0, 1, 2]` makes a training for each.",
     ]
     kinds = list(schema.KINDS.items())
     parts += [f"- [{kind}](#{kind})" for kind, _ in kinds]
