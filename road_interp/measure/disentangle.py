@@ -8,21 +8,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from road_interp.arguments import check_argument, checked_list
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure.frozen_states import SPLITS, Features, Splits
 from road_interp.measure.intervals import DRAWS, bootstrap_means, check_seeds, interval
+from road_interp.measure.linear_probe import fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
 CONSTANT = "constant answer"
-C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the probes; for regression 1 / alpha
 
 
 @dataclass(frozen=True)
@@ -190,14 +187,8 @@ def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbe
 def _probe(name: str, splits: Splits, metric: str, num_labels: int) -> Outcome:
     """A linear probe on standardised inputs; C is selected on the validation texts, and the smaller one wins in a tie."""
     inputs = {split: probe_inputs(splits[split])[name] for split in SPLITS}
-    best, chosen, best_score = None, 0.0, -np.inf
-    for C in C_GRID:
-        estimator = Ridge(alpha=1 / C) if num_labels == 1 else LogisticRegression(C=C, max_iter=2000)
-        fitted = make_pipeline(StandardScaler(), estimator).fit(inputs["train"], splits["train"].labels)
-        score = METRICS[metric](splits["validation"].labels, fitted.predict(inputs["validation"]))
-        if score > best_score:
-            best, chosen, best_score = fitted, C, score
-    assert best is not None
+    train, validation = ((inputs[split], splits[split].labels) for split in ("train", "validation"))
+    best, chosen = fit_probe(train, validation, metric, num_labels == 1)
     return Outcome(name, inputs["test"].shape[1], tuple(best.predict(inputs["test"]).astype(float).tolist()), (chosen,))
 
 

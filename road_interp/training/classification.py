@@ -11,9 +11,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from jaxtyping import Float
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel
@@ -22,20 +19,21 @@ from road_interp.adapters.modules_to_save import serialize_modules
 from road_interp.data.labelled import LabelledDataset, by_length, label_options, load_labelled, load_test_set, tokenize
 from road_interp.files import write_atomically
 from road_interp.measure.intervals import wilson
+from road_interp.measure.linear_probe import fit_probe
 from road_interp.models.hidden_states import token_index
 from road_interp.models.loading import check_length, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
-from road_interp.progress import Progress, progress_bar
+from road_interp.progress import Progress, prefixed, progress_bar
 from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.runs.prediction import predictions_csv, predictions_of
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import CLASSES, FROZEN, HEAD
 from road_interp.training.arguments import training_arguments
 from road_interp.training.experiment import Scores, identity_model
+from road_interp.training.parameter_counts import count_parameters
 from road_interp.training.trainer import RoadTrainer
 
 SPLITS = ("train", "validation", "test")
-C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C of the frozen baseline's head, or 1 / alpha for regression
 
 
 class ClassificationExperiment:
@@ -101,25 +99,23 @@ class ClassificationExperiment:
     def _score_heads(self, features: Mapping[str, np.ndarray], progress: Progress) -> dict[str, Any]:
         """The metric of the linear head with the best validation score, on validation and test."""
         labels = {name: np.asarray(split["labels"]) for name, split in self.splits.items()}
-        best: dict[str, dict[str, Any]] = {}
-        for number, C in enumerate(C_GRID):
-            progress("frozen backbone: linear heads", number, len(C_GRID))
-            head = Ridge(alpha=1 / C) if self.data.classes is None else LogisticRegression(C=C, max_iter=2000)
-            fitted = make_pipeline(StandardScaler(), head).fit(features["train"], labels["train"])
-            scores = {}
-            for name in ("validation", "test"):
-                predicted = fitted.predict(features[name])
-                logits = predicted if self.data.classes is None else np.eye(self.data.num_labels)[predicted]
-                scores[name] = self._metric(logits, labels[name])
-            if not best or scores["validation"][self.data.metric] > best["validation"][self.data.metric]:
-                best = scores
-        return best
+        train, validation = ((features[name], labels[name]) for name in ("train", "validation"))
+        told = prefixed(progress, "frozen backbone")
+        probe, _ = fit_probe(train, validation, self.data.metric, self.data.classes is None, told)
+        scores = {}
+        for name in ("validation", "test"):
+            predicted = probe.predict(features[name])
+            logits = predicted if self.data.classes is None else np.eye(self.data.num_labels)[predicted]
+            scores[name] = self._metric(logits, labels[name])
+        return scores
 
     def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
         """The metric on the validation and test texts, and the parameter counts."""
         model: Any = trainer.model
         metrics: dict[str, Any] = {name: self.score_split(trainer, self.splits[name]) for name in ("validation", "test")}
-        metrics["parameters"] = _count_parameters(model, self.head)
+        counts = count_parameters(model, model.model, self.head)
+        shown = {"adapter": counts.trained, "head": counts.head, "backbone": counts.backbone}
+        metrics["parameters"] = {**shown, "percent of backbone": counts.percent}
         return Scores(metrics, {HEAD: serialize_modules(model.model, self.head)})
 
     @classmethod
@@ -204,12 +200,3 @@ def _predictions_csv(test: Dataset, logits: Float[np.ndarray, "examples num_labe
     texts = list(zip(test["text"], test["text_pair"], strict=True)) if paired else list(test["text"])
     labels = test["label"] if classes is None else [classes[index] for index in test["label"]]
     return predictions_csv(predictions_of(texts, logits, classes), labels)
-
-
-def _count_parameters(model: RoadModel, head: list[str]) -> dict[str, Any]:
-    """Numbers of trainable rotation parameters, head parameters and frozen backbone parameters."""
-    in_head = sum(parameter.numel() for name in head for parameter in model.model.get_submodule(name).parameters())
-    backbone = sum(parameter.numel() for parameter in model.model.parameters()) - in_head
-    rotations = (parameter for intervention in model.interventions.values() for parameter in intervention.parameters())
-    adapter = sum(parameter.numel() for parameter in rotations if parameter.requires_grad)
-    return {"adapter": adapter, "head": in_head, "backbone": backbone, "percent of backbone": 100 * adapter / backbone}

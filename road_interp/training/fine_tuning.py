@@ -18,6 +18,7 @@ from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.low_rank import LowRankModel
+from road_interp.training.parameter_counts import count_parameters
 
 Method = Literal["full", "lora", "head"]
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}  # common learning rates, not tuned for any recipe here
@@ -96,7 +97,8 @@ def train_baseline(
     trainable = trainable_model(recipe, method, rank, model)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
-    parameters = _count(trainable, model, head)
+    counts = count_parameters(trainable, model, head)
+    parameters = {**counts._asdict(), "percent of backbone": counts.percent}
     with TemporaryDirectory() as folder:
         trainer = experiment.make_trainer(trainable, Path(folder), find_device(None), progress=False)
         set_seed(seed)
@@ -115,11 +117,3 @@ def trainable_model(
         sites = find_sites(model, recipe.adapter.sites, recipe.adapter.layers, recipe.adapter.stack)
         return LoraModel(model, sites, rank, recipe.seed)
     return UnadaptedModel(model.requires_grad_(method == "full"))
-
-
-def _count(trainable: nn.Module, model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
-    """Numbers of trainable parameters (without the head), head parameters and backbone parameters."""
-    in_head = sum(parameter.numel() for name in head for parameter in model.get_submodule(name).parameters())
-    backbone = sum(parameter.numel() for parameter in model.parameters()) - in_head
-    trained = sum(parameter.numel() for parameter in trainable.parameters() if parameter.requires_grad) - in_head
-    return {"trained": trained, "head": in_head, "backbone": backbone, "percent of backbone": 100 * trained / backbone}

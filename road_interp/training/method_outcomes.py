@@ -20,6 +20,7 @@ from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.rotation.plane_maps import Variant
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.fine_tuning import Method, trainable_model
+from road_interp.training.parameter_counts import count_parameters
 from road_interp.training.trainer import RoadTrainer
 
 
@@ -66,10 +67,8 @@ def _model(experiment: ClassificationExperiment, method: str) -> tuple[Any, tupl
         model = trainable_model(recipe, kind, rank, whole)
         for name in head:
             whole.get_submodule(name).requires_grad_(True)
-    in_head = sum(parameter.numel() for name in head for parameter in whole.get_submodule(name).parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) - in_head
-    backbone = sum(parameter.numel() for parameter in whole.parameters()) - in_head
-    return model, (trained, 100 * trained / backbone)
+    counts = count_parameters(model, whole, head)
+    return model, (counts.trained, counts.percent)
 
 
 def _baseline(method: str) -> tuple[Method, int]:

@@ -98,7 +98,7 @@ def test_the_frozen_backbone_control_sees_no_rotation(workplace):
 def test_the_frozen_backbone_and_the_scorer_show_progress(workplace, capsys):
     train(recipe_for(workplace, "training.max_steps=1"), workplace / "shown")
     shown = capsys.readouterr().err
-    for step in ("frozen backbone: train texts", "frozen backbone: validation texts", "frozen backbone: linear heads"):
+    for step in ("frozen backbone: train texts", "frozen backbone: validation texts", "frozen backbone, linear heads"):
         assert step in shown
     train(recipe_for(workplace, "training.max_steps=1"), workplace / "silent", progress=False)
     assert "frozen backbone" not in capsys.readouterr().err
