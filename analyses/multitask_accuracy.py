@@ -1,6 +1,7 @@
 """Two classification heads on one hidden state of MiniLM: accuracy lost when the planes of both tasks are active.
 
-road-interp study multitask-accuracy      # with and without co-activation, and each task alone, three seeds
+road-interp study multitask-accuracy            # with and without co-activation, and each task alone, three seeds
+road-interp study multitask-accuracy-longer     # the same with twice the epochs, with co-activation
 """
 
 from __future__ import annotations
@@ -89,6 +90,20 @@ STUDY = Study(
     describe=describe,
     minutes=30,
     quick=QUICK,
+)
+
+LONGER = replace(
+    STUDY,
+    name="multitask-accuracy-longer",
+    title="Two tasks on one hidden state, trained twice as long",
+    question="Do two tasks on one hidden state lose less accuracy against training alone when all are trained twice as long?",
+    caveat="As for two epochs: one model and two tasks. Other learning rates, one for each task, and larger models are not tried.",
+    conditions={
+        slug: replace(condition, overrides=(*condition.overrides, "training.epochs=4"))
+        for slug, condition in STUDY.conditions.items()
+        if slug != "coact-0"
+    },
+    minutes=50,
 )
 
 if __name__ == "__main__":
