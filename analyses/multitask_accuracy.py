@@ -97,7 +97,7 @@ LONGER = replace(
     name="multitask-accuracy-longer",
     title="Two tasks on one hidden state, trained twice as long",
     question="Do two tasks on one hidden state lose less accuracy against training alone when all are trained twice as long?",
-    caveat="As for two epochs: one model and two tasks. Other learning rates, one for each task, and larger models are not tried.",
+    caveat="One model, two tasks and few seeds. Other learning rates, one for each task, and larger models are not tried.",
     conditions={
         slug: replace(condition, overrides=(*condition.overrides, "training.epochs=4"))
         for slug, condition in STUDY.conditions.items()
