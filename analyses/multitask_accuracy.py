@@ -103,6 +103,7 @@ LONGER = replace(
         for slug, condition in STUDY.conditions.items()
         if slug != "coact-0"
     },
+    draw=lambda found, folder: draw(found, folder / "longer"),
     minutes=50,
 )
 
