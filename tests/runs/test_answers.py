@@ -48,6 +48,7 @@ def test_classes_take_turns_where_data_are_sorted_by_label():
     assert answers.changed == [0, 7, 1, 2, 3]
 
 
+@pytest.mark.training
 def test_states_of_every_class_are_read(workplace, tmp_path):
     rows = sorted((workplace / "data.csv").read_text().splitlines()[1:], key=lambda line: line.split(",")[1])
     (tmp_path / "sorted.csv").write_text("\n".join([(workplace / "data.csv").read_text().splitlines()[0], *rows]) + "\n")

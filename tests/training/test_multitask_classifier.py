@@ -179,7 +179,7 @@ def test_the_gap_to_training_alone_is_paired():
     (joint,) = study().together
     gap, low, high = study().gap("a", joint)
     assert gap == 0.5
-    assert 0 <= low < 0.5 < high <= 1
+    assert -1 <= low < 0.5 < high <= 1
     assert study().gap("b", joint)[0] == 0
     assert MultiTaskAccuracyStudy.from_json(study().to_json()) == study()
     with pytest.raises(InputError, match="they cannot be paired"):
