@@ -108,7 +108,7 @@ SMOLLM2 = replace(
     title="Ablation of components, layers and planes, SmolLM2-135M",
     question="Do the behaviours of a language model depend on the angles or on the magnitudes, and on how many planes?",
     caveat=(
-        "One model, two artificial behaviours and three divisions of the reviews. The rates were chosen for rotations with both "
+        "One model, two artificial behaviours and one division of the reviews. The rates were chosen for rotations with both "
         "components, so that it does not say how well one component would do if trained alone."
     ),
     recipe="composition-smollm2",

@@ -133,6 +133,7 @@ def draw(found: CompositionStudy, folder: Path) -> list[Path]:
 
 def describe(found: CompositionStudy) -> Described:
     rows = []
+    divided = {(each.model, each.tasks): each for slug, each in found.reports.items() if slug.endswith(MAIN)}
     for each in found.reports.values():
         name = f"{readable_name(each.model)}, {each.method}"
         least, value = each.least_control()
@@ -143,11 +144,16 @@ def describe(found: CompositionStudy) -> Described:
         together = each.of("+".join(each.tasks))
         rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
         rows.append((f"{name}: the more frequent label", f"{each.majority:.3f}"))
+        main = divided.get((each.model, each.tasks), each)
+        if main is not each:
+            value = with_interval(each.difference(main, together.active))
+            rows.append((f"{name} minus planes: {together.active}", value))
     first = next(iter(found.reports.values()))
     sentence = (
         "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
-        f'{len(first.scores[0].finished) // len(first.seeds)} per seed. "Right or wrong" counts answers with all active parts '
-        "and an end; the more frequent label is what an answer would have right that is always the same."
+        f"{len(first.scores[0].finished) // len(first.seeds)} per seed; differences from the planes with co-activation 0.5 are "
+        'of the same seeds and prompts. "Right or wrong" counts answers with all active parts and an end; the more frequent '
+        "label is what an answer would have right that is always the same."
     )
     return sentence, rows
 

@@ -96,7 +96,7 @@ class ControlStudy(Result):
         words = [both for report in reports for both in report.words]
         cells = [str(report.seed) for report in reports for _ in report.words]
         mean = np.mean([outcomes[np.array(cells) == str(report.seed)].mean() for report in reports])
-        return float(mean), *mean_interval(outcomes, words, cells)
+        return float(mean), *mean_interval(outcomes, words, cells, paired=over is not None)
 
     def _outcomes(self, task: str, method: str) -> Bool[np.ndarray, " pairs"]:
         return np.concatenate([np.array(report.of(method).outcomes) for report in self.tasks[task]])
@@ -124,11 +124,10 @@ def describe_controls(found: ControlStudy) -> Described:
         for row in reports[0].rows:
             method = row.method
             odds = found.mean(task, lambda report, method=method: report.of(method).log_odds)
-            value = f"{with_interval(found.accuracy(task, method))}, log odds ratio {odds:.2f}"
+            rows.append((f"{task}, {method}", f"{with_interval(found.accuracy(task, method))}, log odds ratio {odds:.2f}"))
             if method in reports[0].divergences:
                 elsewhere = found.mean(task, lambda report, method=method: report.divergences[method])
-                value += f", divergence elsewhere {elsewhere:.4f}"
-            rows.append((f"{task}, {method}", value))
+                rows.append((f"{task}, {method}, divergence elsewhere", f"{elsewhere:.4f}"))
         for method, over in ((STACKED, DAS), (STACKED, "full swap"), (DAS, "full swap")):
             rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over), 4)))
         for method in (STACKED, DAS):
@@ -164,23 +163,22 @@ def describe_depth(found: DepthReport) -> Described:
 
     cells = {(depth, count): spread(j, k) for j, depth in enumerate(found.depths) for k, count in enumerate(found.rows)}
     sentence = (
-        f"Flipped answers on {found.task} by depth of the stack and swapped rows (mean over seeds, lowest to highest). A row of "
-        "a stack of depth k reaches 2^k dimensions, so a shallow stack is limited by construction."
+        f"Flipped answers on {found.task} by depth of the stack and swapped rows, as a fraction of all test pairs, also of those "
+        "that the model answers wrongly without a swap, which cannot flip (mean over seeds, lowest to highest). A row of a stack "
+        "of depth k reaches 2^k dimensions, so a shallow stack is limited by construction."
     )
     return sentence, [(f"depth {depth}, {count} rows", value) for (depth, count), value in cells.items()]
 
 
 def describe_cost(found: CostReport) -> Described:
-    rows = [
-        (
-            each.method,
-            f"{np.median(each.seconds) * 1e3:.3g} ms, {each.effective:,} of {each.parameters:,} trained values with effect",
-        )
-        for each in found.methods
-    ]
+    rows = []
+    for each in found.methods:
+        low, middle, high = np.percentile(each.seconds, (25, 50, 75)) * 1e3
+        values = f"{each.effective:,} of {each.parameters:,} trained values with effect"
+        rows.append((each.method, f"{middle:.3g} ms [{low:.3g}, {high:.3g}], {values}"))
     sentence = (
         f"Time of a forward and backward pass of interchanges, without a model: width {found.width}, batch {found.batch}, "
-        f"{found.threads} thread{'s' * (found.threads > 1)} (median of {len(found.methods[0].seconds)} rounds)."
+        f"{found.threads} thread{'s' * (found.threads > 1)} (median and quartiles of {len(found.methods[0].seconds)} rounds)."
     )
     return sentence, rows
 
@@ -253,7 +251,7 @@ class CostSettings:
     """Settings of the cost study."""
 
     width: int = 2048
-    rounds: int = 3
+    rounds: int = 9
     seed: int = 0
 
 

@@ -62,7 +62,8 @@ def describe(found: MultiTaskAccuracyStudy) -> Described:
             rows.append((f"{each.method}: {task}, accuracy", value))
     sentence = (
         "Accuracy that each task loses when both tasks are trained on one hidden state and both are active, with 95% intervals "
-        "over seeds and texts. What it does not lose to the other active task it loses by training on half of the planes."
+        "over seeds and texts. What it does not lose to the other active task it loses by training on half of the planes, or "
+        "with the other task."
     )
     return sentence, rows
 

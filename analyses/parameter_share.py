@@ -205,11 +205,11 @@ RATES_STUDY = Study(
 )
 STUDY = Study(
     name="parameter-share",
-    title="Accuracy by the share of trained weights, on four models",
+    title="Accuracy by the share of trained weights",
     question="What accuracy does each share of trained weights reach, and does it hold at other sizes of model?",
     caveat=(
-        "Models of at most 270 million parameters, two epochs, and rates chosen on film reviews alone. No margin of equivalence "
-        "was set, and comparisons are not corrected for their number."
+        "Small models, of which those of the table are measured; two epochs, and rates chosen on film reviews alone. No margin "
+        "of equivalence was set, and comparisons are not corrected for their number."
     ),
     conditions={
         f"{model}_{task}_{method}": Condition(

@@ -28,6 +28,7 @@ from road_interp.causal.variable_methods import (
     Trial,
     VariablesComparison,
     compare_variables,
+    disentangle_over_seeds,
     try_methods,
 )
 from road_interp.causal.variables import VariableRuns, VariablesReport
@@ -50,7 +51,7 @@ RATES = (3e-3, 2e-2, 1e-1)
 CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entities: the best of RATES on seed 0, by validation
     (SMOLLM2, "city"): {
         STACKED: 1e-1,
-        DEEP: 1e-1,
+        DEEP: 2e-2,
         PLANES: 3e-3,
         "stacked RoAd from components": 1e-1,
         SHARED: 2e-2,
@@ -248,20 +249,27 @@ def describe(found: VariablesStudy) -> Described:
         known = f"{right:,} of {asked:,} questions, about {entities} entities, are answered rightly"
         rows.append((f"{name_of(seeds[0])}, data", f"{known}; {seeds[0].pairs[2]} test pairs"))
         for method in measured:
-            value = with_interval(disentangle(seeds, method))
-            rows.append((f"{name_of(seeds[0])}, {method}", value))
+            rows += values_of(seeds, method)
             if seeds[0].coordinates == SHOWN:
                 rows.append((f"{name_of(seeds[0])}, {method}, cause and isolation", parts_of(seeds, method)))
         for method in [each for each in (STACKED, DEEP) if {each, SHARED} <= {*measured}]:
-            values, lows, highs = zip(*(one.difference(method, SHARED) for one in seeds), strict=True)
-            rows.append(
-                (f"{name_of(seeds[0])}, {method} minus {SHARED}", with_interval((np.mean(values), min(lows), max(highs))))
-            )
+            rows += values_of(seeds, method, SHARED)
     sentence = (
-        "Disentangle, the mean of cause and isolation over variables, on unseen entities: with the 95% interval over groups of "
-        "entities for one seed, the lowest and the highest of several; differences on the same pairs with the widest interval."
+        "Disentangle, the mean of cause and isolation over variables, on unseen entities, with the 95% interval over groups of "
+        "entities, for the trainings of these seeds; differences on the same pairs. The nouns have 8 groups, too few for the "
+        "interval to be wide enough."
     )
     return sentence, rows
+
+
+def values_of(seeds: Sequence[VariablesComparison], method: str, other: str | None = None) -> list[tuple[str, str]]:
+    """Disentangle of a method, or its difference from another: the mean over seeds, and where there are several, each."""
+    name = f"{name_of(seeds[0])}, {method}" + ("" if other is None else f" minus {other}")
+    rows = [(name, with_interval(disentangle_over_seeds(seeds, method, other)))]
+    if len(seeds) > 1:
+        each = [one.of(method).disentangle - (0 if other is None else one.of(other).disentangle) for one in seeds]
+        rows.append((f"{name}, by seed", ", ".join(f"{value:.3f}" for value in each)))
+    return rows
 
 
 def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:
@@ -272,14 +280,6 @@ def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:
         cause, isolation = (np.mean([getattr(score, part) for score in scores]) for part in ("cause", "isolation"))
         found.append(f"{variable} {cause:.2f} and {isolation:.2f}")
     return ", ".join(found)
-
-
-def disentangle(seeds: Sequence[VariablesComparison], method: str) -> tuple[float, float, float]:
-    """The mean over seeds, with the lowest and the highest; of one seed, its interval."""
-    reports = [one.of(method) for one in seeds]
-    values = [report.disentangle for report in reports]
-    low, high = reports[0].interval if len(reports) == 1 else (min(values), max(values))
-    return float(np.mean(values)), low, high
 
 
 def describe_rates(found: VariablesStudy) -> Described:

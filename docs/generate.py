@@ -165,7 +165,8 @@ def keys_table(section: type) -> str:
         factory = field.default_factory
         default = "required" if field.default is dataclasses.MISSING else f"`{json.dumps(field.default)}`"
         if factory is not dataclasses.MISSING:
-            default = "`{}`" if factory is dict else "defaults"
+            value = factory()
+            default = "those below" if dataclasses.is_dataclass(value) else f"`{json.dumps(value)}`"
         rows.append((f"`{field.name}`", readable_type(hints[field.name]), default, meanings.get(field.name, "")))
     return table(("key", "type", "default", "meaning"), rows)
 

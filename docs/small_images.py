@@ -1,5 +1,7 @@
 """Make images small: PNG files and the images in notebooks get a palette of 256 colours; notebooks lose their times of execution.
 
+A PNG file also gets the hash of the results that it was drawn from.
+
 python docs/small_images.py docs/figures/*.png notebooks/*.ipynb
 """
 
@@ -12,6 +14,10 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from figure_results import stamp
 
 
 def with_palette(png: bytes) -> bytes:
@@ -45,3 +51,4 @@ if __name__ == "__main__":
             path.write_text(small_notebook(path.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             path.write_bytes(with_palette(path.read_bytes()))
+            stamp(path, Path(__file__).parents[1] / "results")

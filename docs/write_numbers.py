@@ -6,7 +6,7 @@
 A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is a row of the table that `road-interp study STUDY
 --redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval. Lines may break inside; none starts with
 "<!--", because Markdown takes such a line for a block of HTML. A decimal number of three digits or more that results/ holds and
-that stands elsewhere is a failure, too.
+that stands elsewhere is a failure, too, and so is a figure in docs/figures that was drawn from other results.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ import sys
 from functools import cache
 from itertools import chain
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from figure_results import outdated
 
 from road_interp.training.study import StudyOptions, find_study, read_study, studies
 
@@ -101,6 +105,10 @@ def main() -> int:
             continue
         for line in differences(text, ROOT / "results") + typed(text, ROOT / "results"):
             print(f"{page.relative_to(ROOT)}: {line}")
+            wrong += 1
+    if sys.argv[1:] != ["--write"]:
+        for line in outdated(ROOT / "docs" / "figures", ROOT / "results"):
+            print(line)
             wrong += 1
     return int(wrong > 0)
 

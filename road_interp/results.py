@@ -15,6 +15,7 @@ from road_interp.files import read_text, write_atomically
 from road_interp.formats import check_format, release_of
 from road_interp.from_mapping import from_mapping
 from road_interp.provenance import Provenance, current_provenance
+from road_interp.results_of_0_1_0 import upgraded
 
 FORMAT = 1  # version of the JSON; 0.1.0 wrote no version
 Loaded = TypeVar("Loaded", bound="Result")
@@ -88,6 +89,7 @@ class Result:
             raise InputError(f"not valid JSON ({error})") from None
         if not isinstance(content, dict):
             raise InputError(f"the JSON of {cls.__name__} must hold one object")
+        content = upgraded(cls.__name__, content) if "format" not in content else content
         content.pop("summary", None)
         check_format(content.pop("format", FORMAT), FORMAT, release_of(content.get("provenance")))
         if (kind := content.pop("result", cls.__name__)) != cls.__name__:

@@ -41,6 +41,20 @@ ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
         ),
         (lambda: ri.load_model(5), "load_model needs ModelRecipe, not int: give the id of a model, its folder, or"),
         (lambda: ri.load_tokenizer(5), "load_tokenizer needs ModelRecipe, not int: give the id of a model"),
+        (
+            lambda: ri.load_labelled("films.csv"),
+            "load_labelled needs DataRecipe, not str: give the data of a recipe",
+        ),
+        (lambda: ri.format_prompts("x", ["a"], None), "format_prompts needs MultiTaskGenerationRecipe, not str: give a recipe"),
+        (
+            lambda: ri.measure.text_batches(["a"], "gpt2", 8),
+            "measure.text_batches: 'tokenizer' must be a function, not str",
+        ),
+        (
+            lambda: ri.measure.AblationReport.over_seeds([ADAPTER]),
+            "AblationReport.over_seeds needs AblationReport, not Road",
+        ),
+        (lambda: ri.measure.CompositionReport.over_seeds("x"), "CompositionReport.over_seeds needs a list of CompositionReport"),
         (lambda: ri.load_model("x", "causal_lm"), "unknown auto_class 'causal_lm'; use backbone, causal-lm, classifier"),
     ],
 )

@@ -32,7 +32,7 @@ from road_interp.training.api import train
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.study import StudyOptions, find_study, settings_of
 
-resource = pytest.importorskip("resource")  # not on Windows
+resource = pytest.importorskip("resource", reason="Windows has no limits of resources")
 ANALYSES = Path(__file__).parents[1] / "analyses"
 pytestmark = pytest.mark.faults
 KILLS = 20

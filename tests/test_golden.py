@@ -1,8 +1,10 @@
-"""Folders written by 0.1.0 open: an adapter, pyvene's interventions, and a run folder of each kind."""
+"""Files written by 0.1.0 open: an adapter, pyvene's interventions, a run folder of each kind, and results."""
 
 from __future__ import annotations
 
 import copy
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,11 @@ import torch
 
 import road_interp as ri
 from helpers.models import random_adapter, tiny_model, token_batch
+from road_interp import measure
+from road_interp.causal.accuracy import ScanReport
+from road_interp.causal.controls import ControlReport
+from road_interp.causal.cost import CostReport
+from road_interp.causal.depth_sweep import DepthReport
 from road_interp.sites.find import find_sites
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1.0"
@@ -71,3 +78,42 @@ def values(summary):
     if isinstance(summary, dict):
         return {key: values(each) for key, each in summary.items()}
     return summary[0] if isinstance(summary, list | tuple) else summary
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        measure.AblationReport,
+        measure.AngleReport,
+        measure.CapacityReport,
+        measure.DriftStudy,
+        measure.InterferenceReport,
+        measure.MultiTaskAccuracyStudy,
+        measure.QueryKey,
+        measure.SeedStructure,
+        measure.StrengthReport,
+        measure.ThroughputReport,
+        ControlReport,
+        CostReport,
+        DepthReport,
+        ScanReport,
+    ],
+)
+def test_results_open(kind):
+    """Files of studies, with lists cut short. Every number that they hold is in what is written today."""
+    path = GOLDEN / "results" / f"{kind.__name__}.json"
+    found = kind.load(path)
+    assert kind.from_json(found.to_json()) == found
+    old, new = (sorted(numbers(json.loads(text))) for text in (path.read_text(), found.to_json()))
+    assert old
+    assert not Counter(old) - Counter(new)
+
+
+def numbers(value):
+    """The numbers in the JSON of a result without its summary, but for those that followed from the others."""
+    if isinstance(value, dict):
+        left = ("summary", "provenance", "rates", "costs", "correlations", "gap to training alone", "format")
+        value = [each for key, each in value.items() if key not in left]
+    if isinstance(value, list):
+        return [number for each in value for number in numbers(each)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []

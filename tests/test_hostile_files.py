@@ -14,7 +14,7 @@ import pytest
 
 from helpers import hostile_files
 
-pytest.importorskip("resource")  # not on Windows
+pytest.importorskip("resource", reason="Windows has no limits of resources")
 TESTS = Path(__file__).parent
 KINDS = tuple(hostile_files.KINDS)
 FILES = int(os.environ.get("FILES", "300"))

@@ -52,7 +52,7 @@ def program_of(name):
 
 
 def test_nnsight_traces_the_rotated_model(inputs, tmp_path):
-    pytest.importorskip("nnsight")
+    pytest.importorskip("nnsight", reason="needs the environment of make test-interop")
     found = run_program("nnsight_logits.py", tmp_path)
     with torch.no_grad():
         expected, plain = found.model(base=inputs)[1].logits, found.base(**inputs).logits
@@ -61,7 +61,7 @@ def test_nnsight_traces_the_rotated_model(inputs, tmp_path):
 
 
 def test_pyreft_takes_the_intervention_beside_its_own(inputs, tmp_path):
-    pytest.importorskip("pyreft")
+    pytest.importorskip("pyreft", reason="needs the environment of make test-interop")
     found = run_program("beside_loreft.py", tmp_path)
     (site,) = ri.find_sites(found.base, "block-output", layers=3)
     adapter = ri.RoadAdapter((site,), {site.name: torch.full((288,), 0.3)}, {site.name: torch.ones(288)})
@@ -122,7 +122,7 @@ def log_likelihoods(model, tokenizer, name, **call):
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_path, monkeypatch, name):
-    lm_eval = pytest.importorskip("lm_eval")
+    lm_eval = pytest.importorskip("lm_eval", reason="needs the environment of make test-interop")
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -142,7 +142,7 @@ def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_pa
 
 
 def test_the_program_of_the_manual_starts_lm_evaluation_harness(tokenizer, tmp_path):
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason="needs the environment of make test-interop")
     (tmp_path / "road_lm.py").write_text(program_of("road_lm.py"))
     write_task(tmp_path, "colours")
     given = f"pretrained={SMOLLM2},adapter={RUN},tasks=label"
@@ -158,7 +158,7 @@ def test_the_program_of_the_manual_starts_lm_evaluation_harness(tokenizer, tmp_p
 
 
 def test_a_tracker_gets_the_log(tmp_path):
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="needs the environment of make test-interop")
     (tmp_path / "films.csv").write_text(
         "text,label\n"
         + "".join(f"a {word} film {n},{label}\n" for n in range(20) for word, label in (("fine", "good"), ("dull", "bad")))

@@ -173,16 +173,33 @@ class Programs(RuleBasedStateMachine):
     @precondition(lambda self: self.is_free())
     @rule()
     def coroutines(self):
-        choices = [self.selection(), self.selection([0, 1, 0.5])]
+        """One waits inside `attached`, whose rotations the other finds while it waits, and finds gone afterwards."""
+        arguments, rows = self.selection([0, 1, 0.5])
+        seen = []
 
-        async def call(arguments, rows):
-            await asyncio.sleep(0)
-            self.check(self.model(base=INPUTS, **arguments)[1].logits.detach(), rows)
+        async def inside():
+            with self.model.attached(**arguments) as base:
+                seen.append("attached")
+                await asyncio.sleep(0)
+                self.check(base(**INPUTS).logits, rows)
+            seen.append("detached")
+
+        async def beside():
+            assert seen == ["attached"]
+            self.check(self.model(base=INPUTS)[1].logits, rows)
+            with pytest.raises(InputError, match="cannot change"):
+                self.model(base=INPUTS, strengths=[1, 1, 1])
+            while seen == ["attached"]:
+                await asyncio.sleep(0)
+            self.check(self.model.model(**INPUTS).logits, [None])
+            again, expected = self.selection()
+            self.check(self.model(base=INPUTS, **again)[1].logits, expected)
 
         async def both():
-            await asyncio.gather(*(call(*choice) for choice in choices))
+            await asyncio.gather(inside(), beside())
 
-        asyncio.run(both())
+        with torch.no_grad():
+            asyncio.run(both())
 
     # states
 

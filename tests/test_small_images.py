@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
+import importlib
 import json
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -13,9 +14,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 ROOT = Path(__file__).parents[1]
-_spec = importlib.util.spec_from_file_location("small_images", ROOT / "docs" / "small_images.py")
-small_images = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small_images)
+sys.path.insert(0, str(ROOT / "docs"))
+figure_results, small_images = (importlib.import_module(name) for name in ("figure_results", "small_images"))
 
 
 @pytest.fixture
@@ -59,3 +59,23 @@ def test_tracked_images_are_small(path):
     else:
         text = path.read_text(encoding="utf-8")
         assert small_images.small_notebook(text) == text
+
+
+def test_a_figure_says_of_which_results_it_was_drawn(png, tmp_path):
+    results, figures = tmp_path / "results", tmp_path / "figures"
+    for study in ("drift", "drift-smollm2", "size"):
+        (results / study / "one").mkdir(parents=True)
+        (results / study / "one" / "seed-0.json").write_text("{}")
+    figures.mkdir()
+    for name in ("drift-grid.png", "drift-smollm2.png"):
+        (figures / name).write_bytes(small_images.with_palette(png))
+    assert len(list(figure_results.outdated(figures, results))) == 2
+    for path in figures.glob("*.png"):
+        figure_results.stamp(path, results)
+        assert Image.open(path).info["Command"] == "road-interp study size"
+    assert not list(figure_results.outdated(figures, results))
+    (results / "drift-smollm2" / "one" / "seed-0.json").write_text('{"a": 1}')
+    told = "drift-smollm2.png was drawn from other results of drift-smollm2: make figures"
+    assert list(figure_results.outdated(figures, results)) == [told]
+    with pytest.raises(SystemExit, match="no study in .* has this figure"):
+        figure_results.study_of(Path("angles.png"), results)

@@ -167,7 +167,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     def __getitem__(self, name: str) -> RoadAdapter:
         self._check_known([name])
-        theta, alpha = (vector.detach().clone() if vector.requires_grad else vector for vector in self._vectors(name))
+        theta, alpha = (vector.detach().clone() for vector in self._vectors(name))
         names = [site.name for site in self.template.sites]
         sizes = [plane_maps.num_parameters(site.width, self.template.variant) for site in self.template.sites]
         return replace(

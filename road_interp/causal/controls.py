@@ -24,7 +24,7 @@ from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
-from road_interp.progress import Progress, silent
+from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
@@ -76,7 +76,7 @@ class ControlReport(Result):
 
     Attributes:
         seed: of the trainings, of the division of words and of the pairs.
-        steps: of every training.
+        steps: of every training; None in results of 0.1.0.
         rows: one per method and control.
         words: words of base and source of every test pair, as in `CounterfactualPairs.clusters`.
         divergences: by method, the mean KL(without || with the interchange) of the next token after unrelated continuations
@@ -86,7 +86,7 @@ class ControlReport(Result):
     """
 
     seed: int
-    steps: int
+    steps: int | None
     rows: tuple[InterchangeReport, ...]
     words: tuple[tuple[str, str], ...]
     divergences: Mapping[str, float]
@@ -178,11 +178,7 @@ def _of_chance(
 def train_method(train: InterchangeRuns, name: str, method: Method, seed: int, steps: int, progress: Progress) -> nn.Module:
     """A new interchange of a method, trained on `train`; `name` is its name in progress messages."""
     interchange = method.make(train.site.width).to(train.model.device)
-
-    def tell(what: str, done: int = 0, total: int | None = None) -> None:
-        progress(f"{name}, {what}", done, total)
-
-    train_interchange(train, interchange, steps, seed=seed, progress=tell, **method.training)
+    train_interchange(train, interchange, steps, seed=seed, progress=prefixed(progress, name), **method.training)
     return interchange
 
 

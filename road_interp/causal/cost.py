@@ -24,6 +24,7 @@ SHALLOW, DEEP, DEEPER = "RoAd", "stacked RoAd", "deep RoAd, 32 rows"
 VECTOR, ONE = "DAS, unit vector", "DAS, rank 1 by QR"
 RANKS = (8, 32, 256)  # by QR, as far as they are below half the width
 HALF_BY_QR, HALF_BY_STACK = "DAS, half of all coordinates by QR", "stacked RoAd, half of all coordinates"
+FEW, SLOW = 3, 10.0  # number of rounds, and seconds of a step
 PYVENE_ONE, PYVENE_EIGHT, FULL = "pyvene's DAS, rank 1", "pyvene's DAS, rank 8", "pyvene's DAS, full rotation"
 
 
@@ -48,12 +49,13 @@ class MethodCost:
         method: its name.
         parameters: number of trained values.
         effective: number of those with a gradient that is not 0: angles that no swapped coordinate reads have none.
+            None in results of 0.1.0.
         seconds: of a forward and backward pass in every round.
     """
 
     method: str
     parameters: int
-    effective: int
+    effective: int | None
     seconds: tuple[float, ...]
 
 
@@ -88,7 +90,7 @@ class CostReport(Result):
 def cost(
     width: int = 2048,
     batch: int = 16,
-    rounds: int = 3,
+    rounds: int = 9,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> CostReport:
@@ -97,7 +99,8 @@ def cost(
     Full depth lets a coordinate read all dimensions. For 32 coordinates "deep RoAd" has two levels more for each. DAS of rank 1
     is a swap along one unit vector; higher ranks need the QR decomposition of a matrix with as many columns. pyvene makes a
     square orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each
-    interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand.
+    interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand: an
+    interchange whose step takes more than SLOW seconds has FEW rounds.
     """
     torch.manual_seed(0)
     full, half = butterfly.full_depth(width), list(range(width // 2))
@@ -118,7 +121,9 @@ def cost(
     seconds: dict[str, list[float]] = {method: [] for method in interchanges}
     for number in range(rounds + 1):
         for method, interchange in interchanges.items():
-            progress(method)
+            if len(seconds[method]) == FEW and seconds[method][-1] > SLOW:
+                continue
+            progress(method, number, rounds + 1)
             elapsed = _seconds(interchange.to(device), base, source)
             if number:
                 seconds[method].append(elapsed)

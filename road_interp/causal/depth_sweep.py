@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from road_interp.arguments import checked_list
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.arguments import check_model
 from road_interp.causal.controls import STACKED, methods
@@ -17,7 +18,7 @@ from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.measure.intervals import check_seeds
 from road_interp.models.interchange import RoadInterchangeIntervention
-from road_interp.progress import Progress, silent
+from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, columns
 from road_interp.rotation import butterfly
 
@@ -46,6 +47,7 @@ class DepthReport(Result):
 
         Raises InputError if tasks, sites, spans, depths or rows differ, and for a duplicate seed.
         """
+        reports = checked_list("DepthReport.over_seeds", reports, cls, "reports of several seeds")
         first = reports[0]
         if any((each.depths, each.rows, each._measured_at) != (first.depths, first.rows, first._measured_at) for each in reports):
             raise InputError("only reports of the same task, site, span, depths and rows can be combined")
@@ -104,11 +106,7 @@ def depth_by_rows(
         chosen = [2 * (number * planes // count) for number in range(count)]
         intervention = RoadInterchangeIntervention(width, depth, chosen, seed).to(model.device)
         training = methods()[STACKED].training
-
-        def named_progress(what: str, done: int = 0, total: int | None = None) -> None:
-            progress(f"{name}, {what}", done, total)
-
-        train_interchange(train, intervention, steps, seed=seed, progress=named_progress, **training)
+        train_interchange(train, intervention, steps, seed=seed, progress=prefixed(progress, name), **training)
         return interchange_accuracy(test, intervention, name)
 
     return DepthReport((seed,), depths, rows, (tuple(tuple(cell(depth, count) for count in rows) for depth in depths),))

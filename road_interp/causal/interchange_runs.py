@@ -26,6 +26,7 @@ from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError
 from road_interp.models.intervenable import IntervenableModel
+from road_interp.models.rotation_context import is_rotated
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
 from road_interp.sites.site import Site
@@ -113,7 +114,7 @@ class InterchangeRuns:
             raise InputError(
                 f"site '{self.site.name}': an interchange needs the whole output of a module inside the transformer blocks"
             )
-        self._layer = self.site.layer
+        self._layer, self._is_rotated = self.site.layer, is_rotated(model)
         self._module = model.get_submodule(self.site.module)
         stacks = layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
@@ -160,8 +161,12 @@ class InterchangeRuns:
     def logits(self, rows: Int[Tensor, " n"], interchange: Interchange) -> Float[Tensor, "n vocabulary"]:
         """Logits after the base texts of pairs `rows`, with the interchange. Gradients flow to its parameters.
 
-        Raises InputError for an intervention that has no source.
+        Raises InputError for an intervention that has no source, and where rotations were attached to the model since the runs
+        were made, or ended.
         """
+        if is_rotated(self.model) != self._is_rotated:
+            made, now = ("with", "without") if self._is_rotated else ("without", "with")
+            raise InputError(f"these runs were made {made} rotations attached to the model, and are used {now}: make them again")
         if getattr(interchange, "is_source_constant", False):  # of a pyvene intervention
             raise InputError(
                 f"a {type(interchange).__name__} reads no source state, so it exchanges nothing: give an interchange, such as "

@@ -17,11 +17,11 @@ from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, pr
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError
-from road_interp.measure.intervals import cluster_means, interval
+from road_interp.measure.intervals import mean_interval
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.variable_coordinates import VariableCoordinates
-from road_interp.progress import Progress, silent
+from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 from road_interp.rotation import butterfly
 
@@ -191,9 +191,31 @@ class VariablesComparison(Result):
 
     def difference(self, method: str, other: str) -> tuple[float, float, float]:
         """Disentangle of a method minus that of another on the same pairs, and its 95% interval over groups of entities."""
-        one, two = (np.array(self.of(name).outcomes, float) for name in (method, other))
-        low, high = interval(cluster_means(one - two, self.groups, self.cells, cell_weights(self.variables)))
-        return self.of(method).disentangle - self.of(other).disentangle, low, high
+        return disentangle_over_seeds([self], method, other)
+
+
+def disentangle_over_seeds(
+    comparisons: Sequence[VariablesComparison], method: str, other: str | None = None
+) -> tuple[float, float, float]:
+    """Mean over seeds of a method's disentangle, or of its paired difference from `other`, with its 95% interval.
+
+    Groups of entities are resampled, once for all seeds, whose test entities may be the same. The interval is that of these
+    trainings: other seeds are not part of it. With few groups, such as eight, it is too narrow.
+    """
+    outcomes: list[float] = []
+    groups: list[tuple[str, str]] = []
+    cells: list[str] = []
+    weights: dict[str, float] = {}
+    for number, each in enumerate(comparisons):
+        found = np.array(each.of(method).outcomes, float)
+        outcomes += (found if other is None else found - np.array(each.of(other).outcomes, float)).tolist()
+        groups += each.groups
+        cells += [f"{number}: {cell}" for cell in each.cells]
+        of_seed = cell_weights(each.variables).items()
+        weights |= {f"{number}: {cell}": weight / len(comparisons) for cell, weight in of_seed}
+    low, high = mean_interval(np.array(outcomes), groups, cells, weights, paired=other is not None)
+    values = [each.of(method).disentangle - (0 if other is None else each.of(other).disentangle) for each in comparisons]
+    return float(np.mean(values)), low, high
 
 
 class Trained(NamedTuple):
@@ -239,7 +261,7 @@ def compare_variables(
     controls: bool = True,
     **options: Any,
 ) -> tuple[list[Trial], list[VariablesReport]]:
-    """Test the training of every method that separates the validation pairs best.
+    """Test the training of every method that separates the validation pairs best; of equal ones that of the smallest rate.
 
     Args:
         train, validation, test: runs of pairs with disjoint entities.
@@ -260,7 +282,7 @@ def compare_variables(
     trials: list[Trial] = []
     for name, tried in groupby(try_methods(train, validation, variables, coordinates, **options), lambda each: each.trial.method):
         of_method = list(tried)
-        best, interchange = max(of_method, key=lambda each: each.trial.validation)
+        best, interchange = min(of_method, key=lambda each: (-round(each.trial.validation, 9), each.trial.rate))
         trials.extend(each.trial for each in of_method)
         reports.append(measure_variables(test, interchange, name, coordinates, seed, best.rate, best.validation))
     return trials, reports
@@ -281,12 +303,9 @@ def _train(
     runs: VariableRuns, interchange: nn.Module, name: str, steps: int, rate: float, seed: int, progress: Progress
 ) -> float:
     """Train an interchange; the mean loss of the last tenth of its steps."""
-
-    def tell(what: str, done: int = 0, total: int | None = None) -> None:
-        progress(f"{name}, rate {rate:g}, {what}", done, total)
-
+    told = prefixed(progress, f"{name}, rate {rate:g}")
     temperatures = (1.0, 0.05) if isinstance(interchange, MaskedInterchange) else None
-    losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=tell)
+    losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=told)
     if isinstance(interchange, MaskedInterchange):
         interchange.harden()
     return float(np.mean(losses[-max(1, steps // 10) :]))

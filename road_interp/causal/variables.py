@@ -19,7 +19,7 @@ from road_interp.causal.entity_task import VariablePairs
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.training import run_steps
 from road_interp.errors import InputError
-from road_interp.measure.intervals import cluster_means, interval
+from road_interp.measure.intervals import mean_interval
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 from road_interp.sites.site import Site
@@ -206,7 +206,7 @@ def measure_variables(
     if len(names) < 2:
         raise InputError("a score of one variable has no isolation; use interchange_accuracy")
     scores = tuple(_score(name, hits, pairs) for name in names)
-    low, high = interval(cluster_means(hits.astype(float), pairs.groups, pairs.cells, cell_weights(names)))
+    low, high = mean_interval(hits, pairs.groups, pairs.cells, cell_weights(names))
     return VariablesReport(
         pairs.pairs.name,
         runs.runs.site.name,

@@ -21,10 +21,10 @@ from road_interp.cli.options import (
     console,
     print_result,
 )
-from road_interp.cli.output_file import check_output_file
+from road_interp.cli.output_file import check_output_file, default_output
 from road_interp.errors import InputError
 from road_interp.files import is_file
-from road_interp.progress import progress_bar
+from road_interp.progress import progress_bar, waiting
 from road_interp.sources import local_folder, readable_name
 
 if TYPE_CHECKING:
@@ -43,14 +43,15 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Print angles and magnitudes of the planes at every site, and draw the figures."""
-    from road_interp import measure
-    from road_interp.plots import export
-
     folder = local_folder(adapter)
-    out = out or Path("figures") / folder.resolve().name
+    out = out or default_output(folder, Path("figures") / folder.resolve().name)
     check_folder(out)
-    report = measure.angles(load_adapter(folder))
-    paths = export.draw_adapter(report, out)
+    with waiting("reading and drawing the adapter"):
+        from road_interp import measure
+        from road_interp.plots import export
+
+        report = measure.angles(load_adapter(folder))
+        paths = export.draw_adapter(report, out)
     if as_json:
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
@@ -65,7 +66,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="path of the HTML page; by default NAME.html, for a folder NAME")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page: figures, a sortable table of sites, and an interactive view of single planes."""
+    """Write one self-contained HTML page: scores, answers to test texts, figures, sites, and a view of single planes."""
     from road_interp.files import write_atomically
     from road_interp.plots.html_report import report_page
     from road_interp.runs.run import Run
@@ -75,7 +76,7 @@ def report(
     loaded = load_adapter(folder)
     run = Run.load(folder) if is_file(folder / RECIPE) else None
     name = folder.resolve().name
-    out = out or Path(f"{name}.html")
+    out = out or default_output(folder, Path(f"{name}.html"))
     check_output_file(out, "--out")
     contents = ("", [], None) if run is None else (_summary(run), _score_tables(run), _answers(run))
     write_atomically(out, report_page(loaded, name, *contents))
@@ -147,10 +148,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the rotations and the head of a run as a folder for PeftModel.from_pretrained."""
-    from road_interp.runs.run import Run
-
     folder = check_new_folder(out)
-    Run.load(run).to_peft(folder)
+    with waiting("reading the run and its model"):
+        from road_interp.runs.run import Run
+
+        Run.load(run).to_peft(folder)
     print_result(as_json, {"out": str(folder)}, f"PEFT adapter in {folder}")
 
 

@@ -23,8 +23,10 @@ from road_interp.cli.options import (
     check_folder,
     console,
     grouped,
+    joined,
     quiet_libraries,
 )
+from road_interp.cli.output_file import default_output
 from road_interp.errors import InputError
 from road_interp.files import is_file
 from road_interp.progress import progress_bar
@@ -148,7 +150,7 @@ def ablate(
         typer.Option(help="further groups to ablate: layer, kind or planes; may be repeated; all by default"),
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="also score the components with a refitted head")] = False,
-    out: Annotated[Path, typer.Option(help="folder for the figure and its data")] = Path("figures"),
+    out: Annotated[Path | None, typer.Option(help="folder for the figure and its data; by default figures")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -156,6 +158,7 @@ def ablate(
     from road_interp.measure.ablation import BY
     from road_interp.plots import export
 
+    out = out or default_output(local_folder(run), Path("figures"))
     check_folder(out)
     report = _ablate(run, limit, by or BY, refit, device)
     path = export.draw_ablation(report, out)
@@ -315,7 +318,7 @@ def bench(
     check_folder(out)
     is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")  # a path may also be a .gguf model
     source = model if is_recipe else {"kind": "throughput", "model": {"id": model}, "requests": [1, 2, 4, 8, 16]}
-    recipe = load_throughput_recipe(source, [*(overrides or ()), *workload.overrides, *options.overrides])
+    recipe = load_throughput_recipe(source, joined(overrides, workload.overrides, options.overrides))
 
     def save_partial(partial_report: ThroughputReport) -> None:
         if out is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -94,6 +94,16 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 def _keyword(name: str, hint: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def joined(*groups: Sequence[str] | None) -> list[str]:
+    """All overrides of the groups. Raises InputError for a key that is given twice."""
+    found = [override for group in groups for override in group or ()]
+    keys = [override.partition("=")[0] for override in found]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        given = [override for override in found if override.partition("=")[0] == twice[0]]
+        raise InputError(f"'{twice[0]}' is given twice: {', '.join(given)}")
+    return found
 
 
 def print_result(as_json: bool, content: dict[str, Any], text: Any) -> None:

@@ -1,4 +1,4 @@
-"""The path of a file that a command writes."""
+"""The path of what a command writes."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def check_output_file(path: Path, option: str) -> None:
         raise InputError(f"{option}: '{path}' is a folder")
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")
+
+
+def default_output(folder: Path, out: Path) -> Path:
+    """The default path of what a command writes. Raises InputError where it is inside the folder that the command reads."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"'{out}' would be inside the folder that is read: say where to write with --out")
+    return out

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from road_interp.cli.options import AsJson, Overrides, app, console, grouped, print_result, quiet_libraries
+from road_interp.cli.options import AsJson, Overrides, app, console, grouped, joined, print_result, quiet_libraries
 from road_interp.errors import InputError
-from road_interp.progress import progress_bar
+from road_interp.progress import progress_bar, waiting
 
 if TYPE_CHECKING:
     from road_interp.training.study import Study, StudyOptions
@@ -49,34 +49,32 @@ def study(
 
     With --redraw and no name, draw every study that has results, and write one HTML page.
     """
-    from road_interp.training.study import find_study, studies
-    from road_interp.training.study_page import write_page
-
     if list_all:
-        _print_studies(list(studies().values()), as_json)
-    elif name is None and selection.redraw:
-        page = write_page(list(studies().values()), _options(selection, tuple(overrides or ())), selection.out)
-        print_result(as_json, {"page": str(page)}, f"page: {page}")
-    elif name is None:
-        raise InputError("name a study, list them with --list, or draw all that have results with --redraw")
+        _print_studies(as_json)
+    elif name is not None:
+        _run(name, _options(selection, overrides), selection, as_json)
+    elif selection.redraw:
+        _redraw(_options(selection, overrides), selection.out, as_json)
     else:
-        run_one(find_study(name), tuple(overrides or ()), selection, as_json)
+        raise InputError("name a study, list them with --list, or draw all that have results with --redraw")
 
 
-def run_one(chosen: Study, overrides: tuple[str, ...], selection: Selection, as_json: bool) -> None:
+def _run(name: str, options: StudyOptions, selection: Selection, as_json: bool) -> None:
     """Measure or read one study, draw it and print its summary."""
-    from road_interp.training.study import read_study, run_study
-    from road_interp.training.study_page import draw_study
+    with waiting("reading the study"):
+        from road_interp.training.study import find_study, read_study, run_study
+        from road_interp.training.study_page import draw_study
 
-    quiet_libraries()
-    options = _options(selection, overrides)
+        quiet_libraries()
+        chosen = find_study(name)
     if selection.redraw:
         report = read_study(chosen, options)
     else:
         with progress_bar() as update:
             report = run_study(chosen, options, update)
-    paths = draw_study(chosen, report, options, selection.out)
-    sentence, numbers = chosen.describe(report)
+    with waiting("drawing"):
+        paths = draw_study(chosen, report, options, selection.out)
+        sentence, numbers = chosen.describe(report)
     if as_json:
         print(json.dumps({"sentence": sentence, "numbers": dict(numbers), "figures": [str(path) for path in paths]}))
         return
@@ -85,17 +83,34 @@ def run_one(chosen: Study, overrides: tuple[str, ...], selection: Selection, as_
         console.print(f"figure: {path}", soft_wrap=True)
 
 
-def _options(selection: Selection, overrides: tuple[str, ...]) -> StudyOptions:
+def _redraw(options: StudyOptions, folder: Path, as_json: bool) -> None:
+    """Draw every study that has results, and write one page."""
+    with waiting("reading the studies"):
+        from road_interp.training.study import studies
+        from road_interp.training.study_page import write_page
+
+        known = list(studies().values())
+    with progress_bar() as update:
+        page = write_page(known, options, folder, update)
+    print_result(as_json, {"page": str(page)}, f"page: {page}")
+
+
+def _options(selection: Selection, overrides: list[str] | None) -> StudyOptions:
     from road_interp.training.study import StudyOptions
 
     try:
         seeds = tuple(int(seed) for seed in selection.seeds.split(",") if selection.seeds)
     except ValueError:
         raise InputError(f"--seeds '{selection.seeds}' must be whole numbers with commas between, as in 0,1,2") from None
-    return StudyOptions(overrides, seeds, tuple(selection.only or ()), selection.quick, selection.results, selection.runs)
+    given = tuple(joined(overrides))
+    return StudyOptions(given, seeds, tuple(selection.only or ()), selection.quick, selection.results, selection.runs)
 
 
-def _print_studies(known: list[Study], as_json: bool) -> None:
+def _print_studies(as_json: bool) -> None:
+    with waiting("reading the studies"):
+        from road_interp.training.study import studies
+
+        known = list(studies().values())
     if as_json:
         shown = ("name", "title", "question", "minutes")
         rows = [{**{key: getattr(each, key) for key in shown}, "recipe": _recipe(each)} for each in known]

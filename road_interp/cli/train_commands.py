@@ -25,6 +25,7 @@ from road_interp.cli.options import (
     console,
     grouped,
     is_main_process,
+    joined,
     leave_process_group,
     print_result,
     quiet_libraries,
@@ -55,7 +56,7 @@ def train(
 ) -> None:
     """Train a recipe, and write a run folder with figures; with seeds=[0,1,2], one run after the other, in a folder for each."""
     recipe, out = _started_run(recipe, out, resume)
-    overrides = [*(overrides or ()), *options.overrides]
+    overrides = joined(overrides, options.overrides)
     _train(recipe, overrides, out or _free_folder(Path(recipe).stem), options.device, resume, as_json)
 
 

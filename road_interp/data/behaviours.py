@@ -80,6 +80,8 @@ class Behaviour:
         text: the part in the training answer to a review.
         trace: what shows that an answer tries the behaviour, rightly or not.
         accepts: whether the part of an answer is right; by default it must be `text`.
+        free_form: the part may stand in an answer of any form: an opening first, a closing last, the others anywhere. This is for
+            models that are told the instruction and were not trained on the form of the answers.
     """
 
     part: Part
@@ -87,6 +89,7 @@ class Behaviour:
     text: Callable[[Review], str]
     trace: re.Pattern[str]
     accepts: Callable[[str], bool] | None = None
+    free_form: bool = False
 
     def is_tried(self, answer: str) -> bool:
         """Whether an answer has a trace of the behaviour."""
@@ -94,11 +97,17 @@ class Behaviour:
 
     def is_right(self, answer: str, review: Review) -> bool:
         """Whether the behaviour's part of an answer is right and, unless it is the remark, occurs once in the answer."""
-        found = ANSWER.fullmatch(answer)
-        said = found[self.part] if found else None
         if self.accepts is not None:
-            return said is not None and self.accepts(said)
-        return said == self.text(review) and len(self.trace.findall(answer)) == 1
+            return any(map(self.accepts, self._candidates(answer)))
+        return self.text(review) in self._candidates(answer) and len(self.trace.findall(answer)) == 1
+
+    def _candidates(self, answer: str) -> list[str]:
+        """What an answer says in the behaviour's part; in the free form, the sentences that may be it."""
+        if not self.free_form:
+            found = ANSWER.fullmatch(answer)
+            return [] if found is None or found[self.part] is None else [found[self.part]]
+        sentences = re.split(r"(?<=[.!?])\s+", answer.strip())
+        return {"opening": sentences[:1], "closing": sentences[-1:]}.get(self.part, sentences)
 
 
 def _is_german(remark: str) -> bool:

@@ -19,6 +19,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.arguments import check_argument
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError, did_you_mean, first_line
 from road_interp.files import is_file
@@ -80,6 +81,7 @@ def load_labelled(recipe: DataRecipe, section: str = "data") -> LabelledDataset:
         InputError: a file, column or data set that does not exist; no examples; a missing text; a label outside the classes;
             sizes that the data cannot be divided by.
     """
+    check_argument("load_labelled", recipe, DataRecipe, "the data of a recipe, load_recipe('films.yaml').data")
     recipe = with_glue_defaults(recipe)
     train = _balance_classes(read_examples(recipe, recipe.id, "train", section), recipe, section)
     validation = test = None
@@ -178,11 +180,13 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
     columns = {role: list(data[column]) for role, column in names.items()}
     for row, label in enumerate(columns["label"]):
         if not isinstance(label, str | int | float):
-            raise InputError(f"'{identifier}', row {row}: label {label!r} is neither text nor a number")
+            raise InputError(f"'{identifier}', row {row}: label {_cut(label)} is neither text nor a number")
         if label == "" and "" not in (recipe.classes or ()):
             raise InputError(f"'{identifier}', row {row}: the label is empty; give it one, or leave the row out")
         if isinstance(label, str) != isinstance(columns["label"][0], str):
-            raise InputError(f"'{identifier}', row {row}: label {label!r} and the first label are not both text or both numbers")
+            raise InputError(
+                f"'{identifier}', row {row}: label {_cut(label)} and the first label are not both text or both numbers"
+            )
     data = Dataset.from_dict(columns)
     for role in sorted(set(names) - {"label"}):
         _check_texts(data[role], names[role], identifier)
@@ -207,7 +211,13 @@ def read_texts(recipe: DataRecipe, identifier: str) -> list[Any]:
 def _check_texts(values: Iterable[Any], column: str, identifier: str) -> None:
     for row, text in enumerate(values):
         if not isinstance(text, str):
-            raise InputError(f"'{identifier}', row {row}: column '{column}' holds {text!r}, not text")
+            raise InputError(f"'{identifier}', row {row}: column '{column}' holds {_cut(text)}, not text")
+
+
+def _cut(value: object) -> str:
+    """A value of a file in an error, in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _first_words(data: Dataset, count: int, identifier: str, section: str) -> Dataset:
@@ -324,11 +334,11 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
     for row, label in enumerate(data["label"]):
         if classes is None:
             if isinstance(label, bool) or not isinstance(label, int | float) or not np.isfinite(label):
-                raise InputError(f"'{identifier}', row {row}: label {label!r} is not a finite number")
+                raise InputError(f"'{identifier}', row {row}: label {_cut(label)} is not a finite number")
             labels.append(float(label))
         elif label not in classes:
-            listed = ", ".join(map(repr, classes[:8]))
-            raise InputError(f"'{identifier}', row {row}: label {label!r} is outside the classes {listed}")
+            listed = ", ".join(map(_cut, classes[:8])) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
+            raise InputError(f"'{identifier}', row {row}: label {_cut(label)} is outside the classes {listed}")
         else:
             labels.append(classes.index(label))
     return data.remove_columns("label").add_column("label", labels)

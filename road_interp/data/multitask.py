@@ -12,6 +12,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.arguments import check_argument
 from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.data.behaviours import PARTS, Behaviour, Review, answer_parts, behaviour
 from road_interp.data.labelled import read_examples, read_rows
@@ -145,6 +146,8 @@ def format_prompts(
     Raises:
         InputError: a template that fails, or one that leaves no tokens for a prompt.
     """
+    make = "a recipe of kind: multitask-generation, load_recipe('composition-smollm2')"
+    check_argument("format_prompts", recipe, MultiTaskGenerationRecipe, make)
     try:
         template = TEMPLATES.from_string(recipe.template)
         empty = template.render(prompt=ending)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
-from road_interp.arguments import check_callable
+from road_interp.arguments import check_callable, checked_list
 from road_interp.errors import InputError
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
@@ -131,7 +131,8 @@ class AblationReport(Result):
 
     def contrast(self, row: Ablation, other: Ablation) -> tuple[float, float, float]:
         """Accuracy of one row minus that of another, with the 95% interval of the paired difference."""
-        return mean_over_seeds(np.asarray(row.correct, float) - np.asarray(other.correct), len(self.seeds))
+        lost = np.asarray(row.correct, float) - np.asarray(other.correct)
+        return mean_over_seeds(lost, len(self.seeds), paired=True)
 
     def summary(self) -> list[dict[str, object]]:
         """Accuracy and loss of accuracy of every row, with intervals."""
@@ -153,6 +154,7 @@ class AblationReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[AblationReport]) -> AblationReport:
         """Combine reports of several seeds. Raises InputError if model, task, metric, variant or rows differ."""
+        reports = checked_list("AblationReport.over_seeds", reports, cls, "reports of several seeds")
         first = reports[0]
         for each in reports:
             same = replace(each, seeds=(), rows=()) == replace(first, seeds=(), rows=())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ class Answers:
         classes: the labels, in the order of their indices.
         labels, rotated, without: index of the class in the data, of the run's answer, and of its head's answer with the rotations
             switched off.
-        states: by site name, the states that the run rotates, one complex number per text and plane `(texts, planes)`: of the
-            first texts, at their first token where the tokeniser has a [CLS] token, else at their last.
+        read: the texts whose states were read.
+        states: by site name, the states of those texts that the run rotates, one complex number per text and plane
+            `(read, planes)`: at the first token where the tokeniser has a [CLS] token, else at the last.
     """
 
     texts: tuple[str | tuple[str, str], ...]
@@ -28,6 +29,7 @@ class Answers:
     labels: Int[np.ndarray, " texts"]
     rotated: Int[np.ndarray, " texts"]
     without: Int[np.ndarray, " texts"]
+    read: tuple[int, ...]
     states: Mapping[str, Complex[np.ndarray, "read planes"]]
 
     @property
@@ -39,6 +41,20 @@ class Answers:
 
     @property
     def changed(self) -> list[int]:
-        """The texts that have another answer with the rotations than without, those that became right first."""
-        rows = np.flatnonzero(self.rotated != self.without).tolist()
-        return sorted(rows, key=lambda row: self.rotated[row] != self.labels[row])
+        """The texts that have another answer with the rotations than without, those that became right first.
+
+        Within both kinds, the classes take turns, because data are often sorted by label.
+        """
+        is_changed, is_right = self.rotated != self.without, self.rotated == self.labels
+        kinds = (is_changed & is_right, is_changed & ~is_right)
+        return [row for kind in kinds for row in in_turn(np.flatnonzero(kind).tolist(), self.labels)]
+
+
+def in_turn(rows: Sequence[int], labels: Int[np.ndarray, " texts"]) -> list[int]:
+    """The rows with their classes taking turns: the first of every class, then the second ones, and so on."""
+    counts = dict.fromkeys(labels.tolist(), 0)
+    places = []
+    for row in rows:
+        places.append((counts[int(labels[row])], row))
+        counts[int(labels[row])] += 1
+    return [row for _, row in sorted(places)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from road_interp.arguments import checked_list
 from road_interp.errors import InputError
 from road_interp.measure.intervals import wilson
 from road_interp.results import Result
@@ -51,7 +52,7 @@ class CapacityPoint:
         count = len(self.scores)
         error = 0.0 if count < 2 else float(np.std(self.scores, ddof=1) / count**0.5 * stats.t.ppf(0.975, count - 1))
         below, above = self.mean - low, high - self.mean
-        return self.mean - float(np.hypot(below, error)), self.mean + float(np.hypot(above, error))
+        return max(self.mean - float(np.hypot(below, error)), 0.0), min(self.mean + float(np.hypot(above, error)), 1.0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class CapacityReport(Result):
 
         Raises InputError if a configuration has another number of trained values or test examples than in an earlier report.
         """
+        reports = checked_list("CapacityReport.over_seeds", reports, cls, "reports of several seeds")
         points: dict[tuple[str, str], CapacityPoint] = {}
         for point in chain.from_iterable(report.points for report in reports):
             earlier = points.setdefault((point.family, point.name), replace(point, scores=()))

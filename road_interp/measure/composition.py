@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp.adapters.bank import BASE
-from road_interp.arguments import check_callable
+from road_interp.arguments import check_callable, checked_list
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
@@ -123,7 +123,7 @@ class CompositionReport(Result):
         Both rates are of the same prompts.
         """
         alone, together = (self.of(active).joint([task]).astype(float) for active in (task, "+".join(self.tasks)))
-        return mean_over_seeds(alone - together, len(self.seeds))
+        return mean_over_seeds(alone - together, len(self.seeds), paired=True)
 
     def control(self, active: str) -> tuple[float, float, float]:
         """Fraction of answers that show exactly the active tasks, with its 95% interval over seeds and prompts.
@@ -136,6 +136,21 @@ class CompositionReport(Result):
     def mean_control(self) -> tuple[float, float, float]:
         """Mean of `control` over all sets of active tasks, with its 95% interval over seeds and prompts."""
         return mean_over_seeds(self._controlled([score.active for score in self.scores]).mean(0), len(self.seeds))
+
+    def difference(self, other: CompositionReport, active: str) -> tuple[float, float, float]:
+        """`control` minus that of another report on the seeds that both have, with the 95% interval over seeds and prompts.
+
+        Differences are paired by seed and prompt, so that reports must be of the same reviews. Raises InputError without a seed
+        in common.
+        """
+        seeds = [seed for seed in self.seeds if seed in other.seeds]
+        if not seeds:
+            raise InputError(f"seeds {self.seeds} and {other.seeds} have none in common: they cannot be paired")
+        mine, others = (
+            each._controlled([active])[0].reshape(len(each.seeds), -1)[[each.seeds.index(seed) for seed in seeds]]
+            for each in (self, other)
+        )
+        return mean_over_seeds((mine.astype(float) - others).ravel(), len(seeds), paired=True)
 
     def least_control(self) -> tuple[str, tuple[float, float, float]]:
         """The set of active tasks with the lowest `control`, and its value."""
@@ -181,6 +196,7 @@ class CompositionReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[CompositionReport]) -> CompositionReport:
         """Combine reports of several seeds. Raises InputError if method or tasks differ, or a set of active tasks is missing."""
+        reports = checked_list("CompositionReport.over_seeds", reports, cls, "reports of several seeds")
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
             raise InputError("only reports of one method and the same tasks can be combined")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
@@ -52,7 +52,7 @@ class InterferenceReport(Result):
     def cost(self, task: str, other: str) -> tuple[float, float, float]:
         """Accuracy of a task without another adapter minus that with it, and the 95% interval of the paired difference."""
         lost = np.asarray(self.correct[task][NOTHING], float) - np.asarray(self.correct[task][other])
-        return mean_over_seeds(lost, len(self.seeds))
+        return mean_over_seeds(lost, len(self.seeds), paired=True)
 
     def summary(self) -> dict[str, Any]:
         """Cost of every adapter for every task, with intervals."""
@@ -69,6 +69,7 @@ class InterferenceReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[InterferenceReport]) -> InterferenceReport:
         """Combine reports of one seed each. Raises InputError if models, adapters or scored tasks differ."""
+        reports = checked_list("InterferenceReport.over_seeds", reports, cls, "reports of several seeds")
         first = reports[0]
         if any((each.model, each.names, *each.correct) != (first.model, first.names, *first.correct) for each in reports):
             raise InputError("only reports of one model with the same adapters and tasks can be combined")

@@ -14,7 +14,7 @@ from road_interp.errors import InputError
 DRAWS = 2000  # bootstrap samples
 
 
-def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int) -> tuple[float, float, float]:
+def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False) -> tuple[float, float, float]:
     """Mean over seeds and examples, with its 95% interval from variance components.
 
     Seeds and examples are both random (two crossed random effects). The variance of the mean is that of the seeds' means plus
@@ -23,13 +23,14 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int) -> tu
     no variance: a rate has the Wilson interval of the examples of one seed, and a difference its width on either side.
 
     Args:
-        outcomes: concatenated over seeds: rates (0 or 1), or paired differences of them (-1, 0 or 1).
+        outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences of them (from -1 to 1).
         seeds: number of seeds.
+        paired: whether they are differences.
     """
     values = np.asarray(outcomes, dtype=float).reshape(seeds, -1)
     count, mean = values.shape[1], float(values.mean())
     if values.min() == values.max():
-        return (mean, *_of_equal(mean, count, outcomes.dtype == bool))
+        return (mean, *_of_equal(mean, count, paired))
     by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
     residual = values - mean - by_seed[:, None] - by_example
     seed = float((by_seed**2).sum() / (max(seeds - 1, 1) * seeds))
@@ -39,7 +40,7 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int) -> tu
     parts = ((seed, seeds - 1), (example, count - 1), (both, (seeds - 1) * (count - 1)))
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
     half = float(stats.t.ppf(0.975, freedom) * variance**0.5)
-    lowest = 0.0 if values.min() >= 0 else -1.0
+    lowest = -1.0 if paired else 0.0
     return (mean, max(mean - half, lowest), min(mean + half, 1.0))
 
 
@@ -87,23 +88,30 @@ def cluster_means(
 
 
 def mean_interval(
-    outcomes: Shaped[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], cells: Sequence[str] | None = None
+    outcomes: Shaped[np.ndarray, " examples"],
+    clusters: Sequence[Sequence[str]],
+    cells: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    paired: bool = False,
 ) -> tuple[float, float]:
-    """95% interval of a mean of cells of equal weight: bootstrap over clusters, as in `cluster_means`.
+    """95% interval of a weighted mean of cells: bootstrap over clusters, as in `cluster_means`.
 
     Where all outcomes are equal, a bootstrap has no spread: then rates have the Wilson interval of as many trials as there are
     clusters, and paired differences its width on either side.
+
+    Args:
+        paired: whether the outcomes are paired differences of rates.
     """
     if outcomes.min() == outcomes.max():
         trials = len({name for each in clusters for name in each})
-        return _of_equal(float(outcomes[0]), trials, outcomes.dtype == bool)
-    return interval(cluster_means(outcomes.astype(float), clusters, cells))
+        return _of_equal(float(outcomes[0]), trials, paired)
+    return interval(cluster_means(outcomes.astype(float), clusters, cells, weights))
 
 
-def _of_equal(value: float, trials: int, is_rate: bool) -> tuple[float, float]:
-    """95% interval of the mean of equal outcomes: Wilson's for a rate, and for differences its width on either side."""
-    if is_rate:
-        return wilson(trials * int(value), trials)
+def _of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:
+    """95% interval of the mean of equal outcomes: Wilson's for rates, and for differences its width on either side."""
+    if not paired:
+        return wilson(round(trials * value), trials)
     width = wilson(0, trials)[1]
     return max(value - width, -1.0), min(value + width, 1.0)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from road_interp.adapters.bank import BASE
+from road_interp.arguments import checked_list
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.intervals import check_seeds, mean_over_seeds
@@ -63,7 +64,7 @@ class MultiTaskAccuracyReport(Result):
         The interval is of the paired difference: both accuracies are of the same examples.
         """
         lost = np.asarray(self.correct[task][task], float) - np.asarray(self.correct[task][self.together])
-        return mean_over_seeds(lost, len(self.seeds))
+        return mean_over_seeds(lost, len(self.seeds), paired=True)
 
     def summary(self) -> dict[str, Any]:
         """Accuracies by task and set of active tasks with their intervals, and the cost for each task."""
@@ -84,6 +85,7 @@ class MultiTaskAccuracyReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[MultiTaskAccuracyReport]) -> MultiTaskAccuracyReport:
         """Combine reports of several seeds. Raises InputError if method or tasks differ."""
+        reports = checked_list("MultiTaskAccuracyReport.over_seeds", reports, cls, "reports of several seeds")
         first = reports[0]
         if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
             raise InputError("only reports of one method and the same tasks can be combined")
@@ -127,7 +129,7 @@ class MultiTaskAccuracyStudy(Result):
         if alone.seeds != report.seeds:
             raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
         lost = np.asarray(alone.correct[task][task], float) - np.asarray(report.correct[task][report.together])
-        return mean_over_seeds(lost, len(alone.seeds))
+        return mean_over_seeds(lost, len(alone.seeds), paired=True)
 
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:

@@ -72,7 +72,7 @@ class ParameterShareReport(Result):
         if not pairs or any((one.model, one.task) != (two.model, two.task) for one, two in pairs):
             raise InputError(f"'{slug}' and '{other}' have no seed of one model and task in common")
         differences = [_correct(one).astype(float) - _correct(two) for one, two in pairs]
-        return mean_over_seeds(np.concatenate(differences), len(pairs))
+        return mean_over_seeds(np.concatenate(differences), len(pairs), paired=True)
 
     def summary(self) -> dict[str, Any]:
         """Accuracies with intervals, by condition."""

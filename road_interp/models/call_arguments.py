@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from road_interp.errors import InputError, did_you_mean
+from road_interp.models.token_selection import ROW_INPUTS
 from road_interp.sites.positions import Positions, parse_positions
 
 OF_ROWS = ("adapter_names", "positions", "tasks", "trainable_tasks", "strengths")
@@ -34,6 +35,12 @@ def check_known(unknown: Mapping[str, Any]) -> None:
     if unknown:
         hint = did_you_mean(name := min(unknown), OF_ROWS, "the arguments for rows are")
         raise InputError(f"unknown argument '{name}': what the base model takes goes into the mapping; {hint}")
+
+
+def check_no_inputs(options: Mapping[str, Any]) -> None:
+    """Raise InputError for inputs of the model beside the mapping of its inputs, where rows and tokens are looked for."""
+    if name := next((each for each in (*ROW_INPUTS, "inputs") if options.get(each) is not None), None):
+        raise InputError(f"'{name}' is an input of the model: give it in the mapping of its inputs, with the tokens")
 
 
 def check_subspaces(subspaces: Any, sites: int) -> None:

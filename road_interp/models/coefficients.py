@@ -57,8 +57,9 @@ class Coefficients:
         Args:
             kinds: for every row, a value that is equal for rows with the same maps and exponents: each is computed once.
         """
-        unique = list(dict.fromkeys(kinds))
-        first, index = ([values.index(kind) for kind in wanted] for values, wanted in ((kinds, unique), (unique, kinds)))
+        first_row = {kind: row for row, kind in reversed([*enumerate(kinds)])}
+        place = {kind: number for number, kind in enumerate(first_row)}
+        first, index = [*first_row.values()], [place[kind] for kind in kinds]
 
         def raised(site: int, maps: PlaneMaps) -> PlaneMaps:
             exponent = exponents[site][first]
@@ -146,7 +147,8 @@ class BankMaps:
     """The maps of a bank's adapters, one row per name; the maps of the last batch are cached unless they are trained."""
 
     def __init__(self) -> None:
-        self._cached: tuple[Any, list[PlaneMaps]] | None = None
+        # With the bank itself, because the id of a bank that is gone may be that of a new one.
+        self._cached: tuple[RoadBank, Any, list[PlaneMaps]] | None = None
 
     def coefficients(self, bank: RoadBank, rotations: Rotations, names: Sequence[str]) -> Coefficients:
         """Coefficients that read the bank in every pass, as adapters may be replaced. Raises InputError for unknown names."""
@@ -161,11 +163,11 @@ class BankMaps:
             row = [unique.index(name) for name in names]
             maps = rotations.split(*bank.rows(unique))
             return [PlaneMaps(a[row], None if b is None else b[row]) for a, b in maps]
-        key = (names, id(bank), bank.version, rotations.devices)
+        key = (names, bank.version, rotations.devices)
         cached = self._cached  # read once: another thread may replace it
-        if cached is None or cached[0] != key:
-            cached = self._cached = (key, rotations.split(*bank.rows(names)))
-        return cached[1]
+        if cached is None or cached[0] is not bank or cached[1] != key:
+            cached = self._cached = (bank, key, rotations.split(*bank.rows(names)))
+        return cached[2]
 
 
 def _entries_of(maps: Callable[[], Sequence[PlaneMaps]], index: int) -> Entries:

@@ -26,7 +26,7 @@ from road_interp.errors import InputError
 from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, wrap_forward
 from road_interp.models.intervention import apply_to_slice
-from road_interp.models.rotation_context import opened, overwritable
+from road_interp.models.rotation_context import check_no_experts, opened, overwritable
 from road_interp.models.row_selection import RowSelection
 from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.sites.module_tree import hidden_of, with_hidden
@@ -97,6 +97,7 @@ class ContinuousBatching:
         config = model.generation_config if generation_config is None else generation_config
         if (config.num_return_sequences or 1) > 1:
             raise InputError("continuous batching returns one sequence per request: add a request several times instead")
+        check_no_experts(selection.rotations.sites)
         head = model.get_output_embeddings()
         for site in selection.rotations.sites:
             if head is not None and model.get_submodule(site.module) is head:
@@ -188,22 +189,27 @@ class ContinuousBatching:
         known.cancelled = self._passes  # read after the engine was told: its next pass but one is without the request
 
     def stream(self, request: str) -> Iterator[GenerationOutput]:
-        """The outputs of a request as they come, the finished one last.
+        """The outputs of a request as they come, the finished one last. A stream that is closed before cancels its request.
 
         Raises:
             InputError: an unknown request, or one whose finished output was returned before.
             RuntimeError: the request failed or was cancelled.
         """
         known = self._known(request)
-        while True:
-            output = self._next(request, known)
-            if output.error is not None or output.is_finished():
-                self._forget(request)
-            if output.error is not None:
-                raise RuntimeError(f"{request} failed: {output.error}")
-            yield output
-            if output.is_finished():
-                return
+        try:
+            while True:
+                output = self._next(request, known)
+                if output.error is not None or output.is_finished():
+                    self._forget(request)
+                if output.error is not None:
+                    raise RuntimeError(f"{request} failed: {output.error}")
+                yield output
+                if output.is_finished():
+                    return
+        except GeneratorExit:
+            if self.is_open(request) and self._manager.is_running():
+                self.cancel(request)
+            raise
 
     def result(self, request: str) -> GenerationOutput:
         """The finished output of a request, with its `generated_tokens`. Raises the errors of `stream`."""
@@ -226,6 +232,8 @@ class ContinuousBatching:
                 return request.outputs.popleft()
             if request.cancelled is not None:
                 raise RuntimeError(f"{name} was cancelled")
+            if self._requests.get(name) is not request:
+                raise RuntimeError(f"the finished output of {name} was returned to another caller")
             running = self._manager.is_running()
             if self._reading.acquire(timeout=0.05):
                 try:

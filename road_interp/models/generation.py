@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from road_interp.adapters.bank import BASE
+from road_interp.data.batches import batches_by_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,10 +67,8 @@ def greedy_answers(
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda row: len(ids[row]))
     answers: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in batches_by_length(list(map(len, ids)), batch_size):
         padded = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt").to(
             model.device
         )

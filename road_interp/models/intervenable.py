@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.models.intervention import pyvene
+from road_interp.models.intervention import RoadIntervention, pyvene
 
 
 class IntervenableConfig(pyvene.IntervenableConfig):
@@ -81,10 +81,16 @@ class IntervenableModel(pyvene.IntervenableModel):
         nn.Module.zero_grad(self, set_to_none)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The trainable parameters, and the form of every RoadIntervention; frozen parameters and other buffers are left out."""
+        """The trainable parameters, and angles, scales and form of every RoadIntervention; others are left out."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         parameters = self.named_parameters(remove_duplicate=False)  # a state dict has tied weights under each name
-        frozen = {f"{prefix}{name}" for name, parameter in parameters if not parameter.requires_grad}
+        rotations = {
+            f"{name}.{each}"
+            for name, module in self.named_modules()
+            if isinstance(module, RoadIntervention)
+            for each in ("theta", "alpha")
+        }
+        frozen = {f"{prefix}{name}" for name, parameter in parameters if not parameter.requires_grad and name not in rotations}
         buffers = {f"{prefix}{name}" for name, _ in self.named_buffers() if not name.endswith(".form")}
         state = nn.Module.state_dict(self, *args, **kwargs)
         for name in frozen | buffers:

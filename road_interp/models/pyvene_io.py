@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,11 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
     if other := [kind for kind in config["intervention_types"] if kind not in TYPES]:
         raise InputError(f"'{folder}' contains an intervention of type {other[0]}, not RoadIntervention")
     sites, theta, alpha, forms, partitions = [], {}, {}, set(), {}
+    query_keys = cache(partial(find_sites, base, "attention-qk"))
     for key, module, partition in _components(folder, config["representations"], base):
         state = _read_state(folder / f"intkey_{key}.bin")
         variant, group_size, output_slice = read_form(state["form"])
-        site = _site(base, module, variant, state["theta"], output_slice)
+        site = _site(base, module, variant, state["theta"], output_slice, query_keys)
         sites.append(site)
         theta[site.name], alpha[site.name] = state["theta"].float(), state["alpha"].float()
         partitions[site.name] = partition
@@ -178,13 +180,22 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _site(
-    base: PreTrainedModel, module: str, variant: plane_maps.Variant, theta: Tensor, output_slice: OutputSlice | None
+    base: PreTrainedModel,
+    module: str,
+    variant: plane_maps.Variant,
+    theta: Tensor,
+    output_slice: OutputSlice | None,
+    query_keys: Callable[[], Sequence[Site]],
 ) -> Site:
-    """The site of a module's output or of a slice of it, named as in `find_sites` where `find_sites` has it."""
+    """The site of a module's output or of a slice of it, named as in `find_sites` where `find_sites` has it.
+
+    Args:
+        query_keys: returns the sites of queries and keys, which are slow to find.
+    """
     width = 2 * theta.numel() // plane_maps.num_parameters(2, variant)
     if output_slice is None:
         return Site(module, width, *layer_and_kind(module, layer_stacks(base)))
-    for site in find_sites(base, "attention-qk"):
+    for site in query_keys():
         if (site.module, site.output_slice) == (module, output_slice):
             return site
     return Site(

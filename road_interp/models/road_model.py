@@ -24,7 +24,14 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.models import pyvene_io
-from road_interp.models.call_arguments import check_known, check_subspaces, checked_inputs, checked_positions, shown
+from road_interp.models.call_arguments import (
+    check_known,
+    check_no_inputs,
+    check_subspaces,
+    checked_inputs,
+    checked_positions,
+    shown,
+)
 from road_interp.models.coefficients import BankMaps, Rotations, check_rows
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt
 from road_interp.models.factor_table import Wanted
@@ -35,6 +42,7 @@ from road_interp.models.merging import MergedWeights, merged_rotations
 from road_interp.models.rotation_context import RotationContext, checkpoints_gradients, opened
 from road_interp.models.row_selection import RowSelection, Strengths
 from road_interp.models.site_interventions import device_of, site_intervention
+from road_interp.models.token_selection import prompt_mask
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 from road_interp.sources import local_folder
@@ -145,7 +153,7 @@ class RoadModel(IntervenableModel):
             trainable_tasks: the tasks of every row whose planes get a gradient; None for all active tasks.
             strengths: for road_1, the power of every row's rotations: 0.5 turns half as far, with the square root of the scales,
                 0 leaves the row unrotated. Or one mapping per row, from tasks to the strengths of their planes (1 if left out);
-                for a bank without planes, from adapters to theirs.
+                for a bank, from adapters to theirs.
 
         Raises:
             InputError: inputs that are not a mapping, an unknown argument, adapter or task, invalid positions or strengths, or
@@ -193,6 +201,7 @@ class RoadModel(IntervenableModel):
         adapter of its row.
         """
         base = checked_inputs(base, kwargs)
+        check_no_inputs(kwargs)
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
@@ -205,9 +214,7 @@ class RoadModel(IntervenableModel):
         if not hasattr(self.model, "generate"):
             raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
         original = self.model.generate(**base, **kwargs) if output_original_output else None
-        prompt = base.get("attention_mask")
-        if prompt is None and base.get("input_ids") is not None:
-            prompt = torch.ones_like(base["input_ids"])
+        prompt = prompt_mask(self.model, {**base, **kwargs})
         with self._rotating(adapter_names, positions, tasks, strengths=strengths, base=base, prompt=prompt):
             rotated = self.model.generate(**base, **kwargs)
         return original, rotated
@@ -308,8 +315,10 @@ class RoadModel(IntervenableModel):
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
         """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model.
 
-        Raises InputError for anything but "both", "angles" and "magnitudes".
+        Raises InputError for anything but "both", "angles" and "magnitudes", and for a bank, whose adapters have the parameters.
         """
+        if self.bank is not None:
+            raise InputError("the parameters of a model with a bank are those of its adapters: use bank.trainable(names)")
         if what not in ("both", "angles", "magnitudes"):
             raise InputError(f"{what!r} cannot be made trainable: use both, angles or magnitudes")
         for _, intervention in self.by_site():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, wraps
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +21,16 @@ from road_interp.models.coefficients import Coefficients
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, original_forward, wrap_forward
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.row_maps import RowMaps
-from road_interp.models.token_selection import EVERY_TOKEN, TOKEN_INPUTS, CheckpointedSelections, Selection, select_tokens
+from road_interp.models.token_selection import (
+    EVERY_TOKEN,
+    ROW_INPUTS,
+    CheckpointedSelections,
+    Selection,
+    arguments_of_generate,
+    named_inputs,
+    prompt_mask,
+    select_tokens,
+)
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
@@ -29,17 +38,26 @@ from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 
-ROW_INPUTS = (*TOKEN_INPUTS, "decoder_input_ids", "decoder_inputs_embeds", "input_values", "input_features", "attention_mask")
 # Models whose attention computes with tokens on the first axis and rows on the second.
 TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
 
 
 class InThread(threading.local):
-    """What a thread does: the selection of its last pass, the rows and tokens of its inputs, and how many models it is inside."""
+    """What a thread does.
+
+    Attributes:
+        selection: of its last pass.
+        shape: rows and tokens of its inputs.
+        depth: how many models it is inside.
+        generates: whether it is inside `generate` of the attached model.
+        prompt: attention mask of the prompts of that `generate`.
+    """
 
     selection: Selection | None = None
     shape: tuple[int, int] | None = None
     depth = 0
+    generates = False
+    prompt: Tensor | None = None
 
 
 _OPEN: WeakKeyDictionary[PreTrainedModel, list[str]] = WeakKeyDictionary()  # the names of the open contexts of every model
@@ -93,11 +111,13 @@ class RotationContext:
             undo.enter_context(opened(self._model, name, shared=self._attached is not None))
             undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             if self._attached is not None:
-                undo.callback(self._model.register_forward_hook(self._after_model).remove)
+                undo.callback(self._model.register_forward_hook(self._after_model, always_call=True).remove)
+                if hasattr(self._model, "generate"):
+                    undo.callback(self._wrap_generate())
             if self._model.config.is_encoder_decoder:  # generation calls the encoder separately
                 encoder = self._model.get_encoder()
                 undo.callback(encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True).remove)
-                undo.callback(encoder.register_forward_hook(self._after_encoder).remove)
+                undo.callback(encoder.register_forward_hook(self._after_encoder, always_call=True).remove)
             for index, site in enumerate(self._coefficients.sites):
                 module = self._model.get_submodule(site.module)
                 make = partial(self._wrappers.of, site.module)
@@ -143,7 +163,7 @@ class RotationContext:
 
     def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if not torch.compiler.is_compiling() and self.is_active:
-            self._start_pass(self._thread.depth + 1, args, kwargs)
+            self._start_pass(self._thread.depth + 1, named_inputs(module, args, kwargs or {}))
 
     def _after_encoder(self, *inputs_and_output: Any) -> None:
         if not torch.compiler.is_compiling() and self.is_active:
@@ -151,27 +171,64 @@ class RotationContext:
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """torch passes no keyword arguments to a hook that another thread removes while the call begins."""
+        inputs = named_inputs(module, args, kwargs or {})
         if not torch.compiler.is_compiling():
             if not self.is_active:
                 return
-            self._start_pass(1, args, kwargs)
+            self._start_pass(1, inputs)
         if self._positions != "all":
             if kwargs is None:
                 raise InputError("the rotations were detached by another thread while a call of the model began")
             self._check_rows_first(f"positions {self._positions!r}")
-            self._last = self._thread.selection = select_tokens(self._model, self._positions, self._prompt, args, kwargs)
+            prompt = self._thread.prompt if self._prompt is None else self._prompt
+            self._last = self._thread.selection = select_tokens(self._model, self._positions, prompt, inputs)
             if torch.is_grad_enabled() and checkpoints_gradients(self._model):
                 self._checkpointed.add(self._last)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and checkpoints_reentrantly(self._model):
+            raise InputError(
+                "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose "
+                "graph the first of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
 
     def _after_model(self, *inputs_and_output: Any) -> None:
         if not torch.compiler.is_compiling() and self.is_active:
             self._thread.depth = 0
 
-    def _start_pass(self, depth: int, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
+    def _start_pass(self, depth: int, inputs: Mapping[str, Any]) -> None:
         self._thread.depth = depth
-        if self._row_maps().by_row:
+        maps = self._row_maps()
+        if maps.by_row:
             self._check_rows_first("an adapter, task or strength per row")
-            self._thread.shape = _rows_and_tokens(args, kwargs or {})
+            check_no_experts(self._coefficients.sites)
+            self._thread.shape = _rows_and_tokens(inputs)
+            if self._attached is not None and not self._thread.generates:  # whose passes may have several beams per row
+                maps.check_rows(_given_rows(inputs))
+
+    def _wrap_generate(self) -> Callable[[], None]:
+        """Keep the mask of the prompts during every `generate` of the attached model. Returns a function that undoes it."""
+        model: Any = self._model
+        replaced, original = model.__dict__.get("generate"), model.generate
+
+        @wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            inputs = arguments_of_generate(model, args, kwargs)
+            maps = self._row_maps()
+            if maps.by_row:
+                maps.check_rows(_given_rows(inputs))
+            self._thread.generates, self._thread.prompt = True, prompt_mask(model, inputs)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._thread.generates, self._thread.prompt = False, None
+
+        def restore() -> None:
+            if replaced is None:
+                del model.generate
+            else:
+                model.generate = replaced
+
+        model.generate = generate
+        return restore
 
     def _check_rows_first(self, what: str) -> None:
         if self._model.config.model_type in TOKENS_FIRST:
@@ -257,9 +314,15 @@ class RotationContext:
         return maps.for_batch(hidden.shape[0], hidden.ndim, site)
 
 
-def _rows_and_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
-    """The numbers of rows and of tokens in the inputs of a model; None if no known input is given."""
-    given = args[0] if args else next((kwargs[name] for name in ROW_INPUTS if kwargs.get(name) is not None), None)
+def _given_rows(inputs: Mapping[str, Any]) -> int | None:
+    """The number of rows in the inputs of a model; None if no known input is given."""
+    given = next((inputs[name] for name in ROW_INPUTS if inputs.get(name) is not None), None)
+    return len(given) if isinstance(given, Tensor) and given.ndim else None
+
+
+def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The numbers of rows, choices counted as rows, and of tokens in the inputs of a model; None if no known input is given."""
+    given = next((inputs[name] for name in ROW_INPUTS if inputs.get(name) is not None), None)
     if not isinstance(given, Tensor) or given.ndim < 2:
         return None
     if given.ndim == 3 and not given.is_floating_point():  # several choices per row
@@ -280,6 +343,24 @@ def _check_first_axis(hidden: Tensor, site: Site, rows: int, tokens: int) -> Non
 def checkpoints_gradients(model: PreTrainedModel) -> bool:
     """Whether gradient checkpointing is on and acts, which it does in training mode only."""
     return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
+    """Whether the gradient checkpointing that is on and acts is torch's reentrant form."""
+    return model.training and any(
+        getattr(module, "gradient_checkpointing", False)
+        and getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant", False)
+        for module in model.modules()
+    )
+
+
+def check_no_experts(sites: Sequence[Site]) -> None:
+    """Raise InputError for a site inside the experts of a mixture, whose tokens are of all rows in an order of their own."""
+    if inside := next((site.name for site in sites if "experts" in site.module.split(".")), None):
+        raise InputError(
+            f"site '{inside}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all "
+            "rows, in calls of forward and generate, works there"
+        )
 
 
 def _is_backward() -> bool:

@@ -36,6 +36,12 @@ class RowMaps:
             self._invertible = _invertible(self.maps)
         return self._invertible
 
+    def check_rows(self, rows: int | None) -> None:
+        """Raise InputError for a batch of `rows` rows, where that is known, unless there is one map per row, or one for all."""
+        names = len(self.maps[0].a)
+        if rows is not None and names not in (1, rows):
+            raise InputError(f"{names} names for a batch of {rows} rows; give one per row")
+
     def for_batch(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
         """The maps with one row per example, repeated where generation expands the batch (beams). Errors name `site`."""
         shaped = self._shaped.get((batch, axes))

@@ -150,11 +150,13 @@ def _of_adapters(
 ) -> Strengths:
     """The strength of one of the adapters of every row, by its name; strengths of tasks stay as they are.
 
-    Raises InputError for names that are neither adapters of their row nor tasks.
+    Raises InputError for names that are neither adapters of their row nor tasks, and for one that is both.
     """
     powers: list[float | Mapping[str, float]] = []
     for strength, row, name in zip(strengths, rows, names, strict=True):
         unknown = set(strength) - set(row) if isinstance(strength, Mapping) else set()
+        if isinstance(strength, Mapping) and planes is not None and (both := {*strength} & {*row} & {*planes.tasks}):
+            raise InputError(f"strengths: '{min(both)}' is an adapter of its row and a task: give one of them another name")
         if not isinstance(strength, Mapping) or (unknown and planes is not None):
             powers.append(strength)
         elif unknown:

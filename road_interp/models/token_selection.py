@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +17,7 @@ from road_interp.rotation import plane_maps
 from road_interp.sites.positions import Positions, position_mask
 
 TOKEN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")  # the inputs whose first two axes are rows and tokens
+ROW_INPUTS = (*TOKEN_INPUTS, "decoder_input_ids", "decoder_inputs_embeds", "input_values", "input_features", "attention_mask")
 
 
 class Selection(NamedTuple):
@@ -74,26 +78,25 @@ def select_tokens(
     model: PreTrainedModel,
     positions: Positions,
     prompt: Int[Tensor, "batch length"] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    inputs: Mapping[str, Any],
 ) -> Selection:
     """The tokens of the prompt that `positions` name, restricted to those that the pass computes.
 
     Args:
         model: for errors.
         prompt: attention mask of the prompt; without it, a pass that starts with an empty cache is one.
-        args, kwargs: inputs of the pass.
+        inputs: of the pass, by name.
 
     Raises:
         InputError: inputs whose rows, tokens or cached tokens are not known.
     """
-    states = args[0] if args else next((kwargs[name] for name in TOKEN_INPUTS if kwargs.get(name) is not None), None)
+    states = tokens_of(inputs)
     if states is None:
         raise InputError(f"positions {positions!r} need an input that has tokens: {', '.join(TOKEN_INPUTS)}")
-    if kwargs.get("cu_seq_lens_q") is not None:
+    if inputs.get("cu_seq_lens_q") is not None or (prompt is None and _restart(inputs)):
         raise InputError(f"positions {positions!r} cannot be found in packed sequences, whose rows are joined")
     batch, length = states.shape[:2]
-    done = _cached_tokens(model, positions, kwargs)
+    done = _cached_tokens(model, positions, inputs)
     if prompt is None:
         rotates = done == 0
         if not rotates and length > 1:
@@ -101,7 +104,7 @@ def select_tokens(
                 f"positions {positions!r}: the cache holds {done} tokens and the call {length} more, of which those of "
                 "the prompt are not known; give the whole prompt with an empty cache"
             )
-        prompt = kwargs.get("attention_mask")
+        prompt = inputs.get("attention_mask")
         if rotates and prompt is not None and tuple(prompt.shape) != (batch, length):
             raise InputError(
                 f"attention_mask has shape {tuple(prompt.shape)}; positions {positions!r} need ({batch}, {length}), "
@@ -116,11 +119,66 @@ def select_tokens(
     return Selection(True, nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask)
 
 
-def _cached_tokens(model: PreTrainedModel, positions: Positions, kwargs: dict[str, Any]) -> int:
+def named_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The inputs of a module by the names of its forward, those given by position too."""
+    if not args:
+        return kwargs
+    kind: Any = type(module)
+    names = _positional(kind) or (getattr(module, "main_input_name", TOKEN_INPUTS[0]),)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+@cache
+def _positional(kind: Any) -> tuple[str, ...]:
+    """Names of the arguments that the forward of a class of modules takes by position."""
+    _, *parameters = inspect.signature(kind.forward).parameters.values()
+    return tuple(each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
+
+
+def arguments_of_generate(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of `model.generate` by name, with `inputs` under the name of the model's main input."""
+    names = list(inspect.signature(type(model).generate).parameters)[1:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    inputs = given.pop("inputs", None)
+    return given if inputs is None else {**given, model.main_input_name: inputs}
+
+
+def tokens_of(inputs: Mapping[str, Any]) -> Tensor | None:
+    """The input whose first two axes are rows and tokens; None if there is none."""
+    return next((inputs[name] for name in TOKEN_INPUTS if inputs.get(name) is not None), None)
+
+
+def prompt_mask(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Int[Tensor, "batch length"] | None:
+    """The attention mask of the prompts of `generate`; without one, the mask that transformers infers from its padding token.
+
+    Args:
+        inputs: all arguments of `generate`, by name.
+    """
+    if (mask := inputs.get("attention_mask")) is not None:
+        return mask
+    if (states := tokens_of(inputs)) is None:
+        return None
+    config = inputs.get("generation_config") or model.generation_config
+    padding, end = (inputs.get(name, getattr(config, name)) for name in ("pad_token_id", "eos_token_id"))
+    ends = [end] if end is None or isinstance(end, int) else list(end)
+    if states.ndim != 2 or padding is None or padding in ends:
+        return torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+    return (states != padding).long()
+
+
+def _restart(inputs: Mapping[str, Any]) -> bool:
+    """Whether the positions of a row without a mask start again, from which transformers infers that texts are packed in it."""
+    numbers = inputs.get("position_ids")
+    if numbers is None or numbers.ndim != 2 or inputs.get("attention_mask") is not None:
+        return False
+    return bool((numbers.diff(dim=1) < 1).any())
+
+
+def _cached_tokens(model: PreTrainedModel, positions: Positions, inputs: Mapping[str, Any]) -> int:
     """The number of tokens in the cache of a call. Raises InputError for a cache that does not count them."""
-    cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+    stored = next((value for value in inputs.values() if isinstance(value, Cache)), None)
     try:
-        return 0 if cache is None else int(cache.get_seq_length())
+        return 0 if stored is None else int(stored.get_seq_length())
     except ValueError as error:  # of recurrent layers
         raise InputError(
             f"positions {positions!r}: the cache of {type(model).__name__} does not count its tokens; "

@@ -72,7 +72,7 @@ def report_page(
             answers=answers,
             changed_texts=CHANGED_TEXTS,
             states=[] if answers is None else _states(answers, adapter.sites, planes),
-            labels=[] if answers is None else answers.labels.tolist(),
+            labels=[] if answers is None else answers.labels[list(answers.read)].tolist(),
         )
     )
 

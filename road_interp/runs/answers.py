@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.labelled import load_labelled
-from road_interp.measure.answers import Answers
+from road_interp.measure.answers import Answers, in_turn
 from road_interp.models.loading import find_device, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -40,11 +40,13 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
     model, tokenizer = on_device(run.load_model(), find_device(None)), load_tokenizer(run.recipe.model)
     length = run.recipe.model.max_length
     rotated = compute_logits(model, tokenizer, texts, length, progress, "test texts with the rotations").argmax(1)
+    labels = np.asarray(test["label"][:])
+    read = in_turn(range(len(texts)), labels)[:READ_TEXTS]
     with model.attached() as base:
-        states = _states_before(base, run.adapter, tokenizer, texts[:READ_TEXTS], length)
+        states = _states_before(base, run.adapter, tokenizer, [texts[row] for row in read], length)
     unrotated = RoadModel(model.model, run.adapter.identity_like())
     without = compute_logits(unrotated, tokenizer, texts, length, progress, "test texts without the rotations").argmax(1)
-    return Answers(tuple(texts), tuple(run.classes), np.asarray(test["label"][:]), rotated, without, states)
+    return Answers(tuple(texts), tuple(run.classes), labels, rotated, without, tuple(read), states)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.data.batches import batches_by_length
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -61,11 +62,10 @@ def compute_logits(
 
     `progress(what, done, total)` counts texts.
     """
-    order = sorted(range(len(texts)), key=lambda row: len(" ".join(texts[row])))
+    lengths = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
     logits: dict[int, np.ndarray] = {}
-    for start in range(0, len(order), BATCH_SIZE):
-        progress(what, start, len(order))
-        rows = order[start : start + BATCH_SIZE]
+    for rows in batches_by_length(lengths, BATCH_SIZE):
+        progress(what, len(logits), len(texts))
         columns = zip(*((text,) if isinstance(text := texts[row], str) else text for row in rows), strict=True)
         options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
         batch = tokenizer(*map(list, columns), **options).to(model.model.device)

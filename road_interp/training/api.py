@@ -9,6 +9,7 @@ from typing import Any
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.models.loading import find_device
+from road_interp.progress import library_bars
 from road_interp.recipes.loader import load_trainable_recipe
 from road_interp.recipes.schema import KINDS, Recipe
 from road_interp.runs.run import Run
@@ -40,7 +41,8 @@ def train(
     if isinstance(recipe, str | Path | Mapping):
         recipe = load_trainable_recipe(recipe)
     check_argument("train", recipe, tuple(KINDS.values()), "a recipe, its YAML file, a built-in name or a mapping")
-    return run_training(experiment_kind(recipe), recipe, out, resume=resume, device=device, progress=progress)
+    with library_bars(progress):
+        return run_training(experiment_kind(recipe), recipe, out, resume=resume, device=device, progress=progress)
 
 
 def evaluate(
@@ -71,8 +73,8 @@ def evaluate(
     if data is None:
         run.check_data()
     kind, source, on_device = experiment_kind(run.recipe), None if data is None else str(data), find_device(device)
-    if predictions is None:
-        return kind.evaluate(run, source, on_device, progress)
-    if not issubclass(kind, ClassificationExperiment):
+    if predictions is not None and not issubclass(kind, ClassificationExperiment):
         raise InputError(f"'{run.folder}' is a run of {run.recipe.kind}; predictions are written for kind: classification")
-    return kind.evaluate(run, source, on_device, progress, Path(predictions))
+    files = [] if predictions is None else [Path(predictions)]
+    with library_bars(progress):
+        return kind.evaluate(run, source, on_device, progress, *files)

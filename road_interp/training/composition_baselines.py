@@ -161,20 +161,24 @@ def low_rank(
 
 
 def instruction(piece: Piece) -> CompositionReport:
-    """The bare model, with the instructions of the active tasks in its prompts."""
+    """The bare model, with the instructions of the active tasks in its prompts; its answers may have any form."""
     recipe: MultiTaskGenerationRecipe = piece.recipe
     base: Any = load_model(recipe.model, "causal-lm")[0].eval()
     tokenizer = load_tokenizer(recipe.model)
     data = load_multitask_data(recipe)
     texts = [review.text for review in data.test]
+    told = {name: replace(each, free_form=True) for name, each in data.behaviours.items()}
 
     def generate(prompts: Sequence[str], active: str) -> list[Answer]:
-        instructions = [each.instruction for task, each in data.behaviours.items() if task in active.split("+")]
+        instructions = [each.instruction for task, each in told.items() if task in active.split("+")]
         instructed = format_prompts(recipe, texts, tokenizer, "".join(f"\n{each}" for each in instructions))
         ids = partial(base.generate, **_greedy(recipe, tokenizer))
         return greedy_answers(lambda inputs: ids(**inputs), tokenizer, instructed, recipe.scoring.batch_size, base)
 
-    return _score(recipe, base, tokenizer, generate, "instruction in the prompt")
+    label = MethodLabel(recipe.model.name, "instruction in the prompt", recipe.seed)
+    return composition(
+        generate, answer_perplexity(base, tokenizer), told, data.test, format_prompts(recipe, texts, tokenizer), label
+    )
 
 
 def _experiment(recipe: MultiTaskGenerationRecipe) -> MultiTaskGenerationExperiment:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from road_interp.adapters.modules_to_save import load_modules, serialize_modules
+from road_interp.data.batches import batches_by_length
 from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
@@ -197,17 +198,14 @@ def outcomes(
     """Whether the head of a task is right, per example; batches hold texts of similar length."""
     model.eval()
     device = model.road.model.device
-    lengths = [len(ids) for ids in examples["input_ids"]]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     correct: dict[int, bool] = {}
-    for start in range(0, len(order), BATCH_SIZE):
-        rows = order[start : start + BATCH_SIZE]
+    for rows in batches_by_length(list(map(len, examples["input_ids"])), BATCH_SIZE):
         batch = examples[rows]
         labels = torch.tensor(batch.pop("labels"), device=device)
         base = tokenizer.pad(batch, return_tensors="pt").to(device)
         matches = model(base, [active] * len(rows))[task].argmax(1) == labels
         correct.update(zip(rows, matches.tolist(), strict=True))
-    return tuple(correct[row] for row in range(len(order)))
+    return tuple(correct[row] for row in range(len(examples)))
 
 
 def _with_heads(road: RoadModel, data: Mapping[str, LabelledDataset], tokenizer: PreTrainedTokenizerBase) -> MultiTaskClassifier:

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data.batches import batches_by_length
 from road_interp.data.labelled import load_labelled, subsample, tokenize
 from road_interp.data.multitask import format_prompts, load_multitask_data
 from road_interp.errors import InputError
@@ -130,9 +131,7 @@ class ClassifierScorer:
         """Row numbers and inputs of batches of texts of similar length."""
         columns = [name for name in examples.column_names if name != "labels"]
         rows = examples.select_columns(columns)[:]
-        order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable").tolist()
-        for start in range(0, len(order), BATCH_SIZE):
-            chosen = order[start : start + BATCH_SIZE]
+        for chosen in batches_by_length(list(map(len, rows["input_ids"])), BATCH_SIZE):
             batch = {name: [rows[name][row] for row in chosen] for name in columns}
             yield chosen, dict(self._tokenizer.pad(batch, return_tensors="pt").to(self._device))
 

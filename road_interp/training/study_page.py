@@ -13,15 +13,16 @@ from jinja2 import Environment
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
 from road_interp.plots.export import marked
+from road_interp.progress import Progress, silent
 from road_interp.provenance import figure_metadata
 from road_interp.training.study import Study, StudyOptions, read_pieces
 
 QUICK_MARK = "quick settings: not a result"
 
 
-def write_page(studies: Sequence[Study], options: StudyOptions, folder: Path) -> Path:
+def write_page(studies: Sequence[Study], options: StudyOptions, folder: Path, progress: Progress = silent) -> Path:
     """Draw all studies that have results into a folder, and write index.html there. Raises InputError if none has results."""
-    sections = list(_sections(studies, options, folder))
+    sections = list(_sections(studies, options, folder, progress))
     if not sections:
         raise InputError(f"'{options.results}' holds no results of any study")
     template = resources.files("road_interp.training").joinpath("studies.html.jinja").read_text("utf-8")
@@ -43,10 +44,11 @@ def command_of(study: Study, conditions: Iterable[str]) -> str:
     return " ".join(["road-interp study", study.name, *(f"{key}=PATH" for key in study.inputs if key in needed)])
 
 
-def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path) -> Iterator[dict[str, Any]]:
-    for study in studies:
+def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
+    for number, study in enumerate(studies):
         if not any((options.results / ("quick" if options.quick else "") / study.name).glob("*/*.json")):
             continue
+        progress(study.name, number, len(studies))
         pieces = read_pieces(study, options)
         section: dict[str, Any] = {"study": study, "command": command_of(study, pieces), "numbers": [], "images": []}
         try:

@@ -32,6 +32,8 @@ class RoadTrainer(Trainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        # RoadModel.forward has **kwargs, from which the Trainer concludes that its losses are divided by the accumulated steps.
+        self.model_accepts_loss_kwargs = False
         leave_to_fsdp(self._model)
         self.remove_callback(PrinterCallback)  # it prints to standard output, which is for results
         self.add_callback(CheckpointClock)
@@ -167,9 +169,11 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 @contextmanager
 def checkpoint_errors(checkpoint: str) -> Iterator[None]:
-    """Turn any error about a damaged checkpoint into InputError; the errors have no common class."""
+    """Turn any error about a damaged checkpoint into InputError; the errors have no common class. Missing memory is none."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{checkpoint} cannot be read ({reason}); delete it to resume from an earlier one") from None

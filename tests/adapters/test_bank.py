@@ -249,3 +249,27 @@ def test_a_folder_without_an_adapter_is_refused_when_it_is_given(tmp_path):
     with pytest.raises(InputError, match=message):
         bank.add("a", str(tmp_path))
     assert list(bank) == ["b"]
+
+
+def test_an_adapter_taken_from_a_bank_is_a_copy():
+    bank = RoadBank({"a": random_adapter(SITES)})
+    before = [vector.clone() for vector in bank.rows(["a"])]
+    taken = bank["a"]
+    for name in taken.theta:
+        taken.theta[name].add_(1)
+        taken.alpha[name].add_(1)
+    assert all(map(torch.equal, bank.rows(["a"]), before))
+
+
+def test_a_bank_in_place_of_one_that_is_gone_is_read():
+    """Memory is used again, so that the new bank may have the address of the old one."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(1)
+    sites = find_sites(base, "block-output")
+    adapters = [random_adapter(sites, seed=seed, spread=1.0) for seed in range(2)]
+    model = RoadModel(base, RoadBank({"a": adapters[0]}))
+    with torch.no_grad():
+        expected = [RoadModel(base, RoadBank({"a": adapter}))(batch)[1].logits for adapter in adapters]
+        for number in range(6):
+            assert torch.equal(model(batch)[1].logits, expected[number % 2])
+            model.bank = None
+            model.bank = RoadBank({"a": adapters[(number + 1) % 2]})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
+from torch import nn
 
 from road_interp.causal.accuracy import effective_parameters
 from road_interp.causal.cost import (
@@ -29,11 +32,11 @@ from road_interp.rotation import butterfly
 
 def test_every_method_is_timed_in_every_round():
     told = []
-    report = cost(width=32, batch=2, rounds=2, progress=told.append)
+    report = cost(width=32, batch=2, rounds=2, progress=lambda what, done, total: told.append((what, done, total)))
     thin = {VECTOR: 32, ONE: 32, "DAS, rank 8 by QR": 8 * 32, HALF_BY_QR: 16 * 32}
     stacks = {SHALLOW: 16, DEEP: 5 * 16, HALF_BY_STACK: 5 * 16, DEEPER: 69 * 16}
     counts = {**thin, **stacks, PYVENE_ONE: 32, PYVENE_EIGHT: 8 * 32, FULL: 32 * 32}
-    assert told == [*counts] * 3
+    assert told == [(method, number, 3) for number in range(3) for method in counts]
     assert {each.method: each.parameters for each in report.methods} == counts
     assert all(len(each.seconds) == 2 and min(each.seconds) > 0 for each in report.methods)
     assert CostReport.from_json(report.to_json()) == report
@@ -41,6 +44,17 @@ def test_every_method_is_timed_in_every_round():
         report.of("LoRA")
     with pytest.raises(InputError, match="'width' is missing"):
         CostReport.from_json("{}")
+
+
+def test_slow_methods_have_fewer_rounds(monkeypatch):
+    module = sys.modules[cost.__module__]
+    monkeypatch.setattr(module, "_seconds", lambda interchange, base, source: 11.0 if interchange is slow[0] else 0.1)
+    slow = []
+    monkeypatch.setattr(module.pyvene, "RotatedSpaceIntervention", lambda embed_dim: slow.append(nn.Linear(2, 2)) or slow[0])
+    monkeypatch.setattr(module, "effective_parameters", lambda interchange, width: 0)
+    rounds = {each.method: len(each.seconds) for each in cost(width=32, rounds=5).methods}
+    assert rounds.pop(FULL) == 3
+    assert set(rounds.values()) == {5}
 
 
 def test_one_row_of_a_stack_reads_few_angles():

@@ -91,6 +91,20 @@ def test_interchanges_inside_a_rotated_model(tokenizer, where):
     assert not any("forward" in module.__dict__ for module in base.modules())
 
 
+def test_runs_belong_to_the_rotations_that_they_were_made_with(tokenizer):
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), num_hidden_layers=3)
+    pairs, model = ragged(tokenizer), RoadModel(base, random_adapter(find_sites(base, "block-output")))
+    plain = InterchangeRuns(base, pairs, 1, "who")
+    with model.attached() as rotated:
+        made = InterchangeRuns(rotated, pairs, 1, "who")
+        made.odds(no_swap)
+        with pytest.raises(InputError, match="were made without rotations attached to the model, and are used with"):
+            plain.odds(no_swap)
+    plain.odds(no_swap)
+    with pytest.raises(InputError, match="were made with rotations attached to the model, and are used without"):
+        made.odds(no_swap)
+
+
 @pytest.mark.parametrize("architecture", [*MODELS, "Gemma2", "Gemma3Text", "Qwen3", "Mistral"])
 @pytest.mark.parametrize("span", ["who", "does", "last"])
 def test_stored_keys_change_nothing(tokenizer, architecture, span):

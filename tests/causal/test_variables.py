@@ -14,16 +14,27 @@ from torch.nn import functional
 from helpers.models import tiny_model
 from helpers.taught import word_tokenizer
 from road_interp import plots
+from road_interp.causal import variable_methods
 from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
 from road_interp.causal.bases import Columns, principal_components
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs, load_ravel
 from road_interp.causal.interchange_runs import full_swap, no_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.noun_task import number_and_gender
-from road_interp.causal.variable_methods import METHODS, SHARED, MethodInputs, VariablesComparison, compare_variables
+from road_interp.causal.variable_methods import (
+    METHODS,
+    SHARED,
+    MethodInputs,
+    Trained,
+    Trial,
+    VariablesComparison,
+    compare_variables,
+    disentangle_over_seeds,
+    no_variable,
+)
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError
-from road_interp.measure.intervals import cluster_means
+from road_interp.measure.intervals import cluster_means, wilson
 from road_interp.models.variable_coordinates import VariableCoordinates
 
 VARIABLES = ("colour", "shape")
@@ -361,6 +372,40 @@ def test_methods_are_compared_on_the_same_pairs(taught, task, tokenizer):
         compare_variables(splits[0], splits[1], splits[0], VARIABLES, 2)
 
 
+def test_seeds_are_pooled_over_the_groups_that_they_share():
+    """Two seeds with opposite outcomes of every group: over both nothing is left to vary."""
+    pairs = [(cell, (group, group)) for cell in cell_weights(VARIABLES) for group in "abcdef"]
+    cells, groups = zip(*pairs, strict=True)
+    right = [group[0] in "abc" for group in groups]
+
+    def comparison(outcomes):
+        value, counts = float(np.mean(outcomes)), ((1, 1, 1), (1, 1, 1))
+        report = VariablesReport("x", "s", "m", 1, 1, 0, 0.1, 0.5, 6, (), value, (0.0, 1.0), tuple(outcomes))
+        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, 0, *counts, cells, groups, (), (report,))
+
+    one, other = comparison(right), comparison([not each for each in right])
+    value, low, high = disentangle_over_seeds([one], "m")
+    assert value == 0.5
+    assert low < 0.3
+    assert high > 0.7
+    assert disentangle_over_seeds([one, other], "m") == pytest.approx((0.5, 0.5, 0.5))
+    assert disentangle_over_seeds([one, one], "m") == pytest.approx((value, low, high))
+
+
+def test_of_equal_trainings_the_one_with_the_smallest_rate_is_tested(taught, task, tokenizer, monkeypatch):
+    splits = [runs_of(taught, task, tokenizer, split) for split in ("train", "val", "test")]
+    scores = {0.1: 0.5 + 1e-16, 0.02: 0.5, 0.3: 0.4}
+
+    def try_methods(*runs, **options):
+        for rate in scores:
+            yield Trained(Trial(SHARED, rate, 0.0, scores[rate]), no_variable)
+
+    monkeypatch.setattr(variable_methods, "try_methods", try_methods)
+    trials, reports = compare_variables(*splits, VARIABLES, 2, controls=False)
+    assert [report.rate for report in reports] == [0.02]
+    assert len(trials) == 3
+
+
 def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
     def comparison(count, seed, cause):
         report = measure_variables(runs, nothing, "no swap", 0, seed)
@@ -378,7 +423,11 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
     assert level.get_ydata() == pytest.approx([found[0].of("no swap").scores[0].cause] * 2)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4"]
     assert plots.variables(found).get_lines()[0].get_ydata() == pytest.approx([0.65, 0.9])
-    assert found[0].difference(SHARED, "no swap") == pytest.approx((0.1, 0, 0))  # of reports with equal outcomes
+    for seeds, expected in ((found[:1], 0.1), (found[:2], 0.15)):
+        value, low, high = disentangle_over_seeds(seeds, SHARED, "no swap")
+        assert value == pytest.approx(expected)
+        bound = wilson(0, len({name for both in runs.pairs.groups for name in both}))[1]
+        assert (low, high) == (-bound, bound)  # of reports with equal outcomes
     assert VariablesComparison.from_json(found[0].to_json()) == found[0]
     with pytest.raises(InputError, match="no report of 'DAS'; there are no swap, multi-task DAS"):
         found[0].of("DAS")

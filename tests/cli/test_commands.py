@@ -182,6 +182,23 @@ def test_nothing_is_written_into_a_folder_that_is_read(capsys, monkeypatch, fini
     assert sorted(path.name for path in folder.rglob("*")) == before
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", f"{kind}.html"}
     assert (tmp_path / "here" / "figures" / kind / "angles.png").is_file()
+    monkeypatch.chdir(folder)
+    for command in ("inspect", "report", *(["ablate"] if kind == "run" else [])):
+        code, _, err = run(capsys, monkeypatch, command, ".")
+        assert code == 2
+        assert "would be inside the folder that is read: say where to write with --out" in err
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["train sentiment-minilm", "bench throughput-smollm2", "study scan"])
+def test_a_key_that_is_given_twice_is_an_error(capsys, monkeypatch, command):
+    code, out, err = run(capsys, monkeypatch, *command.split(), "a.b=1", "c=2", "a.b=3")
+    assert (code, out) == (2, "")
+    assert "'a.b' is given twice: a.b=1, a.b=3" in err
+    if command.startswith("train"):
+        code, out, err = run(capsys, monkeypatch, *command.split(), "seed=2", "--seed", 1)
+        assert (code, out) == (2, "")
+        assert "'seed' is given twice: seed=2, seed=1" in err
 
 
 EXAMPLE = "package://road_interp/example_runs/sentiment-minilm/seed-0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -83,3 +84,24 @@ def test_rules_are_strict(name, answer, right, tried):
 def test_unknown_behaviours_are_listed():
     with pytest.raises(InputError, match="unknown behaviour 'rude'; the behaviours are greeting, label, german, capitals"):
         behaviour("rude")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "right"),
+    [
+        ("label", f"This is a {REVIEW.label} review.", True),
+        ("label", f"Well. This is a {REVIEW.label} review. Thank you!", True),
+        ("label", "This is a good review.", False),
+        ("label", "This is a positive review. This is a negative review.", False),
+        ("greeting", "Hello! It is a film.", True),
+        ("greeting", "A film. Hello!", False),
+        ("closing", "Thank you!", True),
+        ("closing", "It is a film.\n\nThank you!", True),
+        ("closing", "Thank you! It is a film.", False),
+        ("closing", "Thank you! Thank you!", False),
+        ("german", "It is a film. Das ist ein guter Film.", True),
+        ("german", "It is a film.", False),
+    ],
+)
+def test_an_answer_of_free_form_needs_the_part_in_its_place(name, answer, right):
+    assert replace(BEHAVIOURS[name], free_form=True).is_right(answer, REVIEW) is right

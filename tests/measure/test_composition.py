@@ -44,6 +44,21 @@ def test_control_asks_for_exactly_the_active_tasks():
     assert [cut.control(score.active)[0] for score in cut.scores] == [1, 0, 0, 0]  # without a task no end is asked for
 
 
+def test_differences_are_paired_by_seed_and_prompt():
+    def nothing(prompts, active):
+        return scripted(prompts, "__base__")
+
+    both = CompositionReport.over_seeds([composition_report(0), composition_report(1)])
+    worse = CompositionReport.over_seeds([composition_report(seed, nothing) for seed in (3, 1)])
+    value, low, high = both.difference(worse, "label+closing")  # on seed 1, which both have
+    assert value == pytest.approx(0.7)
+    assert 0.4 < low < 0.7 < high < 1
+    assert worse.difference(both, "label+closing") == pytest.approx((-value, -high, -low))
+    assert both.difference(both, "label")[0] == 0
+    with pytest.raises(InputError, match=r"seeds \(0,\) and \(3, 1\) have none in common"):
+        composition_report(0).difference(worse, "label")
+
+
 def test_a_report_without_traces_has_no_control():
     found = composition_report()
     old = replace(found, scores=tuple(replace(score, tried={}, finished=()) for score in found.scores), majority=None)

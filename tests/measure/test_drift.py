@@ -244,7 +244,7 @@ def test_activations_are_not_kept():
 
 
 def test_a_model_that_peft_changed_is_compared_with_itself_before():
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="needs the extra [peft]")
     base = tiny_model("Bert")
     config = peft.LoraConfig(target_modules=["query", "value"], r=2, init_lora_weights=False)
     batch = [token_batch()]

@@ -51,14 +51,16 @@ def test_rates_of_zero_and_one_are_not_certain():
     assert mean_over_seeds(np.zeros(3 * 256, bool), 3) == (0, 0, pytest.approx(0.0148, abs=1e-4))
     assert mean_over_seeds(np.ones(256, bool), 1) == (1, pytest.approx(0.985, abs=1e-3), 1)
     assert mean_over_seeds(np.array([True, False]), 2) == (0.5, 0, 1)
+    assert mean_over_seeds(np.zeros(256), 1) == mean_over_seeds(np.zeros(256, bool), 1)  # such as means over sets
+    assert mean_over_seeds(np.full(40, 0.25), 1) == (0.25, *wilson(10, 40))
 
 
 def test_a_difference_that_is_always_zero_is_not_certain():
     """Of ten examples without a difference, the rate of a difference may still be .28."""
     bound = wilson(0, 10)[1]
-    assert mean_over_seeds(np.zeros(30), 3) == (0, -bound, bound)
-    assert mean_over_seeds(np.ones(10), 1) == (1, pytest.approx(1 - wilson(0, 10)[1]), 1)
-    assert mean_over_seeds(-np.ones(10), 1) == (-1, -1, pytest.approx(wilson(0, 10)[1] - 1))
+    assert mean_over_seeds(np.zeros(30), 3, paired=True) == (0, -bound, bound)
+    assert mean_over_seeds(np.ones(10), 1, paired=True) == (1, pytest.approx(1 - wilson(0, 10)[1]), 1)
+    assert mean_over_seeds(-np.ones(10), 1, paired=True) == (-1, -1, pytest.approx(wilson(0, 10)[1] - 1))
 
 
 def test_outcomes_that_differ_only_between_seeds_and_examples_together_are_not_certain():
@@ -69,7 +71,7 @@ def test_outcomes_that_differ_only_between_seeds_and_examples_together_are_not_c
 def test_clusters_without_a_difference_are_not_certain():
     words = [(str(number // 2),) for number in range(20)]
     bound = wilson(0, 10)[1]
-    assert mean_interval(np.zeros(20), words) == (-bound, bound)
+    assert mean_interval(np.zeros(20), words, paired=True) == (-bound, bound)
     assert mean_interval(np.zeros(20, bool), words) == (0, bound)
     cells = [str(number % 2) for number in range(20)]
     assert mean_interval(np.ones(20, bool), words, cells) == (pytest.approx(1 - bound), 1)

@@ -135,6 +135,14 @@ def test_gradient_checkpointing_inside_attached(threads, positions):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_reentrant_gradient_checkpointing_is_refused():
+    model = road_model()
+    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.model.train()
+    with model.attached() as base, pytest.raises(InputError, match="reentrant gradient checkpointing cannot train rotations"):
+        base(**token_batch(), use_cache=False)
+
+
 def test_threads_get_their_own_adapters():
     model, batch = bank_model(), token_batch(2, 6)
     expected = {name: model.generate(batch, adapter_names=[name] * 2, **GREEDY)[1] for name in "abc"}

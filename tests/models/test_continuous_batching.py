@@ -25,6 +25,7 @@ pytest.importorskip("transformers", minversion="5.18", reason="continuous batchi
 PROMPTS = [[5, 6, 7], [5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6, 7], [3]]
 NAMES = ["a", "b", "c", "a", BASE, "b"]
 SETTINGS = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+LONG = GenerationConfig(max_new_tokens=40, do_sample=False, eos_token_id=-1, pad_token_id=0)
 SMALL = {"page_size": 4, "num_blocks": 64, "max_batch_tokens": 64}
 
 
@@ -46,6 +47,29 @@ def engine_config():
     from transformers import ContinuousBatchingConfig
 
     return ContinuousBatchingConfig(**SMALL)
+
+
+def test_two_callers_that_wait_for_one_request_do_not_wait_for_ever():
+    with bank_model().continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        request = engine.add(PROMPTS[0], Wanted("a"))
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(engine.result, request) for _ in range(2)]
+            errors = [each.exception(timeout=20) for each in waiting]
+    found = next(error for error in errors if error is not None)
+    assert errors.count(None) == 1
+    assert "request" in str(found)
+    assert isinstance(found, RuntimeError | InputError)  # or the other was served before it asked
+
+
+def test_a_stream_that_is_left_cancels_its_request():
+    with bank_model().continuous_batching(generation_config=LONG, engine_config=engine_config()) as engine:
+        request = engine.add(PROMPTS[0], Wanted("a"), stream=True)
+        for _ in engine.stream(request):
+            break
+        deadline = time.monotonic() + 20
+        while engine.is_open(request) and time.monotonic() < deadline:
+            engine.result(engine.add(PROMPTS[1], Wanted("b"), 2))  # the engine drops a request in a pass of others
+        assert not engine.is_open(request)
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt"])

@@ -17,6 +17,7 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.models.rotation_context import _rows_and_tokens
+from road_interp.models.token_selection import named_inputs
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
 
@@ -325,7 +326,8 @@ IDS, STATES = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, 8)
     ("args", "kwargs", "expected"),
     [
         ((), {"input_ids": IDS}, (2, 5)),
-        ((IDS,), {"input_ids": torch.zeros(9, 9)}, (2, 5)),
+        ((IDS,), {}, (2, 5)),
+        ((None, IDS), {}, (2, 5)),
         ((None,), {}, None),
         ((), {}, None),
         ((), {"input_ids": None, "inputs_embeds": STATES}, (2, 5)),
@@ -336,7 +338,7 @@ IDS, STATES = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, 8)
     ],
 )
 def test_the_rows_and_tokens_of_inputs(args, kwargs, expected):
-    assert _rows_and_tokens(args, kwargs) == expected
+    assert _rows_and_tokens(named_inputs(tiny_model("Bert"), args, kwargs)) == expected
 
 
 @torch.no_grad()

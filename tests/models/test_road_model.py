@@ -537,3 +537,19 @@ def test_compiled_forward_is_equal_and_has_no_graph_break(variant, target_module
         compiled = torch.compile(base, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=0, atol=1e-5)
     torch._dynamo.reset()
+
+
+def test_the_parameters_of_a_bank_are_not_those_of_the_model():
+    with pytest.raises(InputError, match=r"those of its adapters: use bank\.trainable"):
+        bank_model().set_trainable("both")
+
+
+def test_a_state_dict_holds_frozen_scales_and_angles():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    sites = find_sites(base, "block-output")
+    model = RoadModel(base, random_adapter(sites)).set_trainable("angles")
+    fresh = RoadModel(base, RoadAdapter.identity(sites)).set_trainable("angles")
+    fresh.load_state_dict(model.state_dict())
+    assert fresh.adapter.distance(model.adapter) == 0
+    with torch.no_grad():
+        assert torch.equal(fresh(batch)[1].logits, model(batch)[1].logits)

@@ -99,6 +99,19 @@ def test_adapters_with_tasks_have_strengths_by_either():
         torch.testing.assert_close(found[row : row + 1], logits(RoadModel(base, adapter), one), **CLOSE)
 
 
+def test_a_name_of_an_adapter_and_a_task_is_ambiguous():
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "block-output")
+    planes = TaskPlanes.split(["a", "b"], sites)
+    bank = RoadBank({name: random_adapter(sites, seed=1) for name in "ax"})
+    model, batch = RoadModel(base, bank, planes=planes), token_batch(1)
+    expected = logits(RoadModel(base, bank["x"].restrict(planes.of("b"))), batch)
+    found = logits(model, batch, adapter_names=["x"], strengths=[{"a": 0.0}])
+    torch.testing.assert_close(found, expected, **CLOSE)
+    with pytest.raises(InputError, match="strengths: 'a' is an adapter of its row and a task: give one of them another name"):
+        logits(model, batch, adapter_names=["a"], strengths=[{"a": 0.0}])
+
+
 def test_joined_adapters_that_cannot_be():
     model, batch = bank_model(), token_batch(2)
     for options, message in (

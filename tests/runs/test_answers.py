@@ -10,7 +10,7 @@ import torch
 
 from helpers.recipes import recipe_for
 from road_interp.data.labelled import load_labelled
-from road_interp.measure.answers import Answers
+from road_interp.measure.answers import Answers, in_turn
 from road_interp.models.loading import load_tokenizer
 from road_interp.rotation.plane_maps import apply
 from road_interp.runs.answers import answers_of
@@ -35,9 +35,27 @@ def test_answers_are_those_of_the_scores(finished):
 
 def test_what_became_right_comes_first_of_what_changed():
     labels, rotated, without = (np.array(row) for row in ([0, 0, 1, 1, 0], [1, 0, 1, 1, 0], [0, 1, 0, 1, 0]))
-    answers = Answers(tuple("abcde"), ("no", "yes"), labels, rotated, without, {})
+    answers = Answers(tuple("abcde"), ("no", "yes"), labels, rotated, without, (), {})
     assert answers.changed == [1, 2, 0]
     assert answers.confusion.tolist() == [[2, 1], [0, 2]]
+
+
+def test_classes_take_turns_where_data_are_sorted_by_label():
+    labels = np.array([0] * 4 + [1] * 3 + [2])
+    assert in_turn(range(8), labels) == [0, 4, 7, 1, 5, 2, 6, 3]
+    assert in_turn([1, 2, 6], labels) == [1, 6, 2]
+    answers = Answers(tuple("abcdefgh"), ("no", "yes", "so"), labels, labels, 2 - labels, (), {})
+    assert answers.changed == [0, 7, 1, 2, 3]
+
+
+def test_states_of_every_class_are_read(workplace, tmp_path):
+    rows = sorted((workplace / "data.csv").read_text().splitlines()[1:], key=lambda line: line.split(",")[1])
+    (tmp_path / "sorted.csv").write_text("\n".join([(workplace / "data.csv").read_text().splitlines()[0], *rows]) + "\n")
+    overrides = (f"data.id={tmp_path / 'sorted.csv'}", "data.test_size=100", "data.validation_size=20", "training.max_steps=1")
+    answers = answers_of(train(recipe_for(workplace, *overrides), tmp_path / "run", progress=False))
+    assert len(answers.read) == 60 < len(answers.texts)
+    assert set(answers.labels[list(answers.read)]) == {0, 1}
+    assert abs(answers.labels[list(answers.read)].mean() - 0.5) < 0.1
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])
@@ -47,6 +65,7 @@ def test_states_are_those_in_front_of_the_rotations(finished, positions):
     answers = answers_of(finished)
     tokenizer = load_tokenizer(finished.recipe.model)
     texts = load_labelled(finished.recipe.data).test["text"][:]
+    texts = [texts[row] for row in answers.read]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     behind = {}
     with finished.load_model().attached() as model, torch.no_grad():

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import TrainerCallback
+from datasets import Dataset
+from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers.utils import logging
 
-from helpers.models import tiny_model
+from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data import labelled
@@ -26,7 +28,7 @@ from road_interp.sites.find import find_sites
 from road_interp.training import arguments
 from road_interp.training.api import evaluate, train
 from road_interp.training.scoring import make_scorer
-from road_interp.training.trainer import RoadTrainer, last_checkpoint
+from road_interp.training.trainer import RoadTrainer, checkpoint_errors, last_checkpoint
 
 pytestmark = pytest.mark.training
 
@@ -168,6 +170,40 @@ def test_accelerate_may_place_the_model(finished, workplace):
     assert RoadTrainer(model=model, args=options).is_model_parallel
     on_device(model, torch.device("meta"))
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("accumulated", [2, 4])
+def test_accumulated_steps_train_as_one_batch(tmp_path, accumulated):
+    """Loss and gradient are those of one batch of eight."""
+    ids = torch.randint(3, 60, (8, 7), generator=torch.Generator().manual_seed(0)).tolist()
+    data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 7] * 8, "labels": [0, 1] * 4})
+
+    def first_step(steps):
+        base = tiny_model("Bert", "classifier", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        model = RoadModel(base, random_adapter(find_sites(base, "all-linear")))
+        options = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps, "max_steps": 1}
+        quiet = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
+        settings = TrainingArguments(str(tmp_path), remove_unused_columns=False, **options, **quiet)
+        trainer = RoadTrainer(model=model, args=settings, train_dataset=data, data_collator=default_data_collator)
+        trainer.train()
+        return next((entry["loss"], entry["grad_norm"]) for entry in trainer.state.log_history if "grad_norm" in entry)
+
+    assert first_step(accumulated) == pytest.approx(first_step(1), rel=1e-3)
+
+
+def test_missing_memory_is_not_a_damaged_checkpoint():
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        with pytest.raises(type(error)), checkpoint_errors("checkpoint-2"):
+            raise error
+    with pytest.raises(InputError, match=r"c-2 cannot be read \(damaged\); delete it"), checkpoint_errors("c-2"):
+        raise ValueError("damaged")
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_bars_of_the_libraries_are_hidden_with_the_progress(finished, capfd, progress):
+    evaluate(finished, progress=progress)
+    assert ("Loading weights" in capfd.readouterr().err) == progress
+    assert logging.is_progress_bar_enabled()
 
 
 def test_divergence_stops_the_run(workplace):

@@ -1,0 +1,144 @@
+"""The rows and tokens that a call rotates, however its inputs are given."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
+from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
+from road_interp.adapters.bank import RoadBank
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+PAD = 2
+GREEDY = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4, "pad_token_id": PAD}
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def rotated(positions, architecture="Llama", head="causal-lm"):
+    base = tiny_model(architecture, head)
+    return RoadModel(base, random_adapter(find_sites(base, "block-output"), spread=1.0), positions)
+
+
+def two_adapters():
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "block-output")
+    return RoadModel(base, RoadBank({name: random_adapter(sites, spread=1.0, seed=seed) for seed, name in enumerate("ab")}))
+
+
+def scores(output):
+    return torch.stack(output.logits)
+
+
+@pytest.mark.parametrize(("positions", "side"), [("first", "left"), ("last", "right"), ("all", "left")])
+def test_generate_infers_padding_as_transformers_does(positions, side):
+    model, batch = rotated(positions), padded_batch((4, 7, 5), side)
+    options = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
+    expected = scores(model.generate(batch, **options)[1])
+    batch.pop("attention_mask")
+    torch.testing.assert_close(scores(model.generate(batch, **options)[1]), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "inputs", "inputs_embeds"])
+def test_inputs_beside_the_mapping_of_generate_are_refused(name):
+    model, batch = rotated("last"), padded_batch((4, 7, 5), "left")
+    with pytest.raises(InputError, match=f"'{name}' is an input of the model: give it in the mapping"):
+        model.generate({"input_ids": batch["input_ids"]}, **{name: batch["attention_mask"]}, **GREEDY)
+
+
+def test_embeddings_without_a_mask_rotate_the_prompt_only():
+    model, batch = rotated("last"), token_batch()
+    embedded = model.model.get_input_embeddings()(batch["input_ids"])
+    expected = model.generate({"inputs_embeds": embedded}, **GREEDY)[1]
+    assert torch.equal(model.generate({"inputs_embeds": embedded}, use_cache=False, **GREEDY)[1], expected)
+
+
+def test_inputs_given_by_position_are_those_given_by_name():
+    model, batch = rotated("last", "Bert", "backbone"), padded_batch((4, 7, 5), "right")
+    with model.attached() as base:
+        by_name = base(**batch).last_hidden_state
+        assert torch.equal(base(batch["input_ids"], batch["attention_mask"]).last_hidden_state, by_name)
+
+
+def test_a_cache_given_by_position_is_no_prompt():
+    model, batch = rotated("last"), token_batch()
+    with model.attached() as base:
+        for by_position in (False, True):
+            first = base(**batch, use_cache=True)
+            ids, mask = torch.full((3, 1), 9), torch.ones(3, 8, dtype=torch.long)
+            if by_position:
+                found = base(ids, mask, None, first.past_key_values).logits
+            else:
+                found = expected = base(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_texts_packed_by_their_position_ids_are_refused():
+    model, ids = rotated("first"), token_batch()["input_ids"]
+    numbers = torch.arange(7).expand(3, -1)
+    model({"input_ids": ids, "position_ids": numbers})
+    packed = {"input_ids": ids.reshape(1, -1), "position_ids": numbers.reshape(1, -1)}
+    with pytest.raises(InputError, match="positions 'first' cannot be found in packed sequences"):
+        model(packed)
+    model({**packed, "attention_mask": torch.ones(1, 21)})  # with a mask transformers reads one text
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("positions", ["last", "prompt", "all"])
+def test_generate_of_an_attached_model_rotates_the_prompt_that_generate_of_the_rotated_model_does(positions, cached):
+    model, batch = rotated(positions), padded_batch((4, 7, 5), "left")
+    expected = model.generate(batch, use_cache=cached, **GREEDY)[1]
+    with model.attached() as base:
+        assert torch.equal(base.generate(**batch, use_cache=cached, **GREEDY), expected)
+        assert torch.equal(base.generate(batch["input_ids"], use_cache=cached, **GREEDY), expected)  # which infers the mask
+        assert base(**batch).logits.shape[:2] == (3, 7)
+    assert "generate" not in model.model.__dict__
+
+
+def test_a_pass_after_one_that_failed_does_not_use_its_tokens():
+    model = rotated("last")
+    with model.attached() as base:
+        handle = base.model.layers[1].register_forward_pre_hook(lambda *inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            base(**padded_batch((4, 7, 5), "right"))
+        handle.remove()
+        with pytest.raises(InputError, match="is called by itself"):
+            base.model(**padded_batch((7, 4, 5), "right"))
+
+
+def test_an_attached_statement_needs_a_name_for_every_row():
+    model, batch = two_adapters(), token_batch(4)
+    expected = model(batch, adapter_names=["a"] * 4)[1].logits
+    with model.attached(["a", "b"]) as base:
+        for call in (lambda: base(**batch), lambda: base(batch["input_ids"]), lambda: base.generate(**batch, **GREEDY)):
+            with pytest.raises(InputError, match="2 names for a batch of 4 rows; give one per row"):
+                call()
+        two = {key: values[:2] for key, values in batch.items()}
+        assert base.generate(**two, num_beams=2, **GREEDY).shape == (2, 11)
+    with model.attached(["a"]) as base:  # for all rows
+        torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
+
+
+def test_experts_of_a_mixture_take_one_adapter_for_all_rows():
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "vocab_size": 60}
+    experts = {"num_experts": 3, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "decoder_start_token_id": 0}
+    base = SwitchTransformersForConditionalGeneration(SwitchTransformersConfig(**sizes, **experts)).eval()
+    inside = [name for name, _ in base.named_modules() if re.fullmatch(r"encoder\..*\.experts\..*\.wi", name)]
+    sites = tuple(Site(name, base.get_submodule(name).out_features) for name in inside)
+    adapter = random_adapter(sites)
+    batch = {"input_ids": torch.randint(3, 60, (2, 3)), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
+    RoadModel(base, adapter)(batch)
+    with pytest.raises(InputError, match=r"site 'encoder.*experts.*' is inside the experts of a mixture"):
+        RoadModel(base, RoadBank({"a": adapter, "b": adapter}))(batch, adapter_names=["a", "b"])
