@@ -168,7 +168,9 @@ def rate_conditions() -> dict[str, Condition]:
     }
     names = {"planes": "planes", "undivided_own-loss": "undivided, loss of own tokens", "lora": "LoRA", "loreft": "LoReFT"}
     return {
-        f"{method}_{rate:g}": Condition(names[method], (coact(0.5), f"training.learning_rate={rate:g}"), of, seeds=1)
+        f"{method}_{rate:g}": Condition(
+            f"{names[method]}, rate {rate:g}", (coact(0.5), f"training.learning_rate={rate:g}"), of, seeds=1
+        )
         for method, of in methods.items()
         for rate in GRID
     }
@@ -201,7 +203,7 @@ def rates_report(pieces: Pieces) -> CompositionRates:
 def describe_rates(found: CompositionRates) -> Described:
     rows = []
     for slug, each in found.reports.items():
-        name = f"{RATES_STUDY.conditions[slug].name}, rate {slug.rpartition('_')[2]}"
+        name = RATES_STUDY.conditions[slug].name
         rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
         rows += [(f"{name}: {one.active}", with_interval(each.control(one.active))) for one in each.scores if one.active != BASE]
     best = ", ".join(f"{method} {rate} (of {count})" for method, (rate, count) in found.best.items())
