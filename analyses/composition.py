@@ -2,6 +2,7 @@
 
     road-interp study composition                                 # all conditions: days on two cores
     road-interp study composition --only planes_coact-0.5         # one condition
+    road-interp study composition-rates                           # the learning rate of every method, on validation reviews
 
 Every set of tasks is activated; an answer is right if it has ended and shows exactly the tasks of the set. A seed draws the
 order of the examples, the division of the reviews into training, validation and test, and the initial values of LoRA and LoReFT;
@@ -31,6 +32,7 @@ from road_interp.training.composition_baselines import (
     instruction,
     low_rank,
     multiplied,
+    planes,
     trained,
     undivided,
 )
@@ -40,6 +42,7 @@ MAIN = "planes_coact-0.5"
 TASKS = {2: ("label", "closing"), 3: ("greeting", "label", "closing"), 4: ("greeting", "label", "german", "closing")}
 GEMMA = ("model.id=models://gemma-3-270m", "adapter.layers=6-17")
 RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}
+GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 MIDDLE = 15  # the block that the paper rotates
 
 Measure = Callable[[Piece], CompositionReport]
@@ -156,6 +159,58 @@ def describe(found: CompositionStudy) -> Described:
     return sentence, rows
 
 
+def rate_conditions() -> dict[str, Condition]:
+    """Every method at every learning rate of the grid, scored on the validation reviews."""
+    methods: dict[str, Measure] = {
+        "planes": partial(planes, split="validation"),
+        "undivided_own-loss": partial(undivided, own_loss=True, split="validation"),
+        "lora": partial(low_rank, method="LoRA", split="validation"),
+        "loreft": partial(low_rank, method="LoReFT", split="validation"),
+    }
+    names = {"planes": "planes", "undivided_own-loss": "undivided, loss of own tokens", "lora": "LoRA", "loreft": "LoReFT"}
+    return {
+        f"{method}_{rate:g}": Condition(
+            f"{names[method]}, rate {rate:g}", (coact(0.5), f"training.learning_rate={rate:g}"), of, seeds=1
+        )
+        for method, of in methods.items()
+        for rate in GRID
+    }
+
+
+@dataclass(frozen=True)
+class CompositionRates(Result):
+    """Scores on the validation reviews, by condition."""
+
+    reports: Mapping[str, CompositionReport]
+
+    @property
+    def best(self) -> dict[str, tuple[str, int]]:
+        """By method the learning rate with the highest mean control, of equal ones the smallest, and the number of rates."""
+        found: dict[str, tuple[str, int]] = {}
+        for method in dict.fromkeys(slug.rpartition("_")[0] for slug in self.reports):
+            means = {
+                slug.rpartition("_")[2]: each.mean_control()[0]
+                for slug, each in self.reports.items()
+                if slug.rpartition("_")[0] == method
+            }
+            found[method] = max(means, key=lambda rate: (means[rate], -float(rate))), len(means)
+        return found
+
+
+def rates_report(pieces: Pieces) -> CompositionRates:
+    return CompositionRates({slug: only for slug, (only,) in pieces.items()})
+
+
+def describe_rates(found: CompositionRates) -> Described:
+    rows = []
+    for slug, each in found.reports.items():
+        name = RATES_STUDY.conditions[slug].name
+        rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
+        rows += [(f"{name}: {one.active}", with_interval(each.control(one.active))) for one in each.scores if one.active != BASE]
+    best = ", ".join(f"{method} {rate} (of {count})" for method, (rate, count) in found.best.items())
+    return f"Fractions of answers that show exactly the active tasks, on validation reviews. The best rates: {best}.", rows
+
+
 STUDY = Study(
     name="composition",
     title="Several behaviours in one answer",
@@ -178,6 +233,24 @@ STUDY = Study(
     seeds=(0, 1, 2, 3, 4),
     applies=lambda recipe: is_here(recipe.model.id),
     quick=("training.max_steps=4", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
+    quick_conditions=1,
+)
+
+RATES_STUDY = Study(
+    name="composition-rates",
+    title="Learning rates of the methods of composition",
+    question="Which learning rate does each method need to show any set of two tasks in one answer?",
+    caveat="One division and 64 reviews: neighbouring rates within the intervals are not told apart. Two tasks only.",
+    recipe="composition-smollm2",
+    conditions={slug: replace(each, measure=with_division(each.measure or measure)) for slug, each in rate_conditions().items()},
+    measure=measure,
+    report=rates_report,
+    result=CompositionReport,
+    draw=lambda found, folder: [],
+    describe=describe_rates,
+    minutes=200,
+    applies=STUDY.applies,
+    quick=STUDY.quick,
     quick_conditions=1,
 )
 

@@ -1,6 +1,7 @@
-"""Baselines of multi-task composition: no division of the planes, an adapter per set of tasks, products, low ranks, and words.
+"""Multi-task composition: divided planes, and baselines without division, an adapter per set, products, low ranks, and words.
 
-Each function takes a piece of a study whose recipe has `kind: multitask-generation`, and returns its scores on the test reviews.
+Each function takes a piece of a study whose recipe has `kind: multitask-generation`, and returns its scores on the test reviews,
+or where it has an argument `split`, on the reviews of "validation" or "test".
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from road_interp.recipes.schema import MultiTaskGenerationRecipe, TaskRecipe
 from road_interp.sites.find import find_sites
 from road_interp.training.experiment import identity_model
 from road_interp.training.low_rank import LowRankModel
-from road_interp.training.multitask_generation import MultiTaskGenerationExperiment
+from road_interp.training.multitask_generation import MultiTaskGenerationExperiment, score_composition
 from road_interp.training.study import Piece, run_of
 
 
@@ -44,6 +45,14 @@ def trained(piece: Piece) -> CompositionReport:
     report = run_of(piece).composition
     assert isinstance(report, CompositionReport)
     return report
+
+
+def planes(piece: Piece, split: str = "test") -> CompositionReport:
+    """Train the planes of every task, and score them on one split only; no run folder is written."""
+    experiment = _experiment(piece.recipe)
+    model = experiment.build_model(find_device(None))
+    _train(experiment, model)
+    return score_composition(piece.recipe, model, experiment.tokenizer, experiment.data, split)
 
 
 class Undivided(nn.Module):
@@ -62,7 +71,7 @@ class Undivided(nn.Module):
         return self.road.generate(base, **options)
 
 
-def undivided(piece: Piece, own_loss: bool = False) -> CompositionReport:
+def undivided(piece: Piece, own_loss: bool = False, split: str = "test") -> CompositionReport:
     """One adapter on all planes, trained on the examples of all tasks. It is on or off: it cannot be told which tasks to show.
 
     Args:
@@ -79,9 +88,11 @@ def undivided(piece: Piece, own_loss: bool = False) -> CompositionReport:
     bare = Undivided(identity_model(base, recipe.adapter))
     without = make_generator(bare, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
     answers = cache(lambda prompts, on: (generate if on else without)(prompts, BASE))
-    return _score(
-        recipe, base, experiment.tokenizer, lambda prompts, active: answers(tuple(prompts), active != BASE), "undivided"
-    )
+
+    def generate_for(prompts: Sequence[str], active: str) -> list[Answer]:
+        return answers(tuple(prompts), active != BASE)
+
+    return _score(recipe, base, experiment.tokenizer, generate_for, "undivided", split)
 
 
 def adapter_per_set(piece: Piece) -> CompositionReport:
@@ -126,7 +137,12 @@ def multiplied(piece: Piece) -> CompositionReport:
     return _score_adapters(recipe, products, names, "trained separately and multiplied")
 
 
-def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"], layers: int | str | list[int] | None = None) -> CompositionReport:
+def low_rank(
+    piece: Piece,
+    method: Literal["LoRA", "LoReFT"],
+    layers: int | str | list[int] | None = None,
+    split: str = "test",
+) -> CompositionReport:
     """LoRA (rank 4 per task) on all linear layers, or LoReFT (4 rows per task) on the block outputs, of some blocks.
 
     Args:
@@ -139,7 +155,9 @@ def low_rank(piece: Piece, method: Literal["LoRA", "LoReFT"], layers: int | str 
     sites = find_sites(base, target, recipe.adapter.layers if layers is None else layers)
     model = LowRankModel(base, sites, list(recipe.tasks), 4, method, recipe.seed)
     _train(experiment, model)
-    return _score_trained(recipe, experiment, model, base, f"{method}, co-activation {recipe.co_activation:g}")
+    scoring, name = recipe.scoring, f"{method}, co-activation {recipe.co_activation:g}"
+    generate = make_generator(model, experiment.tokenizer, scoring.max_new_tokens, scoring.batch_size, recipe.shared)
+    return _score(recipe, base, experiment.tokenizer, generate, name, split)
 
 
 def instruction(piece: Piece) -> CompositionReport:
@@ -191,15 +209,6 @@ def _greedy(recipe: MultiTaskGenerationRecipe, tokenizer: Any) -> dict[str, Any]
     return {"max_new_tokens": recipe.scoring.max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
 
 
-def _score_trained(
-    recipe: MultiTaskGenerationRecipe, experiment: MultiTaskGenerationExperiment, model: Any, base: Any, method: str
-) -> CompositionReport:
-    """Score a model that is called with the names of the active tasks; `base` measures the perplexity of its answers."""
-    tokenizer, scoring = experiment.tokenizer, recipe.scoring
-    generate = make_generator(model, tokenizer, scoring.max_new_tokens, scoring.batch_size, recipe.shared)
-    return _score(recipe, base, tokenizer, generate, method)
-
-
 def _score_adapters(
     recipe: MultiTaskGenerationRecipe, adapters: Mapping[str, RoadAdapter], names: Mapping[str, str], method: str
 ) -> CompositionReport:
@@ -217,9 +226,12 @@ def _score_adapters(
     return _score(recipe, base, tokenizer, generate, method)
 
 
-def _score(recipe: MultiTaskGenerationRecipe, base: Any, tokenizer: Any, generate: GenerateFn, method: str) -> CompositionReport:
-    """Score the generated answers to the test reviews; `base` measures their perplexity."""
+def _score(
+    recipe: MultiTaskGenerationRecipe, base: Any, tokenizer: Any, generate: GenerateFn, method: str, split: str = "test"
+) -> CompositionReport:
+    """Score the generated answers to the reviews of a split; `base` measures their perplexity."""
     data = load_multitask_data(recipe)
-    prompts = format_prompts(recipe, [review.text for review in data.test], tokenizer)
+    reviews = getattr(data, split)
+    prompts = format_prompts(recipe, [review.text for review in reviews], tokenizer)
     label = MethodLabel(recipe.model.name, method, recipe.seed)
-    return composition(generate, answer_perplexity(base, tokenizer), data.behaviours, data.test, prompts, label)
+    return composition(generate, answer_perplexity(base, tokenizer), data.behaviours, reviews, prompts, label)

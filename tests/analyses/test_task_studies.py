@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.compositions import composition_report
+from helpers.compositions import composition_report, scripted
 from helpers.models import random_adapter, tiny_model
 from helpers.studies import pieces_of, script_of
 from road_interp.measure import CompositionReport, InterferenceReport, StrengthReport
@@ -76,6 +76,26 @@ def test_multiplied_adapters_are_trained_apart_on_all_examples(known, monkeypatc
     with pytest.raises(StopIteration):
         run_study(known["composition"], StudyOptions(seeds=(2,), only=("multiplied",), results=tmp_path))
     assert asked == [{"label": 4800}, {"closing": 4800}]
+
+
+def test_rates_of_the_composition(known, monkeypatch, tmp_path):
+    """Every method has the same grid, and the best rate is that of the highest mean over the sets."""
+    study = known["composition-rates"]
+    grid = script_of(study)["GRID"]
+    tried = {}
+    for slug in study.conditions:
+        method, _, rate = slug.rpartition("_")
+        (piece,) = pieces_of(study, StudyOptions(seeds=(0,), only=(slug,), results=tmp_path))
+        assert (piece.recipe.training.learning_rate, piece.recipe.co_activation) == (float(rate), 0.5)
+        tried.setdefault(method, []).append(float(rate))
+    assert tried == {method: list(grid) for method in ("planes", "undivided_own-loss", "lora", "loreft")}
+    fair, poor = composition_report(), composition_report(generate=lambda prompts, active: scripted(prompts, "__base__"))
+    assert fair.mean_control() > poor.mean_control()
+    found = study.report({"planes_0.0003": [poor], "planes_0.001": [fair], "planes_0.003": [fair], "lora_0.01": [poor]})
+    assert found.best == {"planes": ("0.001", 3), "lora": ("0.01", 1)}
+    sentence, numbers = study.describe(found)
+    assert sentence.endswith("The best rates: planes 0.001 (of 3), lora 0.01 (of 1).")
+    assert dict(numbers)["planes, rate 0.001: closing"].startswith("1.000")
 
 
 def test_multitask_accuracy(known, command, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -355,6 +356,33 @@ def test_baselines_of_the_composition(workplace, tmp_path, baseline):
         assert set(alone) == {"label", "closing"}
         assert [task.examples for run in runs for task in run.recipe.tasks.values()] == [32, 32]
         assert alone["label"].distance(alone["closing"]) > 0
+
+
+def test_divided_planes_without_a_run_folder_score_as_their_run(workplace, tmp_path):
+    piece = Piece(recipe_for(workplace, "adapter.layers=0", "training.max_steps=2"), "both", 1, tmp_path / "runs", silent)
+    report = composition_baselines.planes(piece)
+    assert not (tmp_path / "runs").exists()
+    assert report == replace(composition_baselines.trained(piece), provenance=report.provenance)
+
+
+@pytest.mark.parametrize("method", ["planes", "undivided", "LoRA"])
+def test_validation_reviews_are_scored_where_the_split_says_so(workplace, tmp_path, monkeypatch, method):
+    recipe = recipe_for(workplace, "adapter.layers=0", "training.max_steps=1", "scoring.validation=3")
+    piece = Piece(recipe, "both", 0, tmp_path / "runs", silent)
+    scored = []
+    kept = composition_baselines.composition
+
+    def composition(generate, perplexity, tasks, reviews, *rest):
+        scored.append(reviews)
+        return kept(generate, perplexity, tasks, reviews, *rest)
+
+    for module in (composition_baselines, multitask_generation):
+        monkeypatch.setattr(module, "composition", composition)
+    if method == "LoRA":
+        composition_baselines.low_rank(piece, method, split="validation")
+    else:
+        getattr(composition_baselines, method)(piece, split="validation")
+    assert scored == [load_multitask_data(recipe).validation]
 
 
 def test_the_undivided_baseline_can_have_the_loss_of_divided_planes(workplace, tmp_path):
