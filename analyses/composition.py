@@ -184,16 +184,17 @@ class CompositionRates(Result):
     reports: Mapping[str, CompositionReport]
 
     @property
-    def best(self) -> dict[str, tuple[str, int]]:
-        """By method the learning rate with the highest mean control, of equal ones the smallest, and the number of rates."""
-        found: dict[str, tuple[str, int]] = {}
+    def best(self) -> dict[str, str]:
+        """The learning rate with the highest mean control, of equal ones the smallest, by method whose whole grid is measured."""
+        found: dict[str, str] = {}
         for method in dict.fromkeys(slug.rpartition("_")[0] for slug in self.reports):
             means = {
                 slug.rpartition("_")[2]: each.mean_control()[0]
                 for slug, each in self.reports.items()
                 if slug.rpartition("_")[0] == method
             }
-            found[method] = max(means, key=lambda rate: (means[rate], -float(rate))), len(means)
+            if len(means) == len(GRID):
+                found[method] = max(means, key=lambda rate: (means[rate], -float(rate)))
         return found
 
 
@@ -207,7 +208,7 @@ def describe_rates(found: CompositionRates) -> Described:
         name = RATES_STUDY.conditions[slug].name
         rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
         rows += [(f"{name}: {one.active}", with_interval(each.control(one.active))) for one in each.scores if one.active != BASE]
-    best = ", ".join(f"{method} {rate} (of {count})" for method, (rate, count) in found.best.items())
+    best = ", ".join(f"{method} {rate}" for method, rate in found.best.items()) or "no grid is complete yet"
     return f"Fractions of answers that show exactly the active tasks, on validation reviews. The best rates: {best}.", rows
 
 

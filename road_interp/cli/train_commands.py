@@ -127,8 +127,10 @@ def predict(
         write_atomically(out, table)
     if as_json:
         print(json.dumps({"predictions": [asdict(each) for each in predictions]}))
+    elif out is None:
+        print(table, end="")
     else:
-        print(table if out is None else f"{len(predictions)} predictions: {out}", end="" if out is None else "\n")
+        print(f"{len(predictions)} predictions: {out}")
 
 
 def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, resume: bool, as_json: bool) -> None:

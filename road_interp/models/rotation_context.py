@@ -335,13 +335,18 @@ class RotationContext:
 
 def _given_rows(inputs: Mapping[str, Any]) -> int | None:
     """The number of rows in the inputs of a model; None if no known input is given."""
-    given = next((inputs[name] for name in ROW_INPUTS if inputs.get(name) is not None), None)
+    given = _row_input(inputs)
     return len(given) if isinstance(given, Tensor) and given.ndim else None
+
+
+def _row_input(inputs: Mapping[str, Any]) -> Any:
+    """The first known input whose first axis is that of the rows; None if there is none."""
+    return next((inputs[name] for name in ROW_INPUTS if inputs.get(name) is not None), None)
 
 
 def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
     """The numbers of rows, choices counted as rows, and of tokens in the inputs of a model; None if no known input is given."""
-    given = next((inputs[name] for name in ROW_INPUTS if inputs.get(name) is not None), None)
+    given = _row_input(inputs)
     if not isinstance(given, Tensor) or given.ndim < 2:
         return None
     if given.ndim == 3 and not given.is_floating_point():  # several choices per row

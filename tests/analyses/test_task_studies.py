@@ -91,10 +91,12 @@ def test_rates_of_the_composition(known, monkeypatch, tmp_path):
     assert tried == {method: list(grid) for method in ("planes", "undivided_own-loss", "lora", "loreft")}
     fair, poor = composition_report(), composition_report(generate=lambda prompts, active: scripted(prompts, "__base__"))
     assert fair.mean_control() > poor.mean_control()
-    found = study.report({"planes_0.0003": [poor], "planes_0.001": [fair], "planes_0.003": [fair], "lora_0.01": [poor]})
-    assert found.best == {"planes": ("0.001", 3), "lora": ("0.01", 1)}
+    pieces = {"planes_0.0003": [poor], "planes_0.001": [fair], "planes_0.003": [fair], "lora_0.01": [poor]}
+    assert study.describe(study.report(pieces))[0].endswith("The best rates: no grid is complete yet.")
+    found = study.report(pieces | {"planes_0.01": [poor]})
+    assert found.best == {"planes": "0.001"}
     sentence, numbers = study.describe(found)
-    assert sentence.endswith("The best rates: planes 0.001 (of 3), lora 0.01 (of 1).")
+    assert sentence.endswith("The best rates: planes 0.001.")
     assert dict(numbers)["planes, rate 0.001: closing"].startswith("1.000")
 
 
