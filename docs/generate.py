@@ -13,6 +13,7 @@ import re
 import shutil
 import typing
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import drawings
@@ -40,9 +41,9 @@ def main(docs: Path) -> None:
         (folder / name).mkdir(parents=True)
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, folder / "tutorials")
-    for study in studies().values():
-        if any((RESULTS / study.name).glob("*/*.json")):
-            (folder / "results" / f"{study.name}.md").write_text(result_page(study, folder / "results"))
+    measured = [name for name in studies() if any((RESULTS / name).glob("*/*.json"))]
+    with ProcessPoolExecutor() as processes:
+        list(processes.map(write_result_page, measured, [folder / "results"] * len(measured)))
     for name, module in NAMESPACES.items():
         (folder / "reference" / f"{name}.md").write_text(names_page(module))
     (folder / "reference" / "recipe-keys.md").write_text(recipe_page())
@@ -51,6 +52,11 @@ def main(docs: Path) -> None:
 
 
 # Results
+
+
+def write_result_page(name: str, folder: Path) -> None:
+    """Write the page of the study of this name, and its figures, into the folder."""
+    (folder / f"{name}.md").write_text(result_page(studies()[name], folder))
 
 
 def result_page(study: Study, folder: Path) -> str:
