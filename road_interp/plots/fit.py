@@ -33,7 +33,7 @@ def fit(ax: Axes) -> None:
     for _ in range(2 if moved else 0):
         _anchor_legend(ax, figure)
         figure.draw_without_rendering()
-    if _fit_rows(ax, figure) | _fit_columns(ax, figure) | _fit_cells(ax):
+    if _fit_rows(ax, figure) | _fit_columns(ax, figure) | _fit_radii(ax) | _fit_cells(ax):
         figure.draw_without_rendering()
     _shift_title(ax, figure)
 
@@ -107,6 +107,16 @@ def _fit_columns(ax: Axes, figure: Figure) -> bool:
     return True
 
 
+def _fit_radii(ax: Axes) -> bool:
+    """Numbers along a radius of polar axes that overlap: some are left out. Whether any overlapped."""
+    labels = ax.get_yticklabels()
+    if not isinstance(ax, PolarAxes) or not _overlap(labels):
+        return False
+    step = next(step for step in range(2, len(labels) + 1) if not _overlap(labels[::step]))
+    ax.set_yticks(ax.get_yticks()[::step])
+    return True
+
+
 def _fit_cells(ax: Axes) -> bool:
     """Numbers in the cells of a heat map: smaller, without their intervals (the second line), or none. Whether there are any."""
     if not (ax.images and ax.texts):
@@ -130,12 +140,20 @@ def _overlap(labels: Sequence[Text]) -> bool:
 
 
 def _move_legend(ax: Axes, figure: Figure) -> bool:
-    """Put a legend that is beside the axes, and wide, below them. Whether it was moved."""
+    """Put a legend that is beside the axes, and wide, below them, in as many columns as fit. Whether it was moved."""
     legend = ax.get_legend()
     if legend is None or legend.get_bbox_to_anchor().x0 < ax.bbox.x1 - 1:
         return False
-    if legend.get_window_extent().width < LEGEND * _share(ax) * figure.bbox.width:
+    room = _share(ax) * figure.bbox.width
+    if legend.get_window_extent().width < LEGEND * room:
         return False
+    handles, texts = ax.get_legend_handles_labels()
+    if not handles:  # the legend was given its own
+        handles, texts = list(legend.legend_handles), [text.get_text() for text in legend.get_texts()]
+    for columns in range(len(texts), 0, -1):
+        wide = ax.legend(handles, texts, ncols=columns, handlelength=1.2, columnspacing=1)
+        if wide.get_window_extent().width <= room:
+            break
     _anchor_legend(ax, figure)
     return True
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.lines import Line2D
 
 import road_interp
 from helpers.compositions import composition_report
@@ -54,7 +55,7 @@ def adapter():
 
 def drawings(adapter):
     report = measure.angles(adapter)
-    of_angles = (plots.angles, plots.magnitudes, plots.planes, plots.shares)
+    of_angles = (plots.angles, plots.magnitudes, plots.angle_histogram, plots.planes, plots.shares)
     return [
         *((draw, report) for draw in of_angles),
         (plots.drift, DRIFT),
@@ -86,12 +87,25 @@ def test_nothing_is_cut_off_in_a_narrow_column(adapter, own):
     for draw, report in drawings(adapter):
         with plt.rc_context(COLUMN):
             figure = plt.figure()
-            ax = draw(report, figure.add_subplot()) if own else draw(report)
+            polar = "polar" if draw is plots.angle_histogram else None
+            ax = draw(report, figure.add_subplot(projection=polar)) if own else draw(report)
             ax.figure.canvas.draw()
             box = ax.figure.get_tightbbox()
         width, height = ax.figure.get_size_inches()
         assert min(box.x0, box.y0) > -0.02, draw.__name__
         assert (box.x1 < width + 0.02, box.y1 < height + 0.02) == (True, True), draw.__name__
+
+
+def test_a_wide_legend_goes_below_in_columns_and_keeps_its_markers(adapter):
+    with plt.rc_context(COLUMN):
+        histogram, capacity = plots.angle_histogram(measure.angles(adapter)), plots.capacity(CAPACITY)
+        histogram.figure.canvas.draw()
+    places = [text.get_window_extent() for text in histogram.get_legend().get_texts()]
+    assert len({round(place.x0) for place in places}) == 2
+    radii = [label.get_window_extent() for label in histogram.get_yticklabels()]
+    assert not any(radius.overlaps(other) for radius, other in pairwise(radii))
+    markers = {line.get_marker() for line in capacity.get_legend().findobj(Line2D)}
+    assert len(markers - {"None", "|", ""}) >= 6
 
 
 def test_labels_of_a_narrow_heat_map_do_not_overlap():
