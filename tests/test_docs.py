@@ -4,7 +4,8 @@
   folder.
 - A `text` block directly behind one of them is what it prints.
 - A `code-block` with a caption is a file of that name; one of YAML is a valid recipe.
-- Commands in `sh` blocks take hours, devices or the network: their names and options exist.
+- Commands in `sh` blocks take hours, devices or the network, or serve: their names and options exist. Those of `serve.md` are
+  run by tests/serving/test_run_server.py.
 """
 
 from __future__ import annotations

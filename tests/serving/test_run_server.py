@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +27,8 @@ from road_interp.sites.find import find_sites
 
 pytest.importorskip("transformers", minversion="5.24", reason="the server needs transformers 5.24")
 pytest.importorskip("road_interp.serving.server", reason="the server needs the extra [serve]")
+
+ROOT = Path(__file__).parents[2]
 
 
 def ask(port, path, body=None):
@@ -43,6 +50,22 @@ def wait_for(attempt, seconds=90):
         time.sleep(0.2)
 
 
+@contextmanager
+def served(folder, *arguments):
+    """The port of `road-interp serve` with these arguments, run in the folder, and a list that gets what it has written."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "road_interp.cli", "serve", *arguments, "--port", str(port), "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    written = []
+    try:
+        yield port, written
+    finally:
+        process.send_signal(signal.SIGINT)
+        written.append(process.communicate(timeout=60)[1])
+
+
 @pytest.mark.processes
 def test_the_command_serves_a_folder_and_watches_it(tmp_path):
     tokenizer = word_tokenizer()
@@ -51,25 +74,8 @@ def test_the_command_serves_a_folder_and_watches_it(tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     adapters = [random_adapter(find_sites(base, "all-linear"), seed=seed) for seed in range(2)]
     adapters[0].save(tmp_path / "adapters" / "first")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "road_interp.cli", "serve", str(tmp_path / "base"), "--adapters", str(tmp_path / "adapters")]
-    options = [
-        "--port",
-        str(port),
-        "--watch",
-        "--max-requests",
-        "4",
-        "--max-length",
-        "64",
-        "--max-new-tokens",
-        "6",
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-    try:
+    options = ["--watch", "--max-requests", "4", "--max-length", "64", "--max-new-tokens", "6"]
+    with served(tmp_path, "base", "--adapters", "adapters", *options) as (port, written):
         names = [each["id"] for each in wait_for(lambda: ask(port, "/v1/models"))["data"]]
         assert names == ["road:__base__", "road:first"]
         adapters[1].save(tmp_path / "adapters" / "second")
@@ -81,11 +87,22 @@ def test_the_command_serves_a_folder_and_watches_it(tmp_path):
                 _, found = RoadModel(base, adapter).generate({"input_ids": ids}, max_new_tokens=6, do_sample=False)
             answer = ask(port, "/v1/completions", {"model": f"road:{name}", "prompt": prompt})
             assert answer["choices"][0]["text"] == tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
-    finally:
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert f"http://127.0.0.1:{port}/v1 serves road:__base__, road:first" in errors
-    assert "Traceback" not in errors
+    assert f"http://127.0.0.1:{port}/v1 serves road:__base__, road:first" in written[0]
+    assert "Traceback" not in written[0]
+
+
+@pytest.mark.docs
+def test_the_commands_of_the_manual(tmp_path):
+    page = (ROOT / "docs/how-to/serve.md").read_text()
+    arguments = re.search(r"^road-interp serve (.*)$", page, re.MULTILINE)[1]
+    url, body = re.search(r"^curl http://localhost:8000(\S+) .*\n  -d '(.*)'$", page, re.MULTILINE).groups()
+    shutil.copytree(ROOT / "road_interp/example_runs/composition-smollm2", tmp_path / "runs" / "mine")
+    with served(tmp_path, *shlex.split(arguments), "--max-new-tokens", "8") as (port, _):
+        wait_for(lambda: ask(port, "/v1/models"))
+        mine, base = json.loads(body), {**json.loads(body), "model": "road:__base__"}
+        answers = [ask(port, url, each)["choices"][0]["message"]["content"] for each in (mine, base)]
+    assert all(answers)
+    assert answers[0] != answers[1]
 
 
 def test_wrong_arguments_are_one_line(tmp_path, capsys, monkeypatch):
