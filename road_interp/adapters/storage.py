@@ -23,6 +23,7 @@ from road_interp.files import is_dir, is_file, locked, read_json_object, write_a
 from road_interp.formats import check_format
 from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.site import OutputSlice, Site
+from road_interp.yaml_text import parse_yaml
 
 FORMAT = 1
 KEYS = {"format", "release", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions", "modules_to_save"}
@@ -126,7 +127,7 @@ def _positions_of_run(folder: Path) -> str:
     if folder.name != IN_RUN or not is_file(path):
         return "all"
     try:
-        positions = yaml.safe_load(path.read_text(encoding="utf-8"))["adapter"].get("positions", "all")
+        positions = parse_yaml(path.read_text(encoding="utf-8"))["adapter"].get("positions", "all")
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(f"{path} cannot be read, so that the adapter's positions are unknown") from None
     return "all" if positions is None else positions

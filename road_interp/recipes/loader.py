@@ -17,7 +17,7 @@ from road_interp.from_mapping import from_mapping
 from road_interp.recipes.paths import leads_from, with_paths
 from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
 from road_interp.recipes.upgrade import upgraded
-from road_interp.recipes.yaml_text import parse_yaml
+from road_interp.yaml_text import parse_yaml
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:

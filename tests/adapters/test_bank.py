@@ -187,9 +187,10 @@ def test_positions_of_a_run_of_an_older_release_are_those_of_its_recipe(tmp_path
         assert RoadAdapter.load(folder).positions == "all"
     (tmp_path / "run" / "recipe.yaml").write_text("adapter: {positions: last}\n")
     assert RoadAdapter.load(tmp_path / "run").positions == RoadAdapter.load(folder).positions == "last"
-    (tmp_path / "run" / "recipe.yaml").write_text("adapter: [")
-    with pytest.raises(InputError, match=r"recipe.yaml cannot be read, so that the adapter's positions are unknown"):
-        RoadAdapter.load(folder)
+    for unclear in ("adapter: [", "adapter: {positions: last, positions: first}"):
+        (tmp_path / "run" / "recipe.yaml").write_text(unclear)
+        with pytest.raises(InputError, match=r"recipe.yaml cannot be read, so that the adapter's positions are unknown"):
+            RoadAdapter.load(folder)
 
 
 def test_folders_inside_packages_are_read(tmp_path, monkeypatch):
