@@ -149,7 +149,8 @@ def _move_legend(ax: Axes, figure: Figure) -> bool:
         return False
     handles, texts = ax.get_legend_handles_labels()
     if not handles:  # the legend was given its own
-        handles, texts = list(legend.legend_handles), [text.get_text() for text in legend.get_texts()]
+        handles = [handle for handle in legend.legend_handles if handle is not None]
+        texts = [text.get_text() for text in legend.get_texts()]
     for columns in range(len(texts), 0, -1):
         wide = ax.legend(handles, texts, ncols=columns, handlelength=1.2, columnspacing=1)
         if wide.get_window_extent().width <= room:

@@ -109,7 +109,7 @@ def test_it_runs(name, tiny_models, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", TIMED)
 def test_it_is_timed(name, tmp_path, monkeypatch):
     tiny_model("Llama", "causal-lm").save_pretrained(tmp_path / "model")
-    few = ["rounds=1", "requests=[1, 2]", "new_tokens=3", "lengths=[2]", "ranks=[1]", f"model.id={tmp_path / 'model'}"]
+    few = ["requests=[1, 2]", "new_tokens=3", "lengths=[2]", "ranks=[1]", f"model.id={tmp_path / 'model'}"]
     tasks = ["distinct", "strengths"] if name == TIMED[0] else ["distinct"]  # neither compiled nor in continuous batches
     few.append(f"tasks=[forward, requests, {', '.join(tasks)}]")
     monkeypatch.setattr("sys.argv", ["road-interp", "bench", name, *few, "--rounds", "2", "--out", str(tmp_path / "figures")])
