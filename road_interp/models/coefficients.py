@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from road_interp.adapters.bank import BASE, RoadBank
-from road_interp.errors import InputError
+from road_interp.adapters.bank import RoadBank
 from road_interp.models.intervention import RoadIntervention
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Entries, PlaneMaps, Variant
@@ -172,26 +171,3 @@ class BankMaps:
 
 def _entries_of(maps: Callable[[], Sequence[PlaneMaps]], index: int) -> Entries:
     return plane_maps.entries_from_maps(maps()[index])
-
-
-def check_rows(base: Mapping[str, Any], entries: Mapping[str, Sequence[Any] | None]) -> None:
-    """Raise InputError unless there is a list with one entry per row; during the pass, too few would look like beam search.
-
-    Args:
-        base: the inputs of the model; empty where the number of rows is not known.
-        entries: per-row arguments, under the names that error messages use.
-    """
-    batch = next((len(value) for value in base.values() if isinstance(value, Tensor)), None)
-    for name, values in entries.items():
-        if values is None:
-            continue
-        if isinstance(values, str | Mapping) or not isinstance(values, Sized):
-            raise InputError(f"{name} must be a list, one per row, as in [{values!r}], not {values!r}")
-        if batch is not None and len(values) != batch:
-            raise InputError(f"{len(values)} {name} for a batch of {batch} rows; give one per row")
-        if batch is None and not len(values):
-            raise InputError(f"no {name} are given; give a list, one per row")
-        if name != "strengths":
-            for value in values:
-                if not isinstance(value, str):
-                    raise InputError(f"{name}: {value!r} is not a name: give text per row, '{BASE}' for none, 'a+b' for two")

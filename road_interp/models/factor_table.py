@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from road_interp.adapters.bank import BASE
+from road_interp.models.row_arguments import RowArguments
 from road_interp.models.row_selection import RowSelection
 from road_interp.rotation.plane_maps import PlaneMaps
 
@@ -105,7 +106,7 @@ class FactorTable:
         name = None if wanted.adapter_name is None else [wanted.adapter_name]
         tasks = None if wanted.tasks is None else [wanted.tasks]
         strength = None if wanted.strength is None else [wanted.strength]
-        maps = self._selection.coefficients(name, tasks, None, strength).maps()
+        maps = self._selection.coefficients(RowArguments(name, tasks, strengths=strength), {}).maps()
         return [each if each.a.ndim == 1 else PlaneMaps(each.a[0], None if each.b is None else each.b[0]) for each in maps]
 
     def _free_row(self, kind: Hashable) -> int:

@@ -32,7 +32,7 @@ from road_interp.models.call_arguments import (
     checked_positions,
     shown,
 )
-from road_interp.models.coefficients import BankMaps, Rotations, check_rows
+from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import Wrappers
@@ -40,7 +40,8 @@ from road_interp.models.intervenable import IntervenableConfig, IntervenableMode
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights, merged_rotations
 from road_interp.models.rotation_context import RotationContext, checkpoints_gradients, opened
-from road_interp.models.row_selection import RowSelection, Strengths
+from road_interp.models.row_arguments import RowArguments, Strengths
+from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.models.token_selection import prompt_mask
 from road_interp.sites.positions import Positions
@@ -161,18 +162,19 @@ class RoadModel(IntervenableModel):
         """
         base = checked_inputs(base, unknown)
         check_known(unknown)
+        rows = RowArguments(adapter_names, tasks, trainable_tasks, strengths)
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
-            with self._rows_in_interventions(base, adapter_names, tasks, trainable_tasks, strengths):
+            with self._rows_in_interventions(rows, base):
                 return super().forward(
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
                     return_dict, use_cache, intervention_additional_kwargs,
                 )  # fmt: skip
         original = self.model(**base) if output_original_output else None
         extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
-        with self._rotating(adapter_names, positions, tasks, trainable_tasks, strengths, base):
+        with self._rotating(rows, positions, base):
             rotated = self.model(**base, **extra)
         if return_dict:
             return pyvene.models.intervenable_base.IntervenableModelOutput(original_outputs=original, intervened_outputs=rotated)
@@ -202,11 +204,12 @@ class RoadModel(IntervenableModel):
         """
         base = checked_inputs(base, kwargs)
         check_no_inputs(kwargs)
+        rows = RowArguments(adapter_names, tasks, strengths=strengths)
         if output_original_output:
             self._check_original()
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
-            with self._rows_in_interventions(base, adapter_names, tasks, strengths=strengths):
+            with self._rows_in_interventions(rows, base):
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,
@@ -215,7 +218,7 @@ class RoadModel(IntervenableModel):
             raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
         original = self.model.generate(**base, **kwargs) if output_original_output else None
         prompt = prompt_mask(self.model, {**base, **kwargs})
-        with self._rotating(adapter_names, positions, tasks, strengths=strengths, base=base, prompt=prompt):
+        with self._rotating(rows, positions, base, prompt):
             rotated = self.model.generate(**base, **kwargs)
         return original, rotated
 
@@ -241,7 +244,7 @@ class RoadModel(IntervenableModel):
         given = {"adapter_names": adapter_names, "positions": positions, "tasks": tasks, "strengths": strengths}
         options = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if value is not None)
         name = f"attached({options}) of {self.variant} at {len(self.sites)} sites in {threading.current_thread().name}"
-        with self._rotating(adapter_names, positions, tasks, trainable_tasks, strengths, attached=name):
+        with self._rotating(RowArguments(adapter_names, tasks, trainable_tasks, strengths), positions, {}, attached=name):
             self._is_attached = True
             try:
                 yield self.model
@@ -458,12 +461,9 @@ class RoadModel(IntervenableModel):
     @contextmanager
     def _rotating(
         self,
-        adapter_names: Sequence[str] | None,
+        rows: RowArguments,
         positions: Positions | None,
-        tasks: Sequence[str] | None = None,
-        trainable_tasks: Sequence[str] | None = None,
-        strengths: Strengths | None = None,
-        base: Mapping[str, Any] | None = None,
+        base: Mapping[str, Any],
         prompt: Tensor | None = None,
         attached: str | None = None,
     ) -> Iterator[None]:
@@ -472,7 +472,7 @@ class RoadModel(IntervenableModel):
         Rotations that `attached` or `merge` have already applied stay as they are.
         """
         if self._merged is not None or (self._is_attached and attached is None):
-            if any(argument is not None for argument in (adapter_names, positions, tasks, trainable_tasks, strengths)):
+            if any(argument is not None for argument in (positions, *rows)):
                 state = "merged" if self._merged is not None else "attached"
                 raise InputError(f"adapter_names, positions, tasks and strengths cannot change while the rotations are {state}")
             self._check_weights()
@@ -481,8 +481,7 @@ class RoadModel(IntervenableModel):
         positions = self.positions if positions is None else checked_positions(positions)
         if positions != "all" and self.model.config.is_encoder_decoder:
             raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
-        check_rows(base or {}, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
-        coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks, strengths)
+        coefficients = self._selection.coefficients(rows, base)
         is_call = attached is None  # inside `attached`, parameters may change between calls
         if is_call and torch.is_grad_enabled() and checkpoints_gradients(self.model):
             raise InputError(
@@ -494,14 +493,7 @@ class RoadModel(IntervenableModel):
             yield
 
     @contextmanager
-    def _rows_in_interventions(
-        self,
-        base: Mapping[str, Any],
-        adapter_names: Sequence[str] | None,
-        tasks: Sequence[str] | None = None,
-        trainable_tasks: Sequence[str] | None = None,
-        strengths: Strengths | None = None,
-    ) -> Iterator[None]:
+    def _rows_in_interventions(self, rows: RowArguments, base: Mapping[str, Any]) -> Iterator[None]:
         """For pyvene's own loop: set the maps of the rows in every intervention for the duration of the `with` statement.
 
         Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model, and for merged
@@ -509,15 +501,14 @@ class RoadModel(IntervenableModel):
         """
         if self._merged is not None:
             raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
-        check_rows(base, {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths})
-        coefficients = self._selection.coefficients(adapter_names, tasks, trainable_tasks, strengths)
-        by_row = self.bank is not None or tasks is not None or strengths is not None
-        rows = coefficients.maps() if by_row else None
+        coefficients = self._selection.coefficients(rows, base)
+        by_row = self.bank is not None or rows.tasks is not None or rows.strengths is not None
+        maps = coefficients.maps() if by_row else None
         with opened(self.model, f"a call through pyvene's loop in {threading.current_thread().name}", shared=True):
             self._check_weights()
             try:
                 for index, (_, intervention) in enumerate(self.by_site()):
-                    intervention.row_maps = None if rows is None else rows[index]
+                    intervention.row_maps = None if maps is None else maps[index]
                 yield
             finally:
                 for _, intervention in self.by_site():

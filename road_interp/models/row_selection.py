@@ -1,11 +1,11 @@
-"""RowSelection: the coefficients of a call from the adapter names and tasks of its rows."""
+"""RowSelection: the coefficients of a call from the arguments of its rows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,9 +14,8 @@ from torch import Tensor
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations, check_rows
-
-Strengths = Sequence[float | Mapping[str, float]]  # one per row: a number, or numbers by task, or by adapter in a bank
+from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations
+from road_interp.models.row_arguments import RowArguments, Strengths
 
 
 class RowSelection(NamedTuple):
@@ -34,25 +33,18 @@ class RowSelection(NamedTuple):
     bank_maps: BankMaps
     planes: TaskPlanes | None
 
-    def coefficients(
-        self,
-        adapter_names: Sequence[str] | None,
-        tasks: Sequence[str] | None,
-        trainable_tasks: Sequence[str] | None,
-        strengths: Strengths | None = None,
-    ) -> Coefficients:
+    def coefficients(self, rows: RowArguments, base: Mapping[str, Any]) -> Coefficients:
         """The maps of the parameters or of the bank's adapters, with their strengths, on the active planes of every row.
 
         Args:
-            adapter_names, tasks, trainable_tasks, strengths: those of `RoadModel.forward`, one per row.
+            base: the inputs of the model; empty where the number of rows is not known.
 
         Raises:
-            InputError: names without a bank, tasks without planes, an unknown name or task, an invalid strength, or no list.
+            InputError: names without a bank, tasks without planes, an unknown name or task, an invalid strength, no list, or
+                another number of entries than rows.
         """
-        given = {"adapter names": adapter_names, "tasks": tasks, "trainable tasks": trainable_tasks, "strengths": strengths}
-        check_rows({}, given)
-        if isinstance(strengths, Tensor):
-            raise InputError("strengths are numbers, one per row: give strengths.tolist()")
+        rows.check(base)
+        adapter_names, tasks, trainable_tasks, strengths = rows
         if strengths is not None and self.bank is not None and adapter_names is None:
             adapter_names = [self.only_name()] * len(strengths)
         whole = self._product(adapter_names, strengths)

@@ -7,6 +7,7 @@ import pyvene
 from helpers.models import random_adapter, tiny_model
 from road_interp.adapters.bank import RoadBank
 from road_interp.models.road_model import RoadModel
+from road_interp.models.row_arguments import RowArguments
 from road_interp.sites.find import find_sites
 
 ARCHITECTURES = ["Llama", "GPT2", "GPTNeoX", "OPT", "Phi3"]
@@ -27,7 +28,7 @@ def bank_model(names="abc", target_modules="all-linear", architecture="Llama", v
 
 def through_pyvene(model, batch, **options):
     """The logits of the same call through pyvene's own loop."""
-    with model._rows_in_interventions(batch, options.pop("adapter_names", None)):
+    with model._rows_in_interventions(RowArguments(options.pop("adapter_names", None)), batch):
         return pyvene.IntervenableModel.forward(model, batch, **options)[1].logits
 
 

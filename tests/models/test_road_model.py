@@ -22,6 +22,7 @@ from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
+from road_interp.models.row_arguments import RowArguments
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 
@@ -453,8 +454,8 @@ def test_rotations_are_on_the_devices_of_their_sites():
     bank = RoadModel(base, RoadBank({"a": random_adapter(model.sites)}))
     expected = ["cpu" if site.layer == 0 else "meta" for site in model.sites]
     assert [each.theta.device.type for each in model.interventions.values()] == expected
-    assert [each.a.device.type for each in model._selection.coefficients(None, None, None).maps()] == expected
-    assert [each.a.device.type for each in bank._selection.coefficients(["a", BASE], None, None).maps()] == expected
+    assert [each.a.device.type for each in model._selection.coefficients(RowArguments(), {}).maps()] == expected
+    assert [each.a.device.type for each in bank._selection.coefficients(RowArguments(["a", BASE]), {}).maps()] == expected
 
 
 def test_a_replica_rotates_by_its_own_parameters():

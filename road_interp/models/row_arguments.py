@@ -1,0 +1,47 @@
+"""RowArguments: what a call gives for the rows of its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from road_interp.adapters.bank import BASE
+from road_interp.errors import InputError
+
+Strengths = Sequence[float | Mapping[str, float]]  # one per row: a number, or numbers by task, or by adapter in a bank
+
+
+class RowArguments(NamedTuple):
+    """The arguments of `RoadModel.forward` that have an entry per row; None where one is not given."""
+
+    adapter_names: Sequence[str] | None = None
+    tasks: Sequence[str] | None = None
+    trainable_tasks: Sequence[str] | None = None
+    strengths: Strengths | None = None
+
+    def check(self, base: Mapping[str, Any]) -> None:
+        """Raise InputError unless there is a list with one entry per row; during the pass, too few would look like beam search.
+
+        Args:
+            base: the inputs of the model; empty where the number of rows is not known.
+        """
+        batch = next((len(value) for value in base.values() if isinstance(value, Tensor)), None)
+        given: dict[str, Any] = self._asdict()
+        for field, values in given.items():
+            name = field.replace("_", " ")
+            if values is None:
+                continue
+            if isinstance(values, str | Mapping) or not isinstance(values, Collection):
+                raise InputError(f"{name} must be a list, one per row, as in [{values!r}], not {values!r}")
+            if batch is not None and len(values) != batch:
+                raise InputError(f"{len(values)} {name} for a batch of {batch} rows; give one per row")
+            if batch is None and not len(values):
+                raise InputError(f"no {name} are given; give a list, one per row")
+            if field != "strengths":
+                for value in values:
+                    if not isinstance(value, str):
+                        raise InputError(f"{name}: {value!r} is not a name: give text per row, '{BASE}' for none, 'a+b' for two")
+        if isinstance(self.strengths, Tensor):
+            raise InputError("strengths are numbers, one per row: give strengths.tolist()")
