@@ -20,7 +20,8 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     Seeds and examples are both random (two crossed random effects). The variance of the mean is that of the seeds' means plus
     that of the examples' means less that of the residual, which both contain; its degrees of freedom follow from Satterthwaite
     (1946). So three seeds that differ give a wide interval, and seeds that agree give that of the examples. Equal outcomes have
-    no variance: a rate has the Wilson interval of the examples of one seed, and a difference its width on either side.
+    no variance: a rate has the Wilson interval of the examples of one seed, and a difference its width on either side. The
+    outcomes of one seed that are all 0 or 1 have the Wilson interval, too.
 
     Args:
         outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences of them (from -1 to 1).
@@ -31,6 +32,8 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     count, mean = values.shape[1], float(values.mean())
     if values.min() == values.max():
         return (mean, *_of_equal(mean, count, paired))
+    if seeds == 1 and not paired and np.isin(values, (0, 1)).all():
+        return (mean, *wilson(int(values.sum()), count))
     by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
     residual = values - mean - by_seed[:, None] - by_example
     seed = float((by_seed**2).sum() / (max(seeds - 1, 1) * seeds))

@@ -43,7 +43,7 @@ class TaskLoreft(nn.Module):
     Args:
         width: of the state.
         size: number of rows of all tasks. All rows stay orthonormal, so that training one task also moves the rows of the
-            others, though less than its own.
+            others.
     """
 
     def __init__(self, width: int, size: int) -> None:

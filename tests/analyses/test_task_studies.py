@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.compositions import composition_report, scripted
+from helpers.compositions import composition_report, scripted, with_both_tasks
 from helpers.models import random_adapter, tiny_model
 from helpers.studies import pieces_of, script_of
 from road_interp.measure import CompositionReport, InterferenceReport, StrengthReport
@@ -95,6 +95,11 @@ def test_rates_of_the_composition(known, monkeypatch, tmp_path):
     assert study.describe(study.report(pieces))[0].endswith("The best rates: no grid is complete yet.")
     found = study.report(pieces | {"planes_0.01": [poor]})
     assert found.best == {"planes": "0.001"}
+    undivided = composition_report(generate=with_both_tasks)
+    grid_of = {f"undivided_own-loss_{rate:g}": [fair] for rate in (0.0003, 0.001, 0.01)}
+    both = study.report(grid_of | {"undivided_own-loss_0.003": [undivided]})
+    assert undivided.mean_control() < fair.mean_control()
+    assert both.best == {"undivided_own-loss": "0.003"}  # judged by the answers with both tasks
     sentence, numbers = study.describe(found)
     assert sentence.endswith("The best rates: planes 0.001.")
     assert dict(numbers)["planes, rate 0.001: closing"].startswith("1.000")

@@ -23,6 +23,11 @@ def scripted(prompts, active):
     return answers
 
 
+def with_both_tasks(prompts, active):
+    """Answers with both tasks, whichever are active, as those of an undivided adapter."""
+    return [Answer(" ".join(text for _, text in answer_parts(list(TASKS.values()), review)), finished=True) for review in REVIEWS]
+
+
 def composition_report(seed=0, generate=scripted):
     """The composition report of `scripted`, or of another function that answers the same reviews."""
     prompts = [review.text for review in REVIEWS]

@@ -24,7 +24,7 @@ def width(outcomes, seeds):
 
 
 def test_the_same_outcomes_three_times_are_no_more_certain_than_once():
-    once = np.random.default_rng(0).random(200) < 0.6
+    once = np.random.default_rng(0).random(200)
     assert width(np.tile(once, 3), 3) == pytest.approx(width(once, 1), rel=1e-6)
 
 
@@ -53,6 +53,12 @@ def test_rates_of_zero_and_one_are_not_certain():
     assert mean_over_seeds(np.array([True, False]), 2) == (0.5, 0, 1)
     assert mean_over_seeds(np.zeros(256), 1) == mean_over_seeds(np.zeros(256, bool), 1)  # such as means over sets
     assert mean_over_seeds(np.full(40, 0.25), 1) == (0.25, *wilson(10, 40))
+
+
+def test_a_rate_of_one_seed_has_the_wilson_interval():
+    one_of_many = np.arange(128) == 5
+    assert mean_over_seeds(one_of_many, 1) == (1 / 128, *wilson(1, 128))
+    assert mean_over_seeds(one_of_many, 1)[2] > mean_over_seeds(np.zeros(128), 1)[2]
 
 
 def test_a_difference_that_is_always_zero_is_not_certain():
