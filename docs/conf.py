@@ -13,14 +13,20 @@ import generate
 project = "road-interp"
 author = "the authors of road-interp"
 release = metadata.version("road-interp")
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["figures/**"]
 default_role = "code"
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks hold the outputs of `make notebooks`
-mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-svg.js"  # needs no fonts
 copybutton_prompt_text = "$ "
 copybutton_exclude = ".linenos, .go"
 
@@ -55,5 +61,6 @@ def keep_bars(app, what, name, obj, options, lines):
 
 def setup(app):
     """Write the generated pages before Sphinx reads its sources."""
+    app.config.mathjax_path = "mathjax/tex-svg.js"  # needs no fonts
     app.connect("config-inited", lambda app, config: generate.main(Path(app.srcdir)))
     app.connect("autodoc-process-docstring", keep_bars)

@@ -23,13 +23,14 @@ SCRIPT = """<!doctype html><title></title><body><script>
     if (!jobs.length) { document.title = JSON.stringify(found); return; }
     const [page, width, theme] = jobs.shift(), frame = document.createElement("iframe");
     frame.style.width = width + "px"; frame.style.height = "900px"; frame.style.border = "0";
-    frame.onload = () => setTimeout(() => {
+    frame.onload = async () => {
+      await frame.contentWindow.MathJax?.startup?.promise;
       const root = frame.contentDocument.documentElement;
       root.dataset.theme = theme;
       found[[page, width, theme].join(" ")] = root.scrollWidth - width;
       frame.remove();
       next();
-    }, 50);
+    };
     frame.src = page;
     document.body.append(frame);
   };
