@@ -147,7 +147,7 @@ class RoadAdapter:
     def magnitudes(self, site: Site | str) -> Float[Tensor, " planes"]:
         """The magnitude of every plane: a factor, the geometric mean of the two stretches (`|alpha|` for road_1)."""
         polar = self.polar(site)
-        return polar.major if self.variant == "road_1" else (polar.major * polar.minor).sqrt()
+        return (polar.major * polar.minor).sqrt()
 
     def matrix(self, site: Site | str) -> Float[Tensor, "width width"]:
         """The dense matrix `R` of one site."""

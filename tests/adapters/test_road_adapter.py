@@ -301,6 +301,8 @@ def test_an_adapter_records_its_base_model(tmp_path):
         RoadModel(deeper, found)
     with pytest.raises(InputError, match=message):
         RoadModel(deeper, RoadBank({"a": tmp_path}))
+    other = BaseModelSignature("", "llama", 32, 3)
+    assert found.base.difference(other) == "model_type is 'llama', not 'bert', num_hidden_layers is 3, not 2"
     foreign = RoadModel(deeper, replace(found, base=None)).adapter
     for refused in (lambda: found @ foreign, lambda: RoadBank({"a": found, "b": foreign})):
         with pytest.raises(InputError, match="num_hidden_layers is 3, not 2"):

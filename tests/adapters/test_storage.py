@@ -219,6 +219,19 @@ def test_an_adapter_file_without_positions_rotates_all_tokens(tmp_path):
     assert RoadAdapter.load(tmp_path).positions == "all"
 
 
+@pytest.mark.parametrize(("recipe", "positions"), [("adapter: {positions: last}", "last"), ("adapter: {variant: road_1}", "all")])
+def test_an_adapter_file_without_positions_has_those_of_its_run(tmp_path, recipe, positions):
+    folder = tmp_path / "adapter"
+    random_adapter(SITES).save(folder)
+    description = json.loads((folder / DESCRIPTION).read_text())
+    for key in ("positions", "modules_to_save"):
+        del description[key]
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    found = RoadAdapter.load(tmp_path)
+    assert (found.positions, found.modules_to_save) == (positions, None)
+
+
 def test_an_adapter_file_needs_its_format(tmp_path):
     random_adapter(SITES).save(tmp_path)
     description = json.loads((tmp_path / DESCRIPTION).read_text())

@@ -122,7 +122,10 @@ def test_a_site_outside_the_blocks_is_split_by_its_planes():
             lambda: TaskPlanes.split(["x"], "mlp"),
             r"^TaskPlanes.split needs a list of Site, not str: give",
         ),
-        (lambda: TaskPlanes.split(["x"], None), "needs a list of Site, not NoneType"),
+        (
+            lambda: TaskPlanes.split(["x"], None),
+            "needs a list of Site, not NoneType: give the sites of an adapter, adapter.sites, or find_sites\\(model, 'mlp'\\)$",
+        ),
         (lambda: TaskPlanes.split(["x", "y"], SITES, "diagonal"), "unknown split 'diagonal'; use shares, alternating"),
         (
             lambda: TaskPlanes.split(["x", "y"], (Site("a", 4),), "layers"),

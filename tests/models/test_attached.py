@@ -15,6 +15,7 @@ from helpers.road_models import GREEDY, bank_model, road_model, through_pyvene, 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
+from road_interp.models.rotation_context import opened, shared_context
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 
@@ -371,3 +372,16 @@ def test_a_hook_that_another_thread_removes_is_called_without_keyword_arguments(
     with model.model.register_forward_pre_hook(during_the_call):
         model(base=inputs)
     assert not failed
+
+
+def test_the_open_context_that_is_shared_is_found():
+    model = road_model()
+    assert shared_context(model.model) is None
+    with model.attached() as base:
+        found = shared_context(base)
+        assert found.shared
+        assert found.name.startswith("attached() of road_1 at ")
+        assert shared_context(tiny_model("Llama", "causal-lm")) is None
+    assert shared_context(model.model) is None
+    with opened(model.model, "a call", shared=False):
+        assert shared_context(model.model) is None

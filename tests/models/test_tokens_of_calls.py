@@ -153,6 +153,39 @@ def test_a_generate_inside_another_leaves_its_prompt():
     assert torch.equal(kept(**batch, **GREEDY), base.generate(**batch, **GREEDY))  # without rotations, as the statement has ended
 
 
+def test_a_generate_of_the_users_own_comes_back():
+    model, batch = rotated("all"), token_batch()
+    calls = []
+
+    def own(*args, **kwargs):
+        calls.append(kwargs)
+        return type(model.model).generate(model.model, *args, **kwargs)
+
+    model.model.generate = own
+    expected = model.generate(batch, **GREEDY)[1]
+    with model.attached() as base:
+        assert base.generate is not own
+        assert torch.equal(base.generate(**batch, **GREEDY), expected)
+    assert len(calls) == 2
+    assert model.model.generate is own
+
+
+def test_generate_needs_no_inputs_where_the_text_begins_with_a_token_of_the_configuration():
+    model = two_adapters()
+    with model.attached(adapter_names=["b"]) as base:
+        started = base.generate(bos_token_id=1, **GREEDY)
+        assert torch.equal(started, base.generate(torch.tensor([[1]]), **GREEDY))
+
+
+def test_a_generate_kept_from_the_statement_takes_any_rows_after_it():
+    model, batch = two_adapters(), token_batch(3, 5)
+    with model.attached(adapter_names=["a", "b"]) as base:
+        kept = base.generate
+        with pytest.raises(InputError, match="2 names for a batch of 3 rows"):
+            kept(**batch, **GREEDY)
+    assert torch.equal(kept(**batch, **GREEDY), model.model.generate(**batch, **GREEDY))
+
+
 class Unnamed(LlamaForCausalLM):
     """A model whose forward takes anything, as wrappers of other libraries do."""
 
