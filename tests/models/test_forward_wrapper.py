@@ -51,7 +51,7 @@ def test_transforms_are_applied_in_order_and_undone(scope):
     assert "forward" not in linear.__dict__
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_transforms_may_be_undone_in_any_order(scope, order):
     linear = module()
     plain = linear(STATE)
