@@ -5,8 +5,9 @@
 
 A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is a row of the table that `road-interp study STUDY
 --redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval. Lines may break inside; none starts with
-"<!--", because Markdown takes such a line for a block of HTML. A decimal number of three digits or more that results/ holds and
-that stands elsewhere is a failure, too, and so is a figure in docs/figures that was drawn from other results.
+"<!--", because Markdown takes such a line for a block of HTML. A number of three digits or more, with a decimal point or a comma
+for thousands, that results/ holds and that stands elsewhere is a failure, too, and so is a figure in docs/figures that was drawn
+from other results.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from road_interp.training.study import StudyOptions, find_study, read_study, stu
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts))
-DECIMAL = re.compile(r"(?<![\w.,])\d*\.\d+(?![\d.]*\.\d|\d)")
+NUMBER = re.compile(r"(?<![\w.,])(?:\d*\.\d+(?![\d.]*\.\d|\d)|\d{1,3}(?:,\d{3})+(?![\d,]*\d))")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 MARKED = re.compile(r"(<!--=\s+([\w-]+):\s+(.+?)(\s+\|\s+value)?\s+-->)(.*?)(<!--/-->)", re.DOTALL)
 
@@ -82,8 +83,13 @@ def typed(text: str, results: Path) -> list[str]:
 
 
 def telling(text: str) -> list[str]:
-    """The decimal numbers with three digits or more, zeros in front not counted: shorter ones equal a result by chance."""
-    return [number for number in DECIMAL.findall(text) if len(number.replace(".", "").lstrip("0")) >= 3]
+    """The numbers with three digits or more: shorter ones equal a result by chance.
+
+    Zeros in front do not count, nor those at the end of a whole number.
+    """
+    found = NUMBER.findall(text)
+    digits = [number.replace(".", "").lstrip("0") if "." in number else number.replace(",", "").rstrip("0") for number in found]
+    return [number for number, each in zip(found, digits, strict=True) if len(each) >= 3]
 
 
 @cache

@@ -102,7 +102,10 @@ def test_a_number_of_the_results_that_is_typed_is_found(check, tmp_path):
     assert check["typed"](f"version 2.{above_one}", tmp_path) == []
     for value in ("12.34", "1.05", "0.77732", "1234.5"):
         assert check["telling"](f"of {value} [{value}, 1.5], {value}.") == [value] * 3
-    assert check["telling"]("0.05, 1.5, .012, transformers 4.45.1, block 12.") == []
+    assert check["telling"]("0.05, 1.5, .012, transformers 4.45.1, block 12, 100,000 files, width 2,048.") == ["2,048"]
+    shutil.copytree(ROOT / "results" / "size", tmp_path / "size")
+    check["known_values"].cache_clear()
+    assert check["typed"]("with 20,736 values", tmp_path)[0].startswith("20,736 is typed: size: ")
 
 
 def test_a_changed_number_is_found_and_put_right(check):
