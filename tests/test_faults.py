@@ -122,7 +122,7 @@ def equal(run, other):
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_a_killed_run_ends_as_if_nothing_had_been(finished, workplace, kill):
     folder, chance = workplace / f"killed-{kill}", random.Random(kill)
-    killed = run_to_its_end(workplace, folder, (chance.randrange(45), chance.uniform(0, 0.05)))  # of 48 steps
+    killed = run_to_its_end(workplace, folder, (chance.randrange(21), chance.uniform(0, 0.05)))  # of 24 steps
     assert killed.exitcode == -signal.SIGKILL
     assert not (folder / "metrics.json").exists()
     assert run_to_its_end(workplace, folder).exitcode == 0
@@ -165,7 +165,7 @@ def test_no_room_left(finished, workplace, most_bytes):
 
 
 def test_interrupted_by_hand(workplace):
-    recipe = recipe_for(workplace, "training.epochs=12")  # long enough that the signal arrives during the training
+    recipe = recipe_for(workplace, "training.epochs=30")  # long enough that the signal arrives during the training
     finished = train(recipe, workplace / "never-stopped", progress=False)
     (workplace / "stopped.yaml").write_text(recipe.to_yaml())
     arguments = ["train", workplace / "stopped.yaml", "--out", workplace / "stopped", "--json"]
