@@ -38,8 +38,8 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") 
 
 def first_line(error: Exception) -> str:
     """The first line of a library's error message, with the next one behind a colon; the error's name for an empty message."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def fail(program: str, message: str, code: int) -> NoReturn:

@@ -96,10 +96,20 @@ def read_text(path: Path) -> str:
         raise InputError(f"'{path}' is not a text file") from None
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON's pairs of keys and values, as json's object_pairs_hook. Raises ValueError for a key given twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key '{key}' is given twice")
+        found[key] = value
+    return found
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises InputError for a missing file, invalid JSON, or another kind of value."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:

@@ -20,6 +20,10 @@ ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
     ("call", "message"),
     [
         (lambda: ri.find_sites("gpt2", "mlp"), "find_sites needs Module, not str: give a model, such as load_model('gpt2')[0]"),
+        (lambda: ri.find_sites(tiny_model("Bert"), None), "find_sites needs target_modules, not None: give all-linear"),
+        (lambda: ri.RoadAdapter(SITES[0], {}, {}), "RoadAdapter needs a list of Site, not Site: give the sites of find_sites"),
+        (lambda: ri.RoadAdapter(SITES, 0.3, {}), "RoadAdapter, theta needs Mapping, not float: give a tensor per site"),
+        (lambda: ADAPTER ** "half", "A power of an adapter needs int or float, not str: give a number, such as 0.5"),
         (lambda: ri.RoadModel("gpt2", ADAPTER), "RoadModel needs Module, not str: give a transformers model"),
         (lambda: ri.RoadAdapter.identity(tiny_model("Bert")), "RoadAdapter.identity needs a list of Site, not BertModel: give"),
         (lambda: ri.RoadAdapter.identity("mlp"), "needs a list of Site, not str: give the sites of find_sites(model, 'mlp')"),
@@ -61,6 +65,18 @@ ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
 def test_a_wrong_type_is_refused_with_what_to_give(call, message):
     with pytest.raises(InputError, match=re.escape(message)):
         call()
+
+
+def test_a_file_is_no_folder_of_an_adapter(tmp_path):
+    ADAPTER.save(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"this is a file; give the folder with adapter.json\)$"):
+        ri.RoadAdapter.load(tmp_path / "saved" / "adapter.json")
+    with pytest.raises(InputError, match="adapter.json' is a file, not a folder$"):
+        ADAPTER.save(tmp_path / "saved" / "adapter.json")
+    base = tiny_model("Llama", "causal-lm")
+    ri.RoadModel(base, random_adapter(ri.find_sites(base, "mlp"))).save(tmp_path / "model")
+    with pytest.raises(InputError, match=r"adapter.json is missing; RoadModel.load reads this folder\)$"):
+        ri.RoadAdapter.load(tmp_path / "model")
 
 
 def test_a_folder_is_as_good_as_an_adapter(tmp_path):

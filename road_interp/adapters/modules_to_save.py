@@ -50,11 +50,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read ({error})") from None
 
 
-def differ(model: nn.Module, path: Path) -> bool:
-    """Whether `model` has modules of a file of `serialize_modules` with other weights."""
+def differ(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether `model` has other weights than those named."""
     known = model.state_dict()
-    saved = read_safetensors(path).items()
-    return any(name in known and not torch.equal(known[name].cpu(), tensor.to(known[name].dtype)) for name, tensor in saved)
+    return any(
+        name in known and not torch.equal(known[name].cpu(), tensor.to(known[name].dtype)) for name, tensor in tensors.items()
+    )
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:

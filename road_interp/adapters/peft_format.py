@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
     else:
         config, tensors = read_folder(source)
         variant, group_size = config.get("variant", "road_1"), config.get("group_size", 64)
-        others = {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
+        others = _without_rotations(tensors)
     if variant not in plane_maps.VARIANTS:
         raise InputError(f"unknown variant {variant!r}; the variants are {', '.join(plane_maps.VARIANTS)}")
     theta, alpha = (dict(_tensors_of_kind(tensors, kind)) for kind in (THETA, ALPHA))
@@ -96,6 +97,12 @@ def write_rotations(
     if values.positions != "all":
         raise InputError(f"positions '{values.positions}' cannot be expressed in PEFT: its RoAd rotates every token")
     saved = _modules_to_save(base, modules_to_save)
+    if values.modules_to_save is not None and not saved:
+        warnings.warn(
+            "other modules were trained beside this adapter, such as a head, and the folder will not hold them: name them, as in "
+            "modules_to_save=['classifier'], and give the model that has them",
+            stacklevel=4,
+        )
     for site in values.sites:
         _check_expressible(site, base, saved)
     tensors = {f"{PREFIX}{site.name}.{THETA}": values.theta[site.name] for site in values.sites}
@@ -125,9 +132,16 @@ def load_modules_to_save(base: PreTrainedModel, folder: str | os.PathLike[str]) 
     Raises:
         InputError: a tensor does not fit `base`; the message names it.
     """
-    _, tensors = read_folder(folder)
-    other = {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
-    load_tensors(base, other, str(folder))
+    load_tensors(base, other_weights(folder), str(folder))
+
+
+def other_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights of modules_to_save in a PEFT RoAd folder, under the names of the base model. Raises InputError."""
+    return _without_rotations(read_folder(folder)[1])
+
+
+def _without_rotations(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,6 +159,8 @@ def _read_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, T
     """Tensors, variant and group size of one adapter of a PeftModel."""
     configs: Mapping[str, Any] = getattr(model, "peft_config", {})
     name = str(getattr(model, "active_adapter", None) if adapter_name is None else adapter_name)
+    if not configs:
+        raise InputError("the model has no PEFT adapter: give a PeftModel, or a folder that one was saved to")
     if name not in configs:
         raise InputError(f"the model has no PEFT adapter '{name}'; it has {', '.join(configs) or 'none'}")
     config = configs[name]

@@ -15,9 +15,9 @@ from torch import Tensor
 from road_interp.adapters import storage
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.storage import AdapterValues
-from road_interp.arguments import checked_list
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
-from road_interp.files import is_file
+from road_interp.files import check_folder
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Polar, Variant
 from road_interp.sites.positions import parse_positions
@@ -66,13 +66,14 @@ class RoadAdapter:
         if self.variant not in plane_maps.VARIANTS:
             raise InputError(f"unknown variant '{self.variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
         sites = "the sites of find_sites(model, ...)"
-        if not checked_list("RoadAdapter", [self.sites] if isinstance(self.sites, Site) else self.sites, Site, sites):
+        if not checked_list("RoadAdapter", self.sites, Site, sites):
             raise InputError("an adapter needs at least one site")
         names = [site.name for site in self.sites]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"site '{name}' is listed twice")
         for kind, tensors in (("theta", self.theta), ("alpha", self.alpha)):
+            check_argument(f"RoadAdapter, {kind}", tensors, Mapping, "a tensor per site, as in {site.name: tensor}")
             if unknown := sorted(set(tensors) - set(names)):
                 raise InputError(f"{kind} has values for '{unknown[0]}', which is not a site of this adapter")
             for site in self.sites:
@@ -168,6 +169,7 @@ class RoadAdapter:
 
         Angles are taken between -pi and pi, so `(a**2) ** 0.5` is `a` only where no angle of `a` exceeds pi / 2.
         """
+        check_argument("A power of an adapter", exponent, (int, float), "a number, such as 0.5")
         if self.variant != "road_1":
             raise InputError(f"real powers exist for road_1 only; this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
@@ -322,8 +324,10 @@ class RoadAdapter:
         """Write adapter.json and the safetensors file that it names into `folder`.
 
         The tensor file is named after the hash of its content, and adapter.json is replaced last and atomically, so that an
-        interrupted save leaves the previous adapter intact. Processes that save into one folder wait for each other.
+        interrupted save leaves the previous adapter intact. Processes that save into one folder wait for each other. Raises
+        InputError where the folder, or one above it, is a file.
         """
+        check_folder(Path(folder))
         storage.save(self._values, Path(folder))
 
     @classmethod
@@ -340,7 +344,7 @@ class RoadAdapter:
             InputError: no adapter in the folder, or an invalid one; the message names file, site or value and the reason.
         """
         folder = storage.adapter_folder(local_folder(folder))
-        if is_file(folder / storage.PEFT_DESCRIPTION) and not is_file(folder / storage.DESCRIPTION):
+        if storage.is_peft_folder(folder):
             return cls.from_peft(folder, base=base)
         try:
             return cls(*storage.load(folder))

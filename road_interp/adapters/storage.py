@@ -57,6 +57,11 @@ def adapter_folder(folder: Path) -> Path:
     return inside if is_dir(inside) and not holds_adapter(folder) else folder
 
 
+def is_peft_folder(folder: Path) -> bool:
+    """Whether the adapter of a folder is in PEFT's format; a folder with both formats is read in ours, which is complete."""
+    return is_file(folder / PEFT_DESCRIPTION) and not is_file(folder / DESCRIPTION)
+
+
 def head_file(folder: Path) -> Path | None:
     """The head that was trained beside an adapter, from the folder of its run or the folder of the adapter in it."""
     inside = adapter_folder(folder)
@@ -100,7 +105,7 @@ def load(folder: Path) -> AdapterValues:
     """Read the files that `save` wrote. Raises InputError that names the invalid file, site or value and the reason."""
     path = folder / DESCRIPTION
     if not is_file(path):
-        raise InputError(f"no adapter here ({f'{DESCRIPTION} is missing' if is_dir(folder) else 'there is no such folder'})")
+        raise InputError(f"no adapter here ({_why_not(folder)})")
     with locked(folder, shared=True):
         description = {"release": None, "base": None, **read_json_object(path)}  # files of 0.1.0 may lack these
         for key, read in (("positions", _positions_of_run), ("modules_to_save", _head_of_run)):
@@ -119,6 +124,14 @@ def load(folder: Path) -> AdapterValues:
     base = None if description["base"] is None else _base_from_json(description["base"])
     variant, group_size, positions = (description[key] for key in ("variant", "group_size", "positions"))
     return AdapterValues(sites, theta, alpha, variant, group_size, base, positions, description["modules_to_save"])
+
+
+def _why_not(folder: Path) -> str:
+    if is_file(folder):
+        return "this is a file; give the folder with adapter.json"
+    if not is_dir(folder):
+        return "there is no such folder"
+    return f"{DESCRIPTION} is missing" + ("; RoadModel.load reads this folder" if is_file(folder / "config.json") else "")
 
 
 def _positions_of_run(folder: Path) -> str:

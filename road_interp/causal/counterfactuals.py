@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.arguments import check_tokenizer
 from road_interp.errors import InputError
-from road_interp.files import is_file, read_text
+from road_interp.files import is_file, read_text, unique_keys
 
 FEW = 10  # words at a span; with fewer, a bootstrap over words says nothing
 
@@ -155,7 +155,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             try:
-                pairs.append(_pair(json.loads(line)))
+                pairs.append(_pair(json.loads(line, object_pairs_hook=unique_keys)))
             except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: not a pair ({error}); its keys are {', '.join(Pair._fields)}") from None
     return pairs
@@ -214,9 +214,10 @@ def encode_pairs(
     base, source = (encode_texts([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
     base_label = _answers(base, [pair.base_label for pair in pairs], tokenizer, name)
     source_label = _answers(base, [pair.source_label for pair in pairs], tokenizer, name)
-    for pair, one, other in zip(pairs, base_label, source_label, strict=True):
+    for number, (pair, one, other) in enumerate(zip(pairs, base_label, source_label, strict=True), start=1):
         if one == other:
-            raise InputError(f"{name}: the answers '{pair.base_label}' and '{pair.source_label}' begin with the same token")
+            answers = f"the answers '{pair.base_label}' and '{pair.source_label}'"
+            raise InputError(f"{name}: {answers} of pair {number} begin with the same token")
     shared = [span for span in base[0].ends if all(span in text.ends for text in (*base, *source))]
     return CounterfactualPairs(
         name,
@@ -250,9 +251,10 @@ def encode_texts(
     whole = [prefix + "".join(each.values()).rstrip() for each in span_texts]
     encoded = tokenizer(whole, return_offsets_mapping=True)
     results = []
-    for text, spans, ids, offsets in zip(whole, span_texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    rows = zip(whole, span_texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    for number, (text, spans, ids, offsets) in enumerate(rows, start=1):
         if text == prefix:
-            raise InputError(f"{name}: a text is empty")
+            raise InputError(f"{name}: text {number} is empty")
         last = _token_at(offsets, len(text) - 1)
         ends, stop = {}, len(prefix)
         for span, words in spans.items():

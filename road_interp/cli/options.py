@@ -122,7 +122,8 @@ def check_folder(out: Path | None) -> None:
 def check_new_folder(out: Path | None) -> Path:
     """The folder of --out. Raises InputError if it is missing, exists already, or cannot be a folder."""
     if out is None or exists(out):
-        raise InputError("--out is missing: the folder for the result" if out is None else f"'{out}' exists already")
+        missing, taken = "--out is missing: the folder for the result", f"'{out}' exists already; choose another folder"
+        raise InputError(missing if out is None else taken)
     check_folder(out)
     return out
 

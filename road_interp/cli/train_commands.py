@@ -199,6 +199,7 @@ def _finished_run(folder: Path, recipe: TrainableRecipe) -> Run:
 
 def _started_run(recipe: str, out: Path | None, resume: bool) -> tuple[str, Path | None]:
     """The recipe and the folder of the run to train; a run folder given as the recipe stands for both of its own."""
+    from road_interp.recipes.loader import recipe_path
     from road_interp.runs.run_files import RECIPE
 
     folder = Path(recipe)
@@ -207,6 +208,7 @@ def _started_run(recipe: str, out: Path | None, resume: bool) -> tuple[str, Path
             raise InputError(f"'{folder}' is a run folder; add --resume to continue it, or train '{folder / RECIPE}' again")
         return str(folder / RECIPE), out or folder
     if resume and out is None:
+        recipe_path(recipe)  # which says so where there is none
         raise InputError("--resume needs --out, the run folder to continue, or that folder instead of the recipe")
     return recipe, out
 
@@ -228,4 +230,6 @@ def _report(run: Run, seconds: float) -> None:
         f"rotations: {count['adapter']:,} parameters, {count['percent of backbone']:.3f}% of the backbone's {count['backbone']:,}"
         f" (head: {count['head']:,})"
     )
+    if kept := run.metrics.get("kept epoch"):
+        console.print(f"the weights are those of epoch {kept}, the first with the best validation score")
     console.print(f"results in {run.folder}, figures in {run.folder / 'figures'} ({seconds:.0f} s)", soft_wrap=True)

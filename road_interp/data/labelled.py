@@ -6,6 +6,7 @@ import csv
 import hashlib
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,24 @@ def load_labelled(recipe: DataRecipe, section: str = "data") -> LabelledDataset:
             test, validation = _divide(validation, size, recipe, classes, f"{section}.validation")
         else:
             test = _with_labels(test, classes, recipe.test or recipe.id)
+    _warn_of_texts(recipe, train, validation, test)
     return LabelledDataset(train, validation, test, classes, _metric(recipe, classes))
+
+
+def _warn_of_texts(recipe: DataRecipe, train: Dataset, validation: Dataset, test: Dataset) -> None:
+    """Warn of empty texts, and of test texts that are also training texts."""
+    columns = [name for name in ("text", "text_pair") if name in train.column_names]
+    training, *others = (list(zip(*(split[name] for name in columns), strict=True)) for split in (train, validation, test))
+    empty = sum(not any(part.strip() for part in text) for split in (training, *others) for text in split)
+    if empty:
+        warnings.warn(f"'{recipe.id}': {empty} texts are empty; leave these rows out", stacklevel=3)
+    known = set(training)
+    if shared := sum(text in known for text in others[-1]):
+        warnings.warn(
+            f"'{recipe.id}': {shared} of {len(test)} test texts are also training texts; leave out the copies, or set "
+            "split_by_text=true",
+            stacklevel=3,
+        )
 
 
 def load_test_set(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] | None) -> LabelledDataset:
@@ -211,7 +229,8 @@ def read_texts(recipe: DataRecipe, identifier: str) -> list[Any]:
 def _check_texts(values: Iterable[Any], column: str, identifier: str) -> None:
     for row, text in enumerate(values):
         if not isinstance(text, str):
-            raise InputError(f"'{identifier}', row {row}: column '{column}' holds {_cut(text)}, not text")
+            hint = "; choose a column of texts, or write numbers in quotes"
+            raise InputError(f"'{identifier}', row {row}: column '{column}' holds {_cut(text)}, not text{hint}")
 
 
 def _cut(value: object) -> str:

@@ -45,6 +45,17 @@ MOST_TOKENS = 2048  # per pass of such an engine
 Prompt = str | Sequence[int]
 
 
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Raise InputError unless there is a list of texts or of lists of token ids; a text is not a list of prompts."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise InputError(
+            f"prompts must be a list of texts or of lists of token ids, one per prompt, not {type(prompts).__name__}"
+        )
+    for prompt in prompts:
+        if not isinstance(prompt, str | Sequence | Tensor):
+            raise InputError(f"a prompt is a text or a list of token ids, not {type(prompt).__name__}")
+
+
 @dataclass
 class _Request:
     """A request that was added and whose finished output has not been returned.

@@ -17,9 +17,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
-from road_interp.adapters.modules_to_save import differ
+from road_interp.adapters.modules_to_save import differ, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.storage import head_file
+from road_interp.adapters.storage import head_file, is_peft_folder
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
@@ -33,7 +33,7 @@ from road_interp.models.call_arguments import (
     shown,
 )
 from road_interp.models.coefficients import BankMaps, Rotations
-from road_interp.models.continuous_batching import ContinuousBatching, Prompt
+from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import Wrappers
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
@@ -278,6 +278,9 @@ class RoadModel(IntervenableModel):
         Raises:
             InputError: another number of entries than prompts, an unknown name, other positions, or an older transformers.
         """
+        check_prompts(prompts)
+        if prompts:
+            RowArguments(adapter_names, tasks, strengths=strengths).check({})
         rows = {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths}
         for name, values in rows.items():
             if values is not None and len(values) != len(prompts):
@@ -549,12 +552,22 @@ class RoadModel(IntervenableModel):
 
 
 def _warn_of_another_head(base_model: PreTrainedModel, source: Any) -> None:
-    """Warn if a run folder has a head that was trained beside its adapter, and the model another one."""
-    head = head_file(local_folder(source)) if isinstance(source, str | os.PathLike) else None
-    if head is not None and differ(base_model, head):
+    """Warn if the folder of an adapter has weights that were trained beside it, such as a head, and the model others."""
+    if not isinstance(source, str | os.PathLike):
+        return
+    folder = local_folder(source)
+    head = head_file(folder)
+    name = type(base_model).__name__
+    if head is not None and differ(base_model, read_safetensors(head)):
         warnings.warn(
-            f"{type(base_model).__name__} has another head than the one that was trained beside the adapter of '{source}': "
+            f"{name} has another head than the one that was trained beside the adapter of '{source}': "
             f"Run.load('{source}').load_model() has both",
+            stacklevel=3,
+        )
+    if is_peft_folder(folder) and differ(base_model, others := peft_format.other_weights(folder)):
+        warnings.warn(
+            f"{name} has other weights than those that were trained beside the adapter of '{source}' "
+            f"({', '.join(sorted(others))}): RoadModel.from_peft(model, '{source}') loads both",
             stacklevel=3,
         )
 

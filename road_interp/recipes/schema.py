@@ -156,7 +156,7 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """AdamW with warm-up; the checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
+    """AdamW with warm-up; the first checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
 
     Attributes:
         learning_rate: the highest, after the warm-up.

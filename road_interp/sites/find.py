@@ -57,6 +57,9 @@ def find_sites(
             or a layer does not exist.
     """
     check_argument("find_sites", model, nn.Module, "a model, such as load_model('gpt2')[0]")
+    if not isinstance(target_modules, Iterable | Site):
+        presets = ", ".join(PRESETS)
+        raise InputError(f"find_sites needs target_modules, not {target_modules!r}: give {presets}, or a regular expression")
     entries = [target_modules] if isinstance(target_modules, str | Site) else list(target_modules)
     found: dict[str, Site] = {}
     for entry in entries:

@@ -116,6 +116,8 @@ class ClassificationExperiment:
         counts = count_parameters(model, model.model, self.head)
         shown = {"adapter": counts.trained, "head": counts.head, "backbone": counts.backbone}
         metrics["parameters"] = {**shown, "percent of backbone": counts.percent}
+        if best := trainer.state.best_global_step:  # None where training ends before the first epoch does
+            metrics["kept epoch"] = round(best * trainer.state.num_train_epochs / trainer.state.max_steps)
         return Scores(metrics, {HEAD: serialize_modules(model.model, self.head)})
 
     @classmethod

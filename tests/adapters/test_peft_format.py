@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import warnings
 
 import peft
 import pytest
@@ -63,6 +64,23 @@ def test_a_peft_folder_round_trips_with_equal_outputs(variant, group_size, targe
     assert rotated == {site.name for site in ours.sites}
     config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["modules_to_save"]) == ("ROAD", ["classifier"])
+
+
+def test_modules_of_a_peft_folder_that_are_left_out_are_warned_of(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    theirs = peft_model(copy.deepcopy(base), target_modules=["q_proj"], modules_to_save=["lm_head"], group_size=8)
+    torch.nn.init.normal_(theirs.base_model.model.lm_head.modules_to_save["default"].weight)
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.warns(UserWarning, match=r"trained beside the adapter of '.*theirs' \(lm_head.weight\): RoadModel.from_peft"):
+        RoadModel(base, tmp_path / "theirs")
+    with pytest.warns(UserWarning, match=r"name them, as in modules_to_save=\['classifier'\]"):
+        RoadAdapter.load(tmp_path / "theirs").to_peft(tmp_path / "without", base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both = RoadModel.from_peft(base, tmp_path / "theirs")
+        RoadModel(base, tmp_path / "theirs")
+        both.to_peft(tmp_path / "with", ["lm_head"])
+    torch.testing.assert_close(logits(both, token_batch()), logits(theirs, token_batch()), **TOLERANCE)
 
 
 @pytest.mark.parametrize(("task", "stored"), [("causal-lm", "CAUSAL_LM"), ("classifier", None)])
@@ -219,7 +237,7 @@ def test_a_peft_model_with_several_adapters():
             torch.testing.assert_close(logits(ours, batch), logits(theirs, batch), **TOLERANCE)
     with pytest.raises(InputError, match="no PEFT adapter 'third'; it has first, second"):
         RoadAdapter.from_peft(theirs, "third")
-    with pytest.raises(InputError, match="no PEFT adapter 'None'; it has none"):
+    with pytest.raises(InputError, match="the model has no PEFT adapter: give a PeftModel"):
         RoadAdapter.from_peft(base)
     lora = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(InputError, match="of type 'LORA', not 'ROAD'"):

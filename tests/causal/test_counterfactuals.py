@@ -136,6 +136,9 @@ def test_pairs_come_from_a_file_and_from_a_callable(tokenizer, tmp_path):
     path.write_text(json.dumps({**lines[0], **answers[0], "base": ["Basil"]}))
     with pytest.raises(InputError, match="line 1: not a pair .*'base' is not a text"):
         read_pairs(path)
+    path.write_text(json.dumps({**lines[0], **answers[0]}).replace("{", '{"base": "Ida", ', 1))
+    with pytest.raises(InputError, match=r"line 1: not a pair \(key 'base' is given twice\)"):
+        read_pairs(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is not a text file"):
         read_pairs(path)
@@ -180,8 +183,8 @@ def test_an_answer_without_a_space_continues_the_last_word():
 def test_unusable_pairs_say_why(tokenizer, templates):
     for pairs, message in (
         ([], "there are no pairs"),
-        ([Pair("", "cried", " he", " she")], "a text is empty"),
-        ([Pair("Basil cried", "Ida cried", " he", " he")], "begin with the same token"),
+        ([Pair("", "cried", " he", " she")], "text 1 is empty"),
+        ([Pair("Basil cried", "Ida cried", " he", " he")], "of pair 1 begin with the same token"),
         ([Pair("Basil cried", "Ida cried", " ", " he")], "does not begin with a new token"),
         ([Pair("Basil cried", "Ida cried", "s", " he")], "the answer 's' does not begin with a new token after 'Basil cried'"),
     ):

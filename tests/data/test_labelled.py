@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -62,6 +63,22 @@ def test_splits_are_stratified_fixed_and_apart(tmp_path):
     assert Counter(task.test["label"]) == {0: 4, 1: 4}
     assert task.test["text"] == again.test["text"]
     assert task.test["text"] != load_labelled(recipe(path, split_seed=1)).test["text"]
+
+
+def test_empty_texts_and_copies_across_splits_are_warned_of(tmp_path):
+    rows = [{**row, "sentence": " "} for row in ROWS[:2]] + ROWS[2:]
+    empty = written(tmp_path / "empty.csv", rows)
+    with pytest.warns(UserWarning, match=r"empty.csv': 2 texts are empty"):
+        load_labelled(recipe(empty))
+    copies = written(tmp_path / "copies.csv", ROWS + ROWS)
+    with pytest.warns(UserWarning, match="copies.csv': ([0-9]+) of 8 test texts are also training texts") as told:
+        task = load_labelled(recipe(copies))
+    shared = sum(text in set(task.train["text"]) for text in task.test["text"])
+    assert f": {shared} of 8 test" in str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_labelled(recipe(written(tmp_path / "data.csv")))
+        load_labelled(recipe(copies, validation_size=0.2, test_size=0.2, split_by_text=True))
 
 
 def test_a_fraction_for_the_test_set_is_of_what_the_validation_set_leaves(tmp_path):

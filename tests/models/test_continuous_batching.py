@@ -337,6 +337,9 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
     with model.attached(["a"]), pytest.raises(InputError, match="are attached: continuous batching would apply them twice"):
         model.continuous_batching()
     assert model.generate_batch([]) == []
+    for prompts, message in (("Hello", "not str"), (torch.ones(2, 3), "not Tensor"), ([5, 6], "a prompt is a text or a list of")):
+        with pytest.raises(InputError, match=message):
+            model.generate_batch(prompts, max_new_tokens=2)
     with pytest.raises(InputError, match="cannot rotate them"):
         RoadModel(model.model, random_adapter(find_sites(model.model, "lm_head"))).continuous_batching()
     sizes = model.continuous_batching(generation_config=SETTINGS, sizes=(8, 6, 2))

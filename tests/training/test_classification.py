@@ -55,7 +55,10 @@ def test_a_run_folder_holds_everything_and_learns(finished, workplace):
     environment = json.loads((finished.folder / "environment.json").read_text())
     assert environment["seed"] == 0
     assert environment["versions"]["torch"] == importlib.metadata.version("torch")
-    assert [entry for entry in map(json.loads, (finished.folder / "log.jsonl").read_text().splitlines()) if "loss" in entry]
+    log = [json.loads(line) for line in (finished.folder / "log.jsonl").read_text().splitlines()]
+    assert [entry for entry in log if "loss" in entry]
+    scores = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry][:3]
+    assert finished.metrics["kept epoch"] == 1 + scores.index(max(scores))
     assert not list(finished.folder.rglob("*.bin"))
 
 
