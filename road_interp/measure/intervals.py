@@ -99,14 +99,14 @@ def mean_interval(
 ) -> tuple[float, float]:
     """95% interval of a weighted mean of cells: bootstrap over clusters, as in `cluster_means`.
 
-    Where all outcomes are equal, a bootstrap has no spread: then rates have the Wilson interval of as many trials as there are
-    clusters, and paired differences its width on either side.
+    Where all outcomes are equal, a bootstrap has no spread: then rates have the Wilson interval of as many trials as there can be
+    examples without a common cluster (half of the words, where each has two), and paired differences its width on either side.
 
     Args:
         paired: whether the outcomes are paired differences of rates.
     """
     if outcomes.min() == outcomes.max():
-        trials = len({name for each in clusters for name in each})
+        trials = len({name for each in clusters for name in each}) // max(len(set(each)) for each in clusters)
         return _of_equal(float(outcomes[0]), trials, paired)
     return interval(cluster_means(outcomes.astype(float), clusters, cells, weights))
 

@@ -426,7 +426,7 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
     for seeds, expected in ((found[:1], 0.1), (found[:2], 0.15)):
         value, low, high = disentangle_over_seeds(seeds, SHARED, "no swap")
         assert value == pytest.approx(expected)
-        bound = wilson(0, len({name for both in runs.pairs.groups for name in both}))[1]
+        bound = wilson(0, len({name for both in runs.pairs.groups for name in both}) // 2)[1]  # base and source are two
         assert (low, high) == (-bound, bound)  # of reports with equal outcomes
     assert VariablesComparison.from_json(found[0].to_json()) == found[0]
     with pytest.raises(InputError, match="no report of 'DAS'; there are no swap, multi-task DAS"):

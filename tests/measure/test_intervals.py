@@ -79,6 +79,8 @@ def test_clusters_without_a_difference_are_not_certain():
     bound = wilson(0, 10)[1]
     assert mean_interval(np.zeros(20), words, paired=True) == (-bound, bound)
     assert mean_interval(np.zeros(20, bool), words) == (0, bound)
+    both_ways = [pair for n in range(4) for pair in ((f"{n}", f"{n}s"), (f"{n}s", f"{n}"))]  # four nouns with two forms each
+    assert mean_interval(np.zeros(8, bool), both_ways) == (0, wilson(0, 4)[1])
     cells = [str(number % 2) for number in range(20)]
     assert mean_interval(np.ones(20, bool), words, cells) == (pytest.approx(1 - bound), 1)
 
