@@ -63,6 +63,20 @@ def test_transforms_may_be_undone_in_any_order(scope, order):
     assert "forward" not in linear.__dict__
 
 
+def test_several_transforms_of_an_output_that_is_no_tensor(scope):
+    class Both(nn.Module):
+        def forward(self, state):
+            return state, None
+
+    both = Both()
+    for _ in range(2):
+        wrap_forward(both, lambda output, tracing: (2 * output[0], *output[1:]), scope)
+    with torch.enable_grad():
+        doubled, nothing = both(STATE)
+    assert torch.equal(doubled, 4 * STATE)
+    assert nothing is None
+
+
 def test_every_thread_has_its_own_transforms():
     linear = module()
     plain, seen, both_registered = linear(STATE), {}, threading.Barrier(2)

@@ -65,6 +65,20 @@ def test_an_adapter_that_is_replaced_while_it_is_attached(traced, monkeypatch):
 
 
 @torch.no_grad()
+def test_an_adapter_that_is_trained_while_it_is_attached(monkeypatch):
+    """Its values change without a new version of the bank."""
+    model, batch = bank_model("ab"), token_batch(2)
+    theta, _ = model.bank.trainable()["a"]
+    with model.attached(["a", "a"]) as base:
+        for step in (0.0, 0.5):
+            theta.add_(step)
+            expected = base(**batch).logits
+            with monkeypatch.context() as patched:
+                patched.setattr(torch.compiler, "is_compiling", lambda: True)
+                torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
+
+
+@torch.no_grad()
 def test_strengths(traced):
     model, batch = road_model(), token_batch(3)
     expected = model(base=batch, strengths=[0.5, 1, -1])[1].logits
