@@ -71,10 +71,13 @@ def drift(
     from accelerate import PartialState
 
     from road_interp import measure
+    from road_interp.measure.drift import check_token
     from road_interp.models.loading import load_tokenizer
 
     quiet_libraries()
     check_folder(out)
+    if options.token is not None:
+        check_token(options.token)
     process = PartialState(cpu=not torch.cuda.is_available())
     texts = _read_texts(data, options.text, options.limit)
     with progress_bar(process.is_main_process) as update:

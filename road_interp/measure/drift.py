@@ -258,6 +258,12 @@ class _Side:
         return [states for states, _ in selected], selected[0][1]
 
 
+def check_token(token: str) -> None:
+    """Raise InputError unless the states of this token can be compared."""
+    if token not in get_args(Token):
+        raise InputError(f"token '{token}' is not known; use {', '.join(get_args(Token))}")
+
+
 def drift(
     base: Any,
     tuned: Any,
@@ -287,8 +293,7 @@ def drift(
         InputError: something that is no model, texts in place of batches, models that differ in blocks or width, an unknown
             token, no texts, a text without tokens, or a state whose norm is 0 or not finite.
     """
-    if token not in get_args(Token):
-        raise InputError(f"token '{token}' is not known; use {', '.join(get_args(Token))}")
+    check_token(token)
     for model in (base, tuned):
         check_argument("measure.drift", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model")
     names = (base_name or _name(base), tuned_name or _name(tuned))
@@ -326,8 +331,10 @@ def text_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of `size` texts for `drift`, in order, truncated to `max_length` tokens and padded on the right.
 
-    Raises InputError for something else than a list of texts.
+    Raises InputError for something else than a list of texts, and for no tokens.
     """
+    if max_length < 1:
+        raise InputError(f"measure.text_batches: max_length must be at least 1, not {max_length}")
     listed = checked_list("measure.text_batches", texts, str, "a list of texts, as in ['a text']")
     check_callable("measure.text_batches", "tokenizer", tokenizer, "load_tokenizer('gpt2')")
     padded = {"truncation": True, "max_length": max_length, "padding": True, "padding_side": "right", "return_tensors": "pt"}

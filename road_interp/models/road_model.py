@@ -400,6 +400,7 @@ class RoadModel(IntervenableModel):
             InputError: the folder does not exist, contains interventions other than RoadIntervention, or names components that
                 the base model does not have.
         """
+        check_argument("RoadModel.from_pyvene", base_model, nn.Module, "a transformers model, such as that of load_model(id)")
         adapter, planes = pyvene_io.from_pyvene(folder, base_model)
         return cls(base_model, adapter, positions, planes)
 
