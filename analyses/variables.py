@@ -2,6 +2,7 @@
 
 road-interp study variables                                     # number and gender, SmolLM2-135M, three seeds
 road-interp study variables ravel=FOLDER --only smollm2_city_16 # a type of entity in RAVEL's format
+road-interp study variables-longer ravel=FOLDER                 # rotations and multi-task DAS with four times the steps
 road-interp study variable-rates                                # the learning rate of every method, by validation
 """
 
@@ -328,6 +329,24 @@ VARIABLES = Study(
     draw=draw,
     describe=describe,
     minutes=3000,
+    **COMMON,
+)
+CITIES = VARIABLES.conditions["smollm2_city_16"]
+LONGER = ("steps=800", f"methods=[{STACKED}, {DEEP}, {SHARED}]")
+VARIABLES_LONGER = Study(
+    name="variables-longer",
+    title="Several variables in one state, with four times the steps",
+    question="Do more steps of training bring rotations nearer to multi-task DAS?",
+    caveat=(
+        "One model, one block, one type of entity and two seeds. Learning rates were chosen with 200 steps, and the test "
+        "entities are those of the study with 200 steps."
+    ),
+    conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, *LONGER))},
+    measure=measure,
+    draw=lambda found, folder: [],
+    describe=describe,
+    minutes=60,
+    seeds=(1, 2),
     **COMMON,
 )
 VARIABLE_RATES = Study(
