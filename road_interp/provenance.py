@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ class Provenance:
     Attributes:
         versions: installed version by package.
         commit: hash of the checkout; None for an installed package.
-        command: name and arguments of the program.
+        command: name and arguments of the program; of an absolute path only the last part.
         seeds: seeds of training and sampling; empty without either.
         settings: hash of recipe and overrides of a study's condition; empty elsewhere.
     """
@@ -52,7 +53,9 @@ def figure_metadata() -> dict[str, str]:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command; of an absolute path, which is one machine's, only the last part."""
+    arguments = [re.sub(r"(^|=)(?=/)([^=]*)$", lambda found: found[1] + Path(found[2]).name, each) for each in sys.argv[1:]]
+    return shlex.join([Path(sys.argv[0]).name, *arguments])
 
 
 @cache

@@ -39,3 +39,10 @@ def test_the_commit_is_the_one_that_git_names(tmp_path):
     git("checkout", "--quiet", "--detach")
     assert commit_of(main) == expected[0]
     provenance._commit.cache_clear()
+
+
+def test_the_command_names_no_folder_of_the_machine(monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["/opt/bin/road-interp", "study", "drift", "ravel=/data/x/ravel", "--out", "/tmp/figures", "runs/x"]
+    )
+    assert provenance.current_provenance((0,)).command == "road-interp study drift ravel=ravel --out figures runs/x"
