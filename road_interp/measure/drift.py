@@ -333,10 +333,10 @@ def text_batches(
 
     Raises InputError for something else than a list of texts, and for no tokens.
     """
-    if max_length < 1:
-        raise InputError(f"measure.text_batches: max_length must be at least 1, not {max_length}")
     listed = checked_list("measure.text_batches", texts, str, "a list of texts, as in ['a text']")
     check_callable("measure.text_batches", "tokenizer", tokenizer, "load_tokenizer('gpt2')")
+    if max_length < 1:
+        raise InputError(f"measure.text_batches: max_length must be at least 1, not {max_length}")
     padded = {"truncation": True, "max_length": max_length, "padding": True, "padding_side": "right", "return_tensors": "pt"}
     return (dict(tokenizer(listed[start : start + size], **padded)) for start in range(0, len(listed), size))
 
