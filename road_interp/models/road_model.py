@@ -279,15 +279,10 @@ class RoadModel(IntervenableModel):
             InputError: another number of entries than prompts, an unknown name, other positions, or an older transformers.
         """
         check_prompts(prompts)
-        if prompts:
-            RowArguments(adapter_names, tasks, strengths=strengths).check({})
-        rows = {"adapter names": adapter_names, "tasks": tasks, "strengths": strengths}
-        for name, values in rows.items():
-            if values is not None and len(values) != len(prompts):
-                raise InputError(f"{len(values)} {name} for {len(prompts)} prompts; give one per prompt")
+        RowArguments(adapter_names, tasks, strengths=strengths).check(len(prompts), "prompt")
         if not prompts:
             return []
-        filled = [values if values is not None else [None] * len(prompts) for values in rows.values()]
+        filled = [[None] * len(prompts) if values is None else values for values in (adapter_names, tasks, strengths)]
         if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
             raise InputError("prompts that are texts need tokenizer=; or give token ids")
         ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]

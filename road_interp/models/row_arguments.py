@@ -21,13 +21,13 @@ class RowArguments(NamedTuple):
     trainable_tasks: Sequence[str] | None = None
     strengths: Strengths | None = None
 
-    def check(self, base: Mapping[str, Any]) -> None:
+    def check(self, count: int | None, kind: str = "row") -> None:
         """Raise InputError unless there is a list with one entry per row; during the pass, too few would look like beam search.
 
         Args:
-            base: the inputs of the model; empty where the number of rows is not known.
+            count: of the rows; None where it is not known.
+            kind: what a row is in errors, such as "prompt".
         """
-        batch = next((len(value) for value in base.values() if isinstance(value, Tensor)), None)
         given: dict[str, Any] = self._asdict()
         for field, values in given.items():
             name = field.replace("_", " ")
@@ -35,9 +35,10 @@ class RowArguments(NamedTuple):
                 continue
             if isinstance(values, str | Mapping) or not isinstance(values, Collection):
                 raise InputError(f"{name} must be a list, one per row, as in [{values!r}], not {values!r}")
-            if batch is not None and len(values) != batch:
-                raise InputError(f"{len(values)} {name} for a batch of {batch} rows; give one per row")
-            if batch is None and not len(values):
+            if count is not None and len(values) != count:
+                rows = f"a batch of {count} rows" if kind == "row" else f"{count} {kind}s"
+                raise InputError(f"{len(values)} {name} for {rows}; give one per {kind}")
+            if count is None and not len(values):
                 raise InputError(f"no {name} are given; give a list, one per row")
             if field != "strengths":
                 for value in values:

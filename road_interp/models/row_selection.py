@@ -43,7 +43,7 @@ class RowSelection(NamedTuple):
             InputError: names without a bank, tasks without planes, an unknown name or task, an invalid strength, no list, or
                 another number of entries than rows.
         """
-        rows.check(base)
+        rows.check(next((len(value) for value in base.values() if isinstance(value, Tensor)), None))
         adapter_names, tasks, trainable_tasks, strengths = rows
         if strengths is not None and self.bank is not None and adapter_names is None:
             adapter_names = [self.only_name()] * len(strengths)
