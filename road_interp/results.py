@@ -11,7 +11,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from road_interp.errors import InputError
-from road_interp.files import read_text, write_atomically
+from road_interp.files import read_text, unique_keys, write_atomically
 from road_interp.formats import check_format, release_of
 from road_interp.from_mapping import from_mapping
 from road_interp.provenance import Provenance, current_provenance
@@ -84,7 +84,7 @@ class Result:
     def from_json(cls: type[Loaded], text: str) -> Loaded:
         """The result that `to_json` wrote. Raises InputError that names the invalid key and the reason."""
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:  # also integers with too many digits
             raise InputError(f"not valid JSON ({error})") from None
         if not isinstance(content, dict):

@@ -116,6 +116,7 @@ def changed(**keys):
 RELEASE = metadata.version("road-interp")
 WRONG = {
     "not valid JSON": "{",
+    "not valid JSON (key 'format' is given twice)": '{"format": 1, "format": 1}',
     "not valid JSON (Exceeds": "1" * 5000,
     "not valid JSON (maximum": "[" * 100_000,
     "the JSON of Report must hold one object": "[]",
