@@ -10,7 +10,6 @@ from itertools import groupby, takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from road_interp.causal.arguments import check_model, check_tokenizer
 from road_interp.causal.counterfactuals import encode_texts
 from road_interp.causal.entity_task import EntityTask, Question, spans_of
 from road_interp.causal.stored_keys import cache_argument, supports_stored_keys
+from road_interp.models.head_logits import logits_at
 from road_interp.progress import Progress, silent
 
 TRIED = 48  # entities that every prompt is tried on
@@ -99,7 +99,6 @@ def next_tokens(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[
     lengths = torch.tensor([len(text) - start for text in texts], device=model.device)
     batch = pad_sequence([torch.tensor(text[start:]) for text in texts], batch_first=True).to(model.device)
     mask = torch.arange(batch.shape[1], device=model.device) < lengths.unsqueeze(1)
-    positions, column = (lengths - 1).unique(return_inverse=True)
     options: dict[str, Any] = {"use_cache": False}
     if start:
         cache = DynamicCache()
@@ -107,5 +106,5 @@ def next_tokens(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[
         model(input_ids=torch.tensor([texts[0][:start]], device=model.device), logits_to_keep=1, **options)
         cache.batch_repeat_interleave(len(texts))
         mask = torch.cat((torch.ones(len(texts), start, dtype=torch.bool, device=model.device), mask), 1)
-    logits: Tensor = model(input_ids=batch, attention_mask=mask.long(), logits_to_keep=positions, **options).logits
-    return logits[torch.arange(len(texts), device=model.device), column].argmax(-1).tolist()
+    logits = logits_at(model, lengths - 1, input_ids=batch, attention_mask=mask.long(), **options)
+    return logits.argmax(-1).tolist()

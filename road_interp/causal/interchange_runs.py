@@ -25,6 +25,7 @@ from road_interp.causal.arguments import check_model
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError
+from road_interp.models.head_logits import logits_at
 from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.merging import merged_rotations
 from road_interp.models.rotation_context import shared_context
@@ -237,11 +238,8 @@ class InterchangeRuns:
             stored = torch.arange(int(begins.max()), device=ids.device).flip(0) < begins.unsqueeze(1)
             mask = torch.cat((stored, mask), 1)
             options = {"use_cache": True, cache_argument(self.model): cache, "position_ids": columns}
-        positions, column = (lengths - begins - 1).unique(return_inverse=True)
-        output = self.model(
-            input_ids=ids.gather(1, columns), attention_mask=mask.long(), logits_to_keep=positions, **options
-        ).logits
-        return output[torch.arange(len(ids), device=output.device), column]
+        inputs = {"input_ids": ids.gather(1, columns), "attention_mask": mask.long(), **options}
+        return logits_at(self.model, lengths - begins - 1, **inputs)
 
     def _log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Log odds of the base's answer against the source's (nats)."""
