@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from road_interp.plots.arguments import listed
-from road_interp.plots.style import COLORS, callers_width, prepared, styled
+from road_interp.plots.style import COLORS, callers_width, in_place_of, prepared, styled, width_of
 
 if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, ReadPointDrift
@@ -38,31 +38,28 @@ def drift_scatter(report: DriftReport, ax: Axes | None = None, *, place: ReadPoi
 
 
 @styled
-def drift_grid(reports: Sequence[DriftReport] | DriftReport) -> Axes:
-    """The same for every block, on shared axes (paper, figure B.1). Returns the first axes of the figure.
+def drift_grid(reports: Sequence[DriftReport] | DriftReport, ax: Axes | None = None) -> Axes:
+    """The same for every block, on shared axes (paper, figure B.1). Returns the first of them.
 
     Every report has one row, or two where blocks end in a LayerNorm: states before it and after it. A row has at most six blocks,
-    or as many as fit the width of the caller's figure.figsize; the next ones are in the next row. The dotted lines are isotropic
-    changes.
+    or as many as fit the width of `ax` or of the caller's figure.figsize; the next ones are in the next row. The dotted lines are
+    isotropic changes.
+
+    Args:
+        ax: a subplot, whose place the grid takes; it is removed from its figure.
     """
     reports = listed(reports)
     kinds = [
         (report, kind) for report in reports for kind in sorted({place.before_norm for place in report.places}, reverse=True)
     ]
-    layers, width = reports[0].layers, callers_width()
+    layers, width = reports[0].layers, callers_width() if ax is None else width_of(prepared(ax))
     panels = PANELS if width is None else min(PANELS, max(1, int((width - 0.6) / 0.8)))
     chunks = [layers[start : start + panels] for start in range(0, len(layers), panels)]
     rows = [(report, kind, chunk) for report, kind in kinds for chunk in chunks]
     columns = len(chunks[0])
-    figure, axes = plt.subplots(
-        len(rows),
-        columns,
-        figsize=(width or columns + 0.9, 1.15 * len(rows) + 0.6),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (width or columns + 0.9, 1.15 * len(rows) + 0.6)
+    figure = plt.figure(figsize=size, layout="constrained") if ax is None else in_place_of(ax)
+    axes = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
     names = list(dict.fromkeys(report.tuned for report in reports))
     highest = max(magnitude for report in reports for place in report.places for _, magnitude in place.points)
     for index, (row, (report, before_norm, chunk)) in enumerate(zip(axes, rows, strict=True)):

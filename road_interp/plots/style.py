@@ -12,7 +12,9 @@ from typing import Any, TypeVar, cast
 import matplotlib.pyplot as plt
 from matplotlib import rc_params_from_file, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 
+from road_interp.errors import InputError
 from road_interp.plots.arguments import check_axes, check_drawn
 from road_interp.plots.fit import fit
 
@@ -79,6 +81,21 @@ def prepared(ax: Axes | None, projection: str | None = None, rows: int = 0) -> A
     if figure is not None and figure.get_layout_engine() is None and ax.get_subplotspec() is not None:
         figure.set_layout_engine("constrained")
     return ax
+
+
+def width_of(ax: Axes) -> float:
+    """The width of axes in inches."""
+    figure = ax.get_figure(root=True)
+    return rcParams["figure.figsize"][0] if figure is None else ax.get_window_extent().width / figure.dpi
+
+
+def in_place_of(ax: Axes) -> SubFigure:
+    """A figure of several panels in the place of a subplot, which is removed."""
+    place, figure = ax.get_subplotspec(), ax.get_figure()
+    if place is None or figure is None:
+        raise InputError("the panels need the place of a subplot, such as an Axes of plt.subplots(): these axes have none")
+    ax.remove()
+    return figure.add_subfigure(place)
 
 
 def two_digits(value: float) -> str:

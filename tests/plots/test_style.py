@@ -138,9 +138,8 @@ def test_cells_show_two_significant_digits(value, text):
 def test_the_signatures_say_that_axes_are_optional():
     assert all(isinstance(draw, types.FunctionType) for draw in functions())
     for draw in functions():
-        if draw is not plots.drift_grid:
-            ax = inspect.signature(draw).parameters["ax"]
-            assert (ax.default, ax.annotation) == (None, "Axes | None"), draw.__name__
+        ax = inspect.signature(draw).parameters["ax"]
+        assert (ax.default, ax.annotation) == (None, "Axes | None"), draw.__name__
 
 
 @pytest.mark.parametrize("draw", functions(), ids=lambda draw: draw.__name__)
@@ -203,6 +202,22 @@ def test_one_report_of_drift_is_as_good_as_a_list():
     assert len(plots.drift_grid(DRIFT).figure.axes) == 6
     with plt.rc_context(COLUMN):
         assert plots.drift_grid(DRIFT).figure.get_size_inches()[0] == 3.3
+
+
+def test_the_grid_of_drift_takes_the_place_of_a_subplot():
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3))
+    right.plot([0, 1])
+    first = plots.drift_grid(DRIFT, left)
+    assert left not in figure.axes
+    assert right in figure.axes
+    panels = [ax for ax in figure.axes if ax is not right]
+    assert first is panels[0]
+    assert len(panels) == len(plots.drift_grid(DRIFT).figure.axes)
+    figure.canvas.draw()
+    assert max(ax.get_window_extent().x1 for ax in panels) < right.get_window_extent().x0
+    free = plt.figure().add_axes((0.1, 0.1, 0.8, 0.8))
+    with pytest.raises(InputError, match="need the place of a subplot"):
+        plots.drift_grid(DRIFT, free)
 
 
 def test_a_marked_figure_bears_the_mark(adapter, tmp_path):
