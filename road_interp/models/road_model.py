@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import warnings
@@ -261,6 +262,7 @@ class RoadModel(IntervenableModel):
         max_new_tokens: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         generation_config: GenerationConfig | None = None,
+        **settings: Any,
     ) -> list[GenerationOutput]:
         """Generate for prompts of any lengths with transformers' continuous batching, as `generate` does for each prompt alone.
 
@@ -271,12 +273,14 @@ class RoadModel(IntervenableModel):
             max_new_tokens: largest number of generated tokens per prompt; that of the generation config by default.
             tokenizer: for prompts that are texts.
             generation_config: transformers' settings of the generation; those of the base model by default.
+            settings: single ones of them, such as `do_sample=False`.
 
         Returns:
             One output per prompt, in their order; its `generated_tokens` are token ids.
 
         Raises:
-            InputError: another number of entries than prompts, an unknown name, other positions, or an older transformers.
+            InputError: another number of entries than prompts, an unknown name or setting, other positions, or an older
+                transformers.
         """
         check_prompts(prompts)
         RowArguments(adapter_names, tasks, strengths=strengths).check(len(prompts), "prompt")
@@ -286,9 +290,11 @@ class RoadModel(IntervenableModel):
         if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
             raise InputError("prompts that are texts need tokenizer=; or give token ids")
         ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
-        config = self.model.generation_config if generation_config is None else generation_config
+        config = copy.deepcopy(self.model.generation_config if generation_config is None else generation_config)
+        if unknown := config.update(**settings):
+            raise InputError(f"'{min(unknown)}' is neither an argument of generate_batch nor a setting of GenerationConfig")
         sizes = max(map(len, ids)), max_new_tokens or config.max_new_tokens or 0, len(ids)
-        with self.continuous_batching(positions, generation_config, sizes=sizes) as engine:
+        with self.continuous_batching(positions, config, sizes=sizes) as engine:
             requests = [engine.add(each, Wanted(*wanted), max_new_tokens) for each, *wanted in zip(ids, *filled, strict=True)]
             return [engine.result(request) for request in requests]
 

@@ -68,12 +68,15 @@ def build_app(served: Served) -> FastAPI:
     return app
 
 
-def _error(request: Request, error: Exception) -> JSONResponse:
+def _error(request: Request, error: Any) -> JSONResponse:
     """An error in OpenAI's format, so that its clients show the message."""
     if isinstance(error, CBWorkerDeadError):
         return JSONResponse({"error": {"message": str(error), "type": "server_error"}}, 503)
-    status = error.status_code if isinstance(error, HttpError) else 422
-    message = error.detail if isinstance(error, HttpError) else f"the body is not a JSON object: {error}"
+    if isinstance(error, RequestValidationError):
+        status, reasons = 422, "; ".join(each["msg"] for each in error.errors())
+        message = f"the body is not a JSON object: {reasons}"
+    else:
+        status, message = error.status_code, error.detail
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
 
 

@@ -49,6 +49,13 @@ def engine_config():
     return ContinuousBatchingConfig(**SMALL)
 
 
+def test_settings_of_the_generation_may_be_given_one_by_one():
+    model = bank_model()
+    together_at_once = [each.generated_tokens for each in model.generate_batch(PROMPTS, NAMES, **SETTINGS.to_diff_dict())]
+    assert together_at_once == together(model, PROMPTS, adapter_names=NAMES)
+    assert model.model.generation_config.max_new_tokens != 6
+
+
 def test_two_callers_that_wait_for_one_request_do_not_wait_for_ever():
     with bank_model().continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
         request = engine.add(PROMPTS[0], Wanted("a"))
@@ -340,6 +347,8 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
     for prompts, message in (("Hello", "not str"), (torch.ones(2, 3), "not Tensor"), ([5, 6], "a prompt is a text or a list of")):
         with pytest.raises(InputError, match=message):
             model.generate_batch(prompts, max_new_tokens=2)
+    with pytest.raises(InputError, match="'do_smaple' is neither an argument of generate_batch nor a setting of GenerationConf"):
+        together(model, PROMPTS, adapter_names=NAMES, do_smaple=False)
     with pytest.raises(InputError, match="cannot rotate them"):
         RoadModel(model.model, random_adapter(find_sites(model.model, "lm_head"))).continuous_batching()
     sizes = model.continuous_batching(generation_config=SETTINGS, sizes=(8, 6, 2))

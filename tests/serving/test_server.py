@@ -132,7 +132,9 @@ def test_a_bad_body_is_an_error_of_the_client(address, path, body, message):
 def test_a_body_that_is_no_json_object(address, content):
     status, answer = post(address[0], "/v1/completions", content)
     assert 400 <= status < 500
-    assert "not a JSON object" in json.loads(answer)["error"]["message"]
+    message = json.loads(answer)["error"]["message"]
+    assert message.startswith("the body is not a JSON object: ")
+    assert ".py" not in message
 
 
 @pytest.mark.parametrize("path", ["/load_model", "/reset", "/v1/responses", "/v1/audio/transcriptions"])
