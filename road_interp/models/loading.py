@@ -45,7 +45,8 @@ def load_model(
         options: further settings of the configuration, such as num_labels.
 
     Raises:
-        InputError: the model does not exist or cannot be loaded, or another auto_class.
+        InputError: the model does not exist or cannot be loaded, has no head over the vocabulary for "causal-lm", or another
+            auto_class.
     """
     recipe = _model_recipe("load_model", recipe)
     if auto_class not in AUTO_CLASSES:
@@ -63,8 +64,13 @@ def load_model(
         raise InputError(f"model '{recipe.id}' cannot be loaded: {first_line(error)}{_hint(recipe)}") from None
     if (path := Path(resolve(recipe.id))).suffix == GGUF:  # name the file, not the converted folder
         model.name_or_path = model.config.name_or_path = str(path.parent)
-    missing = {key.rpartition(".")[0] for key in report["missing_keys"]}
-    return model, [name for name, _ in model.named_modules() if name in missing]
+    paths = {key.rpartition(".")[0] for key in report["missing_keys"]}
+    missing = [name for name, _ in model.named_modules() if name in paths]
+    if auto_class == "causal-lm" and (head := model.get_output_embeddings()) is not None:
+        lacking = [name for name in missing if model.get_submodule(name) in set(head.modules())]
+        if lacking:
+            raise InputError(f"model '{recipe.id}' is no language model: its checkpoint lacks {lacking[0]}")
+    return model, missing
 
 
 def find_device(device: str | None) -> torch.device:

