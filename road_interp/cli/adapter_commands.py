@@ -78,7 +78,7 @@ def report(
     name = name_of(folder)
     out = out or default_output(folder, Path(f"{name}.html"))
     check_output_file(out, "--out")
-    contents = ("", [], None) if run is None else (_summary(run), _score_tables(run), _answers(run))
+    contents = ("", [], []) if run is None else (_summary(run), _score_tables(run), _answers(run))
     write_atomically(out, report_page(loaded, name, *contents))
     print_result(as_json, {"page": str(out)}, f"page: {out}")
 
@@ -108,16 +108,21 @@ def _score_table(table: Table) -> ScoreTable:
     return ScoreTable(str(table.title), columns, list(zip(*(map(str, column.cells) for column in table.columns), strict=True)))
 
 
-def _answers(run: Run) -> Answers | None:
-    """The answers of a run to its test texts, where it chooses between classes."""
+def _answers(run: Run) -> list[Answers]:
+    """The answers of every head of a run to its test texts, where it chooses between classes."""
+    from road_interp.recipes.schema import MultiTaskClassificationRecipe
     from road_interp.runs.answers import answers_of
+    from road_interp.training.multitask_classifier import answers_by_task
 
     try:
         with progress_bar() as update:
-            return answers_of(run, update)
+            if isinstance(run.recipe, MultiTaskClassificationRecipe):
+                return answers_by_task(run, update)
+            found = answers_of(run, update)
     except InputError as error:  # such as data that are not on this machine
         typer.echo(f"the page is without the answers to the test texts: {error}", err=True)
-        return None
+        return []
+    return [] if found is None else [found]
 
 
 @app.command()

@@ -22,6 +22,7 @@ class Answers:
         read: the texts whose states were read.
         states: by site name, the states of those texts that the run rotates, one complex number per text and plane
             `(read, planes)`: at the first token where the tokeniser has a [CLS] token, else at the last.
+        task: name of the task whose head answers; None for a run of one head.
     """
 
     texts: tuple[str | tuple[str, str], ...]
@@ -31,6 +32,7 @@ class Answers:
     without: Int[np.ndarray, " texts"]
     read: tuple[int, ...]
     states: Mapping[str, Complex[np.ndarray, "read planes"]]
+    task: str | None = None
 
     @property
     def confusion(self) -> Int[np.ndarray, "classes classes"]:

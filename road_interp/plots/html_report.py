@@ -36,13 +36,14 @@ class ScoreTable(NamedTuple):
 
 
 def report_page(
-    adapter: RoadAdapter, title: str, about: str = "", scores: Sequence[ScoreTable] = (), answers: Answers | None = None
+    adapter: RoadAdapter, title: str, about: str = "", scores: Sequence[ScoreTable] = (), answers: Sequence[Answers] = ()
 ) -> str:
     """The page as HTML text. It loads no other file, and text from data is escaped.
 
     Args:
         about: a sentence above the scores.
-        answers: of the run, for its confusion matrix, the texts whose answer the rotations change, and the states in the planes.
+        answers: of every head of the run, for its confusion matrix and the texts whose answer the rotations change; the states
+            of the first are shown in the planes.
     """
     found = measure.angles(adapter)
     sites = []
@@ -71,8 +72,8 @@ def report_page(
             state_planes=STATE_PLANES,
             answers=answers,
             changed_texts=CHANGED_TEXTS,
-            states=[] if answers is None else _states(answers, adapter.sites, planes),
-            labels=[] if answers is None else answers.labels[list(answers.read)].tolist(),
+            states=_states(answers[0], adapter.sites, planes) if answers else [],
+            labels=answers[0].labels[list(answers[0].read)].tolist() if answers else [],
         )
     )
 
@@ -94,6 +95,8 @@ def _states(answers: Answers, sites: Sequence[Site], planes: Sequence[list[list[
     """By site and shown plane, the states in front of the rotation: pairs of coordinates, one per text."""
     found = []
     for site, shown in zip(sites, planes, strict=True):
+        if site.name not in answers.states:
+            return []
         states = answers.states[site.name][:, [int(plane) for plane, *_ in shown[:STATE_PLANES]]].T
         found.append([[[round(float(z.real), 3), round(float(z.imag), 3)] for z in plane] for plane in states])
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from jaxtyping import Complex
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,9 +35,7 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
     progress(f"loading model and data of {run.folder}")
     run.check_data()
     test = load_labelled(run.recipe.data).test
-    texts: list[Any] = test["text"][:]
-    if "text_pair" in test.column_names:
-        texts = list(zip(texts, test["text_pair"][:], strict=True))
+    texts = texts_of(test)
     model, tokenizer = on_device(run.load_model(), find_device(None)), load_tokenizer(run.recipe.model)
     length = run.recipe.model.max_length
     rotated = compute_logits(model, tokenizer, texts, length, progress, "test texts with the rotations").argmax(1)
@@ -46,7 +45,14 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
         states = _states_before(base, run.adapter, tokenizer, [texts[row] for row in read], length)
     unrotated = RoadModel(model.model, run.adapter.identity_like())
     without = compute_logits(unrotated, tokenizer, texts, length, progress, "test texts without the rotations").argmax(1)
-    return Answers(tuple(texts), tuple(run.classes), labels, rotated, without, tuple(read), states)
+    return Answers(texts, tuple(run.classes), labels, rotated, without, tuple(read), states)
+
+
+def texts_of(data: Dataset) -> tuple[Text, ...]:
+    """The texts of labelled data, or the pairs of texts."""
+    if "text_pair" not in data.column_names:
+        return tuple(data["text"][:])
+    return tuple(zip(data["text"][:], data["text_pair"][:], strict=True))
 
 
 @torch.no_grad()

@@ -10,23 +10,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from road_interp.adapters.bank import BASE
 from road_interp.adapters.modules_to_save import load_modules, serialize_modules
 from road_interp.data.batches import batches_by_length
 from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
 from road_interp.errors import InputError
+from road_interp.measure.answers import Answers
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
 from road_interp.models.hidden_states import token_index
 from road_interp.models.intervenable import load_trained
-from road_interp.models.loading import check_length, load_model, load_tokenizer, on_device
+from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
-from road_interp.progress import progress_bar
+from road_interp.progress import Progress, progress_bar, silent
 from road_interp.recipes.schema import MultiTaskClassificationRecipe
+from road_interp.runs.answers import texts_of
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import CLASSES, HEAD, MULTITASK_ACCURACY, PLANES
 from road_interp.training.arguments import training_arguments
@@ -191,21 +195,45 @@ def load_multitask_classifier(
     return model.eval()
 
 
-@torch.no_grad()
+def answers_by_task(run: Run, progress: Progress = silent) -> list[Answers]:
+    """The answers of every task's head to its test texts, with the task's planes active and with none. States are not read."""
+    progress(f"loading model and data of {run.folder}")
+    run.check_data()
+    recipe: MultiTaskClassificationRecipe = run.recipe  # type: ignore[assignment]
+    data, tokenizer = load_labelled_tasks(recipe), load_tokenizer(recipe.model)
+    model = on_device(load_multitask_classifier(run, data, tokenizer), find_device(None))
+    found = []
+    for name, of_task in data.items():
+        examples = tokenize(of_task.test, tokenizer, recipe.model.max_length)
+        answers = {}
+        for active in (name, BASE):
+            progress(f"test texts of '{name}' with {'its planes' if active == name else 'no planes'}")
+            answers[active] = np.array(predicted(model, name, active, examples, tokenizer))
+        texts, labels, classes = texts_of(of_task.test), np.array(of_task.test["label"][:]), tuple(of_task.classes or ())
+        found.append(Answers(texts, classes, labels, answers[name], answers[BASE], (), {}, name))
+    return found
+
+
 def outcomes(
     model: MultiTaskClassifier, task: str, active: str, examples: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[bool, ...]:
-    """Whether the head of a task is right, per example; batches hold texts of similar length."""
+    """Whether the head of a task is right, per example."""
+    answers = predicted(model, task, active, examples, tokenizer)
+    return tuple(answer == label for answer, label in zip(answers, examples["labels"], strict=True))
+
+
+@torch.no_grad()
+def predicted(
+    model: MultiTaskClassifier, task: str, active: str, examples: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Index of the class that the head of a task chooses, per example; batches hold texts of similar length."""
     model.eval()
-    device = model.road.model.device
-    correct: dict[int, bool] = {}
+    chosen: dict[int, int] = {}
     for rows in batches_by_length(list(map(len, examples["input_ids"])), BATCH_SIZE):
-        batch = examples[rows]
-        labels = torch.tensor(batch.pop("labels"), device=device)
-        base = tokenizer.pad(batch, return_tensors="pt").to(device)
-        matches = model(base, [active] * len(rows))[task].argmax(1) == labels
-        correct.update(zip(rows, matches.tolist(), strict=True))
-    return tuple(correct[row] for row in range(len(examples)))
+        batch = {key: values for key, values in examples[rows].items() if key != "labels"}
+        base = tokenizer.pad(batch, return_tensors="pt").to(model.road.model.device)
+        chosen.update(zip(rows, model(base, [active] * len(rows))[task].argmax(1).tolist(), strict=True))
+    return [chosen[row] for row in range(len(examples))]
 
 
 def _with_heads(road: RoadModel, data: Mapping[str, LabelledDataset], tokenizer: PreTrainedTokenizerBase) -> MultiTaskClassifier:

@@ -78,7 +78,7 @@ def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "road_1, trained head" in page
     assert page.count("(40 texts)</td>") == 4
-    confusion = re.search(r'<table class="scores" id="confusion">(.*?)</table>', page, re.DOTALL)[1]
+    confusion = re.search(r'<table class="scores confusion">(.*?)</table>', page, re.DOTALL)[1]
     assert sum(int(count) for count in re.findall(r"<td>(\d+)</td>", confusion)) == 40
     states = json.loads(re.search(r"const states = (.*?);  //", page)[1])
     assert [len(site) for site in states] == [min(8, site.width // 2) for site in finished.adapter.sites]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from helpers.cli import run as run_cli
 from road_interp import plots
+from road_interp.adapters.bank import BASE
 from road_interp.data.labelled import load_labelled
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy, active_sets
@@ -18,6 +20,7 @@ from road_interp.recipes.loader import load_recipe
 from road_interp.runs.run import Run
 from road_interp.training import multitask_classifier
 from road_interp.training.api import evaluate, train
+from road_interp.training.multitask_classifier import answers_by_task
 from road_interp.training.scoring import MultiTaskScorer, make_scorer
 
 pytestmark = pytest.mark.training
@@ -145,6 +148,21 @@ def test_the_tables_of_the_command_line(finished, monkeypatch, capsys):
     assert code == 0, err
     assert "cost: own minus all" in " ".join(printed.split())
     assert all(f"{rate:.3f} [" in printed for rate, _, _ in finished.metrics["test"]["accuracy"]["start"].values())
+
+
+def test_the_page_has_the_answers_of_every_head(finished, monkeypatch, capsys, tmp_path):
+    tone, start = answers_by_task(finished)
+    report = MultiTaskAccuracyReport.from_json((finished.folder / "multitask-accuracy.json").read_text())
+    for found in (tone, start):
+        assert (found.labels == found.rotated).tolist() == list(report.correct[found.task][found.task])
+        assert (found.labels == found.without).tolist() == list(report.correct[found.task][BASE])
+    run_cli(capsys, monkeypatch, "report", finished.folder, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    tables = re.findall(r'<table class="scores confusion">(.*?)</table>', page, re.DOTALL)
+    assert [sum(int(count) for count in re.findall(r"<td>(\d+)</td>", table)) for table in tables] == [40, 40]
+    assert "early</th>" in tables[1]
+    assert "Answers to the test texts of start</h2>" in page
+    assert "const states = [];" in page
 
 
 def test_reports_of_seeds_are_joined_and_active_sets_are_listed():
