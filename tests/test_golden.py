@@ -52,6 +52,26 @@ def test_interventions_open_in_plain_pyvene_and_as_a_model():
     assert_same(adapter, random_adapter(find_sites(base, "attention-qk", layers=[0])))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("folder", "depth"), [("interchange", 1), ("interchange-two-levels", 2)])
+def test_interchanges_open_in_plain_pyvene(folder, depth):
+    """Their angles; 0.1.0 did not save the rows."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    with pytest.warns(UserWarning, match=r"a state of 0\.1\.0 does not hold the swapped rows"):
+        loaded = pyvene.IntervenableModel.load(str(GOLDEN / folder), base)
+    expected = ri.RoadInterchangeIntervention(base.config.hidden_size, depth=depth)
+    (found,) = loaded.interventions.values()
+    assert torch.equal(found.theta, expected.theta)
+    assert found.depth == depth
+    config = [{"layer": 1, "component": "block_output", "unit": "pos", "intervention": expected}]
+    source = {name: values.flip(0) for name, values in batch.items()}
+    logits = [
+        model(batch, [source], {"sources->base": 3})[1].logits
+        for model in (loaded, pyvene.IntervenableModel(pyvene.IntervenableConfig(config), base))
+    ]
+    assert torch.equal(*logits)
+
+
 @pytest.mark.parametrize(
     ("kind", "tasks"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import move_only, pyvene
-from road_interp.models.subspaces import as_lists, check_partition, entries_of, selected_entries
+from road_interp.models.subspaces import as_lists, check_partition, check_parts, entries_of, same_form, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
@@ -64,12 +65,14 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
                 "component. Pass an instance, as in {'component': 'encoder.layer[0].output', 'intervention': "
                 "RoadInterchangeIntervention(768)}"
             )
+        check_parts(kwargs.get("subspace_partition"))
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which contains neither depth nor rows
         self.width = Site("intervention", embed_dim // max_number_of_units).width
-        if depth < 1:
-            raise InputError(f"depth must be at least 1, not {depth}")
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise InputError(f"depth must be a number of levels of at least 1, not {depth!r}")
         self.depth = depth
+        self.variables: tuple[str, ...] | None = None  # the names of VariableCoordinates
         self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=torch.Generator().manual_seed(seed)))
         self.mask = nn.Parameter(torch.zeros(self.width)) if rows == "mask" else None
         self.register_buffer("temperature", torch.tensor(1.0))
@@ -77,8 +80,10 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         check_partition(self.subspace_partition, self.width if self.rows is None else len(self.rows))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a state dict needs besides tensors: the swapped coordinates (None while a mask is learned) and their partition."""
-        return {"rows": None if self.rows is None else list(self.rows), "partition": as_lists(self.subspace_partition)}
+        """What a state dict needs besides tensors: the swapped coordinates (None while a mask is learned), their partition, and
+        the names of its parts."""
+        rows = None if self.rows is None else list(self.rows)
+        return {"rows": rows, "partition": as_lists(self.subspace_partition), "variables": self.variables}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Nothing: `_load_from_state_dict` has read it, before the tensors whose shapes depend on it."""
@@ -87,19 +92,23 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         """Adopt the saved depth, rows, mask and partition if pyvene made this from its type; otherwise they must be equal."""
         *_, missing, _, errors = args
         theta, extra = state_dict.get(f"{prefix}theta"), state_dict.get(f"{prefix}_extra_state")
-        if extra is not None and theta is not None:
-            if self._made_by_pyvene:
-                rows = extra["rows"]
-                self.depth, self.rows = len(theta), None if rows is None else _check_rows(rows, self.width)
-                self.theta = nn.Parameter(torch.empty_like(theta, device=self.theta.device))
-                self.mask = nn.Parameter(torch.zeros(self.width)) if rows is None else None
-                self.subspace_partition = extra["partition"]
-            elif extra != self.get_extra_state():
-                errors.append(f"'{prefix}rows' or their partition are other than those of this intervention")
-                return
+        if theta is not None and self._made_by_pyvene:
+            self.depth = len(theta)
+            self.theta = nn.Parameter(torch.empty_like(theta, device=self.theta.device))
+        if extra is not None and self._made_by_pyvene:
+            rows = extra["rows"]
+            self.rows = None if rows is None else _check_rows(rows, self.width)
+            self.mask = nn.Parameter(torch.zeros(self.width)) if rows is None else None
+            self.subspace_partition = extra["partition"]
+        elif extra is not None and not same_form(extra, self.get_extra_state()):
+            errors.append(f"'{prefix}rows', their partition or its names are other than those of this intervention")
+            return
+        if extra is not None:
+            self.variables = extra.get("variables") or self.variables
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if f"{prefix}_extra_state" in missing:  # a state of 0.1.0
+        if f"{prefix}_extra_state" in missing:
             missing.remove(f"{prefix}_extra_state")
+            warnings.warn("a state of 0.1.0 does not hold the swapped rows: those of this intervention are kept", stacklevel=2)
 
     def forward(
         self,
@@ -129,6 +138,11 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         rows = tuple((self.mask > 0).nonzero().flatten().tolist())
         if not rows:
             raise InputError("the mask selects no coordinate: no proportion is above one half")
+        if (parts := as_lists(self.subspace_partition)) is not None:  # of all coordinates before, of the listed rows from now on
+            kept = [[rows.index(row) for row in part if row in rows] for part in parts]
+            if [] in kept:
+                raise InputError(f"the mask selects no coordinate of subspace {kept.index([])}: no proportion is above one half")
+            self.subspace_partition = kept
         self.rows, self.mask = rows, None
         return self.rows
 

@@ -82,15 +82,24 @@ class RoadIntervention(
         self.theta = nn.Parameter(torch.zeros(size))
         self.alpha = nn.Parameter(torch.ones(size))
         self._planes = width // 2
-        partition = self.subspace_partition
-        owners = None if partition is None else subspace_planes(partition, width, group_size)
-        self.register_buffer("subspace_planes", owners, persistent=False)
+        self.register_buffer("subspace_planes", self._subspace_planes(), persistent=False)
         form = [
             plane_maps.VARIANTS.index(variant),
             group_size,
             *((0, 0, 0) if output_slice is None else astuple(output_slice)),
         ]
         self.register_buffer("form", torch.tensor(form))
+
+    def _subspace_planes(self) -> Bool[Tensor, "subspaces planes"] | None:
+        """The planes of every subspace. One that splits planes is an error, unless a saved state may still bring other pairs."""
+        if self.subspace_partition is None:
+            return None
+        try:
+            return subspace_planes(self.subspace_partition, 2 * self._planes, self.group_size)
+        except InputError:
+            if not self._made_by_pyvene:
+                raise
+            return None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Adopt the saved form if pyvene constructed this intervention from its type; otherwise the forms must be equal."""
@@ -119,6 +128,8 @@ class RoadIntervention(
 
     def _active(self, subspaces: Sequence[Sequence[int]]) -> Bool[Tensor, "rows planes"]:
         owners = self.subspace_planes
+        if owners is None and self.subspace_partition is not None:
+            subspace_planes(self.subspace_partition, 2 * self._planes, self.group_size)  # raises InputError
         known = self._planes if owners is None else len(owners)
         for row, chosen in enumerate(subspaces):
             if unknown := [index for index in chosen if not 0 <= index < known]:

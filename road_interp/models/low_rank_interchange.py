@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import move_only, pyvene
-from road_interp.models.subspaces import as_lists, check_partition, entries_of, selected_entries
+from road_interp.models.subspaces import as_lists, check_partition, check_parts, entries_of, same_form, selected_entries
 
 
 class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.DistributedRepresentationIntervention):
@@ -50,10 +50,13 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
             raise InputError(
                 "LowRankInterchangeIntervention has trained directions, not rows: give low_rank_dimension, their number"
             )
+        check_parts(kwargs.get("subspace_partition"))
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which may lack the rank
         if low_rank_dimension is None and not self._made_by_pyvene:
             raise InputError("LowRankInterchangeIntervention needs low_rank_dimension, the number of directions")
+        self._has_rank = low_rank_dimension is not None
+        self.variables: tuple[str, ...] | None = None  # the names of VariableCoordinates
         width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= width:
             raise InputError(f"low_rank_dimension must be a number of directions from 1 to the width {width}, not {rank!r}")
@@ -62,8 +65,8 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
             check_partition(self.subspace_partition, rank)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a state dict needs besides tensors: the partition of the directions."""
-        return {"partition": as_lists(self.subspace_partition)}
+        """What a state dict needs besides tensors: the partition of the directions, and the names of its parts."""
+        return {"partition": as_lists(self.subspace_partition), "variables": self.variables}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Nothing: `_load_from_state_dict` has read it."""
@@ -75,10 +78,11 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         if extra is not None and weight is not None:
             if self._made_by_pyvene:
                 self.weight = nn.Parameter(torch.empty_like(weight, device=self.weight.device))
-                self.subspace_partition = extra["partition"]
-            elif extra != self.get_extra_state():
-                errors.append(f"'{prefix}partition' is another than that of this intervention")
+                self.subspace_partition, self._has_rank = extra["partition"], True
+            elif not same_form(extra, self.get_extra_state()):
+                errors.append(f"'{prefix}partition' or its names are other than those of this intervention")
                 return
+            self.variables = extra.get("variables") or self.variables
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
@@ -102,6 +106,10 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         Args:
             subspaces: for every row of the batch, the directions to swap; None for all of them.
         """
+        if not self._has_rank:
+            raise InputError(
+                "a LowRankInterchangeIntervention that is made from its type has no rank: give low_rank_dimension in the config"
+            )
         basis = self.basis()
         dtype = torch.promote_types(base.dtype, basis.dtype)
         coordinates = (source.to(dtype) - base.to(dtype)) @ basis.to(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -55,6 +55,20 @@ def entries_of(subspaces: Sequence[int], partition: Sequence[Sequence[int]] | No
 def as_lists(partition: Any) -> list[list[int]] | None:
     """A partition as lists of numbers, for a state dict."""
     return None if partition is None else [[int(entry) for entry in part] for part in partition]
+
+
+def same_form(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether the extra states of two interchanges agree; names of variables only where both have them."""
+    return all(saved.get(key) == own[key] or (key == "variables" and None in (saved.get(key), own[key])) for key in own)
+
+
+def check_parts(partition: object) -> None:
+    """Raise InputError unless a partition, as pyvene takes it, is None or holds a list or a range for every part."""
+    if partition is None or isinstance(partition, Tensor):
+        return
+    parts = partition if isinstance(partition, Iterable) and not isinstance(partition, str | Mapping) else [None]
+    if not all(isinstance(part, Iterable) and not isinstance(part, str) for part in parts):
+        raise InputError(f"subspace_partition must hold a list for every subspace, as in [[0, 4], [4, 8]], not {partition!r}")
 
 
 def check_partition(partition: Sequence[Sequence[int]] | None, count: int) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from road_interp.adapters.bank import BASE
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
@@ -45,6 +45,7 @@ class VariableCoordinates:
         if not self.counts:
             raise InputError("VariableCoordinates needs at least one variable")
         for name, count in self.counts.items():
+            check_argument("VariableCoordinates", name, str, make)
             if not name or "+" in name or name == BASE:
                 raise InputError(f"'{name}' cannot be the name of a variable: '+' joins variables and {BASE} means none")
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -75,6 +76,7 @@ class VariableCoordinates:
 
         Raises InputError for a state with fewer coordinates than the variables own.
         """
+        check_argument("VariableCoordinates", width, int, "the width of the state, model.config.hidden_size")
         if self.total > width:
             raise InputError(f"the variables own {self.total} coordinates, but the state has {width}")
         planes = random.Random(0).sample(range(width // 2), width // 2)
@@ -85,7 +87,8 @@ class VariableCoordinates:
 
         Raises InputError for an unknown variable.
         """
-        return [[self._index(name) for name in text.split("+")] if text != BASE else [] for text in active]
+        names = checked_list("VariableCoordinates.subspaces", active, str, "one text per row, as in ['country', '__base__']")
+        return [[self._index(name) for name in text.split("+")] if text != BASE else [] for text in names]
 
     def road(self, width: int, **options: Any) -> RoadInterchangeIntervention:
         """An interchange of these coordinates of a stack of plane rotations; `options` are its depth, seed and spread."""
@@ -95,6 +98,7 @@ class VariableCoordinates:
 
     def low_rank(self, width: int, **options: Any) -> LowRankInterchangeIntervention:
         """An interchange of as many trained orthonormal directions; `options` are its seed."""
+        self.rows(width)  # raises InputError for a width that is none
         return self._named(LowRankInterchangeIntervention(width, self.total, subspace_partition=self.partition, **options))
 
     def _named(self, interchange: Interchange) -> Interchange:

@@ -101,6 +101,25 @@ def test_partitions_equal_those_of_pyvene():
         torch.testing.assert_close(ours(base, source, subspaces), theirs(base.clone(), source, subspaces))
 
 
+def test_a_hardened_mask_keeps_the_owners_of_its_coordinates():
+    base, source = states(2), states(2, seed=1)
+    intervention = interchange(2, rows="mask", subspace_partition=[[0, 4], [4, 10]])
+    with torch.no_grad():
+        intervention.mask -= 9
+        intervention.mask[[3, 5, 8]] = 9.0
+    intervention.set_temperature(1e-3)
+    before = [intervention(base, source, subspaces=[[index]] * 2) for index in (0, 1)]
+    assert intervention.harden() == (3, 5, 8)
+    for index, expected in enumerate(before):
+        torch.testing.assert_close(intervention(base, source, subspaces=[[index]] * 2), expected)
+    alone = interchange(2, rows="mask", subspace_partition=[[0, 4], [4, 10]])
+    with torch.no_grad():
+        alone.mask -= 9
+        alone.mask[2] = 9.0
+    with pytest.raises(InputError, match="the mask selects no coordinate of subspace 1"):
+        alone.harden()
+
+
 def test_a_mask_is_trained_and_hardens_to_rows():
     base, source = states(4), states(4, seed=1)
     intervention = interchange(2, rows="mask")
@@ -195,7 +214,7 @@ def test_angles_stay_fp32_and_states_keep_their_dtype(dtype):
 
 def test_invalid_arguments_are_refused():
     for options, message in (
-        ({"depth": 0}, "depth must be at least 1"),
+        ({"depth": 0}, "depth must be a number of levels of at least 1"),
         ({"rows": [32]}, "row 32 does not exist.*0 to 31"),
         ({"rows": []}, "at least one coordinate"),
         ({"rows": [1, 1]}, "none of them twice"),

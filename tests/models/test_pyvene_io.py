@@ -55,10 +55,13 @@ def test_plain_pyvene_loads_the_folder(variant, group_size, target_modules, tmp_
     torch.testing.assert_close(logits(theirs, batch), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_planes_are_saved_as_subspaces(tmp_path):
+@pytest.mark.parametrize("group_size", [2, 4, 32])
+def test_planes_are_saved_as_subspaces(group_size, tmp_path):
     base, batch = tiny_model("Llama", "causal-lm"), token_batch()
     sites = find_sites(base, "block-output")
-    model = RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["a", "b"], sites, "alternating"))
+    model = RoadModel(
+        base, random_adapter(sites, group_size=group_size), planes=TaskPlanes.split(["a", "b"], sites, "alternating")
+    )
     expected = logits(model, batch, tasks=["a", "a+b", "__base__"])
     model.save_pyvene(tmp_path)
     plain = pyvene.IntervenableModel.load(str(tmp_path), copy.deepcopy(base))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import pyvene
@@ -45,14 +46,19 @@ def test_a_swap_moves_the_variables_own_coordinates_only(kind):
         torch.testing.assert_close(swapped - base, moved @ basis.T, rtol=0, atol=1e-6)  # and nothing outside their span
 
 
-def test_in_the_rotated_basis_other_coordinates_are_equal_to_the_bit():
-    """Without the rounding of a rotation and its inverse."""
-    interchange, (base, source) = COORDINATES.road(WIDTH, spread=0.0), states()
-    swapped = interchange(base, source, subspaces=COORDINATES.subspaces(["country"] * 4))
+def test_in_the_rotated_basis_other_coordinates_are_equal_to_the_bit(monkeypatch):
+    """Before the inverse of the rotation, whose rounding is another matter."""
+    changes = []
+    inverse = butterfly.inverse
+    monkeypatch.setattr(butterfly, "inverse", lambda theta, change: changes.append(change) or inverse(theta, change))
+    interchange, (base, source) = COORDINATES.road(WIDTH, depth=3, spread=1.0), states()
+    interchange(base, source, subspaces=COORDINATES.subspaces(["country"] * 4))
     own = list(COORDINATES.rows(WIDTH)[:3])
-    others = [coordinate for coordinate in range(WIDTH) if coordinate not in own]
-    assert torch.equal(swapped[:, others], base[:, others])
-    torch.testing.assert_close(swapped[:, own], source[:, own], rtol=0, atol=1e-15)
+    (change,) = changes
+    assert torch.equal(change[:, own], butterfly.rotate(interchange.theta, source - base)[:, own])
+    assert (change[:, own] != 0).all()
+    change[:, own] = 0
+    assert not change.any()
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -116,6 +122,22 @@ def test_low_rank_gradients_and_arguments():
             LowRankInterchangeIntervention(WIDTH, 5, subspace_partition=partition)
         with pytest.raises(InputError, match=message):
             RoadInterchangeIntervention(WIDTH, rows=range(5), subspace_partition=partition)
+    for partition in ({"a": [0]}, [0, 1], "a"):
+        with pytest.raises(InputError, match="subspace_partition must hold a list for every subspace"):
+            RoadInterchangeIntervention(WIDTH, subspace_partition=partition)
+    for depth in (2.0, "2", True, 0):
+        with pytest.raises(InputError, match="depth must be a number of levels of at least 1"):
+            RoadInterchangeIntervention(WIDTH, depth=depth)
+
+
+def test_the_low_rank_type_needs_its_rank():
+    config = {"layer": 1, "component": "block_output", "subspace_partition": [[0, 2], [2, 4]]}
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(2)
+    for options in ({"low_rank_dimension": 4}, {}):
+        kind = pyvene.IntervenableConfig([{**config, **options}], LowRankInterchangeIntervention)
+        model = pyvene.IntervenableModel(kind, base)
+        with nullcontext() if options else pytest.raises(InputError, match="give low_rank_dimension in the config"):
+            model(batch, [batch], {"sources->base": 1}, subspaces=[[[1], [0]]])
 
 
 def test_wrong_variables():
@@ -124,6 +146,7 @@ def test_wrong_variables():
         ({"a+b": 1}, "cannot be the name"),
         ({"a": 0}, "at least 1, not 0"),
         ({"a": True}, "at least 1, not True"),
+        ({1: 2}, "needs str, not int: give the number of coordinates by variable"),
     ):
         with pytest.raises(InputError, match=message):
             VariableCoordinates(counts)
@@ -131,6 +154,13 @@ def test_wrong_variables():
         COORDINATES.rows(4)
     with pytest.raises(InputError, match="unknown variable 'city'; the variables are country, continent"):
         COORDINATES.subspaces(["city"])
+    for active in ([["country"]], [0], "country"):
+        with pytest.raises(InputError, match="give one text per row, as in"):
+            COORDINATES.subspaces(active)
+    for make in (COORDINATES.road, COORDINATES.low_rank):
+        for width in ("32", 32.0):
+            with pytest.raises(InputError, match="give the width of the state"):
+                make(width)
 
 
 # ---------------------------------------------------------------- in pyvene
@@ -159,6 +189,7 @@ def test_plain_pyvene_saves_and_loads_them(kind, tmp_path):
     model.save(str(tmp_path))
     loaded = pyvene.IntervenableModel.load(str(tmp_path), base)
     assert torch.equal(swapped_logits(loaded, batch, names), expected)
+    assert [each.variables for each in loaded.interventions.values()] == [("country", "continent")]
     assert not torch.equal(expected[0], swapped_logits(model, batch, ["__base__"] * 4)[0])
     saved = json.loads((tmp_path / "config.json").read_text())
     assert "road_interp" in saved["intervention_types"][0]
@@ -167,14 +198,20 @@ def test_plain_pyvene_saves_and_loads_them(kind, tmp_path):
 def test_an_instance_refuses_a_state_of_other_coordinates():
     state = COORDINATES.road(WIDTH).state_dict()
     other = RoadInterchangeIntervention(WIDTH, rows=[1, 3])
-    with pytest.raises(RuntimeError, match="'rows' or their partition are other"):
+    with pytest.raises(RuntimeError, match="'rows', their partition or its names are other"):
         other.load_state_dict(state)
-    with pytest.raises(RuntimeError, match="'rows' or their partition are other"):
+    with pytest.raises(RuntimeError, match="'rows', their partition or its names are other"):
         RoadInterchangeIntervention(WIDTH, rows=COORDINATES.rows(WIDTH)).load_state_dict(state)
-    with pytest.raises(RuntimeError, match="'partition' is another"):
+    with pytest.raises(RuntimeError, match="'partition' or its names are other"):
         LowRankInterchangeIntervention(WIDTH, 8).load_state_dict(COORDINATES.low_rank(WIDTH).state_dict())
+    named = VariableCoordinates({"country": 3, "language": 5})
+    with pytest.raises(RuntimeError, match="their partition or its names are other"):
+        named.road(WIDTH).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="'partition' or its names are other"):
+        named.low_rank(WIDTH).load_state_dict(COORDINATES.low_rank(WIDTH).state_dict())
     del state["_extra_state"]  # of 0.1.0
-    COORDINATES.road(WIDTH).load_state_dict(state)
+    with pytest.warns(UserWarning, match="does not hold the swapped rows"):
+        COORDINATES.road(WIDTH).load_state_dict(state)
 
 
 @torch.no_grad()
