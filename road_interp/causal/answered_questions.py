@@ -14,12 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument, checked_list
-from road_interp.causal.arguments import check_model, check_tokenizer
+from road_interp.causal.arguments import check_count, check_language_model, check_tokenizer
 from road_interp.causal.counterfactuals import encode_texts
-from road_interp.causal.entity_task import EntityTask, Question, spans_of
+from road_interp.causal.entity_task import EntityTask, Question, check_questions, spans_of
 from road_interp.causal.stored_keys import cache_argument, supports_stored_keys
 from road_interp.models.head_logits import logits_at
 from road_interp.progress import Progress, silent
+from road_interp.sites.module_tree import evaluating
 
 TRIED = 48  # entities that every prompt is tried on
 
@@ -45,21 +46,27 @@ def answered_rightly(
     Raises:
         InputError: an argument of a wrong type.
     """
-    check_model("answered_rightly", model)
+    check_language_model("answered_rightly", model)
+    check_count("causal.answered_rightly", "batch_size", batch_size)
     check_tokenizer("answered_rightly", tokenizer)
     check_argument("causal.answered_rightly", task, EntityTask, "number_and_gender() or load_ravel(folder, type, attributes)")
     asked = checked_list("causal.answered_rightly", questions, Question, "questions of the task, task.questions('train')")
+    check_questions(asked, task)
     if not asked:
         return []
     encoded = encode_texts([spans_of(question) for question in asked], tokenizer, task.name, prefix)
     texts, ids = [each.text for each in encoded], [list(each.ids) for each in encoded]
     whole = tokenizer([text + task.answer(question) for text, question in zip(texts, asked, strict=True)])["input_ids"]
     order = sorted(range(len(asked)), key=lambda number: (asked[number].prompt, len(ids[number])))
+    batches = [
+        rows[start : start + batch_size]
+        for _, of_prompt in groupby(order, key=lambda number: asked[number].prompt)
+        for rows in [list(of_prompt)]
+        for start in range(0, len(rows), batch_size)
+    ]
     right, done = [], 0
-    for _, of_prompt in groupby(order, key=lambda number: asked[number].prompt):
-        numbers = list(of_prompt)
-        for start in range(0, len(numbers), batch_size):
-            rows = numbers[start : start + batch_size]
+    with evaluating(model):
+        for rows in batches:
             for row, token in zip(rows, next_tokens(model, [ids[row] for row in rows]), strict=True):
                 length = len(ids[row])
                 if whole[row][:length] == ids[row] and len(whole[row]) > length and whole[row][length] == token:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument, check_callable
 from road_interp.errors import InputError, first_line
+from road_interp.models.intervenable import IntervenableModel
 
 
 def check_model(function: str, model: object) -> None:
@@ -20,6 +21,37 @@ def check_model(function: str, model: object) -> None:
 def check_tokenizer(function: str, tokenizer: object) -> None:
     """Raise InputError unless `tokenizer` is a tokeniser of transformers."""
     check_argument(f"causal.{function}", tokenizer, PreTrainedTokenizerBase, "load_tokenizer(id)")
+
+
+def check_count(function: str, name: str, value: object) -> None:
+    """Raise InputError unless a value is a number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{function}: {name} must be a number of at least 1, not {value!r}")
+
+
+def check_reads_source(interchange: object) -> None:
+    """Raise InputError for a pyvene intervention that has no source."""
+    if getattr(interchange, "is_source_constant", False):
+        raise InputError(
+            f"a {type(interchange).__name__} reads no source state, so it exchanges nothing: give an interchange, such as "
+            "RoadInterchangeIntervention or full_swap"
+        )
+
+
+def check_language_model(function: str, model: object) -> None:
+    """Raise InputError unless `model` is a transformers model with a head over the vocabulary, and not a wrapper of one."""
+    check_model(function, model)
+    if isinstance(model, IntervenableModel):
+        raise InputError(
+            f"causal.{function} needs the transformers model, not a {type(model).__name__}: use `with model.attached() as base:` "
+            "and give base, in that statement"
+        )
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    if head() is None:
+        raise InputError(
+            f"causal.{function} needs a causal language model; {type(model).__name__} has no head over the vocabulary: load it "
+            'with load_model(id, "causal-lm")'
+        )
 
 
 def check_interchange(function: str, interchange: Any, base: Tensor, source: Tensor, **options: Any) -> None:
@@ -35,8 +67,7 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
         interchange,
         f"a function of the states of base and source, or an intervention such as RoadInterchangeIntervention({width})",
     )
-    if getattr(interchange, "is_source_constant", False):  # the runs say that it reads no source
-        return
+    check_reads_source(interchange)
     try:
         with torch.no_grad():
             state = interchange(base, source, **options)

@@ -255,6 +255,8 @@ def encode_texts(
     for number, (text, spans, ids, offsets) in enumerate(rows, start=1):
         if text == prefix:
             raise InputError(f"{name}: text {number} is empty")
+        if "last" in spans:
+            raise InputError(f"{name}: text {number} has a span 'last', which is the name of every text's last token: rename it")
         last = _token_at(offsets, len(text) - 1)
         ends, stop = {}, len(prefix)
         for span, words in spans.items():

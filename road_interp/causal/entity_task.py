@@ -22,6 +22,7 @@ from road_interp.errors import InputError
 from road_interp.files import read_json_object
 
 SplitName = Literal["train", "val", "test"]
+SPLITS = get_args(SplitName)
 SLOT = "%s"  # the place of the entity in a prompt
 OPENS = ('"', "(", "'", "/")  # a prompt that ends with one of these is continued without a space
 
@@ -38,6 +39,9 @@ class Question(NamedTuple):
 class EntityTask:
     """Entities, their attributes, and prompts.
 
+    Raises:
+        InputError: a prompt without the place of the entity, an entity without a value or in another split than these three.
+
     Attributes:
         name: of the type of entity.
         values: the values of the attributes, by entity.
@@ -52,13 +56,27 @@ class EntityTask:
     split: Mapping[str, str]
     group: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for attribute, prompts in self.prompts.items():
+            listed = checked_list("causal.EntityTask", prompts, str, f"the prompts of '{attribute}', as in ('The %s is',)")
+            if wrong := [prompt for prompt in listed if prompt.count(SLOT) != 1]:
+                raise InputError(f"{self.name}: the prompt {wrong[0]!r} must have one {SLOT}, the place of the entity")
+        for entity, values in self.values.items():
+            if self.split.get(entity) not in SPLITS:
+                raise InputError(f"{self.name}: the split of '{entity}' is {self.split.get(entity)!r}; use {', '.join(SPLITS)}")
+            for attribute in self.prompts:
+                if not isinstance(value := values.get(attribute), str) or not value:
+                    raise InputError(f"{self.name}: the {attribute} of '{entity}' must be a text, not {value!r}")
+
     @property
     def attributes(self) -> tuple[str, ...]:
         """The attributes that prompts ask for."""
         return tuple(self.prompts)
 
     def questions(self, split: SplitName | None = None) -> Iterator[Question]:
-        """Every prompt about every entity of a split, or of all."""
+        """Every prompt about every entity of a split, or of all. Raises InputError for another split."""
+        if split not in (None, *SPLITS):
+            raise InputError(f"unknown split {split!r}; use {', '.join(SPLITS)}")
         for entity in self.values:
             if split in (None, self.split[entity]):
                 for attribute, prompts in self.prompts.items():
@@ -177,8 +195,9 @@ def draw_variable_pairs(
     make = "the questions that answered_rightly returns"
     answered = checked_list("causal.draw_variable_pairs", answered, Question, make)
     check_tokenizer("draw_variable_pairs", tokenizer)
-    if split not in get_args(SplitName):
-        raise InputError(f"unknown split {split!r}; use {', '.join(get_args(SplitName))}")
+    check_questions(answered, task)
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}; use {', '.join(SPLITS)}")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"the number of pairs must be at least 1, not {count!r}")
     if not tokenizer.is_fast:
@@ -208,6 +227,13 @@ def draw_variable_pairs(
     pairs, swaps, asks, entities = zip(*drawn, strict=True)
     groups = tuple(tuple(task.group.get(entity, entity) for entity in both) for both in entities)
     return VariablePairs(encode_pairs(pairs, tokenizer, task.name, prefix), swaps, asks, entities, groups)
+
+
+def check_questions(questions: Sequence[Question], task: EntityTask) -> None:
+    """Raise InputError for a question about an entity or an attribute that the task does not have."""
+    for question in questions:
+        if question.entity not in task.values or question.attribute not in task.prompts:
+            raise InputError(f"{task.name} has no {question.attribute} of '{question.entity}': the question is of another task")
 
 
 def _pair(task: EntityTask, base: Question, source: Question) -> Pair | None:

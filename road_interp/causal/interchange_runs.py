@@ -21,12 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from road_interp.arguments import check_argument
-from road_interp.causal.arguments import check_model
+from road_interp.causal.arguments import check_count, check_language_model, check_reads_source
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError
 from road_interp.models.head_logits import logits_at
-from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.merging import merged_rotations
 from road_interp.models.rotation_context import shared_context
 from road_interp.sites.find import find_sites
@@ -95,19 +94,10 @@ class InterchangeRuns:
     def __init__(
         self, model: PreTrainedModel, pairs: CounterfactualPairs, site: Site | int, span: str, batch_size: int = 64
     ) -> None:
-        check_model("InterchangeRuns", model)
+        check_language_model("InterchangeRuns", model)
         check_argument("causal.InterchangeRuns", pairs, CounterfactualPairs, "encode_pairs(pairs, tokenizer)")
         check_argument("causal.InterchangeRuns", site, (int, Site), "the number of a block, or a site of find_sites")
-        if isinstance(model, IntervenableModel):
-            raise InputError(
-                f"runs need the transformers model, not a {type(model).__name__}: use `with model.attached() as base:` and give "
-                "base, in that statement"
-            )
-        if model.get_output_embeddings() is None:
-            raise InputError(
-                f"runs need a causal language model; {type(model).__name__} has no head over the vocabulary: load it with "
-                'load_model(id, "causal-lm")'
-            )
+        check_count("causal.InterchangeRuns", "batch_size", batch_size)
         self.model = model.eval().requires_grad_(False)
         self.pairs, self.batch_size = pairs, batch_size
         pairs.span(span)  # raises for an unknown span before any forward pass
@@ -117,7 +107,12 @@ class InterchangeRuns:
                 f"site '{self.site.name}': an interchange needs the whole output of a module inside the transformer blocks"
             )
         self._layer, self._rotations = self.site.layer, _rotations(model)
-        self._module = model.get_submodule(self.site.module)
+        try:
+            self._module = model.get_submodule(self.site.module)
+        except AttributeError:
+            raise InputError(
+                f"{type(model).__name__} has no site '{self.site.name}': give one of find_sites(model, ...)"
+            ) from None
         stacks = layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
@@ -171,11 +166,7 @@ class InterchangeRuns:
                 "these runs were made with other rotations attached to the model, or merged into it, than it has now: "
                 "make them again"
             )
-        if getattr(interchange, "is_source_constant", False):  # of a pyvene intervention
-            raise InputError(
-                f"a {type(interchange).__name__} reads no source state, so it exchanges nothing: give an interchange, such as "
-                "RoadInterchangeIntervention or full_swap"
-            )
+        check_reads_source(interchange)
         texts, position = self._base.text[rows], self._position[rows]
         starts = torch.zeros_like(position) if self._keys is None else position
 

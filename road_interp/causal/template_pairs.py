@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument
-from road_interp.causal.arguments import check_tokenizer
+from road_interp.causal.arguments import check_count, check_tokenizer
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.errors import InputError, did_you_mean
 from road_interp.files import read_json_object
@@ -54,11 +55,18 @@ def load_pairs(
     """
     check_argument("causal.load_pairs", task, str, "the name of a task, such as 'agreement'")
     check_tokenizer("load_pairs", tokenizer)
+    check_argument("causal.load_pairs", counts, (tuple, list), "the numbers of training, validation and test pairs")
+    if len(counts) != 3:
+        raise InputError(f"counts must be the numbers of training, validation and test pairs, not {counts!r}")
+    for count in counts:
+        check_count("causal.load_pairs", "every number of counts", count)
+    check_argument("causal.load_pairs", templates, (str, os.PathLike, type(None)), "a JSON file in CausalGym's format")
     source = resources.files("road_interp.causal") / "templates.json"
     tasks = json.loads(source.read_text("utf-8")) if templates is None else read_json_object(Path(templates))
     if task not in tasks:
         raise InputError(f"unknown task '{task}'; {did_you_mean(task, tasks)}")
     try:
+        _check_format(tasks[task])
         pools = _pools(tasks[task], random.Random(seed))
         drawn = [
             _draw(tasks[task], pool, count, seed, number) for number, (pool, count) in enumerate(zip(pools, counts, strict=True))
@@ -68,6 +76,20 @@ def load_pairs(
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"task '{task}' is not in CausalGym's template format ({type(error).__name__}: {error})") from None
     return Splits(*(encode_pairs(pairs, tokenizer, task, prefix) for pairs in drawn))
+
+
+def _check_format(task: Mapping[str, Any]) -> None:
+    """Raise InputError unless templates, answers and words are lists of texts, and there are two classes of answers."""
+    lists = {"templates": task["templates"]}
+    lists |= {f"labels.{name}": answers for name, answers in task["labels"].items()}
+    for slot, words in task["variables"].items():
+        by_class = words if isinstance(words, Mapping) else {"": words}
+        lists |= {f"variables.{slot}{'.' if name else ''}{name}": listed for name, listed in by_class.items()}
+    for name, values in lists.items():
+        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+            raise InputError(f"{name} must be a list of texts that is not empty")
+    if len(task["labels"]) < 2:
+        raise InputError("labels must have at least two classes")
 
 
 def _pools(task: Mapping[str, Any], rng: random.Random) -> tuple[Pool, Pool, Pool]:

@@ -77,7 +77,8 @@ def run_steps(
         The loss of every step.
 
     Raises:
-        InputError: no steps, a learning rate that is no finite number of at least 0, or nothing to train.
+        InputError: no steps, a learning rate that is no finite number of at least 0, temperatures that are not above 0 or of no
+            mask, or nothing to train.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps must be a number of at least 1, not {steps!r}")
@@ -87,6 +88,13 @@ def run_steps(
     parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
+    if temperatures is not None:
+        if not hasattr(interchange, "set_temperature"):
+            raise InputError(f"a {type(interchange).__name__} has no learned mask, whose temperature could change")
+        if len(temperatures) != 2 or not all(isinstance(each, Real) and 0 < each < math.inf for each in temperatures):
+            raise InputError(
+                f"temperatures must be two finite numbers above 0, at the first and the last step, not {temperatures!r}"
+            )
     optimizer = torch.optim.Adam(parameters, lr=float(learning_rate))
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = []
@@ -96,6 +104,10 @@ def run_steps(
             set_temperature: Any = interchange.set_temperature
             set_temperature(torch.tensor(first * (last / first) ** (step / max(1, steps - 1)), device=targets.device))
         loss = loss_of(rows)
+        if not loss.requires_grad:
+            raise InputError(
+                f"nothing that is trained enters the loss of a {type(interchange).__name__}: a hardened mask is fixed"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

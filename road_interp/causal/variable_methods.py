@@ -16,7 +16,7 @@ from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 from road_interp.measure.intervals import mean_interval
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
@@ -242,7 +242,13 @@ def try_methods(
         train, validation: runs of pairs with disjoint entities.
         coordinates: per variable.
         rates: learning rates by method; by default the one that METHODS gives each.
+
+    Raises:
+        InputError: an unknown method.
     """
+    for name in (*methods, *(rates or {})):
+        if name not in METHODS:
+            raise InputError(f"unknown method '{name}'; {did_you_mean(name, METHODS)}")
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
     inputs = MethodInputs(train.runs.site.width, tuple(variables), coordinates, states, seed)
     for name in methods:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -76,7 +78,8 @@ class VariableRuns:
                 f"causal.{function}: the interchange has coordinates of {', '.join(named)}, the runs have the variables "
                 f"{', '.join(self.variables)}: give both the same, in the same order"
             )
-        check_interchange(function, interchange, self.runs.bases[:1], self.runs.sources[:1], subspaces=self._subspaces[:1])
+        for index in range(len(self.variables)):
+            check_interchange(function, interchange, self.runs.bases[:1], self.runs.sources[:1], subspaces=[[index]])
 
     @torch.no_grad()
     def hits(self, interchange: VariableInterchange) -> Bool[Tensor, " pairs"]:
@@ -116,6 +119,8 @@ def train_variables(
     """
     check_argument("causal.train_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     runs.check("train_variables", interchange)
+    if isinstance(isolation, bool) or not isinstance(isolation, Real) or not 0 <= isolation < math.inf:
+        raise InputError(f"isolation must be a finite weight of at least 0, not {isolation!r}")
     is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
     share = isolation * float(is_cause.sum()) / max(1, int((~is_cause).sum()))
     weights = torch.where(is_cause, 1.0, share)

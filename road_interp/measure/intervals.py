@@ -101,6 +101,7 @@ def mean_interval(
 
     Where all outcomes are equal, a bootstrap has no spread: then rates have the Wilson interval of as many trials as there can be
     examples without a common cluster (half of the words, where each has two), and paired differences its width on either side.
+    Where most samples leave a cell without examples, because it has too few, nothing is known: the interval is the whole range.
 
     Args:
         paired: whether the outcomes are paired differences of rates.
@@ -108,7 +109,10 @@ def mean_interval(
     if outcomes.min() == outcomes.max():
         trials = len({name for each in clusters for name in each}) // max(len(set(each)) for each in clusters)
         return _of_equal(float(outcomes[0]), trials, paired)
-    return interval(cluster_means(outcomes.astype(float), clusters, cells, weights))
+    means = cluster_means(outcomes.astype(float), clusters, cells, weights)
+    if 2 * len(means) < DRAWS:
+        return (-1.0 if paired else 0.0), 1.0
+    return interval(means)
 
 
 def _of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:

@@ -125,7 +125,8 @@ def run_throughput_recipe(
         progress, keep: as in `throughput`.
     """
     check_methods(recipe.methods)
-    base = on_device(load_model(recipe.model, "causal-lm")[0], find_device(device))
+    place = find_device(device)
+    base = on_device(load_model(recipe.model, "causal-lm")[0], place)
     return throughput(base, recipe, progress, keep)
 
 

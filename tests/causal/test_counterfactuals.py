@@ -184,6 +184,7 @@ def test_unusable_pairs_say_why(tokenizer, templates):
     for pairs, message in (
         ([], "there are no pairs"),
         ([Pair("", "cried", " he", " she")], "text 1 is empty"),
+        ([Pair({"first": "Basil", "last": " cried"}, {"first": "Ida", "last": " cried"}, " he", " she")], "has a span 'last'"),
         ([Pair("Basil cried", "Ida cried", " he", " he")], "of pair 1 begin with the same token"),
         ([Pair("Basil cried", "Ida cried", " ", " he")], "does not begin with a new token"),
         ([Pair("Basil cried", "Ida cried", "s", " he")], "the answer 's' does not begin with a new token after 'Basil cried'"),
@@ -198,3 +199,37 @@ def test_unusable_pairs_say_why(tokenizer, templates):
         load_pairs("gap", tokenizer, templates=templates)
     with pytest.raises(InputError, match="task 'slotless': the slot 'verb' has no words"):
         load_pairs("slotless", tokenizer, templates=templates)
+
+
+LABELS, WORDS = FILLER_GAP["labels"], FILLER_GAP["variables"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": {**LABELS, next(iter(LABELS)): "he"}}, r"labels\.\w+ must be a list of texts that is not empty"),
+        ({"labels": {**LABELS, next(iter(LABELS)): []}}, r"labels\.\w+ must be a list of texts that is not empty"),
+        ({"labels": dict([next(iter(LABELS.items()))])}, "labels must have at least two classes"),
+        ({"variables": {**WORDS, "verb": "cried"}}, r"variables\.verb must be a list of texts that is not empty"),
+        ({"variables": {**WORDS, "verb": []}}, r"variables\.verb must be a list of texts that is not empty"),
+        ({"variables": {**WORDS, "verb": [1, 2]}}, r"variables\.verb must be a list of texts that is not empty"),
+        ({"templates": []}, "templates must be a list of texts that is not empty"),
+        ({"templates": "{lead} {verb}"}, "templates must be a list of texts that is not empty"),
+    ],
+)
+def test_templates_of_another_structure_are_refused(tokenizer, templates, changed, message):
+    templates.write_text(json.dumps({"gap": {**FILLER_GAP, **changed}}))
+    with pytest.raises(InputError, match=f"^task 'gap': {message}"):
+        load_pairs("gap", tokenizer, templates=templates)
+
+
+def test_other_numbers_of_pairs_are_refused(tokenizer):
+    for counts, message in (
+        ((8, 4), r"counts must be the numbers of training, validation and test pairs, not \(8, 4\)"),
+        (8, "needs tuple or list, not int: give the numbers of training"),
+        ((8, 4, 0), "every number of counts must be a number of at least 1, not 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_pairs("gender", tokenizer, counts)
+    with pytest.raises(InputError, match="not int: give a JSON file in CausalGym's format"):
+        load_pairs("gender", tokenizer, templates=3)

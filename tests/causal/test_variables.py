@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from helpers.models import tiny_model
+from helpers.models import random_adapter, tiny_model
 from helpers.taught import word_tokenizer
 from road_interp import plots
 from road_interp.causal import variable_methods
@@ -31,11 +31,15 @@ from road_interp.causal.variable_methods import (
     compare_variables,
     disentangle_over_seeds,
     no_variable,
+    try_methods,
 )
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError
-from road_interp.measure.intervals import cluster_means, wilson
+from road_interp.measure.intervals import cluster_means, mean_interval, wilson
+from road_interp.models.intervention import RoadIntervention
+from road_interp.models.road_model import RoadModel
 from road_interp.models.variable_coordinates import VariableCoordinates
+from road_interp.sites.find import find_sites
 
 VARIABLES = ("colour", "shape")
 # Entities and values are words of the tokeniser.
@@ -472,3 +476,95 @@ def test_a_single_variable_has_no_score(runs):
     one.pairs = replace(runs.pairs, swapped=("colour",) * len(runs.pairs))
     with pytest.raises(InputError, match="a score of one variable has no isolation"):
         measure_variables(one, nothing, "none")
+
+
+# ---------------------------------------------------------------- wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompts": {**PROMPTS, "shape": "The %s had"}}, "EntityTask needs a list of str, not str: give the prompts of 'shape'"),
+        (
+            {"prompts": {**PROMPTS, "shape": ("The had",)}},
+            "thing: the prompt 'The had' must have one %s, the place of the entity",
+        ),
+        ({"split": {**SPLIT, "baker": "valid"}}, "thing: the split of 'baker' is 'valid'; use train, val, test"),
+        ({"split": {key: SPLIT[key] for key in SPLIT if key != "baker"}}, "thing: the split of 'baker' is None"),
+        ({"values": {"baker": {"colour": "is"}}}, "thing: the shape of 'baker' must be a text, not None"),
+        ({"values": {"baker": {"colour": "is", "shape": 3}}}, "thing: the shape of 'baker' must be a text, not 3"),
+    ],
+)
+def test_tasks_that_are_incomplete_are_refused(task, changed, message):
+    with pytest.raises(InputError, match=message):
+        replace(task, **changed)
+
+
+def test_questions_of_another_split_or_task_are_refused(task, taught, tokenizer):
+    with pytest.raises(InputError, match="unknown split 'valid'; use train, val, test"):
+        list(task.questions("valid"))
+    nouns = list(number_and_gender().questions("train"))
+    for ask in (
+        lambda: answered_rightly(taught, tokenizer, task, nouns),
+        lambda: draw_variable_pairs(task, nouns, tokenizer, "train", 2),
+    ):
+        with pytest.raises(InputError, match="thing has no number of '.*': the question is of another task"):
+            ask()
+
+
+def test_the_model_answers_without_dropout(task, tokenizer):
+    model = tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), resid_pdrop=0.5, embd_pdrop=0.5).train()
+    (word,) = {next_tokens(model.eval(), [tokenizer("The baker has")["input_ids"]])[0]}
+    told = replace(task, values={entity: dict.fromkeys(VARIABLES, tokenizer.decode(word).strip()) for entity in ENTITIES})
+    model.train()
+    answers = {tuple(answered_rightly(model, tokenizer, told, told.questions())) for _ in range(4)}
+    assert len(answers) == 1
+    assert answers != {()}
+    assert model.training
+    for other, message in (
+        (tiny_model("Bert"), "has no head over the vocabulary"),
+        (RoadModel(model, random_adapter(find_sites(model, "block-output"))), "use `with model.attached"),
+    ):
+        with pytest.raises(InputError, match=message):
+            answered_rightly(other, tokenizer, task, task.questions())
+
+
+def test_what_reads_no_source_is_neither_scored_nor_trained(runs):
+    rotation = RoadIntervention(32)
+    for use in (lambda: measure_variables(runs, rotation, "a rotation"), lambda: train_variables(runs, rotation)):
+        with pytest.raises(InputError, match="a RoadIntervention reads no source state, so it exchanges nothing"):
+            use()
+
+
+def test_masks_of_fewer_variables_are_refused(runs):
+    for use in (lambda mask: measure_variables(runs, mask, "masks"), lambda mask: train_variables(runs, mask)):
+        with pytest.raises(InputError, match="cannot be applied to states of width 32: index 1 is out of bounds"):
+            use(MaskedInterchange(1, 32, 2))
+
+
+def test_settings_of_a_training_are_checked(runs):
+    masks = MaskedInterchange(2, 32, 2)
+    for temperatures in ((1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (1.0,)):
+        with pytest.raises(InputError, match="temperatures must be two finite numbers above 0, at the first and the last step"):
+            train_variables(runs, masks, 1, temperatures=temperatures)
+    low_rank = VariableCoordinates(dict.fromkeys(VARIABLES, 2)).low_rank(32)
+    with pytest.raises(InputError, match="has no learned mask, whose temperature could change"):
+        train_variables(runs, low_rank, 1, temperatures=(1.0, 0.1))
+    for isolation in (float("nan"), -1.0, "1"):
+        with pytest.raises(InputError, match="isolation must be a finite weight of at least 0"):
+            train_variables(runs, low_rank, 1, isolation=isolation)
+    masks.harden()
+    with pytest.raises(InputError, match="a hardened mask is fixed"):
+        train_variables(runs, masks, 1)
+    for options in ({"methods": ["DAS"]}, {"rates": {"DAS": (0.1,)}}):
+        with pytest.raises(InputError, match="unknown method 'DAS'"):
+            next(try_methods(runs, runs, VARIABLES, 2, **options))
+
+
+def test_an_interval_of_too_few_examples_is_the_whole_range():
+    """With one example per cell nearly every sample leaves a cell empty."""
+    clusters = [(f"a{number}", f"b{number}") for number in range(16)]
+    cells = [str(number) for number in range(16)]
+    outcomes = np.array([0, 1] * 8)
+    assert mean_interval(outcomes, clusters, cells) == (0.0, 1.0)
+    assert mean_interval(outcomes - 0.5, clusters, cells, paired=True) == (-1.0, 1.0)
