@@ -15,11 +15,12 @@ from importlib import resources
 import pytest
 
 from compare_numbers import compare
+from road_interp.causal.noun_task import number_and_gender
 from road_interp.training.study import studies
 
 pytestmark = pytest.mark.bits
 TIMED = {"bank", "cost", "engine", "joint-training", "throughput"}
-NEEDS_A_FILE = {"causalgym"}  # of templates: below
+NEEDS_A_FILE = {"causalgym", "variables-longer"}  # of templates, of entities: below
 STUDIES = sorted(studies().keys() - TIMED - NEEDS_A_FILE)
 
 
@@ -79,6 +80,20 @@ def test_causalgym_on_a_built_in_task(tmp_path):
     templates = tmp_path / "templates.json"
     templates.write_text(json.dumps({"agr_gender": built_in["gender"]}))
     measure_twice(tmp_path, "causalgym", f"templates={templates}")
+
+
+def test_variables_of_ravels_format_on_the_nouns(tmp_path):
+    task = number_and_gender()
+    names = {"number": "Country", "gender": "Continent"}
+    files = {
+        "entity_attributes": {noun: {names[name]: each for name, each in of.items()} for noun, of in task.values.items()},
+        "attribute_to_prompts": {names[name]: list(prompts) for name, prompts in task.prompts.items()},
+        "entity_to_split": task.split,
+        "prompt_to_split": {prompt: "train" for prompts in task.prompts.values() for prompt in prompts},
+    }
+    for name, content in files.items():
+        (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(content))
+    measure_twice(tmp_path, "variables-longer", f"ravel={tmp_path}", "--seeds", "1")
 
 
 def test_training_and_what_is_measured_on_its_run(workplace, tmp_path):

