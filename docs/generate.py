@@ -108,7 +108,7 @@ def provenance(study: Study) -> str:
             *(["PATH stands for [files of others](../../reference/licences.md#files-of-others)."] if "=PATH" in command else []),
             f"The numbers lie in `results/{study.name}`" + (f", the recipe is `{recipe}`." if recipe else "."),
             table(("condition", "seeds", "minutes", "commits"), rows),
-            *(f"Versions: {each}." for each in versions if each),
+            *(f"Versions: {each or 'not recorded'}." for each in versions),
         ]
     )
 

@@ -179,7 +179,17 @@ class RoadAdapter:
         """Not defined: raises InputError that names the power and the composition."""
         raise InputError("an adapter has no multiples: `adapter ** 0.5` turns half as far, and `a @ b` applies b, then a")
 
-    __rmul__ = __mul__
+    __rmul__ = __truediv__ = __mul__
+
+    def __add__(self, other: Any) -> RoadAdapter:
+        """Not defined: raises InputError that names the composition and the inverse."""
+        raise InputError("adapters are not added: `a @ b` applies b, then a; `a.inverse()` undoes a")
+
+    def __neg__(self) -> RoadAdapter:
+        """Not defined, as `__add__`."""
+        return self + self
+
+    __radd__ = __sub__ = __rsub__ = __add__
 
     def inverse(self) -> RoadAdapter:
         """The inverse of every plane map. Raises InputError that names site and plane of a singular map."""

@@ -27,7 +27,7 @@ ScoreFn = Callable[[RoadAdapter], Bool[np.ndarray, " examples"]]
 
 
 class Scorer(Protocol):
-    """Scores a model with another adapter in place of its trained one (`road_interp.training.scoring`).
+    """Scores a model with another adapter in place of its trained one (`ri.make_scorer`).
 
     Attributes:
         task: name of the data.
@@ -194,7 +194,7 @@ def ablation(
         InputError: an unknown name in `by`, a value without an adapter, or a scorer that cannot be called.
     """
     adapter = RoadAdapter.of(adapter)
-    check_callable("measure.ablation", "scorer", scorer, "make_scorer(run) of road_interp.training.scoring")
+    check_callable("measure.ablation", "scorer", scorer, "make_scorer(run)")
     if unknown := set(by) - set(BY):
         raise InputError(f"by '{min(unknown)}' is not known; use {', '.join(BY)}")
     refitted = scorer.refitted if refit else None

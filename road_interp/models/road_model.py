@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,11 @@ class RoadModel(IntervenableModel):
         positions: Positions | None = None,
         planes: TaskPlanes | None = None,
     ) -> None:
+        """Freeze the base model, and put an intervention at every site of the adapter."""
         check_argument("RoadModel", base_model, nn.Module, "a transformers model, such as that of load_model(id)")
+        if isinstance(base_model, RoadModel):
+            raise InputError("RoadModel needs a transformers model, not a RoadModel: give its model, road_model.model")
+        check_argument("RoadModel(planes=...)", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
         _check_unrotated(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
@@ -114,6 +118,7 @@ class RoadModel(IntervenableModel):
         self._wrappers = Wrappers()
 
     def __str__(self) -> str:
+        """The base model's class, the adapter, the number of sites and of parameters, and the positions, in one line."""
         kind = f"{self.variant} adapter" if self.bank is None else f"bank of {len(self.bank)} {self.variant} adapters"
         return (
             f"RoadModel({type(self.model).__name__}, {kind} at {len(self.sites)} sites, "
@@ -335,6 +340,14 @@ class RoadModel(IntervenableModel):
 
     def can_generate(self) -> bool:
         """For transformers' pipelines, which call a model otherwise: raises InputError that names `attached`."""
+        return self._refuse_pipelines()
+
+    @property
+    def input_modalities(self) -> Any:
+        """The same for pipelines that do not generate."""
+        return self._refuse_pipelines()
+
+    def _refuse_pipelines(self) -> NoReturn:
         raise InputError(
             "a pipeline calls a transformers model, which a RoadModel is not: use `with model.attached() as base:` and give it "
             "model=base, in that statement"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from road_interp.measure.parameter_share import ParameterShareReport
 
 MARKERS = "os^vDP"
+READABLE = {"lora-1": "LoRA, rank 1", "lora-8": "LoRA, rank 8", "full": "full fine-tuning"}
 
 
 @styled
@@ -35,7 +36,7 @@ def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, tas
     for model in models:
         ax.plot([], [], color=COLORS[models.index(model) % len(COLORS)], label=readable_name(model))
     for method in methods:
-        ax.plot([], [], MARKERS[methods.index(method) % len(MARKERS)], color="0.4", label=method)
+        ax.plot([], [], MARKERS[methods.index(method) % len(MARKERS)], color="0.4", label=READABLE.get(method, method))
     ax.set_xscale("log")
     ax.set(xlabel="trained weights (% of the model)", ylabel="accuracy", title=task)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
