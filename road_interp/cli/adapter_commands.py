@@ -84,10 +84,13 @@ def report(
 
 
 def _summary(run: Run) -> str:
-    """What the scores of a run are about, in a sentence."""
+    """What the scores of a run are, in a sentence."""
+    from road_interp.runs.run_files import FROZEN
+
     model = readable_name(run.recipe.model.name)
     if run.planes is None:
-        return f"{model} with trained rotations and head, beside the same model with a trained head alone."
+        rotated, frozen = (tables.score(scores["test"]) for scores in (run.metrics, run.metrics[FROZEN]))
+        return f"{model} with trained rotations and head: {rotated}. With a trained head alone: {frozen}."
     return f"The tasks {', '.join(run.planes.tasks)} of {model} on their test data, by the planes that are active."
 
 

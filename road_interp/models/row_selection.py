@@ -51,11 +51,9 @@ class RowSelection(NamedTuple):
         if tasks is None and trainable_tasks is None:
             return whole
         if self.planes is None or tasks is None:
-            missing = (
-                "needs a model with planes: RoadModel(base, adapter, planes=TaskPlanes.split(tasks, adapter.sites))"
-                if self.planes is None
-                else "needs tasks: the active ones of every row"
-            )
+            missing = "needs tasks: the active ones of every row"
+            if self.planes is None:
+                missing = "needs a model with planes: RoadModel(base, adapter, planes=TaskPlanes.split(names, adapter.sites))"
             raise InputError(f"{'tasks' if trainable_tasks is None else 'trainable_tasks'} {missing}")
         if trainable_tasks is None:
             return whole.on_planes(self._masks(self.planes, tasks), None)

@@ -73,6 +73,7 @@ def report_page(
             answers=answers,
             changed_texts=CHANGED_TEXTS,
             states=_states(answers[0], adapter.sites, planes) if answers else [],
+            classes=list(map(str, answers[0].classes)) if answers and answers[0].states else [],
             labels=answers[0].labels[list(answers[0].read)].tolist() if answers else [],
         )
     )

@@ -149,8 +149,11 @@ def test_a_pipeline_is_told_to_take_the_attached_model():
     model = RoadModel(base, random_adapter(find_sites(base, "block-output"), spread=3.0))
     with pytest.raises(InputError, match=r"`with model\.attached\(\) as base:` and give it model=base"):
         transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    classify = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer)
     with pytest.raises(InputError, match="a pipeline calls a transformers model"):
-        transformers.pipeline("text-classification", model=model, tokenizer=tokenizer)
+        repr(classify)
+    with pytest.raises(InputError):
+        classify("the doctor")
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "return_tensors": True}
     with model.attached() as attached:
         (generated,) = transformers.pipeline("text-generation", model=attached, tokenizer=tokenizer)("the doctor", **options)

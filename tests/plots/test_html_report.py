@@ -78,6 +78,7 @@ def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "road_1, trained head" in page
     assert page.count("(40 texts)</td>") == 4
+    assert re.search(r"with trained rotations and head: accuracy [0-9.]+ \[.*\(40 texts\)\. With a trained head alone: ", page)
     confusion = re.search(r'<table class="scores confusion">(.*?)</table>', page, re.DOTALL)[1]
     assert sum(int(count) for count in re.findall(r"<td>(\d+)</td>", confusion)) == 40
     states = json.loads(re.search(r"const states = (.*?);  //", page)[1])
@@ -143,14 +144,17 @@ def test_states_are_drawn_and_turn_with_the_strength(finished, tmp_path, monkeyp
       const behind = paths();
       at("strength").value = 0; at("strength").dispatchEvent(new Event("input"));
       const still = paths(), pairs = still.filter((each, place) => place % 2 == 0 && each == still[place + 1]).length;
-      document.title = JSON.stringify({count: behind.length, moved: behind.some((each, place) => each != still[place]), pairs});
+      document.title = JSON.stringify({count: behind.length, moved: behind.some((each, place) => each != still[place]), pairs,
+        legend: [...document.querySelectorAll("#legend li")].map(item => item.textContent.trim()),
+        signs: document.querySelectorAll("#legend path").length});
     </script>"""
     page = (tmp_path / "page.html").read_text()
     (tmp_path / "page.html").write_text(page.replace("</html>", probe + "</html>"))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (tmp_path / "page.html").as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
-    assert found == {"count": 80, "moved": True, "pairs": 40}
+    legend = list(map(str, finished.classes))
+    assert found == {"count": 80, "moved": True, "pairs": 40, "legend": legend, "signs": len(legend)}
 
 
 def test_a_run_whose_data_are_elsewhere_has_a_page_that_says_so(finished, tmp_path, monkeypatch, capsys):
