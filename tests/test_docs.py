@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
+import json
 import os
 import re
 import shlex
@@ -23,8 +25,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from typer.main import get_command
 
+import road_interp as ri
 from road_interp import measure, plots
 from road_interp.cli.app import app
 from road_interp.recipes.loader import builtin_recipes, load_recipe, read_recipe
@@ -123,6 +127,24 @@ def test_pages_that_configs_and_recipes_name_exist():
     }
     assert "docs/how-to/pyvene-configs.md" in named
     assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def test_configs_say_how_they_are_used(monkeypatch):
+    monkeypatch.setattr(ri, "load_model", functools.cache(ri.load_model))
+    monkeypatch.chdir(ROOT)
+    for path in sorted((ROOT / "interventions").glob("*.pyvene.json")):
+        content = json.loads(path.read_text())
+        assert content["command"] == (
+            f"python -c \"import json; exec('\\n'.join(json.load(open('interventions/{path.name}'))['usage']))\""
+        )
+        names = {}
+        exec("\n".join(content["usage"]), names)
+        with torch.no_grad():
+            plain = names["base"](**names["batch"]).logits
+        changed = (names["output"].logits != plain).flatten(1).any(1)
+        assert (
+            changed.tolist() == [False] * 3 if path.name.startswith("road-two") else changed.all()
+        )  # RoAd starts at the identity
 
 
 def ids_in(content):
