@@ -200,7 +200,8 @@ check-results: setup
 
 # Measure what results/ lacks. All of it takes days on two cores; every piece is stored when it is done.
 results: setup
-	for study in $$($(BIN)/road-interp study --list --json | $(BIN)/python -c 'import json, sys; print(*(each["name"] for each in json.load(sys.stdin)["studies"]))'); \
+	for study in $$($(BIN)/road-interp study --list --json | \
+		$(BIN)/python -c 'import json, sys; print(*(each["name"] for each in json.load(sys.stdin)["studies"]))'); \
 		do $(BIN)/road-interp study $$study || exit 1; done
 
 # Two larger models for experiments: MPNet, and Gemma-3-270M whose terms have to be accepted (ACCEPT_GEMMA=1). About 1.2 GB on disk.

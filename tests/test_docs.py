@@ -4,8 +4,8 @@
   folder.
 - A `text` block directly behind one of them is what it prints.
 - A `code-block` with a caption is a file of that name; one of YAML is a valid recipe.
-- Commands in `sh` blocks take hours, devices or the network, or serve: their names and options exist. Those of `serve.md` are
-  run by tests/serving/test_run_server.py.
+- Commands in `sh` blocks take hours, devices or the network, or serve: their names and options exist, and the keys that they give
+  built-in recipes. Those of `serve.md` are run by tests/serving/test_run_server.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from typer.main import get_command
 import road_interp as ri
 from road_interp import measure, plots
 from road_interp.cli.app import app
-from road_interp.recipes.loader import builtin_recipes, load_recipe, read_recipe
+from road_interp.recipes.loader import builtin_recipes, load_recipe, load_trainable_recipes, read_recipe
+from road_interp.training.study import studies
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts)
@@ -69,6 +70,10 @@ def check_command(line):
     command = get_command(app).commands[words[0]]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
+    if words[0] == "train" and words[1] in builtin_recipes():
+        load_trainable_recipes(words[1], [word for word in words[2:] if re.match(r"[\w.]+=", word)])
+    if words[0] == "study" and not words[1].startswith("--"):
+        assert words[1] in studies(), line
 
 
 @pytest.mark.docs
@@ -142,9 +147,7 @@ def test_configs_say_how_they_are_used(monkeypatch):
         with torch.no_grad():
             plain = names["base"](**names["batch"]).logits
         changed = (names["output"].logits != plain).flatten(1).any(1)
-        assert (
-            changed.tolist() == [False] * 3 if path.name.startswith("road-two") else changed.all()
-        )  # RoAd starts at the identity
+        assert changed.tolist() == [not path.name.startswith("road-two")] * 3  # RoAd starts at the identity
 
 
 def ids_in(content):
