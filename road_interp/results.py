@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, first_line
 from road_interp.files import read_text, unique_keys, write_atomically
 from road_interp.formats import check_format, release_of
 from road_interp.from_mapping import from_mapping
@@ -94,7 +94,16 @@ class Result:
         check_format(content.pop("format", FORMAT), FORMAT, release_of(content.get("provenance")))
         if (kind := content.pop("result", cls.__name__)) != cls.__name__:
             raise InputError(f"this is the JSON of {kind}, not of {cls.__name__}")
-        return from_mapping(cls, content, finite=False)
+        found = from_mapping(cls, content, finite=False)
+        try:
+            found.summary()
+            for record in found.records():
+                columns(record)
+        except InputError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise InputError(f"the entries of this {cls.__name__} do not fit together ({first_line(error)})") from None
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write the JSON to `path` atomically."""

@@ -18,6 +18,7 @@ from road_interp.causal.accuracy import ScanReport
 from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
+from road_interp.errors import InputError
 from road_interp.sites.find import find_sites
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1.0"
@@ -100,25 +101,25 @@ def values(summary):
     return summary[0] if isinstance(summary, list | tuple) else summary
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        measure.AblationReport,
-        measure.AngleReport,
-        measure.CapacityReport,
-        measure.DriftStudy,
-        measure.InterferenceReport,
-        measure.MultiTaskAccuracyStudy,
-        measure.QueryKey,
-        measure.SeedStructure,
-        measure.StrengthReport,
-        measure.ThroughputReport,
-        ControlReport,
-        CostReport,
-        DepthReport,
-        ScanReport,
-    ],
-)
+RESULTS = [
+    measure.AblationReport,
+    measure.AngleReport,
+    measure.CapacityReport,
+    measure.DriftStudy,
+    measure.InterferenceReport,
+    measure.MultiTaskAccuracyStudy,
+    measure.QueryKey,
+    measure.SeedStructure,
+    measure.StrengthReport,
+    measure.ThroughputReport,
+    ControlReport,
+    CostReport,
+    DepthReport,
+    ScanReport,
+]
+
+
+@pytest.mark.parametrize("kind", RESULTS)
 def test_results_open(kind):
     """Files of studies, with lists cut short. Every number that they hold is in what is written today."""
     path = GOLDEN / "results" / f"{kind.__name__}.json"
@@ -137,3 +138,30 @@ def numbers(value):
     if isinstance(value, list):
         return [number for each in value for number in numbers(each)]
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def shortened(value):
+    """The JSON value with one entry of one list or mapping left out, in every way; of a list the first three."""
+    if isinstance(value, dict):
+        for key in value:
+            yield {name: each for name, each in value.items() if name != key}
+            yield from ({**value, key: each} for each in shortened(value[key]))
+    elif isinstance(value, list):
+        for place in range(min(3, len(value))):
+            yield value[:place] + value[place + 1 :]
+            yield from ([*value[:place], each, *value[place + 1 :]] for each in shortened(value[place]))
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_results_with_entries_left_out_are_understood_or_refused(kind):
+    content = json.loads(kind.load(GOLDEN / "results" / f"{kind.__name__}.json").to_json())
+    refused = 0
+    for changed in shortened({name: each for name, each in content.items() if name != "provenance"}):
+        try:
+            found = kind.from_json(json.dumps({**changed, "provenance": content["provenance"]}))
+        except InputError:
+            refused += 1
+        else:
+            found.summary()
+            found.records()
+    assert refused > 3

@@ -27,16 +27,18 @@ import torch
 from helpers.gguf_files import write_gguf
 from helpers.models import random_adapter, tiny_model
 from helpers.taught import word_tokenizer
+from road_interp import causal, measure
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.causal import template_pairs
 from road_interp.causal.counterfactuals import read_pairs
 from road_interp.causal.entity_task import load_ravel
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.errors import InputError
-from road_interp.measure import AngleReport, angles
+from road_interp.measure import angles
 from road_interp.models import gguf
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_recipe, load_stored_recipe
+from road_interp.results import Result
 from road_interp.runs.origin import Origin
 from road_interp.runs.run import Run
 from road_interp.runs.run_folder import describe_environment
@@ -196,8 +198,18 @@ def _run(folder: Path) -> Reader:
 
 
 def _result(folder: Path) -> Reader:
-    angles(random_adapter(find_sites(tiny_model("Llama", "causal-lm"), "attention"))).save(folder / "angles.json")
-    return lambda folder, path: AngleReport.load(path).summary()
+    found = {name: getattr(module, name) for module in (measure, causal) for name in module.__all__}
+    kinds = {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, Result)}
+    for path in sorted((GOLDEN / "results").glob("*.json")):
+        kinds[path.stem].load(path).save(folder / path.name)
+    angles(random_adapter(find_sites(tiny_model("Llama", "causal-lm"), "attention"))).save(folder / "AngleReport.json")
+
+    def read(folder: Path, path: Path) -> None:
+        result = kinds[path.stem].load(path)
+        result.summary()
+        result.records()
+
+    return read
 
 
 def _templates(folder: Path) -> Reader:
