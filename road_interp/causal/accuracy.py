@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.arguments import check_argument, check_callable, checked_list
@@ -101,8 +101,14 @@ def effective_parameters(interchange: nn.Module, width: int) -> int:
     A coordinate of a full-depth stack of plane rotations reads few angles of the last levels: one of width 576 reads 799 of
     2,880. A swap of all coordinates gives the source whatever the rotation, so that none of its angles has an effect.
     """
+    draws = [_gradients_at_random_values(interchange, width, seed) for seed in range(3)]  # one may be near 0 by chance
+    return sum(int((torch.stack(of_each).amax(0) > ROUNDING).sum()) for of_each in zip(*draws, strict=True))
+
+
+def _gradients_at_random_values(interchange: nn.Module, width: int, seed: int) -> list[Tensor]:
+    """Sizes of the gradients of the trained values."""
     device = next(interchange.parameters()).device
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     of_random_values = copy.deepcopy(interchange).double()
     for parameter in of_random_values.parameters():  # some classes keep theirs in fp32
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -110,8 +116,9 @@ def effective_parameters(interchange: nn.Module, width: int) -> int:
     trained = [parameter for parameter in of_random_values.parameters() if parameter.requires_grad]
     base, source = (torch.randn(8, width, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
     with torch.enable_grad():
-        gradients = torch.autograd.grad(of_random_values(base, source).square().sum(), trained, allow_unused=True)
-    return sum(int((gradient.abs() > ROUNDING).sum()) for gradient in gradients if gradient is not None)
+        result = of_random_values(base, source).square().sum()
+        gradients = torch.autograd.grad(result, trained, allow_unused=True, materialize_grads=True)
+    return [gradient.abs() for gradient in gradients]
 
 
 @dataclass(frozen=True)

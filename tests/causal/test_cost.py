@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import pyvene
 import torch
 from torch import nn
 
@@ -62,6 +63,12 @@ def test_one_row_of_a_stack_reads_few_angles():
     stack = RoadInterchangeIntervention(576, depth=butterfly.full_depth(576), rows=[0])
     assert (sum(each.numel() for each in stack.parameters()), effective_parameters(stack, 576)) == (2880, 799)
     assert effective_parameters(RoadInterchangeIntervention(576), 576) == 288
+    for swaps_all in (
+        RoadInterchangeIntervention(64, depth=6, rows=range(64)),
+        LowRankInterchangeIntervention(64, 64),
+        pyvene.RotatedSpaceIntervention(embed_dim=64),
+    ):
+        assert effective_parameters(swaps_all, 64) == 0
 
 
 def test_every_form_of_rank_one_swaps_along_one_direction():
