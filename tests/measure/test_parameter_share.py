@@ -64,4 +64,4 @@ def test_a_point_per_method_of_the_task(report):
         (0.1, report.accuracy("road_1")[0]),
         (100.0, report.accuracy("full")[0]),
     ]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["m", "road_1", "full"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["m", "road_1", "full fine-tuning"]
