@@ -26,6 +26,7 @@ def test_every_public_name_is_found(name):
     package = getattr(ri, name)
     assert {name} < set(ri.__all__) == set(dir(ri))
     assert all(getattr(package, each) is not None for each in package.__all__)
+    assert dir(package) == sorted(package.__all__)
 
 
 @pytest.mark.parametrize("name", LAZY)

@@ -58,3 +58,8 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES_OF_0_1_0:
         return globals()[_NAMES_OF_0_1_0[name]]
     raise AttributeError(f"module 'road_interp.plots' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)
