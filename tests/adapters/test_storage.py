@@ -267,3 +267,20 @@ def test_an_adapter_is_read_from_the_folders_that_the_command_line_takes(tmp_pat
     assert RoadAdapter.of(adapter) is RoadAdapter.of(SimpleNamespace(adapter=adapter)) is adapter
     with pytest.raises(InputError, match=r"missing: no adapter here \(there is no such folder\)$"):
         RoadAdapter.of(str(tmp_path / "missing"))
+
+
+def test_a_place_without_an_adapter_says_what_is_there(tmp_path):
+    file, empty, of_pyvene = tmp_path / "file", tmp_path / "empty", tmp_path / "pyvene"
+    file.write_text("")
+    for folder in (empty, of_pyvene):
+        folder.mkdir()
+    (of_pyvene / "config.json").write_text("{}")
+    for place, reason in (
+        (file, "this is a file; give the folder with adapter.json"),
+        (tmp_path / "gone", "there is no such folder"),
+        (empty, "adapter.json is missing"),
+        (of_pyvene, "adapter.json is missing; RoadModel.load reads this folder"),
+    ):
+        with pytest.raises(InputError) as error:
+            RoadAdapter.load(place)
+        assert str(error.value) == f"{place}: no adapter here ({reason})"

@@ -121,7 +121,7 @@ def test_tracked_paths_are_plain_and_results_are_small():
     assert not [path for path in paths if re.search(r"[ ,]", str(path))]
     results = [path for path in paths if path.parts[0] == "results"]
     assert sum((ROOT / path).stat().st_size for path in results) <= 8 * MIB
-    assert {path.parts[1] for path in results} == {*MEASURED, "MANIFEST.json", "PROTOCOLS.md"}
+    assert {path.parts[1] for path in results} == {*MEASURED, "MANIFEST.json", "PROTOCOLS.md", "CHECKS.md"}
     assert not [path for path in results if path.suffix in (".pdf", ".png", ".log")]
 
 
