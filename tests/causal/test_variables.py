@@ -514,7 +514,7 @@ def test_questions_of_another_split_or_task_are_refused(task, taught, tokenizer)
 
 def test_the_model_answers_without_dropout(task, tokenizer):
     model = tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), resid_pdrop=0.5, embd_pdrop=0.5).train()
-    (word,) = {next_tokens(model.eval(), [tokenizer("The baker has")["input_ids"]])[0]}
+    word = next_tokens(model.eval(), [tokenizer("The baker has")["input_ids"]])[0]
     told = replace(task, values={entity: dict.fromkeys(VARIABLES, tokenizer.decode(word).strip()) for entity in ENTITIES})
     model.train()
     answers = {tuple(answered_rightly(model, tokenizer, told, told.questions())) for _ in range(4)}
