@@ -62,6 +62,18 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         "masked trained basis": 2e-2,
         "masked RoAd planes": 3e-3,
     },
+    (GEMMA, "city"): {
+        STACKED: 1e-1,
+        DEEP: 2e-2,
+        PLANES: 2e-2,
+        "stacked RoAd from components": 2e-2,
+        SHARED: 1e-1,
+        "DAS of each variable": 2e-2,
+        "masked neurons": 3e-3,
+        "masked components": 3e-3,
+        "masked trained basis": 1e-1,
+        "masked RoAd planes": 3e-3,
+    },
 }
 
 
