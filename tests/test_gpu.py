@@ -83,7 +83,6 @@ def test_every_row_has_its_own_strength_and_several_adapters():
 
 
 def test_continuous_batching_generates_as_alone():
-    pytest.importorskip("transformers", minversion="5.18", reason="continuous batching needs transformers 5.18")
     model, prompts = on_device(bank_model()), [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
     settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
     rows = {"adapter_names": ["a", "b", "a+c"], "strengths": [1, 0.5, {"a": 2}]}

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,7 +33,6 @@ from road_interp.sites.site import Site
 if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
 
-OLDEST = "5.18"  # the first release of transformers whose engine has these settings
 POSITIONS = ("all", "prompt")
 # Blocks of the cache are shared by prompts with equal beginnings, whose states differ between adapters; and what is captured in a
 # CUDA graph, or prepared while the last pass still runs, does not look up the requests of its pass.
@@ -89,7 +86,7 @@ class ContinuousBatching:
         sizes: longest prompt, most new tokens and number of requests, where they are known; the engine's cache is made for them.
 
     Raises:
-        InputError: transformers is too old, or positions and settings that the engine cannot have.
+        InputError: positions and settings that the engine cannot have.
     """
 
     def __init__(
@@ -365,8 +362,6 @@ def make_engine(
     model: PreTrainedModel, generation_config: GenerationConfig | None, engine_config: Any, sizes: tuple[int, int, int] | None
 ) -> Any:
     """transformers' manager of continuous batching, not yet started; its arguments are those of `ContinuousBatching`."""
-    if Version(transformers.__version__) < Version(OLDEST):
-        raise InputError(f"continuous batching needs transformers {OLDEST} or later: pip install -U transformers")
     from transformers import ContinuousBatchingConfig
     from transformers.generation.continuous_batching.utils import WorkloadHints
 

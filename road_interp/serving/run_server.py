@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from transformers import GenerationConfig
 
 from road_interp.errors import InputError
@@ -22,6 +24,7 @@ from road_interp.serving.model_names import ModelNames
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
+OLDEST = "5.24"  # the first release of transformers with which the tests of the server pass
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def serve(
     """Serve a causal language model under the names of the adapters in a folder, until the process is interrupted.
 
     Raises:
-        InputError: the extra `serve` is not installed, or the model or an adapter cannot be read.
+        InputError: the extra `serve` is not installed, transformers is too old, or the model or an adapter cannot be read.
     """
     try:
         import uvicorn
@@ -58,6 +61,8 @@ def serve(
         from road_interp.serving.server import Served, build_app
     except ImportError as error:
         raise InputError(f"{error}: the server needs pip install -U 'road-interp[serve]'") from None
+    if Version(transformers.__version__) < Version(OLDEST):
+        raise InputError(f"the server needs transformers {OLDEST}, and Python 3.11 for it; here is {transformers.__version__}")
     if settings.max_new_tokens >= settings.max_length:
         raise InputError(
             f"max_length {settings.max_length} leaves no room for a prompt beside {settings.max_new_tokens} new tokens"

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import transformers
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from jinja2 import TemplateError
-from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException as HttpError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,9 +29,6 @@ from road_interp.models.continuous_batching import ContinuousBatching
 from road_interp.models.factor_table import Wanted
 from road_interp.serving.model_names import ModelNames
 
-OLDEST = "5.24"  # the first release of transformers with which the tests pass
-if Version(transformers.__version__) < Version(OLDEST):
-    raise ImportError(f"transformers {transformers.__version__} is older than {OLDEST}")
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health")
 
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 
 from helpers.models import needs_compiler, tiny_model, token_batch
 from road_interp import plots
@@ -17,10 +15,7 @@ from road_interp.measure.throughput_methods import ThroughputMethods
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 
-TASKS = ["forward", "training step", "requests", "distinct", "strengths"]
-HAS_CONTINUOUS = Version(transformers.__version__) >= Version("5.18")
-if HAS_CONTINUOUS:
-    TASKS.append("continuous batching")
+TASKS = ["forward", "training step", "requests", "distinct", "strengths", "continuous batching"]
 
 
 def recipe(**options):
@@ -53,7 +48,7 @@ def test_every_method_is_timed_at_every_task(report):
         ("requests", 3),
         ("distinct", 3),
         ("strengths", 3),
-        *([("continuous batching", 3)] if HAS_CONTINUOUS else []),
+        ("continuous batching", 3),
         ("length", 8),
         ("rank", 8),
     }
@@ -96,7 +91,6 @@ def test_quotients_are_of_times_in_the_same_round(report):
     assert found == (1.0, 0.75, 1.5)
 
 
-@pytest.mark.skipif(not HAS_CONTINUOUS, reason="continuous batching needs transformers 5.18")
 def test_continuous_batching_generates_for_every_prompt():
     base = tiny_model("Llama", "causal-lm")
     base.generation_config.eos_token_id = None

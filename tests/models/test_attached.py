@@ -236,7 +236,6 @@ def test_threads_inside_attached_have_their_own_token_masks():
         torch.testing.assert_close(logits, expected[number % 2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.skipif(not hasattr(transformers, "ContinuousBatchingConfig"), reason="needs transformers 5.4")
 def test_transformers_continuous_batching_inside_attached_is_rotated():
     """`generate_batch` runs the model in a thread of its own."""
     model = road_model()

@@ -16,12 +16,10 @@ from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.models import continuous_batching
 from road_interp.models.factor_table import FactorTable, Wanted
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
-pytest.importorskip("transformers", minversion="5.18", reason="continuous batching needs transformers 5.18")
 PROMPTS = [[5, 6, 7], [5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6, 7], [3]]
 NAMES = ["a", "b", "c", "a", BASE, "b"]
 SETTINGS = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
@@ -326,7 +324,7 @@ def test_outputs_in_an_asyncio_loop():
         assert engine._requests == {}
 
 
-def test_what_it_cannot_do_is_an_error(monkeypatch):
+def test_what_it_cannot_do_is_an_error():
     model = bank_model()
     for options, message in (
         ({"adapter_names": ["a"]}, "1 adapter names for 6 prompts"),
@@ -373,6 +371,3 @@ def test_what_it_cannot_do_is_an_error(monkeypatch):
             engine.result("stranger")
         with pytest.raises(RuntimeError, match="stopped before|failed|takes no more"):  # never unrotated
             collections.deque((engine.result(engine.add([5, 6], Wanted("a"), 2)) for _ in range(100)), maxlen=0)
-    monkeypatch.setattr(continuous_batching.transformers, "__version__", "5.17.0")  # pyvene may have loaded transformers anew
-    with pytest.raises(InputError, match=r"continuous batching needs transformers 5.18 or later"):
-        model.continuous_batching(generation_config=SETTINGS).__enter__()

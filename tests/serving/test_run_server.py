@@ -22,7 +22,10 @@ import torch
 from helpers.cli import run
 from helpers.models import random_adapter, tiny_model
 from helpers.taught import word_tokenizer
+from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
+from road_interp.recipes.schema import ModelRecipe
+from road_interp.serving import run_server
 from road_interp.sites.find import find_sites
 
 pytest.importorskip("transformers", minversion="5.24", reason="the server needs transformers 5.24")
@@ -121,3 +124,9 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, monkeypatch):
     code, _, error = run(capsys, monkeypatch, "serve", tmp_path / "base", "--adapters", tmp_path / "adapters", *limits)
     assert code == 2
     assert "max_length 8 leaves no room for a prompt beside 8 new tokens" in error
+
+
+def test_a_transformers_that_is_too_old_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_server.transformers, "__version__", "5.23.1")
+    with pytest.raises(InputError, match=r"the server needs transformers 5.24, and Python 3.11 for it; here is 5.23.1"):
+        run_server.serve(ModelRecipe("gpt2"), tmp_path, run_server.ServerSettings())
