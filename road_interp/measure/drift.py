@@ -295,7 +295,7 @@ def drift(
     """
     check_token(token)
     for model in (base, tuned):
-        check_argument("measure.drift", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model")
+        check_argument("measure.drift", unwrap_model(model), PreTrainedModel, "a model, such as run.load_model()")
     names = (base_name or _name(base), tuned_name or _name(tuned))
     process, processes = _share()
     sides: tuple[_Side, _Side] | None = None
