@@ -147,7 +147,7 @@ def runs_of(settings: Settings, piece: Piece, splits: tuple[SplitName, ...]) -> 
     for split, count in zip(splits, settings.pairs, strict=False):
         piece.progress(f"{split} pairs")
         pairs = draw_variable_pairs(task, right, tokenizer, split, count, settings.seed, settings.prefix)
-        runs.append(VariableRuns(model, pairs, settings.layer, task.attributes))
+        runs.append(VariableRuns(model, pairs, settings.layer, task.attributes, progress=piece.progress))
     return runs, (len({question.entity for question in right}), len(right), asked)
 
 

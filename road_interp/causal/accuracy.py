@@ -17,7 +17,7 @@ from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.training import train_interchange
 from road_interp.measure.intervals import cluster_means, interval, mean_interval
-from road_interp.progress import Progress, silent
+from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 
 ROUNDING = 1e-9  # gradients up to it are rounding: those of random values are near 1
@@ -171,12 +171,13 @@ def scan(
     reports: list[list[InterchangeReport]] = []
     for layer in layers:
         reports.append([])
-        train, test = None, InterchangeRuns(model, splits.test, layer, spans[0])
+        in_block = prefixed(progress, f"block {layer}")
+        train, test = None, InterchangeRuns(model, splits.test, layer, spans[0], progress=in_block)
         for span in spans:
-            progress(f"block {layer}, {span}")
+            in_block(span)
             interchange = make(test.site.width)
             if isinstance(interchange, nn.Module) and count_parameters(interchange):
-                train = train or InterchangeRuns(model, splits.train, layer, spans[0])
+                train = train or InterchangeRuns(model, splits.train, layer, spans[0], progress=in_block)
                 train_interchange(train.at(span), interchange.to(model.device), **training)
             reports[-1].append(interchange_accuracy(test.at(span), interchange, method))
     accuracy, log_odds = (

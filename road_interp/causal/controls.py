@@ -131,7 +131,7 @@ def controls(
         site, span: where states are exchanged, as in InterchangeRuns.
         steps: number of training steps of every trained interchange.
     """
-    train, test = (InterchangeRuns(model, pairs, site, span) for pairs in (splits.train, splits.test))
+    train, test = (InterchangeRuns(model, pairs, site, span, progress=progress) for pairs in (splits.train, splits.test))
     directions = {"difference of means": mean_difference(train), "linear probe": probe_direction(train)}
     swaps: dict[str, Interchange] = {"no swap": no_swap, "full swap": full_swap}
     for name, method in methods(seed).items():
@@ -143,7 +143,7 @@ def controls(
             directions[name] = trained.basis().detach()
     swaps |= {name: swap_along(directions[name]) for name in ("difference of means", "linear probe")}
     unrelated = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in UNRELATED]
-    continued = InterchangeRuns(model, splits.test.continued(unrelated), site, span)
+    continued = InterchangeRuns(model, splits.test.continued(unrelated), site, span, progress=progress)
     rows = [interchange_accuracy(test, swap, name) for name, swap in swaps.items()]
     stacked = directions[STACKED].squeeze(1)
     return ControlReport(
@@ -163,7 +163,7 @@ def _of_chance(
     untrained = untrained_like(train.model, seed)
     vocabulary = train.model.config.get_text_config().vocab_size
     conditions = {
-        "random weights": [InterchangeRuns(untrained, runs.pairs, site, runs.span) for runs in (train, test)],
+        "random weights": [InterchangeRuns(untrained, runs.pairs, site, runs.span, progress=progress) for runs in (train, test)],
         "arbitrary answers": [runs.relabelled(runs.pairs.with_arbitrary_labels(vocabulary, seed)) for runs in (train, test)],
     }
     rows = []
@@ -186,7 +186,7 @@ def train_method(train: InterchangeRuns, name: str, method: Method, seed: int, s
 def divergences(runs: InterchangeRuns, swaps: Mapping[str, Interchange]) -> dict[str, float]:
     """By interchange, the mean over pairs of KL(without || with it) of the next token (nats)."""
     totals = dict.fromkeys(swaps, 0.0)
-    for rows in torch.arange(len(runs.pairs), device=runs.base_label.device).split(runs.batch_size):
+    for rows in runs.batches("unrelated continuations"):
         plain = runs.logits(rows, no_swap).float().log_softmax(-1)
         for name, swap in swaps.items():
             swapped = runs.logits(rows, swap).float().log_softmax(-1)

@@ -96,7 +96,7 @@ def depth_by_rows(
     """
     check_model("depth_by_rows", model)
     check_splits("depth_by_rows", splits)
-    train, test = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.test))
+    train, test = (InterchangeRuns(model, pairs, layer, span, progress=progress) for pairs in (splits.train, splits.test))
     width, planes, full_depth = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
     depths = tuple(sorted({*(min(depth, full_depth) for depth in DEPTHS), full_depth}))
     rows = tuple(sorted({*(min(count, planes) for count in ROWS), planes}))

@@ -28,6 +28,7 @@ from road_interp.errors import InputError
 from road_interp.models.head_logits import logits_at
 from road_interp.models.merging import merged_rotations
 from road_interp.models.rotation_context import shared_context
+from road_interp.progress import Progress, silent
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
 from road_interp.sites.site import Site
@@ -80,6 +81,7 @@ class InterchangeRuns:
         site: site whose output is exchanged, or the number of a block for that block's output.
         span: the exchange is at the last token of this span, in base and in source.
         batch_size: pairs per forward pass without gradient.
+        progress: called before every such pass, of the constructor and of `odds`, with the number of finished texts or pairs.
 
     Attributes:
         base_label, source_label: first token of each answer, `(pairs,)`.
@@ -92,14 +94,20 @@ class InterchangeRuns:
     """
 
     def __init__(
-        self, model: PreTrainedModel, pairs: CounterfactualPairs, site: Site | int, span: str, batch_size: int = 64
+        self,
+        model: PreTrainedModel,
+        pairs: CounterfactualPairs,
+        site: Site | int,
+        span: str,
+        batch_size: int = 64,
+        progress: Progress = silent,
     ) -> None:
         check_language_model("InterchangeRuns", model)
         check_argument("causal.InterchangeRuns", pairs, CounterfactualPairs, "encode_pairs(pairs, tokenizer)")
         check_argument("causal.InterchangeRuns", site, (int, Site), "the number of a block, or a site of find_sites")
         check_count("causal.InterchangeRuns", "batch_size", batch_size)
         self.model = model.eval().requires_grad_(False)
-        self.pairs, self.batch_size = pairs, batch_size
+        self.pairs, self.batch_size, self._progress = pairs, batch_size, progress
         pairs.span(span)  # raises for an unknown span before any forward pass
         self.site = find_sites(model, "block-output", layers=site)[0] if isinstance(site, int) else site
         if self.site.layer is None or self.site.output_slice is not None:
@@ -116,9 +124,9 @@ class InterchangeRuns:
         stacks = layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
-        self._source = self._run(pairs.source_ids)
+        self._source = self._run("source texts", pairs.source_ids)
         keys: list[Tensor | None] = []
-        self._base = self._run(pairs.base_ids, keys if supports_stored_keys(model) else None)
+        self._base = self._run("base texts", pairs.base_ids, keys if supports_stored_keys(model) else None)
         self.base_odds: Float[Tensor, " pairs"] = self._base.odds
         self._select_span(span)
         states = [each for each in keys if each is not None]
@@ -191,17 +199,20 @@ class InterchangeRuns:
     @torch.no_grad()
     def odds(self, interchange: Interchange) -> Float[Tensor, " pairs"]:
         """Log odds of the source's answer against the base's after every base text, with the interchange (nats)."""
-        return torch.cat([-self._log_odds(self.logits(rows, interchange), rows) for rows in self._batches()])
+        return torch.cat([-self._log_odds(self.logits(rows, interchange), rows) for rows in self.batches("interchanges")])
 
     def tensor(self, values: Sequence[int]) -> Int[Tensor, " n"]:
         """Integers as a tensor on the model's device."""
         return torch.tensor(values, device=self.model.device)
 
-    def _batches(self) -> tuple[Tensor, ...]:
-        return torch.arange(len(self.pairs), device=self.model.device).split(self.batch_size)
+    def batches(self, what: str) -> Iterator[Tensor]:
+        """The rows of all pairs, a batch at a time; `what` is the name of the work in progress."""
+        for rows in torch.arange(len(self.pairs), device=self.model.device).split(self.batch_size):
+            self._progress(what, int(rows[0]), len(self.pairs))
+            yield rows
 
     @torch.no_grad()
-    def _run(self, texts: Sequence[Sequence[int]], keys: list[Tensor | None] | None = None) -> TextRuns:
+    def _run(self, what: str, texts: Sequence[Sequence[int]], keys: list[Tensor | None] | None = None) -> TextRuns:
         """Run every different text without an interchange, in batches; `keys` gets the keys and values of every batch."""
         different = sorted({tuple(text) for text in texts}, key=lambda text: (len(text), text))
         numbers = {text: number for number, text in enumerate(different)}
@@ -210,6 +221,7 @@ class InterchangeRuns:
         lengths = self.tensor([len(each) for each in numbers])
         states, odds = [], torch.zeros(len(texts), device=text.device)
         for rows in torch.arange(len(ids), device=text.device).split(self.batch_size):
+            self._progress(what, int(rows[0]), len(ids))
             *found, logits = self._observe(ids[rows], lengths[rows], keys)
             states.append(found)
             pairs = ((text >= rows[0]) & (text <= rows[-1])).nonzero().flatten()
@@ -282,7 +294,7 @@ class InterchangeRuns:
         """Whether the last token alone, with stored keys of all others, gives the odds of complete texts, but for rounding."""
         texts = self._base.text
         last = self._base.lengths[texts] - 1
-        odds = [self._log_odds(self._resumed_logits(texts[rows], last[rows]), rows) for rows in self._batches()]
+        odds = [self._log_odds(self._resumed_logits(texts[rows], last[rows]), rows) for rows in self.batches("stored keys")]
         tolerance = 1e-3 if self._base.leaving.dtype == torch.float32 else 0.5
         return bool((torch.cat(odds) - self.base_odds).abs().max() < tolerance)
 

@@ -17,7 +17,7 @@ from road_interp.causal.bases import principal_components
 from road_interp.causal.controls import DAS, STACKED, mean_difference, methods, probe_direction, swap_along, train_method
 from road_interp.causal.counterfactuals import CounterfactualPairs, Splits, check_splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
-from road_interp.progress import Progress, silent
+from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 
 
@@ -107,14 +107,18 @@ def score_methods(
     vocabulary = model.config.get_text_config().vocab_size
     found: dict[str, list[_Found]] = {}
     for layer in layers:
-        train, validation = (InterchangeRuns(model, pairs, layer, span) for pairs in (splits.train, splits.validation))
+        train, validation = (
+            InterchangeRuns(model, pairs, layer, span, progress=prefixed(progress, f"block {layer}"))
+            for pairs in (splits.train, splits.validation)
+        )
         arbitrary = train.relabelled(splits.train.with_arbitrary_labels(vocabulary, seed))
         swaps = _swaps(train, seed, steps, f"block {layer}", progress)
         controls = swaps | _trained(arbitrary, seed, steps, f"block {layer}, arbitrary answers", progress)
         for name, swap in swaps.items():
             score = interchange_accuracy(validation, swap, name).log_odds
             found.setdefault(name, []).append(_Found(layer, swap, score, controls[name]))
-    test = {layer: InterchangeRuns(model, splits.test, layer, span) for layer in {_best(tried).layer for tried in found.values()}}
+    best = {_best(tried).layer for tried in found.values()}
+    test = {layer: InterchangeRuns(model, splits.test, layer, span, progress=progress) for layer in best}
     other = splits.test.with_arbitrary_labels(vocabulary, seed)
     scores = [_score(name, tried, test, other) for name, tried in found.items()]
     sizes = (len(splits.train), len(splits.validation), len(splits.test))

@@ -39,13 +39,20 @@ class VariableRuns:
         site: a site, or a block number for its output.
         variables: the order of the variables, as in VariableCoordinates.
         span: the token whose state is exchanged.
+        progress: called before every pass without gradient.
 
     Raises:
         InputError: an argument of a wrong type, or a pair that swaps another variable.
     """
 
     def __init__(
-        self, model: PreTrainedModel, pairs: VariablePairs, site: Site | int, variables: Sequence[str], span: str = "entity"
+        self,
+        model: PreTrainedModel,
+        pairs: VariablePairs,
+        site: Site | int,
+        variables: Sequence[str],
+        span: str = "entity",
+        progress: Progress = silent,
     ) -> None:
         check_model("VariableRuns", model)
         check_argument(
@@ -54,7 +61,7 @@ class VariableRuns:
         variables = checked_list("causal.VariableRuns", variables, str, f"the variables, as in {sorted(set(pairs.swapped))}")
         if unknown := set(pairs.swapped) - set(variables):
             raise InputError(f"pairs swap '{min(unknown)}', which is not among the variables {', '.join(variables)}")
-        self.pairs, self.runs = pairs, InterchangeRuns(model, pairs.pairs, site, span)
+        self.pairs, self.runs = pairs, InterchangeRuns(model, pairs.pairs, site, span, progress=progress)
         self.targets: Int[Tensor, " pairs"] = self.runs.tensor(pairs.targets)
         self.variables = tuple(variables)
         self._subspaces = [[variables.index(name)] for name in pairs.swapped]
@@ -84,7 +91,7 @@ class VariableRuns:
     @torch.no_grad()
     def hits(self, interchange: VariableInterchange) -> Bool[Tensor, " pairs"]:
         """Whether the most likely next token of all tokens is the target's, for every pair."""
-        batches = torch.arange(len(self.pairs), device=self.targets.device).split(self.runs.batch_size)
+        batches = self.runs.batches("interchanges")
         return torch.cat([self.logits(rows, interchange).argmax(-1) == self.targets[rows] for rows in batches])
 
 

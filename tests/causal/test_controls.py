@@ -37,9 +37,14 @@ def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch
 
     monkeypatch.setattr(sys.modules[train_method.__module__], "train_method", recorded)
 
+    passes = set()
+
     def progress(what, done=0, total=None):
-        name, _, loss = what.rpartition(", loss ")
-        told.append((name, done, total, float(loss)))
+        name, is_training, loss = what.rpartition(", loss ")
+        if is_training:
+            told.append((name, done, total, float(loss)))
+        else:
+            passes.add(what)
 
     report = controls(model, tokenizer, Splits(pairs, pairs, pairs), 0, "name", steps=60, progress=progress)
     names = [row.method for row in report.rows]
@@ -69,6 +74,7 @@ def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch
     assert report.directions[DAS] > 1 / 32**0.5  # the cosine of random directions
     assert [name for name, step, *_ in told if step == 60] == list(dict.fromkeys(name for name, *_ in told))
     assert {total for _, _, total, _ in told} == {60}
+    assert passes == {"source texts", "base texts", "stored keys", "interchanges", "unrelated continuations"}
     assert ControlReport.from_json(report.to_json()) == report
     with pytest.raises(InputError, match="no row 'DAS'; the rows are no swap"):
         report.of("DAS")

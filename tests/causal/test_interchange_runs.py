@@ -203,6 +203,16 @@ def test_stored_keys_that_give_other_answers_are_not_used(tokenizer, monkeypatch
     assert InterchangeRuns(model, ragged(tokenizer), 1, "does").starts_at_span
 
 
+def test_every_pass_without_gradient_is_told(tokenizer):
+    told = []
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    runs = InterchangeRuns(model, ragged(tokenizer), 1, "who", batch_size=2, progress=lambda *step: told.append(step))
+    assert told == [(what, done, 3) for what in ("source texts", "base texts", "stored keys") for done in (0, 2)]
+    told.clear()
+    interchange_accuracy(runs, full_swap, "full swap")
+    assert told == [("interchanges", 0, 3), ("interchanges", 2, 3)]
+
+
 def test_the_model_is_left_as_it_was(taught):
     model, pairs = taught
     forwards = [block.forward for block in model.model.layers]
@@ -288,8 +298,13 @@ def test_a_scan_finds_where_the_variable_is(taught):
     model, pairs = taught
     splits = Splits(pairs, pairs, pairs)
     told = []
-    report = scan(model, splits, [0, 1], ["name", "last"], lambda width: full_swap, "full swap", told.append)
-    assert told == ["block 0, name", "block 0, last", "block 1, name", "block 1, last"]
+    report = scan(
+        model, splits, [0, 1], ["name", "last"], lambda width: full_swap, "full swap", lambda what, *counts: told.append(what)
+    )
+    assert [each for each in told if each.endswith(("name", "last"))] == [
+        f"block {layer}, {span}" for layer in (0, 1) for span in ("name", "last")
+    ]
+    assert told[0] == "block 0, source texts"
     assert (report.accuracy[0][0], report.accuracy[1]) == (1, (0, 1))
     assert ScanReport.from_json(report.to_json()) == report
     learned = scan(
