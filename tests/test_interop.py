@@ -141,6 +141,58 @@ def test_lm_evaluation_harness_scores_the_rotated_model(model, tokenizer, tmp_pa
     torch.testing.assert_close(torch.tensor(with_rotations), log_likelihoods(model, tokenizer, name), rtol=1e-3, atol=1e-3)
 
 
+OWN_TASKS = {  # of the harness, over rows of this test: the rows, and the harness's prompt and choices
+    "sst2": (
+        [{"sentence": "a fine film", "label": 1}, {"sentence": "dull from its first minute", "label": 0}],
+        "{sentence}\nQuestion: Is this sentence positive or negative?\nAnswer:",
+        (" negative", " positive"),
+    ),
+    "rte": (
+        [
+            {"sentence1": "Ida sold her red car.", "sentence2": "Ida had a car.", "label": 0},
+            {"sentence1": "Otto reads at home.", "sentence2": "Otto is at sea.", "label": 1},
+        ],
+        "{sentence1}\nQuestion: {sentence2} True or False?\nAnswer:",
+        (" True", " False"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(OWN_TASKS))
+def test_tasks_of_lm_evaluation_harness_over_local_rows(model, tokenizer, tmp_path, monkeypatch, name):
+    lm_eval = pytest.importorskip("lm_eval", reason="needs the environment of make test-interop")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows, prompt, choices = OWN_TASKS[name]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = Path(lm_eval.__file__).parent / "tasks" / "glue" / name / "default.yaml"
+    files = f"{{train: {file}, validation: {file}}}"
+    (tmp_path / "local.yaml").write_text(
+        f"include: {own}\ntask: local\ndataset_path: json\ndataset_name: null\ndataset_kwargs: {{data_files: {files}}}\n"
+    )
+    expected = []
+    for row in rows:
+        start = tokenizer(prompt.format(**row), return_tensors="pt")["input_ids"].shape[1]
+        for choice in choices:
+            ids = tokenizer(prompt.format(**row) + choice, return_tensors="pt")
+            with torch.no_grad():
+                logits = model(base=ids)[1].logits[0].float().log_softmax(-1)
+            tokens = ids["input_ids"][0]
+            expected.append(float(logits[start - 1 : -1].gather(1, tokens[start:, None]).sum()))
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    with model.attached() as rotated:
+        wrapped = HFLM(rotated, tokenizer=tokenizer, device="cpu", batch_size=2)
+        found = lm_eval.simple_evaluate(wrapped, tasks=["local"], task_manager=tasks, bootstrap_iters=0)
+    scored = [float(each[0]) for sample in found["samples"]["local"] for each in sample["filtered_resps"]]
+    torch.testing.assert_close(torch.tensor(scored), torch.tensor(expected), rtol=1e-3, atol=1e-3)
+    likely = torch.tensor(expected).view(len(rows), 2).argmax(1).tolist()
+    right = sum(choice == row["label"] for choice, row in zip(likely, rows, strict=True)) / len(rows)
+    assert found["results"]["local"]["acc,none"] == right
+
+
 def test_the_program_of_the_manual_starts_lm_evaluation_harness(tokenizer, tmp_path):
     pytest.importorskip("lm_eval", reason="needs the environment of make test-interop")
     (tmp_path / "road_lm.py").write_text(program_of("road_lm.py"))
