@@ -9,7 +9,7 @@ CausalGym's methods, k-means and linear discriminant analysis are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from road_interp import plots
 from road_interp.causal.controls import DAS
 from road_interp.causal.method_scores import MethodScore, TaskScores, score_methods
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
 from road_interp.files import read_json_object
+from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model, with_interval
@@ -95,6 +97,24 @@ def over_tasks(pieces: Pieces) -> CausalGymTable:
     return CausalGymTable({task: tuple(found) for task, found in pieces.items()})
 
 
+def draw(found: CausalGymTable, folder: Path) -> list[Path]:
+    """Means over tasks; the intervals are over tasks (Student's t)."""
+    series: dict[str, dict[str, tuple[float, float, float]]] = {"log odds ratio": {}, "selectivity": {}}
+    for method in found.methods:
+        scores = found.scores(method)
+        series["log odds ratio"][method] = _over_tasks([score.test.log_odds for score in scores])
+        series["selectivity"][method] = _over_tasks([score.selectivity for score in scores])
+    ax = plots.means(series, label="mean over tasks (nats)")
+    return [export.save_figure(ax, found, folder, "causalgym")]
+
+
+def _over_tasks(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95% interval by Student's t; of one value, no interval."""
+    mean = float(np.mean(values))
+    spread = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return mean, mean - spread, mean + spread
+
+
 def describe(found: CausalGymTable) -> Described:
     tasks = len(found.tasks)
     first = next(iter(found.tasks.values()))[0]
@@ -140,7 +160,7 @@ STUDY = Study(
     measure=measure,
     report=over_tasks,
     result=TaskScores,
-    draw=lambda found, folder: [],
+    draw=draw,
     describe=describe,
     minutes=900,
     quick=("steps=3", "pairs=[32, 8, 16]", "layers=[1, 2]"),

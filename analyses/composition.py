@@ -43,6 +43,7 @@ TASKS = {2: ("label", "closing"), 3: ("greeting", "label", "closing"), 4: ("gree
 GEMMA = ("model.id=models://gemma-3-270m", "adapter.layers=6-17")
 RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
+TUNED = {"planes": "planes", "undivided_own-loss": "undivided, loss of own tokens", "lora": "LoRA", "loreft": "LoReFT"}
 MIDDLE = 15  # the block that the paper rotates
 
 Measure = Callable[[Piece], CompositionReport]
@@ -170,10 +171,9 @@ def rate_conditions() -> dict[str, Condition]:
         "lora": partial(low_rank, method="LoRA", split="validation"),
         "loreft": partial(low_rank, method="LoReFT", split="validation"),
     }
-    names = {"planes": "planes", "undivided_own-loss": "undivided, loss of own tokens", "lora": "LoRA", "loreft": "LoReFT"}
     return {
         f"{method}_{rate:g}": Condition(
-            f"{names[method]}, rate {rate:g}", (coact(0.5), f"training.learning_rate={rate:g}"), of, seeds=1
+            f"{TUNED[method]}, rate {rate:g}", (coact(0.5), f"training.learning_rate={rate:g}"), of, seeds=1
         )
         for method, of in methods.items()
         for rate in GRID
@@ -187,26 +187,34 @@ class CompositionRates(Result):
     reports: Mapping[str, CompositionReport]
 
     @property
-    def best(self) -> dict[str, str]:
-        """The best learning rate, of equal ones the smallest, by method whose whole grid is measured.
-
-        Best is the highest mean control; of the undivided adapter, which cannot show one task alone, the highest fraction of
-        answers that show all tasks.
-        """
-        found: dict[str, str] = {}
-        for method in dict.fromkeys(slug.rpartition("_")[0] for slug in self.reports):
-            values = {
-                slug.rpartition("_")[2]: (each.control("+".join(each.tasks)) if "undivided" in method else each.mean_control())[0]
-                for slug, each in self.reports.items()
-                if slug.rpartition("_")[0] == method
-            }
-            if len(values) == len(GRID):
-                found[method] = max(values, key=lambda rate: (values[rate], -float(rate)))
+    def scores(self) -> dict[str, dict[float, float]]:
+        """By method and learning rate, the mean control; of the undivided adapter, which cannot show one task alone, the fraction
+        of answers that show all tasks."""
+        found: dict[str, dict[float, float]] = {}
+        for slug, each in self.reports.items():
+            method, _, rate = slug.rpartition("_")
+            score = each.control("+".join(each.tasks)) if "undivided" in method else each.mean_control()
+            found.setdefault(method, {})[float(rate)] = score[0]
         return found
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The learning rate with the highest score, of equal ones the smallest, by method whose whole grid is measured."""
+        return {
+            method: max(scores, key=lambda rate: (scores[rate], -rate))
+            for method, scores in self.scores.items()
+            if len(scores) == len(GRID)
+        }
 
 
 def rates_report(pieces: Pieces) -> CompositionRates:
     return CompositionRates({slug: only for slug, (only,) in pieces.items()})
+
+
+def draw_rates(found: CompositionRates, folder: Path) -> list[Path]:
+    scores = {TUNED[method]: of_method for method, of_method in found.scores.items()}
+    ax = plots.learning_rates(scores, label="answers with exactly the active tasks (fraction)")
+    return [export.save_figure(ax, found, folder, "composition-rates")]
 
 
 def describe_rates(found: CompositionRates) -> Described:
@@ -215,7 +223,7 @@ def describe_rates(found: CompositionRates) -> Described:
         name = RATES_STUDY.conditions[slug].name
         rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
         rows += [(f"{name}: {one.active}", with_interval(each.control(one.active))) for one in each.scores if one.active != BASE]
-    best = ", ".join(f"{method} {rate}" for method, rate in found.best.items()) or "no grid is complete yet"
+    best = ", ".join(f"{method} {rate:g}" for method, rate in found.best.items()) or "no grid is complete yet"
     return f"Fractions of answers that show exactly the active tasks, on validation reviews. The best rates: {best}.", rows
 
 
@@ -255,7 +263,7 @@ RATES_STUDY = Study(
     measure=measure,
     report=rates_report,
     result=CompositionReport,
-    draw=lambda found, folder: [],
+    draw=draw_rates,
     describe=describe_rates,
     minutes=200,
     applies=STUDY.applies,

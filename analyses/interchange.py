@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,21 @@ def over_seeds(pieces: Pieces) -> DepthReport:
     return DepthReport.over_seeds(next(iter(pieces.values())))
 
 
+def draw_controls(found: ControlStudy, folder: Path) -> list[Path]:
+    accuracy = {
+        task: {row.method: found.accuracy(task, row.method) for row in reports[0].rows} for task, reports in found.tasks.items()
+    }
+    ax = plots.means(accuracy, label="interchange accuracy (fraction of pairs)")
+    return [export.save_figure(ax, found, folder, "controls")]
+
+
+def draw_cost(found: CostReport, folder: Path) -> list[Path]:
+    milliseconds = {each.method: tuple(np.percentile(each.seconds, (50, 25, 75)) * 1e3) for each in found.methods}
+    ax = plots.means({"": milliseconds}, label="forward and backward pass (ms, median and quartiles)")
+    ax.set_xscale("log")
+    return [export.save_figure(ax, found, folder, "cost")]
+
+
 def describe_controls(found: ControlStudy) -> Described:
     rows = []
     for task, reports in found.tasks.items():
@@ -202,7 +218,7 @@ CONTROLS = Study(
     measure=measure_controls,
     report=over_tasks,
     result=ControlReport,
-    draw=lambda found, folder: [],
+    draw=draw_controls,
     describe=describe_controls,
     minutes=200,
     seeds=(0, 1, 2, 3, 4),
@@ -267,7 +283,7 @@ COST = Study(
     measure=lambda piece: cost(piece.recipe.width, rounds=piece.recipe.rounds, progress=piece.progress),
     report=first,
     result=CostReport,
-    draw=lambda found, folder: [],
+    draw=draw_cost,
     describe=describe_cost,
     minutes=5,
     quick=("width=64", "rounds=2"),

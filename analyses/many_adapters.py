@@ -7,6 +7,7 @@ road-interp study joint-training    # 1 to 8 adapters of SmolLM2-135M; on a GPU 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -52,6 +53,13 @@ def only(pieces: Pieces) -> BankCostReport:
     return next(iter(pieces.values()))[0]
 
 
+def draw_bank(found: BankCostReport, folder: Path) -> list[Path]:
+    added = {"first hundred adapters": found.first, "last hundred adapters": found.last}
+    milliseconds = {name: tuple(np.percentile(seconds, (50, 25, 75)) * 1e3) for name, seconds in added.items()}
+    ax = plots.means({"": milliseconds}, label="time to add an adapter (ms, median and quartiles)")
+    return [export.save_figure(ax, found, folder, "bank")]
+
+
 def describe_bank(found: BankCostReport) -> Described:
     sentence = f"A bank of {found.adapters:,} adapters of {found.values:,} numbers each, added one by one."
     return sentence, [
@@ -88,7 +96,7 @@ BANK = Study(
     measure=lambda piece: bank_cost(adapters=piece.recipe.adapters, progress=piece.progress),
     report=only,
     result=BankCostReport,
-    draw=lambda found, folder: [],
+    draw=draw_bank,
     describe=describe_bank,
     minutes=1,
     quick=("adapters=200",),

@@ -17,7 +17,9 @@ from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
 from road_interp.plots import export
+from road_interp.plots.parameter_share import READABLE
 from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.method_outcomes import train_method
@@ -146,6 +148,15 @@ def describe_rates(found: RatesReport) -> Described:
     return f"Accuracy on validation texts by learning rate. The best: {best}.", rows
 
 
+def draw_rates(found: RatesReport, folder: Path) -> list[Path]:
+    scores = {
+        f"{readable_name(ModelRecipe(MODELS[each.model]).name)}, {READABLE.get(each.method, each.method)}": dict(each.validation)
+        for each in found.scores.values()
+    }
+    ax = plots.learning_rates(scores, label="accuracy on validation texts (fraction)")
+    return [export.save_figure(ax, found, folder, "parameter-share-rates")]
+
+
 def over_conditions(pieces: Pieces) -> ParameterShareReport:
     return ParameterShareReport({slug: tuple(found) for slug, found in pieces.items()})
 
@@ -197,7 +208,7 @@ RATES_STUDY = Study(
     measure=measure_rates,
     report=over_rates,
     result=RateScores,
-    draw=lambda found, folder: [],
+    draw=draw_rates,
     describe=describe_rates,
     minutes=600,
     applies=lambda settings: is_here(MODELS[settings.model]),

@@ -6,9 +6,12 @@ road-interp study size        # ten models; road-interp size MODEL shows any oth
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.measure.size import SHAPES, SizeReport, adapter_sizes, meta_model
+from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.rotation.plane_maps import VARIANTS
 from road_interp.sources import readable_name
@@ -45,6 +48,19 @@ def report(pieces: Pieces) -> SizesReport:
     return SizesReport(tuple(found for reports in pieces.values() for found in reports))
 
 
+def draw(found: SizesReport, folder: Path) -> list[Path]:
+    """A marker for the smallest variant, with a bar up to the largest."""
+    percent: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for model in found.models:
+        for sites in dict.fromkeys(size.sites for size in model.sizes):
+            of_sites = [size.percent for size in model.sizes if size.sites == sites]
+            percent.setdefault(sites, {})[readable_name(model.model)] = (min(of_sites), min(of_sites), max(of_sites))
+    ax = plots.means(percent, label="trained values (% of the model), road_1 with a bar to road_4")
+    ax.axvline(LIMIT, color="0.5", linewidth=0.8, linestyle="--")
+    ax.set_xscale("log")
+    return [export.save_figure(ax, found, folder, "size")]
+
+
 def describe(found: SizesReport) -> Described:
     rows = []
     for model in found.models:
@@ -66,7 +82,7 @@ STUDY = Study(
     measure=measure,
     report=report,
     result=SizeReport,
-    draw=lambda found, folder: [],
+    draw=draw,
     describe=describe,
     minutes=1,
     quick=("variants=[road_1]",),

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from road_interp import plots
 from road_interp.causal.answered_questions import answered_rightly, with_best_prompts
 from road_interp.causal.entity_task import EntityTask, Question, SplitName, draw_variable_pairs, load_ravel
 from road_interp.causal.noun_task import number_and_gender
@@ -243,11 +244,26 @@ def over_conditions(pieces: Pieces) -> VariablesStudy:
 
 
 def draw(found: VariablesStudy, folder: Path) -> list[Path]:
-    return [
-        export.draw_variables(each, found, folder, f"variables-{slug.replace('_', '-')}")
-        for slug, each in found.groups().items()
-        if len({one.coordinates for one in each}) > 1
-    ]
+    """By the number of coordinates where several are measured, else by method."""
+    figures, others = [], {}
+    for slug, each in found.groups().items():
+        if len({one.coordinates for one in each}) > 1:
+            figures.append(export.draw_variables(each, found, folder, f"variables-{slug.replace('_', '-')}"))
+        else:
+            methods = [report.method for report in each[0].reports]
+            others[name_of(each[0])] = {method: disentangle_over_seeds(each, method) for method in methods}
+    if others:
+        ax = plots.means(others, label="disentangle (fraction)")
+        figures.append(export.save_figure(ax, found, folder, "variables-by-method"))
+    return figures
+
+
+def draw_rates(found: VariablesStudy, folder: Path) -> list[Path]:
+    scores: dict[str, dict[float, float]] = {}
+    for trial in (trial for seeds in found.comparisons.values() for trial in seeds[0].trials):
+        scores.setdefault(trial.method, {})[trial.rate] = trial.validation
+    ax = plots.learning_rates(scores, label="disentangle of validation entities (fraction)")
+    return [export.save_figure(ax, found, folder, "variable-rates")]
 
 
 def name_of(found: VariablesComparison) -> str:
@@ -355,7 +371,7 @@ VARIABLES_LONGER = Study(
     ),
     conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, *LONGER))},
     measure=measure,
-    draw=lambda found, folder: [],
+    draw=draw,
     describe=describe,
     minutes=60,
     seeds=(1, 2),
@@ -371,7 +387,7 @@ VARIABLE_RATES = Study(
     ),
     conditions={"smollm2_number-gender_16": replace(condition("smollm2", NOUNS, 16, True), seeds=1)},
     measure=measure_rates,
-    draw=lambda found, folder: [],
+    draw=draw_rates,
     describe=describe_rates,
     minutes=30,
     **COMMON,

@@ -11,6 +11,8 @@ from road_interp.plots.engine_cost import engine_cost
 from road_interp.plots.interchange import interchange_depth, interchange_scan
 from road_interp.plots.interference import interference
 from road_interp.plots.joint_training import joint_training
+from road_interp.plots.learning_rates import learning_rates
+from road_interp.plots.means import means
 from road_interp.plots.multitask import composition, composition_control, multitask_accuracy, strength
 from road_interp.plots.parameter_share import parameter_share
 from road_interp.plots.plane import plane
@@ -39,7 +41,9 @@ __all__ = [
     "interchange_scan",
     "interference",
     "joint_training",
+    "learning_rates",
     "magnitudes",
+    "means",
     "multitask_accuracy",
     "parameter_share",
     "plane",

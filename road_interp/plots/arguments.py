@@ -30,6 +30,7 @@ MADE_BY = {
     "SeedStructure": "measure.seed_structure(reports)",
     "StrengthReport": "measure.strength(...)",
     "ThroughputReport": "measure.throughput(base, recipe)",
+    "dict": "names and numbers, as its docstring says",
     "VariablesComparison": "causal.VariablesComparison.load(path)",
 }
 

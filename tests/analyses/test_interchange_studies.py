@@ -52,7 +52,7 @@ def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path)
     assert {(row.task, row.span, row.layer) for row in report.rows if hasattr(row, "layer")} <= {("agreement", "subject", 0)}
     output = command("controls", "layer=0", "steps=2", "--quick", "--only", "gender", "--results", tmp_path / "gender")
     assert "1 on gender)" in output["sentence"]
-    assert output["figures"] == []
+    assert [Path(path).name for path in output["figures"]] == ["controls.png"]
     assert len(tiny_language_model) == 1  # the model is loaded once
     command("controls", "layer=0", "steps=2", "--quick", "--redraw")
     assert len(tiny_language_model) == 1
@@ -75,7 +75,7 @@ def test_cost_of_an_interchange(command, no_model, tmp_path):
     report = CostReport.load(tmp_path / "results" / "quick" / "cost" / "width-2048" / "seed-0.json")
     assert report.width == 64
     assert len(output["numbers"]) == 11
-    assert output["figures"] == []
+    assert [Path(path).name for path in output["figures"]] == ["cost.png"]
 
 
 TASKS, METHODS = ("agr_gender", "agr_sv_num_pp"), ("full swap", "DAS, rank 1")

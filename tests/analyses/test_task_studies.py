@@ -94,12 +94,12 @@ def test_rates_of_the_composition(known, monkeypatch, tmp_path):
     pieces = {"planes_0.0003": [poor], "planes_0.001": [fair], "planes_0.003": [fair], "lora_0.01": [poor]}
     assert study.describe(study.report(pieces))[0].endswith("The best rates: no grid is complete yet.")
     found = study.report(pieces | {"planes_0.01": [poor]})
-    assert found.best == {"planes": "0.001"}
+    assert found.best == {"planes": 0.001}
     undivided = composition_report(generate=with_both_tasks)
     grid_of = {f"undivided_own-loss_{rate:g}": [fair] for rate in (0.0003, 0.001, 0.01)}
     both = study.report(grid_of | {"undivided_own-loss_0.003": [undivided]})
     assert undivided.mean_control() < fair.mean_control()
-    assert both.best == {"undivided_own-loss": "0.003"}  # judged by the answers with both tasks
+    assert both.best == {"undivided_own-loss": 0.003}  # judged by the answers with both tasks
     sentence, numbers = study.describe(found)
     assert sentence.endswith("The best rates: planes 0.001.")
     assert dict(numbers)["planes, rate 0.001: closing"].startswith("1.000")

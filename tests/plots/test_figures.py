@@ -179,3 +179,28 @@ def test_control_of_several_methods_is_all_tasks_their_mean_and_their_least():
     assert means == [report.mean_control()[0] for report in reports]
     assert least == [report.least_control()[1][0] for report in reports]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["road_1 (1 seed)", "other (1 seed)"]
+
+
+def test_means_are_drawn_with_their_intervals_in_the_row_of_their_name():
+    series = {"one": {"a": (0.5, 0.4, 0.7), "b": (0.2, 0.2, 0.3)}, "other": {"b": (0.9, 0.8, 1.0)}}
+    ax = plots.means(series, label="accuracy (fraction)")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "other"]
+    drawn = [(points.get_xdata().tolist(), np.round(points.get_ydata()).tolist()) for points, *_ in ax.containers]
+    assert drawn == [([0.5, 0.2], [0, 1]), ([0.9], [1])]
+    ends = [[segment[:, 0].tolist() for segment in bars.get_segments()] for _, _, (bars,) in ax.containers]
+    assert [np.round(each, 6).tolist() for each in ends] == [[[0.4, 0.7], [0.2, 0.3]], [[0.8, 1.0]]]
+    assert plots.means({"": series["one"]}, label="accuracy (fraction)").get_legend() is None
+
+
+def test_the_best_learning_rate_is_filled_and_the_smallest_of_equals():
+    ax = plots.learning_rates({"RoAd": {1e-2: 0.8, 1e-3: 0.8}, "LoRA": {1e-3: 0.6, 1e-2: 0.7}}, label="accuracy (fraction)")
+    lines, best = ax.get_lines()[::2], ax.get_lines()[1::2]
+    assert [line.get_label() for line in lines] == ["RoAd", "LoRA"]
+    assert [line.get_ydata().tolist() for line in lines] == [[0.8, 0.8], [0.6, 0.7]]
+    assert [(float(point.get_xdata()[0]), point.get_ydata()[0]) for point in best] == [
+        (pytest.approx(1e-3, rel=0.02), 0.8),
+        (pytest.approx(1e-2, rel=0.02), 0.7),
+    ]
+    assert all(line.get_markerfacecolor() == "w" for line in lines)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.001", "0.01"]

@@ -6,6 +6,7 @@ import inspect
 import re
 import types
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -39,6 +40,7 @@ CAPACITY = measure.CapacityReport(
         for row in range(18)
     ),
 )
+MEANS = {name: {f"method number {row}": (0.1 * row, 0.1 * row - 0.05, 1.0) for row in range(9)} for name in ("one", "other")}
 DRIFT = measure.DriftReport("base", "tuned", "first", 1, 1, tuple(replace(PLACE, layer=layer) for layer in range(6)))
 
 
@@ -64,6 +66,8 @@ def drawings(adapter):
         (plots.composition_control, composition_report()),
         (plots.query_key, measure.query_key(report)),
         (plots.plane, adapter),
+        (partial(plots.means, label="accuracy (fraction)"), MEANS),
+        (partial(plots.learning_rates, label="accuracy (fraction)"), {"RoAd": {1e-3: 0.7, 1e-2: 0.8}, "LoRA": {1e-3: 0.8}}),
     ]
 
 
@@ -92,8 +96,9 @@ def test_nothing_is_cut_off_in_a_narrow_column(adapter, own):
             ax.figure.canvas.draw()
             box = ax.figure.get_tightbbox()
         width, height = ax.figure.get_size_inches()
-        assert min(box.x0, box.y0) > -0.02, draw.__name__
-        assert (box.x1 < width + 0.02, box.y1 < height + 0.02) == (True, True), draw.__name__
+        assert min(box.x0, box.y0) > -0.02, draw
+        assert (box.x1 < width + 0.02, box.y1 < height + 0.02) == (True, True), draw
+        plt.close(ax.figure)
 
 
 def test_a_wide_legend_goes_below_in_columns_and_keeps_its_markers(adapter):

@@ -1,0 +1,35 @@
+"""Values with their intervals, by name."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from road_interp.plots.style import COLORS, prepared, styled
+
+MARKERS = "osD^vP"
+
+
+@styled
+def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | None = None, *, label: str) -> Axes:
+    """A row per name, with a marker and the interval of every series that has it.
+
+    Args:
+        series: by the name of the series, and that of the row: the value, and the low and the high end of its interval. The name
+            of an only series is not shown.
+        label: what the values are, with their unit.
+    """
+    names = list(dict.fromkeys(name for values in series.values() for name in values))
+    ax = prepared(ax, rows=len(names))
+    for number, (title, values) in enumerate(series.items()):
+        middle, low, high = np.array(list(values.values()), dtype=float).T
+        rows = np.array([names.index(name) for name in values]) + 0.7 * ((number + 0.5) / len(series) - 0.5)
+        bars = np.maximum((middle - low, high - middle), 0)
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        ax.errorbar(middle, rows, xerr=bars, fmt=marker, color=color, markersize=3, capsize=2, elinewidth=1, label=title)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set_xlabel(label)
+    if len(series) > 1:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
