@@ -19,6 +19,7 @@ from pathlib import Path
 import drawings
 import typer
 from matplotlib import use
+from public_types import types_of
 from write_numbers import drop_zero
 
 import road_interp
@@ -46,6 +47,7 @@ def main(docs: Path) -> None:
         list(processes.map(write_result_page, measured, [folder / "results"] * len(measured)))
     for name, module in NAMESPACES.items():
         (folder / "reference" / f"{name}.md").write_text(names_page(module))
+    (folder / "reference" / "types.md").write_text(types_page())
     (folder / "reference" / "recipe-keys.md").write_text(recipe_page())
     (folder / "reference" / "commands.md").write_text(commands_page())
     drawings.main(folder / "drawings")
@@ -130,11 +132,41 @@ def names_page(module_name: str) -> str:
         parts.append(f"Also here, described under [`ri`](api.md): {', '.join(f'`{name}`' for name in shared)}.")
     for heading, names, directive in (("Classes", classes, "autoclass"), ("Functions", functions, "autofunction")):
         if names:
-            # The docstring of a named tuple describes its fields already.
-            members = {name: "\n   :members:" for name in classes if not hasattr(found[name], "_fields")}
+            members = {name: members_of(found[name]) for name in classes}
             blocks = "\n\n".join(f".. {directive}:: {module_name}.{name}{members.get(name, '')}" for name in names)
             parts += [f"## {heading}", f"```{{eval-rst}}\n{blocks}\n```"]
     return "\n\n".join(parts) + "\n"
+
+
+def members_of(found: type) -> str:
+    """The option of autoclass that shows members. The docstring of a named tuple describes its fields already."""
+    return "" if hasattr(found, "_fields") else "\n   :members:"
+
+
+def types_page() -> str:
+    """The types in signatures of public names that are no public names: aliases as a table, classes with their documentation."""
+    found = types_of(tuple(NAMESPACES.values()))
+    aliases = sorted(each for each in found if each.meaning is not None and not each.meaning.startswith("TypeVar"))
+    classes = sorted(each for each in found if each.meaning is None)
+    rows = [(f"`{each.name}`", f"`{each.meaning}`", ", ".join(f"`{name}`" for name in found[each][:3])) for each in aliases]
+    blocks = "\n\n".join(
+        f".. autoclass:: {each.module}.{each.name}{members_of(getattr(importlib.import_module(each.module), each.name))}"
+        for each in classes
+    )
+    return (
+        "\n\n".join(
+            [
+                "# Types",
+                "What public functions take and give besides public classes. Their attributes and methods may be used; the "
+                "modules that define them may change.",
+                "## Aliases",
+                table(("alias", "meaning", "in"), rows),
+                "## Classes",
+                f"```{{eval-rst}}\n{blocks}\n```",
+            ]
+        )
+        + "\n"
+    )
 
 
 # Recipe keys

@@ -51,6 +51,15 @@ def test_times_that_were_not_recorded_are_named(generate):
     assert "" not in cells
 
 
+def test_types_of_public_functions_are_described(generate):
+    page = generate["types_page"]()
+    aliases = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", page, re.MULTILINE))
+    assert aliases["Positions"] == r"str \| Sequence[Sequence[int]]"
+    assert ".. autoclass:: road_interp.models.continuous_batching.ContinuousBatching\n   :members:" in page
+    assert "RowSelection" not in page  # ContinuousBatching takes it, and is made by RoadModel
+    assert not re.search(r"autoclass:: \S+[.](RoadAdapter|Site|Tensor)\b", page)  # those are public, or of another package
+
+
 def test_every_key_of_a_recipe_has_a_meaning(generate):
     rows = re.findall(r"^\| (`\w+`) \| .* \| (.*) \|$", generate["recipe_page"](), re.MULTILINE)
     assert len(rows) > 70
