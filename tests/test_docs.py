@@ -198,6 +198,9 @@ def test_the_page_of_figures_names_every_figure_and_measurement():
 def test_lines_are_short():
     pages = [*PAGES, *ROOT.glob("*.md"), *(ROOT / "results").glob("*.md")]
     lines = [(page.name, line) for page in pages for line in page.read_text().splitlines()]
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text())["cells"]
+        lines += [(notebook.name, line) for cell in cells for line in "".join(cell["source"]).splitlines()]
     assert not [each for each in lines if len(each[1]) > 140]
 
 
