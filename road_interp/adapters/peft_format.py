@@ -166,6 +166,8 @@ def _read_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, T
     config = configs[name]
     if config.peft_type != "ROAD":
         raise InputError(f"the PEFT adapter '{name}' is of type '{config.peft_type.value}', not 'ROAD'")
+    if any(getattr(module, "merged", False) is True for module in model.modules()):
+        raise InputError("the PEFT adapter is merged: its weights would be rotated twice; call unmerge_adapter() first")
     tensors = {}
     for path, values in model.named_parameters():
         module, _, last = path.rpartition(".")

@@ -27,7 +27,7 @@ from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of
 from road_interp.errors import InputError
 from road_interp.models.head_logits import logits_at
 from road_interp.models.merging import merged_rotations
-from road_interp.models.rotation_context import shared_context
+from road_interp.models.rotation_context import OpenContext, shared_context
 from road_interp.progress import Progress, silent
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
@@ -169,7 +169,7 @@ class InterchangeRuns:
         Raises InputError for an intervention that has no source, and where other rotations are attached to the model, or merged
         into it, than when the runs were made.
         """
-        if _rotations(self.model) != self._rotations:
+        if not _rotations(self.model).are(self._rotations):
             raise InputError(
                 "these runs were made with other rotations attached to the model, or merged into it, than it has now: "
                 "make them again"
@@ -320,9 +320,25 @@ class InterchangeRuns:
             yield
 
 
-def _rotations(model: PreTrainedModel) -> tuple[Any, list[str]]:
-    """What is attached to a model, for the calls of every thread, and what is merged into it."""
-    return shared_context(model), merged_rotations(model)
+class _Rotations(NamedTuple):
+    """What is attached to a model, for the calls of every thread, with its maps now, and what is merged into it."""
+
+    context: OpenContext | None
+    maps: list[Tensor]
+    merged: list[str]
+
+    def are(self, others: _Rotations) -> bool:
+        """Whether they are the same, with equal maps."""
+        if self.context is not others.context or self.merged != others.merged:
+            return False
+        return all(torch.equal(one, other) for one, other in zip(self.maps, others.maps, strict=True))
+
+
+def _rotations(model: PreTrainedModel) -> _Rotations:
+    context = shared_context(model)
+    read = () if context is None or context.maps is None else context.maps()
+    maps = [entry.detach().clone() for each in read for entry in each if entry is not None]
+    return _Rotations(context, maps, merged_rotations(model))
 
 
 def _restore(block: nn.Module, forward: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from road_interp.arguments import check_argument
 from road_interp.causal.bases import Basis, Neurons
 from road_interp.errors import InputError
+from road_interp.models.subspaces import selected_entries
 
 SCALINGS = 40  # of the rows of the masks, per forward pass
 
@@ -75,7 +76,7 @@ class MaskedInterchange(nn.Module):
         """`base` with the coordinates of the variables in `subspaces`, one list per row, from `source`."""
         dtype = torch.promote_types(base.dtype, self.logits.dtype)
         difference, shares = source.to(dtype) - base.to(dtype), self._shares().to(dtype)
-        proportions = torch.stack([shares[list(chosen)].sum(0) for chosen in subspaces])
+        proportions = selected_entries(subspaces, None, len(shares), difference) @ shares
         into, back = self.basis(dtype)
         return (base + back(into(difference) * proportions)).to(base.dtype)
 

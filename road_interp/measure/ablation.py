@@ -50,7 +50,7 @@ COMPONENTS: dict[str, Callable[[RoadAdapter], RoadAdapter]] = {
     BOTH: lambda adapter: adapter,
     ANGLES: RoadAdapter.angles_only,
     MAGNITUDES: RoadAdapter.magnitudes_only,
-    NEITHER: lambda adapter: RoadAdapter.identity(adapter.sites, group_size=adapter.group_size),
+    NEITHER: RoadAdapter.identity_like,
 }
 SHARES = (0.01, 0.03, 0.1, 0.3)
 BY = ("layer", "kind", "planes")

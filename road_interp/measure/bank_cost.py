@@ -11,6 +11,7 @@ import psutil
 
 from road_interp.adapters.bank import RoadBank
 from road_interp.arguments import check_argument
+from road_interp.errors import InputError
 from road_interp.measure.throughput import gc_paused
 from road_interp.measure.throughput_methods import random_adapter
 from road_interp.progress import Progress, silent
@@ -54,9 +55,11 @@ def bank_cost(adapters: int = 10_000, progress: Progress = silent) -> BankCostRe
         progress: called before every hundred.
 
     Raises:
-        InputError: something else than a whole number.
+        InputError: something else than a whole number of at least 200.
     """
     check_argument("measure.bank_cost", adapters, int, "the number of adapters")
+    if adapters < 200:
+        raise InputError(f"measure.bank_cost compares the first and the last hundred of at least 200 adapters, not of {adapters}")
     sites = [Site(f"layers.{layer}", 576, layer, f"layers.{layer}") for layer in range(30)]
     drawn = [random_adapter(sites, number) for number in range(100)]
     bank = RoadBank({"first": drawn[0]})

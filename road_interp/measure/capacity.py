@@ -81,9 +81,12 @@ class CapacityReport(Result):
     def over_seeds(cls, reports: Sequence[CapacityReport]) -> CapacityReport:
         """Combine reports of one seed each; a configuration has a score for every report that contains it.
 
-        Raises InputError if a configuration has another number of trained values or test examples than in an earlier report.
+        Raises InputError if models or tasks differ, or if a configuration has another number of trained values or test examples
+        than in an earlier report.
         """
         reports = checked_list("CapacityReport.over_seeds", reports, cls, "reports of several seeds")
+        if any((each.model, each.task) != (reports[0].model, reports[0].task) for each in reports):
+            raise InputError("only reports of one model and one task can be combined")
         points: dict[tuple[str, str], CapacityPoint] = {}
         for point in chain.from_iterable(report.points for report in reports):
             earlier = points.setdefault((point.family, point.name), replace(point, scores=()))

@@ -198,11 +198,14 @@ class CompositionReport(Result):
 
     @classmethod
     def over_seeds(cls, reports: Sequence[CompositionReport]) -> CompositionReport:
-        """Combine reports of several seeds. Raises InputError if method or tasks differ, or a set of active tasks is missing."""
+        """Combine reports of several seeds.
+
+        Raises InputError if model, method or tasks differ, or a set of active tasks is missing.
+        """
         reports = checked_list("CompositionReport.over_seeds", reports, cls, "reports of several seeds")
         first = reports[0]
-        if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
-            raise InputError("only reports of one method and the same tasks can be combined")
+        if any((each.model, each.method, each.tasks) != (first.model, first.method, first.tasks) for each in reports):
+            raise InputError("only reports of one model and method and the same tasks can be combined")
         check_seeds([each.seeds for each in reports], [len(each.scores[0].shown[each.tasks[0]]) for each in reports])
         scores = tuple(_over_seeds([each.of(score.active) for each in reports]) for score in first.scores)
         seeds = tuple(seed for each in reports for seed in each.seeds)

@@ -73,8 +73,8 @@ class InterferenceReport(Result):
         first = reports[0]
         if any((each.model, each.names, *each.correct) != (first.model, first.names, *first.correct) for each in reports):
             raise InputError("only reports of one model with the same adapters and tasks can be combined")
-        task = next(iter(first.correct))
-        check_seeds([each.seeds for each in reports], [len(each.correct[task][NOTHING]) for each in reports])
+        for task in first.correct:
+            check_seeds([each.seeds for each in reports], [len(each.correct[task][NOTHING]) for each in reports])
         correct = {
             task: {with_: tuple(x for each in reports for x in each.correct[task][with_]) for with_ in rows}
             for task, rows in first.correct.items()

@@ -84,12 +84,13 @@ class MultiTaskAccuracyReport(Result):
 
     @classmethod
     def over_seeds(cls, reports: Sequence[MultiTaskAccuracyReport]) -> MultiTaskAccuracyReport:
-        """Combine reports of several seeds. Raises InputError if method or tasks differ."""
+        """Combine reports of several seeds. Raises InputError if model, method, tasks or numbers of examples differ."""
         reports = checked_list("MultiTaskAccuracyReport.over_seeds", reports, cls, "reports of several seeds")
         first = reports[0]
-        if any((each.method, each.tasks) != (first.method, first.tasks) for each in reports):
-            raise InputError("only reports of one method and the same tasks can be combined")
-        check_seeds([each.seeds for each in reports], [len(each.correct[first.tasks[0]][first.tasks[0]]) for each in reports])
+        if any((each.model, each.method, each.tasks) != (first.model, first.method, first.tasks) for each in reports):
+            raise InputError("only reports of one model and method and the same tasks can be combined")
+        for task in first.tasks:
+            check_seeds([each.seeds for each in reports], [len(each.correct[task][task]) for each in reports])
         correct = {
             task: {active: tuple(x for each in reports for x in each.correct[task][active]) for active in sets}
             for task, sets in first.correct.items()

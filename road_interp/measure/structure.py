@@ -158,11 +158,11 @@ def _pearson(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) ->
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def query_key(report: AngleReport, key_heads: int = 1) -> QueryKey:
+def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
     """Pair the planes of query and key in every layer that rotates both.
 
     Args:
-        key_heads: number of key heads (num_key_value_heads), needed if the model has more query heads.
+        key_heads: number of key heads (num_key_value_heads), needed where a layer has more query planes than key planes.
 
     Raises:
         InputError: no layer rotates both, or the numbers of planes do not fit `key_heads`.
@@ -176,10 +176,16 @@ def query_key(report: AngleReport, key_heads: int = 1) -> QueryKey:
     layers = []
     for query, key in pairs:
         q, k = sites[query], sites[key]
-        if len(q.angle) % len(k.angle) or len(k.angle) % key_heads:
-            raise InputError(f"layer {q.layer}: {len(q.angle)} query and {len(k.angle)} key planes for {key_heads} key heads")
+        if key_heads is None and len(q.angle) != len(k.angle):
+            raise InputError(
+                f"layer {q.layer} has {len(q.angle)} query and {len(k.angle)} key planes: give "
+                "key_heads=config.num_key_value_heads"
+            )
+        heads = key_heads or 1
+        if len(q.angle) % len(k.angle) or len(k.angle) % heads:
+            raise InputError(f"layer {q.layer}: {len(q.angle)} query and {len(k.angle)} key planes for {heads} key heads")
         angle, log_magnitude = (
-            np.reshape(each, (key_heads, len(q.angle) // len(k.angle), -1)) for each in (q.angle, np.log(q.magnitude))
+            np.reshape(each, (heads, len(q.angle) // len(k.angle), -1)) for each in (q.angle, np.log(q.magnitude))
         )
         mean_angle = stats.circmean(angle, high=np.pi, low=-np.pi, axis=1).ravel()
         layers.append((mean_angle, k.angle, np.exp(log_magnitude.mean(1).ravel()), k.magnitude))

@@ -165,7 +165,8 @@ class BankMaps:
         key = (names, bank.version, rotations.devices)
         cached = self._cached  # read once: another thread may replace it
         if cached is None or cached[0] is not bank or cached[1] != key:
-            cached = self._cached = (bank, key, rotations.split(*bank.rows(names)))
+            with torch.inference_mode(False):  # a later pass may train what comes before these maps
+                cached = self._cached = (bank, key, rotations.split(*bank.rows(names)))
         return cached[2]
 
 

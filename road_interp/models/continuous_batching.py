@@ -24,7 +24,7 @@ from road_interp.errors import InputError
 from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, wrap_forward
 from road_interp.models.intervention import apply_to_slice
-from road_interp.models.rotation_context import check_no_experts, opened, overwritable
+from road_interp.models.rotation_context import IN_EXPERTS, opened, overwritable, site_in_experts
 from road_interp.models.row_selection import RowSelection
 from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.sites.module_tree import hidden_of, with_hidden
@@ -105,7 +105,8 @@ class ContinuousBatching:
         config = model.generation_config if generation_config is None else generation_config
         if (config.num_return_sequences or 1) > 1:
             raise InputError("continuous batching returns one sequence per request: add a request several times instead")
-        check_no_experts(selection.rotations.sites)
+        if (inside := site_in_experts(model, selection.rotations.sites)) is not None:
+            raise InputError(IN_EXPERTS.format(inside))
         head = model.get_output_embeddings()
         for site in selection.rotations.sites:
             if head is not None and model.get_submodule(site.module) is head:

@@ -130,7 +130,7 @@ def evaluation_mode(model: Any) -> Iterator[PreTrainedModel]:
 
 
 def unwrap_model(model: Any) -> PreTrainedModel:
-    """The transformers model inside a RoadModel or a PEFT model, without rotations."""
+    """The transformers model inside a RoadModel, which does not rotate it, or a PEFT model, whose adapter stays active."""
     if isinstance(model, RoadModel):
         return model.model
     return model.get_base_model() if hasattr(model, "get_base_model") else model

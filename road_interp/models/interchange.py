@@ -74,9 +74,10 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         self.depth = depth
         self.variables: tuple[str, ...] | None = None  # the names of VariableCoordinates
         self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=torch.Generator().manual_seed(seed)))
-        self.mask = nn.Parameter(torch.zeros(self.width)) if rows == "mask" else None
+        is_masked = isinstance(rows, str) and rows == "mask"  # an array is compared entry by entry
+        self.mask = nn.Parameter(torch.zeros(self.width)) if is_masked else None
         self.register_buffer("temperature", torch.tensor(1.0))
-        self.rows = None if rows == "mask" else _check_rows(rows, self.width)
+        self.rows = None if is_masked else _check_rows(rows, self.width)
         check_partition(self.subspace_partition, self.width if self.rows is None else len(self.rows))
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -202,7 +203,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
 
 
 def _check_rows(rows: Rows, width: int) -> tuple[int, ...]:
-    if rows == "first":
+    if isinstance(rows, str) and rows == "first":
         return tuple(range(0, width, 2))
     if isinstance(rows, str) or not isinstance(rows, Iterable):
         shown = f'"{rows}"' if isinstance(rows, str) else rows
@@ -213,4 +214,4 @@ def _check_rows(rows: Rows, width: int) -> tuple[int, ...]:
             raise InputError(f"row {row} does not exist: the rotated state has rows 0 to {width - 1}")
     if not selected or len(set(selected)) < len(selected):
         raise InputError("rows must contain at least one coordinate, and none of them twice")
-    return selected
+    return tuple(map(int, selected))

@@ -123,10 +123,12 @@ class RoadIntervention(
         if maps is None:
             maps = plane_maps.maps_from_parameters(self.theta, self.alpha, self.variant, self.group_size)
         if subspaces is not None:
-            maps = maps.masked(self._active(subspaces))
+            maps = maps.masked(self._active(subspaces, len(base)))
         return apply_to_slice(maps, base, self.group_size, self.output_slice)
 
-    def _active(self, subspaces: Sequence[Sequence[int]]) -> Bool[Tensor, "rows planes"]:
+    def _active(self, subspaces: Sequence[Sequence[int]], rows: int) -> Bool[Tensor, "rows planes"]:
+        if len(subspaces) != rows:
+            raise InputError(f"subspaces list {len(subspaces)} rows, but the batch has {rows}")
         owners = self.subspace_planes
         if owners is None and self.subspace_partition is not None:
             subspace_planes(self.subspace_partition, 2 * self._planes, self.group_size)  # raises InputError

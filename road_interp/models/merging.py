@@ -88,6 +88,13 @@ def check_mergeable(module: Any, site: Site, shared: set[int]) -> None:
     """Raise InputError unless the site's module is a plain linear layer with weights that are neither tied nor quantised."""
     if type(module) not in (nn.Linear, Conv1D):
         raise InputError(f"site '{site.name}' cannot be merged: {type(module).__name__} is not a plain linear layer")
+    for name in ("weight", "bias"):
+        tensor = getattr(module, name)
+        if tensor is not None and (tensor is not module._parameters.get(name) or tensor.is_meta):
+            raise InputError(
+                f"site '{site.name}' cannot be merged: its {name} is offloaded, or computed anew in every call; load the model "
+                "without that"
+            )
     if id(module.weight) in shared:
         raise InputError(f"site '{site.name}' cannot be merged: its weight is tied to another module, which would be rotated too")
     if not module.weight.is_floating_point():

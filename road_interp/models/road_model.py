@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
@@ -40,11 +40,11 @@ from road_interp.models.forward_wrapper import Wrappers
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights, merged_rotations
-from road_interp.models.rotation_context import RotationContext, checkpoints_gradients, opened
+from road_interp.models.rotation_context import RotationContext, checkpoints_gradients, opened, shared_context
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
-from road_interp.models.token_selection import prompt_mask
+from road_interp.models.token_selection import check_guidance, prompt_mask
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 from road_interp.sources import local_folder
@@ -170,7 +170,7 @@ class RoadModel(IntervenableModel):
         check_known(unknown)
         rows = RowArguments(adapter_names, tasks, trainable_tasks, strengths)
         if output_original_output:
-            self._check_original()
+            self._check_original(base)
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
             with self._rows_in_interventions(rows, base):
@@ -212,7 +212,7 @@ class RoadModel(IntervenableModel):
         check_no_inputs(kwargs)
         rows = RowArguments(adapter_names, tasks, strengths=strengths)
         if output_original_output:
-            self._check_original()
+            self._check_original({**base, **kwargs})
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
             with self._rows_in_interventions(rows, base):
@@ -222,6 +222,8 @@ class RoadModel(IntervenableModel):
                 )  # fmt: skip
         if not hasattr(self.model, "generate"):
             raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
+        if any(given is not None and len(given) > 1 for given in rows):
+            check_guidance(self.model, {**base, **kwargs})
         original = self.model.generate(**base, **kwargs) if output_original_output else None
         prompt = prompt_mask(self.model, {**base, **kwargs})
         with self._rotating(rows, positions, base, prompt):
@@ -330,7 +332,7 @@ class RoadModel(IntervenableModel):
         Raises InputError for anything but "both", "angles" and "magnitudes", and for a bank, whose adapters have the parameters.
         """
         if self.bank is not None:
-            raise InputError("the parameters of a model with a bank are those of its adapters: use bank.trainable(names)")
+            raise InputError("the parameters of a model with a bank are those of its adapters: use bank.trainable()")
         if what not in ("both", "angles", "magnitudes"):
             raise InputError(f"{what!r} cannot be made trainable: use both, angles or magnitudes")
         for _, intervention in self.by_site():
@@ -354,6 +356,11 @@ class RoadModel(IntervenableModel):
         )
 
     # ------------------------------------------------------------------ the adapter
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether `merge` has rotated the weights of the base model, and `unmerge` has not restored them."""
+        return self._merged is not None
 
     @property
     def adapter(self) -> RoadAdapter:
@@ -533,7 +540,11 @@ class RoadModel(IntervenableModel):
                     intervention.row_maps = None
 
     def _check_weights(self) -> None:
-        """Raise InputError if another RoadModel has merged rotations into the base model, or restored it, since this was made."""
+        """Raise InputError if another RoadModel has merged rotations into the base model, or restored it, since this was made, or
+        if the bank has got adapters of another model."""
+        made_for = None if self.bank is None else self.bank.template.base
+        if made_for is not None and (difference := made_for.difference(BaseModelSignature.of(self.model))):
+            raise InputError(f"the bank has adapters of another model, {made_for.title}: {difference}")
         own = [] if self._merged is None else self._merged.names
         if merged_rotations(self.model) != sorted([*self._merged_before, *own]):
             raise InputError(
@@ -541,11 +552,13 @@ class RoadModel(IntervenableModel):
                 "them, since this one was made. Make this RoadModel again for the weights as they are"
             )
 
-    def _check_original(self) -> None:
-        """Raise InputError if the base model does not give the original output, because it is rotated."""
-        if self._merged is not None or self._is_attached:
+    def _check_original(self, inputs: Mapping[str, Any]) -> None:
+        """Raise InputError if the base model does not give the original output: it is rotated, or would share a cache."""
+        if self._merged is not None or shared_context(self.model) is not None:
             state = "merged" if self._merged is not None else "attached"
             raise InputError(f"the rotations are {state}: there is no original output without them")
+        if any(isinstance(each, Cache) for each in inputs.values()):
+            raise InputError("output_original_output: both passes would write into the cache that is given; call without it")
 
     def _check_pyvenes_arguments(self, positions: Positions | None, unit_locations: Any, subspaces: Any) -> None:
         """Raise InputError for subspaces of another form than pyvene's, and for `positions`, which its loop does not know."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,12 +23,14 @@ from road_interp.models.intervention import apply_to_slice
 from road_interp.models.row_maps import RowMaps
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
-    ROW_INPUTS,
     CheckpointedSelections,
     Selection,
     arguments_of_generate,
+    check_guidance,
+    given_rows,
     named_inputs,
     prompt_mask,
+    row_input,
     select_tokens,
 )
 from road_interp.rotation import plane_maps
@@ -60,15 +62,20 @@ class InThread(threading.local):
     prompt: Tensor | None = None
 
 
+MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # inputs beside texts
+IN_EXPERTS = (
+    "site '{}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all rows, in calls of "
+    "forward and generate, works there"
+)
 _OPEN: WeakKeyDictionary[PreTrainedModel, list[OpenContext]] = WeakKeyDictionary()  # of every model
 _LOCK = Lock()
 
 
 class OpenContext:
-    """A context that is open on a model: its name in errors, and whether it changes the calls of every thread."""
+    """A context that is open on a model: its name in errors, whether it changes the calls of every thread, and its maps."""
 
-    def __init__(self, name: str, shared: bool) -> None:
-        self.name, self.shared = name, shared
+    def __init__(self, name: str, shared: bool, maps: Callable[[], Sequence[PlaneMaps]] | None) -> None:
+        self.name, self.shared, self.maps = name, shared, maps
 
 
 class RotationContext:
@@ -115,7 +122,7 @@ class RotationContext:
     def __enter__(self) -> RotationContext:
         with ExitStack() as undo:  # undoes partial registration after an error
             name = self._attached or f"a call in {threading.current_thread().name}"
-            undo.enter_context(opened(self._model, name, shared=self._attached is not None))
+            undo.enter_context(opened(self._model, name, self._attached is not None, self._coefficients.maps))
             undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             if self._attached is not None:
                 undo.callback(self._model.register_forward_hook(self._after_model, always_call=True).remove)
@@ -210,10 +217,29 @@ class RotationContext:
         if maps.by_row:
             self._check_rows_first("an adapter, task or strength per row")
             if len(maps.maps[0].a) > 1:
-                check_no_experts(self._coefficients.sites)
+                self._check_sites_by_row(inputs)
             self._thread.shape = _rows_and_tokens(inputs)
             if self._attached is not None and not self._thread.generates:  # whose passes may have several beams per row
-                maps.check_rows(_given_rows(inputs))
+                maps.check_rows(given_rows(inputs))
+
+    def _check_sites_by_row(self, inputs: Mapping[str, Any]) -> None:
+        """Raise InputError for sites whose outputs do not have the rows of the batch on their first axis."""
+        if self._in_experts is not None:
+            raise InputError(IN_EXPERTS.format(self._in_experts))
+        has_text = any(inputs.get(name) is not None for name in ("input_ids", "inputs_embeds"))
+        if has_text and any(inputs.get(name) is not None for name in MEDIA) and self._outside_text is not None:
+            raise InputError(
+                f"site '{self._outside_text}' is outside the text model: a row may have several images, or none, so that an "
+                "adapter, task or strength per row works at sites of the text model only"
+            )
+
+    @cached_property
+    def _in_experts(self) -> str | None:
+        return site_in_experts(self._model, self._coefficients.sites)
+
+    @cached_property
+    def _outside_text(self) -> str | None:
+        return site_outside_text(self._model, self._coefficients.sites)
 
     def _trains_reentrantly(self) -> bool:
         return checkpoints_reentrantly(self._model) and any(each.a.requires_grad for each in self._row_maps().maps)
@@ -230,7 +256,9 @@ class RotationContext:
             inputs = arguments_of_generate(original, model.main_input_name, args, kwargs)
             maps = self._row_maps()
             if maps.by_row:
-                maps.check_rows(_given_rows(inputs))
+                maps.check_rows(given_rows(inputs))
+                if len(maps.maps[0].a) > 1:
+                    check_guidance(model, inputs)
             outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
             self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)
             try:
@@ -333,20 +361,9 @@ class RotationContext:
         return maps.for_batch(hidden.shape[0], hidden.ndim, site)
 
 
-def _given_rows(inputs: Mapping[str, Any]) -> int | None:
-    """The number of rows in the inputs of a model; None if no known input is given."""
-    given = _row_input(inputs)
-    return len(given) if isinstance(given, Tensor) and given.ndim else None
-
-
-def _row_input(inputs: Mapping[str, Any]) -> Any:
-    """The first known input whose first axis is that of the rows; None if there is none."""
-    return next((inputs[name] for name in ROW_INPUTS if inputs.get(name) is not None), None)
-
-
 def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
     """The numbers of rows, choices counted as rows, and of tokens in the inputs of a model; None if no known input is given."""
-    given = _row_input(inputs)
+    given = row_input(inputs)
     if not isinstance(given, Tensor) or given.ndim < 2:
         return None
     if given.ndim == 3 and not given.is_floating_point():  # several choices per row
@@ -378,13 +395,22 @@ def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
     )
 
 
-def check_no_experts(sites: Sequence[Site]) -> None:
-    """Raise InputError for a site inside the experts of a mixture, whose tokens are of all rows in an order of their own."""
-    if inside := next((site.name for site in sites if "experts" in site.module.split(".")), None):
-        raise InputError(
-            f"site '{inside}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all "
-            "rows, in calls of forward and generate, works there"
-        )
+def site_in_experts(model: nn.Module, sites: Sequence[Site]) -> str | None:
+    """A site inside the experts of a mixture, whose tokens are of all rows in an order of their own; None if there is none."""
+    experts = tuple(f"{name}." for name, module in model.named_modules() if type(module).__name__.endswith("Experts"))
+    inside = (site.name for site in sites if "experts" in site.module.split(".") or f"{site.module}.".startswith(experts))
+    return next(inside, None)
+
+
+def site_outside_text(model: PreTrainedModel, sites: Sequence[Site]) -> str | None:
+    """A site outside the text model of a model with several, and outside its head over the vocabulary; None if there is none."""
+    text, head = model.config.get_text_config(), model.get_output_embeddings()
+    inside = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if name and (module is head or (isinstance(module, PreTrainedModel) and module.config is text))
+    )
+    return next((site.name for site in sites if not f"{site.module}.".startswith(inside)), None)
 
 
 def _is_backward() -> bool:
@@ -415,7 +441,9 @@ def shared_context(model: PreTrainedModel) -> OpenContext | None:
 
 
 @contextmanager
-def opened(model: PreTrainedModel, name: str, shared: bool) -> Iterator[None]:
+def opened(
+    model: PreTrainedModel, name: str, shared: bool, maps: Callable[[], Sequence[PlaneMaps]] | None = None
+) -> Iterator[None]:
     """Register an open context of a model. Raises InputError if one of two is shared and was opened last; it names both."""
     with _LOCK:
         others = _OPEN.setdefault(model, [])
@@ -424,7 +452,7 @@ def opened(model: PreTrainedModel, name: str, shared: bool) -> Iterator[None]:
                 f"{name} overlaps with {others[0].name}: one of them changes the model for every thread. End the first, or use "
                 "forward and generate alone, whose rotations belong to their caller"
             )
-        others.append(opened_now := OpenContext(name, shared))
+        others.append(opened_now := OpenContext(name, shared, maps))
     try:
         yield
     finally:

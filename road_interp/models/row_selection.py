@@ -16,6 +16,7 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations
 from road_interp.models.row_arguments import RowArguments, Strengths
+from road_interp.models.token_selection import given_rows
 
 
 class RowSelection(NamedTuple):
@@ -43,7 +44,7 @@ class RowSelection(NamedTuple):
             InputError: names without a bank, tasks without planes, an unknown name or task, an invalid strength, no list, or
                 another number of entries than rows.
         """
-        rows.check(next((len(value) for value in base.values() if isinstance(value, Tensor)), None))
+        rows.check(given_rows(base))
         adapter_names, tasks, trainable_tasks, strengths = rows
         if strengths is not None and self.bank is not None and adapter_names is None:
             adapter_names = [self.only_name()] * len(strengths)
@@ -130,9 +131,12 @@ class RowSelection(NamedTuple):
             return [rows.to(device) for device in self.rotations.devices]
         if self.planes is None:
             raise InputError("strengths by name need a model with planes or a bank; this one takes one number per row")
-        of_tasks = [each if isinstance(each, Mapping) else dict.fromkeys(self.planes.tasks, each) for each in strengths]
-        pairs = zip(self.planes.strengths(of_tasks), self.rotations.devices, strict=True)
-        return [exponents.to(device) for exponents, device in pairs]
+        found = self.planes.strengths([each if isinstance(each, Mapping) else {} for each in strengths])
+        for exponents in found:
+            for row, each in enumerate(strengths):
+                if not isinstance(each, Mapping):
+                    exponents[row] = each  # also the planes without a task
+        return [exponents.to(device) for exponents, device in zip(found, self.rotations.devices, strict=True)]
 
 
 def _hashable(strength: float | Mapping[str, float]) -> Hashable:

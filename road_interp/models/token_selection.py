@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
@@ -18,6 +18,9 @@ from road_interp.sites.positions import Positions, position_mask
 
 TOKEN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")  # the inputs whose first two axes are rows and tokens
 ROW_INPUTS = (*TOKEN_INPUTS, "decoder_input_ids", "decoder_inputs_embeds", "input_values", "input_features", "attention_mask")
+
+
+STATES = ("state", "cache_params", "past_key_values", "past_buckets_states")  # inputs with what earlier passes computed
 
 
 class Selection(NamedTuple):
@@ -119,6 +122,17 @@ def select_tokens(
     return Selection(True, nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask)
 
 
+def given_rows(inputs: Mapping[str, Any]) -> int | None:
+    """The number of rows in the inputs of a model; None if no known input is given."""
+    given = row_input(inputs)
+    return len(given) if isinstance(given, Tensor) and given.ndim else None
+
+
+def row_input(inputs: Mapping[str, Any]) -> Any:
+    """The first known input whose first axis is that of the rows; None if there is none."""
+    return next((inputs[name] for name in ROW_INPUTS if inputs.get(name) is not None), None)
+
+
 def named_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The inputs of a module by the names of its forward, those given by position too."""
     if not args:
@@ -168,6 +182,20 @@ def prompt_mask(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Int[Tensor
     return (states != int(padding)).long()
 
 
+def check_guidance(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+    """Raise InputError where the model's own `generate` puts unconditional rows behind the others: rows have no order then.
+
+    Args:
+        inputs: all arguments of `generate`, by name.
+    """
+    scale = _generation_setting(model, inputs, "guidance_scale")
+    if scale is not None and scale > 1 and getattr(type(model), "generate", None) is not GenerationMixin.generate:
+        raise InputError(
+            f"{type(model).__name__} doubles the rows for guidance_scale {scale}: with an adapter, task or strength per row, "
+            "generate for one row at a time"
+        )
+
+
 def _generation_setting(model: PreTrainedModel, inputs: Mapping[str, Any], name: str) -> Any:
     """A setting of `generate`: its keyword, also None, or else that of the given config, or where it is None of the model's."""
     if name in inputs:
@@ -189,6 +217,8 @@ def _cached_tokens(model: PreTrainedModel, positions: Positions, inputs: Mapping
     """The number of tokens in the cache of a call. Raises InputError for a cache that does not count them."""
     stored = next((value for value in inputs.values() if isinstance(value, Cache)), None)
     try:
+        if any(inputs.get(name) is not None and not isinstance(inputs[name], Cache) for name in STATES):
+            raise ValueError
         return 0 if stored is None else int(stored.get_seq_length())
     except ValueError as error:  # of recurrent layers
         raise InputError(

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from road_interp.rotation.plane_maps import check_width
+
 SMALLEST_INVERTIBLE = 1e-3  # the backward pass divides by the scales; smaller scales use `plane_maps.apply` instead
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -25,6 +27,7 @@ def rotate_in_place(
     The factors broadcast over the leading axes. The states keep their floating dtype; states in half precision are multiplied in
     fp32. Where a gradient is needed, the magnitude of every factor must be at least `SMALLEST_INVERTIBLE`.
     """
+    check_width(hidden, factors.shape[-1])
     if torch.is_grad_enabled() and (hidden.requires_grad or factors.requires_grad):
         return _RotateInPlace.apply(hidden, factors, in_place)
     return _multiply(hidden, factors, in_place)

@@ -172,6 +172,7 @@ def apply(maps: PlaneMaps, hidden: Float[Tensor, "*batch width"], group_size: in
     tensor([ 2.,  2., -3., -4.])
     """
     if _is_complex_view(maps, hidden, group_size):
+        check_width(hidden, maps.a.shape[-1])
         z = torch.view_as_complex(hidden.unflatten(-1, (-1, 2)))
         rotated = z * _align(maps.a, z.ndim)
         if maps.b is not None:
@@ -182,10 +183,17 @@ def apply(maps: PlaneMaps, hidden: Float[Tensor, "*batch width"], group_size: in
 
 def apply_entries(entries: Entries, hidden: Float[Tensor, "*batch width"], group_size: int) -> Float[Tensor, "*batch width"]:
     """`R h` in the real form, for any dtype and group_size. torch.compile fuses this form."""
+    check_width(hidden, entries[0].shape[-1])
     d0, o0, o1, d1 = (_align(entry, hidden.ndim).unflatten(-1, (-1, group_size // 2)) for entry in entries)
     first, second = hidden.unflatten(-1, (-1, 2, group_size // 2)).unbind(-2)
     rotated = torch.stack((d0 * first + o0 * second, o1 * first + d1 * second), dim=-2)
     return rotated.flatten(-3).to(hidden.dtype)
+
+
+def check_width(hidden: Tensor, planes: int) -> None:
+    """Raise InputError unless states have two dimensions for every plane: one plane, or one group, would be repeated."""
+    if hidden.shape[-1] != 2 * planes:
+        raise InputError(f"states of width {hidden.shape[-1]} cannot be rotated in {planes} planes")
 
 
 def matrix(maps: PlaneMaps, group_size: int) -> Float[Tensor, "*rows width width"]:

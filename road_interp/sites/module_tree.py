@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -20,9 +22,13 @@ Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # r
 def layer_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
     """The outermost module lists of `model` whose length is a number of layers in its configuration, by path."""
     config = model.config
+    try:
+        text = config.get_text_config()
+    except ValueError:  # of several, which are sections of the configuration
+        text = config
     lengths = {
         getattr(section, key, None)
-        for section in (config, config.get_text_config(), *vars(config).values())
+        for section in (config, text, *vars(config).values())
         for key in ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
     }
     stacks: dict[str, nn.ModuleList] = {}
@@ -43,9 +49,16 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
+def is_called(module: nn.Module) -> bool:
+    """Whether the forward of a linear layer is called: torch's MultiheadAttention reads the weight of its `out_proj` instead."""
+    return not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is a linear layer: nn.Linear or a subclass, Conv1D, or a PEFT layer that wraps one of these."""
-    return isinstance(module, nn.Linear | Conv1D) or isinstance(getattr(module, "base_layer", None), nn.Linear | Conv1D)
+    return (is_called(module) and isinstance(module, nn.Linear | Conv1D)) or isinstance(
+        getattr(module, "base_layer", None), nn.Linear | Conv1D
+    )
 
 
 def output_width(module: nn.Module) -> int:
@@ -78,7 +91,15 @@ def layer_and_kind(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
 
 
 def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
-    """Width of the output of the modules at `paths`, from one forward pass on dummy inputs."""
+    """Width of the output of the modules at `paths`, from one forward pass on dummy inputs.
+
+    Raises InputError for a module that is not called or returns no hidden states, and for a convolution, whose last axis is not
+    that of its channels.
+    """
+    if convolution := next((path for path in paths if isinstance(model.get_submodule(path), _ConvNd)), None):
+        raise InputError(
+            f"'{convolution}' is a convolution, whose output has no axis of states at its end: choose another module"
+        )
     widths: dict[str, int] = {}
 
     def record(path: str) -> Callable[..., None]:

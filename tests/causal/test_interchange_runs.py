@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from helpers.models import random_adapter, tiny_model
 from helpers.taught import taught_model
 from road_interp import plots
+from road_interp.adapters.bank import RoadBank
 from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchange_accuracy, scan
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
@@ -408,3 +409,22 @@ def test_sites_of_another_model_and_no_pairs_per_pass_are_refused(taught):
         InterchangeRuns(model, pairs, other, "name")
     with pytest.raises(InputError, match="InterchangeRuns: batch_size must be a number of at least 1, not 0"):
         InterchangeRuns(model, pairs, 0, "name", batch_size=0)
+
+
+def test_runs_notice_maps_that_change_inside_attached(tokenizer):
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    adapter = random_adapter(find_sites(base, "mlp"), spread=1)
+    bank, single = RoadBank({"a": adapter}), RoadModel(base, adapter)
+
+    def changed():
+        for _, intervention in single.by_site():
+            intervention.theta.data.add_(1.0)
+
+    replaced = random_adapter(adapter.sites, seed=7, spread=1)
+    for model, change in ((RoadModel(base, bank), lambda: bank.replace("a", replaced)), (single, changed)):
+        with model.attached() as rotated:
+            runs = InterchangeRuns(rotated, ragged(tokenizer), 1, "who")
+            runs.odds(no_swap)
+            change()
+            with pytest.raises(InputError, match="these runs were made with other rotations"):
+                runs.odds(no_swap)

@@ -538,7 +538,7 @@ def test_what_reads_no_source_is_neither_scored_nor_trained(runs):
 
 def test_masks_of_fewer_variables_are_refused(runs):
     for use in (lambda mask: measure_variables(runs, mask, "masks"), lambda mask: train_variables(runs, mask)):
-        with pytest.raises(InputError, match="cannot be applied to states of width 32: index 1 is out of bounds"):
+        with pytest.raises(InputError, match="subspace 1 does not exist: subspaces are 0 to 0"):
             use(MaskedInterchange(1, 32, 2))
 
 
@@ -568,3 +568,18 @@ def test_an_interval_of_too_few_examples_is_the_whole_range():
     outcomes = np.array([0, 1] * 8)
     assert mean_interval(outcomes, clusters, cells) == (0.0, 1.0)
     assert mean_interval(outcomes - 0.5, clusters, cells, paired=True) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("subspaces", "message"),
+    [
+        ([[0]], "subspaces list 1 rows, but the batch has 4"),
+        ([[-1]] * 4, "subspace -1 does not exist: subspaces are 0 to 1"),
+        ([[2]] * 4, "subspace 2 does not exist: subspaces are 0 to 1"),
+    ],
+)
+def test_a_mask_checks_its_subspaces(subspaces, message):
+    mask, states = MaskedInterchange(2, 32, 2), torch.randn(2, 4, 32)
+    with pytest.raises(InputError, match=message):
+        mask(*states, subspaces=subspaces)
+    torch.testing.assert_close(mask(*states, subspaces=[[0, 0]] * 4), mask(*states, subspaces=[[0]] * 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,9 @@ def test_what_is_scored_beside_the_parts_can_be_chosen(by, tmp_path):
     assert {row.group for row in report.rows} == {"components"}.union(*(groups[each] for each in by))
     assert set(report.rows) <= set(taken_apart(needs("angles")).rows)
     assert export.draw_ablation(report, tmp_path).is_file()
+
+
+def test_an_adapter_of_other_positions_is_taken_apart():
+    adapter = replace(moved_adapter(), positions="last")
+    report = measure.ablation(adapter, FunctionScorer(needs("angles")), model="m", seed=0)
+    assert report.accuracy(report.of("components", "all planes", NEITHER))[0] == 0.5

@@ -60,3 +60,9 @@ def test_the_drawing_has_every_point():
     assert [line.get_ydata().tolist() for line in points] == [[0, 2], [1, 3]]
     assert [line.get_xdata().tolist() for line in points] == [pytest.approx([0.71, 0.72]), pytest.approx([0.61, 0.62])]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["LoRA, rank", "RoAd, sites"]
+
+
+@pytest.mark.parametrize("changed", [{"model": "another"}, {"task": "another"}])
+def test_reports_of_other_models_or_tasks_do_not_go_together(changed):
+    with pytest.raises(InputError, match="only reports of one model and one task can be combined"):
+        CapacityReport.over_seeds([report(0.7), replace(report(0.8), **changed)])

@@ -87,7 +87,7 @@ def test_seeds_go_together():
     mixed = CompositionReport.over_seeds([composition_report(0), never])
     assert mixed.rate("label", ["label"]) == 0.5
     assert mixed.interval("label", ["label"]) == (0, 1)  # seeds differ more than prompts
-    with pytest.raises(InputError, match="one method"):
+    with pytest.raises(InputError, match="one model and method"):
         CompositionReport.over_seeds([composition_report(0), replace(composition_report(0), method="lora")])
 
 
@@ -120,3 +120,8 @@ def test_all_sets_are_those_of_all_sizes():
     assert all_sets("abc") == ["__base__", "a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]
     assert all_sets("a") == ["__base__", "a"]
     assert len(all_sets("abcd")) == 16
+
+
+def test_reports_of_other_models_do_not_go_together():
+    with pytest.raises(InputError, match="only reports of one model and method"):
+        CompositionReport.over_seeds([composition_report(0), replace(composition_report(1), model="another")])

@@ -19,6 +19,7 @@ from helpers.cli import run as run_cli
 from helpers.cli import run_two_processes
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from helpers.recipes import recipe_for
+from helpers.road_models import road_model
 from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.drift import DRAWS, SAMPLE, DriftReport, DriftStudy, DriftSums
@@ -385,3 +386,15 @@ def test_two_processes_report_what_one_does(workplace, tmp_path, capsys, monkeyp
     assert (together.texts, together.states) == (alone.texts, alone.states)
     np.testing.assert_allclose(numbers(together), numbers(alone), rtol=1e-9, atol=1e-12)
     assert [place.points for place in together.places] == [place.points for place in alone.places]
+
+
+def test_a_merged_model_is_not_compared_with_its_own_base():
+    model, batch = road_model(), token_batch(2)
+    found = measure.drift(model.model, model, [batch]).places[-1].dM[0]
+    model.merge()
+    assert found > 0.01
+    for base, tuned in ((model.model, model), (model, model.model)):
+        with pytest.raises(InputError, match="the rotations are merged into the weights of both: call unmerge first"):
+            measure.drift(base, tuned, [batch])
+    fresh = tiny_model("Llama", "causal-lm")
+    assert measure.drift(fresh, model, [batch]).places[-1].dM[0] == pytest.approx(found, abs=1e-5)

@@ -75,3 +75,11 @@ def test_the_matrix_shows_the_costs():
     cells = ax.images[0].get_array()
     assert cells.mask.tolist() == [[True, False, False]]
     assert cells[0, 1:].tolist() == [0, 100]
+
+
+def test_every_task_has_as_many_examples_in_every_seed():
+    longer = measured(1)
+    last = list(longer.correct)[-1]
+    changed = {**longer.correct, last: {name: each * 2 for name, each in longer.correct[last].items()}}
+    with pytest.raises(InputError, match="the seeds have different numbers of examples"):
+        InterferenceReport.over_seeds([measured(0), replace(longer, correct=changed)])

@@ -65,3 +65,11 @@ def test_a_point_per_method_of_the_task(report):
         (100.0, report.accuracy("full")[0]),
     ]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["m", "road_1", "full fine-tuning"]
+
+
+def test_seeds_of_one_condition_are_different_and_of_the_same_texts():
+    first, second = (outcomes("road_1", 0.1, 0.8, seed) for seed in (0, 1))
+    with pytest.raises(InputError, match=r"duplicate seed in \[0, 0\]"):
+        ParameterShareReport({"road_1": (first, first)})
+    with pytest.raises(InputError, match=r"the seeds have different numbers of examples: \[200, 100\]"):
+        ParameterShareReport({"road_1": (first, replace(second, correct=second.correct[:100]))})

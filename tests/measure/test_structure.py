@@ -174,3 +174,9 @@ def test_query_and_key_are_drawn_by_layer():
     assert f"{found.correlations()['angles']:.3f}" in ax.get_title()
     (line,) = ax.lines
     assert (line.get_xdata() == -np.asarray(line.get_ydata())).all()
+
+
+def test_grouped_keys_need_their_number_of_heads():
+    base = tiny_model("Llama")
+    with pytest.raises(InputError, match="layer 0 has 16 query and 8 key planes: give key_heads=config.num_key_value_heads"):
+        query_key(measure.angles(random_adapter(find_sites(base, "attention-qk"))))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 import pyvene
 import torch
@@ -244,3 +247,12 @@ def test_invalid_arguments_are_refused():
         intervention(states(2), states(2), subspaces=[[0]])
     with pytest.raises(InputError, match="not hardened"):
         interchange(1, rows="mask").basis()
+
+
+def test_rows_of_numpy_are_saved_as_numbers():
+    given = RoadInterchangeIntervention(8, 2, np.array([0, 2]))
+    assert [type(row) for row in given.rows] == [int, int]
+    saved = io.BytesIO()
+    torch.save(given.state_dict(), saved)
+    saved.seek(0)
+    assert torch.load(saved, weights_only=True)["_extra_state"]["rows"] == given.get_extra_state()["rows"]

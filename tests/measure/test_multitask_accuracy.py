@@ -1,0 +1,37 @@
+"""Accuracy of heads on one state: which reports go together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from road_interp.errors import InputError
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
+
+
+def report(seed, texts=10):
+    sets = {"a": (True,) * 10, "b": (True,) * 10, "a+b": (True,) * 10}
+    return MultiTaskAccuracyReport(
+        "m", "planes", ("a", "b"), (seed,), {"a": sets, "b": dict.fromkeys(sets, (seed == 0,) * texts)}
+    )
+
+
+def test_seeds_go_together():
+    both = MultiTaskAccuracyReport.over_seeds([report(0), report(1)])
+    assert both.seeds == (0, 1)
+    assert (both.accuracy("a", "a"), both.accuracy("b", "b")) == (1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (replace(report(1), model="another"), "only reports of one model and method and the same tasks"),
+        (replace(report(1), method="another"), "only reports of one model and method and the same tasks"),
+        (report(1, texts=20), "the seeds have different numbers of examples"),
+        (report(0), "duplicate seed"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(other, message):
+    with pytest.raises(InputError, match=message):
+        MultiTaskAccuracyReport.over_seeds([report(0), other])

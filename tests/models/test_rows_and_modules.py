@@ -1,0 +1,240 @@
+"""Modules whose outputs are not rows of the call, or are lost, are refused, and so are rows without an order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    DynamicCache,
+    EncodecConfig,
+    JetMoeConfig,
+    JetMoeForCausalLM,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    RwkvConfig,
+    RwkvForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    T5Config,
+)
+
+from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.road_models import GREEDY, bank_model, road_model
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+
+def two_adapters(sites):
+    return RoadBank({name: random_adapter(sites, seed=seed, spread=2) for seed, name in enumerate("ab")})
+
+
+# ------------------------------------------------------------------ modules
+
+
+def offloaded(model):
+    cpu_offload(model, torch.device("cpu"))
+
+
+def recomputed(model):
+    for site in find_sites(model, "mlp"):
+        nn.utils.weight_norm(model.get_submodule(site.module))
+
+
+@pytest.mark.parametrize("change", [offloaded, recomputed])
+def test_weights_that_would_lose_a_change_are_not_merged(change):
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(2)
+    adapter = random_adapter(find_sites(base, "mlp"))
+    change(base)
+    model = RoadModel(base, adapter)
+    rotated = model(batch)[1].logits
+    with pytest.raises(InputError, match="cannot be merged: its weight is offloaded, or computed anew in every call"):
+        model.merge()
+    assert torch.equal(model(batch)[1].logits, rotated)
+
+
+def test_a_linear_that_torch_never_calls_is_no_site():
+    model = SiglipVisionModel(SiglipVisionConfig(**SIZES, image_size=16, patch_size=8)).eval()
+    with pytest.raises(InputError, match=r"'head.attention.out_proj' returns no hidden states .* the module is not called"):
+        find_sites(model, "head.attention.out_proj")
+    assert "head.attention.out_proj" in dict(model.named_modules())
+    with pytest.raises(InputError, match="torch reads the weight of this module and never calls it"):
+        RoadModel(model, random_adapter([Site("head.attention.out_proj", 32)]))
+
+
+def test_a_convolution_is_no_site():
+    with pytest.raises(InputError, match="'embeddings.patch_embeddings.projection' is a convolution"):
+        find_sites(tiny_model("ViT"), "projection")
+
+
+@pytest.mark.parametrize(("width", "group_size"), [(32, 32), (2, 2)])
+def test_one_group_of_planes_is_not_repeated_over_wider_states(width, group_size):
+    base = tiny_model("GPT2", "causal-lm", n_embd=64)
+    sites = [replace(site, width=width) for site in find_sites(base, "block-output")]
+    model, planes = RoadModel(base, random_adapter(sites, group_size=group_size)), [list(range(width // 2))] * 2
+    for options in ({}, {"subspaces": [planes] * len(sites)}):
+        with pytest.raises(InputError, match=f"states of width 64 cannot be rotated in {width // 2} planes"):
+            model(token_batch(2), **options)
+
+
+# ------------------------------------------------------------------ rows
+
+
+def test_images_are_not_rows():
+    vision = CLIPVisionConfig(**SIZES, image_size=16, patch_size=8)
+    text = LlamaConfig(**SIZES, **TOKENS, vocab_size=64)
+    base = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=60)).eval()
+    images, ids = torch.randn(4, 3, 16, 16), torch.tensor([[60] * 4 + [5] * 9, [60] * 12 + [5]])
+    batch = {"input_ids": ids, "pixel_values": images}
+    model = RoadModel(base, two_adapters(find_sites(base, ".*vision.*q_proj")))
+    with pytest.raises(InputError, match=r"site '.*vision.*' is outside the text model: a row may have several images"):
+        model(batch, adapter_names=["a", "b"])
+    model = RoadModel(base, two_adapters((*find_sites(base, ".*language_model.*q_proj"), *find_sites(base, "lm_head"))))
+    found = model(batch, adapter_names=["a", "b"])[1].logits
+    alone = model({"input_ids": ids[1:], "pixel_values": images[1:]}, adapter_names=["b"])[1].logits
+    torch.testing.assert_close(found[1:], alone, rtol=0, atol=1e-5)
+    assert model({"input_ids": ids}, adapter_names=["a", "b"])[1].logits.shape[0] == 2
+
+
+def test_experts_are_found_by_their_class():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 8}
+    base = JetMoeForCausalLM(JetMoeConfig(**sizes, **TOKENS, vocab_size=64, num_local_experts=4, num_experts_per_tok=1)).eval()
+    model = RoadModel(base, two_adapters(find_sites(base, "mlp.output_linear")))
+    with pytest.raises(InputError, match=r"site '.*mlp.output_linear' is inside the experts of a mixture"):
+        model(token_batch(2), adapter_names=["a", "b"])
+    model(token_batch(1), adapter_names=["a"])
+
+
+def test_rows_behind_the_others_for_guidance_are_refused():
+    text = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    audio = EncodecConfig(
+        num_filters=4, hidden_size=16, codebook_size=32, codebook_dim=16, upsampling_ratios=[2, 2], num_lstm_layers=1,
+        target_bandwidths=[1.5], sampling_rate=240,
+    )  # fmt: skip
+    decoder = MusicgenDecoderConfig(
+        vocab_size=32, hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=4, num_codebooks=2, pad_token_id=32,
+        bos_token_id=32,
+    )  # fmt: skip
+    parts = {"text_encoder": text, "audio_encoder": audio, "decoder": decoder}
+    config = MusicgenConfig(**{name: {**part.to_dict(), "model_type": part.model_type} for name, part in parts.items()})
+    base = MusicgenForConditionalGeneration(config).eval()
+    model = RoadModel(base, two_adapters(find_sites(base, r"decoder[.]model.*fc1")))
+    ids = torch.randint(3, 60, (2, 5))
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 32, "decoder_start_token_id": 32}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with pytest.raises(InputError, match="MusicgenForConditionalGeneration doubles the rows for guidance_scale 3"):
+        model.generate(inputs, adapter_names=["a", "b"], guidance_scale=3.0, **options)
+    with model.attached(["a", "b"]) as attached, pytest.raises(InputError, match="doubles the rows"):
+        attached.generate(**inputs, guidance_scale=3.0, **options)
+    model.generate({name: each[:1] for name, each in inputs.items()}, adapter_names=["a"], guidance_scale=3.0, **options)
+    model.generate(inputs, adapter_names=["a", "b"], guidance_scale=1.0, **options)
+
+
+def test_a_state_that_is_no_cache_does_not_count_its_tokens():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "intermediate_size": 64}
+    base = RwkvForCausalLM(RwkvConfig(vocab_size=64, **sizes, bos_token_id=0, eos_token_id=1)).eval()
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output")), positions="first")
+    with pytest.raises(InputError, match="the cache of RwkvForCausalLM does not count its tokens"):
+        model.generate(token_batch(1), **GREEDY)
+    model.generate(token_batch(1), use_cache=False, **GREEDY)
+
+
+@pytest.mark.parametrize("given", [{"a", "b"}, frozenset("ab")])
+def test_a_set_has_no_order_of_rows(given):
+    with pytest.raises(InputError, match="adapter names must be a list, one per row"):
+        bank_model("ab")(token_batch(2), adapter_names=given)
+
+
+def test_the_rows_of_a_call_are_not_those_of_its_position_numbers():
+    model, batch = bank_model("ab"), token_batch(2)
+    with_numbers = {"position_ids": torch.arange(batch["input_ids"].shape[1])[None], **batch}
+    with pytest.raises(InputError, match="1 adapter names for a batch of 2 rows"):
+        model(with_numbers, adapter_names=["a"])
+    expected = model(batch, adapter_names=["a", "b"])[1].logits
+    torch.testing.assert_close(model(with_numbers, adapter_names=["a", "b"])[1].logits, expected)
+
+
+def test_a_number_is_the_strength_of_all_planes_beside_rows_with_tasks():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(2)
+    sites = find_sites(base, "mlp")
+    owned = {"label": {sites[0].name: torch.arange(sites[0].width // 2) < 2}}
+    model = RoadModel(base, random_adapter(sites), planes=TaskPlanes(sites, owned))
+    found = model(batch, strengths=[0.0, {"label": 0.3}])[1].logits
+    torch.testing.assert_close(found[0], base(**batch).logits[0], rtol=0, atol=1e-6)
+    halves = model(batch, strengths=[0.5, 0.5])[1].logits
+    torch.testing.assert_close(model(batch, strengths=[0.5, {"label": 0.3}])[1].logits[0], halves[0], rtol=0, atol=1e-6)
+
+
+def test_subspaces_of_one_row_are_not_those_of_all():
+    model, batch = road_model(), token_batch(2)
+    with pytest.raises(InputError, match="subspaces list 1 rows, but the batch has 2"):
+        model(batch, subspaces=[[[0]], *[None] * (len(model.sites) - 1)])
+
+
+# ------------------------------------------------------------------ twice, or of another model
+
+
+def test_both_passes_do_not_write_into_one_cache():
+    model, batch = road_model(), token_batch(2)
+    with pytest.raises(InputError, match="both passes would write into the cache"):
+        model({**batch, "past_key_values": DynamicCache()}, output_original_output=True)
+    with pytest.raises(InputError, match="both passes would write into the cache"):
+        model.generate(batch, past_key_values=DynamicCache(), output_original_output=True, **GREEDY)
+
+
+def test_the_original_output_is_not_that_of_another_model_that_is_attached():
+    base = tiny_model("Llama", "causal-lm")
+    outer, inner = (RoadModel(base, random_adapter(find_sites(base, "mlp"), seed=seed)) for seed in range(2))
+    with outer.attached(), pytest.raises(InputError, match="are attached: there is no original output"):
+        inner(token_batch(2), output_original_output=True)
+
+
+def test_a_merged_peft_model_is_not_read():
+    peft = pytest.importorskip("peft", reason="needs the extra [peft]")
+    config = peft.RoadConfig(target_modules=["down_proj"], group_size=2, init_weights=False)
+    model, batch = peft.get_peft_model(tiny_model("Llama", "causal-lm"), config).eval(), token_batch(2)
+    expected = model(**batch).logits
+    model.merge_adapter()
+    with pytest.raises(InputError, match=r"the PEFT adapter is merged: .* call unmerge_adapter\(\) first"):
+        RoadAdapter.from_peft(model)
+    model.unmerge_adapter()
+    adapter = RoadAdapter.from_peft(model)
+    torch.testing.assert_close(RoadModel(model.unload(), adapter)(batch)[1].logits, expected, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_another_model_does_not_come_in_through_the_bank():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(2)
+    sites = find_sites(base, "mlp")
+    bank = RoadBank({"a": random_adapter(sites)})
+    model = RoadModel(base, bank)
+    bank.add("b", replace(random_adapter(sites, seed=3), base=BaseModelSignature("other", "mistral", 32, 2)))
+    for call in (lambda: model(batch, adapter_names=["a", "b"]), lambda: model.generate(batch, adapter_names=["a", "a"])):
+        with pytest.raises(InputError, match="bank has adapters of another model, 'other': model_type is 'llama', not 'mistral'"):
+            call()
+
+
+def test_maps_of_an_inference_pass_can_be_trained_through():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(2)
+    model = RoadModel(base, two_adapters(find_sites(base, "mlp")))
+    with torch.inference_mode():
+        model(batch, adapter_names=["a", "b"])
+    base.model.embed_tokens.requires_grad_(True)
+    model(batch, adapter_names=["a", "b"])[1].logits.sum().backward()
+    assert base.model.embed_tokens.weight.grad.abs().max() > 0
