@@ -34,7 +34,7 @@ class HasAdapter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RoadAdapter:
-    """Angles `theta` (radians) and scales `alpha` (factors) of every site, in fp32.
+    """Angles `theta` (radians) and scales `alpha` (factors) of every site, as floating tensors.
 
     `theta[name]` and `alpha[name]` have `plane_maps.num_parameters(site.width, variant)` entries in PEFT's layout. Adapters can
     be combined only if their sites (in any order), group_size and positions are equal. An adapter taken from a model records the

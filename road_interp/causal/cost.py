@@ -65,7 +65,7 @@ class CostReport(Result):
 
     Attributes:
         width, batch: shape of the states.
-        device: name of the GPU, or "cpu".
+        device: "cpu".
         threads: of torch.
     """
 
@@ -91,10 +91,9 @@ def cost(
     width: int = 2048,
     batch: int = 16,
     rounds: int = 9,
-    device: str = "cpu",
     progress: Progress = silent,
 ) -> CostReport:
-    """Time interchanges on random states `(batch, width)`: RoAd in three depths, DAS in thin forms, and pyvene's.
+    """Time interchanges on random states `(batch, width)` on the CPU: RoAd in three depths, DAS in thin forms, and pyvene's.
 
     Full depth lets a coordinate read all dimensions. For 32 coordinates "deep RoAd" has two levels more for each. DAS of rank 1
     is a swap along one unit vector; higher ranks need the QR decomposition of a matrix with as many columns. pyvene makes a
@@ -117,22 +116,21 @@ def cost(
         PYVENE_EIGHT: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
         FULL: pyvene.RotatedSpaceIntervention(embed_dim=width),
     }
-    base, source = (torch.randn(batch, width, device=device) for _ in range(2))
+    base, source = (torch.randn(batch, width) for _ in range(2))
     seconds: dict[str, list[float]] = {method: [] for method in interchanges}
     for number in range(rounds + 1):
         for method, interchange in interchanges.items():
             if len(seconds[method]) == FEW and seconds[method][-1] > SLOW:
                 continue
             progress(method, number, rounds + 1)
-            elapsed = _seconds(interchange.to(device), base, source)
+            elapsed = _seconds(interchange, base, source)
             if number:
                 seconds[method].append(elapsed)
     costs = tuple(
         MethodCost(method, count_parameters(each), effective_parameters(each, width), tuple(seconds[method]))
         for method, each in interchanges.items()
     )
-    name = torch.cuda.get_device_name() if base.is_cuda else "cpu"
-    return CostReport(width, batch, name, torch.get_num_threads(), costs)
+    return CostReport(width, batch, "cpu", torch.get_num_threads(), costs)
 
 
 def _seconds(interchange: nn.Module, base: Tensor, source: Tensor) -> float:
@@ -141,11 +139,5 @@ def _seconds(interchange: nn.Module, base: Tensor, source: Tensor) -> float:
     while not calls or time.perf_counter() - started < 0.1:
         interchange.zero_grad()
         interchange(base, source).square().sum().backward()
-        _synchronize(base)
         calls += 1
     return (time.perf_counter() - started) / calls
-
-
-def _synchronize(states: Tensor) -> None:
-    if states.is_cuda:
-        torch.cuda.synchronize()

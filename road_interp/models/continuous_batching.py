@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
@@ -82,7 +82,6 @@ class ContinuousBatching:
         positions: "all", or "prompt" for the tokens of the prompts only.
         generation_config: transformers' settings of the generation.
         engine_config: transformers' ContinuousBatchingConfig; some of its settings are fixed (`ENGINE`).
-        tokenizer: for prompts that are texts.
         sizes: longest prompt, most new tokens and number of requests, where they are known; the engine's cache is made for them.
 
     Raises:
@@ -96,7 +95,6 @@ class ContinuousBatching:
         positions: Any = "all",
         generation_config: GenerationConfig | None = None,
         engine_config: Any = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         sizes: tuple[int, int, int] | None = None,
     ) -> None:
         if positions not in POSITIONS:
@@ -113,7 +111,7 @@ class ContinuousBatching:
                 raise InputError(
                     f"site '{site.name}': continuous batching computes logits of last tokens only, and cannot rotate them"
                 )
-        self._model, self._selection, self._positions, self._tokenizer = model, selection, positions, tokenizer
+        self._model, self._selection, self._positions = model, selection, positions
         self._generation_config, self._engine_config, self._sizes = generation_config, engine_config, sizes
         self._table = FactorTable(selection)
         self._requests: dict[str, _Request] = {}
@@ -153,7 +151,7 @@ class ContinuousBatching:
 
     def add(
         self,
-        prompt: Prompt,
+        prompt: Sequence[int],
         wanted: Wanted = Wanted(),  # noqa: B008
         max_new_tokens: int | None = None,
         stream: bool = False,
@@ -162,15 +160,15 @@ class ContinuousBatching:
         """Add a request and return its identifier.
 
         Args:
-            prompt: text, or token ids.
+            prompt: token ids.
             wanted: its adapter, tasks and strength.
             max_new_tokens: largest number of generated tokens; that of the generation config by default.
             stream: whether there is an output after every token, and not only a finished one.
             on_output: called in the running asyncio loop with every output, instead of `stream` and `result`.
 
         Raises:
-            InputError: an unknown adapter, task or strength, an empty prompt, a token that the model does not have, a text
-                without a tokenizer, or more tokens than the model has positions or the engine has places.
+            InputError: an unknown adapter, task or strength, an empty prompt, a text, a token that the model does
+                not have, or more tokens than the model has positions or the engine has places.
             RuntimeError: the engine has stopped.
         """
         ids = self._ids(prompt)
@@ -270,11 +268,9 @@ class ContinuousBatching:
             raise InputError(f"'{name}' is not a request of this engine, or it was cancelled, or its output returned before")
         return request
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def _ids(self, prompt: Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
-            if self._tokenizer is None:
-                raise InputError("a prompt that is a text needs a tokenizer; give token ids, or tokenizer=")
-            prompt = self._tokenizer(prompt)["input_ids"]
+            raise InputError("a prompt of the engine holds token ids, not a text: give tokenizer(text)['input_ids']")
         ids = [int(token) for token in prompt]
         if not ids:
             raise InputError("a prompt needs at least one token")

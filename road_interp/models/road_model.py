@@ -310,7 +310,6 @@ class RoadModel(IntervenableModel):
         positions: Positions | None = None,
         generation_config: GenerationConfig | None = None,
         engine_config: Any = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         sizes: tuple[int, int, int] | None = None,
     ) -> ContinuousBatching:
         """transformers' engine for requests that come and go, inside a `with` statement: see `ContinuousBatching`.
@@ -324,7 +323,7 @@ class RoadModel(IntervenableModel):
             raise InputError(f"the rotations are {state}: continuous batching would apply them twice")
         self._check_weights()
         positions = self.positions if positions is None else positions
-        return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, tokenizer, sizes)
+        return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, sizes)
 
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
         """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model.

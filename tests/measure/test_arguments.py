@@ -59,6 +59,7 @@ def test_angles_are_those_of_an_adapter_a_run_or_a_model(model):
         (measure.read_features, ("gpt2", [], "first"), "measure.read_features needs PreTrainedModel, not str"),
         (measure.throughput, ("gpt2", None), "measure.throughput needs PreTrainedModel, not str"),
         (measure.needs_magnitudes, (3,), "measure.needs_magnitudes needs AblationReport, not int"),
+        (measure.bank_cost, (199,), "at least 200 adapters, not of 199"),
         (measure.fails_to_compose, (3,), "needs CompositionReport or MultiTaskAccuracyReport, not int"),
         (measure.hurts_others, (3, "a", "b"), "measure.hurts_others needs InterferenceReport, not int"),
         (measure.drift, ("a", "b", batches()), "measure.drift needs PreTrainedModel, not str"),

@@ -367,6 +367,8 @@ def test_what_it_cannot_do_is_an_error():
             with pytest.raises(InputError, match=f"60 tokens and {new_tokens} new ones are more than the {most}"):
                 engine.add([5] * 60, Wanted("a"), max_new_tokens=new_tokens)
         engine._manager.add_request([5, 6], "stranger")
+        with pytest.raises(InputError, match="a prompt of the engine holds token ids, not a text"):
+            engine.add("w5 w6", Wanted("a"))
         with pytest.raises(InputError, match="'stranger' is not a request of this engine"):
             engine.result("stranger")
         with pytest.raises(RuntimeError, match="stopped before|failed|takes no more"):  # never unrotated
