@@ -112,7 +112,8 @@ def _scalar(option: Any, value: Any, finite: bool) -> Any:
         return number if isfinite(number) or not finite else MISSING
     if isinstance(value, bool) and option is not bool:
         return MISSING
-    return value if isinstance(option, type) and isinstance(value, option) else MISSING
+    is_class = isinstance(option, type) and get_origin(option) is None  # list[int] is a type in Python 3.10
+    return value if is_class and isinstance(value, option) else MISSING
 
 
 def _describe(option: Any) -> str:

@@ -291,7 +291,7 @@ def drift(
 
     Raises:
         InputError: something that is no model, texts in place of batches, models that differ in blocks or width, an unknown
-            token, no texts, a text without tokens, or a state whose norm is 0 or not finite.
+            token, fewer than two texts, a text without tokens, or a state whose norm is 0 or not finite.
     """
     check_token(token)
     for model in (base, tuned):
@@ -319,6 +319,8 @@ def drift(
         texts += rows
     if sides is None or sums is None:
         raise InputError("there are no texts to compare states on")
+    if texts < 2:
+        raise InputError("measure.drift needs two texts at least: its intervals are over texts")
     return _report(sides, _over_processes(sums), token)
 
 

@@ -80,7 +80,7 @@ def test_arguments_that_need_more(model):
 
 
 def test_drift_takes_the_models_names_and_no_plain_texts(model):
-    report = measure.drift(model.model, model, batches())
+    report = measure.drift(model.model, model, 2 * batches())
     assert (report.base, report.tuned) == ("BertModel", "BertModel, with rotations")
     with pytest.raises(InputError, match=r"not str: give measure.text_batches\(texts, tokenizer, max_length\)"):
         measure.drift(model.model, model, ["a text"])
