@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -71,12 +71,12 @@ class RecipeOptions:
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each dataclass parameter of a command by one parameter per field: typer reads options from the signature."""
-    hints = get_type_hints(command, include_extras=True)
+    hints = inspect.get_annotations(command, eval_str=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
-            types = get_type_hints(groups[name], include_extras=True)
+            types = inspect.get_annotations(groups[name], eval_str=True)
             parameters += [_keyword(field.name, types[field.name], field.default) for field in fields(groups[name])]
         else:
             parameters.append(_keyword(name, hints[name], parameter.default))
