@@ -18,7 +18,7 @@ $(READY): pyproject.toml embedded.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "road-interp needs Python 3.10 to 3.13; choose one with make PYTHON=python3.12 ..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev,serve]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes --requirement embedded.txt
 	@touch $@
 
@@ -121,7 +121,7 @@ NEWEST := build/newest
 test-newest:
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(NEWEST)/bin/uv pip install --quiet --python $(NEWEST)/bin/python --prerelease allow --upgrade --editable '.[dev]'
+	$(NEWEST)/bin/uv pip install --quiet --python $(NEWEST)/bin/python --prerelease allow --upgrade --editable '.[dev,serve]'
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(TESTED)"
 

@@ -101,14 +101,16 @@ def draw(found: CausalGymTable, folder: Path) -> list[Path]:
     """Means over tasks; the intervals are over tasks (Student's t)."""
     series: dict[str, dict[str, tuple[float, float, float]]] = {"log odds ratio": {}, "selectivity": {}}
     for method in found.methods:
-        scores = found.scores(method)
-        series["log odds ratio"][method] = _over_tasks([score.test.log_odds for score in scores])
-        series["selectivity"][method] = _over_tasks([score.selectivity for score in scores])
+        scores = [
+            [score for one in seeds for score in one.scores if score.test.method == method] for seeds in found.tasks.values()
+        ]
+        series["log odds ratio"][method] = _over_tasks([np.mean([each.test.log_odds for each in task]) for task in scores])
+        series["selectivity"][method] = _over_tasks([np.mean([each.selectivity for each in task]) for task in scores])
     ax = plots.means(series, label="mean over tasks (nats)")
     return [export.save_figure(ax, found, folder, "causalgym")]
 
 
-def _over_tasks(values: Sequence[float]) -> tuple[float, float, float]:
+def _over_tasks(values: Sequence[Any]) -> tuple[float, float, float]:
     """Mean and its 95% interval by Student's t; of one value, no interval."""
     mean = float(np.mean(values))
     spread = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0

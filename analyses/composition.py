@@ -213,7 +213,8 @@ def rates_report(pieces: Pieces) -> CompositionRates:
 
 def draw_rates(found: CompositionRates, folder: Path) -> list[Path]:
     scores = {TUNED[method]: of_method for method, of_method in found.scores.items()}
-    ax = plots.learning_rates(scores, label="answers with exactly the active tasks (fraction)")
+    best = {TUNED[method]: rate for method, rate in found.best.items()}
+    ax = plots.learning_rates(scores, best=best, label="answers with exactly the active tasks (fraction)")
     return [export.save_figure(ax, found, folder, "composition-rates")]
 
 

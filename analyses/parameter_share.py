@@ -149,11 +149,13 @@ def describe_rates(found: RatesReport) -> Described:
 
 
 def draw_rates(found: RatesReport, folder: Path) -> list[Path]:
-    scores = {
-        f"{readable_name(ModelRecipe(MODELS[each.model]).name)}, {READABLE.get(each.method, each.method)}": dict(each.validation)
+    named = {
+        f"{readable_name(ModelRecipe(MODELS[each.model]).name)}, {READABLE.get(each.method, each.method)}": each
         for each in found.scores.values()
     }
-    ax = plots.learning_rates(scores, label="accuracy on validation texts (fraction)")
+    best = {name: each.best for name, each in named.items()}
+    scores = {name: dict(each.validation) for name, each in named.items()}
+    ax = plots.learning_rates(scores, best=best, label="accuracy on validation texts (fraction)")
     return [export.save_figure(ax, found, folder, "parameter-share-rates")]
 
 

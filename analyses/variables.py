@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def over_conditions(pieces: Pieces) -> VariablesStudy:
     return VariablesStudy({slug: tuple(found) for slug, found in pieces.items()})
 
 
-def draw(found: VariablesStudy, folder: Path) -> list[Path]:
+def draw(found: VariablesStudy, folder: Path, by_method: str = "variables-by-method") -> list[Path]:
     """By the number of coordinates where several are measured, else by method."""
     figures, others = [], {}
     for slug, each in found.groups().items():
@@ -254,7 +255,7 @@ def draw(found: VariablesStudy, folder: Path) -> list[Path]:
             others[name_of(each[0])] = {method: disentangle_over_seeds(each, method) for method in methods}
     if others:
         ax = plots.means(others, label="disentangle (fraction)")
-        figures.append(export.save_figure(ax, found, folder, "variables-by-method"))
+        figures.append(export.save_figure(ax, found, folder, by_method))
     return figures
 
 
@@ -262,7 +263,8 @@ def draw_rates(found: VariablesStudy, folder: Path) -> list[Path]:
     scores: dict[str, dict[float, float]] = {}
     for trial in (trial for seeds in found.comparisons.values() for trial in seeds[0].trials):
         scores.setdefault(trial.method, {})[trial.rate] = trial.validation
-    ax = plots.learning_rates(scores, label="disentangle of validation entities (fraction)")
+    best = {method: max(tried, key=lambda rate: (tried[rate], -rate)) for method, tried in scores.items()}
+    ax = plots.learning_rates(scores, best=best, label="disentangle of validation entities (fraction)")
     return [export.save_figure(ax, found, folder, "variable-rates")]
 
 
@@ -371,7 +373,7 @@ VARIABLES_LONGER = Study(
     ),
     conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, *LONGER))},
     measure=measure,
-    draw=draw,
+    draw=partial(draw, by_method="variables-longer"),
     describe=describe,
     minutes=60,
     seeds=(1, 2),

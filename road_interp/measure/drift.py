@@ -296,8 +296,9 @@ def drift(
     check_token(token)
     for model in (base, tuned):
         check_argument("measure.drift", unwrap_model(model), PreTrainedModel, "a model, such as run.load_model()")
+    rotates = isinstance(tuned, RoadModel) and not tuned.is_merged
     merged = any(isinstance(each, RoadModel) and each.is_merged for each in (base, tuned))
-    if merged and unwrap_model(base) is unwrap_model(tuned):
+    if merged and not rotates and unwrap_model(base) is unwrap_model(tuned):
         raise InputError("measure.drift: the rotations are merged into the weights of both: call unmerge first")
     names = (base_name or _name(base), tuned_name or _name(tuned))
     process, processes = _share()

@@ -44,7 +44,7 @@ from road_interp.models.rotation_context import RotationContext, checkpoints_gra
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
-from road_interp.models.token_selection import check_guidance, prompt_mask
+from road_interp.models.token_selection import STATES, check_guidance, prompt_mask
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 from road_interp.sources import local_folder
@@ -556,7 +556,8 @@ class RoadModel(IntervenableModel):
         if self._merged is not None or shared_context(self.model) is not None:
             state = "merged" if self._merged is not None else "attached"
             raise InputError(f"the rotations are {state}: there is no original output without them")
-        if any(isinstance(each, Cache) for each in inputs.values()):
+        given = {name for name, value in inputs.items() if value is not None and (name in STATES or isinstance(value, Cache))}
+        if given:
             raise InputError("output_original_output: both passes would write into the cache that is given; call without it")
 
     def _check_pyvenes_arguments(self, positions: Positions | None, unit_locations: Any, subspaces: Any) -> None:

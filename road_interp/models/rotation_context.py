@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,7 +37,7 @@ from road_interp.models.token_selection import (
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
-from road_interp.sites.module_tree import hidden_of, with_hidden
+from road_interp.sites.module_tree import hidden_of, text_config, with_hidden
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 
@@ -62,7 +63,8 @@ class InThread(threading.local):
     prompt: Tensor | None = None
 
 
-MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # inputs beside texts
+MEDIA = re.compile("pixel|vision|visual|image|video|audio|speech|input_features|input_values")  # in names of inputs and modules
+PLACEHOLDER = re.compile("(image|video|audio)_token_(id|index)")  # in a configuration
 IN_EXPERTS = (
     "site '{}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all rows, in calls of "
     "forward and generate, works there"
@@ -226,8 +228,7 @@ class RotationContext:
         """Raise InputError for sites whose outputs do not have the rows of the batch on their first axis."""
         if self._in_experts is not None:
             raise InputError(IN_EXPERTS.format(self._in_experts))
-        has_text = any(inputs.get(name) is not None for name in ("input_ids", "inputs_embeds"))
-        if has_text and any(inputs.get(name) is not None for name in MEDIA) and self._outside_text is not None:
+        if self._outside_text is not None and _rows_differ(self._model, inputs):
             raise InputError(
                 f"site '{self._outside_text}' is outside the text model: a row may have several images, or none, so that an "
                 "adapter, task or strength per row works at sites of the text model only"
@@ -403,14 +404,31 @@ def site_in_experts(model: nn.Module, sites: Sequence[Site]) -> str | None:
 
 
 def site_outside_text(model: PreTrainedModel, sites: Sequence[Site]) -> str | None:
-    """A site outside the text model of a model with several, and outside its head over the vocabulary; None if there is none."""
-    text, head = model.config.get_text_config(), model.get_output_embeddings()
+    """A site outside the text model of a model with several, and outside its heads; None if there is none."""
+    text = text_config(model)
+    if text is model.config:  # without a section of its own
+        return next((site.name for site in sites if MEDIA.search(site.module)), None)
     inside = tuple(
         f"{name}."
         for name, module in model.named_modules()
-        if name and (module is head or (isinstance(module, PreTrainedModel) and module.config is text))
+        if name and isinstance(module, PreTrainedModel) and type(module.config) is type(text)
     )
-    return next((site.name for site in sites if not f"{site.module}.".startswith(inside)), None)
+    return next((site.name for site in sites if "." in site.module and not f"{site.module}.".startswith(inside)), None)
+
+
+def _rows_differ(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    """Whether a pass has texts and media that may not have the same rows: placeholders stand for the media among the tokens of
+    the texts, or the numbers differ."""
+    rows = next((len(inputs[name]) for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), None)
+    media = [
+        value
+        for name, value in inputs.items()
+        if MEDIA.search(name) and (isinstance(value, list) or (isinstance(value, Tensor) and value.is_floating_point()))
+    ]
+    if rows is None or not media:
+        return False
+    has_placeholders = any(PLACEHOLDER.fullmatch(name) and value is not None for name, value in vars(model.config).items())
+    return has_placeholders or any(len(each) != rows for each in media)
 
 
 def _is_backward() -> bool:

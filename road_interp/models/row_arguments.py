@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -33,7 +33,7 @@ class RowArguments(NamedTuple):
             name = field.replace("_", " ")
             if values is None:
                 continue
-            if isinstance(values, str | Mapping | Set) or not isinstance(values, Collection):
+            if isinstance(values, str | Mapping | set | frozenset) or not isinstance(values, Collection):
                 raise InputError(f"{name} must be a list, one per row, as in [{values!r}], not {values!r}")
             if count is not None and len(values) != count:
                 rows = f"a batch of {count} rows" if kind == "row" else f"{count} {kind}s"

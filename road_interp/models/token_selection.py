@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
@@ -123,9 +123,9 @@ def select_tokens(
 
 
 def given_rows(inputs: Mapping[str, Any]) -> int | None:
-    """The number of rows in the inputs of a model; None if no known input is given."""
-    given = row_input(inputs)
-    return len(given) if isinstance(given, Tensor) and given.ndim else None
+    """The number of rows in the inputs of a model: of a known input, or else of the first tensor; None if there is none."""
+    tensors = (row_input(inputs), *inputs.values())
+    return next((len(given) for given in tensors if isinstance(given, Tensor) and given.ndim), None)
 
 
 def row_input(inputs: Mapping[str, Any]) -> Any:
@@ -188,11 +188,16 @@ def check_guidance(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     Args:
         inputs: all arguments of `generate`, by name.
     """
-    scale = _generation_setting(model, inputs, "guidance_scale")
-    if scale is not None and scale > 1 and getattr(type(model), "generate", None) is not GenerationMixin.generate:
+    kind, scale = model.config.model_type, _generation_setting(model, inputs, "guidance_scale")
+    doubles = {
+        "dia": scale not in (None, 1),
+        "janus": inputs.get("generation_mode") == "image",
+        **dict.fromkeys(("musicgen", "musicgen_melody"), scale is not None and scale > 1),
+    }
+    if doubles.get(kind, False):
         raise InputError(
-            f"{type(model).__name__} doubles the rows for guidance_scale {scale}: with an adapter, task or strength per row, "
-            "generate for one row at a time"
+            f"{type(model).__name__} doubles the rows for guidance: with an adapter, task or strength per row, generate for one "
+            "row at a time"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,11 +13,14 @@ MARKERS = "osD^vPXd*<>"
 
 
 @styled
-def learning_rates(scores: dict[str, dict[float, float]], ax: Axes | None = None, *, label: str) -> Axes:
-    """A line per method; a filled marker is its best rate, of equal ones the smallest.
+def learning_rates(
+    scores: dict[str, dict[float, float]], ax: Axes | None = None, *, best: Mapping[str, float], label: str
+) -> Axes:
+    """A line per method; a filled marker is the rate that was chosen.
 
     Args:
         scores: by method and learning rate.
+        best: the chosen rates, by method.
         label: what the scores are.
     """
     ax = prepared(ax)
@@ -24,13 +28,21 @@ def learning_rates(scores: dict[str, dict[float, float]], ax: Axes | None = None
     for number, (method, of_method) in enumerate(scores.items()):
         shift = 1.02 ** (number - (len(scores) - 1) / 2)  # so that lines with equal scores stay visible
         line = sorted(of_method.items())
-        best = max(line, key=lambda point: (point[1], -point[0]))
         style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "markersize": 4}
         dashed = "-" if number < len(COLORS) else "--"
-        x, y = zip(*((rate * shift, score) for rate, score in line), strict=True)
-        ax.plot(x, y, dashed, linewidth=1, markerfacecolor="w", label=method, **style)
-        ax.plot([best[0] * shift], [best[1]], **style)
+        ax.plot(
+            [rate * shift for rate, _ in line],
+            [score for _, score in line],
+            dashed,
+            linewidth=1,
+            markerfacecolor="w",
+            label=method,
+            **style,
+        )
+        if method in best:
+            ax.plot([best[method] * shift], [of_method[best[method]]], **style)
     ax.set_xscale("log")
+    ax.set_xlim(0.5 * rates[0], 2 * rates[-1])
     ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
     ax.minorticks_off()
     ax.set(xlabel="learning rate", ylabel=label)

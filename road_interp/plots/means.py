@@ -19,6 +19,7 @@ def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | N
             of an only series is not shown.
         label: what the values are, with their unit.
     """
+    series = {title: values for title, values in series.items() if values}
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     ax = prepared(ax, rows=len(names))
     for number, (title, values) in enumerate(series.items()):

@@ -22,13 +22,9 @@ Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # r
 def layer_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
     """The outermost module lists of `model` whose length is a number of layers in its configuration, by path."""
     config = model.config
-    try:
-        text = config.get_text_config()
-    except ValueError:  # of several, which are sections of the configuration
-        text = config
     lengths = {
         getattr(section, key, None)
-        for section in (config, text, *vars(config).values())
+        for section in (config, text_config(model), *vars(config).values())
         for key in ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
     }
     stacks: dict[str, nn.ModuleList] = {}
@@ -37,6 +33,14 @@ def layer_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) in lengths and not inside and len(set(map(type, module))) == 1:
             stacks[name] = module
     return stacks
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The section of the configuration about texts; the whole one where there is no such section, or where there are several."""
+    try:
+        return model.config.get_text_config()
+    except ValueError:
+        return model.config
 
 
 def hidden_of(output: Any) -> Any:
@@ -90,16 +94,20 @@ def layer_and_kind(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
     return None, path
 
 
+def check_no_convolution(path: str, module: nn.Module) -> None:
+    """Raise InputError for a convolution, whose channels are not the last axis."""
+    if isinstance(module, _ConvNd):
+        raise InputError(f"'{path}' is a convolution, whose output has no axis of states at its end: choose another module")
+
+
 def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     """Width of the output of the modules at `paths`, from one forward pass on dummy inputs.
 
     Raises InputError for a module that is not called or returns no hidden states, and for a convolution, whose last axis is not
     that of its channels.
     """
-    if convolution := next((path for path in paths if isinstance(model.get_submodule(path), _ConvNd)), None):
-        raise InputError(
-            f"'{convolution}' is a convolution, whose output has no axis of states at its end: choose another module"
-        )
+    for path in paths:
+        check_no_convolution(path, model.get_submodule(path))
     widths: dict[str, int] = {}
 
     def record(path: str) -> Callable[..., None]:
@@ -125,7 +133,7 @@ def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     if model.main_input_name == "pixel_values":
         size = config.image_size if isinstance(config.image_size, Sequence) else (config.image_size, config.image_size)
         return {"pixel_values": torch.zeros(1, config.num_channels, *size, device=model.device, dtype=model.dtype)}
-    ids = torch.arange(1, 5, device=model.device).remainder(config.get_text_config().vocab_size).unsqueeze(0)
+    ids = torch.arange(1, 5, device=model.device).remainder(text_config(model).vocab_size).unsqueeze(0)
     inputs = {"input_ids": ids}
     if model.device.type != "meta":  # transformers reads the values of a mask
         inputs["attention_mask"] = torch.ones_like(ids)

@@ -398,3 +398,5 @@ def test_a_merged_model_is_not_compared_with_its_own_base():
             measure.drift(base, tuned, [batch])
     fresh = tiny_model("Llama", "causal-lm")
     assert measure.drift(fresh, model, [batch]).places[-1].dM[0] == pytest.approx(found, abs=1e-5)
+    other = RoadModel(model.model, random_adapter(model.sites, seed=5))
+    assert measure.drift(model, other, [batch]).places == measure.drift(model.model, other, [batch]).places

@@ -9,17 +9,23 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPVisionConfig,
     DynamicCache,
     EncodecConfig,
     JetMoeConfig,
     JetMoeForCausalLM,
+    LayoutLMv3Config,
+    LayoutLMv3Model,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
+    PatchTSTConfig,
+    PatchTSTForPrediction,
     RwkvConfig,
     RwkvForCausalLM,
     SiglipVisionConfig,
@@ -80,8 +86,10 @@ def test_a_linear_that_torch_never_calls_is_no_site():
 
 
 def test_a_convolution_is_no_site():
-    with pytest.raises(InputError, match="'embeddings.patch_embeddings.projection' is a convolution"):
-        find_sites(tiny_model("ViT"), "projection")
+    model = tiny_model("ViT")
+    for use in (find_sites, lambda model, name: RoadModel(model, random_adapter([Site(name, 2)]))):
+        with pytest.raises(InputError, match="'embeddings.patch_embeddings.projection' is a convolution"):
+            use(model, "embeddings.patch_embeddings.projection")
 
 
 @pytest.mark.parametrize(("width", "group_size"), [(32, 32), (2, 2)])
@@ -113,6 +121,39 @@ def test_images_are_not_rows():
     assert model({"input_ids": ids}, adapter_names=["a", "b"])[1].logits.shape[0] == 2
 
 
+def test_images_that_are_the_rows_have_an_adapter_each():
+    text = {"vocab_size": 64, "projection_dim": 16, **SIZES, **TOKENS}
+    config = CLIPConfig(text_config=text, vision_config={**SIZES, "image_size": 16, "patch_size": 8, "projection_dim": 16})
+    model = RoadModel(CLIPModel(config).eval(), two_adapters(find_sites(CLIPModel(config), ".*vision.*q_proj|text_projection")))
+    batch = {"input_ids": torch.randint(3, 60, (2, 5)), "pixel_values": torch.randn(2, 3, 16, 16)}
+    found = model(batch, adapter_names=["a", "b"])[1]
+    for row, name in enumerate("ab"):
+        alone = model({key: value[row : row + 1] for key, value in batch.items()}, adapter_names=[name])[1]
+        torch.testing.assert_close(found.image_embeds[row], alone.image_embeds[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.text_embeds[row], alone.text_embeds[0], rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match=r"site '.*' is outside the text model"):
+        model({**batch, "pixel_values": torch.randn(3, 3, 16, 16)}, adapter_names=["a", "b"])
+
+
+def test_texts_with_one_image_each_are_rows_at_every_site():
+    sizes = {**SIZES, "vocab_size": 64, "max_position_embeddings": 40, "coordinate_size": 6, "shape_size": 4, "input_size": 16}
+    base = LayoutLMv3Model(LayoutLMv3Config(**sizes, patch_size=8, **TOKENS)).eval()
+    model = RoadModel(base, two_adapters(find_sites(base, "all-linear")))
+    ids, boxes = torch.randint(3, 60, (2, 5)), torch.randint(0, 9, (2, 5, 4)).sort(-1).values
+    batch = {"input_ids": ids, "bbox": boxes, "pixel_values": torch.randn(2, 3, 16, 16)}
+    found = model(batch, adapter_names=["a", "b"])[1][0]
+    alone = model({key: value[1:] for key, value in batch.items()}, adapter_names=["b"])[1][0]
+    torch.testing.assert_close(found[1:], alone, rtol=0, atol=1e-5)
+
+
+def test_the_rows_of_inputs_with_other_names_are_counted():
+    sizes = {"d_model": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64}
+    base = PatchTSTForPrediction(PatchTSTConfig(num_input_channels=2, context_length=32, patch_length=8, **sizes)).eval()
+    model = RoadModel(base, two_adapters(find_sites(base, "all-linear")))
+    with pytest.raises(InputError, match="2 adapter names for a batch of 4 rows"):
+        model({"past_values": torch.randn(4, 32, 2)}, adapter_names=["a", "b"])
+
+
 def test_experts_are_found_by_their_class():
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 8}
     base = JetMoeForCausalLM(JetMoeConfig(**sizes, **TOKENS, vocab_size=64, num_local_experts=4, num_experts_per_tok=1)).eval()
@@ -139,7 +180,7 @@ def test_rows_behind_the_others_for_guidance_are_refused():
     ids = torch.randint(3, 60, (2, 5))
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 32, "decoder_start_token_id": 32}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with pytest.raises(InputError, match="MusicgenForConditionalGeneration doubles the rows for guidance_scale 3"):
+    with pytest.raises(InputError, match="MusicgenForConditionalGeneration doubles the rows for guidance"):
         model.generate(inputs, adapter_names=["a", "b"], guidance_scale=3.0, **options)
     with model.attached(["a", "b"]) as attached, pytest.raises(InputError, match="doubles the rows"):
         attached.generate(**inputs, guidance_scale=3.0, **options)
@@ -154,6 +195,12 @@ def test_a_state_that_is_no_cache_does_not_count_its_tokens():
     with pytest.raises(InputError, match="the cache of RwkvForCausalLM does not count its tokens"):
         model.generate(token_batch(1), **GREEDY)
     model.generate(token_batch(1), use_cache=False, **GREEDY)
+
+
+def test_keys_of_a_mapping_have_an_order():
+    model, batch = bank_model("ab"), token_batch(2)
+    expected = model(batch, adapter_names=["b", "a"])[1].logits
+    assert torch.equal(model(batch, adapter_names={"b": 1, "a": 2}.keys())[1].logits, expected)
 
 
 @pytest.mark.parametrize("given", [{"a", "b"}, frozenset("ab")])
@@ -204,6 +251,15 @@ def test_the_original_output_is_not_that_of_another_model_that_is_attached():
     outer, inner = (RoadModel(base, random_adapter(find_sites(base, "mlp"), seed=seed)) for seed in range(2))
     with outer.attached(), pytest.raises(InputError, match="are attached: there is no original output"):
         inner(token_batch(2), output_original_output=True)
+
+
+def test_both_passes_do_not_change_one_state():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "intermediate_size": 64}
+    base = RwkvForCausalLM(RwkvConfig(vocab_size=64, **sizes, bos_token_id=0, eos_token_id=1)).eval()
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "block-output"))), token_batch(1)
+    state = base(**batch, use_cache=True).state
+    with pytest.raises(InputError, match="both passes would write into the cache"):
+        model({**batch, "state": state}, output_original_output=True)
 
 
 def test_a_merged_peft_model_is_not_read():

@@ -190,17 +190,19 @@ def test_means_are_drawn_with_their_intervals_in_the_row_of_their_name():
     assert drawn == [([0.5, 0.2], [0, 1]), ([0.9], [1])]
     ends = [[segment[:, 0].tolist() for segment in bars.get_segments()] for _, _, (bars,) in ax.containers]
     assert [np.round(each, 6).tolist() for each in ends] == [[[0.4, 0.7], [0.2, 0.3]], [[0.8, 1.0]]]
-    assert plots.means({"": series["one"]}, label="accuracy (fraction)").get_legend() is None
+    assert plots.means({"": series["one"], "empty": {}}, label="accuracy (fraction)").get_legend() is None
 
 
-def test_the_best_learning_rate_is_filled_and_the_smallest_of_equals():
-    ax = plots.learning_rates({"RoAd": {1e-2: 0.8, 1e-3: 0.8}, "LoRA": {1e-3: 0.6, 1e-2: 0.7}}, label="accuracy (fraction)")
-    lines, best = ax.get_lines()[::2], ax.get_lines()[1::2]
+def test_the_chosen_learning_rate_is_filled():
+    scores = {"RoAd": {1e-2: 0.8, 1e-3: 0.8}, "LoRA": {1e-3: 0.6, 1e-2: 0.7}, "unfinished": {1e-3: 0.5}}
+    ax = plots.learning_rates(scores, best={"RoAd": 1e-3, "LoRA": 1e-2}, label="accuracy (fraction)")
+    lines, best = ax.get_lines()[:4:2], ax.get_lines()[1:4:2]
     assert [line.get_label() for line in lines] == ["RoAd", "LoRA"]
+    assert [line.get_label() for line in ax.get_lines()[4:]] == ["unfinished"]
     assert [line.get_ydata().tolist() for line in lines] == [[0.8, 0.8], [0.6, 0.7]]
     assert [(float(point.get_xdata()[0]), point.get_ydata()[0]) for point in best] == [
-        (pytest.approx(1e-3, rel=0.02), 0.8),
-        (pytest.approx(1e-2, rel=0.02), 0.7),
+        (pytest.approx(1e-3, rel=0.03), 0.8),
+        (pytest.approx(1e-2, rel=0.03), 0.7),
     ]
     assert all(line.get_markerfacecolor() == "w" for line in lines)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0.001", "0.01"]

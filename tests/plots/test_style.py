@@ -41,6 +41,7 @@ CAPACITY = measure.CapacityReport(
     ),
 )
 MEANS = {name: {f"method number {row}": (0.1 * row, 0.1 * row - 0.05, 1.0) for row in range(9)} for name in ("one", "other")}
+RATES = {"RoAd": {1e-3: 0.7, 1e-2: 0.8}, "LoRA": {1e-3: 0.8}}
 DRIFT = measure.DriftReport("base", "tuned", "first", 1, 1, tuple(replace(PLACE, layer=layer) for layer in range(6)))
 
 
@@ -67,7 +68,10 @@ def drawings(adapter):
         (plots.query_key, measure.query_key(report)),
         (plots.plane, adapter),
         (partial(plots.means, label="accuracy (fraction)"), MEANS),
-        (partial(plots.learning_rates, label="accuracy (fraction)"), {"RoAd": {1e-3: 0.7, 1e-2: 0.8}, "LoRA": {1e-3: 0.8}}),
+        (
+            partial(plots.learning_rates, best={"RoAd": 1e-2}, label="accuracy (fraction)"),
+            {"RoAd": {1e-3: 0.7, 1e-2: 0.8}, "LoRA": {1e-3: 0.8}},
+        ),
     ]
 
 
