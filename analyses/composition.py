@@ -238,7 +238,7 @@ STUDY = Study(
     caveat=(
         "The tasks are artificial parts of answers to film reviews, and most controls have one or two divisions of the reviews. "
         "Rotations had more rounds of learning rates than LoRA and LoReFT had, and far fewer trained values. Not measured: "
-        "co-activation 1, a loss from the other task's model, a shared end, four tasks, and Gemma-3-270M."
+        "a loss from the other task's model, a shared end, four tasks, and Gemma-3-270M."
     ),
     recipe="composition-smollm2",
     conditions={slug: replace(each, measure=with_division(each.measure or measure)) for slug, each in conditions().items()},
