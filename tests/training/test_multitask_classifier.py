@@ -176,7 +176,7 @@ def test_reports_of_seeds_are_joined_and_active_sets_are_listed():
     assert both.cost("a")[0] == 0.5
     assert both.cost("b")[0] == 0
     assert MultiTaskAccuracyReport.from_json(both.to_json()) == both
-    with pytest.raises(InputError, match="one method"):
+    with pytest.raises(InputError, match="one model and method"):
         MultiTaskAccuracyReport.over_seeds([both, MultiTaskAccuracyReport("m", "y", ("a", "b"), (0,), correct)])
     with pytest.raises(InputError, match="the JSON of MultiTaskAccuracyReport must hold one object"):
         MultiTaskAccuracyReport.from_json("[]")
