@@ -24,8 +24,9 @@ from road_interp.errors import InputError
 from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, wrap_forward
 from road_interp.models.intervention import apply_to_slice
-from road_interp.models.rotation_context import IN_EXPERTS, opened, overwritable, site_in_experts
+from road_interp.models.rotation_context import opened, overwritable
 from road_interp.models.row_selection import RowSelection
+from road_interp.models.row_sites import IN_EXPERTS, site_in_experts
 from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.site import Site

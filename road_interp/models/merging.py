@@ -85,7 +85,7 @@ def shared_tensors(model: nn.Module) -> set[int]:
 
 
 def check_mergeable(module: Any, site: Site, shared: set[int]) -> None:
-    """Raise InputError unless the site's module is a plain linear layer with weights that are neither tied nor quantised."""
+    """Raise InputError unless the site's module is a plain linear layer, its weights neither tied, quantised nor offloaded."""
     if type(module) not in (nn.Linear, Conv1D):
         raise InputError(f"site '{site.name}' cannot be merged: {type(module).__name__} is not a plain linear layer")
     for name in ("weight", "bias"):

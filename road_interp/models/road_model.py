@@ -556,8 +556,7 @@ class RoadModel(IntervenableModel):
         if self._merged is not None or shared_context(self.model) is not None:
             state = "merged" if self._merged is not None else "attached"
             raise InputError(f"the rotations are {state}: there is no original output without them")
-        given = {name for name, value in inputs.items() if value is not None and (name in STATES or isinstance(value, Cache))}
-        if given:
+        if any(value is not None and (name in STATES or isinstance(value, Cache)) for name, value in inputs.items()):
             raise InputError("output_original_output: both passes would write into the cache that is given; call without it")
 
     def _check_pyvenes_arguments(self, positions: Positions | None, unit_locations: Any, subspaces: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from road_interp.models.coefficients import Coefficients
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, original_forward, wrap_forward
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.row_maps import RowMaps
+from road_interp.models.row_sites import IN_EXPERTS, rows_differ, site_in_experts, site_outside_text
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
     CheckpointedSelections,
@@ -37,7 +37,7 @@ from road_interp.models.token_selection import (
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
-from road_interp.sites.module_tree import hidden_of, text_config, with_hidden
+from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 
@@ -63,12 +63,6 @@ class InThread(threading.local):
     prompt: Tensor | None = None
 
 
-MEDIA = re.compile("pixel|vision|visual|image|video|audio|speech|input_features|input_values")  # in names of inputs and modules
-PLACEHOLDER = re.compile("(image|video|audio)_token_(id|index)")  # in a configuration
-IN_EXPERTS = (
-    "site '{}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all rows, in calls of "
-    "forward and generate, works there"
-)
 _OPEN: WeakKeyDictionary[PreTrainedModel, list[OpenContext]] = WeakKeyDictionary()  # of every model
 _LOCK = Lock()
 
@@ -228,7 +222,7 @@ class RotationContext:
         """Raise InputError for sites whose outputs do not have the rows of the batch on their first axis."""
         if self._in_experts is not None:
             raise InputError(IN_EXPERTS.format(self._in_experts))
-        if self._outside_text is not None and _rows_differ(self._model, inputs):
+        if self._outside_text is not None and rows_differ(self._model, inputs):
             raise InputError(
                 f"site '{self._outside_text}' is outside the text model: a row may have several images, or none, so that an "
                 "adapter, task or strength per row works at sites of the text model only"
@@ -394,41 +388,6 @@ def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
         and getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant", False)
         for module in model.modules()
     )
-
-
-def site_in_experts(model: nn.Module, sites: Sequence[Site]) -> str | None:
-    """A site inside the experts of a mixture, whose tokens are of all rows in an order of their own; None if there is none."""
-    experts = tuple(f"{name}." for name, module in model.named_modules() if type(module).__name__.endswith("Experts"))
-    inside = (site.name for site in sites if "experts" in site.module.split(".") or f"{site.module}.".startswith(experts))
-    return next(inside, None)
-
-
-def site_outside_text(model: PreTrainedModel, sites: Sequence[Site]) -> str | None:
-    """A site outside the text model of a model with several, and outside its heads; None if there is none."""
-    text = text_config(model)
-    if text is model.config:  # without a section of its own
-        return next((site.name for site in sites if MEDIA.search(site.module)), None)
-    inside = tuple(
-        f"{name}."
-        for name, module in model.named_modules()
-        if name and isinstance(module, PreTrainedModel) and type(module.config) is type(text)
-    )
-    return next((site.name for site in sites if "." in site.module and not f"{site.module}.".startswith(inside)), None)
-
-
-def _rows_differ(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
-    """Whether a pass has texts and media that may not have the same rows: placeholders stand for the media among the tokens of
-    the texts, or the numbers differ."""
-    rows = next((len(inputs[name]) for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), None)
-    media = [
-        value
-        for name, value in inputs.items()
-        if MEDIA.search(name) and (isinstance(value, list) or (isinstance(value, Tensor) and value.is_floating_point()))
-    ]
-    if rows is None or not media:
-        return False
-    has_placeholders = any(PLACEHOLDER.fullmatch(name) and value is not None for name, value in vars(model.config).items())
-    return has_placeholders or any(len(each) != rows for each in media)
 
 
 def _is_backward() -> bool:

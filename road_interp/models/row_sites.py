@@ -1,0 +1,55 @@
+"""Sites where an adapter per row does not work, because the first axis of their outputs is not that of the rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from road_interp.sites.module_tree import text_config
+from road_interp.sites.site import Site
+
+MEDIA = re.compile("pixel|vision|visual|image|video|audio|speech|input_features|input_values")  # in names of inputs and modules
+PLACEHOLDER = re.compile("(image|video|audio)_token_(id|index)")  # in a configuration
+IN_EXPERTS = (
+    "site '{}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all rows, in calls of "
+    "forward and generate, works there"
+)
+
+
+def site_in_experts(model: nn.Module, sites: Sequence[Site]) -> str | None:
+    """A site inside the experts of a mixture, whose tokens are of all rows in an order of their own; None if there is none."""
+    experts = tuple(f"{name}." for name, module in model.named_modules() if type(module).__name__.endswith("Experts"))
+    inside = (site.name for site in sites if "experts" in site.module.split(".") or f"{site.module}.".startswith(experts))
+    return next(inside, None)
+
+
+def site_outside_text(model: PreTrainedModel, sites: Sequence[Site]) -> str | None:
+    """A site outside the text model of a model with several, and outside its heads; None if there is none."""
+    text = text_config(model)
+    if text is model.config:  # without a section of its own
+        return next((site.name for site in sites if MEDIA.search(site.module)), None)
+    inside = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if name and isinstance(module, PreTrainedModel) and type(module.config) is type(text)
+    )
+    return next((site.name for site in sites if "." in site.module and not f"{site.module}.".startswith(inside)), None)
+
+
+def rows_differ(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    """Whether a pass has texts and media that may not have the same rows: placeholders stand for the media among the tokens of
+    the texts, or the numbers differ."""
+    rows = next((len(inputs[name]) for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), None)
+    media = [
+        value
+        for name, value in inputs.items()
+        if MEDIA.search(name) and (isinstance(value, list) or (isinstance(value, Tensor) and value.is_floating_point()))
+    ]
+    if rows is None or not media:
+        return False
+    has_placeholders = any(PLACEHOLDER.fullmatch(name) and value is not None for name, value in vars(model.config).items())
+    return has_placeholders or any(len(each) != rows for each in media)
