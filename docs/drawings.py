@@ -155,7 +155,7 @@ DRAWINGS: dict[str, Callable[[Axes], None]] = {
 def main(folder: Path) -> None:
     """Draw all of them into a folder."""
     for name, draw in DRAWINGS.items():
-        figure, ax = plt.subplots(figsize=(5, 1.4), layout="constrained")
+        figure, ax = plt.subplots(figsize=(3.6, 1.4), layout="constrained")
         draw(ax)
         ax.set_axis_off()
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

@@ -16,15 +16,17 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox, ScaledTranslation, blended_transform_factory
 
 LABELS, LEGEND = 0.42, 0.36  # largest shares of the figure's width for the labels of the y axis and a legend beside the axes
-SMALLEST = 5.0  # points, of a label
+SMALLEST, LEGIBLE = 5.0, 7.0  # points, of a label: where nothing else fits, and where the figure may grow
 LINE = 1.2  # distance of two lines over the size of the text
 
 
-def fit(ax: Axes) -> None:
-    """Make the texts of axes fit the figure. What fits is left as it is."""
+def fit(ax: Axes, may_grow: bool) -> None:
+    """Make the texts of axes fit the figure, which may become higher where it `may_grow`. What fits is left as it is."""
     figure = ax.get_figure(root=True)
     if figure is None:
         return
+    if may_grow:
+        _break_names(ax, figure)
     _fit_rows(ax, figure)
     moved = _move_legend(ax, figure)
     figure.draw_without_rendering()  # applies the layout
@@ -76,12 +78,35 @@ def _wrap(text: Text, room: float) -> bool:
     return length > room
 
 
+def _row_names(ax: Axes) -> list[Text]:
+    """The labels of the y axis, where they are names and not numbers."""
+    labels = [label for label in ax.get_yticklabels() if label.get_text()]
+    return [] if isinstance(ax, PolarAxes) or _are_numbers(labels) else labels
+
+
+def _break_names(ax: Axes, figure: Figure) -> None:
+    """Break names on the y axis that would be too small on one line, and make the figure higher by the new lines."""
+    labels = _row_names(ax)
+    if not labels:
+        return
+    size, room = float(labels[0].get_fontsize()), LABELS * _share(ax) * figure.bbox.width
+    widest = max(labels, key=lambda label: label.get_window_extent().width)
+    share = room / widest.get_window_extent().width
+    if share * size < LEGIBLE:
+        letters = int(len(widest.get_text()) * share)
+        names = [fill(label.get_text(), letters, break_long_words=False) for label in labels]
+        ax.set_yticks(ax.get_yticks(), names)
+        rows = len(names) * max(name.count("\n") for name in names)
+        figure.set_figheight(figure.get_figheight() + rows * size * LINE / 72)
+
+
 def _fit_rows(ax: Axes, figure: Figure) -> bool:
     """Names on the y axis: no larger than their distance, and no wider than their share of the figure. Whether they changed."""
-    labels = [label for label in ax.get_yticklabels() if label.get_text()]
-    if isinstance(ax, PolarAxes) or _are_numbers(labels):
+    labels = _row_names(ax)
+    if not labels:
         return False
-    spacing = ax.get_window_extent().height / len(labels) * 72 / figure.dpi
+    lines = max(label.get_text().count("\n") + 1 for label in labels)
+    spacing = ax.get_window_extent().height / (len(labels) * lines) * 72 / figure.dpi
     current = float(labels[0].get_fontsize())
     widest = max(label.get_window_extent().width / float(label.get_fontsize()) for label in labels)
     size = max(SMALLEST, min(current, spacing / LINE, LABELS * _share(ax) * figure.bbox.width / widest))

@@ -41,7 +41,7 @@ def styled(draw: Drawing) -> Drawing:
         check_axes(draw.__name__, given.get("ax"))
         with package_style():
             ax = draw(*args, **options)
-            fit(ax)
+            fit(ax, may_grow=given.get("ax") is None)
         return ax
 
     return cast(Drawing, drawn)

@@ -105,6 +105,19 @@ def test_nothing_is_cut_off_in_a_narrow_column(adapter, own):
         plt.close(ax.figure)
 
 
+def test_long_names_of_rows_go_on_lines_of_their_own_in_a_new_figure_that_grows():
+    names = [f"a method with a long name, number {row}" for row in range(9)]
+    means = {"one": dict.fromkeys(names, (0.5, 0.4, 0.6))}
+    with plt.rc_context(COLUMN):
+        new, own = (plots.means(means, label="score", ax=ax) for ax in (None, plt.figure().add_subplot()))
+    assert new.figure.get_figheight() > 3.5
+    assert own.figure.get_figheight() == 2.4
+    assert [label.get_text().replace("\n", " ") for label in new.get_yticklabels()] == names
+    assert {"\n" in label.get_text() for label in new.get_yticklabels()} == {True}
+    assert min(label.get_fontsize() for label in new.get_yticklabels()) >= 7
+    assert [label.get_text() for label in own.get_yticklabels()] == names
+
+
 def test_a_wide_legend_goes_below_in_columns_and_keeps_its_markers(adapter):
     with plt.rc_context(COLUMN):
         histogram, capacity = plots.angle_histogram(measure.angles(adapter)), plots.capacity(CAPACITY)
