@@ -36,3 +36,9 @@ def check_callable(function: str, name: str, value: object, make: str) -> None:
     """Raise InputError unless `value`, the argument `name`, can be called; `make` says how to get one."""
     if not callable(value):
         raise InputError(f"{function}: '{name}' must be a function, not {type(value).__name__}: give {make}")
+
+
+def check_count(function: str, name: str, value: object) -> None:
+    """Raise InputError unless `value`, the argument `name`, is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{function}: {name} must be a number of at least 1, not {value!r}")

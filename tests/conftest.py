@@ -51,5 +51,5 @@ def figures_are_closed():
 def figures_are_not_rendered(request, monkeypatch):
     """Figures are drawn, but neither fitted nor rendered, which is slow, unless a test is marked `rendered`."""
     if not request.node.get_closest_marker("rendered"):
-        monkeypatch.setattr("road_interp.plots.style.fit", lambda ax: None)
+        monkeypatch.setattr("road_interp.plots.style.fit", lambda ax, may_grow: None)
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write(b"drawn"))

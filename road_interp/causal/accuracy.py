@@ -66,7 +66,7 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
     Raises InputError for an interchange that cannot be applied to the states of `runs`.
     """
     check_argument("causal.interchange_accuracy", runs, InterchangeRuns, "InterchangeRuns(model, pairs, layer, span)")
-    check_interchange("interchange_accuracy", interchange, runs.bases[:1], runs.sources[:1])
+    check_interchange("causal.interchange_accuracy", interchange, runs.bases[:1], runs.sources[:1])
     after, before = runs.odds(interchange).cpu().numpy(), runs.base_odds.cpu().numpy()
     swapped = after > 0
     gain = after + before  # `before` is for the base's answer, `after` for the source's
@@ -163,7 +163,7 @@ def scan(
     Raises:
         InputError: pairs that are not divided into `Splits`, or another argument of a wrong type.
     """
-    check_model("scan", model)
+    check_model("causal.scan", model)
     check_splits("scan", splits)
     layers = checked_list("causal.scan", layers, int, "the numbers of blocks, as in [0, 1]")
     spans = checked_list("causal.scan", spans, str, f"spans of the pairs, as in {list(splits.test.positions)}")

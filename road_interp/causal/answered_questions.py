@@ -13,8 +13,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from road_interp.arguments import check_argument, checked_list
-from road_interp.causal.arguments import check_count, check_language_model, check_tokenizer
+from road_interp.arguments import check_argument, check_count, checked_list
+from road_interp.causal.arguments import check_language_model, check_tokenizer
 from road_interp.causal.counterfactuals import encode_texts
 from road_interp.causal.entity_task import EntityTask, Question, check_questions, spans_of
 from road_interp.causal.stored_keys import cache_argument, supports_stored_keys
@@ -46,9 +46,9 @@ def answered_rightly(
     Raises:
         InputError: an argument of a wrong type.
     """
-    check_language_model("answered_rightly", model)
+    check_language_model("causal.answered_rightly", model)
     check_count("causal.answered_rightly", "batch_size", batch_size)
-    check_tokenizer("answered_rightly", tokenizer)
+    check_tokenizer("causal.answered_rightly", tokenizer)
     check_argument("causal.answered_rightly", task, EntityTask, "number_and_gender() or load_ravel(folder, type, attributes)")
     asked = checked_list("causal.answered_rightly", questions, Question, "questions of the task, task.questions('train')")
     check_questions(asked, task)

@@ -15,18 +15,12 @@ from road_interp.models.intervenable import IntervenableModel
 
 def check_model(function: str, model: object) -> None:
     """Raise InputError unless `model` is a module."""
-    check_argument(f"causal.{function}", model, nn.Module, "a causal language model, such as load_model(id, 'causal-lm')[0]")
+    check_argument(function, model, nn.Module, "a causal language model, such as load_model(id, 'causal-lm')[0]")
 
 
 def check_tokenizer(function: str, tokenizer: object) -> None:
     """Raise InputError unless `tokenizer` is a tokeniser of transformers."""
-    check_argument(f"causal.{function}", tokenizer, PreTrainedTokenizerBase, "load_tokenizer(id)")
-
-
-def check_count(function: str, name: str, value: object) -> None:
-    """Raise InputError unless a value is a number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{function}: {name} must be a number of at least 1, not {value!r}")
+    check_argument(function, tokenizer, PreTrainedTokenizerBase, "load_tokenizer(id)")
 
 
 def check_reads_source(interchange: object) -> None:
@@ -43,13 +37,13 @@ def check_language_model(function: str, model: object) -> None:
     check_model(function, model)
     if isinstance(model, IntervenableModel):
         raise InputError(
-            f"causal.{function} needs the transformers model, not a {type(model).__name__}: use `with model.attached() as base:` "
+            f"{function} needs the transformers model, not a {type(model).__name__}: use `with model.attached() as base:` "
             "and give base, in that statement"
         )
     head: Any = getattr(model, "get_output_embeddings", lambda: None)
     if head() is None:
         raise InputError(
-            f"causal.{function} needs a causal language model; {type(model).__name__} has no head over the vocabulary: load it "
+            f"{function} needs a causal language model; {type(model).__name__} has no head over the vocabulary: load it "
             'with load_model(id, "causal-lm")'
         )
 
@@ -62,7 +56,7 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
     """
     width = base.shape[-1]
     check_callable(
-        f"causal.{function}",
+        function,
         "interchange",
         interchange,
         f"a function of the states of base and source, or an intervention such as RoadInterchangeIntervention({width})",
@@ -74,16 +68,14 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
     except (RuntimeError, TypeError, IndexError) as error:
         if "unexpected keyword argument 'subspaces'" in str(error):
             raise InputError(
-                f"causal.{function}: the interchange takes no subspaces, which say the variables to swap in every row; the swap "
+                f"{function}: the interchange takes no subspaces, which say the variables to swap in every row; the swap "
                 "of none and that of the whole state are causal.no_variable and causal.whole_state"
             ) from error
         if (made_for := getattr(interchange, "width", width)) != width:
-            raise InputError(
-                f"causal.{function}: the interchange is made for states of width {made_for}, these have {width}"
-            ) from error
+            raise InputError(f"{function}: the interchange is made for states of width {made_for}, these have {width}") from error
         raise InputError(
-            f"causal.{function}: the interchange cannot be applied to states of width {width}: {first_line(error)}"
+            f"{function}: the interchange cannot be applied to states of width {width}: {first_line(error)}"
         ) from error
     if not isinstance(state, Tensor) or state.shape != base.shape:
         found = f"a tensor of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
-        raise InputError(f"causal.{function}: the interchange returns {found} for states of shape {tuple(base.shape)}")
+        raise InputError(f"{function}: the interchange returns {found} for states of shape {tuple(base.shape)}")

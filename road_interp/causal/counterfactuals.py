@@ -206,11 +206,9 @@ def encode_pairs(
     pairs = checked_list(
         "causal.encode_pairs", pairs() if callable(pairs) else pairs, Pair, "Pairs, or the path of a file of pairs"
     )
-    check_tokenizer("encode_pairs", tokenizer)
+    check_tokenizer("causal.encode_pairs", tokenizer)
     if not pairs:
         raise InputError(f"{name}: there are no pairs")
-    if not tokenizer.is_fast:
-        raise InputError(f"{name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
     base, source = (encode_texts([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
     base_label = _answers(base, [pair.base_label for pair in pairs], tokenizer, name)
     source_label = _answers(base, [pair.source_label for pair in pairs], tokenizer, name)
@@ -246,7 +244,14 @@ class EncodedText(NamedTuple):
 def encode_texts(
     texts: Sequence[str | Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, name: str, prefix: str
 ) -> list[EncodedText]:
-    """Tokenise texts, given as spans or as a whole. Raises InputError for an empty text; `name` is that of the task."""
+    """Tokenise texts, given as spans or as a whole. Raises InputError for an empty text and a slow tokeniser.
+
+    Args:
+        name: of the task.
+        prefix: text before every text.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(f"{name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
     span_texts = [{"text": text} if isinstance(text, str) else dict(text) for text in texts]
     whole = [prefix + "".join(each.values()).rstrip() for each in span_texts]
     encoded = tokenizer(whole, return_offsets_mapping=True)

@@ -94,7 +94,7 @@ def depth_by_rows(
     Raises:
         InputError: pairs that are not divided into `Splits`.
     """
-    check_model("depth_by_rows", model)
+    check_model("causal.depth_by_rows", model)
     check_splits("depth_by_rows", splits)
     train, test = (InterchangeRuns(model, pairs, layer, span, progress=progress) for pairs in (splits.train, splits.test))
     width, planes, full_depth = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)

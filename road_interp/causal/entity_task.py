@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from road_interp.arguments import check_argument, checked_list
+from road_interp.arguments import check_argument, check_count, checked_list
 from road_interp.causal.arguments import check_tokenizer
 from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, encode_pairs
 from road_interp.errors import InputError
@@ -194,14 +194,11 @@ def draw_variable_pairs(
     check_argument("causal.draw_variable_pairs", task, EntityTask, "number_and_gender() or load_ravel(folder, type, attributes)")
     make = "the questions that answered_rightly returns"
     answered = checked_list("causal.draw_variable_pairs", answered, Question, make)
-    check_tokenizer("draw_variable_pairs", tokenizer)
+    check_tokenizer("causal.draw_variable_pairs", tokenizer)
     check_questions(answered, task)
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}; use {', '.join(SPLITS)}")
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(f"the number of pairs must be at least 1, not {count!r}")
-    if not tokenizer.is_fast:
-        raise InputError(f"{task.name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
+    check_count("causal.draw_variable_pairs", "count", count)
     rng = random.Random(f"{seed} {split}")
     of_split = [question for question in answered if task.split[question.entity] == split]
     known = {name: [question for question in of_split if question.attribute == name] for name in task.attributes}

@@ -20,8 +20,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from road_interp.arguments import check_argument
-from road_interp.causal.arguments import check_count, check_language_model, check_reads_source
+from road_interp.arguments import check_argument, check_count
+from road_interp.causal.arguments import check_language_model, check_reads_source
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError
@@ -102,7 +102,7 @@ class InterchangeRuns:
         batch_size: int = 64,
         progress: Progress = silent,
     ) -> None:
-        check_language_model("InterchangeRuns", model)
+        check_language_model("causal.InterchangeRuns", model)
         check_argument("causal.InterchangeRuns", pairs, CounterfactualPairs, "encode_pairs(pairs, tokenizer)")
         check_argument("causal.InterchangeRuns", site, (int, Site), "the number of a block, or a site of find_sites")
         check_count("causal.InterchangeRuns", "batch_size", batch_size)

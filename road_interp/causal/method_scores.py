@@ -101,7 +101,7 @@ def score_methods(
     Raises:
         InputError: pairs that are not divided into `Splits`.
     """
-    check_model("score_methods", model)
+    check_model("causal.score_methods", model)
     check_splits("score_methods", splits)
     layers = checked_list("causal.score_methods", layers, int, "the numbers of blocks, as in [0, 1]")
     vocabulary = model.config.get_text_config().vocab_size

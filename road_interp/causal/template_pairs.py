@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from road_interp.arguments import check_argument
-from road_interp.causal.arguments import check_count, check_tokenizer
+from road_interp.arguments import check_argument, check_count
+from road_interp.causal.arguments import check_tokenizer
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.errors import InputError, did_you_mean
 from road_interp.files import read_json_object
@@ -54,7 +54,7 @@ def load_pairs(
         InputError: an unknown task, a task that is not in CausalGym's format, or words that cannot be divided.
     """
     check_argument("causal.load_pairs", task, str, "the name of a task, such as 'agreement'")
-    check_tokenizer("load_pairs", tokenizer)
+    check_tokenizer("causal.load_pairs", tokenizer)
     check_argument("causal.load_pairs", counts, (tuple, list), "the numbers of training, validation and test pairs")
     if len(counts) != 3:
         raise InputError(f"counts must be the numbers of training, validation and test pairs, not {counts!r}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, check_count
 from road_interp.causal.arguments import check_interchange
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.errors import InputError
@@ -47,20 +47,32 @@ def train_interchange(
         InputError: an interchange that cannot be applied to the states of `runs` or has nothing to train, or no steps.
     """
     check_argument("causal.train_interchange", runs, InterchangeRuns, "InterchangeRuns(model, pairs, layer, span)")
-    check_interchange("train_interchange", interchange, runs.bases[:1], runs.sources[:1])
+    check_interchange("causal.train_interchange", interchange, runs.bases[:1], runs.sources[:1])
     answers = runs.tensor(runs.pairs.label_tokens)
     targets = torch.searchsorted(answers, runs.source_label)
 
     def loss(rows: Tensor) -> Tensor:
         return functional.cross_entropy(runs.logits(rows, interchange)[:, answers].float(), targets[rows])
 
-    return run_steps(interchange, loss, targets, steps, learning_rate, seed, temperatures, progress)
+    return run_steps(
+        interchange,
+        loss,
+        len(targets),
+        targets.device,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        temperatures=temperatures,
+        progress=progress,
+    )
 
 
 def run_steps(
     interchange: nn.Module,
     loss_of: Callable[[Tensor], Tensor],
-    targets: Tensor,
+    rows: int,
+    device: torch.device,
+    *,
     steps: int,
     learning_rate: float,
     seed: int,
@@ -71,7 +83,8 @@ def run_steps(
 
     Args:
         loss_of: the loss of a batch, from its row numbers.
-        targets: one entry per row; their number and device are used.
+        rows: their number.
+        device: of the row numbers that `loss_of` is given.
 
     Returns:
         The loss of every step.
@@ -80,30 +93,16 @@ def run_steps(
         InputError: no steps, a learning rate that is no finite number of at least 0, temperatures that are not above 0 or of no
             mask, or nothing to train.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps must be a number of at least 1, not {steps!r}")
-    if not isinstance(learning_rate, Real) or isinstance(learning_rate, bool) or not 0 <= learning_rate < math.inf:
-        raise InputError(f"learning_rate must be a finite number of at least 0, not {learning_rate!r}")
-    check_argument("the training", interchange, nn.Module, "a module with parameters, such as RoadInterchangeIntervention")
-    parameters = [parameter for parameter in interchange.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
-    if temperatures is not None:
-        if not hasattr(interchange, "set_temperature"):
-            raise InputError(f"a {type(interchange).__name__} has no learned mask, whose temperature could change")
-        if len(temperatures) != 2 or not all(isinstance(each, Real) and 0 < each < math.inf for each in temperatures):
-            raise InputError(
-                f"temperatures must be two finite numbers above 0, at the first and the last step, not {temperatures!r}"
-            )
-    optimizer = torch.optim.Adam(parameters, lr=float(learning_rate))
+    _check_training(interchange, steps, learning_rate, temperatures)
+    optimizer = torch.optim.Adam([each for each in interchange.parameters() if each.requires_grad], lr=float(learning_rate))
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = []
-    for step, rows in enumerate(_shuffled_rows(len(targets), BATCH_SIZE, steps, seed, targets.device)):
+    for step, batch in enumerate(_shuffled_rows(rows, BATCH_SIZE, steps, seed, device)):
         if temperatures is not None:
             first, last = temperatures
             set_temperature: Any = interchange.set_temperature
-            set_temperature(torch.tensor(first * (last / first) ** (step / max(1, steps - 1)), device=targets.device))
-        loss = loss_of(rows)
+            set_temperature(torch.tensor(first * (last / first) ** (step / max(1, steps - 1)), device=device))
+        loss = loss_of(batch)
         if not loss.requires_grad:
             raise InputError(
                 f"nothing that is trained enters the loss of a {type(interchange).__name__}: a hardened mask is fixed"
@@ -115,6 +114,22 @@ def run_steps(
         losses.append(loss.item())
         progress(f"loss {losses[-1]:.3g}", step + 1, steps)
     return tuple(losses)
+
+
+def _check_training(interchange: nn.Module, steps: object, learning_rate: Any, temperatures: tuple[float, float] | None) -> None:
+    check_count("the training", "steps", steps)
+    if not isinstance(learning_rate, Real) or isinstance(learning_rate, bool) or not 0 <= float(learning_rate) < math.inf:
+        raise InputError(f"learning_rate must be a finite number of at least 0, not {learning_rate!r}")
+    check_argument("the training", interchange, nn.Module, "a module with parameters, such as RoadInterchangeIntervention")
+    if not any(parameter.requires_grad for parameter in interchange.parameters()):
+        raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
+    if temperatures is not None:
+        if not hasattr(interchange, "set_temperature"):
+            raise InputError(f"a {type(interchange).__name__} has no learned mask, whose temperature could change")
+        if len(temperatures) != 2 or not all(isinstance(each, Real) and 0 < each < math.inf for each in temperatures):
+            raise InputError(
+                f"temperatures must be two finite numbers above 0, at the first and the last step, not {temperatures!r}"
+            )
 
 
 def _shuffled_rows(count: int, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Tensor]:

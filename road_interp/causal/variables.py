@@ -54,7 +54,7 @@ class VariableRuns:
         span: str = "entity",
         progress: Progress = silent,
     ) -> None:
-        check_model("VariableRuns", model)
+        check_model("causal.VariableRuns", model)
         check_argument(
             "causal.VariableRuns", pairs, VariablePairs, "draw_variable_pairs(task, answered, tokenizer, split, count)"
         )
@@ -82,7 +82,7 @@ class VariableRuns:
         named = getattr(interchange, "variables", None)  # of VariableCoordinates
         if named is not None and tuple(named) != self.variables:
             raise InputError(
-                f"causal.{function}: the interchange has coordinates of {', '.join(named)}, the runs have the variables "
+                f"{function}: the interchange has coordinates of {', '.join(named)}, the runs have the variables "
                 f"{', '.join(self.variables)}: give both the same, in the same order"
             )
         for index in range(len(self.variables)):
@@ -125,7 +125,7 @@ def train_variables(
         InputError: an interchange that cannot be applied to the states of `runs` or has nothing to train, or no steps.
     """
     check_argument("causal.train_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
-    runs.check("train_variables", interchange)
+    runs.check("causal.train_variables", interchange)
     if isinstance(isolation, bool) or not isinstance(isolation, Real) or not 0 <= isolation < math.inf:
         raise InputError(f"isolation must be a finite weight of at least 0, not {isolation!r}")
     is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
@@ -136,7 +136,17 @@ def train_variables(
         each = functional.cross_entropy(runs.logits(rows, interchange).float(), runs.targets[rows], reduction="none")
         return (each * weights[rows]).sum() / len(rows)
 
-    return run_steps(interchange, loss, runs.targets, steps, learning_rate, seed, temperatures, progress)
+    return run_steps(
+        interchange,
+        loss,
+        len(runs.targets),
+        runs.targets.device,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        temperatures=temperatures,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
@@ -211,7 +221,7 @@ def measure_variables(
     Raises InputError for pairs of a single variable, which have no isolation, and for an interchange that cannot be applied.
     """
     check_argument("causal.measure_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
-    runs.check("measure_variables", interchange)
+    runs.check("causal.measure_variables", interchange)
     hits = runs.hits(interchange).cpu().numpy()
     pairs = runs.pairs
     names = list(dict.fromkeys(pairs.swapped))

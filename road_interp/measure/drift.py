@@ -15,7 +15,7 @@ from scipy.special import erf
 from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from road_interp.arguments import check_argument, check_callable, checked_list
+from road_interp.arguments import check_argument, check_callable, check_count, checked_list
 from road_interp.errors import InputError
 from road_interp.measure.arguments import check_batch
 from road_interp.measure.intervals import bootstrap_means, interval
@@ -341,8 +341,7 @@ def text_batches(
     """
     listed = checked_list("measure.text_batches", texts, str, "a list of texts, as in ['a text']")
     check_callable("measure.text_batches", "tokenizer", tokenizer, "load_tokenizer('gpt2')")
-    if max_length < 1:
-        raise InputError(f"measure.text_batches: max_length must be at least 1, not {max_length}")
+    check_count("measure.text_batches", "max_length", max_length)
     padded = {"truncation": True, "max_length": max_length, "padding": True, "padding_side": "right", "return_tensors": "pt"}
     return (dict(tokenizer(listed[start : start + size], **padded)) for start in range(0, len(listed), size))
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.arguments import check_count
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import move_only, pyvene
@@ -69,8 +70,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which contains neither depth nor rows
         self.width = Site("intervention", embed_dim // max_number_of_units).width
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise InputError(f"depth must be a number of levels of at least 1, not {depth!r}")
+        check_count("RoadInterchangeIntervention", "depth", depth)
         self.depth = depth
         self.variables: tuple[str, ...] | None = None  # the names of VariableCoordinates
         self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=torch.Generator().manual_seed(seed)))

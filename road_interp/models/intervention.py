@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from road_interp.errors import InputError
+from road_interp.models.subspaces import entries_of_rows
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Variant
 from road_interp.sites.site import OutputSlice, Site
@@ -127,19 +128,13 @@ class RoadIntervention(
         return apply_to_slice(maps, base, self.group_size, self.output_slice)
 
     def _active(self, subspaces: Sequence[Sequence[int]], rows: int) -> Bool[Tensor, "rows planes"]:
-        if len(subspaces) != rows:
-            raise InputError(f"subspaces list {len(subspaces)} rows, but the batch has {rows}")
         owners = self.subspace_planes
         if owners is None and self.subspace_partition is not None:
             subspace_planes(self.subspace_partition, 2 * self._planes, self.group_size)  # raises InputError
         known = self._planes if owners is None else len(owners)
-        for row, chosen in enumerate(subspaces):
-            if unknown := [index for index in chosen if not 0 <= index < known]:
-                raise InputError(f"subspace {unknown[0]} of row {row} does not exist: subspaces are 0 to {known - 1}")
-        active = torch.zeros(len(subspaces), self._planes, dtype=torch.bool, device=self.theta.device)
-        for row, chosen in enumerate(subspaces):
-            planes = list(chosen) if owners is None else owners[list(chosen)].any(0)
-            active[row, planes] = True
+        active = torch.zeros(rows, self._planes, dtype=torch.bool, device=self.theta.device)
+        for row, entries in enumerate(entries_of_rows(subspaces, None, known, rows)):
+            active[row, entries if owners is None else owners[entries].any(0)] = True
         return active
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoadIntervention:

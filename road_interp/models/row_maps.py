@@ -62,4 +62,4 @@ def _invertible(maps: Sequence[PlaneMaps]) -> bool:
     if any(site_maps.b is not None for site_maps in maps):
         return False
     smallest = [site_maps.a.detach().abs().min() for site_maps in maps]
-    return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() > SMALLEST_INVERTIBLE)
+    return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() >= SMALLEST_INVERTIBLE)

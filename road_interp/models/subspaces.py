@@ -27,12 +27,25 @@ def selected_entries(
     Raises:
         InputError: an index that does not exist, or another number of rows than the batch has.
     """
-    if len(subspaces) != len(states):
-        raise InputError(f"subspaces list {len(subspaces)} rows, but the batch has {len(states)}")
     selected = torch.zeros(len(states), *[1] * (states.ndim - 2), count, dtype=states.dtype)
-    for row, chosen in enumerate(subspaces):
-        selected[row, ..., entries_of(chosen, partition, count)] = 1
+    for row, entries in enumerate(entries_of_rows(subspaces, partition, count, len(states))):
+        selected[row, ..., entries] = 1
     return selected.to(states.device)
+
+
+def entries_of_rows(
+    subspaces: Sequence[Sequence[int]], partition: Sequence[Sequence[int]] | None, count: int, rows: int
+) -> list[list[int]]:
+    """The entries of the subspaces of every row. Raises InputError for an index that does not exist or another number of rows."""
+    if len(subspaces) != rows:
+        raise InputError(f"subspaces list {len(subspaces)} rows, but the batch has {rows}")
+    entries = []
+    for row, chosen in enumerate(subspaces):
+        try:
+            entries.append(entries_of(chosen, partition, count))
+        except InputError as error:
+            raise InputError(f"row {row}: {error}") from None
+    return entries
 
 
 def entries_of(subspaces: Sequence[int], partition: Sequence[Sequence[int]] | None, count: int) -> list[int]:

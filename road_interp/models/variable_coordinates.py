@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from road_interp.adapters.bank import BASE
-from road_interp.arguments import check_argument, checked_list
+from road_interp.arguments import check_argument, check_count, checked_list
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
@@ -48,8 +48,7 @@ class VariableCoordinates:
             check_argument("VariableCoordinates", name, str, make)
             if not name or "+" in name or name == BASE:
                 raise InputError(f"'{name}' cannot be the name of a variable: '+' joins variables and {BASE} means none")
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InputError(f"variable '{name}' needs a number of coordinates of at least 1, not {count!r}")
+            check_count("VariableCoordinates", f"the number of coordinates of '{name}'", count)
 
     @property
     def variables(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from matplotlib.patches import Circle
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
+from road_interp.arguments import check_count
 from road_interp.errors import InputError
 from road_interp.plots.fit import fit_width
 from road_interp.plots.style import COLORS, prepared, styled, two_digits
@@ -57,8 +58,7 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
 
     Raises InputError unless `count` is a number of at least 1.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(f"plots.planes: count must be a number of planes of at least 1, not {count!r}")
+    check_count("plots.planes", "count", count)
     ax = prepared(ax)
     box, (wide, high) = ax.get_window_extent(), (3.6, 3.9)
     largest = report.most_rotated(count)

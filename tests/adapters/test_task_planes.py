@@ -320,5 +320,8 @@ def test_invalid_task_arguments_are_refused():
         RoadIntervention(8, subspace_partition=[[0, 3], [3, 8]])
     with pytest.raises(InputError, match="subspace 1 contains dimension 8"):
         RoadIntervention(8, subspace_partition=[[0, 2], [2, 9]])
-    with pytest.raises(InputError, match="subspace 2 of row 1 does not exist: subspaces are 0 to 1"):
+    with pytest.raises(InputError, match="row 1: subspace 2 does not exist: subspaces are 0 to 1"):
         RoadIntervention(8, subspace_partition=[[0, 2], [2, 8]])(torch.randn(2, 8), subspaces=[[0], [2]])
+    for chosen in ([0.5], [True], ["a"], 1):
+        with pytest.raises(InputError, match="row 0: .* not subspaces of a row"):
+            RoadIntervention(8)(torch.randn(1, 8), subspaces=[chosen])

@@ -101,7 +101,7 @@ def test_variables_and_their_pairs(taught, tokenizer):
         causal.draw_variable_pairs(task, "train", tokenizer, "train", 4)
     with pytest.raises(InputError, match="unknown split 'validation'; use train, val, test"):
         causal.draw_variable_pairs(task, [], tokenizer, "validation", 4)
-    with pytest.raises(InputError, match="the number of pairs must be at least 1, not 0"):
+    with pytest.raises(InputError, match="causal.draw_variable_pairs: count must be a number of at least 1, not 0"):
         causal.draw_variable_pairs(task, [], tokenizer, "train", 0)
     with pytest.raises(InputError, match="answered_rightly needs EntityTask, not str"):
         causal.answered_rightly(taught[0], tokenizer, "cities", [])

@@ -217,7 +217,7 @@ def test_angles_stay_fp32_and_states_keep_their_dtype(dtype):
 
 def test_invalid_arguments_are_refused():
     for options, message in (
-        ({"depth": 0}, "depth must be a number of levels of at least 1"),
+        ({"depth": 0}, "depth must be a number of at least 1"),
         ({"rows": [32]}, "row 32 does not exist.*0 to 31"),
         ({"rows": []}, "at least one coordinate"),
         ({"rows": [1, 1]}, "none of them twice"),
