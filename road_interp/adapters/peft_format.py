@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from road_interp.adapters.storage import PEFT_DESCRIPTION, AdapterValues
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.rotation import plane_maps
+from road_interp.sites.find import in_module_order
 from road_interp.sites.module_tree import layer_and_kind, layer_stacks
 from road_interp.sites.site import Site
 from road_interp.sources import local_folder
@@ -46,15 +47,15 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
     """
     model: nn.Module | None = base
     if isinstance(source, nn.Module):
-        tensors, variant, group_size = _read_model(source, adapter_name)
-        others = _modules_of(source, adapter_name)
+        name = _adapter_name(source, adapter_name)
+        tensors, variant, group_size = _read_model(source, name)
+        others = _modules_of(source, name)
         model = _unwrap(source) if base is None else base
     else:
         config, tensors = read_folder(source)
         variant, group_size = config.get("variant", "road_1"), config.get("group_size", 64)
         others = _without_rotations(tensors)
-    if variant not in plane_maps.VARIANTS:
-        raise InputError(f"unknown variant {variant!r}; the variants are {', '.join(plane_maps.VARIANTS)}")
+    plane_maps.check_variant(variant)
     theta, alpha = (dict(_tensors_of_kind(tensors, kind)) for kind in (THETA, ALPHA))
     if not theta:
         raise InputError("the adapter rotates no module: none of its tensors is a road_theta")
@@ -62,10 +63,10 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
         _site(module, 2 * values.numel() // plane_maps.num_parameters(2, variant), model) for module, values in theta.items()
     ]
     if model is not None:
-        order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-        if missing := [site.name for site in sites if site.name not in order]:
+        modules = dict(model.named_modules())
+        if missing := [site.name for site in sites if site.name not in modules]:
             raise InputError(f"the adapter rotates '{missing[0]}', which {type(model).__name__} does not have")
-        sites.sort(key=lambda site: order[site.name])
+        sites = list(in_module_order(sites, model))
     else:
         sites.sort(key=lambda site: (site.layer is None, site.layer or 0))
     return AdapterValues(tuple(sites), theta, alpha, variant, group_size, modules_to_save=digest(others))
@@ -155,15 +156,20 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     return config, {name.removeprefix(PREFIX): values for name, values in read_safetensors(folder / WEIGHTS).items()}
 
 
-def _read_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, Tensor], Any, Any]:
-    """Tensors, variant and group size of one adapter of a PeftModel."""
+def _adapter_name(model: nn.Module, adapter_name: str | None) -> str:
+    """The name of one adapter of a PeftModel, by default the active one. Raises InputError if the model does not have it."""
     configs: Mapping[str, Any] = getattr(model, "peft_config", {})
-    name = str(getattr(model, "active_adapter", None) if adapter_name is None else adapter_name)
     if not configs:
         raise InputError("the model has no PEFT adapter: give a PeftModel, or a folder that one was saved to")
+    name = str(getattr(model, "active_adapter", None) if adapter_name is None else adapter_name)
     if name not in configs:
-        raise InputError(f"the model has no PEFT adapter '{name}'; it has {', '.join(configs) or 'none'}")
-    config = configs[name]
+        raise InputError(f"the model has no PEFT adapter '{name}'; it has {', '.join(configs)}")
+    return name
+
+
+def _read_model(model: nn.Module, name: str) -> tuple[dict[str, Tensor], Any, Any]:
+    """Tensors, variant and group size of one adapter of a PeftModel."""
+    config: Any = cast(Any, model).peft_config[name]
     if config.peft_type != "ROAD":
         raise InputError(f"the PEFT adapter '{name}' is of type '{config.peft_type.value}', not 'ROAD'")
     if any(getattr(module, "merged", False) is True for module in model.modules()):
@@ -176,9 +182,8 @@ def _read_model(model: nn.Module, adapter_name: str | None) -> tuple[dict[str, T
     return tensors, config.variant, config.group_size
 
 
-def _modules_of(model: nn.Module, adapter_name: str | None) -> dict[str, Tensor]:
+def _modules_of(model: nn.Module, name: str) -> dict[str, Tensor]:
     """The weights in modules_to_save of one adapter of a PeftModel, under the names of the base model."""
-    name = str(getattr(model, "active_adapter", None) if adapter_name is None else adapter_name)
     inner = f".modules_to_save.{name}."
     state = model.state_dict().items()
     return {path.removeprefix(PREFIX).replace(inner, "."): values.detach().cpu() for path, values in state if inner in path}

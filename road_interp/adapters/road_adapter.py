@@ -63,8 +63,7 @@ class RoadAdapter:
 
     def __post_init__(self) -> None:
         parse_positions(self.positions)
-        if self.variant not in plane_maps.VARIANTS:
-            raise InputError(f"unknown variant '{self.variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
+        plane_maps.check_variant(self.variant)
         sites = "the sites of find_sites(model, ...)"
         if not checked_list("RoadAdapter", self.sites, Site, sites):
             raise InputError("an adapter needs at least one site")
@@ -105,8 +104,7 @@ class RoadAdapter:
     def identity(cls, sites: Iterable[Site], variant: Variant = "road_1", group_size: int = 2) -> RoadAdapter:
         """The identity adapter: every angle is 0, every scale 1."""
         sites = tuple(checked_list("RoadAdapter.identity", sites, Site, "the sites of find_sites(model, 'mlp')"))
-        if variant not in plane_maps.VARIANTS:
-            raise InputError(f"unknown variant '{variant}'; the variants are {', '.join(plane_maps.VARIANTS)}")
+        plane_maps.check_variant(variant)
         sizes = {site.name: plane_maps.num_parameters(site.width, variant) for site in sites}
         theta = {name: torch.zeros(size) for name, size in sizes.items()}
         alpha = {name: torch.ones(size) for name, size in sizes.items()}

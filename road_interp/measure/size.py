@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from road_interp.errors import InputError, first_line
 from road_interp.models.loading import GGUF
 from road_interp.results import Result
-from road_interp.rotation.plane_maps import VARIANTS, Variant, num_parameters
+from road_interp.rotation.plane_maps import VARIANTS, Variant, check_variant, num_parameters
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import is_linear
 from road_interp.sources import resolve
@@ -137,8 +137,8 @@ def adapter_sizes(
     model: PreTrainedModel, name: str, sites: Sequence[str] = SITES, variants: Sequence[str] = VARIANTS
 ) -> SizeReport:
     """The sizes of adapters on `model`, whose weights are not used. Raises InputError for unknown sites and variants."""
-    if unknown := [variant for variant in variants if variant not in VARIANTS]:
-        raise InputError(f"unknown variant '{unknown[0]}'; the variants are {', '.join(VARIANTS)}")
+    for variant in variants:
+        check_variant(variant)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = [_size(model, parameters, preset, variant) for preset in sites for variant in variants]
     return SizeReport(name, parameters, tuple(rows))

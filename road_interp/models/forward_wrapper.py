@@ -25,6 +25,11 @@ _ACTIVE: ContextVar[tuple[CallScope, ...]] = ContextVar("active scopes", default
 _LOCK = threading.Lock()
 
 
+def is_backward() -> bool:
+    """Whether autograd's backward pass runs in this thread, where gradient checkpointing calls modules again."""
+    return torch._C._current_graph_task_id() != -1
+
+
 class CallScope:
     """The set of calls to which transforms apply.
 
@@ -102,8 +107,7 @@ class ForwardWrapper:
 
     def _active_transforms(self) -> list[OutputTransform]:
         active = [each for each in self._registered if each.scope.is_active]
-        in_backward = torch._C._current_graph_task_id() != -1
-        if not in_backward or len(active) == len(self._registered) or any(not each.scope.shared for each in active):
+        if not is_backward() or len(active) == len(self._registered) or any(not each.scope.shared for each in active):
             return [each.transform for each in active]
         if len({each.scope.owner for each in self._registered if not each.scope.shared}) > 1:
             raise InputError("gradient checkpointing cannot choose between the rotations of several threads; train in one thread")

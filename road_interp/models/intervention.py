@@ -18,7 +18,7 @@ from road_interp.errors import InputError
 from road_interp.models.subspaces import entries_of_rows
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Variant
-from road_interp.sites.site import OutputSlice, Site
+from road_interp.sites.site import OutputSlice, Site, on_slice
 
 
 class RoadIntervention(
@@ -74,9 +74,7 @@ class RoadIntervention(
 
     def _take_form(self, variant: Variant, group_size: int, output_slice: OutputSlice | None) -> None:
         """Reset to the identity with this variant, pairing and output slice."""
-        width = (
-            self._whole if output_slice is None else self._whole // output_slice.period * (output_slice.stop - output_slice.start)
-        )
+        width = self._whole if output_slice is None else output_slice.width_in(self._whole)
         Site("intervention", width).check_group_size(group_size)
         size = plane_maps.num_parameters(width, variant)
         self.variant, self.group_size, self.output_slice = variant, group_size, output_slice
@@ -186,6 +184,4 @@ def subspace_planes(partition: Sequence[Sequence[int]], width: int, group_size: 
 
 def apply_to_slice(maps: PlaneMaps, hidden: Tensor, group_size: int, output_slice: OutputSlice | None) -> Tensor:
     """Apply the plane maps to `hidden`, or to the output slice of it."""
-    if output_slice is None:
-        return plane_maps.apply(maps, hidden, group_size)
-    return output_slice.replace(hidden, plane_maps.apply(maps, output_slice.select(hidden), group_size))
+    return on_slice(hidden, output_slice, lambda selected: plane_maps.apply(maps, selected, group_size))

@@ -14,7 +14,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps
-from road_interp.sites.site import Site
+from road_interp.sites.site import Site, on_slice
 
 MERGED = "_merged_rotations"  # in the attributes of a rotated module, so that a copy and a part of a model have the same
 
@@ -113,9 +113,7 @@ def rotate_weights(module: Any, maps: PlaneMaps, group_size: int, site: Site) ->
 
     def rotate(columns: Tensor) -> Tensor:
         columns = columns.float() if columns.dtype.itemsize < 4 else columns
-        selected = columns if site.output_slice is None else site.output_slice.select(columns)
-        rotated = plane_maps.apply(maps, selected.contiguous(), group_size)
-        return rotated if site.output_slice is None else site.output_slice.replace(columns, rotated)
+        return on_slice(columns, site.output_slice, lambda selected: plane_maps.apply(maps, selected.contiguous(), group_size))
 
     columns = module.weight if isinstance(module, Conv1D) else module.weight.T  # shape (inputs, outputs)
     rotated = rotate(columns)

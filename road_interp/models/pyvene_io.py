@@ -21,7 +21,7 @@ from road_interp.errors import InputError
 from road_interp.files import read_json_object, read_text, write_atomically
 from road_interp.models.intervention import RoadIntervention, pyvene, read_form, subspace_planes
 from road_interp.rotation import plane_maps
-from road_interp.sites.find import find_sites
+from road_interp.sites.find import find_sites, in_module_order
 from road_interp.sites.module_tree import layer_and_kind, layer_stacks
 from road_interp.sites.site import OutputSlice, Site
 from road_interp.sources import local_folder
@@ -69,9 +69,7 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
         raise InputError(f"'{folder}' contains no intervention")
     if len(forms) > 1:
         raise InputError(f"'{folder}' contains several variants or group sizes, {sorted(forms)}; an adapter has one of each")
-    order = {name: index for index, (name, _) in enumerate(base.named_modules())}
-    sites.sort(key=lambda site: (order[site.module], site.output_slice.start if site.output_slice else 0))
-    adapter = RoadAdapter(tuple(sites), theta, alpha, *forms.pop(), positions=_positions(folder))
+    adapter = RoadAdapter(in_module_order(sites, base), theta, alpha, *forms.pop(), positions=_positions(folder))
     return adapter, _task_planes(folder, adapter, partitions)
 
 

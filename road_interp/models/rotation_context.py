@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
 from road_interp.models.coefficients import Coefficients
-from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, original_forward, wrap_forward
+from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, original_forward, wrap_forward
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.row_maps import RowMaps
 from road_interp.models.row_sites import IN_EXPERTS, rows_differ, site_in_experts, site_outside_text
@@ -39,7 +39,7 @@ from road_interp.rotation.inplace import COMPLEX, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions
-from road_interp.sites.site import Site
+from road_interp.sites.site import Site, on_slice
 
 # Models whose attention computes with tokens on the first axis and rows on the second.
 TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
@@ -281,7 +281,7 @@ class RotationContext:
 
     def _is_outside(self) -> bool:
         """Whether a submodule of an attached model was called directly, and not by the model or by a backward pass."""
-        return self._attached is not None and self._thread.depth == 0 and not _is_backward()
+        return self._attached is not None and self._thread.depth == 0 and not is_backward()
 
     def _selection(self, site: Site, tracing: bool) -> Selection:
         """The tokens that the current pass rotates. The backward pass may run in a thread of its own, without a forward pass."""
@@ -292,7 +292,7 @@ class RotationContext:
                 f"site '{site.name}' is called by itself: positions {self._positions!r} are found in the inputs of "
                 f"{type(self._model).__name__}; call that"
             )
-        recomputed = self._checkpointed.in_backward() if _is_backward() else None
+        recomputed = self._checkpointed.in_backward() if is_backward() else None
         return recomputed or self._thread.selection or self._last
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
@@ -390,10 +390,6 @@ def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
     )
 
 
-def _is_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
-
-
 def overwritable(module: nn.Module) -> bool:
     """Whether the module's output may be overwritten: that of a linear layer is a new tensor without other references, unless a
     library other than accelerate replaced its forward."""
@@ -401,10 +397,7 @@ def overwritable(module: nn.Module) -> bool:
 
 
 def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:
-    if site.output_slice is None:
-        return plane_maps.apply_entries(entries, hidden, group_size)
-    rotated = plane_maps.apply_entries(entries, site.output_slice.select(hidden), group_size)
-    return site.output_slice.replace(hidden, rotated)
+    return on_slice(hidden, site.output_slice, lambda selected: plane_maps.apply_entries(entries, selected, group_size))
 
 
 def is_rotated(model: PreTrainedModel) -> bool:

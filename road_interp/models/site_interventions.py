@@ -33,9 +33,7 @@ def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, 
         raise InputError(
             f"site '{site.name}': torch reads the weight of this module and never calls it, so that nothing would rotate"
         )
-    width = site.width
-    if site.output_slice is not None:
-        width = site.width // (site.output_slice.stop - site.output_slice.start) * site.output_slice.period
+    width = site.module_width
     if is_linear(module) and output_width(module) != width:
         raise InputError(
             f"the output of '{site.module}' has width {output_width(module)}, not {width}: the adapter was made for another model"

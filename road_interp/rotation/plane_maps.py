@@ -95,6 +95,12 @@ class Polar(NamedTuple):
     reflection: Bool[Tensor, "*rows planes"]
 
 
+def check_variant(variant: object) -> None:
+    """Raise InputError unless `variant` is one of VARIANTS."""
+    if variant not in VARIANTS:
+        raise InputError(f"unknown variant '{variant}'; the variants are {', '.join(VARIANTS)}")
+
+
 def num_parameters(width: int, variant: Variant) -> int:
     """Length of theta, and of alpha, for a state of `width` dimensions; together they have twice as many (paper, table 1)."""
     return {"road_1": width // 2, "road_2": width, "road_4": 2 * width}[variant]

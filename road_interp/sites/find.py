@@ -79,7 +79,12 @@ def find_sites(
         sites = [site for site in sites if site.layer in wanted]
     if not sites:
         raise InputError(f"no site of {type(model).__name__} matches {target_modules!r} in layers {layers!r}")
-    order = {name: index for index, name in enumerate(dict(model.named_modules()))}
+    return in_module_order(sites, model)
+
+
+def in_module_order(sites: Iterable[Site], model: nn.Module) -> tuple[Site, ...]:
+    """Sites in the order of their modules in the model, and of their slices; those of modules that it lacks come last."""
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     return tuple(
         sorted(sites, key=lambda site: (order.get(site.module, len(order)), site.output_slice.start if site.output_slice else 0))
     )
@@ -177,5 +182,4 @@ def _query_key_sites(model: PreTrainedModel, stack: str, blocks: nn.ModuleList) 
             for role in ("query", "key"):
                 if role[0] in letters:
                     output_slice = slice_of_role(letters, role[0], path)
-                    width = len(letters) // output_slice.period * (output_slice.stop - output_slice.start)
-                    yield Site(f"{path}[{role}]", width, layer, f"{kind}[{role}]", output_slice)
+                    yield Site(f"{path}[{role}]", output_slice.width_in(len(letters)), layer, f"{kind}[{role}]", output_slice)

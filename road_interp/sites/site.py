@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,6 +26,10 @@ class OutputSlice:
         if not 0 <= self.start < self.stop <= self.period:
             raise InputError(f"dimensions {self.start} to {self.stop} of every {self.period} are not a valid output slice")
 
+    def width_in(self, module_width: int) -> int:
+        """The number of sliced dimensions of a module's output."""
+        return module_width // self.period * (self.stop - self.start)
+
     def select(self, hidden: Tensor) -> Tensor:
         """The sliced dimensions: from shape `(..., width of the module)` to `(..., width of the slice)`."""
         return hidden.unflatten(-1, (-1, self.period))[..., self.start : self.stop].flatten(-2)
@@ -35,6 +40,13 @@ class OutputSlice:
         periods = copy.unflatten(-1, (-1, self.period))
         periods[..., self.start : self.stop] = values.unflatten(-1, (periods.shape[-2], -1))
         return copy
+
+
+def on_slice(hidden: Tensor, output_slice: OutputSlice | None, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`change` of all dimensions of `hidden`, or of those of `output_slice` alone."""
+    if output_slice is None:
+        return change(hidden)
+    return output_slice.replace(hidden, change(output_slice.select(hidden)))
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,13 @@ class Site:
     def module(self) -> str:
         """Dotted path of the module whose output is rotated."""
         return self.name.partition("[")[0]
+
+    @property
+    def module_width(self) -> int:
+        """Number of dimensions of the module's whole output."""
+        if self.output_slice is None:
+            return self.width
+        return self.width // (self.output_slice.stop - self.output_slice.start) * self.output_slice.period
 
     def check_group_size(self, group_size: int) -> None:
         """Raise InputError unless `group_size` is even and divides the width."""
