@@ -16,7 +16,7 @@ from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
-from road_interp.measure.intervals import check_seeds
+from road_interp.measure.intervals import joined_seeds
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, columns
@@ -51,8 +51,9 @@ class DepthReport(Result):
         first = reports[0]
         if any((each.depths, each.rows, each._measured_at) != (first.depths, first.rows, first._measured_at) for each in reports):
             raise InputError("only reports of the same task, site, span, depths and rows can be combined")
-        check_seeds([each.seeds for each in reports], [each.cells[0][0][0].examples * len(each.seeds) for each in reports])
-        seeds = tuple(seed for each in reports for seed in each.seeds)
+        seeds = joined_seeds(
+            [each.seeds for each in reports], [each.cells[0][0][0].examples * len(each.seeds) for each in reports]
+        )
         return cls(seeds, first.depths, first.rows, tuple(table for each in reports for table in each.cells))
 
     def records(self) -> list[dict[str, Any]]:

@@ -72,6 +72,7 @@ def drift(
 
     from road_interp import measure
     from road_interp.measure.drift import check_token
+    from road_interp.models.hidden_states import text_token
     from road_interp.models.loading import load_tokenizer
 
     quiet_libraries()
@@ -87,7 +88,7 @@ def drift(
             loaded.append(_load_model_or_run(name))
         models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
         tokenizer = load_tokenizer(recipe)
-        token = options.token or ("last" if tokenizer.cls_token is None else "first")
+        token = options.token or text_token(tokenizer)
         report = measure.drift(
             models[0],
             models[1],

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.arguments import check_callable, checked_list
 from road_interp.errors import InputError
-from road_interp.measure.intervals import check_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
@@ -160,12 +160,11 @@ class AblationReport(Result):
             same = replace(each, seeds=(), rows=()) == replace(first, seeds=(), rows=())
             if not same or [row.key for row in each.rows] != [row.key for row in first.rows]:
                 raise InputError("only ablations of one model, task, metric and variant with the same rows can be combined")
-        check_seeds([each.seeds for each in reports], [len(each.rows[0].correct) for each in reports])
+        seeds = joined_seeds([each.seeds for each in reports], [len(each.rows[0].correct) for each in reports])
         rows = tuple(
             replace(same[0], correct=tuple(right for row in same for right in row.correct))
             for same in zip(*(each.rows for each in reports), strict=True)
         )
-        seeds = tuple(seed for each in reports for seed in each.seeds)
         return replace(first, seeds=seeds, rows=rows, provenance=None)
 
 

@@ -16,7 +16,7 @@ from road_interp.arguments import check_callable, checked_list
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
-from road_interp.measure.intervals import check_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn
 from road_interp.progress import Progress, silent
@@ -206,9 +206,8 @@ class CompositionReport(Result):
         first = reports[0]
         if any((each.model, each.method, each.tasks) != (first.model, first.method, first.tasks) for each in reports):
             raise InputError("only reports of one model and method and the same tasks can be combined")
-        check_seeds([each.seeds for each in reports], [len(each.scores[0].shown[each.tasks[0]]) for each in reports])
+        seeds = joined_seeds([each.seeds for each in reports], [len(each.scores[0].shown[each.tasks[0]]) for each in reports])
         scores = tuple(_over_seeds([each.of(score.active) for each in reports]) for score in first.scores)
-        seeds = tuple(seed for each in reports for seed in each.seeds)
         majorities = [each.majority for each in reports if each.majority is not None]
         majority = float(np.mean(majorities)) if majorities else None
         return cls(first.model, first.method, first.tasks, seeds, scores, majority)

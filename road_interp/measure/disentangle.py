@@ -13,7 +13,7 @@ from road_interp.arguments import check_argument, checked_list
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure.frozen_states import SPLITS, Features, Splits
-from road_interp.measure.intervals import DRAWS, bootstrap_means, check_seeds, interval
+from road_interp.measure.intervals import DRAWS, bootstrap_means, interval, joined_seeds
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
 from road_interp.progress import Progress, silent
@@ -117,7 +117,7 @@ class DisentangleReport(Result):
                 raise InputError("only reports of one model, task, metric and read point, on the same texts, can be combined")
             if each.probes != first.probes:
                 raise InputError("the probes differ, although they do not depend on the seed")
-        check_seeds([each.seeds for each in reports], [len(each.of(FULL).predictions) for each in reports])
+        seeds = joined_seeds([each.seeds for each in reports], [len(each.of(FULL).predictions) for each in reports])
         outcomes = []
         for outcome in first.outcomes:
             same = [each.of(outcome.name) for each in reports]
@@ -125,7 +125,6 @@ class DisentangleReport(Result):
                 predictions = tuple(value for each in same for value in each.predictions)
                 outcome = replace(outcome, predictions=predictions, chosen=tuple(rate for each in same for rate in each.chosen))
             outcomes.append(outcome)
-        seeds = tuple(seed for each in reports for seed in each.seeds)
         return replace(first, seeds=seeds, outcomes=tuple(outcomes), provenance=None)
 
     def _predictions(self, name: str) -> Float[np.ndarray, "seeds texts"]:

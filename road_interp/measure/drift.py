@@ -26,7 +26,7 @@ from road_interp.models.hidden_states import (
     evaluation_mode,
     find_read_points,
     read_states,
-    select_tokens,
+    select_states,
     token_mask,
     unwrap_model,
 )
@@ -250,7 +250,7 @@ class _Side:
         with evaluation_mode(self.model) as model:
             inputs = _on(model.device, batch)
             read, mask = read_states(model, self.places, inputs), token_mask(model, self.places, inputs)
-        selected = [select_tokens(states.double(), mask, token) for states in read]
+        selected = [select_states(states.double(), mask, token) for states in read]
         for place, (states, _) in zip(self.places, selected, strict=True):
             norms = states.norm(dim=-1)
             if bad := norms[~(norms.isfinite() & (norms > 0))].tolist():

@@ -22,7 +22,7 @@ from road_interp.models.hidden_states import (
     evaluation_mode,
     find_read_points,
     read_states,
-    select_tokens,
+    select_states,
     token_mask,
     unwrap_model,
 )
@@ -92,7 +92,7 @@ def read_features(
             mask = token_mask(base, points, batch)
             if before_norm and not points[-2:][0].before_norm:
                 raise InputError(f"the blocks of {type(base).__name__} do not end in a normalisation: before_norm must be False")
-            read = [select_tokens(each, mask, token)[0].float() for each in read_states(base, points, batch)]
+            read = [select_states(each, mask, token)[0].float() for each in read_states(base, points, batch)]
             if read[-1].shape[1] % heads:
                 raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
             for each, basis in zip(norms, (None, _random_basis(read[-1].shape[1]).to(read[-1])), strict=True):

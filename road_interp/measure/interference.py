@@ -14,7 +14,7 @@ from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
-from road_interp.measure.intervals import check_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result
 
@@ -74,13 +74,13 @@ class InterferenceReport(Result):
         if any((each.model, each.names, *each.correct) != (first.model, first.names, *first.correct) for each in reports):
             raise InputError("only reports of one model with the same adapters and tasks can be combined")
         for task in first.correct:
-            check_seeds([each.seeds for each in reports], [len(each.correct[task][NOTHING]) for each in reports])
+            seeds = joined_seeds([each.seeds for each in reports], [len(each.correct[task][NOTHING]) for each in reports])
         correct = {
             task: {with_: tuple(x for each in reports for x in each.correct[task][with_]) for with_ in rows}
             for task, rows in first.correct.items()
         }
         overlap, angle = (_nested(np.mean([getattr(each, name) for each in reports], axis=0)) for name in ("overlap", "angle"))
-        return cls(first.model, first.names, tuple(seed for each in reports for seed in each.seeds), overlap, angle, correct)
+        return cls(first.model, first.names, seeds, overlap, angle, correct)
 
 
 def interference(

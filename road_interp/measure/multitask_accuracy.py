@@ -12,7 +12,7 @@ from road_interp.adapters.bank import BASE
 from road_interp.arguments import checked_list
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
-from road_interp.measure.intervals import check_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.results import Result
 
 
@@ -90,12 +90,12 @@ class MultiTaskAccuracyReport(Result):
         if any((each.model, each.method, each.tasks) != (first.model, first.method, first.tasks) for each in reports):
             raise InputError("only reports of one model and method and the same tasks can be combined")
         for task in first.tasks:
-            check_seeds([each.seeds for each in reports], [len(each.correct[task][task]) for each in reports])
+            seeds = joined_seeds([each.seeds for each in reports], [len(each.correct[task][task]) for each in reports])
         correct = {
             task: {active: tuple(x for each in reports for x in each.correct[task][active]) for active in sets}
             for task, sets in first.correct.items()
         }
-        return cls(first.model, first.method, first.tasks, tuple(s for each in reports for s in each.seeds), correct)
+        return cls(first.model, first.method, first.tasks, seeds, correct)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp.errors import InputError
-from road_interp.measure.intervals import check_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.results import Result
 
 
@@ -57,7 +57,7 @@ class ParameterShareReport(Result):
         for slug, each in self.trainings.items():
             if len({(one.model, one.task, one.method, one.learning_rate, one.parameters) for one in each}) > 1:
                 raise InputError(f"the trainings of '{slug}' differ in more than the seed, such as their learning rates")
-            check_seeds([(one.seed,) for one in each], [len(one.correct) for one in each])
+            joined_seeds([(one.seed,) for one in each], [len(one.correct) for one in each])
 
     def accuracy(self, slug: str) -> tuple[float, float, float]:
         """Accuracy of a condition with its 95% interval over seeds and texts."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
@@ -95,7 +95,7 @@ def token_mask(model: PreTrainedModel, read_points: Sequence[ReadPoint], batch: 
     return batch["decoder_attention_mask"]
 
 
-def select_tokens(
+def select_states(
     states: Float[Tensor, "rows tokens width"], mask: Int[Tensor, "rows tokens"], token: Token
 ) -> tuple[Float[Tensor, "states width"], Int[Tensor, " states"]]:
     """The states of the selected tokens, and the row of each: the first or last token of a row, the mean of its tokens, or all.
@@ -111,6 +111,11 @@ def select_tokens(
         weights = mask / mask.sum(1, keepdim=True)
         return (states * weights.unsqueeze(-1).to(states.dtype)).sum(1), rows
     return states[rows, token_index(mask, token)], rows
+
+
+def text_token(tokenizer: PreTrainedTokenizerBase) -> Literal["first", "last"]:
+    """The token that is read for a whole text: the first one where the tokeniser adds [CLS], or else the last."""
+    return "last" if tokenizer.cls_token is None else "first"
 
 
 def token_index(mask: Int[Tensor, "rows tokens"], token: Literal["first", "last"]) -> Int[Tensor, " rows"]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.labelled import load_labelled
 from road_interp.measure.answers import Answers, in_turn
+from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.loading import find_device, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -66,8 +67,7 @@ def _states_before(
     columns = zip(*((text,) if isinstance(text, str) else text for text in texts), strict=True)
     options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
     batch = tokenizer(*map(list, columns), **options).to(rotated.device)
-    tokens = batch["attention_mask"].cumsum(-1)
-    token = (tokens == 1).int().argmax(-1) if tokenizer.cls_token is not None else tokens.argmax(-1)
+    token = token_index(batch["attention_mask"], text_token(tokenizer))
     rows = torch.arange(len(token))
     is_rotated = position_mask(adapter.positions, batch["attention_mask"])[rows, token].cpu()[:, None]
     found: dict[str, np.ndarray] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from road_interp.data.labelled import LabelledDataset, by_length, label_options,
 from road_interp.files import write_atomically
 from road_interp.measure.intervals import wilson
 from road_interp.measure.linear_probe import fit_probe
-from road_interp.models.hidden_states import token_index
+from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.loading import check_length, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, prefixed, progress_bar
@@ -183,7 +183,7 @@ class ClassificationExperiment:
         """Hidden states `(examples, width)` of the frozen backbone, one row per example."""
         model: Any = trainer.model
         model.eval()
-        token: Literal["first", "last"] = "first" if self.tokenizer.cls_token is not None else "last"
+        token = text_token(self.tokenizer)
         states = []
         batches = trainer.get_test_dataloader(split)
         for number, batch in enumerate(batches):

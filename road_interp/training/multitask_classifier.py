@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
 from road_interp.errors import InputError
 from road_interp.measure.answers import Answers
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
-from road_interp.models.hidden_states import token_index
+from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.intervenable import load_trained
 from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
@@ -48,12 +48,12 @@ class MultiTaskClassifier(nn.Module):
     Args:
         road: the rotated backbone.
         sizes: number of classes of every task.
-        first: whether the heads read the first token ([CLS]); otherwise they read the last one.
+        token: the token of a text that the heads read.
     """
 
-    def __init__(self, road: RoadModel, sizes: Mapping[str, int], first: bool) -> None:
+    def __init__(self, road: RoadModel, sizes: Mapping[str, int], token: Literal["first", "last"]) -> None:
         super().__init__()
-        self.road, self.tasks, self._first = road, tuple(sizes), first
+        self.road, self.tasks, self._token = road, tuple(sizes), token
         width = road.model.config.hidden_size
         self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes.values()])
 
@@ -62,7 +62,7 @@ class MultiTaskClassifier(nn.Module):
     ) -> dict[str, Tensor]:
         """Logits `(rows, classes)` of every head, by task; the planes of `tasks` are active per row."""
         states = self.road(base=base, tasks=tasks, trainable_tasks=trainable_tasks)[1].last_hidden_state
-        position = token_index(base["attention_mask"], "first" if self._first else "last")
+        position = token_index(base["attention_mask"], self._token)
         texts = states[torch.arange(len(states), device=states.device), position]
         return {task: head(texts.to(head.weight.device)) for task, head in zip(self.tasks, self.heads, strict=True)}
 
@@ -238,4 +238,4 @@ def predicted(
 
 def _with_heads(road: RoadModel, data: Mapping[str, LabelledDataset], tokenizer: PreTrainedTokenizerBase) -> MultiTaskClassifier:
     sizes = {name: dataset.num_labels for name, dataset in data.items()}
-    return MultiTaskClassifier(road, sizes, tokenizer.cls_token is not None)
+    return MultiTaskClassifier(road, sizes, text_token(tokenizer))

@@ -23,7 +23,7 @@ from road_interp.errors import InputError
 from road_interp.measure.ablation import Scorer
 from road_interp.measure.composition import shows
 from road_interp.models.generation import Answer, make_generator
-from road_interp.models.hidden_states import select_tokens
+from road_interp.models.hidden_states import select_states, text_token
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -110,7 +110,7 @@ class ClassifierScorer:
         return head.predict(test) == np.asarray(self._test["labels"])
 
     def _text_states(self, output: Any, mask: Tensor) -> Tensor:
-        return select_tokens(output.hidden_states[-1], mask, "first" if self._tokenizer.cls_token is not None else "last")[0]
+        return select_states(output.hidden_states[-1], mask, text_token(self._tokenizer))[0]
 
     @torch.no_grad()
     def _outputs(

@@ -10,7 +10,7 @@ from road_interp.errors import InputError
 from road_interp.measure.intervals import (
     DRAWS,
     bootstrap_means,
-    check_seeds,
+    joined_seeds,
     cluster_means,
     mean_interval,
     mean_over_seeds,
@@ -114,8 +114,8 @@ def test_samples_without_an_example_of_a_cell_are_left_out():
 
 
 def test_what_does_not_go_together_is_refused():
-    check_seeds([(0,), (1, 2)], [10, 20])
+    joined_seeds([(0,), (1, 2)], [10, 20])
     with pytest.raises(InputError, match="duplicate seed"):
-        check_seeds([(0,), (0,)], [10, 10])
+        joined_seeds([(0,), (0,)], [10, 10])
     with pytest.raises(InputError, match="different numbers of examples"):
-        check_seeds([(0,), (1,)], [10, 12])
+        joined_seeds([(0,), (1,)], [10, 12])

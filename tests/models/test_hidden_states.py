@@ -8,7 +8,7 @@ import torch
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from road_interp import RoadAdapter, RoadModel, find_sites
 from road_interp.errors import InputError
-from road_interp.models.hidden_states import evaluation_mode, find_read_points, read_states, select_tokens, unwrap_model
+from road_interp.models.hidden_states import evaluation_mode, find_read_points, read_states, select_states, unwrap_model
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "Electra"])
@@ -64,12 +64,12 @@ def test_tokens_are_selected_without_padding(side):
     states = torch.arange(12.0).view(3, 4, 1).expand(3, 4, 2)
     starts = (2, 4, 9) if side == "left" else (0, 4, 8)
     for token, expected in (("first", starts), ("last", [s + n - 1 for s, n in zip(starts, (2, 4, 3), strict=True)])):
-        selected, rows = select_tokens(states, mask, token)
+        selected, rows = select_states(states, mask, token)
         assert selected[:, 0].tolist() == list(expected)
         assert rows.tolist() == [0, 1, 2]
-    means = select_tokens(states, mask, "mean")[0][:, 0]
+    means = select_states(states, mask, "mean")[0][:, 0]
     assert means.tolist() == pytest.approx([s + (n - 1) / 2 for s, n in zip(starts, (2, 4, 3), strict=True)])
-    every, rows = select_tokens(states, mask, "all")
+    every, rows = select_states(states, mask, "all")
     assert rows.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2]
     assert every.shape == (9, 2)
 
