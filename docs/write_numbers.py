@@ -4,10 +4,9 @@
     python docs/write_numbers.py --write
 
 A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is a row of the table that `road-interp study STUDY
---redraw` prints. `<!--= STUDY: ROW | value -->` is the row's value without its interval. Lines may break inside; none starts with
-"<!--", because Markdown takes such a line for a block of HTML. A number of three digits or more, with a decimal point or a comma
-for thousands, that results/ holds and that stands elsewhere is a failure, too, and so is a figure in docs/figures that was drawn
-from other results.
+--redraw` prints. Lines may break inside; none starts with "<!--", because Markdown takes such a line
+for a block of HTML. A number of three digits or more, with a decimal point or a comma for thousands, that results/ holds and
+that stands elsewhere is a failure, too, and so is a figure in docs/figures that was drawn from other results.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts))
 NUMBER = re.compile(r"(?<![\w.,])(?:\d*\.\d+(?![\d.]*\.\d|\d)|\d{1,3}(?:,\d{3})+(?![\d,]*\d))")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
-MARKED = re.compile(r"(<!--=\s+([\w-]+):\s+(.+?)(\s+\|\s+value)?\s+-->)(.*?)(<!--/-->)", re.DOTALL)
+MARKED = re.compile(r"(<!--=\s+([\w-]+):\s+(.+?)\s+-->)(.*?)(<!--/-->)", re.DOTALL)
 
 
 @cache
@@ -59,12 +58,11 @@ def current(text: str, results: Path) -> str:
     """The text with the numbers of the results. Raises KeyError that names study and row for a row that does not exist."""
 
     def replaced(found: re.Match[str]) -> str:
-        start, study, row, only_value, old, end = found.groups()
+        start, study, row, old, end = found.groups()
         known, row = rows(study, results), one_line(row)
         if row not in known:
             raise KeyError(f"study '{study}' has no row '{row}'; it has {', '.join(known)}")
-        value = known[row].partition(" [")[0] if only_value else known[row]
-        return f"{start}{broken_as(old, value)}{end}"
+        return f"{start}{broken_as(old, known[row])}{end}"
 
     return MARKED.sub(replaced, text)
 
@@ -72,7 +70,7 @@ def current(text: str, results: Path) -> str:
 def differences(text: str, results: Path) -> list[str]:
     """A line for every number that is not that of the results."""
     pairs = zip(MARKED.finditer(text), MARKED.finditer(current(text, results)), strict=True)
-    return [f"{old[2]}: {one_line(old[3])}: {one_line(old[5])} should be {new[5]}" for old, new in pairs if old[5] != new[5]]
+    return [f"{old[2]}: {one_line(old[3])}: {one_line(old[4])} should be {new[4]}" for old, new in pairs if old[4] != new[4]]
 
 
 def typed(text: str, results: Path) -> list[str]:

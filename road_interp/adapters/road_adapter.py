@@ -24,6 +24,8 @@ from road_interp.sites.positions import parse_positions
 from road_interp.sites.site import Site
 from road_interp.sources import local_folder
 
+NO_SUM = "adapters are not added: `a @ b` applies b, then a; `a.inverse()` undoes a"
+
 
 class HasAdapter(Protocol):
     """A value with an adapter, such as a Run or a RoadModel."""
@@ -181,11 +183,11 @@ class RoadAdapter:
 
     def __add__(self, other: Any) -> RoadAdapter:
         """Not defined: raises InputError that names the composition and the inverse."""
-        raise InputError("adapters are not added: `a @ b` applies b, then a; `a.inverse()` undoes a")
+        raise InputError(NO_SUM)
 
     def __neg__(self) -> RoadAdapter:
         """Not defined, as `__add__`."""
-        return self + self
+        raise InputError(NO_SUM)
 
     __radd__ = __sub__ = __rsub__ = __add__
 

@@ -319,8 +319,7 @@ class RoadModel(IntervenableModel):
         transformers without the engine.
         """
         if self._merged is not None or self._is_attached:
-            state = "merged" if self._merged is not None else "attached"
-            raise InputError(f"the rotations are {state}: continuous batching would apply them twice")
+            raise InputError(f"the rotations are {self._state}: continuous batching would apply them twice")
         self._check_weights()
         positions = self.positions if positions is None else positions
         return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, sizes)
@@ -397,8 +396,6 @@ class RoadModel(IntervenableModel):
         Raises:
             InputError: PEFT cannot express positions other than "all", planes of tasks, several adapters, or one of the sites.
         """
-        if self.positions != "all":
-            raise InputError(f"positions {self.positions!r} cannot be expressed in PEFT: its RoAd rotates every token")
         if self.planes is not None:
             raise InputError(
                 "tasks on planes cannot be expressed in PEFT; restrict the adapter to the planes of one task and save that"
@@ -497,8 +494,9 @@ class RoadModel(IntervenableModel):
         """
         if self._merged is not None or (self._is_attached and attached is None):
             if any(argument is not None for argument in (positions, *rows)):
-                state = "merged" if self._merged is not None else "attached"
-                raise InputError(f"adapter_names, positions, tasks and strengths cannot change while the rotations are {state}")
+                raise InputError(
+                    f"adapter_names, positions, tasks and strengths cannot change while the rotations are {self._state}"
+                )
             self._check_weights()
             yield
             return
@@ -551,11 +549,15 @@ class RoadModel(IntervenableModel):
                 "them, since this one was made. Make this RoadModel again for the weights as they are"
             )
 
+    @property
+    def _state(self) -> str:
+        """How the base model is rotated outside this model's own calls, for errors."""
+        return "merged" if self._merged is not None else "attached"
+
     def _check_original(self, inputs: Mapping[str, Any]) -> None:
         """Raise InputError if the base model does not give the original output: it is rotated, or would share a cache."""
         if self._merged is not None or shared_context(self.model) is not None:
-            state = "merged" if self._merged is not None else "attached"
-            raise InputError(f"the rotations are {state}: there is no original output without them")
+            raise InputError(f"the rotations are {self._state}: there is no original output without them")
         if any(value is not None and (name in STATES or isinstance(value, Cache)) for name, value in inputs.items()):
             raise InputError("output_original_output: both passes would write into the cache that is given; call without it")
 

@@ -98,14 +98,13 @@ class RotationContext:
         self,
         model: PreTrainedModel,
         coefficients: Coefficients,
-        positions: Positions = "all",
-        prompt: Tensor | None = None,
-        once: bool = False,
-        attached: str | None = None,
-        wrappers: Wrappers | None = None,
+        positions: Positions,
+        prompt: Tensor | None,
+        once: bool,
+        attached: str | None,
+        wrappers: Wrappers,
     ) -> None:
-        self._model, self._coefficients = model, coefficients
-        self._wrappers = Wrappers() if wrappers is None else wrappers
+        self._model, self._coefficients, self._wrappers = model, coefficients, wrappers
         self._positions, self._prompt, self._once = positions, prompt, once
         self._undo = ExitStack()
         self._attached = attached

@@ -10,8 +10,8 @@ from road_interp.errors import InputError
 from road_interp.measure.intervals import (
     DRAWS,
     bootstrap_means,
-    joined_seeds,
     cluster_means,
+    joined_seeds,
     mean_interval,
     mean_over_seeds,
     wilson,
