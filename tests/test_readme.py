@@ -110,9 +110,9 @@ def test_a_number_of_the_results_that_is_typed_is_found(check, tmp_path):
 
 def test_a_changed_number_is_found_and_put_right(check):
     (first, *_) = check["MARKED"].finditer(README)
-    wrong = README[: first.start(5)] + ".123 [.1, .2]" + README[first.end(5) :]
+    wrong = README[: first.start(4)] + ".123 [.1, .2]" + README[first.end(4) :]
     (line,) = check["differences"](wrong, ROOT / "results")
-    assert line == f"{first[2]}: {first[3]}: .123 [.1, .2] should be {first[5]}"
+    assert line == f"{first[2]}: {first[3]}: .123 [.1, .2] should be {first[4]}"
     assert check["current"](wrong, ROOT / "results") == README
     assert check["broken_as"](".1\n  [.0,\n  .2]", ".123 [.1, .3]") == ".123\n  [.1,\n  .3]"
     assert check["broken_as"](".1\n[.0, .2]", "above in 3") == "above\nin 3"

@@ -261,7 +261,8 @@ class MultiTaskClassificationRecipe(_YamlRecipe):
         kind: of this recipe.
         adapter: where and how states are rotated.
         planes: how the planes are divided among the tasks: "shares", "alternating", "sites" or "layers".
-        co_activation: probability that the planes of the other tasks are active too, without gradient, in a training step.
+        co_activation: probability, for every example of a training batch, that planes of other tasks, a random set that is not
+            empty, are active too, without gradient.
         training: how adapter and heads are trained.
         seed: of the heads' initial weights, of the order of the examples and of the co-activations.
     """

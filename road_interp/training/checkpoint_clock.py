@@ -1,4 +1,4 @@
-"""Checkpoints by the clock, beside the one of every epoch: an interruption costs at most two minutes of training."""
+"""Checkpoints by the clock, beside the one of every epoch: an interruption costs 100 seconds of training and one step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-SECONDS = 100.0  # so that a step that has begun ends within two minutes
+SECONDS = 100.0
 
 
 class CheckpointClock(TrainerCallback):
