@@ -34,7 +34,7 @@ from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError, fail
 from road_interp.files import is_file
 from road_interp.progress import progress_bar
-from road_interp.sources import local_folder
+from road_interp.sources import local_folder, readable_name
 
 if TYPE_CHECKING:
     from road_interp.recipes.schema import TrainableRecipe
@@ -93,7 +93,7 @@ def evaluate(
     if adapter is not None:
         trained = replace(trained, adapter=load_adapter(local_folder(adapter), trained))
     if not as_json:
-        console.print(f"scoring '{trained.folder}' on {trained.recipe.model.id}", soft_wrap=True, markup=False)
+        console.print(f"scoring '{trained.folder}' on {readable_name(trained.recipe.model.name)}", soft_wrap=True, markup=False)
     scores = api.evaluate(trained, data, predictions=predictions, device=device, progress=not as_json)
     is_multitask = trained.planes is not None
     print_result(
@@ -141,7 +141,7 @@ def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, 
     quiet_libraries()
     if not as_json and is_main_process():
         first = recipes[0]
-        console.print(f"training {first.adapter.variant} on {first.adapter.sites} of {first.model.id}", soft_wrap=True)
+        console.print(f"training {first.adapter.variant} on {first.adapter.sites} of {readable_name(first.model.name)}", soft_wrap=True)
     if len(recipes) == 1:
         scores = _train_seed(recipes[0], folder, device, resume, as_json)
     else:
