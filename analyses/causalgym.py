@@ -18,8 +18,8 @@ import numpy as np
 from scipy import stats
 
 from road_interp import plots
-from road_interp.causal.controls import DAS
 from road_interp.causal.method_scores import MethodScore, TaskScores, score_methods
+from road_interp.causal.methods import DAS
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
 from road_interp.files import read_json_object

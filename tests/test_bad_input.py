@@ -545,8 +545,8 @@ CASES |= {command: (None, command.split(), message) for command, message in COMM
 
 # The line that a command prints before it begins.
 ANNOUNCED = {
-    "train": r"(training road_1 on \S+ of \S+\n)?",
-    "demo": r"training road_1 on all-linear of \S+\n",
+    "train": r"(training road_1 on \S+ of [^\n]+\n)?",
+    "demo": r"training road_1 on all-linear of [^\n]+\n",
     "evaluate": r"(scoring 'run' on model\n)?",
 }
 

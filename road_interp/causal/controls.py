@@ -2,72 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.counterfactuals import Splits
+from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
-from road_interp.causal.training import train_interchange
+from road_interp.causal.methods import DAS, PLANES, STACKED, methods, seeded, train_method
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
-from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
-from road_interp.progress import Progress, prefixed, silent
+from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns
-from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
-STACKED, PLANES, DAS = "stacked RoAd, one row", "RoAd, a row of every plane", "DAS, rank 1"
 # Continuations that have nothing to do with the variable of any task: what follows them should not depend on a swap.
 UNRELATED = (". The capital of France is", ". Two plus two makes", ". In winter the weather is", ". Once upon a time, there")
-
-
-class Method(NamedTuple):
-    """A constructor of an interchange from a width, and the arguments with which `train_interchange` trains it."""
-
-    make: Callable[[int], nn.Module]
-    training: dict[str, Any]
-
-
-def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
-    """The trained interchanges that are compared, by name: those of RoAd, DAS in its thin form, and pyvene's boundless DAS.
-
-    Args:
-        seed: of the initial values.
-        spread: of RoAd's initial angles (radians), as in RoadInterchangeIntervention.
-    """
-
-    def stacked(width: int) -> nn.Module:
-        return RoadInterchangeIntervention(width, butterfly.full_depth(width), [0], seed, spread)
-
-    def planes(width: int) -> nn.Module:
-        return RoadInterchangeIntervention(width, seed=seed, spread=spread)
-
-    def low_rank(rank: int) -> Callable[[int], nn.Module]:
-        return lambda width: LowRankInterchangeIntervention(width, rank, seed=seed)
-
-    def boundless(width: int) -> nn.Module:
-        return _seeded(seed, lambda: pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width))
-
-    return {
-        STACKED: Method(stacked, {"learning_rate": 0.05}),
-        PLANES: Method(planes, {"learning_rate": 0.05}),
-        DAS: Method(low_rank(1), {"learning_rate": 0.01}),
-        "DAS, rank 8": Method(low_rank(8), {"learning_rate": 0.01}),
-        "boundless DAS": Method(boundless, {"learning_rate": 1e-3, "temperatures": (50.0, 0.1)}),
-    }
 
 
 @dataclass(frozen=True)
@@ -175,13 +131,6 @@ def _of_chance(
     return rows
 
 
-def train_method(train: InterchangeRuns, name: str, method: Method, seed: int, steps: int, progress: Progress) -> nn.Module:
-    """A new interchange of a method, trained on `train`; `name` is its name in progress messages."""
-    interchange = method.make(train.site.width).to(train.model.device)
-    train_interchange(train, interchange, steps, seed=seed, progress=prefixed(progress, name), **method.training)
-    return interchange
-
-
 @torch.no_grad()
 def divergences(runs: InterchangeRuns, swaps: Mapping[str, Interchange]) -> dict[str, float]:
     """By interchange, the mean over pairs of KL(without || with it) of the next token (nats)."""
@@ -194,49 +143,7 @@ def divergences(runs: InterchangeRuns, swaps: Mapping[str, Interchange]) -> dict
     return {name: total / len(runs.pairs) for name, total in totals.items()}
 
 
-def swap_along(basis: Float[Tensor, "width k"]) -> Interchange:
-    """The interchange that replaces the coordinates along the orthonormal columns of `basis` by those of the source."""
-    return lambda base, source: base + ((source - base).to(basis.dtype) @ basis @ basis.T).to(base.dtype)
-
-
-def mean_difference(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
-    """Unit vector from the mean state of the first class to that of the second.
-
-    Raises InputError unless there are two classes.
-    """
-    states, second = _states_by_class(runs)
-    return nn.functional.normalize(states[second].mean(0) - states[~second].mean(0), dim=0).unsqueeze(1)
-
-
-def probe_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
-    """Unit normal of the boundary between two classes found by logistic regression on standardised states.
-
-    Raises InputError unless there are two classes.
-    """
-    states, second = _states_by_class(runs)
-    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(states.cpu().numpy(), second.cpu().numpy())
-    normal = fitted[1].coef_[0] / fitted[0].scale_
-    return torch.as_tensor(normal / np.linalg.norm(normal), dtype=states.dtype, device=states.device).unsqueeze(1)
-
-
-def _states_by_class(runs: InterchangeRuns) -> tuple[Tensor, Tensor]:
-    """States at the span from base and source runs `(2 * pairs, width)`, fp32, and whether each is of the second class."""
-    labels = [*runs.pairs.base_class, *runs.pairs.source_class]
-    classes = sorted(set(labels))
-    if len(classes) != 2:
-        raise InputError(f"a direction needs two classes; {runs.pairs.name} has {len(classes)} ({', '.join(classes[:5])})")
-    states = torch.cat((runs.bases, runs.sources)).float()
-    return states, torch.tensor([label == classes[1] for label in labels], device=states.device)
-
-
 def untrained_like(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """A causal language model of the same configuration, dtype and device with random weights."""
-    untrained: Any = _seeded(seed, lambda: AutoModelForCausalLM.from_config(model.config, dtype=model.dtype))
+    untrained: Any = seeded(seed, lambda: AutoModelForCausalLM.from_config(model.config, dtype=model.dtype))
     return untrained.to(model.device)
-
-
-def _seeded(seed: int, make: Callable[[], Any]) -> Any:
-    """Call `make` with torch's global generator seeded, and restore the generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()

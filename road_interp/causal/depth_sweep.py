@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from road_interp.arguments import checked_list
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.arguments import check_model
-from road_interp.causal.controls import STACKED, methods
 from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.causal.methods import STACKED, methods
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.measure.intervals import joined_seeds

@@ -14,9 +14,10 @@ from road_interp.arguments import checked_list
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.arguments import check_model
 from road_interp.causal.bases import principal_components
-from road_interp.causal.controls import DAS, STACKED, mean_difference, methods, probe_direction, swap_along, train_method
 from road_interp.causal.counterfactuals import CounterfactualPairs, Splits, check_splits
+from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
+from road_interp.causal.methods import DAS, STACKED, methods, train_method
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 

@@ -141,7 +141,9 @@ def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, 
     quiet_libraries()
     if not as_json and is_main_process():
         first = recipes[0]
-        console.print(f"training {first.adapter.variant} on {first.adapter.sites} of {readable_name(first.model.name)}", soft_wrap=True)
+        console.print(
+            f"training {first.adapter.variant} on {first.adapter.sites} of {readable_name(first.model.name)}", soft_wrap=True
+        )
     if len(recipes) == 1:
         scores = _train_seed(recipes[0], folder, device, resume, as_json)
     else:

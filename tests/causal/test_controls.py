@@ -9,21 +9,11 @@ import pytest
 import torch
 
 from road_interp.causal.accuracy import interchange_accuracy
-from road_interp.causal.controls import (
-    DAS,
-    PLANES,
-    STACKED,
-    ControlReport,
-    controls,
-    mean_difference,
-    methods,
-    probe_direction,
-    swap_along,
-    train_method,
-    untrained_like,
-)
+from road_interp.causal.controls import ControlReport, controls, untrained_like
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
+from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.causal.methods import DAS, PLANES, STACKED, methods, train_method
 from road_interp.errors import InputError
 
 
@@ -35,7 +25,7 @@ def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch
         trained[name] = train_method(train, name, *rest)
         return trained[name]
 
-    monkeypatch.setattr(sys.modules[train_method.__module__], "train_method", recorded)
+    monkeypatch.setattr(sys.modules[controls.__module__], "train_method", recorded)
 
     passes = set()
 

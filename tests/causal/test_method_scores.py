@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 import pytest
 
 from road_interp.causal.accuracy import interchange_accuracy
-from road_interp.causal.controls import DAS, STACKED
 from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, Splits, encode_pairs
 from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
 from road_interp.causal.method_scores import TaskScores, score_methods
+from road_interp.causal.methods import DAS, STACKED
 
 
 def some_of(pairs: CounterfactualPairs, chosen: slice) -> CounterfactualPairs:

@@ -1,0 +1,49 @@
+"""Directions between two classes of states, found without training an interchange, and the swap along them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
+from road_interp.errors import InputError
+
+
+def swap_along(basis: Float[Tensor, "width k"]) -> Interchange:
+    """The interchange that replaces the coordinates along the orthonormal columns of `basis` by those of the source."""
+    return lambda base, source: base + ((source - base).to(basis.dtype) @ basis @ basis.T).to(base.dtype)
+
+
+def mean_difference(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
+    """Unit vector from the mean state of the first class to that of the second.
+
+    Raises InputError unless there are two classes.
+    """
+    states, second = _states_by_class(runs)
+    return nn.functional.normalize(states[second].mean(0) - states[~second].mean(0), dim=0).unsqueeze(1)
+
+
+def probe_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
+    """Unit normal of the boundary between two classes found by logistic regression on standardised states.
+
+    Raises InputError unless there are two classes.
+    """
+    states, second = _states_by_class(runs)
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(states.cpu().numpy(), second.cpu().numpy())
+    normal = fitted[1].coef_[0] / fitted[0].scale_
+    return torch.as_tensor(normal / np.linalg.norm(normal), dtype=states.dtype, device=states.device).unsqueeze(1)
+
+
+def _states_by_class(runs: InterchangeRuns) -> tuple[Tensor, Tensor]:
+    """States at the span from base and source runs `(2 * pairs, width)`, fp32, and whether each is of the second class."""
+    labels = [*runs.pairs.base_class, *runs.pairs.source_class]
+    classes = sorted(set(labels))
+    if len(classes) != 2:
+        raise InputError(f"a direction needs two classes; {runs.pairs.name} has {len(classes)} ({', '.join(classes[:5])})")
+    states = torch.cat((runs.bases, runs.sources)).float()
+    return states, torch.tensor([label == classes[1] for label in labels], device=states.device)
