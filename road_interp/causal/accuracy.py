@@ -16,7 +16,7 @@ from road_interp.causal.arguments import check_interchange, check_model
 from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.training import train_interchange
-from road_interp.measure.intervals import cluster_means, interval, mean_interval
+from road_interp.measure.intervals import mean_interval, value_interval
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 
@@ -40,7 +40,7 @@ class InterchangeReport(Result):
         flipped: fraction of pairs for which the base's answer is more likely without the interchange and the source's with it.
         log_odds: log odds ratio of CausalGym (nats), mean over pairs: change in the log odds of the source's answer against the
             base's under the interchange.
-        log_odds_interval: its 95% bootstrap interval over words.
+        log_odds_interval: its 95% bootstrap interval over words; infinite for fewer than three words.
         outcomes: for every pair whether the source's answer is more likely; empty in results of 0.1.0.
         effective: number of trained values that change the result, as in `effective_parameters`; None in results of 0.1.0.
     """
@@ -83,7 +83,7 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
         mean_interval(swapped, words),
         float((swapped & (before > 0)).mean()),
         float(gain.mean()),
-        interval(cluster_means(gain, words)),
+        value_interval(gain, words),
         tuple(swapped.tolist()),
         effective_parameters(interchange, runs.site.width) if isinstance(interchange, nn.Module) and trained else 0,
     )

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
-from road_interp.causal.counterfactuals import Splits
+from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
 from road_interp.causal.methods import DAS, PLANES, STACKED, methods, seeded, train_method
@@ -87,6 +87,7 @@ def controls(
         site, span: where states are exchanged, as in InterchangeRuns.
         steps: number of training steps of every trained interchange.
     """
+    check_splits("controls", splits)
     train, test = (InterchangeRuns(model, pairs, site, span, progress=progress) for pairs in (splits.train, splits.test))
     directions = {"difference of means": mean_difference(train), "linear probe": probe_direction(train)}
     swaps: dict[str, Interchange] = {"no swap": no_swap, "full swap": full_swap}

@@ -134,11 +134,18 @@ class Splits(NamedTuple):
 
 
 def check_splits(function: str, splits: object) -> None:
-    """Raise InputError unless pairs are divided into `Splits`."""
+    """Raise InputError unless pairs are divided into `Splits`. Warns of test pairs that are also training pairs."""
     if not isinstance(splits, Splits):
         raise InputError(
             f"causal.{function} needs Splits(train, validation, test), as load_pairs returns, not {type(splits).__name__}: "
             "interchanges are trained on pairs of train and measured on those of test"
+        )
+    known = set(zip(splits.train.base, splits.train.source, strict=True))
+    if shared := sum(pair in known for pair in zip(splits.test.base, splits.test.source, strict=True)):
+        warnings.warn(
+            f"{splits.test.name}: {shared} of {len(splits.test)} test pairs are also training pairs; the scores are not those of "
+            "unseen pairs",
+            stacklevel=3,
         )
 
 
@@ -280,7 +287,7 @@ def _answers(
     """First token of every answer, tokenised after its text."""
     encoded = tokenizer([text.text + answer for text, answer in zip(texts, answers, strict=True)])["input_ids"]
     for text, answer, ids in zip(texts, answers, encoded, strict=True):
-        if tuple(ids[: len(text.ids)]) != text.ids or not answer.strip():
+        if tuple(ids[: len(text.ids)]) != text.ids or len(ids) == len(text.ids) or not answer.strip():
             raise InputError(f"{name}: the answer '{answer}' does not begin with a new token after '{text.text}'")
     for text, answer in zip(texts, answers, strict=True):
         if re.fullmatch("[A-Za-z]{2}", text.text[-1:] + answer[:1]):

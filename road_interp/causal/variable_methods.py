@@ -201,7 +201,11 @@ def disentangle_over_seeds(
 
     Groups of entities are resampled, once for all seeds, whose test entities may be the same. The interval is that of these
     trainings: other seeds are not part of it. With few groups, such as eight, it is too narrow.
+
+    Raises InputError for comparisons that differ in more than the seed.
     """
+    if len({(each.model, each.task, each.variables, each.layer, each.coordinates, each.steps) for each in comparisons}) > 1:
+        raise InputError("only comparisons of one model, task, layer, number of coordinates and of steps can be combined")
     outcomes: list[float] = []
     groups: list[tuple[str, str]] = []
     cells: list[str] = []

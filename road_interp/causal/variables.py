@@ -218,7 +218,8 @@ def measure_variables(
 ) -> VariablesReport:
     """Score an interchange, trained or not, on all pairs of `runs`. The arguments are fields of the report.
 
-    Raises InputError for pairs of a single variable, which have no isolation, and for an interchange that cannot be applied.
+    Raises InputError for pairs of a single variable, which have no isolation, for pairs that lack a combination of swapped and
+    asked variable, and for an interchange that cannot be applied.
     """
     check_argument("causal.measure_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     runs.check("causal.measure_variables", interchange)
@@ -227,8 +228,12 @@ def measure_variables(
     names = list(dict.fromkeys(pairs.swapped))
     if len(names) < 2:
         raise InputError("a score of one variable has no isolation; use interchange_accuracy")
+    weights = cell_weights(names)
+    if missing := weights.keys() - set(pairs.cells):
+        swapped, asked = min(missing).split(", ")
+        raise InputError(f"no pair swaps '{swapped}' and asks for '{asked}': cause and isolation need every combination")
     scores = tuple(_score(name, hits, pairs) for name in names)
-    low, high = mean_interval(hits, pairs.groups, pairs.cells, cell_weights(names))
+    low, high = mean_interval(hits, pairs.groups, pairs.cells, weights)
     return VariablesReport(
         pairs.pairs.name,
         runs.runs.site.name,

@@ -39,6 +39,8 @@ def main() -> None:
     except typer.Abort:
         fail(PROGRAM, "interrupted", 1)
     except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of typer
-            fail(PROGRAM, error.format_message(), 2)
-        raise
+        if not hasattr(error, "format_message"):  # which usage errors of typer have; it is empty where the help was printed
+            raise
+        if message := error.format_message():
+            fail(PROGRAM, message, 2)
+        sys.exit(2)

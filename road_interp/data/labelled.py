@@ -6,9 +6,10 @@ import csv
 import hashlib
 import logging
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -189,8 +190,8 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
 
     `section` is as in `load_labelled`.
     """
-    data = read_rows(identifier, recipe.config, split, recipe.filter, section)
     names = {"text": recipe.text or "text", "label": recipe.label or "label"}
+    data = read_rows(identifier, recipe.config, split, recipe.filter, section, names["label"])
     if recipe.text_pair is not None:
         names["text_pair"] = recipe.text_pair
     for role, column in names.items():
@@ -271,13 +272,19 @@ def subsample(examples: Dataset, limit: int) -> Dataset:
 
 
 def read_rows(
-    identifier: str, config: str | None, split: str, keep: Mapping[str, Any] | None = None, section: str = "data"
+    identifier: str,
+    config: str | None,
+    split: str,
+    keep: Mapping[str, Any] | None = None,
+    section: str = "data",
+    label: str | None = None,
 ) -> Dataset:
     """Read the rows of one split that have all column values of `keep`, with all columns. Raises InputError if there are none.
 
-    `section` is as in `load_labelled`.
+    `section` is as in `load_labelled`. `label` names a column of labels: in a CSV file they stay text if one is a whole number
+    with zeros before it, such as "01".
     """
-    data = _read(identifier, config, split)
+    data = _read(identifier, config, split, label)
     for column, value in (keep or {}).items():
         if column not in data.column_names:
             hint = f"{listed_columns(data)}; {section}.filter=null drops it"
@@ -288,7 +295,7 @@ def read_rows(
     return data
 
 
-def _read(identifier: str, config: str | None, split: str) -> Dataset:
+def _read(identifier: str, config: str | None, split: str, label: str | None) -> Dataset:
     path = Path(os.path.expanduser(resolved := resolve(identifier)))
     if path.suffix in FORMATS:
         if not is_file(path):
@@ -299,7 +306,10 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
         told = datasets.logging.get_verbosity()
         datasets.logging.set_verbosity(logging.CRITICAL)  # its readers log what they raise
         try:
-            return load_dataset(builder, data_files=str(path), split="train", **options)
+            if builder == "csv" and label is not None:
+                options = {**options, "converters": {label: str}}
+            data = load_dataset(builder, data_files=str(path), split="train", **options)
+            return _with_typed(data, label) if builder == "csv" and label in data.column_names else data
         except Exception as error:  # the readers of `datasets` pass on any exception of the parsers that they use
             if "corresponds to no data" in str(error):
                 raise InputError(f"'{identifier}' holds no examples") from None
@@ -314,6 +324,20 @@ def _read(identifier: str, config: str | None, split: str) -> Dataset:
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
     return _split_of(splits, named_split or split, identifier)
+
+
+def _with_typed(data: Dataset, column: str | None) -> Dataset:
+    """A column of texts as whole numbers, numbers or truth values where all can be; with "01" among them, none is a number."""
+    texts = [text.strip() for text in data[column]]
+    kinds: list[tuple[str, Callable[[str], Any]]] = [
+        (r"[-+]?(0|[1-9]\d{0,17})", int),
+        (r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?", float),
+        (r"(?i)true|false", lambda text: text.lower() == "true"),
+    ]
+    for pattern, convert in kinds:
+        if all(re.fullmatch(pattern, text) for text in texts):
+            return data.remove_columns(column).add_column(column, [convert(text) for text in texts])
+    return data
 
 
 def _split_of(splits: DatasetDict, split: str, identifier: str) -> Dataset:

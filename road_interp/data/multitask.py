@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,7 @@ def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
     needed = used + sum(task.examples for task in recipe.tasks.values() if task.id is None)
     if recipe.reviews is not None and len(reviews) < needed:
         raise InputError(f"{needed} reviews are needed, '{recipe.reviews.id}' has {len(reviews)}")
+    _warn_of_copies(recipe, reviews[:used], reviews[used:needed])
     examples = {}
     for name, task in recipe.tasks.items():
         if task.id is None:
@@ -84,6 +86,17 @@ def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
             pairs = _prompts_and_answers(name, task, task.id, task.split, task.examples, task.answer)
             examples[name] = [Example(prompt, (("", answer),)) for prompt, answer in pairs]
     return MultiTaskData(examples, behaviours if reviews else {}, reviews[:validation], reviews[validation : validation + test])
+
+
+def _warn_of_copies(recipe: MultiTaskGenerationRecipe, held_out: Sequence[Review], training: Sequence[Review]) -> None:
+    """Warn of held-out reviews whose text is also trained on."""
+    known = {review.text for review in training}
+    if recipe.reviews is not None and (shared := sum(review.text in known for review in held_out)):
+        warnings.warn(
+            f"'{recipe.reviews.id}': {shared} of {len(held_out)} validation and test reviews are also training reviews; leave "
+            "out the copies",
+            stacklevel=3,
+        )
 
 
 def load_reviews(recipe: DataRecipe) -> list[Review]:
@@ -171,17 +184,25 @@ def encode_multitask_data(
         and `decides`: for every token, the parts of the answer that it decides (see `_answer_tokens`).
     """
     rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "decides": [], "task": []}
+    cut = 0
     for index, of_task in enumerate(examples.values()):
         prompts = format_prompts(recipe, [example.prompt for example in of_task], tokenizer)
         for prompt, example in zip(prompts, of_task, strict=True):
             prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             answer_ids, decides = _answer_tokens(example.parts, tokenizer)
             ids = (prompt_ids + answer_ids)[: recipe.model.max_length]
+            cut += len(ids) < len(prompt_ids) + len(answer_ids)
             rows["input_ids"].append(ids)
             rows["attention_mask"].append([1] * len(ids))
             rows["labels"].append(([-100] * len(prompt_ids) + answer_ids)[: len(ids)])
             rows["decides"].append(([0] * len(prompt_ids) + decides)[: len(ids)])
             rows["task"].append(index)
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(rows['task'])} training answers are cut off, so that nothing teaches their end: set model.max_length "
+            f"above {recipe.model.max_length}, or scoring.max_new_tokens to the length of the answers",
+            stacklevel=2,
+        )
     return Dataset.from_dict(rows)
 
 

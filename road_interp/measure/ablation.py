@@ -233,9 +233,10 @@ def _ablated(adapter: RoadAdapter, seed: int, by: Collection[str], refit: bool) 
 
 
 def keep_planes(adapter: RoadAdapter, share: float, generator: np.random.Generator | None = None) -> RoadAdapter:
-    """The adapter restricted to a fraction of all its planes: those with the largest |angle|, or random ones with `generator`."""
+    """The adapter restricted to a fraction of all its planes, at least one: those with the largest |angle|, or random ones with
+    `generator`."""
     angles = torch.cat([adapter.angles(site).abs() for site in adapter.sites])
-    count = round(share * len(angles))
+    count = max(1, round(share * len(angles)))
     order = (
         angles.argsort(descending=True, stable=True)
         if generator is None

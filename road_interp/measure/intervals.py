@@ -12,6 +12,7 @@ from scipy import stats
 from road_interp.errors import InputError
 
 DRAWS = 2000  # bootstrap samples
+FEWEST = 3  # clusters, of which a bootstrap says something
 
 
 def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False) -> tuple[float, float, float]:
@@ -101,18 +102,30 @@ def mean_interval(
 
     Where all outcomes are equal, a bootstrap has no spread: then rates have the Wilson interval of as many trials as there can be
     examples without a common cluster (half of the words, where each has two), and paired differences its width on either side.
-    Where most samples leave a cell without examples, because it has too few, nothing is known: the interval is the whole range.
+    Of fewer than FEWEST clusters, and where most samples leave a cell without examples, nothing is known: the interval is the
+    whole range.
 
     Args:
         paired: whether the outcomes are paired differences of rates.
     """
+    names = {name for each in clusters for name in each}
     if outcomes.min() == outcomes.max():
-        trials = len({name for each in clusters for name in each}) // max(len(set(each)) for each in clusters)
-        return _of_equal(float(outcomes[0]), trials, paired)
+        return _of_equal(float(outcomes[0]), len(names) // max(len(set(each)) for each in clusters), paired)
+    whole = (-1.0 if paired else 0.0), 1.0
+    if len(names) < FEWEST:
+        return whole
     means = cluster_means(outcomes.astype(float), clusters, cells, weights)
-    if 2 * len(means) < DRAWS:
-        return (-1.0 if paired else 0.0), 1.0
-    return interval(means)
+    return whole if 2 * len(means) < DRAWS else interval(means)
+
+
+def value_interval(values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """95% interval of a mean of values without bounds, such as log odds: bootstrap over clusters, as in `cluster_means`.
+
+    Of fewer than FEWEST clusters nothing is known: the interval is infinite.
+    """
+    if len({name for each in clusters for name in each}) < FEWEST:
+        return -np.inf, np.inf
+    return interval(cluster_means(values, clusters))
 
 
 def _of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:

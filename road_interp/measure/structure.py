@@ -16,7 +16,7 @@ from scipy import stats
 from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles
-from road_interp.measure.intervals import interval
+from road_interp.measure.intervals import FEWEST, interval
 from road_interp.results import Result
 
 DRAWS = 1000  # bootstrap samples
@@ -136,7 +136,10 @@ def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
 
 
 def _agreement(values: Sequence[Sequence[np.ndarray]]) -> Correlation:
-    """Mean correlation over pairs of seeds with its bootstrap interval over sites; samples with a constant are left out."""
+    """Mean correlation over pairs of seeds with its bootstrap interval over sites; samples with a constant are left out.
+
+    Of fewer than FEWEST sites nothing is known: the interval is -1 to 1.
+    """
     sites = len(values[0])
     generator = np.random.default_rng(0)
 
@@ -147,6 +150,8 @@ def _agreement(values: Sequence[Sequence[np.ndarray]]) -> Correlation:
     value = mean(np.arange(sites))
     if np.isnan(value):
         return None
+    if sites < FEWEST:
+        return value, -1.0, 1.0
     samples = np.array([mean(generator.integers(sites, size=sites)) for _ in range(DRAWS)])
     return (value, *interval(samples[~np.isnan(samples)]))
 

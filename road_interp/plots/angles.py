@@ -151,9 +151,8 @@ def _heat_map(report: AngleReport, ax: Axes, value: Callable[[SiteAngles], float
     for site in report.sites:
         cells[kinds.index(site.kind), layers.index(site.layer)] = value(site)
     image = ax.imshow(cells, aspect="auto", vmin=0, vmax=np.nanmax(cells) or 1)
-    ax.set_xticks(range(len(layers)), ["-" if layer is None else str(layer) for layer in layers])
-    if len(layers) > 16:
-        ax.set_xticks(range(0, len(layers), 4), [str(layer) for layer in layers[::4]])
+    step = 4 if len(layers) > 16 else 1
+    ax.set_xticks(range(0, len(layers), step), ["-" if layer is None else str(layer) for layer in layers[::step]])
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set(xlabel="layer", title=title)
     ax.spines[:].set_visible(False)

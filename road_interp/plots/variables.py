@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
+from road_interp.errors import InputError
 from road_interp.plots.arguments import listed
 from road_interp.plots.style import COLORS, prepared, styled
 
@@ -28,7 +29,10 @@ def variables(
         comparisons: of one model and one type of entity.
         quantity: "cause", "isolation" or "disentangle".
     """
-    ax, comparisons = prepared(ax), listed(comparisons)
+    comparisons = listed(comparisons)
+    if len({(each.model, each.task, each.variables, each.layer) for each in comparisons}) > 1:
+        raise InputError("plots.variables draws comparisons of one model, task and layer")
+    ax = prepared(ax)
     counts = sorted({found.coordinates for found in comparisons})
     methods = list(dict.fromkeys(report.method for found in comparisons for report in found.reports))
     lines = [method for method in methods if comparisons[0].of(method).coordinates]

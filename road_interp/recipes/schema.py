@@ -162,8 +162,8 @@ class TrainingRecipe:
         learning_rate: the highest, after the warm-up.
         epochs: passes over the training examples.
         batch_size: examples per step, over all processes.
-        gradient_accumulation: batches per optimizer step.
-        weight_decay: of AdamW.
+        gradient_accumulation: batches per optimizer step. All count equally, also the last of an epoch, which may be shorter.
+        weight_decay: of AdamW. It pulls angles and scales to 0, and a scale of 0 silences its plane; the paper has none.
         warmup_ratio: fraction of the steps in which the rate rises from 0.
         scheduler: of the rate behind the warm-up, as in transformers.
         max_grad_norm: longer gradients are cut to this norm; 0 cuts none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -117,7 +118,8 @@ class ClassificationExperiment:
         shown = {"adapter": counts.trained, "head": counts.head, "backbone": counts.backbone}
         metrics["parameters"] = {**shown, "percent of backbone": counts.percent}
         if best := trainer.state.best_global_step:  # None where training ends before the first epoch does
-            metrics["kept epoch"] = round(best * trainer.state.num_train_epochs / trainer.state.max_steps)
+            epochs = {entry["step"]: entry["epoch"] for entry in trainer.state.log_history if "epoch" in entry}
+            metrics["kept epoch"] = math.ceil(epochs[best])
         return Scores(metrics, {HEAD: serialize_modules(model.model, self.head)})
 
     @classmethod

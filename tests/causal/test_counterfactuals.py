@@ -186,6 +186,7 @@ def test_unusable_pairs_say_why(tokenizer, templates):
         ([Pair("", "cried", " he", " she")], "text 1 is empty"),
         ([Pair({"first": "Basil", "last": " cried"}, {"first": "Ida", "last": " cried"}, " he", " she")], "has a span 'last'"),
         ([Pair("Basil cried", "Ida cried", " he", " he")], "of pair 1 begin with the same token"),
+        ([Pair("unknown", "Ida cried", "word", " he")], "the answer 'word' does not begin with a new token"),
         ([Pair("Basil cried", "Ida cried", " ", " he")], "does not begin with a new token"),
         ([Pair("Basil cried", "Ida cried", "s", " he")], "the answer 's' does not begin with a new token after 'Basil cried'"),
     ):

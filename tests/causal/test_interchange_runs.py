@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -224,6 +226,23 @@ def test_the_model_is_left_as_it_was(taught):
     assert not any(
         "forward" in block.__dict__ or block._forward_hooks or block._forward_pre_hooks for block in model.model.layers
     )
+
+
+def test_test_pairs_that_are_trained_on_are_warned_of(taught):
+    model, pairs = taught
+    other = replace(pairs, base=tuple(f"{text} again" for text in pairs.base))
+    with pytest.warns(UserWarning, match=f"{len(pairs)} of {len(pairs)} test pairs are also training pairs"):
+        scan(model, Splits(pairs, other, pairs), [0], ["name"], lambda width: full_swap, "full swap")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        scan(model, Splits(pairs, pairs, other), [0], ["name"], lambda width: full_swap, "full swap")
+
+
+def test_one_pair_says_nothing_about_others(taught, tokenizer):
+    model, _ = taught
+    one = encode_pairs([Pair("Basil cried", "Ida cried", " he", " she")], tokenizer)
+    found = interchange_accuracy(InterchangeRuns(model, one, 0, "last"), full_swap, "full swap")
+    assert found.log_odds_interval == (-math.inf, math.inf)
 
 
 def test_the_swaps_without_learning(taught):

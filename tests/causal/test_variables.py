@@ -394,6 +394,11 @@ def test_seeds_are_pooled_over_the_groups_that_they_share():
     assert high > 0.7
     assert disentangle_over_seeds([one, other], "m") == pytest.approx((0.5, 0.5, 0.5))
     assert disentangle_over_seeds([one, one], "m") == pytest.approx((value, low, high))
+    for changed in ({"model": "other"}, {"task": "other"}, {"layer": 5}, {"coordinates": 2}, {"steps": 9}):
+        with pytest.raises(InputError, match="only comparisons of one model, task, layer"):
+            disentangle_over_seeds([one, replace(other, **changed)], "m")
+    with pytest.raises(InputError, match="plots.variables draws comparisons of one model, task and layer"):
+        plots.variables([one, replace(other, layer=5)])
 
 
 def test_of_equal_trainings_the_one_with_the_smallest_rate_is_tested(taught, task, tokenizer, monkeypatch):
@@ -476,6 +481,15 @@ def test_a_single_variable_has_no_score(runs):
     one.pairs = replace(runs.pairs, swapped=("colour",) * len(runs.pairs))
     with pytest.raises(InputError, match="a score of one variable has no isolation"):
         measure_variables(one, nothing, "none")
+
+
+def test_every_combination_of_variables_is_needed_for_a_score(runs):
+    rows = [row for row, cell in enumerate(runs.pairs.cells) if cell != "colour, shape"]
+    few = copy.copy(runs)
+    few.pairs, few.targets = _subset(runs.pairs, rows), runs.targets[rows]
+    few.hits = lambda swap: torch.ones(len(rows), dtype=torch.bool)
+    with pytest.raises(InputError, match="no pair swaps 'colour' and asks for 'shape'"):
+        measure_variables(few, nothing, "none")
 
 
 # ---------------------------------------------------------------- wrong arguments

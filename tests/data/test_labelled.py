@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from road_interp.data import labelled
-from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set
+from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set, read_examples
 from road_interp.data.multitask import load_reviews
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
@@ -85,6 +85,32 @@ def test_a_fraction_for_the_test_set_is_of_what_the_validation_set_leaves(tmp_pa
     path = written(tmp_path / "data.csv", ROWS * 5)
     task = load_labelled(recipe(path, validation_size=0.1, test_size=0.1))
     assert [len(split) for split in (task.train, task.validation, task.test)] == [162, 20, 18]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (("01", "1", "2"), ("01", "1", "2")),
+        (("1", "5", "10"), (1, 5, 10)),
+        (("-1", "0", "1"), (-1, 0, 1)),
+        (("0.5", "1", "2"), (0.5, 1.0, 2.0)),
+        (("True", "False"), (False, True)),
+        (("1", "b"), ("1", "b")),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_labels_with_zeros_before_them_stay_text(tmp_path, labels, classes, suffix):
+    rows = [{"sentence": f"text {number}", "class": labels[number % len(labels)]} for number in range(60)]
+    task = load_labelled(recipe(written(tmp_path / f"codes{suffix}", rows)))
+    assert task.classes == classes
+    assert list(map(type, task.classes)) == list(map(type, classes))
+
+
+def test_a_filter_compares_numbers_of_the_label_column(tmp_path):
+    rows = [{"sentence": f"text {number}", "class": number % 3 - 1} for number in range(60)]
+    path = written(tmp_path / "signs.csv", rows)
+    found = read_examples(recipe(path, filter={"class": -1}), path, "train")
+    assert set(found["label"]) == {-1}
 
 
 def test_filter_and_class_order(tmp_path):

@@ -14,6 +14,7 @@ from road_interp.measure.intervals import (
     joined_seeds,
     mean_interval,
     mean_over_seeds,
+    value_interval,
     wilson,
 )
 
@@ -83,6 +84,18 @@ def test_clusters_without_a_difference_are_not_certain():
     assert mean_interval(np.zeros(8, bool), both_ways) == (0, wilson(0, 4)[1])
     cells = [str(number % 2) for number in range(20)]
     assert mean_interval(np.ones(20, bool), words, cells) == (pytest.approx(1 - bound), 1)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_few_clusters_say_nothing(paired):
+    """Resampling one or two clusters gives the same mean again, or no example of a cell."""
+    outcomes = np.array([1, 0, 1] * 4)
+    whole = (-1.0 if paired else 0.0, 1.0)
+    assert mean_interval(outcomes, [("a", "a")] * 12, paired=paired) == whole
+    assert mean_interval(outcomes, [("a", "b")] * 12, paired=paired) == whole
+    assert value_interval(outcomes.astype(float), [("a", "b")] * 12) == (-np.inf, np.inf)
+    low, high = value_interval(outcomes.astype(float), [(name, name) for name in "abcdefghijkl"])
+    assert low < 2 / 3 < high
 
 
 def test_bootstrapped_rows_are_drawn_alike():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -38,6 +39,24 @@ def test_angles_are_those_of_the_adapter_to_the_last_bit_and_short():
         assert torch.equal(torch.tensor(getattr(found.sites[0], name)), getattr(polar, name))
         assert max(len(str(value)) for value in getattr(found.sites[0], name)) <= 15
     assert found.sites[0].reflection == tuple(polar.reflection.tolist())
+
+
+def test_sites_of_several_block_stacks_are_told_apart():
+    """An encoder and a decoder have the same layers and kinds: a rotation of one must not be shown as the other's."""
+    sites = find_sites(tiny_model("T5"), r"SelfAttention\.[qk]")
+    theta = {site.name: torch.full((site.width // 2,), 1.0 if site.name.startswith("encoder") else 0.1) for site in sites}
+    found = measure.angles(RoadAdapter(sites, theta, {site.name: torch.ones(site.width // 2) for site in sites}))
+    assert len({(site.layer, site.kind) for site in found.sites}) == len(sites)
+    shown = plots.angles(found).images[0].get_array()
+    assert sorted({round(float(value), 1) for value in shown.ravel()}) == [5.7, 57.3]
+    pairs = measure.query_key(found)
+    assert sorted({round(float(angle), 2) for angles in pairs.query_angles for angle in angles}) == [0.1, 1.0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_sites_say_nothing_about_agreement(count):
+    few = [replace(report(0.01, 0.1, seed=seed), sites=report(0.01, 0.1, seed=seed).sites[:count]) for seed in range(2)]
+    assert seed_structure(few).planes[1:] == (-1, 1)
 
 
 def test_equal_adapters_agree_everywhere():

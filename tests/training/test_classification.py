@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import timeit
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def test_a_run_folder_holds_everything_and_learns(finished, workplace):
     scores = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry][:3]
     assert finished.metrics["kept epoch"] == 1 + scores.index(max(scores))
     assert not list(finished.folder.rglob("*.bin"))
+
+
+def test_the_kept_epoch_of_a_training_that_ends_inside_an_epoch(workplace):
+    run = train(recipe_for(workplace, "training.max_steps=17", "training.learning_rate=0.05"), workplace / "part", progress=False)
+    log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    scores = {entry["epoch"]: entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry}
+    best = min(epoch for epoch, score in scores.items() if score == max(scores.values()))
+    assert len(scores) == 3
+    assert run.metrics["kept epoch"] == math.ceil(best)
 
 
 def test_two_runs_with_one_seed_are_identical(finished, workplace):

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -150,6 +151,22 @@ def test_no_review_is_used_twice_and_labels_cover_the_answer(workplace):
         assert tokenizer.decode([label for label in row["labels"] if label != -100]) == example.answer + tokenizer.eos_token
         assert tokenizer.decode(row["input_ids"]).startswith(f"Q: {example.prompt}\nA:")
     assert load_multitask_data(recipe) == loaded
+
+
+def test_held_out_reviews_that_are_trained_on_are_warned_of(workplace, tmp_path):
+    recipe = recipe_for(workplace)
+    header, *rows = Path(recipe.reviews.id).read_text().splitlines()
+    (tmp_path / "twice.csv").write_text("\n".join([header, *rows, *rows]) + "\n")
+    twice = replace(recipe, reviews=replace(recipe.reviews, id=str(tmp_path / "twice.csv")))
+    with pytest.warns(UserWarning, match=r"twice.csv': \d+ of 10 validation and test reviews are also training reviews"):
+        load_multitask_data(twice)
+
+
+def test_training_answers_that_are_cut_off_are_warned_of(workplace):
+    recipe = recipe_for(workplace)
+    long = {"label": [Example("fine", (("", "word " * recipe.model.max_length),)), Example("fine", (("", "yes"),))]}
+    with pytest.warns(UserWarning, match="1 of 2 training answers are cut off, so that nothing teaches their end"):
+        encode_multitask_data(long, load_tokenizer(recipe.model), recipe)
 
 
 def test_tokens_decide_the_parts_that_they_begin_or_leave_out(workplace):
