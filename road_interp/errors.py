@@ -29,11 +29,11 @@ def exit_on_error(program: str) -> Iterator[None]:
         fail(program, str(error), 1)
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
-    """The end of an error about an unknown name: the nearest known name, or all of them after `otherwise`."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are", prefix: str = "") -> str:
+    """The end of an error about an unknown name: the nearest known name behind `prefix`, or all of them after `otherwise`."""
     listed = list(known)
     near = difflib.get_close_matches(name, listed, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(listed)}"
+    return f"did you mean '{prefix}{near[0]}'?" if near else f"{otherwise} {', '.join(listed)}"
 
 
 def first_line(error: Exception) -> str:

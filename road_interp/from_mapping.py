@@ -46,7 +46,7 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "", finite: boo
                 for name, hint in hints.items()
                 if is_dataclass(hint) and key in {field.name for field in fields(hint) if field.init}
             ]
-            hint = f"did you mean {' or '.join(inner)}?" if inner else did_you_mean(str(key), known)
+            hint = f"did you mean {' or '.join(inner)}?" if inner else did_you_mean(str(key), known, prefix=_join(key_path, ""))
             raise InputError(f"unknown key '{_join(key_path, key)}'; {hint}")
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in content:

@@ -200,7 +200,7 @@ OVERRIDES = {
     "model.trust_remote_code=maybe": "'model.trust_remote_code' must be true or false",
     "model.attn_implementation=quick": "model 'model' cannot be loaded",
     "model.revision=[1]": "'model.revision' must be text or null",
-    "model.idd=1": "unknown key 'model.idd'; did you mean 'id'?",
+    "model.idd=1": "unknown key 'model.idd'; did you mean 'model.id'?",
     "model=1": "model must be a mapping, not 1",
     "data.id=gone.csv": "data file 'gone.csv' does not exist",
     "data.id=model": "data set 'model' cannot be loaded",
@@ -466,7 +466,7 @@ CASES = {
 COMMANDS = {
     "evaluate run --data gone.csv": "data file 'gone.csv' does not exist",
     "evaluate run --device tpu": "device 'tpu' is not known; use cpu or cuda",
-    "evaluate data.csv": "run folder 'data.csv' does not exist",
+    "evaluate data.csv": "run folder 'data.csv' is a file",
     "evaluate run --adapter gone": "gone: no adapter here",
     "inspect data.csv": "data.csv: no adapter here",
     "inspect pyvene": "pyvene: no adapter here",

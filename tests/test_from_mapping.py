@@ -91,7 +91,7 @@ REFUSED = {
     "'leaf.size' must be whole number, not True": {"leaf": {"size": True}},
     "'leaf.size' must be whole number, not 1.0": {"leaf": {"size": 1.0}},
     "'leaf.size' must be positive, not -1": {"leaf": {"size": -1}},
-    "unknown key 'leaf.siz'; did you mean 'size'?": {"leaf": {"siz": 1}},
+    "unknown key 'leaf.siz'; did you mean 'leaf.size'?": {"leaf": {"siz": 1}},
     "leaf: a leaf is bad": {"leaf": {"size": 1, "name": "bad"}},
     "'leaves' must be given for an ash": {"leaf": LEAF, "kind": "ash"},
     "leaves[1] must be a mapping, not 7": {"leaf": LEAF, "leaves": [LEAF, 7]},

@@ -247,7 +247,7 @@ class Programs(RuleBasedStateMachine):
     def remove(self):
         del self.adapters["c"]
         self.model.bank.remove("c")
-        with pytest.raises(InputError, match="unknown adapter c; the bank holds"):
+        with pytest.raises(InputError, match="unknown adapter 'c'; the bank holds"):
             self.model(base=INPUTS, adapter_names=["c"] * 3)
 
     @precondition(lambda self: self.kind == "bank")

@@ -214,7 +214,9 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     def _check_known(self, names: Sequence[str]) -> None:
         if unknown := sorted(set(names) - set(self._entries)):
-            raise InputError(f"unknown adapter {', '.join(unknown)}; the bank holds {', '.join(self._entries)} and {BASE}")
+            raise InputError(
+                f"unknown adapter {', '.join(map(repr, unknown))}; the bank holds {', '.join(self._entries)} and {BASE}"
+            )
 
 
 def _is_trainable(entry: Vectors | Path) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from road_interp.causal.arguments import check_interchange, check_model
 from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.training import train_interchange
+from road_interp.errors import InputError, did_you_mean
 from road_interp.measure.intervals import mean_interval, value_interval
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
@@ -87,6 +89,20 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
         tuple(swapped.tolist()),
         effective_parameters(interchange, runs.site.width) if isinstance(interchange, nn.Module) and trained else 0,
     )
+
+
+def _check_scan(make: Callable[[int], Interchange], training: Mapping[str, Any]) -> None:
+    """Raise InputError for an interchange where a function that makes one belongs, and for unknown arguments of the training."""
+    try:
+        inspect.signature(make).bind(1)
+    except TypeError:
+        raise InputError(
+            "causal.scan: make is called with a width and returns an interchange; for one that exists, give lambda width: it"
+        ) from None
+    known = list(inspect.signature(train_interchange).parameters)[2:]
+    if unknown := [name for name in training if name not in known]:
+        hint = did_you_mean(unknown[0], known, "it has")
+        raise InputError(f"causal.scan: train_interchange has no argument '{unknown[0]}'; {hint}")
 
 
 def count_parameters(interchange: Interchange) -> int:
@@ -168,6 +184,7 @@ def scan(
     layers = checked_list("causal.scan", layers, int, "the numbers of blocks, as in [0, 1]")
     spans = checked_list("causal.scan", spans, str, f"spans of the pairs, as in {list(splits.test.positions)}")
     check_callable("causal.scan", "make", make, "a function of the width that returns an interchange")
+    _check_scan(make, training)
     reports: list[list[InterchangeReport]] = []
     for layer in layers:
         reports.append([])

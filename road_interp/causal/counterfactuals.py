@@ -152,7 +152,7 @@ def check_splits(function: str, splits: object) -> None:
 def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     """Read pairs from a file with one JSON object per line, whose keys are the fields of `Pair`.
 
-    Raises InputError if the file does not exist or is not text, and for a line that is not a pair.
+    Raises InputError if the file does not exist, is not text or is empty, and for a line that is not a pair.
     """
     check_argument("causal.read_pairs", path, (str, os.PathLike), "the path of a file")
     path = Path(path)
@@ -165,6 +165,8 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
                 pairs.append(_pair(json.loads(line, object_pairs_hook=unique_keys)))
             except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: not a pair ({error}); its keys are {', '.join(Pair._fields)}") from None
+    if not pairs:
+        raise InputError(f"{path} holds no pairs")
     return pairs
 
 
@@ -211,7 +213,10 @@ def encode_pairs(
     if isinstance(pairs, str | os.PathLike):
         pairs = read_pairs(pairs)
     pairs = checked_list(
-        "causal.encode_pairs", pairs() if callable(pairs) else pairs, Pair, "Pairs, or the path of a file of pairs"
+        "causal.encode_pairs",
+        pairs() if callable(pairs) and not isinstance(pairs, PreTrainedTokenizerBase) else pairs,
+        Pair,
+        "Pairs, or the path of a file of pairs",
     )
     check_tokenizer("causal.encode_pairs", tokenizer)
     if not pairs:

@@ -106,6 +106,13 @@ class InterchangeRuns:
         check_argument("causal.InterchangeRuns", pairs, CounterfactualPairs, "encode_pairs(pairs, tokenizer)")
         check_argument("causal.InterchangeRuns", site, (int, Site), "the number of a block, or a site of find_sites")
         check_count("causal.InterchangeRuns", "batch_size", batch_size)
+        embeddings: Any = model.get_input_embeddings()
+        vocabulary = embeddings.num_embeddings
+        if (largest := max(map(max, (*pairs.base_ids, *pairs.source_ids, pairs.label_tokens)))) >= vocabulary:
+            raise InputError(
+                f"the pairs contain token {largest}, and {type(model).__name__} has {vocabulary} tokens: encode them with the "
+                "tokeniser of this model"
+            )
         self.model = model.eval().requires_grad_(False)
         self.pairs, self.batch_size, self._progress = pairs, batch_size, progress
         pairs.span(span)  # raises for an unknown span before any forward pass

@@ -115,7 +115,7 @@ def _warn_of_texts(recipe: DataRecipe, train: Dataset, validation: Dataset, test
     training, *others = (list(zip(*(split[name] for name in columns), strict=True)) for split in (train, validation, test))
     empty = sum(not any(part.strip() for part in text) for split in (training, *others) for text in split)
     if empty:
-        warnings.warn(f"'{recipe.id}': {empty} texts are empty; leave these rows out", stacklevel=3)
+        warnings.warn(f"'{recipe.id}': {empty} texts are empty and are used as they are; remove these rows", stacklevel=3)
     known = set(training)
     if shared := sum(text in known for text in others[-1]):
         warnings.warn(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from road_interp.arguments import check_count
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import move_only, pyvene
+from road_interp.models.intervention import check_keywords, move_only, pyvene
 from road_interp.models.subspaces import as_lists, check_partition, check_parts, entries_of, same_form, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
@@ -66,6 +66,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
                 "component. Pass an instance, as in {'component': 'encoder.layer[0].output', 'intervention': "
                 "RoadInterchangeIntervention(768)}"
             )
+        check_keywords(RoadInterchangeIntervention, kwargs)
         check_parts(kwargs.get("subspace_partition"))
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which contains neither depth nor rows

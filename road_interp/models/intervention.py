@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, did_you_mean
 from road_interp.models.subspaces import entries_of_rows
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Variant
@@ -59,6 +60,7 @@ class RoadIntervention(
     ) -> None:
         if "part" in kwargs:
             raise InputError("RoadIntervention takes output_slice; 'part' was its name in 0.1.0")
+        check_keywords(RoadIntervention, kwargs)
         embed_dim = latent_dim if embed_dim is None else embed_dim
         if embed_dim is None:
             raise InputError(
@@ -141,6 +143,13 @@ class RoadIntervention(
 
     def __str__(self) -> str:
         return f"RoadIntervention(variant={self.variant}, group_size={self.group_size})"
+
+
+def check_keywords(intervention: type[nn.Module], keywords: Mapping[str, Any]) -> None:
+    """Raise InputError for keywords that neither an intervention's constructor names nor pyvene passes to every one."""
+    named = [name for name in inspect.signature(intervention).parameters if name != "kwargs"]
+    if unknown := [name for name in keywords if name not in (*pyvene.RepresentationConfig._fields, "use_fast")]:
+        raise InputError(f"{intervention.__name__} has no argument '{unknown[0]}'; {did_you_mean(unknown[0], named, 'it has')}")
 
 
 def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -137,7 +137,9 @@ def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
 def _hint(recipe: ModelRecipe) -> str:
     if is_file(Path(recipe.id) / "recipe.yaml"):
         return f"; it is the folder of a run: Run.load('{recipe.id}').load_model()"
-    return f" (converted under {CACHE}; delete that folder to convert the file again)" if recipe.id.endswith(GGUF) else ""
+    if recipe.id.endswith(GGUF):
+        return f" (converted under {CACHE}; delete that folder to convert the file again)"
+    return "" if exists(os.path.expanduser(resolve(recipe.id))) else f"; here is no folder '{recipe.id}'"
 
 
 def process_state(device: torch.device) -> PartialState:

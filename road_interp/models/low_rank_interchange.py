@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import move_only, pyvene
+from road_interp.models.intervention import check_keywords, move_only, pyvene
 from road_interp.models.subspaces import as_lists, check_partition, check_parts, entries_of, same_form, selected_entries
 
 
@@ -50,6 +50,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
             raise InputError(
                 "LowRankInterchangeIntervention has trained directions, not rows: give low_rank_dimension, their number"
             )
+        check_keywords(LowRankInterchangeIntervention, kwargs)
         check_parts(kwargs.get("subspace_partition"))
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which may lack the rank

@@ -318,6 +318,11 @@ class RotationContext:
         self, index: int, site: Site, hidden: Tensor, owned: bool, tracing: bool, selected: Bool[Tensor, "batch length"] | None
     ) -> Tensor:
         group_size = self._coefficients.group_size
+        if hidden.shape[-1] != site.module_width:
+            raise InputError(
+                f"the adapter was made for another model: site '{site.name}' has states of width {hidden.shape[-1]} here, not "
+                f"{site.module_width}"
+            )
         if tracing:
             rotated = _apply_entries(self._entries(index), hidden, group_size, site)
         else:

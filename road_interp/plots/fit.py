@@ -146,7 +146,7 @@ def _fit_cells(ax: Axes) -> bool:
     """Numbers in the cells of a heat map: smaller, without their intervals (the second line), or none. Whether there are any."""
     if not (ax.images and ax.texts):
         return False
-    room = 0.94 * ax.get_window_extent().width / ax.images[0].get_size()[1]
+    room = 0.85 * ax.get_window_extent().width / ax.images[0].get_size()[1]
     if not fit_width(ax.texts, room):
         for text in ax.texts:
             text.set_text(text.get_text().partition("\n")[0])

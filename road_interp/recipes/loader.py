@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -12,7 +13,7 @@ import yaml
 
 from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError, did_you_mean
-from road_interp.files import is_file
+from road_interp.files import is_dir, is_file
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.paths import leads_from, with_paths
 from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
@@ -132,7 +133,9 @@ def recipe_path(name: str | Path) -> Path:
     known = builtin_recipes()
     if str(name) in known:
         return known[str(name)]
-    hint = did_you_mean(path.stem, known, "the built-in recipes are")
+    beside = [str(each) for each in path.parent.glob("*.y*ml")] if is_dir(path.parent) else []
+    near = difflib.get_close_matches(str(name), beside, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else did_you_mean(path.stem, known, "the built-in recipes are")
     raise InputError(f"no recipe '{name}': neither a file nor a built-in name; {hint}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from road_interp.errors import InputError
-from road_interp.files import is_dir, read_json_object
+from road_interp.files import is_dir, is_file, read_json_object
 from road_interp.formats import check_format, release_of
 
 RUN_FORMAT = 1
@@ -21,7 +21,8 @@ MULTITASK_ACCURACY_0_1 = "heads.json"  # its name in run folders of release 0.1.
 def check_finished(folder: Path) -> None:
     """Raise InputError unless the folder holds a finished run: one with metrics.json, which training writes last."""
     if not is_dir(folder):
-        raise InputError(f"run folder '{folder}' does not exist")
+        state = "is a file" if is_file(folder) else "does not exist"
+        raise InputError(f"run folder '{folder}' {state}")
     if not (folder / METRICS).is_file():
         unfinished = (folder / RECIPE).is_file()
         inside = sorted(path.parent.name for path in folder.glob(f"*/{METRICS}"))

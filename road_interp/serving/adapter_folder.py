@@ -9,6 +9,7 @@ from typing import Any
 
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import DESCRIPTION
 from road_interp.adapters.task_planes import TaskPlanes
@@ -39,6 +40,8 @@ class AdapterFolder:
     def __init__(self, folder: Path, base: Any) -> None:
         self._folder, self._base = folder, base
         self._stamps = self._read_stamps()
+        if not folder.is_dir():
+            raise InputError(f"the folder of adapters '{folder}' does not exist")
         if not self._stamps:
             raise InputError(f"'{folder}' contains no adapter folders, run folders or PEFT folders")
         loaded = {name: self._load(name) for name in self._stamps}
@@ -92,7 +95,12 @@ class AdapterFolder:
         return stamps
 
     def _load(self, name: str) -> tuple[RoadAdapter, TaskPlanes | None]:
-        path = self._folder / name
+        adapter, planes = self._read(self._folder / name)
+        if adapter.base is not None and (difference := adapter.base.difference(BaseModelSignature.of(self._base))):
+            raise InputError(f"adapter '{name}' was made for another model, {adapter.base.title}: {difference}")
+        return adapter, planes
+
+    def _read(self, path: Path) -> tuple[RoadAdapter, TaskPlanes | None]:
         if (path / peft_format.CONFIG).is_file():
             return RoadAdapter.from_peft(path, base=self._base), None
         if not (path / METRICS).is_file():

@@ -71,7 +71,7 @@ def test_add_replace_remove():
 
 def test_the_error_for_unknown_names_lists_the_known_ones():
     bank = RoadBank({"german": random_adapter(SITES), "french": random_adapter(SITES)})
-    with pytest.raises(InputError, match="unknown adapter dutch, italian; the bank holds german, french and __base__"):
+    with pytest.raises(InputError, match="unknown adapter 'dutch', 'italian'; the bank holds german, french and __base__"):
         bank.rows(["german", "italian", "dutch"])
 
 

@@ -179,7 +179,7 @@ def test_conditions_that_the_inputs_do_not_hold_are_left_out(tmp_path):
     [
         (["drft"], "no study 'drft'; did you mean 'drift'?"),
         (["capacity", "--only", "road-1"], "study 'capacity' has no condition 'road-1'; did you mean 'road_1'?"),
-        (["capacity", "training.max_step=2"], "unknown key 'training.max_step'; did you mean 'max_steps'?"),
+        (["capacity", "training.max_step=2"], "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
         (["cost", "size=2"], "unknown key 'size'"),
         (["throughput", "--unknown"], "No such option: --unknown"),
         (["strength", "--seeds", "a"], "--seeds 'a' must be whole numbers with commas between"),

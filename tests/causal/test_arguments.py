@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import is_dataclass
+import re
+from dataclasses import is_dataclass, replace
 
 import pytest
 import torch
@@ -65,6 +66,33 @@ def test_what_cannot_be_trained(runs):
         causal.train_interchange(runs, causal.full_swap)
     with pytest.raises(InputError, match="a RoadInterchangeIntervention without trainable parameters"):
         causal.train_interchange(runs, rotation.requires_grad_(False))
+
+
+def test_a_scan_is_given_what_makes_an_interchange(taught):
+    model, pairs = taught
+    splits = Splits(pairs, pairs, replace(pairs, base=tuple(f"{text} again" for text in pairs.base)))
+    for make, training, message in (
+        (causal.full_swap, {}, "make is called with a width and returns an interchange; for one that exists, give lambda"),
+        (lambda width: causal.full_swap, {"step": 3}, "train_interchange has no argument 'step'; did you mean 'steps'?"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            causal.scan(model, splits, [0], ["name"], make, "x", **training)
+
+
+def test_pairs_of_another_tokeniser_are_refused(taught):
+    model, pairs = taught
+    vocabulary = model.config.vocab_size
+    other = replace(pairs, source_ids=(*pairs.source_ids[:-1], (vocabulary,)))
+    with pytest.raises(InputError, match=f"the pairs contain token {vocabulary}, and .* has {vocabulary} tokens: encode them"):
+        causal.InterchangeRuns(model, other, 0, "name")
+
+
+def test_the_tokeniser_is_the_second_argument(tokenizer, tmp_path):
+    with pytest.raises(InputError, match="causal.encode_pairs needs a list of Pair, not "):
+        causal.encode_pairs(tokenizer, "pairs.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="empty.jsonl holds no pairs"):
+        causal.encode_pairs(tmp_path / "empty.jsonl", tokenizer)
 
 
 def test_pairs_that_are_not_divided(taught):

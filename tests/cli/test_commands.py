@@ -228,7 +228,7 @@ def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_pa
 
 WRONG = {
     "no recipe 'nothing'": ("train", "nothing"),
-    "did you mean 'learning_rate'": ("train", "sentiment-minilm", "training.learning_rat=1"),
+    "did you mean 'training.learning_rate'": ("train", "sentiment-minilm", "training.learning_rat=1"),
     "--resume needs --out": ("train", "sentiment-minilm", "--resume"),
     "run folder 'nowhere' does not exist": ("evaluate", "nowhere"),
     "no adapter here": ("inspect", "nowhere"),

@@ -68,7 +68,7 @@ def test_splits_are_stratified_fixed_and_apart(tmp_path):
 def test_empty_texts_and_copies_across_splits_are_warned_of(tmp_path):
     rows = [{**row, "sentence": " "} for row in ROWS[:2]] + ROWS[2:]
     empty = written(tmp_path / "empty.csv", rows)
-    with pytest.warns(UserWarning, match=r"empty.csv': 2 texts are empty"):
+    with pytest.warns(UserWarning, match=r"empty.csv': 2 texts are empty and are used"):
         load_labelled(recipe(empty))
     copies = written(tmp_path / "copies.csv", ROWS + ROWS)
     with pytest.warns(UserWarning, match="copies.csv': ([0-9]+) of 8 test texts are also training texts") as told:

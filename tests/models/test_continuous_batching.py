@@ -328,7 +328,7 @@ def test_what_it_cannot_do_is_an_error():
     model = bank_model()
     for options, message in (
         ({"adapter_names": ["a"]}, "1 adapter names for 6 prompts"),
-        ({"adapter_names": ["d"] * 6}, "unknown adapter d"),
+        ({"adapter_names": ["d"] * 6}, "unknown adapter 'd'"),
         ({"adapter_names": NAMES, "positions": "last"}, "its positions can be all or prompt, not 'last'"),
         ({"adapter_names": NAMES, "tasks": ["x"] * 6}, "tasks needs a model with planes"),
         ({}, "holds 3 adapters: name one per row"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import torch
 from helpers.models import tiny_model, token_batch
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.intervention import RoadIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.models.variable_coordinates import VariableCoordinates
 from road_interp.rotation import butterfly
 
 WIDTH = 32
@@ -213,6 +216,20 @@ def test_angles_stay_fp32_and_states_keep_their_dtype(dtype):
     output = intervention(base, source)
     assert output.dtype == dtype
     assert torch.equal(output, intervention(base.float(), source.float()).to(dtype))
+
+
+def test_misspelt_arguments_are_refused():
+    for make, options, message in (
+        (RoadInterchangeIntervention, {"dept": 10}, "RoadInterchangeIntervention has no argument 'dept'; did you mean 'depth'?"),
+        (RoadInterchangeIntervention, {"row": [0]}, "did you mean 'rows'?"),
+        (RoadIntervention, {"varient": "road_2"}, "did you mean 'variant'?"),
+        (LowRankInterchangeIntervention, {"low_rank_dimension": 2, "sed": 3}, "did you mean 'seed'?"),
+        (LowRankInterchangeIntervention, {"low_rank_dimension": 2, "depth": 3}, "has no argument 'depth'; it has embed_dim, low"),
+        (VariableCoordinates({"a": 2}).road, {"dept": 3}, "did you mean 'depth'?"),
+        (VariableCoordinates({"a": 2}).low_rank, {"sead": 3}, "did you mean 'seed'?"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            make(WIDTH, **options)
 
 
 def test_invalid_arguments_are_refused():

@@ -359,7 +359,7 @@ def test_sampling_uses_the_adapter_of_each_row():
 
 def test_invalid_adapter_names_are_refused():
     model, batch = bank_model(), token_batch()
-    with pytest.raises(InputError, match="unknown adapter d; the bank holds a, b, c and __base__"):
+    with pytest.raises(InputError, match="unknown adapter 'd'; the bank holds a, b, c and __base__"):
         model(base=batch, adapter_names=["a", "d", "b"])
     with pytest.raises(InputError, match="2 adapter names for a batch of 3 rows"):
         model(base=batch, adapter_names=["a", "b"])

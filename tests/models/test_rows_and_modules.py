@@ -97,9 +97,10 @@ def test_one_group_of_planes_is_not_repeated_over_wider_states(width, group_size
     base = tiny_model("GPT2", "causal-lm", n_embd=64)
     sites = [replace(site, width=width) for site in find_sites(base, "block-output")]
     model, planes = RoadModel(base, random_adapter(sites, group_size=group_size)), [list(range(width // 2))] * 2
-    for options in ({}, {"subspaces": [planes] * len(sites)}):
-        with pytest.raises(InputError, match=f"states of width 64 cannot be rotated in {width // 2} planes"):
-            model(token_batch(2), **options)
+    with pytest.raises(InputError, match=f"site 'transformer.h.0' has states of width 64 here, not {width}"):
+        model(token_batch(2))
+    with pytest.raises(InputError, match=f"states of width 64 cannot be rotated in {width // 2} planes"):
+        model(token_batch(2), subspaces=[planes] * len(sites))
 
 
 # ------------------------------------------------------------------ rows

@@ -115,7 +115,7 @@ def test_a_name_of_an_adapter_and_a_task_is_ambiguous():
 def test_joined_adapters_that_cannot_be():
     model, batch = bank_model(), token_batch(2)
     for options, message in (
-        ({"adapter_names": ["a+d", "a"]}, "unknown adapter d; the bank holds a, b, c"),
+        ({"adapter_names": ["a+d", "a"]}, "unknown adapter 'd'; the bank holds a, b, c"),
         ({"adapter_names": ["a+b", "a"], "strengths": [{"c": 1}, 1]}, "unknown adapter 'c' in strengths; .* are a, b"),
     ):
         with pytest.raises(InputError, match=message):

@@ -46,7 +46,7 @@ def test_a_mapping_is_not_changed_by_overrides():
 
 
 REFUSED = {
-    "unknown key 'training.learnin_rate'; did you mean 'learning_rate'": ["training.learnin_rate=1"],
+    "unknown key 'training.learnin_rate'; did you mean 'training.learning_rate'": ["training.learnin_rate=1"],
     "unknown key 'modle'; did you mean 'model'": ["modle.id=x"],
     "unknown key 'zzz'; known are model, data": ["zzz=1"],
     "'training.epochs' must be number, not 'many'": ["training.epochs=many"],

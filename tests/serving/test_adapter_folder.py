@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from helpers.models import random_adapter, tiny_model
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.errors import InputError
 from road_interp.serving.adapter_folder import AdapterFolder
 from road_interp.sites.find import find_sites
@@ -75,9 +77,14 @@ def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
 
 
 def test_folders_that_cannot_be_served(tmp_path, base, adapters):
-    for folder in (tmp_path / "missing", tmp_path):
-        with pytest.raises(InputError, match="contains no adapter folders, run folders or PEFT folders"):
+    for folder, message in ((tmp_path / "missing", "does not exist"), (tmp_path, "contains no adapter folders, run folders or")):
+        with pytest.raises(InputError, match=message):
             AdapterFolder(folder, base)
+    other = tiny_model("Llama", "causal-lm", num_hidden_layers=1)
+    replace(random_adapter(find_sites(other, "all-linear")), base=BaseModelSignature.of(other)).save(tmp_path / "other")
+    with pytest.raises(InputError, match="adapter 'other' was made for another model, an unnamed llama: num_hidden_layers is 2, not 1"):
+        AdapterFolder(tmp_path, base)
+    shutil.rmtree(tmp_path / "other")
     adapters[0].save(tmp_path / "broken")
     (tmp_path / "broken" / "adapter.json").write_text("{")
     with pytest.raises(InputError, match=r"adapter\.json is not valid JSON"):

@@ -113,7 +113,7 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, monkeypatch):
     word_tokenizer().save_pretrained(tmp_path / "base")
     for arguments, message in (
         (["missing/folder", "--adapters", tmp_path], "'missing/folder' cannot be loaded"),
-        ([tmp_path / "base", "--adapters", tmp_path / "none"], "contains no adapter folders, run folders or PEFT folders"),
+        ([tmp_path / "base", "--adapters", tmp_path / "none"], "does not exist"),
     ):
         code, _, error = run(capsys, monkeypatch, "serve", *arguments)
         assert code == 2
