@@ -18,6 +18,7 @@ from road_interp.errors import InputError
 from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
 from road_interp.plots import export
 from road_interp.plots.parameter_share import READABLE
+from road_interp.plots.style import counted
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
@@ -182,8 +183,8 @@ def describe(found: ParameterShareReport) -> Described:
         if first.method != "full" and full in found.trainings:
             rows.append((f"{name} minus full fine-tuning", with_interval(found.difference(slug, full))))
     seeds = sorted({len(trainings) for trainings in found.trainings.values()})
-    counted = " or ".join(f"{count} seed{'s' * (count > 1)}" for count in seeds)
-    return f"Accuracy on test texts with 95% intervals over seeds and texts ({counted}); differences are paired.", rows
+    several = " or ".join(counted(count, "seed") for count in seeds)
+    return f"Accuracy on test texts with 95% intervals over seeds and texts ({several}); differences are paired.", rows
 
 
 COMMON: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, prepared, styled
+from road_interp.plots.style import COLORS, MARKERS, counted, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ def capacity(report: CapacityReport, ax: Axes | None = None) -> Axes:
         rows = [row for row, point in enumerate(shown) if point.family == family]
         mean = np.array([shown[row].mean for row in rows])
         low, high = np.array([shown[row].interval for row in rows]).T
-        look: dict[str, Any] = {"marker": "osD^vP"[number % 6], "color": COLORS[number % len(COLORS)], "markersize": 4}
+        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "markersize": 4}
         ax.errorbar(mean, rows, xerr=(mean - low, high - mean), linestyle="none", capsize=2, linewidth=1, label=family, **look)
         if seeds[0] == 1 < seeds[-1]:
             hollow = [row for row in rows if len(shown[row].scores) == 1]
             ax.plot([shown[row].mean for row in hollow], hollow, linestyle="none", markerfacecolor="white", zorder=3, **look)
     ax.set_yticks(range(len(shown)), [f"{point.name}  {point.percent:.3g}%" for point in shown])
     ax.invert_yaxis()
-    several = f"{'' if len(seeds) == 1 else f'{seeds[0]} to '}{seeds[-1]} seed{'s' * (seeds[-1] > 1)}"
+    several = f"{'' if len(seeds) == 1 else f'{seeds[0]} to '}{counted(seeds[-1], 'seed')}"
     ax.set(
         xlabel="test accuracy",
         ylabel="trained weights, % of the backbone",

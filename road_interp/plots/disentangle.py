@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, prepared, styled
+from road_interp.plots.style import COLORS, counted, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def disentangle(report: DisentangleReport, ax: Axes | None = None) -> Axes:
     ax.axvline(report.chance, color="0.5", linewidth=0.8, linestyle="--", label="constant prediction")
     ax.set_yticks(range(len(shown)), [f"{outcome.name} ({outcome.numbers})" for outcome in shown])
     ax.invert_yaxis()
-    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
+    seeds = counted(len(report.seeds), "seed")
     ax.set(
         xlabel=report.metric,
         ylabel="classifier (input values per text)",

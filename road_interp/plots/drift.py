@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from road_interp.plots.arguments import listed
-from road_interp.plots.style import COLORS, callers_width, in_place_of, prepared, styled, width_of
+from road_interp.plots.style import COLORS, MARKERS, callers_width, in_place_of, prepared, styled, width_of
 
 if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, ReadPointDrift
@@ -141,7 +141,7 @@ def _points(ax: Axes, place: ReadPointDrift, color: str) -> None:
 
 
 def _color_and_marker(number: int) -> dict[str, Any]:
-    return {"color": COLORS[number % len(COLORS)], "marker": "osD^vP"[number % 6]}
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def _line_style(pinned: bool) -> dict[str, Any]:

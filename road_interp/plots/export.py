@@ -16,6 +16,7 @@ from matplotlib.style import context
 
 from road_interp import plots
 from road_interp.files import write_atomically
+from road_interp.plots.style import counted
 from road_interp.provenance import figure_metadata
 from road_interp.sources import readable_name
 
@@ -83,7 +84,7 @@ def draw_ablation(report: AblationReport, folder: Path) -> Path:
     with context(plots.STYLE):
         rows = 2 if groups else 1
         figure, axes = subplots(rows, 2, figsize=(7, 2.5 * rows), layout="constrained", squeeze=False)
-        seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
+        seeds = counted(len(report.seeds), "seed")
         figure.suptitle(f"{readable_name(report.model)}, {report.variant}, {seeds}: components of the adapter")
     plots.ablation(report, axes[0, 0])
     if any(row.group == "most rotated" for row in report.rows):
@@ -135,9 +136,7 @@ def draw_variables(comparisons: Sequence[VariablesComparison], result: Result, f
     """Cause, isolation and disentangle of one model and one type of entity, side by side."""
     first, names = comparisons[0], " and ".join(comparisons[0].variables)
     counts = Counter(found.coordinates for found in comparisons).values()
-    seeds = (
-        f"{min(counts)} to {max(counts)} seeds" if min(counts) < max(counts) else f"{max(counts)} seed{'s' * (max(counts) > 1)}"
-    )
+    seeds = f"{min(counts)} to {max(counts)} seeds" if min(counts) < max(counts) else counted(max(counts), "seed")
     title = f"{readable_name(first.model)}, block {first.layer}, {first.task}{f': {names}' * (names != first.task)}"
     with context(plots.STYLE):
         figure, axes = subplots(1, 3, figsize=(7, 3.2), layout="constrained", sharey=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import prepared, styled
+from road_interp.plots.style import MARKERS, counted, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.causal.accuracy import ScanReport
@@ -39,12 +39,12 @@ def interchange_depth(report: DepthReport, ax: Axes | None = None) -> Axes:
         bars = (mean[number] - low[number], high[number] - mean[number])
         shift = 1.05 ** (number - (len(report.depths) - 1) / 2)  # so that lines with equal values stay visible
         places = np.array(report.rows) * shift
-        style: dict[str, Any] = {"marker": "osD^vP"[number % 6], "markersize": 4, "linewidth": 1, "capsize": 2}
+        style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linewidth": 1, "capsize": 2}
         ax.errorbar(places, mean[number], yerr=np.maximum(bars, 0), label=f"depth {depth}", **style)
     ax.set_xscale("log", base=2)
     ax.set_xticks(report.rows, [str(count) for count in report.rows])
     ax.minorticks_off()
-    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
+    seeds = counted(len(report.seeds), "seed")
     ax.set(xlabel="swapped rows", ylabel="flipped answers", ylim=(-0.02, 1), title=f"{report.task}, {seeds}")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

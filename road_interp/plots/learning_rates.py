@@ -7,9 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, prepared, styled
-
-MARKERS = "osD^vPXd*<>"
+from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 
 
 @styled

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, prepared, styled
-
-MARKERS = "osD^vP"
+from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 
 
 @styled

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from road_interp.adapters.bank import BASE
 from road_interp.plots.arguments import listed
-from road_interp.plots.style import COLORS, prepared, styled
+from road_interp.plots.style import COLORS, counted, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def composition_control(reports: Sequence[CompositionReport] | CompositionReport
 
 def _with_seeds(report: CompositionReport) -> str:
     count = len(report.seeds)
-    return f"{report.method} ({count} seed{'s' * (count > 1)})"
+    return f"{report.method} ({counted(count, 'seed')})"
 
 
 @styled

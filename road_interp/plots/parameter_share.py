@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, prepared, styled
+from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
     from road_interp.measure.parameter_share import ParameterShareReport
 
-MARKERS = "os^vDP"
 READABLE = {"lora-1": "LoRA, rank 1", "lora-8": "LoRA, rank 8", "full": "full fine-tuning"}
 
 

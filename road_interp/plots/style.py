@@ -22,6 +22,7 @@ STYLE = str(resources.files("road_interp.plots") / "road.mplstyle")
 _SETTINGS = rc_params_from_file(STYLE, use_default_template=False)
 # Read from the style: "C0" would be resolved when a notebook shows the figure, outside the style.
 COLORS: list[str] = _SETTINGS["axes.prop_cycle"].by_key()["color"]
+MARKERS = "osD^vPXd*<>"
 RELATIVE = tuple(key for key in _SETTINGS if key.endswith(("titlesize", "labelsize", "legend.fontsize")))  # to font.size
 
 ROW, ABOVE_ROWS = 0.14, 1.2  # inches: height of a named row, and of what is above and below the rows
@@ -101,3 +102,8 @@ def in_place_of(ax: Axes) -> SubFigure:
 def two_digits(value: float) -> str:
     """A number with two significant digits, and no fewer digits than it has before the point."""
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:#.2g}".rstrip(".")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one: "1 seed", "3 seeds"."""
+    return f"{number} {noun}{'s' * (number != 1)}"

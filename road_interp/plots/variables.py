@@ -10,13 +10,11 @@ from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
 from road_interp.plots.arguments import listed
-from road_interp.plots.style import COLORS, prepared, styled
+from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.causal.variable_methods import VariablesComparison
     from road_interp.causal.variables import VariablesReport
-
-MARKERS = "osD^vPXd*<>"
 
 
 @styled
