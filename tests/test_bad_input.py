@@ -492,7 +492,7 @@ COMMANDS = {
     "compose adapter gone --out x": "gone: no adapter here",
     "drift model gone data.csv": "model 'gone' cannot be loaded",
     "drift model model gone.csv": "data file 'gone.csv' does not exist",
-    "drift model model data.csv --text words": "no column 'words' (--text)",
+    "drift model model data.csv --text words": "no column 'words' for --text",
     "drift model model data.csv --token cls": "token 'cls' is not known; use first, last, mean, all",
     "drift model model data.csv --limit 0": "Invalid value for '--limit'",
     "drift model model data.csv --most 0": "Invalid value for '--limit'",

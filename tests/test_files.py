@@ -13,7 +13,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.causal.counterfactuals import read_pairs
 from road_interp.cli.options import check_new_folder
 from road_interp.cli.output_file import check_output_file
-from road_interp.data.labelled import read_rows
+from road_interp.data.rows import read_rows
 from road_interp.errors import InputError
 from road_interp.files import check_folder
 from road_interp.models.loading import load_model, load_tokenizer

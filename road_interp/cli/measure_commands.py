@@ -105,16 +105,13 @@ def drift(
 
 def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
     """The texts of a file or data set in their order, or `limit` of them drawn with a fixed seed."""
-    from road_interp.data.labelled import listed_columns, read_rows, subsample
+    from road_interp.data.labelled import subsample
+    from road_interp.data.rows import check_column, check_texts, read_rows
 
     rows = read_rows(data, None, "test")
-    if column not in rows.column_names:
-        raise InputError(f"'{data}' has no column '{column}' (--text); {listed_columns(rows)}")
-    texts = (rows if limit is None else subsample(rows, limit))[column]
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"'{data}', row {row}: column '{column}' holds {text!r}, not text")
-    return texts
+    check_column(rows, column, data, "--text")
+    check_texts(rows[column], column, data)
+    return (rows if limit is None else subsample(rows, limit))[column]
 
 
 def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:

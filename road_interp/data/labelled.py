@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import logging
-import os
-import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import Dataset
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument
 from road_interp.data.metrics import METRICS
-from road_interp.errors import InputError, did_you_mean, first_line
-from road_interp.files import is_file
+from road_interp.data.rows import check_column, check_texts, cut, read_rows
+from road_interp.errors import InputError, did_you_mean
 from road_interp.recipes.schema import DataRecipe
-from road_interp.sources import resolve
 
 GLUE = "nyu-mll/glue"
 GLUE_COLUMNS = {
@@ -40,13 +32,6 @@ GLUE_COLUMNS = {
     "rte": ("sentence1", "sentence2"),
 }
 LARGE, VALIDATION = 2000, 1000  # of a development set of at least LARGE examples, VALIDATION select the checkpoint
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
 
 
 @dataclass(frozen=True)
@@ -195,20 +180,20 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
     if recipe.text_pair is not None:
         names["text_pair"] = recipe.text_pair
     for role, column in names.items():
-        _check_column(data, column, identifier, role)
+        check_column(data, column, identifier, role)
     columns = {role: list(data[column]) for role, column in names.items()}
     for row, label in enumerate(columns["label"]):
         if not isinstance(label, str | int | float):
-            raise InputError(f"'{identifier}', row {row}: label {_cut(label)} is neither text nor a number")
+            raise InputError(f"'{identifier}', row {row}: label {cut(label)} is neither text nor a number")
         if label == "" and "" not in (recipe.classes or ()):
             raise InputError(f"'{identifier}', row {row}: the label is empty; give it one, or leave the row out")
         if isinstance(label, str) != isinstance(columns["label"][0], str):
             raise InputError(
-                f"'{identifier}', row {row}: label {_cut(label)} and the first label are not both text or both numbers"
+                f"'{identifier}', row {row}: label {cut(label)} and the first label are not both text or both numbers"
             )
     data = Dataset.from_dict(columns)
     for role in sorted(set(names) - {"label"}):
-        _check_texts(data[role], names[role], identifier)
+        check_texts(data[role], names[role], identifier)
     return data if recipe.words is None else _first_words(data, recipe.words, identifier, section)
 
 
@@ -222,22 +207,9 @@ def read_texts(recipe: DataRecipe, identifier: str) -> list[Any]:
     data = read_rows(identifier, recipe.config, "test")
     names = [recipe.text or "text", *([] if recipe.text_pair is None else [recipe.text_pair])]
     for column in names:
-        _check_column(data, column, identifier, "text")
-        _check_texts(data[column], column, identifier)
+        check_column(data, column, identifier, "text")
+        check_texts(data[column], column, identifier)
     return list(data[names[0]]) if len(names) == 1 else list(zip(*(data[column] for column in names), strict=True))
-
-
-def _check_texts(values: Iterable[Any], column: str, identifier: str) -> None:
-    for row, text in enumerate(values):
-        if not isinstance(text, str):
-            hint = "; choose a column of texts, or write numbers in quotes"
-            raise InputError(f"'{identifier}', row {row}: column '{column}' holds {_cut(text)}, not text{hint}")
-
-
-def _cut(value: object) -> str:
-    """A value of a file in an error, in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _first_words(data: Dataset, count: int, identifier: str, section: str) -> Dataset:
@@ -271,93 +243,6 @@ def subsample(examples: Dataset, limit: int) -> Dataset:
     return examples.shuffle(seed=0).select(range(min(limit, len(examples))))
 
 
-def read_rows(
-    identifier: str,
-    config: str | None,
-    split: str,
-    keep: Mapping[str, Any] | None = None,
-    section: str = "data",
-    label: str | None = None,
-) -> Dataset:
-    """Read the rows of one split that have all column values of `keep`, with all columns. Raises InputError if there are none.
-
-    `section` is as in `load_labelled`. `label` names a column of labels: in a CSV file they stay text if one is a whole number
-    with zeros before it, such as "01".
-    """
-    data = _read(identifier, config, split, label)
-    for column, value in (keep or {}).items():
-        if column not in data.column_names:
-            hint = f"{listed_columns(data)}; {section}.filter=null drops it"
-            raise InputError(f"'{identifier}' has no column '{column}' for filter; {hint}")
-        data = data.filter(lambda row, column=column, value=value: row[column] == value, load_from_cache_file=False)
-    if len(data) == 0:
-        raise InputError(f"'{identifier}' holds no examples" + (f" with {keep}" if keep else ""))
-    return data
-
-
-def _read(identifier: str, config: str | None, split: str, label: str | None) -> Dataset:
-    path = Path(os.path.expanduser(resolved := resolve(identifier)))
-    if path.suffix in FORMATS:
-        if not is_file(path):
-            raise InputError(f"data file '{identifier}' does not exist")
-        builder, options = FORMATS[path.suffix]
-        if path.stat().st_size == 0:
-            raise InputError(f"data file '{identifier}' is empty")
-        told = datasets.logging.get_verbosity()
-        datasets.logging.set_verbosity(logging.CRITICAL)  # its readers log what they raise
-        try:
-            if builder == "csv" and label is not None:
-                options = {**options, "converters": {label: str}}
-            data = load_dataset(builder, data_files=str(path), split="train", **options)
-            return _with_typed(data, label) if builder == "csv" and label in data.column_names else data
-        except Exception as error:  # the readers of `datasets` pass on any exception of the parsers that they use
-            if "corresponds to no data" in str(error):
-                raise InputError(f"'{identifier}' holds no examples") from None
-            raise InputError(f"data file '{identifier}' cannot be read: {_cause(error)}") from None
-        finally:
-            datasets.logging.set_verbosity(told)
-    if is_file(path):
-        raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
-    name, _, named_split = resolved.partition(":")
-    try:
-        splits = load_dataset(name, config)
-    except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
-        raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
-    return _split_of(splits, named_split or split, identifier)
-
-
-def _with_typed(data: Dataset, column: str | None) -> Dataset:
-    """A column of texts as whole numbers, numbers or truth values where all can be; with "01" among them, none is a number."""
-    texts = [text.strip() for text in data[column]]
-    kinds: list[tuple[str, Callable[[str], Any]]] = [
-        (r"[-+]?(0|[1-9]\d{0,17})", int),
-        (r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?", float),
-        (r"(?i)true|false", lambda text: text.lower() == "true"),
-    ]
-    for pattern, convert in kinds:
-        if all(re.fullmatch(pattern, text) for text in texts):
-            return data.remove_columns(column).add_column(column, [convert(text) for text in texts])
-    return data
-
-
-def _split_of(splits: DatasetDict, split: str, identifier: str) -> Dataset:
-    if split not in splits:
-        raise InputError(f"data set '{identifier}' has no split '{split}'; its splits are {', '.join(splits)}")
-    return splits[split]
-
-
-def _check_column(data: Dataset, column: str, identifier: str, role: str) -> None:
-    if column not in data.column_names:
-        raise InputError(f"'{identifier}' has no column '{column}' for {role}; {listed_columns(data)}")
-
-
-def listed_columns(data: Dataset) -> str:
-    """The column names of data for an error: at most eight, each cut to 40 characters."""
-    names = [name if len(name) <= 40 else f"{name[:39]}…" for name in data.column_names[:8]]
-    more = len(data.column_names) - len(names)
-    return f"its columns are {', '.join(names)}" + (f" and {more} more" if more else "")
-
-
 def _metric(recipe: DataRecipe, classes: tuple[Any, ...] | None) -> str:
     return recipe.metric or ("pearson" if classes is None else "accuracy")
 
@@ -377,11 +262,11 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
     for row, label in enumerate(data["label"]):
         if classes is None:
             if isinstance(label, bool) or not isinstance(label, int | float) or not np.isfinite(label):
-                raise InputError(f"'{identifier}', row {row}: label {_cut(label)} is not a finite number")
+                raise InputError(f"'{identifier}', row {row}: label {cut(label)} is not a finite number")
             labels.append(float(label))
         elif label not in classes:
-            listed = ", ".join(map(_cut, classes[:8])) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
-            raise InputError(f"'{identifier}', row {row}: label {_cut(label)} is outside the classes {listed}")
+            listed = ", ".join(map(cut, classes[:8])) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
+            raise InputError(f"'{identifier}', row {row}: label {cut(label)} is outside the classes {listed}")
         else:
             labels.append(classes.index(label))
     return data.remove_columns("label").add_column("label", labels)
@@ -425,11 +310,3 @@ def _single_examples(labels: Sequence[Any], classes: Sequence[Any] | None) -> st
         return ""
     numbers = "; for numbers as labels, set problem_type=regression" if isinstance(classes[0], float) else ""
     return f"{len(single)} of {len(classes)} classes have a single example, such as {classes[single[0]]!r}{numbers}"
-
-
-def _cause(error: Exception) -> str:
-    """First line of the message of the innermost cause of an exception, or its class name if the message is empty."""
-    while isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-    return first_line(error) + hint

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from road_interp.arguments import check_argument
 from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.data.behaviours import PARTS, Behaviour, Review, answer_parts, behaviour
-from road_interp.data.labelled import read_examples, read_rows
+from road_interp.data.labelled import read_examples
+from road_interp.data.rows import read_rows
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 

@@ -331,7 +331,7 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert figures == {f"{name}.{kind}" for name in ("states", "states-angle", "states-dM") for kind in ("pdf", "png", "json")}
     for options, message in [
-        (("--text", "words"), "has no column 'words' (--text); its columns are text, label, score"),
+        (("--text", "words"), "has no column 'words' for --text; its columns are text, label, score"),
         (("--text", "score"), "row 0: column 'score' holds"),
         (("--token", "cls"), "token 'cls' is not known; use first, last, mean, all"),
     ]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from road_interp.data import labelled
+from road_interp.data import rows
 from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set, read_examples
 from road_interp.data.multitask import load_reviews
 from road_interp.errors import InputError
@@ -152,7 +152,7 @@ def test_glue_by_name(monkeypatch, name):
         rows = Dataset.from_list([{**row, "label": n / 2 if name == "stsb" else n % 2} for n in range(12)])
         return DatasetDict({"train": rows, "validation": rows, "validation_matched": rows})
 
-    monkeypatch.setattr(labelled, "load_dataset", load)
+    monkeypatch.setattr(rows, "load_dataset", load)
     task = load_labelled(DataRecipe(id=f"glue/{name}"))
     assert asked == [("nyu-mll/glue", name)] * 2
     assert task.metric == metric

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 
 from helpers.models import tiny_model
 from road_interp.cli import app
-from road_interp.data import labelled
+from road_interp.data import rows
 from road_interp.measure import ExactMatchReport
 from road_interp.measure.throughput import ThroughputReport
 from road_interp.models.loading import load_tokenizer
@@ -83,9 +83,9 @@ TIMED = [name for name in builtin_recipes() if isinstance(load_recipe(name), Thr
 
 @pytest.mark.parametrize("name", sorted({*builtin_recipes()} - {*TIMED}))
 def test_it_runs(name, tiny_models, tmp_path, monkeypatch):
-    load = labelled.load_dataset
+    load = rows.load_dataset
     monkeypatch.setattr(
-        labelled, "load_dataset", lambda path, *options, **more: load(path, *options, **more) if more else rows_of(path, *options)
+        rows, "load_dataset", lambda path, *options, **more: load(path, *options, **more) if more else rows_of(path, *options)
     )
     monkeypatch.chdir(tmp_path)
     for file, values in QUESTIONS.items():
