@@ -171,7 +171,12 @@ def test_interrupted_by_hand(workplace):
     arguments = ["train", workplace / "stopped.yaml", "--out", workplace / "stopped", "--json"]
     command = [sys.executable, "-m", "road_interp.cli", *map(str, arguments)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a process in the background may ignore
     )
     while trainer.last_checkpoint(workplace / "stopped" / "checkpoints") is None:
         assert process.poll() is None
