@@ -205,8 +205,16 @@ def test_a_script_is_its_study(monkeypatch, capsys, tmp_path):
     runpy.run_path(str(ANALYSES / "interference.py"), run_name="__main__")
     assert "interference.png" in capsys.readouterr().out
     assert (tmp_path / "interference.png").is_file()
-    for path in ANALYSES.glob("*.py"):
-        assert path.read_text().rstrip().splitlines()[-2] == 'if __name__ == "__main__":'
+
+
+@pytest.mark.parametrize("path", sorted(ANALYSES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_runs_one_of_its_studies(monkeypatch, path):
+    run = []
+    monkeypatch.setattr("road_interp.cli.app.main_of", run.append)
+    defined = runpy.run_path(str(path), run_name="__main__")
+    (study,) = run
+    assert any(study is value for value in defined.values())
+    assert f"road-interp study {study.name}" in defined["__doc__"]
 
 
 def test_studies_of_an_installed_package_lie_in_it(monkeypatch, tmp_path):
