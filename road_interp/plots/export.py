@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.pyplot import close, subplots
@@ -118,9 +118,14 @@ def draw_throughput(report: ThroughputReport, folder: Path) -> Path:
         return folder / "throughput.json"
     with context(plots.STYLE):
         figure, axes = subplots(1, len(tasks), figsize=(min(7, 3.4 * len(tasks)), 3.2), layout="constrained", squeeze=False)
-        figure.suptitle(f"{readable_name(report.model)}, {report.sites} sites, {report.dtype}, {report.device}")
-    for task, ax in zip(tasks, axes[0], strict=True):
-        plots.throughput(report, ax, task=task)
+        where = f"{report.device}, {counted(report.threads, 'thread')}"
+        figure.suptitle(f"{readable_name(report.model)}, {report.sites} sites, {report.dtype}, {where}")
+        shown: dict[str, Any] = {}
+        for task, ax in zip(tasks, axes[0], strict=True):
+            handles, names = plots.throughput(report, ax, task=task).get_legend_handles_labels()
+            shown |= dict(zip(names, handles, strict=True))
+            ax.get_legend().remove()
+        figure.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown))
     return save_figure(axes[0][0], report, folder, "throughput")
 
 
