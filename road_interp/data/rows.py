@@ -83,11 +83,11 @@ def _read(identifier: str, config: str | None, split: str, label: str | None) ->
 
 
 def _with_typed(data: Dataset, column: str | None) -> Dataset:
-    """A column of texts as whole numbers, numbers or truth values where all can be; with "01" among them, none is a number."""
+    """A column of texts as whole numbers, numbers or truth values where all can be exactly; "01" stays text, and so do all then."""
     texts = [text.strip() for text in data[column]]
     kinds: list[tuple[str, Callable[[str], Any]]] = [
         (r"[-+]?(0|[1-9]\d{0,17})", int),
-        (r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?", float),
+        (r"[-+]?((0|[1-9]\d{0,14})(\.\d*)?|\.\d+)([eE][-+]?\d+)?", float),
         (r"(?i)true|false", lambda text: text.lower() == "true"),
     ]
     for pattern, convert in kinds:
