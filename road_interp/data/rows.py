@@ -83,7 +83,7 @@ def _read(identifier: str, config: str | None, split: str, label: str | None) ->
 
 
 def _with_typed(data: Dataset, column: str | None) -> Dataset:
-    """A column of texts as whole numbers, numbers or truth values where all can be exactly; "01" stays text, and so do all then."""
+    """A column of texts as whole numbers, numbers or truth values where all can be exactly; all stay text where one is "01"."""
     texts = [text.strip() for text in data[column]]
     kinds: list[tuple[str, Callable[[str], Any]]] = [
         (r"[-+]?(0|[1-9]\d{0,17})", int),
