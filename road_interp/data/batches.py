@@ -1,11 +1,30 @@
-"""Batches of texts of similar length, which need little padding."""
+"""Batches of texts: in their order, and of similar length, which needs little padding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from road_interp.arguments import check_callable, check_count, checked_list
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     """The row numbers in batches of at most `size`, those of the shortest texts first; texts of equal length keep their order."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def text_batches(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, size: int = 32
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of `size` texts for `measure.drift`, in order, truncated to `max_length` tokens and padded on the right.
+
+    Raises InputError for something else than a list of texts, and for no tokens.
+    """
+    listed = checked_list("measure.text_batches", texts, str, "a list of texts, as in ['a text']")
+    check_callable("measure.text_batches", "tokenizer", tokenizer, "load_tokenizer('gpt2')")
+    check_count("measure.text_batches", "max_length", max_length)
+    padded = {"truncation": True, "max_length": max_length, "padding": True, "padding_side": "right", "return_tensors": "pt"}
+    return (dict(tokenizer(listed[start : start + size], **padded)) for start in range(0, len(listed), size))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from road_interp.data.answer_extraction import Question
+from road_interp.data.batches import text_batches
 from road_interp.measure.ablation import Ablation, AblationReport, ablation
 from road_interp.measure.angles import AngleReport, SiteAngles, angles
 from road_interp.measure.bank_cost import BankCostReport, bank_cost
@@ -10,7 +11,7 @@ from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.measure.composition import CompositionReport, SetScore, composition
 from road_interp.measure.diagnose import Check, Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
 from road_interp.measure.disentangle import DisentangleReport, disentangle
-from road_interp.measure.drift import DriftReport, DriftStudy, ReadPointDrift, drift, text_batches
+from road_interp.measure.drift import DriftReport, DriftStudy, ReadPointDrift, drift
 from road_interp.measure.engine_cost import EngineCostReport
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.frozen_states import Features, read_features

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from scipy.special import erf
 from torch import Tensor, distributed
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from road_interp.arguments import check_argument, check_callable, check_count, checked_list
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.arguments import check_batch
+from road_interp.measure.drift_sums import DriftSums, Mean
 from road_interp.measure.intervals import bootstrap_means, interval
 from road_interp.models.hidden_states import (
     Batch,
@@ -34,12 +35,6 @@ from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns
 from road_interp.sources import readable_name
-
-DRAWS = 1000  # bootstrap samples
-SAMPLE = 1000  # texts whose points are kept
-SEED = 0  # of bootstrap and sample
-COLUMNS = ("dM", "signed", "dD", "angle")  # averaged quantities; three products for the correlation follow them in all arrays
-Mean = tuple[float, float, float]  # the mean over states, and its 95% bootstrap interval over texts
 
 
 @dataclass(frozen=True)
@@ -164,79 +159,6 @@ class DriftStudy(Result):
         ]
 
 
-@dataclass(frozen=True, eq=False)
-class DriftSums:
-    """Sums over a subset of the texts, of constant size; `merge` combines disjoint subsets in any order.
-
-    A text's weights in the Poisson bootstrap (Chamandy et al. 2012) and its membership in the sample depend on its number only,
-    not on the batches or the processes.
-
-    Attributes:
-        texts, states: numbers of texts and states.
-        totals: sums over states of COLUMNS, of dM^2 and angle^2, and of dM times angle.
-        redrawn: sums of COLUMNS in every bootstrap sample.
-        redrawn_states: number of states in every bootstrap sample.
-        keys: random numbers of the sampled texts, ascending; these are the smallest ones of all texts.
-        points: mean (dD, dM) of the sampled texts at every read point.
-    """
-
-    texts: int
-    states: int
-    totals: Float[np.ndarray, "places 7"]
-    redrawn: Float[np.ndarray, "draws places 4"]
-    redrawn_states: Float[np.ndarray, " draws"]
-    keys: Float[np.ndarray, " sample"]
-    points: Float[np.ndarray, "sample places 2"]
-
-    @classmethod
-    def of(cls, values: Float[np.ndarray, "texts places 7"], states: Int[np.ndarray, " texts"], numbers: range) -> DriftSums:
-        """The sums of a batch.
-
-        Args:
-            values: by text, sums over its states of the quantities of `totals`.
-            states: number of states of each text.
-            numbers: of the texts, counted over all batches.
-        """
-        keys, weights = np.empty(len(states)), np.empty((len(states), DRAWS))
-        for row, number in enumerate(numbers):
-            generator = np.random.default_rng([SEED, number])
-            keys[row], weights[row] = generator.random(), generator.poisson(1, DRAWS)
-        redrawn = np.tensordot(weights, values[:, :, : len(COLUMNS)], (0, 0))
-        points = (values / states[:, None, None])[:, :, [COLUMNS.index("dD"), COLUMNS.index("dM")]]
-        first = np.argsort(keys)[:SAMPLE]
-        return cls(len(states), int(states.sum()), values.sum(0), redrawn, states @ weights, keys[first], points[first])
-
-    def merge(self, other: DriftSums) -> DriftSums:
-        """The sums over both subsets."""
-        keys, points = np.concatenate([self.keys, other.keys]), np.concatenate([self.points, other.points])
-        first = np.argsort(keys)[:SAMPLE]
-        return DriftSums(
-            self.texts + other.texts,
-            self.states + other.states,
-            self.totals + other.totals,
-            self.redrawn + other.redrawn,
-            self.redrawn_states + other.redrawn_states,
-            keys[first],
-            points[first],
-        )
-
-    def means(self, index: int) -> list[Mean]:
-        """Mean and 95% interval of COLUMNS at the read point with an index."""
-        nonempty = self.redrawn_states > 0  # with very few texts a bootstrap sample may be empty
-        redrawn = self.redrawn[nonempty, index] / self.redrawn_states[nonempty, None]
-        means = self.totals[index] / self.states
-        return [(float(means[column]), *interval(redrawn[:, column])) for column in range(len(COLUMNS))]
-
-    def correlation(self, index: int) -> float | None:
-        """Pearson correlation of dM and angle at the read point with an index; None if either is constant."""
-        moments = self.totals[index] / self.states
-        dM, angle, (dM_square, angle_square, product) = moments[COLUMNS.index("dM")], moments[COLUMNS.index("angle")], moments[4:]
-        variances = dM_square - dM**2, angle_square - angle**2
-        if variances[0] <= 1e-12 * dM_square or variances[1] <= 1e-12 * angle_square:  # constant, up to rounding
-            return None
-        return float((product - dM * angle) / np.sqrt(variances[0] * variances[1]))
-
-
 @dataclass(frozen=True)
 class _Side:
     """One of the two models and its read points."""
@@ -330,20 +252,6 @@ def _name(model: Any) -> str:
     inner = unwrap_model(model)
     name = readable_name((inner.config.name_or_path or type(inner).__name__).rstrip("/").rpartition("/")[2])
     return name if model is inner else f"{name}, {'with rotations' if isinstance(model, RoadModel) else 'with an adapter'}"
-
-
-def text_batches(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, size: int = 32
-) -> Iterator[dict[str, Tensor]]:
-    """Batches of `size` texts for `drift`, in order, truncated to `max_length` tokens and padded on the right.
-
-    Raises InputError for something else than a list of texts, and for no tokens.
-    """
-    listed = checked_list("measure.text_batches", texts, str, "a list of texts, as in ['a text']")
-    check_callable("measure.text_batches", "tokenizer", tokenizer, "load_tokenizer('gpt2')")
-    check_count("measure.text_batches", "max_length", max_length)
-    padded = {"truncation": True, "max_length": max_length, "padding": True, "padding_side": "right", "return_tensors": "pt"}
-    return (dict(tokenizer(listed[start : start + size], **padded)) for start in range(0, len(listed), size))
 
 
 def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str], stack: str | None) -> tuple[_Side, _Side]:

@@ -22,7 +22,8 @@ from helpers.recipes import recipe_for
 from helpers.road_models import road_model
 from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
 from road_interp.errors import InputError
-from road_interp.measure.drift import DRAWS, SAMPLE, DriftReport, DriftStudy, DriftSums
+from road_interp.measure.drift import DriftReport, DriftStudy
+from road_interp.measure.drift_sums import DRAWS, SAMPLE, DriftSums
 from road_interp.models.hidden_states import find_read_points, read_states
 from road_interp.plots import export
 from road_interp.training.api import train
