@@ -180,7 +180,7 @@ def scan(
         InputError: pairs that are not divided into `Splits`, or another argument of a wrong type.
     """
     check_model("causal.scan", model)
-    check_splits("scan", splits)
+    check_splits("causal.scan", splits)
     layers = checked_list("causal.scan", layers, int, "the numbers of blocks, as in [0, 1]")
     spans = checked_list("causal.scan", spans, str, f"spans of the pairs, as in {list(splits.test.positions)}")
     check_callable("causal.scan", "make", make, "a function of the width that returns an interchange")

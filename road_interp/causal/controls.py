@@ -87,7 +87,7 @@ def controls(
         site, span: where states are exchanged, as in InterchangeRuns.
         steps: number of training steps of every trained interchange.
     """
-    check_splits("controls", splits)
+    check_splits("causal.controls", splits)
     train, test = (InterchangeRuns(model, pairs, site, span, progress=progress) for pairs in (splits.train, splits.test))
     directions = {"difference of means": mean_difference(train), "linear probe": probe_direction(train)}
     swaps: dict[str, Interchange] = {"no swap": no_swap, "full swap": full_swap}

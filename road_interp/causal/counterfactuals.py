@@ -137,7 +137,7 @@ def check_splits(function: str, splits: object) -> None:
     """Raise InputError unless pairs are divided into `Splits`. Warns of test pairs that are also training pairs."""
     if not isinstance(splits, Splits):
         raise InputError(
-            f"causal.{function} needs Splits(train, validation, test), as load_pairs returns, not {type(splits).__name__}: "
+            f"{function} needs Splits(train, validation, test), as load_pairs returns, not {type(splits).__name__}: "
             "interchanges are trained on pairs of train and measured on those of test"
         )
     known = set(zip(splits.train.base, splits.train.source, strict=True))

@@ -96,7 +96,7 @@ def depth_by_rows(
         InputError: pairs that are not divided into `Splits`.
     """
     check_model("causal.depth_by_rows", model)
-    check_splits("depth_by_rows", splits)
+    check_splits("causal.depth_by_rows", splits)
     train, test = (InterchangeRuns(model, pairs, layer, span, progress=progress) for pairs in (splits.train, splits.test))
     width, planes, full_depth = test.site.width, test.site.width // 2, butterfly.full_depth(test.site.width)
     depths = tuple(sorted({*(min(depth, full_depth) for depth in DEPTHS), full_depth}))

@@ -103,7 +103,7 @@ def score_methods(
         InputError: pairs that are not divided into `Splits`.
     """
     check_model("causal.score_methods", model)
-    check_splits("score_methods", splits)
+    check_splits("causal.score_methods", splits)
     layers = checked_list("causal.score_methods", layers, int, "the numbers of blocks, as in [0, 1]")
     vocabulary = model.config.get_text_config().vocab_size
     found: dict[str, list[_Found]] = {}
