@@ -139,7 +139,7 @@ def _hint(recipe: ModelRecipe) -> str:
         return f"; it is the folder of a run: Run.load('{recipe.id}').load_model()"
     if recipe.id.endswith(GGUF):
         return f" (converted under {CACHE}; delete that folder to convert the file again)"
-    return "" if exists(os.path.expanduser(resolve(recipe.id))) else f"; here is no folder '{recipe.id}'"
+    return "" if exists(os.path.expanduser(resolve(recipe.id))) else f"; there is no folder '{recipe.id}' either"
 
 
 def process_state(device: torch.device) -> PartialState:
