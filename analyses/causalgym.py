@@ -3,8 +3,7 @@
 road-interp study causalgym templates=causalgym.json                       # those of CausalGym's 29 tasks that the file holds
 road-interp study causalgym templates=causalgym.json --only agr_gender
 
-A task of another name is scored by `road_interp.causal.score_methods`. A task takes about half an hour on two cores. Of
-CausalGym's methods, k-means and linear discriminant analysis are left out.
+A task of another name is scored by `road_interp.causal.score_methods`. A task takes about half an hour on two cores.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float
+from sklearn.cluster import KMeans
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -35,15 +37,47 @@ def probe_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
     """
     states, second = _states_by_class(runs)
     fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(states.cpu().numpy(), second.cpu().numpy())
-    normal = fitted[1].coef_[0] / fitted[0].scale_
-    return torch.as_tensor(normal / np.linalg.norm(normal), dtype=states.dtype, device=states.device).unsqueeze(1)
+    return _unit(fitted[1].coef_[0] / fitted[0].scale_, states)
+
+
+def discriminant_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
+    """Unit normal of the boundary between two classes found by linear discriminant analysis.
+
+    The common covariance is shrunk as Ledoit & Wolf (2004) do, because states are wider than most tasks have texts.
+
+    Raises InputError unless there are two classes.
+    """
+    states, second = _states_by_class(runs)
+    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(states.cpu().numpy(), second.cpu().numpy())
+    return _unit(fitted.coef_[0], states)
+
+
+def cluster_direction(runs: InterchangeRuns, seed: int) -> Float[Tensor, "width 1"]:
+    """Unit vector between the centroids of two clusters of the states, found by k-means without the classes.
+
+    Args:
+        seed: of the initial centroids.
+    """
+    states = all_states(runs)
+    first, second = KMeans(2, n_init=10, random_state=seed).fit(states.cpu().numpy()).cluster_centers_
+    return _unit(second - first, states)
+
+
+def all_states(runs: InterchangeRuns) -> Float[Tensor, "states width"]:
+    """States at the span from base and source runs, `(2 * pairs, width)`, fp32."""
+    return torch.cat((runs.bases, runs.sources)).float()
+
+
+def _unit(direction: np.ndarray, states: Tensor) -> Float[Tensor, "width 1"]:
+    """The direction with norm 1, in the dtype and on the device of `states`."""
+    return torch.as_tensor(direction / np.linalg.norm(direction), dtype=states.dtype, device=states.device).unsqueeze(1)
 
 
 def _states_by_class(runs: InterchangeRuns) -> tuple[Tensor, Tensor]:
-    """States at the span from base and source runs `(2 * pairs, width)`, fp32, and whether each is of the second class."""
+    """The states of `all_states`, and whether each is of the second class."""
     labels = [*runs.pairs.base_class, *runs.pairs.source_class]
     classes = sorted(set(labels))
     if len(classes) != 2:
         raise InputError(f"a direction needs two classes; {runs.pairs.name} has {len(classes)} ({', '.join(classes[:5])})")
-    states = torch.cat((runs.bases, runs.sources)).float()
+    states = all_states(runs)
     return states, torch.tensor([label == classes[1] for label in labels], device=states.device)

@@ -15,7 +15,14 @@ from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.arguments import check_model
 from road_interp.causal.bases import principal_components
 from road_interp.causal.counterfactuals import CounterfactualPairs, Splits, check_splits
-from road_interp.causal.directions import mean_difference, probe_direction, swap_along
+from road_interp.causal.directions import (
+    all_states,
+    cluster_direction,
+    discriminant_direction,
+    mean_difference,
+    probe_direction,
+    swap_along,
+)
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
 from road_interp.causal.methods import DAS, STACKED, methods, train_method
 from road_interp.progress import Progress, prefixed, silent
@@ -91,8 +98,9 @@ def score_methods(
 ) -> TaskScores:
     """Find every method's interchange at every layer, choose the layer on validation pairs, and test there.
 
-    The methods: the full swap of the state, a random direction, the first principal component, the difference of class means,
-    the normal of a linear probe, DAS of rank 1, and one row of a stacked rotation.
+    The methods: the full swap of the state; swaps along a random direction, the first principal component, the difference of
+    two k-means centroids, the difference of class means, and the normals of linear discriminant analysis and of a linear probe;
+    DAS of rank 1; one row of a stacked rotation. All but the last are CausalGym's.
 
     Args:
         layers: numbers of blocks.
@@ -145,11 +153,12 @@ def _swaps(train: InterchangeRuns, seed: int, steps: int, where: str, progress: 
     """The interchange of every method."""
     width, device = train.site.width, train.bases.device
     random = torch.randn(width, 1, generator=torch.Generator().manual_seed(seed)).to(device)
-    states = torch.cat((train.bases, train.sources)).float()
     directions = {
         "random direction": nn.functional.normalize(random, dim=0),
-        "first principal component": principal_components(states)[:, :1],
+        "first principal component": principal_components(all_states(train))[:, :1],
+        "k-means": cluster_direction(train, seed),
         "difference of means": mean_difference(train),
+        "linear discriminant analysis": discriminant_direction(train),
         "linear probe": probe_direction(train),
     }
     swaps: dict[str, Interchange] = {"full swap": full_swap}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from sklearn.covariance import ledoit_wolf
 
 from road_interp.causal.accuracy import interchange_accuracy
 from road_interp.causal.controls import ControlReport, controls, untrained_like
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
-from road_interp.causal.directions import mean_difference, probe_direction, swap_along
+from road_interp.causal.directions import cluster_direction, discriminant_direction, mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.methods import DAS, PLANES, STACKED, methods, train_method
 from road_interp.errors import InputError
@@ -75,13 +78,38 @@ def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch
 def test_directions_part_the_classes(taught):
     model, pairs = taught
     runs = InterchangeRuns(model, pairs, 0, "name")
-    for direction in (mean_difference(runs), probe_direction(runs)):
+    for direction in (mean_difference(runs), discriminant_direction(runs), probe_direction(runs)):
         assert direction.shape == (32, 1)
         assert direction.norm() == pytest.approx(1)
         base = (runs.bases @ direction).squeeze(1)
         second = torch.tensor([each == "she" for each in pairs.base_class])
         assert base[second].mean() > base[~second].mean()
         assert interchange_accuracy(runs, swap_along(direction), "direction").log_odds > 1
+
+
+def test_a_discriminant_is_the_shrunk_covariance_inverse_times_the_difference_of_means(taught):
+    model, pairs = taught
+    runs = InterchangeRuns(model, pairs, 0, "name")
+    states = torch.cat((runs.bases, runs.sources)).double().numpy()
+    second = np.array([each == "she" for each in (*pairs.base_class, *pairs.source_class)])
+    classes = [states[~second], states[second]]
+    shrunk = [np.outer(each.std(0), each.std(0)) * ledoit_wolf(each / each.std(0))[0] for each in classes]
+    covariance = np.average(shrunk, axis=0, weights=[len(each) for each in classes])
+    expected = np.linalg.solve(covariance, classes[1].mean(0) - classes[0].mean(0))
+    found = discriminant_direction(runs).squeeze(1).numpy()
+    assert found @ expected / np.linalg.norm(expected) == pytest.approx(1, abs=1e-3)
+
+
+def test_clusters_part_the_states_that_differ_most(taught):
+    """Two far groups of states, whatever their classes."""
+    model, pairs = taught
+    runs = copy.copy(InterchangeRuns(model, pairs, 0, "name"))
+    apart = torch.nn.functional.normalize(torch.arange(32.0), dim=0)
+    runs.bases, runs.sources = runs.bases + 100 * apart, runs.sources - 100 * apart
+    direction = cluster_direction(runs, seed=0)
+    assert direction.shape == (32, 1)
+    assert abs(float(apart @ direction.squeeze(1))) == pytest.approx(1, abs=1e-3)
+    assert torch.equal(direction, cluster_direction(runs, seed=0))
 
 
 def test_swapping_along_a_whole_basis_is_the_full_swap():
