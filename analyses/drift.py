@@ -133,7 +133,7 @@ def describe(found: DriftStudy) -> Described:
     def over_seeds(reports: list[DriftReport], layer: int, before_norm: bool) -> str:
         places = [each.place(layer, before_norm) for each in reports]
         angle, size = (_spread([getattr(place, quantity)[0] for place in places]) for quantity in ("angle", "dM"))
-        ratios = [ratio[0] for place in places if not place.norm_is_pinned and (ratio := place.over_null())]
+        ratios = [ratio[0] for place in places if not place.norm_is_pinned and (ratio := place.over_null)]
         null = f", {with_interval(_spread(ratios), 2)} of an isotropic change" if ratios else ""
         if ratios and len(ratios) < len(places):  # texts that turn by 90 degrees or more have no null
             null = f", no isotropic change of that angle in {len(places) - len(ratios)} of {len(places)} seeds"
@@ -164,7 +164,7 @@ def _against_null(reports: list[DriftReport]) -> str:
     before_norm = any(place.before_norm for place in reports[0].places)
     for layer in reports[0].layers:
         places = [each.place(layer, before_norm) for each in reports]
-        ratios = [place.over_null() for place in places]
+        ratios = [place.over_null for place in places]
         if all(place.angle[0] == place.dM[0] == 0 for place in places):
             blocks["unchanged"].append(layer)
         elif all(ratio and ratio[1] > 1 for ratio in ratios):

@@ -89,6 +89,7 @@ class ReadPointDrift:
         direction = np.array(self.points)[:, 0]
         return float(self.null_at(direction).mean()) if (direction > 0).all() else None
 
+    @property
     def over_null(self) -> Mean | None:
         """Mean dM over `points` divided by `null`, with the 95% bootstrap interval over texts.
 

@@ -133,12 +133,12 @@ def test_a_random_change_is_the_null_at_every_angle(degrees, width):
     states = generator.normal(size=(1000, width))
     change = np.tan(np.radians(degrees)) * generator.normal(size=states.shape)
     place = place_of(states, states + change)
-    ratio, low, high = place.over_null()
+    ratio, low, high = place.over_null
     assert low <= ratio <= high
     assert ratio == pytest.approx(1, abs=0.06)
     grown = place_of(states, 1.5 * (states + change))
     assert grown.null == pytest.approx(place.null)
-    assert grown.over_null()[0] > 1.4
+    assert grown.over_null[0] > 1.4
 
 
 def test_the_null_of_many_dimensions_is_the_secant():
@@ -151,8 +151,8 @@ def test_the_null_of_many_dimensions_is_the_secant():
 def test_a_pure_rotation_is_below_the_null_and_a_pure_scaling_has_none():
     turned = np.array([[np.cos(0.3), np.sin(0.3)], [np.cos(0.4), np.sin(0.4)]])
     states = np.tile([1.0, 0.0], (2, 1))
-    assert place_of(states, turned).over_null() == pytest.approx((0, 0, 0), abs=1e-12)
-    assert place_of(states, 2 * states).over_null() is None
+    assert place_of(states, turned).over_null == pytest.approx((0, 0, 0), abs=1e-12)
+    assert place_of(states, 2 * states).over_null is None
     assert place_of(states, -turned).null is None
 
 
