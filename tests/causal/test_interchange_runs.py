@@ -361,8 +361,11 @@ def test_depth_does_what_rows_do(taught):
         assert [cell.parameters for cell in (row[0] for row in table)] == [depth * width // 2 for depth in both.depths]
         assert table[0][-1].flipped > table[0][0].flipped  # one row at depth 1 depends on two dimensions
         assert table[-1][0].flipped > table[0][0].flipped
-    assert told[0][0].rpartition(", loss ")[0] == "depth 1, 1 rows"
-    assert told[0][1:] == (1, 40)
+    trainings = [
+        (name, done, total) for what, done, total in told for name, is_training, _ in [what.rpartition(", loss ")] if is_training
+    ]
+    assert trainings[0] == ("depth 1, 1 rows", 1, 40)
+    assert trainings[-1] == (f"depth {both.depths[-1]}, {both.rows[-1]} rows", 40, 40)
 
     ax = plots.interchange_depth(both)
     means = [[[table[j][k].flipped for table in both.cells] for k in range(len(both.rows))] for j in range(len(both.depths))]
