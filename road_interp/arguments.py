@@ -32,6 +32,14 @@ def checked_list(function: str, values: object, expected: type[Value], make: str
     return listed
 
 
+def checked_reports(kind: type[Value], reports: object) -> list[Value]:
+    """The reports that `kind.over_seeds` combines. Raises InputError unless there are some, all of that class."""
+    listed = checked_list(f"{kind.__name__}.over_seeds", reports, kind, "reports of several seeds")
+    if not listed:
+        raise InputError(f"{kind.__name__}.over_seeds needs one report at least")
+    return listed
+
+
 def check_callable(function: str, name: str, value: object, make: str) -> None:
     """Raise InputError unless `value`, the argument `name`, can be called; `make` says how to get one."""
     if not callable(value):

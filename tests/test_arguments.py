@@ -72,6 +72,23 @@ def test_a_wrong_type_is_refused_with_what_to_give(call, message):
         call()
 
 
+@pytest.mark.parametrize(
+    "report",
+    [
+        ri.measure.AblationReport,
+        ri.measure.CapacityReport,
+        ri.measure.CompositionReport,
+        ri.measure.DisentangleReport,
+        ri.measure.InterferenceReport,
+        ri.measure.MultiTaskAccuracyReport,
+        ri.causal.DepthReport,
+    ],
+)
+def test_no_reports_cannot_be_combined(report):
+    with pytest.raises(InputError, match=f"{report.__name__}.over_seeds needs one report at least"):
+        report.over_seeds([])
+
+
 def test_a_file_is_no_folder_of_an_adapter(tmp_path):
     ADAPTER.save(tmp_path / "saved")
     with pytest.raises(InputError, match=r"this is a file; give the folder with adapter.json\)$"):

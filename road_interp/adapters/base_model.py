@@ -28,9 +28,8 @@ class BaseModelSignature:
     def of(cls, model: PreTrainedModel) -> BaseModelSignature:
         """The signature of a model."""
         config = model.config
-        name = str(model.name_or_path).removesuffix("/model").rpartition("/")[2]
         shape = (getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers"))
-        return cls(name, config.model_type, *shape)
+        return cls(_last_component(model), config.model_type, *shape)
 
     @property
     def title(self) -> str:
@@ -43,3 +42,12 @@ class BaseModelSignature:
             (field.name, getattr(other, field.name), getattr(self, field.name)) for field in fields(self) if field.name != "name"
         )
         return ", ".join(f"{name} is {theirs!r}, not {ours!r}" for name, theirs, ours in pairs if theirs != ours)
+
+
+def model_name(model: PreTrainedModel) -> str:
+    """Last component of the model's path or hub id; of a model without one, its class."""
+    return _last_component(model) or type(model).__name__
+
+
+def _last_component(model: PreTrainedModel) -> str:
+    return str(model.name_or_path).rstrip("/").removesuffix("/model").rpartition("/")[2]

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from road_interp.arguments import checked_list
+from road_interp.arguments import checked_reports
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.arguments import check_model
 from road_interp.causal.counterfactuals import Splits, check_splits
@@ -47,7 +47,7 @@ class DepthReport(Result):
 
         Raises InputError if tasks, sites, spans, depths or rows differ, and for a duplicate seed.
         """
-        reports = checked_list("DepthReport.over_seeds", reports, cls, "reports of several seeds")
+        reports = checked_reports(cls, reports)
         first = reports[0]
         if any((each.depths, each.rows, each._measured_at) != (first.depths, first.rows, first._measured_at) for each in reports):
             raise InputError("only reports of the same task, site, span, depths and rows can be combined")

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
-from road_interp.arguments import check_callable, checked_list
+from road_interp.arguments import check_callable, checked_reports
 from road_interp.errors import InputError
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
@@ -154,7 +154,7 @@ class AblationReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[AblationReport]) -> AblationReport:
         """Combine reports of several seeds. Raises InputError if model, task, metric, variant or rows differ."""
-        reports = checked_list("AblationReport.over_seeds", reports, cls, "reports of several seeds")
+        reports = checked_reports(cls, reports)
         first = reports[0]
         for each in reports:
             same = replace(each, seeds=(), rows=()) == replace(first, seeds=(), rows=())

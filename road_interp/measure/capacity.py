@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from road_interp.arguments import checked_list
+from road_interp.arguments import checked_reports
 from road_interp.errors import InputError
 from road_interp.measure.intervals import wilson
 from road_interp.results import Result
@@ -84,7 +84,7 @@ class CapacityReport(Result):
         Raises InputError if models or tasks differ, or if a configuration has another number of trained values or test examples
         than in an earlier report.
         """
-        reports = checked_list("CapacityReport.over_seeds", reports, cls, "reports of several seeds")
+        reports = checked_reports(cls, reports)
         if any((each.model, each.task) != (reports[0].model, reports[0].task) for each in reports):
             raise InputError("only reports of one model and one task can be combined")
         points: dict[tuple[str, str], CapacityPoint] = {}

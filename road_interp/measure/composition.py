@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp.adapters.bank import BASE
-from road_interp.arguments import check_callable, checked_list
+from road_interp.arguments import check_callable, checked_reports
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
@@ -202,7 +202,7 @@ class CompositionReport(Result):
 
         Raises InputError if model, method or tasks differ, or a set of active tasks is missing.
         """
-        reports = checked_list("CompositionReport.over_seeds", reports, cls, "reports of several seeds")
+        reports = checked_reports(cls, reports)
         first = reports[0]
         if any((each.model, each.method, each.tasks) != (first.model, first.method, first.tasks) for each in reports):
             raise InputError("only reports of one model and method and the same tasks can be combined")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from road_interp.arguments import check_argument, checked_list
+from road_interp.arguments import check_argument, checked_reports
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure.frozen_states import SPLITS, Features, Splits
@@ -110,7 +110,7 @@ class DisentangleReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[DisentangleReport]) -> DisentangleReport:
         """Combine reports of several seeds. Raises InputError if model, task, metric, read point, texts or probes differ."""
-        reports = checked_list("DisentangleReport.over_seeds", reports, cls, "reports of several seeds")
+        reports = checked_reports(cls, reports)
         first = reports[0]
         for each in reports:
             if replace(each, seeds=(), outcomes=()) != replace(first, seeds=(), outcomes=()):

@@ -15,6 +15,7 @@ from scipy.special import erf
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
+from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.arguments import check_batch
@@ -251,7 +252,7 @@ def drift(
 def _name(model: Any) -> str:
     """The readable name of a model, and whether rotations or another adapter change it."""
     inner = unwrap_model(model)
-    name = readable_name((inner.config.name_or_path or type(inner).__name__).rstrip("/").rpartition("/")[2])
+    name = readable_name(model_name(inner))
     return name if model is inner else f"{name}, {'with rotations' if isinstance(model, RoadModel) else 'with an adapter'}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.arguments import check_argument, checked_list
+from road_interp.arguments import check_argument, checked_reports
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
@@ -69,12 +69,12 @@ class InterferenceReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[InterferenceReport]) -> InterferenceReport:
         """Combine reports of one seed each. Raises InputError if models, adapters or scored tasks differ."""
-        reports = checked_list("InterferenceReport.over_seeds", reports, cls, "reports of several seeds")
+        reports = checked_reports(cls, reports)
         first = reports[0]
         if any((each.model, each.names, *each.correct) != (first.model, first.names, *first.correct) for each in reports):
             raise InputError("only reports of one model with the same adapters and tasks can be combined")
-        for task in first.correct:
-            seeds = joined_seeds([each.seeds for each in reports], [len(each.correct[task][NOTHING]) for each in reports])
+        examples = [[len(each.correct[task][NOTHING]) for each in reports] for task in first.correct]
+        seeds = joined_seeds([each.seeds for each in reports], *examples)
         correct = {
             task: {with_: tuple(x for each in reports for x in each.correct[task][with_]) for with_ in rows}
             for task, rows in first.correct.items()

@@ -142,20 +142,21 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return float(bounds.low), float(bounds.high)
 
 
-def joined_seeds(seeds: Sequence[tuple[int, ...]], examples: Sequence[int]) -> tuple[int, ...]:
+def joined_seeds(seeds: Sequence[tuple[int, ...]], *examples: Sequence[int]) -> tuple[int, ...]:
     """The seeds of reports that are combined, one after another.
 
     Raises InputError for a duplicate seed, and for different numbers of examples per seed.
 
     Args:
         seeds: of each report.
-        examples: of each report, the number of its outcomes over all its seeds.
+        examples: for every task, of each report, the number of outcomes over all its seeds.
     """
     joined = tuple(seed for each in seeds for seed in each)
     if len(set(joined)) < len(joined):
         raise InputError(f"duplicate seed in {list(joined)}")
-    if len({count / len(each) for each, count in zip(seeds, examples, strict=True)}) > 1:
-        raise InputError(f"the seeds have different numbers of examples: {list(examples)}")
+    for counts in examples:
+        if len({count / len(each) for each, count in zip(seeds, counts, strict=True)}) > 1:
+            raise InputError(f"the seeds have different numbers of examples: {list(counts)}")
     return joined
 
 

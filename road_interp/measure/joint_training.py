@@ -13,8 +13,9 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument, checked_list
-from road_interp.measure.throughput import peak_bytes, seconds_by_round
+from road_interp.measure.throughput import device_name, peak_bytes, seconds_by_round
 from road_interp.measure.throughput_methods import draw_ids, random_adapter
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -113,9 +114,7 @@ def joint_training(
         }
         together, apart = (tuple(each) for each in seconds_by_round(calls, rounds, base).values())
         steps.append(JointTraining(count, together, apart, *(peak_bytes(call, base.device) for call in calls.values())))
-    device = torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu"
-    name = (base.config.name_or_path or type(base).__name__).rsplit("/", 1)[-1]
-    return JointTrainingReport(name, device, torch.get_num_threads(), batch, length, tuple(steps))
+    return JointTrainingReport(model_name(base), device_name(base), torch.get_num_threads(), batch, length, tuple(steps))
 
 
 def make_step(model: RoadModel, bank: RoadBank, ids: torch.Tensor, names: Sequence[str]) -> Callable[[Sequence[str]], None]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from road_interp.adapters.bank import BASE
-from road_interp.arguments import checked_list
+from road_interp.arguments import checked_reports
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
@@ -85,12 +85,13 @@ class MultiTaskAccuracyReport(Result):
     @classmethod
     def over_seeds(cls, reports: Sequence[MultiTaskAccuracyReport]) -> MultiTaskAccuracyReport:
         """Combine reports of several seeds. Raises InputError if model, method, tasks or numbers of examples differ."""
-        reports = checked_list("MultiTaskAccuracyReport.over_seeds", reports, cls, "reports of several seeds")
+        reports = checked_reports(cls, reports)
         first = reports[0]
-        if any((each.model, each.method, each.tasks) != (first.model, first.method, first.tasks) for each in reports):
+        same = (first.model, first.method, first.tasks, [*first.correct])
+        if any((each.model, each.method, each.tasks, [*each.correct]) != same for each in reports):
             raise InputError("only reports of one model and method and the same tasks can be combined")
-        for task in first.tasks:
-            seeds = joined_seeds([each.seeds for each in reports], [len(each.correct[task][task]) for each in reports])
+        examples = [[len(each.correct[task][task]) for each in reports] for task in first.correct]
+        seeds = joined_seeds([each.seeds for each in reports], *examples)
         correct = {
             task: {active: tuple(x for each in reports for x in each.correct[task][active]) for active in sets}
             for task, sets in first.correct.items()

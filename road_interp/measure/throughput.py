@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.throughput_methods import METHODS, RANK, Call, ThroughputMethods, draw_ids
@@ -182,9 +183,9 @@ def check_methods(names: Sequence[str]) -> None:
 def _empty_report(methods: ThroughputMethods, rounds: int) -> ThroughputReport:
     base = methods.base
     return ThroughputReport(
-        (base.config.name_or_path or type(base).__name__).rsplit("/", 1)[-1],
+        model_name(base),
         len(methods.sites),
-        torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
+        device_name(base),
         str(base.dtype).removeprefix("torch."),
         torch.get_num_threads(),
         rounds,
@@ -271,6 +272,11 @@ def _train_timings(setting: Setting, losses: Mapping[str, Call], rounds: int, ba
     steps = {method: lambda loss=loss: loss().backward() for method, loss in losses.items()}
     for timing in _timed(setting, rounds, steps, base):
         yield replace(timing, saved_bytes=saved[timing.method])
+
+
+def device_name(model: PreTrainedModel) -> str:
+    """Name of the model's GPU, or "cpu"."""
+    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:

@@ -27,7 +27,7 @@ from road_interp.models.intervention import apply_to_slice
 from road_interp.models.rotation_context import opened, overwritable
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.row_sites import IN_EXPERTS, site_in_experts
-from road_interp.rotation.inplace import COMPLEX, rotate_in_place
+from road_interp.rotation.inplace import has_complex_form, rotate_in_place
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.site import Site
 
@@ -346,8 +346,7 @@ class ContinuousBatching:
             if hidden.shape[-2] != len(rows):
                 raise InputError(f"site '{site.name}': its output of shape {tuple(hidden.shape)} is not one state per token")
             maps = self._table.of(index, rows, hidden.ndim)
-            complex_form = maps.b is None and group_size == 2 and site.output_slice is None
-            if complex_form and COMPLEX.get(hidden.dtype) is maps.a.dtype and hidden.is_contiguous():
+            if site.output_slice is None and has_complex_form(maps, hidden, group_size):
                 rotated = rotate_in_place(hidden, maps.a, fresh and not isinstance(output, tuple))
             else:
                 rotated = apply_to_slice(maps, hidden, group_size, site.output_slice)

@@ -35,7 +35,7 @@ from road_interp.models.token_selection import (
     select_tokens,
 )
 from road_interp.rotation import plane_maps
-from road_interp.rotation.inplace import COMPLEX, rotate_in_place
+from road_interp.rotation.inplace import COMPLEX, has_complex_form, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions
@@ -296,7 +296,7 @@ class RotationContext:
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
         owned = overwritable(module)
-        whole = self._coefficients.group_size == 2 and site.output_slice is None
+        group_size, whole = self._coefficients.group_size, site.output_slice is None
         always = self._positions == "all"
 
         def rotate(output: Any, tracing: bool) -> Any:
@@ -305,9 +305,9 @@ class RotationContext:
                 return output
             if owned and whole and selection.mask is None and not tracing and not torch.is_grad_enabled():
                 # Shortcut with the same result: at one token per row, the calls of the general path take longer than the product.
-                a, b = self._maps_for(output, site)[index]
-                if b is None and COMPLEX.get(output.dtype) is a.dtype and output.is_contiguous():
-                    output.view(a.dtype).mul_(a)
+                maps = self._maps_for(output, site)[index]
+                if COMPLEX.get(output.dtype) is maps.a.dtype and has_complex_form(maps, output, group_size):
+                    output.view(maps.a.dtype).mul_(maps.a)
                     return output
             is_new = owned and not isinstance(output, tuple)
             return with_hidden(output, self._rotated(index, site, hidden_of(output), is_new, tracing, selection.mask))
@@ -344,11 +344,8 @@ class RotationContext:
 
     def _has_inplace_form(self, maps: PlaneMaps, hidden: Tensor, site: Site) -> bool:
         return (
-            maps.b is None
-            and self._coefficients.group_size == 2
-            and site.output_slice is None
-            and hidden.is_contiguous()
-            and hidden.storage_offset() % 2 == 0
+            site.output_slice is None
+            and has_complex_form(maps, hidden, self._coefficients.group_size)
             and (not torch.is_grad_enabled() or (self._maps is not None and self._maps.invertible))
         )
 

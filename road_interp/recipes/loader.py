@@ -71,7 +71,8 @@ def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Se
     """Load a throughput recipe. Raises InputError as `load_recipe`, and for a recipe of another kind."""
     recipe: Any = load_recipe(source, overrides)
     if recipe.kind != "throughput":
-        raise InputError(f"recipe '{source}' is a training recipe; use `road-interp train`")
+        what = "this mapping" if isinstance(source, Mapping) else f"recipe '{source}'"
+        raise InputError(f"{what} is a training recipe; use `road-interp train`")
     return cast(ThroughputRecipe, recipe)
 
 
@@ -107,7 +108,7 @@ def check_trainable(recipe: Any) -> TrainableRecipe:
 def _build(content: dict[str, Any], name: str) -> Recipe:
     kind = content.get("kind")
     if "seeds" in content:
-        raise InputError(f"{name}: a recipe with 'seeds' is one per seed; load them with recipes.loader.load_trainable_recipes")
+        raise InputError(f"{name}: a recipe with 'seeds' is one per seed; load them with ri.recipes.load_trainable_recipes")
     if not isinstance(kind, str) or kind not in KINDS:
         problem = "'kind' is missing" if kind is None else f"unknown kind {kind!r}"
         raise InputError(f"{name}: {problem}; the kinds are {', '.join(KINDS)}")

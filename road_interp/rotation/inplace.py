@@ -13,10 +13,15 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from road_interp.rotation.plane_maps import check_width
+from road_interp.rotation.plane_maps import PlaneMaps, check_width
 
 SMALLEST_INVERTIBLE = 1e-3  # the backward pass divides by the scales; smaller scales use `plane_maps.apply` instead
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+def has_complex_form(maps: PlaneMaps, hidden: Tensor, group_size: int) -> bool:
+    """Whether `rotate_in_place` rotates states by these maps: road_1 planes of adjacent dimensions, which lie together."""
+    return maps.b is None and group_size == 2 and hidden.is_contiguous() and hidden.storage_offset() % 2 == 0
 
 
 def rotate_in_place(

@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.storage import DESCRIPTION
+from road_interp.adapters.storage import holds_adapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS
 
 log = logging.getLogger(__name__)
-MARKS = (DESCRIPTION, METRICS, peft_format.CONFIG)  # a folder with one of these files holds an adapter
 
 
 class AdapterFolder:
@@ -85,7 +83,7 @@ class AdapterFolder:
         stamps = {}
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else []):
             try:
-                if not path.name.startswith(".") and any((path / name).is_file() for name in MARKS):
+                if not path.name.startswith(".") and (holds_adapter(path) or (path / METRICS).is_file()):
                     files = sorted(
                         file for file in path.rglob("*") if file.is_file() and file.suffix in (".json", ".safetensors")
                     )
@@ -101,10 +99,8 @@ class AdapterFolder:
         return adapter, planes
 
     def _read(self, path: Path) -> tuple[RoadAdapter, TaskPlanes | None]:
-        if (path / peft_format.CONFIG).is_file():
-            return RoadAdapter.from_peft(path, base=self._base), None
         if not (path / METRICS).is_file():
-            return RoadAdapter.load(path), None
+            return RoadAdapter.load(path, self._base), None
         run = Run.load(path)
         return run.adapter, run.planes
 

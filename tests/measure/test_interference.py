@@ -34,6 +34,10 @@ def test_overlap_and_angle_between_maps():
     )
     assert opposite.angle[0][1] == pytest.approx(180, abs=0.1)
     assert opposite.angle[0][2] == 90
+    both = InterferenceReport.over_seeds([opposite, replace(opposite, seeds=(1,))])  # of adapters without scored tasks
+    assert (both.seeds, both.angle, both.correct) == ((0, 1), opposite.angle, {})
+    with pytest.raises(InputError, match="duplicate seed"):
+        InterferenceReport.over_seeds([opposite, opposite])
 
 
 def test_planes_are_compared_by_site_whatever_the_order_of_the_sites():

@@ -23,11 +23,23 @@ def test_seeds_go_together():
     assert (both.accuracy("a", "a"), both.accuracy("b", "b")) == (1, 0.5)
 
 
+def test_tables_have_every_set_of_active_tasks():
+    both = MultiTaskAccuracyReport.over_seeds([report(0), report(1)])
+    assert MultiTaskAccuracyReport.from_json(both.to_json()) == both
+    assert list(both.summary()["accuracy"]["b"]) == ["a", "b", "a+b"]
+    assert both.summary()["accuracy"]["b"]["b"][0] == 0.5
+    assert both.summary()["cost"] == {"a": list(both.cost("a")), "b": list(both.cost("b"))}
+    rows = both.records()
+    assert [(row["task"], row["active"]) for row in rows] == [(task, active) for task in "ab" for active in ("a", "b", "a+b")]
+    assert {row["accuracy"][0] for row in rows if row["task"] == "b"} == {0.5}
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         (replace(report(1), model="another"), "only reports of one model and method and the same tasks"),
         (replace(report(1), method="another"), "only reports of one model and method and the same tasks"),
+        (replace(report(1), correct={"a": report(1).correct["a"]}), "only reports of one model and method and the same tasks"),
         (report(1, texts=20), "the seeds have different numbers of examples"),
         (report(0), "duplicate seed"),
     ],

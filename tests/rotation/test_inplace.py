@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from road_interp.rotation import plane_maps
-from road_interp.rotation.inplace import rotate_in_place
+from road_interp.rotation.inplace import has_complex_form, rotate_in_place
 
 
 def random_inputs(rows=(), width=16, dtype=torch.float64):
@@ -123,3 +123,17 @@ def test_without_gradients_the_states_are_overwritten_only_in_place():
     assert torch.equal(hidden, before)
     assert rotate_in_place(hidden, factors, in_place=True).data_ptr() == hidden.data_ptr()
     assert torch.equal(hidden, elsewhere)
+
+
+def test_states_that_can_be_rotated_in_place_and_those_that_cannot():
+    theta, alpha, _ = random_inputs(())
+    maps, states = plane_maps.maps_from_parameters(theta, alpha, "road_1", 2), torch.randn(3 * 16 + 2)
+    assert has_complex_form(maps, states[:48].view(3, 16), 2)
+    assert has_complex_form(maps, states[2:].view(3, 16), 2)
+    for other in (states[1:49].view(3, 16), states[:48].view(16, 3).T):  # an odd offset; not contiguous
+        assert not has_complex_form(maps, other, 2)
+        with pytest.raises(RuntimeError):
+            rotate_in_place(other, maps.a.to(torch.complex64), in_place=True)
+    assert not has_complex_form(maps, states[:48].view(3, 16), 4)
+    general = plane_maps.maps_from_parameters(theta.new_zeros(2, *theta.shape), alpha.new_ones(2, *alpha.shape), "road_2", 2)
+    assert not has_complex_form(general, states[:48].view(3, 16), 2)

@@ -30,15 +30,18 @@ def test_adapter_folders_and_peft_folders(tmp_path, base, adapters):
     pytest.importorskip("peft", reason="needs the extra [peft]")
     adapters[0].save(tmp_path / "own")
     adapters[1].to_peft(tmp_path / "from-peft", base)
+    adapters[0].save(tmp_path / "both")
+    adapters[1].to_peft(tmp_path / "both", base)
     (tmp_path / "notes").mkdir()
     (tmp_path / ".hidden").mkdir()
     folder = AdapterFolder(tmp_path, base)
     bank = folder.bank
-    assert list(bank) == ["from-peft", "own"]
+    assert list(bank) == ["both", "from-peft", "own"]
     assert folder.planes is None
     name = adapters[0].sites[0].name
     assert torch.equal(bank["own"].theta[name], adapters[0].theta[name])
     assert torch.equal(bank["from-peft"].theta[name], adapters[1].theta[name])
+    assert torch.equal(bank["both"].theta[name], adapters[0].theta[name])  # our format is complete
 
 
 def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
