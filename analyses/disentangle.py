@@ -72,7 +72,7 @@ def describe(found: DisentangleReport) -> Described:
         "norms have more. A LayerNorm at the end of a block sets the norm of the whole state there; norms of chunks depend on "
         "the direction of the state, also behind it."
     )
-    return sentence, [(each.name, with_interval((found.score(each.name), *found.interval(each.name)))) for each in found.outcomes]
+    return sentence, [(each.name, with_interval(found.score(each.name))) for each in found.outcomes]
 
 
 STUDY = Study(

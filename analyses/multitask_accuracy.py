@@ -53,9 +53,9 @@ def describe(found: MultiTaskAccuracyStudy) -> Described:
         for task in each.tasks:
             examples = len(found.alone[task].correct[task][task]) // len(found.alone[task].seeds)
             alone, own, both = (
-                found.alone[task].accuracy(task, task),
-                each.accuracy(task, task),
-                each.accuracy(task, each.together),
+                found.alone[task].accuracy(task, task)[0],
+                each.accuracy(task, task)[0],
+                each.accuracy(task, each.together)[0],
             )
             rows.append((f"{each.method}: {task}, lost against training alone", with_interval(found.gap(task, each))))
             rows.append((f"{each.method}: {task}, lost to the other active task", with_interval(each.cost(task))))

@@ -16,7 +16,7 @@ from road_interp.arguments import check_callable, checked_reports
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
-from road_interp.measure.intervals import joined_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_seeds, mean_over_divisions
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn
 from road_interp.progress import Progress, silent
@@ -109,13 +109,9 @@ class CompositionReport(Result):
                 return score
         raise InputError(f"no answers with '{active}' active; there are {', '.join(score.active for score in self.scores)}")
 
-    def rate(self, active: str, tasks: Sequence[str]) -> float:
-        """Fraction of answers that show the behaviours of all of `tasks`."""
-        return float(self.of(active).joint(tasks).mean())
-
-    def interval(self, active: str, tasks: Sequence[str]) -> tuple[float, float]:
-        """95% interval of `rate`, over seeds and prompts."""
-        return mean_over_seeds(self.of(active).joint(tasks), len(self.seeds))[1:]
+    def rate(self, active: str, tasks: Sequence[str]) -> tuple[float, float, float]:
+        """Fraction of answers that show the behaviours of all of `tasks`, with its 95% interval over seeds and prompts."""
+        return mean_over_divisions(self.of(active).joint(tasks), len(self.seeds))
 
     def cost(self, task: str) -> tuple[float, float, float]:
         """Rate of a task with its own planes active minus that with all planes active, with the 95% interval of the difference.
@@ -123,7 +119,7 @@ class CompositionReport(Result):
         Both rates are of the same prompts.
         """
         alone, together = (self.of(active).joint([task]).astype(float) for active in (task, "+".join(self.tasks)))
-        return mean_over_seeds(alone - together, len(self.seeds), paired=True)
+        return mean_over_divisions(alone - together, len(self.seeds), paired=True)
 
     def control(self, active: str) -> tuple[float, float, float]:
         """Fraction of answers that show exactly the active tasks, with its 95% interval over seeds and prompts.
@@ -131,11 +127,11 @@ class CompositionReport(Result):
         An answer counts if it shows the behaviour of every active task, has no trace of the behaviours of the others and, where
         a task is active, has ended. Raises InputError for a report of 0.1.0, which does not hold the traces.
         """
-        return mean_over_seeds(self._controlled([active])[0], len(self.seeds))
+        return mean_over_divisions(self._controlled([active])[0], len(self.seeds))
 
     def mean_control(self) -> tuple[float, float, float]:
         """Mean of `control` over all sets of active tasks, with its 95% interval over seeds and prompts."""
-        return mean_over_seeds(self._controlled([score.active for score in self.scores]).mean(0), len(self.seeds))
+        return mean_over_divisions(self._controlled([score.active for score in self.scores]).mean(0), len(self.seeds))
 
     def difference(self, other: CompositionReport, active: str) -> tuple[float, float, float]:
         """`control` minus that of another report on the seeds that both have, with the 95% interval over seeds and prompts.
@@ -153,7 +149,7 @@ class CompositionReport(Result):
         if mine.shape != others.shape:
             counts = f"{mine.shape[1]} and {others.shape[1]}"
             raise InputError(f"the reports have {counts} prompts for each seed: they cannot be paired")
-        return mean_over_seeds((mine.astype(float) - others).ravel(), len(seeds), paired=True)
+        return mean_over_divisions((mine.astype(float) - others).ravel(), len(seeds), paired=True)
 
     def least_control(self) -> tuple[str, tuple[float, float, float]]:
         """The set of active tasks with the lowest `control`, and its value."""
@@ -170,8 +166,8 @@ class CompositionReport(Result):
         """Rates and control of every set of active tasks with intervals."""
         rates: dict[str, Any] = {}
         for score in self.scores:
-            cells = {task: [self.rate(score.active, [task]), *self.interval(score.active, [task])] for task in self.tasks}
-            cells["all in one answer"] = [self.rate(score.active, self.tasks), *self.interval(score.active, self.tasks)]
+            cells = {task: [*self.rate(score.active, [task])] for task in self.tasks}
+            cells["all in one answer"] = [*self.rate(score.active, self.tasks)]
             rates[score.active] = {**cells, "perplexity": score.perplexity}
         summary: dict[str, Any] = {"prompts": len(self.scores[0].shown[self.tasks[0]]), "rates": rates}
         if all(score.finished for score in self.scores):

@@ -109,11 +109,11 @@ def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin
     verdict: Verdict = "yes" if "yes" in verdicts else "no" if verdicts == {"no"} else "cannot tell"
     numbers = dict(costs)
     if isinstance(report, CompositionReport):
-        alone = {task: (report.rate(task, [task]), *report.interval(task, [task])) for task in report.tasks}
+        alone = {task: report.rate(task, [task]) for task in report.tasks}
         verdict = verdict if all(low > SHOWS for _, low, _ in alone.values()) else "cannot tell"
         together = "+".join(report.tasks)
         numbers |= {f"'{task}' alone": rate for task, rate in alone.items()}
-        numbers["all in one answer"] = (report.rate(together, report.tasks), *report.interval(together, report.tasks))
+        numbers["all in one answer"] = report.rate(together, report.tasks)
     reason = f"lost with all planes active, against a margin of {margin:g}; one task decides"
     return Check("Do the tasks fail to compose?", verdict, reason, numbers)
 

@@ -73,7 +73,7 @@ class DisentangleReport(Result):
     @property
     def chance(self) -> float:
         """Score of the constant answer."""
-        return self.score(CONSTANT)
+        return self.score(CONSTANT)[0]
 
     def of(self, name: str) -> Outcome:
         """The outcome of one arm or probe. Raises InputError if there is none."""
@@ -82,30 +82,22 @@ class DisentangleReport(Result):
                 return outcome
         raise InputError(f"no outcome '{name}'; there are {', '.join(outcome.name for outcome in self.outcomes)}")
 
-    def score(self, name: str) -> float:
-        """The metric on the test texts, mean over seeds."""
-        labels = np.asarray(self.labels)
-        return float(np.mean([METRICS[self.metric](labels, predictions) for predictions in self._predictions(name)]))
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """95% bootstrap interval of the score, over texts and, for an arm, seeds."""
-        return interval(self._samples(name))
+    def score(self, name: str) -> tuple[float, float, float]:
+        """The metric on the test texts, mean over seeds, with its 95% bootstrap interval over texts and, for an arm, seeds."""
+        return (self._mean(name), *interval(self._samples(name)))
 
     def gap(self, name: str, other: str) -> tuple[float, float, float]:
         """Score of one outcome minus that of another, with the 95% interval of the paired difference: same texts and seeds."""
-        return (self.score(name) - self.score(other), *interval(self._samples(name) - self._samples(other)))
+        return (self._mean(name) - self._mean(other), *interval(self._samples(name) - self._samples(other)))
 
     def summary(self) -> dict[str, Any]:
         """Scores with their intervals, and the gap of each arm to the full layer."""
-        scores = {outcome.name: [self.score(outcome.name), *self.interval(outcome.name)] for outcome in self.outcomes}
+        scores = {outcome.name: [*self.score(outcome.name)] for outcome in self.outcomes}
         return {"scores": scores, "behind the full layer": {arm: self.gap(FULL, arm) for arm in ARMS[1:]}}
 
     def records(self) -> list[dict[str, Any]]:
         """A row per arm and probe, with its score, and for the constant answer."""
-        return [
-            {"name": each.name, "numbers": each.numbers, self.metric: (self.score(each.name), *self.interval(each.name))}
-            for each in self.outcomes
-        ]
+        return [{"name": each.name, "numbers": each.numbers, self.metric: self.score(each.name)} for each in self.outcomes]
 
     @classmethod
     def over_seeds(cls, reports: Sequence[DisentangleReport]) -> DisentangleReport:
@@ -126,6 +118,10 @@ class DisentangleReport(Result):
                 outcome = replace(outcome, predictions=predictions, chosen=tuple(rate for each in same for rate in each.chosen))
             outcomes.append(outcome)
         return replace(first, seeds=seeds, outcomes=tuple(outcomes), provenance=None)
+
+    def _mean(self, name: str) -> float:
+        labels = np.asarray(self.labels)
+        return float(np.mean([METRICS[self.metric](labels, predictions) for predictions in self._predictions(name)]))
 
     def _predictions(self, name: str) -> Float[np.ndarray, "seeds texts"]:
         """The predictions by seed; a probe has one row."""

@@ -48,6 +48,25 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     return (mean, max(mean - half, lowest), min(mean + half, 1.0))
 
 
+def mean_over_divisions(
+    outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False
+) -> tuple[float, float, float]:
+    """Mean over seeds that may have other examples each, with its 95% interval.
+
+    The wider of two intervals at either end: that of `mean_over_seeds`, which takes example i of every seed as the same one, and
+    that of the seeds' means (Student's t), which holds where every seed draws examples of its own.
+
+    Args:
+        outcomes, seeds, paired: as in `mean_over_seeds`.
+    """
+    mean, low, high = mean_over_seeds(outcomes, seeds, paired)
+    if seeds < 2:
+        return mean, low, high
+    means = np.asarray(outcomes, dtype=float).reshape(seeds, -1).mean(1)
+    half = float(stats.t.ppf(0.975, seeds - 1) * means.std(ddof=1) / seeds**0.5)
+    return mean, max(min(low, mean - half), -1.0 if paired else 0.0), min(max(high, mean + half), 1.0)
+
+
 def bootstrap_means(values: Shaped[np.ndarray, "rows examples"]) -> Float[np.ndarray, "rows draws"]:
     """Bootstrap samples of the mean of every row over the same drawn examples, so that differences are paired."""
     count = values.shape[1]

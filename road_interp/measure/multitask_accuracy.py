@@ -50,13 +50,12 @@ class MultiTaskAccuracyReport(Result):
         """Name of the set of all tasks, such as "a+b"."""
         return "+".join(self.tasks)
 
-    def accuracy(self, task: str, active: str) -> float:
-        """Fraction of a task's test examples that its head classifies correctly with a set of active tasks."""
-        return float(np.mean(self.correct[task][active]))
+    def accuracy(self, task: str, active: str) -> tuple[float, float, float]:
+        """Fraction of a task's test examples that its head classifies correctly with a set of active tasks.
 
-    def interval(self, task: str, active: str) -> tuple[float, float]:
-        """95% interval of `accuracy`, over seeds and examples."""
-        return mean_over_seeds(np.asarray(self.correct[task][active]), len(self.seeds))[1:]
+        With its 95% interval over seeds and examples.
+        """
+        return mean_over_seeds(np.asarray(self.correct[task][active]), len(self.seeds))
 
     def cost(self, task: str) -> tuple[float, float, float]:
         """Accuracy of a task with its own planes active minus that with all planes active, and the 95% interval.
@@ -68,16 +67,13 @@ class MultiTaskAccuracyReport(Result):
 
     def summary(self) -> dict[str, Any]:
         """Accuracies by task and set of active tasks with their intervals, and the cost for each task."""
-        rates = {
-            task: {active: [self.accuracy(task, active), *self.interval(task, active)] for active in sets}
-            for task, sets in self.correct.items()
-        }
+        rates = {task: {active: [*self.accuracy(task, active)] for active in sets} for task, sets in self.correct.items()}
         return {"accuracy": rates, "cost": {task: list(self.cost(task)) for task in self.correct}}
 
     def records(self) -> list[dict[str, Any]]:
         """A row per task and set of active tasks."""
         return [
-            {"task": task, "active": active, "accuracy": (self.accuracy(task, active), *self.interval(task, active))}
+            {"task": task, "active": active, "accuracy": self.accuracy(task, active)}
             for task, sets in self.correct.items()
             for active in sets
         ]

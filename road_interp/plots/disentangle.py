@@ -28,8 +28,7 @@ def disentangle(report: DisentangleReport, ax: Axes | None = None) -> Axes:
         ("linear probe", COLORS[1], "s", report.probes),
     ):
         rows = [shown.index(outcome) for outcome in outcomes]
-        scores = np.array([report.score(outcome.name) for outcome in outcomes])
-        low, high = np.array([report.interval(outcome.name) for outcome in outcomes]).T
+        scores, low, high = np.array([report.score(outcome.name) for outcome in outcomes]).T
         bars = (np.maximum(scores - low, 0), np.maximum(high - scores, 0))
         ax.errorbar(scores, rows, xerr=bars, fmt=marker, color=color, markersize=4, capsize=2, label=label)
     ax.axvline(report.chance, color="0.5", linewidth=0.8, linestyle="--", label="constant prediction")

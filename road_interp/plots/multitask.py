@@ -26,9 +26,7 @@ def composition(report: CompositionReport, ax: Axes | None = None) -> Axes:
     """
     ax = prepared(ax)
     sets = [score.active for score in report.scores]
-    groups: list[tuple[str, Any]] = [
-        (task, lambda active, task=task: (report.rate(active, [task]), *report.interval(active, [task]))) for task in report.tasks
-    ]
+    groups: list[tuple[str, Any]] = [(task, lambda active, task=task: report.rate(active, [task])) for task in report.tasks]
     groups.append(("exactly the active tasks", report.control))
     width = 0.8 / len(groups)
     for number, (label, value) in enumerate(groups):
@@ -96,8 +94,7 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes | None = None) ->
     for number, (label, find) in enumerate(bars):
         x = np.arange(len(tasks)) + (number - (len(bars) - 1) / 2) * width
         found = [(task, *find(task)) for task in tasks]
-        rates = np.array([report.accuracy(task, active) for task, report, active in found])
-        low, high = np.array([report.interval(task, active) for task, report, active in found]).T
+        rates, low, high = np.array([report.accuracy(task, active) for task, report, active in found]).T
         lowest = min(lowest, low.min())
         bar = (rates - low, high - rates)
         ax.errorbar(x, rates, yerr=bar, fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label)

@@ -16,14 +16,14 @@ from road_interp.models.generation import Answer
 def test_shown_behaviours_are_counted():
     found = composition_report()
     assert [score.active for score in found.scores] == ["__base__", "label", "closing", "label+closing"]
-    assert found.rate("__base__", ["label"]) == 0
-    assert found.rate("label", ["label"]) == found.rate("closing", ["closing"]) == 1
-    assert found.rate("label+closing", ["label"]) == 19 / 20  # an answer that was cut off shows nothing
-    assert found.rate("label+closing", ["closing"]) == 14 / 20
-    assert found.rate("label+closing", ["label", "closing"]) == 14 / 20
-    low, high = found.interval("label+closing", ["label", "closing"])
+    assert found.rate("__base__", ["label"])[0] == 0
+    assert found.rate("label", ["label"])[0] == found.rate("closing", ["closing"])[0] == 1
+    assert found.rate("label+closing", ["label"])[0] == 19 / 20  # an answer that was cut off shows nothing
+    assert found.rate("label+closing", ["closing"])[0] == 14 / 20
+    assert found.rate("label+closing", ["label", "closing"])[0] == 14 / 20
+    _, low, high = found.rate("label+closing", ["label", "closing"])
     assert 0.4 < low < 0.7 < high < 0.95
-    assert found.interval("label", ["label"]) == pytest.approx((0.839, 1), abs=1e-3)  # Wilson's, of 20
+    assert found.rate("label", ["label"])[1:] == pytest.approx((0.839, 1), abs=1e-3)  # Wilson's, of 20
     assert found.majority == 0.5
 
 
@@ -35,7 +35,7 @@ def test_control_asks_for_exactly_the_active_tasks():
     assert found.summary()["control"]["least"] == {"label+closing": [*found.control("label+closing")]}
     both = composition_report(generate=lambda prompts, active: scripted(prompts, "label+closing"))
     assert [both.control(score.active)[0] for score in both.scores[1:]] == [0.25, 0, 0.7]  # the same, whatever is active
-    assert both.rate("label", ["label"]) == 0.95
+    assert both.rate("label", ["label"])[0] == 0.95
     wrong = "It is a film. This is a positive review. It is short."
     constant = composition_report(generate=lambda prompts, active: [Answer(wrong, True)] * 20)
     assert constant.control("label")[0] == constant.majority
@@ -81,12 +81,12 @@ def test_seeds_go_together():
     both = CompositionReport.over_seeds([composition_report(0), composition_report(1)])
     assert both.seeds == (0, 1)
     assert len(both.of("label").answers) == 40
-    assert both.rate("label+closing", ["label", "closing"]) == 0.7
+    assert both.rate("label+closing", ["label", "closing"])[0] == 0.7
     assert both.control("label+closing")[0] == 0.7
     never = composition_report(2, lambda prompts, active: [Answer("", True)] * 20)
     mixed = CompositionReport.over_seeds([composition_report(0), never])
-    assert mixed.rate("label", ["label"]) == 0.5
-    assert mixed.interval("label", ["label"]) == (0, 1)  # seeds differ more than prompts
+    assert mixed.rate("label", ["label"])[0] == 0.5
+    assert mixed.rate("label", ["label"])[1:] == (0, 1)  # seeds differ more than prompts
     with pytest.raises(InputError, match="one model and method"):
         CompositionReport.over_seeds([composition_report(0), replace(composition_report(0), method="lora")])
 

@@ -13,6 +13,7 @@ from road_interp.measure.intervals import (
     cluster_means,
     joined_seeds,
     mean_interval,
+    mean_over_divisions,
     mean_over_seeds,
     value_interval,
     wilson,
@@ -132,3 +133,17 @@ def test_what_does_not_go_together_is_refused():
         joined_seeds([(0,), (0,)], [10, 10])
     with pytest.raises(InputError, match="different numbers of examples"):
         joined_seeds([(0,), (1,)], [10, 12])
+
+
+def test_divisions_have_the_wider_interval_of_both_designs():
+    drawn = np.random.default_rng(3).random((3, 128)) < 0.85
+    means, crossed = drawn.mean(1), mean_over_seeds(drawn.ravel(), 3)
+    half = stats.t.ppf(0.975, 2) * means.std(ddof=1) / 3**0.5
+    apart = mean_over_divisions(drawn.ravel(), 3)
+    assert apart == pytest.approx((means.mean(), means.mean() - half, means.mean() + half))
+    assert apart[1] < crossed[1] < crossed[2] < apart[2]
+    alike = np.tile(drawn[0], 5)  # the same examples in every seed: they are what varies
+    assert mean_over_divisions(alike, 5) == mean_over_seeds(alike, 5)
+    assert mean_over_divisions(drawn[0], 1) == mean_over_seeds(drawn[0], 1)
+    assert mean_over_divisions(np.repeat([0.0, 1.0], 4), 2) == (0.5, 0, 1)
+    assert mean_over_divisions(np.repeat([-1.0, 1.0], 4), 2, paired=True) == (0, -1, 1)

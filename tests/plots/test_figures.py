@@ -166,7 +166,7 @@ def test_composition_bars_stand_for_rates():
     ax = plots.composition(report)
     drawn = [bars for bars in ax.containers if isinstance(bars, BarContainer)]
     heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in drawn}
-    assert heights["label"] == [report.rate(score.active, ["label"]) for score in report.scores]
+    assert heights["label"] == [report.rate(score.active, ["label"])[0] for score in report.scores]
     assert heights["exactly the active tasks"] == [report.control(score.active)[0] for score in report.scores]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "label", "closing", "label\n+ closing"]
 
