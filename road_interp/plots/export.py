@@ -85,7 +85,7 @@ def draw_ablation(report: AblationReport, folder: Path) -> Path:
         rows = 2 if groups else 1
         figure, axes = subplots(rows, 2, figsize=(7, 2.5 * rows), layout="constrained", squeeze=False)
         seeds = counted(len(report.seeds), "seed")
-        figure.suptitle(f"{readable_name(report.model)}, {report.variant}, {seeds}: components of the adapter")
+        figure.suptitle(f"{readable_name(report.model)}, {report.variant}, {seeds}: components of the adapter, 95% intervals")
     plots.ablation(report, axes[0, 0])
     if any(row.group == "most rotated" for row in report.rows):
         plots.ablation_curve(report, axes[0, 1])
@@ -119,7 +119,7 @@ def draw_throughput(report: ThroughputReport, folder: Path) -> Path:
     with context(plots.STYLE):
         figure, axes = subplots(1, len(tasks), figsize=(min(7, 3.4 * len(tasks)), 3.2), layout="constrained", squeeze=False)
         where = f"{report.device}, {counted(report.threads, 'thread')}"
-        figure.suptitle(f"{readable_name(report.model)}, {report.sites} sites, {report.dtype}, {where}")
+        figure.suptitle(f"{readable_name(report.model)}, {report.sites} sites, {report.dtype}, {where}; bars are quartiles")
         shown: dict[str, Any] = {}
         for task, ax in zip(tasks, axes[0], strict=True):
             handles, names = plots.throughput(report, ax, task=task).get_legend_handles_labels()
@@ -138,16 +138,19 @@ def draw_engine_cost(report: EngineCostReport, folder: Path) -> Path:
 
 
 def draw_variables(comparisons: Sequence[VariablesComparison], result: Result, folder: Path, name: str) -> Path:
-    """Cause, isolation and disentangle of one model and one type of entity, side by side."""
+    """Cause, isolation and disentangle of one model and one type of entity, and the uppermost tenth of disentangle."""
     first, names = comparisons[0], " and ".join(comparisons[0].variables)
     counts = Counter(found.coordinates for found in comparisons).values()
     seeds = f"{min(counts)} to {max(counts)} seeds" if min(counts) < max(counts) else counted(max(counts), "seed")
     title = f"{readable_name(first.model)}, block {first.layer}, {first.task}{f': {names}' * (names != first.task)}"
     with context(plots.STYLE):
-        figure, axes = subplots(1, 3, figsize=(7, 3.2), layout="constrained", sharey=True)
-        figure.suptitle(f"{title}, {seeds}")
-        for quantity, ax in zip(("cause", "isolation", "disentangle"), axes, strict=True):
+        figure, grid = subplots(2, 2, figsize=(7, 5.5), layout="constrained")
+        figure.suptitle(f"{title}, {seeds}; bars from lowest to highest seed")
+        axes = grid.ravel()
+        for quantity, ax in zip(("cause", "isolation", "disentangle", "disentangle"), axes, strict=True):
             plots.variables(comparisons, ax, quantity=quantity)
-            ax.set(title=quantity, ylabel="fraction of pairs" if quantity == "cause" else "")
+            ax.set(title=quantity, ylabel="fraction of pairs")
+        best = max(report.disentangle for found in comparisons for report in found.reports)
+        axes[-1].set(title="disentangle of the best", ylim=(best - 0.1, best + 0.01))
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return save_figure(axes[0], result, folder, name)

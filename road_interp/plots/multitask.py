@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from road_interp.measure import CompositionReport, StrengthReport
     from road_interp.measure.multitask_accuracy import MultiTaskAccuracyStudy
 
+HATCHES = ("", "..", "//", "xx", "++")
+
 
 @styled
 def composition(report: CompositionReport, ax: Axes | None = None) -> Axes:
@@ -26,14 +28,14 @@ def composition(report: CompositionReport, ax: Axes | None = None) -> Axes:
     """
     ax = prepared(ax)
     sets = [score.active for score in report.scores]
+    each = counted(len(report.scores[0].joint(report.tasks)) // len(report.seeds), "prompt") + " per seed"
     groups: list[tuple[str, Any]] = [(task, lambda active, task=task: report.rate(active, [task])) for task in report.tasks]
     groups.append(("exactly the active tasks", report.control))
     width = 0.8 / len(groups)
     for number, (label, value) in enumerate(groups):
         x = np.arange(len(sets)) + (number - (len(groups) - 1) / 2) * width
         rates, low, high = np.array([value(active) for active in sets]).T
-        hatch = "//" if number == len(groups) - 1 else None
-        ax.bar(x, rates, width, label=label, hatch=hatch, edgecolor="w", linewidth=0.5)
+        ax.bar(x, rates, width, label=label, hatch=HATCHES[number % len(HATCHES)], edgecolor="w", linewidth=0.5)
         ax.errorbar(x, rates, yerr=(rates - low, high - rates), fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
     if report.majority is not None and "label" in report.tasks:
         ax.axhline(report.majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
@@ -42,7 +44,7 @@ def composition(report: CompositionReport, ax: Axes | None = None) -> Axes:
         xlabel="active tasks",
         ylabel="fraction of answers",
         ylim=(0, 1.05),
-        title=f"{readable_name(report.model)}: {report.method}",
+        title=f"{readable_name(report.model)}: {report.method}\n{each}, {counted(len(report.seeds), 'seed')}, 95% intervals",
     )
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
@@ -112,6 +114,6 @@ def strength(report: StrengthReport, ax: Axes | None = None) -> Axes:
     rates, low, high = np.array(report.rates()).T
     ax.errorbar(report.strengths, rates, yerr=(rates - low, high - rates), marker="o", markersize=4, capsize=2)
     ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")
-    title = f"{readable_name(report.model)}: {report.task}, {len(report.shown[0])} prompts"
-    ax.set(xlabel="strength t of the rotation $A^t$", ylabel="fraction of answers", ylim=(-0.02, 1.05), title=title)
+    title = f"{readable_name(report.model)}, {counted(len(report.shown[0]), 'prompt')}, 95% intervals"
+    ax.set(xlabel="strength t of the rotation $A^t$", ylabel=f"fraction of answers that show {report.task}", ylim=(-0.02, 1.05), title=title)
     return ax
