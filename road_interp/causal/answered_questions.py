@@ -102,7 +102,8 @@ def with_best_prompts(
 def next_tokens(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[int]:
     """The most likely token after every text. The tokens that all texts begin with are computed once."""
     alike = (len(set(tokens)) == 1 for tokens in zip(*texts, strict=False))
-    start = min(sum(takewhile(bool, alike)), min(map(len, texts)) - 1) if supports_stored_keys(model) else 0
+    start = min(sum(takewhile(bool, alike)), min(map(len, texts)) - 1)
+    start = start if start and supports_stored_keys(model, texts[0]) else 0
     lengths = torch.tensor([len(text) - start for text in texts], device=model.device)
     batch = pad_sequence([torch.tensor(text[start:]) for text in texts], batch_first=True).to(model.device)
     mask = torch.arange(batch.shape[1], device=model.device) < lengths.unsqueeze(1)

@@ -24,13 +24,13 @@ from road_interp.arguments import check_argument, check_count
 from road_interp.causal.arguments import check_language_model, check_reads_source
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
-from road_interp.errors import InputError
+from road_interp.errors import InputError, first_line
 from road_interp.models.head_logits import logits_at
 from road_interp.models.merging import merged_rotations
 from road_interp.models.rotation_context import OpenContext, shared_context
 from road_interp.progress import Progress, silent
 from road_interp.sites.find import find_sites
-from road_interp.sites.module_tree import hidden_of, layer_stacks, with_hidden
+from road_interp.sites.module_tree import evaluating, hidden_of, layer_stacks, with_hidden
 from road_interp.sites.site import Site
 
 # Maps the states of base and source at one token, `(batch, width)` each, to the state that replaces the base's.
@@ -133,13 +133,16 @@ class InterchangeRuns:
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
         self._source = self._run("source texts", pairs.source_ids)
         keys: list[Tensor | None] = []
-        self._base = self._run("base texts", pairs.base_ids, keys if supports_stored_keys(model) else None)
+        stores = supports_stored_keys(model, max(pairs.base_ids, key=len))
+        self._base = self._run("base texts", pairs.base_ids, keys if stores else None)
         self.base_odds: Float[Tensor, " pairs"] = self._base.odds
         self._select_span(span)
         states = [each for each in keys if each is not None]
         self._keys = StoredKeys(torch.cat(states), self._layer) if states and len(states) == len(keys) else None
         if self._keys is not None and not self._reproduces_base_odds():
             self._keys = None
+        if self._keys is None:
+            self._check_resumed()
 
     def at(self, span: str) -> InterchangeRuns:
         """The same runs with the exchange at another span; stored states are shared."""
@@ -196,7 +199,7 @@ class InterchangeRuns:
 
     def _resumed_logits(self, texts: Tensor, starts: Tensor, hook: Callable[..., Any] | None = None) -> Tensor:
         """Logits after base texts, computed from the site's block and the tokens `starts` on, with a hook on the site."""
-        with ExitStack() as stack:
+        with evaluating(self.model), ExitStack() as stack:
             stack.enter_context(self._resumed(texts, starts))
             if hook is not None:
                 stack.callback(self._module.register_forward_hook(hook).remove)
@@ -247,7 +250,9 @@ class InterchangeRuns:
         if cache is not None:
             stored = torch.arange(int(begins.max()), device=ids.device).flip(0) < begins.unsqueeze(1)
             mask = torch.cat((stored, mask), 1)
-            options = {"use_cache": True, cache_argument(self.model): cache, "position_ids": columns}
+            options = {"use_cache": True, cache_argument(self.model): cache}
+            if starts is not None:
+                options["position_ids"] = columns
         inputs = {"input_ids": ids.gather(1, columns), "attention_mask": mask.long(), **options}
         return logits_at(self.model, lengths - begins - 1, **inputs)
 
@@ -302,8 +307,24 @@ class InterchangeRuns:
         texts = self._base.text
         last = self._base.lengths[texts] - 1
         odds = [self._log_odds(self._resumed_logits(texts[rows], last[rows]), rows) for rows in self.batches("stored keys")]
+        return self._equals_base_odds(torch.cat(odds))
+
+    def _equals_base_odds(self, odds: Float[Tensor, " first"]) -> bool:
+        """Whether the odds of the first pairs are those without an interchange, but for rounding."""
         tolerance = 1e-3 if self._base.leaving.dtype == torch.float32 else 0.5
-        return bool((torch.cat(odds) - self.base_odds).abs().max() < tolerance)
+        return bool((odds - self.base_odds[: len(odds)]).abs().max() < tolerance)
+
+    @torch.no_grad()
+    def _check_resumed(self) -> None:
+        """Raise InputError unless runs from the site's block on give the odds of complete runs."""
+        rows = torch.arange(min(4, len(self.pairs)), device=self.model.device)
+        where = f"{type(self.model).__name__} cannot be run from block {self._layer} on, as an interchange needs"
+        try:
+            logits = self._resumed_logits(self._base.text[rows], torch.zeros_like(rows))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise InputError(f"{where}: {first_line(error)}") from error
+        if not self._equals_base_odds(self._log_odds(logits, rows)):
+            raise InputError(f"{where}: its answers are others than those of complete runs")
 
     @contextmanager
     def _resumed(self, texts: Tensor, starts: Tensor) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from road_interp.models.rotation_context import is_rotated
+
+SAME = 1e-4  # difference of logits, as a fraction of the largest, that is rounding
 
 
 class StoredKeys:
@@ -49,13 +52,29 @@ def cache_argument(model: PreTrainedModel) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def supports_stored_keys(model: PreTrainedModel) -> bool:
-    """Whether tokens of a text can be run behind stored keys: the attention reads a mask, every block is one of attention, and no
-    rotations are attached, whose tokens may depend on the cache. Flash attention takes no padding on both sides."""
+def supports_stored_keys(model: PreTrainedModel, text: Sequence[int]) -> bool:
+    """Whether tokens of a text can be run behind stored keys.
+
+    The attention reads a mask and is causal, every block is one of attention, and no rotations are attached, whose tokens may
+    depend on the cache. Flash attention takes no padding on both sides.
+
+    Args:
+        text: token ids, on which it is tested that tokens do not depend on later ones.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     reads_mask = config._attn_implementation in ("eager", "sdpa")
-    return reads_mask and kinds <= {"full_attention", "sliding_attention"} and not is_rotated(model)
+    attends = reads_mask and kinds <= {"full_attention", "sliding_attention"} and not is_rotated(model)
+    return attends and is_causal(model, text)
+
+
+@torch.no_grad()
+def is_causal(model: PreTrainedModel, text: Sequence[int]) -> bool:
+    """Whether another last token leaves the logits of all tokens before it as they are."""
+    other = text[0] if text[0] != text[-1] else (text[-1] + 1) % model.config.get_text_config().vocab_size
+    ids = torch.tensor([[*text], [*text[:-1], other]], device=model.device)
+    first, second = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1]
+    return bool(((first - second).abs() <= SAME * first.abs().max()).all())
 
 
 def states_of(cache: DynamicCache, first: int, longest: int) -> Float[Tensor, "texts blocks 2 heads longest size"] | None:

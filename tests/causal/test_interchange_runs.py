@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pyvene
 import torch
+import transformers
 from transformers import DynamicCache
 
 from helpers.models import random_adapter, tiny_model
@@ -29,6 +30,7 @@ from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
+from road_interp.sites.module_tree import hidden_of, hooked, with_hidden
 
 # By architecture: configuration key of the number of blocks, and paths of the second block and of a module inside it.
 MODELS = {
@@ -153,7 +155,7 @@ def test_a_text_that_pairs_share_is_run_once(tokenizer):
     rows, (site,) = [], find_sites(model, "block-output", layers=1)
     model.model.layers[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     runs, alone = (InterchangeRuns(model, each, site, "who", batch_size=2) for each in (repeated, pairs))
-    assert rows[:4] == [2, 1, 2, 1]
+    assert rows[:5] == [2, 1, 2, 2, 1]  # sources, the test of causal attention, bases
     stack = RoadInterchangeIntervention(32, depth=3, spread=2.0)
     torch.testing.assert_close(runs.logits(torch.arange(6), stack), alone.logits(torch.tensor(order), stack))
     torch.testing.assert_close(runs.base_odds, alone.base_odds[order])
@@ -177,18 +179,72 @@ def test_complete_texts_where_stored_keys_would_be_wrong(tokenizer):
 def test_models_that_keep_other_things_than_keys_are_run_on_complete_texts(tokenizer):
     """Blocks that are not all of attention, attention without padding on both sides, and keys and values of different shapes."""
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    assert supports_stored_keys(model)
+    assert supports_stored_keys(model, [3, 4, 5])
     for key, value in (("layer_types", ["conv", "full_attention"]), ("_attn_implementation", "flash_attention_2")):
         other = copy.copy(model)
         other.config = copy.deepcopy(model.config)
         setattr(other.config, key, value)
-        assert not supports_stored_keys(other)
+        assert not supports_stored_keys(other, [3, 4, 5])
     cache = DynamicCache()
     cache.update(torch.zeros(2, 1, 3, 8), torch.zeros(2, 1, 3, 8), 0)
     assert states_of(cache, 0, 5).shape == (2, 1, 2, 1, 5, 8)
     cache.update(torch.zeros(2, 1, 3, 8), torch.zeros(2, 1, 3, 4), 1)
     assert states_of(cache, 0, 5) is None
     assert states_of(cache, 2, 5) is None
+
+
+def swapped_odds(model, pairs, row, span):
+    """Log odds of the source's answer after one complete base text, whose state at block 1 a hook replaces."""
+    found = {}
+    at_base, at_source = pairs.span(span)[row]
+
+    def read(module, args, output):
+        found["state"] = hidden_of(output)[:, at_source].clone()
+
+    def exchange(module, args, output):
+        states = hidden_of(output).clone()
+        states[:, at_base] = found["state"]
+        return with_hidden(output, states)
+
+    site = find_sites(model, "block-output", layers=1)[0]
+    module = model.get_submodule(site.module)
+    with torch.no_grad():
+        with hooked([(module.register_forward_hook, read, {})]):
+            model(input_ids=torch.tensor([pairs.source_ids[row]]))
+        with hooked([(module.register_forward_hook, exchange, {})]):
+            logits = model(input_ids=torch.tensor([pairs.base_ids[row]])).logits[0, -1]
+    return float(logits[pairs.source_label[row]] - logits[pairs.base_label[row]])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("Bert", {"is_decoder": False}),
+        ("Bert", {"is_decoder": True}),
+        ("Roberta", {"is_decoder": False}),
+        ("Roberta", {"is_decoder": True}),
+        ("GPT2", {"n_layer": 3}),
+    ],
+)
+def test_a_swap_where_tokens_read_later_ones_or_positions_do_not_start_at_0(tokenizer, architecture, options):
+    """Without causal attention, stored keys would be those of texts without the swap. Dropout stays off."""
+    model = tiny_model(architecture, "causal-lm", vocab_size=len(tokenizer), **{"num_hidden_layers": 3, **options})
+    pairs = ragged(tokenizer)
+    runs = InterchangeRuns(model, pairs, 1, "does")
+    assert runs.starts_at_span == options.get("is_decoder", True)
+    model.train()
+    found = runs.odds(full_swap).tolist()
+    assert model.training
+    model.eval()
+    assert found == pytest.approx([swapped_odds(model, pairs, row, "does") for row in range(3)], abs=1e-5)
+
+
+def test_a_model_that_cannot_be_run_from_a_block_on_is_refused(tokenizer):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 64}
+    torch.manual_seed(0)
+    model = transformers.RwkvForCausalLM(transformers.RwkvConfig(vocab_size=len(tokenizer), **sizes))
+    with pytest.raises(InputError, match="RwkvForCausalLM cannot be run from block 1 on, as an interchange needs: not enough"):
+        InterchangeRuns(model, ragged(tokenizer), 1, "who")
 
 
 def test_stored_keys_that_give_other_answers_are_not_used(tokenizer, monkeypatch):
