@@ -117,7 +117,8 @@ def effective_parameters(interchange: nn.Module, width: int) -> int:
     A coordinate of a full-depth stack of plane rotations reads few angles of the last levels: one of width 576 reads 799 of
     2,880. A swap of all coordinates gives the source whatever the rotation, so that none of its angles has an effect.
     """
-    draws = [_gradients_at_random_values(interchange, width, seed) for seed in range(3)]  # one may be near 0 by chance
+    with torch.inference_mode(False), torch.enable_grad():
+        draws = [_gradients_at_random_values(interchange, width, seed) for seed in range(3)]  # one may be near 0 by chance
     return sum(int((torch.stack(of_each).amax(0) > ROUNDING).sum()) for of_each in zip(*draws, strict=True))
 
 
@@ -131,9 +132,8 @@ def _gradients_at_random_values(interchange: nn.Module, width: int, seed: int) -
         parameter.data = parameter.data.double() + noise.to(device)
     trained = [parameter for parameter in of_random_values.parameters() if parameter.requires_grad]
     base, source = (torch.randn(8, width, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
-    with torch.enable_grad():
-        result = of_random_values(base, source).square().sum()
-        gradients = torch.autograd.grad(result, trained, allow_unused=True, materialize_grads=True)
+    result = of_random_values(base, source).square().sum()
+    gradients = torch.autograd.grad(result, trained, allow_unused=True, materialize_grads=True)
     return [gradient.abs() for gradient in gradients]
 
 

@@ -48,6 +48,15 @@ def check_language_model(function: str, model: object) -> None:
         )
 
 
+def check_numbers(values: Tensor, what: str) -> None:
+    """Raise InputError for values, named `what`, that are NaN or infinite in some row."""
+    if broken := int((~values.isfinite()).flatten(1).any(1).sum()):
+        raise InputError(
+            f"{what} are NaN or infinite for {broken} of {len(values)} texts: use bfloat16 or float32, or train with a smaller "
+            "learning rate"
+        )
+
+
 def check_interchange(function: str, interchange: Any, base: Tensor, source: Tensor, **options: Any) -> None:
     """Raise InputError unless an interchange turns one state of base and one of source, `(1, width)` each, into such a state.
 

@@ -97,7 +97,7 @@ def controls(
             swaps[f"{name}, random angles"] = random.requires_grad_(False).to(model.device)
         swaps[name] = trained = train_method(train, name, method, seed, steps, progress)
         if isinstance(trained, RoadInterchangeIntervention | LowRankInterchangeIntervention):
-            directions[name] = trained.basis().detach()
+            directions[name] = trained.basis()
     swaps |= {name: swap_along(directions[name]) for name in ("difference of means", "linear probe")}
     unrelated = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in UNRELATED]
     continued = InterchangeRuns(model, splits.test.continued(unrelated), site, span, progress=progress)

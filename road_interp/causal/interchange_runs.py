@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from road_interp.arguments import check_argument, check_count
-from road_interp.causal.arguments import check_language_model, check_reads_source
+from road_interp.causal.arguments import check_language_model, check_numbers, check_reads_source
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError, first_line
@@ -208,8 +208,13 @@ class InterchangeRuns:
 
     @torch.no_grad()
     def odds(self, interchange: Interchange) -> Float[Tensor, " pairs"]:
-        """Log odds of the source's answer against the base's after every base text, with the interchange (nats)."""
-        return torch.cat([-self._log_odds(self.logits(rows, interchange), rows) for rows in self.batches("interchanges")])
+        """Log odds of the source's answer against the base's after every base text, with the interchange (nats).
+
+        Raises InputError for odds that are NaN or infinite.
+        """
+        odds = [-self._log_odds(self.logits(rows, interchange), rows) for rows in self.batches("interchanges")]
+        check_numbers(torch.cat(odds).unsqueeze(1), "with this interchange the log odds")
+        return torch.cat(odds)
 
     def tensor(self, values: Sequence[int]) -> Int[Tensor, " n"]:
         """Integers as a tensor on the model's device."""

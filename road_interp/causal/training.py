@@ -107,11 +107,16 @@ def run_steps(
             raise InputError(
                 f"nothing that is trained enters the loss of a {type(interchange).__name__}: a hardened mask is fixed"
             )
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise InputError(
+                f"the loss of step {step + 1} is {losses[-1]}: use bfloat16 or float32, or a smaller learning rate than "
+                f"{learning_rate:g}"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         decay.step()
-        losses.append(loss.item())
         progress(f"loss {losses[-1]:.3g}", step + 1, steps)
     return tuple(losses)
 
@@ -121,6 +126,8 @@ def _check_training(interchange: nn.Module, steps: object, learning_rate: Any, t
     if not isinstance(learning_rate, Real) or isinstance(learning_rate, bool) or not 0 <= float(learning_rate) < math.inf:
         raise InputError(f"learning_rate must be a finite number of at least 0, not {learning_rate!r}")
     check_argument("the training", interchange, nn.Module, "a module with parameters, such as RoadInterchangeIntervention")
+    if not torch.is_grad_enabled():
+        raise InputError("the training needs gradients: leave torch.no_grad() or torch.inference_mode() first")
     if not any(parameter.requires_grad for parameter in interchange.parameters()):
         raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
     if temperatures is not None:

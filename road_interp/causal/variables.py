@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.accuracy import count_parameters
-from road_interp.causal.arguments import check_interchange, check_model
+from road_interp.causal.arguments import check_interchange, check_model, check_numbers
 from road_interp.causal.entity_task import VariablePairs
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.training import run_steps
@@ -85,14 +85,27 @@ class VariableRuns:
                 f"{function}: the interchange has coordinates of {', '.join(named)}, the runs have the variables "
                 f"{', '.join(self.variables)}: give both the same, in the same order"
             )
+        parts = getattr(interchange, "num_subspaces", len(self.variables))
+        if parts != len(self.variables):
+            raise InputError(
+                f"{function}: the interchange has {parts} subspaces, the runs have {len(self.variables)} variables: give one of "
+                "VariableCoordinates, whose variables own as many coordinates as you like"
+            )
         for index in range(len(self.variables)):
             check_interchange(function, interchange, self.runs.bases[:1], self.runs.sources[:1], subspaces=[[index]])
 
     @torch.no_grad()
     def hits(self, interchange: VariableInterchange) -> Bool[Tensor, " pairs"]:
-        """Whether the most likely next token of all tokens is the target's, for every pair."""
-        batches = self.runs.batches("interchanges")
-        return torch.cat([self.logits(rows, interchange).argmax(-1) == self.targets[rows] for rows in batches])
+        """Whether the most likely next token of all tokens is the target's, for every pair.
+
+        Raises InputError for logits that are NaN or infinite.
+        """
+        found = []
+        for rows in self.runs.batches("interchanges"):
+            logits = self.logits(rows, interchange)
+            check_numbers(logits, "with this interchange the model's logits")
+            found.append(logits.argmax(-1) == self.targets[rows])
+        return torch.cat(found)
 
 
 def train_variables(

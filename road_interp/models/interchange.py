@@ -178,6 +178,12 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         features = None if subspaces is None else entries_of(subspaces, self.subspace_partition, len(self._hard_rows()))
         mib_format.save_mib(self.basis(), Path(folder), unit, features)
 
+    @property
+    def num_subspaces(self) -> int:
+        """How many subspaces a call can name: parts of the partition, or single coordinates without one."""
+        parts = self.subspace_partition
+        return len(parts) if parts is not None else self.width if self.rows is None else len(self.rows)
+
     def _hard_rows(self) -> tuple[int, ...]:
         if self.rows is None:
             raise InputError("the mask is not hardened yet: call harden() first")

@@ -91,8 +91,16 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         """The width of the states."""
         return self.weight.shape[0]
 
+    @property
+    def num_subspaces(self) -> int:
+        """How many subspaces a call can name: parts of the partition, or single directions without one."""
+        return self.weight.shape[1] if self.subspace_partition is None else len(self.subspace_partition)
+
     def basis(self) -> Float[Tensor, "width k"]:
-        """Orthonormal columns: the directions in which base and source are swapped."""
+        """Orthonormal columns: the directions in which base and source are swapped; without a gradient."""
+        return self._basis().detach()
+
+    def _basis(self) -> Float[Tensor, "width k"]:
         return torch.linalg.qr(self.weight).Q
 
     def forward(
@@ -111,7 +119,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
             raise InputError(
                 "a LowRankInterchangeIntervention that is made from its type has no rank: give low_rank_dimension in the config"
             )
-        basis = self.basis()
+        basis = self._basis()
         dtype = torch.promote_types(base.dtype, basis.dtype)
         coordinates = (source.to(dtype) - base.to(dtype)) @ basis.to(dtype)
         if subspaces is not None:
@@ -122,7 +130,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         """Write the files that the loader of MIB's causal-variable track reads; the arguments are those of
         `RoadInterchangeIntervention.save_mib`."""
         features = None if subspaces is None else entries_of(subspaces, self.subspace_partition, self.weight.shape[1])
-        mib_format.save_mib(self.basis().detach(), Path(folder), unit, features)
+        mib_format.save_mib(self.basis(), Path(folder), unit, features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LowRankInterchangeIntervention:
         """Move with the model to its device, but keep the dtype."""

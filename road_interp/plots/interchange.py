@@ -45,6 +45,11 @@ def interchange_depth(report: DepthReport, ax: Axes | None = None) -> Axes:
     ax.set_xticks(report.rows, [str(count) for count in report.rows])
     ax.minorticks_off()
     seeds = counted(len(report.seeds), "seed")
-    ax.set(xlabel="swapped rows", ylabel="flipped answers (fraction)", ylim=(-0.02, 1), title=f"{report.task}, {seeds}, from lowest to highest")
+    ax.set(
+        xlabel="swapped rows",
+        ylabel="flipped answers (fraction)",
+        ylim=(-0.02, 1),
+        title=f"{report.task}, {seeds}, from lowest to highest",
+    )
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

@@ -115,5 +115,10 @@ def strength(report: StrengthReport, ax: Axes | None = None) -> Axes:
     ax.errorbar(report.strengths, rates, yerr=(rates - low, high - rates), marker="o", markersize=4, capsize=2)
     ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")
     title = f"{readable_name(report.model)}, {counted(len(report.shown[0]), 'prompt')}, 95% intervals"
-    ax.set(xlabel="strength t of the rotation $A^t$", ylabel=f"fraction of answers that show {report.task}", ylim=(-0.02, 1.05), title=title)
+    ax.set(
+        xlabel="strength t of the rotation $A^t$",
+        ylabel=f"fraction of answers that show {report.task}",
+        ylim=(-0.02, 1.05),
+        title=title,
+    )
     return ax

@@ -247,6 +247,28 @@ def test_a_model_that_cannot_be_run_from_a_block_on_is_refused(tokenizer):
         InterchangeRuns(model, ragged(tokenizer), 1, "who")
 
 
+def test_an_interchange_that_gives_no_numbers_is_not_measured(tokenizer):
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    runs = InterchangeRuns(model, ragged(tokenizer), 0, "who")
+
+    def broken(base, source):
+        return torch.where(torch.arange(len(base)).unsqueeze(1) == 1, torch.inf, base)
+
+    with pytest.raises(InputError, match="the log odds are NaN or infinite for 1 of 3 texts: use bfloat16 or float32"):
+        interchange_accuracy(runs, broken, "broken")
+
+
+def test_effective_parameters_in_inference_mode_and_no_training_there(tokenizer):
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    runs, stack = InterchangeRuns(model, ragged(tokenizer), 1, "who"), RoadInterchangeIntervention(32, depth=3)
+    expected = interchange_accuracy(runs, stack, "stack")
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            assert interchange_accuracy(runs, stack, "stack") == expected
+            with pytest.raises(InputError, match=r"the training needs gradients: leave torch.no_grad\(\) or torch.inf"):
+                train_interchange(runs, stack, 1, 0.1)
+
+
 def test_stored_keys_that_give_other_answers_are_not_used(tokenizer, monkeypatch):
     before = StoredKeys.before
 

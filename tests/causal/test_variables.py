@@ -36,7 +36,9 @@ from road_interp.causal.variable_methods import (
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError
 from road_interp.measure.intervals import cluster_means, mean_interval, wilson
+from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import RoadIntervention
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.models.variable_coordinates import VariableCoordinates
 from road_interp.sites.find import find_sites
@@ -481,6 +483,38 @@ def test_a_single_variable_has_no_score(runs):
     one.pairs = replace(runs.pairs, swapped=("colour",) * len(runs.pairs))
     with pytest.raises(InputError, match="a score of one variable has no isolation"):
         measure_variables(one, nothing, "none")
+
+
+def test_an_interchange_that_gives_no_numbers_has_no_score(runs):
+    def broken(base, source, subspaces):
+        return torch.where(torch.arange(len(base)).unsqueeze(1) == 1, torch.nan, base)
+
+    with pytest.raises(InputError, match="the model's logits are NaN or infinite for 1 of 48 texts: use bfloat16 or float32"):
+        measure_variables(runs, broken, "broken")
+    stack = VariableCoordinates(dict.fromkeys(VARIABLES, 2)).road(32)
+    stack.theta.data.fill_(torch.nan)
+    with pytest.raises(InputError, match="the loss of step 1 is nan: use bfloat16 or float32, or a smaller learning rate than 1"):
+        train_variables(runs, stack, 3, 1.0)
+
+
+@pytest.mark.parametrize("make", [RoadInterchangeIntervention, LowRankInterchangeIntervention])
+def test_an_interchange_needs_as_many_subspaces_as_there_are_variables(runs, make):
+    """Single entries would be swapped otherwise, however many the variables are thought to own."""
+
+    def of(count, **options):
+        return make(
+            32, **({"rows": range(count)} if make is RoadInterchangeIntervention else {"low_rank_dimension": count}), **options
+        )
+
+    for wrong, count in ((of(16), 16), (of(16, subspace_partition=[[0, 4], [4, 8], [8, 16]]), 3)):
+        with pytest.raises(
+            InputError, match=f"the interchange has {count} subspaces, the runs have 2 variables: give one of Var"
+        ):
+            measure_variables(runs, wrong, "m", 16)
+        with pytest.raises(InputError, match=f"the interchange has {count} subspaces"):
+            train_variables(runs, wrong, 1, 0.1)
+    for right in (of(2), of(16, subspace_partition=[[0, 4], [4, 16]])):
+        assert len(measure_variables(runs, right, "m").outcomes) == len(runs.pairs)
 
 
 def test_every_combination_of_variables_is_needed_for_a_score(runs):
