@@ -12,7 +12,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
-from road_interp.sites.module_tree import check_no_convolution, is_called, is_linear, output_width
+from road_interp.sites.module_tree import check_no_convolution, is_linear, output_width
 from road_interp.sites.site import Site
 
 
@@ -29,10 +29,6 @@ def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, 
             f"{type(model).__name__} has no module '{site.module}': the adapter was made for another model"
         ) from None
     check_no_convolution(site.module, module)
-    if not is_called(module):
-        raise InputError(
-            f"site '{site.name}': torch reads the weight of this module and never calls it, so that nothing would rotate"
-        )
     width = site.module_width
     if is_linear(module) and output_width(module) != width:
         raise InputError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.sites.module_tree import Hooks, dummy_inputs, evaluating, hidden_of, hooked, is_in_attention, linears_of
+from road_interp.sites.module_tree import Hooks, hidden_of, hooked, is_in_attention, linears_of, run_on_dummy
 from road_interp.sites.site import OutputSlice
 
 
@@ -55,8 +55,10 @@ def _block_calls(model: PreTrainedModel, blocks: nn.ModuleList) -> list[tuple[tu
         calls[module] = _without_cache(args), _without_cache(kwargs)
 
     hooks: Hooks = [(block.register_forward_pre_hook, record, {"with_kwargs": True}) for block in blocks]
-    with hooked(hooks), torch.no_grad(), evaluating(model):
-        model(**dummy_inputs(model))
+    with hooked(hooks):
+        run_on_dummy(model)
+    if missing := len(set(blocks) - set(calls)):
+        raise InputError(f"{type(model).__name__} does not call {missing} of its {len(blocks)} blocks in a pass over four tokens")
     return [calls[block] for block in blocks]
 
 

@@ -17,11 +17,13 @@ from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.sites.attention_roles import attention_roles, slice_of_role
 from road_interp.sites.module_tree import (
+    check_called,
     is_in_attention,
     is_linear,
     layer_and_kind,
     layer_stacks,
     linears_of,
+    never_called,
     output_width,
     output_widths,
 )
@@ -119,9 +121,13 @@ def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Ite
     if preset == "attention-qk":
         yield from _query_key_sites(model, name, blocks)
         return
-    for layer, block in enumerate(blocks):
-        for kind, module in _linears_for(preset, block):
-            yield Site(f"{name}.{layer}.{kind}", output_width(module), layer, kind)
+    linears = {
+        f"{name}.{layer}.{kind}": Site(f"{name}.{layer}.{kind}", output_width(module), layer, kind)
+        for layer, block in enumerate(blocks)
+        for kind, module in _linears_for(preset, block)
+    }
+    without = never_called(model, linears)
+    yield from (site for path, site in linears.items() if path not in without)
 
 
 def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -164,6 +170,7 @@ def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
         similar = difflib.get_close_matches(pattern, [*PRESETS, *names], n=3, cutoff=0.4)
         hint = f"; similar names are {', '.join(similar)}" if similar else ""
         raise InputError(f"no module of {type(model).__name__} matches '{pattern}'{hint}")
+    check_called(model, paths)
     not_linear = [path for path in paths if not is_linear(modules[path])]
     widths = output_widths(model, not_linear) if not_linear else {}
     stacks = layer_stacks(model)

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, first_line
 
 Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # register function, hook, its keyword arguments
 
 
 def layer_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
-    """The outermost module lists of `model` whose length is a number of layers in its configuration, by path."""
+    """The outermost module lists of `model` whose length is a number of layers in its configuration, by path.
+
+    Lists of blocks of one class, if there are any; hybrid models have blocks of several.
+    """
     config = model.config
     lengths = {
         getattr(section, key, None)
         for section in (config, text_config(model), *vars(config).values())
         for key in ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
     }
-    stacks: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(outer + ".") for outer in stacks)
-        if isinstance(module, nn.ModuleList) and len(module) in lengths and not inside and len(set(map(type, module))) == 1:
-            stacks[name] = module
-    return stacks
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) in lengths
+    }
+    uniform = {name: blocks for name, blocks in lists.items() if len(set(map(type, blocks))) == 1}
+    chosen = uniform or lists
+    return {name: each for name, each in chosen.items() if not any(name.startswith(f"{outer}.") for outer in chosen)}
 
 
 def text_config(model: PreTrainedModel) -> Any:
@@ -53,16 +57,58 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-def is_called(module: nn.Module) -> bool:
-    """Whether the forward of a linear layer is called: torch's MultiheadAttention reads the weight of its `out_proj` instead."""
-    return not isinstance(module, NonDynamicallyQuantizableLinear)
+@cache
+def use_of(kind: type, name: str) -> Literal["called", "read", "either"]:
+    """How the code of a class uses its linear layer `name`: by a call, by reading its weight, or by either.
+
+    Nothing happens to what a layer would return whose weight is read instead: torch's MultiheadAttention and WavLM's attention
+    read all of theirs, Mamba's mixers that of `dt_proj`, others only some with a certain device or setting.
+    """
+    sources = []
+    for each in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        try:
+            sources.append(inspect.getsource(each))
+        except (OSError, TypeError):  # made without a file
+            continue
+    code = re.sub(r"(isinstance|init\.\w+)\(self\.\w+\.weight", "", "\n".join(sources))
+    if not re.search(rf"self\.{name}\.weight(?!\.(dtype|device|shape|data|requires_grad)\b)", code):
+        return "called"
+    return "either" if f"self.{name}(" in code else "read"
+
+
+def never_called(model: PreTrainedModel, paths: Iterable[str]) -> list[str]:
+    """The linear layers among `paths` whose weights the model reads instead of calling them, so that nothing would rotate.
+
+    Where the code can do either, one forward pass on dummy inputs decides.
+    """
+    uses = {}
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        around: Any = type(model.get_submodule(parent))
+        uses[path] = use_of(around, name)
+    either = [path for path, use in uses.items() if use == "either"]
+    called = _called_in_a_pass(model, either) if either else set()
+    return [path for path, use in uses.items() if use == "read" or (use == "either" and path not in called)]
+
+
+def _called_in_a_pass(model: PreTrainedModel, paths: Iterable[str]) -> set[str]:
+    called: set[str] = set()
+
+    def record(path: str) -> Callable[..., None]:
+        return lambda module, args: called.add(path)
+
+    hooks: Hooks = [(model.get_submodule(path).register_forward_pre_hook, record(path), {}) for path in paths]
+    with hooked(hooks):
+        try:
+            run_on_dummy(model)
+        except InputError:  # such a model was not seen to read a weight
+            called.update(paths)
+    return called
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is a linear layer: nn.Linear or a subclass, Conv1D, or a PEFT layer that wraps one of these."""
-    return (is_called(module) and isinstance(module, nn.Linear | Conv1D)) or isinstance(
-        getattr(module, "base_layer", None), nn.Linear | Conv1D
-    )
+    return isinstance(module, nn.Linear | Conv1D) or isinstance(getattr(module, "base_layer", None), nn.Linear | Conv1D)
 
 
 def output_width(module: nn.Module) -> int:
@@ -100,6 +146,13 @@ def check_no_convolution(path: str, module: nn.Module) -> None:
         raise InputError(f"'{path}' is a convolution, whose output has no axis of states at its end: choose another module")
 
 
+def check_called(model: PreTrainedModel, paths: Iterable[str]) -> None:
+    """Raise InputError for linear layers of `never_called`."""
+    for path in never_called(model, paths):
+        reader = type(model.get_submodule(path.rpartition(".")[0])).__name__
+        raise InputError(f"'{path}' is never called: {reader} reads its weight instead, so that nothing would rotate")
+
+
 def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     """Width of the output of the modules at `paths`, from one forward pass on dummy inputs.
 
@@ -119,17 +172,34 @@ def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
         return hook
 
     hooks: Hooks = [(model.get_submodule(path).register_forward_hook, record(path), {}) for path in paths]
-    with hooked(hooks), torch.no_grad(), evaluating(model):
-        model(**dummy_inputs(model))
+    with hooked(hooks):
+        run_on_dummy(model)
     for path in paths:
         if path not in widths:
             raise InputError(f"'{path}' returns no hidden states (its output is not a tensor, or the module is not called)")
     return widths
 
 
-def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A minimal batch for one forward pass: four tokens, or one blank image."""
+@torch.no_grad()
+def run_on_dummy(model: PreTrainedModel) -> None:
+    """One forward pass on a minimal batch: four tokens, one blank image, or one silent sound.
+
+    Raises InputError for a model that takes something else.
+    """
+    try:
+        with evaluating(model):
+            model(**_dummy_inputs(model))
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        raise InputError(
+            f"{type(model).__name__} cannot be run on four tokens, one image or one sound, as these sites need "
+            f"({first_line(error)}): select linear layers, as 'all-linear' does"
+        ) from error
+
+
+def _dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     config = model.config
+    if model.main_input_name == "input_values":
+        return {"input_values": torch.zeros(1, 4000, device=model.device, dtype=model.dtype)}
     if model.main_input_name == "pixel_values":
         size = config.image_size if isinstance(config.image_size, Sequence) else (config.image_size, config.image_size)
         return {"pixel_values": torch.zeros(1, config.num_channels, *size, device=model.device, dtype=model.dtype)}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from accelerate import cpu_offload
 from torch import nn
 from transformers import (
@@ -42,6 +43,7 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
+from road_interp.sites.module_tree import use_of
 from road_interp.sites.site import Site
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -78,11 +80,57 @@ def test_weights_that_would_lose_a_change_are_not_merged(change):
 
 def test_a_linear_that_torch_never_calls_is_no_site():
     model = SiglipVisionModel(SiglipVisionConfig(**SIZES, image_size=16, patch_size=8)).eval()
-    with pytest.raises(InputError, match=r"'head.attention.out_proj' returns no hidden states .* the module is not called"):
+    never = "'head.attention.out_proj' is never called: MultiheadAttention reads its weight instead"
+    with pytest.raises(InputError, match=never):
         find_sites(model, "head.attention.out_proj")
     assert "head.attention.out_proj" in dict(model.named_modules())
-    with pytest.raises(InputError, match="torch reads the weight of this module and never calls it"):
+    with pytest.raises(InputError, match=never):
         RoadModel(model, random_adapter([Site("head.attention.out_proj", 32)]))
+
+
+def mamba():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 60}
+    return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval(), token_batch(2)
+
+
+def wavlm():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    small = {"conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_conv_pos_embeddings": 8}
+    model = transformers.WavLMModel(transformers.WavLMConfig(**sizes, **small, num_conv_pos_embedding_groups=2)).eval()
+    return model, {"input_values": torch.randn(2, 200, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize(("make", "left_out"), [(mamba, ["dt_proj"]), (wavlm, ["q_proj", "k_proj", "v_proj", "out_proj"])])
+def test_linears_whose_weights_a_model_reads_are_no_sites(make, left_out):
+    torch.manual_seed(0)
+    model, batch = make()
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    sites = find_sites(model, "all-linear")
+    in_blocks = [name for name in linears if ".layers." in name]
+    never = [name for name in in_blocks if name.rpartition(".")[2] in left_out]
+    assert len(never) == 2 * len(left_out)
+    assert [site.module for site in sites] == [name for name in in_blocks if name not in never]
+    called = []
+    for name in in_blocks:
+        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: called.append(name))
+    model(**batch)
+    assert not set(called) & set(never)
+    for name in never:
+        with pytest.raises(InputError, match=f"'{name}' is never called: .* reads its weight instead, so that nothing would"):
+            find_sites(model, name)
+        with pytest.raises(InputError, match=f"'{name}' is never called"):
+            RoadModel(model, random_adapter([Site(name, model.get_submodule(name).out_features)]))
+
+
+def test_linears_whose_weights_a_model_could_read_are_sites_where_it_calls_them():
+    """BLOOM reads the weights of two linears with tensor parallelism only, and T5 asks one for its dtype."""
+    bloom = transformers.BloomModel(transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=60))
+    assert use_of(type(bloom.h[0].mlp), "dense_4h_to_h") == "either"
+    assert any(site.module == "h.1.mlp.dense_4h_to_h" for site in find_sites(bloom, "all-linear"))
+    bloom.h[1].mlp.pretraining_tp, bloom.h[1].mlp.slow_but_exact = 2, True
+    assert not any(site.module == "h.1.mlp.dense_4h_to_h" for site in find_sites(bloom, "all-linear"))
+    (path,) = (name for name, _ in tiny_model("T5").named_modules() if name == "decoder.block.1.layer.2.DenseReluDense")
+    assert use_of(type(tiny_model("T5").get_submodule(path)), "wo") == "called"
 
 
 def test_a_convolution_is_no_site():

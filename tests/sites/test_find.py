@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import JambaConfig, JambaModel, VideoMAEConfig, VideoMAEModel, Wav2Vec2Config, Wav2Vec2Model
 
 from helpers.models import CONFIGS, tiny_model
 from road_interp.errors import InputError
@@ -203,3 +204,25 @@ def test_layers_that_are_no_numbers_or_end_before_they_begin():
         find_sites(base, "mlp", layers="2-1")
     with pytest.raises(InputError, match="^layer 1.5 does not exist: this model has layers 0 to 1$"):
         find_sites(base, "mlp", layers=1.5)
+
+
+def test_blocks_of_several_classes_are_a_stack():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 60}
+    model = JambaModel(JambaConfig(**sizes, num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1, num_experts=2)).eval()
+    assert len({type(block) for block in model.layers}) > 1
+    sites = find_sites(model, "block-output", layers=[0, 3])
+    assert [(site.module, site.module_width) for site in sites] == [("layers.0", 32), ("layers.3", 32)]
+    assert not [site for site in find_sites(model, "all-linear") if site.module.endswith("dt_proj")]  # whose weight is read
+
+
+def test_a_model_of_sounds_and_one_that_takes_something_else():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    small = {"conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_conv_pos_embeddings": 8}
+    sounds = Wav2Vec2Model(Wav2Vec2Config(**sizes, **small, num_conv_pos_embedding_groups=2)).eval()
+    assert [site.module for site in find_sites(sounds, "block-output")] == ["encoder.layers.0", "encoder.layers.1"]
+    assert len(find_sites(sounds, "attention-qk")) == 4
+    films = VideoMAEModel(VideoMAEConfig(**sizes, image_size=16, patch_size=8, num_frames=4)).eval()
+    for preset in ("block-output", "attention-qk"):
+        with pytest.raises(InputError, match="VideoMAEModel cannot be run on four tokens, one image or one sound"):
+            find_sites(films, preset)
+    assert len(find_sites(films, "all-linear")) == 12
