@@ -59,8 +59,9 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
     theta, alpha = (dict(_tensors_of_kind(tensors, kind)) for kind in (THETA, ALPHA))
     if not theta:
         raise InputError("the adapter rotates no module: none of its tensors is a road_theta")
+    stacks = tuple(layer_stacks(model)) if isinstance(model, PreTrainedModel) else None
     sites = [
-        _site(module, 2 * values.numel() // plane_maps.num_parameters(2, variant), model) for module, values in theta.items()
+        _site(module, 2 * values.numel() // plane_maps.num_parameters(2, variant), stacks) for module, values in theta.items()
     ]
     if model is not None:
         modules = dict(model.named_modules())
@@ -127,18 +128,20 @@ def write_rotations(
     config.save_pretrained(str(folder))
 
 
-def load_modules_to_save(base: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Load the other weights of a PEFT folder, such as those of a classification head, into `base`.
+def load_modules_to_save(base: PreTrainedModel, source: Source) -> None:
+    """Load the other weights of a PEFT folder or PeftModel, such as those of a classification head, into `base`.
 
     Raises:
         InputError: a tensor does not fit `base`; the message names it.
     """
-    load_tensors(base, other_weights(folder), str(folder))
+    load_tensors(base, other_weights(source), "the PeftModel" if isinstance(source, nn.Module) else str(source))
 
 
-def other_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights of modules_to_save in a PEFT RoAd folder, under the names of the base model. Raises InputError."""
-    return _without_rotations(read_folder(folder)[1])
+def other_weights(source: Source, adapter_name: str | None = None) -> dict[str, Tensor]:
+    """The weights of modules_to_save of a PEFT RoAd adapter, under the names of the base model. Raises InputError."""
+    if isinstance(source, nn.Module):
+        return _modules_of(source, _adapter_name(source, adapter_name))
+    return _without_rotations(read_folder(source)[1])
 
 
 def _without_rotations(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -203,10 +206,10 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return model if get is None else get()
 
 
-def _site(module: str, width: int, base: nn.Module | None) -> Site:
-    """The site of the whole output of a module."""
-    if isinstance(base, PreTrainedModel):
-        return Site(module, width, *layer_and_kind(module, layer_stacks(base)))
+def _site(module: str, width: int, stacks: Iterable[str] | None) -> Site:
+    """The site of the whole output of a module, given the paths of the model's block stacks, where there is a model."""
+    if stacks is not None:
+        return Site(module, width, *layer_and_kind(module, stacks))
     match = re.search(r"(?:^|\.)(\d{1,6})\.(.+)", module)
     return Site(module, width, None, module) if match is None else Site(module, width, int(match[1]), match[2])
 

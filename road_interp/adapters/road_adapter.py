@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -379,9 +380,18 @@ class RoadAdapter:
 
     @classmethod
     def from_peft(cls, source: Any, adapter_name: str | None = None, base: Any = None) -> RoadAdapter:
-        """The rotations of a PEFT RoAd folder or PeftModel: see `road_interp.adapters.peft_format.read_rotations`."""
-        from road_interp.adapters.peft_format import read_rotations
+        """The rotations of a PEFT RoAd folder or PeftModel: see `road_interp.adapters.peft_format.read_rotations`.
 
+        Warns of a PeftModel with other trained weights, such as a head, which are not part of an adapter.
+        """
+        from road_interp.adapters.peft_format import other_weights, read_rotations
+
+        if not isinstance(source, str | os.PathLike) and (others := other_weights(source, adapter_name)):
+            warnings.warn(
+                f"the PeftModel has other trained weights ({', '.join(sorted(others))}), which are not part of an adapter: "
+                "RoadModel.from_peft(model, peft_model) loads both",
+                stacklevel=2,
+            )
         return cls(*read_rotations(source, adapter_name, base))
 
     def to_peft(self, folder: str | os.PathLike[str], base: Any = None, modules_to_save: Sequence[str] = ()) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from road_interp.errors import InputError
 
 
-def check_output_file(path: Path, option: str) -> None:
-    """Raise InputError, which names the option, if no file can be written to `path`. Call this before long computations."""
+def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None:
+    """Raise InputError, which names the option, if no file can be written to `path`. Call this before long computations.
+
+    Args:
+        read: files and data sets that the command reads, and that `path` must not replace.
+    """
+    if any(os.path.exists(each) and path.exists() and path.samefile(each) for each in read):
+        raise InputError(f"{option}: '{path}' is the file that is read; choose another name")
     try:
         is_folder = path.is_dir()
     except OSError as error:

@@ -81,6 +81,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a run from its files; or score another adapter on its data, model and head."""
+    from road_interp.recipes.paths import data_ids
     from road_interp.runs.run import Run
     from road_interp.training import api
 
@@ -88,6 +89,8 @@ def evaluate(
     if predictions is not None:
         check_output_file(predictions, "--predictions")
     trained = Run.load(run)
+    if predictions is not None:
+        check_output_file(predictions, "--predictions", [*data_ids(trained.recipe), *([data] if data else [])])
     if data is not None and trained.trained_on(data):
         print(f"{PROGRAM}: warning: '{data}' holds the texts that the run was trained on", file=sys.stderr)
     if adapter is not None:
@@ -117,7 +120,7 @@ def predict(
 
     quiet_libraries()
     if out is not None:
-        check_output_file(out, "--out")
+        check_output_file(out, "--out", [texts])
     trained = Run.load(run)
     given = read_texts(trained.classification_recipe("predict").data, texts)
     with progress_bar() as update:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -259,17 +260,27 @@ def _classes(recipe: DataRecipe, train: Dataset) -> tuple[Any, ...]:
 def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str) -> Dataset:
     """`data` with its labels as indices into `classes`, or as floats if `classes` is None."""
     labels: list[float | int] = []
+    index = {label: number for number, label in enumerate(classes or ())}
     for row, label in enumerate(data["label"]):
         if classes is None:
-            if isinstance(label, bool) or not isinstance(label, int | float) or not np.isfinite(label):
+            if (value := _finite_number(label)) is None:
                 raise InputError(f"'{identifier}', row {row}: label {cut(label)} is not a finite number")
-            labels.append(float(label))
-        elif label not in classes:
+            labels.append(value)
+        elif not isinstance(label, Hashable) or label not in index:
             listed = ", ".join(map(cut, classes[:8])) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
             raise InputError(f"'{identifier}', row {row}: label {cut(label)} is outside the classes {listed}")
         else:
-            labels.append(classes.index(label))
+            labels.append(index[label])
     return data.remove_columns("label").add_column("label", labels)
+
+
+def _finite_number(label: Any) -> float | None:
+    """A label, or the number that is written as text in a column with other texts; None for anything else."""
+    try:
+        value = math.nan if isinstance(label, bool) else float(label)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _divide(

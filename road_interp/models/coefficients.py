@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from road_interp.adapters.bank import RoadBank
+from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Entries, PlaneMaps, Variant
@@ -67,6 +68,10 @@ class Coefficients:
             return PlaneMaps(torch.where(exponent == 1, a, power)[index])
 
         maps = self._each(raised)
+        with torch.no_grad():
+            if not all(bool(each.a.isfinite().all()) for each in maps()):
+                largest = max(float(each.abs().max()) for each in exponents)
+                raise InputError(f"a strength of up to {largest:g} makes a scale too large or too small for a finite power")
         return replace(self, maps=maps, entries=partial(_entries_of, maps))
 
     def times(self, other: Coefficients) -> Coefficients:

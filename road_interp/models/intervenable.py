@@ -81,7 +81,12 @@ class IntervenableModel(pyvene.IntervenableModel):
         nn.Module.zero_grad(self, set_to_none)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The trainable parameters, and angles, scales and form of every RoadIntervention; others are left out."""
+        """The trainable parameters, and angles, scales and form of every RoadIntervention; others are left out.
+
+        Raises InputError for a model with a bank, whose adapters are no parameters of the model.
+        """
+        if getattr(self, "bank", None) is not None:
+            raise InputError("the adapters of a bank are not in a state dict: save each with bank[name].save(folder)")
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         parameters = self.named_parameters(remove_duplicate=False)  # a state dict has tied weights under each name
         rotations = {

@@ -379,14 +379,16 @@ class RoadModel(IntervenableModel):
         return zip(self.sites, self.interventions.values(), strict=True)
 
     @classmethod
-    def from_peft(cls, base_model: PreTrainedModel, folder: str | os.PathLike[str]) -> RoadModel:
-        """A model with the rotations of a PEFT RoAd folder; other weights in it, such as a head, are loaded into `base_model`.
+    def from_peft(cls, base_model: PreTrainedModel, source: str | os.PathLike[str] | nn.Module) -> RoadModel:
+        """A model with the rotations of a PEFT RoAd folder, or of the active adapter of a PeftModel.
+
+        Other weights that were trained with it, such as a head, are loaded into `base_model`.
 
         Raises:
-            InputError: the folder contains no RoAd adapter, or one for another model.
+            InputError: no RoAd adapter, or one for another model.
         """
-        adapter = RoadAdapter.from_peft(folder, base=base_model)
-        peft_format.load_modules_to_save(base_model, folder)
+        adapter = RoadAdapter(*peft_format.read_rotations(source, base=base_model))
+        peft_format.load_modules_to_save(base_model, source)
         return cls(base_model, adapter)
 
     def to_peft(self, folder: str | os.PathLike[str], modules_to_save: Sequence[str] = ()) -> None:

@@ -186,6 +186,8 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
     unnamed = written(tmp_path / "unnamed.csv", [*ROWS[:5], {**ROWS[5], "class": ""}])
     rare = written(tmp_path / "rare.csv", [*ROWS, {**ROWS[0], "class": "never"}])
     numbers = written(tmp_path / "numbers.csv", [{**row, "class": number / 4} for number, row in enumerate(ROWS)])
+    of_numbers = [{**row, "class": "none" if number == 7 else number / 4} for number, row in enumerate(ROWS)]
+    hole = written(tmp_path / "hole.csv", of_numbers)
     (tmp_path / "latin.csv").write_bytes("sentence,class\ncafé,yes\nthé,no\n".encode("latin-1"))
     cases = [
         (recipe(unnamed), r"row 5: the label is empty; give it one, or leave the row out"),
@@ -206,6 +208,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
         (recipe(holes), "row 5: column 'sentence' holds None, not text"),
         (recipe(good, filter={"class": "yes"}), "all labels are 'yes'"),
         (recipe(good, problem_type="regression"), "label 'no' is not a finite number"),
+        (recipe(hole, problem_type="regression"), "row 7: label 'none' is not a finite number"),
         (recipe(good, test_size=39), "cannot be divided by data.test_size 39"),
         (recipe("glue/rtee"), "unknown GLUE data set 'rtee'; did you mean 'rte'"),
         (recipe("package://no_such_package/x.csv"), "no package 'no_such_package' is installed"),

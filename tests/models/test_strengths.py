@@ -192,3 +192,13 @@ def test_invalid_strengths_are_errors():
     ):
         with pytest.raises(InputError, match=message):
             logits(wrong, token_batch(), **options)
+
+
+def test_a_strength_whose_power_is_no_finite_number_is_refused():
+    model, batch = road_model(), token_batch(2)
+    assert logits(model, batch, strengths=[1, 10]).isfinite().all()
+    for strength in (1e4, -1e4):
+        with pytest.raises(InputError, match="a strength of up to 10000 makes a scale too large or too small for a finite power"):
+            logits(model, batch, strengths=[1, strength])
+    with pytest.raises(InputError, match="a strength of up to 10000 makes a scale"):
+        model.generate(batch, strengths=[1, 1e4], max_new_tokens=2)

@@ -9,6 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
@@ -100,3 +101,11 @@ def test_a_trained_bank_is_used_and_saved_as_it_is_now(tmp_path):
     bank["a"].save(tmp_path)
     torch.testing.assert_close(RoadModel(base, RoadAdapter.load(tmp_path))(base=batch)[1].logits, after)
     torch.testing.assert_close(RoadModel(base, taken)(base=batch)[1].logits, before)  # a value of its own
+
+
+def test_a_state_dict_would_lose_a_bank():
+    base = tiny_model("Llama", "causal-lm")
+    model = RoadModel(base, RoadBank({"a": random_adapter(find_sites(base, "mlp"))}))
+    for holder in (model, torch.nn.ModuleList([model])):
+        with pytest.raises(InputError, match=r"the adapters of a bank are not in a state dict: save each with bank\[name\].save"):
+            holder.state_dict()

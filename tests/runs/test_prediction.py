@@ -120,10 +120,25 @@ def test_evaluate_writes_the_predictions_of_the_scored_texts(finished, workplace
     predicted = finished.predict([row["text"] for row in rows])
     assert [row["prediction"] for row in rows] == [each.label for each in predicted]
     assert [float(row["probability"]) for row in rows] == pytest.approx([each.probability for each in predicted], abs=1e-4)
-    for wrong, message in ((tmp_path, "is a folder"), (tmp_path / "no" / "p.csv", "does not exist")):
+    inside = tmp_path / "no" / "p.csv"
+    for wrong, message in ((tmp_path, f"'{tmp_path}' is a folder"), (inside, f"the folder '{inside.parent}' does not exist")):
         code, _, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--predictions", wrong)
+        assert (code, err.splitlines()[-1]) == (2, f"road-interp: --predictions: {message}")
+
+
+def test_the_file_that_is_read_is_not_replaced(finished, workplace, capsys, monkeypatch, tmp_path):
+    mine, data = tmp_path / "mine.csv", workplace / "data.csv"
+    mine.write_bytes(before := data.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("predict", finished.folder, mine, "--out", tmp_path / "." / "mine.csv"),
+        ("evaluate", finished.folder, "--data", mine, "--predictions", mine),
+        ("evaluate", finished.folder, "--predictions", data),  # the file of the run
+    ):
+        code, _, err = run(capsys, monkeypatch, *words)
         assert code == 2
-        assert f"--predictions: '{wrong}' is a folder" in err or message in err
+        assert "is the file that is read; choose another name" in err
+    assert mine.read_bytes() == data.read_bytes() == before
 
 
 def test_the_data_of_the_training_are_known_by_name_and_content(finished, workplace, tmp_path, capsys, monkeypatch):
