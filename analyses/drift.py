@@ -8,7 +8,7 @@ Two controls for MiniLM: the pretrained model against itself, and two seeds of f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
@@ -25,6 +25,8 @@ from road_interp.data.labelled import load_labelled
 from road_interp.data.multitask import format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure import DriftReport, DriftStudy, drift, text_batches
+from road_interp.measure.drift import ReadPointDrift
+from road_interp.measure.drift_sums import Mean
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.training.composition_baselines import divided_by_seed
@@ -147,24 +149,27 @@ def describe(found: DriftStudy) -> Described:
         for name, reports in named.items()
         for place in reports[0].places
     ]
-    rows += [(f"{name}: against an isotropic change", _against_null(reports)) for name, reports in named.items()]
+    for name, reports in named.items():
+        rows.append((f"{name}: against an isotropic change", _compared(reports, lambda place: place.over_null)))
+        rows.append((f"{name}: length against turn", _compared(reports, lambda place: place.over_turn)))
     first = found.reports[0]
     sentence = (
         f"Change of the state of the {first.token} token: mean over seeds, lowest to highest. A block is above or below an "
-        "isotropic change if the 95% intervals over texts of all seeds are."
+        "isotropic change if the 95% intervals over texts of all seeds are. Its change of length dM is above or below its turn, "
+        "2 sin(angle / 2), in the same way: both are fractions of the norm."
     )
     if any(place.norm_is_pinned for place in first.places):
         sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there is no evidence."
     return sentence, rows
 
 
-def _against_null(reports: list[DriftReport]) -> str:
-    """The blocks whose change of magnitude is above that of an isotropic change of the same angles, below it, and neither."""
+def _compared(reports: list[DriftReport], ratio_of: Callable[[ReadPointDrift], Mean | None]) -> str:
+    """The blocks whose ratio is above 1 in all seeds, below it, and neither."""
     blocks: dict[str, list[int]] = {"above": [], "below": [], "undecided": [], "unchanged": []}
     before_norm = any(place.before_norm for place in reports[0].places)
     for layer in reports[0].layers:
         places = [each.place(layer, before_norm) for each in reports]
-        ratios = [place.over_null for place in places]
+        ratios = [ratio_of(place) for place in places]
         if all(place.angle[0] == place.dM[0] == 0 for place in places):
             blocks["unchanged"].append(layer)
         elif all(ratio and ratio[1] > 1 for ratio in ratios):

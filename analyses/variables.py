@@ -286,9 +286,9 @@ def describe(found: VariablesStudy) -> Described:
         for method in [each for each in (STACKED, DEEP) if {each, SHARED} <= {*measured}]:
             rows += values_of(seeds, method, SHARED)
     sentence = (
-        "Disentangle, the mean of cause and isolation over variables, on unseen entities, with the 95% interval over groups of "
-        "entities, for the trainings of these seeds; differences on the same pairs. The nouns have 8 groups, too few for the "
-        "interval to be wide enough."
+        "Disentangle, the mean of cause and isolation over variables, on unseen entities, with the 95% interval over clusters of "
+        "entities (nouns with all their forms, countries with their cities), for the trainings of these seeds; differences on "
+        "the same pairs. The nouns have 8 clusters, too few for the interval to be wide enough."
     )
     return sentence, rows
 

@@ -47,7 +47,9 @@ class EntityTask:
         values: the values of the attributes, by entity.
         prompts: by attribute, texts with `%s` for the entity that end where the value begins.
         split: of every entity: "train", "val" or "test".
-        group: of every entity, such as all forms of a noun: intervals resample groups. By default an entity is its own.
+        group: of every entity, such as all forms of a noun, which belong into one split. By default an entity is its own.
+        cluster: of every entity, such as the country of a city, whose entities are not independent: intervals resample clusters.
+            By default its group.
     """
 
     name: str
@@ -55,6 +57,7 @@ class EntityTask:
     prompts: Mapping[str, tuple[str, ...]]
     split: Mapping[str, str]
     group: Mapping[str, str] = field(default_factory=dict)
+    cluster: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for attribute, prompts in self.prompts.items():
@@ -94,7 +97,7 @@ class EntityTask:
         return space + self.values[question.entity][question.attribute]
 
 
-def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str]) -> EntityTask:
+def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], cluster: str | None = None) -> EntityTask:
     """Read a type of entity in RAVEL's format: four JSON files called `ravel_TYPE_...`.
 
     Prompts are those of RAVEL's training split, for entities of every split: its test of new entities, not of new contexts.
@@ -103,6 +106,7 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str]) 
         folder: with the files entity_attributes, attribute_to_prompts, entity_to_split and prompt_to_split.
         entity_type: such as "city".
         attributes: such as "Country" and "Continent"; entities without a value of one of them are left out.
+        cluster: the one of them whose values are the clusters of entities that intervals resample, such as "Country".
 
     Raises:
         InputError: a missing file or another format, or an attribute that has no prompts.
@@ -127,7 +131,10 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str]) 
         }
     except (AttributeError, TypeError) as error:
         raise InputError(f"'{folder}': ravel_{entity_type}_... is not in RAVEL's format ({error})") from None
-    return EntityTask(entity_type, chosen, texts, split)
+    if cluster is not None and cluster not in attributes:
+        raise InputError(f"cluster '{cluster}' is not among the attributes {', '.join(attributes)}")
+    clusters = {} if cluster is None else {entity: of_entity[cluster] for entity, of_entity in chosen.items()}
+    return EntityTask(entity_type, chosen, texts, split, cluster=clusters)
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class VariablePairs:
         pairs: texts, answers of base and source to the base's question, and the position of the span "entity".
         swapped, asked: variables.
         entities: of base and source.
-        groups: of both entities.
+        groups, clusters: of both entities.
     """
 
     pairs: CounterfactualPairs
@@ -149,6 +156,7 @@ class VariablePairs:
     asked: tuple[str, ...]
     entities: tuple[tuple[str, str], ...]
     groups: tuple[tuple[str, str], ...]
+    clusters: tuple[tuple[str, str], ...]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -222,8 +230,12 @@ def draw_variable_pairs(
                     "questions are answered rightly with different answers"
                 )
     pairs, swaps, asks, entities = zip(*drawn, strict=True)
-    groups = tuple(tuple(task.group.get(entity, entity) for entity in both) for both in entities)
-    return VariablePairs(encode_pairs(pairs, tokenizer, task.name, prefix), swaps, asks, entities, groups)
+    groups = tuple((task.group.get(base, base), task.group.get(source, source)) for base, source in entities)
+    clusters = tuple(
+        (task.cluster.get(base, one), task.cluster.get(source, other))
+        for (base, source), (one, other) in zip(entities, groups, strict=True)
+    )
+    return VariablePairs(encode_pairs(pairs, tokenizer, task.name, prefix), swaps, asks, entities, groups, clusters)
 
 
 def check_questions(questions: Sequence[Question], task: EntityTask) -> None:

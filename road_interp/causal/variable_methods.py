@@ -159,7 +159,7 @@ class VariablesComparison(Result):
         seed: of the trainings and of the pairs.
         answered: numbers of entities and of questions that the model answers rightly, and of questions that it was asked.
         pairs: numbers of training, validation and test pairs.
-        cells, groups: of every test pair, as in VariablePairs.
+        cells, groups: of every test pair; the cells and clusters of VariablePairs.
         trials: every training.
         reports: the controls, and the best training of every method by validation.
     """

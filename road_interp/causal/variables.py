@@ -201,7 +201,7 @@ class VariablesReport(Result):
         entities: number of different base entities.
         scores: one per variable.
         disentangle: the mean of the variables' cause and isolation.
-        interval: its 95% interval: groups of entities are resampled, because pairs that share an entity are not independent.
+        interval: its 95% interval: clusters of entities are resampled, because pairs that share one are not independent.
         outcomes: for every pair whether the answer is the one that it should be.
     """
 
@@ -246,7 +246,7 @@ def measure_variables(
         swapped, asked = min(missing).split(", ")
         raise InputError(f"no pair swaps '{swapped}' and asks for '{asked}': cause and isolation need every combination")
     scores = tuple(_score(name, hits, pairs) for name in names)
-    low, high = mean_interval(hits, pairs.groups, pairs.cells, weights)
+    low, high = mean_interval(hits, pairs.clusters, pairs.cells, weights)
     return VariablesReport(
         pairs.pairs.name,
         runs.runs.site.name,

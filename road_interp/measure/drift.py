@@ -87,7 +87,7 @@ class ReadPointDrift:
 
         None if some state turned by 90 degrees or more, which no such change does.
         """
-        direction = np.array(self.points)[:, 0]
+        direction = self._direction
         return float(self.null_at(direction).mean()) if (direction > 0).all() else None
 
     @property
@@ -96,11 +96,26 @@ class ReadPointDrift:
 
         None without a null above 0, and where a LayerNorm sets the norm.
         """
-        if self.norm_is_pinned or not self.null:
-            return None
-        direction, magnitude = np.array(self.points).T
-        samples = bootstrap_means(np.stack([magnitude, self.null_at(direction)]))
-        return (float(magnitude.mean() / self.null), *interval(samples[0] / samples[1]))
+        return self._over(self.null_at(self._direction)) if self.null and not self.norm_is_pinned else None
+
+    @property
+    def over_turn(self) -> Mean | None:
+        """Mean dM over `points` divided by the mean displacement by the turn alone, 2 sin(angle / 2), with its 95% interval.
+
+        Below 1 a state moves further by its turn than by its length. None without a turn, and where a LayerNorm sets the norm.
+        """
+        turn = np.sqrt(np.maximum(2 - 2 * self._direction, 0))
+        return self._over(turn) if turn.any() and not self.norm_is_pinned else None
+
+    @property
+    def _direction(self) -> Float[np.ndarray, " texts"]:
+        return np.array(self.points)[:, 0]
+
+    def _over(self, expected: Float[np.ndarray, " texts"]) -> Mean:
+        """Mean dM over the mean of an expected dM of every text, with the 95% bootstrap interval over texts."""
+        magnitude = np.array(self.points)[:, 1]
+        samples = bootstrap_means(np.stack([magnitude, expected]))
+        return (float(magnitude.mean() / expected.mean()), *interval(samples[0] / samples[1]))
 
     @property
     def name(self) -> str:

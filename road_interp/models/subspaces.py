@@ -27,10 +27,10 @@ def selected_entries(
     Raises:
         InputError: an index that does not exist, or another number of rows than the batch has.
     """
-    selected = torch.zeros(len(states), *[1] * (states.ndim - 2), count, dtype=states.dtype)
-    for row, entries in enumerate(entries_of_rows(subspaces, partition, count, len(states))):
-        selected[row, ..., entries] = 1
-    return selected.to(states.device)
+    chosen = entries_of_rows(subspaces, partition, count, len(states))
+    selected = torch.zeros(len(states), count, dtype=states.dtype)
+    selected[[row for row, entries in enumerate(chosen) for _ in entries], [entry for entries in chosen for entry in entries]] = 1
+    return selected.view(len(states), *[1] * (states.ndim - 2), count).to(states.device)
 
 
 def entries_of_rows(

@@ -200,7 +200,9 @@ def test_isolation_weighs_as_much_as_cause_whatever_the_number_of_pairs(runs):
 
 
 def _subset(pairs, rows):
-    fields = {name: tuple(getattr(pairs, name)[row] for row in rows) for name in ("swapped", "asked", "entities", "groups")}
+    fields = {
+        name: tuple(getattr(pairs, name)[row] for row in rows) for name in ("swapped", "asked", "entities", "groups", "clusters")
+    }
     labels = {name: tuple(getattr(pairs.pairs, name)[row] for row in rows) for name in ("base", "base_label", "source_label")}
     return replace(pairs, pairs=replace(pairs.pairs, **labels), **fields)
 
@@ -351,6 +353,10 @@ def test_ravels_files(tmp_path):
     assert task.attributes == ("Country", "Continent")
     assert [question.prompt for question in task.questions("train")] == ["%s is in", '{"city": "%s", "continent": "']
     assert [task.answer(question) for question in task.questions()] == [" Norway", "Europe"]  # Lima has no continent
+    by_country = load_ravel(tmp_path, "city", ["Country", "Continent"], "Country")
+    assert (task.cluster, by_country.cluster) == ({}, {"Oslo": "Norway"})
+    with pytest.raises(InputError, match="cluster 'Mayor' is not among the attributes Country, Continent"):
+        load_ravel(tmp_path, "city", ["Country", "Continent"], "Mayor")
     with pytest.raises(InputError, match="'Mayor' is not an attribute of city; there are Country, Continent"):
         load_ravel(tmp_path, "city", ["Mayor"])
     with pytest.raises(InputError, match=r"ravel_verb_entity_attributes\.json does not exist"):
@@ -515,6 +521,27 @@ def test_an_interchange_needs_as_many_subspaces_as_there_are_variables(runs, mak
             train_variables(runs, wrong, 1, 0.1)
     for right in (of(2), of(16, subspace_partition=[[0, 4], [4, 16]])):
         assert len(measure_variables(runs, right, "m").outcomes) == len(runs.pairs)
+
+
+def test_intervals_resample_clusters_of_entities(taught, task, tokenizer):
+    """All entities of one cluster: a single draw, of which nothing is known; two halves that differ: a wide interval."""
+    right = answered_rightly(taught, tokenizer, task, task.questions())
+
+    def pairs_of(cluster):
+        return draw_variable_pairs(replace(task, cluster=cluster), right, tokenizer, "train", 12)
+
+    alone, together = pairs_of({}), pairs_of(dict.fromkeys(ENTITIES, "all"))
+    assert alone.clusters == alone.groups == alone.entities
+    assert (together.clusters, together.groups) == ((("all", "all"),) * len(together), alone.groups)
+    found = [measure_variables(VariableRuns(taught, each, 0, VARIABLES), at_random, "m") for each in (alone, together)]
+    assert found[0].outcomes == found[1].outcomes
+    assert found[1].interval == (0, 1)
+    assert 0 < found[0].interval[0] < found[0].interval[1] < 1
+
+
+def at_random(base, source, subspaces):
+    """The source for every second pair."""
+    return torch.where(torch.arange(len(base)).unsqueeze(1) % 2 == 0, source, base)
 
 
 def test_every_combination_of_variables_is_needed_for_a_score(runs):

@@ -156,6 +156,17 @@ def test_a_pure_rotation_is_below_the_null_and_a_pure_scaling_has_none():
     assert place_of(states, -turned).null is None
 
 
+def test_length_against_turn_by_hand():
+    """A turn of 60 degrees displaces a state by its norm; here it also gets longer by one half and by a quarter."""
+    turned = np.array([[0.5, 3**0.5 / 2]])
+    states = np.array([[1.0, 0.0]] * 2)
+    place = place_of(states, np.concatenate((1.5 * turned, 1.25 * turned)))
+    assert place.over_turn[0] == pytest.approx(3 / 8)
+    assert place.over_turn[1:] == pytest.approx((1 / 4, 1 / 2))
+    assert place_of(states, 2 * states).over_turn is None
+    assert replace(place, norm_is_pinned=True).over_turn is None
+
+
 @pytest.mark.parametrize("token", ["first", "last", "mean", "all"])
 @pytest.mark.parametrize("architecture", ["Bert", "Llama"])
 def test_padding_and_batches_do_not_matter(token, architecture):
