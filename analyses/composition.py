@@ -236,7 +236,7 @@ STUDY = Study(
         "that shows two of them?"
     ),
     caveat=(
-        "The tasks are artificial parts of answers to film reviews, and most controls have one or two divisions of the reviews. "
+        "The tasks are artificial parts of answers to film reviews, and most controls have one division of the reviews. "
         "Rotations had more rounds of learning rates than LoRA and LoReFT had, and far fewer trained values. Not measured: "
         "a loss from the other task's model, a shared end, four tasks, and Gemma-3-270M."
     ),

@@ -24,8 +24,10 @@ from road_interp.causal.entity_task import EntityTask, Question, SplitName, draw
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import (
     DEEP,
+    MASKED_BASIS,
     METHODS,
     PLANES,
+    SEPARATE,
     SHARED,
     STACKED,
     Trial,
@@ -48,6 +50,7 @@ GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
+COMPARED = ((STACKED, SHARED), (DEEP, SHARED), (DEEP, SEPARATE), (MASKED_BASIS, SHARED))
 SHOWN = 16  # coordinates per variable whose cause and isolation are listed
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
 RATES = (3e-3, 2e-2, 1e-1)
@@ -283,8 +286,9 @@ def describe(found: VariablesStudy) -> Described:
             rows += values_of(seeds, method)
             if seeds[0].coordinates == SHOWN:
                 rows.append((f"{name_of(seeds[0])}, {method}, cause and isolation", parts_of(seeds, method)))
-        for method in [each for each in (STACKED, DEEP) if {each, SHARED} <= {*measured}]:
-            rows += values_of(seeds, method, SHARED)
+        for method, other in COMPARED:
+            if {method, other} <= {*measured}:
+                rows += values_of(seeds, method, other)
     sentence = (
         "Disentangle, the mean of cause and isolation over variables, on unseen entities, with the 95% interval over clusters of "
         "entities (nouns with all their forms, countries with their cities), for the trainings of these seeds; differences on "
@@ -345,7 +349,7 @@ VARIABLES = Study(
     title="Several variables in one state",
     question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
-        "Small models, one block each, and one seed for most conditions. Comparisons are not corrected for their number, and "
+        "Small models, one block each, and three seeds. Comparisons are not corrected for their number, and "
         "that two methods are not told apart does not make them equal."
     ),
     conditions={

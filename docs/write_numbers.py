@@ -11,6 +11,7 @@ that stands elsewhere is a failure, too, and so is a figure in docs/figures that
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from functools import cache
@@ -61,7 +62,8 @@ def current(text: str, results: Path) -> str:
         start, study, row, old, end = found.groups()
         known, row = rows(study, results), one_line(row)
         if row not in known:
-            raise KeyError(f"study '{study}' has no row '{row}'; it has {', '.join(known)}")
+            near = ", ".join(difflib.get_close_matches(row, known, 3)) or ", ".join(known)
+            raise KeyError(f"study '{study}' has no row '{row}'; there are {near}")
         return f"{start}{broken_as(old, known[row])}{end}"
 
     return MARKED.sub(replaced, text)
