@@ -19,6 +19,7 @@ from road_interp.results_of_0_1_0 import upgraded
 
 FORMAT = 1  # version of the JSON; 0.1.0 wrote no version
 Loaded = TypeVar("Loaded", bound="Result")
+Entry = TypeVar("Entry")
 INTERVALS = {2: ("_low", "_high"), 3: ("", "_low", "_high")}  # endings of the columns of (low, high) and of (value, low, high)
 
 if TYPE_CHECKING:
@@ -125,6 +126,13 @@ def _in_brief(value: Any) -> str:
     if isinstance(value, tuple) and len(value) <= 3 and all(isinstance(each, str | int | float) for each in value):
         return reprlib.repr(value)
     return f"<{len(value)}>" if isinstance(value, Sized) else f"<{type(value).__name__}>"
+
+
+def entry(entries: Mapping[str, Entry], name: str, what: str) -> Entry:
+    """The entry of a result under a name. Raises InputError that lists the names; `what` they name."""
+    if name not in entries:
+        raise InputError(f"no {what} '{name}'; there are {', '.join(entries)}")
+    return entries[name]
 
 
 def columns(record: Any) -> dict[str, Any]:

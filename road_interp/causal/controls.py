@@ -15,11 +15,10 @@ from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
 from road_interp.causal.methods import DAS, PLANES, STACKED, methods, seeded, train_method
-from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.progress import Progress, silent
-from road_interp.results import Result, columns
+from road_interp.results import Result, columns, entry
 from road_interp.sites.site import Site
 
 # Continuations that have nothing to do with the variable of any task: what follows them should not depend on a swap.
@@ -50,10 +49,7 @@ class ControlReport(Result):
 
     def of(self, method: str) -> InterchangeReport:
         """The row of a method. Raises InputError if there is none."""
-        for row in self.rows:
-            if row.method == method:
-                return row
-        raise InputError(f"no row '{method}'; the rows are {', '.join(row.method for row in self.rows)}")
+        return entry({row.method: row for row in self.rows}, method, "row")
 
     def records(self) -> list[dict[str, Any]]:
         """A row per method and control; a divergence and a cosine (`directions`) where they were measured."""
@@ -71,6 +67,7 @@ def controls(
     splits: Splits,
     site: Site | int,
     span: str,
+    *,
     seed: int = 0,
     steps: int = 200,
     progress: Progress = silent,
@@ -95,7 +92,7 @@ def controls(
         if name in (STACKED, PLANES):
             random = methods(seed, spread=torch.pi)[name].make(test.site.width)
             swaps[f"{name}, random angles"] = random.requires_grad_(False).to(model.device)
-        swaps[name] = trained = train_method(train, name, method, seed, steps, progress)
+        swaps[name] = trained = train_method(train, name, method, seed=seed, steps=steps, progress=progress)
         if isinstance(trained, RoadInterchangeIntervention | LowRankInterchangeIntervention):
             directions[name] = trained.basis()
     swaps |= {name: swap_along(directions[name]) for name in ("difference of means", "linear probe")}
@@ -127,7 +124,8 @@ def _of_chance(
     for control, (train_runs, test_runs) in conditions.items():
         rows.append(interchange_accuracy(test_runs, no_swap, f"no swap, {control}"))
         for name in (STACKED, DAS):
-            swap = train_method(train_runs, f"{name}, {control}", methods(seed)[name], seed, steps, progress)
+            training: dict[str, Any] = {"seed": seed, "steps": steps, "progress": progress}
+            swap = train_method(train_runs, f"{name}, {control}", methods(seed)[name], **training)
             rows.append(interchange_accuracy(test_runs, swap, f"{name}, {control}"))
     return rows
 

@@ -12,15 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.causal.accuracy import count_parameters, effective_parameters
-from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.progress import Progress, silent
-from road_interp.results import Result, columns
+from road_interp.results import Result, columns, entry
 from road_interp.rotation import butterfly
 
-SHALLOW, DEEP, DEEPER = "RoAd", "stacked RoAd", "deep RoAd, 32 rows"
+SHALLOW, STACKED, DEEP = "RoAd", "stacked RoAd", "deep RoAd, 32 rows"
 VECTOR, ONE = "DAS, unit vector", "DAS, rank 1 by QR"
 RANKS = (8, 32, 256)  # by QR, as far as they are below half the width
 HALF_BY_QR, HALF_BY_STACK = "DAS, half of all coordinates by QR", "stacked RoAd, half of all coordinates"
@@ -81,10 +80,7 @@ class CostReport(Result):
 
     def of(self, method: str) -> MethodCost:
         """The timings of a method. Raises InputError if there are none."""
-        for each in self.methods:
-            if each.method == method:
-                return each
-        raise InputError(f"no timings of '{method}'; there are {', '.join(each.method for each in self.methods)}")
+        return entry({each.method: each for each in self.methods}, method, "timings of")
 
 
 def cost(
@@ -109,9 +105,9 @@ def cost(
         **{f"DAS, rank {rank} by QR": LowRankInterchangeIntervention(width, rank) for rank in RANKS if rank < width // 2},
         HALF_BY_QR: LowRankInterchangeIntervention(width, len(half)),
         SHALLOW: RoadInterchangeIntervention(width),
-        DEEP: RoadInterchangeIntervention(width, depth=full, rows=[0]),
+        STACKED: RoadInterchangeIntervention(width, depth=full, rows=[0]),
         HALF_BY_STACK: RoadInterchangeIntervention(width, depth=full, rows=half),
-        DEEPER: RoadInterchangeIntervention(width, depth=full + 64, rows=list(range(32))),
+        DEEP: RoadInterchangeIntervention(width, depth=full + 64, rows=list(range(32))),
         PYVENE_ONE: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=1),
         PYVENE_EIGHT: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
         FULL: pyvene.RotatedSpaceIntervention(embed_dim=width),

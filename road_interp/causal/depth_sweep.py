@@ -81,6 +81,7 @@ def depth_by_rows(
     splits: Splits,
     layer: int,
     span: str,
+    *,
     seed: int,
     steps: int,
     progress: Progress = silent,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from road_interp.causal.directions import (
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
 from road_interp.causal.methods import DAS, STACKED, methods, train_method
 from road_interp.progress import Progress, prefixed, silent
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class TaskScores(Result):
     scores: tuple[MethodScore, ...]
 
     def odds_of(self, method: str) -> float:
-        """Log odds ratio of a method on the test pairs (nats)."""
-        return next(score.test.log_odds for score in self.scores if score.test.method == method)
+        """Log odds ratio of a method on the test pairs (nats). Raises InputError for an unknown method."""
+        return entry({score.test.method: score for score in self.scores}, method, "score of").test.log_odds
 
 
 class _Found(NamedTuple):
@@ -92,6 +92,7 @@ def score_methods(
     splits: Splits,
     layers: Sequence[int],
     span: str,
+    *,
     steps: int = 100,
     seed: int = 0,
     progress: Progress = silent,
@@ -168,4 +169,5 @@ def _swaps(train: InterchangeRuns, seed: int, steps: int, where: str, progress: 
 
 def _trained(train: InterchangeRuns, seed: int, steps: int, where: str, progress: Progress) -> dict[str, Interchange]:
     """The interchanges that depend on the answers; the others are fitted to states."""
-    return {name: train_method(train, f"{where}, {name}", methods(seed)[name], seed, steps, progress) for name in (DAS, STACKED)}
+    training: dict[str, Any] = {"seed": seed, "steps": steps, "progress": progress}
+    return {name: train_method(train, f"{where}, {name}", methods(seed)[name], **training) for name in (DAS, STACKED)}

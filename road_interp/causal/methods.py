@@ -55,7 +55,7 @@ def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
     }
 
 
-def train_method(train: InterchangeRuns, name: str, method: Method, seed: int, steps: int, progress: Progress) -> nn.Module:
+def train_method(train: InterchangeRuns, name: str, method: Method, *, seed: int, steps: int, progress: Progress) -> nn.Module:
     """A new interchange of a method, trained on `train`; `name` is its name in progress messages."""
     interchange = method.make(train.site.width).to(train.model.device)
     train_interchange(train, interchange, steps, seed=seed, progress=prefixed(progress, name), **method.training)

@@ -22,7 +22,7 @@ from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.variable_coordinates import VariableCoordinates
 from road_interp.progress import Progress, prefixed, silent
-from road_interp.results import Result
+from road_interp.results import Result, entry
 from road_interp.rotation import butterfly
 
 
@@ -183,10 +183,7 @@ class VariablesComparison(Result):
 
     def of(self, method: str) -> VariablesReport:
         """The report of a method. Raises InputError if there is none."""
-        for report in self.reports:
-            if report.method == method:
-                return report
-        raise InputError(f"no report of '{method}'; there are {', '.join(report.method for report in self.reports)}")
+        return entry({report.method: report for report in self.reports}, method, "report of")
 
     def difference(self, method: str, other: str) -> tuple[float, float, float]:
         """Disentangle of a method minus that of another on the same pairs, and its 95% interval over groups of entities."""

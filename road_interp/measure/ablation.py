@@ -19,7 +19,7 @@ from road_interp.arguments import check_callable, checked_reports
 from road_interp.errors import InputError
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 Group = Literal["components", "components, head refitted", "trained alone", "layer", "kind", "most rotated", "random planes"]
 # Whether the model with an adapter is right, for every test example.
@@ -101,12 +101,7 @@ class AblationReport(Result):
 
     def of(self, group: Group, what: str, component: str) -> Ablation:
         """The row of one ablated adapter. Raises InputError if there is none."""
-        for row in self.rows:
-            if row.key == (group, what, component):
-                return row
-        raise InputError(
-            f"no ablation '{group}: {what}, {component}'; there are {', '.join(':'.join(row.key) for row in self.rows)}"
-        )
+        return entry({": ".join(row.key): row for row in self.rows}, ": ".join((group, what, component)), "ablation")
 
     def with_trained_alone(self, component: str, correct: Sequence[bool]) -> AblationReport:
         """Add the outcomes of an adapter of the same seed of which only `component` (ANGLES or MAGNITUDES) was trained.

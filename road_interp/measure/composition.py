@@ -20,7 +20,7 @@ from road_interp.measure.intervals import joined_seeds, mean_over_divisions
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,7 @@ class CompositionReport(Result):
 
     def of(self, active: str) -> SetScore:
         """The score of one set of active tasks. Raises InputError if there is none."""
-        for score in self.scores:
-            if score.active == active:
-                return score
-        raise InputError(f"no answers with '{active}' active; there are {', '.join(score.active for score in self.scores)}")
+        return entry({score.active: score for score in self.scores}, active, "set of active tasks")
 
     def rate(self, active: str, tasks: Sequence[str]) -> tuple[float, float, float]:
         """Fraction of answers that show the behaviours of all of `tasks`, with its 95% interval over seeds and prompts."""

@@ -17,7 +17,7 @@ from road_interp.measure.intervals import DRAWS, bootstrap_means, interval, join
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 CONSTANT = "constant answer"
 
@@ -77,10 +77,7 @@ class DisentangleReport(Result):
 
     def of(self, name: str) -> Outcome:
         """The outcome of one arm or probe. Raises InputError if there is none."""
-        for outcome in self.outcomes:
-            if outcome.name == name:
-                return outcome
-        raise InputError(f"no outcome '{name}'; there are {', '.join(outcome.name for outcome in self.outcomes)}")
+        return entry({outcome.name: outcome for outcome in self.outcomes}, name, "outcome")
 
     def score(self, name: str) -> tuple[float, float, float]:
         """The metric on the test texts, mean over seeds, with its 95% bootstrap interval over texts and, for an arm, seeds."""

@@ -107,7 +107,7 @@ def test_drift(command, moved, tmp_path):
     assert [report.tuned for report in shown.reports] == names[:3]  # controls are in no grid
     assert "After a LayerNorm the norm is set by construction" in output["sentence"]
     methods = {report.tuned for report in found.reports}
-    assert len(output["numbers"]) == sum(len(report.places) for report in found.reports) + len(methods)
+    assert len(output["numbers"]) == sum(len(report.places) for report in found.reports) + 2 * len(methods)
     against = {f"{each}: against an isotropic change" for each in methods}
     assert against <= set(output["numbers"])
     assert output["numbers"]["pretrained against itself: against an isotropic change"] == "unchanged in 0, 1"

@@ -34,9 +34,10 @@ def runs(taught):
 def test_another_first_argument_is_refused(function):
     required = [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
     positional = [each for each in required if each.kind is each.POSITIONAL_OR_KEYWORD]
+    by_name = {each.name: None for each in required if each.kind is each.KEYWORD_ONLY}
     for wrong, name in ((object(), "object"), (5.0, "float")):
         with pytest.raises(InputError, match=rf"causal.{function.__name__} needs .*not {name}: give "):
-            function(wrong, *[None] * (len(positional) - 1))
+            function(wrong, *[None] * (len(positional) - 1), **by_name)
 
 
 def test_an_interchange_of_another_width_or_kind(runs):
@@ -97,9 +98,9 @@ def test_the_tokeniser_is_the_second_argument(tokenizer, tmp_path):
 
 def test_pairs_that_are_not_divided(taught):
     model, pairs = taught
-    for function, given in ((causal.depth_by_rows, (0, "name", 0, 1)), (causal.score_methods, ([0], "name"))):
+    for function, layers in ((causal.depth_by_rows, 0), (causal.score_methods, [0])):
         with pytest.raises(InputError, match=f"^causal.{function.__name__} needs Splits.*not CounterfactualPairs"):
-            function(model, pairs, *given)
+            function(model, pairs, layers, "name", seed=0, steps=1)
     splits = Splits(pairs, pairs, pairs)
     for layers, spans, message in (
         (0, ["name"], r"scan needs a list of int, not int: give the numbers of blocks, as in \[0, 1\]"),

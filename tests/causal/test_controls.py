@@ -24,8 +24,8 @@ def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch
     model, pairs = taught
     told, trained = [], {}
 
-    def recorded(train, name, *rest):
-        trained[name] = train_method(train, name, *rest)
+    def recorded(train, name, method, **training):
+        trained[name] = train_method(train, name, method, **training)
         return trained[name]
 
     monkeypatch.setattr(sys.modules[controls.__module__], "train_method", recorded)
@@ -69,7 +69,7 @@ def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch
     assert {total for _, _, total, _ in told} == {60}
     assert passes == {"source texts", "base texts", "stored keys", "interchanges", "unrelated continuations"}
     assert ControlReport.from_json(report.to_json()) == report
-    with pytest.raises(InputError, match="no row 'DAS'; the rows are no swap"):
+    with pytest.raises(InputError, match="no row 'DAS'; there are no swap"):
         report.of("DAS")
     with pytest.raises(InputError, match="the JSON of ControlReport must hold one object"):
         ControlReport.from_json("[]")

@@ -12,7 +12,6 @@ from torch import nn
 from road_interp.causal.accuracy import effective_parameters
 from road_interp.causal.cost import (
     DEEP,
-    DEEPER,
     FULL,
     HALF_BY_QR,
     HALF_BY_STACK,
@@ -20,6 +19,7 @@ from road_interp.causal.cost import (
     PYVENE_EIGHT,
     PYVENE_ONE,
     SHALLOW,
+    STACKED,
     VECTOR,
     CostReport,
     UnitVectorInterchange,
@@ -35,7 +35,7 @@ def test_every_method_is_timed_in_every_round():
     told = []
     report = cost(width=32, batch=2, rounds=2, progress=lambda what, done, total: told.append((what, done, total)))
     thin = {VECTOR: 32, ONE: 32, "DAS, rank 8 by QR": 8 * 32, HALF_BY_QR: 16 * 32}
-    stacks = {SHALLOW: 16, DEEP: 5 * 16, HALF_BY_STACK: 5 * 16, DEEPER: 69 * 16}
+    stacks = {SHALLOW: 16, STACKED: 5 * 16, HALF_BY_STACK: 5 * 16, DEEP: 69 * 16}
     counts = {**thin, **stacks, PYVENE_ONE: 32, PYVENE_EIGHT: 8 * 32, FULL: 32 * 32}
     assert told == [(method, number, 3) for number in range(3) for method in counts]
     assert {each.method: each.parameters for each in report.methods} == counts

@@ -426,7 +426,10 @@ def test_depth_does_what_rows_do(taught):
     model, pairs = taught
     told = []
     reports = [
-        depth_by_rows(model, Splits(pairs, pairs, pairs), 0, "name", seed, 40, lambda *what: told.append(what)) for seed in (0, 1)
+        depth_by_rows(
+            model, Splits(pairs, pairs, pairs), 0, "name", seed=seed, steps=40, progress=lambda *what: told.append(what)
+        )
+        for seed in (0, 1)
     ]
     both = DepthReport.over_seeds(reports)
     assert DepthReport.from_json(both.to_json()) == both

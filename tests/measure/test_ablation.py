@@ -69,7 +69,7 @@ def test_seeds_go_together_and_json_keeps_everything():
         AblationReport.over_seeds([first, first])
     with pytest.raises(InputError, match="'model' is missing"):
         AblationReport.from_json("{}")
-    with pytest.raises(InputError, match="no ablation 'layer: 7, neither'"):
+    with pytest.raises(InputError, match="no ablation 'layer: 7: neither'"):
         first.of("layer", "7", "neither")
 
 

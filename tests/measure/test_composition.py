@@ -96,7 +96,7 @@ def test_json_keeps_everything():
     assert CompositionReport.from_json(found.to_json()) == found
     with pytest.raises(InputError, match="'method' is missing"):
         CompositionReport.from_json('{"model": 1}')
-    with pytest.raises(InputError, match="no answers with 'closing\\+label' active"):
+    with pytest.raises(InputError, match="no set of active tasks 'closing\\+label'; there are __base__"):
         found.of("closing+label")
 
 
