@@ -193,7 +193,8 @@ class TaskPlanes:
         return cls(tuple(sites), owned)
 
     def _mask(self, task: str, site: Site) -> Tensor:
-        return self.owned[task].get(site.name, torch.zeros(site.width // 2, dtype=torch.bool))
+        masks = self.owned[task]
+        return masks[site.name] if site.name in masks else torch.zeros(site.width // 2, dtype=torch.bool)
 
     def _union(self, names: Sequence[str], site: Site) -> Tensor:
         none = torch.zeros(site.width // 2, dtype=torch.bool)

@@ -176,9 +176,14 @@ def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbe
     }
 
 
-def _probe(name: str, splits: Splits, metric: str, num_labels: int) -> Outcome:
-    """A linear probe on standardised inputs; C is selected on the validation texts, and the smaller one wins in a tie."""
-    inputs = {split: probe_inputs(splits[split])[name] for split in SPLITS}
+def _probe(
+    name: str, inputs: Mapping[str, Float[np.ndarray, "texts numbers"]], splits: Splits, metric: str, num_labels: int
+) -> Outcome:
+    """A linear probe on standardised inputs; C is selected on the validation texts, and the smaller one wins in a tie.
+
+    Args:
+        inputs: by split.
+    """
     train, validation = ((inputs[split], splits[split].labels) for split in ("train", "validation"))
     best, chosen = fit_probe(train, validation, metric, num_labels == 1)
     return Outcome(name, inputs["test"].shape[1], tuple(best.predict(inputs["test"]).astype(float).tolist()), (chosen,))
@@ -231,9 +236,10 @@ def disentangle(
     for arm in ARMS:
         progress(arm)
         outcomes.append(_arm(arm, random if arm == RANDOM else dict.fromkeys(random, features), metric, num_labels))
-    for name in probe_inputs(features["test"]):
+    inputs = {split: probe_inputs(features[split]) for split in SPLITS}
+    for name in inputs["test"]:
         progress(name)
-        outcomes.append(_probe(name, features, metric, num_labels))
+        outcomes.append(_probe(name, {split: each[name] for split, each in inputs.items()}, features, metric, num_labels))
     outcomes.append(_constant(features, num_labels))
     labels = tuple(features["test"].labels.astype(float).tolist())
     return DisentangleReport(model, task, metric, tuple(random), labels, tuple(outcomes), features["test"].place)

@@ -17,6 +17,7 @@ from road_interp.results import Result
 from road_interp.rotation.plane_maps import VARIANTS, Variant, check_variant, num_parameters
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import is_linear
+from road_interp.sites.site import Site
 from road_interp.sources import resolve
 
 LORA_RANK = 8
@@ -140,12 +141,14 @@ def adapter_sizes(
     for variant in variants:
         check_variant(variant)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rows = [_size(model, parameters, preset, variant) for preset in sites for variant in variants]
+    rows = []
+    for preset in sites:
+        found = find_sites(model, preset)
+        rows += [_size(model, parameters, preset, found, variant) for variant in variants]
     return SizeReport(name, parameters, tuple(rows))
 
 
-def _size(model: PreTrainedModel, parameters: int, preset: str, variant: str) -> AdapterSize:
-    sites = find_sites(model, preset)
+def _size(model: PreTrainedModel, parameters: int, preset: str, sites: Sequence[Site], variant: str) -> AdapterSize:
     trained = 2 * sum(num_parameters(site.width, cast(Variant, variant)) for site in sites)
     modules: list[Any] = [model.get_submodule(path) for path in dict.fromkeys(site.module for site in sites)]
     lora = None

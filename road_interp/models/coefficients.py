@@ -163,16 +163,23 @@ class BankMaps:
 
     def _maps(self, bank: RoadBank, rotations: Rotations, names: tuple[str, ...]) -> list[PlaneMaps]:
         if bank.is_trainable:
-            unique = tuple(dict.fromkeys(names))
-            row = [unique.index(name) for name in names]
-            maps = rotations.split(*bank.rows(unique))
-            return [PlaneMaps(a[row], None if b is None else b[row]) for a, b in maps]
+            return _rows_of(bank, rotations, names)
         key = (names, bank.version, rotations.devices)
         cached = self._cached  # read once: another thread may replace it
         if cached is None or cached[0] is not bank or cached[1] != key:
             with torch.inference_mode(False):  # a later pass may train what comes before these maps
-                cached = self._cached = (bank, key, rotations.split(*bank.rows(names)))
+                cached = self._cached = (bank, key, _rows_of(bank, rotations, names))
         return cached[2]
+
+
+def _rows_of(bank: RoadBank, rotations: Rotations, names: Sequence[str]) -> list[PlaneMaps]:
+    """The maps of every name; those of equal names are computed once."""
+    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    maps = rotations.split(*bank.rows(tuple(number)))
+    if len(number) == len(names):
+        return maps
+    row = [number[name] for name in names]
+    return [PlaneMaps(a[row], None if b is None else b[row]) for a, b in maps]
 
 
 def _entries_of(maps: Callable[[], Sequence[PlaneMaps]], index: int) -> Entries:

@@ -92,13 +92,21 @@ def test_query_and_key_are_paired():
     assert QueryKey.from_json(found.to_json()) == found
 
 
-@pytest.mark.parametrize("architecture", ["GPTNeoX", "GPT2", "Phi3", "DistilBert"])
-def test_query_and_key_are_found_in_other_architectures(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "kinds"),
+    [
+        ("GPTNeoX", ("attention.query_key_value[query]", "attention.query_key_value[key]")),
+        ("GPT2", ("attn.c_attn[query]", "attn.c_attn[key]")),
+        ("Phi3", ("self_attn.qkv_proj[query]", "self_attn.qkv_proj[key]")),
+        ("DistilBert", ("attention.q_lin", "attention.k_lin")),
+    ],
+)
+def test_query_and_key_are_found_in_other_architectures(architecture, kinds):
     model = tiny_model(architecture)
     adapter = random_adapter(find_sites(model, "attention-qk"))
     found = query_key(measure.angles(adapter), getattr(model.config, "num_key_value_heads", 1))
     assert found.layers == (0, 1)
-    assert "key" in found.key or "k_" in found.key
+    assert (found.query, found.key) == kinds
 
 
 def test_query_heads_that_share_a_key_head_are_averaged():
