@@ -3,6 +3,7 @@
 road-interp study variables                                     # number and gender, SmolLM2-135M, three seeds
 road-interp study variables ravel=FOLDER --only smollm2_city_16 # a type of entity in RAVEL's format
 road-interp study variables-longer ravel=FOLDER                 # rotations and multi-task DAS with four times the steps
+road-interp study variables-whitened ravel=FOLDER               # rotations of a whitened state
 road-interp study variable-rates                                # the learning rate of every method, by validation
 """
 
@@ -30,6 +31,7 @@ from road_interp.causal.variable_methods import (
     SEPARATE,
     SHARED,
     STACKED,
+    WHITENED,
     Trial,
     VariablesComparison,
     compare_variables,
@@ -50,7 +52,10 @@ GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
-COMPARED = ((STACKED, SHARED), (DEEP, SHARED), (DEEP, SEPARATE), (MASKED_BASIS, SHARED))
+COMPARED = (
+    *((STACKED, SHARED), (DEEP, SHARED), (DEEP, SEPARATE), (MASKED_BASIS, SHARED)),
+    *((whitened, SHARED) for whitened in WHITENED),
+)
 SHOWN = 16  # coordinates per variable whose cause and isolation are listed
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
 RATES = (3e-3, 2e-2, 1e-1)
@@ -192,7 +197,7 @@ def measure(piece: Piece) -> VariablesComparison:
 
 def learning_rates(settings: Settings, method: str) -> tuple[float, ...]:
     """The rates that a method is trained at."""
-    return (rates_of(settings) or {}).get(method, (METHODS[method].learning_rate,))
+    return (rates_of(settings) or {}).get(method, ((METHODS | WHITENED)[method].learning_rate,))
 
 
 def measure_rates(piece: Piece) -> VariablesComparison:
@@ -381,6 +386,24 @@ VARIABLES_LONGER = Study(
     describe=describe,
     minutes=60,
     seeds=(1, 2),
+    **COMMON,
+)
+GEMMAS_CITIES = VARIABLES.conditions["gemma-3-270m_city_16"]
+WHITE = f"methods={json.dumps([SHARED, *WHITENED])}"
+VARIABLES_WHITENED = Study(
+    name="variables-whitened",
+    title="Several variables in one whitened state",
+    question="Does a whitened state bring rotations nearer to multi-task DAS?",
+    caveat=(
+        "One model, one block, one type of entity and one seed. The test entities are those of the study without whitening, "
+        "whose outcomes had been seen."
+    ),
+    conditions={"gemma-3-270m_city_16": replace(GEMMAS_CITIES, overrides=(*GEMMAS_CITIES.overrides, WHITE))},
+    measure=measure,
+    draw=partial(draw, by_method="variables-whitened"),
+    describe=describe,
+    minutes=60,
+    seeds=(0,),
     **COMMON,
 )
 VARIABLE_RATES = Study(

@@ -16,11 +16,12 @@ import pytest
 
 from compare_numbers import compare
 from road_interp.causal.noun_task import number_and_gender
+from road_interp.sources import SMOLLM2
 from road_interp.training.study import studies
 
 pytestmark = pytest.mark.bits
 TIMED = {"bank", "cost", "engine", "joint-training", "throughput"}
-NEEDS_A_FILE = {"causalgym", "variables-longer"}  # of templates, of entities: below
+NEEDS_A_FILE = {"causalgym", "variables-longer", "variables-whitened"}  # of templates, of entities: below
 STUDIES = sorted(studies().keys() - TIMED - NEEDS_A_FILE)
 
 
@@ -82,7 +83,8 @@ def test_causalgym_on_a_built_in_task(tmp_path):
     measure_twice(tmp_path, "causalgym", f"templates={templates}")
 
 
-def test_variables_of_ravels_format_on_the_nouns(tmp_path):
+@pytest.mark.parametrize(("study", "seed"), [("variables-longer", 1), ("variables-whitened", 0)])
+def test_variables_of_ravels_format_on_the_nouns(tmp_path, study, seed):
     task = number_and_gender()
     names = {"number": "Country", "gender": "Continent"}
     files = {
@@ -93,7 +95,8 @@ def test_variables_of_ravels_format_on_the_nouns(tmp_path):
     }
     for name, content in files.items():
         (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(content))
-    measure_twice(tmp_path, "variables-longer", f"ravel={tmp_path}", "--seeds", "1")
+    model = [] if study == "variables-longer" else [f"model={SMOLLM2}", "layer=12"]  # that need not be downloaded
+    measure_twice(tmp_path, study, f"ravel={tmp_path}", *model, "--seeds", seed)
 
 
 def test_training_and_what_is_measured_on_its_run(workplace, tmp_path):

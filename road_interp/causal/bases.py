@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
+from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from road_interp.rotation import butterfly
@@ -59,34 +60,49 @@ class PlaneRotations(nn.Module):
 
 
 class InBasis(nn.Module):
-    """An interchange of several variables among the coordinates of a fixed orthonormal basis.
+    """An interchange of several variables among the coordinates of a fixed basis.
 
     Args:
         interchange: of states as wide as the basis has columns.
         columns: `(width, count)`, orthonormal.
+        units: `(count,)`, in which the interchange measures the coordinates; 1 by default.
     """
 
     columns: Tensor
+    units: Tensor
 
-    def __init__(self, interchange: nn.Module, columns: Float[Tensor, "width count"]) -> None:
+    def __init__(
+        self, interchange: nn.Module, columns: Float[Tensor, "width count"], units: Float[Tensor, " count"] | None = None
+    ) -> None:
         super().__init__()
         self.interchange = interchange
         self.register_buffer("columns", columns.clone())
+        self.register_buffer("units", columns.new_ones(columns.shape[1]) if units is None else units.clone())
 
     def forward(
         self, base: Float[Tensor, "batch width"], source: Float[Tensor, "batch width"], subspaces: Sequence[Sequence[int]]
     ) -> Float[Tensor, "batch width"]:
         """`base` with the coordinates of every row's variables from `source`."""
         columns = self.columns.to(torch.promote_types(base.dtype, self.columns.dtype))
-        inside, other = (states.to(columns.dtype) @ columns for states in (base, source))
+        inside, other = (states.to(columns.dtype) @ columns / self.units for states in (base, source))
         change = self.interchange(inside, other, subspaces=subspaces) - inside
-        return (base + change @ columns.T).to(base.dtype)
+        return (base + change * self.units @ columns.T).to(base.dtype)
 
 
 def principal_components(states: Float[Tensor, "n width"]) -> Float[Tensor, "width k"]:
     """The principal components of states, as orthonormal columns, the largest first."""
     centred = states.double() - states.double().mean(0)
     return torch.linalg.svd(centred, full_matrices=False).Vh.T.float()
+
+
+def whitening(states: Float[Tensor, "n width"]) -> tuple[Float[Tensor, "width width"], Float[Tensor, " width"]]:
+    """Orthonormal columns in which the covariance of states is diagonal, and the standard deviations along them.
+
+    Largest first. The covariance is shrunk as Ledoit & Wolf (2004) do, so that no deviation is 0.
+    """
+    covariance = torch.as_tensor(LedoitWolf().fit(states.double().cpu().numpy()).covariance_)
+    variances, columns = torch.linalg.eigh(covariance)
+    return columns.flip(1).float(), variances.flip(0).sqrt().float()
 
 
 Basis = Neurons | Columns | PlaneRotations

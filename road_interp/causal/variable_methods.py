@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.arguments import check_argument, checked_list
-from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components
+from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components, whitening
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError, did_you_mean
@@ -104,6 +104,16 @@ class VariableMethod(NamedTuple):
     make: Callable[[MethodInputs], nn.Module]
     learning_rate: float
 
+    def whitened(self) -> VariableMethod:
+        """The same interchange of states whose covariance over the training texts is the identity."""
+
+        def make(of: MethodInputs) -> InBasis:
+            columns, deviations = whitening(of.states)
+            white = of.states.cpu() @ columns / deviations
+            return InBasis(self.make(of._replace(states=white)), columns, deviations)
+
+        return VariableMethod(make, self.learning_rate)
+
 
 NO_SWAP = "no swap"
 STACKED, DEEP, PLANES = "stacked RoAd", "deep RoAd", "RoAd planes"
@@ -121,6 +131,7 @@ METHODS: dict[str, VariableMethod] = {
     MASKED_BASIS: VariableMethod(lambda of: _masked(of, Columns(_random_weight(of), trained=True)), 3e-3),
     "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, of.seed)), 2e-2),
 }
+WHITENED = {f"{name}, whitened": METHODS[name].whitened() for name in (STACKED, DEEP, SHARED)}
 RANDOM = "random subspace"
 
 
@@ -241,19 +252,21 @@ def try_methods(
     Args:
         train, validation: runs of pairs with disjoint entities.
         coordinates: per variable.
+        methods: names of METHODS or WHITENED.
         rates: learning rates by method; by default the one that METHODS gives each.
 
     Raises:
         InputError: an unknown method.
     """
+    known = METHODS | WHITENED
     for name in (*methods, *(rates or {})):
-        if name not in METHODS:
-            raise InputError(f"unknown method '{name}'; {did_you_mean(name, METHODS)}")
+        if name not in known:
+            raise InputError(f"unknown method '{name}'; {did_you_mean(name, known)}")
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
     inputs = MethodInputs(train.runs.site.width, tuple(variables), coordinates, states, seed)
     for name in methods:
-        for rate in (rates or {}).get(name, (METHODS[name].learning_rate,)):
-            interchange = METHODS[name].make(inputs).to(train.targets.device)
+        for rate in (rates or {}).get(name, (known[name].learning_rate,)):
+            interchange = known[name].make(inputs).to(train.targets.device)
             loss = _train(train, interchange, name, steps, rate, seed, progress)
             yield Trained(Trial(name, rate, loss, measure_variables(validation, interchange, name).disentangle), interchange)
 

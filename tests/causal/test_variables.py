@@ -16,7 +16,7 @@ from helpers.taught import word_tokenizer
 from road_interp import plots
 from road_interp.causal import variable_methods
 from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
-from road_interp.causal.bases import Columns, principal_components
+from road_interp.causal.bases import Columns, InBasis, principal_components, whitening
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs, load_ravel
 from road_interp.causal.interchange_runs import full_swap, no_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
@@ -24,6 +24,7 @@ from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import (
     METHODS,
     SHARED,
+    WHITENED,
     MethodInputs,
     Trained,
     Trial,
@@ -450,10 +451,10 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
         found[0].of("DAS")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *WHITENED])
 def test_every_method_swaps_nothing_of_an_equal_source(name):
     states = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
-    interchange = METHODS[name].make(MethodInputs(32, VARIABLES, 2, states, seed=1))
+    interchange = (METHODS | WHITENED)[name].make(MethodInputs(32, VARIABLES, 2, states, seed=1))
     torch.testing.assert_close(interchange(states, states.clone(), subspaces=[[0], [1]] * 20), states, rtol=0, atol=1e-5)
     assert not torch.allclose(interchange(states, states.flip(0), subspaces=[[0], [1]] * 20), states, atol=1e-2)
 
@@ -464,6 +465,30 @@ def test_principal_components_are_ordered_and_orthonormal():
     basis = principal_components(states)
     torch.testing.assert_close(basis.T @ basis, torch.eye(3), rtol=0, atol=1e-5)
     assert (basis[:, 0].abs().argmax(), basis[:, 1].abs().argmax()) == (0, 1)
+
+
+def test_a_whitened_state_has_the_identity_as_covariance():
+    spread = torch.tensor([0.5, 3.0, 1.0, 2.0])
+    states = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0)) * spread + 7
+    columns, deviations = whitening(states)
+    torch.testing.assert_close(columns.T @ columns, torch.eye(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cov((states @ columns / deviations).T), torch.eye(4), rtol=0, atol=0.01)
+    assert deviations == pytest.approx(torch.tensor([3.0, 2.0, 1.0, 0.5]), rel=0.02)
+    assert whitening(states[:3])[1].min() > 0.1  # with fewer states than dimensions, too
+
+
+def test_an_interchange_of_a_whitened_state_swaps_coordinates_in_units_of_their_deviation():
+    states = torch.randn(200, 8, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 9, 8)
+    columns, deviations = whitening(states)
+    base, source = states[:100], states[100:]
+    rotation = VariableCoordinates({"colour": 4, "shape": 4}).road(8, depth=3, seed=1, spread=1.0)
+    inside = InBasis(rotation, columns, deviations)
+    torch.testing.assert_close(inside(base, source, [[0, 1]] * 100), source, rtol=0, atol=1e-5)  # all coordinates
+    white = [each @ columns / deviations for each in (base, source)]
+    expected = rotation(*white, subspaces=[[1]] * 100) * deviations @ columns.T
+    torch.testing.assert_close(inside(base, source, [[1]] * 100), expected, rtol=0, atol=1e-4)
+    plain = InBasis(rotation, columns)(base, source, [[1]] * 100)
+    assert not torch.allclose(plain, expected, atol=0.1)
 
 
 def test_number_and_gender_needs_no_files():
