@@ -179,6 +179,12 @@ def joined_seeds(seeds: Sequence[tuple[int, ...]], *examples: Sequence[int]) -> 
     return joined
 
 
+def quartiles(values: Float[np.ndarray, " rounds"]) -> tuple[float, float, float]:
+    """The median, and the first and third quartile."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return float(median), float(low), float(high)
+
+
 def interval(samples: Float[np.ndarray, " draws"]) -> tuple[float, float]:
     """The 2.5% and 97.5% percentiles of bootstrap samples."""
     low, high = np.percentile(samples, (2.5, 97.5))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument, checked_list
+from road_interp.measure.intervals import quartiles
 from road_interp.measure.throughput import device_name, peak_bytes, seconds_by_round
 from road_interp.measure.throughput_methods import draw_ids, random_adapter
 from road_interp.models.road_model import RoadModel
@@ -42,8 +43,7 @@ class JointTraining:
     @property
     def ratio(self) -> tuple[float, float, float]:
         """The time together over the time apart in the same round: median, first and third quartile."""
-        low, median, high = np.quantile(np.array(self.together) / np.array(self.apart), (0.25, 0.5, 0.75))
-        return float(median), float(low), float(high)
+        return quartiles(np.array(self.together) / np.array(self.apart))
 
 
 @dataclass(frozen=True)

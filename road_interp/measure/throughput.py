@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
+from road_interp.measure.intervals import quartiles
 from road_interp.measure.throughput_methods import METHODS, RANK, Call, ThroughputMethods, draw_ids
 from road_interp.models.loading import find_device, load_model, on_device
 from road_interp.progress import Progress, silent
@@ -68,8 +69,7 @@ class Timing:
     @property
     def spread(self) -> tuple[float, float]:
         """First and third quartile of the ratios."""
-        low, high = np.quantile(self.ratios, (0.25, 0.75))
-        return float(low), float(high)
+        return quartiles(np.array(self.ratios))[1:]
 
     @property
     def tokens_per_second(self) -> float:
@@ -109,8 +109,7 @@ class ThroughputReport(Result):
     def quotient(self, task: str, method: str, other: str, rows: int | None = None) -> tuple[float, float, float]:
         """The time of a method over that of another in the same round: median, first and third quartile."""
         pair = [np.array(self.of(task, each, rows).seconds) for each in (method, other)]
-        low, median, high = np.quantile(pair[0] / pair[1], (0.25, 0.5, 0.75))
-        return float(median), float(low), float(high)
+        return quartiles(pair[0] / pair[1])
 
 
 def run_throughput_recipe(

@@ -56,11 +56,11 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
     if other := [kind for kind in config["intervention_types"] if kind not in TYPES]:
         raise InputError(f"'{folder}' contains an intervention of type {other[0]}, not RoadIntervention")
     sites, theta, alpha, forms, partitions = [], {}, {}, set(), {}
-    query_keys = cache(partial(find_sites, base, "attention-qk"))
+    stacks, query_keys = tuple(layer_stacks(base)), cache(partial(find_sites, base, "attention-qk"))
     for key, module, partition in _components(folder, config["representations"], base):
         state = _read_state(folder / f"intkey_{key}.bin")
         variant, group_size, output_slice = read_form(state["form"])
-        site = _site(base, module, variant, state["theta"], output_slice, query_keys)
+        site = _site(stacks, module, variant, state["theta"], output_slice, query_keys)
         sites.append(site)
         theta[site.name], alpha[site.name] = state["theta"].float(), state["alpha"].float()
         partitions[site.name] = partition
@@ -178,7 +178,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _site(
-    base: PreTrainedModel,
+    stacks: Sequence[str],
     module: str,
     variant: plane_maps.Variant,
     theta: Tensor,
@@ -188,17 +188,18 @@ def _site(
     """The site of a module's output or of a slice of it, named as in `find_sites` where `find_sites` has it.
 
     Args:
+        stacks: paths of the model's block stacks.
         query_keys: returns the sites of queries and keys, which are slow to find.
     """
     width = 2 * theta.numel() // plane_maps.num_parameters(2, variant)
     if output_slice is None:
-        return Site(module, width, *layer_and_kind(module, layer_stacks(base)))
+        return Site(module, width, *layer_and_kind(module, stacks))
     for site in query_keys():
         if (site.module, site.output_slice) == (module, output_slice):
             return site
     return Site(
         f"{module}[{output_slice.start}:{output_slice.stop} of {output_slice.period}]",
         width,
-        *layer_and_kind(module, layer_stacks(base)),
+        *layer_and_kind(module, stacks),
         output_slice,
     )
