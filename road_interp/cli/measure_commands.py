@@ -164,7 +164,7 @@ def ablate(
     report = _ablate(run, limit, by or BY, refit, device)
     path = export.draw_ablation(report, out)
     if as_json:
-        print(json.dumps(report.summary()))
+        print(report.to_json())
         return
     console.print(tables.ablation(report))
     console.print(f"figure: {path}", soft_wrap=True)

@@ -18,6 +18,7 @@ from helpers.cli import run
 from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.measure.ablation import AblationReport
 from road_interp.measure.throughput import ThroughputReport
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
@@ -352,7 +353,8 @@ def test_a_benchmark_without_timings_writes_its_empty_report(capsys, monkeypatch
 def test_ablate_prints_the_loss_of_every_component(capsys, monkeypatch, finished, tmp_path):
     code, out, err = run(capsys, monkeypatch, "ablate", finished.folder, "--out", tmp_path, "--json")
     assert code == 0, err
-    rows = json.loads(out)
+    assert AblationReport.from_json(out) == AblationReport.load(tmp_path / "ablation.json")
+    rows = json.loads(out)["summary"]
     assert rows[0]["accuracy"][0] == finished.metrics["test"]["accuracy"]
     assert {row["component"] for row in rows if row["group"] == "layer"} == {"angles only", "magnitudes only", "neither"}
     assert {path.name for path in tmp_path.iterdir()} == {"ablation.pdf", "ablation.png", "ablation.json"}
