@@ -67,8 +67,8 @@ def measure(piece: Piece) -> TaskScores:
     model, tokenizer = language_model(settings.model)
     splits = load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, settings.templates, settings.prefix)
     span = splits.train.deciding_span
-    options = {"steps": settings.steps, "seed": settings.seed, "progress": piece.progress}
-    return score_methods(model, splits, settings.layers, span, **options)
+    steps, seed = settings.steps, settings.seed
+    return score_methods(model, splits, settings.layers, span, steps=steps, seed=seed, progress=piece.progress)
 
 
 @dataclass(frozen=True)

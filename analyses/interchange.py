@@ -59,16 +59,12 @@ def model_and_pairs(settings: Settings) -> tuple[Any, Splits]:
     return model, load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, templates, PREFIX)
 
 
-def training_of(settings: Settings, piece: Piece) -> dict[str, Any]:
-    """The seed and the steps of every training."""
-    return {"seed": settings.seed, "steps": settings.steps, "progress": piece.progress}
-
-
 def measure_controls(piece: Piece) -> ControlReport:
     chosen = piece.recipe
     model, splits = model_and_pairs(chosen)
     tokenizer = language_model(chosen.model)[1]
-    return controls(model, tokenizer, splits, chosen.layer, SPANS[chosen.task], **training_of(chosen, piece))
+    place = chosen.layer, SPANS[chosen.task]
+    return controls(model, tokenizer, splits, *place, seed=chosen.seed, steps=chosen.steps, progress=piece.progress)
 
 
 def measure_scan(piece: Piece) -> ScanReport:
@@ -82,7 +78,8 @@ def measure_scan(piece: Piece) -> ScanReport:
 def measure_depth(piece: Piece) -> DepthReport:
     chosen = piece.recipe
     model, splits = model_and_pairs(chosen)
-    return depth_by_rows(model, splits, chosen.layer, SPANS[chosen.task], **training_of(chosen, piece))
+    place = chosen.layer, SPANS[chosen.task]
+    return depth_by_rows(model, splits, *place, seed=chosen.seed, steps=chosen.steps, progress=piece.progress)
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,7 @@ GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
-COMPARED = (
-    *((STACKED, SHARED), (DEEP, SHARED), (DEEP, SEPARATE), (MASKED_BASIS, SHARED)),
-    *((whitened, SHARED) for whitened in WHITENED),
-)
+COMPARED = [(STACKED, SHARED), (DEEP, SHARED), (DEEP, SEPARATE), (MASKED_BASIS, SHARED), *((each, SHARED) for each in WHITENED)]
 SHOWN = 16  # coordinates per variable whose cause and isolation are listed
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
 RATES = (3e-3, 2e-2, 1e-1)

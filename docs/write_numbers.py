@@ -62,8 +62,8 @@ def current(text: str, results: Path) -> str:
         start, study, row, old, end = found.groups()
         known, row = rows(study, results), one_line(row)
         if row not in known:
-            near = ", ".join(difflib.get_close_matches(row, known, 3)) or ", ".join(known)
-            raise KeyError(f"study '{study}' has no row '{row}'; there are {near}")
+            near = ", ".join(difflib.get_close_matches(row, known, 3)) or "none like it"
+            raise KeyError(f"study '{study}' has no row '{row}'; the nearest: {near}")
         return f"{start}{broken_as(old, known[row])}{end}"
 
     return MARKED.sub(replaced, text)

@@ -132,6 +132,7 @@ def test_a_site_has_its_statistics_and_a_value_its_interval():
     row = DRIFT.to_frame().iloc[0]
     assert (row["dM"], row["dM_low"], row["dM_high"]) == (0.1, 0.0, 0.2)
     assert row["over_null"] == DRIFT.places[0].over_null[0]
+    assert row["over_turn_high"] == DRIFT.places[0].over_turn[2]
     assert "points" not in row
     assert ABLATION.to_frame()["accuracy"].tolist() == [0.5, 0.5]
     lost = RESULTS[3].to_frame().set_index("composed_with")["cost"]

@@ -117,5 +117,5 @@ def test_a_changed_number_is_found_and_put_right(check):
     assert check["broken_as"](".1\n  [.0,\n  .2]", ".123 [.1, .3]") == ".123\n  [.1,\n  .3]"
     assert check["broken_as"](".1\n[.0, .2]", "above in 3") == "above\nin 3"
     assert check["broken_as"](".1\n[.0, .2]", "none") == "none"
-    with pytest.raises(KeyError, match="study 'ablation' has no row 'no such'; there are components: both"):
+    with pytest.raises(KeyError, match="study 'ablation' has no row 'no such'; the nearest: "):
         check["current"]("<!--= ablation: no such -->1<!--/-->", ROOT / "results")

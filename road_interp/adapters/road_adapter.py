@@ -389,7 +389,7 @@ class RoadAdapter:
         if not isinstance(source, str | os.PathLike) and (others := other_weights(source, adapter_name)):
             warnings.warn(
                 f"the PeftModel has other trained weights ({', '.join(sorted(others))}), which are not part of an adapter: "
-                "RoadModel.from_peft(model, peft_model) loads both",
+                "RoadModel.from_peft(another_copy_of_the_model, peft_model) loads both",
                 stacklevel=2,
             )
         return cls(*read_rotations(source, adapter_name, base))

@@ -52,8 +52,8 @@ def check_numbers(values: Tensor, what: str) -> None:
     """Raise InputError for values, named `what`, that are NaN or infinite in some row."""
     if broken := int((~values.isfinite()).flatten(1).any(1).sum()):
         raise InputError(
-            f"{what} are NaN or infinite for {broken} of {len(values)} texts: use bfloat16 or float32, or train with a smaller "
-            "learning rate"
+            f"{what} are NaN or infinite for {broken} of {len(values)} texts: use bfloat16 or float32, or an "
+            "interchange that was trained with a smaller learning rate"
         )
 
 

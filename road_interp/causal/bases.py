@@ -77,6 +77,7 @@ class InBasis(nn.Module):
         super().__init__()
         self.interchange = interchange
         self.register_buffer("columns", columns.clone())
+        self.num_subspaces: int | None = getattr(interchange, "num_subspaces", None)
         self.register_buffer("units", columns.new_ones(columns.shape[1]) if units is None else units.clone())
 
     def forward(

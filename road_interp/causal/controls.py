@@ -124,9 +124,9 @@ def _of_chance(
     for control, (train_runs, test_runs) in conditions.items():
         rows.append(interchange_accuracy(test_runs, no_swap, f"no swap, {control}"))
         for name in (STACKED, DAS):
-            training: dict[str, Any] = {"seed": seed, "steps": steps, "progress": progress}
-            swap = train_method(train_runs, f"{name}, {control}", methods(seed)[name], **training)
-            rows.append(interchange_accuracy(test_runs, swap, f"{name}, {control}"))
+            label, method = f"{name}, {control}", methods(seed)[name]
+            swap = train_method(train_runs, label, method, seed=seed, steps=steps, progress=progress)
+            rows.append(interchange_accuracy(test_runs, swap, label))
     return rows
 
 

@@ -136,6 +136,7 @@ class InterchangeRuns:
         stores = supports_stored_keys(model, max(pairs.base_ids, key=len))
         self._base = self._run("base texts", pairs.base_ids, keys if stores else None)
         self.base_odds: Float[Tensor, " pairs"] = self._base.odds
+        check_numbers(self.base_odds.unsqueeze(1), "without an interchange the log odds")
         self._select_span(span)
         states = [each for each in keys if each is not None]
         self._keys = StoredKeys(torch.cat(states), self._layer) if states and len(states) == len(keys) else None

@@ -50,7 +50,7 @@ class MaskedInterchange(nn.Module):
             (coordinates, "number per variable"),
         ):
             check_argument("causal.MaskedInterchange", given, int, f"the {what}")
-        self.coordinates = coordinates
+        self.num_subspaces, self.coordinates = variables, coordinates
         self.basis = Neurons(width) if basis is None else basis
         count: int = self.basis.count
         if variables * coordinates > count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -169,5 +169,7 @@ def _swaps(train: InterchangeRuns, seed: int, steps: int, where: str, progress: 
 
 def _trained(train: InterchangeRuns, seed: int, steps: int, where: str, progress: Progress) -> dict[str, Interchange]:
     """The interchanges that depend on the answers; the others are fitted to states."""
-    training: dict[str, Any] = {"seed": seed, "steps": steps, "progress": progress}
-    return {name: train_method(train, f"{where}, {name}", methods(seed)[name], **training) for name in (DAS, STACKED)}
+    return {
+        name: train_method(train, f"{where}, {name}", methods(seed)[name], seed=seed, steps=steps, progress=progress)
+        for name in (DAS, STACKED)
+    }

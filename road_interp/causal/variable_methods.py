@@ -54,6 +54,7 @@ class SeparateInterchanges(nn.Module):
 
     def __init__(self, variables: int, width: int, rank: int, seed: int) -> None:
         super().__init__()
+        self.num_subspaces = variables
         self.each = nn.ModuleList(LowRankInterchangeIntervention(width, rank, seed=seed + index) for index in range(variables))
 
     def forward(self, base: Tensor, source: Tensor, subspaces: Sequence[Sequence[int]]) -> Tensor:

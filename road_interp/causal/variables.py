@@ -85,8 +85,8 @@ class VariableRuns:
                 f"{function}: the interchange has coordinates of {', '.join(named)}, the runs have the variables "
                 f"{', '.join(self.variables)}: give both the same, in the same order"
             )
-        parts = getattr(interchange, "num_subspaces", len(self.variables))
-        if parts != len(self.variables):
+        parts = getattr(interchange, "num_subspaces", None)  # a function has none
+        if parts not in (None, len(self.variables)):
             raise InputError(
                 f"{function}: the interchange has {parts} subspaces, the runs have {len(self.variables)} variables: give one of "
                 "VariableCoordinates, whose variables own as many coordinates as you like"

@@ -13,10 +13,8 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
     """Raise InputError, which names the option, if no file can be written to `path`. Call this before long computations.
 
     Args:
-        read: files and data sets that the command reads, and that `path` must not replace.
+        read: files that the command reads, or folders of such files, that `path` must not replace; other ids are ignored.
     """
-    if any(os.path.exists(each) and path.exists() and path.samefile(each) for each in read):
-        raise InputError(f"{option}: '{path}' is the file that is read; choose another name")
     try:
         is_folder = path.is_dir()
     except OSError as error:
@@ -25,6 +23,9 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
         raise InputError(f"{option}: '{path}' is a folder")
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")
+    there = [each for each in read if os.path.exists(each)]
+    if path.is_file() and any(path.samefile(each) or path.resolve().parent.samefile(each) for each in there):
+        raise InputError(f"{option}: '{path}' is the file that is read, or one of them; choose another name")
 
 
 def name_of(folder: Path) -> str:

@@ -276,9 +276,11 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
 
 def _finite_number(label: Any) -> float | None:
     """A label, or the number that is written as text in a column with other texts; None for anything else."""
+    if isinstance(label, bool) or not isinstance(label, int | float | str) or "_" in str(label):
+        return None
     try:
-        value = math.nan if isinstance(label, bool) else float(label)
-    except (TypeError, ValueError):
+        value = float(label)
+    except (ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
 

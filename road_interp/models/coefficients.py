@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from road_interp.adapters.bank import RoadBank
-from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import Entries, PlaneMaps, Variant
@@ -68,11 +67,13 @@ class Coefficients:
             return PlaneMaps(torch.where(exponent == 1, a, power)[index])
 
         maps = self._each(raised)
-        with torch.no_grad():
-            if not all(bool(each.a.isfinite().all()) for each in maps()):
-                largest = max(float(each.abs().max()) for each in exponents)
-                raise InputError(f"a strength of up to {largest:g} makes a scale too large or too small for a finite power")
         return replace(self, maps=maps, entries=partial(_entries_of, maps))
+
+    @torch.no_grad()
+    def are_finite(self) -> bool:
+        """Whether all maps are finite: powers of scales may not be."""
+        maps = self.maps()
+        return bool(torch.stack([each.a.isfinite().all().to(maps[0].a.device) for each in maps]).all())
 
     def times(self, other: Coefficients) -> Coefficients:
         """The product with other road_1 maps, which are complex numbers: both rotations, in any order."""

@@ -85,8 +85,7 @@ class IntervenableModel(pyvene.IntervenableModel):
 
         Raises InputError for a model with a bank, whose adapters are no parameters of the model.
         """
-        if getattr(self, "bank", None) is not None:
-            raise InputError("the adapters of a bank are not in a state dict: save each with bank[name].save(folder)")
+        self._check_no_bank()
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         parameters = self.named_parameters(remove_duplicate=False)  # a state dict has tied weights under each name
         rotations = {
@@ -103,8 +102,16 @@ class IntervenableModel(pyvene.IntervenableModel):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state dict of `state_dict`. Raises InputError if keys are missing or unknown."""
+        """Load a state dict of `state_dict`. Raises InputError if keys are missing or unknown, and for a model with a bank."""
+        self._check_no_bank()
         return load_trained(self, state_dict, strict, assign)
+
+    def _check_no_bank(self) -> None:
+        if getattr(self, "bank", None) is not None:
+            raise InputError(
+                "the adapters of a bank are not in a state dict: save each with bank[name].save(folder), and put it back with "
+                "bank.replace(name, folder)"
+            )
 
     def save_intervention(self, *args: Any, **kwargs: Any) -> None:
         """pyvene's files without their config, which its `load_intervention` reads on a CUDA device only: raises InputError."""

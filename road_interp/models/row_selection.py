@@ -41,10 +41,17 @@ class RowSelection(NamedTuple):
             base: the inputs of the model; empty where the number of rows is not known.
 
         Raises:
-            InputError: names without a bank, tasks without planes, an unknown name or task, an invalid strength, no list, or
-                another number of entries than rows.
+            InputError: names without a bank, tasks without planes, an unknown name or task, an invalid strength, one whose power
+                of a scale is not finite, no list, or another number of entries than rows.
         """
         rows.check(given_rows(base))
+        found = self._of_rows(rows)
+        changing = [abs(value) for value in _values(rows.strengths or ()) if value not in (0, 1)]
+        if changing and not found.are_finite():
+            raise InputError(f"strengths up to {max(changing):g} make powers of scales that are not finite")
+        return found
+
+    def _of_rows(self, rows: RowArguments) -> Coefficients:
         adapter_names, tasks, trainable_tasks, strengths = rows
         if strengths is not None and self.bank is not None and adapter_names is None:
             adapter_names = [self.only_name()] * len(strengths)
@@ -122,8 +129,7 @@ class RowSelection(NamedTuple):
         """For every site, the strength of every row, or of every plane of it."""
         if self.rotations.variant != "road_1":
             raise InputError(f"strengths are real powers, which exist for road_1 only; this model is {self.rotations.variant}")
-        values = [value for each in strengths for value in (each.values() if isinstance(each, Mapping) else [each])]
-        for value in values:
+        for value in _values(strengths):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InputError(f"{value!r} is not a strength: use finite numbers, 1 for the adapter as it is, 0 for none")
         if not any(isinstance(each, Mapping) for each in strengths):
@@ -137,6 +143,11 @@ class RowSelection(NamedTuple):
                 if not isinstance(each, Mapping):
                     exponents[row] = each  # also the planes without a task
         return [exponents.to(device) for exponents, device in zip(found, self.rotations.devices, strict=True)]
+
+
+def _values(strengths: Strengths) -> list[float]:
+    """All numbers among the strengths of rows."""
+    return [value for each in strengths for value in (each.values() if isinstance(each, Mapping) else [each])]
 
 
 def _hashable(strength: float | Mapping[str, float]) -> Hashable:

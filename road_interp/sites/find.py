@@ -17,7 +17,6 @@ from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.sites.attention_roles import attention_roles, slice_of_role
 from road_interp.sites.module_tree import (
-    check_called,
     is_in_attention,
     is_linear,
     layer_and_kind,
@@ -26,6 +25,7 @@ from road_interp.sites.module_tree import (
     never_called,
     output_width,
     output_widths,
+    refuse_never_called,
 )
 from road_interp.sites.site import Site
 
@@ -127,6 +127,8 @@ def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Ite
         for kind, module in _linears_for(preset, block)
     }
     without = never_called(model, linears)
+    if linears and len(without) == len(linears):
+        raise InputError(f"{type(model).__name__} calls no linear layer of '{preset}': it reads their weights instead")
     yield from (site for path, site in linears.items() if path not in without)
 
 
@@ -170,7 +172,7 @@ def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
         similar = difflib.get_close_matches(pattern, [*PRESETS, *names], n=3, cutoff=0.4)
         hint = f"; similar names are {', '.join(similar)}" if similar else ""
         raise InputError(f"no module of {type(model).__name__} matches '{pattern}'{hint}")
-    check_called(model, paths)
+    refuse_never_called(model, paths)
     not_linear = [path for path in paths if not is_linear(modules[path])]
     widths = output_widths(model, not_linear) if not_linear else {}
     stacks = layer_stacks(model)

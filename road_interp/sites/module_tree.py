@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,52 +58,47 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 
 
 @cache
-def use_of(kind: type, name: str) -> Literal["called", "read", "either"]:
-    """How the code of a class uses its linear layer `name`: by a call, by reading its weight, or by either.
-
-    Nothing happens to what a layer would return whose weight is read instead: torch's MultiheadAttention and WavLM's attention
-    read all of theirs, Mamba's mixers that of `dt_proj`, others only some with a certain device or setting.
-    """
+def code_of(kind: type) -> str:
+    """The source of a class and of those it inherits from, up to nn.Module, where there are files of it."""
     sources = []
     for each in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         try:
             sources.append(inspect.getsource(each))
         except (OSError, TypeError):  # made without a file
             continue
-    code = re.sub(r"(isinstance|init\.\w+)\(self\.\w+\.weight", "", "\n".join(sources))
-    if not re.search(rf"self\.{name}\.weight(?!\.(dtype|device|shape|data|requires_grad)\b)", code):
-        return "called"
-    return "either" if f"self.{name}(" in code else "read"
+    return "\n".join(sources)
+
+
+def reads_weight(kind: type, name: str) -> bool:
+    """Whether the code of a class reads the weight of its layer `name`, for more than its dtype or its first values."""
+    code = re.sub(r"(isinstance|init\.\w+)\(self\.\w+\.weight", "", code_of(kind))
+    return re.search(rf"self\.{re.escape(name)}\.weight(?!\.(dtype|device|shape|data|requires_grad)\b)", code) is not None
 
 
 def never_called(model: PreTrainedModel, paths: Iterable[str]) -> list[str]:
     """The linear layers among `paths` whose weights the model reads instead of calling them, so that nothing would rotate.
 
-    Where the code can do either, one forward pass on dummy inputs decides.
+    torch's MultiheadAttention and WavLM's attention read those of all their layers, Mamba's mixers that of `dt_proj`, others some
+    of them on a certain device only. Where the code around a layer reads its weight, one forward pass on dummy inputs decides;
+    where that cannot be run, whether the code calls the layer as well. The pass is in evaluation mode: kernels of Mamba that
+    read other weights in training on CUDA are not seen.
     """
-    uses = {}
-    for path in paths:
-        parent, _, name = path.rpartition(".")
-        around: Any = type(model.get_submodule(parent))
-        uses[path] = use_of(around, name)
-    either = [path for path, use in uses.items() if use == "either"]
-    called = _called_in_a_pass(model, either) if either else set()
-    return [path for path, use in uses.items() if use == "read" or (use == "either" and path not in called)]
-
-
-def _called_in_a_pass(model: PreTrainedModel, paths: Iterable[str]) -> set[str]:
+    around: dict[str, Any] = {path: type(model.get_submodule(path.rpartition(".")[0])) for path in paths}
+    read = [path for path, kind in around.items() if reads_weight(kind, path.rpartition(".")[2])]
+    if not read:
+        return []
     called: set[str] = set()
 
     def record(path: str) -> Callable[..., None]:
         return lambda module, args: called.add(path)
 
-    hooks: Hooks = [(model.get_submodule(path).register_forward_pre_hook, record(path), {}) for path in paths]
-    with hooked(hooks):
-        try:
+    hooks: Hooks = [(model.get_submodule(path).register_forward_pre_hook, record(path), {}) for path in read]
+    try:
+        with hooked(hooks):
             run_on_dummy(model)
-        except InputError:  # such a model was not seen to read a weight
-            called.update(paths)
-    return called
+    except InputError:
+        called = {path for path in read if f"self.{path.rpartition('.')[2]}(" in code_of(around[path])}
+    return [path for path in read if path not in called]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -146,8 +141,8 @@ def check_no_convolution(path: str, module: nn.Module) -> None:
         raise InputError(f"'{path}' is a convolution, whose output has no axis of states at its end: choose another module")
 
 
-def check_called(model: PreTrainedModel, paths: Iterable[str]) -> None:
-    """Raise InputError for linear layers of `never_called`."""
+def refuse_never_called(model: PreTrainedModel, paths: Iterable[str]) -> None:
+    """Raise InputError for a linear layer of `never_called`."""
     for path in never_called(model, paths):
         reader = type(model.get_submodule(path.rpartition(".")[0])).__name__
         raise InputError(f"'{path}' is never called: {reader} reads its weight instead, so that nothing would rotate")
@@ -182,16 +177,18 @@ def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
 
 @torch.no_grad()
 def run_on_dummy(model: PreTrainedModel) -> None:
-    """One forward pass on a minimal batch: four tokens, one blank image, or one silent sound.
+    """One forward pass on a minimal batch: four tokens, one blank image, or one silent waveform.
 
     Raises InputError for a model that takes something else.
     """
     try:
         with evaluating(model):
             model(**_dummy_inputs(model))
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
         raise InputError(
-            f"{type(model).__name__} cannot be run on four tokens, one image or one sound, as these sites need "
+            f"{type(model).__name__} cannot be run on four tokens, one image or one waveform, as these sites need "
             f"({first_line(error)}): select linear layers, as 'all-linear' does"
         ) from error
 

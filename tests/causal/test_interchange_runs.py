@@ -247,6 +247,23 @@ def test_a_model_that_cannot_be_run_from_a_block_on_is_refused(tokenizer):
         InterchangeRuns(model, ragged(tokenizer), 1, "who")
 
 
+def test_texts_of_one_token(tokenizer):
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    pairs = encode_pairs([Pair({"who": "Ida"}, {"who": "Otto"}, " she", " he")], tokenizer)
+    assert len(pairs.base_ids[0]) == 1
+    runs = InterchangeRuns(model, pairs, 0, "who")
+    logits = model(input_ids=torch.tensor([pairs.source_ids[0]])).logits[0, -1]
+    expected = logits[pairs.source_label[0]] - logits[pairs.base_label[0]]
+    assert float(runs.odds(full_swap)) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_model_without_numbers_is_not_run(tokenizer):
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    model.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(InputError, match="without an interchange the log odds are NaN or infinite for 3 of 3 texts"):
+        InterchangeRuns(model, ragged(tokenizer), 1, "who")
+
+
 def test_an_interchange_that_gives_no_numbers_is_not_measured(tokenizer):
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     runs = InterchangeRuns(model, ragged(tokenizer), 0, "who")

@@ -544,12 +544,16 @@ def test_an_interchange_needs_as_many_subspaces_as_there_are_variables(runs, mak
             measure_variables(runs, wrong, "m", 16)
         with pytest.raises(InputError, match=f"the interchange has {count} subspaces"):
             train_variables(runs, wrong, 1, 0.1)
+    wrapped = InBasis(of(16), torch.eye(32)), MaskedInterchange(3, 32, 2)
+    for wrong, count in zip(wrapped, (16, 3), strict=True):
+        with pytest.raises(InputError, match=f"the interchange has {count} subspaces, the runs have 2 variables"):
+            measure_variables(runs, wrong, "m")
     for right in (of(2), of(16, subspace_partition=[[0, 4], [4, 16]])):
         assert len(measure_variables(runs, right, "m").outcomes) == len(runs.pairs)
 
 
 def test_intervals_resample_clusters_of_entities(taught, task, tokenizer):
-    """All entities of one cluster: a single draw, of which nothing is known; two halves that differ: a wide interval."""
+    """All entities of one cluster: a single draw, of which nothing is known."""
     right = answered_rightly(taught, tokenizer, task, task.questions())
 
     def pairs_of(cluster):
@@ -638,7 +642,7 @@ def test_what_reads_no_source_is_neither_scored_nor_trained(runs):
 
 def test_masks_of_fewer_variables_are_refused(runs):
     for use in (lambda mask: measure_variables(runs, mask, "masks"), lambda mask: train_variables(runs, mask)):
-        with pytest.raises(InputError, match="subspace 1 does not exist: subspaces are 0 to 0"):
+        with pytest.raises(InputError, match="the interchange has 1 subspaces, the runs have 2 variables"):
             use(MaskedInterchange(1, 32, 2))
 
 

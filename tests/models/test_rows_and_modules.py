@@ -42,8 +42,9 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
+from road_interp.sites import module_tree
 from road_interp.sites.find import find_sites
-from road_interp.sites.module_tree import use_of
+from road_interp.sites.module_tree import reads_weight
 from road_interp.sites.site import Site
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -125,12 +126,36 @@ def test_linears_whose_weights_a_model_reads_are_no_sites(make, left_out):
 def test_linears_whose_weights_a_model_could_read_are_sites_where_it_calls_them():
     """BLOOM reads the weights of two linears with tensor parallelism only, and T5 asks one for its dtype."""
     bloom = transformers.BloomModel(transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=60))
-    assert use_of(type(bloom.h[0].mlp), "dense_4h_to_h") == "either"
+    assert reads_weight(type(bloom.h[0].mlp), "dense_4h_to_h")
     assert any(site.module == "h.1.mlp.dense_4h_to_h" for site in find_sites(bloom, "all-linear"))
     bloom.h[1].mlp.pretraining_tp, bloom.h[1].mlp.slow_but_exact = 2, True
     assert not any(site.module == "h.1.mlp.dense_4h_to_h" for site in find_sites(bloom, "all-linear"))
-    (path,) = (name for name, _ in tiny_model("T5").named_modules() if name == "decoder.block.1.layer.2.DenseReluDense")
-    assert use_of(type(tiny_model("T5").get_submodule(path)), "wo") == "called"
+    assert not reads_weight(type(tiny_model("T5").decoder.block[1].layer[2].DenseReluDense), "wo")
+
+
+class CalledByAnotherName(nn.Module):
+    """Reads the norms of its weights, and calls its layers in a loop."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm = self.up.weight.norm() + self.down.weight.norm()
+
+    def forward(self, states):
+        for layer in (self.up, self.down):
+            states = layer(states)
+        return states
+
+
+def test_a_pass_decides_whether_a_layer_is_called(monkeypatch):
+    model = tiny_model("Llama")
+    for block in model.layers:
+        block.mlp = CalledByAnotherName(32)
+    paths = ["layers.0.mlp.up", "layers.0.mlp.down", "layers.1.mlp.up", "layers.1.mlp.down"]
+    assert [site.module for site in find_sites(model, "mlp")] == paths
+    monkeypatch.setattr(module_tree, "_dummy_inputs", lambda model: {})  # a model that takes something else
+    with pytest.raises(InputError, match="LlamaModel calls no linear layer of 'mlp': it reads their weights instead"):
+        find_sites(model, "mlp")
 
 
 def test_a_convolution_is_no_site():

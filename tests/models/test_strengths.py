@@ -198,7 +198,17 @@ def test_a_strength_whose_power_is_no_finite_number_is_refused():
     model, batch = road_model(), token_batch(2)
     assert logits(model, batch, strengths=[1, 10]).isfinite().all()
     for strength in (1e4, -1e4):
-        with pytest.raises(InputError, match="a strength of up to 10000 makes a scale too large or too small for a finite power"):
+        with pytest.raises(InputError, match="strengths up to 10000 make powers of scales that are not finite"):
             logits(model, batch, strengths=[1, strength])
-    with pytest.raises(InputError, match="a strength of up to 10000 makes a scale"):
+    with pytest.raises(InputError, match="strengths up to 10000 make powers of scales that are not finite"):
         model.generate(batch, strengths=[1, 1e4], max_new_tokens=2)
+
+
+def test_the_scales_of_planes_that_are_not_active_may_have_any_power():
+    model, batch = with_tasks(), token_batch(2)
+    for site in model.sites:
+        scales = torch.where(model.planes.owned["label"][site.name], 1.0, 2.0)
+        model.interventions[list(model.interventions)[model.sites.index(site)]].alpha.data.copy_(scales)
+    assert logits(model, batch, tasks=["label"] * 2, strengths=[500.0, 500.0]).isfinite().all()
+    with pytest.raises(InputError, match="strengths up to 500 make powers of scales that are not finite"):
+        logits(model, batch, tasks=["label", "closing"], strengths=[500.0, 500.0])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -109,3 +112,8 @@ def test_a_state_dict_would_lose_a_bank():
     for holder in (model, torch.nn.ModuleList([model])):
         with pytest.raises(InputError, match=r"the adapters of a bank are not in a state dict: save each with bank\[name\].save"):
             holder.state_dict()
+    with pytest.raises(InputError, match="the adapters of a bank are not in a state dict"):
+        model.load_state_dict({}, strict=False)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    batch = token_batch(2)
+    assert torch.equal(again(batch)[1].logits, model(batch)[1].logits)

@@ -137,7 +137,9 @@ def test_the_file_that_is_read_is_not_replaced(finished, workplace, capsys, monk
     ):
         code, _, err = run(capsys, monkeypatch, *words)
         assert code == 2
-        assert "is the file that is read; choose another name" in err
+        assert "is the file that is read, or one of them; choose another name" in err
+    code, _, err = run(capsys, monkeypatch, "predict", finished.folder, mine, "--out", "x" * 300)
+    assert (code, "cannot be written (File name too long)" in err) == (2, True)
     assert mine.read_bytes() == data.read_bytes() == before
 
 

@@ -223,6 +223,6 @@ def test_a_model_of_sounds_and_one_that_takes_something_else():
     assert len(find_sites(sounds, "attention-qk")) == 4
     films = VideoMAEModel(VideoMAEConfig(**sizes, image_size=16, patch_size=8, num_frames=4)).eval()
     for preset in ("block-output", "attention-qk"):
-        with pytest.raises(InputError, match="VideoMAEModel cannot be run on four tokens, one image or one sound"):
+        with pytest.raises(InputError, match="VideoMAEModel cannot be run on four tokens, one image or one waveform"):
             find_sites(films, preset)
     assert len(find_sites(films, "all-linear")) == 12
