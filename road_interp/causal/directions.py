@@ -43,13 +43,14 @@ def probe_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
 def discriminant_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
     """Unit normal of the boundary between two classes found by linear discriminant analysis.
 
-    The common covariance is shrunk as Ledoit & Wolf (2004) do, because states are wider than most tasks have texts.
+    The common covariance is shrunk as Ledoit & Wolf (2004) do, because states are wider than most tasks have texts. Where the
+    states of a class are all equal, as at a word that every text of it has, it is the difference of class means.
 
     Raises InputError unless there are two classes.
     """
     states, second = _states_by_class(runs)
     fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(states.cpu().numpy(), second.cpu().numpy())
-    return _unit(fitted.coef_[0], states)
+    return _unit(fitted.coef_[0], states) if fitted.coef_.any() else mean_difference(runs)
 
 
 def cluster_direction(runs: InterchangeRuns, seed: int) -> Float[Tensor, "width 1"]:

@@ -100,6 +100,17 @@ def test_a_discriminant_is_the_shrunk_covariance_inverse_times_the_difference_of
     assert found @ expected / np.linalg.norm(expected) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_discriminant_of_classes_that_do_not_vary_is_the_difference_of_means(taught):
+    model, pairs = taught
+    runs = copy.copy(InterchangeRuns(model, pairs, 0, "name"))
+    one, other = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    runs.bases, runs.sources = (
+        torch.stack([other if each == "she" else one for each in classes]) for classes in (pairs.base_class, pairs.source_class)
+    )
+    expected = torch.nn.functional.normalize(other - one, dim=0)
+    torch.testing.assert_close(discriminant_direction(runs).squeeze(1), expected)
+
+
 def test_clusters_part_the_states_that_differ_most(taught):
     """Two far groups of states, whatever their classes."""
     model, pairs = taught
