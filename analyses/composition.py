@@ -67,7 +67,10 @@ def conditions() -> dict[str, Condition]:
         for p in (0.5, 0)
     }
     found["undivided"] = Condition("undivided", (), undivided)
-    found["undivided_own-loss"] = Condition("undivided, loss of own tokens", (), partial(undivided, own_loss=True), seeds=3)
+    own = partial(undivided, own_loss=True)
+    found["undivided_own-loss"] = Condition("undivided, loss of own tokens", (), own, seeds=3)
+    faster = ("training.learning_rate=0.01",)  # the best rate of composition-rates
+    found["undivided_own-loss_rate-0.01"] = Condition("undivided, loss of own tokens, rate 0.01", faster, own, seeds=1)
     found["adapter-per-set"] = Condition("an adapter per set, composite examples", (), adapter_per_set)
     found["multiplied"] = Condition("trained apart and multiplied", (), multiplied, seeds=1)
     for rule, name in (("distilled", "distilled tokens"), ("all", "all tokens")):
