@@ -79,9 +79,9 @@ class CausalGymTable(Result):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names, in the order of the first task."""
-        first = next(iter(self.tasks.values()))[0]
-        return tuple(score.test.method for score in first.scores)
+        """Names of those that every task has, in the order of the first task."""
+        named = [[score.test.method for score in one.scores] for seeds in self.tasks.values() for one in seeds]
+        return tuple(method for method in named[0] if all(method in each for each in named))
 
     def scores(self, method: str) -> list[MethodScore]:
         """Those of one method."""
