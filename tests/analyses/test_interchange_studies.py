@@ -17,6 +17,7 @@ from helpers.taught import word_tokenizer
 from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
+from road_interp.causal.method_scores import TaskScores
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import VariablesComparison
 from road_interp.errors import InputError
@@ -98,6 +99,12 @@ def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_
     )
     assert _odds(told) == pytest.approx(sum(apart) / 2, abs=0.016)
     assert float(told.rpartition(" ")[2]) == pytest.approx(abs(apart[0] - apart[1]) / 2, abs=0.016)
+    (path,) = (tmp_path / "results").glob("causalgym-*/agr_gender/seed-0.json")
+    whole = TaskScores.load(path)
+    older = replace(whole, scores=tuple(score for score in whole.scores if score.test.method != "k-means"))
+    table = script["CausalGymTable"]({"agr_gender": (whole,), "agr_sv_num_pp": (older,)})
+    assert set(table.methods) == {score.test.method for score in older.scores}  # k-means is not in every task
+    assert all("k-means" not in name for name, _ in script["describe"](table)[1] if not name.startswith("agr_gender"))
 
 
 def _odds(told: str) -> float:
