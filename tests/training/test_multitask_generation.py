@@ -456,7 +456,7 @@ def test_a_run_of_behaviours_is_ablated_and_diagnosed(finished, tmp_path, capsys
     folder = str(finished.folder)
     code, out, err = run(capsys, monkeypatch, "ablate", folder, "--limit", 2, "--by", "planes", "--out", tmp_path, "--json")
     assert code == 0, err
-    assert {row["group"] for row in json.loads(out)} == {"components", "most rotated", "random planes"}
+    assert {row["group"] for row in json.loads(out)["summary"]} == {"components", "most rotated", "random planes"}
     content = json.loads((tmp_path / "ablation.json").read_text())
     assert (content["metric"], content["task"]) == ("all in one answer", "label+closing")
     code, out, err = run(capsys, monkeypatch, "diagnose", folder, "--limit", 2, "--json")
