@@ -86,8 +86,6 @@ def evaluate(
     from road_interp.training import api
 
     quiet_libraries()
-    if predictions is not None:
-        check_output_file(predictions, "--predictions")
     trained = Run.load(run)
     if predictions is not None:
         check_output_file(predictions, "--predictions", [*data_ids(trained.recipe), *([data] if data else [])])
