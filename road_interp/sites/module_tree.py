@@ -70,7 +70,7 @@ def code_of(kind: type) -> str:
 
 
 def reads_weight(kind: type, name: str) -> bool:
-    """Whether the code of a class reads the weight of its layer `name`, for more than its dtype, device or shape, or to initialise it."""
+    """Whether the code of a class reads the weight of its layer `name`, for more than its dtype or shape, or to initialise it."""
     code = re.sub(r"(isinstance|init\.\w+)\(self\.\w+\.weight", "", code_of(kind))
     return re.search(rf"self\.{re.escape(name)}\.weight(?!\.(dtype|device|shape|data|requires_grad)\b)", code) is not None
 
