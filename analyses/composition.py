@@ -69,7 +69,8 @@ def conditions() -> dict[str, Condition]:
     found["undivided"] = Condition("undivided", (), undivided)
     own = partial(undivided, own_loss=True)
     found["undivided_own-loss"] = Condition("undivided, loss of own tokens", (), own, seeds=3)
-    faster = ("training.learning_rate=0.01",)  # the best rate of composition-rates
+    faster = ("training.learning_rate=0.01",)  # the best rate of composition-rates, of both
+    found[f"{MAIN}_rate-0.01"] = Condition("planes, co-activation 0.5, rate 0.01", (coact(0.5), *faster), seeds=1)
     found["undivided_own-loss_rate-0.01"] = Condition("undivided, loss of own tokens, rate 0.01", faster, own, seeds=1)
     found["adapter-per-set"] = Condition("an adapter per set, composite examples", (), adapter_per_set)
     found["multiplied"] = Condition("trained apart and multiplied", (), multiplied, seeds=1)
