@@ -71,8 +71,7 @@ class ClassificationExperiment:
         """The classifier with identity rotations; rotations and head are trainable."""
         base, self.head = self.load_classifier()
         model = identity_model(base, self.recipe.adapter)
-        for name in self.head:
-            base.get_submodule(name).requires_grad_(True)
+        unfreeze(base, self.head)
         return model
 
     def road_model(self, model: Any) -> RoadModel:
@@ -196,6 +195,12 @@ class ClassificationExperiment:
             selected = hidden[torch.arange(len(hidden)), token_index(batch["attention_mask"], token)].float()
             states.append(trainer.accelerator.gather_for_metrics(selected).cpu().numpy())
         return np.concatenate(states)
+
+
+def unfreeze(model: nn.Module, modules: Sequence[str]) -> None:
+    """Set the parameters of these modules, given by their dotted paths, to trainable."""
+    for name in modules:
+        model.get_submodule(name).requires_grad_(True)
 
 
 def _predictions_csv(test: Dataset, logits: Float[np.ndarray, "examples num_labels"], classes: Sequence[Any] | None) -> str:

@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial, reduce
 from operator import matmul
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import set_seed
 
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
@@ -28,7 +25,7 @@ from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import MultiTaskGenerationRecipe, TaskRecipe
 from road_interp.sites.find import find_sites
-from road_interp.training.experiment import identity_model
+from road_interp.training.experiment import identity_model, trained_in_memory
 from road_interp.training.low_rank import LowRankModel
 from road_interp.training.multitask_generation import MultiTaskGenerationExperiment, score_composition
 from road_interp.training.study import Piece, run_of
@@ -197,12 +194,8 @@ def _train_undivided(experiment: MultiTaskGenerationExperiment) -> Undivided:
 
 def _train(experiment: MultiTaskGenerationExperiment, model: Any) -> None:
     """Train a model with the recipe's settings, without leaving files on disk."""
-    device = find_device(None)
-    set_seed(experiment.recipe.seed)
-    with TemporaryDirectory() as folder:
-        trainer = experiment.make_trainer(model.to(device), Path(folder), device, False, save_strategy="no")
-        trainer.train()
-    model.eval()
+    with trained_in_memory(experiment, model, save_strategy="no"):
+        model.eval()
 
 
 def _greedy(recipe: MultiTaskGenerationRecipe, tokenizer: Any) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -39,6 +41,8 @@ class Scores(NamedTuple):
 
 class Experiment(Protocol):
     """Data, model, trainer and scores of one kind of recipe, for `run_training`. The constructor loads the tokeniser."""
+
+    recipe: Any
 
     def __init__(self, recipe: Any) -> None: ...
 
@@ -103,6 +107,26 @@ def run_training(
     metrics, files = experiment.score(trainer, progress)
     log = trainer.state.log_history
     return folder.finish(road.adapter, {**metrics, **frozen}, files, log, forward_precision(recipe.training, on_device))
+
+
+@contextmanager
+def trained_in_memory(experiment: Experiment, model: nn.Module, **options: Any) -> Iterator[RoadTrainer]:
+    """Train a model, called as RoadModel is, on the data and with the settings of an experiment's recipe, for a baseline.
+
+    Checkpoints are in a temporary folder, which is there until the block ends.
+
+    Args:
+        options: further arguments of `make_trainer`.
+
+    Yields:
+        The trainer, after the training.
+    """
+    device = find_device(None)
+    with TemporaryDirectory() as folder:
+        trainer = experiment.make_trainer(model.to(device), Path(folder), device, progress=False, **options)
+        set_seed(experiment.recipe.seed)
+        trainer.train()
+        yield trainer
 
 
 def identity_model(base: PreTrainedModel, recipe: AdapterRecipe, tasks: Sequence[str] = (), split: Split = "shares") -> RoadModel:

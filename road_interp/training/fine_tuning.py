@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -12,13 +10,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
 from road_interp.errors import InputError
-from road_interp.models.loading import find_device
 from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import Site
-from road_interp.training.classification import ClassificationExperiment
+from road_interp.training.classification import ClassificationExperiment, unfreeze
+from road_interp.training.experiment import trained_in_memory
 from road_interp.training.low_rank import LowRankModel
-from road_interp.training.parameter_counts import count_parameters
+from road_interp.training.parameter_counts import ParameterCounts, count_parameters
 
 Method = Literal["full", "lora", "head"]
 LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}  # common learning rates, not tuned for any recipe here
@@ -54,12 +52,17 @@ class LoraModel(nn.Module):
         """The output for a batch; the first value is None, as in pyvene without a base output."""
         return self.lora(base, ["task"] * len(base["input_ids"]))
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The frozen model."""
+        return self.lora.model
+
     @torch.no_grad()
     def merge(self) -> None:
         """Add B A to the weights of the linear layers."""
         adapters: Any = self.lora.adapters
         for site, adapter in zip(self.sites, adapters, strict=True):
-            linear: Any = self.lora.model.get_submodule(site.module)
+            linear: Any = self.model.get_submodule(site.module)
             linear.weight += adapter.up @ adapter.down
 
 
@@ -93,27 +96,25 @@ def train_baseline(
     set_seed(seed)
     experiment = ClassificationExperiment(recipe)
     experiment.load_data()
-    model, head = experiment.load_classifier()
-    trainable = trainable_model(recipe, method, rank, model)
-    for name in head:
-        model.get_submodule(name).requires_grad_(True)
-    counts = count_parameters(trainable, model, head)
+    trainable, counts = baseline(experiment, method, rank)
     parameters = {**counts._asdict(), "percent of backbone": counts.percent}
-    with TemporaryDirectory() as folder:
-        trainer = experiment.make_trainer(trainable, Path(folder), find_device(None), progress=False)
-        set_seed(seed)
-        trainer.train()
+    with trained_in_memory(experiment, trainable) as trainer:
         scores = {name: experiment.score_split(trainer, experiment.splits[name]) for name in ("validation", "test")}
     if isinstance(trainable, LoraModel):
         trainable.merge()
-    return model.eval(), {**scores, "parameters": parameters}
+    return trainable.model.eval(), {**scores, "parameters": parameters}
 
 
-def trainable_model(
-    recipe: ClassificationRecipe, method: Method, rank: int, model: PreTrainedModel
-) -> UnadaptedModel | LoraModel:
-    """The model with the parameters of the method set to trainable; the head is left as it is."""
+def baseline(
+    experiment: ClassificationExperiment, method: Method, rank: int
+) -> tuple[UnadaptedModel | LoraModel, ParameterCounts]:
+    """The classifier of an experiment with the parameters of the method and of the head set to trainable, and their numbers."""
+    recipe = experiment.recipe
+    model, head = experiment.load_classifier()
     if method == "lora":
         sites = find_sites(model, recipe.adapter.sites, recipe.adapter.layers, recipe.adapter.stack)
-        return LoraModel(model, sites, rank, recipe.seed)
-    return UnadaptedModel(model.requires_grad_(method == "full"))
+        trainable: UnadaptedModel | LoraModel = LoraModel(model, sites, rank, recipe.seed)
+    else:
+        trainable = UnadaptedModel(model.requires_grad_(method == "full"))
+    unfreeze(model, head)
+    return trainable, count_parameters(trainable, model, head)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -19,7 +17,8 @@ from road_interp.models.loading import find_device
 from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.rotation.plane_maps import Variant
 from road_interp.training.classification import ClassificationExperiment
-from road_interp.training.fine_tuning import Method, trainable_model
+from road_interp.training.experiment import trained_in_memory
+from road_interp.training.fine_tuning import Method, baseline
 from road_interp.training.parameter_counts import count_parameters
 from road_interp.training.trainer import RoadTrainer
 
@@ -43,35 +42,20 @@ def train_method(recipe: ClassificationRecipe, method: str, task: str, texts: in
         experiment.data = replace(experiment.data, train=subsample(experiment.data.train, texts))
     if experiment.data.metric != "accuracy":
         raise InputError(f"outcomes per text need accuracy, not {experiment.data.metric}")
-    model, counts = _model(experiment, method)
-    device = find_device(None)
-    with TemporaryDirectory() as folder:
-        trainer = experiment.make_trainer(model.to(device), Path(folder), device, progress=False)
-        set_seed(recipe.seed)
-        trainer.train()
+    if method in get_args(Variant):
+        experiment.recipe = replace(recipe, adapter=replace(recipe.adapter, variant=cast(Variant, method)))
+        model: Any = experiment.build_model(find_device(None))
+        counts = count_parameters(model, model.model, experiment.head)
+    else:
+        model, counts = baseline(experiment, *_kind(method))
+    with trained_in_memory(experiment, model) as trainer:
         validation, test = (_correct(trainer, experiment.splits[name]) for name in ("validation", "test"))
     rate, name = recipe.training.learning_rate, recipe.model.name
-    return MethodOutcomes(name, task, method, recipe.seed, rate, *counts, float(validation.mean()), tuple(test.tolist()))
+    numbers = counts.trained, counts.percent, float(validation.mean())
+    return MethodOutcomes(name, task, method, recipe.seed, rate, *numbers, tuple(test.tolist()))
 
 
-def _model(experiment: ClassificationExperiment, method: str) -> tuple[Any, tuple[int, float]]:
-    """The model with trainable head and method, and the number of trained values with their percentage of the backbone."""
-    recipe = experiment.recipe
-    if method in get_args(Variant):
-        experiment.recipe = replace(recipe, adapter=replace(recipe.adapter, variant=method))  # type: ignore[arg-type]
-        model: Any = experiment.build_model(find_device(None))
-        whole, head = model.model, experiment.head
-    else:
-        whole, head = experiment.load_classifier()
-        kind, rank = _baseline(method)
-        model = trainable_model(recipe, kind, rank, whole)
-        for name in head:
-            whole.get_submodule(name).requires_grad_(True)
-    counts = count_parameters(model, whole, head)
-    return model, (counts.trained, counts.percent)
-
-
-def _baseline(method: str) -> tuple[Method, int]:
+def _kind(method: str) -> tuple[Method, int]:
     """The kind of a baseline, and the rank of a LoRA."""
     if method in ("full", "head"):
         return cast(Method, method), 0
