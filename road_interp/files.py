@@ -90,14 +90,27 @@ def read_text(path: Path) -> str:
     """The text in `path`. Raises InputError for a file that cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"'{path}' does not exist") from None
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"'{path}' is not a text file") from None
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of JSON's pairs of keys and values, as json's object_pairs_hook. Raises ValueError for a key given twice."""
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises ValueError for text that is not valid JSON or is nested too deeply, a key that is given twice, or a number with too
+    many digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -107,14 +120,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises InputError for a missing file, invalid JSON, or another kind of value."""
+    """The JSON object in `path`. Raises InputError for a file that cannot be read, invalid JSON, or another kind of value."""
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # also invalid UTF-8, and integers with too many digits
+        content = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{path.name} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path.name} must hold one JSON object")

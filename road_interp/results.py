@@ -11,7 +11,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from road_interp.errors import InputError, first_line
-from road_interp.files import read_text, unique_keys, write_atomically
+from road_interp.files import parse_json, read_text, write_atomically
 from road_interp.formats import check_format, release_of
 from road_interp.from_mapping import from_mapping
 from road_interp.provenance import Provenance, current_provenance
@@ -85,8 +85,8 @@ class Result:
     def from_json(cls: type[Loaded], text: str) -> Loaded:
         """The result that `to_json` wrote. Raises InputError that names the invalid key and the reason."""
         try:
-            content = json.loads(text, object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:  # also integers with too many digits
+            content = parse_json(text)
+        except ValueError as error:
             raise InputError(f"not valid JSON ({error})") from None
         if not isinstance(content, dict):
             raise InputError(f"the JSON of {cls.__name__} must hold one object")

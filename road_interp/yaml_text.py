@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
+
+from road_interp.errors import InputError
+from road_interp.files import read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,10 +44,22 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: text that is not valid YAML, a key that is given twice, or a number with too many digits.
-        RecursionError: text that is nested too deeply.
+        yaml.YAMLError: text that is not valid YAML or is nested too deeply, a key that is given twice, or a number with too many
+            digits.
     """
     return deepcopy(_parsed(text))
+
+
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises InputError for a file that cannot be read, invalid YAML, or another kind of value."""
+    text = read_text(path)
+    try:
+        content = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a mapping of keys to values")
+    return content
 
 
 @lru_cache(1024)
@@ -51,5 +67,7 @@ def _parsed(text: str) -> Any:
     loader = _Loader(text)
     try:
         return loader.get_single_data()
+    except RecursionError as error:
+        raise yaml.YAMLError(str(error)) from None
     finally:
         loader.dispose()

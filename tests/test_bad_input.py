@@ -290,7 +290,7 @@ CASES = {
         TRAIN,
         "'kind' is missing; the kinds are classification, multitask-classification, multitask-generation, throughput",
     ),
-    "a recipe that is no text": (write("recipe.yaml", b"\xff\xfe\x00"), TRAIN, "recipe.yaml is not valid YAML"),
+    "a recipe that is no text": (write("recipe.yaml", b"\xff\xfe\x00"), TRAIN, "recipe.yaml' is not a text file"),
     "a recipe that is a folder": (None, ["train", "model"], "no recipe 'model': neither a file nor a built-in name"),
     "no data": (write("data.csv", ""), TRAIN, "data file 'data.csv' is empty"),
     "data without rows": (write("data.csv", "text,label\n"), TRAIN, "'data.csv' holds no examples"),
@@ -343,7 +343,7 @@ CASES = {
     "a description that is a list": (write(AD, "[]"), INSPECT, "adapter.json must hold one JSON object"),
     "a description nested too deep": (write(AD, '{"a":' * 100000), INSPECT, "adapter.json is not valid JSON"),
     "a number of too many digits": (write(AD, "1" * 5000), INSPECT, "adapter.json is not valid JSON"),
-    "a description that is no text": (write(AD, b"\xff\xfe"), INSPECT, "adapter.json is not valid JSON"),
+    "a description that is no text": (write(AD, b"\xff\xfe"), INSPECT, "adapter.json' is not a text file"),
     **{
         f"without {key}": (drop_key(AD, key), INSPECT, f"key '{key}' is missing")
         for key in ("format", "variant", "sites", "sha256")
@@ -434,8 +434,12 @@ CASES = {
     "an unfinished run": (remove("run/metrics.json"), EVALUATE, "its training has not finished; go on with --resume"),
     "a run with broken scores": (write("run/metrics.json", "{"), EVALUATE, "metrics.json is not valid JSON"),
     "a run of another recipe": (write("run/recipe.yaml", "kind: classification\na: 1"), EVALUATE, "recipe.yaml: unknown key 'a'"),
-    "a run without a recipe": (remove("run/recipe.yaml"), EVALUATE, "run/recipe.yaml cannot be read (No such file or directory)"),
-    "a run without classes": (remove("run/classes.json"), EVALUATE, "run/classes.json does not exist"),
+    "a run without a recipe": (
+        remove("run/recipe.yaml"),
+        EVALUATE,
+        "run/recipe.yaml' does not exist",
+    ),
+    "a run without classes": (remove("run/classes.json"), EVALUATE, "run/classes.json' does not exist"),
     "a run with a number of classes": (
         write("run/classes.json", '{"classes": 3}'),
         EVALUATE,

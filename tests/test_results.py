@@ -148,7 +148,7 @@ def test_files_are_named_by_who_reads_them(tmp_path):
     for name, message in (
         ("other.json", "other.json: this is the JSON of Single, not of Report"),
         ("no-text.json", "no-text.json' is not a text file"),
-        ("gone.json", "gone.json' cannot be read"),
+        ("gone.json", "gone.json' does not exist"),
     ):
         with pytest.raises(InputError) as caught:
             Report.load(tmp_path / name)

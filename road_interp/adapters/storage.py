@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -23,7 +22,7 @@ from road_interp.files import is_dir, is_file, locked, read_json_object, write_a
 from road_interp.formats import check_format
 from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.site import OutputSlice, Site
-from road_interp.yaml_text import parse_yaml
+from road_interp.yaml_text import read_yaml_mapping
 
 FORMAT = 1
 KEYS = {"format", "release", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions", "modules_to_save"}
@@ -140,8 +139,8 @@ def _positions_of_run(folder: Path) -> str:
     if folder.name != IN_RUN or not is_file(path):
         return "all"
     try:
-        positions = parse_yaml(path.read_text(encoding="utf-8"))["adapter"].get("positions", "all")
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        positions = read_yaml_mapping(path)["adapter"].get("positions", "all")
+    except (InputError, KeyError, AttributeError):
         raise InputError(f"{path} cannot be read, so that the adapter's positions are unknown") from None
     return "all" if positions is None else positions
 

@@ -7,7 +7,6 @@ gender), from a JSON-lines file (`read_pairs`), or from Python code that makes `
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -22,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.arguments import check_tokenizer
 from road_interp.errors import InputError
-from road_interp.files import is_file, read_text, unique_keys
+from road_interp.files import is_file, parse_json, read_text
 
 FEW = 10  # words at a span; with fewer, a bootstrap over words says nothing
 
@@ -162,8 +161,8 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             try:
-                pairs.append(_pair(json.loads(line, object_pairs_hook=unique_keys)))
-            except (ValueError, TypeError, RecursionError) as error:
+                pairs.append(_pair(parse_json(line)))
+            except (ValueError, TypeError) as error:
                 raise InputError(f"{path}, line {number}: not a pair ({error}); its keys are {', '.join(Pair._fields)}") from None
     if not pairs:
         raise InputError(f"{path} holds no pairs")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.files import read_json_object, read_text, write_atomically
+from road_interp.files import parse_json, read_json_object, read_text, write_atomically
 from road_interp.models.intervention import RoadIntervention, pyvene, read_form, subspace_planes
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites, in_module_order
@@ -129,8 +129,10 @@ def _task_planes(folder: Path, adapter: RoadAdapter, partitions: Mapping[str, An
 def _read_json(path: Path) -> Any:
     """The content of a JSON file; None where it is not JSON."""
     try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError):
+        return parse_json(read_text(path))
+    except InputError:
+        raise
+    except ValueError:
         return None
 
 

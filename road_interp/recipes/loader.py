@@ -18,7 +18,7 @@ from road_interp.from_mapping import from_mapping
 from road_interp.recipes.paths import leads_from, with_paths
 from road_interp.recipes.schema import KINDS, Recipe, ThroughputRecipe, TrainableRecipe
 from road_interp.recipes.upgrade import upgraded
-from road_interp.yaml_text import parse_yaml
+from road_interp.yaml_text import parse_yaml, read_yaml_mapping
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -39,7 +39,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a recipe as a mapping and apply the overrides, without checking it. Raises InputError if the recipe does not exist."""
-    content = {**source} if isinstance(source, Mapping) else _read_yaml(recipe_path(source))
+    content = {**source} if isinstance(source, Mapping) else read_yaml_mapping(recipe_path(source))
     for override in checked_list("a recipe", overrides, str, 'overrides such as ["training.epochs=3"]'):
         apply_override(content, override)
     return content
@@ -78,7 +78,7 @@ def load_throughput_recipe(source: str | Path | Mapping[str, Any], overrides: Se
 
 def load_stored_recipe(path: Path) -> TrainableRecipe:
     """Load the recipe of a run folder, including one written by 0.1.0. Raises InputError as `load_trainable_recipe`."""
-    return check_trainable(_build(upgraded(_read_yaml(path)), path.name))
+    return check_trainable(_build(upgraded(read_yaml_mapping(path)), path.name))
 
 
 def _with_paths_beside(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Recipe:
@@ -138,18 +138,6 @@ def recipe_path(name: str | Path) -> Path:
     near = difflib.get_close_matches(str(name), beside, n=1)
     hint = f"did you mean '{near[0]}'?" if near else did_you_mean(path.stem, known, "the built-in recipes are")
     raise InputError(f"no recipe '{name}': neither a file nor a built-in name; {hint}")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a mapping of keys to values")
-    return content
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

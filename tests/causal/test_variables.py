@@ -360,7 +360,7 @@ def test_ravels_files(tmp_path):
         load_ravel(tmp_path, "city", ["Country", "Continent"], "Mayor")
     with pytest.raises(InputError, match="'Mayor' is not an attribute of city; there are Country, Continent"):
         load_ravel(tmp_path, "city", ["Mayor"])
-    with pytest.raises(InputError, match=r"ravel_verb_entity_attributes\.json does not exist"):
+    with pytest.raises(InputError, match=r"ravel_verb_entity_attributes\.json' does not exist"):
         load_ravel(tmp_path, "verb", ["Definition"])
     (tmp_path / "ravel_city_entity_attributes.json").write_text('{"Oslo": 3}')
     with pytest.raises(InputError, match="not in RAVEL's format"):
