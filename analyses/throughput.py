@@ -13,7 +13,6 @@ from road_interp.plots import export
 from road_interp.sources import readable_name
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study
 
-EIGHT, METHODS = ("requests=[8]", "lengths=[]", "ranks=[]"), "[bare, merged, RoadModel, PEFT RoAd, PEFT LoRA]"
 QUICK = ("rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]")
 
 
@@ -22,7 +21,7 @@ def measure(piece: Piece) -> ThroughputReport:
 
 
 def report(pieces: Pieces) -> ThroughputReport:
-    """The first available condition; the figure shows it."""
+    """The only one."""
     return next(iter(pieces.values()))[0]
 
 
@@ -52,13 +51,7 @@ STUDY = Study(
         "answers and other devices have other ratios. Answers are not compared for quality."
     ),
     recipe="throughput-smollm2",
-    conditions={
-        "all": Condition("every method", seeds=1),
-        "quiet": Condition("eight requests, nine rounds", (*EIGHT, "rounds=9", f"methods={METHODS}"), seeds=1),
-        "with-oft": Condition(
-            "eight requests, with PEFT OFT", (*EIGHT, "rounds=7", f"methods={METHODS[:-1]}, PEFT OFT]"), seeds=1
-        ),
-    },
+    conditions={"all": Condition("every method", seeds=1)},
     measure=measure,
     report=report,
     result=ThroughputReport,
@@ -66,7 +59,6 @@ STUDY = Study(
     describe=describe,
     minutes=25,
     quick=QUICK,
-    quick_conditions=1,
 )
 
 if __name__ == "__main__":
