@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp import plots
-from road_interp.causal.accuracy import ScanReport, scan
 from road_interp.causal.controls import ControlReport, controls
 from road_interp.causal.cost import FEW, SLOW, CostReport, cost
 from road_interp.causal.counterfactuals import Splits
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import full_swap
+from road_interp.causal.layer_scan import ScanReport, scan
 from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of

@@ -32,13 +32,15 @@ from road_interp.causal.variable_methods import (
     SHARED,
     STACKED,
     WHITENED,
+)
+from road_interp.causal.variables import VariableRuns, VariablesReport
+from road_interp.causal.variables_comparison import (
     Trial,
     VariablesComparison,
     compare_variables,
     disentangle_over_seeds,
     try_methods,
 )
-from road_interp.causal.variables import VariableRuns, VariablesReport
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically

@@ -14,12 +14,13 @@ import pytest
 from helpers.compositions import composition_report
 from helpers.models import random_adapter, tiny_model
 from road_interp import causal, measure
-from road_interp.causal.accuracy import InterchangeReport, ScanReport
+from road_interp.causal.accuracy import InterchangeReport
 from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport, MethodCost
 from road_interp.causal.depth_sweep import DepthReport
-from road_interp.causal.variable_methods import VariablesComparison
+from road_interp.causal.layer_scan import ScanReport
 from road_interp.causal.variables import VariableScore, VariablesReport
+from road_interp.causal.variables_comparison import VariablesComparison
 from road_interp.data.answer_extraction import Question
 from road_interp.errors import InputError
 from road_interp.measure.disentangle import CONSTANT, Outcome

@@ -14,10 +14,10 @@ import torch
 import road_interp as ri
 from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp import measure
-from road_interp.causal.accuracy import ScanReport
 from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
+from road_interp.causal.layer_scan import ScanReport
 from road_interp.errors import InputError
 from road_interp.sites.find import find_sites
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from road_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchange_accuracy, scan
+    from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
     from road_interp.causal.answered_questions import answered_rightly
     from road_interp.causal.controls import ControlReport
     from road_interp.causal.cost import CostReport
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
     from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
     from road_interp.causal.entity_task import EntityTask, VariablePairs, draw_variable_pairs, load_ravel
     from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
+    from road_interp.causal.layer_scan import ScanReport, scan
     from road_interp.causal.masked_interchange import MaskedInterchange
     from road_interp.causal.method_scores import TaskScores, score_methods
     from road_interp.causal.noun_task import number_and_gender
     from road_interp.causal.template_pairs import load_pairs
     from road_interp.causal.training import train_interchange
-    from road_interp.causal.variable_methods import VariablesComparison, compare_variables, no_variable, whole_state
+    from road_interp.causal.variable_methods import no_variable, whole_state
     from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
+    from road_interp.causal.variables_comparison import VariablesComparison, compare_variables
 
 _LAZY_IMPORTS = {
     "InterchangeReport": "accuracy",
-    "ScanReport": "accuracy",
+    "ScanReport": "layer_scan",
     "interchange_accuracy": "accuracy",
-    "scan": "accuracy",
+    "scan": "layer_scan",
     "answered_rightly": "answered_questions",
     "ControlReport": "controls",
     "CostReport": "cost",
@@ -54,8 +56,8 @@ _LAZY_IMPORTS = {
     "number_and_gender": "noun_task",
     "load_pairs": "template_pairs",
     "train_interchange": "training",
-    "VariablesComparison": "variable_methods",
-    "compare_variables": "variable_methods",
+    "VariablesComparison": "variables_comparison",
+    "compare_variables": "variables_comparison",
     "no_variable": "variable_methods",
     "whole_state": "variable_methods",
     "VariableRuns": "variables",

@@ -15,10 +15,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from road_interp.arguments import check_argument, checked_list
-from road_interp.causal.accuracy import count_parameters
 from road_interp.causal.arguments import check_interchange, check_model, check_numbers
 from road_interp.causal.entity_task import VariablePairs
 from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.causal.trained_values import count_parameters
 from road_interp.causal.training import run_steps
 from road_interp.errors import InputError
 from road_interp.measure.intervals import mean_interval

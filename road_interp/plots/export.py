@@ -21,7 +21,7 @@ from road_interp.provenance import figure_metadata
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
-    from road_interp.causal.variable_methods import VariablesComparison
+    from road_interp.causal.variables_comparison import VariablesComparison
     from road_interp.measure import AblationReport, AngleReport, DriftReport
     from road_interp.measure.engine_cost import EngineCostReport
     from road_interp.measure.throughput import ThroughputReport

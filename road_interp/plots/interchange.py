@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from road_interp.plots.style import MARKERS, counted, prepared, styled
 
 if TYPE_CHECKING:
-    from road_interp.causal.accuracy import ScanReport
     from road_interp.causal.depth_sweep import DepthReport
+    from road_interp.causal.layer_scan import ScanReport
 
 
 @styled

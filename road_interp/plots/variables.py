@@ -13,8 +13,8 @@ from road_interp.plots.arguments import listed
 from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 
 if TYPE_CHECKING:
-    from road_interp.causal.variable_methods import VariablesComparison
     from road_interp.causal.variables import VariablesReport
+    from road_interp.causal.variables_comparison import VariablesComparison
 
 
 @styled

@@ -19,7 +19,7 @@ from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
 from road_interp.causal.method_scores import TaskScores
 from road_interp.causal.noun_task import number_and_gender
-from road_interp.causal.variable_methods import VariablesComparison
+from road_interp.causal.variables_comparison import VariablesComparison
 from road_interp.errors import InputError
 from road_interp.training import study as study_module
 

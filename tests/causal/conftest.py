@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.taught import taught_model, word_tokenizer
+from helpers.things import model_of_things, runs_of, thing_task
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +16,18 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def taught(tokenizer):
     return taught_model(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return thing_task()
+
+
+@pytest.fixture(scope="module")
+def taught_things(task, tokenizer):
+    return model_of_things(task, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def runs(taught_things, task, tokenizer):
+    return runs_of(taught_things, task, tokenizer, "train")

@@ -9,7 +9,6 @@ import pyvene
 import torch
 from torch import nn
 
-from road_interp.causal.accuracy import effective_parameters
 from road_interp.causal.cost import (
     DEEP,
     FULL,
@@ -25,6 +24,7 @@ from road_interp.causal.cost import (
     UnitVectorInterchange,
     cost,
 )
+from road_interp.causal.trained_values import effective_parameters
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention

@@ -19,10 +19,11 @@ from helpers.models import random_adapter, tiny_model
 from helpers.taught import taught_model
 from road_interp import plots
 from road_interp.adapters.bank import RoadBank
-from road_interp.causal.accuracy import InterchangeReport, ScanReport, interchange_accuracy, scan
+from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
 from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
+from road_interp.causal.layer_scan import ScanReport, scan
 from road_interp.causal.stored_keys import StoredKeys, states_of, supports_stored_keys
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError

@@ -1,0 +1,215 @@
+"""Several interchanges of the same variables, trained and tested on the same pairs, and their comparison over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from road_interp.arguments import check_argument, checked_list
+from road_interp.causal.masked_interchange import MaskedInterchange
+from road_interp.causal.variable_methods import METHODS, NO_SWAP, RANDOM, WHITENED, MethodInputs, no_variable, whole_state
+from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
+from road_interp.errors import InputError, did_you_mean
+from road_interp.measure.intervals import mean_interval
+from road_interp.models.variable_coordinates import VariableCoordinates
+from road_interp.progress import Progress, prefixed, silent
+from road_interp.results import Result, entry
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: its learning rate, the mean loss of its last tenth of steps (nats), and disentangle on validation pairs."""
+
+    method: str
+    rate: float
+    loss: float
+    validation: float
+
+
+@dataclass(frozen=True)
+class VariablesComparison(Result):
+    """Several interchanges of the same variables, trained and tested on the same pairs.
+
+    Attributes:
+        model: id of the model.
+        task: type of the entities.
+        variables: their names.
+        layer: number of the block at whose output states are exchanged.
+        coordinates: per variable.
+        steps: of every training.
+        seed: of the trainings and of the pairs.
+        answered: numbers of entities and of questions that the model answers rightly, and of questions that it was asked.
+        pairs: numbers of training, validation and test pairs.
+        cells, groups: of every test pair; the cells and clusters of VariablePairs.
+        trials: every training.
+        reports: the controls, and the best training of every method by validation.
+    """
+
+    model: str
+    task: str
+    variables: tuple[str, ...]
+    layer: int
+    coordinates: int
+    steps: int
+    seed: int
+    answered: tuple[int, int, int]
+    pairs: tuple[int, int, int]
+    cells: tuple[str, ...]
+    groups: tuple[tuple[str, str], ...]
+    trials: tuple[Trial, ...]
+    reports: tuple[VariablesReport, ...]
+
+    def records(self) -> Sequence[Any]:
+        """A row per method and control; where none was tested, a row per training."""
+        return self.reports or self.trials
+
+    def of(self, method: str) -> VariablesReport:
+        """The report of a method. Raises InputError if there is none."""
+        return entry({report.method: report for report in self.reports}, method, "report of")
+
+    def difference(self, method: str, other: str) -> tuple[float, float, float]:
+        """Disentangle of a method minus that of another on the same pairs, and its 95% interval over groups of entities."""
+        return disentangle_over_seeds([self], method, other)
+
+
+def disentangle_over_seeds(
+    comparisons: Sequence[VariablesComparison], method: str, other: str | None = None
+) -> tuple[float, float, float]:
+    """Mean over seeds of a method's disentangle, or of its paired difference from `other`, with its 95% interval.
+
+    Groups of entities are resampled, once for all seeds, whose test entities may be the same. The interval is that of these
+    trainings: other seeds are not part of it. With few groups, such as eight, it is too narrow.
+
+    Raises InputError for comparisons that differ in more than the seed.
+    """
+    if len({(each.model, each.task, each.variables, each.layer, each.coordinates, each.steps) for each in comparisons}) > 1:
+        raise InputError("only comparisons of one model, task, layer, number of coordinates and of steps can be combined")
+    outcomes: list[float] = []
+    groups: list[tuple[str, str]] = []
+    cells: list[str] = []
+    weights: dict[str, float] = {}
+    for number, each in enumerate(comparisons):
+        found = np.array(each.of(method).outcomes, float)
+        outcomes += (found if other is None else found - np.array(each.of(other).outcomes, float)).tolist()
+        groups += each.groups
+        cells += [f"{number}: {cell}" for cell in each.cells]
+        of_seed = cell_weights(each.variables).items()
+        weights |= {f"{number}: {cell}": weight / len(comparisons) for cell, weight in of_seed}
+    low, high = mean_interval(np.array(outcomes), groups, cells, weights, paired=other is not None)
+    values = [each.of(method).disentangle - (0 if other is None else each.of(other).disentangle) for each in comparisons]
+    return float(np.mean(values)), low, high
+
+
+class Trained(NamedTuple):
+    """A trained interchange, and how it was trained."""
+
+    trial: Trial
+    interchange: nn.Module
+
+
+def try_methods(
+    train: VariableRuns,
+    validation: VariableRuns,
+    variables: Sequence[str],
+    coordinates: int,
+    methods: Sequence[str] = tuple(METHODS),
+    rates: Mapping[str, Sequence[float]] | None = None,
+    steps: int = 200,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Iterator[Trained]:
+    """Train every method at every learning rate, and score it on the validation pairs.
+
+    Args:
+        train, validation: runs of pairs with disjoint entities.
+        coordinates: per variable.
+        methods: names of METHODS or WHITENED.
+        rates: learning rates by method; by default the one that METHODS gives each.
+
+    Raises:
+        InputError: an unknown method.
+    """
+    known = METHODS | WHITENED
+    for name in (*methods, *(rates or {})):
+        if name not in known:
+            raise InputError(f"unknown method '{name}'; {did_you_mean(name, known)}")
+    states = torch.cat((train.runs.bases, train.runs.sources)).float()
+    inputs = MethodInputs(train.runs.site.width, tuple(variables), coordinates, states, seed)
+    for name in methods:
+        for rate in (rates or {}).get(name, (known[name].learning_rate,)):
+            interchange = known[name].make(inputs).to(train.targets.device)
+            loss = _train(train, interchange, name, steps, rate, seed, progress)
+            yield Trained(Trial(name, rate, loss, measure_variables(validation, interchange, name).disentangle), interchange)
+
+
+def compare_variables(
+    train: VariableRuns,
+    validation: VariableRuns,
+    test: VariableRuns,
+    variables: Sequence[str],
+    coordinates: int,
+    controls: bool = True,
+    **options: Any,
+) -> tuple[list[Trial], list[VariablesReport]]:
+    """Test the training of every method that separates the validation pairs best; of equal ones that of the smallest rate.
+
+    Args:
+        train, validation, test: runs of pairs with disjoint entities.
+        controls: whether untrained interchanges are tested first: no swap, the swap of the whole state, and a random subspace.
+        options: further arguments of `try_methods`, as are the others.
+
+    Raises:
+        InputError: a group of entities of one split in another, or an argument of a wrong type.
+    """
+    for runs in (train, validation, test):
+        check_argument("causal.compare_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
+    variables = checked_list(
+        "causal.compare_variables", variables, str, f"the variables, as in {sorted(set(test.pairs.swapped))}"
+    )
+    _check_disjoint(train, validation, test)
+    seed = options.get("seed", 0)
+    reports = _untrained(test, variables, coordinates, seed) if controls else []
+    trials: list[Trial] = []
+    for name, tried in groupby(try_methods(train, validation, variables, coordinates, **options), lambda each: each.trial.method):
+        of_method = list(tried)
+        best, interchange = min(of_method, key=lambda each: (-round(each.trial.validation, 9), each.trial.rate))
+        trials.extend(each.trial for each in of_method)
+        reports.append(measure_variables(test, interchange, name, coordinates, seed, best.rate, best.validation))
+    return trials, reports
+
+
+def _untrained(test: VariableRuns, variables: Sequence[str], coordinates: int, seed: int) -> list[VariablesReport]:
+    """The reports of no swap, of the swap of the whole state, and of a random subspace."""
+    swaps = ((NO_SWAP, no_variable), ("whole state", whole_state))
+    owned = VariableCoordinates(dict.fromkeys(variables, coordinates))
+    random = owned.low_rank(test.runs.site.width, seed=seed).requires_grad_(False).to(test.targets.device)
+    return [
+        *(measure_variables(test, swap, name, seed=seed) for name, swap in swaps),
+        measure_variables(test, random, RANDOM, coordinates, seed),
+    ]
+
+
+def _train(
+    runs: VariableRuns, interchange: nn.Module, name: str, steps: int, rate: float, seed: int, progress: Progress
+) -> float:
+    """Train an interchange; the mean loss of the last tenth of its steps."""
+    told = prefixed(progress, f"{name}, rate {rate:g}")
+    temperatures = (1.0, 0.05) if isinstance(interchange, MaskedInterchange) else None
+    losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=told)
+    if isinstance(interchange, MaskedInterchange):
+        interchange.harden()
+    return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def _check_disjoint(*splits: VariableRuns) -> None:
+    groups = [{group for both in runs.pairs.groups for group in both} for runs in splits]
+    for number, one in enumerate(groups):
+        for other in groups[number + 1 :]:
+            if shared := one & other:
+                raise InputError(f"the entity or group '{min(shared)}' is in two splits")

@@ -1,0 +1,169 @@
+"""Entities with attributes: RAVEL's files, questions that the model answers rightly, and pairs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers.models import random_adapter, tiny_model
+from helpers.things import ENTITIES, PROMPTS, SPLIT, VARIABLES
+from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
+from road_interp.causal.entity_task import draw_variable_pairs, load_ravel
+from road_interp.causal.noun_task import number_and_gender
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.sites.find import find_sites
+
+
+def test_questions_that_are_answered_rightly(taught_things, task, tokenizer):
+    questions = list(task.questions())
+    assert len(questions) == 12 * 3
+    assert answered_rightly(taught_things, tokenizer, task, []) == []
+    assert answered_rightly(taught_things, tokenizer, task, questions, batch_size=5) == questions
+    wrong = replace(task, values={entity: {"colour": "are", "shape": "they"} for entity in ENTITIES})
+    assert answered_rightly(taught_things, tokenizer, wrong, questions) == []
+
+
+def test_the_prompts_that_are_answered_best(taught_things, task, tokenizer):
+    """A prompt of words that the model was not taught_things is the last choice."""
+    more = replace(task, prompts={**task.prompts, "colour": ("%s cried cried", *task.prompts["colour"])})
+    chosen = with_best_prompts(taught_things, tokenizer, more, 2)
+    assert set(chosen.prompts["colour"]) == set(task.prompts["colour"])
+    assert chosen.prompts["shape"] == task.prompts["shape"]
+
+
+def test_texts_that_begin_alike_give_the_same_tokens(taught_things, tokenizer):
+    """The beginning is computed once; also where one text is the beginning of another."""
+    texts = ["The baker cried because", "The baker cried", "The baker has", "The baker had"]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    alone = [taught_things(torch.tensor([each])).logits[0, -1].argmax().item() for each in ids]
+    assert next_tokens(taught_things, ids) == alone
+    assert next_tokens(taught_things, ids[:1]) == alone[:1]
+
+
+def test_pairs_swap_one_variable_and_ask_for_one(task, tokenizer):
+    pairs = draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 6)
+    assert len(pairs) == 4 * 6
+    for number, (base, source) in enumerate(pairs.entities):
+        asked = pairs.asked[number]
+        values = [task.values[entity][asked] for entity in (base, source)]
+        assert values[0] != values[1]
+        target = values[1] if pairs.is_cause[number] else values[0]
+        assert tokenizer.decode([pairs.targets[number]]) == target
+        assert base in pairs.pairs.base[number]
+        swapped = pairs.swapped[number]
+        assert len({task.values[entity][swapped] for entity in (base, source)}) == 2
+    assert sum(pairs.is_cause) == 12
+    again = draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 6)
+    assert again == pairs
+    assert len({(base, source) for base, source in zip(pairs.pairs.base[:6], pairs.pairs.source[:6], strict=True)}) == 6
+    known = [question for question in task.questions() if question.entity != "baker" or question.attribute != "shape"]
+    known = draw_variable_pairs(task, known, tokenizer, "train", 4)
+    sources = {source for (_, source), asked in zip(known.entities, known.asked, strict=True) if asked == "shape"}
+    assert "baker" not in sources  # the model could not give its shape
+    assert "baker" in {source for _, source in known.entities}
+    with pytest.raises(InputError, match="0 pairs of 2 that swap colour and ask for colour: too few test questions"):
+        draw_variable_pairs(task, list(task.questions("train")), tokenizer, "test", 2)
+
+
+def test_ravels_files(tmp_path):
+    files = {
+        "entity_attributes": {"Oslo": {"Country": "Norway", "Continent": "Europe"}, "Lima": {"Country": "Peru", "Continent": ""}},
+        "attribute_to_prompts": {
+            "Country": ["%s is in", "%s and %s", "in %s, of"],
+            "Continent": ['{"city": "%s", "continent": "'],
+        },
+        "entity_to_split": {"Oslo": "train", "Lima": "val"},
+        "prompt_to_split": {
+            "%s is in": "train",
+            "%s and %s": "train",
+            '{"city": "%s", "continent": "': "train",
+            "in %s, of": "val",
+        },
+    }
+    for name, content in files.items():
+        (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(content))
+    task = load_ravel(tmp_path, "city", ["Country", "Continent"])
+    assert task.attributes == ("Country", "Continent")
+    assert [question.prompt for question in task.questions("train")] == ["%s is in", '{"city": "%s", "continent": "']
+    assert [task.answer(question) for question in task.questions()] == [" Norway", "Europe"]  # Lima has no continent
+    by_country = load_ravel(tmp_path, "city", ["Country", "Continent"], "Country")
+    assert (task.cluster, by_country.cluster) == ({}, {"Oslo": "Norway"})
+    with pytest.raises(InputError, match="cluster 'Mayor' is not among the attributes Country, Continent"):
+        load_ravel(tmp_path, "city", ["Country", "Continent"], "Mayor")
+    with pytest.raises(InputError, match="'Mayor' is not an attribute of city; there are Country, Continent"):
+        load_ravel(tmp_path, "city", ["Mayor"])
+    with pytest.raises(InputError, match=r"ravel_verb_entity_attributes\.json' does not exist"):
+        load_ravel(tmp_path, "verb", ["Definition"])
+    (tmp_path / "ravel_city_entity_attributes.json").write_text('{"Oslo": 3}')
+    with pytest.raises(InputError, match="not in RAVEL's format"):
+        load_ravel(tmp_path, "city", ["Country"])
+
+
+def test_number_and_gender_needs_no_files():
+    task = number_and_gender()
+    assert task.attributes == ("number", "gender")
+    assert task.values["queens"] == {"number": "plural", "gender": "female"}
+    assert all(task.split[noun] == task.split[group] for noun, group in task.group.items())
+    assert [noun for noun, group in task.group.items() if group == "monk"] == ["monk", "monks", "nun", "nuns"]
+    assert set(task.split.values()) == {"train", "val", "test"}
+    assert len(task.values) == 4 * 28
+    words = {word.strip(":;-") for prompts in task.prompts.values() for prompt in prompts for word in prompt.split()}
+    assert not words & set(task.values)  # no answer stands in a prompt
+    assert not [
+        noun
+        for noun in task.values
+        for other in task.values
+        if noun != other and noun.endswith(other) and task.group[noun] != task.group[other]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompts": {**PROMPTS, "shape": "The %s had"}}, "EntityTask needs a list of str, not str: give the prompts of 'shape'"),
+        (
+            {"prompts": {**PROMPTS, "shape": ("The had",)}},
+            "thing: the prompt 'The had' must have one %s, the place of the entity",
+        ),
+        ({"split": {**SPLIT, "baker": "valid"}}, "thing: the split of 'baker' is 'valid'; use train, val, test"),
+        ({"split": {key: SPLIT[key] for key in SPLIT if key != "baker"}}, "thing: the split of 'baker' is None"),
+        ({"values": {"baker": {"colour": "is"}}}, "thing: the shape of 'baker' must be a text, not None"),
+        ({"values": {"baker": {"colour": "is", "shape": 3}}}, "thing: the shape of 'baker' must be a text, not 3"),
+    ],
+)
+def test_tasks_that_are_incomplete_are_refused(task, changed, message):
+    with pytest.raises(InputError, match=message):
+        replace(task, **changed)
+
+
+def test_questions_of_another_split_or_task_are_refused(task, taught_things, tokenizer):
+    with pytest.raises(InputError, match="unknown split 'valid'; use train, val, test"):
+        list(task.questions("valid"))
+    nouns = list(number_and_gender().questions("train"))
+    for ask in (
+        lambda: answered_rightly(taught_things, tokenizer, task, nouns),
+        lambda: draw_variable_pairs(task, nouns, tokenizer, "train", 2),
+    ):
+        with pytest.raises(InputError, match="thing has no number of '.*': the question is of another task"):
+            ask()
+
+
+def test_the_model_answers_without_dropout(task, tokenizer):
+    model = tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), resid_pdrop=0.5, embd_pdrop=0.5).train()
+    word = next_tokens(model.eval(), [tokenizer("The baker has")["input_ids"]])[0]
+    told = replace(task, values={entity: dict.fromkeys(VARIABLES, tokenizer.decode(word).strip()) for entity in ENTITIES})
+    model.train()
+    answers = {tuple(answered_rightly(model, tokenizer, told, told.questions())) for _ in range(4)}
+    assert len(answers) == 1
+    assert answers != {()}
+    assert model.training
+    for other, message in (
+        (tiny_model("Bert"), "has no head over the vocabulary"),
+        (RoadModel(model, random_adapter(find_sites(model, "block-output"))), "use `with model.attached"),
+    ):
+        with pytest.raises(InputError, match=message):
+            answered_rightly(other, tokenizer, task, task.questions())

@@ -1,0 +1,77 @@
+"""Masks of several variables: disjoint, of the number that was asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from road_interp.causal.masked_interchange import MaskedInterchange
+from road_interp.causal.variables import measure_variables, train_variables
+from road_interp.errors import InputError
+
+
+def test_hardened_masks_own_disjoint_coordinates():
+    """The coordinates with the largest sum of claims, also where a low temperature makes all claims equal to 1."""
+    masked = MaskedInterchange(2, 6, 2)
+    masked.set_temperature(0.05)
+    with torch.no_grad():
+        masked.logits.copy_(torch.tensor([[5.0, 8, 9, 0, 0, 0], [0, 8.5, 0, 6, 5, 0], [0, 0, 0, 0, 9, 9]]))
+    masked.harden()
+    assert masked.owners.tolist() == [0, 1, 0, 1, -1, -1]
+    base, source = torch.zeros(3, 6), torch.ones(3, 6)
+    assert masked(base, source, subspaces=[[0], [1], [0, 1]]).tolist() == [
+        [1, 0, 1, 0, 0, 0],
+        [0, 1, 0, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+    ]
+    again = MaskedInterchange(2, 6, 2)
+    again.load_state_dict(masked.state_dict())
+    assert torch.equal(again(base, source, subspaces=[[0], [1], [0, 1]]), masked(base, source, subspaces=[[0], [1], [0, 1]]))
+
+
+@pytest.mark.parametrize(("temperature", "tolerance"), [(1.0, 1e-4), (0.05, 0.15)])
+@pytest.mark.parametrize("coordinates", [1, 5, 30])
+def test_the_proportions_of_a_mask_add_up_to_its_number_of_coordinates(coordinates, temperature, tolerance):
+    masked = MaskedInterchange(2, 100, coordinates)
+    torch.nn.init.normal_(masked.logits, generator=torch.Generator().manual_seed(0))
+    masked.set_temperature(temperature)
+    with torch.no_grad():
+        swapped = masked(torch.zeros(3, 100), torch.ones(3, 100), subspaces=[[0], [1], [0, 1]])
+    assert swapped.sum(1).tolist() == pytest.approx([coordinates, coordinates, 2 * coordinates], rel=tolerance)
+    assert ((swapped >= 0) & (swapped <= 1)).all()
+    masked.harden()
+    assert [int((masked.owners == index).sum()) for index in range(2)] == [coordinates, coordinates]
+
+
+def test_masks_own_their_number_where_all_training_pointed_elsewhere():
+    masked = MaskedInterchange(2, 9, 2)
+    with torch.no_grad():
+        masked.logits[2] = 50.0
+    masked.harden()
+    assert sorted(masked.owners.tolist()) == [-1] * 5 + [0, 0, 1, 1]
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="2 variables of 5 coordinates do not fit into the 9 of the basis"):
+        MaskedInterchange(2, 9, 5)
+
+
+def test_masks_of_fewer_variables_are_refused(runs):
+    for use in (lambda mask: measure_variables(runs, mask, "masks"), lambda mask: train_variables(runs, mask)):
+        with pytest.raises(InputError, match="the interchange has 1 subspaces, the runs have 2 variables"):
+            use(MaskedInterchange(1, 32, 2))
+
+
+@pytest.mark.parametrize(
+    ("subspaces", "message"),
+    [
+        ([[0]], "subspaces list 1 rows, but the batch has 4"),
+        ([[-1]] * 4, "subspace -1 does not exist: subspaces are 0 to 1"),
+        ([[2]] * 4, "subspace 2 does not exist: subspaces are 0 to 1"),
+    ],
+)
+def test_a_mask_checks_its_subspaces(subspaces, message):
+    mask, states = MaskedInterchange(2, 32, 2), torch.randn(2, 4, 32)
+    with pytest.raises(InputError, match=message):
+        mask(*states, subspaces=subspaces)
+    torch.testing.assert_close(mask(*states, subspaces=[[0, 0]] * 4), mask(*states, subspaces=[[0]] * 4))

@@ -1,0 +1,55 @@
+"""The interchanges that are compared, and the bases that they are made in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.things import VARIABLES
+from road_interp.causal.bases import InBasis, principal_components, whitening
+from road_interp.causal.variable_methods import (
+    METHODS,
+    WHITENED,
+    MethodInputs,
+)
+from road_interp.models.variable_coordinates import VariableCoordinates
+
+
+@pytest.mark.parametrize("name", [*METHODS, *WHITENED])
+def test_every_method_swaps_nothing_of_an_equal_source(name):
+    states = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    interchange = (METHODS | WHITENED)[name].make(MethodInputs(32, VARIABLES, 2, states, seed=1))
+    torch.testing.assert_close(interchange(states, states.clone(), subspaces=[[0], [1]] * 20), states, rtol=0, atol=1e-5)
+    assert not torch.allclose(interchange(states, states.flip(0), subspaces=[[0], [1]] * 20), states, atol=1e-2)
+
+
+def test_principal_components_are_ordered_and_orthonormal():
+    spread = torch.tensor([5.0, 3.0, 1.0])
+    states = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * spread + 7
+    basis = principal_components(states)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(3), rtol=0, atol=1e-5)
+    assert (basis[:, 0].abs().argmax(), basis[:, 1].abs().argmax()) == (0, 1)
+
+
+def test_a_whitened_state_has_the_identity_as_covariance():
+    spread = torch.tensor([0.5, 3.0, 1.0, 2.0])
+    states = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0)) * spread + 7
+    columns, deviations = whitening(states)
+    torch.testing.assert_close(columns.T @ columns, torch.eye(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cov((states @ columns / deviations).T), torch.eye(4), rtol=0, atol=0.01)
+    assert deviations == pytest.approx(torch.tensor([3.0, 2.0, 1.0, 0.5]), rel=0.02)
+    assert whitening(states[:3])[1].min() > 0.1  # with fewer states than dimensions, too
+
+
+def test_an_interchange_of_a_whitened_state_swaps_coordinates_in_units_of_their_deviation():
+    states = torch.randn(200, 8, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 9, 8)
+    columns, deviations = whitening(states)
+    base, source = states[:100], states[100:]
+    rotation = VariableCoordinates({"colour": 4, "shape": 4}).road(8, depth=3, seed=1, spread=1.0)
+    inside = InBasis(rotation, columns, deviations)
+    torch.testing.assert_close(inside(base, source, [[0, 1]] * 100), source, rtol=0, atol=1e-5)  # all coordinates
+    white = [each @ columns / deviations for each in (base, source)]
+    expected = rotation(*white, subspaces=[[1]] * 100) * deviations @ columns.T
+    torch.testing.assert_close(inside(base, source, [[1]] * 100), expected, rtol=0, atol=1e-4)
+    plain = InBasis(rotation, columns)(base, source, [[1]] * 100)
+    assert not torch.allclose(plain, expected, atol=0.1)

@@ -1,0 +1,111 @@
+"""Methods on the same pairs: the best training by validation, seeds, and the figure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from helpers.things import VARIABLES, nothing, runs_of
+from road_interp import plots
+from road_interp.causal import variables_comparison
+from road_interp.causal.variable_methods import (
+    METHODS,
+    SHARED,
+    no_variable,
+)
+from road_interp.causal.variables import VariablesReport, cell_weights, measure_variables
+from road_interp.causal.variables_comparison import (
+    Trained,
+    Trial,
+    VariablesComparison,
+    compare_variables,
+    disentangle_over_seeds,
+)
+from road_interp.errors import InputError
+from road_interp.measure.intervals import wilson
+
+
+@pytest.mark.slow
+def test_methods_are_compared_on_the_same_pairs(taught_things, task, tokenizer):
+    splits = [runs_of(taught_things, task, tokenizer, split) for split in ("train", "val", "test")]
+    trials, reports = compare_variables(*splits, VARIABLES, 2, rates=dict.fromkeys(METHODS, (1e-7, 0.05)), steps=60, seed=3)
+    assert [(trial.method, trial.rate) for trial in trials] == [(name, rate) for name in METHODS for rate in (1e-7, 0.05)]
+    by_name = {report.method: report for report in reports}
+    assert list(by_name) == ["no swap", "whole state", "random subspace", *METHODS]
+    assert {report.seed for report in reports} == {3}
+    assert by_name["no swap"].disentangle == 0.5
+    assert (by_name["random subspace"].parameters, by_name["random subspace"].validation) == (0, None)
+    assert by_name["DAS of each variable"].parameters == by_name[SHARED].parameters == 32 * 4
+    for name in (SHARED, "DAS of each variable"):
+        assert by_name[name].rate == 0.05  # at the other nothing is learned
+        assert by_name[name].validation > 0.6
+    with pytest.raises(InputError, match="the entity or group '.*' is in two splits"):
+        compare_variables(splits[0], splits[1], splits[0], VARIABLES, 2)
+
+
+def test_seeds_are_pooled_over_the_groups_that_they_share():
+    """Two seeds with opposite outcomes of every group: over both nothing is left to vary."""
+    pairs = [(cell, (group, group)) for cell in cell_weights(VARIABLES) for group in "abcdef"]
+    cells, groups = zip(*pairs, strict=True)
+    right = [group[0] in "abc" for group in groups]
+
+    def comparison(outcomes):
+        value, counts = float(np.mean(outcomes)), ((1, 1, 1), (1, 1, 1))
+        report = VariablesReport("x", "s", "m", 1, 1, 0, 0.1, 0.5, 6, (), value, (0.0, 1.0), tuple(outcomes))
+        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, 0, *counts, cells, groups, (), (report,))
+
+    one, other = comparison(right), comparison([not each for each in right])
+    value, low, high = disentangle_over_seeds([one], "m")
+    assert value == 0.5
+    assert low < 0.3
+    assert high > 0.7
+    assert disentangle_over_seeds([one, other], "m") == pytest.approx((0.5, 0.5, 0.5))
+    assert disentangle_over_seeds([one, one], "m") == pytest.approx((value, low, high))
+    for changed in ({"model": "other"}, {"task": "other"}, {"layer": 5}, {"coordinates": 2}, {"steps": 9}):
+        with pytest.raises(InputError, match="only comparisons of one model, task, layer"):
+            disentangle_over_seeds([one, replace(other, **changed)], "m")
+    with pytest.raises(InputError, match="plots.variables draws comparisons of one model, task and layer"):
+        plots.variables([one, replace(other, layer=5)])
+
+
+def test_of_equal_trainings_the_one_with_the_smallest_rate_is_tested(taught_things, task, tokenizer, monkeypatch):
+    splits = [runs_of(taught_things, task, tokenizer, split) for split in ("train", "val", "test")]
+    scores = {0.1: 0.5 + 1e-16, 0.02: 0.5, 0.3: 0.4}
+
+    def try_methods(*runs, **options):
+        for rate in scores:
+            yield Trained(Trial(SHARED, rate, 0.0, scores[rate]), no_variable)
+
+    monkeypatch.setattr(variables_comparison, "try_methods", try_methods)
+    trials, reports = compare_variables(*splits, VARIABLES, 2, controls=False)
+    assert [report.rate for report in reports] == [0.02]
+    assert len(trials) == 3
+
+
+def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
+    def comparison(count, seed, cause):
+        report = measure_variables(runs, nothing, "no swap", 0, seed)
+        scores = tuple(replace(score, cause=cause) for score in report.scores)
+        trained = replace(report, method=SHARED, coordinates=count, scores=scores, disentangle=(1 + cause) / 2)
+        counts, pairs = ((1, 1, 1), (1, 1, 1)), (tuple(runs.pairs.cells), runs.pairs.groups)
+        return VariablesComparison("m", "x", VARIABLES, 0, count, 1, seed, *counts, *pairs, (), (report, trained))
+
+    found = [comparison(1, 0, 0.2), comparison(1, 1, 0.4), comparison(4, 0, 0.8)]
+    ax = plots.variables(found, quantity="cause")
+    (line,) = [each for each in ax.get_lines() if each.get_marker() == "o"]
+    assert line.get_xdata().tolist() == [1, 4]
+    assert line.get_ydata() == pytest.approx([0.3, 0.8])
+    (level,) = [each for each in ax.get_lines() if each.get_label() == "no swap"]
+    assert level.get_ydata() == pytest.approx([found[0].of("no swap").scores[0].cause] * 2)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4"]
+    assert plots.variables(found).get_lines()[0].get_ydata() == pytest.approx([0.65, 0.9])
+    for seeds, expected in ((found[:1], 0.1), (found[:2], 0.15)):
+        value, low, high = disentangle_over_seeds(seeds, SHARED, "no swap")
+        assert value == pytest.approx(expected)
+        bound = wilson(0, len({name for both in runs.pairs.groups for name in both}) // 2)[1]  # base and source are two
+        assert (low, high) == (-bound, bound)  # of reports with equal outcomes
+    assert VariablesComparison.from_json(found[0].to_json()) == found[0]
+    with pytest.raises(InputError, match="no report of 'DAS'; there are no swap, multi-task DAS"):
+        found[0].of("DAS")
