@@ -105,7 +105,7 @@ def drift(
 
 def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
     """The texts of a file or data set in their order, or `limit` of them drawn with a fixed seed."""
-    from road_interp.data.labelled import subsample
+    from road_interp.data.division import subsample
     from road_interp.data.rows import check_column, check_texts, read_rows
 
     rows = read_rows(data, None, "test")

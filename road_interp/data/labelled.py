@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
-from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument
+from road_interp.data.division import balance_classes, divide, divide_by_text
 from road_interp.data.metrics import METRICS
 from road_interp.data.rows import check_column, check_texts, cut, read_rows
 from road_interp.errors import InputError, did_you_mean
@@ -71,7 +69,7 @@ def load_labelled(recipe: DataRecipe, section: str = "data") -> LabelledDataset:
     """
     check_argument("load_labelled", recipe, DataRecipe, "the data of a recipe, load_recipe('films.yaml').data")
     recipe = with_glue_defaults(recipe)
-    train = _balance_classes(read_examples(recipe, recipe.id, "train", section), recipe, section)
+    train = balance_classes(read_examples(recipe, recipe.id, "train", section), recipe, section)
     validation = test = None
     if recipe.validation is not None:
         validation = read_examples(recipe, recipe.validation, "validation", section)
@@ -80,15 +78,15 @@ def load_labelled(recipe: DataRecipe, section: str = "data") -> LabelledDataset:
     classes = None if recipe.problem_type == "regression" else _classes(recipe, train)
     train = _with_labels(train, classes, recipe.id)
     if recipe.split_by_text:
-        train, validation, test = _divide_by_text(train, recipe)
+        train, validation, test = divide_by_text(train, recipe)
     elif validation is None:
-        train, validation = _divide(train, recipe.validation_size, recipe, classes, f"{section}.validation_size")
-        train, test = _divide(train, recipe.test_size, recipe, classes, f"{section}.test_size")
+        train, validation = divide(train, recipe.validation_size, recipe, classes, f"{section}.validation_size")
+        train, test = divide(train, recipe.test_size, recipe, classes, f"{section}.test_size")
     else:
         validation = _with_labels(validation, classes, recipe.validation or recipe.id)
         if test is None:
             size = VALIDATION if len(validation) >= LARGE else len(validation) // 2
-            test, validation = _divide(validation, size, recipe, classes, f"{section}.validation")
+            test, validation = divide(validation, size, recipe, classes, f"{section}.validation")
         else:
             test = _with_labels(test, classes, recipe.test or recipe.id)
     _warn_of_texts(recipe, train, validation, test)
@@ -222,28 +220,6 @@ def _first_words(data: Dataset, count: int, identifier: str, section: str) -> Da
     return data.remove_columns("text").add_column("text", cut).select(kept)
 
 
-def _balance_classes(data: Dataset, recipe: DataRecipe, section: str) -> Dataset:
-    """`recipe.per_class` examples of every class, drawn at random and kept in the order of `data`."""
-    if recipe.per_class is None:
-        return data
-    generator = np.random.default_rng(recipe.split_seed)
-    labels = np.asarray(data["label"])
-    kept: list[int] = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        if len(rows) < recipe.per_class:
-            raise InputError(
-                f"'{recipe.id}': only {len(rows)} examples are of class {label}; {section}.per_class is {recipe.per_class}"
-            )
-        kept += generator.choice(rows, recipe.per_class, replace=False).tolist()
-    return data.select(sorted(kept))
-
-
-def subsample(examples: Dataset, limit: int) -> Dataset:
-    """At most `limit` examples, drawn with a fixed seed, because files are often sorted by label."""
-    return examples.shuffle(seed=0).select(range(min(limit, len(examples))))
-
-
 def _metric(recipe: DataRecipe, classes: tuple[Any, ...] | None) -> str:
     return recipe.metric or ("pearson" if classes is None else "accuracy")
 
@@ -283,43 +259,3 @@ def _finite_number(label: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
-
-
-def _divide(
-    data: Dataset, size: int | float, recipe: DataRecipe, classes: Sequence[Any] | None, key: str
-) -> tuple[Dataset, Dataset]:
-    """Split `data` into the rest and `size` examples, stratified by class, with the seed of the recipe; `key` names `size`."""
-    labels = data["label"]
-    try:
-        rest, taken = train_test_split(
-            np.arange(len(data)), test_size=size, random_state=recipe.split_seed, stratify=None if classes is None else labels
-        )
-    except ValueError as error:
-        reason = "it leaves no example" if size >= len(data) else _single_examples(labels, classes) or str(error)
-        raise InputError(
-            f"'{recipe.id}' ({len(data)} examples) cannot be divided by {key} {size}: {reason}; sizes are counts, or fractions "
-            f"such as {key}=0.1"
-        ) from None
-    return data.select(np.sort(rest)), data.select(np.sort(taken))
-
-
-def _divide_by_text(data: Dataset, recipe: DataRecipe) -> tuple[Dataset, Dataset, Dataset]:
-    """Training, validation and test texts: a hash of its first eight words assigns every text to a split."""
-    splits: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for row, text in enumerate(data["text"]):
-        beginning = " ".join(text.split()[:8])
-        digest = hashlib.sha256(f"{recipe.split_seed} {beginning}".encode()).digest()
-        fraction = int.from_bytes(digest[:8], "big") / 2**64
-        splits[2 if fraction < recipe.test_size else 1 if fraction < recipe.test_size + recipe.validation_size else 0].append(row)
-    if not all(splits):
-        raise InputError(f"'{recipe.id}' ({len(data)} examples) cannot be divided by text: a split would be empty")
-    train, validation, test = (data.select(rows) for rows in splits)
-    return train, validation, test
-
-
-def _single_examples(labels: Sequence[Any], classes: Sequence[Any] | None) -> str:
-    """Says that classes have one example, which cannot be in both parts; empty if none has."""
-    if not (single := [index for index, count in Counter(labels).items() if count == 1]) or classes is None:
-        return ""
-    numbers = "; for numbers as labels, set problem_type=regression" if isinstance(classes[0], float) else ""
-    return f"{len(single)} of {len(classes)} classes have a single example, such as {classes[single[0]]!r}{numbers}"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 from transformers import set_seed
 
-from road_interp.data.labelled import subsample
+from road_interp.data.division import subsample
 from road_interp.errors import InputError
 from road_interp.measure.parameter_share import MethodOutcomes
 from road_interp.models.loading import find_device
