@@ -44,6 +44,7 @@ GEMMA = ("model.id=models://gemma-3-270m", "adapter.layers=6-17")
 RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 TUNED = {"planes": "planes", "undivided_own-loss": "undivided, loss of own tokens", "lora": "LoRA", "loreft": "LoReFT"}
+FASTER = "_rate-0.01"  # the best rate of planes and of undivided adapters in composition-rates
 MIDDLE = 15  # the block that the paper rotates
 
 Measure = Callable[[Piece], CompositionReport]
@@ -69,9 +70,9 @@ def conditions() -> dict[str, Condition]:
     found["undivided"] = Condition("undivided", (), undivided)
     own = partial(undivided, own_loss=True)
     found["undivided_own-loss"] = Condition("undivided, loss of own tokens", (), own, seeds=3)
-    faster = ("training.learning_rate=0.01",)  # the best rate of composition-rates, of both
-    found[f"{MAIN}_rate-0.01"] = Condition("planes, co-activation 0.5, rate 0.01", (coact(0.5), *faster), seeds=1)
-    found["undivided_own-loss_rate-0.01"] = Condition("undivided, loss of own tokens, rate 0.01", faster, own, seeds=1)
+    faster = ("training.learning_rate=0.01",)
+    found[f"{MAIN}{FASTER}"] = Condition("planes, co-activation 0.5, rate 0.01", (coact(0.5), *faster), seeds=3)
+    found[f"undivided_own-loss{FASTER}"] = Condition("undivided, loss of own tokens, rate 0.01", faster, own, seeds=3)
     found["adapter-per-set"] = Condition("an adapter per set, composite examples", (), adapter_per_set)
     found["multiplied"] = Condition("trained apart and multiplied", (), multiplied, seeds=1)
     for rule, name in (("distilled", "distilled tokens"), ("all", "all tokens")):
@@ -139,7 +140,7 @@ def draw(found: CompositionStudy, folder: Path) -> list[Path]:
 def describe(found: CompositionStudy) -> Described:
     rows = []
     divided = {(each.model, each.tasks): each for slug, each in found.reports.items() if slug.endswith(MAIN)}
-    for each in found.reports.values():
+    for slug, each in found.reports.items():
         name = f"{readable_name(each.model)}, {each.method}"
         least, value = each.least_control()
         rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
@@ -152,10 +153,13 @@ def describe(found: CompositionStudy) -> Described:
             parts = active.split("+") if "+" in active else []
             rows += [(f"{name}: {active}, {task} right", f"{each.of(active).joint([task]).mean():.3f}") for task in parts]
         rows.append((f"{name}: the more frequent label", f"{each.majority:.3f}"))
-        main = divided.get((each.model, each.tasks), each)
-        if main is not each and {*main.seeds} & {*each.seeds}:
-            value = with_interval(each.difference(main, together.active))
-            rows.append((f"{name} minus planes: {together.active}", value))
+        others = {"planes": divided.get((each.model, each.tasks), each)}
+        if FASTER in slug:
+            others["planes at that rate"] = found.reports.get(MAIN + FASTER, each)
+        for words, other in others.items():
+            if other is not each and {*other.seeds} & {*each.seeds}:
+                value = with_interval(each.difference(other, together.active))
+                rows.append((f"{name} minus {words}: {together.active}", value))
     first = next(iter(found.reports.values()))
     sentence = (
         "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
