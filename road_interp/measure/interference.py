@@ -12,6 +12,7 @@ from jaxtyping import Float
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.arguments import check_argument, checked_reports
 from road_interp.errors import InputError
+from road_interp.from_mapping import FieldError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
@@ -44,6 +45,10 @@ class InterferenceReport(Result):
     overlap: tuple[tuple[float, ...], ...]
     angle: tuple[tuple[float, ...], ...]
     correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
+
+    def __post_init__(self) -> None:
+        if unknown := {*self.correct, *(other for rows in self.correct.values() for other in rows)} - {NOTHING, *self.names}:
+            raise FieldError("correct", f"has outcomes of '{min(unknown)}', which is not one of the adapters")
 
     def accuracy(self, task: str, with_: str = NOTHING) -> tuple[float, float, float]:
         """Accuracy of a task with an adapter composed on its own, and its 95% interval over seeds and examples."""

@@ -9,10 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport
+    from road_interp.measure.ablation import Ablation
 
 STYLES = {"angles only": (COLORS[0], "o"), "magnitudes only": (COLORS[1], "s"), "neither": ("0.35", "D")}
 GROUPS = {
@@ -28,8 +30,8 @@ def ablation(report: AblationReport, ax: Axes | None = None) -> Axes:
 
     Where the report has them, adapters trained with one component only are drawn in a second colour.
     """
+    components = [row.component for row in _rows(report, "ablation", "components")]
     ax = prepared(ax)
-    components = [row.component for row in report.rows if row.group == "components"]
     groups = [group for group in GROUPS if any(row.group == group for row in report.rows)]
     for number, group in enumerate(groups):
         label, color, marker = GROUPS[group]
@@ -46,8 +48,8 @@ def ablation(report: AblationReport, ax: Axes | None = None) -> Axes:
 @styled
 def ablation_by(report: AblationReport, ax: Axes | None = None, group: Literal["layer", "kind"] = "layer") -> Axes:
     """Metric lost when one layer or module kind keeps only one component of its planes, or neither, with 95% intervals."""
+    chosen = _rows(report, "ablation_by", group)
     ax = prepared(ax)
-    chosen = [row for row in report.rows if row.group == group]
     whats = list(dict.fromkeys(row.what for row in chosen))
     for number, (component, (color, marker)) in enumerate(STYLES.items()):
         rows = [row for row in chosen if row.component == component]
@@ -65,11 +67,12 @@ def ablation_by(report: AblationReport, ax: Axes | None = None, group: Literal["
 @styled
 def ablation_curve(report: AblationReport, ax: Axes | None = None) -> Axes:
     """Accuracy by the percentage of planes kept, most rotated or random. Dashed: all planes. Dotted: no plane."""
+    lines = [_rows(report, "ablation_curve", group) for group in ("most rotated", "random planes")]
     ax = prepared(ax)
-    for group, color, marker in (("most rotated", COLORS[0], "o"), ("random planes", COLORS[1], "s")):
-        rows = sorted((row for row in report.rows if row.group == group), key=lambda row: float(row.what))
+    for rows, color, marker in zip(lines, COLORS[:2], ("o", "s"), strict=True):
+        rows.sort(key=lambda row: float(row.what))
         x = [100 * float(row.what) for row in rows]
-        _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, label=group)
+        _points(ax, x, [report.accuracy(row) for row in rows], color=color, marker=marker, label=rows[0].group)
     accuracy = {row.component: report.accuracy(row)[0] for row in report.rows if row.group == "components"}
     for component, label, style in (("both", "all", "--"), ("neither", "none", ":")):
         ax.axhline(accuracy[component], color="0.5", linewidth=0.8, linestyle=style, label=label)
@@ -79,6 +82,15 @@ def ablation_curve(report: AblationReport, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="planes kept (%)", ylabel=report.metric, title="Planes kept")
     ax.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
     return ax
+
+
+def _rows(report: AblationReport, function: str, group: str) -> list[Ablation]:
+    """The rows of a group. Raises InputError that names the argument of measure.ablation which gives them."""
+    if rows := [row for row in report.rows if row.group == group]:
+        return rows
+    by = group if group in ("layer", "kind") else "planes"
+    made = "measure.ablation" if group == "components" else f'measure.ablation(..., by=["{by}"])'
+    raise InputError(f"plots.{function} draws the rows of '{group}', of which this report has none: give a report of {made}")
 
 
 def _points(ax: Axes, x: Sequence[float] | np.ndarray, values: Sequence[tuple[float, float, float]], **style: object) -> None:

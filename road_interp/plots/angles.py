@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 from matplotlib.projections.polar import PolarAxes
@@ -15,13 +16,13 @@ from matplotlib.ticker import MaxNLocator
 from road_interp.arguments import check_count
 from road_interp.errors import InputError
 from road_interp.plots.fit import fit_width
-from road_interp.plots.style import COLORS, prepared, styled, two_digits
+from road_interp.plots.style import COLORS, prepared, styled, two_digits, width_of
 
 if TYPE_CHECKING:
     from road_interp.measure import AngleReport, SiteAngles
 
 STEP, BINS = 15, 60  # degrees: the range of the histogram is a multiple of STEP; number of bins
-PLANE = 1.2  # inches: least width of a plane with its caption
+PLANE, TITLE = 1.2, 0.3  # inches: least width of a plane with its caption, and height of the title
 
 
 @styled
@@ -59,11 +60,12 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     Raises InputError unless `count` is a number of at least 1.
     """
     check_count("plots.planes", "count", count)
-    ax = prepared(ax)
-    box, (wide, high) = ax.get_window_extent(), (3.6, 3.9)
-    largest = report.most_rotated(count)
-    columns = min(4, len(largest), max(1, int(box.width / ax.figure.dpi / PLANE)))
+    largest, (wide, high) = report.most_rotated(count), (3.6, 3.9)
+    width = rcParams["figure.figsize"][0] if ax is None else width_of(ax)
+    columns = min(4, len(largest), max(1, int(width / PLANE)))
     rows = -(-len(largest) // columns)
+    ax = prepared(ax, height=TITLE + rows * high / wide * width / columns)
+    box = ax.get_window_extent()
     wide = max(wide, high * rows * box.width / box.height / columns)  # as wide as the axes, which keep circles round
     arrow = {"length_includes_head": True, "head_width": 0.16, "width": 0.035}
     for number, (site, plane, angle, magnitude) in enumerate(largest):

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 
 
@@ -20,9 +21,13 @@ def learning_rates(
         scores: by method and learning rate.
         best: the chosen rates, by method.
         label: what the scores are.
+
+    Raises InputError where there is no score.
     """
-    ax = prepared(ax)
     rates = sorted({rate for of_method in scores.values() for rate in of_method})
+    if not rates:
+        raise InputError("plots.learning_rates draws scores by rate: give {method: {rate: score}}, with one score at least")
+    ax = prepared(ax)
     for number, (method, of_method) in enumerate(scores.items()):
         shift = 1.02 ** (number - (len(scores) - 1) / 2)  # so that lines with equal scores stay visible
         line = sorted(of_method.items())

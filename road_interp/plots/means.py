@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
+from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 
 
@@ -16,9 +17,13 @@ def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | N
         series: by the name of the series, and that of the row: the value, and the low and the high end of its interval. The name
             of an only series is not shown.
         label: what the values are, with their unit.
+
+    Raises InputError where there is no value, or one without the two ends of its interval.
     """
     series = {title: values for title, values in series.items() if values}
     names = list(dict.fromkeys(name for values in series.values() for name in values))
+    if not names or any(np.shape(value) != (3,) for values in series.values() for value in values.values()):
+        raise InputError("plots.means draws intervals: give {series: {row: (value, low, high)}}, with one row at least")
     ax = prepared(ax, rows=len(names))
     for number, (title, values) in enumerate(series.items()):
         middle, low, high = np.array(list(values.values()), dtype=float).T

@@ -50,9 +50,9 @@ def styled(draw: Drawing) -> Drawing:
 
 @contextmanager
 def package_style() -> Iterator[None]:
-    """The package's style, without settings that the caller has changed; with the caller's font.size, all sizes follow it."""
-    kept = {key for key in _SETTINGS if is_set(key)} | (set(RELATIVE) if is_set("font.size") else set())
-    with plt.rc_context({key: value for key, value in _SETTINGS.items() if key not in kept}):
+    """The package's style, without settings that the caller has changed; all texts have the caller's font.size, if it is set."""
+    sizes = dict.fromkeys(RELATIVE, "medium") if is_set("font.size") else {}
+    with plt.rc_context({key: value for key, value in (_SETTINGS | sizes).items() if not is_set(key)}):
         yield
 
 
@@ -68,15 +68,15 @@ def callers_width() -> float | None:
     return None if size in (list(rcParamsDefault["figure.figsize"]), list(_SETTINGS["figure.figsize"])) else size[0]
 
 
-def prepared(ax: Axes | None, projection: str | None = None, rows: int = 0) -> Axes:
+def prepared(ax: Axes | None, projection: str | None = None, rows: int = 0, height: float = 0) -> Axes:
     """The axes to draw on: the given ones, or those of a new figure, with a projection such as "polar".
 
-    A new figure with many named rows is higher than figure.figsize, so that their names do not overlap. A figure without a
-    layout engine gets one, so that labels and legends are not cut off at its edges.
+    A new figure is higher than figure.figsize where many named rows, or a `height` in inches, need it. A figure without a layout
+    engine gets one, so that labels and legends are not cut off at its edges.
     """
     if ax is None:
-        width, height = rcParams["figure.figsize"]
-        size = (width, max(height, ABOVE_ROWS + ROW * rows))
+        width, usual = rcParams["figure.figsize"]
+        size = (width, max(usual, ABOVE_ROWS + ROW * rows, height))
         return plt.figure(figsize=size, layout="constrained").add_subplot(projection=projection)
     figure = ax.get_figure(root=True)
     if figure is not None and figure.get_layout_engine() is None and ax.get_subplotspec() is not None:

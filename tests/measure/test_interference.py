@@ -40,6 +40,12 @@ def test_overlap_and_angle_between_maps():
         InterferenceReport.over_seeds([opposite, opposite])
 
 
+def test_outcomes_of_an_unknown_adapter_are_refused():
+    for correct in ({"c": {NOTHING: (True,)}}, {"a": {NOTHING: (True,), "c": (True,)}}):
+        with pytest.raises(InputError, match="has outcomes of 'c', which is not one of the adapters"):
+            InterferenceReport("m", ("a", "b"), (0,), (), (), correct)
+
+
 def test_planes_are_compared_by_site_whatever_the_order_of_the_sites():
     adapter, other = random_adapter(SITES), random_adapter(SITES, seed=1)
     turned = replace(adapter, sites=adapter.sites[::-1])

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pytest
 from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
 
 import road_interp
 from helpers.compositions import composition_report
@@ -20,6 +21,7 @@ from helpers.models import random_adapter, tiny_model
 from road_interp import measure, plots
 from road_interp.cli.tables import score
 from road_interp.errors import InputError
+from road_interp.measure.ablation import Ablation
 from road_interp.plots import export
 from road_interp.plots.arguments import MADE_BY
 from road_interp.plots.style import two_digits
@@ -42,6 +44,9 @@ CAPACITY = measure.CapacityReport(
 )
 MEANS = {name: {f"method number {row}": (0.1 * row, 0.1 * row - 0.05, 1.0) for row in range(9)} for name in ("one", "other")}
 RATES = {"RoAd": {1e-3: 0.7, 1e-2: 0.8}, "LoRA": {1e-3: 0.8}}
+ABLATION = measure.AblationReport(
+    "m", "t", "road_1", (0,), tuple(Ablation(group, "1", "both", (True,)) for group in ("components", "layer")), "accuracy"
+)
 DRIFT = measure.DriftReport("base", "tuned", "first", 1, 1, tuple(replace(PLACE, layer=layer) for layer in range(6)))
 
 
@@ -84,7 +89,7 @@ def test_the_callers_size_and_fonts_are_kept(adapter):
     with plt.rc_context({**COLUMN, "font.size": 7}):
         ax = plots.angles(report)
     assert ax.figure.get_size_inches().tolist() == [3.3, 2.4]
-    assert {label.get_fontsize() for label in ax.get_xticklabels()} == {7}
+    assert {text.get_fontsize() for text in (*ax.get_xticklabels(), ax.title, ax.xaxis.label)} == {7}
     ax = plots.angles(report)
     assert ax.figure.get_size_inches().tolist() == pytest.approx([5, 3.2])
     assert {text.get_fontsize() for text in (*ax.get_xticklabels(), ax.title, ax.xaxis.label)} == {8}
@@ -209,6 +214,38 @@ def test_the_number_of_planes_is_at_least_one(adapter):
     for count in (0, -1, 2.5):
         with pytest.raises(InputError, match=f"plots.planes: count must be a number of at least 1, not {count}"):
             plots.planes(measure.angles(adapter), count=count)
+
+
+def test_planes_in_a_narrow_column_do_not_overlap(adapter):
+    with plt.rc_context(COLUMN):
+        ax = plots.planes(measure.angles(adapter), count=8)
+        ax.figure.canvas.draw()
+    assert ax.figure.get_size_inches()[1] > COLUMN["figure.figsize"][1]
+    circles = [patch.get_window_extent() for patch in ax.patches if isinstance(patch, Circle)]
+    assert not [text.get_text() for text in ax.texts for circle in circles if circle.overlaps(text.get_window_extent())]
+
+
+def test_ablations_without_the_rows_that_are_drawn_are_refused():
+    """The message names the argument of measure.ablation that gives the rows."""
+    rows = {row.group: row for row in ABLATION.rows}
+    only = {group: replace(ABLATION, rows=(rows[group],)) for group in ("components", "layer")}
+    for draw, group, make in (
+        (plots.ablation, "layer", "measure.ablation$"),
+        (plots.ablation_by, "components", r'by=\["layer"\]\)$'),
+        (plots.ablation_curve, "components", r'by=\["planes"\]\)$'),
+    ):
+        with pytest.raises(InputError, match=f"plots.{draw.__name__} draws the rows of .*{make}"):
+            draw(only[group])
+    with pytest.raises(InputError, match=r'by=\["kind"\]'):
+        plots.ablation_by(only["components"], group="kind")
+
+
+def test_nothing_to_draw_is_refused():
+    for series in ({}, {"a": {}}, {"a": {"b": (1, 2)}}):
+        with pytest.raises(InputError, match="plots.means draws intervals: give"):
+            plots.means(series, label="x")
+    with pytest.raises(InputError, match="plots.learning_rates draws scores by rate: give"):
+        plots.learning_rates({}, best={}, label="x")
 
 
 def test_a_plane_is_drawn_of_what_has_an_adapter(adapter, tmp_path):
