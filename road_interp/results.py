@@ -107,7 +107,8 @@ class Result:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON to `path` atomically."""
+        """Write the JSON to `path` atomically; its folder is made."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), self.to_json() + "\n")
 
     @classmethod

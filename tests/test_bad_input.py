@@ -220,7 +220,7 @@ OVERRIDES = {
     "data.classes=[]": "'data.classes' must be a list of two or more labels, each once",
     "data.metric=pearson": "'data.metric' must be used with problem_type regression",
     "data.validation_size=1.5": "'data.validation_size' must be a count or a fraction below 1",
-    "data.validation_size=100000": "(200 examples) cannot be divided by data.validation_size 100000",
+    "data.validation_size=100000": "(200 examples to divide) cannot be divided by data.validation_size 100000",
     "data.validation_size=0.001": "cannot be divided by data.validation_size 0.001",
     "data.test_size=0.999": "cannot be divided by data.test_size 0.999",
     "data.split_seed=-1": "'data.split_seed' must be from 0 to 4294967295",
@@ -294,6 +294,17 @@ CASES = {
     "a recipe that is a folder": (None, ["train", "model"], "no recipe 'model': neither a file nor a built-in name"),
     "no data": (write("data.csv", ""), TRAIN, "data file 'data.csv' is empty"),
     "data without rows": (write("data.csv", "text,label\n"), TRAIN, "'data.csv' holds no examples"),
+    "an unquoted comma": (
+        write("data.csv", "text,label\n" + "a, b,1\nc, d,0\n" * 50),
+        TRAIN,
+        "row 0: 3 fields under a header of 2",
+    ),
+    "an unquoted tab": (
+        write("data.tsv", "text\tlabel\n" + "a\tb\t1\nc\td\t0\n" * 50),
+        [*TRAIN, "data.id=data.tsv"],
+        "row 0: 3 fields under a header of 2",
+    ),
+    "semicolons": (write("data.csv", "text;label\n" + "a;1\nb;0\n" * 50), TRAIN, "a CSV file separates them by commas"),
     "data of one class": (
         write("data.csv", "text,label\n" + "a b,1\n" * 50),
         TRAIN,
@@ -302,7 +313,11 @@ CASES = {
     "data that is no text": (write("data.csv", b"\x00\xff\xfe" * 50), TRAIN, "data file 'data.csv' cannot be read"),
     "an unclosed quotation": (write("data.csv", 'text,label\na,1\n"b'), TRAIN, "data file 'data.csv' cannot be read"),
     "data without labels": (write("data.csv", "text\na\nb\n"), TRAIN, "no column 'label' for label"),
-    "data of four examples": (write("data.csv", "text,label\n" + "a,1\nb,0\n" * 2), TRAIN, "(4 examples) cannot be divided"),
+    "data of four examples": (
+        write("data.csv", "text,label\n" + "a,1\nb,0\n" * 2),
+        TRAIN,
+        "(4 examples to divide) cannot be divided",
+    ),
     "broken JSON lines": (
         write("d.jsonl", '{"text": "a", "label": 1}\n{'),
         [*TRAIN, "data.id=d.jsonl"],

@@ -160,3 +160,5 @@ def test_a_path_may_be_text(tmp_path):
     written = Report("title", (0,), (), {})
     written.save(str(tmp_path / "report.json"))
     assert Report.load(str(tmp_path / "report.json")) == written
+    written.save(tmp_path / "new" / "folder" / "report.json")
+    assert Report.load(tmp_path / "new" / "folder" / "report.json") == written

@@ -61,6 +61,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
         """
         inside = sorted(path.iterdir()) if is_dir(path := local_folder(folder)) else []
         folders = {path.name: path for path in inside if holds_adapter(adapter_folder(path))}
+        if holds_adapter(path):
+            raise InputError(f"{folder} is the folder of one adapter: give the folder around it, {path.parent}")
         if not folders:
             raise InputError(f"{folder} contains no adapter folders, run folders or PEFT folders")
         return cls(folders)
@@ -107,6 +109,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
             raise InputError(f"'{BASE}' means no adapter and cannot be the name of one")
         if not isinstance(name, str) or not name or name != name.strip():
             raise InputError(f"{name!r} cannot be the name of an adapter: it must be text, without spaces around it")
+        if "+" in name:
+            raise InputError(f"{name!r} cannot be the name of an adapter: 'a+b' is the product of the adapters 'a' and 'b'")
         if isinstance(adapter, str | os.PathLike):
             folder = local_folder(adapter)
             if not holds_adapter(adapter_folder(folder)):

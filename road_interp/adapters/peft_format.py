@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.adapters.modules_to_save import digest, load_tensors, module_tensors, read_safetensors
-from road_interp.adapters.storage import PEFT_DESCRIPTION, AdapterValues
+from road_interp.adapters.storage import DESCRIPTION, PEFT_DESCRIPTION, AdapterValues
 from road_interp.errors import InputError
-from road_interp.files import read_json_object, write_atomically
+from road_interp.files import is_file, read_json_object, write_atomically
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import in_module_order
 from road_interp.sites.module_tree import layer_and_kind, layer_stacks
@@ -151,6 +151,8 @@ def _without_rotations(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of a PEFT RoAd folder, the tensors under the names of the base model. Raises InputError."""
     folder = local_folder(folder)
+    if is_file(folder / DESCRIPTION) and not is_file(folder / CONFIG):
+        raise InputError(f"'{folder}' is not in PEFT's format: RoadAdapter.load reads it")
     config = read_json_object(folder / CONFIG)
     if (kind := config.get("peft_type")) != "ROAD":
         raise InputError(f"'{folder}' contains a PEFT adapter of type {kind!r}, not 'ROAD'")

@@ -19,7 +19,7 @@ from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.modules_to_save import digest, read_safetensors
 from road_interp.errors import InputError
 from road_interp.files import is_dir, is_file, locked, read_json_object, write_atomically
-from road_interp.formats import check_format
+from road_interp.formats import RUN_ADAPTER, RUN_HEAD, RUN_RECIPE, check_format
 from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.site import OutputSlice, Site
 from road_interp.yaml_text import read_yaml_mapping
@@ -28,8 +28,6 @@ FORMAT = 1
 KEYS = {"format", "release", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions", "modules_to_save"}
 DESCRIPTION = "adapter.json"
 PEFT_DESCRIPTION = "adapter_config.json"
-IN_RUN = "adapter"  # where the folder of a run has the folder of its adapter
-RUN_RECIPE, RUN_HEAD = "recipe.yaml", "head.safetensors"  # of a run, beside that folder
 
 
 class AdapterValues(NamedTuple):
@@ -52,7 +50,7 @@ def holds_adapter(folder: Path) -> bool:
 
 def adapter_folder(folder: Path) -> Path:
     """The folder with the files of the adapter: that inside the folder of a run, else the given one."""
-    inside = folder / IN_RUN
+    inside = folder / RUN_ADAPTER
     return inside if is_dir(inside) and not holds_adapter(folder) else folder
 
 
@@ -65,7 +63,7 @@ def head_file(folder: Path) -> Path | None:
     """The head that was trained beside an adapter, from the folder of its run or the folder of the adapter in it."""
     inside = adapter_folder(folder)
     path = inside.parent / RUN_HEAD
-    return path if inside.name == IN_RUN and is_file(path) else None
+    return path if inside.name == RUN_ADAPTER and is_file(path) else None
 
 
 def save(values: AdapterValues, folder: Path) -> None:
@@ -73,7 +71,11 @@ def save(values: AdapterValues, folder: Path) -> None:
 
     The tensor file is named after the hash of its content, and adapter.json is replaced last and atomically, so that an
     interrupted save leaves the previous adapter intact. Processes that save into one folder wait for each other.
+
+    Raises InputError for the folder of a run, whose adapter is in a folder of its own.
     """
+    if is_file(folder / RUN_RECIPE):
+        raise InputError(f"'{folder}' is the folder of a run, which has an adapter: save into another folder")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{site.name}.theta": values.theta[site.name] for site in values.sites}
     tensors |= {f"{site.name}.alpha": values.alpha[site.name] for site in values.sites}
@@ -136,7 +138,7 @@ def _why_not(folder: Path) -> str:
 def _positions_of_run(folder: Path) -> str:
     """The positions in the recipe of the run around the folder of an adapter; "all" where there is no run."""
     path = folder.parent / RUN_RECIPE
-    if folder.name != IN_RUN or not is_file(path):
+    if folder.name != RUN_ADAPTER or not is_file(path):
         return "all"
     try:
         positions = read_yaml_mapping(path)["adapter"].get("positions", "all")

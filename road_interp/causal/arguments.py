@@ -64,6 +64,8 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
         options: further arguments of the interchange, such as subspaces.
     """
     width = base.shape[-1]
+    if isinstance(interchange, type):
+        raise InputError(f"{function} needs an interchange, not a class: give {interchange.__name__}({width})")
     check_callable(
         function,
         "interchange",

@@ -227,7 +227,7 @@ def draw_variable_pairs(
             if len(found) < count:
                 raise InputError(
                     f"{task.name}: {len(found)} pairs of {count} that swap {swapped} and ask for {asked}: too few {split} "
-                    "questions are answered rightly with different answers"
+                    "questions are answered rightly with different answers; draw fewer pairs, or give more entities"
                 )
     pairs, swaps, asks, entities = zip(*drawn, strict=True)
     groups = tuple((task.group.get(base, base), task.group.get(source, source)) for base, source in entities)

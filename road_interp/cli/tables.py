@@ -108,14 +108,15 @@ def drift(report: DriftReport) -> Table:
     pinned = any(place.norm_is_pinned for place in report.places)
     caption = "after norm: the LayerNorm that ends the block sets the norm" if pinned else None
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for column in ("block", "state", "angle", "dM (%)", "signed", "dD\ncosine"):
+    for column in ("block", "state", "angle", "dM (%)", "signed", "over\nnull"):
         table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     table.padding = (0, 0, 0, 1)
     for place in report.places:
         state = "before norm" if place.before_norm else "after norm" if place.norm_is_pinned else "output"
         angle = "{:.2f} [{:.2f}, {:.2f}]".format(*place.angle)
         magnitude = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in place.dM))
-        table.add_row(str(place.layer), state, angle, magnitude, f"{100 * place.signed[0]:+.2f}", f"{place.dD[0]:.4f}")
+        over = "" if place.over_null is None else f"{place.over_null[0]:.2f}"
+        table.add_row(str(place.layer), state, angle, magnitude, f"{100 * place.signed[0]:+.2f}", over)
     return table
 
 

@@ -49,8 +49,8 @@ def divide(
     except ValueError as error:
         reason = "it leaves no example" if size >= len(data) else _single_examples(labels, classes) or str(error)
         raise InputError(
-            f"'{recipe.id}' ({len(data)} examples) cannot be divided by {key} {size}: {reason}; sizes are counts, or fractions "
-            f"such as {key}=0.1"
+            f"'{recipe.id}' ({len(data)} examples to divide) cannot be divided by {key} {size}: {reason}; sizes are counts, or "
+            f"fractions such as {key}=0.1"
         ) from None
     return data.select(np.sort(rest)), data.select(np.sort(taken))
 

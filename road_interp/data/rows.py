@@ -65,7 +65,11 @@ def _read(identifier: str, config: str | None, split: str, label: str | None) ->
             if builder == "csv" and label is not None:
                 options = {**options, "converters": {label: str}}
             data = load_dataset(builder, data_files=str(path), split="train", **options)
+            if builder == "csv":
+                _check_first_row(path, identifier)
             return _with_typed(data, label) if builder == "csv" and label in data.column_names else data
+        except InputError:
+            raise
         except Exception as error:  # the readers of `datasets` pass on any exception of the parsers that they use
             if "corresponds to no data" in str(error):
                 raise InputError(f"'{identifier}' holds no examples") from None
@@ -80,6 +84,19 @@ def _read(identifier: str, config: str | None, split: str, label: str | None) ->
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
     return _split_of(splits, named_split or split, identifier)
+
+
+def _check_first_row(path: Path, identifier: str) -> None:
+    """Raise InputError for a first row with more fields than the header: pandas would take its first ones for an index."""
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.reader(lines) if path.suffix == ".csv" else csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        filled = (row for row in rows if row)
+        header, first = next(filled, []), next(filled, [])
+    if len(first) > len(header):
+        raise InputError(
+            f"'{identifier}', row 0: {len(first)} fields under a header of {len(header)}; put texts that contain the separator "
+            "in double quotes"
+        )
 
 
 def _with_typed(data: Dataset, column: str | None) -> Dataset:
@@ -126,7 +143,8 @@ def listed_columns(data: Dataset) -> str:
     """The column names of data for an error: at most eight, each cut to 40 characters."""
     names = [name if len(name) <= 40 else f"{name[:39]}…" for name in data.column_names[:8]]
     more = len(data.column_names) - len(names)
-    return f"its columns are {', '.join(names)}" + (f" and {more} more" if more else "")
+    hint = "; a CSV file separates them by commas" if len(names) == 1 and re.search(r"[;\t|]", names[0]) else ""
+    return f"its columns are {', '.join(names)}" + (f" and {more} more" if more else "") + hint
 
 
 def _cause(error: Exception) -> str:

@@ -273,8 +273,11 @@ def _name(model: Any) -> str:
 
 def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str], stack: str | None) -> tuple[_Side, _Side]:
     """Both models with their read points. Raises InputError if these are not at the same blocks."""
-    points = []
-    for model in (base, tuned):
+    points, largest = [], int(batch["input_ids"].max()) if "input_ids" in batch else 0
+    for model, name in zip((base, tuned), names, strict=True):
+        tokens = getattr(unwrap_model(model).get_input_embeddings(), "num_embeddings", None)
+        if tokens is not None and largest >= tokens:
+            raise InputError(f"the texts have token {largest}, {name} knows {tokens}: both models must read the same tokens")
         with evaluation_mode(unwrap_model(model)) as inner:
             points.append(find_read_points(inner, _on(inner.device, batch), stack))
     keys = [[(point.layer, point.before_norm) for point in each] for each in points]

@@ -27,6 +27,12 @@ def checked_inputs(base: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
         raise InputError(
             f"give the inputs as a mapping, base={{'input_ids': ids}}, not as an object of type {type(base).__name__}"
         )
+    ids = base.get("input_ids")
+    if ids is not None and not (isinstance(ids, Tensor) and ids.ndim >= 2):
+        given = f"a tensor of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(
+            f"input_ids must be a tensor of shape (rows, tokens), not {given}: tokenizer(texts, return_tensors='pt')"
+        )
     return base
 
 

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from road_interp.adapters.storage import holds_adapter
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError, first_line
 from road_interp.files import exists, is_dir, is_file
@@ -137,6 +138,8 @@ def _arguments(recipe: ModelRecipe, kind: str) -> dict[str, Any]:
 def _hint(recipe: ModelRecipe) -> str:
     if is_file(Path(recipe.id) / "recipe.yaml"):
         return f"; it is the folder of a run: Run.load('{recipe.id}').load_model()"
+    if holds_adapter(Path(recipe.id)):
+        return f"; it is the folder of an adapter: load its base model, and use RoadModel(base, '{recipe.id}')"
     if recipe.id.endswith(GGUF):
         return f" (converted under {CACHE}; delete that folder to convert the file again)"
     return "" if exists(os.path.expanduser(resolve(recipe.id))) else f"; there is no folder '{recipe.id}' either"

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.files import parse_json, read_json_object, read_text, write_atomically
@@ -50,6 +51,8 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
             does not have, or has subspaces that are not disjoint sets of planes.
     """
     folder = local_folder(folder)
+    if holds_adapter(adapter_folder(folder)):
+        raise InputError(f"'{folder}' is not a pyvene folder: RoadModel(base, '{folder}') takes adapters and runs")
     config = read_json_object(folder / CONFIG)
     if not isinstance(config.get("representations"), list) or not isinstance(config.get("intervention_types"), list):
         raise InputError(f"'{folder}': {CONFIG} is not a pyvene config")

@@ -244,8 +244,8 @@ class RoadModel(IntervenableModel):
         """The base model with the rotations attached inside the `with` statement, for the calls of every thread.
 
         For training with gradient checkpointing, for torch.compile of the base model, and for loops and threads that call a
-        transformers model. Calls of this RoadModel inside the `with` statement use its arguments. Parameters that change inside
-        it take effect at the next call of the base model.
+        transformers model. Calls of this RoadModel inside the `with` statement use its arguments; those of another RoadModel of
+        the same base model apply both rotations. Parameters that change inside it take effect at the next call of the base model.
 
         Raises:
             InputError: another `attached` of the same base model is open, or a call of a RoadModel on it, in any thread; the

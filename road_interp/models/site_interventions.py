@@ -25,8 +25,11 @@ def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, 
     try:
         module = model.get_submodule(site.module)
     except AttributeError:
+        made_for = "this model with a head" if _is_without_head(model, site.module) else "another model"
+        hint = ": load it with load_model(id, 'classifier') or 'causal-lm', or as Run.load(folder).load_model()"
         raise InputError(
-            f"{type(model).__name__} has no module '{site.module}': the adapter was made for another model"
+            f"{type(model).__name__} has no module '{site.module}': the adapter was made for {made_for}"
+            f"{hint if made_for != 'another model' else ''}"
         ) from None
     check_no_convolution(site.module, module)
     width = site.module_width
@@ -40,6 +43,12 @@ def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, 
         intervention.theta.copy_(adapter.theta[site.name])
         intervention.alpha.copy_(adapter.alpha[site.name])
     return intervention
+
+
+def _is_without_head(model: PreTrainedModel, module: str) -> bool:
+    """Whether a module that the model lacks is one of the same model with a head, which has its own modules inside."""
+    prefix, _, inside = module.partition(".")
+    return prefix == model.base_model_prefix and inside in dict(model.named_modules())
 
 
 def device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:

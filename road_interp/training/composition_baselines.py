@@ -110,9 +110,8 @@ def adapter_per_set(piece: Piece) -> CompositionReport:
         experiment = MultiTaskGenerationExperiment(only)
         experiment.data = replace(data, examples={"set": examples}, behaviours={})
         experiment.parts = {"set": sum(1 << PARTS.index(each.part) for each in shown)} if shown else {}
-        adapters["none" if name == BASE else name] = _train_undivided(experiment).road.adapter
-    names = {name: "none" if name == BASE else name for name in sets}
-    return _score_adapters(recipe, adapters, names, "an adapter per set of tasks")
+        adapters[_adapter_name(name)] = _train_undivided(experiment).road.adapter
+    return _score_adapters(recipe, adapters, {name: _adapter_name(name) for name in sets}, "an adapter per set of tasks")
 
 
 def multiplied(piece: Piece) -> CompositionReport:
@@ -129,8 +128,8 @@ def multiplied(piece: Piece) -> CompositionReport:
     shared = [] if recipe.shared is None else [recipe.shared]
     sets = all_sets([name for name in alone if name != recipe.shared])
     parts = {name: [*([] if name == BASE else name.split("+")), *shared] for name in sets}
-    products = {"+".join(tasks): reduce(matmul, (alone[task] for task in tasks)) for tasks in parts.values() if tasks}
-    names = {name: "+".join(tasks) or BASE for name, tasks in parts.items()}
+    names = {name: " and ".join(tasks) or BASE for name, tasks in parts.items()}
+    products = {names[name]: reduce(matmul, (alone[task] for task in tasks)) for name, tasks in parts.items() if tasks}
     return _score_adapters(recipe, products, names, "trained separately and multiplied")
 
 
@@ -176,6 +175,11 @@ def instruction(piece: Piece) -> CompositionReport:
     return composition(
         generate, answer_perplexity(base, tokenizer), told, data.test, format_prompts(recipe, texts, tokenizer), label
     )
+
+
+def _adapter_name(tasks: str) -> str:
+    """The name in a bank of the adapter for a set of tasks: "a+b" would be the product of two."""
+    return "none" if tasks == BASE else tasks.replace("+", " and ")
 
 
 def _experiment(recipe: MultiTaskGenerationRecipe) -> MultiTaskGenerationExperiment:

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.arguments import check_count
 from road_interp.data.batches import batches_by_length
 from road_interp.data.division import subsample
 from road_interp.data.labelled import load_labelled, tokenize
@@ -53,6 +54,8 @@ def make_scorer(
         InputError: a run with several heads, one that its scorer does not accept, such as regression, or one whose data have
             changed.
     """
+    if limit is not None:
+        check_count("make_scorer", "limit", limit)
     run = run if isinstance(run, Run) else Run.load(run)
     if not is_one_number(run):
         raise InputError(f"'{run.folder}' has several heads; only runs with one head, or with behaviours, have a single score")

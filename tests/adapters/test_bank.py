@@ -96,7 +96,7 @@ def test_a_folder_of_adapters_is_read_at_first_use(tmp_path):
     bank.rows(["adapter3"])
     assert bank.num_bytes == 2 * 12 * 4
     assert torch.equal(bank["adapter3"].theta["a"], random_adapter(SITES, seed=3).theta["a"])
-    with pytest.raises(InputError, match="contains no adapter folders"):
+    with pytest.raises(InputError, match="is the folder of one adapter: give the folder around it"):
         RoadBank.from_folder(tmp_path / "adapter1")
     with pytest.raises(InputError, match="^a bank needs at least one adapter$"):
         RoadBank({})
@@ -222,9 +222,9 @@ def test_what_holds_no_adapters_is_refused(tmp_path):
         RoadAdapter.from_peft(torch.nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("name", ["", " a", 3])
+@pytest.mark.parametrize("name", ["", " a", 3, "a+b"])
 def test_names_that_no_call_could_mean_are_refused(name):
-    with pytest.raises(InputError, match=f"^{name!r} cannot be the name of an adapter"):
+    with pytest.raises(InputError, match=re.escape(f"{name!r} cannot be the name of an adapter")):
         RoadBank({name: random_adapter(SITES)})
 
 

@@ -328,6 +328,9 @@ def test_broken_folders_are_refused(tmp_path):
         RoadAdapter.from_peft(config)
     with pytest.raises(InputError, match="already contains a PEFT adapter"):
         random_adapter(find_sites(base, "mlp")).to_peft(tmp_path)
+    random_adapter(find_sites(base, "mlp")).save(tmp_path / "ours")
+    with pytest.raises(InputError, match="is not in PEFT's format: RoadAdapter.load reads it"):
+        RoadAdapter.from_peft(tmp_path / "ours")
 
 
 def test_a_head_that_does_not_fit_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from road_interp import causal
 from road_interp.causal.counterfactuals import Splits
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 
 WITHOUT_CHECKS = {"full_swap", "no_swap", "no_variable", "number_and_gender", "whole_state"}  # of tensors, and without arguments
 
@@ -46,6 +47,7 @@ def test_an_interchange_of_another_width_or_kind(runs):
         name = f"causal.{function.__name__}"
         for wrong, message in (
             (adapter, f"{name}: 'interchange' must be a function, not RoadAdapter: give .*RoadInterchangeIntervention"),
+            (LowRankInterchangeIntervention, rf"{name} .* not a class: give LowRankInterchangeIntervention\(32\)"),
             (RoadInterchangeIntervention(16), f"{name}: the interchange is made for states of width 16, these have 32"),
             (lambda base, source: base[:, :3], rf"{name}: the interchange returns .* \(1, 3\) for states of shape \(1, 32\)"),
             (lambda base: base, f"{name}: the interchange cannot be applied"),

@@ -327,7 +327,7 @@ def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path
     steps = [line for line in err.splitlines() if line.startswith(("reading", "loading"))]
     assert steps == [f"loading {name}" for name in pair]
     assert "5 texts, token: first" in out
-    assert "cosine" in out
+    assert "null" in out
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert figures == {f"{name}.{kind}" for name in ("states", "states-angle", "states-dM") for kind in ("pdf", "png", "json")}

@@ -299,6 +299,8 @@ def test_what_cannot_be_compared_is_refused():
     for other, message in wrong:
         with pytest.raises(InputError, match=message):
             measure.drift(base, other, batch, **NAMES)
+    with pytest.raises(InputError, match=r"token \d+, after knows 3: both models must read the same tokens"):
+        measure.drift(base, tiny_model("Bert", vocab_size=3), batch, **NAMES)
     with pytest.raises(InputError, match="there are no texts"):
         measure.drift(base, base, [], **NAMES)
     with pytest.raises(InputError, match="token 'cls' is not known; use first, last, mean, all"):

@@ -131,6 +131,9 @@ def test_save_and_load_under_pyvenes_names(architecture, tmp_path):
     assert torch.equal(logits(RoadModel.load(tmp_path, base, "last"), batch), logits(model, batch))
     with pytest.raises(InputError, match=r"already contains a config\.json"):
         model.save(tmp_path)
+    model.adapter.save(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"is not a pyvene folder: RoadModel\(base, '.*'\) takes adapters and runs"):
+        RoadModel.load(tmp_path / "adapter", base)
 
 
 def test_a_config_with_pyvenes_component_names(tmp_path):

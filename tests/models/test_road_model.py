@@ -162,6 +162,23 @@ def test_a_pipeline_is_told_to_take_the_attached_model():
     assert generated["generated_token_ids"] == expected.tolist()
 
 
+def test_token_ids_are_a_tensor_of_rows():
+    model = road_model()
+    for ids, given in (([[1, 2]], "list"), (np.ones((1, 2)), "ndarray"), (torch.tensor([1, 2]), r"a tensor of shape \(2,\)")):
+        for call in (model, model.generate):
+            with pytest.raises(InputError, match=rf"^input_ids must be a tensor of shape .*, not {given}: tokenizer"):
+                call(base={"input_ids": ids})
+
+
+def test_an_adapter_of_a_model_with_a_head_says_how_to_load_it():
+    model = tiny_model("Bert", "classifier")
+    adapter = random_adapter(find_sites(model, "all-linear"))
+    with pytest.raises(InputError, match=r"was made for this model with a head: load it with load_model\(id, 'classifier'\)"):
+        RoadModel(model.bert, adapter)
+    with pytest.raises(InputError, match="has no module 'bert.*: the adapter was made for another model$"):
+        RoadModel(tiny_model("GPT2"), adapter)
+
+
 def test_inputs_that_are_not_a_mapping_are_refused():
     model, ids = road_model(), token_batch()["input_ids"]
     for call in (model, model.generate, lambda given: model(given, unit_locations={"base": 0})):

@@ -11,7 +11,7 @@ from helpers.recipes import recipe_for
 from road_interp import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.training.api import evaluate, train
-from road_interp.training.scoring import ClassifierScorer
+from road_interp.training.scoring import ClassifierScorer, make_scorer
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,9 @@ def test_the_trained_adapter_scores_as_the_run_did(finished, scorer):
     assert right.mean() == finished.metrics["test"]["accuracy"]
     some = np.random.default_rng(0).permutation(40)[:10]
     assert np.array_equal(ClassifierScorer(finished, limit=10)(finished.adapter), right[some])
+    for limit in (0, -1, 2.5):
+        with pytest.raises(InputError, match=f"make_scorer: limit must be a number of at least 1, not {limit}"):
+            make_scorer(finished, limit=limit)
 
 
 def test_without_its_rotations_the_head_is_worse_and_refitting_it_helps(finished, scorer):
