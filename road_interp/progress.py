@@ -51,12 +51,12 @@ def progress_bar(shown: bool = True) -> Iterator[Progress]:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waiting(what: str, shown: bool = True) -> Iterator[None]:
     """Name what is done inside the `with` statement on a terminal; a log says nothing, as it takes seconds only."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    with progress_bar(console.is_terminal) as update:
+    with progress_bar(shown and console.is_terminal) as update:
         update(what)
         yield
 

@@ -67,6 +67,7 @@ def drift(
 
     Under torchrun the texts are divided among the processes; the results are the same.
     """
+    quiet_libraries()
     import torch
     from accelerate import PartialState
 
@@ -75,7 +76,6 @@ def drift(
     from road_interp.models.hidden_states import text_token
     from road_interp.models.loading import load_tokenizer
 
-    quiet_libraries()
     check_folder(out)
     if options.token is not None:
         check_token(options.token)
@@ -171,11 +171,11 @@ def ablate(
 
 
 def _ablate(folder: str, limit: int | None, by: Collection[str], refit: bool, device: str | None) -> AblationReport:
+    quiet_libraries()
     from road_interp import measure
     from road_interp.runs.run import Run
     from road_interp.training.scoring import make_scorer
 
-    quiet_libraries()
     run = Run.load(folder)
     model, seed = run.recipe.model.name, run.recipe.seed
     with progress_bar() as update:
@@ -202,11 +202,11 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Test whether rotations suit a task: reliance on magnitudes, damage to a control task, failure of tasks to compose."""
+    quiet_libraries()
     from road_interp import measure
     from road_interp.runs.run import Run
     from road_interp.training.scoring import is_one_number, make_scorer
 
-    quiet_libraries()
     loaded, other = Run.load(run), None if control is None else Run.load(control)
     if other is not None and (other.recipe.model, other.adapter.sites) != (loaded.recipe.model, loaded.adapter.sites):
         raise InputError(f"--control: '{control}' must have the model and the sites of '{run}'")
@@ -282,9 +282,9 @@ def size(
     as_json: AsJson = False,
 ) -> None:
     """Size of adapters on models of any size, from their configurations alone, beside LoRA of rank 8."""
+    quiet_libraries()
     from road_interp.measure.size import SHAPES, adapter_sizes, meta_model
 
-    quiet_libraries()
     with progress_bar(not as_json) as report:
         reports = []
         for number, name in enumerate(names := models or list(SHAPES)):
@@ -311,11 +311,11 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time rotations against the bare model, pyvene's loop, PEFT's RoAd, LoRA and OFT, and stacked LoRA."""
+    quiet_libraries()
     from road_interp.measure.throughput import run_throughput_recipe
     from road_interp.plots import export
     from road_interp.recipes.loader import builtin_recipes, load_throughput_recipe
 
-    quiet_libraries()
     check_folder(out)
     is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")  # a path may also be a .gguf model
     source = model if is_recipe else {"kind": "throughput", "model": {"id": model}, "requests": [1, 2, 4, 8, 16]}

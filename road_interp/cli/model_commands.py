@@ -56,12 +56,12 @@ def serve(
     dtype: Annotated[str, typer.Option(help="of the base model: float32, bfloat16, float16, auto")] = "auto",
 ) -> None:
     """Serve adapters through an OpenAI-compatible API: the model of a request is road:NAME or road:a@0.5+b."""
+    quiet_libraries()
     from road_interp.from_mapping import from_mapping
     from road_interp.recipes.schema import ModelRecipe
     from road_interp.serving.run_server import ServerSettings
     from road_interp.serving.run_server import serve as run
 
-    quiet_libraries()
     settings = ServerSettings(host, port, watch, max_requests, max_length, max_new_tokens)
     with progress_bar() as progress:
         run(from_mapping(ModelRecipe, {"id": base, "dtype": dtype}), adapters, settings, device, progress)

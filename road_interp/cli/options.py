@@ -15,6 +15,7 @@ from rich.console import Console
 
 from road_interp.errors import InputError
 from road_interp.files import exists
+from road_interp.progress import waiting
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -129,9 +130,12 @@ def check_new_folder(out: Path | None) -> Path:
 
 
 def quiet_libraries() -> None:
-    """Turn off the progress bars of transformers and datasets, and all log messages of transformers below errors."""
-    import datasets
-    import transformers
+    """Load the libraries, which takes seconds; turn off their progress bars, and messages of transformers below errors."""
+    with waiting("loading the libraries"):
+        import datasets
+        import transformers
+
+        import road_interp.models.road_model  # noqa: F401  (pyvene)
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -65,7 +65,6 @@ def _run(name: str, options: StudyOptions, selection: Selection, as_json: bool) 
         from road_interp.training.study import find_study, read_study, run_study
         from road_interp.training.study_page import draw_study
 
-        quiet_libraries()
         chosen = find_study(name)
     if selection.redraw:
         report = read_study(chosen, options)
@@ -96,6 +95,7 @@ def _redraw(options: StudyOptions, folder: Path, as_json: bool) -> None:
 
 
 def _options(selection: Selection, overrides: list[str] | None) -> StudyOptions:
+    quiet_libraries()
     from road_interp.training.study import StudyOptions
 
     try:

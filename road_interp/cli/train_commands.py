@@ -81,11 +81,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a run from its files; or score another adapter on its data, model and head."""
+    quiet_libraries()
     from road_interp.recipes.paths import data_ids
     from road_interp.runs.run import Run
     from road_interp.training import api
 
-    quiet_libraries()
     trained = Run.load(run)
     if predictions is not None:
         check_output_file(predictions, "--predictions", [*data_ids(trained.recipe), *([data] if data else [])])
@@ -111,12 +111,12 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict the class, or the number, of every text of a file: text, prediction and probability."""
+    quiet_libraries()
     from road_interp.data.labelled import read_texts
     from road_interp.files import write_atomically
     from road_interp.runs.prediction import predictions_csv
     from road_interp.runs.run import Run
 
-    quiet_libraries()
     if out is not None:
         check_output_file(out, "--out", [texts])
     trained = Run.load(run)

@@ -24,7 +24,7 @@ from road_interp.measure.linear_probe import fit_probe
 from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.loading import check_length, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
-from road_interp.progress import Progress, prefixed, progress_bar
+from road_interp.progress import Progress, prefixed, progress_bar, waiting
 from road_interp.recipes.schema import ClassificationRecipe
 from road_interp.runs.prediction import predictions_csv, predictions_of
 from road_interp.runs.run import Run
@@ -126,16 +126,17 @@ class ClassificationExperiment:
         cls, run: Run, data: str | None, device: torch.device, progress: bool, predictions: Path | None = None
     ) -> dict[str, Any]:
         """The metric on the recipe's test texts, or on other data with the same columns; `predictions` is a CSV file to write."""
-        experiment = cls(run.recipe)  # type: ignore[arg-type]
-        if data is None:
-            experiment.load_data()
-        else:
-            experiment.data = load_test_set(experiment.recipe.data, data, run.classes)
-        test = experiment.data.test
-        encoded = tokenize(test, experiment.tokenizer, experiment.recipe.model.max_length)
-        order = by_length(encoded)
-        encoded = encoded.select(order)
-        trainer = experiment._trainer(run.load_model(), {"validation": encoded}, run.folder, device, progress)
+        with waiting("loading model and data", progress):
+            experiment = cls(run.recipe)  # type: ignore[arg-type]
+            if data is None:
+                experiment.load_data()
+            else:
+                experiment.data = load_test_set(experiment.recipe.data, data, run.classes)
+            test = experiment.data.test
+            encoded = tokenize(test, experiment.tokenizer, experiment.recipe.model.max_length)
+            order = by_length(encoded)
+            encoded = encoded.select(order)
+            trainer = experiment._trainer(run.load_model(), {"validation": encoded}, run.folder, device, progress)
         logits = experiment._logits(trainer, encoded)
         if predictions is not None and trainer.is_world_process_zero():
             write_atomically(predictions, _predictions_csv(test, logits[np.argsort(order)], run.classes))

@@ -28,7 +28,7 @@ from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.intervenable import load_trained
 from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
-from road_interp.progress import Progress, progress_bar, silent
+from road_interp.progress import Progress, progress_bar, silent, waiting
 from road_interp.recipes.schema import MultiTaskClassificationRecipe
 from road_interp.runs.answers import texts_of
 from road_interp.runs.run import Run
@@ -151,9 +151,10 @@ class MultiTaskClassificationExperiment:
         """Accuracies of all heads on the recipe's test texts. Raises InputError for other data."""
         if data is not None:
             raise InputError("several heads are scored on the test texts of their recipe; --data is for one classification")
-        experiment = cls(run.recipe)  # type: ignore[arg-type]
-        experiment.load_data()
-        model = on_device(load_multitask_classifier(run, experiment.data, experiment.tokenizer), device)
+        with waiting("loading model and data", progress):
+            experiment = cls(run.recipe)  # type: ignore[arg-type]
+            experiment.load_data()
+            model = on_device(load_multitask_classifier(run, experiment.data, experiment.tokenizer), device)
         return experiment.accuracy(model, "test", progress).summary()
 
     def accuracy(self, model: MultiTaskClassifier, split: str, progress: bool = False) -> MultiTaskAccuracyReport:

@@ -33,7 +33,7 @@ from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import answer_perplexity, make_generator
 from road_interp.models.loading import check_length, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
-from road_interp.progress import progress_bar
+from road_interp.progress import progress_bar, waiting
 from road_interp.recipes.schema import MultiTaskClassificationRecipe, MultiTaskGenerationRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import COMPOSITION, EXACT_MATCH, PLANES
@@ -191,10 +191,12 @@ class MultiTaskGenerationExperiment:
         has_behaviours = any(task.behaviour is not None for task in recipe.tasks.values())
         if not experiment.questions and not has_behaviours:
             raise InputError("the tasks of the recipe have no test data: set 'test' and 'match'")
-        model = on_device(run.load_model(), device)
+        with waiting("loading model and data", progress):
+            model = on_device(run.load_model(), device)
+            if has_behaviours:
+                experiment.load_data()
         summary: dict[str, Any] = {}
         if has_behaviours:
-            experiment.load_data()
             summary |= score_composition(recipe, model, experiment.tokenizer, experiment.data, "test", progress).summary()
         if experiment.questions:
             summary |= score_exact_match(recipe, model, experiment.tokenizer, experiment.questions, progress).summary()
