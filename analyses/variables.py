@@ -276,7 +276,7 @@ def draw_rates(found: VariablesStudy, folder: Path) -> list[Path]:
 
 
 def name_of(found: VariablesComparison) -> str:
-    return f"{readable_name(ModelRecipe(found.model).name)}, {found.task}, {found.coordinates} per variable"
+    return f"{readable_name(ModelRecipe(found.model).name)}, {found.task.replace('_', ' ')}, {found.coordinates} per variable"
 
 
 def describe(found: VariablesStudy) -> Described:
