@@ -59,7 +59,7 @@ def dense(model, adapters):
         return multiply
 
     sites = next(each.sites for each in adapters if each is not None) if any(each is not None for each in adapters) else ()
-    handles = [model.get_submodule(site.module).register_forward_hook(hook(site)) for site in sites]
+    handles = [model.get_submodule(site.module).register_forward_hook(hook(site), prepend=True) for site in sites]
     try:
         yield model
     finally:
@@ -67,9 +67,11 @@ def dense(model, adapters):
             handle.remove()
 
 
-def doubled(module, args, output):
-    """A hook of the user at a module that is no site."""
-    return output * 2
+def shifted(module, args, output):
+    """A hook of the user, which acts on the output of its module, at a site on the rotated one."""
+    states = output[0] if isinstance(output, tuple) else output
+    moved = states + torch.linspace(-0.1, 0.1, states.shape[-1], dtype=states.dtype)
+    return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
 
 class Programs(RuleBasedStateMachine):
@@ -95,9 +97,10 @@ class Programs(RuleBasedStateMachine):
         base = tiny_model("Llama", "causal-lm", attn_implementation="eager").eval()
         if lora:
             peft = pytest.importorskip("peft", reason="a PEFT LoRA underneath needs the extra [peft]")
-            options = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+            where = "mlp" if where == "mlp" else "block-output"  # whose modules LoRA does not replace
+            targets = ["q_proj"] if where == "mlp" else ["q_proj", "down_proj"]
+            options = {"r": 2, "target_modules": targets, "init_lora_weights": False}
             base = peft.get_peft_model(base, peft.LoraConfig(**options)).get_base_model().eval()
-            where = "block-output"  # whose modules LoRA does not replace
         self.clean, self.kind, self.target, self.compiles = copy.deepcopy(base), kind, where, compiles
         self.sites = find_sites(base, where)
         self.adapters = {name: random_adapter(self.sites, seed=seed + number) for number, name in enumerate("ab")}
@@ -266,9 +269,11 @@ class Programs(RuleBasedStateMachine):
         self.adapters["a"] = self.model.adapter
 
     @precondition(lambda self: self.is_free() and not self.hooks)
-    @rule()
-    def hook(self):
-        self.hooks = [each.get_output_embeddings().register_forward_hook(doubled) for each in (self.model.model, self.clean)]
+    @rule(at_site=st.booleans())
+    def hook(self, at_site):
+        for each in (self.model.model, self.clean):
+            module = each.get_submodule(self.sites[0].module) if at_site else each.get_output_embeddings()
+            self.hooks.append(module.register_forward_hook(shifted))
 
     @precondition(lambda self: self.is_free() and self.hooks)
     @rule()
