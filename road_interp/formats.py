@@ -1,13 +1,10 @@
-"""The version of a file's format, which is checked before anything else in the file, and the names of files in a run."""
+"""The version of a file's format, which is checked before anything else in the file."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from road_interp.errors import InputError
-
-# In the folder of a run: an adapter knows the run around it by them.
-RUN_RECIPE, RUN_ADAPTER, RUN_HEAD = "recipe.yaml", "adapter", "head.safetensors"
 
 
 def check_format(number: Any, known: int, release: Any = None) -> None:

@@ -297,14 +297,19 @@ CASES = {
     "an unquoted comma": (
         write("data.csv", "text,label\n" + "a, b,1\nc, d,0\n" * 50),
         TRAIN,
-        "row 0: 3 fields under a header of 2",
+        "row 0: more fields than the 2 columns",
     ),
     "an unquoted tab": (
         write("data.tsv", "text\tlabel\n" + "a\tb\t1\nc\td\t0\n" * 50),
         [*TRAIN, "data.id=data.tsv"],
-        "row 0: 3 fields under a header of 2",
+        "row 0: more fields than the 2 columns",
     ),
-    "semicolons": (write("data.csv", "text;label\n" + "a;1\nb;0\n" * 50), TRAIN, "a CSV file separates them by commas"),
+    "a trailing comma in every row": (
+        write("data.csv", "text,label\n" + "a,1,\nb,0,\n" * 50),
+        TRAIN,
+        "row 0: more fields than the 2 columns of the header",
+    ),
+    "semicolons": (write("data.csv", "text;label\n" + "a;1\nb;0\n" * 50), TRAIN, "a CSV file separates columns by commas"),
     "data of one class": (
         write("data.csv", "text,label\n" + "a b,1\n" * 50),
         TRAIN,

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.adapters.file_names import RUN_RECIPE
 from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.errors import InputError
-from road_interp.files import is_dir
+from road_interp.files import is_dir, is_file
 from road_interp.rotation import plane_maps
 from road_interp.sources import local_folder
 
@@ -61,8 +62,11 @@ class RoadBank(Mapping[str, RoadAdapter]):
         """
         inside = sorted(path.iterdir()) if is_dir(path := local_folder(folder)) else []
         folders = {path.name: path for path in inside if holds_adapter(adapter_folder(path))}
-        if holds_adapter(path):
-            raise InputError(f"{folder} is the folder of one adapter: give the folder around it, {path.parent}")
+        if holds_adapter(path) or is_file(path / RUN_RECIPE):
+            around = path.resolve().parent
+            raise InputError(
+                f"{folder} is the folder of one adapter: give that around it, {around}, or RoadBank({{name: folder}})"
+            )
         if not folders:
             raise InputError(f"{folder} contains no adapter folders, run folders or PEFT folders")
         return cls(folders)
@@ -110,7 +114,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
         if not isinstance(name, str) or not name or name != name.strip():
             raise InputError(f"{name!r} cannot be the name of an adapter: it must be text, without spaces around it")
         if "+" in name:
-            raise InputError(f"{name!r} cannot be the name of an adapter: 'a+b' is the product of the adapters 'a' and 'b'")
+            raise InputError(f"{name!r} cannot be the name of an adapter: 'a+b' is the product of 'a' and 'b'; rename it")
         if isinstance(adapter, str | os.PathLike):
             folder = local_folder(adapter)
             if not holds_adapter(adapter_folder(folder)):

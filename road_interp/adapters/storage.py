@@ -16,18 +16,17 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.file_names import DESCRIPTION, PEFT_DESCRIPTION, RUN_ADAPTER, RUN_HEAD, RUN_RECIPE
 from road_interp.adapters.modules_to_save import digest, read_safetensors
 from road_interp.errors import InputError
 from road_interp.files import is_dir, is_file, locked, read_json_object, write_atomically
-from road_interp.formats import RUN_ADAPTER, RUN_HEAD, RUN_RECIPE, check_format
+from road_interp.formats import check_format
 from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.site import OutputSlice, Site
 from road_interp.yaml_text import read_yaml_mapping
 
 FORMAT = 1
 KEYS = {"format", "release", "variant", "group_size", "sites", "tensors", "sha256", "base", "positions", "modules_to_save"}
-DESCRIPTION = "adapter.json"
-PEFT_DESCRIPTION = "adapter_config.json"
 
 
 class AdapterValues(NamedTuple):
@@ -74,7 +73,7 @@ def save(values: AdapterValues, folder: Path) -> None:
 
     Raises InputError for the folder of a run, whose adapter is in a folder of its own.
     """
-    if is_file(folder / RUN_RECIPE):
+    if is_file(folder / RUN_RECIPE) and is_dir(folder / RUN_ADAPTER):
         raise InputError(f"'{folder}' is the folder of a run, which has an adapter: save into another folder")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{site.name}.theta": values.theta[site.name] for site in values.sites}

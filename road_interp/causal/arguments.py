@@ -65,7 +65,7 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
     """
     width = base.shape[-1]
     if isinstance(interchange, type):
-        raise InputError(f"{function} needs an interchange, not a class: give {interchange.__name__}({width})")
+        raise InputError(f"{function} needs an interchange, not a class: give an instance, RoadInterchangeIntervention({width})")
     check_callable(
         function,
         "interchange",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -66,7 +67,7 @@ def _read(identifier: str, config: str | None, split: str, label: str | None) ->
                 options = {**options, "converters": {label: str}}
             data = load_dataset(builder, data_files=str(path), split="train", **options)
             if builder == "csv":
-                _check_first_row(path, identifier)
+                _check_first_row(path, identifier, options)
             return _with_typed(data, label) if builder == "csv" and label in data.column_names else data
         except InputError:
             raise
@@ -86,16 +87,13 @@ def _read(identifier: str, config: str | None, split: str, label: str | None) ->
     return _split_of(splits, named_split or split, identifier)
 
 
-def _check_first_row(path: Path, identifier: str) -> None:
+def _check_first_row(path: Path, identifier: str, options: Mapping[str, Any]) -> None:
     """Raise InputError for a first row with more fields than the header: pandas would take its first ones for an index."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.reader(lines) if path.suffix == ".csv" else csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        filled = (row for row in rows if row)
-        header, first = next(filled, []), next(filled, [])
-    if len(first) > len(header):
+    first = pandas.read_csv(path, nrows=1, **options)
+    if not isinstance(first.index, pandas.RangeIndex):
         raise InputError(
-            f"'{identifier}', row 0: {len(first)} fields under a header of {len(header)}; put texts that contain the separator "
-            "in double quotes"
+            f"'{identifier}', row 0: more fields than the {len(first.columns)} columns of the header; put texts that contain the "
+            "separator in double quotes, or name every column"
         )
 
 
@@ -143,7 +141,7 @@ def listed_columns(data: Dataset) -> str:
     """The column names of data for an error: at most eight, each cut to 40 characters."""
     names = [name if len(name) <= 40 else f"{name[:39]}…" for name in data.column_names[:8]]
     more = len(data.column_names) - len(names)
-    hint = "; a CSV file separates them by commas" if len(names) == 1 and re.search(r"[;\t|]", names[0]) else ""
+    hint = "; a CSV file separates columns by commas" if len(names) == 1 and re.search(r"[;\t|]", names[0]) else ""
     return f"its columns are {', '.join(names)}" + (f" and {more} more" if more else "") + hint
 
 

@@ -273,11 +273,9 @@ def _name(model: Any) -> str:
 
 def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str], stack: str | None) -> tuple[_Side, _Side]:
     """Both models with their read points. Raises InputError if these are not at the same blocks."""
-    points, largest = [], int(batch["input_ids"].max()) if "input_ids" in batch else 0
+    points = []
     for model, name in zip((base, tuned), names, strict=True):
-        tokens = getattr(unwrap_model(model).get_input_embeddings(), "num_embeddings", None)
-        if tokens is not None and largest >= tokens:
-            raise InputError(f"the texts have token {largest}, {name} knows {tokens}: both models must read the same tokens")
+        _check_tokens(unwrap_model(model), name, batch)
         with evaluation_mode(unwrap_model(model)) as inner:
             points.append(find_read_points(inner, _on(inner.device, batch), stack))
     keys = [[(point.layer, point.before_norm) for point in each] for each in points]
@@ -286,6 +284,14 @@ def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str], stack: st
         kinds = "" if depths[0] != depths[1] else ", and the blocks of only one end in a normalisation"
         raise InputError(f"{names[0]} has {depths[0]} blocks, {names[1]} {depths[1]}{kinds}: their states cannot be paired")
     return _Side(base, names[0], points[0]), _Side(tuned, names[1], points[1])
+
+
+def _check_tokens(model: PreTrainedModel, name: str, batch: Batch) -> None:
+    """Raise InputError for a token that a model does not know."""
+    if "input_ids" in batch:
+        largest, known = int(batch["input_ids"].max()), getattr(model.get_input_embeddings(), "num_embeddings", None)
+        if known is not None and largest >= known:
+            raise InputError(f"the texts have token {largest}, {name} knows {known}: both models must read the same tokens")
 
 
 def _compare(

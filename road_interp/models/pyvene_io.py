@@ -19,7 +19,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.files import parse_json, read_json_object, read_text, write_atomically
+from road_interp.files import is_file, parse_json, read_json_object, read_text, write_atomically
 from road_interp.models.intervention import RoadIntervention, pyvene, read_form, subspace_planes
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites, in_module_order
@@ -51,7 +51,7 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
             does not have, or has subspaces that are not disjoint sets of planes.
     """
     folder = local_folder(folder)
-    if holds_adapter(adapter_folder(folder)):
+    if not is_file(folder / CONFIG) and holds_adapter(adapter_folder(folder)):
         raise InputError(f"'{folder}' is not a pyvene folder: RoadModel(base, '{folder}') takes adapters and runs")
     config = read_json_object(folder / CONFIG)
     if not isinstance(config.get("representations"), list) or not isinstance(config.get("intervention_types"), list):

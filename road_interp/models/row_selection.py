@@ -81,7 +81,7 @@ class RowSelection(NamedTuple):
 
     def members(self, name: str) -> tuple[str, ...]:
         """The adapters of a name such as "a+b", which are multiplied. Raises InputError for variants whose order matters."""
-        if self.bank is None or name in self.bank or "+" not in name:
+        if self.bank is None or "+" not in name:
             return (name,)
         if self.rotations.variant != "road_1":
             raise InputError(

@@ -25,12 +25,10 @@ def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, 
     try:
         module = model.get_submodule(site.module)
     except AttributeError:
-        made_for = "this model with a head" if _is_without_head(model, site.module) else "another model"
-        hint = ": load it with load_model(id, 'classifier') or 'causal-lm', or as Run.load(folder).load_model()"
-        raise InputError(
-            f"{type(model).__name__} has no module '{site.module}': the adapter was made for {made_for}"
-            f"{hint if made_for != 'another model' else ''}"
-        ) from None
+        made_for = "another model"
+        if _is_without_head(model, site.module):
+            made_for = "this model with a head: load_model(id, 'classifier') or 'causal-lm', or Run.load(folder).load_model()"
+        raise InputError(f"{type(model).__name__} has no module '{site.module}': the adapter was made for {made_for}") from None
     check_no_convolution(site.module, module)
     width = site.module_width
     if is_linear(module) and output_width(module) != width:

@@ -287,6 +287,9 @@ class MultiTaskClassificationRecipe(_YamlRecipe):
         return tuple(self.tasks)
 
 
+UNUSED_OF_REVIEWS = ("validation", "test", "validation_size", "test_size", "per_class", "split_by_text")
+
+
 @dataclass(frozen=True)
 class TaskRecipe:
     """One task of a language model: a built-in behaviour in answers to film reviews, or a data set of prompts and answers.
@@ -385,9 +388,9 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
         names = [name for name, task in self.tasks.items() if task.behaviour is not None]
         what = f"given: the behaviour of task '{''.join(names[:1])}' is trained on them"
         _require(not names or self.reviews is not None, "reviews", None, what)
-        for key in ("validation", "test", "validation_size", "test_size", "per_class", "split_by_text") if self.reviews else ():
-            value, unset = getattr(self.reviews, key), DataRecipe.__dataclass_fields__[key].default
-            _require(value == unset, f"reviews.{key}", value, "left out: scoring.validation and scoring.test count reviews")
+        for key in UNUSED_OF_REVIEWS if self.reviews else ():
+            value, counted = getattr(self.reviews, key), "left out: scoring.validation and scoring.test count reviews"
+            _require(value == getattr(DataRecipe, key), f"reviews.{key}", value, counted)
         _require(self.shared is None or self.shared in self.tasks, "shared", self.shared, "the name of one of the tasks")
 
     @property

@@ -1,16 +1,26 @@
-"""Convert recipes that 0.1.0 wrote into run folders: they have no `kind`, and some of their keys were renamed."""
+"""Convert stored recipes: those of 0.1.0 have no `kind` and other keys, and reviews had keys that nothing used."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from road_interp.recipes.schema import UNUSED_OF_REVIEWS
+
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with its kind and the current keys. A recipe that has a kind is returned unchanged.
+    """The recipe with its kind and the current keys, without keys of `reviews` that nothing uses.
 
     A value that should be a mapping and is not is kept, so that loading the recipe reports its key.
     """
+    recipe = _with_kind(content)
+    if isinstance(reviews := recipe.get("reviews"), Mapping):
+        recipe["reviews"] = {key: value for key, value in reviews.items() if key not in UNUSED_OF_REVIEWS}
+    return recipe
+
+
+def _with_kind(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with its kind and the current keys; one that has a kind is current."""
     if "kind" in content:
         return dict(content)
     recipe = {**content, "adapter": _renamed(content.get("adapter") or {}, "learn", "trainable")}

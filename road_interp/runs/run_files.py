@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from road_interp.adapters.file_names import RUN_ADAPTER, RUN_HEAD, RUN_RECIPE
 from road_interp.errors import InputError
 from road_interp.files import is_dir, is_file, read_json_object
-from road_interp.formats import RUN_ADAPTER, RUN_HEAD, RUN_RECIPE, check_format, release_of
+from road_interp.formats import check_format, release_of
 
 RUN_FORMAT = 1
 RECIPE, ADAPTER, HEAD, METRICS, LOG = RUN_RECIPE, RUN_ADAPTER, RUN_HEAD, "metrics.json", "log.jsonl"

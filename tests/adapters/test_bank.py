@@ -96,7 +96,7 @@ def test_a_folder_of_adapters_is_read_at_first_use(tmp_path):
     bank.rows(["adapter3"])
     assert bank.num_bytes == 2 * 12 * 4
     assert torch.equal(bank["adapter3"].theta["a"], random_adapter(SITES, seed=3).theta["a"])
-    with pytest.raises(InputError, match="is the folder of one adapter: give the folder around it"):
+    with pytest.raises(InputError, match="is the folder of one adapter: give that around it"):
         RoadBank.from_folder(tmp_path / "adapter1")
     with pytest.raises(InputError, match="^a bank needs at least one adapter$"):
         RoadBank({})

@@ -47,7 +47,7 @@ def test_an_interchange_of_another_width_or_kind(runs):
         name = f"causal.{function.__name__}"
         for wrong, message in (
             (adapter, f"{name}: 'interchange' must be a function, not RoadAdapter: give .*RoadInterchangeIntervention"),
-            (LowRankInterchangeIntervention, rf"{name} .* not a class: give LowRankInterchangeIntervention\(32\)"),
+            (LowRankInterchangeIntervention, rf"{name} .* not a class: give an instance, Road.*\(32\)"),
             (RoadInterchangeIntervention(16), f"{name}: the interchange is made for states of width 16, these have 32"),
             (lambda base, source: base[:, :3], rf"{name}: the interchange returns .* \(1, 3\) for states of shape \(1, 32\)"),
             (lambda base: base, f"{name}: the interchange cannot be applied"),

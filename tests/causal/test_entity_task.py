@@ -28,7 +28,7 @@ def test_questions_that_are_answered_rightly(taught_things, task, tokenizer):
 
 
 def test_the_prompts_that_are_answered_best(taught_things, task, tokenizer):
-    """A prompt of words that the model was not taught_things is the last choice."""
+    """A prompt of words that the model was not taught is the last choice."""
     more = replace(task, prompts={**task.prompts, "colour": ("%s cried cried", *task.prompts["colour"])})
     chosen = with_best_prompts(taught_things, tokenizer, more, 2)
     assert set(chosen.prompts["colour"]) == set(task.prompts["colour"])

@@ -249,3 +249,9 @@ def test_errors_about_the_data_of_a_task_name_its_keys(tmp_path, option, message
 def test_errors_about_reviews_name_their_keys(tmp_path):
     with pytest.raises(InputError, match="; reviews.filter=null drops it"):
         load_reviews(recipe(written(tmp_path / "data.csv"), filter={"source": "b"}))
+
+
+def test_a_first_row_may_be_long_and_follow_a_line_of_blanks(tmp_path):
+    (tmp_path / "d.csv").write_text("  \ntext,label\n" + "a" * 140_000 + ",1\nb,0\n")
+    found = rows.read_rows(str(tmp_path / "d.csv"), None, "train")
+    assert (len(found), len(found[0]["text"])) == (2, 140_000)

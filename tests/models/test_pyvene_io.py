@@ -134,6 +134,7 @@ def test_save_and_load_under_pyvenes_names(architecture, tmp_path):
     model.adapter.save(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"is not a pyvene folder: RoadModel\(base, '.*'\) takes adapters and runs"):
         RoadModel.load(tmp_path / "adapter", base)
+    assert RoadModel.load(tmp_path, base).adapter.distance(model.adapter) == 0
 
 
 def test_a_config_with_pyvenes_component_names(tmp_path):

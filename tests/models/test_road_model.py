@@ -173,7 +173,7 @@ def test_token_ids_are_a_tensor_of_rows():
 def test_an_adapter_of_a_model_with_a_head_says_how_to_load_it():
     model = tiny_model("Bert", "classifier")
     adapter = random_adapter(find_sites(model, "all-linear"))
-    with pytest.raises(InputError, match=r"was made for this model with a head: load it with load_model\(id, 'classifier'\)"):
+    with pytest.raises(InputError, match=r"was made for this model with a head: load_model\(id, 'classifier'\)"):
         RoadModel(model.bert, adapter)
     with pytest.raises(InputError, match="has no module 'bert.*: the adapter was made for another model$"):
         RoadModel(tiny_model("GPT2"), adapter)

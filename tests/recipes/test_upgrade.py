@@ -97,3 +97,12 @@ def test_a_damaged_recipe_is_one_line(message, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(DAMAGED[message]))
     with pytest.raises(InputError, match=message):
         load_stored_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_stored_recipe_may_have_keys_of_reviews_that_nothing_used(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "kind: multitask-generation\nmodel: {id: m}\ntasks: {a: {behaviour: label}}\nreviews: {id: r.csv, test_size: 0.3}\n"
+    )
+    assert load_stored_recipe(tmp_path / "recipe.yaml").reviews.test_size == 0.1
+    with pytest.raises(InputError, match=r"'reviews\.test_size' must be left out"):
+        load_recipe(tmp_path / "recipe.yaml")
