@@ -262,7 +262,7 @@ DEPTH = Study(
     result=DepthReport,
     draw=lambda found, folder: [export.save_figure(plots.interchange_depth(found), found, folder, f"depth-{found.task}")],
     describe=describe_depth,
-    minutes=135,
+    minutes=50,
     quick=QUICK,
 )
 
