@@ -174,12 +174,12 @@ class BankMaps:
 
 
 def _rows_of(bank: RoadBank, rotations: Rotations, names: Sequence[str]) -> list[PlaneMaps]:
-    """The maps of every name; those of equal names are computed once."""
+    """The maps of every name; those of equal names are computed once.
+
+    They are contiguous for all names, because compiled code is compiled again for other strides.
+    """
     number = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    maps = rotations.split(*bank.rows(tuple(number)))
-    if len(number) == len(names):
-        return maps
-    row = [number[name] for name in names]
+    maps, row = rotations.split(*bank.rows(tuple(number))), [number[name] for name in names]
     return [PlaneMaps(a[row], None if b is None else b[row]) for a, b in maps]
 
 

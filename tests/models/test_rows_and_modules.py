@@ -36,12 +36,13 @@ from transformers import (
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import GREEDY, bank_model, road_model
-from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
+from road_interp.models.row_arguments import RowArguments
 from road_interp.sites import module_tree
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import reads_weight
@@ -368,3 +369,13 @@ def test_maps_of_an_inference_pass_can_be_trained_through():
     base.model.embed_tokens.requires_grad_(True)
     model(batch, adapter_names=["a", "b"])[1].logits.sum().backward()
     assert base.model.embed_tokens.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2"])
+def test_maps_of_any_names_have_equal_strides(variant):
+    """Compiled code is compiled again for other strides."""
+    model, batch = bank_model(variant=variant), token_batch(4)
+    names = (["a", "b", "c", BASE], ["b", "b", "a", "a"], ["c"] * 4)
+    maps = [model._selection.coefficients(RowArguments(each), batch).maps() for each in names]
+    strides = [[(each.a.stride(), None if each.b is None else each.b.stride()) for each in of_names] for of_names in maps]
+    assert strides[0] == strides[1] == strides[2]
