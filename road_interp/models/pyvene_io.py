@@ -131,10 +131,9 @@ def _task_planes(folder: Path, adapter: RoadAdapter, partitions: Mapping[str, An
 
 def _read_json(path: Path) -> Any:
     """The content of a JSON file; None where it is not JSON."""
+    text = read_text(path)
     try:
-        return parse_json(read_text(path))
-    except InputError:
-        raise
+        return parse_json(text)
     except ValueError:
         return None
 

@@ -43,14 +43,19 @@ def taught_model(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, C
     zeroed.data.zero_()
     pairs = load_pairs("gender", tokenizer, (256, 32, 64)).train
     batch = tokenizer([*pairs.base, *pairs.source], padding=True, return_tensors="pt")
-    answers = torch.tensor([*pairs.base_label, *pairs.source_label])
+    teach(model, zeroed, batch, torch.tensor([*pairs.base_label, *pairs.source_label]), steps=40)
+    return model, pairs
+
+
+def teach(model, frozen, batch, answers, steps):
+    """Train all weights but `frozen` to predict the answers behind the last tokens. Returns the last loss."""
     last = batch["attention_mask"].sum(1) - 1
-    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight is not zeroed], lr=1e-2)
-    for _ in range(40):
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight is not frozen], lr=1e-2)
+    for _ in range(steps):
         logits = model(batch["input_ids"], batch["attention_mask"]).logits[torch.arange(len(answers)), last]
         loss = functional.cross_entropy(logits, answers)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert (logits.argmax(1) == answers).all()
-    return model, pairs
+    return loss

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
 
 from helpers.models import tiny_model
+from helpers.taught import teach
 from road_interp.causal.answered_questions import answered_rightly
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs
 from road_interp.causal.variables import VariableRuns
@@ -42,22 +42,13 @@ def thing_task():
 def model_of_things(task, tokenizer):
     """A tiny model that answers every question of the task rightly."""
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    model.model.layers[0].self_attn.o_proj.weight.data.zero_()  # the entity leaves its token in the second block only
+    zeroed = model.model.layers[0].self_attn.o_proj.weight  # the entity leaves its token in the second block only
+    zeroed.data.zero_()
     questions = list(task.questions())
     texts = [question.prompt.replace("%s", question.entity) for question in questions]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     answers = torch.tensor([tokenizer(task.answer(question))["input_ids"][0] for question in questions])
-    last = batch["attention_mask"].sum(1) - 1
-    trained = [each for name, each in model.named_parameters() if name != "model.layers.0.self_attn.o_proj.weight"]
-    optimizer = torch.optim.Adam(trained, lr=1e-2)
-    for _ in range(150):
-        logits = model(batch["input_ids"], batch["attention_mask"]).logits[torch.arange(len(answers)), last]
-        loss = functional.cross_entropy(logits, answers)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.01
-    assert (logits.argmax(1) == answers).all()
+    assert teach(model, zeroed, batch, answers, steps=150) < 0.01
     return model.eval()
 
 
