@@ -55,10 +55,10 @@ MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, 
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 COMPARED = [(STACKED, SHARED), (DEEP, SHARED), (DEEP, SEPARATE), (MASKED_BASIS, SHARED), *((each, SHARED) for each in WHITENED)]
-SHOWN = 16  # coordinates per variable whose cause and isolation are listed
+SHOWN = 16  # coordinates per variable whose learning rates are tuned, and whose cause and isolation are listed
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
 RATES = (3e-3, 2e-2, 1e-1)
-CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entities: the best of RATES on seed 0, by validation
+CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entities: the best of RATES, by validation
     (SMOLLM2, "city"): {
         STACKED: 1e-1,
         DEEP: 2e-2,
@@ -70,6 +70,18 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         "masked components": 1e-1,
         "masked trained basis": 2e-2,
         "masked RoAd planes": 3e-3,
+    },
+    (SMOLLM2, "physical_object"): {
+        STACKED: 2e-2,
+        DEEP: 1e-1,
+        PLANES: 3e-3,
+        "stacked RoAd from components": 1e-1,
+        SHARED: 1e-1,
+        "DAS of each variable": 3e-3,
+        "masked neurons": 3e-3,
+        "masked components": 2e-2,
+        "masked trained basis": 3e-3,
+        "masked RoAd planes": 2e-2,
     },
     (GEMMA, "city"): {
         STACKED: 1e-1,
@@ -101,7 +113,7 @@ class Settings:
         prompts: of every attribute, those that the model answers best.
         coordinates: per variable.
         rates: learning rates to choose from; by default the one of every method. Where CHOSEN has those that validation chose
-            at seed 0, other seeds take them instead of RATES.
+            at seed 0 and 16 coordinates, other seeds and other numbers of coordinates take them instead of RATES.
         steps: of every training.
         pairs: per swapped and asked variable, for training, validation and test.
     """
@@ -169,7 +181,8 @@ def training_of(settings: Settings, piece: Piece) -> dict[str, Any]:
 def rates_of(settings: Settings) -> dict[str, tuple[float, ...]] | None:
     """The learning rates to try, by method; None for those of METHODS."""
     chosen = CHOSEN.get((settings.model, settings.entities))
-    if settings.seed and settings.rates == RATES and chosen is not None:
+    tuned_here = settings.seed == 0 and settings.coordinates == SHOWN
+    if not tuned_here and settings.rates == RATES and chosen is not None:
         return {method: (chosen[method],) for method in settings.methods}
     return dict.fromkeys(settings.methods, settings.rates) if settings.rates else None
 

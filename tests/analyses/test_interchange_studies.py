@@ -125,6 +125,7 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
     of_cities = settings(entities="city", rates=grid)
     assert script["rates_of"](replace(of_cities, seed=1)) == chosen
     assert script["rates_of"](of_cities) == dict.fromkeys(methods, grid)
+    assert script["rates_of"](replace(of_cities, coordinates=4)) == chosen
     assert script["rates_of"](replace(of_cities, seed=1, model="other")) == dict.fromkeys(methods, grid)
     assert script["rates_of"](replace(of_cities, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
     assert script["rates_of"](settings(seed=1)) is None
