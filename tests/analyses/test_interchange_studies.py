@@ -111,23 +111,25 @@ def _odds(told: str) -> float:
     return float(re.search(r"log odds ratio (-?[\d.]+)", told)[1])
 
 
-def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(known):
+@pytest.mark.parametrize("condition", ["smollm2_city_16", "smollm2_physical_object_16", "gemma-3-270m_city_16"])
+def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(known, condition):
     """Those of the stored comparison of seed 0, by validation."""
     script = script_of(known["variables"])
     settings, grid, methods = script["Settings"], script["RATES"], script["METHODS"]
-    first = VariablesComparison.load(RESULTS / "variables/smollm2_city_16/seed-0.json")
+    first = VariablesComparison.load(RESULTS / f"variables/{condition}/seed-0.json")
     tried = {method: [each for each in first.trials if each.method == method] for method in methods}
     assert {tuple(each.rate for each in trials) for trials in tried.values()} == {grid}
     chosen = {
         method: (min(trials, key=lambda each: (-round(each.validation, 9), each.rate)).rate,) for method, trials in tried.items()
     }
     assert {report.method: (report.rate,) for report in first.reports if report.rate} == chosen
-    of_cities = settings(entities="city", rates=grid)
-    assert script["rates_of"](replace(of_cities, seed=1)) == chosen
-    assert script["rates_of"](of_cities) == dict.fromkeys(methods, grid)
-    assert script["rates_of"](replace(of_cities, coordinates=4)) == chosen
-    assert script["rates_of"](replace(of_cities, seed=1, model="other")) == dict.fromkeys(methods, grid)
-    assert script["rates_of"](replace(of_cities, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
+    model, _, entities = condition.removesuffix("_16").partition("_")
+    first_seed = settings(model=script["MODELS"][model][0], entities=entities, rates=grid)
+    assert script["rates_of"](replace(first_seed, seed=1)) == chosen
+    assert script["rates_of"](first_seed) == dict.fromkeys(methods, grid)
+    assert script["rates_of"](replace(first_seed, coordinates=4)) == chosen
+    assert script["rates_of"](replace(first_seed, seed=1, model="other")) == dict.fromkeys(methods, grid)
+    assert script["rates_of"](replace(first_seed, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
     assert script["rates_of"](settings(seed=1)) is None
 
 
