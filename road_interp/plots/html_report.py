@@ -42,8 +42,8 @@ def report_page(
 
     Args:
         about: a sentence above the scores.
-        answers: of every head of the run, for its confusion matrix and the texts whose answer the rotations change; the states
-            of the first are shown in the planes.
+        answers: of every head of the run, for its confusion matrix, the texts whose answer the rotations change, and the states
+            that are shown in the planes.
     """
     found = measure.angles(adapter)
     sites = []
@@ -72,9 +72,7 @@ def report_page(
             state_planes=STATE_PLANES,
             answers=answers,
             changed_texts=CHANGED_TEXTS,
-            states=_states(answers[0], adapter.sites, planes) if answers else [],
-            classes=list(map(str, answers[0].classes)) if answers and answers[0].states else [],
-            labels=answers[0].labels[list(answers[0].read)].tolist() if answers else [],
+            heads=[_head(each, adapter.sites, planes) for each in answers],
         )
     )
 
@@ -92,15 +90,13 @@ def scores_of(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _states(answers: Answers, sites: Sequence[Site], planes: Sequence[list[list[float]]]) -> list[list[list[list[float]]]]:
-    """By site and shown plane, the states in front of the rotation: pairs of coordinates, one per text."""
+def _head(answers: Answers, sites: Sequence[Site], planes: Sequence[list[list[float]]]) -> dict[str, Any]:
+    """Classes and labels of the texts that were read, and by site and shown plane their states: pairs of coordinates."""
     found = []
     for site, shown in zip(sites, planes, strict=True):
-        if site.name not in answers.states:
-            return []
         states = answers.states[site.name][:, [int(plane) for plane, *_ in shown[:STATE_PLANES]]].T
         found.append([[[round(float(z.real), 3), round(float(z.imag), 3)] for z in plane] for plane in states])
-    return found
+    return {"classes": list(map(str, answers.classes)), "labels": answers.labels[list(answers.read)].tolist(), "states": found}
 
 
 def _planes(adapter: RoadAdapter, site: Site) -> list[list[float]]:

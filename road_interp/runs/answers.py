@@ -43,7 +43,7 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
     labels = np.asarray(test["label"][:])
     read = in_turn(range(len(texts)), labels)[:READ_TEXTS]
     with model.attached() as base:
-        states = _states_before(base, run.adapter, tokenizer, [texts[row] for row in read], length)
+        states = states_before(base, run.adapter, tokenizer, [texts[row] for row in read], length)
     unrotated = RoadModel(model.model, run.adapter.identity_like())
     without = compute_logits(unrotated, tokenizer, texts, length, progress, "test texts without the rotations").argmax(1)
     return Answers(texts, tuple(run.classes), labels, rotated, without, tuple(read), states)
@@ -57,7 +57,7 @@ def texts_of(data: Dataset) -> tuple[Text, ...]:
 
 
 @torch.no_grad()
-def _states_before(
+def states_before(
     rotated: PreTrainedModel, adapter: RoadAdapter, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
 ) -> dict[str, Complex[np.ndarray, "texts planes"]]:
     """The states in front of every rotation, from those behind it in the rotated model; 0 where a rotation has no inverse.

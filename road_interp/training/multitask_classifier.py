@@ -22,7 +22,7 @@ from road_interp.adapters.modules_to_save import load_modules, serialize_modules
 from road_interp.data.batches import batches_by_length
 from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
 from road_interp.errors import InputError
-from road_interp.measure.answers import Answers
+from road_interp.measure.answers import Answers, in_turn
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
 from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.intervenable import load_trained
@@ -30,7 +30,7 @@ from road_interp.models.loading import check_length, find_device, load_model, lo
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, progress_bar, silent, waiting
 from road_interp.recipes.schema import MultiTaskClassificationRecipe
-from road_interp.runs.answers import texts_of
+from road_interp.runs.answers import READ_TEXTS, states_before, texts_of
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import CLASSES, HEAD, MULTITASK_ACCURACY, PLANES
 from road_interp.training.arguments import training_arguments
@@ -197,7 +197,10 @@ def load_multitask_classifier(
 
 
 def answers_by_task(run: Run, progress: Progress = silent) -> list[Answers]:
-    """The answers of every task's head to its test texts, with the task's planes active and with none. States are not read."""
+    """The answers of every task's head to its test texts, with the task's planes active and with none.
+
+    The states are those that the run rotates with the planes of all tasks active.
+    """
     progress(f"loading model and data of {run.folder}")
     run.check_data()
     recipe: MultiTaskClassificationRecipe = run.recipe  # type: ignore[assignment]
@@ -211,7 +214,10 @@ def answers_by_task(run: Run, progress: Progress = silent) -> list[Answers]:
             progress(f"test texts of '{name}' with {'its planes' if active == name else 'no planes'}")
             answers[active] = np.array(predicted(model, name, active, examples, tokenizer))
         texts, labels, classes = texts_of(of_task.test), np.array(of_task.test["label"][:]), tuple(of_task.classes or ())
-        found.append(Answers(texts, classes, labels, answers[name], answers[BASE], (), {}, name))
+        read = in_turn(range(len(texts)), labels)[:READ_TEXTS]
+        with model.road.attached(tasks=["+".join(data)] * len(read)) as base:
+            states = states_before(base, run.adapter, tokenizer, [texts[row] for row in read], recipe.model.max_length)
+        found.append(Answers(texts, classes, labels, answers[name], answers[BASE], tuple(read), states, name))
     return found
 
 

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers.models import random_adapter
 from road_interp.cli import app
 from road_interp.measure import angles
+from road_interp.measure.answers import Answers
 from road_interp.plots.html_report import PLANES_PER_SITE, ScoreTable, report_page, scores_of
 from road_interp.runs.run import Run
 from road_interp.sites.site import Site
@@ -81,7 +83,8 @@ def test_the_command_writes_it(finished, tmp_path, monkeypatch, capsys):
     assert re.search(r"with trained rotations and head: accuracy [0-9.]+ \[.*\(40 texts\)\. With a trained head alone: ", page)
     confusion = re.search(r'<table class="scores confusion">(.*?)</table>', page, re.DOTALL)[1]
     assert sum(int(count) for count in re.findall(r"<td>(\d+)</td>", confusion)) == 40
-    states = json.loads(re.search(r"const states = (.*?);  //", page)[1])
+    (head,) = json.loads(re.search(r"const heads = (.*?);  //", page)[1])
+    states = head["states"]
     assert [len(site) for site in states] == [min(8, site.width // 2) for site in finished.adapter.sites]
     assert {len(plane) for site in states for plane in site} == {40}
     for site in angles(finished.adapter).sites:
@@ -155,6 +158,31 @@ def test_states_are_drawn_and_turn_with_the_strength(finished, tmp_path, monkeyp
     found = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
     legend = list(map(str, finished.classes))
     assert found == {"count": 80, "moved": True, "pairs": 40, "legend": legend, "signs": len(legend)}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
+def test_states_of_the_chosen_head_are_drawn(tmp_path):
+    adapter = random_adapter(SITES, "road_1")
+
+    def answers(task, classes, count):
+        labels = np.arange(count) % len(classes)
+        states = {site.name: np.full((count, site.width // 2), count + 1j) for site in SITES}
+        return Answers(tuple("abcdefg"[:count]), classes, labels, labels, labels, tuple(range(count)), states, task)
+
+    probe = """<script>
+      const drawn = () => [document.querySelectorAll("#states path").length, at("legend").innerText];
+      const first = drawn();
+      at("head").value = 1; at("head").dispatchEvent(new Event("change"));
+      document.title = JSON.stringify([first, drawn(), [...at("head").options].map(option => option.text)]);
+    </script>"""
+    page = report_page(adapter, "a run", answers=[answers("tone", ("no", "yes"), 4), answers("start", ("a", "b", "c"), 7)])
+    (tmp_path / "page.html").write_text(page.replace("</html>", probe + "</html>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    first, second, names = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
+    assert (first[0], first[1].split()) == (8, ["no", "yes"])  # every state in front of the rotation and behind it
+    assert (second[0], second[1].split()) == (14, ["a", "b", "c"])
+    assert names == ["tone", "start"]
 
 
 def test_a_run_whose_data_are_elsewhere_has_a_page_that_says_so(finished, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,10 +18,11 @@ from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy, active_sets
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
+from road_interp.rotation.plane_maps import apply
 from road_interp.runs.run import Run
 from road_interp.training import multitask_classifier
 from road_interp.training.api import evaluate, train
-from road_interp.training.multitask_classifier import answers_by_task
+from road_interp.training.multitask_classifier import answers_by_task, load_labelled_tasks
 from road_interp.training.scoring import MultiTaskScorer, make_scorer
 
 pytestmark = pytest.mark.training
@@ -162,7 +164,29 @@ def test_the_page_has_the_answers_of_every_head(finished, monkeypatch, capsys, t
     assert [sum(int(count) for count in re.findall(r"<td>(\d+)</td>", table)) for table in tables] == [40, 40]
     assert "early</th>" in tables[1]
     assert "Answers to the test texts of start</h2>" in page
-    assert "const states = [];" in page
+    heads = json.loads(re.search(r"const heads = (.*?);  // states", page).group(1))
+    assert [head["classes"] for head in heads] == [["negative", "positive"], ["early", "late"]]
+    assert [len(head["labels"]) for head in heads] == [40, 40]
+    planes = json.loads(re.search(r"const planes = (.*?);  // by site", page).group(1))
+    sites = zip(finished.adapter.sites, planes, strict=True)
+    shown = [[start.states[site.name][:, plane] for plane, *_ in here[:8]] for site, here in sites]
+    np.testing.assert_allclose(np.array(heads[1]["states"]) @ [1, 1j], np.array(shown), atol=1e-3)
+
+
+def test_the_states_of_every_head_are_those_in_front_of_the_rotations_of_all_tasks(finished):
+    data, tokenizer = load_labelled_tasks(finished.recipe), load_tokenizer(finished.recipe.model)
+    for found in answers_by_task(finished):
+        texts = [data[found.task].test["text"][row] for row in found.read]
+        behind = {}
+        with finished.load_model().attached(tasks=["tone+start"] * len(texts)) as model, torch.no_grad():
+            for site in finished.adapter.sites:
+                module = model.get_submodule(site.module)
+                module.register_forward_hook(lambda module, args, output, name=site.name: behind.update({name: output}))
+            model(**tokenizer(texts, padding=True, return_tensors="pt"))
+        for site in finished.adapter.sites:
+            before = torch.view_as_real(torch.from_numpy(found.states[site.name])).flatten(-2)
+            rotated = apply(finished.adapter.plane_maps(site), before, finished.adapter.group_size)
+            torch.testing.assert_close(rotated, behind[site.name][:, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_reports_of_seeds_are_joined_and_active_sets_are_listed():
