@@ -27,7 +27,7 @@ from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of
 from road_interp.errors import InputError, first_line
 from road_interp.models.head_logits import logits_at
 from road_interp.models.merging import merged_rotations
-from road_interp.models.rotation_context import OpenContext, shared_context
+from road_interp.models.open_contexts import OpenContext, shared_context
 from road_interp.progress import Progress, silent
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import evaluating, hidden_of, layer_stacks, with_hidden

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from road_interp.models.rotation_context import is_rotated
+from road_interp.models.open_contexts import is_rotated
 
 SAME = 1e-4  # difference of logits, as a fraction of the largest, that is rounding
 

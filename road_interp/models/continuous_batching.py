@@ -24,7 +24,9 @@ from road_interp.errors import InputError
 from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, wrap_forward
 from road_interp.models.intervention import apply_to_slice
-from road_interp.models.rotation_context import opened, overwritable
+from road_interp.models.merging import merged_rotations
+from road_interp.models.open_contexts import opened
+from road_interp.models.rotation_context import overwritable
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.row_sites import IN_EXPERTS, site_in_experts
 from road_interp.rotation.inplace import has_complex_form, rotate_in_place
@@ -114,7 +116,7 @@ class ContinuousBatching:
                 )
         self._model, self._selection, self._positions = model, selection, positions
         self._generation_config, self._engine_config, self._sizes = generation_config, engine_config, sizes
-        self._table = FactorTable(selection)
+        self._table, self._weights = FactorTable(selection), merged_rotations(model)
         self._requests: dict[str, _Request] = {}
         self._rows: dict[torch.device, Tensor] = {}  # the row of every token of the current pass
         self._lock = threading.Lock()  # of table and requests
@@ -124,7 +126,9 @@ class ContinuousBatching:
     def __enter__(self) -> ContinuousBatching:
         with ExitStack() as undo:
             self._name = f"continuous batching in {threading.current_thread().name}"
-            undo.enter_context(opened(self._model, self._name, shared=True))
+            undo.enter_context(opened(self._model, self._name, "alone"))
+            if merged_rotations(self._model) != self._weights:
+                raise InputError("rotations were merged or unmerged since the engine was made: make it again")
             self._manager = make_engine(self._model, self._generation_config, self._engine_config, self._sizes)
             undo.callback(self._manager.destroy)
             scope = CallScope(of=lambda: self._manager._generation_thread)

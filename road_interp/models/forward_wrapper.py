@@ -7,7 +7,6 @@ transformed output, which is also the input of the next layer.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import threading
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from road_interp.errors import InputError
 
 # From a module's output, and whether torch.compile is tracing, to the output that the next layer gets.
 OutputTransform = Callable[[Any, bool], Any]
@@ -33,9 +30,10 @@ def is_backward() -> bool:
 class CallScope:
     """The set of calls to which transforms apply.
 
-    Those of a call's scope apply to the calls of the thread or asyncio task that entered it, and to no other: a thread that runs
-    with a copy of the context, as in `asyncio.to_thread`, is not included. Those of a shared scope apply to the calls of every
-    thread, those of another thread's scope to the calls of that thread. Scopes may be exited in any order.
+    Those of a call's scope apply to the calls of the thread or asyncio task that entered it, until it enters another one, as a
+    call inside a call does: a thread that runs with a copy of the context, as in `asyncio.to_thread`, is not included. Those of a
+    shared scope apply to the calls of every thread, those of another thread's scope to the calls of that thread. Scopes may be
+    exited in any order. Compiled code does not see scopes: there, all transforms apply.
 
     Args:
         shared: whether the transforms apply to all threads.
@@ -46,7 +44,7 @@ class CallScope:
         self.shared, self._of = shared, of
 
     def __enter__(self) -> CallScope:
-        self.owner = (None, None) if self.shared else (threading.current_thread(), _current_task())
+        self._thread = threading.current_thread()
         if not self.shared and self._of is None:
             _ACTIVE.set((*_ACTIVE.get(), self))
         return self
@@ -60,7 +58,7 @@ class CallScope:
         """Whether the transforms apply to the calls of the running thread or asyncio task."""
         if self.shared or self._of is not None:
             return self._of is None or self._of() is threading.current_thread()
-        return self in _ACTIVE.get() and self.owner[0] is threading.current_thread()
+        return self in _ACTIVE.get()[-1:] and self._thread is threading.current_thread()
 
 
 class Registered(NamedTuple):
@@ -73,9 +71,8 @@ class Registered(NamedTuple):
 class ForwardWrapper:
     """A module's forward, followed by the transforms of the active scopes.
 
-    When gradient checkpointing re-runs forward in autograd's own thread, as on a GPU, the transforms of the shared scopes and of
-    the only owner of other scopes are used; several owners raise InputError. torch.compile cannot trace contexts, so all
-    transforms apply.
+    When gradient checkpointing runs forward again in autograd's own thread, as on a GPU, those of shared scopes apply.
+    torch.compile cannot trace scopes, so all transforms apply.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -90,7 +87,7 @@ class ForwardWrapper:
         if len(self._registered) == 1 and not tracing and not torch.is_grad_enabled():
             scope, transform = self._registered[0]  # a shortcut with the same result: at one token per row, lists take time
             return transform(output, False) if scope.is_active else output
-        transforms = [each.transform for each in self._registered] if tracing else self._active_transforms()
+        transforms = [each.transform for each in self._registered if tracing or each.scope.is_active]
         for transform in transforms:
             output = transform(output, tracing)
             if torch.is_grad_enabled() and (len(transforms) > 1 or self._module._forward_hooks):
@@ -104,14 +101,6 @@ class ForwardWrapper:
     def fits(self, module: nn.Module) -> bool:
         """Whether this wraps the module's current forward."""
         return self._module is module and self.replaced is module.__dict__.get("forward")
-
-    def _active_transforms(self) -> list[OutputTransform]:
-        active = [each for each in self._registered if each.scope.is_active]
-        if not is_backward() or len(active) == len(self._registered) or any(not each.scope.shared for each in active):
-            return [each.transform for each in active]
-        if len({each.scope.owner for each in self._registered if not each.scope.shared}) > 1:
-            raise InputError("gradient checkpointing cannot choose between the rotations of several threads; train in one thread")
-        return [each.transform for each in self._registered]
 
     def add(self, entry: Registered) -> None:
         """Register a transform; it applies after those registered before."""
@@ -172,14 +161,6 @@ def wrap_forward(
                 module.forward = wrapper.replaced
 
     return restore
-
-
-def _current_task() -> Any:
-    """The running asyncio task; None outside of one."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
 
 
 def _copied(output: Any) -> Any:

@@ -131,6 +131,16 @@ class IntervenableModel(pyvene.IntervenableModel):
         self._own_handles += handlers.handlers
         return handlers
 
+    def check_hooks(self) -> None:
+        """Raise InputError if a module was replaced since: pyvene would put its hooks on the module that is no longer called."""
+        for key, register_hook in self.intervention_hooks.items():
+            name = self.representations[key].component.rpartition(".")[0]
+            if register_hook.__self__ is not self.model.get_submodule(name):
+                raise InputError(
+                    f"'{name}' was replaced by another module since the RoadModel was made, for example by a LoRA, and pyvene's "
+                    "loop would not rotate it: make the RoadModel again"
+                )
+
     def _remove_forward_hooks(self) -> None:
         while self._own_handles:
             self._own_handles.pop().remove()

@@ -37,14 +37,16 @@ from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import Wrappers
+from road_interp.models.generate_arguments import check_guidance, compiles_generation
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights, merged_rotations
-from road_interp.models.rotation_context import RotationContext, checkpoints_gradients, opened, shared_context
+from road_interp.models.open_contexts import Kind, opened, shared_context
+from road_interp.models.rotation_context import RotationContext, checkpoints_gradients
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
-from road_interp.models.token_selection import STATES, check_guidance, prompt_mask
+from road_interp.models.token_selection import STATES, prompt_mask
 from road_interp.sites.module_tree import refuse_never_called
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
@@ -105,7 +107,6 @@ class RoadModel(IntervenableModel):
         self.planes = planes
         self._merged: MergedWeights | None = None
         self._merged_before = merged_rotations(base_model)
-        self._is_attached = False  # inside an `attached` statement
         interventions = [site_intervention(base_model, site, family, planes) for site in self.sites]
         refuse_never_called(base_model, [site.module for site in self.sites])
         representations = [
@@ -224,11 +225,12 @@ class RoadModel(IntervenableModel):
                 )  # fmt: skip
         if not hasattr(self.model, "generate"):
             raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
-        if any(given is not None and len(given) > 1 for given in rows):
-            check_guidance(self.model, {**base, **kwargs})
+        by_row = any(given is not None and len(given) > 1 for given in rows)
+        check_guidance(self.model, {**base, **kwargs}, by_row, self.positions if positions is None else positions)
         original = self.model.generate(**base, **kwargs) if output_original_output else None
         prompt = prompt_mask(self.model, {**base, **kwargs})
-        with self._rotating(rows, positions, base, prompt):
+        is_compiled = compiles_generation(self.model, {**base, **kwargs})
+        with self._rotating(rows, positions, base, prompt, is_compiled=is_compiled):
             rotated = self.model.generate(**base, **kwargs)
         return original, rotated
 
@@ -255,11 +257,7 @@ class RoadModel(IntervenableModel):
         options = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if value is not None)
         name = f"attached({options}) of {self.variant} at {len(self.sites)} sites in {threading.current_thread().name}"
         with self._rotating(RowArguments(adapter_names, tasks, trainable_tasks, strengths), positions, {}, attached=name):
-            self._is_attached = True
-            try:
-                yield self.model
-            finally:
-                self._is_attached = False
+            yield self.model
 
     def generate_batch(
         self,
@@ -320,8 +318,8 @@ class RoadModel(IntervenableModel):
         positions other than "all" and "prompt", while the rotations are attached or merged or a call of the model runs, and for a
         transformers without the engine.
         """
-        if self._merged is not None or self._is_attached:
-            raise InputError(f"the rotations are {self._state}: continuous batching would apply them twice")
+        if (applied := self._applied()) is not None:
+            raise InputError(f"the rotations are {applied}: continuous batching would apply them twice")
         self._check_weights()
         positions = self.positions if positions is None else positions
         return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, sizes)
@@ -454,11 +452,11 @@ class RoadModel(IntervenableModel):
         linear layer, for tied or quantised weights, for positions other than "all", while rotations are attached to the base
         model or a call of it runs, and where another RoadModel has merged since this one was made.
         """
-        if self._merged is not None:
-            raise InputError("the rotations are already merged; call unmerge first")
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")
-        with opened(self.model, f"merge in {threading.current_thread().name}", shared=True):
+        with opened(self.model, f"merge in {threading.current_thread().name}", "alone"):
+            if self._merged is not None:
+                raise InputError("the rotations are already merged; call unmerge first")
             self._check_weights()
             self._merged = MergedWeights(self.model, self._one_adapter(adapter_name))
         return self.model
@@ -466,14 +464,15 @@ class RoadModel(IntervenableModel):
     def unmerge(self) -> None:
         """Restore the weights from before `merge`; does nothing if the rotations are not merged.
 
-        Raises InputError where another RoadModel has merged since, and inside an `attached` statement that was entered with
-        merged weights: it would go on without rotations.
+        Raises InputError where another RoadModel has merged since, and while rotations are attached to the base model or a call
+        of it runs, also one that was entered with merged weights: it would go on without rotations.
         """
-        if self._merged is not None:
-            if self._is_attached:
-                raise InputError("the rotations of this attached statement are the merged weights: end it before unmerge")
-            self._merged.restore()
-        self._merged = None
+        if self._merged is None:
+            return
+        with opened(self.model, f"unmerge in {threading.current_thread().name}", "alone"):
+            if self._merged is not None:
+                self._merged.restore()
+            self._merged = None
 
     # ------------------------------------------------------------------ private
 
@@ -491,32 +490,46 @@ class RoadModel(IntervenableModel):
         base: Mapping[str, Any],
         prompt: Tensor | None = None,
         attached: str | None = None,
+        is_compiled: bool = False,
     ) -> Iterator[None]:
-        """Attach the rotations for one call with the inputs `base`, or for `attached` under this name.
+        """Rotate one call with the inputs `base`, or those inside `attached` under this name.
 
         Rotations that `attached` or `merge` have already applied stay as they are.
         """
-        if self._merged is not None or (self._is_attached and attached is None):
-            if any(argument is not None for argument in (positions, *rows)):
+        thread = threading.current_thread().name
+        name = attached or (f"a compiled generate in {thread}" if is_compiled else f"a call in {thread}")
+        applied = self._applied(attached is not None)
+        kind: Kind = "call" if applied else "attached" if attached else "compiled call" if is_compiled else "call"
+        with opened(self.model, name, kind, self, is_ready=kind != "attached") as context:
+            self._check_weights()
+            if self._applied(attached is not None) != applied:  # the context is open, and keeps them as they are
+                raise InputError(f"{name} began while the rotations were attached, merged or taken off in another thread")
+            if applied:
+                _check_unchanged(rows, positions, applied)
+                yield
+                return
+            positions = self.positions if positions is None else checked_positions(positions)
+            if positions != "all" and self.model.config.is_encoder_decoder:
+                raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
+            coefficients = self._selection.coefficients(rows, base)
+            if not attached and torch.is_grad_enabled() and checkpoints_gradients(self.model):
                 raise InputError(
-                    f"adapter_names, positions, tasks and strengths cannot change while the rotations are {self._state}"
+                    "gradient checkpointing computes the forward pass again in backward, when the rotations of this call have "
+                    "ended: train inside `with model.attached() as base:`, with base(**inputs)"
                 )
-            self._check_weights()
-            yield
-            return
-        positions = self.positions if positions is None else checked_positions(positions)
-        if positions != "all" and self.model.config.is_encoder_decoder:
-            raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
-        coefficients = self._selection.coefficients(rows, base)
-        is_call = attached is None  # inside `attached`, parameters may change between calls
-        if is_call and torch.is_grad_enabled() and checkpoints_gradients(self.model):
-            raise InputError(
-                "gradient checkpointing computes the forward pass again in backward, when the rotations of this call have ended: "
-                "train inside `with model.attached() as base:`, with base(**inputs)"
-            )
-        with RotationContext(self.model, coefficients, positions, prompt, is_call, attached, self._wrappers):
-            self._check_weights()
-            yield
+            with RotationContext(self.model, context, coefficients, positions, prompt, self._wrappers):
+                yield
+
+    def _applied(self, attaching: bool = False) -> str | None:
+        """How the base model is rotated outside this model's own calls: "merged" or "attached"; None if it is not.
+
+        Args:
+            attaching: whether an `attached` statement asks, which is not inside itself.
+        """
+        if self._merged is not None:
+            return "merged"
+        context = shared_context(self.model)
+        return "attached" if not attaching and context is not None and context.owner is self else None
 
     @contextmanager
     def _rows_in_interventions(self, rows: RowArguments, base: Mapping[str, Any]) -> Iterator[None]:
@@ -525,13 +538,14 @@ class RoadModel(IntervenableModel):
         Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model, and for merged
         rotations, which it would apply twice.
         """
-        if self._merged is not None:
-            raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
-        coefficients = self._selection.coefficients(rows, base)
-        by_row = self.bank is not None or rows.tasks is not None or rows.strengths is not None
-        maps = coefficients.maps() if by_row else None
-        with opened(self.model, f"a call through pyvene's loop in {threading.current_thread().name}", shared=True):
+        with opened(self.model, f"a call through pyvene's loop in {threading.current_thread().name}", "alone"):
+            if self._merged is not None:
+                raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
             self._check_weights()
+            self.check_hooks()
+            coefficients = self._selection.coefficients(rows, base)
+            by_row = self.bank is not None or rows.tasks is not None or rows.strengths is not None
+            maps = coefficients.maps() if by_row else None
             try:
                 for index, (_, intervention) in enumerate(self.by_site()):
                     intervention.row_maps = None if maps is None else maps[index]
@@ -553,15 +567,10 @@ class RoadModel(IntervenableModel):
                 "them, since this one was made. Make this RoadModel again for the weights as they are"
             )
 
-    @property
-    def _state(self) -> str:
-        """How the base model is rotated outside this model's own calls, for errors."""
-        return "merged" if self._merged is not None else "attached"
-
     def _check_original(self, inputs: Mapping[str, Any]) -> None:
         """Raise InputError if the base model does not give the original output: it is rotated, or would share a cache."""
         if self._merged is not None or shared_context(self.model) is not None:
-            raise InputError(f"the rotations are {self._state}: there is no original output without them")
+            raise InputError(f"the rotations are {self._applied() or 'attached'}: there is no original output without them")
         if any(value is not None and (name in STATES or isinstance(value, Cache)) for name, value in inputs.items()):
             raise InputError("output_original_output: both passes would write into the cache that is given; call without it")
 
@@ -582,6 +591,12 @@ class RoadModel(IntervenableModel):
                 raise InputError("adapter_name needs a model with a RoadBank; this one holds a single adapter")
             return self.adapter
         return self.bank[name if name is not None else self._selection.only_name()]
+
+
+def _check_unchanged(rows: RowArguments, positions: Positions | None, applied: str) -> None:
+    """Raise InputError for arguments of a call whose rotations are applied already."""
+    if any(argument is not None for argument in (positions, *rows)):
+        raise InputError(f"adapter_names, positions, tasks and strengths cannot change while the rotations are {applied}")
 
 
 def _warn_of_another_head(base_model: PreTrainedModel, source: Any) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial, wraps
-from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
@@ -19,15 +17,15 @@ from transformers.pytorch_utils import Conv1D
 from road_interp.errors import InputError
 from road_interp.models.coefficients import Coefficients
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, original_forward, wrap_forward
+from road_interp.models.generate_arguments import arguments_of_generate, check_guidance
 from road_interp.models.intervention import apply_to_slice
-from road_interp.models.row_maps import RowMaps
+from road_interp.models.open_contexts import OpenContext
+from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
 from road_interp.models.row_sites import IN_EXPERTS, rows_differ, site_in_experts, site_outside_text
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
     CheckpointedSelections,
     Selection,
-    arguments_of_generate,
-    check_guidance,
     given_rows,
     named_inputs,
     prompt_mask,
@@ -63,52 +61,36 @@ class InThread(threading.local):
     prompt: Tensor | None = None
 
 
-_OPEN: WeakKeyDictionary[PreTrainedModel, list[OpenContext]] = WeakKeyDictionary()  # of every model
-_LOCK = Lock()
-
-
-class OpenContext:
-    """A context that is open on a model: its name in errors, whether it changes the calls of every thread, and its maps."""
-
-    def __init__(self, name: str, shared: bool, maps: Callable[[], Sequence[PlaneMaps]] | None) -> None:
-        self.name, self.shared, self.maps = name, shared, maps
-
-
 class RotationContext:
     """Wraps the forward of every rotated module, and computes the token mask of each forward pass in a hook on the model.
 
-    A shared context rotates the calls of every thread, and cannot be entered while another context is open on the model. Any
-    other context rotates the calls of the thread or asyncio task that entered it only.
+    Attached rotations are those of the calls of every thread. Those of a call are for the thread or asyncio task that entered it
+    only, until a call inside it begins, which has its own; compiled code cannot tell threads apart.
 
     Args:
         model: the transformers model.
+        context: as which the rotations are open on the model.
         coefficients: the source of the plane maps. They are read at the start of each pass and stay fixed during the pass.
         positions: the tokens to rotate.
         prompt: attention mask `(batch, length)` of the prompt, for generation; without it, every pass that starts with an empty
             cache is treated as a prompt.
-        once: read the coefficients at the first pass only, because they cannot change between passes.
-        attached: for a shared context, the name of its `attached` statement in errors.
         wrappers: of the model's sites, reused from call to call.
-
-    Raises:
-        InputError: on entering a shared context while another context is open on the model; the message names both.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
+        context: OpenContext,
         coefficients: Coefficients,
         positions: Positions,
         prompt: Tensor | None,
-        once: bool,
-        attached: str | None,
         wrappers: Wrappers,
     ) -> None:
-        self._model, self._coefficients, self._wrappers = model, coefficients, wrappers
-        self._positions, self._prompt, self._once = positions, prompt, once
+        self._model, self._context, self._coefficients, self._wrappers = model, context, coefficients, wrappers
+        self._positions, self._prompt = positions, prompt
         self._undo = ExitStack()
-        self._attached = attached
-        self._scope = CallScope(shared=attached is not None)
+        self._is_attached = context.kind == "attached"
+        self._scope = CallScope(shared=self._is_attached)
         self._maps: RowMaps | None = None
         self._last = EVERY_TOKEN  # the selection of the last pass in any thread
         self._thread = InThread()
@@ -116,10 +98,8 @@ class RotationContext:
 
     def __enter__(self) -> RotationContext:
         with ExitStack() as undo:  # undoes partial registration after an error
-            name = self._attached or f"a call in {threading.current_thread().name}"
-            undo.enter_context(opened(self._model, name, self._attached is not None, self._coefficients.maps))
             undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
-            if self._attached is not None:
+            if self._is_attached:
                 undo.callback(self._model.register_forward_hook(self._after_model, always_call=True).remove)
                 if hasattr(self._model, "generate"):
                     undo.callback(self._wrap_generate())
@@ -134,14 +114,17 @@ class RotationContext:
             undo.enter_context(self._scope)
             self._views = self._read_views()
             self._undo = undo.pop_all()
+        if self._is_attached:
+            self._context.maps, self._context.is_ready = self._coefficients.maps, True
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._context.is_ready = not self._is_attached
         self._undo.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RotationContext:
         """A copy of the model would hold the hooks of this context without an end: raises InputError."""
-        raise InputError(f"a model cannot be copied during {self._attached or 'a call'}: copy it after its end")
+        raise InputError(f"a model cannot be copied during {self._context.name}: copy it after its end")
 
     @property
     def is_active(self) -> bool:
@@ -149,8 +132,8 @@ class RotationContext:
         return self._scope.is_active
 
     def _row_maps(self) -> RowMaps:
-        """The maps of this pass; reused from the last pass if they are the same object."""
-        if self._once and self._maps is not None:
+        """The maps of this pass; those of the last pass if they are the same object, and in a call, where they cannot change."""
+        if not self._is_attached and self._maps is not None:
             return self._maps
         maps = self._coefficients.maps()
         if self._maps is None or maps is not self._maps.maps:
@@ -181,9 +164,13 @@ class RotationContext:
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """torch passes no keyword arguments to a hook that another thread removes while the call begins."""
         inputs = named_inputs(module, args, kwargs or {})
-        if not torch.compiler.is_compiling():
-            if not self.is_active:
-                return
+        if torch.compiler.is_compiling():
+            entries = self._entries(0)
+            if entries.d0.ndim > 1 and self._is_attached and not self._thread.generates:
+                check_rows(len(entries.d0), given_rows(inputs))
+        elif not self.is_active:
+            return
+        else:
             self._start_pass(1, inputs)
         if self._positions != "all":
             if kwargs is None:
@@ -214,8 +201,8 @@ class RotationContext:
             if len(maps.maps[0].a) > 1:
                 self._check_sites_by_row(inputs)
             self._thread.shape = _rows_and_tokens(inputs)
-            if self._attached is not None and not self._thread.generates:  # whose passes may have several beams per row
-                maps.check_rows(given_rows(inputs))
+            if self._is_attached and not self._thread.generates:  # whose passes may have several beams per row
+                check_rows(len(maps.maps[0].a), given_rows(inputs))
 
     def _check_sites_by_row(self, inputs: Mapping[str, Any]) -> None:
         """Raise InputError for sites whose outputs do not have the rows of the batch on their first axis."""
@@ -250,9 +237,8 @@ class RotationContext:
             inputs = arguments_of_generate(original, model.main_input_name, args, kwargs)
             maps = self._row_maps()
             if maps.by_row:
-                maps.check_rows(given_rows(inputs))
-                if len(maps.maps[0].a) > 1:
-                    check_guidance(model, inputs)
+                check_rows(len(maps.maps[0].a), given_rows(inputs))
+            check_guidance(model, inputs, maps.by_row and len(maps.maps[0].a) > 1, self._positions)
             outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
             self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)
             try:
@@ -280,7 +266,7 @@ class RotationContext:
 
     def _is_outside(self) -> bool:
         """Whether a submodule of an attached model was called directly, and not by the model or by a backward pass."""
-        return self._attached is not None and self._thread.depth == 0 and not is_backward()
+        return self._is_attached and self._thread.depth == 0 and not is_backward()
 
     def _selection(self, site: Site, tracing: bool) -> Selection:
         """The tokens that the current pass rotates. The backward pass may run in a thread of its own, without a forward pass."""
@@ -324,7 +310,9 @@ class RotationContext:
                 f"{site.module_width}"
             )
         if tracing:
-            rotated = _apply_entries(self._entries(index), hidden, group_size, site)
+            entries = self._entries(index)
+            entries = entries if entries.d0.ndim == 1 else entries.repeat_rows(checked_batch(len(entries.d0), hidden, site))
+            rotated = _apply_entries(entries, hidden, group_size, site)
         else:
             maps = self._maps_for(hidden, site)[index]
             if self._has_inplace_form(maps, hidden, site):
@@ -335,7 +323,7 @@ class RotationContext:
         if selected is None:
             return rotated
         mask = selected.to(hidden.device)
-        if hidden.shape[:2] != mask.shape:
+        if hidden.ndim != 3 or hidden.shape[:2] != mask.shape:
             raise InputError(
                 f"site '{site.name}': its output of shape {tuple(hidden.shape)} has no {mask.shape[1]} token "
                 "positions to choose from; only positions='all' works there"
@@ -351,10 +339,13 @@ class RotationContext:
 
     def _maps_for(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
         """The maps for this batch, as read at the start of the pass, or now if a submodule of the model is called directly."""
-        maps = self._row_maps() if self._maps is None or self._is_outside() else self._maps
+        is_outside = self._is_outside()
+        maps = self._row_maps() if self._maps is None or is_outside else self._maps
+        if maps.by_row and is_outside and not self._thread.generates:
+            check_rows(len(maps.maps[0].a), hidden.shape[0])
         if maps.by_row and self._thread.shape is not None and hidden.shape[0] != self._thread.shape[0]:
             _check_first_axis(hidden, site, *self._thread.shape)
-        return maps.for_batch(hidden.shape[0], hidden.ndim, site)
+        return maps.for_batch(hidden, site)
 
 
 def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -399,33 +390,3 @@ def overwritable(module: nn.Module) -> bool:
 
 def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:
     return on_slice(hidden, site.output_slice, lambda selected: plane_maps.apply_entries(entries, selected, group_size))
-
-
-def is_rotated(model: PreTrainedModel) -> bool:
-    """Whether a context is open on a model: a call may be rotated."""
-    return bool(_OPEN.get(model))
-
-
-def shared_context(model: PreTrainedModel) -> OpenContext | None:
-    """The context that changes the calls of every thread; None if there is none. There is one at most."""
-    return next((each for each in _OPEN.get(model, ()) if each.shared), None)
-
-
-@contextmanager
-def opened(
-    model: PreTrainedModel, name: str, shared: bool, maps: Callable[[], Sequence[PlaneMaps]] | None = None
-) -> Iterator[None]:
-    """Register an open context of a model. Raises InputError if one of two is shared and was opened last; it names both."""
-    with _LOCK:
-        others = _OPEN.setdefault(model, [])
-        if shared and others:
-            raise InputError(
-                f"{name} overlaps with {others[0].name}: one of them changes the model for every thread. End the first, or use "
-                "forward and generate alone, whose rotations belong to their caller"
-            )
-        others.append(opened_now := OpenContext(name, shared, maps))
-    try:
-        yield
-    finally:
-        with _LOCK:
-            others.remove(opened_now)

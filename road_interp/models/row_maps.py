@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from road_interp.errors import InputError
 from road_interp.rotation.inplace import SMALLEST_INVERTIBLE
@@ -36,26 +37,31 @@ class RowMaps:
             self._invertible = _invertible(self.maps)
         return self._invertible
 
-    def check_rows(self, rows: int | None) -> None:
-        """Raise InputError for a batch of `rows` rows, where that is known, unless there is one map per row, or one for all."""
-        names = len(self.maps[0].a)
-        if rows is not None and names not in (1, rows):
-            raise InputError(f"{names} names for a batch of {rows} rows; give one per row")
-
-    def for_batch(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
+    def for_batch(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
         """The maps with one row per example, repeated where generation expands the batch (beams). Errors name `site`."""
-        shaped = self._shaped.get((batch, axes))
+        key = hidden.shape[0], hidden.ndim
+        shaped = self._shaped.get(key)
         if shaped is None:
-            shaped = self._shaped[batch, axes] = self._shape(batch, axes, site)
+            shaped = self._shaped[key] = self._shape(hidden, site) if self.by_row else self.maps
         return shaped
 
-    def _shape(self, batch: int, axes: int, site: Site) -> Sequence[PlaneMaps]:
-        if not self.by_row:
-            return self.maps
-        rows = len(self.maps[0].a)
-        if batch % rows:
-            raise InputError(f"site '{site.name}': {rows} names for a batch of {batch} rows; give one per row")
-        return [site_maps.repeat_rows(batch).broadcast_to(axes) for site_maps in self.maps]
+    def _shape(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
+        batch = checked_batch(len(self.maps[0].a), hidden, site)
+        with torch.inference_mode(False):  # a later pass may train what comes before these maps
+            return [site_maps.repeat_rows(batch).broadcast_to(hidden.ndim) for site_maps in self.maps]
+
+
+def check_rows(names: int, rows: int | None) -> None:
+    """Raise InputError for a batch of `rows` rows, where that is known, unless there is one name per row, or one for all."""
+    if rows is not None and names not in (1, rows):
+        raise InputError(f"{names} names for a batch of {rows} rows; give one per row")
+
+
+def checked_batch(names: int, hidden: Tensor, site: Site) -> int:
+    """The rows of a site's output. Raises InputError unless they are those of the names, or several for each."""
+    if hidden.shape[0] % names:
+        raise InputError(f"site '{site.name}': {names} names for a batch of {hidden.shape[0]} rows; give one per row")
+    return hidden.shape[0]
 
 
 def _invertible(maps: Sequence[PlaneMaps]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from road_interp.errors import InputError
+from road_interp.models.generate_arguments import generation_setting
 from road_interp.rotation import plane_maps
 from road_interp.sites.positions import Positions, position_mask
 
@@ -149,16 +150,6 @@ def _positional(kind: Any) -> tuple[str, ...]:
     return tuple(each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
 
 
-def arguments_of_generate(
-    generate: Callable[..., Any], main_input: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """The arguments of a bound `generate` by name, with `inputs` under the name of the model's main input."""
-    names = list(inspect.signature(generate).parameters)
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    inputs = given.pop("inputs", None)
-    return given if inputs is None else {**given, main_input: inputs}
-
-
 def tokens_of(inputs: Mapping[str, Any]) -> Tensor | None:
     """The input whose first two axes are rows and tokens; None if there is none, or none with a token."""
     found = (inputs[name] for name in TOKEN_INPUTS if inputs.get(name) is not None)
@@ -175,38 +166,11 @@ def prompt_mask(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Int[Tensor
         return mask
     if (states := tokens_of(inputs)) is None:
         return None
-    padding, end = (_generation_setting(model, inputs, name) for name in ("pad_token_id", "eos_token_id"))
+    padding, end = (generation_setting(model, inputs, name) for name in ("pad_token_id", "eos_token_id"))
     ends = [] if end is None else torch.as_tensor(end).flatten().tolist()
     if states.ndim != 2 or padding is None or int(padding) in ends:
         return torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
     return (states != int(padding)).long()
-
-
-def check_guidance(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-    """Raise InputError where the model's own `generate` puts unconditional rows behind the others: rows have no order then.
-
-    Args:
-        inputs: all arguments of `generate`, by name.
-    """
-    kind, scale = model.config.model_type, _generation_setting(model, inputs, "guidance_scale")
-    doubles = {
-        "dia": scale not in (None, 1),
-        "janus": inputs.get("generation_mode") == "image",
-        **dict.fromkeys(("musicgen", "musicgen_melody"), scale is not None and scale > 1),
-    }
-    if doubles.get(kind, False):
-        raise InputError(
-            f"{type(model).__name__} doubles the rows for guidance: with an adapter, task or strength per row, generate for one "
-            "row at a time"
-        )
-
-
-def _generation_setting(model: PreTrainedModel, inputs: Mapping[str, Any], name: str) -> Any:
-    """A setting of `generate`: its keyword, also None, or else that of the given config, or where it is None of the model's."""
-    if name in inputs:
-        return inputs[name]
-    given = getattr(inputs.get("generation_config"), name, None)
-    return getattr(model.generation_config, name) if given is None else given
 
 
 def _is_packed(model: nn.Module, inputs: Mapping[str, Any]) -> bool:

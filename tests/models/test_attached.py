@@ -14,8 +14,8 @@ from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import GREEDY, bank_model, road_model, through_pyvene, untouched
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.models.open_contexts import opened, shared_context
 from road_interp.models.road_model import RoadModel
-from road_interp.models.rotation_context import opened, shared_context
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 
@@ -378,9 +378,9 @@ def test_the_open_context_that_is_shared_is_found():
     assert shared_context(model.model) is None
     with model.attached() as base:
         found = shared_context(base)
-        assert found.shared
+        assert (found.kind, found.owner) == ("attached", model)
         assert found.name.startswith("attached() of road_1 at ")
         assert shared_context(tiny_model("Llama", "causal-lm")) is None
     assert shared_context(model.model) is None
-    with opened(model.model, "a call", shared=False):
+    with opened(model.model, "a call", "call"):
         assert shared_context(model.model) is None

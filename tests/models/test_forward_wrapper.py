@@ -13,7 +13,6 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from road_interp.errors import InputError
 from road_interp.models.forward_wrapper import CallScope, Wrappers, original_forward, wrap_forward
 
 STATE = torch.ones(1, 2)
@@ -122,17 +121,19 @@ def test_every_asyncio_task_has_its_own_transforms():
     assert "forward" not in linear.__dict__
 
 
-def test_a_transform_applies_while_its_scope_is_entered():
+def test_a_transform_applies_while_its_scope_is_the_last_one_that_was_entered():
+    """A call inside a call has its own transforms."""
     linear = module()
     plain, scopes = linear(STATE), (CallScope(), CallScope())
     restore = [wrap_forward(linear, transform, scope) for transform, scope in zip((double, add_one), scopes, strict=True)]
     assert torch.equal(linear(STATE), plain)
-    for scope in scopes:
-        scope.__enter__()
-    assert scopes[0].owner == scopes[1].owner
-    assert torch.equal(linear(STATE), 2 * plain + 1)
-    scopes[0].__exit__()  # exited in another order than entered
-    assert [scope.is_active for scope in scopes] == [False, True]
+    with scopes[0]:
+        assert torch.equal(linear(STATE), 2 * plain)
+        with scopes[1]:
+            assert torch.equal(linear(STATE), plain + 1)
+        assert torch.equal(linear(STATE), 2 * plain)
+        scopes[1].__enter__()
+    assert [scope.is_active for scope in scopes] == [False, True]  # exited in another order than entered
     assert torch.equal(linear(STATE), plain + 1)
     scopes[1].__exit__()
     assert torch.equal(linear(STATE), plain)
@@ -184,10 +185,10 @@ def test_a_copy_of_a_wrapped_module_has_the_original_forward(scope):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_repeats_the_transforms_in_autograds_thread(scope, reentrant):
+def test_checkpointing_repeats_shared_transforms_in_autograds_thread(reentrant):
     linear, state = module(), STATE.clone().requires_grad_()
     scale = torch.ones((), requires_grad=True)
-    restore = wrap_forward(linear, lambda output, tracing: output * (2 + scale), scope)
+    restore = wrap_forward(linear, lambda output, tracing: output * (2 + scale), CallScope(shared=True))
     loss = checkpoint(lambda x: linear(linear(x)), state, use_reentrant=reentrant).sum()
     thread = threading.Thread(target=loss.backward)  # as on a GPU
     thread.start()
@@ -198,52 +199,17 @@ def test_checkpointing_repeats_the_transforms_in_autograds_thread(scope, reentra
     restore()
 
 
-def test_checkpointing_with_several_registered_threads_is_an_error(scope):
-    """Autograd's thread has entered neither scope, and two contexts have transforms on the module."""
-    linear, state, others = module(), STATE.clone().requires_grad_(), []
-
-    def register():
-        with CallScope() as other:
-            others.append(wrap_forward(linear, add_one, other))
-
-    restore = wrap_forward(linear, double, scope)
-    loss = checkpoint(lambda x: linear(linear(x)), state, use_reentrant=False).sum()
-    thread = threading.Thread(target=register)
-    thread.start()
-    thread.join()
-    loss.backward(retain_graph=True)  # in the thread that entered the scope
-    outcomes = []
-
-    def backward():
-        with pytest.raises(InputError, match="cannot choose between the rotations of several threads"):
-            loss.backward()
-        outcomes.append("refused")
-
-    thread = threading.Thread(target=backward)
-    thread.start()
-    thread.join()
-    assert outcomes == ["refused"]
-    for undo in (restore, *others):
-        undo()
-
-
-def test_overlapping_scopes_of_one_thread_have_one_owner():
+def test_checkpointing_does_not_repeat_the_transforms_of_another_threads_call(scope):
     linear, state = module(), STATE.clone().requires_grad_()
-    first, second, third = CallScope(), CallScope(), CallScope()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__()
-    third.__enter__()
-    undo = [wrap_forward(linear, double, second), wrap_forward(linear, double, third)]
+    restore = wrap_forward(linear, double, CallScope(shared=True))
     loss = checkpoint(linear, state, use_reentrant=False).sum()
+    of_a_call = wrap_forward(linear, double, scope)  # in this thread, while autograd's thread computes the state again
     thread = threading.Thread(target=loss.backward)
     thread.start()
     thread.join()
-    torch.testing.assert_close(state.grad, 4 * linear.weight.sum(0, keepdim=True))
-    for restore in undo:
-        restore()
-    second.__exit__()
-    third.__exit__()
+    torch.testing.assert_close(state.grad, 2 * linear.weight.sum(0, keepdim=True))
+    for undo in (restore, of_a_call):
+        undo()
 
 
 def test_a_thread_with_a_copy_of_the_context_is_not_in_the_scope():

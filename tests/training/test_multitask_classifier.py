@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -178,10 +179,14 @@ def test_the_states_of_every_head_are_those_in_front_of_the_rotations_of_all_tas
     for found in answers_by_task(finished):
         texts = [data[found.task].test["text"][row] for row in found.read]
         behind = {}
+
+        def keep(name, module, args, output, behind=behind):
+            behind[name] = output
+
         with finished.load_model().attached(tasks=["tone+start"] * len(texts)) as model, torch.no_grad():
             for site in finished.adapter.sites:
                 module = model.get_submodule(site.module)
-                module.register_forward_hook(lambda module, args, output, name=site.name: behind.update({name: output}))
+                module.register_forward_hook(partial(keep, site.name))
             model(**tokenizer(texts, padding=True, return_tensors="pt"))
         for site in finished.adapter.sites:
             before = torch.view_as_real(torch.from_numpy(found.states[site.name])).flatten(-2)

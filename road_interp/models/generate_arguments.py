@@ -1,0 +1,73 @@
+"""The arguments of transformers' `generate` that decide whether rotations of rows and tokens can be told apart in it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from road_interp.errors import InputError
+from road_interp.sites.positions import Positions
+
+GROWING_CACHES = (None, "dynamic", "offloaded", "quantized")  # all others of transformers have a fixed size
+
+
+def arguments_of_generate(
+    generate: Callable[..., Any], main_input: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The arguments of a bound `generate` by name, with `inputs` under the name of the model's main input."""
+    names = list(inspect.signature(generate).parameters)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    inputs = given.pop("inputs", None)
+    return given if inputs is None else {**given, main_input: inputs}
+
+
+def generation_setting(model: PreTrainedModel, inputs: Mapping[str, Any], name: str) -> Any:
+    """A setting of `generate`: its keyword, also None, or else that of the given config, or where it is None of the model's."""
+    if name in inputs:
+        return inputs[name]
+    given = getattr(inputs.get("generation_config"), name, None)
+    return getattr(model.generation_config, name, None) if given is None else given
+
+
+def check_guidance(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: bool, positions: Positions) -> None:
+    """Raise InputError where classifier-free guidance computes unconditional rows whose rotations are not known.
+
+    The `generate` of some models puts them behind the others, so that rows have no order; that of all others computes them in
+    calls of their own, whose prompt is another than that in which positions are found.
+
+    Args:
+        inputs: all arguments of `generate`, by name.
+        by_row: whether rows have an adapter, task or strength of their own.
+    """
+    kind, scale = model.config.model_type, generation_setting(model, inputs, "guidance_scale")
+    doubles = {
+        "dia": scale not in (None, 1),
+        "janus": inputs.get("generation_mode") == "image",
+        **dict.fromkeys(("musicgen", "musicgen_melody"), scale is not None and scale > 1),
+    }
+    if by_row and doubles.get(kind, False):
+        raise InputError(
+            f"{type(model).__name__} doubles the rows for guidance: with an adapter, task or strength per row, generate for one "
+            "row at a time"
+        )
+    if positions != "all" and scale not in (None, 1):
+        raise InputError(
+            f"guidance_scale={scale} computes a second prompt, in which positions {positions!r} cannot be found: only "
+            "positions='all' works with guidance"
+        )
+
+
+def compiles_generation(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    """Whether `generate` decodes with compiled code: with a static cache, on an accelerator or where it is asked to.
+
+    Args:
+        inputs: all arguments of `generate`, by name.
+    """
+    if generation_setting(model, inputs, "disable_compile"):
+        return False
+    on_accelerator = model.device.type != "cpu" or generation_setting(model, inputs, "compile_config") is not None
+    wants_static = generation_setting(model, inputs, "cache_implementation") not in GROWING_CACHES
+    return on_accelerator and (wants_static or getattr(inputs.get("past_key_values"), "is_compileable", False))

@@ -1,0 +1,308 @@
+"""Calls inside calls, beside merge and beside attached: a rotation applies once, where its caller wants it, or there is an error."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from transformers import CompileConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
+
+from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.road_models import bank_model, road_model
+from road_interp.adapters.bank import BASE
+from road_interp.errors import InputError
+from road_interp.models.continuous_batching import ContinuousBatching
+from road_interp.models.generate_arguments import compiles_generation
+from road_interp.models.road_model import RoadModel
+from road_interp.models.row_selection import RowSelection
+from road_interp.sites.find import find_sites
+
+EXACT = {"rtol": 0, "atol": 1e-6}
+
+
+def in_thread(function):
+    """What the function returns or raises in a thread of its own."""
+    found = []
+
+    def run():
+        try:
+            found.append(function())
+        except InputError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, name="other")
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+class During(LogitsProcessor):
+    """Calls a function between two passes of `generate` and keeps what it returns."""
+
+    def __init__(self, function):
+        self.function, self.found = function, []
+
+    def __call__(self, ids, scores):
+        self.found.append(self.function())
+        return scores
+
+
+def generate(model, batch, during, **options):
+    settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    return model.generate(batch, logits_processor=LogitsProcessorList([during]), **settings, **options)[1]
+
+
+# ------------------------------------------------------------------ calls inside calls
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("names", [["b"] * 2, [BASE] * 2, ["a+b"] * 2])
+def test_a_call_inside_generate_has_its_own_rotations(names):
+    model, batch = bank_model("ab"), token_batch(2)
+    expected = model(base=batch, adapter_names=names)[1].logits
+    plain = generate(model, batch, During(lambda: None), adapter_names=["a"] * 2)
+    during = During(lambda: model(base=batch, adapter_names=names)[1].logits)
+    ids = generate(model, batch, during, adapter_names=["a"] * 2)
+    for found in during.found:
+        torch.testing.assert_close(found, expected, **EXACT)
+    assert torch.equal(ids, plain)
+
+
+@torch.no_grad()
+def test_a_call_of_another_model_inside_generate_has_its_own_rotations():
+    model, batch = road_model(positions="last"), token_batch(2)
+    other = RoadModel(model.model, random_adapter(model.sites, seed=7))
+    expected, plain = other(base=batch)[1].logits, generate(model, batch, During(lambda: None))
+    during = During(lambda: other(base=batch)[1].logits)
+    assert torch.equal(generate(model, batch, during), plain)
+    for found in during.found:
+        torch.testing.assert_close(found, expected, **EXACT)
+
+
+# ------------------------------------------------------------------ beside merge and attached
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["merge", "attached", "unit_locations"])
+def test_nothing_changes_the_model_while_a_call_begins(monkeypatch, change):
+    """The window is the whole of the computation of the maps, in which the other thread tries."""
+    model, batch = road_model(), token_batch(2)
+    expected, refused, coefficients = model(base=batch)[1].logits, [], RowSelection.coefficients
+
+    def slowly(*arguments):
+        monkeypatch.setattr(RowSelection, "coefficients", coefficients)
+        refused.append(in_thread(changed))
+        return coefficients(*arguments)
+
+    def changed():
+        if change == "merge":
+            return model.merge()
+        if change == "unit_locations":
+            return model(base=batch, unit_locations={"base": 0})
+        with model.attached() as base:
+            return base
+
+    monkeypatch.setattr(RowSelection, "coefficients", slowly)
+    torch.testing.assert_close(model(base=batch)[1].logits, expected, **EXACT)
+    assert "overlaps with a call in MainThread" in str(refused[0])
+    assert not model.is_merged
+
+
+@torch.no_grad()
+def test_a_call_is_refused_while_attached_begins(monkeypatch):
+    model, batch = road_model(), token_batch(2)
+    expected, refused, coefficients = model(base=batch)[1].logits, [], RowSelection.coefficients
+
+    def slowly(*arguments):
+        monkeypatch.setattr(RowSelection, "coefficients", coefficients)
+        refused.append(in_thread(lambda: model(base=batch)))
+        return coefficients(*arguments)
+
+    monkeypatch.setattr(RowSelection, "coefficients", slowly)
+    with model.attached():
+        torch.testing.assert_close(model(base=batch)[1].logits, expected, **EXACT)
+        torch.testing.assert_close(in_thread(lambda: model(base=batch)[1].logits), expected, **EXACT)
+    assert "a call in other overlaps with attached()" in str(refused[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["unmerge", "another merge", "another attached"])
+def test_nothing_changes_the_model_during_a_merged_call(change):
+    model, batch = road_model(), token_batch(2)
+    expected = model(base=batch)[1].logits
+    model.merge()
+    other, refused = RoadModel(model.model, random_adapter(model.sites, seed=7)), []
+
+    def changed():
+        if change == "unmerge":
+            return model.unmerge()
+        if change == "another merge":
+            return other.merge()
+        with other.attached() as base:
+            return base
+
+    with model.model.model.layers[1].register_forward_pre_hook(lambda *_: refused.append(in_thread(changed))):
+        torch.testing.assert_close(model(base=batch)[1].logits, expected, rtol=0, atol=1e-5)
+    assert "overlaps with a call in MainThread" in str(refused[0])
+    with model.attached() as base:  # merged weights: other calls may run beside it
+        torch.testing.assert_close(in_thread(lambda: model(base=batch)[1].logits), base(**batch).logits, **EXACT)
+    model.unmerge()
+    assert not model.is_merged
+
+
+@torch.no_grad()
+def test_a_call_beside_pyvenes_loop_is_refused():
+    model, batch = road_model(), token_batch(2)
+    refused = []
+    with model.model.model.layers[1].register_forward_pre_hook(lambda *_: refused.append(in_thread(lambda: model(base=batch)))):
+        model(base=batch, unit_locations={"base": 0})
+    assert "a call in other overlaps with a call through pyvene's loop in MainThread" in str(refused[0])
+
+
+def test_an_engine_that_was_made_before_a_merge_is_refused():
+    model = road_model(target_modules="all-linear")
+    engine = model.continuous_batching(generation_config=GenerationConfig(max_new_tokens=2), sizes=(8, 8, 1))
+    assert isinstance(engine, ContinuousBatching)
+    model.merge()
+    with pytest.raises(InputError, match="merged or unmerged since the engine was made"), engine:
+        pass
+    model.unmerge()
+
+
+# ------------------------------------------------------------------ modules that are replaced
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("replaced", [False, True])
+def test_pyvenes_loop_rotates_the_modules_of_today_or_says_so(replaced):
+    base = tiny_model("Llama", "causal-lm")
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "q_proj"))), token_batch(2)
+    everywhere = {"base": [[list(range(batch["input_ids"].shape[1]))] * 2] * len(model.sites)}
+    if not replaced:
+        found, expected = model(base=batch, unit_locations=everywhere)[1].logits, model(base=batch)[1].logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        return
+    attention = base.model.layers[1].self_attn
+    other = nn.Linear(attention.q_proj.in_features, attention.q_proj.out_features, bias=False)
+    other.weight, attention.q_proj = attention.q_proj.weight, other
+    with pytest.raises(InputError, match=r"'model.layers.1.self_attn.q_proj' was replaced .* make the RoadModel again"):
+        model(base=batch, unit_locations=everywhere)
+    again = RoadModel(base, model.adapter)
+    torch.testing.assert_close(
+        again(base=batch, unit_locations=everywhere)[1].logits, model(base=batch)[1].logits, rtol=0, atol=1e-5
+    )
+
+
+# ------------------------------------------------------------------ compiled code
+
+
+def compiled(**options):
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config, **options}
+
+
+def test_which_generate_is_compiled():
+    base = tiny_model("Llama", "causal-lm")
+    assert not compiles_generation(base, {})
+    assert not compiles_generation(base, {"cache_implementation": "static"})  # transformers does not compile it on a CPU
+    assert not compiles_generation(base, compiled(cache_implementation="offloaded"))
+    assert not compiles_generation(base, compiled(cache_implementation=None))
+    assert not compiles_generation(base, compiled(disable_compile=True))
+    assert compiles_generation(base, compiled())
+    assert compiles_generation(base, {"generation_config": GenerationConfig(**compiled())})
+    cache = StaticCache(base.config, max_cache_len=8)
+    assert compiles_generation(base, compiled(cache_implementation=None, past_key_values=cache))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiles", [False, True])
+def test_calls_beside_a_compiled_generate_are_refused(monkeypatch, compiles):
+    """Compiled code applies the rotations of every thread; the model's `generate` is replaced by one that calls it in another."""
+    model, batch = bank_model("ab"), token_batch(2)
+    expected, found = model(base=batch, adapter_names=["b"] * 2)[1].logits, []
+
+    def generate_and_call(**options):
+        found.append(in_thread(lambda: model(base=batch, adapter_names=["b"] * 2)[1].logits))
+        return batch["input_ids"]
+
+    monkeypatch.setattr(model.model, "generate", generate_and_call)
+    model.generate(batch, adapter_names=["a"] * 2, **compiled() if compiles else {})
+    if compiles:
+        assert "a call in other overlaps with a compiled generate in MainThread" in str(found[0])
+    else:
+        torch.testing.assert_close(found[0], expected, **EXACT)
+    with model.attached(["a"] * 2) as base:  # whose rotations are those of every thread
+        monkeypatch.setattr(base, "generate", lambda **options: in_thread(lambda: model(base=batch)[1].logits))
+        assert torch.equal(model.generate(batch, **compiled())[1], base(**batch).logits)
+
+
+# ------------------------------------------------------------------ rows and tokens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tracing", [False, True])
+@pytest.mark.parametrize("target_modules", ["mlp", "block-output"])
+def test_names_for_other_rows_are_refused(monkeypatch, target_modules, tracing):
+    model = bank_model("ab", target_modules=target_modules)
+    with model.attached(["a", "b"]) as base:
+        expected = base(**token_batch(2)).logits
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: tracing)
+        for rows in (1, 4):
+            with pytest.raises(InputError, match=f"2 names for a batch of {rows} rows"):
+                base(**token_batch(rows))
+        torch.testing.assert_close(base(**token_batch(2)).logits, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 4])
+def test_names_for_other_rows_of_a_submodule_are_refused(rows):
+    model = bank_model("ab")
+    with model.attached(["a", "b"]) as base:
+        base.model(**token_batch(2))
+        with pytest.raises(InputError, match=f"2 names for a batch of {rows} rows"):
+            base.model(**token_batch(rows))
+
+
+@torch.no_grad()
+def test_traced_rows_are_repeated_for_beams(monkeypatch):
+    model, batch = bank_model("ab"), token_batch(2)
+    settings = {"adapter_names": ["a", "b"], "num_beams": 2, "do_sample": False, "max_new_tokens": 3, "pad_token_id": 0}
+    expected = model.generate(batch, **settings)[1]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(model.generate(batch, **settings)[1], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2])
+def test_positions_at_a_site_with_one_state_per_row_are_refused(rows):
+    """Also where the state is as wide as the text is long."""
+    base = tiny_model("Bert", "classifier")
+    model = RoadModel(base, random_adapter(find_sites(base, "bert.pooler.dense")), positions="first")
+    tokens = torch.randint(5, 50, (rows, base.config.hidden_size))
+    with pytest.raises(InputError, match="token positions to choose from"):
+        model(base={"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+
+
+@torch.no_grad()
+def test_guidance_with_positions_is_refused():
+    model, batch = road_model(positions="prompt"), token_batch(2)
+    match = "guidance_scale=3.0 computes a second prompt, in which positions 'prompt' cannot be found"
+    with pytest.raises(InputError, match=match):
+        model.generate(batch, guidance_scale=3.0, max_new_tokens=2, pad_token_id=0)
+    with model.attached() as base, pytest.raises(InputError, match=match):
+        base.generate(**batch, guidance_scale=3.0, max_new_tokens=2, pad_token_id=0)
+    model.generate(batch, positions="all", guidance_scale=3.0, max_new_tokens=2, pad_token_id=0)
+    model.generate(batch, guidance_scale=1, max_new_tokens=2, pad_token_id=0)
+
+
+def test_a_pass_in_inference_mode_does_not_spoil_later_ones():
+    model, batch = bank_model("ab"), token_batch(2)
+    model.model.get_input_embeddings().weight.requires_grad_()
+    with model.attached(["a"]) as base:
+        with torch.inference_mode():
+            base(**batch)
+        base(**batch, labels=batch["input_ids"]).loss.backward()
+    assert model.model.get_input_embeddings().weight.grad.abs().sum() > 0
