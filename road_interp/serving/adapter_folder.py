@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,7 @@ class AdapterFolder:
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else []):
             try:
                 if not path.name.startswith(".") and (holds_adapter(path) or (path / METRICS).is_file()):
-                    files = sorted(
-                        file for file in path.rglob("*") if file.is_file() and file.suffix in (".json", ".safetensors")
-                    )
-                    stamps[path.name] = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+                    stamps[path.name] = _stamp(path)
             except OSError as error:
                 log.warning("'%s' is left out: %s", path, error)
         return stamps
@@ -107,3 +105,14 @@ class AdapterFolder:
     def _check_planes(self, name: str, planes: TaskPlanes | None) -> None:
         if planes is not None and (self.planes is None or self.planes.to_json() != planes.to_json()):
             raise InputError(f"the tasks of '{name}' own other planes than those that are served")
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of the files of an adapter, without those that are removed meanwhile, as by `save`."""
+    found = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".json", ".safetensors"):
+            with suppress(FileNotFoundError):
+                status = file.stat()
+                found.append((file.name, status.st_mtime_ns, status.st_size))
+    return tuple(found)

@@ -127,7 +127,7 @@ class StudyOptions:
     Attributes:
         overrides: overrides of the recipe, for all conditions.
         seeds: seeds of every condition; by default those of the study.
-        only: slugs of the conditions to measure; all by default. The report covers all pieces that exist.
+        only: slugs of the conditions to measure; all by default. The report covers all conditions that have the seeds.
         quick: measure a few steps and examples only, to check the figures; the numbers are meaningless.
         results: folder of the results.
         runs: parent of the run folders.

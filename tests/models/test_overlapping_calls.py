@@ -1,4 +1,4 @@
-"""Calls inside calls, beside merge and beside attached: a rotation applies once, where its caller wants it, or there is an error."""
+"""Calls inside calls, beside merge and beside attached: rotations apply once, where their caller wants them, or not at all."""
 
 from __future__ import annotations
 

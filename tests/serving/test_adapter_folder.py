@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,30 @@ def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
     shutil.rmtree(tmp_path / "renamed")
     folder.update(folder.changed())
     assert list(bank) == ["renamed"]  # a bank is never empty
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_an_adapter_stays_while_it_is_saved_again(tmp_path, base, adapters, monkeypatch, looks):
+    """`save` removes the file of the old angles after the folder was listed, and after the file was looked at a few times."""
+    adapters[0].save(tmp_path / "a")
+    adapters[1].save(tmp_path / "b")
+    folder, stat, seen = AdapterFolder(tmp_path, base), Path.stat, []
+    (old,) = (tmp_path / "a").glob("*.safetensors")
+
+    def save_behind(path, **options):
+        if path == old:
+            seen.append(path)
+            if len(seen) == looks + 1:
+                adapters[2].save(tmp_path / "a")
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", save_behind)
+    for _ in range(3):
+        folder.update(folder.changed())
+        assert list(folder.bank) == ["a", "b"]
+    assert not old.exists()
+    name = adapters[0].sites[0].name
+    assert torch.equal(folder.bank["a"].theta[name], adapters[2].theta[name])
 
 
 def test_folders_that_cannot_be_served(tmp_path, base, adapters):
