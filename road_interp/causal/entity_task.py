@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -211,24 +212,28 @@ def draw_variable_pairs(
     of_split = [question for question in answered if task.split[question.entity] == split]
     known = {name: [question for question in of_split if question.attribute == name] for name in task.attributes}
     right = set(of_split)
+
+    def usable(base: Question, source: Question, swapped: str) -> Pair | None:
+        """The pair of two questions whose entities differ in the swapped attribute; None if it cannot be asked."""
+        differ = task.values[base.entity][swapped] != task.values[source.entity][swapped]
+        pair = _pair(task, base, source) if differ and base._replace(entity=source.entity) in right else None
+        return pair if pair is not None and _can_be_encoded(pair, tokenizer, prefix) else None
+
     drawn: list[tuple[Pair, str, str, tuple[str, str]]] = []
-    for swapped in task.attributes:
-        for asked in task.attributes:
-            found: set[tuple[Question, Question]] = set()
-            for _ in range(200 * count):
-                if len(found) == count or not known[asked]:
-                    break
-                base, source = rng.choice(known[asked]), rng.choice(of_split)
-                differ = task.values[base.entity][swapped] != task.values[source.entity][swapped]
-                pair = _pair(task, base, source) if differ and base._replace(entity=source.entity) in right else None
-                if (base, source) not in found and pair is not None and _can_be_encoded(pair, tokenizer, prefix):
-                    drawn.append((pair, swapped, asked, (base.entity, source.entity)))
-                    found.add((base, source))
-            if len(found) < count:
-                raise InputError(
-                    f"{task.name}: {len(found)} pairs of {count} that swap {swapped} and ask for {asked}: too few {split} "
-                    "questions are answered rightly with different answers; draw fewer pairs, or give more entities"
-                )
+    for swapped, asked in product(task.attributes, repeat=2):
+        found: dict[tuple[Question, Question], Pair] = {}
+        for _ in range(200 * count if known[asked] else 0):
+            if len(found) == count:
+                break
+            base, source = rng.choice(known[asked]), rng.choice(of_split)
+            if (base, source) not in found and (pair := usable(base, source, swapped)) is not None:
+                found[base, source] = pair
+        if len(found) < count:
+            raise InputError(
+                f"{task.name}: {len(found)} pairs of {count} that swap {swapped} and ask for {asked}: too few {split} "
+                "questions are answered rightly with different answers; draw fewer pairs, or give more entities"
+            )
+        drawn += [(pair, swapped, asked, (base.entity, source.entity)) for (base, source), pair in found.items()]
     pairs, swaps, asks, entities = zip(*drawn, strict=True)
     groups = tuple((task.group.get(base, base), task.group.get(source, source)) for base, source in entities)
     clusters = tuple(

@@ -106,29 +106,12 @@ class InterchangeRuns:
         check_argument("causal.InterchangeRuns", pairs, CounterfactualPairs, "encode_pairs(pairs, tokenizer)")
         check_argument("causal.InterchangeRuns", site, (int, Site), "the number of a block, or a site of find_sites")
         check_count("causal.InterchangeRuns", "batch_size", batch_size)
-        embeddings: Any = model.get_input_embeddings()
-        vocabulary = embeddings.num_embeddings
-        if (largest := max(map(max, (*pairs.base_ids, *pairs.source_ids, pairs.label_tokens)))) >= vocabulary:
-            raise InputError(
-                f"the pairs contain token {largest}, and {type(model).__name__} has {vocabulary} tokens: encode them with the "
-                "tokeniser of this model"
-            )
+        _check_vocabulary(model, pairs)
         self.model = model.eval().requires_grad_(False)
         self.pairs, self.batch_size, self._progress = pairs, batch_size, progress
         pairs.span(span)  # raises for an unknown span before any forward pass
-        self.site = find_sites(model, "block-output", layers=site)[0] if isinstance(site, int) else site
-        if self.site.layer is None or self.site.output_slice is not None:
-            raise InputError(
-                f"site '{self.site.name}': an interchange needs the whole output of a module inside the transformer blocks"
-            )
-        self._layer, self._rotations = self.site.layer, _rotations(model)
-        try:
-            self._module = model.get_submodule(self.site.module)
-        except AttributeError:
-            raise InputError(
-                f"{type(model).__name__} has no site '{self.site.name}': give one of find_sites(model, ...)"
-            ) from None
-        stacks = layer_stacks(model)
+        self.site, self._layer, self._module = _site_of(model, site)
+        self._rotations, stacks = _rotations(model), layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
         self._source = self._run("source texts", pairs.source_ids)
@@ -140,9 +123,8 @@ class InterchangeRuns:
         self._select_span(span)
         states = [each for each in keys if each is not None]
         self._keys = StoredKeys(torch.cat(states), self._layer) if states and len(states) == len(keys) else None
-        if self._keys is not None and not self._reproduces_base_odds():
+        if self._keys is None or not self._reproduces_base_odds():
             self._keys = None
-        if self._keys is None:
             self._check_resumed()
 
     def at(self, span: str) -> InterchangeRuns:
@@ -352,6 +334,28 @@ class InterchangeRuns:
                 stack.callback(_restore, block, instance_forward)
             stack.callback(self._blocks[self._layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
             yield
+
+
+def _check_vocabulary(model: PreTrainedModel, pairs: CounterfactualPairs) -> None:
+    """Raise InputError for pairs of a larger vocabulary than the model's."""
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.num_embeddings
+    if (largest := max(map(max, (*pairs.base_ids, *pairs.source_ids, pairs.label_tokens)))) >= vocabulary:
+        raise InputError(
+            f"the pairs contain token {largest}, and {type(model).__name__} has {vocabulary} tokens: encode them with the "
+            "tokeniser of this model"
+        )
+
+
+def _site_of(model: PreTrainedModel, site: Site | int) -> tuple[Site, int, nn.Module]:
+    """The site, or that of the output of a block, the number of its block, and its module."""
+    found = find_sites(model, "block-output", layers=site)[0] if isinstance(site, int) else site
+    if found.layer is None or found.output_slice is not None:
+        raise InputError(f"site '{found.name}': an interchange needs the whole output of a module inside the transformer blocks")
+    try:
+        return found, found.layer, model.get_submodule(found.module)
+    except AttributeError:
+        raise InputError(f"{type(model).__name__} has no site '{found.name}': give one of find_sites(model, ...)") from None
 
 
 class _Rotations(NamedTuple):
