@@ -6,11 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import CompileConfig, GenerationConfig
+from transformers import CompileConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from helpers.models import needs_compiler, random_adapter, token_batch
 from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import BASE
+from road_interp.errors import InputError
 
 pytestmark = [needs_compiler, pytest.mark.slow]
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.compiled)]
@@ -103,3 +104,50 @@ def test_the_unrotated_model_stays_itself():
     with model.attached():
         assert not torch.allclose(compiled(**batch).logits, expected, **CLOSE)
     torch.testing.assert_close(compiled(**batch).logits, expected, **CLOSE)
+
+
+def compiled_decoding(**settings):
+    config = CompileConfig(fullgraph=True, dynamic=False, backend="aot_eager", mode=None)
+    config._compile_all_devices = True
+    return GenerationConfig(cache_implementation="static", compile_config=config, do_sample=False, pad_token_id=0, **settings)
+
+
+@torch.no_grad()
+def test_compiled_beams_have_the_adapter_of_their_row():
+    model, batch = bank_model(), token_batch(2)
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": 2}
+    eager = GenerationConfig(do_sample=False, pad_token_id=0, **settings)
+    found, expected = (
+        model.generate(batch, adapter_names=["a", "b"], generation_config=each)[1]
+        for each in (compiled_decoding(**settings), eager)
+    )
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 4])
+def test_compiled_code_refuses_other_rows_than_names(rows):
+    model = bank_model(target_modules="block-output")
+    compiled = torch.compile(model.model, backend="aot_eager")
+    with model.attached(["a", "b"]):
+        with pytest.raises(InputError, match=f"2 names for a batch of {rows} rows"):
+            compiled(**token_batch(rows))
+        found = compiled(**token_batch(2)).logits
+    torch.testing.assert_close(found, model(base=token_batch(2), adapter_names=["a", "b"])[1].logits, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_call_inside_compiled_decoding_is_refused():
+    """Compiled code would apply the rotations of both."""
+    model, batch = bank_model(), token_batch(2)
+
+    class Other(LogitsProcessor):
+        def __call__(self, ids, scores):
+            model(base=batch, adapter_names=["b", "b"])
+            return scores
+
+    config = compiled_decoding(max_new_tokens=6, min_new_tokens=6)
+    expected = model.generate(batch, adapter_names=["a", "a"], generation_config=config)[1]
+    with pytest.raises(InputError, match="a call in MainThread overlaps with a compiled generate in MainThread"):
+        model.generate(batch, adapter_names=["a", "a"], generation_config=config, logits_processor=LogitsProcessorList([Other()]))
+    assert torch.equal(model.generate(batch, adapter_names=["a", "a"], generation_config=config)[1], expected)
