@@ -25,6 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from transformers import LogitsProcessorList
 
 from helpers.models import CAN_COMPILE, random_adapter, tiny_model
 from road_interp.adapters.bank import BASE, RoadBank
@@ -163,6 +164,23 @@ class Programs(RuleBasedStateMachine):
         with dense(self.clean, rows):
             expected = self.clean.generate(**INPUTS, **GREEDY)
         assert torch.equal(ids, expected)
+
+    @precondition(lambda self: self.is_free())
+    @rule(strengths=ROWS)
+    def call_inside_generate(self, strengths):
+        """As from a logits processor: the call has its own rotations, and the generation goes on with those that it had."""
+        (arguments, rows), (inner, inner_rows) = self.selection(), self.selection(strengths)
+        seen = []
+
+        def call(ids, scores):
+            seen.append(self.model(base=INPUTS, **inner)[1].logits)
+            return scores
+
+        ids = self.model.generate(INPUTS, **arguments, **GREEDY, logits_processor=LogitsProcessorList([call]))[1]
+        with dense(self.clean, rows):
+            assert torch.equal(ids, self.clean.generate(**INPUTS, **GREEDY))
+        for logits in seen:
+            self.check(logits, inner_rows)
 
     @precondition(lambda self: self.is_free())
     @rule()
