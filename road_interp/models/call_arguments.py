@@ -7,9 +7,10 @@ from numbers import Integral
 from typing import Any
 
 from torch import Tensor
+from transformers import Cache
 
 from road_interp.errors import InputError, did_you_mean
-from road_interp.models.token_selection import ROW_INPUTS
+from road_interp.models.token_selection import ROW_INPUTS, STATES
 from road_interp.sites.positions import Positions, parse_positions
 
 OF_ROWS = ("adapter_names", "positions", "tasks", "trainable_tasks", "strengths")
@@ -47,6 +48,12 @@ def check_no_inputs(options: Mapping[str, Any]) -> None:
     """Raise InputError for inputs of the model beside the mapping of its inputs, where rows and tokens are looked for."""
     if name := next((each for each in (*ROW_INPUTS, "inputs") if options.get(each) is not None), None):
         raise InputError(f"'{name}' is an input of the model: give it in the mapping of its inputs, with the tokens")
+
+
+def check_new_cache(inputs: Mapping[str, Any]) -> None:
+    """Raise InputError for a cache in the inputs of two passes, of which both would write into it."""
+    if any(value is not None and (name in STATES or isinstance(value, Cache)) for name, value in inputs.items()):
+        raise InputError("output_original_output: both passes would write into the cache that is given; call without it")
 
 
 def check_subspaces(subspaces: Any, sites: int) -> None:

@@ -6,14 +6,14 @@ import copy
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
@@ -27,6 +27,7 @@ from road_interp.errors import InputError
 from road_interp.models import pyvene_io
 from road_interp.models.call_arguments import (
     check_known,
+    check_new_cache,
     check_no_inputs,
     check_subspaces,
     checked_inputs,
@@ -46,7 +47,7 @@ from road_interp.models.rotation_context import RotationContext, checkpoints_gra
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
-from road_interp.models.token_selection import STATES, prompt_mask
+from road_interp.models.token_selection import prompt_mask
 from road_interp.sites.module_tree import refuse_never_called
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
@@ -172,16 +173,16 @@ class RoadModel(IntervenableModel):
         base = checked_inputs(base, unknown)
         check_known(unknown)
         rows = RowArguments(adapter_names, tasks, trainable_tasks, strengths)
-        if output_original_output:
-            self._check_original(base)
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
+            if output_original_output:
+                check_new_cache(base)
             with self._rows_in_interventions(rows, base):
                 return super().forward(
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
                     return_dict, use_cache, intervention_additional_kwargs,
                 )  # fmt: skip
-        original = self.model(**base) if output_original_output else None
+        original = self._unrotated(self.model, base) if output_original_output else None
         extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
         with self._rotating(rows, positions, base):
             rotated = self.model(**base, **extra)
@@ -214,10 +215,10 @@ class RoadModel(IntervenableModel):
         base = checked_inputs(base, kwargs)
         check_no_inputs(kwargs)
         rows = RowArguments(adapter_names, tasks, strengths=strengths)
-        if output_original_output:
-            self._check_original({**base, **kwargs})
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
+            if output_original_output:
+                check_new_cache({**base, **kwargs})
             with self._rows_in_interventions(rows, base):
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
@@ -227,7 +228,7 @@ class RoadModel(IntervenableModel):
             raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
         by_row = any(given is not None and len(given) > 1 for given in rows)
         check_guidance(self.model, {**base, **kwargs}, by_row, self.positions if positions is None else positions)
-        original = self.model.generate(**base, **kwargs) if output_original_output else None
+        original = self._unrotated(self.model.generate, {**base, **kwargs}) if output_original_output else None
         prompt = prompt_mask(self.model, {**base, **kwargs})
         is_compiled = compiles_generation(self.model, {**base, **kwargs})
         with self._rotating(rows, positions, base, prompt, is_compiled=is_compiled):
@@ -567,12 +568,13 @@ class RoadModel(IntervenableModel):
                 "them, since this one was made. Make this RoadModel again for the weights as they are"
             )
 
-    def _check_original(self, inputs: Mapping[str, Any]) -> None:
-        """Raise InputError if the base model does not give the original output: it is rotated, or would share a cache."""
-        if self._merged is not None or shared_context(self.model) is not None:
-            raise InputError(f"the rotations are {self._applied() or 'attached'}: there is no original output without them")
-        if any(value is not None and (name in STATES or isinstance(value, Cache)) for name, value in inputs.items()):
-            raise InputError("output_original_output: both passes would write into the cache that is given; call without it")
+    def _unrotated(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+        """The output of the base model without rotations. Raises InputError if it is rotated, or would share a cache."""
+        with opened(self.model, f"a call in {threading.current_thread().name}", "call", self):
+            if self._merged is not None or shared_context(self.model) is not None:
+                raise InputError(f"the rotations are {self._applied() or 'attached'}: there is no original output without them")
+            check_new_cache(inputs)
+            return call(**inputs)
 
     def _check_pyvenes_arguments(self, positions: Positions | None, unit_locations: Any, subspaces: Any) -> None:
         """Raise InputError for subspaces of another form than pyvene's, and for `positions`, which its loop does not know."""

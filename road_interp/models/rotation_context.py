@@ -113,6 +113,7 @@ class RotationContext:
                 undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope, make))
             undo.enter_context(self._scope)
             self._views = self._read_views()
+            self._names = self._count_names() if self._is_attached else 1
             self._undo = undo.pop_all()
         if self._is_attached:
             self._context.maps, self._context.is_ready = self._coefficients.maps, True
@@ -147,6 +148,12 @@ class RotationContext:
         version, maps = self._coefficients.version(), self._coefficients.maps()
         return version, [(torch.view_as_real(a), None if b is None else torch.view_as_real(b)) for a, b in maps]
 
+    @torch.no_grad()
+    def _count_names(self) -> int:
+        """The number of rows that have maps of their own; 1 if all have the same."""
+        first, *_ = self._coefficients.maps()
+        return 1 if first.a.ndim == 1 else len(first.a)
+
     def _entries(self, index: int) -> Entries:
         """The real entries of one site under torch.compile, which compiles again if the maps change inside this context."""
         if self._views is None or self._coefficients.version is None or self._views[0] != self._coefficients.version():
@@ -165,9 +172,8 @@ class RotationContext:
         """torch passes no keyword arguments to a hook that another thread removes while the call begins."""
         inputs = named_inputs(module, args, kwargs or {})
         if torch.compiler.is_compiling():
-            entries = self._entries(0)
-            if entries.d0.ndim > 1 and self._is_attached and not self._thread.generates:
-                check_rows(len(entries.d0), given_rows(inputs))
+            if self._is_attached and not self._thread.generates:
+                check_rows(self._names, given_rows(inputs))
         elif not self.is_active:
             return
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import replace
 
 import pytest
@@ -54,15 +55,41 @@ def test_merged_weights_are_not_rotated_again_by_pyvenes_loop():
             call(base=batch, subspaces=everywhere(model))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"unit_locations": {"base": 0}}])
-def test_there_is_no_original_output_of_a_rotated_base(arguments):
-    model, batch = road_model(), token_batch(2)
-    with model.attached(), pytest.raises(InputError, match="are attached: there is no original output"):
-        model(base=batch, output_original_output=True, **arguments)
+def test_there_is_no_original_output_of_a_rotated_base():
+    model, batch, in_pyvene = road_model(), token_batch(2), {"unit_locations": {"base": 0}}
+    with model.attached():
+        with pytest.raises(InputError, match="are attached: there is no original output"):
+            model(base=batch, output_original_output=True)
+        with pytest.raises(InputError, match=r"overlaps with attached\("):
+            model(base=batch, output_original_output=True, **in_pyvene)
     model.merge()
     for call in (model, model.generate):
         with pytest.raises(InputError, match="are merged: there is no original output"):
-            call(base=batch, output_original_output=True, **arguments)
+            call(base=batch, output_original_output=True)
+        with pytest.raises(InputError, match="are merged, and pyvene's loop would apply them again"):
+            call(base=batch, output_original_output=True, **in_pyvene)
+
+
+def test_the_original_output_is_not_computed_beside_attached():
+    """Another thread enters `attached` between the check and the pass."""
+    model, batch, refused = road_model(), token_batch(2), []
+    expected, attach = model.model(**batch).logits, model.attached()
+
+    def enter():
+        with pytest.raises(InputError, match=r"attached\(\) .* overlaps with a call in MainThread"):
+            attach.__enter__()
+        refused.append(True)
+
+    def before(module, args, kwargs):
+        if not refused:
+            thread = threading.Thread(target=enter)
+            thread.start()
+            thread.join()
+
+    with model.model.register_forward_pre_hook(before, with_kwargs=True):
+        original, _ = model(base=batch, output_original_output=True)
+    assert refused
+    assert torch.equal(original.logits, expected)
 
 
 def test_a_model_is_not_copied_while_rotations_are_attached():
