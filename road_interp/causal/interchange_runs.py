@@ -8,6 +8,7 @@ alignment search, Geiger et al. 2024; CausalGym, Arora et al. 2024).
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -27,7 +28,7 @@ from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of
 from road_interp.errors import InputError, first_line
 from road_interp.models.head_logits import logits_at
 from road_interp.models.merging import merged_rotations
-from road_interp.models.open_contexts import OpenContext, shared_context
+from road_interp.models.open_contexts import OpenContext, opened, shared_context
 from road_interp.progress import Progress, silent
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import evaluating, hidden_of, layer_stacks, with_hidden
@@ -328,6 +329,7 @@ class InterchangeRuns:
             return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
         with ExitStack() as stack:
+            stack.enter_context(opened(self.model, f"an interchange in {threading.current_thread().name}", "only call"))
             for block in self._blocks[: self._layer]:
                 instance_forward = block.__dict__.get("forward")  # set by accelerate's hooks
                 block.forward = skip

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from road_interp.errors import InputError
 from road_interp.rotation.plane_maps import PlaneMaps
 
-Kind = Literal["call", "compiled call", "attached", "alone"]
+Kind = Literal["call", "only call", "attached", "alone"]
 _OPEN: WeakKeyDictionary[PreTrainedModel, list[OpenContext]] = WeakKeyDictionary()  # of every model
 _LOCK = Lock()
 
@@ -23,7 +23,7 @@ class OpenContext:
 
     Attributes:
         name: in errors.
-        kind: a "call" concerns its own thread. So does a "compiled call", but compiled code cannot tell threads apart.
+        kind: a "call" concerns its own thread. An "only call" would change the calls beside it, as compiled code does.
             "attached" rotations concern the calls of every thread. What changes the model for every thread, such as a merge, has
             it "alone".
         owner: the RoadModel that opened it.
@@ -38,7 +38,7 @@ class OpenContext:
     def admits(self, kind: Kind) -> bool:
         """Whether a context of another kind may be opened beside this one: calls beside attached rotations, and beside calls."""
         if self.kind == "attached":
-            return self.is_ready and kind in ("call", "compiled call")
+            return self.is_ready and kind in ("call", "only call")
         return self.kind == kind == "call"
 
 

@@ -500,7 +500,7 @@ class RoadModel(IntervenableModel):
         thread = threading.current_thread().name
         name = attached or (f"a compiled generate in {thread}" if is_compiled else f"a call in {thread}")
         applied = self._applied(attached is not None)
-        kind: Kind = "call" if applied else "attached" if attached else "compiled call" if is_compiled else "call"
+        kind: Kind = "call" if applied else "attached" if attached else "only call" if is_compiled else "call"
         with opened(self.model, name, kind, self, is_ready=kind != "attached") as context:
             self._check_weights()
             if self._applied(attached is not None) != applied:  # the context is open, and keeps them as they are

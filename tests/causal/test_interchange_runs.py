@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -549,3 +550,25 @@ def test_runs_notice_maps_that_change_inside_attached(tokenizer):
             change()
             with pytest.raises(InputError, match="these runs were made with other rotations"):
                 runs.odds(no_swap)
+
+
+def test_a_call_beside_an_interchange_is_refused(tokenizer):
+    """It would skip the blocks before the intervened one, too."""
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
+    runs, refused = InterchangeRuns(base, ragged(tokenizer), 1, "does"), []
+    expected = runs.odds(full_swap)
+
+    def call():
+        with pytest.raises(InputError, match="a call in other overlaps with an interchange in MainThread"):
+            model(base={"input_ids": torch.tensor([[3, 4]])})
+        refused.append(True)
+
+    def swap(states, sources):
+        thread = threading.Thread(target=call, name="other")
+        thread.start()
+        thread.join()
+        return full_swap(states, sources)
+
+    assert torch.equal(runs.odds(swap), expected)
+    assert refused
