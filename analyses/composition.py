@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
 from matplotlib.pyplot import figure
 from matplotlib.style import context
 
@@ -23,6 +25,7 @@ from road_interp import plots
 from road_interp.adapters.bank import BASE
 from road_interp.cli.app import main_of
 from road_interp.measure.composition import CompositionReport
+from road_interp.measure.intervals import mean_over_seeds
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import is_here, readable_name
@@ -137,6 +140,21 @@ def draw(found: CompositionStudy, folder: Path) -> list[Path]:
     ]
 
 
+def bank(found: CompositionStudy) -> CompositionReport | None:
+    """Three undivided adapters that a row chooses by name, on the divisions where all are measured.
+
+    Those of "trained apart and multiplied" show their task alone, and "undivided, loss of own tokens" shows both; no training
+    answer shows both.
+    """
+    apart, both = (found.reports.get(slug) for slug in ("multiplied", "undivided_own-loss"))
+    seeds = [seed for seed in apart.seeds if seed in both.seeds] if apart and both else []
+    if not (apart and both and seeds):
+        return None
+    together = "+".join(apart.tasks)
+    scores = [(both if score.active == together else apart).on_seeds(seeds).of(score.active) for score in apart.scores]
+    return replace(apart, method="three adapters by name", seeds=tuple(seeds), scores=tuple(scores))
+
+
 def describe(found: CompositionStudy) -> Described:
     rows = []
     divided = {(each.model, each.tasks): each for slug, each in found.reports.items() if slug.endswith(MAIN)}
@@ -160,6 +178,14 @@ def describe(found: CompositionStudy) -> Described:
             if other is not each and {*other.seeds} & {*each.seeds}:
                 value = with_interval(each.difference(other, together.active))
                 rows.append((f"{name} minus {words}: {together.active}", value))
+                rows += by_division(f"{name} minus {words}: {together.active}", each.paired(other, together.active))
+    if (by_name := bank(found)) and (main := found.reports.get(MAIN)) and {*by_name.seeds} <= {*main.seeds}:
+        model = readable_name(by_name.model)
+        for name, each in ((by_name.method, by_name), ("planes", main.on_seeds(by_name.seeds))):
+            same = f"{model}, {name}, division {', '.join(map(str, by_name.seeds))}"
+            rows.append((f"{same}: mean over sets", with_interval(each.mean_control())))
+            rows += [(f"{same}: {score.active}", with_interval(each.control(score.active))) for score in each.scores[1:]]
+        rows.append((f"{model}, {by_name.method} minus planes: mean over sets", with_interval(by_name.difference(main))))
     first = next(iter(found.reports.values()))
     sentence = (
         "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
@@ -169,6 +195,18 @@ def describe(found: CompositionStudy) -> Described:
         "its place; the more frequent label is what an answer would have right that is always the same."
     )
     return sentence, rows
+
+
+def by_division(name: str, differences: Float[np.ndarray, "divisions prompts"]) -> list[tuple[str, str]]:
+    """The differences of several divisions: their number and values, and the mean over these reviews, as of one division."""
+    means = differences.mean(1)
+    if len(means) < 2:
+        return []
+    above = f"above in {(means > 0).sum()} of {len(means)} divisions ({', '.join(f'{value:.3f}' for value in means)})"
+    return [
+        (f"{name}, by division", above),
+        (f"{name}, over reviews", with_interval(mean_over_seeds(differences.ravel(), 1, True))),
+    ]
 
 
 def rate_conditions() -> dict[str, Condition]:

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from road_interp.adapters.bank import BASE
 from road_interp.arguments import check_callable, checked_reports
@@ -130,23 +130,39 @@ class CompositionReport(Result):
         """Mean of `control` over all sets of active tasks, with its 95% interval over seeds and prompts."""
         return mean_over_divisions(self._controlled([score.active for score in self.scores]).mean(0), len(self.seeds))
 
-    def difference(self, other: CompositionReport, active: str) -> tuple[float, float, float]:
+    def difference(self, other: CompositionReport, active: str | None = None) -> tuple[float, float, float]:
         """`control` minus that of another report on the seeds that both have, with the 95% interval over seeds and prompts.
 
-        Differences are paired by seed and prompt, so that reports must be of the same reviews. Raises InputError without a seed
-        in common, and for other numbers of prompts.
+        Args:
+            active: a set of active tasks; by default the mean over all sets is compared.
+
+        Raises InputError as `paired` does.
+        """
+        differences = self.paired(other, active)
+        return mean_over_divisions(differences.ravel(), len(differences), paired=True)
+
+    def paired(self, other: CompositionReport, active: str | None = None) -> Float[np.ndarray, "seeds prompts"]:
+        """The differences that `difference` takes the mean of, by seed and prompt.
+
+        Reports must be of the same reviews. Raises InputError without a seed in common, and for other numbers of prompts.
         """
         seeds = [seed for seed in self.seeds if seed in other.seeds]
         if not seeds:
             raise InputError(f"seeds {self.seeds} and {other.seeds} have none in common: they cannot be paired")
-        mine, others = (
-            each._controlled([active])[0].reshape(len(each.seeds), -1)[[each.seeds.index(seed) for seed in seeds]]
-            for each in (self, other)
-        )
+        sets = [score.active for score in self.scores] if active is None else [active]
+        mine, others = (each.on_seeds(seeds)._controlled(sets).mean(0).reshape(len(seeds), -1) for each in (self, other))
         if mine.shape != others.shape:
             counts = f"{mine.shape[1]} and {others.shape[1]}"
             raise InputError(f"the reports have {counts} prompts for each seed: they cannot be paired")
-        return mean_over_divisions((mine.astype(float) - others).ravel(), len(seeds), paired=True)
+        return mine - others
+
+    def on_seeds(self, seeds: Sequence[int]) -> CompositionReport:
+        """The report of some of its seeds, without answers. Raises InputError for a seed that it does not have."""
+        if missing := {*seeds} - {*self.seeds}:
+            raise InputError(f"no outcomes of seed {min(missing)}; there are those of {', '.join(map(str, self.seeds))}")
+        places = [self.seeds.index(seed) for seed in seeds]
+        scores = tuple(_on_seeds(score, len(self.seeds), places) for score in self.scores)
+        return replace(self, seeds=tuple(seeds), scores=scores)
 
     def least_control(self) -> tuple[str, tuple[float, float, float]]:
         """The set of active tasks with the lowest `control`, and its value."""
@@ -204,6 +220,16 @@ class CompositionReport(Result):
         majorities = [each.majority for each in reports if each.majority is not None]
         majority = float(np.mean(majorities)) if majorities else None
         return cls(first.model, first.method, first.tasks, seeds, scores, majority)
+
+
+def _on_seeds(score: SetScore, seeds: int, places: Sequence[int]) -> SetScore:
+    """The outcomes of the seeds at these places among all `seeds`."""
+
+    def chosen(outcomes: tuple[bool, ...]) -> tuple[bool, ...]:
+        return tuple(np.asarray(outcomes, bool).reshape(seeds, -1)[[*places]].ravel().tolist())
+
+    shown, tried = ({task: chosen(each) for task, each in kind.items()} for kind in (score.shown, score.tried))
+    return SetScore(score.active, shown, (), score.perplexity, tried, chosen(score.finished))
 
 
 def _over_seeds(scores: Sequence[SetScore]) -> SetScore:

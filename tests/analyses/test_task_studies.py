@@ -45,6 +45,24 @@ def test_composition(known, command, monkeypatch, tmp_path):
     assert len(output["figures"]) == 2
 
 
+def test_three_adapters_by_name_and_differences_by_division(known):
+    """The bank takes both tasks from the undivided adapter of its loss, all else from the adapters trained apart."""
+    study = known["composition"]
+    divisions = [composition_report(seed) for seed in (0, 1)]
+    apart = composition_report(0, lambda prompts, active: scripted(prompts, "__base__" if "+" in active else active))
+    both = [composition_report(seed, with_both_tasks) for seed in (0, 1)]
+    pieces = {"planes_coact-0.5": divisions, "multiplied": [apart], "undivided_own-loss": both}
+    numbers = dict(study.describe(study.report(pieces))[1])
+    by_name = {row.partition("division 0: ")[2]: value[:5] for row, value in numbers.items() if "by name, division 0" in row}
+    assert by_name == dict.fromkeys(("mean over sets", "label", "closing", "label+closing"), "1.000")
+    assert numbers["m, three adapters by name minus planes: mean over sets"].startswith("0.075 [")  # .3 in one of four sets
+    name = "m, undivided, loss of own tokens minus planes: label+closing"
+    assert numbers[f"{name}, by division"] == "above in 2 of 2 divisions (0.300, 0.300)"
+    assert numbers[f"{name}, over reviews"].startswith("0.300 [")
+    del pieces["multiplied"]
+    assert not any("by name" in row for row, _ in study.describe(study.report(pieces))[1])
+
+
 def test_conditions_of_the_composition(known, monkeypatch, tmp_path):
     """One step for every eight examples; low ranks, and conditions that name one, have learning rates of their own."""
     study = known["composition"]

@@ -66,6 +66,23 @@ def test_differences_are_paired_by_seed_and_prompt():
         both.difference(fewer, "label")
     with pytest.raises(InputError, match=r"seeds \(0,\) and \(3, 1\) have none in common"):
         composition_report(0).difference(worse, "label")
+    paired = both.paired(worse)  # the mean over the sets: one of four is as in the other report
+    assert paired.shape == (1, 20)
+    assert both.difference(worse)[0] == pytest.approx(paired.mean())
+    assert both.difference(worse)[0] == pytest.approx(both.mean_control()[0] - worse.mean_control()[0])
+
+
+def test_a_report_of_some_seeds():
+    def nothing(prompts, active):
+        return scripted(prompts, "__base__")
+
+    both = CompositionReport.over_seeds([composition_report(0), composition_report(1, nothing)])
+    for place, alone in enumerate((composition_report(0), composition_report(1, nothing))):
+        found = both.on_seeds([place])
+        assert (found.seeds, found.mean_control()) == ((place,), alone.mean_control())
+        assert [score.finished for score in found.scores] == [score.finished for score in alone.scores]
+    with pytest.raises(InputError, match="no outcomes of seed 5; there are those of 0, 1"):
+        both.on_seeds([5])
 
 
 def test_a_report_without_traces_has_no_control():
