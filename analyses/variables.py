@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +34,7 @@ from road_interp.causal.variable_methods import (
     STACKED,
     WHITENED,
 )
-from road_interp.causal.variables import VariableRuns, VariablesReport
+from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights
 from road_interp.causal.variables_comparison import (
     Trial,
     VariablesComparison,
@@ -303,6 +304,8 @@ def describe(found: VariablesStudy) -> Described:
             rows += values_of(seeds, method)
             if seeds[0].coordinates == SHOWN:
                 rows.append((f"{name_of(seeds[0])}, {method}, cause and isolation", parts_of(seeds, method)))
+        if seeds[0].coordinates == SHOWN:
+            rows += frequent_groups(seeds)
         for method, other in COMPARED:
             if {method, other} <= {*measured}:
                 rows += values_of(seeds, method, other)
@@ -332,6 +335,38 @@ def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:
         cause, isolation = (np.mean([getattr(score, part) for score in scores]) for part in ("cause", "isolation"))
         found.append(f"{variable} {cause:.2f} and {isolation:.2f}")
     return ", ".join(found)
+
+
+def frequent_groups(seeds: Sequence[VariablesComparison]) -> list[tuple[str, str]]:
+    """How many test pairs the most frequent groups of entities are in, and the scores of DEEP and SHARED without the first."""
+    name = name_of(seeds[0])
+    pairs = [({*groups}, cell.rpartition(", ")[2]) for one in seeds for groups, cell in zip(one.groups, one.cells, strict=True)]
+    (first, count), *_ = Counter(group for groups, _ in pairs for group in sorted(groups)).most_common()
+    rows = [(f"{name}, most frequent", f"{first} in {count:,} of {len(pairs):,} pairs ({count / len(pairs):.0%})")]
+    for variable in seeds[0].variables:
+        about = [groups for groups, asked in pairs if asked == variable]
+        two = [group for group, _ in Counter(group for groups in about for group in sorted(groups)).most_common(2)]
+        count = sum(not groups.isdisjoint(two) for groups in about)
+        rows.append((f"{name}, most frequent about {variable}", f"{' or '.join(two)} in {count:,} of {len(about):,} pairs"))
+    for method in (DEEP, SHARED):
+        if all(method in {report.method for report in one.reports} for one in seeds):
+            value = disentangle_over_seeds([without(one, first) for one in seeds], method)
+            rows.append((f"{name}, {method}, without {first}", with_interval(value)))
+    return rows
+
+
+def without(found: VariablesComparison, group: str) -> VariablesComparison:
+    """The outcomes on the pairs that have no entity of a group; scores are NaN where no pair of a cell is left."""
+    kept = np.array([group not in groups for groups in found.groups])
+    cells = np.array(found.cells)[kept]
+    reports = []
+    for report in found.reports:
+        outcomes = np.array(report.outcomes)[kept]
+        of_cells = [(weight, outcomes[cells == cell]) for cell, weight in cell_weights(found.variables).items()]
+        disentangle = float(sum(weight * (hits.mean() if hits.size else np.nan) for weight, hits in of_cells))
+        reports.append(replace(report, outcomes=tuple(outcomes.tolist()), disentangle=disentangle, scores=()))
+    groups = tuple(groups for groups, keep in zip(found.groups, kept, strict=True) if keep)
+    return replace(found, cells=tuple(cells.tolist()), groups=groups, reports=tuple(reports))
 
 
 def describe_rates(found: VariablesStudy) -> Described:

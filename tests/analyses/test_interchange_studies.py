@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers.cli import run
@@ -131,6 +132,25 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
     assert script["rates_of"](replace(first_seed, seed=1, model="other")) == dict.fromkeys(methods, grid)
     assert script["rates_of"](replace(first_seed, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
     assert script["rates_of"](settings(seed=1)) is None
+
+
+def test_the_most_frequent_group_and_the_scores_without_it(known):
+    script = script_of(known["variables"])
+    found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json")
+    name = "SmolLM2-135M, physical object, 16 per variable"
+    rows = dict(script["frequent_groups"]([found]))
+    with_lagoon = sum("lagoon" in pair for pair in found.groups)
+    assert rows[f"{name}, most frequent"].startswith(f"lagoon in {with_lagoon} of 384 pairs")
+    of_size = [pair for pair, cell in zip(found.groups, found.cells, strict=True) if cell.endswith(", Size")]
+    either = sum("lagoon" in pair or "beer" in pair for pair in of_size)
+    assert rows[f"{name}, most frequent about Size"] == f"lagoon or beer in {either} of 192 pairs"
+    less = script["without"](found, "lagoon")
+    assert len(less.groups) == len(less.cells) == len(less.of("deep RoAd").outcomes) == 384 - with_lagoon
+    assert rows[f"{name}, deep RoAd, without lagoon"].startswith(f"{less.of('deep RoAd').disentangle:.3f} [")
+    same = script["without"](found, "no such object")
+    assert [each.disentangle for each in same.reports] == pytest.approx([each.disentangle for each in found.reports])
+    one_cell = replace(found, groups=tuple(("x", "x") if cell == found.cells[0] else ("y", "y") for cell in found.cells))
+    assert np.isnan(script["without"](one_cell, "x").of("deep RoAd").disentangle)
 
 
 @pytest.fixture
