@@ -71,6 +71,10 @@ def describe(found: AblationReport) -> Described:
         if {ANGLES, MAGNITUDES} <= {*pair}:
             difference = found.contrast(pair[ANGLES], pair[MAGNITUDES])
             numbers.append((f"{group}: {ANGLES} minus {MAGNITUDES}", with_interval(difference)))
+    for row in whole:
+        if row.group == "trained alone":
+            difference = found.contrast(rows[BOTH], row)
+            numbers.append((f"{BOTH} minus {row.component} trained alone", with_interval(difference)))
     return sentence, numbers
 
 

@@ -155,8 +155,9 @@ def describe(found: DriftStudy) -> Described:
     first = found.reports[0]
     sentence = (
         f"Change of the state of the {first.token} token: mean over seeds, lowest to highest. A block is above or below an "
-        "isotropic change if the 95% intervals over texts of all seeds are. Its change of length dM is above or below its turn, "
-        "2 sin(angle / 2), in the same way: both are fractions of the norm."
+        "isotropic change if the 95% intervals over texts of all seeds are; without a null, no isotropic change has its angle in "
+        "some seed. Its change of length dM is above or below its turn, 2 sin(angle / 2), in the same way: both are fractions of "
+        "the norm."
     )
     if any(place.norm_is_pinned for place in first.places):
         sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there is no evidence."
@@ -164,14 +165,16 @@ def describe(found: DriftStudy) -> Described:
 
 
 def _compared(reports: list[DriftReport], ratio_of: Callable[[ReadPointDrift], Mean | None]) -> str:
-    """The blocks whose ratio is above 1 in all seeds, below it, and neither."""
-    blocks: dict[str, list[int]] = {"above": [], "below": [], "undecided": [], "unchanged": []}
+    """The blocks whose ratio is above 1 in all seeds, below it, neither, and those that have no ratio."""
+    blocks: dict[str, list[int]] = {"above": [], "below": [], "undecided": [], "no null": [], "unchanged": []}
     before_norm = any(place.before_norm for place in reports[0].places)
     for layer in reports[0].layers:
         places = [each.place(layer, before_norm) for each in reports]
         ratios = [ratio_of(place) for place in places]
         if all(place.angle[0] == place.dM[0] == 0 for place in places):
             blocks["unchanged"].append(layer)
+        elif None in ratios:
+            blocks["no null"].append(layer)
         elif all(ratio and ratio[1] > 1 for ratio in ratios):
             blocks["above"].append(layer)
         elif all(ratio and ratio[2] < 1 for ratio in ratios):

@@ -55,6 +55,7 @@ def draw(found: StrengthReport, folder: Path) -> list[Path]:
 
 def describe(found: StrengthReport) -> Described:
     rows = [(f"strength {t:g}", with_interval(rate)) for t, rate in zip(found.strengths, found.rates(), strict=True)]
+    rows += [(f"strength {t:g}, perplexity", f"{each:.0f}") for t, each in zip(found.strengths, found.perplexity, strict=True)]
     return f"Fraction of answers that show '{found.task}' by the strength of its rotation; 1 is the trained adapter.", rows
 
 

@@ -110,6 +110,7 @@ def test_ablation(known, command, finished, monkeypatch, tmp_path):
     assert found.rows[-1].correct == found.rows[0].correct  # the same run, after all
     assert {row.group for row in found.rows} >= {"components", "layer", "kind", "most rotated"}
     assert "angles alone lose" in output["sentence"]
+    assert output["numbers"]["both minus magnitudes only trained alone"].startswith("0.000 [")
     monkeypatch.setitem(script, "run_of", None)
     command("ablation", "--quick")  # nothing is left
 

@@ -91,7 +91,7 @@ def moved(known, monkeypatch):
     script["BASELINES"].clear()
 
 
-def test_drift(command, moved, tmp_path):
+def test_drift(known, command, moved, tmp_path):
     for _ in range(2):
         output = command("drift", "--quick")
     assert moved == [("full", 0, 2), ("lora", 0, 2), ("road_1", 0, 2), ("full", 1, 2)]  # each once
@@ -111,6 +111,8 @@ def test_drift(command, moved, tmp_path):
     against = {f"{each}: against an isotropic change" for each in methods}
     assert against <= set(output["numbers"])
     assert output["numbers"]["pretrained against itself: against an isotropic change"] == "unchanged in 0, 1"
+    compared = script_of(known["drift"])["_compared"]
+    assert compared([found.reports[0]], lambda place: None) == "no null in 0, 1"  # texts turn by 90 degrees or more
 
 
 def test_drift_of_every_seed_and_between_seeds(known, moved, tmp_path):

@@ -162,7 +162,8 @@ def test_strength(known, command, monkeypatch, tmp_path):
     monkeypatch.setitem(known, "strength", replace(known["strength"], measure=scripted))
     output = command("strength", "--quick")
     assert asked == [(["closing"], 4, 0)]  # one seed
-    assert list(output["numbers"]) == ["strength 0", "strength 1"]
+    assert list(output["numbers"]) == ["strength 0", "strength 1", "strength 0, perplexity", "strength 1, perplexity"]
+    assert output["numbers"]["strength 1, perplexity"] == "3"
     assert StrengthReport.load(tmp_path / "figures" / "strength.json") == report
     command("strength", "--quick", "--redraw", "--out", tmp_path / "again")
     assert StrengthReport.load(tmp_path / "again" / "strength.json") == report
