@@ -76,6 +76,9 @@ def describe(found: CapacityReport) -> Described:
     rows = [
         (f"{each.family}: {each.name} ({each.percent:.3f}%)", with_interval((each.mean, *each.interval))) for each in found.points
     ]
+    for each in found.points:
+        if len(each.scores) > 1:
+            rows.append((f"{each.family}: {each.name}, by seed", ", ".join(f"{score:.3f}" for score in each.scores)))
     return sentence, rows
 
 

@@ -189,6 +189,7 @@ def test_capacity(known, command, monkeypatch, tmp_path):
         output = command("capacity", "--quick")
     assert len(trained) == len(set(trained)) == len(known["capacity"].conditions) == 19  # each is another way, once
     (row,) = [name for name in output["numbers"] if name.startswith("LoRA, rank: rank 16")]
+    assert output["numbers"]["LoRA, rank: rank 8, by seed"] == ", ".join(["0.900"] * 3)
     assert (row, output["numbers"][row][:4]) == ("LoRA, rank: rank 16 (0.100%)", "0.90")
     assert "cannot be ordered" in output["sentence"]
     only = ("capacity", "--quick", "--results", tmp_path / "only")
