@@ -62,7 +62,8 @@ def describe(found: AblationReport) -> Described:
         f"{readable_name(found.model)}, {found.metric}: angles alone lose {with_interval(found.loss(rows[ANGLES]))} "
         "against both components, "
         f"magnitudes alone {with_interval(found.loss(rows[MAGNITUDES]))}, neither "
-        f"{with_interval(found.loss(rows[NEITHER]))}."
+        f"{with_interval(found.loss(rows[NEITHER]))}. Intervals are of variance components over seeds and texts; the study "
+        "capacity has wider ones."
     )
     whole = [row for row in found.rows if row.what == "all planes"]
     numbers = [(f"{row.group}: {row.component}", with_interval(found.accuracy(row))) for row in whole]
@@ -91,8 +92,7 @@ STUDY = Study(
     ),
     caveat=(
         "One model, one data set and three seeds. An ablation says what this adapter uses, not what another training could do "
-        "without; the learning rate was chosen for both components together. Intervals are those of variance components over "
-        "seeds and texts, narrower than those of the study capacity for the same runs."
+        "without; the learning rate was chosen for both components together."
     ),
     recipe="sentiment-minilm",
     conditions={
