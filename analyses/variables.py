@@ -342,12 +342,12 @@ def frequent_groups(seeds: Sequence[VariablesComparison]) -> list[tuple[str, str
     name = name_of(seeds[0])
     pairs = [({*groups}, cell.rpartition(", ")[2]) for one in seeds for groups, cell in zip(one.groups, one.cells, strict=True)]
     (first, count), *_ = Counter(group for groups, _ in pairs for group in sorted(groups)).most_common()
-    rows = [(f"{name}, most frequent", f"{first} in {count:,} of {len(pairs):,} pairs ({count / len(pairs):.0%})")]
+    rows = [(f"{name}, most frequent", f"{first} is in {count:,} of {len(pairs):,} pairs ({count / len(pairs):.0%})")]
     for variable in seeds[0].variables:
         about = [groups for groups, asked in pairs if asked == variable]
         two = [group for group, _ in Counter(group for groups in about for group in sorted(groups)).most_common(2)]
         count = sum(not groups.isdisjoint(two) for groups in about)
-        rows.append((f"{name}, most frequent about {variable}", f"{' or '.join(two)} in {count:,} of {len(about):,} pairs"))
+        rows.append((f"{name}, most frequent about {variable}", f"{' or '.join(two)} is in {count:,} of {len(about):,} pairs"))
     for method in (DEEP, SHARED):
         if all(method in {report.method for report in one.reports} for one in seeds):
             value = disentangle_over_seeds([without(one, first) for one in seeds], method)

@@ -140,10 +140,10 @@ def test_the_most_frequent_group_and_the_scores_without_it(known):
     name = "SmolLM2-135M, physical object, 16 per variable"
     rows = dict(script["frequent_groups"]([found]))
     with_lagoon = sum("lagoon" in pair for pair in found.groups)
-    assert rows[f"{name}, most frequent"].startswith(f"lagoon in {with_lagoon} of 384 pairs")
+    assert rows[f"{name}, most frequent"].startswith(f"lagoon is in {with_lagoon} of 384 pairs")
     of_size = [pair for pair, cell in zip(found.groups, found.cells, strict=True) if cell.endswith(", Size")]
     either = sum("lagoon" in pair or "beer" in pair for pair in of_size)
-    assert rows[f"{name}, most frequent about Size"] == f"lagoon or beer in {either} of 192 pairs"
+    assert rows[f"{name}, most frequent about Size"] == f"lagoon or beer is in {either} of 192 pairs"
     less = script["without"](found, "lagoon")
     assert len(less.groups) == len(less.cells) == len(less.of("deep RoAd").outcomes) == 384 - with_lagoon
     assert rows[f"{name}, deep RoAd, without lagoon"].startswith(f"{less.of('deep RoAd').disentangle:.3f} [")
