@@ -211,23 +211,14 @@ def draw_variable_pairs(
     rng = random.Random(f"{seed} {split}")
     of_split = [question for question in answered if task.split[question.entity] == split]
     known = {name: [question for question in of_split if question.attribute == name] for name in task.attributes}
-    right = set(of_split)
-
-    def usable(base: Question, source: Question, swapped: str) -> Pair | None:
-        """The pair of two questions whose entities differ in the swapped attribute; None if it cannot be asked."""
-        differ = task.values[base.entity][swapped] != task.values[source.entity][swapped]
-        pair = _pair(task, base, source) if differ and base._replace(entity=source.entity) in right else None
-        return pair if pair is not None and _can_be_encoded(pair, tokenizer, prefix) else None
-
     drawn: list[tuple[Pair, str, str, tuple[str, str]]] = []
     for swapped, asked in product(task.attributes, repeat=2):
         found: dict[tuple[Question, Question], Pair] = {}
-        for _ in range(200 * count if known[asked] else 0):
+        for base, source, pair in _draw(task, known[asked], of_split, swapped, rng, 200 * count):
+            if (base, source) not in found and _can_be_encoded(pair, tokenizer, prefix):
+                found[base, source] = pair
             if len(found) == count:
                 break
-            base, source = rng.choice(known[asked]), rng.choice(of_split)
-            if (base, source) not in found and (pair := usable(base, source, swapped)) is not None:
-                found[base, source] = pair
         if len(found) < count:
             raise InputError(
                 f"{task.name}: {len(found)} pairs of {count} that swap {swapped} and ask for {asked}: too few {split} "
@@ -241,6 +232,18 @@ def draw_variable_pairs(
         for (base, source), (one, other) in zip(entities, groups, strict=True)
     )
     return VariablePairs(encode_pairs(pairs, tokenizer, task.name, prefix), swaps, asks, entities, groups, clusters)
+
+
+def _draw(
+    task: EntityTask, bases: Sequence[Question], sources: Sequence[Question], swapped: str, rng: random.Random, tries: int
+) -> Iterator[tuple[Question, Question, Pair]]:
+    """Pairs whose entities differ in the swapped attribute and in the answer, and whose base is answered rightly about both."""
+    right = set(sources)
+    for _ in range(tries if bases else 0):
+        base, source = rng.choice(bases), rng.choice(sources)
+        differ = task.values[base.entity][swapped] != task.values[source.entity][swapped]
+        if differ and base._replace(entity=source.entity) in right and (pair := _pair(task, base, source)) is not None:
+            yield base, source, pair
 
 
 def check_questions(questions: Sequence[Question], task: EntityTask) -> None:
