@@ -251,7 +251,7 @@ class RoadModel(IntervenableModel):
         the same base model apply both rotations. Parameters that change inside it take effect at the next call of the base model.
 
         Raises:
-            InputError: another `attached` of the same base model is open, or a call of a RoadModel on it, in any thread; the
+            InputError: something else runs on the same base model in any thread, such as a call or another `attached`; the
                 message names both.
         """
         given = {"adapter_names": adapter_names, "positions": positions, "tasks": tasks, "strengths": strengths}
