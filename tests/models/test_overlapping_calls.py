@@ -15,6 +15,7 @@ from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
 from road_interp.models.continuous_batching import ContinuousBatching
 from road_interp.models.generate_arguments import compiles_generation
+from road_interp.models.open_contexts import is_rotated, opened, shared_context
 from road_interp.models.road_model import RoadModel
 from road_interp.models.row_selection import RowSelection
 from road_interp.sites.find import find_sites
@@ -52,6 +53,34 @@ class During(LogitsProcessor):
 def generate(model, batch, during, **options):
     settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     return model.generate(batch, logits_processor=LogitsProcessorList([during]), **settings, **options)[1]
+
+
+# ------------------------------------------------------------------ what runs beside what
+
+
+BESIDE = {"call": ("call",), "only call": (), "attached": ("call", "only call"), "alone": ()}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+@pytest.mark.parametrize("first", BESIDE)
+def test_what_may_begin_beside_what(first, kind):
+    base = tiny_model("Llama", "causal-lm")
+    with opened(base, "one", first) as context:
+        if kind not in BESIDE[first]:
+            with pytest.raises(InputError, match="^other overlaps with one: "), opened(base, "other", kind):
+                pass
+        else:
+            with opened(base, "other", kind):
+                assert is_rotated(base)
+            context.is_ready = False  # attached rotations are put in place, or removed
+            if first == "attached":
+                with pytest.raises(InputError, match="^other overlaps with one: "), opened(base, "other", kind):
+                    pass
+        with opened(tiny_model("Llama", "causal-lm"), "of another model", kind):
+            assert shared_context(base) is (context if first in ("attached", "alone") else None)
+    assert not is_rotated(base)
+    with opened(base, "later", "alone"):
+        pass
 
 
 # ------------------------------------------------------------------ calls inside calls
@@ -204,7 +233,7 @@ def compiled(**options):
     return {"cache_implementation": "static", "compile_config": config, **options}
 
 
-def test_which_generate_is_compiled():
+def test_which_generate_compiles():
     base = tiny_model("Llama", "causal-lm")
     assert not compiles_generation(base, {})
     assert not compiles_generation(base, {"cache_implementation": "static"})  # transformers does not compile it on a CPU
@@ -219,7 +248,7 @@ def test_which_generate_is_compiled():
 
 @torch.no_grad()
 @pytest.mark.parametrize("compiles", [False, True])
-def test_calls_beside_a_compiled_generate_are_refused(monkeypatch, compiles):
+def test_calls_beside_a_generate_that_compiles_are_refused(monkeypatch, compiles):
     """Compiled code applies the rotations of every thread; the model's `generate` is replaced by one that calls it in another."""
     model, batch = bank_model("ab"), token_batch(2)
     expected, found = model(base=batch, adapter_names=["b"] * 2)[1].logits, []
