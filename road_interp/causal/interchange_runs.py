@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -269,6 +269,7 @@ class InterchangeRuns:
 
         block = self._blocks[self._layer]
         with ExitStack() as stack:
+            stack.enter_context(self._opened())
             stack.callback(block.register_forward_pre_hook(before_block, with_kwargs=True).remove)
             stack.callback(self._module.register_forward_hook(after_site).remove)
             cache = None if keys is None else DynamicCache()
@@ -285,6 +286,7 @@ class InterchangeRuns:
         is_tuple: list[bool] = []
         block = self._blocks[self._layer]
         with ExitStack() as stack, torch.no_grad():
+            stack.enter_context(self._opened())
             hook = block.register_forward_hook(lambda module, args, output: is_tuple.append(isinstance(output, tuple)))
             stack.callback(hook.remove)
             self._last_logits(self._base.ids[:1], self._base.lengths[:1])
@@ -310,10 +312,16 @@ class InterchangeRuns:
         where = f"{type(self.model).__name__} cannot be run from block {self._layer} on, as an interchange needs"
         try:
             logits = self._resumed_logits(self._base.text[rows], torch.zeros_like(rows))
+        except InputError:
+            raise
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise InputError(f"{where}: {first_line(error)}") from error
         if not self._equals_base_odds(self._log_odds(logits, rows)):
             raise InputError(f"{where}: its answers are others than those of complete runs")
+
+    def _opened(self) -> AbstractContextManager[OpenContext]:
+        """Refuses other calls: the hooks of these runs would change them, and they the states that are read."""
+        return opened(self.model, f"an interchange in {threading.current_thread().name}", "interchange")
 
     @contextmanager
     def _resumed(self, texts: Tensor, starts: Tensor) -> Iterator[None]:
@@ -329,7 +337,7 @@ class InterchangeRuns:
             return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
         with ExitStack() as stack:
-            stack.enter_context(opened(self.model, f"an interchange in {threading.current_thread().name}", "only call"))
+            stack.enter_context(self._opened())
             for block in self._blocks[: self._layer]:
                 instance_forward = block.__dict__.get("forward")  # set by accelerate's hooks
                 block.forward = skip

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from road_interp.errors import InputError
+
 # From a module's output, and whether torch.compile is tracing, to the output that the next layer gets.
 OutputTransform = Callable[[Any, bool], Any]
 _ACTIVE: ContextVar[tuple[CallScope, ...]] = ContextVar("active scopes", default=())
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # garbage collection inside it may close a generator that holds a context
 
 
 def is_backward() -> bool:
@@ -30,10 +32,10 @@ def is_backward() -> bool:
 class CallScope:
     """The set of calls to which transforms apply.
 
-    Those of a call's scope apply to the calls of the thread or asyncio task that entered it, until it enters another one, as a
-    call inside a call does: a thread that runs with a copy of the context, as in `asyncio.to_thread`, is not included. Those of a
-    shared scope apply to the calls of every thread, those of another thread's scope to the calls of that thread. Scopes may be
-    exited in any order. Compiled code does not see scopes: there, all transforms apply.
+    Those of a call's scope apply to the calls of the thread that entered it, or of an asyncio task in it, until it enters another
+    one, as a call inside a call does: a thread that runs with a copy of the context, as in `asyncio.to_thread`, is not included.
+    Those of a shared scope apply to the calls of every thread, those of another thread's scope to the calls of that thread.
+    Scopes may be exited in any order.
 
     Args:
         shared: whether the transforms apply to all threads.
@@ -72,7 +74,7 @@ class ForwardWrapper:
     """A module's forward, followed by the transforms of the active scopes.
 
     When gradient checkpointing runs forward again in autograd's own thread, as on a GPU, those of shared scopes apply.
-    torch.compile cannot trace scopes, so all transforms apply.
+    torch.compile cannot trace scopes: all transforms apply, but those of several calls raise InputError, which ends the tracing.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -87,6 +89,8 @@ class ForwardWrapper:
         if len(self._registered) == 1 and not tracing and not torch.is_grad_enabled():
             scope, transform = self._registered[0]  # a shortcut with the same result: at one token per row, lists take time
             return transform(output, False) if scope.is_active else output
+        if tracing and sum(not each.scope.shared for each in self._registered) > 1:
+            raise InputError("compiled code cannot tell the rotations of several calls apart: call one after the other")
         transforms = [each.transform for each in self._registered if tracing or each.scope.is_active]
         for transform in transforms:
             output = transform(output, tracing)

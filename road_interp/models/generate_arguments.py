@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.sites.positions import Positions
 
-GROWING_CACHES = (None, "dynamic", "offloaded", "quantized")  # all others of transformers have a fixed size
+COMPILING_DEVICES = ("cuda", "xpu", "neuron", "tpu")  # on which transformers compiles without being asked
 
 
 def arguments_of_generate(
@@ -32,16 +32,19 @@ def generation_setting(model: PreTrainedModel, inputs: Mapping[str, Any], name: 
     return getattr(model.generation_config, name, None) if given is None else given
 
 
-def check_guidance(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: bool, positions: Positions) -> None:
-    """Raise InputError where classifier-free guidance computes unconditional rows whose rotations are not known.
+def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: bool, positions: Positions) -> None:
+    """Raise InputError where `generate` computes states whose rotations are not known.
 
-    The `generate` of some models puts them behind the others, so that rows have no order; that of all others computes them in
-    calls of their own, whose prompt is another than that in which positions are found.
+    A paged cache is that of an engine with a thread of its own. Classifier-free guidance has unconditional rows: some models put
+    them behind the others, so that rows have no order; all others compute them in calls of their own, whose prompt is another
+    than that in which positions are found.
 
     Args:
         inputs: all arguments of `generate`, by name.
         by_row: whether rows have an adapter, task or strength of their own.
     """
+    if generation_setting(model, inputs, "cache_implementation") == "paged":
+        raise InputError("cache_implementation='paged' runs an engine in a thread of its own: use RoadModel.generate_batch")
     kind, scale = model.config.model_type, generation_setting(model, inputs, "guidance_scale")
     doubles = {
         "dia": scale not in (None, 1),
@@ -61,13 +64,15 @@ def check_guidance(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: bo
 
 
 def compiles_generation(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
-    """Whether `generate` decodes with compiled code: with a static cache, on an accelerator or where it is asked to.
+    """Whether `generate` may decode with compiled code: with a cache of fixed size, on an accelerator or where it is asked to.
 
     Args:
         inputs: all arguments of `generate`, by name.
     """
     if generation_setting(model, inputs, "disable_compile"):
         return False
-    on_accelerator = model.device.type != "cpu" or generation_setting(model, inputs, "compile_config") is not None
-    wants_static = generation_setting(model, inputs, "cache_implementation") not in GROWING_CACHES
-    return on_accelerator and (wants_static or getattr(inputs.get("past_key_values"), "is_compileable", False))
+    is_asked = generation_setting(model, inputs, "compile_config") is not None
+    wants_static = "static" in str(generation_setting(model, inputs, "cache_implementation"))
+    caches = [each for each in inputs.values() if isinstance(each, Cache) and type(each) is not DynamicCache]
+    is_static = wants_static or any(each.is_compileable for each in caches)
+    return is_static and (is_asked or model.device.type in COMPILING_DEVICES)

@@ -1,21 +1,21 @@
-"""What runs on a base model at one time: calls with rotations, attached rotations, and what must have the model to itself."""
+"""What runs on a base model at one time: calls, interchanges, attached rotations, and what must have the model to itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import Lock
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from road_interp.errors import InputError
 from road_interp.rotation.plane_maps import PlaneMaps
 
-Kind = Literal["call", "only call", "attached", "alone"]
-_OPEN: WeakKeyDictionary[PreTrainedModel, list[OpenContext]] = WeakKeyDictionary()  # of every model
-_LOCK = Lock()
+Kind = Literal["call", "interchange", "attached", "merged", "alone", "merge"]
+_OPEN: WeakKeyDictionary[nn.Module, list[OpenContext]] = WeakKeyDictionary()  # of every model
+_LOCK = RLock()  # garbage collection inside it may close a generator that holds a context
 
 
 class OpenContext:
@@ -23,49 +23,75 @@ class OpenContext:
 
     Attributes:
         name: in errors.
-        kind: a "call" concerns its own thread. An "only call" would change the calls beside it, as compiled code does.
-            "attached" rotations concern the calls of every thread. What changes the model for every thread, such as a merge, has
-            it "alone".
+        kind: a "call" concerns its own thread. An "interchange" would change the calls beside it. "attached" rotations concern
+            the calls of every thread; where they are merged, the statement only keeps the weights ("merged"). A "merge" changes
+            the weights; pyvene's loop and the engine have the model "alone".
         owner: the RoadModel that opened it.
-        maps: returns the maps of attached rotations; None for anything else.
+        rotates: of a call, whether it has rotations of its own.
+        compiles: of a call, whether it runs compiled code, which cannot tell the rotations of several calls apart.
         is_ready: False while attached rotations are put in place or removed.
+        maps: returns the maps of attached rotations; None for anything else.
+        own_call: returns a context for a call of the owner inside its attached rotations.
     """
 
-    def __init__(self, name: str, kind: Kind, owner: Any = None, is_ready: bool = True) -> None:
-        self.name, self.kind, self.owner, self.is_ready = name, kind, owner, is_ready
+    def __init__(self, name: str, kind: Kind, owner: Any, rotates: bool, compiles: bool) -> None:
+        self.name, self.kind, self.owner, self.rotates, self.compiles = name, kind, owner, rotates, compiles
+        self.is_ready = kind != "attached"
         self.maps: Callable[[], Sequence[PlaneMaps]] | None = None
+        self.own_call: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def admits(self, kind: Kind) -> bool:
-        """Whether a context of another kind may be opened beside this one: calls beside attached rotations, and beside calls."""
+    def admits(self, new: OpenContext) -> bool:
+        """Whether another context may be opened beside this one."""
+        if "merged" in (self.kind, new.kind):
+            return "merge" not in (self.kind, new.kind)
         if self.kind == "attached":
-            return self.is_ready and kind in ("call", "only call")
-        return self.kind == kind == "call"
+            return self.is_ready and new.kind in ("call", "interchange")
+        if self.kind == new.kind == "call":
+            return not ((self.compiles and new.rotates) or (new.compiles and self.rotates))
+        return False
 
 
 @contextmanager
-def opened(model: PreTrainedModel, name: str, kind: Kind, owner: Any = None, is_ready: bool = True) -> Iterator[OpenContext]:
-    """Register what runs on a model. Raises InputError, which names both, beside a context that does not admit it."""
-    context = OpenContext(name, kind, owner, is_ready)
+def opened(
+    model: nn.Module, name: str, kind: Kind, owner: Any = None, rotates: bool = False, compiles: bool = False
+) -> Iterator[OpenContext]:
+    """Register what runs on a model. Raises InputError, which names both, beside a context that does not admit it.
+
+    A context of a model is one of the models that contain it, and of its parts, too.
+    """
+    context = OpenContext(name, kind, owner, rotates, compiles)
     with _LOCK:
-        others = _OPEN.setdefault(model, [])
-        if (other := next((each for each in others if not each.admits(kind)), None)) is not None:
+        if (other := next((each for each in _contexts(model) if not each.admits(context)), None)) is not None:
             raise InputError(
                 f"{name} overlaps with {other.name}: one of them changes the model for every thread. End the first, or use "
                 "forward and generate alone, whose rotations belong to their caller"
             )
-        others.append(context)
+        own = _OPEN.setdefault(model, [])
+        own.append(context)
     try:
         yield context
     finally:
         with _LOCK:
-            others.remove(context)
+            own.remove(context)
 
 
-def is_rotated(model: PreTrainedModel) -> bool:
-    """Whether a context is open on a model: a call may be rotated."""
-    return bool(_OPEN.get(model))
+def is_rotated(model: nn.Module) -> bool:
+    """Whether a call of a model may be rotated by an open context."""
+    return any(each.kind != "merged" for each in _contexts(model))
 
 
-def shared_context(model: PreTrainedModel) -> OpenContext | None:
+def shared_context(model: nn.Module) -> OpenContext | None:
     """The context that changes the calls of every thread; None if there is none. There is one at most."""
-    return next((each for each in _OPEN.get(model, ()) if each.kind in ("attached", "alone")), None)
+    return next((each for each in _contexts(model) if each.kind in ("attached", "alone", "merge")), None)
+
+
+def _contexts(model: nn.Module) -> list[OpenContext]:
+    """The open contexts of a model, of its parts and of the models that contain it."""
+    with _LOCK:
+        others = [(other, contexts) for other, contexts in _OPEN.items() if contexts and other is not model]
+        related = [contexts for other, contexts in others if _contains(model, other) or _contains(other, model)]
+        return [each for contexts in (_OPEN.get(model, ()), *related) for each in contexts]
+
+
+def _contains(model: nn.Module, part: nn.Module) -> bool:
+    return any(module is part for module in model.modules())

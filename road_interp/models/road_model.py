@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -37,8 +37,8 @@ from road_interp.models.call_arguments import (
 from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
 from road_interp.models.factor_table import Wanted
-from road_interp.models.forward_wrapper import Wrappers
-from road_interp.models.generate_arguments import check_guidance, compiles_generation
+from road_interp.models.forward_wrapper import CallScope, Wrappers
+from road_interp.models.generate_arguments import check_generation, compiles_generation
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights, merged_rotations
@@ -226,8 +226,9 @@ class RoadModel(IntervenableModel):
                 )  # fmt: skip
         if not hasattr(self.model, "generate"):
             raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
-        by_row = any(given is not None and len(given) > 1 for given in rows)
-        check_guidance(self.model, {**base, **kwargs}, by_row, self.positions if positions is None else positions)
+        if self._applied() != "attached":  # else the attached model's `generate` checks
+            by_row = any(given is not None and len(given) > 1 for given in rows)
+            check_generation(self.model, {**base, **kwargs}, by_row, self.positions if positions is None else positions)
         original = self._unrotated(self.model.generate, {**base, **kwargs}) if output_original_output else None
         prompt = prompt_mask(self.model, {**base, **kwargs})
         is_compiled = compiles_generation(self.model, {**base, **kwargs})
@@ -455,7 +456,7 @@ class RoadModel(IntervenableModel):
         """
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")
-        with opened(self.model, f"merge in {threading.current_thread().name}", "alone"):
+        with opened(self.model, f"merge in {threading.current_thread().name}", "merge"):
             if self._merged is not None:
                 raise InputError("the rotations are already merged; call unmerge first")
             self._check_weights()
@@ -470,7 +471,7 @@ class RoadModel(IntervenableModel):
         """
         if self._merged is None:
             return
-        with opened(self.model, f"unmerge in {threading.current_thread().name}", "alone"):
+        with opened(self.model, f"unmerge in {threading.current_thread().name}", "merge"):
             if self._merged is not None:
                 self._merged.restore()
             self._merged = None
@@ -500,14 +501,15 @@ class RoadModel(IntervenableModel):
         thread = threading.current_thread().name
         name = attached or (f"a compiled generate in {thread}" if is_compiled else f"a call in {thread}")
         applied = self._applied(attached is not None)
-        kind: Kind = "call" if applied else "attached" if attached else "only call" if is_compiled else "call"
-        with opened(self.model, name, kind, self, is_ready=kind != "attached") as context:
+        kind: Kind = "call" if attached is None else "merged" if applied else "attached"
+        with opened(self.model, name, kind, self, rotates=applied is None, compiles=is_compiled) as context:
             self._check_weights()
             if self._applied(attached is not None) != applied:  # the context is open, and keeps them as they are
                 raise InputError(f"{name} began while the rotations were attached, merged or taken off in another thread")
             if applied:
                 _check_unchanged(rows, positions, applied)
-                yield
+                with self._as_applied() if attached is None else nullcontext():
+                    yield
                 return
             positions = self.positions if positions is None else checked_positions(positions)
             if positions != "all" and self.model.config.is_encoder_decoder:
@@ -520,6 +522,16 @@ class RoadModel(IntervenableModel):
                 )
             with RotationContext(self.model, context, coefficients, positions, prompt, self._wrappers):
                 yield
+
+    @contextmanager
+    def _as_applied(self) -> Iterator[None]:
+        """A call that finds its rotations attached or merged. Raises InputError behind it if they were detached meanwhile."""
+        shared = shared_context(self.model)
+        with CallScope(), nullcontext() if shared is None or shared.owner is not self else shared.own_call():
+            yield
+        if shared is not None and shared_context(self.model) is not shared:
+            caller = threading.current_thread().name
+            raise InputError(f"a call in {caller} went on after the end of {shared.name}, which took off its rotations")
 
     def _applied(self, attaching: bool = False) -> str | None:
         """How the base model is rotated outside this model's own calls: "merged" or "attached"; None if it is not.
@@ -570,11 +582,13 @@ class RoadModel(IntervenableModel):
 
     def _unrotated(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
         """The output of the base model without rotations. Raises InputError if it is rotated, or would share a cache."""
-        with opened(self.model, f"a call in {threading.current_thread().name}", "call", self):
+        compiles = compiles_generation(self.model, inputs)
+        with opened(self.model, f"a call in {threading.current_thread().name}", "call", self, compiles=compiles):
             if self._merged is not None or shared_context(self.model) is not None:
                 raise InputError(f"the rotations are {self._applied() or 'attached'}: there is no original output without them")
             check_new_cache(inputs)
-            return call(**inputs)
+            with CallScope():
+                return call(**inputs)
 
     def _check_pyvenes_arguments(self, positions: Positions | None, unit_locations: Any, subspaces: Any) -> None:
         """Raise InputError for subspaces of another form than pyvene's, and for `positions`, which its loop does not know."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial, wraps
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from road_interp.errors import InputError
 from road_interp.models.coefficients import Coefficients
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, original_forward, wrap_forward
-from road_interp.models.generate_arguments import arguments_of_generate, check_guidance
+from road_interp.models.generate_arguments import arguments_of_generate, check_generation
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.open_contexts import OpenContext
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
@@ -116,7 +116,8 @@ class RotationContext:
             self._names = self._count_names() if self._is_attached else 1
             self._undo = undo.pop_all()
         if self._is_attached:
-            self._context.maps, self._context.is_ready = self._coefficients.maps, True
+            self._context.maps, self._context.own_call = self._coefficients.maps, self._own_call
+            self._context.is_ready = True
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -126,6 +127,18 @@ class RotationContext:
     def __deepcopy__(self, memo: dict[int, Any]) -> RotationContext:
         """A copy of the model would hold the hooks of this context without an end: raises InputError."""
         raise InputError(f"a model cannot be copied during {self._context.name}: copy it after its end")
+
+    @contextmanager
+    def _own_call(self) -> Iterator[None]:
+        """A call of the RoadModel inside `attached`, also inside another call: it has rows and a prompt of its own."""
+        state = self._thread.__dict__
+        outer = {**state}
+        state.clear()
+        try:
+            yield
+        finally:
+            state.clear()
+            state.update(outer)
 
     @property
     def is_active(self) -> bool:
@@ -244,7 +257,7 @@ class RotationContext:
             maps = self._row_maps()
             if maps.by_row:
                 check_rows(len(maps.maps[0].a), given_rows(inputs))
-            check_guidance(model, inputs, maps.by_row and len(maps.maps[0].a) > 1, self._positions)
+            check_generation(model, inputs, maps.by_row and len(maps.maps[0].a) > 1, self._positions)
             outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
             self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)
             try:
@@ -347,7 +360,7 @@ class RotationContext:
         """The maps for this batch, as read at the start of the pass, or now if a submodule of the model is called directly."""
         is_outside = self._is_outside()
         maps = self._row_maps() if self._maps is None or is_outside else self._maps
-        if maps.by_row and is_outside and not self._thread.generates:
+        if maps.by_row and is_outside and not self._thread.generates and hidden.ndim > 2:  # else rows and tokens may be joined
             check_rows(len(maps.maps[0].a), hidden.shape[0])
         if maps.by_row and self._thread.shape is not None and hidden.shape[0] != self._thread.shape[0]:
             _check_first_axis(hidden, site, *self._thread.shape)

@@ -552,23 +552,45 @@ def test_runs_notice_maps_that_change_inside_attached(tokenizer):
                 runs.odds(no_swap)
 
 
-def test_a_call_beside_an_interchange_is_refused(tokenizer):
-    """It would skip the blocks before the intervened one, too."""
+def test_a_call_beside_an_interchange_is_refused(tokenizer, monkeypatch):
+    """It would skip the blocks before the intervened one, too; and states would be read from it while the runs are made."""
     base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
-    runs, refused = InterchangeRuns(base, ragged(tokenizer), 1, "does"), []
-    expected = runs.odds(full_swap)
+    model, refused = RoadModel(base, random_adapter(find_sites(base, "block-output"))), []
 
     def call():
         with pytest.raises(InputError, match="a call in other overlaps with an interchange in MainThread"):
             model(base={"input_ids": torch.tensor([[3, 4]])})
         refused.append(True)
 
-    def swap(states, sources):
+    def call_beside(*_):
         thread = threading.Thread(target=call, name="other")
         thread.start()
-        thread.join()
+        thread.join(20)
+
+    def observed(runs, *arguments):
+        with runs._module.register_forward_pre_hook(call_beside):
+            return observe(runs, *arguments)
+
+    def swap(states, sources):
+        call_beside()
         return full_swap(states, sources)
 
-    assert torch.equal(runs.odds(swap), expected)
+    expected, observe = InterchangeRuns(base, ragged(tokenizer), 1, "does"), InterchangeRuns._observe
+    monkeypatch.setattr(InterchangeRuns, "_observe", observed)
+    runs = InterchangeRuns(base, ragged(tokenizer), 1, "does")
     assert refused
+    refused.clear()
+    assert torch.equal(runs.sources, expected.sources)
+    assert torch.equal(runs.odds(swap), expected.odds(full_swap))
+    assert refused
+
+
+def test_interchanges_of_merged_weights_inside_attached(tokenizer):
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    model = RoadModel(base, random_adapter(find_sites(base, "all-linear")))
+    model.merge()
+    expected = InterchangeRuns(base, ragged(tokenizer), 1, "does")
+    with model.attached() as merged:
+        runs = InterchangeRuns(merged, ragged(tokenizer), 1, "does")
+        assert torch.equal(runs.odds(full_swap), expected.odds(full_swap))
+        assert runs.starts_at_span

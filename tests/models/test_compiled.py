@@ -12,6 +12,7 @@ from helpers.models import needs_compiler, random_adapter, token_batch
 from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
 
 pytestmark = [needs_compiler, pytest.mark.slow]
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.compiled)]
@@ -151,3 +152,38 @@ def test_a_call_inside_compiled_decoding_is_refused():
     with pytest.raises(InputError, match="a call in MainThread overlaps with a compiled generate in MainThread"):
         model.generate(batch, adapter_names=["a", "a"], generation_config=config, logits_processor=LogitsProcessorList([Other()]))
     assert torch.equal(model.generate(batch, adapter_names=["a", "a"], generation_config=config)[1], expected)
+
+
+@torch.no_grad()
+def test_a_call_inside_the_generate_of_a_compiled_model_has_its_own_rotations():
+    """Compiled code cannot tell them apart: it is left for the time of the inner call."""
+    model, batch = bank_model(), token_batch(2)
+    expected, found = model(base=batch, adapter_names=["b", "b"])[1].logits, []
+
+    def call(ids, scores):
+        found.append(model(base=batch, adapter_names=["b", "b"])[1].logits)
+        return scores
+
+    model.model.compile(backend="eager")
+    settings = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "logits_processor": LogitsProcessorList([call])}
+    model.generate(batch, adapter_names=["a", "a"], **settings)
+    for logits in found:
+        torch.testing.assert_close(logits, expected, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("applied", ["attached", "merged", "original"])
+def test_calls_beside_compiled_decoding_without_rotations_of_its_own(applied):
+    """A call with other rotations is refused: compiled code would apply them, too."""
+    model, batch = bank_model("a"), token_batch(2)
+
+    def call(ids, scores):
+        with pytest.raises(InputError, match="overlaps with a c"):
+            RoadModel(model.model, random_adapter(model.sites, seed=9))(base=batch)
+        return scores
+
+    options = {"logits_processor": LogitsProcessorList([call]), "generation_config": compiled_decoding(max_new_tokens=4)}
+    if applied == "merged":
+        model.merge("a")
+    with model.attached(["a"]) if applied == "attached" else nullcontext():
+        model.generate(batch, output_original_output=applied == "original", **options)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
-from transformers import CompileConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
+from transformers import CompileConfig, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import bank_model, road_model
@@ -58,29 +60,64 @@ def generate(model, batch, during, **options):
 # ------------------------------------------------------------------ what runs beside what
 
 
-BESIDE = {"call": ("call",), "only call": (), "attached": ("call", "only call"), "alone": ()}
+CALLS = ("call", "compiled call", "plain call", "compiled plain call")
+BESIDE = {
+    "call": ("call", "plain call", "merged"),
+    "compiled call": ("plain call", "merged"),
+    "plain call": (*CALLS, "merged"),
+    "compiled plain call": ("plain call", "compiled plain call", "merged"),
+    "interchange": ("merged",),
+    "attached": (*CALLS, "interchange", "merged"),
+    "merged": (*CALLS, "interchange", "attached", "merged", "alone"),
+    "alone": ("merged",),
+    "merge": (),
+}
+
+
+def begin(model, name, kind):
+    flags = {"rotates": kind in ("call", "compiled call"), "compiles": kind.startswith("compiled")}
+    return opened(model, name, "call" if kind in CALLS else kind, **flags)
 
 
 @pytest.mark.parametrize("kind", BESIDE)
 @pytest.mark.parametrize("first", BESIDE)
 def test_what_may_begin_beside_what(first, kind):
     base = tiny_model("Llama", "causal-lm")
-    with opened(base, "one", first) as context:
-        if kind not in BESIDE[first]:
-            with pytest.raises(InputError, match="^other overlaps with one: "), opened(base, "other", kind):
-                pass
-        else:
-            with opened(base, "other", kind):
-                assert is_rotated(base)
-            context.is_ready = False  # attached rotations are put in place, or removed
-            if first == "attached":
-                with pytest.raises(InputError, match="^other overlaps with one: "), opened(base, "other", kind):
+    with begin(base, "one", first) as context:
+        assert context.is_ready == (first != "attached")
+        context.is_ready = True
+        for model in (base, base.model):  # a part of the model, too
+            if kind not in BESIDE[first]:
+                with pytest.raises(InputError, match="^other overlaps with one: "), begin(model, "other", kind):
                     pass
-        with opened(tiny_model("Llama", "causal-lm"), "of another model", kind):
-            assert shared_context(base) is (context if first in ("attached", "alone") else None)
+            else:
+                with begin(model, "other", kind):
+                    assert is_rotated(base) == ({first, kind} != {"merged"})
+        context.is_ready = False  # attached rotations are put in place, or removed
+        if first == "attached" and kind != "merged":
+            with pytest.raises(InputError, match="^other overlaps with one: "), begin(base, "other", kind):
+                pass
+        with begin(tiny_model("Llama", "causal-lm"), "of another model", kind):
+            assert shared_context(base) is (context if first in ("attached", "alone", "merge") else None)
     assert not is_rotated(base)
-    with opened(base, "later", "alone"):
+    with begin(base, "later", "merge"):
         pass
+
+
+def test_a_generator_that_is_closed_while_a_context_is_opened(monkeypatch):
+    """As by the garbage collector, which may run at any time."""
+    model = road_model()
+
+    def attached():
+        with model.attached():
+            yield
+
+    generator = attached()
+    next(generator)
+    monkeypatch.setattr("road_interp.models.open_contexts._contains", lambda *_: bool(generator.close()))
+    other = road_model()
+    assert not in_thread(lambda: other(base=token_batch(2))[1].logits.isnan().any())
+    assert not is_rotated(model.model)
 
 
 # ------------------------------------------------------------------ calls inside calls
@@ -108,6 +145,64 @@ def test_a_call_of_another_model_inside_generate_has_its_own_rotations():
     assert torch.equal(generate(model, batch, during), plain)
     for found in during.found:
         torch.testing.assert_close(found, expected, **EXACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("applied", ["attached", "merged"])
+def test_a_call_inside_another_models_generate_finds_its_own_rotations_applied(applied):
+    model, batch = road_model(), token_batch(2)
+    other = RoadModel(model.model, random_adapter(model.sites, seed=7))
+    with model.attached() if applied == "attached" else nullcontext(model.merge()):
+        other = other if applied == "attached" else RoadModel(model.model, random_adapter(model.sites, seed=7))
+        expected = model(base=batch)[1].logits
+        during = During(lambda: model(base=batch)[1].logits)
+        generate(other, batch, during)
+    for found in during.found:
+        torch.testing.assert_close(found, expected, **EXACT)
+
+
+@torch.no_grad()
+def test_the_original_output_inside_generate_is_not_rotated():
+    model, batch = road_model(), token_batch(2)
+    expected = model.model(**batch).logits
+    during = During(lambda: model(base=batch, output_original_output=True)[0].logits)
+    generate(model, batch, during)
+    for found in during.found:
+        torch.testing.assert_close(found, expected, **EXACT)
+
+
+@torch.no_grad()
+def test_a_call_inside_generate_inside_attached_has_a_prompt_and_rows_of_its_own():
+    model, batch = road_model(positions="last"), token_batch(2)
+    longer = token_batch(2, length=11)
+    expected = model(base=longer)[1].logits
+    with model.attached():
+        plain = generate(model, batch, During(lambda: None))
+        during = During(lambda: model(base=longer)[1].logits)
+        assert torch.equal(generate(model, batch, during), plain)
+    for found in during.found:
+        torch.testing.assert_close(found, expected, **EXACT)
+    bank = bank_model("ab")
+    with bank.attached(["a", "b"]), pytest.raises(InputError, match="2 names for a batch of 4 rows"):
+        generate(bank, batch, During(lambda: bank(base=token_batch(4))))
+
+
+@torch.no_grad()
+def test_a_call_that_goes_on_after_the_end_of_attached_is_an_error():
+    model, batch = road_model(), token_batch(2)
+    inside, ended = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        ended.wait(10)
+
+    with model.model.model.layers[1].register_forward_pre_hook(wait), ThreadPoolExecutor(1) as pool:
+        with model.attached():
+            call = pool.submit(lambda: model(base=batch))
+            inside.wait(10)
+        ended.set()
+        with pytest.raises(InputError, match=r"a call in .* went on after the end of attached\(\)"):
+            call.result()
 
 
 # ------------------------------------------------------------------ beside merge and attached
@@ -243,7 +338,20 @@ def test_which_generate_compiles():
     assert compiles_generation(base, compiled())
     assert compiles_generation(base, {"generation_config": GenerationConfig(**compiled())})
     cache = StaticCache(base.config, max_cache_len=8)
-    assert compiles_generation(base, compiled(cache_implementation=None, past_key_values=cache))
+    for name in ("past_key_values", "cache"):
+        assert compiles_generation(base, compiled(cache_implementation=None, **{name: cache}))
+        assert not compiles_generation(base, compiled(cache_implementation=None, **{name: DynamicCache()}))
+    base.generation_config.cache_implementation = "hybrid"  # which transformers sets aside
+    assert not compiles_generation(base, {"compile_config": compiled()["compile_config"]})
+
+
+@torch.no_grad()
+def test_a_paged_cache_is_refused():
+    model, batch = road_model(), token_batch(2)
+    with pytest.raises(InputError, match="use RoadModel.generate_batch"):
+        model.generate(batch, cache_implementation="paged", max_new_tokens=2)
+    with model.attached() as base, pytest.raises(InputError, match="use RoadModel.generate_batch"):
+        base.generate(**batch, cache_implementation="paged", max_new_tokens=2)
 
 
 @torch.no_grad()
@@ -296,6 +404,16 @@ def test_names_for_other_rows_of_a_submodule_are_refused(rows):
 
 
 @torch.no_grad()
+def test_rows_and_tokens_that_a_submodule_joins():
+    model = bank_model("ab", architecture="OPT")
+    expected = model(base={**token_batch(2), "output_hidden_states": True}, adapter_names=["a", "b"])[1].hidden_states[-1]
+    with model.attached(["a", "b"]) as base:
+        torch.testing.assert_close(base.base_model(**token_batch(2)).last_hidden_state, expected, rtol=0, atol=1e-5)
+        with pytest.raises(InputError, match="2 names for a batch of 4 rows"):
+            base.base_model(**token_batch(4))
+
+
+@torch.no_grad()
 def test_traced_rows_are_repeated_for_beams(monkeypatch):
     model, batch = bank_model("ab"), token_batch(2)
     settings = {"adapter_names": ["a", "b"], "num_beams": 2, "do_sample": False, "max_new_tokens": 3, "pad_token_id": 0}
@@ -325,6 +443,8 @@ def test_guidance_with_positions_is_refused():
         base.generate(**batch, guidance_scale=3.0, max_new_tokens=2, pad_token_id=0)
     model.generate(batch, positions="all", guidance_scale=3.0, max_new_tokens=2, pad_token_id=0)
     model.generate(batch, guidance_scale=1, max_new_tokens=2, pad_token_id=0)
+    with model.attached(positions="all"):
+        model.generate(batch, guidance_scale=3.0, max_new_tokens=2, pad_token_id=0)
 
 
 def test_a_pass_in_inference_mode_does_not_spoil_later_ones():
