@@ -89,8 +89,8 @@ class ForwardWrapper:
         if len(self._registered) == 1 and not tracing and not torch.is_grad_enabled():
             scope, transform = self._registered[0]  # a shortcut with the same result: at one token per row, lists take time
             return transform(output, False) if scope.is_active else output
-        if tracing and sum(not each.scope.shared for each in self._registered) > 1:
-            raise InputError("compiled code cannot tell the rotations of several calls apart: call one after the other")
+        if tracing:
+            self._check_one_call()
         transforms = [each.transform for each in self._registered if tracing or each.scope.is_active]
         for transform in transforms:
             output = transform(output, tracing)
@@ -105,6 +105,11 @@ class ForwardWrapper:
     def fits(self, module: nn.Module) -> bool:
         """Whether this wraps the module's current forward."""
         return self._module is module and self.replaced is module.__dict__.get("forward")
+
+    def _check_one_call(self) -> None:
+        calls = [each.scope for each in self._registered if not each.scope.shared]
+        if any(scope is not calls[0] for scope in calls):
+            raise InputError("compiled code cannot tell the rotations of several calls apart: call one after the other")
 
     def add(self, entry: Registered) -> None:
         """Register a transform; it applies after those registered before."""
