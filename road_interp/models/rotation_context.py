@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -43,20 +43,32 @@ from road_interp.sites.site import Site, on_slice
 TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
 
 
-class InThread(threading.local):
-    """What a thread does.
+class Pass(NamedTuple):
+    """A pass of the model.
 
     Attributes:
-        selection: of its last pass.
+        selection: the tokens that it rotates; None if it is not known yet.
         shape: rows and tokens of its inputs.
-        depth: how many models it is inside.
-        generates: whether it is inside `generate` of the attached model.
-        prompt: attention mask of the prompts of that `generate`.
+        depth: how many models the thread is inside.
     """
 
     selection: Selection | None = None
     shape: tuple[int, int] | None = None
-    depth = 0
+    depth: int = 0
+
+
+class InThread(threading.local):
+    """What a thread does.
+
+    Attributes:
+        current: its pass; after it, the one in which it was called.
+        outer: those in which the current one was called, as by a hook.
+        generates: whether it is inside `generate` of the attached model.
+        prompt: attention mask of the prompts of that `generate`.
+    """
+
+    current = Pass()
+    outer: tuple[Pass, ...] = ()
     generates = False
     prompt: Tensor | None = None
 
@@ -98,11 +110,11 @@ class RotationContext:
 
     def __enter__(self) -> RotationContext:
         with ExitStack() as undo:  # undoes partial registration after an error
+            undo.callback(self._model.register_forward_hook(self._end_pass, always_call=True).remove)
+            undo.callback(self._model.register_forward_pre_hook(self._begin_pass, prepend=True).remove)
             undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
-            if self._is_attached:
-                undo.callback(self._model.register_forward_hook(self._after_model, always_call=True).remove)
-                if hasattr(self._model, "generate"):
-                    undo.callback(self._wrap_generate())
+            if self._is_attached and hasattr(self._model, "generate"):
+                undo.callback(self._wrap_generate())
             if self._model.config.is_encoder_decoder:  # generation calls the encoder separately
                 encoder = self._model.get_encoder()
                 undo.callback(encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True).remove)
@@ -175,11 +187,22 @@ class RotationContext:
 
     def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if not torch.compiler.is_compiling() and self.is_active:
-            self._start_pass(self._thread.depth + 1, named_inputs(module, args, kwargs or {}))
+            self._read_inputs(self._thread.current.depth + 1, named_inputs(module, args, kwargs or {}))
 
     def _after_encoder(self, *inputs_and_output: Any) -> None:
         if not torch.compiler.is_compiling() and self.is_active:
-            self._thread.depth -= 1
+            current = self._thread.current
+            self._thread.current = current._replace(depth=current.depth - 1)
+
+    def _begin_pass(self, *module_and_inputs: Any) -> None:
+        """Before all other hooks, which may raise: a pass inside a pass has tokens of its own."""
+        if not torch.compiler.is_compiling() and self.is_active:
+            self._thread.outer = (*self._thread.outer, self._thread.current)
+
+    def _end_pass(self, *inputs_and_output: Any) -> None:
+        if not torch.compiler.is_compiling() and self.is_active:
+            *outer, self._thread.current = self._thread.outer or (Pass(),)  # none if another thread attached during the pass
+            self._thread.outer = tuple(outer)
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """torch passes no keyword arguments to a hook that another thread removes while the call begins."""
@@ -190,7 +213,7 @@ class RotationContext:
         elif not self.is_active:
             return
         else:
-            self._start_pass(1, inputs)
+            self._read_inputs(1, inputs)
         if self._positions != "all":
             if kwargs is None:
                 raise InputError("the rotations were detached by another thread while a call of the model began")
@@ -199,7 +222,8 @@ class RotationContext:
                 kind = type(module).__name__
                 raise InputError(f"positions {self._positions!r}: {kind} does not name its inputs: give them by name")
             prompt = self._thread.prompt if self._prompt is None else self._prompt
-            self._last = self._thread.selection = select_tokens(self._model, self._positions, prompt, inputs)
+            self._last = select_tokens(self._model, self._positions, prompt, inputs)
+            self._thread.current = self._thread.current._replace(selection=self._last)
             if torch.is_grad_enabled() and checkpoints_gradients(self._model):
                 self._checkpointed.add(self._last)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._trains_reentrantly():
@@ -208,18 +232,14 @@ class RotationContext:
                 "graph the first of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
 
-    def _after_model(self, *inputs_and_output: Any) -> None:
-        if not torch.compiler.is_compiling() and self.is_active:
-            self._thread.depth = 0
-
-    def _start_pass(self, depth: int, inputs: Mapping[str, Any]) -> None:
-        self._thread.depth = depth
+    def _read_inputs(self, depth: int, inputs: Mapping[str, Any]) -> None:
+        self._thread.current = self._thread.current._replace(depth=depth)
         maps = self._row_maps()
         if maps.by_row:
             self._check_rows_first("an adapter, task or strength per row")
             if len(maps.maps[0].a) > 1:
                 self._check_sites_by_row(inputs)
-            self._thread.shape = _rows_and_tokens(inputs)
+            self._thread.current = self._thread.current._replace(shape=_rows_and_tokens(inputs))
             if self._is_attached and not self._thread.generates:  # whose passes may have several beams per row
                 check_rows(len(maps.maps[0].a), given_rows(inputs))
 
@@ -285,7 +305,7 @@ class RotationContext:
 
     def _is_outside(self) -> bool:
         """Whether a submodule of an attached model was called directly, and not by the model or by a backward pass."""
-        return self._is_attached and self._thread.depth == 0 and not is_backward()
+        return self._is_attached and self._thread.current.depth == 0 and not is_backward()
 
     def _selection(self, site: Site, tracing: bool) -> Selection:
         """The tokens that the current pass rotates. The backward pass may run in a thread of its own, without a forward pass."""
@@ -297,7 +317,7 @@ class RotationContext:
                 f"{type(self._model).__name__}; call that"
             )
         recomputed = self._checkpointed.in_backward() if is_backward() else None
-        return recomputed or self._thread.selection or self._last
+        return recomputed or self._thread.current.selection or self._last
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
         owned = overwritable(module)
@@ -362,8 +382,9 @@ class RotationContext:
         maps = self._row_maps() if self._maps is None or is_outside else self._maps
         if maps.by_row and is_outside and not self._thread.generates and hidden.ndim > 2:  # else rows and tokens may be joined
             check_rows(len(maps.maps[0].a), hidden.shape[0])
-        if maps.by_row and self._thread.shape is not None and hidden.shape[0] != self._thread.shape[0]:
-            _check_first_axis(hidden, site, *self._thread.shape)
+        shape = self._thread.current.shape
+        if maps.by_row and shape is not None and hidden.shape[0] != shape[0]:
+            _check_first_axis(hidden, site, *shape)
         return maps.for_batch(hidden, site)
 
 

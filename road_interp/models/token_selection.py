@@ -92,7 +92,7 @@ def select_tokens(
         inputs: of the pass, by name.
 
     Raises:
-        InputError: inputs whose rows, tokens or cached tokens are not known.
+        InputError: inputs whose rows, tokens or cached tokens are not known, or that are not those of the prompt.
     """
     states = tokens_of(inputs)
     if states is None:
@@ -117,10 +117,26 @@ def select_tokens(
         prompt = torch.ones((batch, length), device=states.device) if prompt is None else prompt
     else:
         rotates = done < prompt.shape[1]
+        if rotates:
+            _check_prompt(positions, prompt, states, inputs.get("attention_mask"))
     if not rotates:
         return NO_TOKEN
     mask = plane_maps.repeat_rows(position_mask(positions, prompt), batch)[:, done : done + length]
     return Selection(True, nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask)
+
+
+def _check_prompt(positions: Positions, prompt: Int[Tensor, "rows length"], states: Tensor, mask: Any) -> None:
+    """Raise InputError if the rows of a pass, or its mask, show that it is not one of the prompt, but of other texts."""
+    is_other = len(states) % len(prompt) != 0
+    if not is_other and isinstance(mask, Tensor) and mask.ndim == 2 and len(mask) == len(states):
+        known = min(mask.shape[1], prompt.shape[1])
+        expected = plane_maps.repeat_rows(prompt, len(mask))[:, :known].bool()
+        is_other = not torch.equal(mask[:, :known].bool(), expected.to(mask.device))
+    if is_other:
+        raise InputError(
+            f"positions {positions!r} are those of the prompts of generate, and the base model was called inside it with other "
+            "rows or another attention_mask: call the RoadModel, whose calls have prompts of their own"
+        )
 
 
 def given_rows(inputs: Mapping[str, Any]) -> int | None:

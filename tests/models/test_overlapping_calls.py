@@ -188,6 +188,39 @@ def test_a_call_inside_generate_inside_attached_has_a_prompt_and_rows_of_its_own
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("applied", ["call", "attached"])
+@pytest.mark.parametrize("inputs, error", [({}, None), ({"labels": "none"}, TypeError), ({"attention_mask": None}, None)])
+def test_a_pass_inside_a_pass_selects_tokens_of_its_own(applied, inputs, error):
+    """Hooks may call the base model between two rotated modules of a pass; the later ones rotate the tokens of that pass."""
+    model, batch, longer = road_model(positions="last"), token_batch(2), {**token_batch(3, length=11), **inputs}
+    expected, inner, found = model(base=batch)[1].logits, None if error else model(base=longer)[1].logits, []
+
+    def call(*_):
+        if not found:
+            found.append(None)
+            with pytest.raises(error) if error else nullcontext():
+                found[0] = model.model(**longer).logits
+
+    with model.attached() if applied == "attached" else nullcontext(), model.model.model.layers[0].register_forward_hook(call):
+        outer = (model.model(**batch) if applied == "attached" else model(base=batch)[1]).logits
+    torch.testing.assert_close(outer, expected, **EXACT)
+    if not error:
+        torch.testing.assert_close(found[0], inner, **EXACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("applied", ["call", "attached"])
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_pass_of_other_texts_inside_generate_is_refused(applied, rows):
+    """The positions of generate are those of its prompts, and the base model does not know which pass is of them."""
+    model, batch, other = road_model(positions="last"), token_batch(2), token_batch(rows)
+    other["attention_mask"][0, 0] = 0
+    with model.attached() if applied == "attached" else nullcontext():
+        with pytest.raises(InputError, match="called inside it with other rows or another attention_mask"):
+            generate(model, batch, During(lambda: model.model(**other)))
+
+
+@torch.no_grad()
 def test_a_call_that_goes_on_after_the_end_of_attached_is_an_error():
     model, batch = road_model(), token_batch(2)
     inside, ended = threading.Event(), threading.Event()
