@@ -189,7 +189,7 @@ def test_a_call_inside_generate_inside_attached_has_a_prompt_and_rows_of_its_own
 
 @torch.no_grad()
 @pytest.mark.parametrize("applied", ["call", "attached"])
-@pytest.mark.parametrize("inputs, error", [({}, None), ({"labels": "none"}, TypeError), ({"attention_mask": None}, None)])
+@pytest.mark.parametrize(("inputs", "error"), [({}, None), ({"labels": "none"}, TypeError), ({"attention_mask": None}, None)])
 def test_a_pass_inside_a_pass_selects_tokens_of_its_own(applied, inputs, error):
     """Hooks may call the base model between two rotated modules of a pass; the later ones rotate the tokens of that pass."""
     model, batch, longer = road_model(positions="last"), token_batch(2), {**token_batch(3, length=11), **inputs}
@@ -215,9 +215,9 @@ def test_a_pass_of_other_texts_inside_generate_is_refused(applied, rows):
     """The positions of generate are those of its prompts, and the base model does not know which pass is of them."""
     model, batch, other = road_model(positions="last"), token_batch(2), token_batch(rows)
     other["attention_mask"][0, 0] = 0
-    with model.attached() if applied == "attached" else nullcontext():
-        with pytest.raises(InputError, match="called inside it with other rows or another attention_mask"):
-            generate(model, batch, During(lambda: model.model(**other)))
+    refused = pytest.raises(InputError, match="called inside it with other rows or another attention_mask")
+    with refused, model.attached() if applied == "attached" else nullcontext():
+        generate(model, batch, During(lambda: model.model(**other)))
 
 
 @torch.no_grad()
