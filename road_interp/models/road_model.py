@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -18,9 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from road_interp.adapters import peft_format
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
-from road_interp.adapters.modules_to_save import differ, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.storage import head_file, is_peft_folder
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
@@ -35,6 +32,7 @@ from road_interp.models.call_arguments import (
     shown,
 )
 from road_interp.models.coefficients import BankMaps, Rotations
+from road_interp.models.compatibility import check_made_for, check_without_peft, warn_of_other_weights
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import CallScope, Wrappers
@@ -51,7 +49,6 @@ from road_interp.models.token_selection import prompt_mask
 from road_interp.sites.module_tree import refuse_never_called
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
-from road_interp.sources import local_folder
 
 if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
@@ -90,15 +87,11 @@ class RoadModel(IntervenableModel):
         if isinstance(base_model, RoadModel):
             raise InputError("RoadModel needs a transformers model, not a RoadModel: give its model, road_model.model")
         check_argument("RoadModel(planes=...)", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
-        _check_unrotated(base_model)
+        check_without_peft(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
-        _warn_of_another_head(base_model, getattr(adapter, "folder", adapter))
-        signature = BaseModelSignature.of(base_model)
-        if family.base is not None and (difference := family.base.difference(signature)):
-            raise InputError(
-                f"the adapter was made for another model, {family.base.title}, not for {signature.title}: {difference}"
-            )
+        warn_of_other_weights(base_model, getattr(adapter, "folder", adapter))
+        check_made_for(base_model, family, "the adapter was made")
         self.sites: tuple[Site, ...] = family.sites
         self.variant, self.group_size = family.variant, family.group_size
         self._family = family.identity_like()
@@ -570,9 +563,8 @@ class RoadModel(IntervenableModel):
     def _check_weights(self) -> None:
         """Raise InputError if another RoadModel has merged rotations into the base model, or restored it, since this was made, or
         if the bank has got adapters of another model."""
-        made_for = None if self.bank is None else self.bank.template.base
-        if made_for is not None and (difference := made_for.difference(BaseModelSignature.of(self.model))):
-            raise InputError(f"the bank has adapters of another model, {made_for.title}: {difference}")
+        if self.bank is not None:
+            check_made_for(self.model, self.bank.template, "the adapters of the bank were made")
         own = [] if self._merged is None else self._merged.names
         if merged_rotations(self.model) != sorted([*self._merged_before, *own]):
             raise InputError(
@@ -613,34 +605,3 @@ def _check_unchanged(rows: RowArguments, positions: Positions | None, applied: s
     """Raise InputError for arguments of a call whose rotations are applied already."""
     if any(argument is not None for argument in (positions, *rows)):
         raise InputError(f"adapter_names, positions, tasks and strengths cannot change while the rotations are {applied}")
-
-
-def _warn_of_another_head(base_model: PreTrainedModel, source: Any) -> None:
-    """Warn if the folder of an adapter has weights that were trained beside it, such as a head, and the model others."""
-    if not isinstance(source, str | os.PathLike):
-        return
-    folder = local_folder(source)
-    head = head_file(folder)
-    name = type(base_model).__name__
-    if head is not None and differ(base_model, read_safetensors(head)):
-        warnings.warn(
-            f"{name} has another head than the one that was trained beside the adapter of '{source}': "
-            f"Run.load('{source}').load_model() has both",
-            stacklevel=3,
-        )
-    if is_peft_folder(folder) and differ(base_model, others := peft_format.other_weights(folder)):
-        warnings.warn(
-            f"{name} has other weights than those that were trained beside the adapter of '{source}' "
-            f"({', '.join(sorted(others))}): RoadModel.from_peft(model, '{source}') loads both",
-            stacklevel=3,
-        )
-
-
-def _check_unrotated(base_model: PreTrainedModel) -> None:
-    """Raise InputError if PEFT's RoAd layers are still in the model: they and the adapter would both rotate."""
-    for name, module in base_model.named_modules():
-        if type(module).__module__ == "peft.tuners.road.layer":
-            raise InputError(
-                f"'{name}' is rotated by PEFT already, and would be rotated twice: read the adapter with RoadAdapter.from_peft "
-                "and give the model without it, peft_model.unload()"
-            )

@@ -1,0 +1,59 @@
+"""Whether a base model is the one that an adapter was made for, with the weights that were trained beside it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from road_interp.adapters import peft_format
+from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.modules_to_save import differ, read_safetensors
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.storage import head_file, is_peft_folder
+from road_interp.errors import InputError
+from road_interp.sources import local_folder
+
+
+def check_made_for(base_model: PreTrainedModel, adapter: RoadAdapter, made: str) -> None:
+    """Raise InputError if the adapter was made for a model of another architecture or shape.
+
+    Args:
+        made: which adapters, for the error: "the adapter was made".
+    """
+    signature = BaseModelSignature.of(base_model)
+    if adapter.base is not None and (difference := adapter.base.difference(signature)):
+        raise InputError(f"{made} for another model, {adapter.base.title}, not for {signature.title}: {difference}")
+
+
+def check_without_peft(base_model: PreTrainedModel) -> None:
+    """Raise InputError if PEFT's RoAd layers are still in the model: they and the adapter would both rotate."""
+    for name, module in base_model.named_modules():
+        if type(module).__module__ == "peft.tuners.road.layer":
+            raise InputError(
+                f"'{name}' is rotated by PEFT already, and would be rotated twice: read the adapter with RoadAdapter.from_peft "
+                "and give the model without it, peft_model.unload()"
+            )
+
+
+def warn_of_other_weights(base_model: PreTrainedModel, source: Any) -> None:
+    """Warn if the folder of an adapter has weights that were trained beside it, such as a head, and the model others."""
+    if not isinstance(source, str | os.PathLike):
+        return
+    folder = local_folder(source)
+    head = head_file(folder)
+    name = type(base_model).__name__
+    if head is not None and differ(base_model, read_safetensors(head)):
+        warnings.warn(
+            f"{name} has another head than the one that was trained beside the adapter of '{source}': "
+            f"Run.load('{source}').load_model() has both",
+            stacklevel=3,
+        )
+    if is_peft_folder(folder) and differ(base_model, others := peft_format.other_weights(folder)):
+        warnings.warn(
+            f"{name} has other weights than those that were trained beside the adapter of '{source}' "
+            f"({', '.join(sorted(others))}): RoadModel.from_peft(model, '{source}') loads both",
+            stacklevel=3,
+        )
