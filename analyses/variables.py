@@ -34,7 +34,7 @@ from road_interp.causal.variable_methods import (
     STACKED,
     WHITENED,
 )
-from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights
+from road_interp.causal.variables import VariableRuns, VariablesReport
 from road_interp.causal.variables_comparison import (
     Trial,
     VariablesComparison,
@@ -350,23 +350,9 @@ def frequent_groups(seeds: Sequence[VariablesComparison]) -> list[tuple[str, str
         rows.append((f"{name}, most frequent about {variable}", f"{' or '.join(two)} is in {count:,} of {len(about):,} pairs"))
     for method in (DEEP, SHARED):
         if all(method in {report.method for report in one.reports} for one in seeds):
-            value = disentangle_over_seeds([without(one, first) for one in seeds], method)
+            value = disentangle_over_seeds([one.without(first) for one in seeds], method)
             rows.append((f"{name}, {method}, without {first}", with_interval(value)))
     return rows
-
-
-def without(found: VariablesComparison, group: str) -> VariablesComparison:
-    """The outcomes on the pairs that have no entity of a group; scores are NaN where no pair of a cell is left."""
-    kept = np.array([group not in groups for groups in found.groups])
-    cells = np.array(found.cells)[kept]
-    reports = []
-    for report in found.reports:
-        outcomes = np.array(report.outcomes)[kept]
-        of_cells = [(weight, outcomes[cells == cell]) for cell, weight in cell_weights(found.variables).items()]
-        disentangle = float(sum(weight * (hits.mean() if hits.size else np.nan) for weight, hits in of_cells))
-        reports.append(replace(report, outcomes=tuple(outcomes.tolist()), disentangle=disentangle, scores=()))
-    groups = tuple(groups for groups, keep in zip(found.groups, kept, strict=True) if keep)
-    return replace(found, cells=tuple(cells.tolist()), groups=groups, reports=tuple(reports))
 
 
 def describe_rates(found: VariablesStudy) -> Described:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -76,6 +76,22 @@ class VariablesComparison(Result):
     def difference(self, method: str, other: str) -> tuple[float, float, float]:
         """Disentangle of a method minus that of another on the same pairs, and its 95% interval over groups of entities."""
         return disentangle_over_seeds([self], method, other)
+
+    def without(self, group: str) -> VariablesComparison:
+        """The outcomes on the test pairs that have no entity of a group, and the disentangle of each method on them.
+
+        It is NaN where a cell has no other pair. Scores by variable are left out.
+        """
+        kept = np.array([group not in both for both in self.groups])
+        cells = np.array(self.cells)[kept]
+        reports = []
+        for report in self.reports:
+            outcomes = np.array(report.outcomes)[kept]
+            of_cells = [(weight, outcomes[cells == cell]) for cell, weight in cell_weights(self.variables).items()]
+            disentangle = float(sum(weight * (hits.mean() if hits.size else np.nan) for weight, hits in of_cells))
+            reports.append(replace(report, outcomes=tuple(outcomes.tolist()), disentangle=disentangle, scores=()))
+        groups = tuple(both for both, keep in zip(self.groups, kept, strict=True) if keep)
+        return replace(self, cells=tuple(cells.tolist()), groups=groups, reports=tuple(reports))
 
 
 def disentangle_over_seeds(

@@ -144,13 +144,13 @@ def test_the_most_frequent_group_and_the_scores_without_it(known):
     of_size = [pair for pair, cell in zip(found.groups, found.cells, strict=True) if cell.endswith(", Size")]
     either = sum("lagoon" in pair or "beer" in pair for pair in of_size)
     assert rows[f"{name}, most frequent about Size"] == f"lagoon or beer is in {either} of 192 pairs"
-    less = script["without"](found, "lagoon")
+    less = found.without("lagoon")
     assert len(less.groups) == len(less.cells) == len(less.of("deep RoAd").outcomes) == 384 - with_lagoon
     assert rows[f"{name}, deep RoAd, without lagoon"].startswith(f"{less.of('deep RoAd').disentangle:.3f} [")
-    same = script["without"](found, "no such object")
+    same = found.without("no such object")
     assert [each.disentangle for each in same.reports] == pytest.approx([each.disentangle for each in found.reports])
     one_cell = replace(found, groups=tuple(("x", "x") if cell == found.cells[0] else ("y", "y") for cell in found.cells))
-    assert np.isnan(script["without"](one_cell, "x").of("deep RoAd").disentangle)
+    assert np.isnan(one_cell.without("x").of("deep RoAd").disentangle)
 
 
 @pytest.fixture
