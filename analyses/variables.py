@@ -56,6 +56,7 @@ MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, 
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 COMPARED = [(STACKED, SHARED), (DEEP, SHARED), (DEEP, SEPARATE), (MASKED_BASIS, SHARED), *((each, SHARED) for each in WHITENED)]
+CLUSTERS = {"city": "Country"}  # cities of one country are not independent
 SHOWN = 16  # coordinates per variable whose learning rates are tuned, and whose cause and isolation are listed
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
 RATES = (3e-3, 2e-2, 1e-1)
@@ -141,7 +142,8 @@ def task_of(settings: Settings) -> EntityTask:
         return number_and_gender()
     if settings.ravel is None:
         raise InputError(f"entities '{settings.entities}' need ravel=FOLDER, a folder with files in RAVEL's format")
-    return load_ravel(settings.ravel, settings.entities, settings.variables).sampled(settings.asked)
+    cluster = CLUSTERS.get(settings.entities)
+    return load_ravel(settings.ravel, settings.entities, settings.variables, cluster).sampled(settings.asked)
 
 
 def answered(settings: Settings, task: EntityTask, piece: Piece) -> tuple[list[Question], int]:
@@ -241,7 +243,7 @@ def comparison(
         counts,
         (train, validation, sum(test)),
         () if tested is None else tuple(tested.cells),
-        () if tested is None else tested.groups,
+        () if tested is None else tested.clusters,
         tuple(trials),
         tuple(reports),
     )

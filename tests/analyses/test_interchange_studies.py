@@ -18,10 +18,13 @@ from helpers.taught import word_tokenizer
 from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
+from road_interp.causal.entity_task import SPLITS
 from road_interp.causal.method_scores import TaskScores
 from road_interp.causal.noun_task import number_and_gender
+from road_interp.causal.variables import cell_weights
 from road_interp.causal.variables_comparison import VariablesComparison
 from road_interp.errors import InputError
+from road_interp.measure.intervals import mean_interval
 from road_interp.training import study as study_module
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +183,44 @@ def test_several_variables(command, nouns, tmp_path):
     trained = ["stacked RoAd", "masked components"]
     assert [each.method for each in found.trials] == trained
     assert [each.method for each in found.reports] == ["no swap", "whole state", "random subspace", *trained]
+
+
+def test_intervals_over_cities_resample_countries(known, command, monkeypatch, tmp_path):
+    """The stored clusters are those of the task, of which no city is independent of the others in its country."""
+    places = {"Norway": "Europe", "Italy": "Europe", "Peru": "America", "Chile": "America", "Japan": "Asia", "Laos": "Asia"}
+    cities = {f"{split}{country}{number}": country for split in SPLITS for country in places for number in range(2)}
+    prompts = {"Country": ["in the land of %s there is"], "Continent": ["around %s there is"]}
+    files = {
+        "entity_attributes": {city: {"Country": of, "Continent": places[of]} for city, of in cities.items()},
+        "attribute_to_prompts": prompts,
+        "entity_to_split": {city: next(split for split in SPLITS if city.startswith(split)) for city in cities},
+        "prompt_to_split": {text: "train" for texts in prompts.values() for text in texts},
+    }
+    for name, content in files.items():
+        (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(content))
+    tokenizer = word_tokenizer(*cities, *places, *places.values(), *"in the land of there is around".split())
+    loaded = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), tokenizer
+    script = script_of(known["variables"])
+    monkeypatch.setitem(script, "language_model", lambda model: loaded)
+    monkeypatch.setitem(script, "answered", lambda settings, task, piece: (list(task.questions()), 7))
+    options = ("layer=0", "prefix=''", "steps=2", "pairs=[8, 8, 8]", "methods=[stacked RoAd]", "rates=[0.1]")
+    command("variables", f"ravel={tmp_path}", *options, "--only", "smollm2_city_1", "--seeds", "0")
+    (path,) = (tmp_path / "results").glob("variables-*/smollm2_city_1/seed-0.json")
+    found = VariablesComparison.load(path)
+    assert {country for both in found.groups for country in both} == {*places}
+    report = found.of("stacked RoAd")
+    weights = cell_weights(found.variables)
+    assert report.interval == pytest.approx(mean_interval(np.array(report.outcomes), found.groups, list(found.cells), weights))
+
+
+def test_stored_comparisons_of_cities_have_countries_as_clusters():
+    stored = [VariablesComparison.load(path) for path in sorted(RESULTS.glob("variables*/*_city_*/seed-*.json"))]
+    assert len(stored) > 10
+    countries = {country for both in stored[0].groups for country in both}
+    assert {"China", "Italy"} <= countries
+    for found in stored:
+        groups = {country for both in found.groups for country in both}
+        assert len(groups & countries) > len(groups) / 2, found.seed  # the test cities of another seed may be of other countries
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(known, command, nouns, monkeypatch, tmp_path):
