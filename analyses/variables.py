@@ -186,7 +186,7 @@ def rates_of(settings: Settings) -> dict[str, tuple[float, ...]] | None:
     chosen = CHOSEN.get((settings.model, settings.entities))
     tuned_here = settings.seed == 0 and settings.coordinates == SHOWN
     if not tuned_here and settings.rates == RATES and chosen is not None:
-        return {method: (chosen[method],) for method in settings.methods}
+        return {method: (chosen[method],) if method in chosen else settings.rates for method in settings.methods}
     return dict.fromkeys(settings.methods, settings.rates) if settings.rates else None
 
 
@@ -342,11 +342,12 @@ def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:
 def frequent_groups(seeds: Sequence[VariablesComparison]) -> list[tuple[str, str]]:
     """How many test pairs the most frequent groups of entities are in, and the scores of DEEP and SHARED without the first."""
     name = name_of(seeds[0])
-    pairs = [({*groups}, cell.rpartition(", ")[2]) for one in seeds for groups, cell in zip(one.groups, one.cells, strict=True)]
+    pairs = [({*groups}, cell) for one in seeds for groups, cell in zip(one.groups, one.cells, strict=True)]
     (first, count), *_ = Counter(group for groups, _ in pairs for group in sorted(groups)).most_common()
     rows = [(f"{name}, most frequent", f"{first} is in {count:,} of {len(pairs):,} pairs ({count / len(pairs):.0%})")]
     for variable in seeds[0].variables:
-        about = [groups for groups, asked in pairs if asked == variable]
+        cells = {f"{swapped}, {variable}" for swapped in seeds[0].variables}
+        about = [groups for groups, cell in pairs if cell in cells]
         two = [group for group, _ in Counter(group for groups in about for group in sorted(groups)).most_common(2)]
         count = sum(not groups.isdisjoint(two) for groups in about)
         rows.append((f"{name}, most frequent about {variable}", f"{' or '.join(two)} is in {count:,} of {len(about):,} pairs"))

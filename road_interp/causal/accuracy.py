@@ -33,7 +33,7 @@ class InterchangeReport(Result):
             base's under the interchange.
         log_odds_interval: its 95% bootstrap interval over words; infinite for fewer than three words.
         outcomes: for every pair whether the source's answer is more likely; empty in results of 0.1.0.
-        effective: number of trained values that change the result, as in `effective_parameters`; None in results of 0.1.0.
+        effective: number of trained values that change the result, as in `effective_parameters`; None where it is not known.
     """
 
     task: str

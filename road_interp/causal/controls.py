@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
+from road_interp.causal.arguments import check_model, check_tokenizer
 from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
@@ -83,8 +84,14 @@ def controls(
         tokenizer: of the model, for unrelated continuations of the test pairs' bases.
         site, span: where states are exchanged, as in InterchangeRuns.
         steps: number of training steps of every trained interchange.
+
+    Raises:
+        InputError: an argument of a wrong type, or pairs that are not divided into `Splits`.
     """
+    check_model("causal.controls", model)
+    check_tokenizer("causal.controls", tokenizer)
     check_splits("causal.controls", splits)
+    unrelated = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in UNRELATED]
     train, test = (InterchangeRuns(model, pairs, site, span, progress=progress) for pairs in (splits.train, splits.test))
     directions = {"difference of means": mean_difference(train), "linear probe": probe_direction(train)}
     swaps: dict[str, Interchange] = {"no swap": no_swap, "full swap": full_swap}
@@ -96,7 +103,6 @@ def controls(
         if isinstance(trained, RoadInterchangeIntervention | LowRankInterchangeIntervention):
             directions[name] = trained.basis()
     swaps |= {name: swap_along(directions[name]) for name in ("difference of means", "linear probe")}
-    unrelated = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in UNRELATED]
     continued = InterchangeRuns(model, splits.test.continued(unrelated), site, span, progress=progress)
     rows = [interchange_accuracy(test, swap, name) for name, swap in swaps.items()]
     stacked = directions[STACKED].squeeze(1)

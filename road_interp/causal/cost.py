@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.causal.methods import seeded
 from road_interp.causal.trained_values import count_parameters, effective_parameters
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
@@ -97,22 +98,8 @@ def cost(
     interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand: an
     interchange whose step takes more than 10 seconds has three rounds.
     """
-    torch.manual_seed(0)
-    full, half = butterfly.full_depth(width), list(range(width // 2))
-    interchanges: dict[str, nn.Module] = {
-        VECTOR: UnitVectorInterchange(width),
-        ONE: LowRankInterchangeIntervention(width, 1),
-        **{f"DAS, rank {rank} by QR": LowRankInterchangeIntervention(width, rank) for rank in RANKS if rank < width // 2},
-        HALF_BY_QR: LowRankInterchangeIntervention(width, len(half)),
-        SHALLOW: RoadInterchangeIntervention(width),
-        STACKED: RoadInterchangeIntervention(width, depth=full, rows=[0]),
-        HALF_BY_STACK: RoadInterchangeIntervention(width, depth=full, rows=half),
-        DEEP: RoadInterchangeIntervention(width, depth=full + 64, rows=list(range(32))),
-        PYVENE_ONE: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=1),
-        PYVENE_EIGHT: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
-        FULL: pyvene.RotatedSpaceIntervention(embed_dim=width),
-    }
-    base, source = (torch.randn(batch, width) for _ in range(2))
+    interchanges = seeded(0, lambda: _interchanges(width))
+    base, source = torch.randn(2, batch, width, generator=torch.Generator().manual_seed(0))
     seconds: dict[str, list[float]] = {method: [] for method in interchanges}
     for number in range(rounds + 1):
         for method, interchange in interchanges.items():
@@ -127,6 +114,24 @@ def cost(
         for method, each in interchanges.items()
     )
     return CostReport(width, batch, "cpu", torch.get_num_threads(), costs)
+
+
+def _interchanges(width: int) -> dict[str, nn.Module]:
+    """The interchanges that are timed, by name."""
+    full, half = butterfly.full_depth(width), list(range(width // 2))
+    return {
+        VECTOR: UnitVectorInterchange(width),
+        ONE: LowRankInterchangeIntervention(width, 1),
+        **{f"DAS, rank {rank} by QR": LowRankInterchangeIntervention(width, rank) for rank in RANKS if rank < width // 2},
+        HALF_BY_QR: LowRankInterchangeIntervention(width, len(half)),
+        SHALLOW: RoadInterchangeIntervention(width),
+        STACKED: RoadInterchangeIntervention(width, depth=full, rows=[0]),
+        HALF_BY_STACK: RoadInterchangeIntervention(width, depth=full, rows=half),
+        DEEP: RoadInterchangeIntervention(width, depth=full + 64, rows=list(range(min(32, width)))),
+        PYVENE_ONE: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=1),
+        PYVENE_EIGHT: pyvene.LowRankRotatedSpaceIntervention(embed_dim=width, low_rank_dimension=8),
+        FULL: pyvene.RotatedSpaceIntervention(embed_dim=width),
+    }
 
 
 def _seconds(interchange: nn.Module, base: Tensor, source: Tensor) -> float:

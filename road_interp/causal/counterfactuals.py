@@ -170,7 +170,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
 
 
 def _pair(content: Any) -> Pair:
-    """The pair of a line. Raises TypeError for other keys, and for values that are not texts, or spans for the two texts."""
+    """The pair of a line. Raises TypeError for other keys, and for a pair that is none."""
     if not isinstance(content, dict):
         raise TypeError("not an object")
     if unknown := [key for key in content if key not in Pair._fields]:
@@ -180,11 +180,16 @@ def _pair(content: Any) -> Pair:
     pair = Pair(**content)
     if isinstance(pair.base, dict) and isinstance(pair.source, dict) and set(pair.base) != set(pair.source):
         raise TypeError(f"the spans of base and source differ: {', '.join(pair.base)}, and {', '.join(pair.source)}")
+    _check_texts(pair)
+    return pair
+
+
+def _check_texts(pair: Pair) -> None:
+    """Raise TypeError for values that are not texts, or spans for the two texts."""
     for name, value in pair._asdict().items():
         spans = value.values() if name in ("base", "source") and isinstance(value, dict) else (value,)
         if not all(isinstance(each, str) for each in spans) and not (value is None and name.endswith("class")):
             raise TypeError(f"'{name}' is not a text")
-    return pair
 
 
 def encode_pairs(
@@ -218,8 +223,14 @@ def encode_pairs(
         "Pairs, or the path of a file of pairs",
     )
     check_tokenizer("causal.encode_pairs", tokenizer)
+    check_argument("causal.encode_pairs", prefix, str, "the text before every text, as in prefix=''")
     if not pairs:
         raise InputError(f"{name}: there are no pairs")
+    for number, pair in enumerate(pairs, start=1):
+        try:
+            _check_texts(pair)
+        except TypeError as error:
+            raise InputError(f"{name}: pair {number} is not a pair ({error})") from None
     base, source = (encode_texts([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
     base_label = _answers(base, [pair.base_label for pair in pairs], tokenizer, name)
     source_label = _answers(base, [pair.source_label for pair in pairs], tokenizer, name)
@@ -273,12 +284,10 @@ def encode_texts(
             raise InputError(f"{name}: text {number} is empty")
         if "last" in spans:
             raise InputError(f"{name}: text {number} has a span 'last', which is the name of every text's last token: rename it")
-        last = _token_at(offsets, len(text) - 1)
-        ends, stop = {}, len(prefix)
-        for span, words in spans.items():
-            if words.strip():
-                ends[span] = _token_at(offsets, stop + len(words.rstrip()) - 1)
-            stop += len(words)
+        try:
+            last, ends = _token_at(offsets, len(text) - 1), _ends(spans, offsets, len(prefix))
+        except ValueError:
+            raise InputError(f"{name}: the tokeniser leaves out the last character of text {number} or of a span of it") from None
         kept = tuple(ids[: last + 1])  # drops tokens added at the end, such as EOS
         span_words = {span: spans[span].strip() for span in ends}
         results.append(EncodedText(text, kept, {**ends, "last": last}, {**span_words, "last": text.split()[-1]}))
@@ -301,6 +310,19 @@ def _answers(
     return tuple(ids[len(text.ids)] for text, ids in zip(texts, encoded, strict=True))
 
 
+def _ends(spans: Mapping[str, str], offsets: Sequence[tuple[int, int]], start: int) -> dict[str, int]:
+    """The token of the last character of every span that is not blank, in a text whose spans begin at the character `start`."""
+    ends = {}
+    for span, words in spans.items():
+        if words.strip():
+            ends[span] = _token_at(offsets, start + len(words.rstrip()) - 1)
+        start += len(words)
+    return ends
+
+
 def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
-    """The token that contains a character, the last one where several tokens are its bytes."""
+    """The token that contains a character, the last one where several tokens are its bytes.
+
+    Raises ValueError for a character that the tokeniser leaves out.
+    """
     return max(index for index, (start, stop) in enumerate(offsets) if start <= character < stop)

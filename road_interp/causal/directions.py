@@ -65,8 +65,11 @@ def cluster_direction(runs: InterchangeRuns, seed: int) -> Float[Tensor, "width 
 
 
 def all_states(runs: InterchangeRuns) -> Float[Tensor, "states width"]:
-    """States at the span from base and source runs, `(2 * pairs, width)`, fp32."""
-    return torch.cat((runs.bases, runs.sources)).float()
+    """States at the span from base and source runs, `(2 * pairs, width)`, fp32. Raises InputError if all are equal."""
+    states = torch.cat((runs.bases, runs.sources)).float()
+    if (states == states[0]).all():
+        raise InputError(f"the states at '{runs.span}' do not differ, so that no direction parts them: choose another span")
+    return states
 
 
 def _unit(direction: np.ndarray, states: Tensor) -> Float[Tensor, "width 1"]:

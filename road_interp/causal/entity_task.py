@@ -132,6 +132,8 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], 
         }
     except (AttributeError, TypeError) as error:
         raise InputError(f"'{folder}': ravel_{entity_type}_... is not in RAVEL's format ({error})") from None
+    if silent := [attribute for attribute, of_attribute in texts.items() if not of_attribute]:
+        raise InputError(f"{entity_type} has no prompt of the training split that asks for '{silent[0]}' with one {SLOT}")
     if cluster is not None and cluster not in attributes:
         raise InputError(f"cluster '{cluster}' is not among the attributes {', '.join(attributes)}")
     clusters = {} if cluster is None else {entity: of_entity[cluster] for entity, of_entity in chosen.items()}
@@ -247,8 +249,10 @@ def _draw(
 
 
 def check_questions(questions: Sequence[Question], task: EntityTask) -> None:
-    """Raise InputError for a question about an entity or an attribute that the task does not have."""
+    """Raise InputError for a question about an entity or an attribute that the task does not have, or without its place."""
     for question in questions:
+        if question.prompt.count(SLOT) != 1:
+            raise InputError(f"{task.name}: the question {question.prompt!r} must have one {SLOT}, the place of the entity")
         if question.entity not in task.values or question.attribute not in task.prompts:
             raise InputError(f"{task.name} has no {question.attribute} of '{question.entity}': the question is of another task")
 

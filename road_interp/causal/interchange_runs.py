@@ -74,7 +74,8 @@ class InterchangeRuns:
     The computation before the intervened block and of the tokens before the exchanged one is the same in every run. The
     constructor runs all texts once and stores the input of that block, and the keys and values of every text; later runs start
     at that block and token. A model with rotations attached, or whose attention cannot read stored keys, is run from that block
-    on with complete texts. The model is frozen and set to evaluation mode.
+    on with complete texts. The model is frozen and set to evaluation mode. Before every evaluation and training it is asked about
+    four of the texts again, whose answers show whether its weights, hooks or adapters have changed.
 
     Args:
         model: a causal language model; for a RoadModel the model of `with road_model.attached() as model`, inside that context.
@@ -91,7 +92,7 @@ class InterchangeRuns:
 
     Raises:
         InputError: a RoadModel, or a model without a head over the vocabulary; an unknown span; a site outside the transformer
-            blocks, or one of an output slice.
+            blocks, or one of an output slice; texts of other tokens than the model's, or longer than it can read.
     """
 
     def __init__(
@@ -110,15 +111,18 @@ class InterchangeRuns:
         _check_vocabulary(model, pairs)
         self.model = model.eval().requires_grad_(False)
         self.pairs, self.batch_size, self._progress = pairs, batch_size, progress
+        self._dtype = model.dtype
         pairs.span(span)  # raises for an unknown span before any forward pass
         self.site, self._layer, self._module = _site_of(model, site)
         self._rotations, stacks = _rotations(model), layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
-        self._source = self._run("source texts", pairs.source_ids)
         keys: list[Tensor | None] = []
-        stores = supports_stored_keys(model, max(pairs.base_ids, key=len))
-        self._base = self._run("base texts", pairs.base_ids, keys if stores else None)
+        with torch.inference_mode(False):  # whose tensors no training could read
+            self._source = self._run("source texts", pairs.source_ids)
+            stores = supports_stored_keys(model, max(pairs.base_ids, key=len))
+            self._base = self._run("base texts", pairs.base_ids, keys if stores else None)
+        self._first_logits = self._logits_of_first()
         self.base_odds: Float[Tensor, " pairs"] = self._base.odds
         check_numbers(self.base_odds.unsqueeze(1), "without an interchange the log odds")
         self._select_span(span)
@@ -135,7 +139,9 @@ class InterchangeRuns:
         return other
 
     def relabelled(self, pairs: CounterfactualPairs) -> InterchangeRuns:
-        """The same runs with the answers of `pairs`, whose texts are those of these pairs; stored states are shared."""
+        """The same runs with the answers of `pairs`; stored states are shared. Raises InputError for pairs of other texts."""
+        if (pairs.base_ids, pairs.source_ids) != (self.pairs.base_ids, self.pairs.source_ids):
+            raise InputError(f"the texts of {pairs.name} are not those of these runs: make InterchangeRuns of them")
         other = copy.copy(self)
         other.pairs = pairs
         other.base_label, other.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
@@ -163,11 +169,7 @@ class InterchangeRuns:
         Raises InputError for an intervention that has no source, and where other rotations are attached to the model, or merged
         into it, than when the runs were made.
         """
-        if not _rotations(self.model).are(self._rotations):
-            raise InputError(
-                "these runs were made with other rotations attached to the model, or merged into it, than it has now: "
-                "make them again"
-            )
+        self._check_rotations()
         check_reads_source(interchange)
         texts, position = self._base.text[rows], self._position[rows]
         starts = torch.zeros_like(position) if self._keys is None else position
@@ -200,12 +202,33 @@ class InterchangeRuns:
         check_numbers(torch.cat(odds).unsqueeze(1), "with this interchange the log odds")
         return torch.cat(odds)
 
+    def _check_rotations(self) -> None:
+        if not _rotations(self.model).are(self._rotations):
+            raise InputError(
+                "these runs were made with other rotations attached to the model, or merged into it, than it has now: "
+                "make them again"
+            )
+
+    @torch.no_grad()
+    def check_model(self) -> None:
+        """Raise InputError if the model gives other answers without an interchange than when the runs were made."""
+        self._check_rotations()
+        if self.model.dtype != self._dtype:
+            raise InputError(f"these runs are of a model in {self._dtype}, now it is in {self.model.dtype}: make them again")
+        difference = (self._logits_of_first() - self._first_logits).abs().max()
+        if not difference < self._tolerance:
+            raise InputError(
+                f"{type(self.model).__name__} gives other answers than when these runs were made: its weights, hooks or adapters "
+                "have changed; make them again"
+            )
+
     def tensor(self, values: Sequence[int]) -> Int[Tensor, " n"]:
         """Integers as a tensor on the model's device."""
         return torch.tensor(values, device=self.model.device)
 
     def batches(self, what: str) -> Iterator[Tensor]:
-        """The rows of all pairs, a batch at a time; `what` is the name of the work in progress."""
+        """The rows of all pairs, a batch at a time; `what` is the name of the work in progress. Checks the model first."""
+        self.check_model()
         for rows in torch.arange(len(self.pairs), device=self.model.device).split(self.batch_size):
             self._progress(what, int(rows[0]), len(self.pairs))
             yield rows
@@ -221,7 +244,11 @@ class InterchangeRuns:
         states, odds = [], torch.zeros(len(texts), device=text.device)
         for rows in torch.arange(len(ids), device=text.device).split(self.batch_size):
             self._progress(what, int(rows[0]), len(ids))
-            *found, logits = self._observe(ids[rows], lengths[rows], keys)
+            try:
+                *found, logits = self._observe(ids[rows], lengths[rows], keys)
+            except IndexError as error:  # of learned positions
+                longest = f"{type(self.model).__name__} cannot read a text of {int(lengths[rows].max())} tokens"
+                raise InputError(f"{longest}: {first_line(error)}") from error
             states.append(found)
             pairs = ((text >= rows[0]) & (text <= rows[-1])).nonzero().flatten()
             odds[pairs] = self._log_odds(logits[text[pairs] - rows[0]], pairs)
@@ -300,10 +327,20 @@ class InterchangeRuns:
         odds = [self._log_odds(self._resumed_logits(texts[rows], last[rows]), rows) for rows in self.batches("stored keys")]
         return self._equals_base_odds(torch.cat(odds))
 
+    @property
+    def _tolerance(self) -> float:
+        """Differences of logits up to it are rounding."""
+        return 1e-3 if self._base.leaving.dtype.itemsize >= 4 else 0.5
+
     def _equals_base_odds(self, odds: Float[Tensor, " first"]) -> bool:
         """Whether the odds of the first pairs are those without an interchange, but for rounding."""
-        tolerance = 1e-3 if self._base.leaving.dtype == torch.float32 else 0.5
-        return bool((odds - self.base_odds[: len(odds)]).abs().max() < tolerance)
+        return bool((odds - self.base_odds[: len(odds)]).abs().max() < self._tolerance)
+
+    @torch.no_grad()
+    def _logits_of_first(self) -> Tensor:
+        """Logits after the first four base texts, from complete passes without an interchange."""
+        with self._opened(), evaluating(self.model):
+            return self._last_logits(self._base.ids[:4], self._base.lengths[:4])
 
     @torch.no_grad()
     def _check_resumed(self) -> None:

@@ -68,6 +68,8 @@ def scan(
     check_splits("causal.scan", splits)
     layers = checked_list("causal.scan", layers, int, "the numbers of blocks, as in [0, 1]")
     spans = checked_list("causal.scan", spans, str, f"spans of the pairs, as in {list(splits.test.positions)}")
+    if not layers or not spans:
+        raise InputError("causal.scan needs one block and one span at least")
     check_callable("causal.scan", "make", make, "a function of the width that returns an interchange")
     _check_scan(make, training)
     reports: list[list[InterchangeReport]] = []
@@ -78,9 +80,11 @@ def scan(
         for span in spans:
             in_block(span)
             interchange = make(test.site.width)
-            if isinstance(interchange, nn.Module) and count_parameters(interchange):
-                train = train or InterchangeRuns(model, splits.train, layer, spans[0], progress=in_block)
-                train_interchange(train.at(span), interchange.to(model.device), **training)
+            if isinstance(interchange, nn.Module):
+                interchange.to(model.device)
+                if count_parameters(interchange):
+                    train = train or InterchangeRuns(model, splits.train, layer, spans[0], progress=in_block)
+                    train_interchange(train.at(span), interchange, **training)
             reports[-1].append(interchange_accuracy(test.at(span), interchange, method))
     accuracy, log_odds = (
         tuple(tuple(getattr(report, key) for report in row) for row in reports) for key in ("accuracy", "log_odds")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, check_count
 from road_interp.causal.bases import Basis, Neurons
 from road_interp.errors import InputError
 from road_interp.models.subspaces import selected_entries
@@ -27,7 +27,7 @@ class MaskedInterchange(nn.Module):
     that a coordinate has one owner at most.
 
     Where those methods charge a penalty for every coordinate, here the number per variable is given: the softmax is scaled until
-    every variable's proportions add up to it (Sinkhorn 1967), within about 15% at low temperatures.
+    every variable's proportions add up to it (Sinkhorn 1967), only roughly at low temperatures.
 
     Args:
         variables: number of variables.
@@ -50,6 +50,7 @@ class MaskedInterchange(nn.Module):
             (coordinates, "number per variable"),
         ):
             check_argument("causal.MaskedInterchange", given, int, f"the {what}")
+            check_count("causal.MaskedInterchange", f"the {what}", given)
         self.num_subspaces, self.coordinates = variables, coordinates
         self.basis = Neurons(width) if basis is None else basis
         count: int = self.basis.count

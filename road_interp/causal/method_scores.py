@@ -25,6 +25,7 @@ from road_interp.causal.directions import (
 )
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
 from road_interp.causal.methods import DAS, STACKED, methods, train_method
+from road_interp.errors import InputError
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, entry
 
@@ -101,7 +102,8 @@ def score_methods(
 
     The methods: the full swap of the state; swaps along a random direction, the first principal component, the difference of
     two k-means centroids, the difference of class means, and the normals of linear discriminant analysis and of a linear probe;
-    DAS of rank 1; one row of a stacked rotation. All but the last are CausalGym's.
+    DAS of rank 1; one row of a stacked rotation. All but the last are CausalGym's. The random direction is the one from which DAS
+    starts.
 
     Args:
         layers: numbers of blocks.
@@ -114,6 +116,8 @@ def score_methods(
     check_model("causal.score_methods", model)
     check_splits("causal.score_methods", splits)
     layers = checked_list("causal.score_methods", layers, int, "the numbers of blocks, as in [0, 1]")
+    if not layers:
+        raise InputError("causal.score_methods needs the number of one block at least")
     vocabulary = model.config.get_text_config().vocab_size
     found: dict[str, list[_Found]] = {}
     for layer in layers:

@@ -20,8 +20,8 @@ from road_interp.errors import InputError, did_you_mean
 from road_interp.files import read_json_object
 
 COUNTS = (512, 128, 400)  # pairs of the training, validation and test split
-DIVIDED = 10  # slots with fewer words are taken for function words, which all splits share
-LABEL_DIVIDED = 3  # the variable's words are divided if there are at least this many: one per split
+DIVIDED = 10  # slots with fewer different stems are taken for function words, which all splits share
+LABEL_DIVIDED = 3  # the variable's words are divided if there are at least as many stems: one per split
 
 # One dictionary from slot to word per choice; slots such as clause.verb and clause.object are chosen together.
 Words = list[dict[str, str]]
@@ -40,7 +40,8 @@ def load_pairs(
     """Generate the three splits of a task from templates, with disjoint words.
 
     The words of a slot are divided among the splits. Words with the same first four letters stay in one split, so that singular
-    and plural of a noun are not separated. Short lists (prepositions, determiners) are shared by all splits.
+    and plural of a noun are not separated. Words of several slots that are chosen together are divided by those of the first
+    slot. Lists with fewer than ten different beginnings (prepositions, determiners) are shared by all splits.
 
     Args:
         task: "agreement" (number of a subject, and the verb after a prepositional phrase), "gender" (a name and its pronoun), or

@@ -18,14 +18,19 @@ def count_parameters(interchange: Interchange) -> int:
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
-def effective_parameters(interchange: nn.Module, width: int) -> int:
+def effective_parameters(interchange: nn.Module, width: int) -> int | None:
     """Number of trained values that can change the result: those with a gradient at random values, on random states, in fp64.
+
+    None for an interchange that cannot compute in fp64.
 
     A coordinate of a full-depth stack of plane rotations reads few angles of the last levels: one of width 576 reads 799 of
     2,880. A swap of all coordinates gives the source whatever the rotation, so that none of its angles has an effect.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        draws = [_gradients_at_random_values(interchange, width, seed) for seed in range(3)]  # one may be near 0 by chance
+        try:
+            draws = [_gradients_at_random_values(interchange, width, seed) for seed in range(3)]  # one may be near 0 by chance
+        except RuntimeError:
+            return None
     return sum(int((torch.stack(of_each).amax(0) > ROUNDING).sum()) for of_each in zip(*draws, strict=True))
 
 

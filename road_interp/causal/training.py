@@ -48,6 +48,7 @@ def train_interchange(
     """
     check_argument("causal.train_interchange", runs, InterchangeRuns, "InterchangeRuns(model, pairs, layer, span)")
     check_interchange("causal.train_interchange", interchange, runs.bases[:1], runs.sources[:1])
+    runs.check_model()
     answers = runs.tensor(runs.pairs.label_tokens)
     targets = torch.searchsorted(answers, runs.source_label)
 

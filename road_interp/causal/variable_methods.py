@@ -13,6 +13,7 @@ from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, pr
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.models.subspaces import selected_entries
 from road_interp.models.variable_coordinates import VariableCoordinates
 from road_interp.rotation import butterfly
 
@@ -50,10 +51,8 @@ class SeparateInterchanges(nn.Module):
 
     def forward(self, base: Tensor, source: Tensor, subspaces: Sequence[Sequence[int]]) -> Tensor:
         """`base` with the subspaces of every row's variables from `source`."""
-        chosen = base.new_zeros(len(base), len(self.each))
-        for row, indices in enumerate(subspaces):
-            chosen[row, list(indices)] = 1
         wide, other = base.float(), source.float()
+        chosen = selected_entries(subspaces, None, len(self.each), wide)
         changes = [(each(wide, other) - wide) * chosen[:, [index]] for index, each in enumerate(self.each)]
         return (wide + torch.stack(changes).sum(0)).to(base.dtype)
 

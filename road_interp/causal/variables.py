@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from numbers import Real
 
 import numpy as np
@@ -141,6 +142,7 @@ def train_variables(
     runs.check("causal.train_variables", interchange)
     if isinstance(isolation, bool) or not isinstance(isolation, Real) or not 0 <= isolation < math.inf:
         raise InputError(f"isolation must be a finite weight of at least 0, not {isolation!r}")
+    runs.runs.check_model()
     is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
     share = isolation * float(is_cause.sum()) / max(1, int((~is_cause).sum()))
     weights = torch.where(is_cause, 1.0, share)
@@ -241,10 +243,10 @@ def measure_variables(
     names = list(dict.fromkeys(pairs.swapped))
     if len(names) < 2:
         raise InputError("a score of one variable has no isolation; use interchange_accuracy")
+    for swapped, asked in product(dict.fromkeys((*names, *pairs.asked)), repeat=2):
+        if f"{swapped}, {asked}" not in pairs.cells:
+            raise InputError(f"no pair swaps '{swapped}' and asks for '{asked}': cause and isolation need every combination")
     weights = cell_weights(names)
-    if missing := weights.keys() - set(pairs.cells):
-        swapped, asked = min(missing).split(", ")
-        raise InputError(f"no pair swaps '{swapped}' and asks for '{asked}': cause and isolation need every combination")
     scores = tuple(_score(name, hits, pairs) for name in names)
     low, high = mean_interval(hits, pairs.clusters, pairs.cells, weights)
     return VariablesReport(

@@ -16,7 +16,7 @@ from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variable_methods import METHODS, NO_SWAP, RANDOM, WHITENED, MethodInputs, no_variable, whole_state
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError, did_you_mean
-from road_interp.measure.intervals import mean_interval
+from road_interp.measure.intervals import joined_seeds, mean_interval
 from road_interp.models.variable_coordinates import VariableCoordinates
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, entry
@@ -73,10 +73,6 @@ class VariablesComparison(Result):
         """The report of a method. Raises InputError if there is none."""
         return entry({report.method: report for report in self.reports}, method, "report of")
 
-    def difference(self, method: str, other: str) -> tuple[float, float, float]:
-        """Disentangle of a method minus that of another on the same pairs, and its 95% interval over groups of entities."""
-        return disentangle_over_seeds([self], method, other)
-
     def without(self, group: str) -> VariablesComparison:
         """The outcomes on the test pairs that have no entity of a group, and the disentangle of each method on them.
 
@@ -102,8 +98,11 @@ def disentangle_over_seeds(
     Groups of entities are resampled, once for all seeds, whose test entities may be the same. The interval is that of these
     trainings: other seeds are not part of it. With few groups, such as eight, it is too narrow.
 
-    Raises InputError for comparisons that differ in more than the seed.
+    Raises InputError for no comparisons, comparisons that differ in more than the seed, and a duplicate seed.
     """
+    if not comparisons:
+        raise InputError("a mean over seeds needs one comparison at least")
+    joined_seeds([(each.seed,) for each in comparisons])
     if len({(each.model, each.task, each.variables, each.layer, each.coordinates, each.steps) for each in comparisons}) > 1:
         raise InputError("only comparisons of one model, task, layer, number of coordinates and of steps can be combined")
     outcomes: list[float] = []
@@ -149,12 +148,11 @@ def try_methods(
         rates: learning rates by method; by default the one that METHODS gives each.
 
     Raises:
-        InputError: an unknown method.
+        InputError: an unknown method, no learning rate, or runs of another model, site, span or order of the variables.
     """
     known = METHODS | WHITENED
-    for name in (*methods, *(rates or {})):
-        if name not in known:
-            raise InputError(f"unknown method '{name}'; {did_you_mean(name, known)}")
+    _check_same_place(train, validation)
+    _check_rates(methods, rates or {})
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
     inputs = MethodInputs(train.runs.site.width, tuple(variables), coordinates, states, seed)
     for name in methods:
@@ -181,14 +179,16 @@ def compare_variables(
         options: further arguments of `try_methods`, as are the others.
 
     Raises:
-        InputError: a group of entities of one split in another, or an argument of a wrong type.
+        InputError: a group of entities of one split in another, an argument of a wrong type, or one that `try_methods` refuses.
     """
     for runs in (train, validation, test):
         check_argument("causal.compare_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     variables = checked_list(
         "causal.compare_variables", variables, str, f"the variables, as in {sorted(set(test.pairs.swapped))}"
     )
+    _check_same_place(train, validation, test)
     _check_disjoint(train, validation, test)
+    _check_rates(options.get("methods", METHODS), options.get("rates") or {})
     seed = options.get("seed", 0)
     reports = _untrained(test, variables, coordinates, seed) if controls else []
     trials: list[Trial] = []
@@ -221,6 +221,32 @@ def _train(
     if isinstance(interchange, MaskedInterchange):
         interchange.harden()
     return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def _check_rates(methods: Sequence[str], rates: Mapping[str, Sequence[float]]) -> None:
+    """Raise InputError for unknown methods, and for learning rates that are no list or of another method."""
+    known = METHODS | WHITENED
+    for name in (*methods, *rates):
+        if name not in known:
+            raise InputError(f"unknown method '{name}'; {did_you_mean(name, known)}")
+    for name, tried in rates.items():
+        if name not in methods:
+            raise InputError(f"learning rates of '{name}', which is not among the methods {', '.join(methods)}")
+        if not isinstance(tried, Sequence) or not tried:
+            raise InputError(f"the learning rates of '{name}' must be a list with one at least, as in [0.1], not {tried!r}")
+
+
+def _check_same_place(first: VariableRuns, *others: VariableRuns) -> None:
+    """Raise InputError for runs of another model, site, span or order of the variables, which an interchange is trained for."""
+    for other in others:
+        for what, one, its in (
+            ("model", first.runs.model, other.runs.model),
+            ("site", first.runs.site, other.runs.site),
+            ("span", first.runs.span, other.runs.span),
+            ("variables", first.variables, other.variables),
+        ):
+            if one is not its and (what == "model" or one != its):
+                raise InputError(f"the runs of one split have another {what} than those of another: make all of them alike")
 
 
 def _check_disjoint(*splits: VariableRuns) -> None:

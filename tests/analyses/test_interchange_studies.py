@@ -198,7 +198,7 @@ def test_intervals_over_cities_resample_countries(known, command, monkeypatch, t
     }
     for name, content in files.items():
         (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(content))
-    tokenizer = word_tokenizer(*cities, *places, *places.values(), *"in the land of there is around".split())
+    tokenizer = word_tokenizer(*cities, *places, *places.values(), *["in", "the", "land", "of", "there", "is", "around"])
     loaded = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), tokenizer
     script = script_of(known["variables"])
     monkeypatch.setitem(script, "language_model", lambda model: loaded)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.covariance import ledoit_wolf
 
+from helpers.models import tiny_model
 from road_interp.causal.accuracy import interchange_accuracy
 from road_interp.causal.controls import ControlReport, controls, untrained_like
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
@@ -145,3 +146,20 @@ def test_directions_need_two_classes(taught, tokenizer):
     runs = InterchangeRuns(taught[0], encode_pairs(pairs, tokenizer), 0, "last")
     with pytest.raises(InputError, match="needs two classes; pairs has 3"):
         mean_difference(runs)
+
+
+def test_the_tokeniser_is_checked_before_the_trainings(taught):
+    model, pairs = taught
+    with pytest.raises(InputError, match="causal.controls needs PreTrainedTokenizerBase, not str"):
+        controls(model, "a tokeniser", Splits(pairs, pairs, pairs), 0, "name")
+
+
+def test_states_that_do_not_differ_have_no_direction(tokenizer):
+    pairs = [Pair({"the": "The", "who": f" {one}"}, {"the": "The", "who": f" {other}"}, " he", " she") for one, other in NAMES]
+    runs = InterchangeRuns(tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), encode_pairs(pairs, tokenizer), 0, "the")
+    for direction in (mean_difference, probe_direction, discriminant_direction, lambda runs: cluster_direction(runs, 0)):
+        with pytest.raises(InputError, match="the states at 'the' do not differ"):
+            direction(runs)
+
+
+NAMES = [("Basil", "Ida"), ("Otto", "Ivy")]

@@ -83,3 +83,23 @@ def test_every_form_of_rank_one_swaps_along_one_direction():
     expected = base + ((source - base) @ direction).outer(direction)
     for interchange in (stack, vector, column):
         torch.testing.assert_close(interchange(base, source), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_callers_random_numbers_stay(monkeypatch):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    cost(width=16, batch=2, rounds=1)  # also where there are fewer than 32 coordinates
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_values_with_effect_are_unknown_where_double_precision_fails():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, base, source):
+            return base + (source - base).float() @ self.weight
+
+    assert effective_parameters(Single(), 8) is None

@@ -6,7 +6,7 @@ import json
 import warnings
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from helpers.taught import word_tokenizer
@@ -234,3 +234,27 @@ def test_other_numbers_of_pairs_are_refused(tokenizer):
             load_pairs("gender", tokenizer, counts)
     with pytest.raises(InputError, match="not int: give a JSON file in CausalGym's format"):
         load_pairs("gender", tokenizer, templates=3)
+
+
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [
+        (Pair(1, "a man", " he", " she"), "base"),
+        (Pair("a man", None, " he", " she"), "source"),
+        (Pair({"who": 1}, {"who": "a man"}, " he", " she"), "base"),
+        (Pair("a woman", "a man", None, " he"), "base_label"),
+        (Pair("a woman", "a man", " she", " he", 5), "base_class"),
+    ],
+)
+def test_pairs_that_are_no_texts_are_refused(pair, name):
+    with pytest.raises(InputError, match=rf"pairs: pair 1 is not a pair \('{name}' is not a text\)"):
+        encode_pairs([pair], word_tokenizer())
+    with pytest.raises(InputError, match="causal.encode_pairs needs str, not int: give the text before every text"):
+        encode_pairs([Pair("a woman", "a man", " she", " he")], word_tokenizer(), prefix=3)
+
+
+def test_a_character_that_the_tokeniser_leaves_out():
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    with pytest.raises(InputError, match="pairs: the tokeniser leaves out the last character of text 1 or of a span of it"):
+        encode_pairs([Pair("Adrian cried\x07", "Ida cried", " he", " she")], tokenizer)

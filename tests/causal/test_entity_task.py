@@ -11,7 +11,7 @@ import torch
 from helpers.models import random_adapter, tiny_model
 from helpers.things import ENTITIES, PROMPTS, SPLIT, VARIABLES
 from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
-from road_interp.causal.entity_task import draw_variable_pairs, load_ravel
+from road_interp.causal.entity_task import Question, draw_variable_pairs, load_ravel
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
@@ -98,6 +98,10 @@ def test_ravels_files(tmp_path):
         load_ravel(tmp_path, "city", ["Mayor"])
     with pytest.raises(InputError, match=r"ravel_verb_entity_attributes\.json' does not exist"):
         load_ravel(tmp_path, "verb", ["Definition"])
+    files["prompt_to_split"] |= {"%s is in": "val", "%s and %s": "val"}
+    (tmp_path / "ravel_city_prompt_to_split.json").write_text(json.dumps(files["prompt_to_split"]))
+    with pytest.raises(InputError, match="city has no prompt of the training split that asks for 'Country'"):
+        load_ravel(tmp_path, "city", ["Country", "Continent"])
     (tmp_path / "ravel_city_entity_attributes.json").write_text('{"Oslo": 3}')
     with pytest.raises(InputError, match="not in RAVEL's format"):
         load_ravel(tmp_path, "city", ["Country"])
@@ -167,3 +171,14 @@ def test_the_model_answers_without_dropout(task, tokenizer):
     ):
         with pytest.raises(InputError, match=message):
             answered_rightly(other, tokenizer, task, task.questions())
+
+
+@pytest.mark.parametrize("prompt", ["The baker has", "%s and %s"])
+def test_a_question_has_one_place_for_the_entity(taught_things, task, tokenizer, prompt):
+    wrong = Question("baker", "colour", prompt)
+    for use in (
+        lambda: answered_rightly(taught_things, tokenizer, task, [wrong]),
+        lambda: draw_variable_pairs(task, [wrong], tokenizer, "train", 2),
+    ):
+        with pytest.raises(InputError, match="thing: the question .* must have one %s"):
+            use()

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
+import peft
 import pytest
 import pyvene
 import torch
@@ -118,6 +119,85 @@ def test_runs_belong_to_the_rotations_that_they_were_made_with(tokenizer):
         plain.odds(no_swap)
     other.unmerge()
     plain.odds(no_swap)
+
+
+def change_head(model):
+    model.lm_head.weight.data.neg_()
+
+
+def change_embeddings(model):
+    model.get_input_embeddings().weight.data.normal_()
+
+
+def add_hook(model):
+    model.model.layers[0].register_forward_hook(lambda module, args, output: output[..., :] * 2)
+
+
+def change_dtype(model):
+    model.bfloat16()
+
+
+@pytest.mark.parametrize("change", [change_head, change_embeddings, add_hook, change_dtype])
+def test_runs_notice_that_the_model_has_changed(tokenizer, change):
+    """Stored states and odds would be those of another model."""
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), num_hidden_layers=3)
+    runs = InterchangeRuns(model, ragged(tokenizer), 1, "who")
+    assert runs.odds(no_swap).tolist() == pytest.approx((-runs.base_odds).tolist(), abs=1e-4)
+    change(model)
+    stack = RoadInterchangeIntervention(32, depth=3)
+    for use in (lambda: runs.odds(no_swap), lambda: train_interchange(runs, stack, steps=1)):
+        with pytest.raises(
+            InputError, match="gives other answers than when these runs were made|are of a model in torch.float32"
+        ):
+            use()
+
+
+def test_runs_notice_that_a_lora_was_switched_off(tokenizer):
+    model = peft.get_peft_model(
+        tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)),
+        peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
+    )
+    runs = InterchangeRuns(model.base_model.model, ragged(tokenizer), 0, "who")
+    runs.odds(no_swap)
+    with model.disable_adapter(), pytest.raises(InputError, match="its weights, hooks or adapters have changed"):
+        runs.odds(no_swap)
+    runs.odds(no_swap)
+
+
+def test_runs_are_relabelled_by_pairs_of_the_same_texts(tokenizer):
+    pairs = ragged(tokenizer)
+    runs = InterchangeRuns(tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), pairs, 0, "who")
+    runs.relabelled(pairs.with_arbitrary_labels(len(tokenizer)))
+    with pytest.raises(InputError, match="the texts of pairs are not those of these runs"):
+        runs.relabelled(replace(pairs, source_ids=pairs.source_ids[::-1]))
+
+
+def test_runs_made_in_inference_mode_are_trained_outside_it(tokenizer):
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    with torch.inference_mode():
+        runs = InterchangeRuns(model, ragged(tokenizer), 0, "who")
+    train_interchange(runs, RoadInterchangeIntervention(32, depth=3), steps=2)
+
+
+def test_texts_longer_than_learned_positions(tokenizer):
+    model = tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), n_positions=4)
+    with pytest.raises(InputError, match="GPT2LMHeadModel cannot read a text of 5 tokens: index out of range"):
+        InterchangeRuns(model, ragged(tokenizer), 0, "who")
+
+
+def test_double_precision_has_the_tolerance_of_single(tokenizer):
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    for dtype, equal in ((torch.float64, False), (torch.float32, False), (torch.bfloat16, True)):
+        runs = InterchangeRuns(model.to(dtype), ragged(tokenizer), 0, "who")
+        assert runs._equals_base_odds(runs.base_odds + 0.4) == equal
+
+
+def test_a_scan_needs_blocks_and_spans(tokenizer):
+    pairs = ragged(tokenizer)
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    for layers, spans in (([], ["who"]), ([0], [])):
+        with pytest.raises(InputError, match="causal.scan needs one block and one span at least"):
+            scan(model, Splits(pairs, pairs, pairs), layers, spans, lambda width: full_swap, "full swap")
 
 
 @pytest.mark.parametrize("architecture", [*MODELS, "Gemma2", "Gemma3Text", "Qwen3", "Mistral"])

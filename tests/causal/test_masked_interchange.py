@@ -75,3 +75,9 @@ def test_a_mask_checks_its_subspaces(subspaces, message):
     with pytest.raises(InputError, match=message):
         mask(*states, subspaces=subspaces)
     torch.testing.assert_close(mask(*states, subspaces=[[0, 0]] * 4), mask(*states, subspaces=[[0]] * 4))
+
+
+@pytest.mark.parametrize("sizes", [(0, 32, 4), (2, 0, 4), (2, 32, 0), (2, 32, -1)])
+def test_numbers_below_one_are_refused(sizes):
+    with pytest.raises(InputError, match="causal.MaskedInterchange: the .* must be a number of at least 1, not "):
+        MaskedInterchange(*sizes)

@@ -11,6 +11,7 @@ from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, Splits
 from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
 from road_interp.causal.method_scores import TaskScores, score_methods
 from road_interp.causal.methods import DAS, STACKED
+from road_interp.errors import InputError
 
 BY_CLASS = ("difference of means", "linear discriminant analysis", "linear probe")
 
@@ -67,3 +68,9 @@ def test_the_span_that_decides(tokenizer):
     assert deciding({"who": "Basil", "does": " cried"}, {"who": "Ida", "does": " cried"}) == "who"
     assert deciding({"what": "because", "who": " Basil"}, {"what": "because", "who": " Ida"}) == "who"
     assert deciding({"who": "Basil", "does": " cried", "why": " because"}, {"does": "cried", "why": " because"}) == "does"
+
+
+def test_one_block_at_least_is_scored(taught):
+    model, pairs = taught
+    with pytest.raises(InputError, match="causal.score_methods needs the number of one block at least"):
+        score_methods(model, Splits(pairs, pairs, pairs), [], "name")

@@ -11,7 +11,9 @@ from road_interp.causal.variable_methods import (
     METHODS,
     WHITENED,
     MethodInputs,
+    SeparateInterchanges,
 )
+from road_interp.errors import InputError
 from road_interp.models.variable_coordinates import VariableCoordinates
 
 
@@ -53,3 +55,10 @@ def test_an_interchange_of_a_whitened_state_swaps_coordinates_in_units_of_their_
     torch.testing.assert_close(inside(base, source, [[1]] * 100), expected, rtol=0, atol=1e-4)
     plain = InBasis(rotation, columns)(base, source, [[1]] * 100)
     assert not torch.allclose(plain, expected, atol=0.1)
+
+
+def test_subspaces_of_separate_interchanges_are_checked():
+    interchange, states = SeparateInterchanges(2, 8, 2, 0), torch.randn(3, 8)
+    for subspaces, message in (([[-1]] * 3, "subspace -1 does not exist"), ([[0]], "subspaces list 1 rows, but the batch has 3")):
+        with pytest.raises(InputError, match=message):
+            interchange(states, states, subspaces)

@@ -221,6 +221,25 @@ def test_every_combination_of_variables_is_needed_for_a_score(runs):
         measure_variables(few, nothing, "none")
 
 
+def test_an_attribute_that_no_pair_swaps_has_no_isolation(runs):
+    rows = [row for row, swapped in enumerate(runs.pairs.swapped) if swapped == "colour" or row % 2]
+    asked = tuple("size" if row % 3 == 0 else asked for row, asked in enumerate(runs.pairs.asked) if row in rows)
+    few = copy.copy(runs)
+    few.pairs, few.targets = replace(_subset(runs.pairs, rows), asked=asked), runs.targets[rows]
+    few.hits = lambda swap: torch.ones(len(rows), dtype=torch.bool)
+    with pytest.raises(InputError, match="no pair swaps 'size' and asks for "):
+        measure_variables(few, nothing, "none")
+
+
+def test_names_of_variables_may_have_commas(runs):
+    names = {"colour": "colour, bright", "shape": "shape"}
+    few = copy.copy(runs)
+    few.pairs = replace(runs.pairs, swapped=tuple(names[each] for each in runs.pairs.swapped), asked=("shape",) * len(runs.pairs))
+    few.hits = lambda swap: torch.ones(len(runs.pairs), dtype=torch.bool)
+    with pytest.raises(InputError, match="no pair swaps 'colour, bright' and asks for 'colour, bright'"):
+        measure_variables(few, nothing, "none")
+
+
 def test_what_reads_no_source_is_neither_scored_nor_trained(runs):
     rotation = RoadIntervention(32)
     for use in (lambda: measure_variables(runs, rotation, "a rotation"), lambda: train_variables(runs, rotation)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,10 @@ from road_interp.causal import variables_comparison
 from road_interp.causal.variable_methods import (
     METHODS,
     SHARED,
+    STACKED,
     no_variable,
 )
-from road_interp.causal.variables import VariablesReport, cell_weights, measure_variables
+from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables
 from road_interp.causal.variables_comparison import (
     Trained,
     Trial,
@@ -51,21 +53,25 @@ def test_seeds_are_pooled_over_the_groups_that_they_share():
     cells, groups = zip(*pairs, strict=True)
     right = [group[0] in "abc" for group in groups]
 
-    def comparison(outcomes):
+    def comparison(outcomes, seed):
         value, counts = float(np.mean(outcomes)), ((1, 1, 1), (1, 1, 1))
         report = VariablesReport("x", "s", "m", 1, 1, 0, 0.1, 0.5, 6, (), value, (0.0, 1.0), tuple(outcomes))
-        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, 0, *counts, cells, groups, (), (report,))
+        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, seed, *counts, cells, groups, (), (report,))
 
-    one, other = comparison(right), comparison([not each for each in right])
+    one, other, same = comparison(right, 0), comparison([not each for each in right], 1), comparison(right, 2)
     value, low, high = disentangle_over_seeds([one], "m")
     assert value == 0.5
     assert low < 0.3
     assert high > 0.7
     assert disentangle_over_seeds([one, other], "m") == pytest.approx((0.5, 0.5, 0.5))
-    assert disentangle_over_seeds([one, one], "m") == pytest.approx((value, low, high))
+    assert disentangle_over_seeds([one, same], "m") == pytest.approx((value, low, high))
     for changed in ({"model": "other"}, {"task": "other"}, {"layer": 5}, {"coordinates": 2}, {"steps": 9}):
         with pytest.raises(InputError, match="only comparisons of one model, task, layer"):
             disentangle_over_seeds([one, replace(other, **changed)], "m")
+    with pytest.raises(InputError, match=r"duplicate seed in \[0, 0\]"):
+        disentangle_over_seeds([one, one], "m")
+    with pytest.raises(InputError, match="needs one comparison at least"):
+        disentangle_over_seeds([], "m")
     with pytest.raises(InputError, match="plots.variables draws comparisons of one model, task and layer"):
         plots.variables([one, replace(other, layer=5)])
 
@@ -82,6 +88,36 @@ def test_of_equal_trainings_the_one_with_the_smallest_rate_is_tested(taught_thin
     trials, reports = compare_variables(*splits, VARIABLES, 2, controls=False)
     assert [report.rate for report in reports] == [0.02]
     assert len(trials) == 3
+
+
+def test_runs_of_all_splits_are_of_one_place(taught_things, task, tokenizer):
+    """A mask has no names of variables: with another order they would be exchanged."""
+    train, validation, test = (runs_of(taught_things, task, tokenizer, split) for split in ("train", "val", "test"))
+    reversed_order = VariableRuns(taught_things, test.pairs, 0, VARIABLES[::-1])
+    other_layer = VariableRuns(taught_things, validation.pairs, 1, VARIABLES)
+    other_model = VariableRuns(copy.deepcopy(taught_things), test.pairs, 0, VARIABLES)
+    other_span = VariableRuns(taught_things, test.pairs, 0, VARIABLES, "last")
+    for splits, what in (
+        ((train, validation, reversed_order), "variables"),
+        ((train, other_layer, test), "site"),
+        ((train, validation, other_model), "model"),
+        ((train, validation, other_span), "span"),
+    ):
+        with pytest.raises(InputError, match=f"the runs of one split have another {what} than those of another"):
+            compare_variables(*splits, VARIABLES, 2)
+
+
+def test_learning_rates_are_checked_before_anything_is_measured(taught_things, task, tokenizer, monkeypatch):
+    splits = [runs_of(taught_things, task, tokenizer, split) for split in ("train", "val", "test")]
+    monkeypatch.setattr(variables_comparison, "_untrained", lambda *arguments: pytest.fail("measured first"))
+    for rates, message in (
+        ({SHARED: ()}, "must be a list with one at least"),
+        ({SHARED: 0.1}, "must be a list with one at least, as in .*, not 0.1"),
+        ({STACKED: (0.1,)}, f"learning rates of '{STACKED}', which is not among the methods {SHARED}"),
+        ({"none": (0.1,)}, "unknown method 'none'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare_variables(*splits, VARIABLES, 2, methods=[SHARED], rates=rates)
 
 
 def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
