@@ -117,11 +117,10 @@ class InterchangeRuns:
         self._rotations, stacks = _rotations(model), layer_stacks(model)
         self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
+        self._source = self._run("source texts", pairs.source_ids)
         keys: list[Tensor | None] = []
-        with torch.inference_mode(False):  # whose tensors no training could read
-            self._source = self._run("source texts", pairs.source_ids)
-            stores = supports_stored_keys(model, max(pairs.base_ids, key=len))
-            self._base = self._run("base texts", pairs.base_ids, keys if stores else None)
+        stores = supports_stored_keys(model, max(pairs.base_ids, key=len))
+        self._base = self._run("base texts", pairs.base_ids, keys if stores else None)
         self._first_logits = self._logits_of_first()
         self.base_odds: Float[Tensor, " pairs"] = self._base.odds
         check_numbers(self.base_odds.unsqueeze(1), "without an interchange the log odds")

@@ -135,6 +135,8 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
     assert script["rates_of"](replace(first_seed, seed=1, model="other")) == dict.fromkeys(methods, grid)
     assert script["rates_of"](replace(first_seed, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
     assert script["rates_of"](settings(seed=1)) is None
+    white = script["rates_of"](replace(first_seed, seed=1, methods=(*script["WHITENED"],)))
+    assert white == dict.fromkeys(script["WHITENED"], grid)  # which no stored comparison has chosen
 
 
 def test_the_most_frequent_group_and_the_scores_without_it(known):

@@ -172,13 +172,6 @@ def test_runs_are_relabelled_by_pairs_of_the_same_texts(tokenizer):
         runs.relabelled(replace(pairs, source_ids=pairs.source_ids[::-1]))
 
 
-def test_runs_made_in_inference_mode_are_trained_outside_it(tokenizer):
-    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    with torch.inference_mode():
-        runs = InterchangeRuns(model, ragged(tokenizer), 0, "who")
-    train_interchange(runs, RoadInterchangeIntervention(32, depth=3), steps=2)
-
-
 def test_texts_longer_than_learned_positions(tokenizer):
     model = tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), n_positions=4)
     with pytest.raises(InputError, match="GPT2LMHeadModel cannot read a text of 5 tokens: index out of range"):
