@@ -217,8 +217,8 @@ class InterchangeRuns:
         difference = (self._logits_of_first() - self._first_logits).abs().max()
         if not difference < self._tolerance:
             raise InputError(
-                f"{type(self.model).__name__} gives other answers than when these runs were made: its weights, hooks or adapters "
-                "have changed; make them again"
+                f"{type(self.model).__name__} gives other answers than when these runs were made: its weights, hooks, adapters "
+                "or autocast have changed; make them again"
             )
 
     def tensor(self, values: Sequence[int]) -> Int[Tensor, " n"]:

@@ -159,7 +159,7 @@ def test_runs_notice_that_a_lora_was_switched_off(tokenizer):
     )
     runs = InterchangeRuns(model.base_model.model, ragged(tokenizer), 0, "who")
     runs.odds(no_swap)
-    with model.disable_adapter(), pytest.raises(InputError, match="its weights, hooks or adapters have changed"):
+    with model.disable_adapter(), pytest.raises(InputError, match="its weights, hooks, adapters or autocast have changed"):
         runs.odds(no_swap)
     runs.odds(no_swap)
 
