@@ -176,9 +176,10 @@ def describe(found: CompositionStudy) -> Described:
             others["planes at that rate"] = found.reports.get(MAIN + FASTER, each)
         for words, other in others.items():
             if other is not each and {*other.seeds} & {*each.seeds}:
-                value = with_interval(each.difference(other, together.active))
-                rows.append((f"{name} minus {words}: {together.active}", value))
-                rows += by_division(f"{name} minus {words}: {together.active}", each.paired(other, together.active))
+                for which, active in (("mean over sets", None), *shown[1:]):
+                    value = with_interval(each.difference(other, active))
+                    rows.append((f"{name} minus {words}: {which}", value))
+                    rows += by_division(f"{name} minus {words}: {which}", each.paired(other, active))
     if (by_name := bank(found)) and (main := found.reports.get(MAIN)) and {*by_name.seeds} <= {*main.seeds}:
         model = readable_name(by_name.model)
         for name, each in ((by_name.method, by_name), ("planes", main.on_seeds(by_name.seeds))):

@@ -45,7 +45,8 @@ def describe(found: EngineCostReport) -> Described:
         for cost in found.costs
     ]
     sentence = (
-        "Time of rotations at all linear layers over that of other methods in the same round: median and quartiles of "
+        "Time of one way of running a model over that of another in the same round, most of them rotations at all linear layers "
+        "over something else; below 1 the first is faster: median and quartiles of "
         f"at least {found.rounds} rounds on {found.device}, {found.threads} thread{'s' * (found.threads > 1)}."
     )
     return sentence, rows

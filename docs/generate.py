@@ -102,6 +102,7 @@ def provenance(study: Study) -> str:
     versions = sorted(
         {", ".join(f"{name} {version}" for name, version in entry["versions"].items()) for entry in pieces.values()}
     )
+    precisions = sorted({entry["precision"] for entry in pieces.values() if "precision" in entry})
     recipe = study.recipe if isinstance(study.recipe, str) else None
     command = command_of(study, measured)
     return "\n\n".join(
@@ -110,6 +111,7 @@ def provenance(study: Study) -> str:
             *(["PATH stands for [files of others](../../reference/licences.md#files-of-others)."] if "=PATH" in command else []),
             f"The numbers lie in `results/{study.name}`" + (f", the recipe is `{recipe}`." if recipe else "."),
             table(("condition", "seeds", "minutes", "commits"), rows),
+            *([f"Trained in {' and '.join(precisions)}, as far as recorded."] if precisions else []),
             *(f"Versions: {each or 'not recorded'}." for each in versions),
         ]
     )

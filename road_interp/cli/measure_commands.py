@@ -191,7 +191,11 @@ def diagnose(
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", "--most", min=1, help="number of test examples, all by default; behaviours generate four answers for each"
+            "--limit",
+            "--most",
+            min=1,
+            help="number of test examples, all by default; behaviours generate four answers for each. That tasks compose is "
+            "judged by the scores of the run",
         ),
     ] = None,
     control: Annotated[

@@ -12,12 +12,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.arguments import check_callable, checked_reports
 from road_interp.errors import InputError
-from road_interp.measure.intervals import joined_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_seeds, mean_over_divisions, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
 
@@ -32,6 +32,7 @@ class Scorer(Protocol):
     Attributes:
         task: name of the data.
         metric: name of the score, used as axis label.
+        same_examples: whether runs of other seeds have the same test examples; if it is left out, they have.
         refitted: as calling the scorer, but with the head refitted to the states under the adapter; None if there is no head.
     """
 
@@ -90,6 +91,7 @@ class AblationReport(Result):
         seeds: of the trainings.
         rows: one per ablated adapter; the first is the unchanged adapter.
         metric: name of the score, used as axis label.
+        same_examples: whether the test examples of all seeds are the same.
     """
 
     model: str
@@ -98,6 +100,7 @@ class AblationReport(Result):
     seeds: tuple[int, ...]
     rows: tuple[Ablation, ...]
     metric: str = "accuracy"
+    same_examples: bool = True
 
     def of(self, group: Group, what: str, component: str) -> Ablation:
         """The row of one ablated adapter. Raises InputError if there is none."""
@@ -106,8 +109,10 @@ class AblationReport(Result):
     def with_trained_alone(self, component: str, correct: Sequence[bool]) -> AblationReport:
         """Add the outcomes of an adapter of the same seed of which only `component` (ANGLES or MAGNITUDES) was trained.
 
-        Raises InputError for another number of examples, and for a component that the report already has.
+        Raises InputError for another number of examples, and for another component or one that the report already has.
         """
+        if component not in (ANGLES, MAGNITUDES):
+            raise InputError(f"'{component}' is not trained alone: use '{ANGLES}' or '{MAGNITUDES}'")
         row = Ablation("trained alone", "all planes", component, tuple(map(bool, correct)))
         if len(row.correct) != len(self.rows[0].correct):
             count = len(self.rows[0].correct)
@@ -118,7 +123,7 @@ class AblationReport(Result):
 
     def accuracy(self, row: Ablation) -> tuple[float, float, float]:
         """Accuracy of a row with its 95% interval over seeds and examples: (value, low, high), fractions."""
-        return mean_over_seeds(np.asarray(row.correct), len(self.seeds))
+        return self._mean(np.asarray(row.correct), paired=False)
 
     def loss(self, row: Ablation) -> tuple[float, float, float]:
         """Accuracy of the unchanged adapter minus that of a row, with the 95% interval of the paired difference."""
@@ -127,7 +132,11 @@ class AblationReport(Result):
     def contrast(self, row: Ablation, other: Ablation) -> tuple[float, float, float]:
         """Accuracy of one row minus that of another, with the 95% interval of the paired difference."""
         lost = np.asarray(row.correct, float) - np.asarray(other.correct)
-        return mean_over_seeds(lost, len(self.seeds), paired=True)
+        return self._mean(lost, paired=True)
+
+    def _mean(self, outcomes: Shaped[np.ndarray, " examples"], paired: bool) -> tuple[float, float, float]:
+        mean = mean_over_seeds if self.same_examples else mean_over_divisions
+        return mean(outcomes, len(self.seeds), paired)
 
     def summary(self) -> list[dict[str, object]]:
         """Accuracy and loss of accuracy of every row, with intervals."""
@@ -199,7 +208,8 @@ def ablation(
         score: ScoreFn | None = refitted if group == "components, head refitted" else scorer
         assert score is not None
         rows.append(Ablation(group, what, component, tuple(map(bool, score(each)))))
-    return AblationReport(model, scorer.task, adapter.variant, (seed,), tuple(rows), scorer.metric)
+    same_examples = getattr(scorer, "same_examples", True)
+    return AblationReport(model, scorer.task, adapter.variant, (seed,), tuple(rows), scorer.metric, same_examples)
 
 
 def _ablated(adapter: RoadAdapter, seed: int, by: Collection[str], refit: bool) -> Iterator[tuple[Group, str, str, RoadAdapter]]:

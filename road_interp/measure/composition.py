@@ -157,12 +157,15 @@ class CompositionReport(Result):
         return mine - others
 
     def on_seeds(self, seeds: Sequence[int]) -> CompositionReport:
-        """The report of some of its seeds, without answers. Raises InputError for a seed that it does not have."""
+        """The report of some of its seeds, without what is of all: answers, perplexity (NaN) and the more frequent label.
+
+        Raises InputError for a seed that it does not have.
+        """
         if missing := {*seeds} - {*self.seeds}:
             raise InputError(f"no outcomes of seed {min(missing)}; there are those of {', '.join(map(str, self.seeds))}")
         places = [self.seeds.index(seed) for seed in seeds]
         scores = tuple(_on_seeds(score, len(self.seeds), places) for score in self.scores)
-        return replace(self, seeds=tuple(seeds), scores=scores)
+        return replace(self, seeds=tuple(seeds), scores=scores, majority=None)
 
     def least_control(self) -> tuple[str, tuple[float, float, float]]:
         """The set of active tasks with the lowest `control`, and its value."""
@@ -229,7 +232,7 @@ def _on_seeds(score: SetScore, seeds: int, places: Sequence[int]) -> SetScore:
         return tuple(np.asarray(outcomes, bool).reshape(seeds, -1)[[*places]].ravel().tolist())
 
     shown, tried = ({task: chosen(each) for task, each in kind.items()} for kind in (score.shown, score.tried))
-    return SetScore(score.active, shown, (), score.perplexity, tried, chosen(score.finished))
+    return SetScore(score.active, shown, (), float("nan"), tried, chosen(score.finished))
 
 
 def _over_seeds(scores: Sequence[SetScore]) -> SetScore:

@@ -94,9 +94,10 @@ def hurts_others(interference: InterferenceReport, control: str, adapter: str, m
 def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin: float = MARGIN) -> Check:
     """Whether tasks that share a hidden state lose accuracy (or their behaviours) when all planes are active.
 
-    The measure is each task's paired difference between its own planes and all planes active. There is no verdict if a behaviour
-    is rare (`SHOWS`) even with its own planes active. One task that loses more than the margin decides; the intervals are not
-    corrected for the number of tasks.
+    The measure is each task's paired difference between its own planes and all planes active. There is no verdict where a task
+    cannot be called up alone: a behaviour that is rare (`SHOWS`) with its own planes active, or that shows together with another
+    there, or a head that gains no more than the margin over no planes. One task that loses more than the margin decides; the
+    intervals are not corrected for the number of tasks.
     """
     check_argument(
         "measure.fails_to_compose",
@@ -109,11 +110,16 @@ def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin
     verdict: Verdict = "yes" if "yes" in verdicts else "no" if verdicts == {"no"} else "cannot tell"
     numbers = dict(costs)
     if isinstance(report, CompositionReport):
-        alone = {task: report.rate(task, [task]) for task in report.tasks}
+        has_traces = all(score.finished for score in report.scores)  # not in reports of 0.1.0
+        alone = {task: report.control(task) if has_traces else report.rate(task, [task]) for task in report.tasks}
         verdict = verdict if all(low > SHOWS for _, low, _ in alone.values()) else "cannot tell"
         together = "+".join(report.tasks)
         numbers |= {f"'{task}' alone": rate for task, rate in alone.items()}
         numbers["all in one answer"] = report.rate(together, report.tasks)
+    else:
+        gains = {task: report.gain(task) for task in report.tasks}
+        verdict = verdict if all(_above(gain, margin) == "yes" for gain in gains.values()) else "cannot tell"
+        numbers |= {f"what '{task}' gains by its own planes": gain for task, gain in gains.items()}
     reason = f"lost with all planes active, against a margin of {margin:g}; one task decides"
     return Check("Do the tasks fail to compose?", verdict, reason, numbers)
 

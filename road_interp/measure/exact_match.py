@@ -13,7 +13,7 @@ from road_interp.measure.labels import MethodLabel
 from road_interp.measure.multitask_accuracy import active_sets
 from road_interp.models.generation import GenerateFn
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,17 @@ def exact_match(
 ) -> ExactMatchReport:
     """Answer the questions of every task with no planes, its own planes and all planes active, and score the answers.
 
+    An answer that was cut off counts by what stands there: give enough tokens.
+
     Args:
         generate: generates answers to prompts with a set of active tasks.
         questions: by task, for the tasks that have some.
         patterns: by task, the regular expression of `extract_answer`.
         tasks: all tasks, in the order of their planes.
         label: names for the report.
+
+    Raises:
+        InputError: a task without a pattern.
     """
     check_callable("measure.exact_match", "generate", generate, "a function of prompts and active tasks that returns answers")
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -80,7 +85,8 @@ def exact_match(
         for active in active_sets(task, tasks):
             progress(f"questions of {task} with {active}")
             texts = tuple(answer.text for answer in generate([question.prompt for question in own], active))
-            matches = [extract_answer(patterns[task], text) == question.answer for text, question in zip(texts, own, strict=True)]
+            pattern = entry(patterns, task, "pattern of")
+            matches = [extract_answer(pattern, text) == question.answer for text, question in zip(texts, own, strict=True)]
             answers[task][active], correct[task][active] = texts, tuple(matches)
     by_task = {task: tuple(own) for task, own in questions.items()}
     return ExactMatchReport(label.model, label.method, label.seed, by_task, answers, correct)

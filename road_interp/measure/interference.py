@@ -17,7 +17,7 @@ from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 NOTHING = "nothing"
 TOP = 0.1  # fraction of the planes whose overlap is measured: those with the largest |angle|
@@ -52,12 +52,16 @@ class InterferenceReport(Result):
 
     def accuracy(self, task: str, with_: str = NOTHING) -> tuple[float, float, float]:
         """Accuracy of a task with an adapter composed on its own, and its 95% interval over seeds and examples."""
-        return mean_over_seeds(np.asarray(self.correct[task][with_]), len(self.seeds))
+        return mean_over_seeds(self._outcomes(task, with_), len(self.seeds))
 
     def cost(self, task: str, other: str) -> tuple[float, float, float]:
         """Accuracy of a task without another adapter minus that with it, and the 95% interval of the paired difference."""
-        lost = np.asarray(self.correct[task][NOTHING], float) - np.asarray(self.correct[task][other])
+        lost = self._outcomes(task, NOTHING) - self._outcomes(task, other)
         return mean_over_seeds(lost, len(self.seeds), paired=True)
+
+    def _outcomes(self, task: str, other: str) -> Float[np.ndarray, " examples"]:
+        """Raises InputError for an unknown task or adapter."""
+        return np.asarray(entry(entry(self.correct, task, "outcomes of"), other, f"outcomes of '{task}' with"), float)
 
     def summary(self) -> dict[str, Any]:
         """Cost of every adapter for every task, with intervals."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from road_interp.adapters.bank import BASE
 from road_interp.arguments import checked_reports
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,25 @@ class MultiTaskAccuracyReport(Result):
 
         With its 95% interval over seeds and examples.
         """
-        return mean_over_seeds(np.asarray(self.correct[task][active]), len(self.seeds))
+        return mean_over_seeds(self._outcomes(task, active), len(self.seeds))
 
     def cost(self, task: str) -> tuple[float, float, float]:
         """Accuracy of a task with its own planes active minus that with all planes active, and the 95% interval.
 
         The interval is of the paired difference: both accuracies are of the same examples.
         """
-        lost = np.asarray(self.correct[task][task], float) - np.asarray(self.correct[task][self.together])
-        return mean_over_seeds(lost, len(self.seeds), paired=True)
+        return self._difference(task, task, self.together)
+
+    def gain(self, task: str) -> tuple[float, float, float]:
+        """Accuracy of a task with its own planes active minus that with none, and the 95% interval of the paired difference."""
+        return self._difference(task, task, BASE)
+
+    def _difference(self, task: str, active: str, other: str) -> tuple[float, float, float]:
+        return mean_over_seeds(self._outcomes(task, active) - self._outcomes(task, other), len(self.seeds), paired=True)
+
+    def _outcomes(self, task: str, active: str) -> Float[np.ndarray, " examples"]:
+        """Raises InputError for an unknown task or set of active tasks."""
+        return np.asarray(entry(entry(self.correct, task, "outcomes of"), active, f"outcomes of '{task}' with"), float)
 
     def summary(self) -> dict[str, Any]:
         """Accuracies by task and set of active tasks with their intervals, and the cost for each task."""
@@ -123,7 +134,7 @@ class MultiTaskAccuracyStudy(Result):
 
         The interval is of the paired difference: seeds and examples are the same. Raises InputError if the seeds differ.
         """
-        alone = self.alone[task]
+        alone = entry(self.alone, task, "training alone of")
         if alone.seeds != report.seeds:
             raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
         lost = np.asarray(alone.correct[task][task], float) - np.asarray(report.correct[task][report.together])

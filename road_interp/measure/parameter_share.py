@@ -25,7 +25,7 @@ class MethodOutcomes(Result):
         parameters: number of trained values, without the head.
         percent: `parameters` as percentage of the backbone's weights.
         validation: accuracy on the validation texts.
-        correct: whether each test text is classified rightly, in an order that all trainings on the task share.
+        correct: whether each test text is classified rightly, in an order that all trainings of the model on the task share.
     """
 
     model: str
@@ -72,6 +72,8 @@ class ParameterShareReport(Result):
         pairs = [(one, two) for one in self._of(slug) for two in self._of(other) if one.seed == two.seed]
         if not pairs or any((one.model, one.task) != (two.model, two.task) for one, two in pairs):
             raise InputError(f"'{slug}' and '{other}' have no seed of one model and task in common")
+        if any(len(one.correct) != len(two.correct) for one, two in pairs):
+            raise InputError(f"'{slug}' and '{other}' have other numbers of texts: they cannot be paired")
         differences = [_correct(one).astype(float) - _correct(two) for one, two in pairs]
         return mean_over_seeds(np.concatenate(differences), len(pairs), paired=True)
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from road_interp.runs.run_files import (
     CHECKPOINTS,
     CLASSES,
     COMPOSITION,
+    ENVIRONMENT,
     FIGURES,
     HEAD,
     METRICS,
@@ -95,6 +96,15 @@ class Run:
                 raise InputError(f"{folder / CLASSES}: 'classes' must be a list or null, not {classes!r}")
         metrics = read_json_object(folder / METRICS)
         return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes, origin)
+
+    def trained_recipe(self, device: str) -> TrainableRecipe:
+        """The recipe with the precision in which it was trained in place of "auto", if that was on a device of this kind."""
+        path = self.folder / ENVIRONMENT
+        environment = read_json_object(path) if path.is_file() else {}
+        precision = environment.get("precision")
+        if environment.get("device") != device or precision not in ("fp32", "bf16", "fp16"):
+            return self.recipe
+        return replace(self.recipe, training=replace(self.recipe.training, precision=precision))
 
     def check_data(self) -> None:
         """Raise InputError for a data file that has changed since the run was started."""

@@ -125,9 +125,12 @@ class ClassificationExperiment:
     def evaluate(
         cls, run: Run, data: str | None, device: torch.device, progress: bool, predictions: Path | None = None
     ) -> dict[str, Any]:
-        """The metric on the recipe's test texts, or on other data with the same columns; `predictions` is a CSV file to write."""
+        """The metric on the recipe's test texts, or on other data with the same columns, in the precision of the training.
+
+        `predictions` is a CSV file to write.
+        """
         with waiting("loading model and data", progress):
-            experiment = cls(run.recipe)  # type: ignore[arg-type]
+            experiment = cls(run.trained_recipe(device.type))  # type: ignore[arg-type]
             if data is None:
                 experiment.load_data()
             else:

@@ -89,7 +89,7 @@ class ClassifierScorer:
             raise InputError(f"'{run.folder}' is not a run of one classification task; ClassifierScorer needs one")
         self.task, self.metric = recipe.data.id.rpartition("/")[2], "accuracy"
         self._device = find_device(device)
-        self._precision = forward_precision(recipe.training, self._device)
+        self._precision = forward_precision(run.trained_recipe(self._device.type).training, self._device)
         self._model: Any = on_device(run.load_model(), self._device).model
         self._tokenizer = load_tokenizer(recipe.model)
         data = load_labelled(recipe.data)
@@ -190,6 +190,7 @@ class GenerationScorer:
     Attributes:
         task, metric: names of the tasks, such as "a+b", and of the metric.
         refitted: None, because there is no head.
+        same_examples: False: studies divide the reviews anew for every seed.
         base: the bare model.
         behaviours: behaviours by task.
         reviews, prompts: test reviews and their prompts, in the same order.
@@ -199,6 +200,7 @@ class GenerationScorer:
     """
 
     refitted = None
+    same_examples = False
 
     def __init__(self, run: Run, limit: int | None = None, device: str | None = None) -> None:
         recipe: Any = run.recipe

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from road_interp.errors import InputError, did_you_mean
 from road_interp.files import check_folder, locked
 from road_interp.from_mapping import from_mapping
-from road_interp.models.loading import load_model, load_tokenizer
+from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.progress import Progress, silent
 from road_interp.provenance import current_provenance
 from road_interp.recipes.loader import apply_override, load_recipe, load_stored_recipe, read_recipe
@@ -30,6 +30,7 @@ from road_interp.results import Result
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training.api import train
+from road_interp.training.arguments import forward_precision
 from road_interp.training.manifest import record
 
 Described = tuple[str, list[tuple[str, str]]]  # a sentence about a report, and its (name, value) pairs
@@ -159,7 +160,10 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
                 result = _measure(study, slug, seed, options, progress)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 result.save(path)
-                record(options.results / "quick" if options.quick else options.results, path, result, time.monotonic() - started)
+                results = options.results / "quick" if options.quick else options.results
+                training = getattr(_recipe(study, slug, seed, options), "training", None)
+                precision = None if training is None else forward_precision(training, find_device(None))
+                record(results, path, result, time.monotonic() - started, precision)
     return read_study(study, options)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import timeit
 from pathlib import Path
 
 import pytest
@@ -375,12 +374,21 @@ def test_the_training_is_reported_to_trackers(workplace, monkeypatch):
     assert len(entries) == seen
 
 
-@pytest.mark.parametrize(("supported", "seconds", "expected"), [(True, 1.0, "bf16"), (True, 3.0, "fp32"), (False, 1.0, "fp32")])
-def test_auto_precision_depends_on_the_processor(supported, seconds, expected, monkeypatch):
-    durations = iter((seconds, 2.0))  # seconds in bf16 and in fp32
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    monkeypatch.setattr(timeit, "repeat", lambda *_, **__: [next(durations)])
-    arguments._processor_prefers_bf16.cache_clear()
+@pytest.mark.parametrize(("instructions", "expected"), [("avx512_bf16", "bf16"), ("amx_tile", "bf16"), (None, "fp32")])
+def test_auto_precision_depends_on_the_processor(instructions, expected, monkeypatch):
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name == instructions, raising=False)
     assert arguments.forward_precision(TrainingRecipe(), torch.device("cpu")) == expected
-    arguments._processor_prefers_bf16.cache_clear()
     assert arguments.forward_precision(TrainingRecipe(precision="bf16"), torch.device("cpu")) == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_is_scored_in_the_precision_of_its_training(workplace, precision, monkeypatch):
+    """Whatever "auto" would be on the machine that scores it."""
+    recipe = recipe_for(workplace, "training.max_steps=1", "training.precision=auto")
+    monkeypatch.setattr(arguments, "_processor_has_bf16", lambda: precision == "bf16")
+    run = train(recipe, workplace / f"in-{precision}", progress=False)
+    monkeypatch.setattr(arguments, "_processor_has_bf16", lambda: precision != "bf16")
+    assert evaluate(run, progress=False)["loss"] == run.metrics["test"]["loss"]
+    assert make_scorer(run)._precision == precision
+    assert run.trained_recipe("cuda") == run.recipe
