@@ -13,8 +13,9 @@ from helpers.scorers import SITES, FunctionScorer, moved_adapter, needs, taken_a
 from road_interp import measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER, AblationReport, keep_planes
-from road_interp.measure.intervals import wilson
+from road_interp.measure.intervals import mean_over_divisions, mean_over_seeds, wilson
 from road_interp.plots import export
+from road_interp.training.scoring import GenerationScorer
 
 
 @pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
@@ -73,6 +74,23 @@ def test_seeds_go_together_and_json_keeps_everything():
         first.of("layer", "7", "neither")
 
 
+def test_seeds_with_examples_of_their_own_have_wider_intervals():
+    """Example 3 of one division is not example 3 of another."""
+    rates = (0.9, 0.5, 0.7)
+    scored = [lambda adapter, rate=rate: np.arange(100) < 100 * rate for rate in rates]
+    same, own = (
+        AblationReport.over_seeds([replace(taken_apart(each, seed=seed), same_examples=kept) for seed, each in enumerate(scored)])
+        for kept in (True, False)
+    )
+    outcomes = np.concatenate([each(None) for each in scored])
+    assert same.accuracy(same.rows[0]) == mean_over_seeds(outcomes, 3)
+    assert own.accuracy(own.rows[0]) == mean_over_divisions(outcomes, 3)
+    assert AblationReport.from_json(own.to_json()) == own
+    assert not GenerationScorer.same_examples
+    with pytest.raises(InputError, match="only ablations of one model"):
+        AblationReport.over_seeds([taken_apart(scored[0]), replace(taken_apart(scored[1], seed=1), same_examples=False)])
+
+
 def test_an_adapter_that_learned_one_part_alone_is_drawn_above_that_part():
     report = taken_apart(needs("angles")).with_trained_alone(MAGNITUDES, [True] * 9 + [False])
     assert AblationReport.from_json(report.to_json()) == report
@@ -84,6 +102,8 @@ def test_an_adapter_that_learned_one_part_alone_is_drawn_above_that_part():
         report.with_trained_alone(MAGNITUDES, [True] * 10)
     with pytest.raises(InputError, match="angles only: 9 outcomes, but the other rows have 10"):
         report.with_trained_alone(ANGLES, [True] * 9)
+    with pytest.raises(InputError, match="'both' is not trained alone: use 'angles only' or 'magnitudes only'"):
+        report.with_trained_alone(BOTH, [True] * 10)
 
 
 def test_drawings_show_what_was_measured():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -81,6 +82,7 @@ def test_a_report_of_some_seeds():
         found = both.on_seeds([place])
         assert (found.seeds, found.mean_control()) == ((place,), alone.mean_control())
         assert [score.finished for score in found.scores] == [score.finished for score in alone.scores]
+        assert (found.majority, all(math.isnan(score.perplexity) for score in found.scores)) == (None, True)  # are of all seeds
     with pytest.raises(InputError, match="no outcomes of seed 5; there are those of 0, 1"):
         both.on_seeds([5])
 

@@ -74,6 +74,20 @@ def test_composition_and_heads_are_judged_by_their_cost():
     assert fails_to_compose(heads(50), margin=0.9).verdict == "no"
 
 
+def test_what_cannot_be_called_up_alone_gets_no_verdict():
+    """An adapter that always shows everything loses nothing, and so do heads that have learned nothing."""
+    always = composition_report(
+        generate=lambda prompts, active: answering("Well. {label} Good. Thank you!")(prompts, "label+closing")
+    )
+    assert always.cost("label")[0] == always.cost("closing")[0] == 0
+    found = fails_to_compose(always, margin=0.2)
+    assert (found.verdict, found.numbers["'label' alone"][0]) == ("cannot tell", 0)
+    chance = (True, False) * 50
+    sets = dict.fromkeys(("__base__", "a", "b", "a+b"), chance)
+    found = fails_to_compose(MultiTaskAccuracyReport("m", "x", ("a", "b"), (0,), {"a": sets, "b": sets}), margin=0.05)
+    assert (found.verdict, found.numbers["what 'a' gains by its own planes"][0]) == ("cannot tell", 0)
+
+
 def test_a_diagnosis_comes_back_from_json():
     found = Diagnosis((fails_to_compose(heads(99)), hurts_others(measured(), "first", "strong")))
     assert Diagnosis.from_json(found.to_json()) == found

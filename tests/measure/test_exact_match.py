@@ -67,6 +67,12 @@ def test_questions_are_asked_with_nothing_its_own_and_all_planes():
         ExactMatchReport.from_json("{}")
 
 
+def test_a_task_without_a_pattern_is_refused():
+    questions = {"sums": [Question("easy", "4")]}
+    with pytest.raises(InputError, match="no pattern of 'sums'"):
+        exact_match(lambda prompts, active: [Answer("4", True)], questions, {}, ["sums"], MethodLabel("m", "x", 3))
+
+
 @pytest.fixture(scope="module")
 def asked(language_workplace):
     """A recipe with one task that is trained on 12 questions and tested on four of them."""

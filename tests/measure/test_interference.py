@@ -20,6 +20,15 @@ def test_disjoint_planes_do_not_cost_anything_and_the_same_planes_do():
     assert found.cost("first", "strong")[::2] == (1, 1)
 
 
+def test_unknown_tasks_and_adapters_are_refused():
+    for use, message in (
+        (lambda: measured().cost("first", "x"), "no outcomes of 'first' with 'x'"),
+        (lambda: measured().accuracy("x"), "no outcomes of 'x'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            use()
+
+
 def test_overlap_and_angle_between_maps():
     found = measured()
     first, second, strong = range(3)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from road_interp.errors import InputError
-from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 
 
 def report(seed, texts=10):
@@ -21,6 +21,18 @@ def test_seeds_go_together():
     both = MultiTaskAccuracyReport.over_seeds([report(0), report(1)])
     assert both.seeds == (0, 1)
     assert (both.accuracy("a", "a")[0], both.accuracy("b", "b")[0]) == (1, 0.5)
+
+
+def test_unknown_tasks_and_sets_are_refused():
+    for use, message in (
+        (lambda: report(0).accuracy("c", "a"), "no outcomes of 'c'"),
+        (lambda: report(0).accuracy("a", "c"), "no outcomes of 'a' with 'c'"),
+        (lambda: report(0).cost("c"), "no outcomes of 'c'"),
+        (lambda: report(0).gain("a"), "no outcomes of 'a' with '__base__'"),
+        (lambda: MultiTaskAccuracyStudy((report(0),), {"a": report(0)}).gap("b", report(0)), "no training alone of 'b'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            use()
 
 
 def test_tables_have_every_set_of_active_tasks():

@@ -46,6 +46,9 @@ def test_differences_are_paired_by_text_and_seed(report):
     assert report.difference("full", "full")[0] == 0
     with pytest.raises(InputError, match="'road_1' and 'other' have no seed of one model and task in common"):
         report.difference("road_1", "other")
+    short = tuple(replace(each, correct=each.correct[:-1]) for each in report.trainings["full"])
+    with pytest.raises(InputError, match="'road_1' and 'short' have other numbers of texts"):
+        replace(report, trainings={**report.trainings, "short": short}).difference("road_1", "short")
 
 
 def test_trainings_of_one_condition_differ_in_the_seed_only():

@@ -14,6 +14,7 @@ from road_interp.errors import InputError
 from road_interp.measure import AblationReport
 from road_interp.progress import silent
 from road_interp.runs.run import Run
+from road_interp.training import arguments
 from road_interp.training.study import (
     Piece,
     StudyOptions,
@@ -253,12 +254,30 @@ def test_the_manifest_says_how_every_piece_was_made(study, tmp_path):
             assert entry["settings"] == made.settings
             assert (entry["commit"], entry["command"]) == (made.commit, made.command)
             assert entry["versions"]["torch"] == made.versions["torch"]
+            assert "precision" not in entry  # its recipe trains nothing
             assert entry["seconds"] >= 0
             assert str(made.seeds[0]) in name
             settings[results.name, name] = entry["settings"]
     assert settings["results", "small/plain/seed-0.json"] == settings["results", "small/plain/seed-1.json"]
     keys = [(folder, f"small/{slug}/seed-0.json") for folder in ("results", "quick") for slug in ("plain", "longer")]
     assert len({settings[key] for key in keys}) == 4
+
+
+def test_the_manifest_has_the_precision_of_trainings(study, tmp_path, monkeypatch):
+    """That of the recipe, or of the processor where the recipe leaves it open."""
+    monkeypatch.setattr(arguments, "_processor_has_bf16", lambda: True)
+    for given, expected in (("fp32", "fp32"), ("auto", "bf16")):
+        results = tmp_path / given
+        conditions = {"plain": Condition("plain", (f"training.precision={given}",))}
+        trains = replace(
+            study,
+            recipe="sentiment-minilm",
+            conditions=conditions,
+            measure=lambda piece: Measured(piece.condition, piece.seed, 0),
+        )
+        run_study(trains, StudyOptions(results=results, runs=tmp_path / "runs", seeds=(0,)))
+        (entry,) = json.loads((results / "MANIFEST.json").read_text()).values()
+        assert entry["precision"] == expected
 
 
 def test_a_run_is_trained_once_for_all_studies(workplace, tmp_path, capsys):
