@@ -16,6 +16,7 @@ from road_interp.progress import silent
 from road_interp.runs.run import Run
 from road_interp.training import arguments
 from road_interp.training.study import (
+    Condition,
     Piece,
     StudyOptions,
     find_study,
