@@ -74,8 +74,8 @@ class ReadPointDrift:
 
         Most of the vector is orthogonal to the state and makes it longer by the secant of the angle. The rest, along the state,
         is normal with standard deviation sin(angle) / sqrt(width), which is most of the change below about 5 degrees in 384
-        dimensions. So dM is folded normal. Without a `width` the rest is left out. Beyond 60 degrees it is too large, by a seventh
-        at 80 degrees in 384 dimensions.
+        dimensions. So dM is folded normal. Without a `width` the rest is left out. Beyond 60 degrees it is too large, by a
+        seventh at 80 degrees in 384 dimensions.
         """
         longer = 1 / direction - 1
         deviation = np.sqrt(np.maximum(1 - direction**2, 0) / (self.width or np.inf))
