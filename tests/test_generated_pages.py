@@ -36,13 +36,14 @@ def test_a_result_page_names_the_inputs_of_its_measured_conditions(generate):
     for name, command in (
         ("causalgym", "road-interp study causalgym templates=PATH"),
         ("variables", "road-interp study variables ravel=PATH"),
-        ("controls", "road-interp study controls"),  # whose other tasks need templates, and are not measured
+        ("controls", "road-interp study controls templates=PATH"),
+        ("depth", "road-interp study depth"),
     ):
         text = generate["provenance"](known[name])
         assert text.startswith(f"    {command}\n")
         assert ("](../../reference/licences.md#files-of-others)" in text) == ("PATH" in command)
     assert "\n## Files of others\n" in (DOCS / "reference" / "licences.md").read_text()
-    assert command_of(known["controls"], ["agr_gender"]) == "road-interp study controls templates=PATH"
+    assert command_of(known["controls"], ["agreement"]) == "road-interp study controls"  # its other tasks need templates
 
 
 def test_times_that_were_not_recorded_are_named(generate):
