@@ -53,7 +53,7 @@ class ReadPointDrift:
         dD: cosine between the states, cos(x, x0).
         angle: between the states, degrees.
         correlation: of dM and angle over states; None if either is constant.
-        points: (dD, dM) of at most 1,000 texts drawn at random, the same at every read point; means over the states of a text.
+        points: (dD, dM) of at most 500 texts drawn at random, the same at every read point; means over the states of a text.
             Rounded to eight decimals.
         width: number of dimensions of the states; None in files of 0.1.
     """

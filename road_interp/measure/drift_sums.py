@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from road_interp.measure.intervals import interval
 
 DRAWS = 1000  # bootstrap samples
-SAMPLE = 1000  # texts whose points are kept
+SAMPLE = 500  # texts whose points are kept
 SEED = 0  # of bootstrap and sample
 COLUMNS = ("dM", "signed", "dD", "angle")  # averaged quantities; three products for the correlation follow them in all arrays
 Mean = tuple[float, float, float]  # the mean over states, and its 95% bootstrap interval over texts
