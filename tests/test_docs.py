@@ -5,7 +5,8 @@
 - A `text` block directly behind one of them is what it prints.
 - A `code-block` with a caption is a file of that name; one of YAML is a valid recipe.
 - Commands in `sh` blocks take hours, devices or the network, or serve: their names and options exist, and the keys that they give
-  built-in recipes. Those of `serve.md` are run by tests/serving/test_run_server.py.
+  built-in recipes. Those that train or study run with few steps (`make test-slow`); those of `serve.md` are run by
+  tests/serving/test_run_server.py, and that of the evaluation harness by tests/test_interop.py.
 """
 
 from __future__ import annotations
@@ -109,6 +110,24 @@ def test_commands_and_options_exist(page):
                 check_command(line.removeprefix("$ "))
     for line in re.findall(r"^    (road-interp .*)", page.read_text(), re.MULTILINE):
         check_command(line)
+
+
+def long_commands():
+    """The commands of the manual that train a built-in recipe or measure a study, without those that need files of others."""
+    pages = "\n".join(page.read_text() for page in PAGES)
+    found = re.findall(r"^ *road-interp ((?:train|study) [a-z].*?)(?:  +#.*)?$", pages, re.MULTILINE)
+    return [line for line in dict.fromkeys(found) if not re.search(r"\b(FOLDER|FILE)\b|\.yaml", line)]
+
+
+@pytest.mark.slow
+@pytest.mark.rendered
+@pytest.mark.parametrize("line", long_commands())
+def test_long_commands_run_with_few_steps(line, tmp_path):
+    shorter = {study.recipe: study.quick for study in studies().values() if isinstance(study.recipe, str)}
+    command, name, *words = shlex.split(line)
+    words += ["--quick"] if command == "study" else shorter[name]
+    run_console(f"$ road-interp {shlex.join([command, name, *words])}", tmp_path)
+    assert [path for path in tmp_path.rglob("*.json") if path.stat().st_size], line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
