@@ -43,7 +43,11 @@ from road_interp.training.study import Condition, Described, Piece, Pieces, Stud
 
 MAIN = "planes_coact-0.5"
 TASKS = {2: ("label", "closing"), 3: ("greeting", "label", "closing"), 4: ("greeting", "label", "german", "closing")}
-GEMMA = ("model.id=models://gemma-3-270m", "adapter.layers=6-17")
+GEMMA = (
+    "model.id=models://gemma-3-270m",
+    "adapter.layers=6-17",
+    r'template="<bos>Review of a film: {{ prompt }}\nAnswer:\n"',  # it is no chat model
+)
 RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 TUNED = {"planes": "planes", "undivided_own-loss": "undivided, loss of own tokens", "lora": "LoRA", "loreft": "LoReFT"}
