@@ -203,9 +203,9 @@ class CompositionReport(Result):
         rows = {active: {"active": active, **cells} for active, cells in summary["rates"].items()}
         return [row | ({"control": control[active]} if active in control else {}) for active, row in rows.items()]
 
-    def compact(self, samples: int = 8) -> CompositionReport:
-        """The report with the first `samples` answers of each score only; all outcomes are kept."""
-        scores = tuple(replace(score, answers=score.answers[:samples]) for score in self.scores)
+    def compact(self) -> CompositionReport:
+        """The report with the first 8 answers of each score only; all outcomes are kept."""
+        scores = tuple(replace(score, answers=score.answers[:8]) for score in self.scores)
         return replace(self, scores=scores)
 
     @classmethod

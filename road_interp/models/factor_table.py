@@ -14,6 +14,7 @@ from road_interp.models.row_selection import RowSelection
 from road_interp.rotation.plane_maps import PlaneMaps
 
 IDENTITY = 0  # the row without a rotation
+ROWS = 64  # of a new table
 
 
 class Wanted(NamedTuple):
@@ -38,10 +39,9 @@ class FactorTable:
 
     Args:
         selection: the model's adapters.
-        capacity: number of rows.
     """
 
-    def __init__(self, selection: RowSelection, capacity: int = 64) -> None:
+    def __init__(self, selection: RowSelection) -> None:
         self._selection = selection
         self._rows: dict[Hashable, int] = {}  # the row of every kind of request
         self._kinds: list[Hashable] = [None]
@@ -55,7 +55,7 @@ class FactorTable:
             start, ends[device] = ends[device], ends[device] + site_maps.a.shape[-1]
             self._columns.append(slice(start, ends[device]))
         values = dict(zip(devices, maps, strict=True))
-        self._buffers = {device: _identity(values[device], capacity, width) for device, width in ends.items()}
+        self._buffers = {device: _identity(values[device], ROWS, width) for device, width in ends.items()}
 
     def acquire(self, wanted: Wanted) -> int:
         """The row of a request's maps, computed at the first request of its kind. Raises InputError for an unknown name."""

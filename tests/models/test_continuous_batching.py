@@ -16,6 +16,7 @@ from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
+from road_interp.models import factor_table
 from road_interp.models.factor_table import FactorTable, Wanted
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
@@ -229,12 +230,13 @@ def test_more_adapters_than_the_first_table_holds():
     assert together(model, prompts, adapter_names=names) == alone(model, prompts, adapter_names=names)
 
 
-def test_the_table_keeps_its_size_when_kinds_of_requests_come_and_go():
+def test_the_table_keeps_its_size_when_kinds_of_requests_come_and_go(monkeypatch):
     """Every strength is a kind of request: a client that varies it must not fill the memory."""
+    monkeypatch.setattr(factor_table, "ROWS", 4)
     model = road_model()
     strengths = [0.1 * number for number in range(12)]
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
-        engine._table = table = FactorTable(engine._selection, capacity=4)
+        table = engine._table
         before = [buffer.a.data_ptr() for buffer in table._buffers.values()]
         found = [engine.result(engine.add([5, 6, 7], Wanted(strength=each))).generated_tokens for each in strengths * 2]
         again = [engine.result(engine.add([5, 6, 7], Wanted(strength=1.0))).generated_tokens for _ in range(3)]
@@ -245,8 +247,9 @@ def test_the_table_keeps_its_size_when_kinds_of_requests_come_and_go():
     assert again == [alone(model, [[5, 6, 7]])[0]] * 3
 
 
-def test_rows_of_requests_in_flight_are_not_given_away():
-    table = FactorTable(road_model()._selection, capacity=3)
+def test_rows_of_requests_in_flight_are_not_given_away(monkeypatch):
+    monkeypatch.setattr(factor_table, "ROWS", 3)
+    table = FactorTable(road_model()._selection)
     rows = [table.acquire(Wanted(strength=each)) for each in (1.0, 2.0, 1.0, 3.0)]
     assert rows == [1, 2, 1, 3]  # the third kind needs a longer buffer
     table.release(1)
