@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 import warnings
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
-import peft
 import pytest
 import pyvene
 import torch
@@ -18,9 +15,8 @@ import transformers
 from transformers import DynamicCache
 
 from helpers.models import random_adapter, tiny_model
-from helpers.taught import taught_model
+from helpers.taught import ragged_pairs, taught_model
 from road_interp import plots
-from road_interp.adapters.bank import RoadBank
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.depth_sweep import DepthReport, depth_by_rows
@@ -44,24 +40,12 @@ MODELS = {
 }
 
 
-def ragged(tokenizer):
-    """Pairs of texts of different lengths whose spans end at different tokens."""
-    return encode_pairs(
-        [
-            Pair({"who": "Basil", "does": " cried because"}, {"who": "the baker Ida", "does": " cried because"}, " he", " she"),
-            Pair({"who": "Ida", "does": " came back because"}, {"who": "Otto", "does": " cried because"}, " she", " he"),
-            Pair({"who": "the nurse Ivy", "does": " smiled because"}, {"who": "Max", "does": " smiled because"}, " she", " he"),
-        ],
-        tokenizer,
-    )
-
-
 @pytest.mark.parametrize("architecture", list(MODELS))
 @pytest.mark.parametrize("inside", [False, True])
 def test_runs_equal_pyvenes(tokenizer, architecture, inside):
     option, block, module = MODELS[architecture]
     model = tiny_model(architecture, "causal-lm", vocab_size=len(tokenizer), **{option: 3})
-    pairs = ragged(tokenizer)
+    pairs = ragged_pairs(tokenizer)
     site = find_sites(model, f".*[.]{module}", layers=1)[0] if inside else 1
     runs = InterchangeRuns(model, pairs, site, "who", batch_size=2)
     intervention = RoadInterchangeIntervention(32)
@@ -85,7 +69,7 @@ def test_runs_equal_pyvenes(tokenizer, architecture, inside):
 @pytest.mark.parametrize("where", ["all-linear", "block-output"])
 def test_interchanges_inside_a_rotated_model(tokenizer, where):
     base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), num_hidden_layers=3)
-    pairs, rows = ragged(tokenizer), torch.arange(3)
+    pairs, rows = ragged_pairs(tokenizer), torch.arange(3)
     model = RoadModel(base, random_adapter(find_sites(base, where)))
     inputs = tokenizer(list(pairs.base), padding=True, return_tensors="pt")
     inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
@@ -100,93 +84,21 @@ def test_interchanges_inside_a_rotated_model(tokenizer, where):
     assert not any("forward" in module.__dict__ for module in base.modules())
 
 
-def test_runs_belong_to_the_rotations_that_they_were_made_with(tokenizer):
-    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), num_hidden_layers=3)
-    pairs, model = ragged(tokenizer), RoadModel(base, random_adapter(find_sites(base, "block-output")))
-    plain = InterchangeRuns(base, pairs, 1, "who")
-    with model.attached() as rotated:
-        made = InterchangeRuns(rotated, pairs, 1, "who")
-        made.odds(no_swap)
-        with pytest.raises(InputError, match="were made with other rotations attached to the model, or merged into it"):
-            plain.odds(no_swap)
-    plain.odds(no_swap)
-    other = RoadModel(base, random_adapter(find_sites(base, "all-linear"), seed=4))
-    for changed in (nullcontext, other.attached):
-        with changed(), pytest.raises(InputError, match="were made with other rotations attached to the model"):
-            made.odds(no_swap)
-    other.merge()
-    with pytest.raises(InputError, match="were made with other rotations attached to the model, or merged into it"):
-        plain.odds(no_swap)
-    other.unmerge()
-    plain.odds(no_swap)
-
-
-def change_head(model):
-    model.lm_head.weight.data.neg_()
-
-
-def change_embeddings(model):
-    model.get_input_embeddings().weight.data.normal_()
-
-
-def add_hook(model):
-    model.model.layers[0].register_forward_hook(lambda module, args, output: output[..., :] * 2)
-
-
-def change_dtype(model):
-    model.bfloat16()
-
-
-@pytest.mark.parametrize("change", [change_head, change_embeddings, add_hook, change_dtype])
-def test_runs_notice_that_the_model_has_changed(tokenizer, change):
-    """Stored states and odds would be those of another model."""
-    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), num_hidden_layers=3)
-    runs = InterchangeRuns(model, ragged(tokenizer), 1, "who")
-    assert runs.odds(no_swap).tolist() == pytest.approx((-runs.base_odds).tolist(), abs=1e-4)
-    change(model)
-    stack = RoadInterchangeIntervention(32, depth=3)
-    for use in (lambda: runs.odds(no_swap), lambda: train_interchange(runs, stack, steps=1)):
-        with pytest.raises(
-            InputError, match="gives other answers than when these runs were made|are of a model in torch.float32"
-        ):
-            use()
-
-
-def test_runs_notice_that_a_lora_was_switched_off(tokenizer):
-    model = peft.get_peft_model(
-        tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)),
-        peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
-    )
-    runs = InterchangeRuns(model.base_model.model, ragged(tokenizer), 0, "who")
-    runs.odds(no_swap)
-    with model.disable_adapter(), pytest.raises(InputError, match="its weights, hooks, adapters or autocast have changed"):
-        runs.odds(no_swap)
-    runs.odds(no_swap)
-
-
-def test_runs_are_relabelled_by_pairs_of_the_same_texts(tokenizer):
-    pairs = ragged(tokenizer)
-    runs = InterchangeRuns(tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer)), pairs, 0, "who")
-    runs.relabelled(pairs.with_arbitrary_labels(len(tokenizer)))
-    with pytest.raises(InputError, match="the texts of pairs are not those of these runs"):
-        runs.relabelled(replace(pairs, source_ids=pairs.source_ids[::-1]))
-
-
 def test_texts_longer_than_learned_positions(tokenizer):
     model = tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), n_positions=4)
     with pytest.raises(InputError, match="GPT2LMHeadModel cannot read a text of 5 tokens: index out of range"):
-        InterchangeRuns(model, ragged(tokenizer), 0, "who")
+        InterchangeRuns(model, ragged_pairs(tokenizer), 0, "who")
 
 
 def test_double_precision_has_the_tolerance_of_single(tokenizer):
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     for dtype, equal in ((torch.float64, False), (torch.float32, False), (torch.bfloat16, True)):
-        runs = InterchangeRuns(model.to(dtype), ragged(tokenizer), 0, "who")
+        runs = InterchangeRuns(model.to(dtype), ragged_pairs(tokenizer), 0, "who")
         assert runs._equals_base_odds(runs.base_odds + 0.4) == equal
 
 
 def test_a_scan_needs_blocks_and_spans(tokenizer):
-    pairs = ragged(tokenizer)
+    pairs = ragged_pairs(tokenizer)
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     for layers, spans in (([], ["who"]), ([0], [])):
         with pytest.raises(InputError, match="causal.scan needs one block and one span at least"):
@@ -199,7 +111,7 @@ def test_stored_keys_change_nothing(tokenizer, architecture, span):
     """Gradients too; also where the spans end at the first token of some texts, and a sliding window is shorter than a text."""
     options = {"sliding_window": 2} if architecture in ("Gemma2", "Gemma3Text", "Mistral") else {}
     model = tiny_model(architecture, "causal-lm", vocab_size=len(tokenizer), **options)
-    runs = InterchangeRuns(model, ragged(tokenizer), 1, span, batch_size=2)
+    runs = InterchangeRuns(model, ragged_pairs(tokenizer), 1, span, batch_size=2)
     assert runs.starts_at_span
     complete = copy.copy(runs)
     complete._keys = None
@@ -217,7 +129,7 @@ def test_stored_keys_change_nothing(tokenizer, architecture, span):
 
 
 def test_a_text_that_pairs_share_is_run_once(tokenizer):
-    pairs = ragged(tokenizer)
+    pairs = ragged_pairs(tokenizer)
     order = [0, 1, 0, 2, 1, 0]
     names = ("base", "source", "base_ids", "source_ids", "base_label", "source_label", "base_class", "source_class")
     repeated = replace(
@@ -241,10 +153,10 @@ def test_complete_texts_where_stored_keys_would_be_wrong(tokenizer):
     """A model with rotations attached, whose positions may depend on the cache."""
     base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     model = RoadModel(base, random_adapter(find_sites(base, "block-output")), positions="prompt")
-    inputs = tokenizer(list(ragged(tokenizer).base), padding=True, return_tensors="pt")
+    inputs = tokenizer(list(ragged_pairs(tokenizer).base), padding=True, return_tensors="pt")
     inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad(), model.attached() as rotated:
-        runs = InterchangeRuns(rotated, ragged(tokenizer), 1, "who")
+        runs = InterchangeRuns(rotated, ragged_pairs(tokenizer), 1, "who")
         assert not runs.starts_at_span
         plain = runs.logits(torch.arange(3), no_swap)
     expected = model(base=inputs)[1].logits[torch.arange(3), inputs["attention_mask"].sum(1) - 1]
@@ -304,7 +216,7 @@ def swapped_odds(model, pairs, row, span):
 def test_a_swap_where_tokens_read_later_ones_or_positions_do_not_start_at_0(tokenizer, architecture, options):
     """Without causal attention, stored keys would be those of texts without the swap. Dropout stays off."""
     model = tiny_model(architecture, "causal-lm", vocab_size=len(tokenizer), **{"num_hidden_layers": 3, **options})
-    pairs = ragged(tokenizer)
+    pairs = ragged_pairs(tokenizer)
     runs = InterchangeRuns(model, pairs, 1, "does")
     assert runs.starts_at_span == options.get("is_decoder", True)
     model.train()
@@ -319,7 +231,7 @@ def test_a_model_that_cannot_be_run_from_a_block_on_is_refused(tokenizer):
     torch.manual_seed(0)
     model = transformers.RwkvForCausalLM(transformers.RwkvConfig(vocab_size=len(tokenizer), **sizes))
     with pytest.raises(InputError, match="RwkvForCausalLM cannot be run from block 1 on, as an interchange needs: not enough"):
-        InterchangeRuns(model, ragged(tokenizer), 1, "who")
+        InterchangeRuns(model, ragged_pairs(tokenizer), 1, "who")
 
 
 def test_texts_of_one_token(tokenizer):
@@ -336,12 +248,12 @@ def test_a_model_without_numbers_is_not_run(tokenizer):
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     model.lm_head.weight.data.fill_(torch.nan)
     with pytest.raises(InputError, match="without an interchange the log odds are NaN or infinite for 3 of 3 texts"):
-        InterchangeRuns(model, ragged(tokenizer), 1, "who")
+        InterchangeRuns(model, ragged_pairs(tokenizer), 1, "who")
 
 
 def test_an_interchange_that_gives_no_numbers_is_not_measured(tokenizer):
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    runs = InterchangeRuns(model, ragged(tokenizer), 0, "who")
+    runs = InterchangeRuns(model, ragged_pairs(tokenizer), 0, "who")
 
     def broken(base, source):
         return torch.where(torch.arange(len(base)).unsqueeze(1) == 1, torch.inf, base)
@@ -352,7 +264,7 @@ def test_an_interchange_that_gives_no_numbers_is_not_measured(tokenizer):
 
 def test_effective_parameters_in_inference_mode_and_no_training_there(tokenizer):
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    runs, stack = InterchangeRuns(model, ragged(tokenizer), 1, "who"), RoadInterchangeIntervention(32, depth=3)
+    runs, stack = InterchangeRuns(model, ragged_pairs(tokenizer), 1, "who"), RoadInterchangeIntervention(32, depth=3)
     expected = interchange_accuracy(runs, stack, "stack")
     for off in (torch.no_grad, torch.inference_mode):
         with off():
@@ -371,15 +283,15 @@ def test_stored_keys_that_give_other_answers_are_not_used(tokenizer, monkeypatch
 
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     monkeypatch.setattr(StoredKeys, "before", wrong)
-    assert not InterchangeRuns(model, ragged(tokenizer), 1, "does").starts_at_span
+    assert not InterchangeRuns(model, ragged_pairs(tokenizer), 1, "does").starts_at_span
     monkeypatch.undo()
-    assert InterchangeRuns(model, ragged(tokenizer), 1, "does").starts_at_span
+    assert InterchangeRuns(model, ragged_pairs(tokenizer), 1, "does").starts_at_span
 
 
 def test_every_pass_without_gradient_is_told(tokenizer):
     told = []
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    runs = InterchangeRuns(model, ragged(tokenizer), 1, "who", batch_size=2, progress=lambda *step: told.append(step))
+    runs = InterchangeRuns(model, ragged_pairs(tokenizer), 1, "who", batch_size=2, progress=lambda *step: told.append(step))
     assert told == [(what, done, 3) for what in ("source texts", "base texts", "stored keys") for done in (0, 2)]
     told.clear()
     interchange_accuracy(runs, full_swap, "full swap")
@@ -604,66 +516,3 @@ def test_sites_of_another_model_and_no_pairs_per_pass_are_refused(taught):
         InterchangeRuns(model, pairs, other, "name")
     with pytest.raises(InputError, match="InterchangeRuns: batch_size must be a number of at least 1, not 0"):
         InterchangeRuns(model, pairs, 0, "name", batch_size=0)
-
-
-def test_runs_notice_maps_that_change_inside_attached(tokenizer):
-    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    adapter = random_adapter(find_sites(base, "mlp"), spread=1)
-    bank, single = RoadBank({"a": adapter}), RoadModel(base, adapter)
-
-    def changed():
-        for _, intervention in single.by_site():
-            intervention.theta.data.add_(1.0)
-
-    replaced = random_adapter(adapter.sites, seed=7, spread=1)
-    for model, change in ((RoadModel(base, bank), lambda: bank.replace("a", replaced)), (single, changed)):
-        with model.attached() as rotated:
-            runs = InterchangeRuns(rotated, ragged(tokenizer), 1, "who")
-            runs.odds(no_swap)
-            change()
-            with pytest.raises(InputError, match="these runs were made with other rotations"):
-                runs.odds(no_swap)
-
-
-def test_a_call_beside_an_interchange_is_refused(tokenizer, monkeypatch):
-    """It would skip the blocks before the intervened one, too; and states would be read from it while the runs are made."""
-    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    model, refused = RoadModel(base, random_adapter(find_sites(base, "block-output"))), []
-
-    def call():
-        with pytest.raises(InputError, match="a call in other overlaps with an interchange in MainThread"):
-            model(base={"input_ids": torch.tensor([[3, 4]])})
-        refused.append(True)
-
-    def call_beside(*_):
-        thread = threading.Thread(target=call, name="other")
-        thread.start()
-        thread.join(20)
-
-    def observed(runs, *arguments):
-        with runs._module.register_forward_pre_hook(call_beside):
-            return observe(runs, *arguments)
-
-    def swap(states, sources):
-        call_beside()
-        return full_swap(states, sources)
-
-    expected, observe = InterchangeRuns(base, ragged(tokenizer), 1, "does"), InterchangeRuns._observe
-    monkeypatch.setattr(InterchangeRuns, "_observe", observed)
-    runs = InterchangeRuns(base, ragged(tokenizer), 1, "does")
-    assert refused
-    refused.clear()
-    assert torch.equal(runs.sources, expected.sources)
-    assert torch.equal(runs.odds(swap), expected.odds(full_swap))
-    assert refused
-
-
-def test_interchanges_of_merged_weights_inside_attached(tokenizer):
-    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
-    model = RoadModel(base, random_adapter(find_sites(base, "all-linear")))
-    model.merge()
-    expected = InterchangeRuns(base, ragged(tokenizer), 1, "does")
-    with model.attached() as merged:
-        runs = InterchangeRuns(merged, ragged(tokenizer), 1, "does")
-        assert torch.equal(runs.odds(full_swap), expected.odds(full_swap))
-        assert runs.starts_at_span

@@ -1,4 +1,4 @@
-"""A word-level tokeniser, and a tiny model trained to predict the pronoun for a name."""
+"""A word-level tokeniser, pairs of its texts, and a tiny model trained to predict the pronoun for a name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers.models import tiny_model
-from road_interp.causal.counterfactuals import CounterfactualPairs
+from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, encode_pairs
 from road_interp.causal.template_pairs import load_pairs
 
 
@@ -59,3 +59,15 @@ def teach(model, frozen, batch, answers, steps):
         optimizer.step()
     assert (logits.argmax(1) == answers).all()
     return loss
+
+
+def ragged_pairs(tokenizer: PreTrainedTokenizerFast) -> CounterfactualPairs:
+    """Pairs of texts of different lengths whose spans end at different tokens."""
+    return encode_pairs(
+        [
+            Pair({"who": "Basil", "does": " cried because"}, {"who": "the baker Ida", "does": " cried because"}, " he", " she"),
+            Pair({"who": "Ida", "does": " came back because"}, {"who": "Otto", "does": " cried because"}, " she", " he"),
+            Pair({"who": "the nurse Ivy", "does": " smiled because"}, {"who": "Max", "does": " smiled because"}, " she", " he"),
+        ],
+        tokenizer,
+    )
