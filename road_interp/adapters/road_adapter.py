@@ -158,7 +158,8 @@ class RoadAdapter:
     def __matmul__(self, inner: Source) -> RoadAdapter:
         """The composition: `(a @ b)(h) == a(b(h))`. Two road_1 adapters give road_1, all other combinations road_2.
 
-        The other adapter, here and in all combinations, is given as `RoadAdapter.of` takes it.
+        The other adapter, here and in all combinations, is given as `RoadAdapter.of` takes it. The result has the first one's
+        `modules_to_save`.
         """
         inner = RoadAdapter.of(inner)
         self._check_joins(inner, "compose")

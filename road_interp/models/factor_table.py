@@ -60,6 +60,7 @@ class FactorTable:
     def acquire(self, wanted: Wanted) -> int:
         """The row of a request's maps, computed at the first request of its kind. Raises InputError for an unknown name."""
         if wanted.adapter_name == BASE:
+            self._computed(wanted)  # checks the request
             return IDENTITY
         kind = self._kind(wanted)
         row = self._rows.get(kind)

@@ -80,9 +80,15 @@ def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str])
     """Write the interventions of a RoadModel: see `RoadModel.save_pyvene`."""
     if model.bank is not None:
         raise InputError("a bank holds several adapters: save one model per adapter")
+    if not isinstance(model.positions, str):
+        raise InputError("positions given as lists are tokens of one batch: save a model whose positions are text, such as 'all'")
     if (Path(folder) / CONFIG).exists():
         raise InputError(f"'{folder}' already contains a {CONFIG}; choose another folder")
     Path(folder).mkdir(parents=True, exist_ok=True)
+    # Before pyvene's files, so that an interrupted save leaves no folder that loads with other tokens or tasks.
+    if model.planes is not None:
+        write_atomically(Path(folder) / TASKS, json.dumps(list(model.planes.tasks)) + "\n")
+    write_atomically(Path(folder) / POSITIONS, json.dumps({"positions": model.positions}) + "\n")
     config = model.config
     pairs = zip(config.representations, model.interventions.values(), strict=True)
     model.config = pyvene.IntervenableConfig(
@@ -93,10 +99,6 @@ def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str])
             pyvene.IntervenableModel.save(model, str(folder))
     finally:
         model.config = config
-    if model.planes is not None:
-        write_atomically(Path(folder) / TASKS, json.dumps(list(model.planes.tasks)) + "\n")
-    if isinstance(model.positions, str):
-        write_atomically(Path(folder) / POSITIONS, json.dumps({"positions": model.positions}) + "\n")
 
 
 def _positions(folder: Path) -> str:

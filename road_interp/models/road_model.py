@@ -399,6 +399,8 @@ class RoadModel(IntervenableModel):
             )
         if self.bank is not None:
             raise InputError("a bank holds several adapters: save each with its own `to_peft`")
+        if not isinstance(self.positions, str):
+            raise InputError("positions given as lists cannot be expressed in PEFT: its RoAd rotates every token")
         self.adapter.to_peft(folder, self.model, modules_to_save)
 
     @classmethod
@@ -431,12 +433,13 @@ class RoadModel(IntervenableModel):
     def save_pyvene(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that plain `pyvene.IntervenableModel.load(folder, base_model)` loads, with equal outputs.
 
-        pyvene loads a folder only for the architectures that it knows; `from_pyvene` loads it for any. Positions given as text
-        are kept for `from_pyvene`, in a file of their own, because pyvene takes them with every call (`unit_locations`); planes
-        of tasks are saved as subspaces.
+        pyvene loads a folder only for the architectures that it knows; `from_pyvene` loads it for any. Positions are kept for
+        `from_pyvene`, in a file of their own, because pyvene takes them with every call (`unit_locations`); planes of tasks are
+        saved as subspaces.
 
         Raises:
-            InputError: the model has a bank, which pyvene cannot express, or the folder already contains interventions.
+            InputError: the model has a bank, which pyvene cannot express, its positions are lists, or the folder already
+                contains interventions.
         """
         pyvene_io.save_pyvene(self, folder)
 

@@ -50,11 +50,13 @@ class Pass(NamedTuple):
         selection: the tokens that it rotates; None if it is not known yet.
         shape: rows and tokens of its inputs.
         depth: how many models the thread is inside.
+        maps: those that it applies; None if it is not known yet.
     """
 
     selection: Selection | None = None
     shape: tuple[int, int] | None = None
     depth: int = 0
+    maps: RowMaps | None = None
 
 
 class InThread(threading.local):
@@ -103,8 +105,8 @@ class RotationContext:
         self._undo = ExitStack()
         self._is_attached = context.kind == "attached"
         self._scope = CallScope(shared=self._is_attached)
-        self._maps: RowMaps | None = None
-        self._last = EVERY_TOKEN  # the selection of the last pass in any thread
+        self._maps: RowMaps | None = None  # of the last pass in any thread, and so is:
+        self._last = EVERY_TOKEN
         self._thread = InThread()
         self._checkpointed = CheckpointedSelections(positions)
 
@@ -158,7 +160,7 @@ class RotationContext:
         return self._scope.is_active
 
     def _row_maps(self) -> RowMaps:
-        """The maps of this pass; those of the last pass if they are the same object, and in a call, where they cannot change."""
+        """The maps of a pass that begins: those of the last one if they are the same object, and in a call, where they are fixed."""
         if not self._is_attached and self._maps is not None:
             return self._maps
         maps = self._coefficients.maps()
@@ -233,8 +235,8 @@ class RotationContext:
             )
 
     def _read_inputs(self, depth: int, inputs: Mapping[str, Any]) -> None:
-        self._thread.current = self._thread.current._replace(depth=depth)
         maps = self._row_maps()
+        self._thread.current = self._thread.current._replace(depth=depth, maps=maps)
         if maps.by_row:
             self._check_rows_first("an adapter, task or strength per row")
             if len(maps.maps[0].a) > 1:
@@ -330,7 +332,7 @@ class RotationContext:
                 return output
             if owned and whole and selection.mask is None and not tracing and not torch.is_grad_enabled():
                 # Shortcut with the same result: at one token per row, the calls of the general path take longer than the product.
-                maps = self._maps_for(output, site)[index]
+                maps = self._maps_for(output, site).for_batch(output, site)[index]
                 if COMPLEX.get(output.dtype) is maps.a.dtype and has_complex_form(maps, output, group_size):
                     output.view(maps.a.dtype).mul_(maps.a)
                     return output
@@ -353,8 +355,9 @@ class RotationContext:
             entries = entries if entries.d0.ndim == 1 else entries.repeat_rows(checked_batch(len(entries.d0), hidden, site))
             rotated = _apply_entries(entries, hidden, group_size, site)
         else:
-            maps = self._maps_for(hidden, site)[index]
-            if self._has_inplace_form(maps, hidden, site):
+            row_maps = self._maps_for(hidden, site)
+            maps = row_maps.for_batch(hidden, site)[index]
+            if self._has_inplace_form(maps, hidden, site) and (not torch.is_grad_enabled() or row_maps.invertible):
                 overwrite = owned and selected is None and not (torch.is_grad_enabled() and hidden._is_view())
                 rotated = rotate_in_place(hidden, maps.a, overwrite)
             else:
@@ -370,22 +373,23 @@ class RotationContext:
         return torch.where(mask.unsqueeze(-1), rotated, hidden)
 
     def _has_inplace_form(self, maps: PlaneMaps, hidden: Tensor, site: Site) -> bool:
-        return (
-            site.output_slice is None
-            and has_complex_form(maps, hidden, self._coefficients.group_size)
-            and (not torch.is_grad_enabled() or (self._maps is not None and self._maps.invertible))
-        )
+        return site.output_slice is None and has_complex_form(maps, hidden, self._coefficients.group_size)
 
-    def _maps_for(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
-        """The maps for this batch, as read at the start of the pass, or now if a submodule of the model is called directly."""
-        is_outside = self._is_outside()
-        maps = self._row_maps() if self._maps is None or is_outside else self._maps
-        if maps.by_row and is_outside and not self._thread.generates and hidden.ndim > 2:  # else rows and tokens may be joined
+    def _maps_for(self, hidden: Tensor, site: Site) -> RowMaps:
+        """The maps as read at the start of the pass, or now if a submodule of the model is called directly.
+
+        A backward pass, which may run in a thread of its own, has those of the last pass.
+        """
+        current = self._thread.current
+        if current.depth and current.maps is not None:
+            maps = current.maps
+        else:
+            maps = self._maps if is_backward() and self._maps is not None else self._row_maps()
+        if maps.by_row and self._is_outside() and not self._thread.generates and hidden.ndim > 2:  # else rows and tokens may be joined
             check_rows(len(maps.maps[0].a), hidden.shape[0])
-        shape = self._thread.current.shape
-        if maps.by_row and shape is not None and hidden.shape[0] != shape[0]:
-            _check_first_axis(hidden, site, *shape)
-        return maps.for_batch(hidden, site)
+        if maps.by_row and current.shape is not None and hidden.shape[0] != current.shape[0]:
+            _check_first_axis(hidden, site, *current.shape)
+        return maps
 
 
 def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:

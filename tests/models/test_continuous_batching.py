@@ -259,6 +259,13 @@ def test_rows_of_requests_in_flight_are_not_given_away(monkeypatch):
     assert table.acquire(Wanted(strength=2.0)) == 2
 
 
+def test_requests_for_the_base_model_are_checked():
+    with pytest.raises(InputError, match="adapter_names needs a model with a RoadBank"):
+        together(road_model(), [[5, 6, 7]], adapter_names=[BASE])
+    with pytest.raises(InputError, match="task"):
+        together(bank_model(), [[5, 6, 7]], adapter_names=[BASE], tasks=["nosuch"])
+
+
 def test_cancelled_requests_leave_nothing_behind():
     model = bank_model()
     long = GenerationConfig(max_new_tokens=100, do_sample=False, eos_token_id=-1, pad_token_id=0)

@@ -208,6 +208,54 @@ def test_a_pass_inside_a_pass_selects_tokens_of_its_own(applied, inputs, error):
         torch.testing.assert_close(found[0], inner, **EXACT)
 
 
+@pytest.mark.parametrize("beside", ["model", "submodule", "own call"])
+@pytest.mark.parametrize("where", ["same thread", "other thread"])
+def test_a_pass_keeps_its_maps_beside_another_pass(beside, where):
+    model, batch = road_model(), token_batch(2)
+    base, layer = model.model, model.model.model.layers[1]
+    calls = {"model": lambda: base(**batch), "submodule": lambda: base.model(**batch), "own call": lambda: model(batch)}
+
+    def gradients(during=lambda *inputs: None):
+        model.zero_grad()
+        hook = layer.register_forward_pre_hook(during)
+        with model.attached() as rotated:
+            rotated(**batch).logits.square().sum().backward()
+        hook.remove()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    done = []
+
+    @torch.no_grad()
+    def call():
+        calls[beside]()
+
+    def during(*inputs):
+        if not done:
+            done.append(True)
+            call() if where == "same thread" else in_thread(call)
+
+    expected, found = gradients(), gradients(during)
+    assert done
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_a_pass_keeps_the_adapter_that_is_replaced_during_it():
+    model, batch, passes = bank_model(), token_batch(2), []
+
+    def replace(*inputs):
+        if not passes:
+            passes.append("other")
+            model.bank.replace("a", random_adapter(model.sites, seed=7))
+            in_thread(lambda: model.model(**batch))
+
+    with torch.no_grad():
+        expected = model(batch, adapter_names=["a", "a"])[1].logits
+        with model.attached(adapter_names=["a", "a"]) as base, base.model.layers[1].register_forward_pre_hook(replace):
+            found = base(**batch).logits
+    assert passes
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("applied", ["call", "attached"])
 @pytest.mark.parametrize("rows", [2, 3])

@@ -238,6 +238,35 @@ def test_invalid_folders_are_refused(tmp_path):
         RoadModel(base, RoadBank({"a": model.adapter})).save_pyvene(tmp_path)
 
 
+def test_positions_of_one_batch_are_not_saved(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    model = RoadModel(base, random_adapter(find_sites(base, "all-linear")), positions=[[0]])
+    with pytest.raises(InputError, match="tokens of one batch"):
+        model.save_pyvene(tmp_path / "pyvene")
+    with pytest.raises(InputError, match="positions given as lists cannot be expressed in PEFT"):
+        model.to_peft(tmp_path / "peft")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_interrupted_save_leaves_no_other_rotations(tmp_path, monkeypatch):
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "block-output")
+    model = RoadModel(base, random_adapter(sites), "last", TaskPlanes.split(["a", "b"], sites))
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("write_atomically", "pyvene.IntervenableModel.save"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"road_interp.models.pyvene_io.{name}", full_disk)
+            with pytest.raises(OSError, match="No space"):
+                model.save_pyvene(tmp_path)
+        with pytest.raises(InputError):
+            RoadModel.from_pyvene(base, tmp_path)
+    model.save_pyvene(tmp_path)
+    assert RoadModel.from_pyvene(base, tmp_path).positions == "last"
+
+
 def test_positions_are_kept(tmp_path):
     model = road_model("GPT2", "block-output", positions="last")
     model.save(tmp_path / "saved")
