@@ -32,8 +32,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
     The bank stores an adapter as one flat fp32 vector of angles and one of scales, with all sites concatenated: as many values as
     the adapter has parameters. Adapters may be added, removed and replaced while a model uses the bank; its next call uses the
     change. The cost of a batch depends on its number of rows, not on the number of adapters. An adapter is given as what
-    `RoadAdapter.of` takes; one given as a folder is read at its first use. In `adapter_names`, "a+b" is the adapter of that name
-    where the bank has one, and else the product of a and b.
+    `RoadAdapter.of` takes; one given as a folder is read at its first use. In `adapter_names`, "a+b" is the product of a and
+    b.
     """
 
     def __init__(self, adapters: Mapping[str, Source]) -> None:

@@ -226,6 +226,8 @@ class RoadAdapter:
         averaged = [cls.of(adapter) for adapter in adapters]
         if not averaged:
             raise InputError("the mean needs at least one adapter")
+        if weights is not None and (isinstance(weights, str) or not isinstance(weights, Iterable)):
+            raise InputError(f"the mean needs a list of weights, one per adapter, not {weights!r}")
         weights = [1.0] * len(averaged) if weights is None else list(weights)
         if len(weights) != len(averaged) or min(weights) < 0 or sum(weights) == 0:
             raise InputError(

@@ -175,6 +175,8 @@ class TaskPlanes:
     @classmethod
     def from_json(cls, content: Mapping[str, Mapping[str, Sequence[int]]], sites: Sequence[Site]) -> TaskPlanes:
         """Tasks from lists of plane indices, as in `to_json`. Raises InputError for anything else."""
+        if not isinstance(content, Mapping):
+            raise InputError(f"planes of tasks must be a mapping of tasks to sites and planes, not {content!r}")
         plane_counts = {site.name: site.width // 2 for site in sites}
         owned: dict[str, dict[str, Tensor]] = {}
         for task, lists in content.items():

@@ -140,6 +140,8 @@ def compose(
     if len(exponents) != len(adapters):
         raise InputError(f"{len(adapters)} adapters need {len(adapters)} weights, not '{weights}'; separate them by commas")
     folder = check_new_folder(out)
+    if len(adapters) < 2:
+        raise InputError("one adapter is given: compose needs two or more")
     loaded = [load_adapter(local_folder(adapter)) for adapter in adapters]
     product, *others = (each if exponent == 1 else each**exponent for each, exponent in zip(loaded, exponents, strict=True))
     for other in others:

@@ -42,7 +42,10 @@ def new(
     from road_interp.files import write_atomically
     from road_interp.recipes.new_recipe import new_recipe
 
-    path = Path(f"{name.removesuffix('.yaml')}.yaml")
+    stem = name.removesuffix(".yaml")
+    if stem.endswith("/") or not stem:
+        raise InputError(f"'{name}' is not a name of a recipe")
+    path = Path(f"{stem}.yaml")
     check_output_file(path, "NAME")
     if path.exists():
         raise InputError(f"'{path}' exists already; choose another name")

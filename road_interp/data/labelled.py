@@ -147,7 +147,10 @@ def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
 
 
 def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
-    """The recipe with the columns, splits and metric of its GLUE data set; other recipes are returned unchanged."""
+    """The recipe with the columns, splits and metric of its GLUE data set for those that it does not give.
+
+    Other recipes are returned unchanged.
+    """
     if not recipe.id.startswith("glue/"):
         return recipe
     name = recipe.id.removeprefix("glue/")
@@ -156,17 +159,17 @@ def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
     text, pair = GLUE_COLUMNS[name]
     development = "validation_matched" if name == "mnli" else "validation"
     metrics: dict[str, Literal["matthews", "pearson"]] = {"cola": "matthews", "stsb": "pearson"}
-    return replace(
-        recipe,
-        id=GLUE,
-        config=name,
-        validation=f"{GLUE}:{development}",
-        text=text,
-        text_pair=pair,
-        label="label",
-        problem_type="regression" if name == "stsb" else "classification",
-        metric=metrics.get(name, "accuracy"),
-    )
+    defaults: dict[str, Any] = {
+        "config": name,
+        "validation": f"{GLUE}:{development}",
+        "text": text,
+        "text_pair": pair,
+        "label": "label",
+        "problem_type": "regression" if name == "stsb" else "classification",
+        "metric": metrics.get(name, "accuracy"),
+    }
+    missing = {key: value for key, value in defaults.items() if getattr(recipe, key) == getattr(DataRecipe, key)}
+    return replace(recipe, id=GLUE, **missing)
 
 
 def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str = "data") -> Dataset:

@@ -83,7 +83,8 @@ class Coefficients:
             nonlocal cached
             own, others = self.maps(), other.maps()
             if cached is None or cached[0] is not own or cached[1] is not others:
-                cached = own, others, [PlaneMaps(left.a * right.a) for left, right in zip(own, others, strict=True)]
+                with torch.inference_mode(False):  # a later pass may train what comes before these maps
+                    cached = own, others, [PlaneMaps(left.a * right.a) for left, right in zip(own, others, strict=True)]
             return cached[2]
 
         return replace(self, maps=product, entries=partial(_entries_of, product))
@@ -96,7 +97,8 @@ class Coefficients:
             nonlocal cached
             maps = self.maps()
             if cached is None or cached[0] is not maps:
-                cached = (maps, [change(index, site_maps) for index, site_maps in enumerate(maps)])
+                with torch.inference_mode(False):  # a later pass may train what comes before these maps
+                    cached = (maps, [change(index, site_maps) for index, site_maps in enumerate(maps)])
             return cached[1]
 
         return changed

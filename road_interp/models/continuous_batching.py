@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,8 +53,9 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
             f"prompts must be a list of texts or of lists of token ids, one per prompt, not {type(prompts).__name__}"
         )
     for prompt in prompts:
-        if not isinstance(prompt, str | Sequence | Tensor):
-            raise InputError(f"a prompt is a text or a list of token ids, not {type(prompt).__name__}")
+        if not isinstance(prompt, str | Sequence | Tensor) or (isinstance(prompt, Tensor) and prompt.ndim != 1):
+            kind = f"a tensor of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__
+            raise InputError(f"a prompt is a text or a list of token ids, not {kind}")
 
 
 @dataclass
@@ -276,10 +278,13 @@ class ContinuousBatching:
     def _ids(self, prompt: Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             raise InputError("a prompt of the engine holds token ids, not a text: give tokenizer(text)['input_ids']")
-        ids = [int(token) for token in prompt]
+        check_prompts([prompt])
+        ids = prompt.tolist() if isinstance(prompt, Tensor) else [*prompt]
         if not ids:
             raise InputError("a prompt needs at least one token")
-        return ids
+        if wrong := [token for token in ids if isinstance(token, bool) or not isinstance(token, Integral)]:
+            raise InputError(f"a prompt of the engine holds token ids, not {wrong[0]!r}: give tokenizer(text)['input_ids']")
+        return [int(token) for token in ids]
 
     def _check_fits(self, ids: Sequence[int], max_new_tokens: int | None) -> None:
         """Raise InputError for a request that the model or the cache can never hold: it would stop the engine for all others."""

@@ -59,8 +59,9 @@ class FactorTable:
 
     def acquire(self, wanted: Wanted) -> int:
         """The row of a request's maps, computed at the first request of its kind. Raises InputError for an unknown name."""
+        _rows_of(wanted).check(1)
         if wanted.adapter_name == BASE:
-            self._computed(wanted)  # checks the request
+            self._computed(wanted)  # checks the names
             return IDENTITY
         kind = self._kind(wanted)
         row = self._rows.get(kind)
@@ -104,10 +105,7 @@ class FactorTable:
     @torch.no_grad()
     def _computed(self, wanted: Wanted) -> list[PlaneMaps]:
         """The maps of a request, one row per site."""
-        name = None if wanted.adapter_name is None else [wanted.adapter_name]
-        tasks = None if wanted.tasks is None else [wanted.tasks]
-        strength = None if wanted.strength is None else [wanted.strength]
-        maps = self._selection.coefficients(RowArguments(name, tasks, strengths=strength), {}).maps()
+        maps = self._selection.coefficients(_rows_of(wanted), {}).maps()
         return [each if each.a.ndim == 1 else PlaneMaps(each.a[0], None if each.b is None else each.b[0]) for each in maps]
 
     def _free_row(self, kind: Hashable) -> int:
@@ -146,6 +144,14 @@ class FactorTable:
             a.copy_(new.a)
             if b is not None and new.b is not None:
                 b.copy_(new.b)
+
+
+def _rows_of(wanted: Wanted) -> RowArguments:
+    return RowArguments(
+        None if wanted.adapter_name is None else [wanted.adapter_name],
+        None if wanted.tasks is None else [wanted.tasks],
+        strengths=None if wanted.strength is None else [wanted.strength],
+    )
 
 
 def _identity(maps: PlaneMaps, capacity: int, width: int) -> PlaneMaps:

@@ -45,7 +45,7 @@ from road_interp.models.rotation_context import RotationContext, checkpoints_gra
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
-from road_interp.models.token_selection import prompt_mask
+from road_interp.models.token_selection import given_rows, prompt_mask
 from road_interp.sites.module_tree import refuse_never_called
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
@@ -208,6 +208,7 @@ class RoadModel(IntervenableModel):
         base = checked_inputs(base, kwargs)
         check_no_inputs(kwargs)
         rows = RowArguments(adapter_names, tasks, strengths=strengths)
+        rows.check(given_rows({**base, **kwargs}))
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
             if output_original_output:
@@ -381,8 +382,9 @@ class RoadModel(IntervenableModel):
             InputError: no RoAd adapter, or one for another model.
         """
         adapter = RoadAdapter(*peft_format.read_rotations(source, base=base_model))
+        model = cls(base_model, adapter)
         peft_format.load_modules_to_save(base_model, source)
-        return cls(base_model, adapter)
+        return model
 
     def to_peft(self, folder: str | os.PathLike[str], modules_to_save: Sequence[str] = ()) -> None:
         """Write a folder that `PeftModel.from_pretrained(base_model, folder)` loads, with equal outputs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial, wraps
 from typing import Any, NamedTuple
@@ -160,7 +160,7 @@ class RotationContext:
         return self._scope.is_active
 
     def _row_maps(self) -> RowMaps:
-        """The maps of a pass that begins: those of the last one if they are the same object, and in a call, where they are fixed."""
+        """The maps of a pass that begins: fixed in a call, else the last ones if the coefficients have not made others."""
         if not self._is_attached and self._maps is not None:
             return self._maps
         maps = self._coefficients.maps()
@@ -345,6 +345,10 @@ class RotationContext:
         self, index: int, site: Site, hidden: Tensor, owned: bool, tracing: bool, selected: Bool[Tensor, "batch length"] | None
     ) -> Tensor:
         group_size = self._coefficients.group_size
+        if not isinstance(hidden, Tensor):
+            raise InputError(
+                f"site '{site.name}': its module returns {type(hidden).__name__}, not states; select blocks or linears"
+            )
         if hidden.shape[-1] != site.module_width:
             raise InputError(
                 f"the adapter was made for another model: site '{site.name}' has states of width {hidden.shape[-1]} here, not "
@@ -385,7 +389,9 @@ class RotationContext:
             maps = current.maps
         else:
             maps = self._maps if is_backward() and self._maps is not None else self._row_maps()
-        if maps.by_row and self._is_outside() and not self._thread.generates and hidden.ndim > 2:  # else rows and tokens may be joined
+        if (
+            maps.by_row and self._is_outside() and not self._thread.generates and hidden.ndim > 2
+        ):  # else rows and tokens may be joined
             check_rows(len(maps.maps[0].a), hidden.shape[0])
         if maps.by_row and current.shape is not None and hidden.shape[0] != current.shape[0]:
             _check_first_axis(hidden, site, *current.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,3 +47,11 @@ class RowArguments(NamedTuple):
                         raise InputError(f"{name}: {value!r} is not a name: give text per row, '{BASE}' for none, 'a+b' for two")
         if isinstance(self.strengths, Tensor):
             raise InputError("strengths are numbers, one per row: give strengths.tolist()")
+        for value in numbers_of(self.strengths or ()):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"{value!r} is not a strength: use finite numbers, 1 for the adapter as it is, 0 for none")
+
+
+def numbers_of(strengths: Strengths) -> list[float]:
+    """All numbers among the strengths of rows."""
+    return [value for each in strengths for value in (each.values() if isinstance(each, Mapping) else [each])]

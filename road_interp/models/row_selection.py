@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations
-from road_interp.models.row_arguments import RowArguments, Strengths
+from road_interp.models.row_arguments import RowArguments, Strengths, numbers_of
 from road_interp.models.token_selection import given_rows
 
 
@@ -46,7 +45,7 @@ class RowSelection(NamedTuple):
         """
         rows.check(given_rows(base))
         found = self._of_rows(rows)
-        changing = [abs(value) for value in _values(rows.strengths or ()) if value not in (0, 1)]
+        changing = [abs(value) for value in numbers_of(rows.strengths or ()) if value not in (0, 1)]
         if changing and not found.are_finite():
             raise InputError(f"strengths up to {max(changing):g} make powers of scales that are not finite")
         return found
@@ -129,9 +128,6 @@ class RowSelection(NamedTuple):
         """For every site, the strength of every row, or of every plane of it."""
         if self.rotations.variant != "road_1":
             raise InputError(f"strengths are real powers, which exist for road_1 only; this model is {self.rotations.variant}")
-        for value in _values(strengths):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InputError(f"{value!r} is not a strength: use finite numbers, 1 for the adapter as it is, 0 for none")
         if not any(isinstance(each, Mapping) for each in strengths):
             rows = torch.tensor([[float(each)] for each in strengths])  # type: ignore[arg-type]
             return [rows.to(device) for device in self.rotations.devices]
@@ -143,11 +139,6 @@ class RowSelection(NamedTuple):
                 if not isinstance(each, Mapping):
                     exponents[row] = each  # also the planes without a task
         return [exponents.to(device) for exponents, device in zip(found, self.rotations.devices, strict=True)]
-
-
-def _values(strengths: Strengths) -> list[float]:
-    """All numbers among the strengths of rows."""
-    return [value for each in strengths for value in (each.values() if isinstance(each, Mapping) else [each])]
 
 
 def _hashable(strength: float | Mapping[str, float]) -> Hashable:

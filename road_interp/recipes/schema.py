@@ -96,7 +96,8 @@ class DataRecipe:
         filter: column values; only rows that have all of them are used. null selects all rows.
         words: texts are cut to their first `words` words and shorter texts are left out, so that the label cannot be predicted
             from the length.
-        per_class: number of training examples per class, drawn with `split_seed`; by default all.
+        per_class: number of examples of `id` per class, drawn with `split_seed` before held-out examples are taken from them; by
+            default all.
         split_by_text: divide texts by a hash of their first eight words instead of at random, so that data sets that share texts
             hold out the same ones. The sizes must then be fractions.
         problem_type: "classification" (labels are classes) or "regression" (labels are numbers).
@@ -384,7 +385,8 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
 
     def __post_init__(self) -> None:
         _check_tasks(self)
-        _require("prompt" in self.template, "template", self.template, "a text that contains {{ prompt }}")
+        is_filled = re.search(r"\{[{%][^}]*\bprompt\b", self.template)
+        _require(is_filled is not None, "template", self.template, "a text that contains {{ prompt }}")
         names = [name for name, task in self.tasks.items() if task.behaviour is not None]
         what = f"given: the behaviour of task '{''.join(names[:1])}' is trained on them"
         _require(not names or self.reviews is not None, "reviews", None, what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +38,18 @@ class Prediction:
     probability: float | None
 
 
-def check_texts(texts: Sequence[Text], pairs: bool) -> None:
-    """Raise InputError unless `texts` is a list of texts, or of pairs of texts."""
+def checked_texts(texts: Iterable[Text], pairs: bool) -> list[Text]:
+    """The texts as a list. Raises InputError unless they are texts, or pairs of texts."""
     if isinstance(texts, str):
         raise InputError("one text is given; put it into a list: predict([text])")
-    for row, text in enumerate(texts):
+    if not isinstance(texts, Iterable):
+        raise InputError(f"predict needs a list of texts, not {type(texts).__name__}")
+    for row, text in enumerate(listed := list(texts)):
         parts = text if isinstance(text, tuple | list) else (text,)
         if len(parts) != 1 + pairs or isinstance(text, str) == pairs or not all(isinstance(part, str) for part in parts):
             what = "a pair of texts, such as (text, second text)" if pairs else "a text"
             raise InputError(f"texts, row {row}: the run was trained on {'pairs' if pairs else 'single texts'}; give {what}")
+    return listed
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from road_interp.progress import Progress, silent
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
 from road_interp.runs.origin import Origin, sha256_of
-from road_interp.runs.prediction import Prediction, Text, check_texts, compute_logits, predictions_of
+from road_interp.runs.prediction import Prediction, Text, checked_texts, compute_logits, predictions_of
 from road_interp.runs.run_files import (
     ADAPTER,
     CHECKPOINTS,
@@ -142,7 +142,7 @@ class Run:
             base, _ = load_model(self.recipe.model, self.recipe.auto_class)
         return RoadModel(base, self.adapter, planes=self.planes).eval()
 
-    def predict(self, texts: Sequence[Text], *, device: str | None = None, progress: Progress = silent) -> tuple[Prediction, ...]:
+    def predict(self, texts: Iterable[Text], *, device: str | None = None, progress: Progress = silent) -> tuple[Prediction, ...]:
         """The trained model's predictions for texts, in their order. The model is loaded for each call.
 
         Args:
@@ -154,7 +154,7 @@ class Run:
             InputError: a run of another kind than `kind: classification`, or texts where the run needs pairs, and vice versa.
         """
         recipe = self.classification_recipe("predict")
-        check_texts(texts, with_glue_defaults(recipe.data).text_pair is not None)
+        texts = checked_texts(texts, with_glue_defaults(recipe.data).text_pair is not None)
         if not texts:
             return ()
         progress(f"loading the model of {self.folder}")

@@ -52,6 +52,8 @@ def position_mask(positions: Positions, attention_mask: Bool[Tensor, "batch leng
 
 def parse_positions(text: str) -> tuple[int | None, int]:
     """The numbers of tokens at the start and at the end of a row; the first is None for all tokens. Raises InputError."""
+    if not isinstance(text, str):
+        raise InputError(f"positions of an adapter must be text, such as 'all' or 'last', not {text!r}")
     named = {"all": (None, 0), "prompt": (None, 0), "first": (1, 0), "last": (0, 1)}
     if text in named:
         return named[text]

@@ -141,6 +141,10 @@ class StudyOptions:
     results: Path = Path("results")
     runs: Path = field(default=Path("runs") / "studies")
 
+    def __post_init__(self) -> None:
+        if any(override.partition("=")[0] == "seed" for override in self.overrides):
+            raise InputError("a study has several seeds: give them with --seeds, not as seed=")
+
 
 def run_study(study: Study, options: StudyOptions, progress: Progress = silent) -> Result:
     """Measure the missing pieces, and return the report of all pieces.

@@ -340,6 +340,16 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path):
         RoadModel.from_peft(tiny_model("Bert", "classifier", num_labels=3), tmp_path)
 
 
+def test_a_model_that_the_adapter_does_not_fit_keeps_its_head(tmp_path):
+    base = tiny_model("Bert", "classifier", intermediate_size=64)
+    peft_model(base, target_modules=["intermediate.dense"], group_size=2, task_type="SEQ_CLS").save_pretrained(tmp_path)
+    other = tiny_model("Bert", "classifier", intermediate_size=48, seed=1)
+    head = other.classifier.weight.clone()
+    with pytest.raises(InputError, match="has width 48, not 64"):
+        RoadModel.from_peft(other, tmp_path)
+    assert torch.equal(other.classifier.weight, head)
+
+
 def test_the_command_line_reads_and_writes_peft(finished, workplace, tmp_path, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(app.sys, "argv", ["road-interp", *map(str, arguments)])

@@ -246,6 +246,8 @@ def test_angles_are_averaged_on_the_circle():
         ),
         (lambda a: RoadAdapter.mean(a), "^the mean is of a list of adapters, not RoadAdapter;"),
         (lambda a: RoadAdapter.mean([a, a], [1]), "2 adapters needs as many weights"),
+        (lambda a: RoadAdapter.mean([a, a], 5), "^the mean needs a list of weights, one per adapter, not 5$"),
+        (lambda a: replace(a, positions=[[0]]), r"^positions of an adapter must be text, .* not \[\[0\]\]$"),
         (lambda a: RoadAdapter.mean([a, a], [1, -1]), "none negative"),
         (lambda a: RoadAdapter.mean([a, a], [0, 0]), "not all zero"),
         (lambda a: RoadAdapter.mean([a, random_adapter(SITES, "road_2")]), "road_1 only, not for road_2"),

@@ -133,6 +133,7 @@ def test_a_site_outside_the_blocks_is_split_by_its_planes():
         ),
         (lambda: TaskPlanes.from_json({"x": {"a": [0, 1]}, "y": {"a": [1]}}, SITES), "'a': plane 1 belongs to x and y"),
         (lambda: TaskPlanes.from_json({"x": {"q": [0]}}, SITES), "'q', which is not a site"),
+        (lambda: TaskPlanes.from_json([1], SITES), "planes of tasks must be a mapping of tasks to sites and planes, not \\[1\\]"),
         (lambda: TaskPlanes.from_json({"x": [0]}, SITES), "task 'x' must own a mapping of sites to planes, not \\[0\\]"),
         (
             lambda: TaskPlanes.from_json({"x": {"a": [0.5]}}, SITES),

@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from road_interp.data import rows
-from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set, read_examples
+from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set, read_examples, with_glue_defaults
 from road_interp.data.multitask import load_reviews
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
@@ -161,6 +161,14 @@ def test_glue_by_name(monkeypatch, name):
     assert [len(split) for split in (task.train, task.validation, task.test)] == [12, 6, 6]
     assert task.num_labels == (1 if name == "stsb" else 2)
     assert ("text_pair" in task.train.column_names) == (pair is not None)
+
+
+def test_what_a_recipe_says_of_a_glue_data_set_is_kept():
+    mismatched = "nyu-mll/glue:validation_mismatched"
+    given = DataRecipe("glue/mnli", validation=mismatched, metric="matthews", text="hypothesis")
+    found = with_glue_defaults(given)
+    assert (found.validation, found.metric, found.text) == (mismatched, "matthews", "hypothesis")
+    assert (found.config, found.text_pair, found.label) == ("mnli", "hypothesis", "label")
 
 
 def test_metrics():

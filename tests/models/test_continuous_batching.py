@@ -266,6 +266,22 @@ def test_requests_for_the_base_model_are_checked():
         together(bank_model(), [[5, 6, 7]], adapter_names=[BASE], tasks=["nosuch"])
 
 
+WRONG_REQUESTS = {
+    "a list in place of a strength": ({"strengths": [[0.5]]}, "is not a strength"),
+    "no strength": ({"strengths": [None]}, "is not a strength"),
+    "a batch in place of a prompt": ({"prompts": [torch.tensor([[5, 6]])]}, r"not a tensor of shape \(1, 2\)"),
+    "words in place of tokens": ({"prompts": [["a", "b"]]}, "holds token ids, not 'a'"),
+    "fractions in place of tokens": ({"prompts": [[1.5]]}, "holds token ids, not 1.5"),
+}
+
+
+@pytest.mark.parametrize("given", WRONG_REQUESTS.values(), ids=list(WRONG_REQUESTS))
+def test_wrong_requests_are_refused(given):
+    changes, message = given
+    with pytest.raises(InputError, match=message):
+        together(road_model(), **{"prompts": [[5, 6]], **changes})
+
+
 def test_cancelled_requests_leave_nothing_behind():
     model = bank_model()
     long = GenerationConfig(max_new_tokens=100, do_sample=False, eos_token_id=-1, pad_token_id=0)

@@ -528,10 +528,12 @@ def test_guidance_with_positions_is_refused():
         model.generate(batch, guidance_scale=3.0, max_new_tokens=2, pad_token_id=0)
 
 
-def test_a_pass_in_inference_mode_does_not_spoil_later_ones():
+@pytest.mark.parametrize("strengths", [None, [0.5, 0.7]])
+def test_a_pass_in_inference_mode_does_not_spoil_later_ones(strengths):
     model, batch = bank_model("ab"), token_batch(2)
     model.model.get_input_embeddings().weight.requires_grad_()
-    with model.attached(["a"]) as base:
+    with model.attached(["a", "b+a"], strengths=strengths) as base:
+        model.bank.replace("a", random_adapter(model.sites, seed=7))
         with torch.inference_mode():
             base(**batch)
         base(**batch, labels=batch["input_ids"]).loss.backward()

@@ -25,6 +25,7 @@ from road_interp.models.road_model import RoadModel
 from road_interp.models.row_arguments import RowArguments
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
 
 TARGET_MODULES = ["all-linear", "attention-qk", "block-output"]
 
@@ -106,6 +107,13 @@ def test_an_adapter_of_another_model_is_refused(bert):
     adapter = random_adapter(find_sites(tiny_model("Llama"), "all-linear"))
     with pytest.raises(InputError, match=r"BertModel has no module 'layers\.0\.self_attn\.q_proj'"):
         RoadModel(bert, adapter)
+
+
+def test_a_module_that_returns_no_states_is_refused():
+    base = tiny_model("Llama", "causal-lm")
+    model = RoadModel(base, random_adapter([Site("model", base.config.hidden_size)]))
+    with pytest.raises(InputError, match="site 'model': its module returns BaseModelOutputWithPast, not states"):
+        model(token_batch(2))
 
 
 def test_the_models_of_an_error_have_names_or_architectures():

@@ -138,6 +138,7 @@ def test_a_recipe_pasted_twice(tmp_path):
     ("name", "override", "key"),
     [
         ("composition-smollm2", "reviews.validation_size=2.5", "'reviews.validation_size'"),
+        ("composition-smollm2", "template=Answer the prompt.", "'template' must be a text that contains"),
         ("composition-smollm2", "reviews.test_size=9", "'reviews.test_size' must be left out: scoring.validation and"),
         ("composition-smollm2", "reviews.wrds=3", "'reviews.wrds'"),
         ("multitask-minilm", "tasks.sentiment.labels.words=0", "'tasks.sentiment.labels.words'"),

@@ -8,6 +8,7 @@ import json
 import logging
 from dataclasses import asdict
 
+import pandas
 import pytest
 import torch
 import transformers
@@ -52,6 +53,14 @@ def test_texts_that_do_not_fit_the_run_are_named(finished):
         finished.predict(["grand", ("fine", "dull")])
     with pytest.raises(InputError, match="row 0: the run was trained on single texts"):
         finished.predict([3])
+    with pytest.raises(InputError, match="predict needs a list of texts, not NoneType"):
+        finished.predict(None)
+
+
+def test_any_iterable_of_texts_is_taken(finished):
+    expected = finished.predict(["grand", "dull"])
+    assert finished.predict(pandas.Series(["grand", "dull"], index=[7, 3])) == expected
+    assert finished.predict(text for text in ("grand", "dull")) == expected
 
 
 def test_a_run_of_pairs_predicts_pairs_and_writes_them(workplace, capsys, monkeypatch):

@@ -158,6 +158,8 @@ def test_two_stacks_need_a_choice():
 def test_unknown_modules_and_layers_are_refused(bert):
     with pytest.raises(InputError, match="no module of BertModel matches 'querry'; similar names are .*query"):
         find_sites(bert, "querry")
+    with pytest.raises(InputError, match="find_sites needs str or Site, not int: give presets, regular expressions or sites"):
+        find_sites(bert, [5])
     with pytest.raises(InputError, match="neither a preset .* nor a regular expression"):
         find_sites(bert, "(")
     with pytest.raises(InputError, match="layers 0 to 1"):
