@@ -53,8 +53,8 @@ class ReadPointDrift:
         dD: cosine between the states, cos(x, x0).
         angle: between the states, degrees.
         correlation: of dM and angle over states; None if either is constant.
-        points: (dD, dM) of at most 500 texts drawn at random, the same at every read point; means over the states of a text.
-            Rounded to eight decimals.
+        points: (dD, dM) of one state of at most 500 texts, both drawn at random, the same at every read point. dM and the
+            distance of dD from 1 have six significant digits.
         width: number of dimensions of the states; None in files of 0.1.
     """
 
@@ -86,7 +86,7 @@ class ReadPointDrift:
     def null(self) -> float | None:
         """Mean dM over `points` that a random change with the same angles would have (`null_at`).
 
-        None if some state turned by 90 degrees or more, which no such change does.
+        None if one of them turned by 90 degrees or more, which no such change does.
         """
         direction = self._direction
         return float(self.null_at(direction).mean()) if (direction > 0).all() else None
@@ -249,6 +249,8 @@ def drift(
         check_batch("drift", batch)
         rows = len(batch["attention_mask"])
         progress("texts", texts)
+        for model, name in zip((base, tuned), names, strict=True):
+            _check_tokens(unwrap_model(model), name, batch)
         if sides is None:
             sides = _pair(base, tuned, batch, names, stack)
             sums = DriftSums.of(np.zeros((0, len(sides[0].places), 7)), np.zeros(0, int), range(0))
@@ -275,8 +277,7 @@ def _name(model: Any) -> str:
 def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str], stack: str | None) -> tuple[_Side, _Side]:
     """Both models with their read points. Raises InputError if these are not at the same blocks."""
     points = []
-    for model, name in zip((base, tuned), names, strict=True):
-        _check_tokens(unwrap_model(model), name, batch)
+    for model in (base, tuned):
         with evaluation_mode(unwrap_model(model)) as inner:
             points.append(find_read_points(inner, _on(inner.device, batch), stack))
     keys = [[(point.layer, point.before_norm) for point in each] for each in points]
@@ -297,19 +298,18 @@ def _check_tokens(model: PreTrainedModel, name: str, batch: Batch) -> None:
 
 def _compare(
     base: _Side, tuned: _Side, batch: Batch, token: Token
-) -> tuple[Float[np.ndarray, "texts places 7"], Int[np.ndarray, " texts"]]:
-    """By text, the sums over its states for `DriftSums.of`, and the number of its states."""
+) -> tuple[Float[np.ndarray, "states places 7"], Int[np.ndarray, " states"]]:
+    """The quantities of every state for `DriftSums.of`, and the row of the batch of each state."""
     with _without_adapter(base.model, tuned.model):
         before, rows = base.states(batch, token)
     after, _ = tuned.states(batch, token)
-    texts, sums = len(batch["attention_mask"]), []
+    values = []
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape:
             widths = f"{base.name} has width {old.shape[-1]}, {tuned.name} {new.shape[-1]}"
             raise InputError(f"{widths}: their states cannot be compared")
-        values = _changes(old, new.to(old.device))
-        sums.append(values.new_zeros(texts, values.shape[1]).index_add_(0, rows, values).cpu().numpy())
-    return np.stack(sums, axis=1), np.bincount(rows.cpu().numpy(), minlength=texts)
+        values.append(_changes(old, new.to(old.device)).cpu().numpy())
+    return np.stack(values, axis=1), rows.cpu().numpy()
 
 
 def _changes(before: Float[Tensor, "states width"], after: Float[Tensor, "states width"]) -> Float[Tensor, "states 7"]:
@@ -331,11 +331,15 @@ def _report(sides: tuple[_Side, _Side], sums: DriftSums, token: Token) -> DriftR
     places = []
     for index, place in enumerate(sides[0].places):
         pinned = place.layer in normalised and not place.before_norm
-        points = tuple((direction, magnitude) for direction, magnitude in sums.points[:, index].round(8).tolist())
+        points = tuple((1 - _six_digits(1 - direction), _six_digits(magnitude)) for direction, magnitude in sums.points[:, index])
         dM, signed, dD, angle = sums.means(index)
         correlation, where = sums.correlation(index), (place.layer, place.before_norm, pinned)
         places.append(ReadPointDrift(*where, dM, signed, dD, angle, correlation, points, place.width))
     return DriftReport(sides[0].name, sides[1].name, token, sums.texts, sums.states, tuple(places))
+
+
+def _six_digits(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _without_adapter(base: Any, tuned: Any) -> AbstractContextManager[Any]:

@@ -29,7 +29,7 @@ class DriftSums:
         redrawn: sums of COLUMNS in every bootstrap sample.
         redrawn_states: number of states in every bootstrap sample.
         keys: random numbers of the sampled texts, ascending; these are the smallest ones of all texts.
-        points: mean (dD, dM) of the sampled texts at every read point.
+        points: (dD, dM) of one state of each sampled text, drawn at random, at every read point.
     """
 
     texts: int
@@ -41,22 +41,25 @@ class DriftSums:
     points: Float[np.ndarray, "sample places 2"]
 
     @classmethod
-    def of(cls, values: Float[np.ndarray, "texts places 7"], states: Int[np.ndarray, " texts"], numbers: range) -> DriftSums:
+    def of(cls, values: Float[np.ndarray, "states places 7"], rows: Int[np.ndarray, " states"], numbers: range) -> DriftSums:
         """The sums of a batch.
 
         Args:
-            values: by text, sums over its states of the quantities of `totals`.
-            states: number of states of each text.
+            values: of every state, the quantities of `totals`.
+            rows: the text of each state, counted in the batch; every text has one state at least.
             numbers: of the texts, counted over all batches.
         """
-        keys, weights = np.empty(len(states)), np.empty((len(states), DRAWS))
+        texts = len(numbers)
+        keys, weights, chosen = np.empty(texts), np.empty((texts, DRAWS)), np.empty(texts, int)
         for row, number in enumerate(numbers):
             generator = np.random.default_rng([SEED, number])
             keys[row], weights[row] = generator.random(), generator.poisson(1, DRAWS)
-        redrawn = np.tensordot(weights, values[:, :, : len(COLUMNS)], (0, 0))
-        points = (values / states[:, None, None])[:, :, [COLUMNS.index("dD"), COLUMNS.index("dM")]]
+            chosen[row] = generator.choice(np.flatnonzero(rows == row))
+        by_state = weights[rows]
+        redrawn = np.tensordot(by_state, values[:, :, : len(COLUMNS)], (0, 0))
+        points = values[chosen][:, :, [COLUMNS.index("dD"), COLUMNS.index("dM")]]
         first = np.argsort(keys)[:SAMPLE]
-        return cls(len(states), int(states.sum()), values.sum(0), redrawn, states @ weights, keys[first], points[first])
+        return cls(texts, len(values), values.sum(0), redrawn, by_state.sum(0), keys[first], points[first])
 
     def merge(self, other: DriftSums) -> DriftSums:
         """The sums over both subsets."""

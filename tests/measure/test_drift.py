@@ -125,6 +125,22 @@ def place_of(before, after):
     return file.ReadPointDrift(0, False, False, *[(0.0, 0.0, 0.0)] * 4, None, points, len(before[0]))
 
 
+@pytest.mark.parametrize("angle", [1.0, 1e-4, 1e-5])
+def test_the_ratio_to_the_turn_is_that_of_states_and_not_of_texts(angle):
+    """One of the tokens of every text turns and grows by as much as it is displaced by the turn."""
+    base, scale = tiny_model("Llama"), 1 + 2 * np.sin(angle / 2)
+    sites = find_sites(base, "block-output", 1)
+    blank = RoadAdapter.identity(sites)
+    theta = {name: torch.full_like(values, angle, dtype=torch.float64) for name, values in blank.theta.items()}
+    alpha = {name: torch.full_like(values, scale, dtype=torch.float64) for name, values in blank.alpha.items()}
+    model = RoadModel(base.double(), RoadAdapter(sites, theta, alpha), positions="f1").double()
+    report = measure.drift(base, model, [token_batch(40)], "all", **NAMES)
+    ratio, low, high = report.places[-1].over_turn
+    assert report.states > report.texts
+    assert ratio == pytest.approx(1, abs=0.01)
+    assert low <= ratio + 1e-9 and high >= ratio - 1e-9
+
+
 @pytest.mark.parametrize("width", [384, 2048])
 @pytest.mark.parametrize("degrees", [0.2, 1, 5, 20, 60])
 def test_a_random_change_is_the_null_at_every_angle(degrees, width):
@@ -207,8 +223,8 @@ def some_sums(texts, places=3, seed=0):
     """Sums of random values, one batch of as many texts per entry of `texts`, as several processes might have."""
     generator, first, sums = np.random.default_rng(seed), 0, []
     for size in texts:
-        values, states = generator.random((size, places, 7)), generator.integers(1, 9, size)
-        sums.append(DriftSums.of(values * states[:, None, None], states, range(first, first + size)))
+        rows = np.repeat(np.arange(size), generator.integers(1, 9, size))
+        sums.append(DriftSums.of(generator.random((len(rows), places, 7)), rows, range(first, first + size)))
         first += size
     return sums
 
@@ -227,8 +243,8 @@ def test_shares_merge_to_the_whole_in_any_order():
     nothing = DriftSums.of(np.zeros((0, 3, 7)), np.zeros(0, int), range(0))
     assert_equal(nothing.merge(whole), whole)
     values = np.random.default_rng(0).random((50, 2, 7))
-    one = DriftSums.of(values, np.ones(50, int), range(50))
-    halves = [DriftSums.of(values[part], np.ones(25, int), range(50)[part]) for part in (slice(25), slice(25, 50))]
+    one = DriftSums.of(values, np.arange(50), range(50))
+    halves = [DriftSums.of(values[part], np.arange(25), range(50)[part]) for part in (slice(25), slice(25, 50))]
     assert_equal(halves[1].merge(halves[0]), one)
     assert one.redrawn_states.mean() == pytest.approx(50, rel=0.02)
     assert one.redrawn_states.std() == pytest.approx(50**0.5, rel=0.1)
