@@ -307,7 +307,7 @@ def describe(found: VariablesStudy) -> Described:
             if seeds[0].coordinates == SHOWN:
                 rows.append((f"{name_of(seeds[0])}, {method}, cause and isolation", parts_of(seeds, method)))
         if seeds[0].coordinates == SHOWN:
-            rows += frequent_groups(seeds)
+            rows += frequent_clusters(seeds)
         for method, other in COMPARED:
             if {method, other} <= {*measured}:
                 rows += values_of(seeds, method, other)
@@ -339,21 +339,22 @@ def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:
     return ", ".join(found)
 
 
-def frequent_groups(seeds: Sequence[VariablesComparison]) -> list[tuple[str, str]]:
-    """How many test pairs the most frequent groups of entities are in, and the scores of DEEP and SHARED without the first."""
+def frequent_clusters(seeds: Sequence[VariablesComparison]) -> list[tuple[str, str]]:
+    """How many test pairs the most frequent clusters of entities are in, and the scores of DEEP and SHARED without the first."""
     name = name_of(seeds[0])
-    pairs = [({*groups}, cell) for one in seeds for groups, cell in zip(one.groups, one.cells, strict=True)]
-    (first, count), *_ = Counter(group for groups, _ in pairs for group in sorted(groups)).most_common()
+    pairs = [({*clusters}, cell) for one in seeds for clusters, cell in zip(one.clusters, one.cells, strict=True)]
+    (first, count), *_ = Counter(cluster for clusters, _ in pairs for cluster in sorted(clusters)).most_common()
     rows = [(f"{name}, most frequent", f"{first} is in {count:,} of {len(pairs):,} pairs ({count / len(pairs):.0%})")]
     for variable in seeds[0].variables:
         cells = {f"{swapped}, {variable}" for swapped in seeds[0].variables}
-        about = [groups for groups, cell in pairs if cell in cells]
-        two = [group for group, _ in Counter(group for groups in about for group in sorted(groups)).most_common(2)]
-        count = sum(not groups.isdisjoint(two) for groups in about)
+        about = [clusters for clusters, cell in pairs if cell in cells]
+        two = [cluster for cluster, _ in Counter(cluster for both in about for cluster in sorted(both)).most_common(2)]
+        count = sum(not clusters.isdisjoint(two) for clusters in about)
         rows.append((f"{name}, most frequent about {variable}", f"{' or '.join(two)} is in {count:,} of {len(about):,} pairs"))
+    kept = [one.without(first) if any(first in both for both in one.clusters) else one for one in seeds]
     for method in (DEEP, SHARED):
         if all(method in {report.method for report in one.reports} for one in seeds):
-            value = disentangle_over_seeds([one.without(first) for one in seeds], method)
+            value = disentangle_over_seeds(kept, method)
             rows.append((f"{name}, {method}, without {first}", with_interval(value)))
     return rows
 

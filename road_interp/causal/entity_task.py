@@ -66,6 +66,7 @@ class EntityTask:
             if wrong := [prompt for prompt in listed if prompt.count(SLOT) != 1]:
                 raise InputError(f"{self.name}: the prompt {wrong[0]!r} must have one {SLOT}, the place of the entity")
         for entity, values in self.values.items():
+            check_argument("causal.EntityTask", values, Mapping, f"the values of '{entity}' by attribute")
             if self.split.get(entity) not in SPLITS:
                 raise InputError(f"{self.name}: the split of '{entity}' is {self.split.get(entity)!r}; use {', '.join(SPLITS)}")
             for attribute in self.prompts:

@@ -139,6 +139,8 @@ class InterchangeRuns:
 
     def relabelled(self, pairs: CounterfactualPairs) -> InterchangeRuns:
         """The same runs with the answers of `pairs`; stored states are shared. Raises InputError for pairs of other texts."""
+        check_argument("InterchangeRuns.relabelled", pairs, CounterfactualPairs, "pairs of the same texts")
+        _check_vocabulary(self.model, pairs)
         if (pairs.base_ids, pairs.source_ids) != (self.pairs.base_ids, self.pairs.source_ids):
             raise InputError(f"the texts of {pairs.name} are not those of these runs: make InterchangeRuns of them")
         other = copy.copy(self)

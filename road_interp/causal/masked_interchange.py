@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from road_interp.arguments import check_argument, check_count
-from road_interp.causal.bases import Basis, Neurons
+from road_interp.causal.bases import Basis, Columns, Neurons, PlaneRotations
 from road_interp.errors import InputError
 from road_interp.models.subspaces import selected_entries
 
@@ -52,6 +52,9 @@ class MaskedInterchange(nn.Module):
             check_argument("causal.MaskedInterchange", given, int, f"the {what}")
             check_count("causal.MaskedInterchange", f"the {what}", given)
         self.num_subspaces, self.coordinates = variables, coordinates
+        if basis is not None:
+            kinds = (Neurons, Columns, PlaneRotations)
+            check_argument("causal.MaskedInterchange", basis, kinds, "a basis of road_interp.causal.bases")
         self.basis = Neurons(width) if basis is None else basis
         count: int = self.basis.count
         if variables * coordinates > count:

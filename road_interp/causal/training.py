@@ -134,7 +134,8 @@ def _check_training(interchange: nn.Module, steps: object, learning_rate: Any, t
     if temperatures is not None:
         if not hasattr(interchange, "set_temperature"):
             raise InputError(f"a {type(interchange).__name__} has no learned mask, whose temperature could change")
-        if len(temperatures) != 2 or not all(isinstance(each, Real) and 0 < each < math.inf for each in temperatures):
+        are_two = isinstance(temperatures, tuple | list) and len(temperatures) == 2
+        if not are_two or not all(isinstance(each, Real) and 0 < float(each) < math.inf for each in temperatures):
             raise InputError(
                 f"temperatures must be two finite numbers above 0, at the first and the last step, not {temperatures!r}"
             )

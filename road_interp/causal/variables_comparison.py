@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ class VariablesComparison(Result):
         seed: of the trainings and of the pairs.
         answered: numbers of entities and of questions that the model answers rightly, and of questions that it was asked.
         pairs: numbers of training, validation and test pairs.
-        cells, groups: of every test pair; the cells and clusters of VariablePairs.
+        cells, clusters: of every test pair, as in VariablePairs.
         trials: every training.
         reports: the controls, and the best training of every method by validation.
     """
@@ -61,7 +62,7 @@ class VariablesComparison(Result):
     answered: tuple[int, int, int]
     pairs: tuple[int, int, int]
     cells: tuple[str, ...]
-    groups: tuple[tuple[str, str], ...]
+    clusters: tuple[tuple[str, str], ...]
     trials: tuple[Trial, ...]
     reports: tuple[VariablesReport, ...]
 
@@ -73,21 +74,27 @@ class VariablesComparison(Result):
         """The report of a method. Raises InputError if there is none."""
         return entry({report.method: report for report in self.reports}, method, "report of")
 
-    def without(self, group: str) -> VariablesComparison:
-        """The outcomes on the test pairs that have no entity of a group, and the disentangle of each method on them.
+    def without(self, cluster: str) -> VariablesComparison:
+        """The outcomes on the test pairs that have no entity of a cluster, and the disentangle of each method on them.
 
-        It is NaN where a cell has no other pair. Scores by variable are left out.
+        Disentangle and its interval are NaN where a cell has no other pair. Scores by variable and numbers of entities are left
+        out. Raises InputError for a cluster that no pair has.
         """
-        kept = np.array([group not in both for both in self.groups])
-        cells = np.array(self.cells)[kept]
+        if not any(cluster in both for both in self.clusters):
+            raise InputError(f"no test pair has an entity of the cluster '{cluster}'")
+        rows = [row for row, both in enumerate(self.clusters) if cluster not in both]
+        cells, clusters = [self.cells[row] for row in rows], [self.clusters[row] for row in rows]
+        weights = cell_weights(self.variables)
         reports = []
         for report in self.reports:
-            outcomes = np.array(report.outcomes)[kept]
-            of_cells = [(weight, outcomes[cells == cell]) for cell, weight in cell_weights(self.variables).items()]
-            disentangle = float(sum(weight * (hits.mean() if hits.size else np.nan) for weight, hits in of_cells))
-            reports.append(replace(report, outcomes=tuple(outcomes.tolist()), disentangle=disentangle, scores=()))
-        groups = tuple(both for both, keep in zip(self.groups, kept, strict=True) if keep)
-        return replace(self, cells=tuple(cells.tolist()), groups=groups, reports=tuple(reports))
+            outcomes = np.array(report.outcomes)[rows]
+            left = replace(report, entities=0, scores=(), outcomes=tuple(outcomes.tolist()), disentangle=nan, interval=(nan, nan))
+            if weights.keys() <= set(cells):
+                of_cells = {cell: outcomes[[each == cell for each in cells]].mean() for cell in weights}
+                disentangle = float(sum(weight * of_cells[cell] for cell, weight in weights.items()))
+                left = replace(left, disentangle=disentangle, interval=mean_interval(outcomes, clusters, cells, weights))
+            reports.append(left)
+        return replace(self, cells=tuple(cells), clusters=tuple(clusters), reports=tuple(reports))
 
 
 def disentangle_over_seeds(
@@ -95,8 +102,8 @@ def disentangle_over_seeds(
 ) -> tuple[float, float, float]:
     """Mean over seeds of a method's disentangle, or of its paired difference from `other`, with its 95% interval.
 
-    Groups of entities are resampled, once for all seeds, whose test entities may be the same. The interval is that of these
-    trainings: other seeds are not part of it. With few groups, such as eight, it is too narrow.
+    Clusters of entities are resampled, once for all seeds, whose test entities may be the same. The interval is that of these
+    trainings: other seeds are not part of it. With few clusters, such as eight, it is too narrow.
 
     Raises InputError for no comparisons, comparisons that differ in more than the seed, and a duplicate seed.
     """
@@ -106,17 +113,17 @@ def disentangle_over_seeds(
     if len({(each.model, each.task, each.variables, each.layer, each.coordinates, each.steps) for each in comparisons}) > 1:
         raise InputError("only comparisons of one model, task, layer, number of coordinates and of steps can be combined")
     outcomes: list[float] = []
-    groups: list[tuple[str, str]] = []
+    clusters: list[tuple[str, str]] = []
     cells: list[str] = []
     weights: dict[str, float] = {}
     for number, each in enumerate(comparisons):
         found = np.array(each.of(method).outcomes, float)
         outcomes += (found if other is None else found - np.array(each.of(other).outcomes, float)).tolist()
-        groups += each.groups
+        clusters += each.clusters
         cells += [f"{number}: {cell}" for cell in each.cells]
         of_seed = cell_weights(each.variables).items()
         weights |= {f"{number}: {cell}": weight / len(comparisons) for cell, weight in of_seed}
-    low, high = mean_interval(np.array(outcomes), groups, cells, weights, paired=other is not None)
+    low, high = mean_interval(np.array(outcomes), clusters, cells, weights, paired=other is not None)
     values = [each.of(method).disentangle - (0 if other is None else each.of(other).disentangle) for each in comparisons]
     return float(np.mean(values)), low, high
 

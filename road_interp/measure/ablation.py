@@ -198,6 +198,11 @@ def ablation(
     """
     adapter = RoadAdapter.of(adapter)
     check_callable("measure.ablation", "scorer", scorer, "make_scorer(run)")
+    for name in ("task", "metric", *(["refitted"] if refit else [])):
+        if not hasattr(scorer, name):
+            raise InputError(f"measure.ablation: the scorer has no '{name}': give make_scorer(run)")
+    if isinstance(by, str):
+        raise InputError(f"by must be a list of names, as in ['{by}']")
     if unknown := set(by) - set(BY):
         raise InputError(f"by '{min(unknown)}' is not known; use {', '.join(BY)}")
     refitted = scorer.refitted if refit else None

@@ -54,7 +54,7 @@ class SetScore:
 
     def attempted(self) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer has ended and has traces, right or wrong, of all active tasks."""
-        tried = [np.asarray(self.tried[task]) for task in self.active.split("+")]
+        tried = [np.asarray(self.tried[task]) for task in ([] if self.active == BASE else self.active.split("+"))]
         return np.all([*tried, np.asarray(self.finished)], axis=0)
 
     def controlled(self) -> Bool[np.ndarray, " prompts"]:
@@ -212,12 +212,16 @@ class CompositionReport(Result):
     def over_seeds(cls, reports: Sequence[CompositionReport]) -> CompositionReport:
         """Combine reports of several seeds.
 
-        Raises InputError if model, method or tasks differ, or a set of active tasks is missing.
+        Raises InputError if model, method, tasks or sets of active tasks differ, and for files of 0.1.0 beside newer ones.
         """
         reports = checked_reports(cls, reports)
         first = reports[0]
         if any((each.model, each.method, each.tasks) != (first.model, first.method, first.tasks) for each in reports):
             raise InputError("only reports of one model and method and the same tasks can be combined")
+        if any({score.active for score in each.scores} != {score.active for score in first.scores} for each in reports):
+            raise InputError("only reports of the same sets of active tasks can be combined")
+        if len({len(score.tried) for each in reports for score in each.scores}) > 1:
+            raise InputError("reports of 0.1.0, which have no traces of behaviours, cannot be combined with newer ones")
         seeds = joined_seeds([each.seeds for each in reports], [len(each.scores[0].shown[each.tasks[0]]) for each in reports])
         scores = tuple(_over_seeds([each.of(score.active) for each in reports]) for score in first.scores)
         majorities = [each.majority for each in reports if each.majority is not None]

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from road_interp.arguments import check_argument
-from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.interference import NOTHING, InterferenceReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 MARGIN = 0.01  # of accuracy
 SHOWS = 0.1  # a verdict on composition needs a higher rate of every task with its own planes active
@@ -84,11 +83,11 @@ def hurts_others(interference: InterferenceReport, control: str, adapter: str, m
         InputError: the control was not scored with the adapter.
     """
     check_argument("measure.hurts_others", interference, InterferenceReport, "measure.interference(adapters, scores, ...)")
-    if adapter not in interference.correct.get(control, {}):
-        raise InputError(f"'{control}' was not scored with '{adapter}'; scored were {', '.join(interference.correct)}")
-    costs = {other: interference.cost(control, other) for other in interference.correct[control] if other != NOTHING}
+    scored = entry(interference.correct, control, "scored task")
+    costs = {other: interference.cost(control, other) for other in scored if other != NOTHING}
+    cost = entry(costs, adapter, f"adapter with which '{control}' was scored:")
     reason = f"what '{control}' loses with '{adapter}', against a margin of {margin:g}"
-    return Check("Do the rotated planes hurt other features?", _above(costs[adapter], margin), reason, costs)
+    return Check("Do the rotated planes hurt other features?", _above(cost, margin), reason, costs)
 
 
 def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin: float = MARGIN) -> Check:

@@ -8,6 +8,7 @@ from typing import Any
 
 from road_interp.arguments import check_callable
 from road_interp.data.answer_extraction import Question, extract_answer
+from road_interp.errors import InputError
 from road_interp.measure.intervals import wilson
 from road_interp.measure.labels import MethodLabel
 from road_interp.measure.multitask_accuracy import active_sets
@@ -37,8 +38,8 @@ class ExactMatchReport(Result):
     correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
 
     def rate(self, task: str, active: str) -> tuple[float, float, float]:
-        """Fraction of correct answers, and its 95% Wilson interval over questions."""
-        outcomes = self.correct[task][active]
+        """Fraction of correct answers, and its 95% Wilson interval over questions. Raises InputError for another name."""
+        outcomes = entry(entry(self.correct, task, "task"), active, "set of active tasks")
         return sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes))
 
     def summary(self) -> dict[str, Any]:
@@ -75,12 +76,14 @@ def exact_match(
         label: names for the report.
 
     Raises:
-        InputError: a task without a pattern.
+        InputError: a task without a pattern or without questions.
     """
     check_callable("measure.exact_match", "generate", generate, "a function of prompts and active tasks that returns answers")
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
     correct: dict[str, dict[str, tuple[bool, ...]]] = {}
     for task, own in questions.items():
+        if not own:
+            raise InputError(f"there are no questions of '{task}'")
         answers[task], correct[task] = {}, {}
         for active in active_sets(task, tasks):
             progress(f"questions of {task} with {active}")

@@ -70,23 +70,27 @@ def read_features(
     Args:
         model: a transformers model, or a RoadModel (with its rotations) or PEFT model around one.
         batches: tokenised texts with an attention_mask and labels.
-        token: "first" for [CLS], "last" for causal models.
+        token: "first" for [CLS], "last" for causal models, or "mean" over the tokens.
         before_norm: whether to read the states before the normalisation at the end of the last block.
         stack: path of the block stack, for models that have two (encoder and decoder).
 
     Raises:
-        InputError: something that is no model, no texts, a width that is not a multiple of the number of heads, or `before_norm`
-            without a normalisation.
+        InputError: something that is no model, another token, no texts, batches without labels, a width that is not a multiple
+            of the number of heads, or `before_norm` without a normalisation.
     """
     check_argument(
         "measure.read_features", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model"
     )
+    if token not in ("first", "last", "mean"):
+        raise InputError(f"token '{token}' has no state per text; use first, last or mean")
     states, labels, points = [], [], None
     norms: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with evaluation_mode(model) as base:
         heads = base.config.num_attention_heads
         for batch in batches:
             check_batch("read_features", batch)
+            if "labels" not in batch:
+                raise InputError("measure.read_features needs batches with the 'labels' of their texts, as a tensor")
             batch = {key: values.to(base.device) for key, values in batch.items()}
             points = points or find_read_points(base, batch, stack)
             mask = token_mask(base, points, batch)

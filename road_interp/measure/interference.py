@@ -15,7 +15,7 @@ from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
-from road_interp.measure.intervals import joined_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_seeds
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
 
@@ -84,10 +84,7 @@ class InterferenceReport(Result):
             raise InputError("only reports of one model with the same adapters and tasks can be combined")
         examples = [[len(each.correct[task][NOTHING]) for each in reports] for task in first.correct]
         seeds = joined_seeds([each.seeds for each in reports], *examples)
-        correct = {
-            task: {with_: tuple(x for each in reports for x in each.correct[task][with_]) for with_ in rows}
-            for task, rows in first.correct.items()
-        }
+        correct = joined_outcomes([each.correct for each in reports])
         overlap, angle = (_nested(np.mean([getattr(each, name) for each in reports], axis=0)) for name in ("overlap", "angle"))
         return cls(first.model, first.names, seeds, overlap, angle, correct)
 
@@ -109,14 +106,16 @@ def interference(
         seed: of the trainings.
 
     Raises:
-        InputError: fewer than two adapters, adapters that cannot be composed, a task without an adapter, or a plane of
-            magnitude 0.
+        InputError: fewer than two adapters, one named "nothing", adapters that cannot be composed, a task without an adapter,
+            or a plane of magnitude 0.
     """
     check_argument("measure.interference", adapters, Mapping, "a dict of adapters by name")
     adapters = {name: RoadAdapter.of(each) for name, each in adapters.items()}
     names = list(adapters)
     if len(names) < 2:
         raise InputError(f"interference needs at least two adapters, not {len(names)}")
+    if NOTHING in adapters:
+        raise InputError(f"an adapter cannot be named '{NOTHING}', which stands for no other adapter")
     if unknown := [name for name in scores if name not in adapters]:
         raise InputError(f"task '{unknown[0]}' has no adapter; the adapters are {', '.join(names)}")
     products = {(own, other): adapters[other] @ adapters[own] for own in names for other in names if other != own}

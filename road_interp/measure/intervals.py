@@ -179,6 +179,20 @@ def joined_seeds(seeds: Sequence[tuple[int, ...]], *examples: Sequence[int]) -> 
     return joined
 
 
+def joined_outcomes(reports: Sequence[Mapping[str, Mapping[str, tuple[bool, ...]]]]) -> dict[str, dict[str, tuple[bool, ...]]]:
+    """The outcomes of reports that are combined, one after another, by task and by what each was scored with.
+
+    Raises InputError for reports that do not have the same of both.
+    """
+    joined: dict[str, dict[str, tuple[bool, ...]]] = {}
+    for task, scored in reports[0].items():
+        if other := [each for each in reports if each[task].keys() != scored.keys()]:
+            different = " and ".join(f"{{{', '.join(names)}}}" for names in (scored, other[0][task]))
+            raise InputError(f"reports that scored '{task}' with {different} cannot be combined")
+        joined[task] = {name: tuple(x for each in reports for x in each[task][name]) for name in scored}
+    return joined
+
+
 def quartiles(values: Float[np.ndarray, " rounds"]) -> tuple[float, float, float]:
     """The median, and the first and third quartile."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))

@@ -13,7 +13,7 @@ from road_interp.adapters.bank import BASE
 from road_interp.arguments import checked_reports
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
-from road_interp.measure.intervals import joined_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_seeds
 from road_interp.results import Result, entry
 
 
@@ -91,7 +91,9 @@ class MultiTaskAccuracyReport(Result):
 
     @classmethod
     def over_seeds(cls, reports: Sequence[MultiTaskAccuracyReport]) -> MultiTaskAccuracyReport:
-        """Combine reports of several seeds. Raises InputError if model, method, tasks or numbers of examples differ."""
+        """Combine reports of several seeds. Raises InputError if model, method, tasks, their sets or numbers of examples
+        differ.
+        """
         reports = checked_reports(cls, reports)
         first = reports[0]
         same = (first.model, first.method, first.tasks, [*first.correct])
@@ -99,11 +101,7 @@ class MultiTaskAccuracyReport(Result):
             raise InputError("only reports of one model and method and the same tasks can be combined")
         examples = [[len(each.correct[task][task]) for each in reports] for task in first.correct]
         seeds = joined_seeds([each.seeds for each in reports], *examples)
-        correct = {
-            task: {active: tuple(x for each in reports for x in each.correct[task][active]) for active in sets}
-            for task, sets in first.correct.items()
-        }
-        return cls(first.model, first.method, first.tasks, seeds, correct)
+        return cls(first.model, first.method, first.tasks, seeds, joined_outcomes([each.correct for each in reports]))
 
 
 @dataclass(frozen=True)

@@ -116,13 +116,17 @@ class AngleStudy(Result):
 
 
 def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
-    """Compare adapters of one recipe and different seeds. Raises InputError for fewer than two adapters or different sites."""
+    """Compare adapters of one recipe and different seeds.
+
+    Raises InputError for fewer than two adapters, different sites, variants or group sizes.
+    """
     reports = checked_list("measure.seed_structure", reports, AngleReport, "a list of measure.angles(adapter)")
     if len(reports) < 2:
         raise InputError(f"structure over seeds needs at least two adapters, not {len(reports)}")
-    names = [site.name for site in reports[0].sites]
-    if any([site.name for site in report.sites] != names for report in reports):
+    if len({tuple((site.name, len(site.angle)) for site in report.sites) for report in reports}) > 1:
         raise InputError("the adapters have different sites")
+    if len({(report.variant, report.group_size) for report in reports}) > 1:
+        raise InputError("the adapters have different variants or group sizes, so that their planes are not the same")
 
     def by_site(value: Callable[[SiteAngles], np.ndarray]) -> list[list[np.ndarray]]:
         return [[value(site) for site in report.sites] for report in reports]

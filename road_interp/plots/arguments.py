@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from matplotlib.axes import Axes
@@ -43,12 +43,20 @@ def check_drawn(function: str, annotation: str, value: object) -> None:
         annotation: text such as "AngleReport" or "Sequence[DriftReport] | DriftReport".
         value: the argument.
     """
-    (expected,) = set(re.findall(r"\w+", annotation)) & set(MADE_BY)
+    expected = next((name for name in re.findall(r"\w+", annotation) if name in MADE_BY), None)
+    if expected is None:
+        raise TypeError(f"plots.{function}: MADE_BY does not say how to get its first argument, {annotation}")
     values = listed(value) if "Sequence" in annotation else [value]
     wrong = [each for each in values if expected not in {kind.__name__ for kind in type(each).__mro__}]
     if wrong or not values:
         given = f"{_article(type(wrong[0]).__name__)} {type(wrong[0]).__name__}" if wrong else "an empty list"
         raise InputError(f"plots.{function} draws {_article(expected)} {expected}, not {given}: give {MADE_BY[expected]}")
+
+
+def check_choice(function: str, name: str, value: object, known: Iterable[str]) -> None:
+    """Raise InputError unless `value`, the argument `name` of a plotting function, is one of the known names."""
+    if value not in (names := list(known)):
+        raise InputError(f"plots.{function}: {name} must be one of {', '.join(names)}, not {value!r}")
 
 
 def check_axes(function: str, ax: object) -> None:

@@ -11,13 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from road_interp.plots.arguments import listed
+from road_interp.plots.arguments import check_choice, listed
 from road_interp.plots.style import COLORS, MARKERS, callers_width, in_place_of, prepared, styled, width_of
 
 if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, ReadPointDrift
 
 DIRECTION, MAGNITUDE = r"$\Delta D$ = cos(x, x$_0$), a cosine", r"$\Delta M$ = | $\|$x$\|$ - $\|$x$_0\|$ | / $\|$x$_0\|$"
+QUANTITIES = {"angle": "mean angle between x and x$_0$ (degrees)", "dM": f"mean {MAGNITUDE}"}
 PANELS = 6  # in one row of the grid
 NULL = "isotropic change of the same angle"
 BEFORE, AFTER = "before the block's LayerNorm", "after it: norm set by LayerNorm"
@@ -98,6 +99,7 @@ def drift_blocks(
     Reports with the same name (several seeds) share a colour. Markers are hollow after a LayerNorm. Dotted lines are the mean
     changes of magnitude by isotropic changes of the same angles (`ReadPointDrift.null`), except after a LayerNorm.
     """
+    check_choice("drift_blocks", "quantity", quantity, QUANTITIES)
     ax = prepared(ax)
     reports = listed(reports)
     names = list(dict.fromkeys(report.tuned for report in reports))
@@ -118,8 +120,7 @@ def drift_blocks(
         handles += [Line2D([], [], color="0.4", marker="o", label=label, **_line_style(pinned)) for label, pinned in styles]
     if quantity == "dM":
         handles.append(Line2D([], [], color="0.4", linestyle=":", label=NULL))
-    label = {"angle": "mean angle between x and x$_0$ (degrees)", "dM": f"mean {MAGNITUDE}"}[quantity]
-    ax.set(xlabel="block", ylabel=label, xticks=reports[0].layers[:: 1 if len(reports[0].layers) <= 16 else 4])
+    ax.set(xlabel="block", ylabel=QUANTITIES[quantity], xticks=reports[0].layers[:: 1 if len(reports[0].layers) <= 16 else 4])
     if all(getattr(place, quantity)[0] > 0 for report in reports for place in report.places):
         ax.set_yscale("log")
     else:

@@ -150,6 +150,7 @@ def draw_variables(comparisons: Sequence[VariablesComparison], result: Result, f
         for quantity, ax in zip(("cause", "isolation", "disentangle", "disentangle"), axes, strict=True):
             plots.variables(comparisons, ax, quantity=quantity)
             ax.set(title=quantity, ylabel="fraction of pairs")
+            ax.get_legend().remove()
         best = max(report.disentangle for found in comparisons for report in found.reports)
         axes[-1].set(title="disentangle of the best", ylim=(best - 0.1, best + 0.01))
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

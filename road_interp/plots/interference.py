@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
+from road_interp.errors import InputError
 from road_interp.plots.style import prepared, styled, two_digits
 from road_interp.sources import readable_name
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 @styled
 def interference(report: InterferenceReport, ax: Axes | None = None) -> Axes:
     """Accuracy lost by each task when each adapter is composed with the task's own, in points, with 95% intervals."""
-    ax = prepared(ax)
     tasks = list(report.correct)
+    if not tasks:
+        raise InputError("plots.interference: no task was scored, so that there are no costs to draw")
+    ax = prepared(ax)
     costs = {(task, other): report.cost(task, other) for task in tasks for other in report.correct[task] if other != "nothing"}
     cells = np.full((len(tasks), len(report.names)), np.nan)
     for (task, other), (cost, _, _) in costs.items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
+from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, prepared, styled
 from road_interp.sources import readable_name
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 @styled
 def joint_training(report: JointTrainingReport, ax: Axes | None = None) -> Axes:
     """Seconds of one training step of every adapter, in one pass and one after the other, with quartiles, by their number."""
+    if not report.steps:
+        raise InputError("plots.joint_training: nothing was timed, so that there is nothing to draw")
     ax = prepared(ax)
     x = [each.adapters for each in report.steps]
     for number, (name, label) in enumerate((("apart", "one after the other"), ("together", "in one pass"))):

@@ -22,11 +22,14 @@ def learning_rates(
         best: the chosen rates, by method.
         label: what the scores are.
 
-    Raises InputError where there is no score.
+    Raises InputError where there is no score, or none at a chosen rate.
     """
     rates = sorted({rate for of_method in scores.values() for rate in of_method})
     if not rates:
         raise InputError("plots.learning_rates draws scores by rate: give {method: {rate: score}}, with one score at least")
+    for method, rate in best.items():
+        if rate not in scores.get(method, ()):
+            raise InputError(f"plots.learning_rates: '{method}' has no score at its best rate {rate:g}")
     ax = prepared(ax)
     for number, (method, of_method) in enumerate(scores.items()):
         shift = 1.02 ** (number - (len(scores) - 1) / 2)  # so that lines with equal scores stay visible

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -20,6 +22,8 @@ def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | N
 
     Raises InputError where there is no value, or one without the two ends of its interval.
     """
+    if not all(isinstance(values, Mapping) for values in series.values()):
+        raise InputError("plots.means draws rows of several series: give {series: {row: (value, low, high)}}")
     series = {title: values for title, values in series.items() if values}
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     if not names or any(np.shape(value) != (3,) for values in series.values() for value in values.values()):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
+from road_interp.plots.arguments import check_choice
 from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 from road_interp.sources import readable_name
 
@@ -23,6 +24,7 @@ def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, tas
     Args:
         task: name of the data.
     """
+    check_choice("parameter_share", "task", task, dict.fromkeys(each[0].task for each in report.trainings.values()))
     ax = prepared(ax)
     shown = {slug: each[0] for slug, each in report.trainings.items() if each[0].task == task}
     models = list(dict.fromkeys(each.model for each in shown.values()))

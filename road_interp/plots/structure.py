@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from road_interp.errors import InputError
 from road_interp.plots.style import prepared, styled
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ def seed_structure(result: SeedStructure, ax: Axes | None = None) -> Axes:
 
     A quantity that does not vary has no correlation and is left out.
     """
-    ax = prepared(ax)
     found = {label: getattr(result, name) for name, label in LABELS.items() if getattr(result, name) is not None}
+    if not found:
+        raise InputError("plots.seed_structure: no quantity of these adapters varies, so that there is no correlation to draw")
+    ax = prepared(ax)
     middle, low, high = np.array(list(found.values())).T
     bars = (np.maximum(middle - low, 0), np.maximum(high - middle, 0))
     ax.axvline(0, color="0.7", linewidth=0.8, linestyle=":")

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
+from road_interp.plots.arguments import check_choice
 from road_interp.plots.style import COLORS, prepared, styled
 
 if TYPE_CHECKING:
@@ -34,12 +35,13 @@ def throughput(report: ThroughputReport, ax: Axes | None = None, task: str = "re
         task: "requests" (figure 4 right: by number of requests, each with its own adapter), "length" (middle: by generated
             tokens of eight requests) or "rank" (left: by rank of one LoRA for eight rows, merged or not).
     """
-    ax = prepared(ax)
-    quantity, label, title = {
+    kinds = {
         "requests": ("rows", "requests, each with its own adapter", "One adapter per request"),
         "length": ("new_tokens", "generated tokens per request", "Eight requests"),
         "rank": ("rank", "rank of one LoRA for eight rows", "One LoRA, merged or not"),
-    }[task]
+    }
+    check_choice("throughput", "task", task, kinds)
+    ax, (quantity, label, title) = prepared(ax), kinds[task]
     timings = [timing for timing in report.timings if timing.task == task]
     if not timings:
         raise InputError(f"this benchmark has no timings of generation by {task}")

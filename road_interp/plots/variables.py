@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.arguments import listed
+from road_interp.plots.arguments import check_choice, listed
 from road_interp.plots.style import COLORS, MARKERS, prepared, styled
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def variables(
         comparisons: of one model and one type of entity.
         quantity: "cause", "isolation" or "disentangle".
     """
+    check_choice("variables", "quantity", quantity, ("cause", "isolation", "disentangle"))
     comparisons = listed(comparisons)
     if len({(each.model, each.task, each.variables, each.layer) for each in comparisons}) > 1:
         raise InputError("plots.variables draws comparisons of one model, task and layer")
@@ -52,11 +53,12 @@ def variables(
         )
     for number, method in enumerate(method for method in methods if method not in lines):
         level = float(np.mean([_value(found.of(method), quantity) for found in comparisons]))
-        ax.axhline(level, color="0.4", linewidth=1, linestyle=(":", "-.")[number], label=method)
+        ax.axhline(level, color="0.4", linewidth=1, linestyle=(":", "-.")[number % 2], label=method)
     ax.set_xscale("log", base=2)
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.minorticks_off()
     ax.set(xlabel="coordinates per variable", ylabel=quantity, ylim=(-0.02, 1.02))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 

@@ -22,7 +22,7 @@ from road_interp.causal.entity_task import SPLITS
 from road_interp.causal.method_scores import TaskScores
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variables import cell_weights
-from road_interp.causal.variables_comparison import VariablesComparison
+from road_interp.causal.variables_comparison import VariablesComparison, disentangle_over_seeds
 from road_interp.errors import InputError
 from road_interp.measure.intervals import mean_interval
 from road_interp.training import study as study_module
@@ -143,19 +143,23 @@ def test_the_most_frequent_group_and_the_scores_without_it(known):
     script = script_of(known["variables"])
     found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json")
     name = "SmolLM2-135M, physical object, 16 per variable"
-    rows = dict(script["frequent_groups"]([found]))
-    with_lagoon = sum("lagoon" in pair for pair in found.groups)
+    rows = dict(script["frequent_clusters"]([found]))
+    with_lagoon = sum("lagoon" in pair for pair in found.clusters)
     assert rows[f"{name}, most frequent"].startswith(f"lagoon is in {with_lagoon} of 384 pairs")
-    of_size = [pair for pair, cell in zip(found.groups, found.cells, strict=True) if cell.endswith(", Size")]
+    of_size = [pair for pair, cell in zip(found.clusters, found.cells, strict=True) if cell.endswith(", Size")]
     either = sum("lagoon" in pair or "beer" in pair for pair in of_size)
     assert rows[f"{name}, most frequent about Size"] == f"lagoon or beer is in {either} of 192 pairs"
     less = found.without("lagoon")
-    assert len(less.groups) == len(less.cells) == len(less.of("deep RoAd").outcomes) == 384 - with_lagoon
+    assert len(less.clusters) == len(less.cells) == len(less.of("deep RoAd").outcomes) == 384 - with_lagoon
     assert rows[f"{name}, deep RoAd, without lagoon"].startswith(f"{less.of('deep RoAd').disentangle:.3f} [")
-    same = found.without("no such object")
-    assert [each.disentangle for each in same.reports] == pytest.approx([each.disentangle for each in found.reports])
-    one_cell = replace(found, groups=tuple(("x", "x") if cell == found.cells[0] else ("y", "y") for cell in found.cells))
-    assert np.isnan(one_cell.without("x").of("deep RoAd").disentangle)
+    for report in less.reports:
+        low, high = report.interval
+        assert low <= report.disentangle <= high
+        assert disentangle_over_seeds([less], report.method) == pytest.approx((report.disentangle, low, high))
+    with pytest.raises(InputError, match="no test pair has an entity of the cluster 'lagon'"):
+        found.without("lagon")
+    one_cell = replace(found, clusters=tuple(("x", "x") if cell == found.cells[0] else ("y", "y") for cell in found.cells))
+    assert np.isnan([one_cell.without("x").of("deep RoAd").disentangle, *one_cell.without("x").of("deep RoAd").interval]).all()
 
 
 @pytest.fixture
@@ -209,19 +213,19 @@ def test_intervals_over_cities_resample_countries(known, command, monkeypatch, t
     command("variables", f"ravel={tmp_path}", *options, "--only", "smollm2_city_1", "--seeds", "0")
     (path,) = (tmp_path / "results").glob("variables-*/smollm2_city_1/seed-0.json")
     found = VariablesComparison.load(path)
-    assert {country for both in found.groups for country in both} == {*places}
+    assert {country for both in found.clusters for country in both} == {*places}
     report = found.of("stacked RoAd")
     weights = cell_weights(found.variables)
-    assert report.interval == pytest.approx(mean_interval(np.array(report.outcomes), found.groups, list(found.cells), weights))
+    assert report.interval == pytest.approx(mean_interval(np.array(report.outcomes), found.clusters, list(found.cells), weights))
 
 
 def test_stored_comparisons_of_cities_have_countries_as_clusters():
     stored = [VariablesComparison.load(path) for path in sorted(RESULTS.glob("variables*/*_city_*/seed-*.json"))]
     assert len(stored) > 10
-    countries = {country for both in stored[0].groups for country in both}
+    countries = {country for both in stored[0].clusters for country in both}
     assert {"China", "Italy"} <= countries
     for found in stored:
-        groups = {country for both in found.groups for country in both}
+        groups = {country for both in found.clusters for country in both}
         assert len(groups & countries) > len(groups) / 2, found.seed  # the test cities of another seed may be of other countries
 
 

@@ -93,6 +93,10 @@ def test_runs_are_relabelled_by_pairs_of_the_same_texts(tokenizer):
     runs.relabelled(pairs.with_arbitrary_labels(len(tokenizer)))
     with pytest.raises(InputError, match="the texts of pairs are not those of these runs"):
         runs.relabelled(replace(pairs, source_ids=pairs.source_ids[::-1]))
+    with pytest.raises(InputError, match="needs CounterfactualPairs, not str: give pairs of the same texts"):
+        runs.relabelled("x")
+    with pytest.raises(InputError, match="encode them with the tokeniser of this model"):
+        runs.relabelled(pairs.with_arbitrary_labels(100_000))
 
 
 def test_runs_notice_maps_that_change_inside_attached(tokenizer):

@@ -54,6 +54,8 @@ def test_masks_own_their_number_where_all_training_pointed_elsewhere():
 def test_masks_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="2 variables of 5 coordinates do not fit into the 9 of the basis"):
         MaskedInterchange(2, 9, 5)
+    with pytest.raises(InputError, match="not str: give a basis of road_interp.causal.bases"):
+        MaskedInterchange(2, 9, 2, "neurons")
 
 
 def test_masks_of_fewer_variables_are_refused(runs):

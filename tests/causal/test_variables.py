@@ -249,7 +249,7 @@ def test_what_reads_no_source_is_neither_scored_nor_trained(runs):
 
 def test_settings_of_a_training_are_checked(runs):
     masks = MaskedInterchange(2, 32, 2)
-    for temperatures in ((1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (1.0,)):
+    for temperatures in ((1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (1.0,), 0.5):
         with pytest.raises(InputError, match="temperatures must be two finite numbers above 0, at the first and the last step"):
             train_variables(runs, masks, 1, temperatures=temperatures)
     low_rank = VariableCoordinates(dict.fromkeys(VARIABLES, 2)).low_rank(32)

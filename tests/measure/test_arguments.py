@@ -73,6 +73,12 @@ def test_another_argument_is_refused(function, arguments, message):
 def test_arguments_that_need_more(model):
     with pytest.raises(InputError, match="'scorer' must be a function, not int: give make_scorer"):
         measure.ablation(model, 3, model="m", seed=0)
+    with pytest.raises(InputError, match=r"the scorer has no 'task': give make_scorer\(run\)"):
+        measure.ablation(model, lambda adapter: [True], model="m", seed=0)
+    kept = {"task": "t", "metric": "accuracy", "refitted": None, "__call__": lambda self, adapter: [True]}
+    scorer = type("Scorer", (), kept)()
+    with pytest.raises(InputError, match=r"by must be a list of names, as in \['layer'\]"):
+        measure.ablation(model, scorer, model="m", seed=0, by="layer")
     with pytest.raises(InputError, match="measure.interference needs Mapping, not list: give a dict of adapters by name"):
         measure.interference([], {}, model="m", seed=0)
     with pytest.raises(InputError, match="'generate' must be a function"):

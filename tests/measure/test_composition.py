@@ -110,6 +110,24 @@ def test_seeds_go_together():
         CompositionReport.over_seeds([composition_report(0), replace(composition_report(0), method="lora")])
 
 
+def test_reports_of_other_sets_do_not_go_together():
+    whole, other = composition_report(0), composition_report(1)
+    fewer = replace(other, scores=other.scores[1:])
+    old = replace(other, scores=tuple(replace(score, tried={}, finished=()) for score in other.scores))
+    for reports, message in (
+        ([whole, fewer], "same sets"),
+        ([fewer, whole], "same sets"),
+        ([whole, old], r"0\.1\.0"),
+        ([old, whole], r"0\.1\.0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            CompositionReport.over_seeds(reports)
+
+
+def test_all_parts_of_no_task_are_attempted_where_the_answer_has_ended():
+    assert composition_report().of("__base__").attempted().all()
+
+
 def test_json_keeps_everything():
     found = composition_report()
     assert CompositionReport.from_json(found.to_json()) == found

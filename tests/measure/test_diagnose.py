@@ -39,8 +39,11 @@ def test_an_adapter_that_hurts_a_control_is_found():
     assert found.numbers["second"] == (0, -wilson(0, 20)[1], wilson(0, 20)[1])
     assert hurts_others(measured(), "first", "second").verdict == "cannot tell"  # the other adapters do not matter
     assert hurts_others(measured(), "first", "second", margin=0.2).verdict == "no"
-    with pytest.raises(InputError, match="'other' was not scored with 'first'; scored were first"):
+    with pytest.raises(InputError, match="no scored task 'other'; there are first"):
         hurts_others(measured(), "other", "first")
+    for adapter in ("other", "nothing"):
+        with pytest.raises(InputError, match=f"no adapter with which 'first' was scored: '{adapter}'; there are second, strong"):
+            hurts_others(measured(), "first", adapter)
 
 
 def heads(together):

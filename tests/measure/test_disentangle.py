@@ -249,6 +249,11 @@ def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
     model = tiny_model("Bert")
     with pytest.raises(InputError, match="there are no texts"):
         read_features(model, [], "first")
+    with pytest.raises(InputError, match="needs batches with the 'labels'"):
+        read_features(model, [token_batch()], "first")
+    for token in ("frist", "all"):
+        with pytest.raises(InputError, match=f"token '{token}' has no state per text; use first, last or mean"):
+            read_features(model, [{**token_batch(), "labels": torch.zeros(3)}], token)
     model.config.num_attention_heads = 5
     with pytest.raises(InputError, match="the blocks of LlamaModel do not end in a normalisation"):
         read_features(tiny_model("Llama"), [{**token_batch(), "labels": torch.zeros(3)}], "last", before_norm=True)

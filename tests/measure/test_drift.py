@@ -138,7 +138,7 @@ def test_the_ratio_to_the_turn_is_that_of_states_and_not_of_texts(angle):
     ratio, low, high = report.places[-1].over_turn
     assert report.states > report.texts
     assert ratio == pytest.approx(1, abs=0.01)
-    assert low <= ratio + 1e-9 and high >= ratio - 1e-9
+    assert low - 1e-9 <= ratio <= high + 1e-9
 
 
 @pytest.mark.parametrize("width", [384, 2048])

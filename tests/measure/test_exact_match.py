@@ -71,6 +71,8 @@ def test_a_task_without_a_pattern_is_refused():
     questions = {"sums": [Question("easy", "4")]}
     with pytest.raises(InputError, match="no pattern of 'sums'"):
         exact_match(lambda prompts, active: [Answer("4", True)], questions, {}, ["sums"], MethodLabel("m", "x", 3))
+    with pytest.raises(InputError, match="there are no questions of 'sums'"):
+        exact_match(lambda prompts, active: [], {"sums": []}, {"sums": ".*"}, ["sums"], MethodLabel("m", "x", 3))
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,8 @@ def test_what_cannot_be_compared_is_refused():
         measure.interference(adapters, {"third": close_to(adapters["first"])}, model="m", seed=0)
     with pytest.raises(InputError, match="different sites"):
         measure.interference({"a": adapters["first"], "b": random_adapter(SITES[:1])}, {}, model="m", seed=0)
+    with pytest.raises(InputError, match="an adapter cannot be named 'nothing'"):
+        measure.interference({"nothing": adapters["first"], "b": adapters["second"]}, {}, model="m", seed=0)
     flat = RoadAdapter(SITES, adapters["first"].theta, {site.name: 0 * adapters["first"].alpha[site.name] for site in SITES})
     with pytest.raises(InputError, match="magnitude 0"):
         measure.interference({"a": adapters["first"], "b": flat}, {}, model="m", seed=0)

@@ -59,3 +59,10 @@ def test_tables_have_every_set_of_active_tasks():
 def test_what_does_not_go_together_is_refused(other, message):
     with pytest.raises(InputError, match=message):
         MultiTaskAccuracyReport.over_seeds([report(0), other])
+
+
+def test_reports_of_other_sets_do_not_go_together():
+    more = replace(report(1), correct={task: {"__base__": sets[task], **sets} for task, sets in report(1).correct.items()})
+    for reports in ([report(0), more], [more, report(0)]):
+        with pytest.raises(InputError, match="reports that scored 'a' with {.*} and {.*} cannot be combined"):
+            MultiTaskAccuracyReport.over_seeds(reports)

@@ -169,6 +169,11 @@ def test_what_cannot_be_compared_is_refused():
         seed_structure([report()])
     with pytest.raises(InputError, match="different sites"):
         seed_structure([report(), measure.angles(random_adapter(SITES[:3]))])
+    wider = tuple(replace(site, width=2 * site.width) for site in SITES)
+    with pytest.raises(InputError, match="different sites"):
+        seed_structure([report(), measure.angles(random_adapter(wider))])
+    with pytest.raises(InputError, match="different variants or group sizes"):
+        seed_structure([measure.angles(random_adapter(SITES, group_size=size)) for size in (2, 4)])
     with pytest.raises(InputError, match="no layer rotates query and key; the sites are fc1"):
         query_key(measure.angles(random_adapter((Site("a.fc1", 8, 0, "fc1"),))))
     for kind, first in ((SeedStructure, "seeds"), (QueryKey, "layers")):

@@ -8,10 +8,12 @@ import types
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
@@ -19,6 +21,8 @@ import road_interp
 from helpers.compositions import composition_report
 from helpers.models import random_adapter, tiny_model
 from road_interp import measure, plots
+from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.causal.variables_comparison import VariablesComparison
 from road_interp.cli.tables import score
 from road_interp.errors import InputError
 from road_interp.measure.ablation import Ablation
@@ -244,8 +248,38 @@ def test_nothing_to_draw_is_refused():
     for series in ({}, {"a": {}}, {"a": {"b": (1, 2)}}):
         with pytest.raises(InputError, match="plots.means draws intervals: give"):
             plots.means(series, label="x")
+    with pytest.raises(InputError, match="plots.means draws rows of several series: give"):
+        plots.means({"a": (0.5, 0.4, 0.6)}, label="x")
     with pytest.raises(InputError, match="plots.learning_rates draws scores by rate: give"):
         plots.learning_rates({}, best={}, label="x")
+    with pytest.raises(InputError, match=r"'a' has no score at its best rate 0\.2"):
+        plots.learning_rates({"a": {0.1: 0.5}}, best={"a": 0.2}, label="x")
+
+
+def test_reports_without_anything_to_draw_are_refused(adapter):
+    blank = measure.angles(RoadAdapter.identity(adapter.sites))
+    with pytest.raises(InputError, match="no quantity of these adapters varies"):
+        plots.seed_structure(measure.seed_structure([blank, blank]))
+    with pytest.raises(InputError, match="no task was scored"):
+        plots.interference(measure.interference({"a": adapter, "b": adapter}, {}, model="m", seed=0))
+    with pytest.raises(InputError, match="nothing was timed"):
+        plots.joint_training(measure.JointTrainingReport("m", "cpu", 1, 1, 1, ()))
+
+
+def test_another_quantity_or_task_is_refused():
+    base = tiny_model("Bert")
+    batch = {"input_ids": torch.tensor([[3, 4], [5, 6]]), "attention_mask": torch.ones(2, 2, dtype=torch.long)}
+    drift = measure.drift(base, base, [batch])
+    with pytest.raises(InputError, match="plots.drift_blocks: quantity must be one of angle, dM, not 'dD'"):
+        plots.drift(drift, quantity="dD")
+    folder = Path(__file__).parents[2] / "results"
+    found = VariablesComparison.load(next(folder.glob("variables/smollm2_number-gender_16/seed-0.json")))
+    with pytest.raises(InputError, match="quantity must be one of cause, isolation, disentangle, not 'rate'"):
+        plots.variables(found, quantity="rate")
+    assert plots.variables(found).get_legend() is not None
+    timed = measure.ThroughputReport.load(next(folder.glob("throughput/*/seed-0.json")))
+    with pytest.raises(InputError, match="plots.throughput: task must be one of requests, length, rank, not 'forward'"):
+        plots.throughput(timed, task="forward")
 
 
 def test_a_plane_is_drawn_of_what_has_an_adapter(adapter, tmp_path):
