@@ -37,6 +37,7 @@ from road_interp.models.continuous_batching import ContinuousBatching, Prompt, c
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import check_generation, compiles_generation
+from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights, merged_rotations
@@ -226,7 +227,8 @@ class RoadModel(IntervenableModel):
         original = self._unrotated(self.model.generate, {**base, **kwargs}) if output_original_output else None
         prompt = prompt_mask(self.model, {**base, **kwargs})
         is_compiled = compiles_generation(self.model, {**base, **kwargs})
-        with self._rotating(rows, positions, base, prompt, is_compiled=is_compiled):
+        head_inputs = nullcontext() if is_compiled else contiguous_head_inputs(self.model)
+        with head_inputs, self._rotating(rows, positions, base, prompt, is_compiled=is_compiled):
             rotated = self.model.generate(**base, **kwargs)
         return original, rotated
 

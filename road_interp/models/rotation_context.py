@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial, wraps
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from road_interp.errors import InputError
 from road_interp.models.coefficients import Coefficients
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, original_forward, wrap_forward
-from road_interp.models.generate_arguments import arguments_of_generate, check_generation
+from road_interp.models.generate_arguments import arguments_of_generate, check_generation, compiles_generation
+from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.open_contexts import OpenContext
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
@@ -282,8 +283,10 @@ class RotationContext:
             check_generation(model, inputs, maps.by_row and len(maps.maps[0].a) > 1, self._positions)
             outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
             self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)
+            head_inputs = nullcontext() if compiles_generation(model, inputs) else contiguous_head_inputs(model)
             try:
-                return original(*args, **kwargs)
+                with head_inputs:
+                    return original(*args, **kwargs)
             finally:
                 self._thread.generates, self._thread.prompt = outer
 
