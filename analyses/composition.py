@@ -291,7 +291,7 @@ STUDY = Study(
     caveat=(
         "The tasks are artificial parts of answers to film reviews, and most controls have one division of the reviews. "
         "Rotations had more rounds of learning rates than LoRA and LoReFT had, and far fewer trained values. Not measured: "
-        "four tasks, and Gemma-3-270M."
+        "Gemma-3-270M."
     ),
     recipe="composition-smollm2",
     conditions={slug: replace(each, measure=with_division(each.measure or measure)) for slug, each in conditions().items()},
