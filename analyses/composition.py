@@ -290,8 +290,8 @@ STUDY = Study(
     ),
     caveat=(
         "The tasks are artificial parts of answers to film reviews, and most controls have one division of the reviews. "
-        "Rotations had more rounds of learning rates than LoRA and LoReFT had, and far fewer trained values. Not measured: "
-        "Gemma-3-270M."
+        "Rotations had more rounds of learning rates than LoRA and LoReFT had, and far fewer trained values. On Gemma-3-270M "
+        "and with four tasks the planes alone were trained."
     ),
     recipe="composition-smollm2",
     conditions={slug: replace(each, measure=with_division(each.measure or measure)) for slug, each in conditions().items()},
