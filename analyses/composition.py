@@ -163,7 +163,8 @@ def describe(found: CompositionStudy) -> Described:
     rows = []
     divided = {(each.model, each.tasks): each for slug, each in found.reports.items() if slug.endswith(MAIN)}
     for slug, each in found.reports.items():
-        name = f"{readable_name(each.model)}, {each.method}"
+        model = readable_name(each.model)
+        name = each.method if each.method.startswith(model) else f"{model}, {each.method}"
         least, value = each.least_control()
         rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
         rows.append((f"{name}: least, {least}", with_interval(value)))
