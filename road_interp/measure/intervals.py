@@ -180,9 +180,9 @@ def joined_seeds(seeds: Sequence[tuple[int, ...]], *examples: Sequence[int]) -> 
 
 
 def joined_outcomes(reports: Sequence[Mapping[str, Mapping[str, tuple[bool, ...]]]]) -> dict[str, dict[str, tuple[bool, ...]]]:
-    """The outcomes of reports that are combined, one after another, by task and by what each was scored with.
+    """The outcomes of reports of the same tasks, one after another, by task and by what each was scored with.
 
-    Raises InputError for reports that do not have the same of both.
+    Raises InputError where a task was scored with other names in another report.
     """
     joined: dict[str, dict[str, tuple[bool, ...]]] = {}
     for task, scored in reports[0].items():

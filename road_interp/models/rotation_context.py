@@ -106,8 +106,8 @@ class RotationContext:
         self._undo = ExitStack()
         self._is_attached = context.kind == "attached"
         self._scope = CallScope(shared=self._is_attached)
-        self._maps: RowMaps | None = None  # of the last pass in any thread, and so is:
-        self._last = EVERY_TOKEN
+        self._maps: RowMaps | None = None  # the maps of the last pass in any thread
+        self._last = EVERY_TOKEN  # the selection of the last pass in any thread
         self._thread = InThread()
         self._checkpointed = CheckpointedSelections(positions)
 
@@ -281,9 +281,9 @@ class RotationContext:
             if maps.by_row:
                 check_rows(len(maps.maps[0].a), given_rows(inputs))
             check_generation(model, inputs, maps.by_row and len(maps.maps[0].a) > 1, self._positions)
+            head_inputs = nullcontext() if compiles_generation(model, inputs) else contiguous_head_inputs(model)
             outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
             self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)
-            head_inputs = nullcontext() if compiles_generation(model, inputs) else contiguous_head_inputs(model)
             try:
                 with head_inputs:
                     return original(*args, **kwargs)

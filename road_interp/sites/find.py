@@ -63,10 +63,9 @@ def find_sites(
         presets = ", ".join(PRESETS)
         raise InputError(f"find_sites needs target_modules, not {target_modules!r}: give {presets}, or a regular expression")
     entries = [target_modules] if isinstance(target_modules, str | Site) else list(target_modules)
-    for entry in entries:
-        check_argument("find_sites", entry, (str, Site), "presets, regular expressions or sites")
     found: dict[str, Site] = {}
     for entry in entries:
+        check_argument("find_sites", entry, (str, Site), "presets, regular expressions or sites")
         if isinstance(entry, Site):
             selected: Iterable[Site] = [entry]
         elif entry in PRESETS:
