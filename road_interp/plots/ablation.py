@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import COLORS, prepared, styled
+from road_interp.plots.style import COLORS, error_bars, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import AblationReport
@@ -95,5 +95,5 @@ def _rows(report: AblationReport, function: str, group: str) -> list[Ablation]:
 
 def _points(ax: Axes, x: Sequence[float] | np.ndarray, values: Sequence[tuple[float, float, float]], **style: object) -> None:
     middle, low, high = np.array(values).T
-    bars = (np.maximum(middle - low, 0), np.maximum(high - middle, 0))
+    bars = error_bars(middle, low, high)
     ax.errorbar(x, middle, yerr=bars, markersize=4, capsize=2, linewidth=1, **style)  # type: ignore[arg-type]

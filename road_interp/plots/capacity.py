@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, MARKERS, counted, prepared, styled
+from road_interp.plots.style import COLORS, MARKERS, counted, error_bars, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def capacity(report: CapacityReport, ax: Axes | None = None) -> Axes:
         mean = np.array([shown[row].mean for row in rows])
         low, high = np.array([shown[row].interval for row in rows]).T
         look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "markersize": 4}
-        ax.errorbar(mean, rows, xerr=(mean - low, high - mean), linestyle="none", capsize=2, linewidth=1, label=family, **look)
+        bars = error_bars(mean, low, high)
+        ax.errorbar(mean, rows, xerr=bars, linestyle="none", capsize=2, linewidth=1, label=family, **look)
         if seeds[0] == 1 < seeds[-1]:
             hollow = [row for row in rows if len(shown[row].scores) == 1]
             ax.plot([shown[row].mean for row in hollow], hollow, linestyle="none", markerfacecolor="white", zorder=3, **look)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, counted, prepared, styled
+from road_interp.plots.style import COLORS, counted, error_bars, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def disentangle(report: DisentangleReport, ax: Axes | None = None) -> Axes:
     ):
         rows = [shown.index(outcome) for outcome in outcomes]
         scores, low, high = np.array([report.score(outcome.name) for outcome in outcomes]).T
-        bars = (np.maximum(scores - low, 0), np.maximum(high - scores, 0))
+        bars = error_bars(scores, low, high)
         ax.errorbar(scores, rows, xerr=bars, fmt=marker, color=color, markersize=4, capsize=2, label=label)
     ax.axvline(report.chance, color="0.5", linewidth=0.8, linestyle="--", label="constant prediction")
     ax.set_yticks(range(len(shown)), [f"{outcome.name} ({outcome.numbers})" for outcome in shown])

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from road_interp.plots.arguments import check_choice, listed
-from road_interp.plots.style import COLORS, MARKERS, callers_width, in_place_of, prepared, styled, width_of
+from road_interp.plots.style import COLORS, MARKERS, callers_width, error_bars, in_place_of, prepared, styled, width_of
 
 if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, ReadPointDrift
@@ -109,7 +109,7 @@ def drift_blocks(
             places = [place for place in report.places if place.before_norm == before_norm]
             mean, low, high = np.array([getattr(place, quantity) for place in places]).T
             style = {**_line_style(places[0].norm_is_pinned), **_color_and_marker(number)}
-            layers, bars = [place.layer for place in places], (np.maximum(mean - low, 0), np.maximum(high - mean, 0))
+            layers, bars = [place.layer for place in places], error_bars(mean, low, high)
             ax.errorbar(layers, mean, yerr=bars, markersize=4, linewidth=1, capsize=2, **style)
             if quantity == "dM" and not places[0].norm_is_pinned:
                 null = [np.nan if place.null is None else place.null for place in places]

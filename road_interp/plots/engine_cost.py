@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, MARKERS, prepared, styled
+from road_interp.plots.style import COLORS, MARKERS, error_bars, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ def engine_cost(report: EngineCostReport, ax: Axes | None = None) -> Axes:
         y = np.array([rows.index((cost.what, cost.over)) for cost in costs]) + 0.15 * (number - (len(models) - 1) / 2)
         middle, low, high = np.array([(cost.median, cost.low, cost.high) for cost in costs]).T
         look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "markersize": 4}
-        ax.errorbar(
-            middle, y, xerr=(middle - low, high - middle), linestyle="none", capsize=2, label=readable_name(model), **look
-        )
+        bars = error_bars(middle, low, high)
+        ax.errorbar(middle, y, xerr=bars, linestyle="none", capsize=2, label=readable_name(model), **look)
     ax.axvline(1, color="0.45", linewidth=0.8)
     ax.set_yticks(range(len(rows)), [f"{what} / {over}" for what, over in rows])
     ax.invert_yaxis()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import MARKERS, counted, prepared, styled
+from road_interp.plots.style import MARKERS, counted, error_bars, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.causal.depth_sweep import DepthReport
@@ -36,11 +36,11 @@ def interchange_depth(report: DepthReport, ax: Axes | None = None) -> Axes:
     flipped = np.array([[[cell.flipped for cell in row] for row in table] for table in report.cells])
     mean, low, high = flipped.mean(0), flipped.min(0), flipped.max(0)
     for number, depth in enumerate(report.depths):
-        bars = (mean[number] - low[number], high[number] - mean[number])
+        bars = error_bars(mean[number], low[number], high[number])
         shift = 1.05 ** (number - (len(report.depths) - 1) / 2)  # so that lines with equal values stay visible
         places = np.array(report.rows) * shift
         style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linewidth": 1, "capsize": 2}
-        ax.errorbar(places, mean[number], yerr=np.maximum(bars, 0), label=f"depth {depth}", **style)
+        ax.errorbar(places, mean[number], yerr=bars, label=f"depth {depth}", **style)
     ax.set_xscale("log", base=2)
     ax.set_xticks(report.rows, [str(count) for count in report.rows])
     ax.minorticks_off()

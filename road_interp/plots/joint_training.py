@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import COLORS, prepared, styled
+from road_interp.plots.style import COLORS, error_bars, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def joint_training(report: JointTrainingReport, ax: Axes | None = None) -> Axes:
     for number, (name, label) in enumerate((("apart", "one after the other"), ("together", "in one pass"))):
         seconds = np.array([getattr(each, name) for each in report.steps])
         low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75), axis=1)
-        bars = (middle - low, high - middle)
+        bars = error_bars(middle, low, high)
         ax.errorbar(x, middle, yerr=bars, marker="oD"[number], color=COLORS[number], markersize=4, capsize=2, label=label)
     ax.set_xscale("log", base=2)
     ax.set_xticks(x, [str(count) for count in x])

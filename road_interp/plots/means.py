@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import COLORS, MARKERS, prepared, styled
+from road_interp.plots.style import COLORS, MARKERS, error_bars, prepared, styled
 
 
 @styled
@@ -32,7 +32,7 @@ def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | N
     for number, (title, values) in enumerate(series.items()):
         middle, low, high = np.array(list(values.values()), dtype=float).T
         rows = np.array([names.index(name) for name in values]) + 0.7 * ((number + 0.5) / len(series) - 0.5)
-        bars = np.maximum((middle - low, high - middle), 0)
+        bars = error_bars(middle, low, high)
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         ax.errorbar(middle, rows, xerr=bars, fmt=marker, color=color, markersize=3, capsize=2, elinewidth=1, label=title)
     ax.set_yticks(range(len(names)), names)

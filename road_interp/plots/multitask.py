@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from road_interp.adapters.bank import BASE
 from road_interp.plots.arguments import listed
-from road_interp.plots.style import COLORS, counted, prepared, styled
+from road_interp.plots.style import COLORS, counted, error_bars, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def composition(report: CompositionReport, ax: Axes | None = None) -> Axes:
         x = np.arange(len(sets)) + (number - (len(groups) - 1) / 2) * width
         rates, low, high = np.array([value(active) for active in sets]).T
         ax.bar(x, rates, width, label=label, hatch=HATCHES[number % len(HATCHES)], edgecolor="w", linewidth=0.5)
-        ax.errorbar(x, rates, yerr=(rates - low, high - rates), fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
+        ax.errorbar(x, rates, yerr=error_bars(rates, low, high), fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
     if report.majority is not None and "label" in report.tasks:
         ax.axhline(report.majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
     ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", "\n+ ") for active in sets])
@@ -66,7 +66,7 @@ def composition_control(reports: Sequence[CompositionReport] | CompositionReport
     ):
         rates, low, high = np.array([value(report) for report in reports]).T
         rows = np.arange(len(reports)) + 0.2 * (number - 1)
-        bars = (rates - low, high - rates)
+        bars = error_bars(rates, low, high)
         ax.errorbar(rates, rows, xerr=bars, fmt="Dos"[number], color=COLORS[number], markersize=4, capsize=2, label=label)
     if reports[0].majority is not None:
         ax.axvline(reports[0].majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
@@ -98,8 +98,9 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes | None = None) ->
         found = [(task, *find(task)) for task in tasks]
         rates, low, high = np.array([report.accuracy(task, active) for task, report, active in found]).T
         lowest = min(lowest, low.min())
-        bar = (rates - low, high - rates)
-        ax.errorbar(x, rates, yerr=bar, fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label)
+        ax.errorbar(
+            x, rates, yerr=error_bars(rates, low, high), fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label
+        )
     ax.set_xticks(range(len(tasks)), tasks)
     ax.set(ylabel="accuracy", xlim=(-0.6, len(tasks) - 0.4), ylim=(np.floor(20 * lowest) / 20, 1))
     ax.set_title(f"{readable_name(study.together[0].model)}: task heads on one state, {len(study.together[0].seeds)} seeds")
@@ -112,7 +113,7 @@ def strength(report: StrengthReport, ax: Axes | None = None) -> Axes:
     """Fraction of answers that show a behaviour by the strength of its rotation, with 95% intervals; 1 is the trained adapter."""
     ax = prepared(ax)
     rates, low, high = np.array(report.rates()).T
-    ax.errorbar(report.strengths, rates, yerr=(rates - low, high - rates), marker="o", markersize=4, capsize=2)
+    ax.errorbar(report.strengths, rates, yerr=error_bars(rates, low, high), marker="o", markersize=4, capsize=2)
     ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")
     title = f"{readable_name(report.model)}, {counted(len(report.shown[0]), 'prompt')}, 95% intervals"
     ax.set(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.plots.arguments import check_choice
-from road_interp.plots.style import COLORS, MARKERS, prepared, styled
+from road_interp.plots.style import COLORS, MARKERS, error_bars, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -30,9 +29,9 @@ def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, tas
     models = list(dict.fromkeys(each.model for each in shown.values()))
     methods = list(dict.fromkeys(each.method for each in shown.values()))
     for slug, each in shown.items():
-        value, low, high = report.accuracy(slug)
+        value, *interval = report.accuracy(slug)
         color, marker = COLORS[models.index(each.model) % len(COLORS)], MARKERS[methods.index(each.method) % len(MARKERS)]
-        bars = np.array([[value - low], [high - value]])
+        bars = error_bars([value], *interval)
         ax.errorbar([each.percent], [value], yerr=bars, fmt=marker, color=color, markersize=4, capsize=2)
     for model in models:
         ax.plot([], [], color=COLORS[models.index(model) % len(COLORS)], label=readable_name(model))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import prepared, styled
+from road_interp.plots.style import error_bars, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.measure import QueryKey, SeedStructure
@@ -34,9 +34,8 @@ def seed_structure(result: SeedStructure, ax: Axes | None = None) -> Axes:
         raise InputError("plots.seed_structure: no quantity of these adapters varies, so that there is no correlation to draw")
     ax = prepared(ax)
     middle, low, high = np.array(list(found.values())).T
-    bars = (np.maximum(middle - low, 0), np.maximum(high - middle, 0))
     ax.axvline(0, color="0.7", linewidth=0.8, linestyle=":")
-    ax.errorbar(middle, range(len(found)), xerr=bars, fmt="o", markersize=4, capsize=2)
+    ax.errorbar(middle, range(len(found)), xerr=error_bars(middle, low, high), fmt="o", markersize=4, capsize=2)
     ax.set_yticks(range(len(found)), list(found))
     ax.invert_yaxis()
     ax.set(xlabel="correlation between seeds", xlim=(min(-0.1, low.min() - 0.05), 1.05))

@@ -10,9 +10,11 @@ from inspect import signature
 from typing import Any, TypeVar, cast
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib import rc_params_from_file, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from numpy.typing import ArrayLike
 
 from road_interp.errors import InputError
 from road_interp.plots.arguments import check_axes, check_drawn
@@ -97,6 +99,11 @@ def in_place_of(ax: Axes) -> SubFigure:
         raise InputError("the panels need the place of a subplot, such as an Axes of plt.subplots(): these axes have none")
     ax.remove()
     return figure.add_subfigure(place)
+
+
+def error_bars(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Distances of the ends of intervals from their values, (2, n), as Axes.errorbar takes them. Rounding makes none negative."""
+    return np.maximum((np.subtract(values, low), np.subtract(high, values)), 0)
 
 
 def two_digits(value: float) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
 from road_interp.plots.arguments import check_choice
-from road_interp.plots.style import COLORS, prepared, styled
+from road_interp.plots.style import COLORS, error_bars, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.measure.throughput import ThroughputReport
@@ -52,7 +52,7 @@ def throughput(report: ThroughputReport, ax: Axes | None = None, task: str = "re
         low, high = np.quantile(rates, (0.25, 0.75), axis=1)
         x = [getattr(timing, quantity) for timing in line]
         color, marker = STYLES[method]
-        bars = (middle - low, high - middle)
+        bars = error_bars(middle, low, high)
         ax.errorbar(x, middle, yerr=bars, marker=marker, color=color, markersize=4, capsize=2, label=method)
     ax.set_xscale("log", base=2)
     ax.set_xticks(x, [str(number) for number in x])

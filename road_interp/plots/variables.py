@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
 from road_interp.plots.arguments import check_choice, listed
-from road_interp.plots.style import COLORS, MARKERS, prepared, styled
+from road_interp.plots.style import COLORS, MARKERS, error_bars, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.causal.variables import VariablesReport
@@ -42,7 +42,7 @@ def variables(
         ax.errorbar(
             np.array(counts) * shift,
             mean,
-            yerr=np.maximum((mean - low, high - mean), 0),
+            yerr=error_bars(mean, low, high),
             color=COLORS[number % len(COLORS)],
             linestyle="-" if number < len(COLORS) else "--",
             marker=MARKERS[number % len(MARKERS)],
