@@ -73,6 +73,7 @@ class JointTrainingReport(Result):
         ]
 
 
+@torch.random.fork_rng(devices=[])  # the caller's random numbers stay
 def joint_training(
     base: PreTrainedModel,
     counts: Sequence[int] = (1, 2, 4, 8),

@@ -130,6 +130,7 @@ def run_throughput_recipe(
     return throughput(base, recipe, progress, keep)
 
 
+@torch.random.fork_rng(devices=[])  # the caller's random numbers stay
 def throughput(
     base: PreTrainedModel,
     recipe: ThroughputRecipe,

@@ -77,6 +77,15 @@ def test_some_methods_alone():
         throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "road"]))
 
 
+def test_the_callers_random_numbers_stay():
+    model = tiny_model("Llama", "causal-lm")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    throughput(model, recipe(tasks=["forward"], methods=["bare", "merged"]))
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_settings_that_time_no_method_are_refused():
     for options in ({"methods": ["bare", "PEFT LoRA"], "tasks": ["distinct"]}, {"tasks": []}):
         with pytest.raises(InputError, match="nothing is timed: of the methods .* only the bare model is part of the tasks"):

@@ -1,0 +1,28 @@
+"""Training steps of several adapters, together and one after the other."""
+
+import pytest
+import torch
+
+from helpers.models import tiny_model
+from road_interp.errors import InputError
+from road_interp.measure.joint_training import joint_training
+
+
+def test_every_round_times_both_ways():
+    report = joint_training(tiny_model("Llama", "causal-lm"), counts=(1, 3), batch=2, length=4, rounds=2)
+    assert [step.adapters for step in report.steps] == [1, 3]
+    assert all(len(times) == 2 and min(times) > 0 for step in report.steps for times in (step.together, step.apart))
+
+
+def test_the_callers_random_numbers_stay():
+    model = tiny_model("Llama", "causal-lm")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    joint_training(model, counts=(1,), batch=1, length=2, rounds=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_no_list_of_numbers_is_refused():
+    with pytest.raises(InputError, match="numbers of adapters"):
+        joint_training(tiny_model("Llama", "causal-lm"), counts=4)
