@@ -38,7 +38,7 @@ COLUMNS = {
     "RTE": ("data.text=sentence1", "data.text_pair=sentence2", "model.max_length=256"),
     "SST-2": ("data.text=sentence",),
 }
-GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+GRID, COARSE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 1e-3, 1e-2)  # for MiniLM, and for the larger models
 RATES: Mapping[str, Mapping[str, float]] = {  # by model and method: those with the highest accuracy in "parameter-share-rates"
     "minilm": {"road_1": 1e-2, "road_2": 1e-2, "road_4": 1e-2, "lora-1": 1e-2, "lora-8": 3e-3, "full": 3e-4},
 }
@@ -106,9 +106,9 @@ def trained(piece: Piece, rate: float) -> MethodOutcomes:
 
 def measure_rates(piece: Piece) -> RateScores:
     settings: Settings = piece.recipe
-    found = []
-    for number, rate in enumerate(settings.rates or GRID):
-        piece.progress(f"learning rate {rate:g}", number, len(GRID))
+    found, rates = [], settings.rates or GRID
+    for number, rate in enumerate(rates):
+        piece.progress(f"learning rate {rate:g}", number, len(rates))
         found.append((rate, trained(piece, rate).validation))
     return RateScores(settings.model, settings.method, settings.seed, tuple(found))
 
@@ -204,7 +204,11 @@ RATES_STUDY = Study(
         "tasks may need other rates."
     ),
     conditions={
-        f"{model}_{method}": Condition(f"{model}, {method}", (f"model={model}", f"method={method}", "texts=2000"), seeds=1)
+        f"{model}_{method}": Condition(
+            f"{model}, {method}",
+            (f"model={model}", f"method={method}", "texts=2000", *(() if model == "minilm" else (f"rates={list(COARSE)}",))),
+            seeds=1,
+        )
         for model in MODELS
         for method in METHODS
     },
