@@ -39,7 +39,7 @@ def full(piece: Piece) -> CapacityReport:
 
 def point(piece: Piece, family: str, name: str, trained: int, scores: dict) -> CapacityReport:
     test, percent = scores["test"], scores["parameters"]["percent of backbone"]
-    found = CapacityPoint(family, name, trained, percent, (test["accuracy"],), test["examples"])
+    found = CapacityPoint(family, name, trained, percent, (test["accuracy"],), test["examples"], (piece.seed,))
     return CapacityReport(piece.recipe.model.name, TASK, (found,))
 
 

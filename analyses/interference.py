@@ -57,7 +57,7 @@ def draw(found: InterferenceReport, folder: Path) -> list[Path]:
 
 
 def describe(found: InterferenceReport) -> Described:
-    costs = {(task, other): found.cost(task, other) for task, rows in found.correct.items() for other in list(rows)[1:]}
+    costs = {(task, other): found.cost(task, other) for task in found.correct for other in found.others(task)}
     (task, other), worst = max(costs.items(), key=lambda item: item[1][0])
     sentence = f"The largest cost is that of '{other}' to '{task}': {with_interval(worst)} of accuracy."
     return sentence, [(f"{task} with {other}", with_interval(cost)) for (task, other), cost in costs.items()]

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Shaped
 from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.arguments import check_callable, checked_reports
 from road_interp.errors import InputError
-from road_interp.measure.intervals import joined_seeds, mean_over_divisions, mean_over_seeds
+from road_interp.from_mapping import FieldError
+from road_interp.measure.intervals import joined_seeds, mean_over_divisions, mean_over_seeds, same_counts
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
 
@@ -102,6 +103,10 @@ class AblationReport(Result):
     metric: str = "accuracy"
     same_examples: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.rows or not same_counts([row.correct for row in self.rows], self.seeds):
+            raise FieldError("rows", "must hold as many outcomes for each ablated adapter and seed, one at least")
+
     def of(self, group: Group, what: str, component: str) -> Ablation:
         """The row of one ablated adapter. Raises InputError if there is none."""
         return entry({": ".join(row.key): row for row in self.rows}, ": ".join((group, what, component)), "ablation")
@@ -161,7 +166,7 @@ class AblationReport(Result):
         reports = checked_reports(cls, reports)
         first = reports[0]
         for each in reports:
-            same = replace(each, seeds=(), rows=()) == replace(first, seeds=(), rows=())
+            same = replace(each, seeds=first.seeds, rows=first.rows) == first
             if not same or [row.key for row in each.rows] != [row.key for row in first.rows]:
                 raise InputError("only ablations of one model, task, metric and variant with the same rows can be combined")
         seeds = joined_seeds([each.seeds for each in reports], [len(each.rows[0].correct) for each in reports])

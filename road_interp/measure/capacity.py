@@ -12,7 +12,8 @@ from scipy import stats
 
 from road_interp.arguments import checked_reports
 from road_interp.errors import InputError
-from road_interp.measure.intervals import wilson
+from road_interp.from_mapping import FieldError
+from road_interp.measure.intervals import joined_seeds, wilson
 from road_interp.results import Result
 
 
@@ -27,6 +28,7 @@ class CapacityPoint:
         percent: `parameters` as percentage of the backbone's weights.
         scores: accuracy on the test examples, one per seed.
         examples: number of test examples, which are the same for every seed.
+        seeds: of the scores; empty in files of 0.1.0.
     """
 
     family: str
@@ -35,6 +37,7 @@ class CapacityPoint:
     percent: float
     scores: tuple[float, ...]
     examples: int
+    seeds: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -68,6 +71,10 @@ class CapacityReport(Result):
     task: str
     points: tuple[CapacityPoint, ...]
 
+    def __post_init__(self) -> None:
+        if not self.points or not all(point.scores for point in self.points):
+            raise FieldError("points", "must hold one configuration at least, each with scores")
+
     @property
     def families(self) -> list[str]:
         """The families, in the order of the points."""
@@ -79,18 +86,19 @@ class CapacityReport(Result):
 
     @classmethod
     def over_seeds(cls, reports: Sequence[CapacityReport]) -> CapacityReport:
-        """Combine reports of one seed each; a configuration has a score for every report that contains it.
+        """Combine reports of several seeds; a configuration has the scores of every report that contains it.
 
-        Raises InputError if models or tasks differ, or if a configuration has another number of trained values or test examples
-        than in an earlier report.
+        Raises InputError if models or tasks differ, if a configuration has another number of trained values or test examples
+        than in an earlier report, or for a duplicate seed.
         """
         reports = checked_reports(cls, reports)
         if any((each.model, each.task) != (reports[0].model, reports[0].task) for each in reports):
             raise InputError("only reports of one model and one task can be combined")
         points: dict[tuple[str, str], CapacityPoint] = {}
         for point in chain.from_iterable(report.points for report in reports):
-            earlier = points.setdefault((point.family, point.name), replace(point, scores=()))
-            if replace(earlier, scores=()) != replace(point, scores=()):
+            earlier = points.setdefault((point.family, point.name), replace(point, scores=(), seeds=()))
+            if replace(earlier, scores=(), seeds=()) != replace(point, scores=(), seeds=()):
                 raise InputError(f"{point.name}: reports with other numbers of trained values or examples cannot be combined")
-            points[point.family, point.name] = replace(point, scores=earlier.scores + point.scores)
+            seeds = joined_seeds([earlier.seeds, point.seeds])
+            points[point.family, point.name] = replace(point, scores=earlier.scores + point.scores, seeds=seeds)
         return cls(reports[0].model, reports[0].task, tuple(points.values()))

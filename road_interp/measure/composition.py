@@ -223,9 +223,11 @@ class CompositionReport(Result):
         if len({len(score.tried) for each in reports for score in each.scores}) > 1:
             raise InputError("reports of 0.1.0, which have no traces of behaviours, cannot be combined with newer ones")
         seeds = joined_seeds([each.seeds for each in reports], [len(each.scores[0].shown[each.tasks[0]]) for each in reports])
-        scores = tuple(_over_seeds([each.of(score.active) for each in reports]) for score in first.scores)
-        majorities = [each.majority for each in reports if each.majority is not None]
-        majority = float(np.mean(majorities)) if majorities else None
+        weights = [len(each.seeds) for each in reports]
+        scores = tuple(_over_seeds([each.of(score.active) for each in reports], weights) for score in first.scores)
+        majorities = [(each.majority, len(each.seeds)) for each in reports if each.majority is not None]
+        total = sum(count for _, count in majorities)
+        majority = sum(share * count for share, count in majorities) / total if majorities else None
         return cls(first.model, first.method, first.tasks, seeds, scores, majority)
 
 
@@ -239,14 +241,14 @@ def _on_seeds(score: SetScore, seeds: int, places: Sequence[int]) -> SetScore:
     return SetScore(score.active, shown, (), float("nan"), tried, chosen(score.finished))
 
 
-def _over_seeds(scores: Sequence[SetScore]) -> SetScore:
-    """The scores of one set of active tasks, one after the other."""
+def _over_seeds(scores: Sequence[SetScore], weights: Sequence[int]) -> SetScore:
+    """The scores of one set of active tasks, one after the other; `weights` are the numbers of their seeds."""
 
     def joined(kind: Literal["shown", "tried"]) -> dict[str, tuple[bool, ...]]:
         return {task: tuple(x for each in scores for x in getattr(each, kind)[task]) for task in getattr(scores[0], kind)}
 
     answers = tuple(text for each in scores for text in each.answers)
-    perplexity = float(np.exp(np.mean([np.log(each.perplexity) for each in scores])))
+    perplexity = float(np.exp(np.average([np.log(each.perplexity) for each in scores], weights=weights)))
     finished = tuple(x for each in scores for x in each.finished)
     return SetScore(scores[0].active, joined("shown"), answers, perplexity, joined("tried"), finished)
 
@@ -268,8 +270,13 @@ def composition(
         tasks: the behaviour of each task.
         reviews, prompts: film reviews and the prompts made from them, in the same order.
         label: names for the report.
+
+    Raises:
+        InputError: no reviews, or another number of answers than of reviews.
     """
     check_callable("measure.composition", "generate", generate, "a function of prompts and active tasks that returns answers")
+    if not reviews:
+        raise InputError("measure.composition: there are no reviews")
     scores = []
     sets = all_sets(list(tasks))
     for number, active in enumerate(sets):
@@ -277,7 +284,7 @@ def composition(
         answers = generate(prompts, active)
         texts = tuple(answer.text for answer in answers)
         shown = {
-            name: tuple(shows(task, answer, review) for answer, review in zip(answers, reviews, strict=True))
+            name: tuple(shows(task, answer, review) for answer, review in answered(answers, reviews))
             for name, task in tasks.items()
         }
         tried = {name: tuple(map(task.is_tried, texts)) for name, task in tasks.items()}
@@ -285,6 +292,13 @@ def composition(
         scores.append(SetScore(active, shown, texts, perplexity(prompts, texts), tried, finished))
     majority = max(Counter(review.label for review in reviews).values()) / len(reviews)
     return CompositionReport(label.model, label.method, tuple(tasks), (label.seed,), tuple(scores), majority)
+
+
+def answered(answers: Sequence[Answer], reviews: Sequence[Review]) -> list[tuple[Answer, Review]]:
+    """Every answer with its review. Raises InputError where their numbers differ."""
+    if len(answers) != len(reviews):
+        raise InputError(f"{len(answers)} answers to prompts of {len(reviews)} reviews: one answer is needed for each")
+    return list(zip(answers, reviews, strict=True))
 
 
 def shows(task: Behaviour, answer: Answer, review: Review) -> bool:

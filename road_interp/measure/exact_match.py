@@ -76,7 +76,7 @@ def exact_match(
         label: names for the report.
 
     Raises:
-        InputError: a task without a pattern or without questions.
+        InputError: a task without a pattern or without questions, or another number of answers than of questions.
     """
     check_callable("measure.exact_match", "generate", generate, "a function of prompts and active tasks that returns answers")
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -88,6 +88,8 @@ def exact_match(
         for active in active_sets(task, tasks):
             progress(f"questions of {task} with {active}")
             texts = tuple(answer.text for answer in generate([question.prompt for question in own], active))
+            if len(texts) != len(own):
+                raise InputError(f"{len(texts)} answers to {len(own)} questions of '{task}': one answer is needed for each")
             pattern = entry(patterns, task, "pattern of")
             matches = [extract_answer(pattern, text) == question.answer for text, question in zip(texts, own, strict=True)]
             answers[task][active], correct[task][active] = texts, tuple(matches)

@@ -15,7 +15,7 @@ from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles
-from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_seeds, same_counts
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
 
@@ -49,10 +49,19 @@ class InterferenceReport(Result):
     def __post_init__(self) -> None:
         if unknown := {*self.correct, *(other for rows in self.correct.values() for other in rows)} - {NOTHING, *self.names}:
             raise FieldError("correct", f"has outcomes of '{min(unknown)}', which is not one of the adapters")
+        for task, rows in self.correct.items():
+            if NOTHING not in rows:
+                raise FieldError("correct", f"has no outcomes of '{task}' with '{NOTHING}'")
+            if not same_counts(rows.values(), self.seeds):
+                raise FieldError("correct", f"must hold as many outcomes of '{task}' for each seed and adapter")
 
     def accuracy(self, task: str, with_: str = NOTHING) -> tuple[float, float, float]:
         """Accuracy of a task with an adapter composed on its own, and its 95% interval over seeds and examples."""
         return mean_over_seeds(self._outcomes(task, with_), len(self.seeds))
+
+    def others(self, task: str) -> list[str]:
+        """The adapters that were composed on that of a task."""
+        return [other for other in entry(self.correct, task, "outcomes of") if other != NOTHING]
 
     def cost(self, task: str, other: str) -> tuple[float, float, float]:
         """Accuracy of a task without another adapter minus that with it, and the 95% interval of the paired difference."""
@@ -65,7 +74,7 @@ class InterferenceReport(Result):
 
     def summary(self) -> dict[str, Any]:
         """Cost of every adapter for every task, with intervals."""
-        return {task: {other: self.cost(task, other) for other in list(rows)[1:]} for task, rows in self.correct.items()}
+        return {task: {other: self.cost(task, other) for other in self.others(task)} for task in self.correct}
 
     def records(self) -> list[dict[str, Any]]:
         """A row per task and adapter composed on its own."""
@@ -77,7 +86,7 @@ class InterferenceReport(Result):
 
     @classmethod
     def over_seeds(cls, reports: Sequence[InterferenceReport]) -> InterferenceReport:
-        """Combine reports of one seed each. Raises InputError if models, adapters or scored tasks differ."""
+        """Combine reports of several seeds. Raises InputError if models, adapters or scored tasks differ."""
         reports = checked_reports(cls, reports)
         first = reports[0]
         if any((each.model, each.names, *each.correct) != (first.model, first.names, *first.correct) for each in reports):
@@ -85,7 +94,7 @@ class InterferenceReport(Result):
         examples = [[len(each.correct[task][NOTHING]) for each in reports] for task in first.correct]
         seeds = joined_seeds([each.seeds for each in reports], *examples)
         correct = joined_outcomes([each.correct for each in reports])
-        overlap, angle = (_nested(np.mean([getattr(each, name) for each in reports], axis=0)) for name in ("overlap", "angle"))
+        overlap, angle = (_mean_over([getattr(each, name) for each in reports], reports) for name in ("overlap", "angle"))
         return cls(first.model, first.names, seeds, overlap, angle, correct)
 
 
@@ -159,6 +168,13 @@ def _angle(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 pl
     if norms == 0:
         return 90.0
     return float(np.degrees(np.arccos(np.clip((first * second).sum() / norms, -1, 1))))
+
+
+def _mean_over(
+    tables: Sequence[Sequence[Sequence[float]]], reports: Sequence[InterferenceReport]
+) -> tuple[tuple[float, ...], ...]:
+    """The mean over the seeds of all reports."""
+    return _nested(np.average(tables, axis=0, weights=[len(each.seeds) for each in reports]))
 
 
 def _nested(rows: Sequence[Sequence[float]] | np.ndarray) -> tuple[tuple[float, ...], ...]:

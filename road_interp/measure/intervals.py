@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -177,6 +177,12 @@ def joined_seeds(seeds: Sequence[tuple[int, ...]], *examples: Sequence[int]) -> 
         if len({count / len(each) for each, count in zip(seeds, counts, strict=True)}) > 1:
             raise InputError(f"the seeds have different numbers of examples: {list(counts)}")
     return joined
+
+
+def same_counts(outcomes: Iterable[Sequence[bool]], seeds: Sequence[int]) -> bool:
+    """Whether there are as many outcomes in every list, at least one, and as many for every seed."""
+    counts = {len(each) for each in outcomes}
+    return len(counts) <= 1 and 0 not in counts and len(seeds) > 0 and all(count % len(seeds) == 0 for count in counts)
 
 
 def joined_outcomes(reports: Sequence[Mapping[str, Mapping[str, tuple[bool, ...]]]]) -> dict[str, dict[str, tuple[bool, ...]]]:

@@ -13,7 +13,7 @@ from road_interp.adapters.bank import BASE
 from road_interp.arguments import checked_reports
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
-from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_seeds
+from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_seeds, same_counts
 from road_interp.results import Result, entry
 
 
@@ -42,8 +42,7 @@ class MultiTaskAccuracyReport(Result):
         for task, sets in self.correct.items():
             if missing := {task, self.together} - set(sets):
                 raise FieldError("correct", f"has no outcomes of '{task}' with '{min(missing)}' active")
-            counts = {len(outcomes) for outcomes in sets.values()}
-            if len(counts) > 1 or 0 in counts or not self.seeds or max(counts) % len(self.seeds):
+            if not same_counts(sets.values(), self.seeds):
                 raise FieldError("correct", f"must hold as many outcomes of '{task}' for each seed and set of active tasks")
 
     @property
@@ -130,12 +129,16 @@ class MultiTaskAccuracyStudy(Result):
     def gap(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
         """Accuracy of a task trained alone minus that after joint training with all planes active, and the 95% interval.
 
-        The interval is of the paired difference: seeds and examples are the same. Raises InputError if the seeds differ.
+        The interval is of the paired difference: seeds and examples are the same. Raises InputError if the seeds or the numbers
+        of examples differ.
         """
         alone = entry(self.alone, task, "training alone of")
         if alone.seeds != report.seeds:
             raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
-        lost = np.asarray(alone.correct[task][task], float) - np.asarray(report.correct[task][report.together])
+        before, after = alone.correct[task][task], entry(report.correct, task, "outcomes of")[report.together]
+        if len(before) != len(after):
+            raise InputError(f"'{task}' alone has {len(before)} outcomes, '{report.method}' {len(after)}: they cannot be paired")
+        lost = np.asarray(before, float) - np.asarray(after)
         return mean_over_seeds(lost, len(alone.seeds), paired=True)
 
 

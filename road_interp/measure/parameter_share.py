@@ -55,6 +55,8 @@ class ParameterShareReport(Result):
 
     def __post_init__(self) -> None:
         for slug, each in self.trainings.items():
+            if not each or not all(one.correct for one in each):
+                raise InputError(f"the trainings of '{slug}' must be one at least, each with outcomes")
             if len({(one.model, one.task, one.method, one.learning_rate, one.parameters) for one in each}) > 1:
                 raise InputError(f"the trainings of '{slug}' differ in more than the seed, such as their learning rates")
             joined_seeds([(one.seed,) for one in each], [len(one.correct) for one in each])

@@ -8,8 +8,9 @@ from typing import Any
 
 from road_interp.arguments import check_callable
 from road_interp.data.behaviours import Behaviour, Review
-from road_interp.measure.composition import shows
-from road_interp.measure.intervals import wilson
+from road_interp.from_mapping import FieldError
+from road_interp.measure.composition import answered, shows
+from road_interp.measure.intervals import same_counts, wilson
 from road_interp.models.generation import Answer
 from road_interp.results import Result
 
@@ -31,6 +32,12 @@ class StrengthReport(Result):
     strengths: tuple[float, ...]
     shown: tuple[tuple[bool, ...], ...]
     perplexity: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.strengths or not len(self.strengths) == len(self.shown) == len(self.perplexity):
+            raise FieldError("strengths", "must hold one exponent at least, each with its outcomes and its perplexity")
+        if not same_counts(self.shown, [0]):
+            raise FieldError("shown", "must hold as many outcomes for each exponent, one at least")
 
     def summary(self) -> dict[str, Any]:
         """The rates, in the order of the exponents."""
@@ -65,11 +72,14 @@ def strength(
         reviews: film reviews from which the prompts were made, in the same order.
         model, task: names for the report.
         behaviour: scores the answers.
+
+    Raises:
+        InputError: no reviews, no exponents, or another number of answers than of reviews.
     """
     check_callable("measure.strength", "answering", answering, "a function of an exponent that returns answers")
     shown, perplexities = [], []
     for exponent in strengths:
         answers = answering(exponent)
-        shown.append(tuple(shows(behaviour, answer, review) for answer, review in zip(answers, reviews, strict=True)))
+        shown.append(tuple(shows(behaviour, answer, review) for answer, review in answered(answers, reviews)))
         perplexities.append(perplexity([answer.text for answer in answers]))
     return StrengthReport(model, task, tuple(strengths), tuple(shown), tuple(perplexities))

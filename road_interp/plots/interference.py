@@ -23,7 +23,7 @@ def interference(report: InterferenceReport, ax: Axes | None = None) -> Axes:
     if not tasks:
         raise InputError("plots.interference: no task was scored, so that there are no costs to draw")
     ax = prepared(ax)
-    costs = {(task, other): report.cost(task, other) for task in tasks for other in report.correct[task] if other != "nothing"}
+    costs = {(task, other): report.cost(task, other) for task in tasks for other in report.others(task)}
     cells = np.full((len(tasks), len(report.names)), np.nan)
     for (task, other), (cost, _, _) in costs.items():
         cells[tasks.index(task), report.names.index(other)] = 100 * cost

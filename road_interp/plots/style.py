@@ -102,8 +102,14 @@ def in_place_of(ax: Axes) -> SubFigure:
 
 
 def error_bars(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
-    """Distances of the ends of intervals from their values, (2, n), as Axes.errorbar takes them. Rounding makes none negative."""
-    return np.maximum((np.subtract(values, low), np.subtract(high, values)), 0)
+    """Distances of the ends of intervals from their values, (2, n), as Axes.errorbar takes them.
+
+    Raises InputError for a value outside its interval by more than rounding.
+    """
+    bars = np.array((np.subtract(values, low), np.subtract(high, values)))
+    if (bars < -1e-9).any():
+        raise InputError("a value lies outside its interval: give the value first, then the low and the high end")
+    return np.maximum(bars, 0)
 
 
 def two_digits(value: float) -> str:

@@ -29,6 +29,8 @@ def variables(
     """
     check_choice("variables", "quantity", quantity, ("cause", "isolation", "disentangle"))
     comparisons = listed(comparisons)
+    if not all(each.reports for each in comparisons):
+        raise InputError("plots.variables draws methods that were tested; this comparison has trainings on validation pairs only")
     if len({(each.model, each.task, each.variables, each.layer) for each in comparisons}) > 1:
         raise InputError("plots.variables draws comparisons of one model, task and layer")
     ax = prepared(ax)

@@ -254,7 +254,7 @@ def needs(pieces: Pieces, *slugs: str) -> None:
 
 def with_interval(values: Sequence[float], digits: int = 3) -> str:
     """A value and its 95% interval as text, from `(value, low, high)`."""
-    value, low, high = values
+    value, low, high = (each + 0.0 for each in values)  # no sign before a zero
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

@@ -26,6 +26,8 @@ from road_interp.runs.run_files import CHECKPOINTS
 from road_interp.training.checkpoint_clock import CheckpointClock
 from road_interp.training.distributed import leave_to_fsdp
 
+CACHES = ["cache", "past_key_values"]  # their names in outputs, by release of transformers
+
 
 class RoadTrainer(Trainer):
     """A Trainer that calls the model as pyvene does, and that never saves a rotation that is not finite or not invertible."""
@@ -56,6 +58,12 @@ class RoadTrainer(Trainer):
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """The rotated model's output for one batch."""
         return model(base=inputs)[1]
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss, logits and labels of one batch, without a decoder's cache, which the Trainer knows from the config of a model."""
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or CACHES)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One training step. Raises FloatingPointError if the loss is not finite."""

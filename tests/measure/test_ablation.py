@@ -74,6 +74,17 @@ def test_seeds_go_together_and_json_keeps_everything():
         first.of("layer", "7", "neither")
 
 
+def test_rows_have_the_same_numbers_of_outcomes():
+    found = taken_apart(needs("angles"))
+    shorter = replace(found.rows[1], correct=found.rows[1].correct[1:])
+    for rows in ((), (found.rows[0], shorter), (replace(found.rows[0], correct=()),)):
+        with pytest.raises(InputError, match="'rows' must hold as many outcomes for each ablated adapter and seed"):
+            replace(found, rows=rows)
+    text = found.to_json().replace('"correct":"', '"correct":"1', 1)
+    with pytest.raises(InputError, match="'rows' must hold as many outcomes"):
+        AblationReport.from_json(text)
+
+
 def test_seeds_with_examples_of_their_own_have_wider_intervals():
     """Example 3 of one division is not example 3 of another."""
     rates = (0.9, 0.5, 0.7)

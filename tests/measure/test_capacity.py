@@ -11,8 +11,10 @@ from road_interp.errors import InputError
 from road_interp.measure import CapacityPoint, CapacityReport
 
 
-def report(score, family="LoRA, rank"):
-    points = tuple(CapacityPoint(family, str(rank), 1000 * rank, 0.1 * rank, (score + rank / 100,), 400) for rank in (1, 2))
+def report(score, family="LoRA, rank", seeds=()):
+    points = tuple(
+        CapacityPoint(family, str(rank), 1000 * rank, 0.1 * rank, (score + rank / 100,), 400, seeds) for rank in (1, 2)
+    )
     return CapacityReport("m", "t", points)
 
 
@@ -66,3 +68,16 @@ def test_the_drawing_has_every_point():
 def test_reports_of_other_models_or_tasks_do_not_go_together(changed):
     with pytest.raises(InputError, match="only reports of one model and one task can be combined"):
         CapacityReport.over_seeds([report(0.7), replace(report(0.8), **changed)])
+
+
+def test_a_seed_counts_once():
+    both = CapacityReport.over_seeds([report(0.7, seeds=(0,)), report(0.7, seeds=(1,))])
+    assert [point.seeds for point in both.points] == [(0, 1), (0, 1)]
+    with pytest.raises(InputError, match="duplicate seed"):
+        CapacityReport.over_seeds([both, report(0.7, seeds=(1,))])
+
+
+def test_a_report_without_scores_is_refused():
+    for points in ((), (replace(report(0.7).points[0], scores=()),)):
+        with pytest.raises(InputError, match="'points' must hold one configuration at least, each with scores"):
+            CapacityReport("m", "t", points)

@@ -110,6 +110,24 @@ def test_seeds_go_together():
         CompositionReport.over_seeds([composition_report(0), replace(composition_report(0), method="lora")])
 
 
+def test_every_seed_counts_alike_however_reports_are_combined():
+    seeds = [
+        replace(each, majority=majority, scores=tuple(replace(score, perplexity=perplexity) for score in each.scores))
+        for each, majority, perplexity in zip(map(composition_report, range(3)), (0.5, 0.5, 0.8), (2.0, 2.0, 16.0), strict=True)
+    ]
+    once = CompositionReport.over_seeds(seeds)
+    nested = CompositionReport.over_seeds([CompositionReport.over_seeds(seeds[:2]), seeds[2]])
+    assert once.majority == pytest.approx(0.6)
+    assert nested.majority == pytest.approx(once.majority)
+    assert [score.perplexity for score in once.scores] == pytest.approx([4.0] * len(once.scores))
+    assert [score.perplexity for score in nested.scores] == pytest.approx([4.0] * len(once.scores))
+
+
+def test_every_review_needs_an_answer():
+    with pytest.raises(InputError, match="19 answers to prompts of 20 reviews"):
+        composition_report(0, lambda prompts, active: [Answer("", True)] * 19)
+
+
 def test_reports_of_other_sets_do_not_go_together():
     whole, other = composition_report(0), composition_report(1)
     fewer = replace(other, scores=other.scores[1:])

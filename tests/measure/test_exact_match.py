@@ -73,6 +73,8 @@ def test_a_task_without_a_pattern_is_refused():
         exact_match(lambda prompts, active: [Answer("4", True)], questions, {}, ["sums"], MethodLabel("m", "x", 3))
     with pytest.raises(InputError, match="there are no questions of 'sums'"):
         exact_match(lambda prompts, active: [], {"sums": []}, {"sums": ".*"}, ["sums"], MethodLabel("m", "x", 3))
+    with pytest.raises(InputError, match="0 answers to 1 questions of 'sums'"):
+        exact_match(lambda prompts, active: [], questions, {"sums": ".*"}, ["sums"], MethodLabel("m", "x", 3))
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,29 @@ def test_outcomes_of_an_unknown_adapter_are_refused():
             InterferenceReport("m", ("a", "b"), (0,), (), (), correct)
 
 
+def test_outcomes_are_compared_with_those_of_no_other_adapter():
+    correct = {"a": {"b": (True, False), NOTHING: (True, True)}}
+    found = InterferenceReport("m", ("a", "b"), (0,), (), (), correct)
+    assert found.summary()["a"].keys() == {"b"}
+    assert found.summary()["a"]["b"][0] == 0.5
+    for rows, message in (
+        ({"b": (True,)}, "has no outcomes of 'a' with 'nothing'"),
+        ({NOTHING: (True, True), "b": (True,)}, "as many outcomes of 'a' for each seed and adapter"),
+        ({NOTHING: (), "b": ()}, "as many outcomes of 'a' for each seed and adapter"),
+    ):
+        with pytest.raises(InputError, match=message):
+            InterferenceReport("m", ("a", "b"), (0,), (), (), {"a": rows})
+    with pytest.raises(InputError, match="as many outcomes of 'a' for each seed and adapter"):
+        InterferenceReport("m", ("a", "b"), (0, 1, 2), (), (), correct)
+
+
+def test_every_seed_counts_alike_however_reports_are_combined():
+    seeds = [replace(measured(), seeds=(seed,), overlap=((float(seed == 2),),), angle=((60.0 * seed,),)) for seed in range(3)]
+    nested = InterferenceReport.over_seeds([InterferenceReport.over_seeds(seeds[:2]), seeds[2]])
+    assert nested.overlap[0][0] == pytest.approx(1 / 3)
+    assert nested.angle[0][0] == pytest.approx(60)
+
+
 def test_planes_are_compared_by_site_whatever_the_order_of_the_sites():
     adapter, other = random_adapter(SITES), random_adapter(SITES, seed=1)
     turned = replace(adapter, sites=adapter.sites[::-1])

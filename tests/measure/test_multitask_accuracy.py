@@ -30,6 +30,10 @@ def test_unknown_tasks_and_sets_are_refused():
         (lambda: report(0).cost("c"), "no outcomes of 'c'"),
         (lambda: report(0).gain("a"), "no outcomes of 'a' with '__base__'"),
         (lambda: MultiTaskAccuracyStudy((report(0),), {"a": report(0)}).gap("b", report(0)), "no training alone of 'b'"),
+        (
+            lambda: MultiTaskAccuracyStudy((report(0),), {"b": report(0, texts=20)}).gap("b", report(0)),
+            "'b' alone has 20 outcomes, 'planes' 10: they cannot be paired",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             use()

@@ -70,6 +70,12 @@ def test_a_point_per_method_of_the_task(report):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["m", "road_1", "full fine-tuning"]
 
 
+def test_a_condition_without_outcomes_is_refused():
+    for trainings in ((), (replace(outcomes("road_1", 0.1, 0.8, 0), correct=()),)):
+        with pytest.raises(InputError, match="the trainings of 'road_1' must be one at least, each with outcomes"):
+            ParameterShareReport({"road_1": trainings})
+
+
 def test_seeds_of_one_condition_are_different_and_of_the_same_texts():
     first, second = (outcomes("road_1", 0.1, 0.8, seed) for seed in (0, 1))
     with pytest.raises(InputError, match=r"duplicate seed in \[0, 0\]"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from road_interp import measure, plots
@@ -51,3 +53,20 @@ def test_the_curve_is_drawn():
     line = ax.containers[0].lines[0]
     assert line.get_xdata().tolist() == [0, 0.5, 1]
     assert line.get_ydata().tolist() == [0, 7 / 8, 7 / 8]
+
+
+def test_what_cannot_be_scored_is_refused():
+    def measured(answers, reviews=REVIEWS, strengths=(0.0, 1.0)):
+        options = {"model": "m", "task": "closing", "behaviour": BEHAVIOURS["closing"]}
+        return measure.strength(lambda t: [Answer("Good.", True)] * answers, lambda answers: 1.0, strengths, reviews, **options)
+
+    assert measured(8).rates()[0][0] == 0
+    for asked, message in (
+        (lambda: measured(7), "7 answers to prompts of 8 reviews"),
+        (lambda: measured(0, reviews=[]), "as many outcomes for each exponent, one at least"),
+        (lambda: measured(8, strengths=()), "one exponent at least"),
+        (lambda: replace(report(), perplexity=(1.0,)), "each with its outcomes and its perplexity"),
+        (lambda: replace(report(), shown=((True,), (True,), (True, False))), "as many outcomes for each exponent"),
+    ):
+        with pytest.raises(InputError, match=message):
+            asked()

@@ -250,6 +250,8 @@ def test_nothing_to_draw_is_refused():
             plots.means(series, label="x")
     with pytest.raises(InputError, match="plots.means draws rows of several series: give"):
         plots.means({"a": (0.5, 0.4, 0.6)}, label="x")
+    with pytest.raises(InputError, match="a value lies outside its interval: give the value first"):
+        plots.means({"a": {"b": (0.4, 0.5, 0.6)}}, label="x")
     with pytest.raises(InputError, match="plots.learning_rates draws scores by rate: give"):
         plots.learning_rates({}, best={}, label="x")
     with pytest.raises(InputError, match=r"'a' has no score at its best rate 0\.2"):

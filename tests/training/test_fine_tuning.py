@@ -12,6 +12,7 @@ from helpers.models import token_batch
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.models.loading import load_model
+from road_interp.recipes.loader import load_recipe
 from road_interp.sites.find import find_sites
 from road_interp.training.api import train
 from road_interp.training.classification import ClassificationExperiment
@@ -33,6 +34,18 @@ def tuned(workplace):
         method: train_baseline(recipe_for(workplace, "training.epochs=6"), method, seed=0, learning_rate=rate, rank=2)
         for method, rate in RATES.items()
     }
+
+
+@pytest.mark.parametrize("method", RATES)
+def test_a_decoder_is_classified_from_its_last_token(language_workplace, method):
+    content = {
+        "kind": "classification",
+        "model": {"id": str(language_workplace / "model"), "max_length": 16},
+        "data": {"id": str(language_workplace / "reviews.csv"), "validation_size": 20, "test_size": 20},
+        "training": {"epochs": 1, "batch_size": 16, "precision": "fp32"},
+    }
+    _, scores = train_baseline(load_recipe(content), method, seed=0, learning_rate=RATES[method], rank=2)
+    assert scores["test"]["examples"] == 20
 
 
 def changed_weights(model, backbone):
