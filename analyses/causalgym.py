@@ -139,7 +139,7 @@ def describe(found: CausalGymTable) -> Described:
     sentence = (
         f"Log odds ratio (nats) and its selectivity, at the block of {', '.join(map(str, first.layers))} with the highest log "
         f"odds ratio on validation pairs, with {first.steps} steps of every training. Intervals of a task resample words; "
-        "those of differences are over tasks (Student's t)."
+        "those of differences, and the bars of the figure, are over tasks (Student's t)."
     )
     return sentence, rows
 

@@ -173,6 +173,7 @@ def describe(found: CompositionStudy) -> Described:
         together = each.of("+".join(each.tasks))
         rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
         for active in dict.fromkeys((together.active, least)):
+            rows.append((f"{name}: {active}, ended", f"{np.mean(each.of(active).finished):.3f}"))
             parts = active.split("+") if "+" in active else []
             rows += [(f"{name}: {active}, {task} right", f"{each.of(active).joint([task]).mean():.3f}") for task in parts]
         rows.append((f"{name}: the more frequent label", f"{each.majority:.3f}"))
@@ -266,8 +267,9 @@ def rates_report(pieces: Pieces) -> CompositionRates:
 
 
 def draw_rates(found: CompositionRates, folder: Path) -> list[Path]:
-    scores = {TUNED[method]: of_method for method, of_method in found.scores.items()}
-    best = {TUNED[method]: rate for method, rate in found.best.items()}
+    named = {method: f"{TUNED[method]}{' (both tasks)' if 'undivided' in method else ''}" for method in found.scores}
+    scores = {named[method]: of_method for method, of_method in found.scores.items()}
+    best = {named[method]: rate for method, rate in found.best.items()}
     ax = plots.learning_rates(scores, best=best, label="answers with exactly the active tasks (fraction)")
     return [export.save_figure(ax, found, folder, "composition-rates")]
 
@@ -279,7 +281,12 @@ def describe_rates(found: CompositionRates) -> Described:
         rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
         rows += [(f"{name}: {one.active}", with_interval(each.control(one.active))) for one in each.scores if one.active != BASE]
     best = ", ".join(f"{method} {rate:g}" for method, rate in found.best.items()) or "no grid is complete yet"
-    return f"Fractions of answers that show exactly the active tasks, on validation reviews. The best rates: {best}.", rows
+    sentence = (
+        "Fractions of answers that show exactly the active tasks, on validation reviews. A rate is judged by the mean over the sets "
+        "of tasks; of the undivided adapter, which cannot show one task alone, by the fraction that shows both tasks, which is not "
+        f"comparable with such a mean. The best rates: {best}."
+    )
+    return sentence, rows
 
 
 STUDY = Study(
