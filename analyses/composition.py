@@ -282,9 +282,9 @@ def describe_rates(found: CompositionRates) -> Described:
         rows += [(f"{name}: {one.active}", with_interval(each.control(one.active))) for one in each.scores if one.active != BASE]
     best = ", ".join(f"{method} {rate:g}" for method, rate in found.best.items()) or "no grid is complete yet"
     sentence = (
-        "Fractions of answers that show exactly the active tasks, on validation reviews. A rate is judged by the mean over the sets "
-        "of tasks; of the undivided adapter, which cannot show one task alone, by the fraction that shows both tasks, which is not "
-        f"comparable with such a mean. The best rates: {best}."
+        "Fractions of answers that show exactly the active tasks, on validation reviews. A rate is judged by the mean over the "
+        "sets of tasks; of the undivided adapter, which cannot show one task alone, by the fraction that shows both tasks, which "
+        f"is not comparable with such a mean. The best rates: {best}."
     )
     return sentence, rows
 
