@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,12 +50,30 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read ({error})") from None
 
 
+def check_untied(model: nn.Module, names: Collection[str]) -> None:
+    """Raise InputError for a named weight that is tied to one that is not named: PEFT trains and saves a copy of its own."""
+    tied: dict[int, list[str]] = {}
+    for name, parameter in nn.Module.named_parameters(model, remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
+    for places in tied.values():
+        inside = [name for name in places if name in names]
+        if inside and len(inside) < len(places):
+            other = next(name for name in places if name not in names)
+            raise InputError(
+                f"'{inside[0]}' is tied to '{other}', and PEFT has a copy of it that is not: give both to modules_to_save, or "
+                "load the model with tie_word_embeddings=False"
+            )
+
+
+def differs(weight: Tensor, other: Tensor) -> bool:
+    """Whether two tensors differ, in the dtype of the first."""
+    return weight.shape != other.shape or not torch.equal(weight.cpu(), other.to(weight.dtype))
+
+
 def differ(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     """Whether `model` has other weights than those named."""
     known = model.state_dict()
-    return any(
-        name in known and not torch.equal(known[name].cpu(), tensor.to(known[name].dtype)) for name, tensor in tensors.items()
-    )
+    return any(name in known and differs(known[name], tensor) for name, tensor in tensors.items())
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from road_interp.adapters.modules_to_save import digest, load_tensors, module_tensors, read_safetensors
+from road_interp.adapters.modules_to_save import check_untied, differs, digest, load_tensors, module_tensors, read_safetensors
 from road_interp.adapters.storage import DESCRIPTION, PEFT_DESCRIPTION, AdapterValues
 from road_interp.errors import InputError
 from road_interp.files import is_file, read_json_object, write_atomically
@@ -99,6 +99,8 @@ def write_rotations(
     if values.positions != "all":
         raise InputError(f"positions '{values.positions}' cannot be expressed in PEFT: its RoAd rotates every token")
     saved = _modules_to_save(base, modules_to_save)
+    if base is not None:
+        check_untied(base, set(module_tensors(base, saved)))
     if values.modules_to_save is not None and not saved:
         warnings.warn(
             "other modules were trained beside this adapter, such as a head, and the folder will not hold them: name them, as in "
@@ -123,7 +125,7 @@ def write_rotations(
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    payload = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    payload = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, {"format": "pt"})
     write_atomically(folder / WEIGHTS, payload)
     config.save_pretrained(str(folder))
 
@@ -132,9 +134,12 @@ def load_modules_to_save(base: PreTrainedModel, source: Source) -> None:
     """Load the other weights of a PEFT folder or PeftModel, such as those of a classification head, into `base`.
 
     Raises:
-        InputError: a tensor does not fit `base`; the message names it.
+        InputError: a tensor does not fit `base`, or is tied there to one of which PEFT has no copy; the message names it.
     """
-    load_tensors(base, other_weights(source), "the PeftModel" if isinstance(source, nn.Module) else str(source))
+    tensors, known = other_weights(source), base.state_dict()
+    changed = {name for name, values in tensors.items() if name not in known or differs(known[name], values)}
+    check_untied(base, changed)
+    load_tensors(base, tensors, "the PeftModel" if isinstance(source, nn.Module) else str(source))
 
 
 def other_weights(source: Source, adapter_name: str | None = None) -> dict[str, Tensor]:
@@ -145,7 +150,9 @@ def other_weights(source: Source, adapter_name: str | None = None) -> dict[str, 
 
 
 def _without_rotations(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
+    """The other tensors of an adapter, under the names of the base model: PEFT saves a rotated embedding or head as well."""
+    others = {name: values for name, values in tensors.items() if not name.endswith((THETA, ALPHA))}
+    return {name.replace(".base_layer.", "."): values for name, values in others.items()}
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

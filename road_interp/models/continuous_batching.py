@@ -41,6 +41,29 @@ POSITIONS = ("all", "prompt")
 # Blocks of the cache are shared by prompts with equal beginnings, whose states differ between adapters; and what is captured in a
 # CUDA graph, or prepared while the last pass still runs, does not look up the requests of its pass.
 ENGINE = {"allow_block_sharing": False, "use_cuda_graph": False, "use_async_batching": False}
+# Settings of `generate` that the engine does not follow, or fails on, with the values that ask for nothing besides None.
+ONLY_IN_GENERATE: dict[str, Any] = {
+    "num_return_sequences": 1,
+    "num_beams": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "guidance_scale": 1,
+    "penalty_alpha": 0,
+    "token_healing": False,
+    "max_time": None,
+    "stop_strings": None,
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "dola_layers": None,
+    "watermarking_config": None,
+}
 MOST_BLOCKS = 1024  # of a cache that is made for the sizes of its requests
 MOST_TOKENS = 2048  # per pass of such an engine
 Prompt = str | Sequence[int]
@@ -56,6 +79,14 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
         if not isinstance(prompt, str | Sequence | Tensor) or (isinstance(prompt, Tensor) and prompt.ndim != 1):
             kind = f"a tensor of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__
             raise InputError(f"a prompt is a text or a list of token ids, not {kind}")
+
+
+def check_settings(config: GenerationConfig) -> None:
+    """Raise InputError for a setting of the generation that would change the tokens in `generate`, and not in the engine."""
+    for name, neutral in ONLY_IN_GENERATE.items():
+        if (value := getattr(config, name, None)) not in (None, neutral):
+            instead = "add a request several times" if name == "num_return_sequences" else f"use generate, or {name}={neutral}"
+            raise InputError(f"continuous batching does not follow {name}={value!r}: {instead}")
 
 
 @dataclass
@@ -106,8 +137,7 @@ class ContinuousBatching:
             known = " or ".join(POSITIONS)
             raise InputError(f"continuous batching joins rows: its positions can be {known}, not {positions!r}")
         config = model.generation_config if generation_config is None else generation_config
-        if (config.num_return_sequences or 1) > 1:
-            raise InputError("continuous batching returns one sequence per request: add a request several times instead")
+        check_settings(config)
         if (inside := site_in_experts(model, selection.rotations.sites)) is not None:
             raise InputError(IN_EXPERTS.format(inside))
         head = model.get_output_embeddings()

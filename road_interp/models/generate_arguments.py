@@ -56,6 +56,11 @@ def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: 
             f"{type(model).__name__} doubles the rows for guidance: with an adapter, task or strength per row, generate for one "
             "row at a time"
         )
+    if by_row and kind == "whisper" and (generation_setting(model, inputs, "num_beams") or 1) > 1:
+        raise InputError(
+            f"{type(model).__name__} drops rows whose audio has ended, and beams of the others would take their places: with an "
+            "adapter, task or strength per row, use num_beams=1"
+        )
     if positions != "all" and scale not in (None, 1):
         raise InputError(
             f"guidance_scale={scale} computes a second prompt, in which positions {positions!r} cannot be found: only "

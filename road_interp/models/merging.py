@@ -37,12 +37,13 @@ class MergedWeights:
         for site in adapter.sites:
             check_mergeable(model.get_submodule(site.module), site, shared)
         self._model, self.name = model, uuid4().hex
-        self._originals: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._originals: dict[str, tuple[nn.Module, Tensor, Tensor | None]] = {}
         try:
             for site in adapter.sites:
                 module: Any = model.get_submodule(site.module)
                 if site.module not in self._originals:
-                    self._originals[site.module] = module.weight.clone(), None if module.bias is None else module.bias.clone()
+                    bias = None if module.bias is None else module.bias.clone()
+                    self._originals[site.module] = module, module.weight.clone(), bias
                 rotate_weights(module, adapter.plane_maps(site), adapter.group_size, site)
         except BaseException:  # out of memory, or interrupted
             self._copy_back()
@@ -56,7 +57,16 @@ class MergedWeights:
         return [self.name] * len(self._originals)
 
     def restore(self) -> None:
-        """Restore the original weights, bitwise equal. Raises InputError if others were merged into them since."""
+        """Restore the original weights, bitwise equal.
+
+        Raises InputError if others were merged into them since, and if a rotated module is not in the model any more.
+        """
+        present = {id(module) for module in self._model.modules()}
+        if gone := [path for path, (module, *_) in self._originals.items() if id(module) not in present]:
+            raise InputError(
+                f"'{gone[0]}' was replaced since its weights were rotated, for example by resize_token_embeddings: the new "
+                "module has rotated weights, and no original ones are known. Load the model again"
+            )
         if any(getattr(module, MERGED)[-1] != self.name for module in self._modules()):
             raise InputError("another RoadModel has merged its rotations into the same weights since: call its unmerge first")
         self._copy_back()
@@ -64,12 +74,12 @@ class MergedWeights:
             setattr(module, MERGED, getattr(module, MERGED)[:-1])
 
     def _modules(self) -> list[nn.Module]:
-        return [self._model.get_submodule(path) for path in self._originals]
+        return [module for module, *_ in self._originals.values()]
 
     @torch.no_grad()
     def _copy_back(self) -> None:
-        for path, (weight, bias) in self._originals.items():
-            module: Any = self._model.get_submodule(path)
+        module: Any
+        for module, weight, bias in self._originals.values():
             module.weight.copy_(weight)
             if bias is not None:
                 module.bias.copy_(bias)

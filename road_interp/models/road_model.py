@@ -47,7 +47,7 @@ from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.models.token_selection import given_rows, prompt_mask
-from road_interp.sites.module_tree import refuse_never_called
+from road_interp.sites.module_tree import refuse_never_called, refuse_shared
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 
@@ -104,6 +104,7 @@ class RoadModel(IntervenableModel):
         self._merged_before = merged_rotations(base_model)
         interventions = [site_intervention(base_model, site, family, planes) for site in self.sites]
         refuse_never_called(base_model, [site.module for site in self.sites])
+        refuse_shared(base_model, [site.module for site in self.sites])
         representations = [
             {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
             for site, intervention in zip(self.sites, interventions, strict=True)

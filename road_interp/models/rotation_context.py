@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial, wraps
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -22,7 +24,7 @@ from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.open_contexts import OpenContext
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
-from road_interp.models.row_sites import IN_EXPERTS, rows_differ, site_in_experts, site_outside_text
+from road_interp.models.row_sites import IN_EXPERTS, check_dense_head, rows_differ, site_in_experts, site_outside_text
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
     CheckpointedSelections,
@@ -42,6 +44,10 @@ from road_interp.sites.site import Site, on_slice
 
 # Models whose attention computes with tokens on the first axis and rows on the second.
 TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
+REENTRANT = (
+    "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose graph the first "
+    "of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
+)
 
 
 class Pass(NamedTuple):
@@ -52,12 +58,14 @@ class Pass(NamedTuple):
         shape: rows and tokens of its inputs.
         depth: how many models the thread is inside.
         maps: those that it applies; None if it is not known yet.
+        trains: whether gradients were enabled when it began.
     """
 
     selection: Selection | None = None
     shape: tuple[int, int] | None = None
     depth: int = 0
     maps: RowMaps | None = None
+    trains: bool = False
 
 
 class InThread(threading.local):
@@ -122,6 +130,7 @@ class RotationContext:
                 encoder = self._model.get_encoder()
                 undo.callback(encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True).remove)
                 undo.callback(encoder.register_forward_hook(self._after_encoder, always_call=True).remove)
+            self._links = links_to(self._model, [site.module for site in self._coefficients.sites]) if self._is_attached else []
             for index, site in enumerate(self._coefficients.sites):
                 module = self._model.get_submodule(site.module)
                 make = partial(self._wrappers.of, site.module)
@@ -216,6 +225,7 @@ class RotationContext:
         elif not self.is_active:
             return
         else:
+            self._check_modules()
             self._read_inputs(1, inputs)
         if self._positions != "all":
             if kwargs is None:
@@ -230,18 +240,31 @@ class RotationContext:
             if torch.is_grad_enabled() and checkpoints_gradients(self._model):
                 self._checkpointed.add(self._last)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._trains_reentrantly():
-            raise InputError(
-                "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose "
-                "graph the first of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
+            raise InputError(REENTRANT)
+
+    def _check_modules(self) -> None:
+        """Raise InputError if a module on the way to a site was replaced since `attached` began: nothing rotates its output."""
+        for children, name, child in self._links:
+            if children.get(name) is not child:
+                raise InputError(
+                    f"a module '{name}' was replaced by another one during {self._context.name}, for example by a LoRA, and is "
+                    "not rotated: replace modules before it begins"
+                )
+
+    def _check_differentiable(self, index: int) -> None:
+        """Raise InputError where a pass that has gradients computes a site without one, as a reentrant checkpoint does."""
+        maps = self._thread.current.maps
+        if maps is not None and maps.maps[index].a.requires_grad and is_reentrant():
+            raise InputError(REENTRANT)
 
     def _read_inputs(self, depth: int, inputs: Mapping[str, Any]) -> None:
         maps = self._row_maps()
-        self._thread.current = self._thread.current._replace(depth=depth, maps=maps)
+        self._thread.current = self._thread.current._replace(depth=depth, maps=maps, trains=torch.is_grad_enabled())
         if maps.by_row:
             self._check_rows_first("an adapter, task or strength per row")
             if len(maps.maps[0].a) > 1:
                 self._check_sites_by_row(inputs)
+                check_dense_head(self._model, self._coefficients.sites, inputs)
             self._thread.current = self._thread.current._replace(shape=_rows_and_tokens(inputs))
             if self._is_attached and not self._thread.generates:  # whose passes may have several beams per row
                 check_rows(len(maps.maps[0].a), given_rows(inputs))
@@ -330,6 +353,8 @@ class RotationContext:
         always = self._positions == "all"
 
         def rotate(output: Any, tracing: bool) -> Any:
+            if not tracing and not torch.is_grad_enabled() and self._thread.current.trains:
+                self._check_differentiable(index)
             selection = EVERY_TOKEN if always else self._selection(site, tracing)
             if not selection.rotates:
                 return output
@@ -401,6 +426,17 @@ class RotationContext:
         return maps
 
 
+def links_to(model: nn.Module, paths: Iterable[str]) -> list[tuple[dict[str, nn.Module | None], str, nn.Module]]:
+    """All modules on the way from a model to its submodules: the children of its parent, its name among them, and the module."""
+    found: dict[tuple[int, str], tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
+    for path in paths:
+        module = model
+        for name in path.split("."):
+            children, module = module._modules, module.get_submodule(name)
+            found[id(children), name] = children, name, module
+    return list(found.values())
+
+
 def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
     """The numbers of rows, choices counted as rows, and of tokens in the inputs of a model; None if no known input is given."""
     given = row_input(inputs)
@@ -433,6 +469,16 @@ def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
         and getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant", False)
         for module in model.modules()
     )
+
+
+def is_reentrant() -> bool:
+    """Whether torch's reentrant gradient checkpointing runs this code for the first time, without gradients."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def overwritable(module: nn.Module) -> bool:

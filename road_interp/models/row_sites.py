@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from road_interp.errors import InputError
 from road_interp.sites.module_tree import text_config
 from road_interp.sites.site import Site
 
@@ -38,6 +39,18 @@ def site_outside_text(model: PreTrainedModel, sites: Sequence[Site]) -> str | No
         if name and isinstance(module, PreTrainedModel) and type(module.config) is type(text)
     )
     return next((site.name for site in sites if "." in site.module and not f"{site.module}.".startswith(inside)), None)
+
+
+def check_dense_head(model: PreTrainedModel, sites: Sequence[Site], inputs: Mapping[str, Any]) -> None:
+    """Raise InputError for a site in a head that reads the tokens with a label only, whose rows are not those of the batch."""
+    if not getattr(model.config, "sparse_prediction", False) or inputs.get("labels") is None:
+        return
+    for site in sites:
+        if not site.module.startswith(f"{model.base_model_prefix}."):
+            raise InputError(
+                f"site '{site.name}': with sparse_prediction the head reads the tokens with a label only, of all rows together; "
+                "only one adapter for all rows works there"
+            )
 
 
 def rows_differ(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:

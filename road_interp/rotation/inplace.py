@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Complex, Float
 from torch import Tensor
 
@@ -20,8 +21,12 @@ COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
 def has_complex_form(maps: PlaneMaps, hidden: Tensor, group_size: int) -> bool:
-    """Whether `rotate_in_place` rotates states by these maps: road_1 planes of adjacent dimensions, which lie together."""
-    return maps.b is None and group_size == 2 and hidden.is_contiguous() and hidden.storage_offset() % 2 == 0
+    """Whether `rotate_in_place` rotates states by these maps: road_1 planes of adjacent dimensions, which lie together.
+
+    Not inside torch.func's transforms and forward-mode differentiation, whose tangents `Tensor.view(dtype)` drops.
+    """
+    is_plain = maps.b is None and group_size == 2 and hidden.is_contiguous() and hidden.storage_offset() % 2 == 0
+    return is_plain and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def rotate_in_place(

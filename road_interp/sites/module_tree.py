@@ -148,6 +148,17 @@ def refuse_never_called(model: PreTrainedModel, paths: Iterable[str]) -> None:
         raise InputError(f"'{path}' is never called: {reader} reads its weight instead, so that nothing would rotate")
 
 
+def refuse_shared(model: PreTrainedModel, paths: Iterable[str]) -> None:
+    """Raise InputError for a module that stands at several paths, as in repeated blocks: a rotation would act at all of them."""
+    modules = {id(model.get_submodule(path)): path for path in paths}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if (site := modules.get(id(module), path)) != path:
+            raise InputError(
+                f"'{site}' is the same module as '{path}': a rotation would act at both. Give each place a module of its own, "
+                "such as copy.deepcopy(module)"
+            )
+
+
 def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     """Width of the output of the modules at `paths`, from one forward pass on dummy inputs.
 

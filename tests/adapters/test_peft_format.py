@@ -88,6 +88,40 @@ def test_modules_of_a_peft_folder_that_are_left_out_are_warned_of(tmp_path):
     torch.testing.assert_close(logits(both, token_batch()), logits(theirs, token_batch()), **TOLERANCE)
 
 
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_a_copy_of_a_tied_weight_is_refused_both_ways(tmp_path, module):
+    base = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns that it unties the weights
+        theirs = peft_model(copy.deepcopy(base), target_modules=["q_proj"], modules_to_save=[module], group_size=2)
+        copied = next(each for name, each in theirs.named_modules() if name.endswith("modules_to_save.default"))
+        torch.nn.init.normal_(copied.weight)
+        theirs.save_pretrained(tmp_path / "theirs")
+    for source in (theirs, tmp_path / "theirs"):
+        with pytest.raises(InputError, match="is tied to '.*', and PEFT has a copy of it that is not"):
+            RoadModel.from_peft(copy.deepcopy(base), source)
+    ours = RoadModel(base, random_adapter(find_sites(base, "q_proj")))
+    with pytest.raises(InputError, match="is tied to '.*', and PEFT has a copy of it that is not"):
+        ours.to_peft(tmp_path / "ours", [module])
+    assert not (tmp_path / "ours").exists()
+    torch.nn.init.normal_(base.get_input_embeddings().weight)
+    ours.to_peft(tmp_path / "both", ["embed_tokens", "lm_head"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tied = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)
+        again = peft.PeftModel.from_pretrained(tied, tmp_path / "both").eval()
+    torch.testing.assert_close(logits(again, token_batch()), logits(ours, token_batch()), **TOLERANCE)
+
+
+def test_a_rotated_head_comes_from_a_folder(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    theirs = peft_model(copy.deepcopy(base), target_modules=["q_proj", "lm_head"], group_size=2)
+    theirs.save_pretrained(tmp_path / "theirs")  # with the frozen weights of the head
+    ours = RoadModel.from_peft(base, tmp_path / "theirs")
+    assert "lm_head" in {site.name for site in ours.sites}
+    torch.testing.assert_close(logits(ours, token_batch()), logits(theirs, token_batch()), **TOLERANCE)
+
+
 @pytest.mark.parametrize(("task", "stored"), [("causal-lm", "CAUSAL_LM"), ("classifier", None)])
 def test_what_a_written_folder_says_of_its_model(task, stored, tmp_path):
     base = tiny_model("Llama", task)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 import transformers
+from torch.utils.checkpoint import checkpoint
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import GREEDY, bank_model, road_model, through_pyvene, untouched
@@ -147,6 +151,43 @@ def test_reentrant_gradient_checkpointing_is_refused():
             parameter.requires_grad_(False)
         base.get_output_embeddings().requires_grad_(True)
         base(**token_batch(), use_cache=False).logits.sum().backward()  # other modules may be trained
+
+
+@pytest.mark.parametrize("attaches", [False, True])
+def test_blocks_that_the_caller_checkpoints_reentrantly_are_refused(attaches):
+    model = road_model(target_modules="mlp")
+    model.model.enable_input_require_grads()
+    for block in model.model.model.layers:
+        forward = block.forward
+        block.forward = lambda states, forward=forward, **options: checkpoint(
+            lambda given: forward(given, **options), states, use_reentrant=True
+        )
+    with model.attached() if attaches else nullcontext(model.model) as base:
+        batch = {**token_batch(), "use_cache": False}
+        call = partial(base, **batch) if attaches else partial(model, batch)
+        with pytest.raises(InputError, match="reentrant gradient checkpointing cannot train rotations"):
+            call()
+        with torch.no_grad():
+            call()
+
+
+def test_modules_that_are_replaced_are_told():
+    model, batch = road_model(target_modules="q_proj"), token_batch()
+    with model.attached() as base:
+        rotated = base(**batch).logits
+        attention = base.model.layers[0].self_attn
+        original, attention.q_proj = attention.q_proj, copy.deepcopy(attention.q_proj)
+        for call in (lambda: base(**batch), lambda: model(base=batch)):
+            with pytest.raises(InputError, match=r"a module 'q_proj' was replaced by another one during attached\(\)"):
+                call()
+        attention.q_proj = original
+        assert torch.equal(base(**batch).logits, rotated)
+        block, base.model.layers[1] = base.model.layers[1], copy.copy(base.model.layers[1])
+        with pytest.raises(InputError, match="a module '1' was replaced by another one"):
+            base(**batch)
+        base.model.layers[1] = block
+    base.model.layers[0].self_attn.q_proj = copy.deepcopy(original)
+    torch.testing.assert_close(model(base=batch)[1].logits, rotated)  # a call finds the modules as they are
 
 
 def test_threads_get_their_own_adapters():

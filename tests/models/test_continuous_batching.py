@@ -378,7 +378,7 @@ def test_what_it_cannot_do_is_an_error():
     sizes = model.continuous_batching(generation_config=SETTINGS, sizes=(8, 6, 2))
     with sizes as engine, pytest.raises(InputError, match="10 tokens and 6 new ones are more than the 14 tokens for which"):
         engine.add([5] * 10, Wanted("a"))
-    with pytest.raises(InputError, match="one sequence per request"):
+    with pytest.raises(InputError, match="does not follow num_return_sequences=2: add a request several times"):
         model.continuous_batching(generation_config=GenerationConfig(num_return_sequences=2, do_sample=True))
     with model.continuous_batching(engine_config=engine_config()) as engine:
         with pytest.raises(InputError, match="neither the request nor the generation config says how many tokens"):
@@ -399,3 +399,35 @@ def test_what_it_cannot_do_is_an_error():
             engine.result("stranger")
         with pytest.raises(RuntimeError, match="stopped before|failed|takes no more"):  # never unrotated
             collections.deque((engine.result(engine.add([5, 6], Wanted("a"), 2)) for _ in range(100)), maxlen=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_beams", 4),
+        ("min_new_tokens", 6),
+        ("min_length", 6),
+        ("repetition_penalty", 3.0),
+        ("no_repeat_ngram_size", 2),
+        ("bad_words_ids", [[5]]),
+        ("begin_suppress_tokens", [5]),
+        ("max_time", 0.0),
+        ("stop_strings", ["a"]),
+        ("guidance_scale", 2.0),
+    ],
+)
+def test_settings_that_the_engine_does_not_follow_are_refused(name, value):
+    model = bank_model()
+    with pytest.raises(InputError, match=f"continuous batching does not follow {name}="):
+        together(model, PROMPTS, adapter_names=NAMES, **{name: value})
+    setattr(model.model.generation_config, name, value)  # as checkpoints have it
+    with pytest.raises(InputError, match=f"continuous batching does not follow {name}="):
+        model.generate_batch(PROMPTS, adapter_names=NAMES, max_new_tokens=2)
+
+
+def test_a_setting_of_the_checkpoint_can_be_turned_off():
+    model = bank_model()
+    expected = together(model, PROMPTS, adapter_names=NAMES)
+    model.model.generation_config.repetition_penalty = 1.1
+    found = model.generate_batch(PROMPTS, NAMES, repetition_penalty=1.0, **SETTINGS.to_diff_dict())
+    assert [output.generated_tokens for output in found] == expected

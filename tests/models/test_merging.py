@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import peft
 import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -30,6 +31,26 @@ def test_merged_weights_equal_rotations_and_unmerge_is_bitwise_exact(architectur
         model.merge()
     model.unmerge()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
+
+
+def test_weights_are_restored_inside_a_lora():
+    model = road_model(target_modules="attention-qk")
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    lora = peft.get_peft_model(model.merge(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.unmerge()
+    found = {name.replace(".base_layer.", "."): tensor for name, tensor in lora.get_base_model().state_dict().items()}
+    assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
+
+
+def test_a_rotated_module_that_is_gone_is_told():
+    base = tiny_model("Llama", "causal-lm")
+    model = RoadModel(base, random_adapter(find_sites(base, "lm_head|q_proj")))
+    model.merge()
+    rotated = base.model.layers[0].self_attn.q_proj.weight.clone()
+    base.resize_token_embeddings(80)
+    with pytest.raises(InputError, match="'lm_head' was replaced since its weights were rotated"):
+        model.unmerge()
+    assert torch.equal(base.model.layers[0].self_attn.q_proj.weight, rotated)  # all or nothing
 
 
 def test_a_merge_that_fails_restores_the_weights(monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pyvene
 import torch
+import torch.autograd.forward_ad as forward_ad
 import transformers
 from accelerate import cpu_offload
 
@@ -584,3 +585,29 @@ def test_a_state_dict_holds_frozen_scales_and_angles():
     assert fresh.adapter.distance(model.adapter) == 0
     with torch.no_grad():
         assert torch.equal(fresh(batch)[1].logits, model(batch)[1].logits)
+
+
+@pytest.mark.parametrize("target_modules", ["block-output", "all-linear"])
+def test_forward_and_backward_derivatives_are_equal(target_modules):
+    base = tiny_model("Llama", "causal-lm", attn_implementation="eager").double()
+    sites = find_sites(base, target_modules)
+    model = RoadModel(base, random_adapter(sites))
+    batch = token_batch(2, 4)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def score(values):
+        return torch.func.functional_call(model, values, (batch,))[1].logits.logsumexp(-1).mean()
+
+    values = {name: parameter.detach() for name, parameter in parameters.items()}
+    forward = torch.func.jvp(score, (values,), ({name: torch.ones_like(value) for name, value in values.items()},))[1]
+    backward = torch.autograd.grad(model(base=batch)[1].logits.logsumexp(-1).mean(), list(parameters.values()))
+    assert abs(forward.item()) > 1e-4
+    torch.testing.assert_close(forward, sum(gradient.double().sum() for gradient in backward), rtol=1e-4, atol=1e-6)
+    states = base.get_input_embeddings()(batch["input_ids"]).detach()
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(states, torch.ones_like(states))
+        tangent = forward_ad.unpack_dual(model({"inputs_embeds": dual})[1].logits).tangent
+    weights = torch.randn_like(tangent)
+    states.requires_grad_()
+    product = torch.autograd.grad((model({"inputs_embeds": states})[1].logits * weights).sum(), states)[0]
+    torch.testing.assert_close((tangent * weights).sum(), product.sum(), rtol=1e-4, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
@@ -32,6 +35,8 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
     T5Config,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from helpers.models import random_adapter, tiny_model, token_batch
@@ -261,6 +266,50 @@ def test_rows_behind_the_others_for_guidance_are_refused():
         attached.generate(**inputs, guidance_scale=3.0, **options)
     model.generate({name: each[:1] for name, each in inputs.items()}, adapter_names=["a"], guidance_scale=3.0, **options)
     model.generate(inputs, adapter_names=["a", "b"], guidance_scale=1.0, **options)
+
+
+def test_rows_that_end_before_others_are_refused_where_beams_would_take_their_places():
+    config = WhisperConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=4, max_source_positions=20, max_target_positions=30, pad_token_id=1,
+        bos_token_id=1, eos_token_id=1, decoder_start_token_id=2, suppress_tokens=[], begin_suppress_tokens=[],
+    )  # fmt: skip
+    base = WhisperForConditionalGeneration(config).eval()
+    model = RoadModel(base, two_adapters(find_sites(base, "mlp", stack="model.decoder.layers")))
+    sounds = {"input_features": torch.randn(2, 4, 40)}
+    with pytest.raises(InputError, match="WhisperForConditionalGeneration drops rows whose audio has ended"):
+        model.generate(sounds, adapter_names=["a", "b"], num_beams=2)
+    with model.attached(["a", "b"]) as attached, pytest.raises(InputError, match="drops rows whose audio has ended"):
+        attached.generate(**sounds, num_beams=2)
+    options = {"max_new_tokens": 3, "do_sample": False}
+    for row, name in enumerate("ab"):
+        both = model.generate(sounds, adapter_names=["a", "b"], **options)[1]
+        alone = model.generate({"input_features": sounds["input_features"][row : row + 1]}, adapter_names=[name], **options)[1]
+        assert torch.equal(both[row, : alone.shape[1]], alone[0])
+
+
+def test_a_head_that_reads_labelled_tokens_only_has_no_rows():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 60}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    base = ModernBertForMaskedLM(ModernBertConfig(**sizes, **tokens, sparse_prediction=True)).eval()
+    model = RoadModel(base, two_adapters(find_sites(base, "head.dense")))
+    labels = torch.full((2, 6), -100)
+    labels[0, 1] = labels[0, 4] = 5  # as many as rows, both of the first
+    batch = {**token_batch(2, 6), "labels": labels}
+    with pytest.raises(InputError, match="'head.dense': with sparse_prediction the head reads the tokens with a label only"):
+        model(batch, adapter_names=["a", "b"])
+    RoadModel(base, model.bank["a"])(batch)
+
+
+@pytest.mark.parametrize("layers", ["0-2", 1])
+def test_a_module_at_two_places_is_refused(layers):
+    base = tiny_model("Llama", "causal-lm")
+    first, second = base.model.layers
+    base.model.layers, base.config.num_hidden_layers = nn.ModuleList([first, second, second]), 3
+    with pytest.raises(InputError, match=r"'model.layers.[12]' is the same module as 'model.layers.[12]': a rotation would act"):
+        RoadModel(base, random_adapter(find_sites(base, "block-output", layers=layers)))
+    base.model.layers[2] = copy.deepcopy(second)
+    RoadModel(base, random_adapter(find_sites(base, "block-output", layers=layers)))
 
 
 def test_a_state_that_is_no_cache_does_not_count_its_tokens():

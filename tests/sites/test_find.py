@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import JambaConfig, JambaModel, VideoMAEConfig, VideoMAEModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    JambaConfig,
+    JambaModel,
+    MixtralConfig,
+    MixtralModel,
+    VideoMAEConfig,
+    VideoMAEModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
 from helpers.models import CONFIGS, tiny_model
 from road_interp.errors import InputError
@@ -215,6 +224,15 @@ def test_blocks_of_several_classes_are_a_stack():
     sites = find_sites(model, "block-output", layers=[0, 3])
     assert [(site.module, site.module_width) for site in sites] == [("layers.0", 32), ("layers.3", 32)]
     assert not [site for site in find_sites(model, "all-linear") if site.module.endswith("dt_proj")]  # whose weight is read
+
+
+def test_queries_and_keys_beside_experts_are_found():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 60}
+    model = MixtralModel(MixtralConfig(**sizes, num_hidden_layers=2, num_local_experts=2)).eval()
+    implementation = model.config._experts_implementation
+    kinds = [(site.layer, site.kind) for site in find_sites(model, "attention-qk")]
+    assert kinds == [(layer, f"self_attn.{name}_proj") for layer in (0, 1) for name in "qk"]
+    assert model.config._experts_implementation == implementation
 
 
 def test_a_model_of_sounds_and_one_that_takes_something_else():
