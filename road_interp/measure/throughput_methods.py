@@ -187,7 +187,7 @@ class ThroughputMethods:
         lengths = [CHUNK * (1 + row % (LONGEST // CHUNK)) for row in range(rows)]
         prompts = [draw_ids(self.base, 1, length)[0].tolist() for length in lengths]
         names = list(self.adapters)[:rows]
-        config = GenerationConfig(**_greedy(self.base, new_tokens), eos_token_id=-1)
+        config = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=-1)
         sizes = (max(lengths), new_tokens, rows)
 
         def bare() -> list[list[int]]:

@@ -11,7 +11,7 @@ import pytest
 from helpers.recipes import recipe_for
 from helpers.studies import Measured, Settings, small_study
 from road_interp.errors import InputError
-from road_interp.measure import AblationReport
+from road_interp.measure import Ablation, AblationReport
 from road_interp.progress import silent
 from road_interp.runs.run import Run
 from road_interp.training import arguments
@@ -319,7 +319,8 @@ def test_an_interval_as_text():
 
 def test_a_report_names_missing_conditions_and_other_seeds():
     def of(*seeds):
-        return [AblationReport("model", "task", "road_1", (seed,), ()) for seed in seeds]
+        rows = (Ablation("components", "all planes", "both", (True,)),)
+        return [AblationReport("model", "task", "road_1", (seed,), rows) for seed in seeds]
 
     needs({"both": of(0, 1), "alone": of(0, 1)}, "both", "alone")
     with pytest.raises(InputError, match="needs the conditions both"):
