@@ -200,8 +200,8 @@ RATES_STUDY = Study(
     title="Learning rates by model and method",
     question="Which learning rate does each method of fine-tuning need on each model?",
     caveat=(
-        "One data set, one seed and two epochs: equal rates within the noise of 750 validation texts are not told apart. The larger "
-        "models have three rates instead of six. Other tasks may need other rates."
+        "One data set, one seed and two epochs: equal rates within the noise of 750 validation texts are not told apart. The "
+        "larger models have three rates instead of six. Other tasks may need other rates."
     ),
     conditions={
         f"{model}_{method}": Condition(
