@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from road_interp.cli.options import check_new_folder
 from road_interp.cli.output_file import check_output_file
 from road_interp.data.rows import read_rows
 from road_interp.errors import InputError
-from road_interp.files import check_folder
+from road_interp.files import check_folder, write_atomically
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ModelRecipe
@@ -54,3 +56,15 @@ def test_what_cannot_exist_is_read_as_what_does_not(reader, path):
 def test_what_cannot_be_written_is_named_before_the_work(writer, path):
     with pytest.raises(InputError, match=r"cannot be .* \(File name too long\)"):
         WRITERS[writer](TOO_LONG[path])
+
+
+def test_permissions_are_those_of_the_process_and_of_the_file(tmp_path):
+    before = os.umask(0o077)
+    try:
+        write_atomically(tmp_path / "new", "a")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+    (tmp_path / "new").chmod(0o640)
+    write_atomically(tmp_path / "new", "b")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640

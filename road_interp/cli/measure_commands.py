@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +52,9 @@ class TextOptions:
     limit: Annotated[int | None, typer.Option("--limit", "--most", min=1, help="number of texts; all by default")] = None
 
 
+LOADED_ALIKE = ("dtype", "max_length", "attn_implementation")  # settings in which compared models do not differ
+
+
 @app.command()
 @grouped
 def drift(
@@ -83,9 +86,10 @@ def drift(
     texts = _read_texts(data, options.text, options.limit)
     with progress_bar(process.is_main_process) as update:
         loaded = []
+        settings = _settings_of_runs(base, tuned)
         for name in (base, tuned):
             update(f"loading {name}")
-            loaded.append(_load_model_or_run(name))
+            loaded.append(_load_model_or_run(name, settings))
         models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
         tokenizer = load_tokenizer(recipe)
         token = options.token or text_token(tokenizer)
@@ -114,8 +118,24 @@ def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
     return (rows if limit is None else subsample(rows, limit))[column]
 
 
-def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
-    """A model (a run's with its rotations), the recipe that loads its base model, and its name."""
+def _settings_of_runs(*identifiers: str) -> ModelRecipe | None:
+    """How the runs among these load their models; None without a run. Raises InputError for runs that differ in it."""
+    from road_interp.runs.run import Run
+    from road_interp.runs.run_files import RECIPE
+
+    found = [Run.load(each).recipe.model for each in identifiers if is_file(local_folder(each) / RECIPE)]
+    for key in LOADED_ALIKE:
+        if len({getattr(each, key) for each in found}) > 1:
+            given = " and ".join(str(getattr(each, key)) for each in found)
+            raise InputError(f"the runs have model.{key} {given}: rounding and lengths would count as drift")
+    return found[0] if found else None
+
+
+def _load_model_or_run(identifier: str, settings: ModelRecipe | None) -> tuple[Any, ModelRecipe, str]:
+    """A model (a run's with its rotations), the recipe that loads its base model, and its name.
+
+    A model beside a run is loaded with the run's `settings`, so that the two differ in their weights only.
+    """
     from road_interp.models.loading import check_length, load_model
     from road_interp.recipes.schema import ModelRecipe
     from road_interp.runs.run import Run
@@ -125,6 +145,9 @@ def _load_model_or_run(identifier: str) -> tuple[Any, ModelRecipe, str]:
         run = Run.load(identifier)
         return run.load_model(), run.recipe.model, run.folder.name
     recipe = ModelRecipe(identifier)
+    if settings is not None:
+        same = {key: getattr(settings, key) for key in LOADED_ALIKE}
+        recipe = settings if settings.id == identifier else replace(recipe, **same)
     model, _ = load_model(recipe)
     check_length(model, recipe)
     return model, recipe, recipe.name

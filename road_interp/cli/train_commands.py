@@ -137,9 +137,13 @@ def predict(
 def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, resume: bool, as_json: bool) -> None:
     """Train, draw and print every seed; under torchrun the main process alone draws and prints."""
     from road_interp.recipes.loader import load_trainable_recipes
+    from road_interp.runs.run_folder import check_free
 
     recipes = load_trainable_recipes(recipe, overrides)
     quiet_libraries()
+    folders = [folder] if len(recipes) == 1 else [folder / f"seed-{each.seed}" for each in recipes]
+    for each in [] if resume else folders:  # of all seeds, before the first is trained
+        check_free(each)
     if not as_json and is_main_process():
         first = recipes[0]
         console.print(
@@ -148,7 +152,8 @@ def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, 
     if len(recipes) == 1:
         scores = _train_seed(recipes[0], folder, device, resume, as_json)
     else:
-        scores = {"runs": [_train_seed(each, folder / f"seed-{each.seed}", device, resume, as_json, folder) for each in recipes]}
+        runs = zip(recipes, folders, strict=True)
+        scores = {"runs": [_train_seed(each, own, device, resume, as_json, folder) for each, own in runs]}
     if as_json and is_main_process():
         print_result(True, scores, None)
     leave_process_group()

@@ -89,6 +89,8 @@ def load_labelled(recipe: DataRecipe, section: str = "data") -> LabelledDataset:
             test, validation = divide(validation, size, recipe, classes, f"{section}.validation")
         else:
             test = _with_labels(test, classes, recipe.test or recipe.id)
+    if classes is not None and len(set(train["label"])) < 2:
+        raise InputError(f"'{recipe.id}': the training texts have one class only; classification needs at least two")
     _warn_of_texts(recipe, train, validation, test)
     return LabelledDataset(train, validation, test, classes, _metric(recipe, classes))
 
@@ -240,7 +242,10 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
     """`data` with its labels as indices into `classes`, or as floats if `classes` is None."""
     labels: list[float | int] = []
     index = {label: number for number, label in enumerate(classes or ())}
+    are_texts = all(isinstance(label, str) for label in index)
     for row, label in enumerate(data["label"]):
+        if are_texts and isinstance(label, int | float) and not isinstance(label, bool) and classes is not None:
+            label = str(label)  # a column of numbers only, of a file beside one that has other texts as well
         if classes is None:
             if (value := _finite_number(label)) is None:
                 raise InputError(f"'{identifier}', row {row}: label {cut(label)} is not a finite number")

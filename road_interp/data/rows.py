@@ -82,7 +82,7 @@ def _read(identifier: str, config: str | None, split: str, label: str | None) ->
     name, _, named_split = resolved.partition(":")
     try:
         splits = load_dataset(name, config)
-    except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
+    except (DatasetNotFoundError, DatasetGenerationError, OSError, RuntimeError, ValueError) as error:  # also of scripts
         raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
     return _split_of(splits, named_split or split, identifier)
 

@@ -110,7 +110,16 @@ def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTo
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: it has no vocabulary")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(f"the tokeniser of '{recipe.id}' has no token for padding, and no end of text to take in its place")
     return tokenizer
+
+
+def pad_as(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedModel:
+    """The model, told which token the tokeniser pads with: a classifier of a decoder reads the last token that is not padding."""
+    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id
+    return model
 
 
 def _model_recipe(function: str, recipe: ModelRecipe | str | os.PathLike[str]) -> ModelRecipe:

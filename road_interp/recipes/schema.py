@@ -131,12 +131,8 @@ class DataRecipe:
         for key in ("validation_size", "test_size"):
             size = getattr(self, key)
             _require(size >= 1 if isinstance(size, int) else 0 < size < 1, key, size, "a count or a fraction below 1")
-        _require(
-            self.metric != "pearson" or self.problem_type == "regression",
-            "metric",
-            self.metric,
-            "used with problem_type regression",
-        )
+        fitting = "regression" if self.metric == "pearson" else "classification"
+        _require(self.metric is None or self.problem_type == fitting, "metric", self.metric, f"used with problem_type {fitting}")
         conflict = self.split_by_text and self.validation is not None
         _require(not conflict, "validation", self.validation, "left out with split_by_text")
         fractions = {key: getattr(self, key) for key in ("validation_size", "test_size")} if self.split_by_text else {}
@@ -184,7 +180,7 @@ class TrainingRecipe:
     max_grad_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_steps: int | None = None
-    report_to: list[str] = field(default_factory=list, repr=False)  # studies know a run by the representation of its recipe
+    report_to: list[str] = field(default_factory=list, repr=False, compare=False)  # nothing of a run depends on it
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")

@@ -35,7 +35,9 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
         return None
     progress(f"loading model and data of {run.folder}")
     run.check_data()
-    test = load_labelled(run.recipe.data).test
+    data = load_labelled(run.recipe.data)
+    run.check_classes(data.classes)
+    test = data.test
     texts = texts_of(test)
     model, tokenizer = on_device(run.load_model(), find_device(None)), load_tokenizer(run.recipe.model)
     length = run.recipe.model.max_length

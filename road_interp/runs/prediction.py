@@ -72,6 +72,8 @@ def compute_logits(
         columns = zip(*((text,) if isinstance(text := texts[row], str) else text for row in rows), strict=True)
         options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
         batch = tokenizer(*map(list, columns), **options).to(model.model.device)
+        if empty := [row for row, mask in zip(rows, batch["attention_mask"], strict=True) if not mask.any()]:
+            raise InputError(f"texts, row {empty[0]}: the tokeniser makes no token of {texts[empty[0]]!r}; leave it out")
         logits.update(zip(rows, model(base=dict(batch))[1].logits.float().cpu().numpy(), strict=True))
     return np.stack([logits[row] for row in range(len(texts))])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
-from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
+from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device, pad_as
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.recipes.loader import load_stored_recipe
@@ -111,6 +111,12 @@ class Run:
         if self.origin is not None:
             self.origin.check(self.folder)
 
+    def check_classes(self, classes: Sequence[Any] | None) -> None:
+        """Raise InputError if labelled data have other classes than the head of this run."""
+        if classes != self.classes and [*(classes or ())] != [*(self.classes or ())]:
+            found, own = (", ".join(map(str, each or ["numbers"])) for each in (classes, self.classes))
+            raise InputError(f"'{self.folder}': the labels of its data are {found} now, and were {own} when it was trained")
+
     def trained_on(self, data: str) -> bool:
         """Whether a file or data set, by its id or its content, is the one that the training texts were taken from."""
         recipe, digest = self.recipe, sha256_of(data)
@@ -137,7 +143,7 @@ class Run:
         if self.planes is None:
             with _without_load_report():  # it says that the head is new
                 base, _ = load_model(self.recipe.model, self.recipe.auto_class, **label_options(self.classes))
-            load_modules(base, self.folder / HEAD)
+            load_modules(pad_as(load_tokenizer(self.recipe.model), base), self.folder / HEAD)
         else:
             base, _ = load_model(self.recipe.model, self.recipe.auto_class)
         return RoadModel(base, self.adapter, planes=self.planes).eval()

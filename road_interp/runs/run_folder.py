@@ -62,7 +62,7 @@ class RunFolder:
             if difference := describe_difference(load_stored_recipe(folder / RECIPE), recipe):
                 raise InputError(f"the recipe differs from the one that '{folder}' was started with: {difference}")
         else:
-            _check_free(folder)
+            check_free(folder)
         is_stored = resume and (folder / ORIGIN).is_file()
         origin = Origin.load(folder / ORIGIN) if is_stored else Origin.here(recipe, folder)
         origin.check(folder)
@@ -83,7 +83,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):  # a study holds the lock of the folder itself during the whole training
             if not self.resume:
-                _check_free(self.path)
+                check_free(self.path)
             for path in unfinished_writes(self.path):
                 path.unlink(missing_ok=True)
             write_atomically(self.path / RECIPE, self.recipe.to_yaml())
@@ -139,7 +139,7 @@ def describe_environment(seed: int, device: str, precision: str) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """Raise InputError for a folder that holds more than what a run leaves that was killed before it wrote its recipe."""
     if not folder.is_dir():
         return

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedMode
 
 from road_interp.adapters.modules_to_save import serialize_modules
 from road_interp.data.labelled import LabelledDataset, by_length, label_options, load_labelled, load_test_set, tokenize
+from road_interp.errors import InputError
 from road_interp.files import write_atomically
 from road_interp.measure.intervals import wilson
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.models.hidden_states import text_token, token_index
-from road_interp.models.loading import check_length, load_model, load_tokenizer
+from road_interp.models.loading import check_length, load_model, load_tokenizer, pad_as
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, prefixed, progress_bar, waiting
 from road_interp.recipes.schema import ClassificationRecipe
@@ -65,7 +67,11 @@ class ClassificationExperiment:
         options = label_options(self.data.classes)
         model, head = load_model(recipe.model, recipe.auto_class, problem_type=problem, **options)
         check_length(model, recipe.model)
-        return model, head
+        if model.config.is_encoder_decoder:
+            raise InputError(
+                f"kind: classification reads states of one stack, and {type(model).__name__} has an encoder and a decoder"
+            )
+        return pad_as(self.tokenizer, model), head
 
     def build_model(self, device: torch.device) -> RoadModel:
         """The classifier with identity rotations; rotations and head are trainable."""
@@ -133,14 +139,16 @@ class ClassificationExperiment:
             experiment = cls(run.trained_recipe(device.type))  # type: ignore[arg-type]
             if data is None:
                 experiment.load_data()
+                run.check_classes(experiment.data.classes)
             else:
                 experiment.data = load_test_set(experiment.recipe.data, data, run.classes)
             test = experiment.data.test
             encoded = tokenize(test, experiment.tokenizer, experiment.recipe.model.max_length)
             order = by_length(encoded)
-            encoded = encoded.select(order)
-            trainer = experiment._trainer(run.load_model(), {"validation": encoded}, run.folder, device, progress)
-        logits = experiment._logits(trainer, encoded)
+            encoded, model = encoded.select(order), run.load_model()
+        with TemporaryDirectory() as scratch:  # the Trainer makes a folder for checkpoints
+            trainer = experiment._trainer(model, {"validation": encoded}, Path(scratch), device, progress)
+            logits = experiment._logits(trainer, encoded)
         if predictions is not None and trainer.is_world_process_zero():
             write_atomically(predictions, _predictions_csv(test, logits[np.argsort(order)], run.classes))
         return experiment._score(logits, encoded)

@@ -64,7 +64,7 @@ class MultiTaskClassifier(nn.Module):
         states = self.road(base=base, tasks=tasks, trainable_tasks=trainable_tasks)[1].last_hidden_state
         position = token_index(base["attention_mask"], self._token)
         texts = states[torch.arange(len(states), device=states.device), position]
-        return {task: head(texts.to(head.weight.device)) for task, head in zip(self.tasks, self.heads, strict=True)}
+        return {task: head(texts.to(head.weight)) for task, head in zip(self.tasks, self.heads, strict=True)}
 
     @property
     def hf_device_map(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class ClassifierScorer:
         self._model: Any = on_device(run.load_model(), self._device).model
         self._tokenizer = load_tokenizer(recipe.model)
         data = load_labelled(recipe.data)
+        run.check_classes(data.classes)
         if data.metric != "accuracy":
             raise InputError(f"'{run.folder}' is scored by {data.metric}; outcomes per example need accuracy")
         self._train, self._test = (tokenize(split, self._tokenizer, recipe.model.max_length) for split in (data.train, data.test))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from road_interp.errors import InputError
-from road_interp.files import read_json_object
+from road_interp.files import read_json_object, write_atomically
 from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.runs.run_files import CHECKPOINTS
@@ -175,6 +176,21 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def find_best_again(checkpoint: Path) -> None:
+    """Name the best checkpoint in the state of a newer one by its present path: the Trainer forgets one that it does not find.
+
+    Raises InputError if the best checkpoint is not beside the newer one.
+    """
+    state = read_json_object(checkpoint / TRAINER_STATE_NAME)
+    if (named := state.get("best_model_checkpoint")) is None:
+        return
+    best = checkpoint.parent / Path(named).name
+    if not best.is_dir():
+        raise InputError(f"{best}, the best checkpoint up to {checkpoint}, is missing: train again in another folder")
+    if str(best) != named:
+        write_atomically(checkpoint / TRAINER_STATE_NAME, json.dumps({**state, "best_model_checkpoint": str(best)}, indent=2))
+
+
 @contextmanager
 def checkpoint_errors(checkpoint: str) -> Iterator[None]:
     """Turn any error about a damaged checkpoint into InputError; the errors have no common class. Missing memory is none."""
@@ -196,4 +212,8 @@ def checkpoint_hint(folder: Path) -> str:
 def run_trainer(trainer: Trainer, folder: Path, resume: bool) -> None:
     """Train, or resume from the last complete checkpoint; a run without a checkpoint starts over."""
     checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
+    if checkpoint is not None:
+        if trainer.is_world_process_zero():
+            find_best_again(checkpoint)
+        trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -26,6 +26,7 @@ from road_interp.measure.throughput import ThroughputReport
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.sources import local_folder
+from road_interp.training.api import train
 
 
 def test_the_version_is_that_of_the_package(capsys, monkeypatch):
@@ -116,6 +117,12 @@ def test_several_seeds_are_a_run_each(capsys, monkeypatch, workplace, tmp_path):
     assert code == 0, err
     assert [each["test"] for each in json.loads(out)["runs"]] == [each["test"] for each in runs]
     assert (folders[0] / "metrics.json").stat().st_mtime_ns == before
+    (tmp_path / "half" / "seed-2").mkdir(parents=True)
+    (tmp_path / "half" / "seed-2" / "notes.txt").write_text("mine")
+    code, _, err = run(capsys, monkeypatch, "train", recipe, "--out", tmp_path / "half")
+    assert code == 2
+    assert "seed-2' is not empty" in err
+    assert not (tmp_path / "half" / "seed-0").exists()
     for arguments, message in (
         (["--seed", 1], "the recipe has 'seeds', and a seed is given as well"),
         (["seeds=[0, 0]"], r"'seeds' must be a list of different whole numbers, such as \[0, 1, 2\], not \[0, 0\]"),
@@ -324,6 +331,20 @@ def test_the_table_of_drift_has_the_ratio_to_the_null():
     place = measure.ReadPointDrift(0, False, False, mean, mean, mean, mean, None, ((0.9, 0.1), (0.8, 0.2)))
     table = tables.drift(measure.DriftReport("base", "tuned", "first", 1, 2, (place, replace(place, norm_is_pinned=True))))
     assert list(table.columns[-1].cells) == [f"{0.15 / np.mean([1 / 0.9 - 1, 1 / 0.8 - 1]):.2f}", ""]
+
+
+@pytest.mark.training
+def test_drift_of_a_run_does_not_count_rounding(capsys, monkeypatch, workplace, tmp_path):
+    still = ("model.dtype=bfloat16", "training.learning_rate=1e-12", "training.max_steps=1", "model.max_length=12")
+    train(recipe_for(workplace, *still), tmp_path / "run", progress=False)
+    asked = ("drift", workplace / "model", tmp_path / "run", workplace / "data.csv", "--limit", 20, "--json")
+    code, out, err = run(capsys, monkeypatch, *asked)
+    assert code == 0, err
+    assert all(place["angle"][0] < 1e-3 and place["dM"][0] < 1e-5 for place in json.loads(out)["places"])
+    train(recipe_for(workplace, "training.max_steps=1"), tmp_path / "other", progress=False)
+    code, out, err = run(capsys, monkeypatch, "drift", tmp_path / "run", tmp_path / "other", workplace / "data.csv", "--limit", 2)
+    assert (code, out) == (2, "")
+    assert "the runs have model.dtype bfloat16 and float32" in err
 
 
 def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path):

@@ -263,3 +263,32 @@ def test_a_first_row_may_be_long_and_follow_a_line_of_blanks(tmp_path):
     (tmp_path / "d.csv").write_text("  \ntext,label\n" + "a" * 140_000 + ",1\nb,0\n")
     found = rows.read_rows(str(tmp_path / "d.csv"), None, "train")
     assert (len(found), len(found[0]["text"])) == (2, 140_000)
+
+
+def test_a_further_file_with_numbers_only_has_the_classes_of_texts(tmp_path):
+    train = written(tmp_path / "train.csv", [{**row, "class": ["1", "2", "none"][number % 3]} for number, row in enumerate(ROWS)])
+    test = written(tmp_path / "test.csv", [{**row, "class": ["1", "2"][number % 2]} for number, row in enumerate(ROWS)])
+    found = load_labelled(recipe(train, validation=test))
+    assert found.classes == ("1", "2", "none")
+    assert set(found.validation["label"]) == {0, 1}
+
+
+def test_training_texts_of_one_class_are_refused(tmp_path):
+    one = written(tmp_path / "one.csv", [{**row, "class": "no"} for row in ROWS])
+    with pytest.raises(InputError, match="the training texts have one class only"):
+        load_labelled(recipe(one, classes=["no", "yes"]))
+
+
+@pytest.mark.parametrize(
+    ("problem", "metric"), [("regression", "accuracy"), ("regression", "matthews"), ("classification", "pearson")]
+)
+def test_a_metric_of_another_kind_of_label_is_refused(problem, metric):
+    with pytest.raises(InputError, match=f"'metric' must be used with problem_type .*, not '?{metric}'?"):
+        DataRecipe(id="x", problem_type=problem, metric=metric)
+
+
+def test_a_data_set_of_a_script_is_refused(tmp_path):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "films.py").write_text("import datasets")
+    with pytest.raises(InputError, match="data set '.*films' cannot be loaded"):
+        load_labelled(recipe(str(tmp_path / "films")))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from datasets import Dataset
-from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers import BartConfig, BartModel, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.utils import logging
 
 from helpers.models import random_adapter, tiny_model
@@ -23,10 +24,12 @@ from road_interp.models.loading import on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TrainingRecipe
+from road_interp.runs.answers import answers_of
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.training import arguments
 from road_interp.training.api import evaluate, train
+from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.scoring import make_scorer
 from road_interp.training.trainer import RoadTrainer, checkpoint_errors, last_checkpoint
 
@@ -170,6 +173,70 @@ def test_a_run_cut_short_resumes_to_the_same_end(finished, workplace, monkeypatc
         assert torch.equal(resumed.adapter.alpha[site.name], finished.adapter.alpha[site.name])
     with pytest.raises(InputError, match="has finished"):
         train(recipe_for(workplace), workplace / "cut", resume=True, progress=False)
+
+
+def test_the_best_epoch_is_kept_where_a_finished_training_is_moved(workplace, monkeypatch):
+    recipe = recipe_for(workplace, "training.learning_rate=0.2", "training.epochs=4")
+    whole = train(recipe, workplace / "whole", progress=False)
+    assert whole.metrics["kept epoch"] < 4
+    score = ClassificationExperiment.score
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassificationExperiment, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, workplace / "before", progress=False)
+    monkeypatch.setattr(ClassificationExperiment, "score", score)
+    moved = (workplace / "before").rename(workplace / "behind")
+    lost = Path(shutil.copytree(moved, workplace / "lost"))
+    resumed = train(recipe, moved, resume=True, progress=False)
+    assert resumed.metrics == whole.metrics
+    assert (moved / "head.safetensors").read_bytes() == (whole.folder / "head.safetensors").read_bytes()
+    state = json.loads(next((lost / "checkpoints").glob("*/trainer_state.json")).read_text())
+    shutil.rmtree(lost / "checkpoints" / Path(state["best_model_checkpoint"]).name)
+    with pytest.raises(InputError, match="the best checkpoint up to .* is missing"):
+        train(recipe, lost, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+def test_a_decoder_reads_its_last_token_whatever_its_config_pads_with(language_workplace, tmp_path, padding):
+    folder = Path(shutil.copytree(language_workplace / "model", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": padding}))
+    content = {
+        "kind": "classification",
+        "model": {"id": str(folder), "max_length": 16},
+        "data": {"id": str(language_workplace / "reviews.csv"), "validation_size": 20, "test_size": 20},
+        "training": {"learning_rate": 0.05, "epochs": 1, "batch_size": 16, "precision": "fp32"},
+    }
+    run = train(load_recipe(content), tmp_path / "run", progress=False)
+    longer = "a good film with many more words than the other text has, and then some more"
+    alone, together = run.predict(["bad film"])[0], run.predict(["bad film", longer])[0]
+    assert alone.label == together.label
+    assert alone.probability == pytest.approx(together.probability, abs=1e-5)
+
+
+def test_labels_of_other_classes_are_not_scored(workplace, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    text = (workplace / "data.csv").read_text()
+    (data / "train.csv").write_text(text)
+    run = train(recipe_for(workplace, f"data.id={data}", "training.max_steps=2"), tmp_path / "run", progress=False)
+    (data / "train.csv").write_text(text.replace(",positive", ",another"))
+    for use in (lambda: evaluate(run, progress=False), lambda: make_scorer(run), lambda: answers_of(run)):
+        with pytest.raises(InputError, match="labels of its data are another, negative now, and were negative, positive when it"):
+            use()
+
+
+def test_encoder_decoder_models_are_refused(workplace, tmp_path):
+    folder = Path(shutil.copytree(workplace / "model", tmp_path / "model"))
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = BartConfig(vocab_size=40, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32, **sizes)
+    BartModel(config).save_pretrained(folder)
+    recipe = recipe_for(workplace, f"model.id={folder}", "adapter.sites=mlp", "adapter.stack=model.encoder.layers")
+    with pytest.raises(InputError, match="BartForSequenceClassification has an encoder and a decoder"):
+        train(recipe, tmp_path / "run", progress=False)
 
 
 def test_accelerate_may_place_the_model(finished, workplace):

@@ -56,6 +56,11 @@ def finished(folder):
     return train(recipe_for(folder), folder / "heads", progress=False)
 
 
+def test_heads_read_states_of_half_precision(folder, tmp_path):
+    run = train(recipe_for(folder, "model.dtype=bfloat16", "training.max_steps=2"), tmp_path / "half", progress=False)
+    assert {*run.composition.correct} == {"tone", "start"}
+
+
 def test_two_tasks_are_learned_on_one_state(folder, finished):
     report = MultiTaskAccuracyReport.from_json((finished.folder / "multitask-accuracy.json").read_text())
     assert report.tasks == ("tone", "start")
