@@ -142,8 +142,9 @@ def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, 
     recipes = load_trainable_recipes(recipe, overrides)
     quiet_libraries()
     folders = [folder] if len(recipes) == 1 else [folder / f"seed-{each.seed}" for each in recipes]
-    for each in [] if resume else folders:  # of all seeds, before the first is trained
-        check_free(each)
+    if is_main_process() and not resume:
+        for each in folders:  # of all seeds, before the first is trained
+            check_free(each)
     if not as_json and is_main_process():
         first = recipes[0]
         console.print(
