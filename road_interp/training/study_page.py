@@ -49,10 +49,9 @@ def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path, pro
         if not any((options.results / ("quick" if options.quick else "") / study.name).glob("*/*.json")):
             continue
         progress(study.name, number, len(studies))
-        section: dict[str, Any] = {"study": study, "command": command_of(study, study.conditions), "numbers": [], "images": []}
+        pieces = read_pieces(study, options)
+        section: dict[str, Any] = {"study": study, "command": command_of(study, pieces), "numbers": [], "images": []}
         try:
-            pieces = read_pieces(study, options)
-            section["command"] = command_of(study, pieces)
             report = study.report(pieces)
         except InputError as error:  # a condition that the report needs is not measured yet
             yield {**section, "sentence": f"Not shown: {error}"}
