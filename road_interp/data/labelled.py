@@ -242,9 +242,9 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
     """`data` with its labels as indices into `classes`, or as floats if `classes` is None."""
     labels: list[float | int] = []
     index = {label: number for number, label in enumerate(classes or ())}
-    are_texts = all(isinstance(label, str) for label in index)
+    are_texts = bool(index) and all(isinstance(label, str) for label in index)
     for row, label in enumerate(data["label"]):
-        if are_texts and isinstance(label, int | float) and not isinstance(label, bool) and classes is not None:
+        if are_texts and isinstance(label, int | float) and not isinstance(label, bool):
             label = str(label)  # a column of numbers only, of a file beside one that has other texts as well
         if classes is None:
             if (value := _finite_number(label)) is None:
