@@ -167,7 +167,7 @@ STUDY = Study(
     minutes=900,
     quick=("steps=3", "pairs=[32, 8, 16]", "layers=[1, 2]"),
     quick_conditions=1,
-    inputs=("templates",),
+    inputs={"templates": lambda settings: [Path(settings.templates)]},
     applies=lambda settings: settings.task in read_json_object(Path(settings.templates)),
 )
 

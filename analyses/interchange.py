@@ -227,7 +227,7 @@ CONTROLS = Study(
     seeds=(0, 1, 2, 3, 4),
     quick=QUICK,
     quick_conditions=1,
-    inputs=("templates",),
+    inputs={"templates": lambda settings: [] if settings.task in BUILT_IN else [Path(settings.templates)]},
 )
 SCAN = Study(
     name="scan",

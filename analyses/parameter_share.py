@@ -86,6 +86,12 @@ class RateScores(Result):
         return max(self.validation, key=lambda each: (each[1], -each[0]))[0]
 
 
+def glue_files(settings: Settings) -> list[Path]:
+    """The files of a task in the folder `glue`."""
+    folder = Path(str(settings.glue)) / settings.task
+    return [] if settings.task == REVIEWS else [folder / "train.tsv", folder / "dev.tsv"]
+
+
 def overrides_of(settings: Settings, rate: float) -> list[str]:
     """The overrides of the recipe sentiment-minilm."""
     given = [f"model.id={MODELS[settings.model]}", f"seed={settings.seed}", f"training.learning_rate={rate}"]
@@ -93,8 +99,8 @@ def overrides_of(settings: Settings, rate: float) -> list[str]:
         return [*given, f"data.per_class={settings.per_class}", *settings.more]
     if settings.glue is None:
         raise InputError(f"task '{settings.task}' needs glue=FOLDER, a folder with {settings.task}/train.tsv and dev.tsv")
-    folder = Path(settings.glue) / settings.task
-    files = (f"data.id={folder / 'train.tsv'}", f"data.validation={folder / 'dev.tsv'}", "data.filter={}", "data.label=label")
+    train, dev = glue_files(settings)
+    files = (f"data.id={train}", f"data.validation={dev}", "data.filter={}", "data.label=label")
     size = () if settings.task == "RTE" else (f"data.per_class={settings.per_class}",)
     return [*given, *files, *COLUMNS[settings.task], *size, *settings.more]
 
@@ -192,7 +198,7 @@ COMMON: dict[str, Any] = {
     "recipe": Settings,
     "quick": ("per_class=32", "rates=[1e-3]", "more=[training.max_steps=2, data.validation_size=0.05, data.test_size=0.05]"),
     "quick_conditions": 1,
-    "inputs": ("glue",),
+    "inputs": {"glue": glue_files},
 }
 
 

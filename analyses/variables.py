@@ -22,7 +22,7 @@ import numpy as np
 
 from road_interp import plots
 from road_interp.causal.answered_questions import answered_rightly, with_best_prompts
-from road_interp.causal.entity_task import EntityTask, Question, SplitName, draw_variable_pairs, load_ravel
+from road_interp.causal.entity_task import EntityTask, Question, SplitName, draw_variable_pairs, load_ravel, ravel_files
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import (
     DEEP,
@@ -383,7 +383,7 @@ COMMON: dict[str, Any] = {
     "result": VariablesComparison,
     "quick": ("steps=3", "pairs=[8, 8, 8]", "asked=60", "methods=[stacked RoAd, multi-task DAS, masked components]"),
     "quick_conditions": 1,
-    "inputs": ("ravel",),
+    "inputs": {"ravel": lambda settings: [] if settings.entities == NOUNS else ravel_files(settings.ravel, settings.entities)},
     "applies": lambda settings: is_here(settings.model),
 }
 VARIABLES = Study(

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,7 @@ class Provenance:
         command: name and arguments of the program; of an absolute path only the last part.
         seeds: seeds of training and sampling; empty without either.
         settings: hash of recipe and overrides of a study's condition; empty elsewhere.
+        inputs: the beginning of the sha256 of every data file that a study was given, by setting and file.
     """
 
     versions: Mapping[str, str]
@@ -34,11 +35,12 @@ class Provenance:
     command: str
     seeds: tuple[int, ...] = ()
     settings: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
-def current_provenance(seeds: Sequence[int] = (), settings: str = "") -> Provenance:
+def current_provenance(seeds: Sequence[int] = (), settings: str = "", inputs: Mapping[str, str] | None = None) -> Provenance:
     """The provenance of a result of this process."""
-    return Provenance(library_versions(), _commit(), _command(), tuple(seeds), settings)
+    return Provenance(library_versions(), _commit(), _command(), tuple(seeds), settings, inputs or {})
 
 
 def library_versions() -> dict[str, str]:

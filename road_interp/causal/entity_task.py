@@ -99,6 +99,12 @@ class EntityTask:
         return space + self.values[question.entity][question.attribute]
 
 
+def ravel_files(folder: str | Path, entity_type: str) -> list[Path]:
+    """RAVEL's files of a type of entity: attributes, prompts, and the splits of both."""
+    names = ("entity_attributes", "attribute_to_prompts", "entity_to_split", "prompt_to_split")
+    return [Path(folder) / f"ravel_{entity_type}_{name}.json" for name in names]
+
+
 def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], cluster: str | None = None) -> EntityTask:
     """Read a type of entity in RAVEL's format: four JSON files called `ravel_TYPE_...`.
 
@@ -115,10 +121,7 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], 
     """
     check_argument("causal.load_ravel", folder, (str, os.PathLike), "the folder of RAVEL's files")
     attributes = checked_list("causal.load_ravel", attributes, str, "their names, as in ['Country', 'Continent']")
-    values, prompts, split, prompt_split = (
-        read_json_object(Path(folder) / f"ravel_{entity_type}_{name}.json")
-        for name in ("entity_attributes", "attribute_to_prompts", "entity_to_split", "prompt_to_split")
-    )
+    values, prompts, split, prompt_split = map(read_json_object, ravel_files(folder, entity_type))
     if unknown := [attribute for attribute in attributes if attribute not in prompts]:
         raise InputError(f"'{unknown[0]}' is not an attribute of {entity_type}; there are {', '.join(prompts)}")
     try:

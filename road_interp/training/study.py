@@ -32,6 +32,7 @@ from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training.api import train
 from road_interp.training.arguments import forward_precision
 from road_interp.training.manifest import record
+from road_interp.training.study_inputs import Inputs, check_digests, digests
 
 Described = tuple[str, list[tuple[str, str]]]  # a sentence about a report, and its (name, value) pairs
 QUICK_CLASSIFICATION = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
@@ -96,7 +97,8 @@ class Study:
         seeds: of every condition, unless the options say others.
         quick: further overrides with `--quick`.
         quick_seeds, quick_conditions: numbers of seeds and conditions with `--quick`; None for all.
-        inputs: settings that are paths on this machine; they do not enter the settings hash.
+        inputs: settings that are paths on this machine, and the files of theirs that a piece reads, from its recipe. A result
+            keeps hashes of the files, not the paths.
         applies: whether a condition can be measured with the inputs, from its recipe; others are left out unless they are chosen
             by name.
     """
@@ -117,7 +119,7 @@ class Study:
     quick: tuple[str, ...] = ()
     quick_seeds: int = 1
     quick_conditions: int | None = None
-    inputs: tuple[str, ...] = ()
+    inputs: Inputs = field(default_factory=dict)
     applies: Callable[[Any], bool] = lambda recipe: True
 
 
@@ -181,8 +183,9 @@ def read_pieces(study: Study, options: StudyOptions) -> Pieces:
     pieces = {}
     for slug, condition in study.conditions.items():
         paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
-        if results := [_load(study, condition, path, options) for path in paths if path.is_file()]:
-            pieces[slug] = results
+        if measured := [path for path in paths if path.is_file()]:
+            given = digests(_recipe(study, slug, 0, options), study.inputs)
+            pieces[slug] = [_load(study, condition, path, options, given) for path in measured]
     if not pieces:
         raise InputError(f"'{options.results / study.name}' holds no results of this study")
     return pieces
@@ -276,8 +279,9 @@ def _measurable(study: Study, options: StudyOptions, progress: Progress) -> list
 def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress: Progress) -> Result:
     condition = study.conditions[slug]
     piece = Piece(_recipe(study, slug, seed, options), slug, seed, options.runs, progress)
+    inputs = digests(piece.recipe, study.inputs)
     result = (condition.measure or study.measure)(piece)
-    return replace(result, provenance=current_provenance((seed,), settings_of(study, condition, options)))
+    return replace(result, provenance=current_provenance((seed,), settings_of(study, condition, options), inputs))
 
 
 def _recipe(study: Study, slug: str, seed: int, options: StudyOptions) -> Any:
@@ -285,12 +289,13 @@ def _recipe(study: Study, slug: str, seed: int, options: StudyOptions) -> Any:
     return load_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else _settings(study.recipe, overrides)
 
 
-def _load(study: Study, condition: Condition, path: Path, options: StudyOptions) -> Result:
-    """The result in a file. Raises InputError for a result that was measured with other settings."""
+def _load(study: Study, condition: Condition, path: Path, options: StudyOptions, inputs: Mapping[str, str]) -> Result:
+    """The result in a file. Raises InputError for a result that was measured with other settings or input files."""
     result = study.result.load(path)
     stored = None if result.provenance is None else result.provenance.settings
     if stored != (settings := settings_of(study, condition, options)):
         raise InputError(f"'{path}' was measured with other settings ({stored}, not {settings}); choose another --results")
+    check_digests({} if result.provenance is None else result.provenance.inputs, inputs, path)
     return result
 
 

@@ -69,7 +69,11 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     asked.clear()
     monkeypatch.setitem(script, "RATES", {"minilm": {"road_1": 3e-3, "full": 1e-4}})
     slugs = [f"minilm_{task}_{method}" for task in ("rotten-tomatoes", "RTE") for method in ("road_1", "full")]
-    told = command("parameter-share", "glue=glue", "--seeds", "0,1", *(each for slug in slugs for each in ("--only", slug)))
+    glue = tmp_path / "glue"
+    for name in ("train.tsv", "dev.tsv"):
+        (glue / "RTE" / name).parent.mkdir(parents=True, exist_ok=True)
+        (glue / "RTE" / name).touch()
+    told = command("parameter-share", f"glue={glue}", "--seeds", "0,1", *(each for slug in slugs for each in ("--only", slug)))
     assert [(method, task, recipe.seed) for recipe, method, task in asked] == [
         (method, task, seed) for task in ("rotten-tomatoes", "RTE") for method in ("road_1", "full") for seed in (0, 1)
     ]
@@ -77,7 +81,7 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     assert reviews == tuned_on  # so that the rates are chosen on validation texts of the same split
     assert sizes == {None}
     assert (reviews.per_class, reviews.filter) == (3500, {"source": "rotten_tomatoes"})
-    assert (entailment.id, entailment.validation, entailment.filter) == ("glue/RTE/train.tsv", "glue/RTE/dev.tsv", {})
+    assert (entailment.id, entailment.validation, entailment.filter) == (f"{glue}/RTE/train.tsv", f"{glue}/RTE/dev.tsv", {})
     assert (entailment.text, entailment.text_pair, entailment.per_class) == ("sentence1", "sentence2", None)
     assert [Path(path).stem for path in told["figures"]] == ["parameter-share-rotten-tomatoes", "parameter-share-rte"]
     (name,) = [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%) minus full fine-tuning")]

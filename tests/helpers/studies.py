@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from road_interp.results import Result
 from road_interp.training.study import Condition, Study, StudyOptions, run_study
@@ -73,7 +74,7 @@ def small_study(measured, **changes):
         minutes=1,
         quick=("steps=1",),
         quick_conditions=2,
-        inputs=("file",),
+        inputs={"file": lambda settings: [Path(settings.file)]},
     )
     return replace(study, **changes)
 

@@ -79,7 +79,8 @@ def test_a_condition_without_a_required_setting_is_left_out_and_named(study, mea
     run_study(study, options(tmp_path), lambda text, *_: lines.append(text))
     assert {slug for slug, _ in slugs_and_seeds(measured)} == {"plain", "apart"}
     assert "longer is left out: it needs file=..." in lines
-    run_study(study, options(tmp_path, overrides=("file=here",)))
+    (tmp_path / "here").touch()
+    run_study(study, options(tmp_path, overrides=(f"file={tmp_path / 'here'}",)))
     assert {slug for slug, _ in slugs_and_seeds(measured)} == set(conditions)
     measured.clear()
     run_study(study, options(tmp_path / "chosen", only=("longer",)))
@@ -155,6 +156,23 @@ def test_a_piece_that_was_measured_with_other_settings_is_refused(study, tmp_pat
         read_study(study, options(tmp_path, seeds=(0,)))
 
 
+def test_an_input_file_that_changed_is_refused(study, measured, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a good film")
+    given = options(tmp_path, seeds=(0,), overrides=(f"file={texts}",))
+    run_study(study, given)
+    assert {piece.seed for piece in measured} == {0}
+    stored = Measured.load(tmp_path / "results" / "small" / "plain" / "seed-0.json").provenance.inputs
+    assert stored == {"file/texts.txt": hashlib.sha256(b"a good film").hexdigest()[:16]}
+    read_study(study, options(tmp_path, seeds=(0,)))  # reading needs no input
+    texts.write_text("a dull film")
+    for call in (run_study, read_study):
+        with pytest.raises(InputError, match="plain/seed-0.json' was measured with another file/texts.txt; choose another"):
+            call(study, given)
+    with pytest.raises(InputError, match=r"gone' cannot be read \(No such file or directory\)"):
+        read_study(study, options(tmp_path, seeds=(0,), overrides=(f"file={tmp_path / 'gone'}",)))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -191,8 +209,10 @@ def test_paths_on_this_machine_do_not_enter_the_settings_hash(study, measured, t
     same, other = StudyOptions(("file=here.json",)), StudyOptions(("steps=9",))
     assert settings_of(study, plain, same) == settings_of(study, plain, StudyOptions())
     assert settings_of(study, plain, other) != settings_of(study, plain, StudyOptions())
-    run_study(study, options(tmp_path, seeds=(0,), only=("plain",), overrides=("file=here.json",)))
-    assert measured[0].recipe.file == "here.json"
+    given = tmp_path / "here.json"
+    given.touch()
+    run_study(study, options(tmp_path, seeds=(0,), only=("plain",), overrides=(f"file={given}",)))
+    assert measured[0].recipe.file == str(given)
     run_study(study, options(tmp_path, seeds=(0,), only=("plain",)))
     assert len(measured) == 1
 
@@ -273,6 +293,7 @@ def test_the_manifest_has_the_precision_of_trainings(study, tmp_path, monkeypatc
         trains = replace(
             study,
             recipe="sentiment-minilm",
+            inputs={},
             conditions=conditions,
             measure=lambda piece: Measured(piece.condition, piece.seed, 0),
         )

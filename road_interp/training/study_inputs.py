@@ -1,0 +1,36 @@
+"""Which data on this machine a piece of a study was measured with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from road_interp.errors import InputError
+
+Inputs = Mapping[str, Callable[[Any], Sequence[Path]]]  # by setting, the files that a piece with a recipe reads
+DIGITS = 16  # of a sha256
+
+
+def digests(recipe: Any, inputs: Inputs) -> dict[str, str]:
+    """The beginning of the sha256 of every file that a piece reads, by setting and file; none for settings without a path.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    given = {name: files(recipe) for name, files in inputs.items() if getattr(recipe, name) is not None}
+    return {f"{name}/{path.name}": _digest(path) for name, paths in given.items() for path in paths}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:DIGITS]
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror})") from None
+
+
+def check_digests(measured: Mapping[str, str], given: Mapping[str, str], path: Path) -> None:
+    """Raise InputError if a file of today differs from the one that the piece at `path` was measured with."""
+    if changed := [name for name in given if measured.get(name, given[name]) != given[name]]:
+        raise InputError(f"'{path}' was measured with another {', '.join(changed)}; choose another --results")
