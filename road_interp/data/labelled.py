@@ -117,7 +117,7 @@ def load_test_set(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] 
     The other splits are empty: the data of the recipe are not read. Raises InputError as `load_labelled`.
     """
     recipe = with_glue_defaults(recipe)
-    test = _with_labels(read_examples(recipe, identifier, "test"), classes, identifier)
+    test = _with_labels(read_examples(recipe, identifier, "test", None), classes, identifier)
     return LabelledDataset(test.select([]), test.select([]), test, classes, _metric(recipe, classes))
 
 
@@ -174,10 +174,10 @@ def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
     return replace(recipe, id=GLUE, **missing)
 
 
-def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str = "data") -> Dataset:
+def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str | None = "data") -> Dataset:
     """Read one split with the columns `text`, `text_pair` (optional) and `label`; labels keep their values in the data.
 
-    `section` is as in `load_labelled`.
+    `section` is as in `read_rows`.
     """
     names = {"text": recipe.text or "text", "label": recipe.label or "label"}
     data = read_rows(identifier, recipe.config, split, recipe.filter, section, names["label"])
@@ -216,12 +216,12 @@ def read_texts(recipe: DataRecipe, identifier: str) -> list[Any]:
     return list(data[names[0]]) if len(names) == 1 else list(zip(*(data[column] for column in names), strict=True))
 
 
-def _first_words(data: Dataset, count: int, identifier: str, section: str) -> Dataset:
+def _first_words(data: Dataset, count: int, identifier: str, section: str | None) -> Dataset:
     """The texts cut to their first `count` words; shorter texts are left out."""
     cut = [" ".join(text.split()[:count]) for text in data["text"]]
     kept = [row for row, text in enumerate(data["text"]) if len(text.split()) >= count]
     if not kept:
-        raise InputError(f"'{identifier}': no text has {count} words or more ({section}.words)")
+        raise InputError(f"'{identifier}': no text has {count} words or more" + ("" if section is None else f" ({section}.words)"))
     return data.remove_columns("text").add_column("text", cut).select(kept)
 
 

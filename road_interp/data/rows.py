@@ -33,19 +33,19 @@ def read_rows(
     config: str | None,
     split: str,
     keep: Mapping[str, Any] | None = None,
-    section: str = "data",
+    section: str | None = "data",
     label: str | None = None,
 ) -> Dataset:
     """Read the rows of one split that have all column values of `keep`, with all columns. Raises InputError if there are none.
 
-    `section` is as in `load_labelled`. `label` names a column of labels: in a CSV file they stay text if one is a whole number
+    `section` is as in `load_labelled`; None where the recipe cannot be changed. `label` names a column of labels: in a CSV file they stay text if one is a whole number
     with zeros before it, such as "01".
     """
     data = _read(identifier, config, split, label)
     for column, value in (keep or {}).items():
         if column not in data.column_names:
-            hint = f"{listed_columns(data)}; {section}.filter=null drops it"
-            raise InputError(f"'{identifier}' has no column '{column}' for filter; {hint}")
+            hint = "give it one" if section is None else f"{section}.filter=null drops it"
+            raise InputError(f"'{identifier}' has no column '{column}' for filter; {listed_columns(data)}; {hint}")
         data = data.filter(lambda row, column=column, value=value: row[column] == value, load_from_cache_file=False)
     if len(data) == 0:
         raise InputError(f"'{identifier}' holds no examples" + (f" with {keep}" if keep else ""))

@@ -151,6 +151,8 @@ class Run:
     def predict(self, texts: Iterable[Text], *, device: str | None = None, progress: Progress = silent) -> tuple[Prediction, ...]:
         """The trained model's predictions for texts, in their order. The model is loaded for each call.
 
+        Texts are read as they are, up to `model.max_length` tokens, also by a run whose recipe cuts its data to `data.words`.
+
         Args:
             texts: texts, or pairs of texts for a run that was trained on pairs.
             device: "cpu" or "cuda"; by default "cuda" where torch finds it.

@@ -227,6 +227,14 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
             load_labelled(bad)
 
 
+def test_a_further_test_set_needs_the_columns_of_the_filter(tmp_path):
+    path = written(tmp_path / "data.csv")
+    with pytest.raises(InputError, match=r"has no column 'maker' for filter; its columns are .*; give it one$"):
+        load_test_set(recipe(path, filter={"maker": "b"}), path, ("no", "yes"))
+    with pytest.raises(InputError, match=r"no text has 90 words or more$"):
+        load_test_set(recipe(path, words=90), path, ("no", "yes"))
+
+
 def test_a_filter_of_null_selects_all_rows(tmp_path):
     path = written(tmp_path / "data.csv")
     assert len(load_test_set(recipe(path, filter=None), path, ("no", "yes")).test) == 40
