@@ -17,17 +17,8 @@ from road_interp.plots import export
 from road_interp.sources import readable_name
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import make_scorer
-from road_interp.training.study import (
-    QUICK_CLASSIFICATION,
-    Condition,
-    Described,
-    Piece,
-    Pieces,
-    Study,
-    needs,
-    run_of,
-    with_interval,
-)
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, needs, with_interval
+from road_interp.training.study_runs import run_of
 
 ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MAGNITUDES)}
 

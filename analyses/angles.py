@@ -15,7 +15,8 @@ from road_interp.measure import AngleReport, angles, seed_structure
 from road_interp.measure.structure import AngleStudy
 from road_interp.plots import export
 from road_interp.plots.structure import LABELS
-from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, run_of, with_interval
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study_runs import run_of
 
 
 def measure(piece: Piece) -> AngleReport:

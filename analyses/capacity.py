@@ -15,7 +15,8 @@ from road_interp.cli.app import main_of
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.plots import export
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
-from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, run_of, with_interval
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study_runs import run_of
 
 TASK = "rotten-tomatoes"
 

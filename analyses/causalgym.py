@@ -25,7 +25,8 @@ from road_interp.files import read_json_object
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study_runs import language_model
 
 TASKS = (
     *("agr_gender", "agr_sv_num_subj-relc", "agr_sv_num_obj-relc", "agr_sv_num_pp"),

@@ -38,10 +38,10 @@ from road_interp.training.study import (
     Piece,
     Pieces,
     Study,
-    run_of,
     settings_hash,
     with_interval,
 )
+from road_interp.training.study_runs import run_of
 
 PRETRAINED, NULL = "pretrained", "pretrained against itself"
 NAMES = {"full": "full fine-tuning", "lora": "LoRA, rank 8", "road_1": "road_1"}

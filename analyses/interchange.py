@@ -31,7 +31,8 @@ from road_interp.measure.intervals import mean_interval
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study_runs import language_model
 
 SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}
 BUILT_IN = ("agreement", "gender")

@@ -21,7 +21,8 @@ from road_interp.cli.app import main_of
 from road_interp.measure import InterferenceReport, interference
 from road_interp.plots import export
 from road_interp.training.scoring import MultiTaskScorer
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study_runs import run_of
 
 QUICK = ("training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source")))
 

@@ -14,7 +14,8 @@ from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.plots import export
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, run_of, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, with_interval
+from road_interp.training.study_runs import run_of
 
 QUICK = ("training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source")))
 ALONE = {f"{task}-alone": task for task in ("sentiment", "source")}

@@ -21,7 +21,8 @@ from road_interp.measure import QueryKey, angles, query_key
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, run_of
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study
+from road_interp.training.study_runs import run_of
 
 SMOLLM2_CHANGES = (
     f"model.id={SMOLLM2}",

@@ -16,7 +16,8 @@ from road_interp.models.loading import load_tokenizer
 from road_interp.plots import export
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import GenerationScorer
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, run_of, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study_runs import run_of
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 

@@ -49,7 +49,8 @@ from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2, is_here, readable_name
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, language_model, settings_hash, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
+from road_interp.training.study_runs import language_model
 
 GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt

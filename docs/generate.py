@@ -25,8 +25,9 @@ from write_numbers import drop_zero
 import road_interp
 from road_interp.cli.app import app
 from road_interp.recipes import schema
-from road_interp.training.study import Study, StudyOptions, read_study, studies
+from road_interp.training.study import Study, StudyOptions, studies
 from road_interp.training.study_page import command_of
+from road_interp.training.study_pieces import read_study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

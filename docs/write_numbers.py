@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from figure_results import outdated
 
-from road_interp.training.study import StudyOptions, find_study, read_study, studies
+from road_interp.training.study import StudyOptions, find_study, studies
+from road_interp.training.study_pieces import read_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts))

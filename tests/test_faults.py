@@ -30,7 +30,8 @@ from road_interp.sites.find import find_sites
 from road_interp.training import trainer
 from road_interp.training.api import train
 from road_interp.training.classification import ClassificationExperiment
-from road_interp.training.study import StudyOptions, find_study, settings_of
+from road_interp.training.study import StudyOptions, find_study
+from road_interp.training.study_pieces import settings_of
 
 resource = pytest.importorskip("resource", reason="Windows has no limits of resources")
 ANALYSES = Path(__file__).parents[1] / "analyses"

@@ -62,8 +62,9 @@ def study(
 def _run(name: str, options: StudyOptions, selection: Selection, as_json: bool) -> None:
     """Measure or read one study, draw it and print its summary."""
     with waiting("reading the study"):
-        from road_interp.training.study import find_study, read_study, run_study
+        from road_interp.training.study import find_study
         from road_interp.training.study_page import draw_study
+        from road_interp.training.study_pieces import read_study, run_study
 
         chosen = find_study(name)
     if selection.redraw:

@@ -221,7 +221,9 @@ def _first_words(data: Dataset, count: int, identifier: str, section: str | None
     cut = [" ".join(text.split()[:count]) for text in data["text"]]
     kept = [row for row, text in enumerate(data["text"]) if len(text.split()) >= count]
     if not kept:
-        raise InputError(f"'{identifier}': no text has {count} words or more" + ("" if section is None else f" ({section}.words)"))
+        raise InputError(
+            f"'{identifier}': no text has {count} words or more" + ("" if section is None else f" ({section}.words)")
+        )
     return data.remove_columns("text").add_column("text", cut).select(kept)
 
 

@@ -38,8 +38,8 @@ def read_rows(
 ) -> Dataset:
     """Read the rows of one split that have all column values of `keep`, with all columns. Raises InputError if there are none.
 
-    `section` is as in `load_labelled`; None where the recipe cannot be changed. `label` names a column of labels: in a CSV file they stay text if one is a whole number
-    with zeros before it, such as "01".
+    `section` is as in `load_labelled`; None where the recipe cannot be changed. `label` names a column of labels: in a CSV file
+    they stay text if one is a whole number with zeros before it, such as "01".
     """
     data = _read(identifier, config, split, label)
     for column, value in (keep or {}).items():

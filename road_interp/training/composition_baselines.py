@@ -28,7 +28,8 @@ from road_interp.sites.find import find_sites
 from road_interp.training.experiment import identity_model, trained_in_memory
 from road_interp.training.low_rank import LowRankModel
 from road_interp.training.multitask_generation import MultiTaskGenerationExperiment, score_composition
-from road_interp.training.study import Piece, run_of
+from road_interp.training.study import Piece
+from road_interp.training.study_runs import run_of
 
 
 def divided_by_seed(piece: Piece) -> Piece:

@@ -1,38 +1,20 @@
-"""Studies: one question, measured under several conditions and seeds, drawn and described.
-
-Each piece (one condition and seed) is stored as `RESULTS/STUDY/CONDITION/seed-N.json`, and is measured only if that file is
-missing. The scripts in `analyses/` define the studies; `run_study` is their common loop.
-"""
+"""Studies: one question, measured under several conditions and seeds, drawn and described. `analyses/` defines them."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from road_interp.errors import InputError, did_you_mean
-from road_interp.files import check_folder, locked
-from road_interp.from_mapping import from_mapping
-from road_interp.models.loading import find_device, load_model, load_tokenizer
-from road_interp.progress import Progress, silent
-from road_interp.provenance import current_provenance
-from road_interp.recipes.loader import apply_override, load_recipe, load_stored_recipe, read_recipe
-from road_interp.recipes.schema import TrainableRecipe
+from road_interp.progress import Progress
 from road_interp.results import Result
-from road_interp.runs.run import Run
-from road_interp.runs.run_files import METRICS, RECIPE
-from road_interp.training.api import train
-from road_interp.training.arguments import forward_precision
-from road_interp.training.manifest import record
-from road_interp.training.study_inputs import Inputs, check_digests, digests
+from road_interp.training.study_inputs import Inputs
 
 Described = tuple[str, list[tuple[str, str]]]  # a sentence about a report, and its (name, value) pairs
 QUICK_CLASSIFICATION = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
@@ -148,49 +130,6 @@ class StudyOptions:
             raise InputError("a study has several seeds: give them with --seeds, not as seed=")
 
 
-def run_study(study: Study, options: StudyOptions, progress: Progress = silent) -> Result:
-    """Measure the missing pieces, and return the report of all pieces.
-
-    Raises:
-        InputError: an unknown condition, a file that is not a result of this study, or no pieces at all.
-    """
-    if unknown := [slug for slug in options.only if slug not in study.conditions]:
-        hint = did_you_mean(unknown[0], study.conditions, "the conditions are")
-        raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
-    for slug in options.only or _measurable(study, options, progress):
-        for seed in _seeds(study, study.conditions[slug], options):
-            path = _path(study, slug, seed, options)
-            if not path.is_file():
-                progress(f"{study.conditions[slug].name}, seed {seed}")
-                started = time.monotonic()
-                result = _measure(study, slug, seed, options, progress)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                result.save(path)
-                results = options.results / "quick" if options.quick else options.results
-                training = getattr(_recipe(study, slug, seed, options), "training", None)
-                precision = None if training is None else forward_precision(training, find_device(None))
-                record(results, path, result, time.monotonic() - started, precision)
-    return read_study(study, options)
-
-
-def read_study(study: Study, options: StudyOptions) -> Result:
-    """The report of the pieces in `options.results`. Raises InputError if there are none, or none that the report needs."""
-    return study.report(read_pieces(study, options))
-
-
-def read_pieces(study: Study, options: StudyOptions) -> Pieces:
-    """The stored pieces, by condition. Raises InputError if there are none, and for damaged ones and those of other settings."""
-    pieces = {}
-    for slug, condition in study.conditions.items():
-        paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
-        if measured := [path for path in paths if path.is_file()]:
-            given = digests(_recipe(study, slug, 0, options), study.inputs)
-            pieces[slug] = [_load(study, condition, path, options, given) for path in measured]
-    if not pieces:
-        raise InputError(f"'{options.results / study.name}' holds no results of this study")
-    return pieces
-
-
 def studies() -> dict[str, Study]:
     """The studies in `analyses/` (in the wheel or the repository), by name."""
     installed = Path(str(resources.files("road_interp") / "analyses"))
@@ -205,40 +144,6 @@ def find_study(name: str) -> Study:
     if name not in known:
         raise InputError(f"no study '{name}'; {did_you_mean(name, known)}")
     return known[name]
-
-
-def run_of(piece: Piece) -> Run:
-    """The run of a piece's recipe, trained or resumed if it is not finished.
-
-    The folder name holds the model and the hash of the recipe, so that studies with equal recipes share a run.
-
-    Raises:
-        InputError: the folder holds a run of another recipe.
-    """
-    folder = piece.runs / f"{piece.recipe.model.name}-{settings_hash(piece.recipe)}"
-    return train_once(piece.recipe, folder)
-
-
-def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
-    """The run of a recipe in a folder, trained or resumed if it is not finished; a second process waits for the first.
-
-    Raises:
-        InputError: the folder holds a run of another recipe.
-    """
-    check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if not (folder / METRICS).is_file():
-            return train(recipe, folder, resume=(folder / RECIPE).is_file(), progress=False)
-    if load_stored_recipe(folder / RECIPE) != recipe:
-        raise InputError(f"'{folder}' was trained with another recipe; choose another --runs")
-    return Run.load(folder)
-
-
-@cache
-def language_model(identity: str) -> tuple[Any, Any]:
-    """The causal language model of an id and its tokeniser, loaded once."""
-    return load_model(identity, "causal-lm")[0], load_tokenizer(identity)
 
 
 def settings_hash(*settings: object) -> str:
@@ -259,78 +164,6 @@ def with_interval(values: Sequence[float], digits: int = 3) -> str:
     """A value and its 95% interval as text, from `(value, low, high)`."""
     value, low, high = (each + 0.0 for each in values)  # no sign before a zero
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _measurable(study: Study, options: StudyOptions, progress: Progress) -> list[str]:
-    """The conditions that are measured by default; those whose required settings are missing are reported."""
-    given = {override.partition("=")[0] for override in options.overrides}
-    missing = {slug: [key for key in condition.requires if key not in given] for slug, condition in study.conditions.items()}
-    for slug, keys in missing.items():
-        if keys:
-            progress(f"{slug} is left out: it needs {', '.join(f'{key}=...' for key in keys)}")
-    limit = study.quick_conditions if options.quick else None
-    given_all = [slug for slug, keys in missing.items() if not keys]
-    measured = [slug for slug in given_all if study.applies(_recipe(study, slug, (options.seeds or study.seeds)[0], options))]
-    if others := [slug for slug in given_all if slug not in measured]:
-        progress(f"left out, because the inputs do not hold them: {', '.join(others)}")
-    return measured[:limit]
-
-
-def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress: Progress) -> Result:
-    condition = study.conditions[slug]
-    piece = Piece(_recipe(study, slug, seed, options), slug, seed, options.runs, progress)
-    inputs = digests(piece.recipe, study.inputs)
-    result = (condition.measure or study.measure)(piece)
-    return replace(result, provenance=current_provenance((seed,), settings_of(study, condition, options), inputs))
-
-
-def _recipe(study: Study, slug: str, seed: int, options: StudyOptions) -> Any:
-    overrides = [*_overrides(study, study.conditions[slug], options), f"seed={seed}"]
-    return load_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else _settings(study.recipe, overrides)
-
-
-def _load(study: Study, condition: Condition, path: Path, options: StudyOptions, inputs: Mapping[str, str]) -> Result:
-    """The result in a file. Raises InputError for a result that was measured with other settings or input files."""
-    result = study.result.load(path)
-    stored = None if result.provenance is None else result.provenance.settings
-    if stored != (settings := settings_of(study, condition, options)):
-        raise InputError(f"'{path}' was measured with other settings ({stored}, not {settings}); choose another --results")
-    check_digests({} if result.provenance is None else result.provenance.inputs, inputs, path)
-    return result
-
-
-def settings_of(study: Study, condition: Condition, options: StudyOptions) -> str:
-    """Hash of a condition's settings without the seed: the content of the recipe with the overrides, defaults left out."""
-    overrides = _without_inputs(study, _overrides(study, condition, options))
-    content = read_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else overrides
-    return settings_hash(json.dumps(content, sort_keys=True, default=str))
-
-
-def _overrides(study: Study, condition: Condition, options: StudyOptions) -> list[str]:
-    return [*condition.overrides, *(study.quick if options.quick else ()), *options.overrides]
-
-
-def _without_inputs(study: Study, overrides: Sequence[str]) -> list[str]:
-    return [override for override in overrides if override.partition("=")[0] not in study.inputs]
-
-
-def _settings(kind: type[Any], overrides: Sequence[str]) -> Any:
-    """A dataclass of settings from overrides such as "steps=200"."""
-    content: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(content, override)
-    return from_mapping(kind, content)
-
-
-def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[int, ...]:
-    limit = study.quick_seeds if options.quick else None
-    return (options.seeds or study.seeds)[:limit][: condition.seeds]
-
-
-def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:
-    overrides = _without_inputs(study, options.overrides)
-    name = f"{study.name}-{settings_hash(overrides)}" if overrides else study.name
-    return options.results / ("quick" if options.quick else "") / name / slug / f"seed-{seed}.json"
 
 
 def _studies_in(path: Path) -> list[Study]:

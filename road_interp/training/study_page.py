@@ -15,7 +15,8 @@ from road_interp.files import write_atomically
 from road_interp.plots.export import marked
 from road_interp.progress import Progress, silent
 from road_interp.provenance import figure_metadata
-from road_interp.training.study import Study, StudyOptions, read_pieces
+from road_interp.training.study import Study, StudyOptions
+from road_interp.training.study_pieces import read_pieces
 
 QUICK_MARK = "quick settings: not a result"
 

@@ -25,7 +25,7 @@ from road_interp.causal.variables import cell_weights
 from road_interp.causal.variables_comparison import VariablesComparison, disentangle_over_seeds
 from road_interp.errors import InputError
 from road_interp.measure.intervals import mean_interval
-from road_interp.training import study as study_module
+from road_interp.training import study_runs
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -40,11 +40,11 @@ def tiny_language_model(monkeypatch):
         loaded.append(identity)
         return tiny_model("Llama", head, vocab_size=400), []
 
-    monkeypatch.setattr(study_module, "load_model", load)
-    monkeypatch.setattr(study_module, "load_tokenizer", lambda identity: word_tokenizer())
-    study_module.language_model.cache_clear()
+    monkeypatch.setattr(study_runs, "load_model", load)
+    monkeypatch.setattr(study_runs, "load_tokenizer", lambda identity: word_tokenizer())
+    study_runs.language_model.cache_clear()
     yield loaded
-    study_module.language_model.cache_clear()
+    study_runs.language_model.cache_clear()
 
 
 def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path):

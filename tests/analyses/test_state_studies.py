@@ -16,7 +16,8 @@ from helpers.studies import script_of
 from road_interp.errors import InputError
 from road_interp.measure import DisentangleReport, DriftStudy
 from road_interp.measure.two_layer_classifier import ARMS
-from road_interp.training.study import StudyOptions, read_study, run_study
+from road_interp.training.study import StudyOptions
+from road_interp.training.study_pieces import read_study, run_study
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"

@@ -23,8 +23,9 @@ from helpers.studies import pieces_of, quickly, small_study
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
 from road_interp.training import study as study_module
-from road_interp.training.study import StudyOptions, run_study, settings_of, studies
+from road_interp.training.study import StudyOptions, studies
 from road_interp.training.study_page import write_page
+from road_interp.training.study_pieces import run_study, settings_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS, ANALYSES = ROOT / "results", ROOT / "analyses"

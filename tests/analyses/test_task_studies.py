@@ -18,7 +18,8 @@ from road_interp.measure import CompositionReport, InterferenceReport, StrengthR
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.sites.find import find_sites
 from road_interp.training import composition_baselines
-from road_interp.training.study import StudyOptions, run_study
+from road_interp.training.study import StudyOptions
+from road_interp.training.study_pieces import run_study
 
 
 def test_composition(known, command, monkeypatch, tmp_path):

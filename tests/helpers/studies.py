@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from road_interp.results import Result
-from road_interp.training.study import Condition, Study, StudyOptions, run_study
+from road_interp.training.study import Condition, Study, StudyOptions
+from road_interp.training.study_pieces import run_study
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,9 @@ from road_interp.measure import Ablation, AblationReport
 from road_interp.progress import silent
 from road_interp.runs.run import Run
 from road_interp.training import arguments
-from road_interp.training.study import (
-    Condition,
-    Piece,
-    StudyOptions,
-    find_study,
-    needs,
-    read_study,
-    run_of,
-    run_study,
-    settings_hash,
-    settings_of,
-    train_once,
-    with_interval,
-)
+from road_interp.training.study import Condition, Piece, StudyOptions, find_study, needs, settings_hash, with_interval
+from road_interp.training.study_pieces import read_study, run_study, settings_of
+from road_interp.training.study_runs import run_of, train_once
 
 
 @pytest.fixture
