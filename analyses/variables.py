@@ -203,7 +203,7 @@ def measure(piece: Piece) -> VariablesComparison:
         path = folder / f"{(method or 'controls').replace(' ', '-')}.json"
         if not path.is_file():
             training = training_of(replace(settings, methods=() if method is None else (method,)), piece)
-            parts = compare_variables(*runs, settings.variables, settings.coordinates, method is None, **training)
+            parts = compare_variables(*runs, settings.coordinates, method is None, **training)
             comparison(settings, counts, runs, *parts).save(path)
         found.append(VariablesComparison.load(path))
     trials, reports = (tuple(part for each in found for part in getattr(each, name)) for name in ("trials", "reports"))
@@ -220,7 +220,7 @@ def measure_rates(piece: Piece) -> VariablesComparison:
     """Without test pairs."""
     settings: Settings = piece.recipe
     runs, counts = runs_of(settings, piece, ("train", "val"))
-    tried = try_methods(*runs, settings.variables, settings.coordinates, **training_of(settings, piece))
+    tried = try_methods(*runs, settings.coordinates, **training_of(settings, piece))
     return comparison(settings, counts, runs, [each.trial for each in tried], [])
 
 

@@ -169,10 +169,20 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
 
 
 def _adapter_name(model: nn.Module, adapter_name: str | None) -> str:
-    """The name of one adapter of a PeftModel, by default the active one. Raises InputError if the model does not have it."""
+    """The name of one adapter of a PeftModel, by default the active one.
+
+    Raises InputError if the model does not have it, or if several rotations are active.
+    """
     configs: Mapping[str, Any] = getattr(model, "peft_config", {})
     if not configs:
         raise InputError("the model has no PEFT adapter: give a PeftModel, or a folder that one was saved to")
+    active = getattr(model, "active_adapters", ())
+    rotating = [name for name in (active() if callable(active) else active) if configs[name].peft_type == "ROAD"]
+    if adapter_name is None and len(rotating) > 1:
+        raise InputError(
+            f"PEFT's adapters {', '.join(rotating)} are active together: choose one with RoadAdapter.from_peft(model, name), or "
+            "read each with RoadBank.from_peft(model)"
+        )
     name = str(getattr(model, "active_adapter", None) if adapter_name is None else adapter_name)
     if name not in configs:
         raise InputError(f"the model has no PEFT adapter '{name}'; it has {', '.join(configs)}")

@@ -134,9 +134,11 @@ class RoadAdapter:
         raise InputError(f"'{name}' is not a site of this adapter; its sites are {', '.join(s.name for s in self.sites)}")
 
     def plane_maps(self, site: Site | str) -> PlaneMaps:
-        """The plane maps of one site."""
+        """The plane maps of one site, of angles and scales in half precision in fp32."""
         name = self.site(site).name
-        return plane_maps.maps_from_parameters(self.theta[name], self.alpha[name], self.variant, self.group_size)
+        given = self.theta[name], self.alpha[name]
+        theta, alpha = (values if values.dtype.itemsize >= 4 else values.float() for values in given)
+        return plane_maps.maps_from_parameters(theta, alpha, self.variant, self.group_size)
 
     def polar(self, site: Site | str) -> Polar:
         """Angle, stretches and reflection flag of every plane of one site, for any variant."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from road_interp.arguments import check_argument, checked_list
+from road_interp.arguments import check_argument
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variable_methods import METHODS, NO_SWAP, RANDOM, WHITENED, MethodInputs, no_variable, whole_state
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
@@ -138,7 +138,6 @@ class Trained(NamedTuple):
 def try_methods(
     train: VariableRuns,
     validation: VariableRuns,
-    variables: Sequence[str],
     coordinates: int,
     methods: Sequence[str] = tuple(METHODS),
     rates: Mapping[str, Sequence[float]] | None = None,
@@ -161,7 +160,7 @@ def try_methods(
     _check_same_place(train, validation)
     _check_rates(methods, rates or {})
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
-    inputs = MethodInputs(train.runs.site.width, tuple(variables), coordinates, states, seed)
+    inputs = MethodInputs(train.runs.site.width, train.variables, coordinates, states, seed)
     for name in methods:
         for rate in (rates or {}).get(name, (known[name].learning_rate,)):
             interchange = known[name].make(inputs).to(train.targets.device)
@@ -173,7 +172,6 @@ def compare_variables(
     train: VariableRuns,
     validation: VariableRuns,
     test: VariableRuns,
-    variables: Sequence[str],
     coordinates: int,
     controls: bool = True,
     **options: Any,
@@ -190,16 +188,13 @@ def compare_variables(
     """
     for runs in (train, validation, test):
         check_argument("causal.compare_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
-    variables = checked_list(
-        "causal.compare_variables", variables, str, f"the variables, as in {sorted(set(test.pairs.swapped))}"
-    )
     _check_same_place(train, validation, test)
     _check_disjoint(train, validation, test)
     _check_rates(options.get("methods", METHODS), options.get("rates") or {})
     seed = options.get("seed", 0)
-    reports = _untrained(test, variables, coordinates, seed) if controls else []
+    reports = _untrained(test, coordinates, seed) if controls else []
     trials: list[Trial] = []
-    for name, tried in groupby(try_methods(train, validation, variables, coordinates, **options), lambda each: each.trial.method):
+    for name, tried in groupby(try_methods(train, validation, coordinates, **options), lambda each: each.trial.method):
         of_method = list(tried)
         best, interchange = min(of_method, key=lambda each: (-round(each.trial.validation, 9), each.trial.rate))
         trials.extend(each.trial for each in of_method)
@@ -207,10 +202,10 @@ def compare_variables(
     return trials, reports
 
 
-def _untrained(test: VariableRuns, variables: Sequence[str], coordinates: int, seed: int) -> list[VariablesReport]:
+def _untrained(test: VariableRuns, coordinates: int, seed: int) -> list[VariablesReport]:
     """The reports of no swap, of the swap of the whole state, and of a random subspace."""
     swaps = ((NO_SWAP, no_variable), ("whole state", whole_state))
-    owned = VariableCoordinates(dict.fromkeys(variables, coordinates))
+    owned = VariableCoordinates(dict.fromkeys(test.variables, coordinates))
     random = owned.low_rank(test.runs.site.width, seed=seed).requires_grad_(False).to(test.targets.device)
     return [
         *(measure_variables(test, swap, name, seed=seed) for name, swap in swaps),

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
@@ -44,6 +44,8 @@ from road_interp.sites.site import Site, on_slice
 
 # Models whose attention computes with tokens on the first axis and rows on the second.
 TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
+# Models that change the outputs of some of their modules in place, as by `+=`; the fast gradient of road_1 reads them afterwards.
+CHANGES_OUTPUTS = frozenset({"deberta", "falcon", "flaubert", "llama4", "llama4_text", "xlm"})
 REENTRANT = (
     "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose graph the first "
     "of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
@@ -118,6 +120,7 @@ class RotationContext:
         self._last = EVERY_TOKEN  # the selection of the last pass in any thread
         self._thread = InThread()
         self._checkpointed = CheckpointedSelections(positions)
+        self._keeps_outputs = CHANGES_OUTPUTS.isdisjoint(model_types(model))
 
     def __enter__(self) -> RotationContext:
         with ExitStack() as undo:  # undoes partial registration after an error
@@ -325,7 +328,7 @@ class RotationContext:
         return restore
 
     def _check_rows_first(self, what: str) -> None:
-        if self._model.config.model_type in TOKENS_FIRST:
+        if not TOKENS_FIRST.isdisjoint(model_types(self._model)):
             raise InputError(
                 f"{what}: {type(self._model).__name__} computes with tokens on the first axis, so that rows cannot be told from "
                 "tokens; only one adapter for all rows, with positions='all', works there"
@@ -389,7 +392,8 @@ class RotationContext:
         else:
             row_maps = self._maps_for(hidden, site)
             maps = row_maps.for_batch(hidden, site)[index]
-            if self._has_inplace_form(maps, hidden, site) and (not torch.is_grad_enabled() or row_maps.invertible):
+            keeps = not torch.is_grad_enabled() or (row_maps.invertible and self._keeps_outputs)
+            if keeps and self._has_inplace_form(maps, hidden, site):
                 overwrite = owned and selected is None and not (torch.is_grad_enabled() and hidden._is_view())
                 rotated = rotate_in_place(hidden, maps.a, overwrite)
             else:
@@ -397,12 +401,21 @@ class RotationContext:
         if selected is None:
             return rotated
         mask = selected.to(hidden.device)
+        if self._projects_distances(site):
+            raise InputError(
+                f"site '{site.name}': its module computes embeddings of distances, too, which are no tokens; only "
+                "positions='all' works there"
+            )
         if hidden.ndim != 3 or hidden.shape[:2] != mask.shape:
             raise InputError(
                 f"site '{site.name}': its output of shape {tuple(hidden.shape)} has no {mask.shape[1]} token "
                 "positions to choose from; only positions='all' works there"
             )
         return torch.where(mask.unsqueeze(-1), rotated, hidden)
+
+    def _projects_distances(self, site: Site) -> bool:
+        """Whether a module is called on the states and on embeddings of relative positions (DeBERTa-v3)."""
+        return getattr(self._model.config, "share_att_key", False) and site.kind.endswith(("query_proj", "key_proj"))
 
     def _has_inplace_form(self, maps: PlaneMaps, hidden: Tensor, site: Site) -> bool:
         return site.output_slice is None and has_complex_form(maps, hidden, self._coefficients.group_size)
@@ -421,9 +434,15 @@ class RotationContext:
             maps.by_row and self._is_outside() and not self._thread.generates and hidden.ndim > 2
         ):  # else rows and tokens may be joined
             check_rows(len(maps.maps[0].a), hidden.shape[0])
-        if maps.by_row and current.shape is not None and hidden.shape[0] != current.shape[0]:
+        if maps.by_row and current.shape is not None:
             _check_first_axis(hidden, site, *current.shape)
         return maps
+
+
+def model_types(model: PreTrainedModel) -> set[str]:
+    """The types of a model and of the models inside it, by its config."""
+    inside = (value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))
+    return {model.config.model_type, *(config.model_type for config in inside)}
 
 
 def links_to(model: nn.Module, paths: Iterable[str]) -> list[tuple[dict[str, nn.Module | None], str, nn.Module]]:
@@ -448,9 +467,14 @@ def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _check_first_axis(hidden: Tensor, site: Site, rows: int, tokens: int) -> None:
-    """Raise InputError unless the first axis of a site's output is that of the rows, or of the rows and tokens joined."""
+    """Raise InputError unless the first axis of a site's output is that of the rows, or of the rows and tokens joined.
+
+    Gemma-3n's blocks put streams before the rows, maybe as many.
+    """
     is_joined = hidden.ndim == 2 and hidden.shape[0] == rows * tokens
-    if not is_joined and (hidden.ndim == 2 or hidden.shape[1] == rows):
+    is_behind = hidden.ndim > 3 and rows > 1 and hidden.shape[1:3] == (rows, tokens)
+    is_first = hidden.shape[0] == rows and not is_behind
+    if not is_first and not is_joined and (hidden.ndim == 2 or hidden.shape[1] == rows):
         raise InputError(
             f"site '{site.name}': its output of shape {tuple(hidden.shape)} does not begin with the {rows} rows of the batch; "
             "only one adapter for all rows works there"

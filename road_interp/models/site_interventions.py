@@ -50,8 +50,15 @@ def _is_without_head(model: PreTrainedModel, module: str) -> bool:
 
 
 def device_of(module: nn.Module, model: PreTrainedModel) -> torch.device:
-    """The device on which a module computes: that of accelerate's hook if its weights are offloaded, else that of its weights."""
+    """The device on which a module computes: that of accelerate's hooks if its weights are offloaded, else that of its weights.
+
+    The CPU for a model without weights ("meta"), as before they are loaded.
+    """
     hook: Any = getattr(module, "_hf_hook", None)
     if getattr(hook, "execution_device", None) is not None:
         return torch.device(hook.execution_device)
-    return next((tensor.device for tensor in module.parameters()), model.device)
+    found = next((tensor.device for tensor in module.parameters()), model.device)
+    if found.type != "meta":
+        return found
+    inside = (getattr(getattr(each, "_hf_hook", None), "execution_device", None) for each in module.modules())
+    return torch.device(next((device for device in inside if device is not None), "cpu"))

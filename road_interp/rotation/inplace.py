@@ -14,6 +14,7 @@ import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from road_interp.errors import InputError, first_line
 from road_interp.rotation.plane_maps import PlaneMaps, check_width
 
 SMALLEST_INVERTIBLE = 1e-3  # the backward pass divides by the scales; smaller scales use `plane_maps.apply` instead
@@ -54,7 +55,13 @@ class _RotateInPlace(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        output, factors = ctx.saved_tensors
+        try:
+            output, factors = ctx.saved_tensors
+        except RuntimeError as error:
+            raise InputError(
+                "the model changed a rotated state in place before its gradient was computed; there, train with group_size=4 or "
+                f"another variant than road_1 ({first_line(error)})"
+            ) from None
         grad_hidden = grad_factors = None
         conjugate = factors.conj().resolve_conj()
         planes = _differentiable_planes(gradient)

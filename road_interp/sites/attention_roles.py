@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from road_interp.errors import InputError
-from road_interp.sites.module_tree import Hooks, hidden_of, hooked, is_in_attention, linears_of, run_on_dummy
+from road_interp.errors import InputError, first_line
+from road_interp.sites.module_tree import FAILURES, Hooks, hidden_of, hooked, is_in_attention, linears_of, run_on_dummy
 from road_interp.sites.site import OutputSlice
 
 
@@ -35,8 +35,16 @@ def attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[d
     generator = torch.Generator().manual_seed(0)
     for block, (args, kwargs) in zip(blocks, _block_calls(model, blocks), strict=True):
         probe = _probe(block)
-        same = _gradients(probe, args, kwargs, lambda states: states[:, :1].expand_as(states))
-        different = _gradients(probe, args, kwargs, lambda states: torch.randn(states.shape, generator=generator).to(states))
+        try:
+            same = _gradients(probe, args, kwargs, lambda states: states[:, :1].expand_as(states))
+            different = _gradients(probe, args, kwargs, lambda states: torch.randn(states.shape, generator=generator).to(states))
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            raise InputError(
+                f"queries and keys of {type(model).__name__} cannot be found by gradients ({first_line(error)}): name the linear "
+                "layers, such as 'q_proj'"
+            ) from error
         largest = max((gradient.sum(0).max().item() for gradient in same.values()), default=0.0)
         roles: dict[str, str] = {}
         for kind, gradient in same.items():
@@ -100,7 +108,11 @@ def _gradients(
         return value
 
     def capture(kind: str) -> Callable[..., None]:
-        return lambda module, args, output: captured.update({kind: output})
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if output.requires_grad:  # else of embeddings of distances, which no state reaches
+                captured[kind] = output
+
+        return keep
 
     linears = [(kind, module) for kind, module in linears_of(block) if is_in_attention(kind)]
     with hooked([(module.register_forward_hook, capture(kind), {}) for kind, module in linears]), torch.enable_grad():

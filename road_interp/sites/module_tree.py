@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError, first_line
 
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)  # of a model's own code
 Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # register function, hook, its keyword arguments
 
 
@@ -197,7 +198,7 @@ def run_on_dummy(model: PreTrainedModel) -> None:
             model(**_dummy_inputs(model))
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+    except FAILURES as error:
         raise InputError(
             f"{type(model).__name__} cannot be run on four tokens, one image or one waveform, as these sites need "
             f"({first_line(error)}): select linear layers, as 'all-linear' does"

@@ -263,6 +263,20 @@ def test_sites_equal_those_of_find_sites(architecture, tmp_path):
     assert [site.layer for site in without_model.sites] == sorted(site.layer for site in sites)
 
 
+def test_rotations_that_act_together_are_not_read_as_one():
+    """PEFT applies both; each alone gives other outputs."""
+    base = tiny_model("Llama", "causal-lm")
+    theirs = peft_model(base, target_modules=["q_proj"], group_size=2)
+    theirs.add_adapter("b", peft.RoadConfig(target_modules=["down_proj"], group_size=2, init_weights=False))
+    theirs.base_model.set_adapter(["default", "b"])
+    for read in (lambda: RoadAdapter.from_peft(theirs), lambda: RoadModel.from_peft(copy.deepcopy(base), theirs)):
+        with pytest.raises(InputError, match="PEFT's adapters default, b are active together: choose one with"):
+            read()
+    assert {site.kind for site in RoadAdapter.from_peft(theirs, "b").sites} == {"mlp.down_proj"}
+    theirs.set_adapter("b")
+    assert {site.kind for site in RoadAdapter.from_peft(theirs).sites} == {"mlp.down_proj"}
+
+
 def test_a_peft_model_with_several_adapters():
     base, batch = tiny_model("Llama", "causal-lm"), token_batch()
     theirs = peft_model(base, name="first", target_modules=["q_proj"], group_size=4)

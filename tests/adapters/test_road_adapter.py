@@ -32,6 +32,18 @@ def maps(adapter):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_angles_in_half_precision_are_computed_with_in_fp32(dtype):
+    given = random_adapter(SITES)
+    low = RoadAdapter(SITES, *({name: values.to(dtype) for name, values in part.items()} for part in (given.theta, given.alpha)))
+    wide = RoadAdapter(SITES, *({name: values.float() for name, values in part.items()} for part in (low.theta, low.alpha)))
+    for site in SITES:
+        assert torch.equal(low.angles(site), wide.angles(site))
+        assert torch.equal(low.matrix(site), wide.matrix(site))
+    for change in (lambda adapter: adapter @ adapter, lambda adapter: adapter**0.5, RoadAdapter.inverse):
+        assert torch.equal(maps(change(low)), maps(change(wide)))
+
+
 @given(seeds, seeds)
 @settings(max_examples=30, deadline=None)
 def test_road_1_is_a_commutative_group(first, second):

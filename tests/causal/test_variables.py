@@ -263,7 +263,7 @@ def test_settings_of_a_training_are_checked(runs):
         train_variables(runs, masks, 1)
     for options in ({"methods": ["DAS"]}, {"rates": {"DAS": (0.1,)}}):
         with pytest.raises(InputError, match="unknown method 'DAS'"):
-            next(try_methods(runs, runs, VARIABLES, 2, **options))
+            next(try_methods(runs, runs, 2, **options))
 
 
 def test_an_interval_of_too_few_examples_is_the_whole_range():

@@ -32,7 +32,7 @@ from road_interp.measure.intervals import wilson
 @pytest.mark.slow
 def test_methods_are_compared_on_the_same_pairs(taught_things, task, tokenizer):
     splits = [runs_of(taught_things, task, tokenizer, split) for split in ("train", "val", "test")]
-    trials, reports = compare_variables(*splits, VARIABLES, 2, rates=dict.fromkeys(METHODS, (1e-7, 0.05)), steps=60, seed=3)
+    trials, reports = compare_variables(*splits, 2, rates=dict.fromkeys(METHODS, (1e-7, 0.05)), steps=60, seed=3)
     assert [(trial.method, trial.rate) for trial in trials] == [(name, rate) for name in METHODS for rate in (1e-7, 0.05)]
     by_name = {report.method: report for report in reports}
     assert list(by_name) == ["no swap", "whole state", "random subspace", *METHODS]
@@ -44,7 +44,7 @@ def test_methods_are_compared_on_the_same_pairs(taught_things, task, tokenizer):
         assert by_name[name].rate == 0.05  # at the other nothing is learned
         assert by_name[name].validation > 0.6
     with pytest.raises(InputError, match="the entity or group '.*' is in two splits"):
-        compare_variables(splits[0], splits[1], splits[0], VARIABLES, 2)
+        compare_variables(splits[0], splits[1], splits[0], 2)
 
 
 def test_seeds_are_pooled_over_the_groups_that_they_share():
@@ -85,7 +85,7 @@ def test_of_equal_trainings_the_one_with_the_smallest_rate_is_tested(taught_thin
             yield Trained(Trial(SHARED, rate, 0.0, scores[rate]), no_variable)
 
     monkeypatch.setattr(variables_comparison, "try_methods", try_methods)
-    trials, reports = compare_variables(*splits, VARIABLES, 2, controls=False)
+    trials, reports = compare_variables(*splits, 2, controls=False)
     assert [report.rate for report in reports] == [0.02]
     assert len(trials) == 3
 
@@ -104,7 +104,7 @@ def test_runs_of_all_splits_are_of_one_place(taught_things, task, tokenizer):
         ((train, validation, other_span), "span"),
     ):
         with pytest.raises(InputError, match=f"the runs of one split have another {what} than those of another"):
-            compare_variables(*splits, VARIABLES, 2)
+            compare_variables(*splits, 2)
 
 
 def test_learning_rates_are_checked_before_anything_is_measured(taught_things, task, tokenizer, monkeypatch):
@@ -117,7 +117,7 @@ def test_learning_rates_are_checked_before_anything_is_measured(taught_things, t
         ({"none": (0.1,)}, "unknown method 'none'"),
     ):
         with pytest.raises(InputError, match=message):
-            compare_variables(*splits, VARIABLES, 2, methods=[SHARED], rates=rates)
+            compare_variables(*splits, 2, methods=[SHARED], rates=rates)
 
 
 def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):

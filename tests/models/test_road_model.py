@@ -480,7 +480,8 @@ def test_rotations_are_on_the_execution_device_of_offloaded_weights():
 
 def test_rotations_are_on_the_devices_of_their_sites():
     base = tiny_model("Llama", "causal-lm")
-    base.model.layers[1].to("meta")
+    for module in base.model.layers[1].modules():
+        module._hf_hook = SimpleNamespace(execution_device="meta")
     model = RoadModel(base, random_adapter(find_sites(base, "all-linear")))
     bank = RoadModel(base, RoadBank({"a": random_adapter(model.sites)}))
     expected = ["cpu" if site.layer == 0 else "meta" for site in model.sites]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import has_complex_form, rotate_in_place
 
@@ -112,6 +113,15 @@ def test_in_place_overwrites_the_states_and_saves_only_output_and_factors():
     assert rotated.data_ptr() == fresh.data_ptr()
     assert sorted(tensor.numel() for tensor in saved) == [8, rotated.numel()]
     assert {tensor.data_ptr() for tensor in saved} == {rotated.data_ptr(), factors.data_ptr()}
+
+
+def test_an_output_that_the_model_changes_has_no_gradient():
+    theta, alpha, hidden = random_inputs()
+    factors = plane_maps.maps_from_parameters(theta.requires_grad_(), alpha, "road_1", 2).a
+    rotated = rotate_in_place(hidden * 1.0, factors, in_place=True)
+    rotated += 1
+    with pytest.raises(InputError, match="the model changed a rotated state in place before its gradient was computed"):
+        rotated.sum().backward()
 
 
 @torch.no_grad()
