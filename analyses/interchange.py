@@ -92,7 +92,7 @@ class ControlStudy(Result):
     def accuracy(self, task: str, method: str, over: str | None = None) -> tuple[float, float, float]:
         """Interchange accuracy of a method, or its paired difference from `over`: the mean over divisions, and its 95% interval.
 
-        Words are resampled: a word is the same one in every division.
+        The interval is over words: a word is the same one in every division.
         """
         reports = self.tasks[task]
         outcomes = self._outcomes(task, method)

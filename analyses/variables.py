@@ -315,7 +315,7 @@ def describe(found: VariablesStudy) -> Described:
     sentence = (
         "Disentangle, the mean of cause and isolation over variables, on unseen entities, with the 95% interval over clusters of "
         "entities (nouns with all their forms, countries with their cities), for the trainings of these seeds; differences on "
-        "the same pairs. The nouns have 8 clusters, too few for the interval to be wide enough."
+        "the same pairs. The test nouns are 8."
     )
     return sentence, rows
 

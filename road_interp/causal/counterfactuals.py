@@ -89,7 +89,7 @@ class CounterfactualPairs:
         return next(differing, next(iter(self.words)))
 
     def clusters(self, span: str) -> tuple[tuple[str, str], ...]:
-        """The words of base and source that pairs share and intervals resample: those at a span, or, where these are fewer than
+        """The words of base and source that pairs share and intervals are over: those at a span, or, where these are fewer than
         FEW different ones, those at the span that has the most."""
 
         def count(name: str) -> int:

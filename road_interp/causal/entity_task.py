@@ -49,7 +49,7 @@ class EntityTask:
         prompts: by attribute, texts with `%s` for the entity that end where the value begins.
         split: of every entity: "train", "val" or "test".
         group: of every entity, such as all forms of a noun, which belong into one split. By default an entity is its own.
-        cluster: of every entity, such as the country of a city, whose entities are not independent: intervals resample clusters.
+        cluster: of every entity, such as the country of a city, whose entities are not independent: intervals are over clusters.
             By default its group.
     """
 
@@ -114,7 +114,7 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], 
         folder: with the files entity_attributes, attribute_to_prompts, entity_to_split and prompt_to_split.
         entity_type: such as "city".
         attributes: such as "Country" and "Continent"; entities without a value of one of them are left out.
-        cluster: the one of them whose values are the clusters of entities that intervals resample, such as "Country".
+        cluster: the one of them whose values are the clusters of entities that intervals are over, such as "Country".
 
     Raises:
         InputError: a missing file or another format, or an attribute that has no prompts.

@@ -203,7 +203,7 @@ class VariablesReport(Result):
         entities: number of different base entities.
         scores: one per variable.
         disentangle: the mean of the variables' cause and isolation.
-        interval: its 95% interval: clusters of entities are resampled, because pairs that share one are not independent.
+        interval: its 95% interval over clusters of entities, because pairs that share one are not independent.
         outcomes: for every pair whether the answer is the one that it should be.
     """
 

@@ -102,8 +102,8 @@ def disentangle_over_seeds(
 ) -> tuple[float, float, float]:
     """Mean over seeds of a method's disentangle, or of its paired difference from `other`, with its 95% interval.
 
-    Clusters of entities are resampled, once for all seeds, whose test entities may be the same. The interval is that of these
-    trainings: other seeds are not part of it. With few clusters, such as eight, it is too narrow.
+    Clusters of entities are left out one after another, in all seeds at once, whose test entities may be the same. The interval
+    is that of these trainings: other seeds are not part of it.
 
     Raises InputError for no comparisons, comparisons that differ in more than the seed, and a duplicate seed.
     """

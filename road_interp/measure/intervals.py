@@ -131,7 +131,8 @@ def _half_width(
     An example with two clusters is left out twice, so that the variance of examples with the same two is taken off once: the
     sum over examples that share a cluster (Aronow, Samii & Assenova 2015) with the jackknife's terms, which do not fall short
     where one cluster is in many examples (MacKinnon, Nielsen & Webb 2023). It is at least the variance if examples with other
-    clusters were independent. The quantile is Student's, with a degree of freedom less than clusters.
+    clusters were independent. The quantile is Student's, with a degree of freedom less than the effective number of clusters
+    (Kish 1965), which is smaller where some are in many examples.
 
     Infinite for fewer than FEWEST clusters, and where a cell has no example without one of them.
     """
@@ -153,7 +154,9 @@ def _half_width(
         of_sets[both] = of_sets.get(both, 0.0) + each
     twice = sum(each**2 for both, each in of_sets.items() if len(both) > 1)
     variance = max((len(names) - 1) / len(names) * (change**2).sum() - twice, sum(each**2 for each in of_sets.values()))
-    return float(stats.t.ppf(0.975, len(names) - 1) * variance**0.5)
+    often = has.sum(0)
+    effective = often.sum() ** 2 / (often**2).sum()
+    return float(stats.t.ppf(0.975, max(effective - 1, 1)) * variance**0.5)
 
 
 def _apart(clusters: Sequence[Sequence[str]]) -> int:
