@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
@@ -111,6 +112,14 @@ class RoadTrainer(Trainer):
     def _load_rng_state(self, *args: Any, **kwargs: Any) -> None:
         with checkpoint_errors(args[0]):
             super()._load_rng_state(*args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best epoch. Raises InputError if they are missing: the Trainer would keep the last ones."""
+        best = Path(str(self.state.best_model_checkpoint))
+        if not (best / SAFE_WEIGHTS_NAME).is_file():
+            raise InputError(f"{best}, the best checkpoint, is missing: train again in another folder")
+        with checkpoint_errors(str(best)):
+            super()._load_best_model()
 
     def _check_rotations(self) -> None:
         if site := find_invalid_parameter(self._model):

@@ -199,6 +199,20 @@ def test_the_best_epoch_is_kept_where_a_finished_training_is_moved(workplace, mo
         train(recipe, lost, resume=True, progress=False)
 
 
+def test_a_best_checkpoint_that_goes_missing_is_an_error(workplace, monkeypatch):
+    """The scores would be those of the last epoch."""
+    real = RoadTrainer._load_best_model
+
+    def without(self):
+        shutil.rmtree(self.state.best_model_checkpoint)
+        real(self)
+
+    monkeypatch.setattr(RoadTrainer, "_load_best_model", without)
+    with pytest.raises(InputError, match=r"checkpoint-\d+, the best checkpoint, is missing: train again in another folder"):
+        train(recipe_for(workplace), workplace / "gone", progress=False)
+    assert not (workplace / "gone" / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("padding", [None, 3])
 def test_a_decoder_reads_its_last_token_whatever_its_config_pads_with(language_workplace, tmp_path, padding):
     folder = Path(shutil.copytree(language_workplace / "model", tmp_path / "model"))
