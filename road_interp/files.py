@@ -7,7 +7,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,11 @@ def unfinished_writes(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def locked(folder: Path, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, shared: bool = False, wait: bool = True) -> Iterator[None]:
     """Hold a lock on the folder for the `with` statement. Other processes wait; the lock ends with the process.
 
-    Shared locks exclude only exclusive ones. A file system without locks is used without waiting.
+    Shared locks exclude only exclusive ones. A file system without locks is used without waiting. Raises BlockingIOError, instead
+    of waiting without `wait`, if another holds the lock.
     """
     try:
         import fcntl
@@ -71,8 +72,12 @@ def locked(folder: Path, shared: bool = False) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(handle)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,7 @@ class RunFolder:
         if resume:
             if not (folder / RECIPE).is_file():
                 raise InputError(f"'{folder}' holds no run to resume")
-            if (folder / METRICS).is_file():
-                raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
+            check_unfinished(folder)
             if difference := describe_difference(load_stored_recipe(folder / RECIPE), recipe):
                 raise InputError(f"the recipe differs from the one that '{folder}' was started with: {difference}")
         else:
@@ -68,13 +68,33 @@ class RunFolder:
         origin.check(folder)
         return cls(folder, recipe, device, origin, resume)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in the folder during the `with` statement.
+
+        The lock is on the folder of the checkpoints: a study holds that of the folder itself during the whole training.
+
+        Raises:
+            InputError: another process trains in the folder.
+        """
+        with ExitStack() as stack:
+            if process_state(self.device).is_main_process:
+                checkpoints = self.path / CHECKPOINTS
+                checkpoints.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(locked(checkpoints, wait=False))
+                except BlockingIOError:
+                    message = f"'{self.path}' is being trained by another process; wait until it ends, or choose another --out"
+                    raise InputError(message) from None
+            yield
+
     def start(self, files: Mapping[str, Any]) -> None:
         """Create the folder, and write the recipe and the JSON files that exist before training.
 
         The recipe is written first, because a folder with a recipe is a run that can be resumed.
 
         Raises:
-            InputError: another run has started in the folder since `prepare`.
+            InputError: another run has started in the folder since `prepare`, or the one to resume has finished.
         """
         process = process_state(self.device)
         process.wait_for_everyone()  # until all have checked that the folder is free
@@ -82,8 +102,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):  # a study holds the lock of the folder itself during the whole training
-            if not self.resume:
-                check_free(self.path)
+            check_unfinished(self.path) if self.resume else check_free(self.path)
             for path in unfinished_writes(self.path):
                 path.unlink(missing_ok=True)
             write_atomically(self.path / RECIPE, self.recipe.to_yaml())
@@ -137,6 +156,12 @@ def describe_environment(seed: int, device: str, precision: str) -> str:
         "precision": precision,
     }
     return json.dumps(content, indent=2) + "\n"
+
+
+def check_unfinished(folder: Path) -> None:
+    """Raise InputError for a folder that holds a finished run."""
+    if (folder / METRICS).is_file():
+        raise InputError(f"the run in '{folder}' has finished; there is nothing to resume")
 
 
 def check_free(folder: Path) -> None:

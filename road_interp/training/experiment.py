@@ -100,13 +100,14 @@ def run_training(
     if recipe.model.shard:
         shard_blocks(road.model, on_device)
     trainer = experiment.make_trainer(model, folder.path, on_device, progress)
-    folder.start(experiment.files_at_start(model))
-    frozen = experiment.score_frozen(trainer)
-    set_seed(recipe.seed)
-    run_trainer(trainer, folder.path, resume)
-    metrics, files = experiment.score(trainer, progress)
-    log = trainer.state.log_history
-    return folder.finish(road.adapter, {**metrics, **frozen}, files, log, forward_precision(recipe.training, on_device))
+    with folder.held():
+        folder.start(experiment.files_at_start(model))
+        frozen = experiment.score_frozen(trainer)
+        set_seed(recipe.seed)
+        run_trainer(trainer, folder.path, resume)
+        metrics, files = experiment.score(trainer, progress)
+        log = trainer.state.log_history
+        return folder.finish(road.adapter, {**metrics, **frozen}, files, log, forward_precision(recipe.training, on_device))
 
 
 @contextmanager

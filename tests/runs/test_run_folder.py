@@ -11,6 +11,7 @@ import torch
 from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.files import locked
 from road_interp.models.loading import load_model
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_stored_recipe
@@ -28,6 +29,35 @@ def test_two_runs_that_start_together_do_not_share_a_folder(workplace, tmp_path,
     with pytest.raises(InputError, match="'runs/run' is not empty; choose another --out"):
         second.start({})
     assert load_stored_recipe(first.path / "recipe.yaml").seed == 1
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(workplace, tmp_path):
+    """Until the training ends, also by an error; a study holds the lock of the folder itself meanwhile."""
+    recipe, folder = recipe_for(workplace), tmp_path / "run"
+    first = RunFolder.prepare(recipe, folder, False, CPU)
+
+    def fail():
+        with first.held():
+            first.start({})
+            second = RunFolder.prepare(recipe, folder, True, CPU)
+            with pytest.raises(InputError, match=f"'{folder}' is being trained by another process; wait until"), second.held():
+                pytest.fail("two at a time")
+            with RunFolder.prepare(recipe, tmp_path / "other", False, CPU).held(), locked(folder):
+                raise BlockingIOError("of the training")
+
+    with pytest.raises(BlockingIOError, match="of the training"):
+        fail()
+    with RunFolder.prepare(recipe, folder, True, CPU).held():
+        pass
+
+
+def test_a_run_that_finishes_before_it_is_resumed_is_not_trained_again(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("metrics.json"))
+    late = RunFolder.prepare(finished.recipe, folder, True, CPU)
+    shutil.copy(finished.folder / "metrics.json", folder)
+    with late.held(), pytest.raises(InputError, match="has finished; there is nothing to resume"):
+        late.start({})
 
 
 def test_a_start_that_was_killed_leaves_a_folder_that_the_next_one_accepts(workplace, tmp_path, monkeypatch):
