@@ -98,12 +98,17 @@ class Run:
         return cls(folder, recipe, adapter, None if classes is None else tuple(classes), metrics, planes, origin)
 
     def trained_recipe(self, device: str) -> TrainableRecipe:
-        """The recipe with the precision in which it was trained in place of "auto", if that was on a device of this kind."""
+        """The recipe with the precision in which it was trained in place of "auto", if that was on a device of this kind.
+
+        On a CPU a recipe of fp16 is one of fp32.
+        """
         path = self.folder / ENVIRONMENT
         environment = read_json_object(path) if path.is_file() else {}
-        precision = environment.get("precision")
+        precision: Any = environment.get("precision")
         if environment.get("device") != device or precision not in ("fp32", "bf16", "fp16"):
-            return self.recipe
+            precision = self.recipe.training.precision
+        if device == "cpu" and precision == "fp16":
+            precision = "fp32"
         return replace(self.recipe, training=replace(self.recipe.training, precision=precision))
 
     def check_data(self) -> None:

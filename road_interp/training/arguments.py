@@ -28,7 +28,8 @@ def training_arguments(
         options: further arguments of `TrainingArguments`, such as save_strategy.
 
     Raises:
-        InputError: a batch size that is not divisible by the number of processes, or a tracker that is not installed.
+        InputError: a batch size that is not divisible by the number of processes, fp16 on a CPU, or a tracker that is not
+            installed.
     """
     settings, processes = recipe.training, process_state(device).num_processes
     precision = forward_precision(settings, device)
@@ -78,7 +79,12 @@ def _check_trackers(names: Sequence[str]) -> None:
 
 
 def forward_precision(settings: TrainingRecipe, device: torch.device) -> str:
-    """Precision of the forward pass; "auto" is bf16 on a GPU with bf16 (else fp16), and on a CPU with instructions for it."""
+    """Precision of the forward pass; "auto" is bf16 on a GPU with bf16 (else fp16), and on a CPU with instructions for it.
+
+    Raises InputError for fp16 on a CPU, where the Trainer would compute in fp32.
+    """
+    if settings.precision == "fp16" and device.type == "cpu":
+        raise InputError("training.precision: fp16 needs a GPU; use bf16 or fp32")
     if settings.precision != "auto":
         return settings.precision
     if device.type == "cuda":

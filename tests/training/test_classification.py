@@ -463,6 +463,19 @@ def test_auto_precision_depends_on_the_processor(instructions, expected, monkeyp
     assert arguments.forward_precision(TrainingRecipe(precision="bf16"), torch.device("cpu")) == "bf16"
 
 
+def test_fp16_needs_a_gpu_to_train_and_none_to_be_scored(finished, workplace, tmp_path):
+    with pytest.raises(InputError, match="training.precision: fp16 needs a GPU; use bf16 or fp32"):
+        train(recipe_for(workplace, "training.precision=fp16"), tmp_path / "new", device="cpu", progress=False)
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "trained"))
+    recipe, environment = (folder / name for name in ("recipe.yaml", "environment.json"))
+    recipe.write_text(recipe.read_text().replace("precision: fp32", "precision: fp16"))
+    for device in ("cuda", "cpu"):  # a CPU is what older releases wrote where they had trained in fp32
+        environment.write_text(json.dumps({**json.loads(environment.read_text()), "precision": "fp16", "device": device}))
+        run = Run.load(folder)
+        assert run.trained_recipe("cuda").training.precision == "fp16"
+        assert evaluate(run, device="cpu", progress=False) == finished.metrics["test"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_is_scored_in_the_precision_of_its_training(workplace, precision, monkeypatch):
     """Whatever "auto" would be on the machine that scores it."""
