@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -126,9 +126,9 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], 
         raise InputError(f"'{unknown[0]}' is not an attribute of {entity_type}; there are {', '.join(prompts)}")
     try:
         chosen = {
-            entity: {attribute: str(of_entity[attribute]).strip() for attribute in attributes}
+            entity: {attribute: _as_text(of_entity[attribute]) for attribute in attributes}
             for entity, of_entity in values.items()
-            if entity in split and all(str(of_entity.get(attribute, "")).strip() for attribute in attributes)
+            if entity in split and all(_as_text(of_entity.get(attribute)) for attribute in attributes)
         }
         texts = {
             attribute: tuple(text for text in prompts[attribute] if text.count(SLOT) == 1 and prompt_split.get(text) == "train")
@@ -142,6 +142,11 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], 
         raise InputError(f"cluster '{cluster}' is not among the attributes {', '.join(attributes)}")
     clusters = {} if cluster is None else {entity: of_entity[cluster] for entity, of_entity in chosen.items()}
     return EntityTask(entity_type, chosen, texts, split, cluster=clusters)
+
+
+def _as_text(value: Any) -> str:
+    """The value of an attribute; empty for null and NaN."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -71,12 +72,17 @@ def test_pairs_swap_one_variable_and_ask_for_one(task, tokenizer):
 
 def test_ravels_files(tmp_path):
     files = {
-        "entity_attributes": {"Oslo": {"Country": "Norway", "Continent": "Europe"}, "Lima": {"Country": "Peru", "Continent": ""}},
+        "entity_attributes": {
+            "Oslo": {"Country": "Norway", "Continent": "Europe"},
+            "Lima": {"Country": "Peru", "Continent": ""},
+            "Troy": {"Country": None, "Continent": "Asia"},
+            "Ys": {"Country": math.nan, "Continent": 1},
+        },
         "attribute_to_prompts": {
             "Country": ["%s is in", "%s and %s", "in %s, of"],
             "Continent": ['{"city": "%s", "continent": "'],
         },
-        "entity_to_split": {"Oslo": "train", "Lima": "val"},
+        "entity_to_split": {"Oslo": "train", "Lima": "val", "Troy": "val", "Ys": "val"},
         "prompt_to_split": {
             "%s is in": "train",
             "%s and %s": "train",
@@ -89,7 +95,8 @@ def test_ravels_files(tmp_path):
     task = load_ravel(tmp_path, "city", ["Country", "Continent"])
     assert task.attributes == ("Country", "Continent")
     assert [question.prompt for question in task.questions("train")] == ["%s is in", '{"city": "%s", "continent": "']
-    assert [task.answer(question) for question in task.questions()] == [" Norway", "Europe"]  # Lima has no continent
+    assert [task.answer(question) for question in task.questions()] == [" Norway", "Europe"]  # others lack a value
+    assert load_ravel(tmp_path, "city", ["Continent"]).values["Ys"] == {"Continent": "1"}
     by_country = load_ravel(tmp_path, "city", ["Country", "Continent"], "Country")
     assert (task.cluster, by_country.cluster) == ({}, {"Oslo": "Norway"})
     with pytest.raises(InputError, match="cluster 'Mayor' is not among the attributes Country, Continent"):
