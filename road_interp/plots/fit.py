@@ -94,7 +94,7 @@ def _break_names(ax: Axes, figure: Figure) -> None:
     share = room / widest.get_window_extent().width
     if share * size < LEGIBLE:
         letters = int(len(widest.get_text()) * share)
-        names = [fill(label.get_text(), letters, break_long_words=False) for label in labels]
+        names = [fill(label.get_text(), letters, break_long_words=False) for label in ax.get_yticklabels()]
         ax.set_yticks(ax.get_yticks(), names)
         rows = len(names) * max(name.count("\n") for name in names)
         figure.set_figheight(figure.get_figheight() + rows * size * LINE / 72)

@@ -127,6 +127,12 @@ def test_long_names_of_rows_go_on_lines_of_their_own_in_a_new_figure_that_grows(
     assert [label.get_text() for label in own.get_yticklabels()] == names
 
 
+def test_a_row_without_a_name_stays_beside_one_with_a_long_name():
+    names = ["", "a method with a long name " * 4]
+    ax = plots.means({"one": dict.fromkeys(names, (0.5, 0.4, 0.6))}, label="score")
+    assert [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()] == ["", names[1].strip()]
+
+
 def test_a_wide_legend_goes_below_in_columns_and_keeps_its_markers(adapter):
     with plt.rc_context(COLUMN):
         histogram, capacity = plots.angle_histogram(measure.angles(adapter)), plots.capacity(CAPACITY)
