@@ -50,6 +50,7 @@ from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
+from road_interp.training.study_inputs import model_files
 from road_interp.training.study_runs import language_model
 
 GEMMA = "models://gemma-3-270m"
@@ -150,7 +151,7 @@ def task_of(settings: Settings) -> EntityTask:
 def answered(settings: Settings, task: EntityTask, piece: Piece) -> tuple[list[Question], int]:
     """The questions that the model answers rightly, kept in a file for other pieces, and the number of questions."""
     model, tokenizer = language_model(settings.model)
-    key = settings_hash(settings.model, settings.prefix, settings.prompts, task)
+    key = settings_hash(settings.model, settings.prefix, settings.prompts, task, *model_files(settings.model))
     path = piece.runs / f"answered-{key}.json"
     if path.is_file():
         content = read_json_object(path)
@@ -196,7 +197,8 @@ def measure(piece: Piece) -> VariablesComparison:
     settings: Settings = piece.recipe
     runs, counts = runs_of(settings, piece, ("train", "val", "test"))
     rates = [learning_rates(settings, method) for method in settings.methods]
-    folder = piece.runs / f"{piece.condition}-{settings_hash(replace(settings, ravel=None), task_of(settings), rates)}"
+    key = settings_hash(replace(settings, ravel=None), task_of(settings), rates, *model_files(settings.model))
+    folder = piece.runs / f"{piece.condition}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for method in (None, *settings.methods):

@@ -1,4 +1,4 @@
-"""Which data on this machine a piece of a study was measured with."""
+"""Which data and which model on this machine a piece of a study was measured with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from road_interp.errors import InputError
+from road_interp.files import exists
 
 Inputs = Mapping[str, Callable[[Any], Sequence[Path]]]  # by setting, the files that a piece with a recipe reads
 DIGITS = 16  # of a sha256
@@ -28,6 +29,18 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:DIGITS]
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror})") from None
+
+
+def model_files(identity: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and modification time of the files of a model that is a local file or folder.
+
+    Empty for a model of a package or of the Hub, whose content its id fixes.
+    """
+    root = Path(identity)
+    if not exists(root):
+        return ()
+    files = sorted(path for path in (root, *root.rglob("*")) if path.is_file())
+    return tuple((str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def check_digests(measured: Mapping[str, str], given: Mapping[str, str], path: Path) -> None:

@@ -25,7 +25,9 @@ from road_interp.causal.variables import cell_weights
 from road_interp.causal.variables_comparison import VariablesComparison, disentangle_over_seeds
 from road_interp.errors import InputError
 from road_interp.measure.intervals import mean_interval
+from road_interp.progress import silent
 from road_interp.training import study_runs
+from road_interp.training.study import Piece
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -253,6 +255,33 @@ def test_an_interrupted_comparison_goes_on_where_it_was(known, command, nouns, m
     shutil.rmtree(tmp_path / "again-results")
     assert command("variables", *nouns, *slug, *again)["numbers"] == whole
     assert tried[4:] == [(), ("stacked RoAd",), ("masked components",)]  # a finished comparison leaves nothing to go on from
+
+
+@pytest.mark.parametrize(("local", "asked_again"), [(True, 2), (False, 1)])
+def test_answers_of_other_weights_under_the_same_path_are_not_taken(known, monkeypatch, tmp_path, local, asked_again):
+    """Neither those to the questions, nor the methods that an interrupted comparison has finished."""
+    script, asked, folders = script_of(known["variables"]), [], set()
+
+    def interrupted(*rest, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(script, "language_model", lambda model: (None, None))
+    monkeypatch.setitem(script, "with_best_prompts", lambda model, tokenizer, task, *rest, **options: task)
+    monkeypatch.setitem(script, "answered_rightly", lambda *rest, **options: asked.append(rest) or [])
+    monkeypatch.setitem(script, "runs_of", lambda *rest: ([], (0, 0, 0)))
+    monkeypatch.setitem(script, "compare_variables", interrupted)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    settings = script["Settings"](model=str(weights.parent) if local else "package://llm/model.gguf")
+    piece = Piece(settings, "nouns", 0, tmp_path / "runs", silent)
+    for content in ("first", None, "second"):
+        if content is not None:
+            weights.write_text(content)
+        script["answered"](settings, script["task_of"](settings), piece)
+        with pytest.raises(KeyboardInterrupt):
+            script["measure"](piece)
+        folders |= {path for path in piece.runs.iterdir() if path.is_dir()}
+    assert len(asked) == len(folders) == asked_again
 
 
 def test_entities_need_a_folder(capsys, monkeypatch, tmp_path):
