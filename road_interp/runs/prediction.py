@@ -98,11 +98,16 @@ def predictions_csv(predictions: Sequence[Prediction], labels: Sequence[Any] | N
         labels: the labels of the data, in the same order; None leaves their column out.
     """
     pairs = bool(predictions) and not isinstance(predictions[0].text, str)
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["text", *["text_pair"] * pairs, *["label"] * (labels is not None), "prediction", "probability"])
+    lines = [_csv_line(["text", *["text_pair"] * pairs, *["label"] * (labels is not None), "prediction", "probability"])]
     for row, each in enumerate(predictions):
         texts = [each.text] if isinstance(each.text, str) else each.text
         known = [] if labels is None else [labels[row]]
-        writer.writerow([*texts, *known, each.label, "" if each.probability is None else f"{each.probability:.6f}"])
-    return file.getvalue()
+        lines.append(_csv_line([*texts, *known, each.label, "" if each.probability is None else f"{each.probability:.6f}"]))
+    return "".join(lines)
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    """A line of CSV. A cell with any of the two characters of the csv module's own line end, "\\r\\n", is quoted."""
+    file = io.StringIO()
+    csv.writer(file).writerow(cells)
+    return file.getvalue().removesuffix("\r\n") + "\n"

@@ -18,7 +18,7 @@ from helpers.cli import run
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.models.loading import load_tokenizer
-from road_interp.runs.prediction import compute_logits, predictions_csv
+from road_interp.runs.prediction import Prediction, compute_logits, predictions_csv
 from road_interp.training.api import evaluate, train
 
 
@@ -99,6 +99,14 @@ def test_the_command_predicts_texts_without_labels(finished, tmp_path, capsys, m
     assert path.read_text() == predictions_csv(predicted)
     code, out, err = run(capsys, monkeypatch, "predict", finished.folder, data, "--json")
     assert json.loads(out) == {"predictions": [asdict(each) for each in predicted]}
+
+
+def test_a_text_with_line_ends_is_one_cell():
+    texts = ["one\rrow", "one\nrow", "one\r\nrow"]
+    written = predictions_csv([Prediction(text, "good", 0.5) for text in texts])
+    assert written.replace("one\r\nrow", "").count("\r") == 1
+    assert [row["text"] for row in csv.DictReader(io.StringIO(written, newline=""))] == texts
+    assert pandas.read_csv(io.StringIO(written))["text"].tolist() == texts
 
 
 def test_texts_that_the_command_cannot_predict_are_named(finished, tmp_path, capsys, monkeypatch):
