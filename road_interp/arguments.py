@@ -50,3 +50,8 @@ def check_count(function: str, name: str, value: object) -> None:
     """Raise InputError unless `value`, the argument `name`, is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{function}: {name} must be a number of at least 1, not {value!r}")
+
+
+def lone_surrogate(text: str) -> str:
+    """The first half of a surrogate pair without its other half, written as in JSON: no tokeniser reads it. Empty without one."""
+    return next((f"\\u{ord(letter):x}" for letter in text if "\ud800" <= letter <= "\udfff"), "")

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
+from road_interp.arguments import lone_surrogate
 from road_interp.data.batches import batches_by_length
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
@@ -39,7 +40,7 @@ class Prediction:
 
 
 def checked_texts(texts: Iterable[Text], pairs: bool) -> list[Text]:
-    """The texts as a list. Raises InputError unless they are texts, or pairs of texts."""
+    """The texts as a list. Raises InputError unless they are texts, or pairs of texts, of whole characters."""
     if isinstance(texts, str):
         raise InputError("one text is given; put it into a list: predict([text])")
     if not isinstance(texts, Iterable):
@@ -49,6 +50,8 @@ def checked_texts(texts: Iterable[Text], pairs: bool) -> list[Text]:
         if len(parts) != 1 + pairs or isinstance(text, str) == pairs or not all(isinstance(part, str) for part in parts):
             what = "a pair of texts, such as (text, second text)" if pairs else "a text"
             raise InputError(f"texts, row {row}: the run was trained on {'pairs' if pairs else 'single texts'}; give {what}")
+        if lone := lone_surrogate("".join(parts)):
+            raise InputError(f"texts, row {row}: {lone} is half of a character; leave it out")
     return listed
 
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.exceptions import HTTPException as HttpError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cli.serving import ModelManager, build_server
@@ -24,6 +24,7 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import CBGenerateManager, CBWorkerDeadError, GenerationState
 
+from road_interp.arguments import lone_surrogate
 from road_interp.errors import InputError
 from road_interp.models.continuous_batching import ContinuousBatching
 from road_interp.models.factor_table import Wanted
@@ -168,29 +169,40 @@ class OneRequest:
             self._engine.cancel(self._name)
 
 
-class TextPart(BaseModel):
-    """A part of a message: text, and no other kind."""
+class Known(BaseModel):
+    """An object without other fields than these, whose texts are whole characters."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _check_characters(cls, value: Any) -> Any:
+        if isinstance(value, str) and (lone := lone_surrogate(value)):
+            raise ValueError(f"{lone} is half of a character")
+        return value
+
+
+class TextPart(Known):
+    """A part of a message: text, and no other kind."""
+
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Known):
     """A message of a chat."""
 
-    model_config = ConfigDict(extra="forbid")
     role: str
     content: str | list[TextPart]
 
 
-class Body(BaseModel):
+class Body(Known):
     """The fields of a request that this server supports; others are errors, because they would change the answer.
 
     Decoding is greedy: a temperature other than 0 is an error.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
     model: str
     max_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None
@@ -224,8 +236,8 @@ class _Handler:
         try:
             self.fields.model_validate(body)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise HTTPException(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            innermost = max(error.errors(), key=lambda each: len(each["loc"]))  # a list of parts is also told that it is no text
+            raise HTTPException(422, f"{'.'.join(map(str, innermost['loc']))}: {innermost['msg']}") from None
 
     def _build_generation_config(self, body: dict, config: GenerationConfig, use_cb: bool = False) -> GenerationConfig:
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or self.model_manager._served.max_new_tokens

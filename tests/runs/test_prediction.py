@@ -55,6 +55,8 @@ def test_texts_that_do_not_fit_the_run_are_named(finished):
         finished.predict([3])
     with pytest.raises(InputError, match="predict needs a list of texts, not NoneType"):
         finished.predict(None)
+    with pytest.raises(InputError, match=r"texts, row 1: \\ud83d is half of a character; leave it out"):
+        finished.predict(["grand", "dull \ud83d"])
 
 
 def test_any_iterable_of_texts_is_taken(finished):

@@ -102,6 +102,8 @@ def test_an_unknown_name_is_a_404_that_lists_the_known(client, name):
         complete(client, "w5", name)
 
 
+HALF = r"Value error, \\ud83d is half of a character"  # as in a JSON text
+PART = [{"type": "text", "text": "w5 \ud83d"}]
 BAD = [
     ("/v1/completions", {"prompt": "w5"}, "model: Field required"),
     ("/v1/completions", {"model": 3, "prompt": "w5"}, "model: Input should be a valid string"),
@@ -118,6 +120,16 @@ BAD = [
     ("/v1/chat/completions", {"model": "road:a", "messages": ["w5"]}, "messages.0: Input should be a valid dictionary"),
     ("/v1/chat/completions", {"model": "road:a", "messages": [{"role": "user"}]}, "messages.0.content: Field required"),
     ("/v1/chat/completions", {"model": "road:a", "messages": [{"role": "wrong", "content": "w5"}]}, "no such role"),
+    (
+        "/v1/chat/completions",
+        {"model": "road:a", "messages": [{"role": "user", "content": "\ud83d"}]},
+        f"messages.0.content: {HALF}",
+    ),
+    ("/v1/chat/completions", {"model": "road:a", "messages": [{"role": "\ud83d", "content": "w5"}]}, f"role: {HALF}"),
+    ("/v1/chat/completions", {"model": "road:a", "messages": [{"role": "user", "content": PART}]}, f"text: {HALF}"),
+    ("/v1/completions", {"model": "road:\ud83d", "prompt": "w5"}, f"model: {HALF}"),
+    ("/v1/completions", {"model": "road:a", "prompt": "w5 \ud83d"}, "prompt: "),
+    ("/v1/completions", {"model": "road:a", "prompt": "w5", "\ud83d": 1}, ""),
 ]
 
 
