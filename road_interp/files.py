@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -121,6 +122,21 @@ def parse_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as error:
         raise ValueError(str(error)) from None
+
+
+def parse_json_values(text: str) -> Iterator[Any]:
+    """The values of JSON texts one behind another, such as lines of objects. Raises ValueError as `parse_json` does."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+    spaces = re.compile(r"[ \t\r\n]*")
+    end = 0
+    while (start := spaces.match(text, end).end()) < len(text):  # type: ignore[union-attr]
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{error}, in the value that begins in line {len(text[:start].splitlines()) + 1}") from None
+        yield value
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -328,6 +328,31 @@ CASES = {
         [*TRAIN, "data.id=d.jsonl"],
         "'d.jsonl' cannot be read",
     ),
+    "texts that are numbers": (
+        write("data.csv", "text,label\n" + "-0.5,1\n2.25,0\n" * 50),
+        TRAIN,
+        "'data.csv', row 0: column 'text' holds -0.5, not text",
+    ),
+    "a column that is named twice": (
+        write("data.csv", "text,label,text\n" + "a,1,b\nc,0,d\n" * 50),
+        TRAIN,
+        "data file 'data.csv' cannot be read: the header names column 'text' twice",
+    ),
+    "a key that is given twice": (
+        write("d.jsonl", '{"text": "a", "label": 1}\n{"text": "a", "text": "b", "label": 1}\n'),
+        [*TRAIN, "data.id=d.jsonl"],
+        "'d.jsonl' cannot be read: key 'text' is given twice, in the value that begins in line 2",
+    ),
+    "a line that is no object": (
+        write("d.jsonl", '{"text": "a", "label": 1}\n3\n'),
+        [*TRAIN, "data.id=d.jsonl"],
+        "'d.jsonl' cannot be read: row 1 is not a JSON object",
+    ),
+    "JSON nested too deep": (
+        write("d.jsonl", '{"text": ' + "[" * 5000 + "]" * 5000 + "}"),
+        [*TRAIN, "data.id=d.jsonl"],
+        "'d.jsonl' cannot be read: maximum recursion depth",
+    ),
     "a text that is null": (
         write("d.jsonl", '{"text": null, "label": 1}\n'),
         [*TRAIN, "data.id=d.jsonl"],
@@ -346,7 +371,7 @@ CASES = {
     "labels of two kinds": (
         write("d.jsonl", '{"text": "a", "label": 1}\n{"text": "a", "label": "x"}\n'),
         [*TRAIN, "data.id=d.jsonl"],
-        "row 1",  # said here, or by the reader of older releases of datasets
+        "'d.jsonl' cannot be read: column 'label' holds numbers and, in row 1, texts; give it values of one kind",
     ),
     "a number that is none": (
         write("d.jsonl", '{"text": "a", "label": NaN}\n' * 9),

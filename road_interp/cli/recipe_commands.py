@@ -66,7 +66,8 @@ def _given(value: str | None, option: str, what: str) -> str:
 
 def _check_columns(data: str, columns: tuple[str, ...]) -> None:
     """Raise InputError for a data file that cannot be read or lacks one of the columns; data sets of the Hub are not read."""
-    from road_interp.data.rows import FORMATS, listed_columns, read_rows
+    from road_interp.data.rows import listed_columns, read_rows
+    from road_interp.data.table_files import FORMATS
 
     if Path(data).suffix not in FORMATS:
         return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -106,6 +108,57 @@ def test_labels_with_zeros_before_them_stay_text(tmp_path, labels, classes, suff
     task = load_labelled(recipe(written(tmp_path / f"codes{suffix}", rows)))
     assert task.classes == classes
     assert list(map(type, task.classes)) == list(map(type, classes))
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["0", "-1", "12"], [0, -1, 12]),
+        (["1.0", "0.25", "-2.5e-07"], [1.0, 0.25, -2.5e-07]),
+        (["1", "0.5"], ["1", "0.5"]),
+        (["7", "007"], ["7", "007"]),
+        (["0.50", "1.25"], ["0.50", "1.25"]),
+        (["1e3", "2"], ["1e3", "2"]),
+        (["+1", "2"], ["+1", "2"]),
+        (["nan", "inf"], ["nan", "inf"]),
+        (["true", "false"], ["true", "false"]),
+        (["1", ""], ["1", ""]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_texts_become_numbers_only_if_these_are_printed_alike(tmp_path, suffix, texts, values):
+    path = written(tmp_path / f"data{suffix}", [{"name": "a", "value": text} for text in texts])
+    assert rows.read_rows(path, None, "train")["value"] == values
+
+
+def test_the_last_rows_of_a_long_file_are_read_as_the_first(tmp_path):
+    path = written(tmp_path / "long.csv", [{"text": f"word {n}", "label": n % 2} for n in range(10_000)])
+    with open(path, "a") as file:
+        file.write("007,1\n1e3,0\n")
+    assert read_examples(DataRecipe(path), path, "train")["text"][-2:] == ["007", "1e3"]
+
+
+def test_columns_of_the_filter_have_the_values_of_their_texts(tmp_path):
+    path = written(tmp_path / "d.csv", [{"text": f"t{n}", "code": f"0{n % 2}", "is": ["True", "false"][n % 2]} for n in range(4)])
+    assert rows.read_rows(path, None, "train", {"code": "01", "is": False})["text"] == ["t1", "t3"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_file_is_read_anew_where_another_one_has_its_time(tmp_path, suffix):
+    for name in ("first", "second"):
+        path = Path(written(tmp_path / f"data{suffix}", [{"text": name}]))
+        os.utime(path, (1, 1))
+        assert rows.read_rows(str(path), None, "train")["text"] == [name]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['[{"a": "1", "b": null}, {"b": [2]}]', '\ufeff{"a": "1"}\r\n\r\n{"b": [2]}', '{\n"a": "1"\n}\n{\n"b": [2]\n}\n'],
+    ids=["array", "lines", "objects over several lines"],
+)
+def test_json_may_be_an_array_or_objects_and_may_lack_keys(tmp_path, content):
+    (tmp_path / "data.json").write_text(content, encoding="utf-8")
+    assert rows.read_rows(str(tmp_path / "data.json"), None, "train")[:] == {"a": ["1", None], "b": [None, [2]]}
 
 
 def test_a_filter_compares_numbers_of_the_label_column(tmp_path):

@@ -52,7 +52,7 @@ def first_workplace(tmp_path_factory):
     for n in range(200):
         chosen = [*rng.choice(OTHER, rng.integers(1, 4)), *rng.choice(GOOD if n % 2 else BAD, 5)]
         rng.shuffle(chosen)
-        rows.append(f"{' '.join(chosen)},{['negative', 'positive'][n % 2]},{n % 2 + rng.normal() / 10:.3f}")
+        rows.append(f"{' '.join(chosen)},{['negative', 'positive'][n % 2]},{round(n % 2 + rng.normal() / 10, 3)}")
     (folder / "data.csv").write_text("\n".join(rows) + "\n")
     return folder
 

@@ -83,10 +83,7 @@ TIMED = [name for name in builtin_recipes() if isinstance(load_recipe(name), Thr
 
 @pytest.mark.parametrize("name", sorted({*builtin_recipes()} - {*TIMED}))
 def test_it_runs(name, tiny_models, tmp_path, monkeypatch):
-    load = rows.load_dataset
-    monkeypatch.setattr(
-        rows, "load_dataset", lambda path, *options, **more: load(path, *options, **more) if more else rows_of(path, *options)
-    )
+    monkeypatch.setattr(rows, "load_dataset", rows_of)
     monkeypatch.chdir(tmp_path)
     for file, values in QUESTIONS.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

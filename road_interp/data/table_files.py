@@ -1,0 +1,97 @@
+"""Tables in files: CSV, TSV, JSON and Parquet, read anew from the file and with the texts that stand in it."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pyarrow.parquet
+from datasets import Dataset
+
+from road_interp.files import parse_json_values
+
+SEPARATED: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
+FORMATS = (*SEPARATED, ".jsonl", ".json", ".parquet")
+KINDS = {str: "texts", bool: "truth values", int: "numbers", float: "numbers", list: "lists", dict: "objects"}
+
+
+def read_table(path: Path, valued: Collection[str | None]) -> Dataset:
+    """The rows of a file of one of the FORMATS, with all columns. Raises any exception of the parsers.
+
+    CSV and TSV hold texts. The columns in `valued` become what their texts mean (`_as_values`); another one becomes numbers if
+    these, printed again, are the texts of the file.
+    """
+    if path.suffix == ".parquet":
+        return Dataset(pyarrow.parquet.read_table(path, partitioning=None))
+    if path.suffix not in SEPARATED:
+        return Dataset.from_dict(_json_columns(path))
+    texts = _separated_columns(path, SEPARATED[path.suffix])
+    return Dataset.from_dict({name: (_as_values if name in valued else _as_numbers)(column) for name, column in texts.items()})
+
+
+def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The texts of every column of a CSV or TSV file; fields that a short row lacks are empty."""
+    options = {"dtype": str, "keep_default_na": False, **options}
+    header = Counter(pandas.read_csv(path, header=None, nrows=1, **options).iloc[0])
+    if repeated := [name for name, count in header.items() if name and count > 1]:
+        raise ValueError(f"the header names column '{repeated[0]}' twice")
+    frame = pandas.read_csv(path, **options)
+    if len(frame) and not isinstance(frame.index, pandas.RangeIndex):  # pandas takes the first fields of long rows for an index
+        raise ValueError(
+            f"row 0: more fields than the {len(frame.columns)} columns of the header; put texts that contain the separator in "
+            "double quotes, or name every column"
+        )
+    return {name: frame[name].tolist() for name in frame}
+
+
+def _as_values(texts: Sequence[str]) -> list[Any]:
+    """Texts as whole numbers, numbers or truth values where all can be exactly; all stay text where one is "01"."""
+    stripped = [text.strip() for text in texts]
+    kinds: list[tuple[str, Callable[[str], Any]]] = [
+        (r"[-+]?(0|[1-9]\d{0,17})", int),
+        (r"[-+]?((0|[1-9]\d{0,14})(\.\d*)?|\.\d+)([eE][-+]?\d+)?", float),
+        (r"(?i)true|false", lambda text: text.lower() == "true"),
+    ]
+    for pattern, convert in kinds:
+        if all(re.fullmatch(pattern, text) for text in stripped):
+            return [convert(text) for text in stripped]
+    return list(texts)
+
+
+def _as_numbers(texts: Sequence[str]) -> list[Any]:
+    """Texts as numbers where every number is printed as its text; all stay text where one is "01", "0.50" or "1e3"."""
+    kinds: list[tuple[str, Callable[[str], Any]]] = [(r"-?\d{1,18}", int), (r"-?\d+(\.\d+)?(e[-+]\d+)?", float)]
+    for pattern, convert in kinds:
+        if all(re.fullmatch(pattern, text) and str(convert(text)) == text for text in texts):
+            return [convert(text) for text in texts]
+    return list(texts)
+
+
+def _json_columns(path: Path) -> dict[str, list[Any]]:
+    """The columns of an array of objects, or of objects one behind another; keys that a row lacks are null."""
+    rows = list(parse_json_values(path.read_text(encoding="utf-8-sig")))
+    if len(rows) == 1 and isinstance(rows[0], list):
+        rows = rows[0]
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is not a JSON object")
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    for name, column in columns.items():
+        _check_kind(name, column)
+    return columns
+
+
+def _check_kind(name: str, column: Sequence[Any]) -> None:
+    """Raise ValueError for a column with values of several kinds, which a table cannot hold."""
+    found: dict[str, int] = {}
+    for row, value in enumerate(column):
+        if value is not None:
+            found.setdefault(KINDS[type(value)], row)
+    if len(found) > 1:
+        (first, _), (second, row) = list(found.items())[:2]
+        raise ValueError(f"column '{name}' holds {first} and, in row {row}, {second}; give it values of one kind")
