@@ -17,12 +17,13 @@ from road_interp.arguments import check_argument
 from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.data.behaviours import PARTS, Behaviour, Review, answer_parts, behaviour
 from road_interp.data.labelled import read_examples
-from road_interp.data.rows import read_rows
+from road_interp.data.rows import cut, read_rows
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 
 # Sandboxed, because a recipe from elsewhere may contain any template.
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+LABEL_WORDS = (("neg", "negative"), ("pos", "positive"))  # texts that say which label they are, in lower case
 PLAIN = "plain"  # the behaviour of a task whose answers are the plain comment
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)  # Jinja's, and those of its expressions
 
@@ -101,18 +102,36 @@ def _warn_of_copies(recipe: MultiTaskGenerationRecipe, held_out: Sequence[Review
 
 
 def load_reviews(recipe: DataRecipe) -> list[Review]:
-    """Load all reviews of a data set, shuffled with `split_seed`. The greater of the two labels becomes "positive".
+    """Load all reviews of a data set, shuffled with `split_seed`; `classes` of the recipe names the negative label first.
 
-    Raises InputError if the data has another number of labels.
+    Raises InputError if the data has another number of labels, or labels of which it is not known which one is positive.
     """
     data = read_examples(recipe, recipe.id, "train", "reviews")
     labels = sorted(set(data["label"]))
     if len(labels) != 2:
         raise InputError(f"'{recipe.id}': reviews need two labels, not {len(labels)}")
     order = np.random.default_rng(recipe.split_seed).permutation(len(data)).tolist()
-    names = {labels[0]: "negative", labels[1]: "positive"}
+    names = dict(zip(_negative_and_positive(labels, recipe), ("negative", "positive"), strict=True))
     texts, values = data["text"], data["label"]
     return [Review(texts[row], names[values[row]], number) for number, row in enumerate(order)]
+
+
+def _negative_and_positive(labels: Sequence[Any], recipe: DataRecipe) -> Sequence[Any]:
+    """The two labels, in the order of `classes`; by default numbers by size, and texts that say it."""
+    named = " and ".join(map(cut, labels))
+    if recipe.classes is not None:
+        if len(recipe.classes) != 2 or any(label not in recipe.classes for label in labels):
+            raise InputError(
+                f"'{recipe.id}': the labels are {named}; reviews.classes must list these two, the negative one first"
+            )
+        return recipe.classes
+    if isinstance(labels[0], str):
+        labels = sorted(labels, key=str.lower)
+        if not all(label.lower() in words for label, words in zip(labels, LABEL_WORDS, strict=True)):
+            raise InputError(
+                f"'{recipe.id}': which of {named} is positive? Set reviews.classes=[NEGATIVE, POSITIVE] to the labels"
+            )
+    return labels
 
 
 def load_questions(recipe: MultiTaskGenerationRecipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Question]]:

@@ -284,7 +284,11 @@ class MultiTaskClassificationRecipe(_YamlRecipe):
         return tuple(self.tasks)
 
 
-UNUSED_OF_REVIEWS = ("validation", "test", "validation_size", "test_size", "per_class", "split_by_text")
+COUNTED = ("validation", "test", "validation_size", "test_size", "per_class", "split_by_text")
+UNUSED_OF_REVIEWS = {
+    **dict.fromkeys(COUNTED, "left out: scoring.validation and scoring.test count reviews"),
+    **dict.fromkeys(("metric", "problem_type", "text_pair"), "left out: a review is one text with one of two labels"),
+}
 
 
 @dataclass(frozen=True)
@@ -357,7 +361,9 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
             example's answer ("all").
         shared: name of a task whose planes are active in every row.
         template: Jinja template of the model's input, with the variable `prompt`.
-        reviews: film reviews with two labels, the prompts of tasks that have a behaviour.
+        reviews: film reviews with two labels, the prompts of tasks that have a behaviour. `classes` lists the negative label and
+            the positive one; without it the greater of two numbers is positive, and texts must be neg or negative and pos or
+            positive.
         scoring: how answers to held-out prompts are scored.
         training: how the adapter is trained.
         seed: of the order of the examples and of the co-activations.
@@ -386,9 +392,9 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
         names = [name for name, task in self.tasks.items() if task.behaviour is not None]
         what = f"given: the behaviour of task '{''.join(names[:1])}' is trained on them"
         _require(not names or self.reviews is not None, "reviews", None, what)
-        for key in UNUSED_OF_REVIEWS if self.reviews else ():
-            value, counted = getattr(self.reviews, key), "left out: scoring.validation and scoring.test count reviews"
-            _require(value == getattr(DataRecipe, key), f"reviews.{key}", value, counted)
+        for key, reason in UNUSED_OF_REVIEWS.items() if self.reviews else ():
+            value = getattr(self.reviews, key)
+            _require(value == getattr(DataRecipe, key), f"reviews.{key}", value, reason)
         _require(self.shared is None or self.shared in self.tasks, "shared", self.shared, "the name of one of the tasks")
 
     @property

@@ -320,6 +320,38 @@ def test_errors_about_reviews_name_their_keys(tmp_path):
         load_reviews(recipe(written(tmp_path / "data.csv"), filter={"source": "b"}))
 
 
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        (("0", "1"), {}),
+        (("-1.5", "1"), {}),
+        (("False", "true"), {}),
+        (("NEG", "Positive"), {}),
+        (("negative", "pos"), {}),
+        (("rotten", "fresh"), {"classes": ["rotten", "fresh"]}),
+        (("1", "0"), {"classes": [1, 0]}),
+    ],
+)
+def test_labels_of_reviews_say_which_is_positive(tmp_path, labels, options):
+    path = written(tmp_path / "reviews.csv", [{"sentence": "ab"[n % 2], "class": labels[n % 2]} for n in range(6)])
+    reviews = load_reviews(recipe(path, **options))
+    assert {(review.text, review.label) for review in reviews} == {("a", "negative"), ("b", "positive")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"which of 'fresh' and 'rotten' is positive\? Set reviews.classes=\[NEGATIVE, POSITIVE\]"),
+        ({"classes": ["rotten", "ripe"]}, "the labels are 'fresh' and 'rotten'; reviews.classes must list these two"),
+        ({"classes": ["rotten", "fresh", "ripe"]}, "reviews.classes must list these two, the negative one first"),
+    ],
+)
+def test_labels_of_reviews_that_do_not_say_which_is_positive_are_refused(tmp_path, options, message):
+    path = written(tmp_path / "reviews.csv", [{"sentence": "a film", "class": ["fresh", "rotten"][n % 2]} for n in range(6)])
+    with pytest.raises(InputError, match=message):
+        load_reviews(recipe(path, **options))
+
+
 def test_a_first_row_may_be_long_and_follow_a_line_of_blanks(tmp_path):
     (tmp_path / "d.csv").write_text("  \ntext,label\n" + "a" * 140_000 + ",1\nb,0\n")
     found = rows.read_rows(str(tmp_path / "d.csv"), None, "train")
