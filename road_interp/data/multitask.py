@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,8 @@ def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
         else:
             pairs = _prompts_and_answers(name, task, task.id, task.split, task.examples, task.answer)
             examples[name] = [Example(prompt, (("", answer),)) for prompt, answer in pairs]
+            _warn_of_few(name, task, len(pairs))
+            _warn_of_questions(recipe, name, task, {prompt for prompt, _ in pairs})
     return MultiTaskData(examples, behaviours if reviews else {}, reviews[:validation], reviews[validation : validation + test])
 
 
@@ -97,6 +99,26 @@ def _warn_of_copies(recipe: MultiTaskGenerationRecipe, held_out: Sequence[Review
         warnings.warn(
             f"'{recipe.reviews.id}': {shared} of {len(held_out)} validation and test reviews are also training reviews; leave "
             "out the copies",
+            stacklevel=3,
+        )
+
+
+def _warn_of_few(name: str, task: TaskRecipe, count: int) -> None:
+    """Warn of a data set with fewer rows than a task has examples."""
+    if count < task.examples:
+        warnings.warn(
+            f"task '{name}': '{task.id}' has {count} rows and all are used; tasks.{name}.examples is {task.examples}",
+            stacklevel=3,
+        )
+
+
+def _warn_of_questions(recipe: MultiTaskGenerationRecipe, name: str, task: TaskRecipe, training: Collection[str]) -> None:
+    """Warn of test questions whose prompt is also trained on."""
+    questions = [] if task.test is None else _test_pairs(recipe, name, task, task.test)
+    if shared := sum(prompt in training for prompt, _ in questions):
+        warnings.warn(
+            f"task '{name}': {shared} of {len(questions)} test questions of '{task.test}' are also training prompts; "
+            "leave out the copies",
             stacklevel=3,
         )
 
@@ -140,7 +162,7 @@ def load_questions(recipe: MultiTaskGenerationRecipe, tokenizer: PreTrainedToken
     for name, task in recipe.tasks.items():
         if task.test is None or task.match is None:
             continue
-        pairs = _prompts_and_answers(name, task, task.test, "test", recipe.scoring.test, task.reference or task.answer)
+        pairs = _test_pairs(recipe, name, task, task.test)
         answers = [extract_answer(task.match, reference) for _, reference in pairs]
         if None in answers:
             missing = pairs[answers.index(None)][1]
@@ -150,6 +172,11 @@ def load_questions(recipe: MultiTaskGenerationRecipe, tokenizer: PreTrainedToken
             Question(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer is not None
         ]
     return questions
+
+
+def _test_pairs(recipe: MultiTaskGenerationRecipe, name: str, task: TaskRecipe, source: str) -> list[tuple[str, str]]:
+    """The prompts of a test set and their reference answers."""
+    return _prompts_and_answers(name, task, source, "test", recipe.scoring.test, task.reference or task.answer)
 
 
 def _prompts_and_answers(

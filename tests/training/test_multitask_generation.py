@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -160,6 +161,36 @@ def test_held_out_reviews_that_are_trained_on_are_warned_of(workplace, tmp_path)
     twice = replace(recipe, reviews=replace(recipe.reviews, id=str(tmp_path / "twice.csv")))
     with pytest.warns(UserWarning, match=r"twice.csv': \d+ of 10 validation and test reviews are also training reviews"):
         load_multitask_data(twice)
+
+
+def answering(path, **options):
+    task = {"id": str(path), "examples": 2, **options}
+    return load_recipe({"kind": "multitask-generation", "model": {"id": "m"}, "tasks": {"sums": task}, "scoring": {"test": 2}})
+
+
+@pytest.mark.parametrize(
+    "answers", [["0000", "0001"], ["0.50", "1.50"], ["true", "false"], ["2020-01-01", "2020-01-02"], ["1", "2"]]
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_answers_are_those_of_the_file(tmp_path, answers, suffix):
+    rows = [json.dumps({"prompt": "p", "answer": answer}) for answer in answers]
+    lines = rows if suffix == "jsonl" else ["prompt,answer", *(f"p,{answer}" for answer in answers)]
+    (tmp_path / f"data.{suffix}").write_text("\n".join(lines) + "\n")
+    examples = load_multitask_data(answering(tmp_path / f"data.{suffix}")).examples
+    assert [example.answer for example in examples["sums"]] == answers
+
+
+def test_few_rows_and_questions_that_are_trained_on_are_warned_of(tmp_path):
+    (tmp_path / "asked.csv").write_text("prompt,answer\na,1\nb,2\nc,3\n")
+    (tmp_path / "other.csv").write_text("prompt,answer\nb,2\nd,4\na,1\n")
+    (tmp_path / "new.csv").write_text("prompt,answer\ne,5\n")
+    with pytest.warns(UserWarning, match="asked.csv' has 3 rows and all are used; tasks.sums.examples is 4$"):
+        load_multitask_data(answering(tmp_path / "asked.csv", examples=4))
+    with pytest.warns(UserWarning, match="task 'sums': 1 of 2 test questions of '.*other.csv' are also training prompts"):
+        load_multitask_data(answering(tmp_path / "asked.csv", test=str(tmp_path / "other.csv"), match="[0-9]"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_multitask_data(answering(tmp_path / "asked.csv", test=str(tmp_path / "new.csv"), match="[0-9]"))
 
 
 def test_training_answers_that_are_cut_off_are_warned_of(workplace):
