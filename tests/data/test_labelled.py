@@ -73,14 +73,23 @@ def test_empty_texts_and_copies_across_splits_are_warned_of(tmp_path):
     with pytest.warns(UserWarning, match=r"empty.csv': 2 texts are empty and are used"):
         load_labelled(recipe(empty))
     copies = written(tmp_path / "copies.csv", ROWS + ROWS)
-    with pytest.warns(UserWarning, match="copies.csv': ([0-9]+) of 8 test texts are also training texts") as told:
+    with pytest.warns(UserWarning, match="copies.csv") as told:
         task = load_labelled(recipe(copies))
-    shared = sum(text in set(task.train["text"]) for text in task.test["text"])
-    assert [f": {shared} of 8 test" in str(each.message) for each in told if each.category is UserWarning] == [True]
+    for name, split in (("validation", task.validation), ("test", task.test)):
+        shared = sum(text in set(task.train["text"]) for text in split["text"])
+        expected = f"{shared} of 8 {name} texts are also training texts; leave out the copies, or set split_by_text=true"
+        assert [expected in str(each.message) for each in told].count(True) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_labelled(recipe(written(tmp_path / "data.csv")))
         load_labelled(recipe(copies, validation_size=0.2, test_size=0.2, split_by_text=True))
+
+
+def test_training_texts_in_a_validation_file_are_warned_of(tmp_path):
+    train, test = written(tmp_path / "train.csv"), written(tmp_path / "t.csv", [{**row, "sentence": "new"} for row in ROWS])
+    with pytest.warns(UserWarning, match="40 of 40 validation texts are also training texts; leave out the copies$") as told:
+        load_labelled(recipe(train, validation=train, test=test))
+    assert len(told) == 1
 
 
 def test_a_fraction_for_the_test_set_is_of_what_the_validation_set_leaves(tmp_path):
