@@ -102,7 +102,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):  # a study holds the lock of the folder itself during the whole training
-            check_unfinished(self.path) if self.resume else check_free(self.path)
+            (check_unfinished if self.resume else check_free)(self.path)
             for path in unfinished_writes(self.path):
                 path.unlink(missing_ok=True)
             write_atomically(self.path / RECIPE, self.recipe.to_yaml())
