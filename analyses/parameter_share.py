@@ -41,7 +41,7 @@ COLUMNS = {
 GRID, COARSE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (3e-4, 3e-3, 1e-2)  # for MiniLM, and for the larger models
 RATES: Mapping[str, Mapping[str, float]] = {  # by model and method: those with the highest accuracy in "parameter-share-rates"
     "minilm": {"road_1": 1e-2, "road_2": 1e-2, "road_4": 1e-2, "lora-1": 1e-2, "lora-8": 3e-3, "full": 3e-4},
-    "smollm2": {"road_1": 1e-2, "full": 3e-4},
+    "smollm2": {"road_1": 1e-2, "lora-1": 3e-3, "full": 3e-4},
 }
 
 
