@@ -56,7 +56,10 @@ def test_a_peft_folder_round_trips_with_equal_outputs(variant, group_size, targe
     assert (ours.variant, ours.group_size) == (variant, group_size)
     in_memory = RoadModel.from_peft(copy.deepcopy(base), theirs)
     assert torch.equal(logits(in_memory, batch), logits(ours, batch))
-    message = r"the PeftModel has other trained weights \(classifier.bias, classifier.weight\), which are not part of an adapter"
+    message = (
+        r"^the PeftModel has other trained weights \(classifier.bias, classifier.weight\), which are not part of an adapter: "
+        r"RoadModel.from_peft\(another_copy_of_the_model, peft_model\) loads both$"
+    )
     with pytest.warns(UserWarning, match=message):
         heads = {RoadAdapter.from_peft(source).modules_to_save for source in (theirs, tmp_path / "theirs")}
     with pytest.warns(UserWarning, match=message):

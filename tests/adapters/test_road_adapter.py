@@ -32,6 +32,14 @@ def maps(adapter):
     )
 
 
+def test_what_is_no_site_and_no_exponent_is_refused():
+    message = r"^RoadAdapter.identity needs Site, not str: give the sites of find_sites\(model, 'mlp'\)$"
+    with pytest.raises(InputError, match=message):
+        RoadAdapter.identity(["a.query"])
+    with pytest.raises(InputError, match=r"^A power of an adapter needs int or float, not str: give a number, such as 0.5$"):
+        random_adapter(SITES) ** "2"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_angles_in_half_precision_are_computed_with_in_fp32(dtype):
     given = random_adapter(SITES)

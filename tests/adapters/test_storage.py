@@ -270,6 +270,7 @@ def test_an_adapter_is_read_from_the_folders_that_the_command_line_takes(tmp_pat
     sites = (Site("layers.0.0", 32, None, "layers.0.0"),)
     random_adapter(sites).to_peft(tmp_path / "outside", base)
     assert RoadAdapter.load(tmp_path / "outside", base).sites[0].layer is None
+    assert RoadAdapter.of(tmp_path / "outside", base).sites[0].layer is None
     assert RoadAdapter.load(tmp_path / "outside").sites[0].layer == 0
     (adapter**2).save(tmp_path / "peft")  # a folder with both: its own format is complete
     assert RoadAdapter.load(tmp_path / "peft").distance(adapter**2) == 0

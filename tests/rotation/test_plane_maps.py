@@ -365,3 +365,9 @@ def test_torch_compile_traces_the_real_form(monkeypatch):
     assert not plane_maps._is_complex_view(maps, hidden, 2)
     real = plane_maps.apply_entries(plane_maps.entries_from_maps(maps), hidden, 2)
     assert torch.equal(plane_maps.apply(maps, hidden, 2), real)
+
+
+def test_states_of_another_width_are_refused():
+    maps = plane_maps.maps_from_parameters(torch.zeros(4), torch.ones(4), "road_1", 2)
+    with pytest.raises(InputError, match="^states of width 6 cannot be rotated in 4 planes$"):
+        plane_maps.apply(maps, torch.zeros(5, 3, 6), 2)
