@@ -235,6 +235,10 @@ def _classes(recipe: DataRecipe, train: Dataset) -> tuple[Any, ...]:
     classes = sorted(set(train["label"]), key=lambda label: (isinstance(label, str), label))
     if len(classes) < 2:
         raise InputError(f"'{recipe.id}': all labels are {classes[0]!r}; classification needs at least two classes")
+    stripped: dict[str, str] = {}
+    for label in (each for each in classes if isinstance(each, str)):
+        if (other := stripped.setdefault(label.strip(), label)) != label:
+            raise InputError(f"'{recipe.id}': the labels {other!r} and {label!r} differ in spaces only; write them alike")
     return tuple(classes)
 
 

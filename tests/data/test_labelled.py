@@ -297,6 +297,13 @@ def test_a_further_test_set_needs_the_columns_of_the_filter(tmp_path):
         load_test_set(recipe(path, words=90), path, ("no", "yes"))
 
 
+def test_labels_that_differ_in_spaces_are_not_two_classes(tmp_path):
+    path = tmp_path / "spaces.csv"
+    path.write_text("sentence,class\n" + "".join(f"film {row},{('yes', 'no', 'yes ')[row % 3]}\n" for row in range(30)))
+    with pytest.raises(InputError, match="the labels 'yes' and 'yes ' differ in spaces only; write them alike"):
+        load_labelled(recipe(str(path)))
+
+
 def test_a_filter_of_null_selects_all_rows(tmp_path):
     path = written(tmp_path / "data.csv")
     assert len(load_test_set(recipe(path, filter=None), path, ("no", "yes")).test) == 40
