@@ -28,6 +28,7 @@ from road_interp.causal.variable_methods import (
     DEEP,
     MASKED_BASIS,
     METHODS,
+    NO_SWAP,
     PLANES,
     SEPARATE,
     SHARED,
@@ -325,7 +326,9 @@ def describe(found: VariablesStudy) -> Described:
 def values_of(seeds: Sequence[VariablesComparison], method: str, other: str | None = None) -> list[tuple[str, str]]:
     """Disentangle of a method, or its difference from another: the mean over seeds, and where there are several, each."""
     name = f"{name_of(seeds[0])}, {method}" + ("" if other is None else f" minus {other}")
-    rows = [(name, with_interval(disentangle_over_seeds(seeds, method, other)))]
+    value = disentangle_over_seeds(seeds, method, other)
+    # Without a swap the score is .5 by definition, if the model gives the answers that the pairs were drawn by.
+    rows = [(name, f"{value[0]:.3f}" if method == NO_SWAP else with_interval(value))]
     if len(seeds) > 1:
         each = [one.of(method).disentangle - (0 if other is None else one.of(other).disentangle) for one in seeds]
         rows.append((f"{name}, by seed", ", ".join(f"{value:.3f}" for value in each)))
