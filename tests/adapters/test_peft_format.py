@@ -266,6 +266,20 @@ def test_sites_equal_those_of_find_sites(architecture, tmp_path):
     assert [site.layer for site in without_model.sites] == sorted(site.layer for site in sites)
 
 
+def test_a_head_of_another_size_names_the_peft_model():
+    theirs = peft_model(tiny_model("Bert", "classifier"), target_modules=["query"], group_size=2, task_type="SEQ_CLS")
+    with pytest.raises(InputError, match=r"^the PeftModel: 'classifier.weight' has shape \(2, 32\), not \(5, 32\)$"):
+        RoadModel.from_peft(tiny_model("Bert", "classifier", num_labels=5), theirs)
+
+
+def test_a_tied_copy_without_a_change_is_loaded():
+    """PEFT saves a copy of a head that it was to train, also where it was not trained."""
+    base = tiny_model("Llama", "causal-lm", tie_word_embeddings=True)
+    theirs = peft_model(base, target_modules=["q_proj"], group_size=2, modules_to_save=["lm_head"])
+    batch = token_batch()
+    torch.testing.assert_close(logits(RoadModel.from_peft(base, theirs), batch), logits(theirs, batch), **TOLERANCE)
+
+
 def test_rotations_that_act_together_are_not_read_as_one():
     """PEFT applies both; each alone gives other outputs."""
     base = tiny_model("Llama", "causal-lm")
