@@ -139,7 +139,7 @@ def describe(found: CausalGymTable) -> Described:
             rows.append((f"{task}, {score.test.method}", f"log odds ratio {odds}, selectivity {score.selectivity:.2f}, {place}"))
     sentence = (
         f"Log odds ratio (nats) and its selectivity, at the block of {', '.join(map(str, first.layers))} with the highest log "
-        f"odds ratio on validation pairs, with {first.steps} steps of every training. Intervals of a task resample words; "
+        f"odds ratio on validation pairs, with {first.steps} steps of every training. Intervals of a task are over words; "
         "those of differences, and the bars of the figure, are over tasks (Student's t)."
     )
     return sentence, rows

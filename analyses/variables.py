@@ -318,7 +318,7 @@ def describe(found: VariablesStudy) -> Described:
     sentence = (
         "Disentangle, the mean of cause and isolation over variables, on unseen entities, with the 95% interval over clusters of "
         "entities (nouns with all their forms, countries with their cities), for the trainings of these seeds; differences on "
-        "the same pairs. The test nouns are 8."
+        "the same pairs. The test nouns are 8, so few that their intervals may be too narrow."
     )
     return sentence, rows
 

@@ -53,5 +53,5 @@ def check_count(function: str, name: str, value: object) -> None:
 
 
 def lone_surrogate(text: str) -> str:
-    """The first half of a surrogate pair without its other half, written as in JSON: no tokeniser reads it. Empty without one."""
+    """The first surrogate in a text, half of a character that no tokeniser reads, written as in JSON; empty without one."""
     return next((f"\\u{ord(letter):x}" for letter in text if "\ud800" <= letter <= "\udfff"), "")

@@ -23,7 +23,7 @@ from road_interp.causal.arguments import check_tokenizer
 from road_interp.errors import InputError
 from road_interp.files import is_file, parse_json, read_text
 
-FEW = 10  # words at a span; with fewer, a bootstrap over words says nothing
+FEW = 10  # words at a span; with fewer, an interval over words says nothing
 
 
 class Pair(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -58,7 +59,7 @@ def _as_values(texts: Sequence[str]) -> list[Any]:
         (r"(?i)true|false", lambda text: text.lower() == "true"),
     ]
     for pattern, convert in kinds:
-        if all(re.fullmatch(pattern, text) for text in stripped):
+        if all(re.fullmatch(pattern, text) and convert(text) not in (math.inf, -math.inf) for text in stripped):
             return [convert(text) for text in stripped]
     return list(texts)
 

@@ -110,7 +110,7 @@ def mean_interval(
     half = _half_width(values, clusters, members, weights)
     if half < np.inf and all(values[of_cell].min() == values[of_cell].max() for of_cell in members.values()):
         widths = (weights[cell] * _width_of_equal(values, of_cell, clusters, paired) for cell, of_cell in members.items())
-        half = sum(width**2 for width in widths) ** 0.5
+        half = sum(widths)
     return max(float(mean - half), -1.0 if paired else 0.0), min(float(mean + half), 1.0)
 
 
@@ -131,8 +131,9 @@ def _half_width(
     An example with two clusters is left out twice, so that the variance of examples with the same two is taken off once: the
     sum over examples that share a cluster (Aronow, Samii & Assenova 2015) with the jackknife's terms, which do not fall short
     where one cluster is in many examples (MacKinnon, Nielsen & Webb 2023). It is at least the variance if examples with other
-    clusters were independent. The quantile is Student's, with a degree of freedom less than the effective number of clusters
-    (Kish 1965), which is smaller where some are in many examples.
+    clusters were independent. The quantile is Student's, with one degree of freedom fewer than the effective number of
+    clusters (Kish 1965), which is smaller where some are in many examples. Intervals of few clusters, such as eight, of rates
+    near 0 or 1 are too narrow: in simulations they held the rate in about .8 of the cases.
 
     Infinite for fewer than FEWEST clusters, and where a cell has no example without one of them.
     """
@@ -140,7 +141,10 @@ def _half_width(
     names = sorted(frozenset().union(*sets))
     if len(names) < FEWEST:
         return np.inf
-    has = np.array([[name in each for name in names] for each in sets])
+    place = {name: number for number, name in enumerate(names)}
+    has = np.zeros((len(sets), len(names)), dtype=bool)
+    for row, both in enumerate(sets):
+        has[row, [place[name] for name in both]] = True
     change, effect = np.zeros(len(names)), np.zeros(len(values))
     for cell, of_cell in members.items():
         share = values[of_cell] - values[of_cell].mean()

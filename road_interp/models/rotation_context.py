@@ -44,6 +44,8 @@ from road_interp.sites.site import Site, on_slice
 
 # Models whose attention computes with tokens on the first axis and rows on the second.
 TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
+# Models whose blocks put several streams on the first axis and rows on the second.
+STREAMS_FIRST = frozenset({"gemma3n", "gemma3n_text"})
 # Models that change the outputs of some of their modules in place, as by `+=`; the fast gradient of road_1 reads them afterwards.
 CHANGES_OUTPUTS = frozenset({"deberta", "falcon", "flaubert", "llama4", "llama4_text", "xlm"})
 REENTRANT = (
@@ -120,7 +122,9 @@ class RotationContext:
         self._last = EVERY_TOKEN  # the selection of the last pass in any thread
         self._thread = InThread()
         self._checkpointed = CheckpointedSelections(positions)
-        self._keeps_outputs = CHANGES_OUTPUTS.isdisjoint(model_types(model))
+        types = model_types(model)
+        self._keeps_outputs = CHANGES_OUTPUTS.isdisjoint(types)
+        self._has_streams = not STREAMS_FIRST.isdisjoint(types)
 
     def __enter__(self) -> RotationContext:
         with ExitStack() as undo:  # undoes partial registration after an error
@@ -415,7 +419,9 @@ class RotationContext:
 
     def _projects_distances(self, site: Site) -> bool:
         """Whether a module is called on the states and on embeddings of relative positions (DeBERTa-v3)."""
-        return getattr(self._model.config, "share_att_key", False) and site.kind.endswith(("query_proj", "key_proj"))
+        config: Any = self._model.config
+        projects = getattr(config, "share_att_key", False) and config.relative_attention
+        return projects and site.kind.endswith(("query_proj", "key_proj"))
 
     def _has_inplace_form(self, maps: PlaneMaps, hidden: Tensor, site: Site) -> bool:
         return site.output_slice is None and has_complex_form(maps, hidden, self._coefficients.group_size)
@@ -435,7 +441,9 @@ class RotationContext:
         ):  # else rows and tokens may be joined
             check_rows(len(maps.maps[0].a), hidden.shape[0])
         if maps.by_row and current.shape is not None:
-            _check_first_axis(hidden, site, *current.shape)
+            behind = self._has_streams and hidden.ndim > 3
+            if behind or hidden.shape[0] != current.shape[0]:
+                _check_first_axis(hidden, site, *current.shape)
         return maps
 
 
@@ -467,14 +475,9 @@ def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _check_first_axis(hidden: Tensor, site: Site, rows: int, tokens: int) -> None:
-    """Raise InputError unless the first axis of a site's output is that of the rows, or of the rows and tokens joined.
-
-    Gemma-3n's blocks put streams before the rows, maybe as many.
-    """
+    """Raise InputError for a site's output whose rows are on the second axis; rows and tokens may be joined on the first."""
     is_joined = hidden.ndim == 2 and hidden.shape[0] == rows * tokens
-    is_behind = hidden.ndim > 3 and rows > 1 and hidden.shape[1:3] == (rows, tokens)
-    is_first = hidden.shape[0] == rows and not is_behind
-    if not is_first and not is_joined and (hidden.ndim == 2 or hidden.shape[1] == rows):
+    if not is_joined and (hidden.ndim == 2 or hidden.shape[1] == rows):
         raise InputError(
             f"site '{site.name}': its output of shape {tuple(hidden.shape)} does not begin with the {rows} rows of the batch; "
             "only one adapter for all rows works there"

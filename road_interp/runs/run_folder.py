@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class RunFolder:
                 checkpoints.mkdir(parents=True, exist_ok=True)
                 try:
                     stack.enter_context(locked(checkpoints, wait=False))
+                    stack.callback(_remove_if_empty, checkpoints)
                 except BlockingIOError:
                     message = f"'{self.path}' is being trained by another process; wait until it ends, or choose another --out"
                     raise InputError(message) from None
@@ -156,6 +157,11 @@ def describe_environment(seed: int, device: str, precision: str) -> str:
         "precision": precision,
     }
     return json.dumps(content, indent=2) + "\n"
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def check_unfinished(folder: Path) -> None:

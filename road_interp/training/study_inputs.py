@@ -34,7 +34,7 @@ def _digest(path: Path) -> str:
 def model_files(identity: str) -> tuple[tuple[str, int, int], ...]:
     """Name, size and modification time of the files of a model that is a local file or folder.
 
-    Empty for a model of a package or of the Hub, whose content its id fixes.
+    Empty for a model of a package, of `models://` or of the Hub, whose content its id fixes.
     """
     root = Path(identity)
     if not exists(root):

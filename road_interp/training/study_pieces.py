@@ -35,7 +35,10 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
     if unknown := [slug for slug in options.only if slug not in study.conditions]:
         hint = did_you_mean(unknown[0], study.conditions, "the conditions are")
         raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
-    for slug in options.only or _measurable(study, options, progress):
+    chosen = options.only or _measurable(study, options, progress)
+    for slug in chosen:
+        _stored(study, slug, options)
+    for slug in chosen:
         for seed in _seeds(study, study.conditions[slug], options):
             path = _path(study, slug, seed, options)
             if not path.is_file():
@@ -58,12 +61,7 @@ def read_study(study: Study, options: StudyOptions) -> Result:
 
 def read_pieces(study: Study, options: StudyOptions) -> Pieces:
     """The stored pieces, by condition. Raises InputError if there are none, and for damaged ones and those of other settings."""
-    pieces = {}
-    for slug, condition in study.conditions.items():
-        paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
-        if measured := [path for path in paths if path.is_file()]:
-            given = digests(_recipe(study, slug, 0, options), study.inputs)
-            pieces[slug] = [_load(study, condition, path, options, given) for path in measured]
+    pieces = {slug: results for slug in study.conditions if (results := _stored(study, slug, options))}
     if not pieces:
         raise InputError(f"'{options.results / study.name}' holds no results of this study")
     return pieces
@@ -95,6 +93,16 @@ def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress
 def _recipe(study: Study, slug: str, seed: int, options: StudyOptions) -> Any:
     overrides = [*_overrides(study, study.conditions[slug], options), f"seed={seed}"]
     return load_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else _settings(study.recipe, overrides)
+
+
+def _stored(study: Study, slug: str, options: StudyOptions) -> list[Result]:
+    """The stored pieces of a condition. Raises InputError as `read_pieces`."""
+    condition = study.conditions[slug]
+    paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
+    if not (measured := [path for path in paths if path.is_file()]):
+        return []
+    inputs = digests(_recipe(study, slug, 0, options), study.inputs)
+    return [_load(study, condition, path, options, inputs) for path in measured]
 
 
 def _load(study: Study, condition: Condition, path: Path, options: StudyOptions, inputs: Mapping[str, str]) -> Result:

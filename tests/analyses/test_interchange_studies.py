@@ -193,7 +193,7 @@ def test_several_variables(command, nouns, tmp_path):
     assert [each.method for each in found.reports] == ["no swap", "whole state", "random subspace", *trained]
 
 
-def test_intervals_over_cities_resample_countries(known, command, monkeypatch, tmp_path):
+def test_intervals_over_cities_are_over_countries(known, command, monkeypatch, tmp_path):
     """The stored clusters are those of the task, of which no city is independent of the others in its country."""
     places = {"Norway": "Europe", "Italy": "Europe", "Peru": "America", "Chile": "America", "Japan": "Asia", "Laos": "Asia"}
     cities = {f"{split}{country}{number}": country for split in SPLITS for country in places for number in range(2)}

@@ -177,8 +177,8 @@ def test_an_interchange_needs_as_many_subspaces_as_there_are_variables(runs, mak
         assert len(measure_variables(runs, right, "m").outcomes) == len(runs.pairs)
 
 
-def test_intervals_resample_clusters_of_entities(taught_things, task, tokenizer):
-    """All entities of one cluster: a single draw, of which nothing is known."""
+def test_intervals_are_over_clusters_of_entities(taught_things, task, tokenizer):
+    """Of a single cluster nothing is known."""
     right = answered_rightly(taught_things, tokenizer, task, task.questions())
 
     def pairs_of(cluster):

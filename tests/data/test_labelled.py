@@ -297,6 +297,12 @@ def test_a_further_test_set_needs_the_columns_of_the_filter(tmp_path):
         load_test_set(recipe(path, words=90), path, ("no", "yes"))
 
 
+def test_a_label_beyond_all_numbers_stays_text(tmp_path):
+    path = tmp_path / "large.csv"
+    path.write_text("sentence,class\n" + "".join(f"film {row},{('1', '1e400')[row % 2]}\n" for row in range(30)))
+    assert load_labelled(recipe(str(path), validation_size=4, test_size=4)).classes == ("1", "1e400")
+
+
 def test_labels_that_differ_in_spaces_are_not_two_classes(tmp_path):
     path = tmp_path / "spaces.csv"
     path.write_text("sentence,class\n" + "".join(f"film {row},{('yes', 'no', 'yes ')[row % 3]}\n" for row in range(30)))

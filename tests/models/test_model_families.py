@@ -23,6 +23,8 @@ from transformers import (
     LlamaForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
+    PhiConfig,
+    PhiForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
     XGLMConfig,
@@ -67,7 +69,7 @@ def deberta():
 
 
 def deberta_v3(**changes):
-    config = DebertaV2Config(**SIZES, **DISTANCES, position_buckets=4, share_att_key=True, **changes)
+    config = DebertaV2Config(**SIZES, **(DISTANCES | changes), position_buckets=4, share_att_key=True)
     return DebertaV2Model(config).eval()
 
 
@@ -89,6 +91,20 @@ def test_as_many_streams_as_rows_are_not_the_rows(rows):
     whole = rotated(ids)[1].logits
     for row in range(rows):
         assert torch.allclose(rotated({"input_ids": ids["input_ids"][row : row + 1]})[1].logits[0], whole[row], atol=1e-5)
+
+
+def test_heads_that_are_as_many_as_the_rows_stand_behind_them():
+    """Phi's norms of queries return (rows, heads, tokens, width of a head)."""
+    torch.manual_seed(0)
+    base = PhiForCausalLM(PhiConfig(**SIZES, qk_layernorm=True, bos_token_id=1, eos_token_id=2)).eval()
+    sites = find_sites(base, "q_layernorm")
+    bank = RoadModel(base, RoadBank({"a": random_adapter(sites), "b": random_adapter(sites, seed=1)}))
+    for rows in (3, 4):
+        names, ids = ["a", "b", "__base__", "a"][:rows], {"input_ids": torch.randint(3, 64, (rows, 6))}
+        together = bank(ids, adapter_names=names)[1].logits
+        for row, name in enumerate(names):
+            alone = bank({"input_ids": ids["input_ids"][row : row + 1]}, adapter_names=[name])[1].logits[0]
+            assert torch.allclose(alone, together[row], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +154,7 @@ def test_embeddings_of_distances_are_not_tokens(length):
     with pytest.raises(InputError, match=r"computes embeddings of distances, too, which are no tokens; only positions='all'"):
         RoadModel(base, adapter, positions="last")(inputs)
     RoadModel(base, adapter)(inputs)
+    RoadModel(deberta_v3(relative_attention=False), adapter, positions="last")(inputs)
 
 
 def test_queries_and_keys_beside_embeddings_of_distances_are_found():

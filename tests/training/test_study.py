@@ -158,6 +158,10 @@ def test_an_input_file_that_changed_is_refused(study, measured, tmp_path):
     for call in (run_study, read_study):
         with pytest.raises(InputError, match="plain/seed-0.json' was measured with another file/texts.txt; choose another"):
             call(study, given)
+    measured.clear()
+    with pytest.raises(InputError, match="was measured with another file/texts.txt"):
+        run_study(study, replace(given, seeds=(0, 1)))
+    assert measured == []  # it is refused before the missing piece is measured
     with pytest.raises(InputError, match=r"gone' cannot be read \(No such file or directory\)"):
         read_study(study, options(tmp_path, seeds=(0,), overrides=(f"file={tmp_path / 'gone'}",)))
 
