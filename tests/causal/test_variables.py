@@ -187,10 +187,14 @@ def test_intervals_are_over_clusters_of_entities(taught_things, task, tokenizer)
     alone, together = pairs_of({}), pairs_of(dict.fromkeys(ENTITIES, "all"))
     assert alone.clusters == alone.groups == alone.entities
     assert (together.clusters, together.groups) == ((("all", "all"),) * len(together), alone.groups)
-    found = [measure_variables(VariableRuns(taught_things, each, 0, VARIABLES), whole, "m") for each in (alone, together)]
+    found = []
+    for each in (alone, together):
+        runs = VariableRuns(taught_things, each, 0, VARIABLES)
+        runs.hits = lambda swap: torch.arange(len(alone)) > 0  # all but one are right
+        found.append(measure_variables(runs, whole, "m"))
     assert found[0].outcomes == found[1].outcomes
     assert found[1].interval == (0, 1)
-    assert 0 < found[0].interval[0] < found[0].interval[1] < 1
+    assert found[0].interval[0] > 0.5
 
 
 def test_every_combination_of_variables_is_needed_for_a_score(runs):
