@@ -100,8 +100,14 @@ def test_a_copy_of_a_tied_weight_is_refused_both_ways(tmp_path, module):
         copied = next(each for name, each in theirs.named_modules() if name.endswith("modules_to_save.default"))
         torch.nn.init.normal_(copied.weight)
         theirs.save_pretrained(tmp_path / "theirs")
+    names = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}
+    (own, other) = (names[module], *(name for key, name in names.items() if key != module))
+    message = (
+        f"^'{own}' is tied to '{other}', and PEFT has a copy of it that is not: give both to modules_to_save, or load the "
+        "model with tie_word_embeddings=False$"
+    )
     for source in (theirs, tmp_path / "theirs"):
-        with pytest.raises(InputError, match="is tied to '.*', and PEFT has a copy of it that is not"):
+        with pytest.raises(InputError, match=message):
             RoadModel.from_peft(copy.deepcopy(base), source)
     ours = RoadModel(base, random_adapter(find_sites(base, "q_proj")))
     with pytest.raises(InputError, match="is tied to '.*', and PEFT has a copy of it that is not"):

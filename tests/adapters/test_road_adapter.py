@@ -32,6 +32,21 @@ def maps(adapter):
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sites": ["a.query"]}, r"RoadAdapter needs Site, not str: give the sites of find_sites\(model, \.\.\.\)"),
+        ({"sites": ()}, "an adapter needs at least one site"),
+        ({"theta": 3}, r"RoadAdapter, theta needs Mapping, not int: give a tensor per site, as in {site.name: tensor}"),
+        ({"alpha": {"a.query": [1.0] * 4, "a.fused[key]": None}}, "site 'a.query': alpha must be a tensor, not list"),
+    ],
+)
+def test_what_no_adapter_is_made_of_is_refused(changes, message):
+    given = RoadAdapter.identity(SITES)
+    with pytest.raises(InputError, match=f"^{message}$"):
+        RoadAdapter(**({"sites": SITES, "theta": given.theta, "alpha": given.alpha} | changes))
+
+
 def test_what_is_no_site_and_no_exponent_is_refused():
     message = r"^RoadAdapter.identity needs Site, not str: give the sites of find_sites\(model, 'mlp'\)$"
     with pytest.raises(InputError, match=message):
