@@ -90,9 +90,9 @@ def mean_interval(
 ) -> tuple[float, float]:
     """95% interval of a weighted mean of cells, such as tasks, whose examples share clusters, such as words.
 
-    As `_half_width`. Outcomes that are equal in every cell have no variance: then the rate of a cell has the Wilson interval of
-    as many trials as it can have examples without a common cluster (half of the words, where each has two), and a paired
-    difference its width on either side.
+    As `_half_width`. Outcomes that are equal in every cell, or cancel each other in every cluster, have no variance: then the
+    rate of a cell has the Wilson interval of as many trials as it can have examples without a common cluster (half of the words,
+    where each has two), and a paired difference its width on either side.
 
     Args:
         clusters: of every example, one or two, such as the words of base and source.
@@ -108,7 +108,7 @@ def mean_interval(
     members = {cell: np.array([each == cell for each in cells]) for cell in weights}
     mean = sum(weight * values[members[cell]].mean() for cell, weight in weights.items())
     half = _half_width(values, clusters, members, weights)
-    if half < np.inf and all(values[of_cell].min() == values[of_cell].max() for of_cell in members.values()):
+    if half < 1e-9:
         widths = (weights[cell] * _width_of_equal(values, of_cell, clusters, paired) for cell, of_cell in members.items())
         half = sum(widths)
     return max(float(mean - half), -1.0 if paired else 0.0), min(float(mean + half), 1.0)
@@ -171,8 +171,8 @@ def _apart(clusters: Sequence[Sequence[str]]) -> int:
 def _width_of_equal(
     values: Float[np.ndarray, " examples"], chosen: Bool[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], paired: bool
 ) -> float:
-    """The distance of the farther bound from the mean of equal outcomes."""
-    value = float(values[chosen][0])
+    """The distance of the farther bound from the mean of outcomes that are equal or cancel each other."""
+    value = float(values[chosen].mean())
     bounds = _of_equal(value, _apart([clusters[row] for row in chosen.nonzero()[0].tolist()]), paired)
     return max(abs(bound - value) for bound in bounds)
 

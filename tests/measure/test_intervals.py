@@ -166,6 +166,11 @@ def test_a_cell_of_one_word_only_says_nothing():
     assert 0 <= low < high <= 1
 
 
+def test_clusters_of_equal_means_are_not_certain():
+    words = [(str(number // 2),) for number in range(20)]
+    assert mean_interval(np.arange(20) % 2, words) == pytest.approx(wilson(5, 10))
+
+
 def test_cells_of_equal_outcomes_are_not_certain():
     """As of no swap, which is right for one half of the questions and wrong for the other."""
     words = [(str(number), f"{number}s") for number in range(20)]
