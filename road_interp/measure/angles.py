@@ -20,8 +20,7 @@ class SiteAngles:
     """The planes of one site.
 
     Attributes:
-        name, layer, kind: of the site; where sites of several block stacks have the same layer and kind, the kind has the name
-            of the stack before it.
+        name, layer, kind: of the site; a kind that several block stacks have is preceded by the name of the stack.
         angle: radians in (-pi, pi], one per plane.
         major, minor: the two stretches of each plane map (singular values, factors); equal for road_1.
         reflection: whether the orthogonal factor of the plane map is a reflection; `angle` is then twice the angle of its axis.
@@ -113,17 +112,17 @@ def angles(adapter: Source) -> AngleReport:
     Raises InputError for a value without an adapter.
     """
     adapter = RoadAdapter.of(adapter)
-    count = Counter((site.layer, site.kind) for site in adapter.sites)
+    count = Counter(kind for kind, _ in {(site.kind, _stack(site)) for site in adapter.sites})
     sites = []
     for site in adapter.sites:
         *numbers, reflection = adapter.polar(site)
         digits = 9 if numbers[0].dtype == torch.float32 else 17
         angle, major, minor = (tuple(float(f"{value:.{digits}g}") for value in each.tolist()) for each in numbers)
-        kind = f"{_stack(site)}: {site.kind}" if count[site.layer, site.kind] > 1 else site.kind
+        kind = f"{_stack(site)}: {site.kind}" if count[site.kind] > 1 else site.kind
         sites.append(SiteAngles(site.name, site.layer, kind, angle, major, minor, tuple(reflection.tolist())))
     return AngleReport(adapter.variant, adapter.group_size, tuple(sites))
 
 
 def _stack(site: Site) -> str:
     """The dotted path of the list of blocks that a site is in."""
-    return site.name.removesuffix(f".{site.layer}.{site.kind}")
+    return site.name.removesuffix(f".{site.kind}").removesuffix(f".{site.layer}")  # of a block's output, the name has no kind

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import T5Config, T5Model
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp import RoadAdapter, RoadModel, find_sites, measure, plots
@@ -51,6 +52,19 @@ def test_sites_of_several_block_stacks_are_told_apart():
     assert sorted({round(float(value), 1) for value in shown.ravel()}) == [5.7, 57.3]
     pairs = measure.query_key(found)
     assert sorted({round(float(angle), 2) for angles in pairs.query_angles for angle in angles}) == [0.1, 1.0]
+
+
+@pytest.mark.parametrize("preset", ["all-linear", "block-output"])
+def test_block_stacks_of_different_depth_keep_their_kinds(preset):
+    """The layers that only the deeper stack has are in the row of its other layers."""
+    model = T5Model(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=3, num_heads=2))
+    sites = [site for stack in ("encoder", "decoder") for site in find_sites(model, preset, stack=f"{stack}.block")]
+    found = measure.angles(random_adapter(sites))
+    layers = {kind: [site.layer for site in found.sites if site.kind == kind] for kind in found.kinds}
+    kind = {"all-linear": "layer.0.SelfAttention.q", "block-output": "block-output"}[preset]
+    assert layers[f"encoder.block: {kind}"] == [0]
+    assert layers[f"decoder.block: {kind}"] == [0, 1, 2]
+    assert kind not in layers
 
 
 @pytest.mark.parametrize("count", [1, 2])
