@@ -174,7 +174,8 @@ def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
         key_heads: number of key heads (num_key_value_heads), needed where a layer has more query planes than key planes.
 
     Raises:
-        InputError: no layer rotates both, or the numbers of planes do not fit `key_heads`.
+        InputError: no layer rotates both, the numbers of planes do not fit `key_heads`, or planes reach over several heads that
+            share a key head.
     """
     check_argument("measure.query_key", report, AngleReport, "measure.angles(adapter)")
     sites = {(site.layer, site.kind): site for site in report.sites if site.layer is not None}
@@ -193,6 +194,11 @@ def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
         heads = key_heads or 1
         if len(q.angle) % len(k.angle) or len(k.angle) % heads:
             raise InputError(f"layer {q.layer}: {len(q.angle)} query and {len(k.angle)} key planes for {heads} key heads")
+        if len(q.angle) > len(k.angle) and (width := 2 * len(k.angle) // heads) % report.group_size:
+            raise InputError(
+                f"layer {q.layer}: groups of {report.group_size} dimensions do not divide key heads of {width}, so that a plane "
+                "of a query head is none of its key head: train with a group_size that divides them"
+            )
         angle, log_magnitude = (
             np.reshape(each, (heads, len(q.angle) // len(k.angle), -1)) for each in (q.angle, np.log(q.magnitude))
         )

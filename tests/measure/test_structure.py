@@ -134,6 +134,15 @@ def test_query_heads_that_share_a_key_head_are_averaged():
         query_key(measure.angles(adapter), key_heads=3)
 
 
+def test_planes_that_reach_over_heads_are_not_averaged_over_the_heads_of_a_key():
+    sites = find_sites(tiny_model("Llama"), "attention-qk")
+    assert query_key(measure.angles(random_adapter(sites, group_size=8)), key_heads=2).layers == (0, 1)
+    with pytest.raises(InputError, match="layer 0: groups of 16 dimensions do not divide key heads of 8"):
+        query_key(measure.angles(random_adapter(sites, group_size=16)), key_heads=2)
+    ungrouped = find_sites(tiny_model("Bert"), "attention-qk")
+    assert query_key(measure.angles(random_adapter(ungrouped, group_size=16)), key_heads=4).layers == (0, 1)
+
+
 def trained_query_key(group_size, optimizer):
     """The adapter of queries and keys of a Llama with grouped keys in float64, after five steps from the identity."""
     base = tiny_model("Llama", "causal-lm").double()  # four query heads, two key heads, eight dimensions each
