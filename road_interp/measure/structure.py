@@ -61,10 +61,11 @@ class QueryKey(Result):
 
     Attributes:
         layers: block numbers.
-        query, key: kinds of the modules.
+        query, key: kinds of the modules; several, such as of encoder and decoder, are separated by commas.
         query_angles, key_angles: by layer, one per plane of the key, radians. If several query heads share a key head, the
             query's are circular means over them.
         query_magnitudes, key_magnitudes: likewise, factors (geometric means).
+        queries: kind of the query, by layer; empty where all have the same kind.
     """
 
     layers: tuple[int, ...]
@@ -74,17 +75,20 @@ class QueryKey(Result):
     key_angles: tuple[tuple[float, ...], ...]
     query_magnitudes: tuple[tuple[float, ...], ...]
     key_magnitudes: tuple[tuple[float, ...], ...]
+    queries: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The correlations."""
         return {"correlations": self.correlations()}
 
     def records(self) -> list[dict[str, Any]]:
-        """A row per layer and plane."""
+        """A row per layer and plane, with the kind of the query where there are several."""
         names = ("query_angles", "key_angles", "query_magnitudes", "key_magnitudes")
+        kinds = [{"query": kind} for kind in self.queries] or [{}] * len(self.layers)
         return [
-            {"layer": layer, "plane": plane, **{name.removesuffix("s"): value for name, value in zip(names, values, strict=True)}}
-            for layer, *planes in zip(self.layers, *(getattr(self, name) for name in names), strict=True)
+            {**kind, "layer": layer, "plane": plane}
+            | {name.removesuffix("s"): value for name, value in zip(names, values, strict=True)}
+            for kind, layer, *planes in zip(kinds, self.layers, *(getattr(self, name) for name in names), strict=True)
             for plane, values in enumerate(zip(*planes, strict=True))
         ]
 
@@ -204,8 +208,11 @@ def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
         )
         mean_angle = stats.circmean(angle, high=np.pi, low=-np.pi, axis=1).ravel()
         layers.append((mean_angle, k.angle, np.exp(log_magnitude.mean(1).ravel()), k.magnitude))
-    columns = [tuple(tuple(np.asarray(layer[column]).tolist()) for layer in layers) for column in range(4)]
-    return QueryKey(tuple(sites[query].layer or 0 for query, _ in pairs), pairs[0][0][1], pairs[0][1][1], *columns)
+    columns: list[Any] = [tuple(tuple(np.asarray(layer[column]).tolist()) for layer in layers) for column in range(4)]
+    queries, keys = (tuple(kind for _, kind in each) for each in zip(*pairs, strict=True))
+    numbers = tuple(sites[each].layer or 0 for each, _ in pairs)
+    several = queries if len({*queries}) > 1 else ()
+    return QueryKey(numbers, ", ".join(dict.fromkeys(queries)), ", ".join(dict.fromkeys(keys)), *columns, queries=several)
 
 
 def _key_of(kind: str) -> str:

@@ -54,6 +54,17 @@ def test_sites_of_several_block_stacks_are_told_apart():
     assert sorted({round(float(angle), 2) for angles in pairs.query_angles for angle in angles}) == [0.1, 1.0]
 
 
+def test_queries_of_several_kinds_are_named():
+    found = measure.query_key(measure.angles(random_adapter(find_sites(tiny_model("T5"), r".*Attention\.[qk]"))))
+    kinds = ["encoder.block: layer.0.SelfAttention.q", "decoder.block: layer.0.SelfAttention.q", "layer.1.EncDecAttention.q"]
+    assert found.query.split(", ") == kinds
+    assert found.key.split(", ") == [f"{kind.removesuffix('q')}k" for kind in kinds]
+    frame = found.to_frame()
+    assert list(frame["query"].unique()) == kinds
+    assert not frame.duplicated(["query", "layer", "plane"]).any()
+    assert QueryKey.from_json(found.to_json()) == found
+
+
 @pytest.mark.parametrize("preset", ["all-linear", "block-output"])
 def test_block_stacks_of_different_depth_keep_their_kinds(preset):
     """The layers that only the deeper stack has are in the row of its other layers."""
