@@ -116,7 +116,8 @@ class ReadPointDrift:
         """Mean dM over the mean of an expected dM of every text, with the 95% bootstrap interval over texts."""
         magnitude = np.array(self.points)[:, 1]
         samples = bootstrap_means(np.stack([magnitude, expected]))
-        return (float(magnitude.mean() / expected.mean()), *interval(samples[0] / samples[1]))
+        changed, turned = samples[:, samples[1] > 0]  # where few texts change, a bootstrap sample may have none of them
+        return (float(magnitude.mean() / expected.mean()), *interval(changed / turned))
 
     @property
     def name(self) -> str:

@@ -192,6 +192,17 @@ def test_length_against_turn_by_hand():
     assert replace(place, norm_is_pinned=True).over_turn is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_changed_text_of_many_has_ratios_with_intervals():
+    """A third of the bootstrap samples do not have it: nothing changes in them, so that they have no ratio."""
+    states = np.tile([1.0, 0.0], (20, 1))
+    changed = states.copy()
+    changed[3] = (1.0, 0.5)
+    place = place_of(states, changed)
+    for ratio in (place.over_null, place.over_turn):
+        assert ratio[1:] == pytest.approx((ratio[0], ratio[0]))
+
+
 @pytest.mark.parametrize("token", ["first", "last", "mean", "all"])
 @pytest.mark.parametrize("architecture", ["Bert", "Llama"])
 def test_padding_and_batches_do_not_matter(token, architecture):
