@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STEP, BINS = 15, 60  # degrees: the range of the histogram is a multiple of STEP; number of bins
 PLANE, TITLE = 1.2, 0.3  # inches: least width of a plane with its caption, and height of the title
+LONGEST = 1.2  # length of a vector that stays clear of the next planes, where the circles have radius 1
 
 
 @styled
@@ -55,7 +56,8 @@ def magnitudes(report: AngleReport, ax: Axes | None = None) -> Axes:
 def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     """The planes with the largest angles: in each circle a unit vector before (grey) and after the rotation (colour).
 
-    road_1 rotates and scales every vector of a plane by the same angle and factor; other variants are drawn by their mean.
+    road_1 rotates and scales every vector of a plane by the same angle and factor; other variants are drawn by their mean. The
+    circles are smaller where a vector would leave its place; all have one scale.
 
     Raises InputError unless `count` is a number of at least 1.
     """
@@ -68,11 +70,13 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     box = ax.get_window_extent()
     wide = max(wide, high * rows * box.width / box.height / columns)  # as wide as the axes, which keep circles round
     arrow = {"length_includes_head": True, "head_width": 0.16, "width": 0.035}
+    unit = LONGEST / max(LONGEST, *(magnitude for *_, magnitude in largest))
     for number, (site, plane, angle, magnitude) in enumerate(largest):
         x, y = wide * (number % columns), -high * (number // columns)
-        ax.add_patch(Circle((x, y), 1, fill=False, color="0.8", linewidth=0.8))
-        ax.arrow(x, y, 1, 0, color="0.6", **arrow)
-        ax.arrow(x, y, magnitude * np.cos(angle), magnitude * np.sin(angle), color=COLORS[0] if angle > 0 else COLORS[1], **arrow)
+        ax.add_patch(Circle((x, y), unit, fill=False, color="0.8", linewidth=0.8))
+        ax.arrow(x, y, unit, 0, color="0.6", **arrow)
+        length, color = unit * magnitude, COLORS[0] if angle > 0 else COLORS[1]
+        ax.arrow(x, y, length * np.cos(angle), length * np.sin(angle), color=color, **arrow)
         place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
         text = f"{place}\nplane {plane}: {np.degrees(angle):+.0f}°, \u00d7 {magnitude:.2f}"
         ax.text(x, y - 1.25, text, ha="center", va="top")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.container import BarContainer
+from matplotlib.patches import Circle, FancyArrow
 from scipy import stats
 
 from helpers.compositions import composition_report
@@ -80,6 +81,23 @@ def test_planes_draw_the_turned_vectors(report):
     site, plane, angle, magnitude = report.most_rotated(3)[0]
     assert len(texts) == 3
     assert texts[0] == f"{site.layer} {site.kind}\nplane {plane}: {np.degrees(angle):+.0f}°, × {magnitude:.2f}"
+
+
+@pytest.mark.parametrize("magnitude", [1.2, 4.0])
+def test_no_vector_leaves_the_figure_or_reaches_the_next_plane(magnitude):
+    site = Site("a.b", 16, 3, "b")
+    angles, magnitudes = torch.arange(1.0, 9.0) / 3, torch.full((8,), magnitude)
+    ax = plots.planes(measure.angles(RoadAdapter((site,), {"a.b": angles}, {"a.b": magnitudes})))
+    circles = [patch for patch in ax.patches if isinstance(patch, Circle)]
+    arrows = [patch for patch in ax.patches if isinstance(patch, FancyArrow)][1::2]
+    centres = np.array([circle.center for circle in circles])
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    for number, (circle, arrow) in enumerate(zip(circles, arrows, strict=True)):
+        corners = arrow.get_xy()
+        assert ((corners >= (left, bottom)) & (corners <= (right, top))).all()
+        distances = np.linalg.norm(corners[:, None] - centres, axis=2)
+        assert (distances.argmin(1) == number).all()
+        assert distances[:, number].max() == pytest.approx(magnitude * circle.radius, abs=0.02)
 
 
 def with_angles(*degrees):
