@@ -10,6 +10,7 @@ from road_interp.results import Result
 
 LORAS = ("PEFT LoRA", "stacked LoRA")
 COMPILED = ("compiled forward", "compiled decoding")
+LARGEST = ("distinct", "strengths", "continuous batching")  # timed with the largest number of requests
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def engine_costs(reports: Sequence[ThroughputReport]) -> EngineCostReport:
 
 def _costs(report: ThroughputReport) -> list[Cost]:
     timed = {(each.task, each.method, each.rows) for each in report.timings}
-    rows = sorted({each.rows for each in report.timings if each.new_tokens and each.task != "compiled decoding"})
-    largest = max(rows, default=0)
+    rows = sorted({each.rows for each in report.timings if each.task == "requests"})
+    largest = max((each.rows for each in report.timings if each.task in LARGEST), default=0)
     of_rows = [(f"generate, {_requests(number)}", "requests", number, "RoadModel", "bare") for number in rows]
     lora = [
         (f"generate, {_requests(number)}{'' if method == 'RoadModel' else ', no adapter'}", "requests", number, method, other)

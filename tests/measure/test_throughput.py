@@ -10,7 +10,8 @@ import torch
 from helpers.models import needs_compiler, tiny_model, token_batch
 from road_interp import plots
 from road_interp.errors import InputError
-from road_interp.measure.throughput import ThroughputReport, check_methods, peak_bytes, saved_bytes, throughput
+from road_interp.measure.engine_cost import engine_costs
+from road_interp.measure.throughput import ThroughputReport, Timing, check_methods, peak_bytes, saved_bytes, throughput
 from road_interp.measure.throughput_methods import ThroughputMethods
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 
@@ -25,6 +26,23 @@ def recipe(**options):
 def report():
     settings = recipe(rounds=2, requests=[1, 3], new_tokens=3, lengths=[2, 4], ranks=[1, 2])
     return throughput(tiny_model("Llama", "causal-lm"), settings)
+
+
+@pytest.mark.parametrize("lengths", [[], [4]])
+def test_costs_of_the_largest_batch_are_there_beside_timings_of_eight_requests(lengths):
+    """Generation by length has eight rows, whatever the numbers of requests are."""
+    timed = [("distinct", 4, ("bare", "RoadModel, one adapter", "RoadModel, all different"))]
+    timed += [("strengths", 4, ("bare", "RoadModel", "RoadModel, strengths")), *(("length", 8, ("bare",)) for _ in lengths)]
+    timings = tuple(
+        Timing(task, method, rows, 2, 0, (float(number),), (1.0,), 8)
+        for task, rows, methods in timed
+        for number, method in enumerate(methods, 1)
+    )
+    found = engine_costs([ThroughputReport("tiny", 1, "cpu", "float32", 1, 1, timings)])
+    assert {each.what: each.median for each in found.costs} == {
+        "generate, all different": 1.5,
+        "generate, a strength per row": 1.5,
+    }
 
 
 @pytest.mark.slow
