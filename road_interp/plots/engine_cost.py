@@ -13,6 +13,9 @@ from road_interp.sources import readable_name
 if TYPE_CHECKING:
     from road_interp.measure.engine_cost import EngineCostReport
 
+TICKS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2)
+FARTHER = (0.05, 0.1, 0.2, 0.3, 1.5, 2, 3, 5, 10, 20, 50)  # where there are such costs
+
 
 @styled
 def engine_cost(report: EngineCostReport, ax: Axes | None = None) -> Axes:
@@ -31,7 +34,8 @@ def engine_cost(report: EngineCostReport, ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(rows)), [f"{what} / {over}" for what, over in rows])
     ax.invert_yaxis()
     ax.set_xscale("log")
-    ticks = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2]
+    ends = [1.0, *(end for cost in report.costs for end in (cost.low, cost.high))]
+    ticks = sorted((*TICKS, *(tick for tick in FARTHER if min(ends) <= tick <= max(ends))))
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set(

@@ -18,6 +18,7 @@ from road_interp import measure, plots
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure import AngleReport
+from road_interp.measure.engine_cost import Cost, EngineCostReport
 from road_interp.plots import export
 from road_interp.rotation.plane_maps import VARIANTS
 from road_interp.sites.find import find_sites
@@ -224,3 +225,12 @@ def test_the_chosen_learning_rate_is_filled():
     ]
     assert all(line.get_markerfacecolor() == "w" for line in lines)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0.001", "0.01"]
+
+
+@pytest.mark.parametrize(("cost", "marks"), [(0.9, []), (6.0, ["1.5", "2", "3", "5"]), (0.15, ["0.2", "0.3"])])
+def test_costs_far_from_1_have_numbers_on_their_axis(cost, marks):
+    report = EngineCostReport(1, 1, "GPU", (Cost("m", "forward", "bare", cost, cost, cost),))
+    ax = plots.engine_cost(report)
+    labels = {label.get_text(): place for place, label in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)}
+    assert any(abs(np.log(cost / place)) < np.log(1.7) for place in labels.values())
+    assert {mark for mark in labels if not 0.4 <= float(mark) <= 1.2} <= {*marks}
