@@ -112,8 +112,9 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes | None = None) ->
 def strength(report: StrengthReport, ax: Axes | None = None) -> Axes:
     """Fraction of answers that show a behaviour by the strength of its rotation, with 95% intervals; 1 is the trained adapter."""
     ax = prepared(ax)
-    rates, low, high = np.array(report.rates()).T
-    ax.errorbar(report.strengths, rates, yerr=error_bars(rates, low, high), marker="o", markersize=4, capsize=2)
+    strengths, shown = zip(*sorted(zip(report.strengths, report.rates(), strict=True)), strict=True)
+    rates, low, high = np.array(shown).T
+    ax.errorbar(strengths, rates, yerr=error_bars(rates, low, high), marker="o", markersize=4, capsize=2)
     ax.axvline(1, color="0.7", linewidth=0.8, linestyle=":")
     title = f"{readable_name(report.model)}, {counted(len(report.shown[0]), 'prompt')}, 95% intervals"
     ax.set(

@@ -55,6 +55,14 @@ def test_the_curve_is_drawn():
     assert line.get_ydata().tolist() == [0, 7 / 8, 7 / 8]
 
 
+def test_the_curve_runs_from_the_least_strength_to_the_largest():
+    given = report()
+    mixed = replace(given, strengths=(1.0, 0.0, 0.5), shown=[given.shown[row] for row in (2, 0, 1)])
+    line = plots.strength(mixed).containers[0].lines[0]
+    assert line.get_xdata().tolist() == [0, 0.5, 1]
+    assert line.get_ydata().tolist() == [0, 7 / 8, 7 / 8]
+
+
 def test_what_cannot_be_scored_is_refused():
     def measured(answers, reviews=REVIEWS, strengths=(0.0, 1.0)):
         options = {"model": "m", "task": "closing", "behaviour": BEHAVIOURS["closing"]}
