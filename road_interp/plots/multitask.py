@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from road_interp.adapters.bank import BASE
 from road_interp.plots.arguments import listed
 from road_interp.plots.style import COLORS, counted, error_bars, prepared, styled
+from road_interp.results import entry
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes | None = None) ->
     """Accuracy of every task head by training and active tasks, with 95% intervals."""
     ax = prepared(ax)
     tasks = study.together[0].tasks
-    bars = [("trained alone", lambda task: (study.alone[task], task))]
+    bars = [("trained alone", lambda task: (entry(study.alone, task, "training alone of"), task))]
     for report in study.together:
         bars.append((f"{report.method}: its planes", lambda task, report=report: (report, task)))
         bars.append((f"{report.method}: all planes", lambda task, report=report: (report, report.together)))

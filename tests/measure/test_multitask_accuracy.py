@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from road_interp import plots
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 
@@ -70,3 +71,8 @@ def test_reports_of_other_sets_do_not_go_together():
     for reports in ([report(0), more], [more, report(0)]):
         with pytest.raises(InputError, match="reports that scored 'a' with {.*} and {.*} cannot be combined"):
             MultiTaskAccuracyReport.over_seeds(reports)
+
+
+def test_a_task_without_training_alone_is_named():
+    with pytest.raises(InputError, match="no training alone of 'b'; there are a"):
+        plots.multitask_accuracy(MultiTaskAccuracyStudy((report(0),), {"a": report(0)}))
