@@ -48,7 +48,7 @@ def interchange_depth(report: DepthReport, ax: Axes | None = None) -> Axes:
     ax.set(
         xlabel="swapped rows",
         ylabel="flipped answers (fraction)",
-        ylim=(-0.02, 1),
+        ylim=(-0.02, 1.02),
         title=f"{report.task}, {seeds}, from lowest to highest",
     )
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -103,8 +103,10 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes | None = None) ->
             x, rates, yerr=error_bars(rates, low, high), fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label
         )
     ax.set_xticks(range(len(tasks)), tasks)
-    ax.set(ylabel="accuracy", xlim=(-0.6, len(tasks) - 0.4), ylim=(np.floor(20 * lowest) / 20, 1))
-    ax.set_title(f"{readable_name(study.together[0].model)}: task heads on one state, {len(study.together[0].seeds)} seeds")
+    ax.set(ylabel="accuracy", xlim=(-0.6, len(tasks) - 0.4), ylim=(np.floor(20 * lowest) / 20, 1.01))
+    ax.set_title(
+        f"{readable_name(study.together[0].model)}: task heads on one state, {counted(len(study.together[0].seeds), 'seed')}"
+    )
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 

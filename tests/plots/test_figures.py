@@ -16,9 +16,12 @@ from helpers.compositions import composition_report
 from helpers.models import random_adapter, tiny_model
 from road_interp import measure, plots
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.causal.accuracy import InterchangeReport
+from road_interp.causal.depth_sweep import DepthReport
 from road_interp.errors import InputError
 from road_interp.measure import AngleReport
 from road_interp.measure.engine_cost import Cost, EngineCostReport
+from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.plots import export
 from road_interp.rotation.plane_maps import VARIANTS
 from road_interp.sites.find import find_sites
@@ -234,3 +237,29 @@ def test_costs_far_from_1_have_numbers_on_their_axis(cost, marks):
     labels = {label.get_text(): place for place, label in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)}
     assert any(abs(np.log(cost / place)) < np.log(1.7) for place in labels.values())
     assert {mark for mark in labels if not 0.4 <= float(mark) <= 1.2} <= {*marks}
+
+
+def right_everywhere(tasks):
+    outcomes = dict.fromkeys((*tasks, "+".join(tasks)), (True,) * 4)
+    return MultiTaskAccuracyReport("m", "planes", tuple(tasks), (0,), dict.fromkeys(tasks, outcomes))
+
+
+FLIPPED = InterchangeReport("t", "s", "span", "swap", 4, 2, 1.0, (0.3, 1.0), 1.0, 1.0, (0.0, 2.0))
+STUDY = MultiTaskAccuracyStudy((right_everywhere("ab"),), {task: right_everywhere(task) for task in "ab"})
+
+
+@pytest.mark.parametrize(
+    ("draw", "result"),
+    [
+        (plots.multitask_accuracy, STUDY),
+        (plots.interchange_depth, DepthReport((0,), (1,), (1, 2), (((FLIPPED, FLIPPED),),))),
+    ],
+)
+def test_markers_at_1_are_whole(draw, result):
+    ax = draw(result)
+    assert "1 seeds" not in ax.get_title()
+    for container in ax.containers:
+        line = container.lines[0]
+        centres = ax.transData.transform(line.get_xydata())[:, 1]
+        radius = line.get_markersize() / 2 * ax.figure.dpi / 72
+        assert (centres + radius <= ax.bbox.y1 + 1).all()
