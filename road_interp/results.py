@@ -72,14 +72,17 @@ class Result:
         return DataFrame([columns(record) for record in self.records()])
 
     def to_json(self) -> str:
-        """All fields as JSON text, with format version, provenance and summary; lists of booleans as strings of 0 and 1."""
+        """All fields as JSON text, with format version, provenance and summary; lists of booleans as strings of 0 and 1.
+
+        Raises InputError for a value that is no number, text, tuple, mapping or dataclass.
+        """
         seeds = getattr(self, "seeds", (self.seed,) if hasattr(self, "seed") else ())
         provenance = self.provenance or current_provenance(seeds if isinstance(seeds, tuple) else ())
         values = {name: value for name, value in _plain(self).items() if name != "provenance"}
         content = {"format": FORMAT, "result": type(self).__name__, **values, "provenance": _plain(provenance)}
         if (summary := self.summary()) is not None:
             content["summary"] = summary
-        return json.dumps(content, separators=(",", ":"))
+        return json.dumps(content, separators=(",", ":"), default=_python_numbers)
 
     @classmethod
     def from_json(cls: type[Loaded], text: str) -> Loaded:
@@ -182,3 +185,10 @@ def _plain(value: Any) -> Any:
             return list(value)
         return [_plain(each) for each in value]
     return value
+
+
+def _python_numbers(value: Any) -> Any:
+    """Numbers of NumPy or torch, such as a seed of `np.arange`, as those of Python. Raises InputError for another value."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise InputError(f"{type(value).__name__} cannot be written as JSON: results hold numbers, texts, tuples and mappings")

@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import pytest
 
 from road_interp.errors import InputError
@@ -54,6 +55,16 @@ def test_a_result_comes_back_equal():
     assert again.to_json() == REPORT.to_json()
     assert isinstance(again.parts, tuple)
     assert again.parts[0].right == (True, False, True)
+
+
+def test_numbers_of_numpy_are_written_as_those_of_python():
+    given = Report("x", tuple(np.arange(2)), (Part("a", tuple(np.array([True, False]))),), {"x": tuple(np.float32([0.5, 1.0]))})
+    again = Report.from_json(given.to_json())
+    assert again == given
+    assert type(again.seeds[0]) is int
+    assert again.parts[0].right == (True, False)
+    with pytest.raises(InputError, match="object cannot be written as JSON"):
+        Report("x", (0,), (), {"x": object()}).to_json()
 
 
 def test_the_json_says_what_it_is_and_where_it_came_from(monkeypatch):
