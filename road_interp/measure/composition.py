@@ -49,8 +49,10 @@ class SetScore:
         return (self.shown, self.tried) if self.finished else (self.shown,)
 
     def joint(self, tasks: Sequence[str]) -> Bool[np.ndarray, " prompts"]:
-        """Whether each answer shows the behaviours of all of the tasks."""
-        return np.all([self.shown[task] for task in tasks], axis=0)
+        """Whether each answer shows the behaviours of all of the tasks. Raises InputError for no list of its tasks."""
+        if isinstance(tasks, str) or not tasks:
+            raise InputError(f"tasks must be a list of one name at least, such as {[*self.shown][:1]}, not {tasks!r}")
+        return np.all([entry(self.shown, task, "outcomes of") for task in tasks], axis=0)
 
     def attempted(self) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer has ended and has traces, right or wrong, of all active tasks."""

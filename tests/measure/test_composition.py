@@ -28,6 +28,19 @@ def test_shown_behaviours_are_counted():
     assert found.majority == 0.5
 
 
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ("label", r"tasks must be a list of one name at least, such as \['label'\], not 'label'"),
+        ([], "a list of one name at least"),
+        (["lable"], "no outcomes of 'lable'; there are label, closing"),
+    ],
+)
+def test_a_rate_needs_a_list_of_tasks(tasks, message):
+    with pytest.raises(InputError, match=message):
+        composition_report().rate("label", tasks)
+
+
 def test_control_asks_for_exactly_the_active_tasks():
     found = composition_report()
     assert [found.control(score.active)[0] for score in found.scores] == [1, 1, 1, 0.7]
