@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,15 +113,22 @@ def angles(adapter: Source) -> AngleReport:
     Raises InputError for a value without an adapter.
     """
     adapter = RoadAdapter.of(adapter)
-    count = Counter(kind for kind, _ in {(site.kind, _stack(site)) for site in adapter.sites})
+    kinds = kinds_by_stack(adapter.sites)
     sites = []
     for site in adapter.sites:
         *numbers, reflection = adapter.polar(site)
         digits = 9 if numbers[0].dtype == torch.float32 else 17
         angle, major, minor = (tuple(float(f"{value:.{digits}g}") for value in each.tolist()) for each in numbers)
-        kind = f"{_stack(site)}: {site.kind}" if count[site.kind] > 1 else site.kind
-        sites.append(SiteAngles(site.name, site.layer, kind, angle, major, minor, tuple(reflection.tolist())))
+        sites.append(SiteAngles(site.name, site.layer, kinds[site.name], angle, major, minor, tuple(reflection.tolist())))
     return AngleReport(adapter.variant, adapter.group_size, tuple(sites))
+
+
+def kinds_by_stack(sites: Sequence[Site]) -> dict[str, str]:
+    """The kind of every site, by its name; a kind that several block stacks have is preceded by the name of the stack."""
+    stacks = Counter(kind for kind, _ in {(site.kind, _stack(site)) for site in sites})
+    return {
+        site.name: f"{_stack(site)}: {site.kind}".removesuffix(": ") if stacks[site.kind] > 1 else site.kind for site in sites
+    }
 
 
 def _stack(site: Site) -> str:

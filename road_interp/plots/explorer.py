@@ -10,6 +10,7 @@ import numpy as np
 
 from road_interp import plots
 from road_interp.adapters.road_adapter import RoadAdapter, Source
+from road_interp.measure.angles import kinds_by_stack
 from road_interp.plots.style import COLORS
 from road_interp.sites.site import Site
 
@@ -25,6 +26,7 @@ class Explorer(ipywidgets.VBox):
 
     def __init__(self, adapter: Source) -> None:
         self.adapter = adapter = RoadAdapter.of(adapter)
+        self._kinds = kinds_by_stack(adapter.sites)
         layers = list(dict.fromkeys(site.layer for site in adapter.sites))
         self.layer = ipywidgets.Dropdown(
             options=[("-" if layer is None else str(layer), layer) for layer in layers], description="layer"
@@ -51,9 +53,9 @@ class Explorer(ipywidgets.VBox):
     def _choose_layer(self) -> None:
         """List the modules of the layer; the chosen module kind stays chosen where the layer has it."""
         sites = [site for site in self.adapter.sites if site.layer == self.layer.value]
-        kind = None if self.module.value is None else self.site.kind
-        chosen = next((site for site in sites if site.kind == kind), sites[0])
-        self.module.options = [(site.kind or site.name, site.name) for site in sites]
+        kind = self._kinds.get(self.module.value)
+        chosen = next((site for site in sites if self._kinds[site.name] == kind), sites[0])
+        self.module.options = [(self._kinds[site.name] or site.name, site.name) for site in sites]
         self.module.value = chosen.name
 
     def _choose_site(self) -> None:

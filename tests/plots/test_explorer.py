@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import road_interp as ri
-from helpers.models import random_adapter
+from helpers.models import random_adapter, tiny_model
 from road_interp import plots
 from road_interp.errors import InputError
 from road_interp.sites.site import Site
@@ -45,6 +45,15 @@ def test_every_choice_is_drawn():
     shown.layer.value = None
     redrawn()
     assert shown.site.name == "head"
+
+
+def test_the_stack_of_a_module_stays_chosen():
+    shown = ri.Explorer(random_adapter(ri.find_sites(tiny_model("T5"), r".*SelfAttention\.[qk]")))
+    kinds = [f"{stack}.block: layer.0.SelfAttention.{role}" for stack in ("encoder", "decoder") for role in "qk"]
+    assert [label for label, _ in shown.module.options] == kinds
+    shown.module.value = "decoder.block.0.layer.0.SelfAttention.k"
+    shown.layer.value = 1
+    assert shown.site.name == "decoder.block.1.layer.0.SelfAttention.k"
 
 
 def test_a_folder_is_explored(tmp_path):
