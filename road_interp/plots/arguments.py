@@ -26,6 +26,7 @@ MADE_BY = {
     "MultiTaskAccuracyStudy": "measure.MultiTaskAccuracyStudy(together, alone)",
     "ParameterShareReport": "measure.ParameterShareReport(trainings)",
     "QueryKey": "measure.query_key(report)",
+    "ReadPointDrift": "report.place(layer)",
     "ScanReport": "causal.scan(...)",
     "SeedStructure": "measure.seed_structure(reports)",
     "StrengthReport": "measure.strength(...)",
@@ -36,7 +37,7 @@ MADE_BY = {
 
 
 def check_drawn(function: str, annotation: str, value: object) -> None:
-    """Raise InputError unless the first argument of a plotting function has the class in its annotation.
+    """Raise InputError unless an argument of a plotting function, mostly the first, has the class in its annotation.
 
     Args:
         function: name of the function.
@@ -45,7 +46,7 @@ def check_drawn(function: str, annotation: str, value: object) -> None:
     """
     expected = next((name for name in re.findall(r"\w+", annotation) if name in MADE_BY), None)
     if expected is None:
-        raise TypeError(f"plots.{function}: MADE_BY does not say how to get its first argument, {annotation}")
+        raise TypeError(f"plots.{function}: MADE_BY does not say how to get its argument, {annotation}")
     values = listed(value) if "Sequence" in annotation else [value]
     wrong = [each for each in values if expected not in {kind.__name__ for kind in type(each).__mro__}]
     if wrong or not values:

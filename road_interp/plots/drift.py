@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from road_interp.plots.arguments import check_choice, listed
+from road_interp.plots.arguments import check_choice, check_drawn, listed
 from road_interp.plots.style import COLORS, MARKERS, callers_width, error_bars, in_place_of, prepared, styled, width_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def drift_scatter(report: DriftReport, ax: Axes | None = None, *, place: ReadPoi
 
     The line is the change of magnitude by an isotropic change of the same angle (`ReadPointDrift.null`).
     """
+    check_drawn("drift_scatter", "ReadPointDrift", place)
     ax = prepared(ax)
     _points(ax, place, COLORS[0])
     ax.set(xlabel=DIRECTION, ylabel=MAGNITUDE, title=f"{report.tuned}\n{place.name}")

@@ -398,6 +398,8 @@ def test_the_drawings_show_the_numbers(report, tmp_path):
     ax = plots.drift_scatter(report, place=place)
     np.testing.assert_allclose(ax.collections[0].get_offsets(), place.points)
     assert ax.get_title() == "after\nblock 1, before its LayerNorm"
+    with pytest.raises(InputError, match=r"plots.drift_scatter draws a ReadPointDrift, not an int: give report.place\(layer\)"):
+        plots.drift_scatter(report, place=1)
     other = replace(report, tuned="other")
     ax = plots.drift_grid([report, other])
     panels = ax.figure.axes
