@@ -319,12 +319,17 @@ def synchronize(model: PreTrainedModel) -> None:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Disable automatic garbage collection during measurements, and exclude existing objects from explicit collections."""
+    """Disable automatic garbage collection during measurements, and exclude existing objects from explicit collections.
+
+    A collection that the caller has disabled stays so.
+    """
+    was_enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
         gc.unfreeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from helpers.models import needs_compiler, tiny_model, token_batch
 from road_interp import plots
 from road_interp.errors import InputError
 from road_interp.measure.engine_cost import engine_costs
-from road_interp.measure.throughput import ThroughputReport, Timing, check_methods, peak_bytes, saved_bytes, throughput
+from road_interp.measure.throughput import ThroughputReport, Timing, check_methods, gc_paused, peak_bytes, saved_bytes, throughput
 from road_interp.measure.throughput_methods import ThroughputMethods
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 
@@ -43,6 +44,17 @@ def test_costs_of_the_largest_batch_are_there_beside_timings_of_eight_requests(l
         "generate, all different": 1.5,
         "generate, a strength per row": 1.5,
     }
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collection_is_as_before_the_measurement(enabled):
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with gc_paused():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow
