@@ -91,7 +91,7 @@ def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) 
     states, labels = torch.from_numpy(train.states), torch.from_numpy(train.labels)
     scale = (float(labels.mean()), float(labels.std()) or 1.0) if num_labels == 1 else (0.0, 1.0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not, as torch.manual_seed does, those of the GPUs
         classifier = TwoLayerClassifier(arm, states.shape[1], num_labels, *scale)
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate)

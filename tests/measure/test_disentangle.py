@@ -150,6 +150,13 @@ def test_same_seed_same_numbers(few_rates):
     assert not torch.equal(other[0].first.weight, first[0].first.weight)
 
 
+def test_the_random_numbers_of_the_gpus_are_left_alone(few_rates, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    train_arm("angle only", synthetic("direction"), "accuracy", 2, 0)
+    assert not seeded
+
+
 def test_the_first_layers_are_those_of_the_paper():
     states = torch.randn(5, WIDTH)
     for arm in ARMS:
