@@ -121,6 +121,12 @@ class IntervenableModel(pyvene.IntervenableModel):
         """As `save_intervention`: raises InputError."""
         raise InputError("load_intervention needs a CUDA device: load the folder of save(folder) with load")
 
+    def _broadcast_unit_locations(self, batch_size: int, unit_locations: Any) -> Any:
+        """pyvene keeps `use_fast`, by which the tokens of the first row are those of all rows, for the calls after this one."""
+        broadcast = super()._broadcast_unit_locations(batch_size, unit_locations)
+        self.use_fast = False
+        return broadcast
+
     def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:
         handlers = super()._intervention_getter(*args, **kwargs)
         self._own_handles += handlers.handlers

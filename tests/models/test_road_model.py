@@ -349,6 +349,14 @@ def test_a_mixed_batch_equals_pyvenes_loop():
     torch.testing.assert_close(by_location.logits, fast, rtol=0, atol=1e-6)
 
 
+def test_a_call_with_one_token_leaves_nothing_for_the_next():
+    model, batch = road_model(target_modules="block-output"), token_batch()
+    own = {"base": [[[2], [3], [5]]] * len(model.sites)}
+    expected = model(base=batch, unit_locations=own)[1].logits
+    model(base=batch, unit_locations={"base": 4})
+    assert torch.equal(model(base=batch, unit_locations=own)[1].logits, expected)
+
+
 SEARCHES = {
     "greedy": {},
     "beam": {"num_beams": 3},
