@@ -122,7 +122,13 @@ class IntervenableModel(pyvene.IntervenableModel):
         raise InputError("load_intervention needs a CUDA device: load the folder of save(folder) with load")
 
     def _broadcast_unit_locations(self, batch_size: int, unit_locations: Any) -> Any:
-        """pyvene keeps `use_fast`, by which the tokens of the first row are those of all rows, for the calls after this one."""
+        """The tokens of every row at every site. pyvene takes two tokens of the base for one of a source and one of the base.
+
+        It also keeps `use_fast`, by which the tokens of the first row are those of all rows, for the calls after this one.
+        """
+        tokens = unit_locations.get("base") if isinstance(unit_locations, Mapping) else None
+        if isinstance(tokens, list) and tokens and all(isinstance(token, int) for token in tokens):
+            unit_locations = {"base": [[tokens] * batch_size] * len(self.interventions)}
         broadcast = super()._broadcast_unit_locations(batch_size, unit_locations)
         self.use_fast = False
         return broadcast

@@ -357,6 +357,12 @@ def test_a_call_with_one_token_leaves_nothing_for_the_next():
     assert torch.equal(model(base=batch, unit_locations=own)[1].logits, expected)
 
 
+def test_two_tokens_are_those_of_every_row():
+    model, batch = road_model(target_modules="block-output"), token_batch()
+    expected = model(base=batch, positions=[[2, 4]] * 3)[1].logits
+    torch.testing.assert_close(model(base=batch, unit_locations={"base": [2, 4]})[1].logits, expected, rtol=0, atol=1e-6)
+
+
 SEARCHES = {
     "greedy": {},
     "beam": {"num_beams": 3},
