@@ -71,6 +71,23 @@ def check_subspaces(subspaces: Any, sites: int) -> None:
         )
 
 
+def check_unit_locations(locations: Any, sites: int, rows: int) -> None:
+    """Raise InputError unless pyvene's unit_locations have an entry for every site, each None or the tokens of every row.
+
+    pyvene writes the states of one row into all rows where it gets the tokens of one.
+    """
+    lists = locations if isinstance(locations, list | tuple) else ()
+    if len(lists) != sites or any(each is not None and not _are_lists(each, rows) for each in lists):
+        raise InputError(
+            f"unit_locations need an entry for every site, here {sites}, with a list of tokens for each of the {rows} rows of "
+            f"the batch: {{'base': [[[0], [1]]]}} for one site and two rows, not {shown(locations)}"
+        )
+
+
+def _are_lists(entry: Any, rows: int) -> bool:
+    return hasattr(entry, "__len__") and len(entry) == rows and all(hasattr(each, "__len__") for each in entry)
+
+
 def shown(value: Any) -> str:
     """A value in an error, in at most 40 characters."""
     text = repr(value)

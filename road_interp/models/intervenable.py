@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
+from road_interp.models.call_arguments import check_unit_locations
 from road_interp.models.intervention import RoadIntervention, pyvene
 
 
@@ -131,6 +132,7 @@ class IntervenableModel(pyvene.IntervenableModel):
             unit_locations = {"base": [[tokens] * batch_size] * len(self.interventions)}
         broadcast = super()._broadcast_unit_locations(batch_size, unit_locations)
         self.use_fast = False
+        check_unit_locations(broadcast["sources->base"][1], len(self.interventions), batch_size)
         return broadcast
 
     def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:

@@ -363,6 +363,13 @@ def test_two_tokens_are_those_of_every_row():
     torch.testing.assert_close(model(base=batch, unit_locations={"base": [2, 4]})[1].logits, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("locations", [[[[2]]], [[[2], [2]]], [[2], [2], [2]], [[[2], [2], [2]]] * 3])
+def test_tokens_of_other_rows_or_sites_are_refused(locations):
+    model, batch = road_model(target_modules="block-output"), token_batch()
+    with pytest.raises(InputError, match=r"need an entry for every site, here 2, .* each of the 3 rows"):
+        model(base=batch, unit_locations={"base": locations})
+
+
 SEARCHES = {
     "greedy": {},
     "beam": {"num_beams": 3},
