@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from road_interp.errors import InputError
 from road_interp.models.call_arguments import check_unit_locations
 from road_interp.models.intervention import RoadIntervention, pyvene
+from road_interp.sites.module_tree import hidden_of
 
 
 class IntervenableConfig(pyvene.IntervenableConfig):
@@ -135,6 +136,12 @@ class IntervenableModel(pyvene.IntervenableModel):
         check_unit_locations(broadcast["sources->base"][1], len(self.interventions), batch_size)
         return broadcast
 
+    def _gather_intervention_output(self, output: Any, key: str, unit_locations: Any) -> Any:
+        return super()._gather_intervention_output(output, key, _of_beams(unit_locations, output))
+
+    def _scatter_intervention_output(self, output: Any, rotated: Any, key: str, unit_locations: Any) -> Any:
+        return super()._scatter_intervention_output(output, rotated, key, _of_beams(unit_locations, output))
+
     def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:
         handlers = super()._intervention_getter(*args, **kwargs)
         self._own_handles += handlers.handlers
@@ -158,6 +165,17 @@ class IntervenableModel(pyvene.IntervenableModel):
     def _remove_forward_hooks(self) -> None:
         while self._own_handles:
             self._own_handles.pop().remove()
+
+
+def _of_beams(unit_locations: Sequence[Any] | None, output: Any) -> Sequence[Any] | None:
+    """The tokens of every row of a module's output: generation repeats the rows of the batch, once per beam or sequence."""
+    if unit_locations is None:
+        return None
+    states = next(iter(output.values())) if isinstance(output, Mapping) else hidden_of(output)
+    copies, rest = divmod(len(states), len(unit_locations))
+    if rest or not copies:
+        raise InputError(f"unit_locations are of {len(unit_locations)} rows, but a rotated module has an output of {len(states)}")
+    return [tokens for tokens in unit_locations for _ in range(copies)]
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:

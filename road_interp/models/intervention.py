@@ -123,6 +123,8 @@ class RoadIntervention(
         maps = self.row_maps
         if maps is None:
             maps = plane_maps.maps_from_parameters(self.theta, self.alpha, self.variant, self.group_size)
+        elif maps.a.ndim > 1:
+            maps = maps.repeat_rows(len(base))
         if subspaces is not None:
             maps = maps.masked(self._active(subspaces, len(base)))
         return apply_to_slice(maps, base, self.group_size, self.output_slice)

@@ -370,6 +370,46 @@ def test_tokens_of_other_rows_or_sites_are_refused(locations):
         model(base=batch, unit_locations={"base": locations})
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_beams_are_rotated_in_pyvenes_loop_too(rows):
+    model, batch = bank_model(target_modules="block-output"), token_batch(rows)
+    names, beams = ["a", "b"][:rows], {**GREEDY, "num_beams": 3, "num_return_sequences": 3}
+    single = model.generate(batch, adapter_names=names, **beams)[1]
+    prompt = [[list(range(7))] * rows] * len(model.sites)
+    generated = model.generate(batch, adapter_names=names, unit_locations={"base": 0}, **beams)[1]
+    assert torch.equal(generated, _with_hooks(model, batch, names, [0], False, beams))
+    on_prompt = {"unit_locations": {"base": prompt}, "intervene_on_prompt": True}
+    prompted = model.generate(batch, adapter_names=names, **on_prompt, **beams)[1]
+    assert torch.equal(prompted, _with_hooks(model, batch, names, list(range(7)), True, beams))
+    assert not torch.equal(generated, single)
+
+
+def _with_hooks(model, batch, names, tokens, on_prompt, settings):
+    """What plain hooks generate that rotate tokens of the prompt, or of the passes after it."""
+    handles = []
+    for site in model.sites:
+        maps = [
+            plane_maps.maps_from_parameters(a.theta[site.name], a.alpha[site.name], "road_1", 2)
+            for a in map(model.bank.__getitem__, names)
+        ]
+
+        def rotate(module, args, output, maps=maps):
+            if (output.shape[1] == 7) is not on_prompt:
+                return output
+            output = output.clone()
+            for row in range(len(output)):
+                own = maps[row * len(names) // len(output)]
+                output[row, tokens] = plane_maps.apply(own, output[row, tokens], 2)
+            return output
+
+        handles.append(model.model.get_submodule(site.module).register_forward_hook(rotate))
+    try:
+        return model.model.generate(**batch, **settings)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 SEARCHES = {
     "greedy": {},
     "beam": {"num_beams": 3},
