@@ -94,13 +94,14 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         """Adopt the saved depth, rows, mask and partition if pyvene made this from its type; otherwise they must be equal."""
         *_, missing, _, errors = args
         theta, extra = state_dict.get(f"{prefix}theta"), state_dict.get(f"{prefix}_extra_state")
-        if theta is not None and self._made_by_pyvene:
+        if theta is not None and self._made_by_pyvene and theta.shape != self.theta.shape:  # an optimizer keeps the parameters
             self.depth = len(theta)
             self.theta = nn.Parameter(torch.empty_like(theta, device=self.theta.device))
         if extra is not None and self._made_by_pyvene:
             rows = extra["rows"]
             self.rows = None if rows is None else _check_rows(rows, self.width)
-            self.mask = nn.Parameter(torch.zeros(self.width)) if rows is None else None
+            if (rows is None) != (self.mask is not None):
+                self.mask = nn.Parameter(torch.zeros(self.width)) if rows is None else None
             self.subspace_partition = extra["partition"]
         elif extra is not None and not same_form(extra, self.get_extra_state()):
             errors.append(f"'{prefix}rows', their partition or its names are other than those of this intervention")

@@ -78,7 +78,8 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         weight, extra = state_dict.get(f"{prefix}weight"), state_dict.get(f"{prefix}_extra_state")
         if extra is not None and weight is not None:
             if self._made_by_pyvene:
-                self.weight = nn.Parameter(torch.empty_like(weight, device=self.weight.device))
+                if weight.shape != self.weight.shape:  # an optimizer keeps the parameter
+                    self.weight = nn.Parameter(torch.empty_like(weight, device=self.weight.device))
                 self.subspace_partition, self._has_rank = extra["partition"], True
             elif not same_form(extra, self.get_extra_state()):
                 errors.append(f"'{prefix}partition' or its names are other than those of this intervention")

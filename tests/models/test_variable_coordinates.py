@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from contextlib import nullcontext
 
@@ -193,6 +194,21 @@ def test_plain_pyvene_saves_and_loads_them(kind, tmp_path):
     assert not torch.equal(expected[0], swapped_logits(model, batch, ["__base__"] * 4)[0])
     saved = json.loads((tmp_path / "config.json").read_text())
     assert "road_interp" in saved["intervention_types"][0]
+
+
+@pytest.mark.parametrize("kind", [RoadInterchangeIntervention, LowRankInterchangeIntervention])
+def test_an_optimizer_goes_on_after_a_state_is_loaded(kind):
+    entry = {"layer": 1, "component": "block_output", "low_rank_dimension": 3 if kind is LowRankInterchangeIntervention else None}
+    config = pyvene.IntervenableConfig([{**entry, "intervention_type": kind}])
+    model = pyvene.IntervenableModel(config, tiny_model("Llama", "causal-lm"))
+    optimizer = torch.optim.SGD(model.get_trainable_parameters(), lr=1.0)
+    (interchange,) = model.interventions.values()
+    best = {name: copy.deepcopy(values) for name, values in interchange.state_dict().items()}
+    interchange.load_state_dict(best)
+    base, source = torch.randn(2, 2, 1, WIDTH, generator=torch.Generator().manual_seed(0))
+    interchange(base, source).square().sum().backward()
+    optimizer.step()
+    assert not any(torch.equal(values, best[name]) for name, values in interchange.named_parameters())
 
 
 def test_an_instance_refuses_a_state_of_other_coordinates():
