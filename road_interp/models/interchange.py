@@ -17,7 +17,7 @@ from road_interp.arguments import check_count
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import check_keywords, move_only, pyvene
-from road_interp.models.subspaces import as_lists, check_partition, check_parts, entries_of, same_form, selected_entries
+from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
@@ -67,8 +67,9 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
                 "RoadInterchangeIntervention(768)}"
             )
         check_keywords(RoadInterchangeIntervention, kwargs)
-        check_parts(kwargs.get("subspace_partition"))
+        parts = expanded_parts(kwargs.pop("subspace_partition", None))
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
+        self.subspace_partition = parts
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which contains neither depth nor rows
         self.width = Site("intervention", embed_dim // max_number_of_units).width
         check_count("RoadInterchangeIntervention", "depth", depth)

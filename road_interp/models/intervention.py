@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from road_interp.errors import InputError, did_you_mean
-from road_interp.models.subspaces import entries_of_rows
+from road_interp.models.subspaces import entries_of_rows, expanded_parts
 from road_interp.rotation import plane_maps
 from road_interp.rotation.plane_maps import PlaneMaps, Variant
 from road_interp.sites.site import OutputSlice, Site, on_slice
@@ -68,7 +68,9 @@ class RoadIntervention(
                 "Pass an instance, as in {'component': 'encoder.layer[0].output.output', 'intervention': RoadIntervention(768)}, "
                 "or latent_dim in a config of types"
             )
-        super().__init__(embed_dim=embed_dim, keep_last_dim=True, subspace_partition=subspace_partition, **kwargs)
+        parts = expanded_parts(subspace_partition)
+        super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
+        self.subspace_partition = parts
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which cannot contain a variant
         self._whole = embed_dim // max_number_of_units
         self._take_form(variant, group_size, output_slice)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import check_keywords, move_only, pyvene
-from road_interp.models.subspaces import as_lists, check_partition, check_parts, entries_of, same_form, selected_entries
+from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
 
 
 class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.DistributedRepresentationIntervention):
@@ -51,8 +51,9 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
                 "LowRankInterchangeIntervention has trained directions, not rows: give low_rank_dimension, their number"
             )
         check_keywords(LowRankInterchangeIntervention, kwargs)
-        check_parts(kwargs.get("subspace_partition"))
+        parts = expanded_parts(kwargs.pop("subspace_partition", None))
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
+        self.subspace_partition = parts
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which may lack the rank
         if low_rank_dimension is None and not self._made_by_pyvene:
             raise InputError("LowRankInterchangeIntervention needs low_rank_dimension, the number of directions")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
+from operator import index
 from typing import Any
 
 import torch
@@ -75,13 +76,24 @@ def same_form(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     return all(saved.get(key) == own[key] or (key == "variables" and None in (saved.get(key), own[key])) for key in own)
 
 
-def check_parts(partition: object) -> None:
-    """Raise InputError unless a partition, as pyvene takes it, is None or holds a list or a range for every part."""
-    if partition is None or isinstance(partition, Tensor):
-        return
-    parts = partition if isinstance(partition, Iterable) and not isinstance(partition, str | Mapping) else [None]
-    if not all(isinstance(part, Iterable) and not isinstance(part, str) for part in parts):
-        raise InputError(f"subspace_partition must hold a list for every subspace, as in [[0, 4], [4, 8]], not {partition!r}")
+def expanded_parts(partition: Any) -> list[list[int]] | None:
+    """The entries of every part of a partition as pyvene takes it: two numbers are a start and an end, unless in a `range`.
+
+    Raises InputError unless the partition is None or holds a list of numbers, an array or a range for every part.
+    """
+    if partition is None:
+        return None
+    try:
+        return [_expanded(part) for part in partition]
+    except TypeError:
+        raise InputError(
+            f"subspace_partition must hold a list for every subspace, as in [[0, 4], [4, 8]], not {partition!r}"
+        ) from None
+
+
+def _expanded(part: Any) -> list[int]:
+    entries = [index(entry) for entry in part]
+    return list(range(*entries)) if len(entries) == 2 and not isinstance(part, range) else entries
 
 
 def check_partition(partition: Sequence[Sequence[int]] | None, count: int) -> None:

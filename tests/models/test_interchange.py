@@ -98,6 +98,14 @@ def test_subspaces_select_ranges_of_a_partition():
     torch.testing.assert_close(output[1:], interchange(5, rows=[30])(base[1:], source[1:]))
 
 
+@pytest.mark.parametrize("make", [np.array, torch.tensor, lambda parts: [range(*part) for part in parts], lambda parts: parts])
+@pytest.mark.parametrize("kind", [RoadIntervention, RoadInterchangeIntervention, LowRankInterchangeIntervention])
+def test_partitions_of_arrays_and_ranges(make, kind):
+    options = {"low_rank_dimension": 8} if kind is LowRankInterchangeIntervention else {}
+    given = kind(WIDTH, subspace_partition=make([[0, 2], [4, 8]]), **options)
+    assert given.subspace_partition == [[0, 1], [4, 5, 6, 7]]
+
+
 def test_partitions_equal_those_of_pyvene():
     theirs = pyvene.LowRankRotatedSpaceIntervention(embed_dim=WIDTH, low_rank_dimension=3, subspace_partition=[[0, 2], [2, 3]])
     ours = interchange(5, rows=[9, 2, 30], subspace_partition=[[0, 2], [2, 3]])
