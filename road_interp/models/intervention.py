@@ -34,7 +34,7 @@ class RoadIntervention(
     `theta` (radians) and `alpha` (factors) stay in fp32 for every dtype of the model; the states keep their dtype.
 
     pyvene does not save constructor arguments. The state dict therefore contains variant, group_size and output slice in the
-    buffer `form`, from which loading restores the same rotation.
+    buffer `form`, and the planes of subspaces in `subspace_planes`, from which loading restores the same rotation.
 
     Args:
         embed_dim: width of the hidden state, as pyvene names it.
@@ -46,6 +46,7 @@ class RoadIntervention(
     """
 
     __module__ = "road_interp"  # the dotted path that pyvene writes into its folders
+    subspace_planes: Tensor | None
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class RoadIntervention(
         self.theta = nn.Parameter(torch.zeros(size))
         self.alpha = nn.Parameter(torch.ones(size))
         self._planes = width // 2
-        self.register_buffer("subspace_planes", self._subspace_planes(), persistent=False)
+        self.register_buffer("subspace_planes", self._subspace_planes())
         form = [
             plane_maps.VARIANTS.index(variant),
             group_size,
@@ -105,7 +106,7 @@ class RoadIntervention(
             return None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Adopt the saved form if pyvene constructed this intervention from its type; otherwise the forms must be equal."""
+        """Adopt the saved form and subspaces if pyvene made this intervention from its type; otherwise they must be equal."""
         *_, missing, _, errors = args
         saved = state_dict.get(f"{prefix}form")
         if saved is not None and saved.tolist() != self.form.tolist():
@@ -113,9 +114,16 @@ class RoadIntervention(
                 errors.append(f"'{prefix}form' is not this intervention's variant, group_size and output slice")
                 return
             self._take_form(*read_form(saved))
+        planes, own = state_dict.get(f"{prefix}subspace_planes"), self.subspace_planes
+        if planes is not None and self._made_by_pyvene:
+            self.subspace_planes = torch.empty_like(planes, device=self.theta.device)
+        elif planes is not None and (own is None or not torch.equal(planes.cpu(), own.cpu())):
+            errors.append(f"'{prefix}subspace_planes' are not the subspaces of this intervention")
+            return
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if f"{prefix}form" in missing:  # a state from a version without forms
-            missing.remove(f"{prefix}form")
+        for name in ("form", "subspace_planes"):  # of a version that did not save them
+            if f"{prefix}{name}" in missing:
+                missing.remove(f"{prefix}{name}")
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None, **kwargs: Any) -> Tensor:
         """`base` of shape `(batch, positions, width)` or `(batch, width)`, rotated, in its dtype.

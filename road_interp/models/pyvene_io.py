@@ -58,7 +58,7 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
         raise InputError(f"'{folder}': {CONFIG} is not a pyvene config")
     if other := [kind for kind in config["intervention_types"] if kind not in TYPES]:
         raise InputError(f"'{folder}' contains an intervention of type {other[0]}, not RoadIntervention")
-    sites, theta, alpha, forms, partitions = [], {}, {}, set(), {}
+    sites, theta, alpha, forms, owners = [], {}, {}, set(), {}
     stacks, query_keys = tuple(layer_stacks(base)), cache(partial(find_sites, base, "attention-qk"))
     for key, module, partition in _components(folder, config["representations"], base):
         state = _read_state(folder / f"intkey_{key}.bin")
@@ -66,14 +66,14 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
         site = _site(stacks, module, variant, state["theta"], output_slice, query_keys)
         sites.append(site)
         theta[site.name], alpha[site.name] = state["theta"].float(), state["alpha"].float()
-        partitions[site.name] = partition
+        owners[site.name] = _owners(folder, state, partition, site.width, group_size)
         forms.add((variant, group_size))
     if not forms:
         raise InputError(f"'{folder}' contains no intervention")
     if len(forms) > 1:
         raise InputError(f"'{folder}' contains several variants or group sizes, {sorted(forms)}; an adapter has one of each")
     adapter = RoadAdapter(in_module_order(sites, base), theta, alpha, *forms.pop(), positions=_positions(folder))
-    return adapter, _task_planes(folder, adapter, partitions)
+    return adapter, _task_planes(folder, adapter, owners)
 
 
 def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str]) -> None:
@@ -111,23 +111,27 @@ def _positions(folder: Path) -> str:
     return positions
 
 
-def _task_planes(folder: Path, adapter: RoadAdapter, partitions: Mapping[str, Any]) -> TaskPlanes | None:
-    """One task per subspace of the partitions, by site name; None if no site has a partition."""
-    counts = {len(partition) if isinstance(partition, list) else 1 for partition in partitions.values() if partition is not None}
-    if not counts:
+def _owners(folder: Path, state: Mapping[str, Tensor], partition: Any, width: int, group_size: int) -> Tensor | None:
+    """The planes of every subspace of a site, `(subspaces, planes)`: those of its state or of pyvene's config, if any."""
+    if "subspace_planes" in state:
+        return state["subspace_planes"]
+    return None if partition is None else subspace_planes(_dimensions(folder, partition, width), width, group_size)
+
+
+def _task_planes(folder: Path, adapter: RoadAdapter, owners: Mapping[str, Tensor | None]) -> TaskPlanes | None:
+    """One task per subspace, from the planes of the subspaces by site name; None if no site has subspaces."""
+    found = {site: planes for site, planes in owners.items() if planes is not None}
+    if not found:
         return None
-    if len(counts) > 1 or None in partitions.values():
+    counts = set(map(len, found.values()))
+    if len(counts) > 1 or len(found) < len(owners):
         raise InputError(f"'{folder}': its sites have different numbers of subspaces, so that they are not those of tasks")
     names = [str(index) for index in range(*counts)]
     if (folder / TASKS).is_file():
         names = _read_json(folder / TASKS)
         if not isinstance(names, list) or len(names) not in counts or not all(isinstance(name, str) for name in names):
             raise InputError(f"'{folder / TASKS}' must list the names of {next(iter(counts))} tasks")
-    owners = {
-        site.name: subspace_planes(_dimensions(folder, partitions[site.name], site.width), site.width, adapter.group_size)
-        for site in adapter.sites
-    }
-    owned = {name: {site: planes[index] for site, planes in owners.items()} for index, name in enumerate(names)}
+    owned = {name: {site: planes[index] for site, planes in found.items()} for index, name in enumerate(names)}
     return TaskPlanes(adapter.sites, owned)
 
 
@@ -178,7 +182,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged pickles raise many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} cannot be read as tensors ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(state.get(name), Tensor) for name in ("theta", "alpha", "form")):
+    tensors = isinstance(state, dict) and all(isinstance(values, Tensor) for values in state.values())
+    if not tensors or not {"theta", "alpha", "form"} <= set(state) or state.get("subspace_planes", state["form"]).ndim < 1:
         raise InputError(f"{path} is not the state of a RoadIntervention")
     return state
 

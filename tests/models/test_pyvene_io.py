@@ -150,6 +150,23 @@ def test_a_config_with_pyvenes_component_names(tmp_path):
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-6, rtol=1e-6)
 
 
+@torch.no_grad()
+def test_plain_pyvene_keeps_the_subspaces_of_an_instance(tmp_path):
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    intervention = RoadIntervention(32, subspace_partition=[[0, 16], [16, 32]])
+    intervention.theta += torch.randn(16, generator=torch.Generator().manual_seed(0))
+    config = [{"layer": 1, "component": "block_output", "intervention": intervention}]
+    model, subspaces = pyvene.IntervenableModel(config, base), [[[0], [1], [0, 1]]]
+    model.save(str(tmp_path))
+    expected = model(batch, subspaces=subspaces)[1].logits
+    loaded = pyvene.IntervenableModel.load(str(tmp_path), base)
+    assert torch.equal(loaded(batch, subspaces=subspaces)[1].logits, expected)
+    with_tasks = RoadModel.from_pyvene(base, tmp_path)
+    torch.testing.assert_close(with_tasks(batch, tasks=["0", "1", "0+1"])[1].logits, expected, rtol=0, atol=1e-6)
+    with pytest.raises(RuntimeError, match="'subspace_planes' are not the subspaces of this intervention"):
+        RoadIntervention(32, subspace_partition=[[0, 8], [8, 32]]).load_state_dict(intervention.state_dict())
+
+
 def test_a_state_of_another_form_is_refused():
     intervention = RoadIntervention(16, "road_2", 8)
     before = {name: values.clone() for name, values in intervention.state_dict().items()}
