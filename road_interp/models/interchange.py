@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from road_interp.arguments import check_count
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import check_keywords, move_only, pyvene
+from road_interp.models.intervention import check_keywords, check_no_constant_source, move_only, pyvene
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
@@ -67,6 +67,12 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
                 "RoadInterchangeIntervention(768)}"
             )
         check_keywords(RoadInterchangeIntervention, kwargs)
+        check_no_constant_source(RoadInterchangeIntervention, kwargs)
+        if kwargs.get("low_rank_dimension") is not None:
+            raise InputError(
+                "RoadInterchangeIntervention swaps rows, not trained directions: give rows, the coordinates to swap, or use "
+                "LowRankInterchangeIntervention"
+            )
         parts = expanded_parts(kwargs.pop("subspace_partition", None))
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self.subspace_partition = parts

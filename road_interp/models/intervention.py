@@ -164,6 +164,15 @@ def check_keywords(intervention: type[nn.Module], keywords: Mapping[str, Any]) -
         raise InputError(f"{intervention.__name__} has no argument '{unknown[0]}'; {did_you_mean(unknown[0], named, 'it has')}")
 
 
+def check_no_constant_source(intervention: type[nn.Module], keywords: Mapping[str, Any]) -> None:
+    """Raise InputError for the source of a config, which pyvene does not give to trainable interventions: it changes nothing."""
+    if keywords.get("source_representation") is not None:
+        raise InputError(
+            f"{intervention.__name__} takes its source from every call, not from the config: model(batch, "
+            "source_representations={key: states})"
+        )
+
+
 def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The argument `fn` of `nn.Module._apply`, restricted to the change of device where a tensor is floating point."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import check_keywords, move_only, pyvene
+from road_interp.models.intervention import check_keywords, check_no_constant_source, move_only, pyvene
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
 
 
@@ -51,6 +51,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
                 "LowRankInterchangeIntervention has trained directions, not rows: give low_rank_dimension, their number"
             )
         check_keywords(LowRankInterchangeIntervention, kwargs)
+        check_no_constant_source(LowRankInterchangeIntervention, kwargs)
         parts = expanded_parts(kwargs.pop("subspace_partition", None))
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self.subspace_partition = parts

@@ -240,6 +240,19 @@ def test_misspelt_arguments_are_refused():
             make(WIDTH, **options)
 
 
+@pytest.mark.parametrize("kind", [RoadInterchangeIntervention, LowRankInterchangeIntervention])
+def test_fields_of_a_config_without_effect_are_refused(kind):
+    model = tiny_model("Llama", "causal-lm")
+    entry = {"layer": 1, "component": "block_output", "intervention_type": kind, "low_rank_dimension": 4}
+    if kind is RoadInterchangeIntervention:
+        with pytest.raises(InputError, match="swaps rows, not trained directions"):
+            pyvene.IntervenableModel(pyvene.IntervenableConfig([entry]), model)
+        del entry["low_rank_dimension"]
+    config = pyvene.IntervenableConfig([{**entry, "source_representation": torch.zeros(WIDTH)}])
+    with pytest.raises(InputError, match="takes its source from every call, not from the config"):
+        pyvene.IntervenableModel(config, model)
+
+
 def test_invalid_arguments_are_refused():
     for options, message in (
         ({"depth": 0}, "depth must be a number of at least 1"),
