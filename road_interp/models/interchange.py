@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from road_interp.arguments import check_count
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import check_keywords, check_no_constant_source, move_only, pyvene
+from road_interp.models.intervention import check_all_dimensions, check_keywords, check_no_constant_source, move_only, pyvene
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
@@ -136,6 +136,11 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         difference = butterfly.rotate(self.theta, source.to(dtype) - base.to(dtype))
         change = butterfly.inverse(self.theta, difference * self._proportions(subspaces, difference))
         return (base + change).to(base.dtype)
+
+    def set_interchange_dim(self, interchange_dim: Any) -> None:
+        """pyvene's number of leading dimensions: all of them. Raises InputError for fewer."""
+        check_all_dimensions(interchange_dim, self.width, "give rows, the coordinates to swap")
+        super().set_interchange_dim(interchange_dim)
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of the learned mask; lower values bring its proportions closer to 0 and 1."""

@@ -125,6 +125,11 @@ class RoadIntervention(
             if f"{prefix}{name}" in missing:
                 missing.remove(f"{prefix}{name}")
 
+    def set_interchange_dim(self, interchange_dim: Any) -> None:
+        """pyvene's number of leading dimensions: all of them. Raises InputError for fewer."""
+        check_all_dimensions(interchange_dim, self._whole, "give subspaces, the planes to rotate")
+        super().set_interchange_dim(interchange_dim)
+
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None, **kwargs: Any) -> Tensor:
         """`base` of shape `(batch, positions, width)` or `(batch, width)`, rotated, in its dtype.
 
@@ -171,6 +176,12 @@ def check_no_constant_source(intervention: type[nn.Module], keywords: Mapping[st
             f"{intervention.__name__} takes its source from every call, not from the config: model(batch, "
             "source_representations={key: states})"
         )
+
+
+def check_all_dimensions(interchange_dim: Any, width: int, instead: str) -> None:
+    """Raise InputError for an `interchange_dim` of pyvene that is not the whole state: it would have no effect."""
+    if (torch.as_tensor(interchange_dim) < width).any():
+        raise InputError(f"an interchange_dim of {interchange_dim} has no effect on a rotation of {width} dimensions: {instead}")
 
 
 def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

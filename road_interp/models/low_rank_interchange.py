@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import check_keywords, check_no_constant_source, move_only, pyvene
+from road_interp.models.intervention import check_all_dimensions, check_keywords, check_no_constant_source, move_only, pyvene
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
 
 
@@ -128,6 +128,11 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         if subspaces is not None:
             coordinates = coordinates * selected_entries(subspaces, self.subspace_partition, basis.shape[1], coordinates)
         return (base + coordinates @ basis.to(dtype).T).to(base.dtype)
+
+    def set_interchange_dim(self, interchange_dim: Any) -> None:
+        """pyvene's number of leading dimensions: all of them. Raises InputError for fewer."""
+        check_all_dimensions(interchange_dim, self.width, "give low_rank_dimension, the number of directions")
+        super().set_interchange_dim(interchange_dim)
 
     def save_mib(self, folder: str | os.PathLike[str], unit: str, subspaces: Sequence[int] | None = None) -> None:
         """Write the files that the loader of MIB's causal-variable track reads; the arguments are those of

@@ -253,6 +253,14 @@ def test_fields_of_a_config_without_effect_are_refused(kind):
         pyvene.IntervenableModel(config, model)
 
 
+@pytest.mark.parametrize("given", [RoadIntervention(8), RoadInterchangeIntervention(8), LowRankInterchangeIntervention(8, 2)])
+def test_a_number_of_leading_dimensions_is_refused(given):
+    given.set_interchange_dim(8)
+    for fewer in (4, torch.tensor(4), [0, 1]):
+        with pytest.raises(InputError, match=r"has no effect on a rotation of 8 dimensions: give (subspaces|rows|low_rank)"):
+            given.set_interchange_dim(fewer)
+
+
 def test_invalid_arguments_are_refused():
     for options, message in (
         ({"depth": 0}, "depth must be a number of at least 1"),
