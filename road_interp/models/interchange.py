@@ -86,7 +86,8 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         self.mask = nn.Parameter(torch.zeros(self.width)) if is_masked else None
         self.register_buffer("temperature", torch.tensor(1.0))
         self.rows = None if is_masked else _check_rows(rows, self.width)
-        check_partition(self.subspace_partition, self.width if self.rows is None else len(self.rows))
+        if not self._made_by_pyvene:  # else a saved state may bring other rows
+            self._check_partition()
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a state dict needs besides tensors: the swapped coordinates (None while a mask is learned), their partition, and
@@ -202,6 +203,9 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             raise InputError("the mask is not hardened yet: call harden() first")
         return self.rows
 
+    def _check_partition(self) -> None:
+        check_partition(self.subspace_partition, self.width if self.rows is None else len(self.rows))
+
     def _proportions(self, subspaces: Sequence[Sequence[int]] | None, states: Tensor) -> Tensor:
         """The swapped proportion of every coordinate, 0 to 1: shape `(width,)`, or `(batch, ..., width)` with subspaces."""
         rows = list(range(self.width)) if self.rows is None else list(self.rows)
@@ -209,6 +213,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             selected = states.new_zeros(self.width)
             selected[rows] = 1
         else:
+            self._check_partition()
             entries = selected_entries(subspaces, self.subspace_partition, len(rows), states)
             selected = states.new_zeros(*entries.shape[:-1], self.width)
             selected[..., rows] = entries

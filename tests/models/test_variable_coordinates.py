@@ -196,6 +196,21 @@ def test_plain_pyvene_saves_and_loads_them(kind, tmp_path):
     assert "road_interp" in saved["intervention_types"][0]
 
 
+@torch.no_grad()
+def test_more_coordinates_than_planes_are_saved_and_loaded(tmp_path):
+    base, batch, owned = tiny_model("Llama", "causal-lm"), token_batch(), VariableCoordinates({"country": 12, "continent": 12})
+    entry = {"layer": 1, "component": "block_output", "subspace_partition": owned.partition}
+    model = pyvene.IntervenableModel([{**entry, "intervention": owned.road(WIDTH)}], base)
+    call = [batch, [{name: values.flip(0) for name, values in batch.items()}], {"sources->base": 3}]
+    subspaces = [owned.subspaces(["country", "continent", "__base__"])]
+    model.save(str(tmp_path))
+    loaded = pyvene.IntervenableModel.load(str(tmp_path), base)
+    assert torch.equal(loaded(*call, subspaces=subspaces)[1].logits, model(*call, subspaces=subspaces)[1].logits)
+    config = pyvene.IntervenableConfig([{**entry, "intervention_type": RoadInterchangeIntervention}])
+    with pytest.raises(InputError, match="subspace_partition contains entry 16, but there are entries 0 to 15"):
+        pyvene.IntervenableModel(config, base)(*call, subspaces=subspaces)
+
+
 @pytest.mark.parametrize("kind", [RoadInterchangeIntervention, LowRankInterchangeIntervention])
 def test_an_optimizer_goes_on_after_a_state_is_loaded(kind):
     entry = {"layer": 1, "component": "block_output", "low_rank_dimension": 3 if kind is LowRankInterchangeIntervention else None}
