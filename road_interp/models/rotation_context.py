@@ -130,7 +130,8 @@ class RotationContext:
         with ExitStack() as undo:  # undoes partial registration after an error
             undo.callback(self._model.register_forward_hook(self._end_pass, always_call=True).remove)
             undo.callback(self._model.register_forward_pre_hook(self._begin_pass, prepend=True).remove)
-            undo.callback(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
+            self._hook = self._model.register_forward_pre_hook(self._before_model, with_kwargs=True)
+            undo.callback(self._hook.remove)
             if self._is_attached and hasattr(self._model, "generate"):
                 undo.callback(self._wrap_generate())
             if self._model.config.is_encoder_decoder:  # generation calls the encoder separately
@@ -347,9 +348,16 @@ class RotationContext:
         if tracing:
             return self._last
         if self._is_outside():
+            kind = type(self._model).__name__
+            if self._hook.id not in self._model._forward_pre_hooks:
+                raise InputError(
+                    f"positions {self._positions!r} are found by a hook of {self._context.name}, which was removed from {kind}: "
+                    "pyvene's IntervenableModel removes all hooks of its model. Only positions='all' works beside it; or put a "
+                    "RoadIntervention into its config"
+                )
             raise InputError(
                 f"site '{site.name}' is called by itself: positions {self._positions!r} are found in the inputs of "
-                f"{type(self._model).__name__}; call that"
+                f"{kind}; call that"
             )
         recomputed = self._checkpointed.in_backward() if is_backward() else None
         return recomputed or self._thread.current.selection or self._last

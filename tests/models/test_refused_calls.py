@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import pyvene
 import torch
 from torch import nn
 from transformers import LongformerConfig, LongformerModel, MambaConfig, MambaForCausalLM, XLNetConfig, XLNetModel
@@ -16,6 +17,7 @@ from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
+from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.models.rotation_context import _rows_and_tokens
 from road_interp.models.token_selection import named_inputs
@@ -131,6 +133,18 @@ def test_pyvenes_loop_takes_tokens_as_unit_locations_only():
         for call in (each, each.generate):
             with pytest.raises(InputError, match="positions 'last' have no effect .* unit_locations"):
                 call(base=batch, subspaces=everywhere(model), **options)
+
+
+def test_plain_pyvene_removes_the_hook_that_finds_positions():
+    model, batch = road_model(target_modules="block-output", positions="last"), token_batch()
+    with model.attached() as base:
+        plain = pyvene.IntervenableModel([{"component": "model.layers[1].output", "intervention": RoadIntervention(32)}], base)
+        for call in (lambda: plain(batch), lambda: base(**batch)):
+            with pytest.raises(
+                InputError, match="which was removed from LlamaForCausalLM: pyvene's IntervenableModel removes all"
+            ):
+                call()
+    assert torch.equal(RoadModel(model.model, model.adapter)(batch)[1].logits, model(batch)[1].logits)
 
 
 def test_a_submodule_of_an_attached_model_has_no_positions():
