@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -105,11 +107,13 @@ def parse_layers(layers: Layers, depth: int) -> set[int]:
                 raise InputError(f"layers '{layers}': the range '{text}' ends before it begins")
             wanted += range(first, int(match[2]) + 1) if match[2] else [first]
     else:
-        wanted = list(layers or ()) if isinstance(layers, Iterable) or layers is None else [layers]
+        array: Any = layers
+        given = array.tolist() if hasattr(layers, "tolist") else layers
+        wanted = list(given) if isinstance(given, Iterable) else [] if given is None else [given]
     for layer in wanted:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not -depth <= layer < depth:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not -depth <= layer < depth:
             raise InputError(f"layer {layer!r} does not exist: this model has layers 0 to {depth - 1}")
-    return {layer % depth for layer in wanted}
+    return {int(layer) % depth for layer in wanted}
 
 
 def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Iterator[Site]:

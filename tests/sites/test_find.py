@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -191,7 +192,18 @@ def test_a_model_without_a_block_stack_takes_patterns_only(bert):
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [(3, {3}), (-1, {9}), ("2-4", {2, 3, 4}), ("0, 2,-1", {0, 2, 9}), (range(8, 10), {8, 9}), ([1, -9], {1})],
+    [
+        (3, {3}),
+        (-1, {9}),
+        ("2-4", {2, 3, 4}),
+        ("0, 2,-1", {0, 2, 9}),
+        (range(8, 10), {8, 9}),
+        ([1, -9], {1}),
+        (np.arange(1), {0}),
+        (torch.arange(8, 10), {8, 9}),
+        (list(np.arange(2)), {0, 1}),
+        (np.int64(-1), {9}),
+    ],
 )
 def test_parse_layers(layers, expected):
     assert parse_layers(layers, 10) == expected
