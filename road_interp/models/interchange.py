@@ -104,7 +104,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         theta, extra = state_dict.get(f"{prefix}theta"), state_dict.get(f"{prefix}_extra_state")
         if theta is not None and self._made_by_pyvene and theta.shape != self.theta.shape:  # an optimizer keeps the parameters
             self.depth = len(theta)
-            self.theta = nn.Parameter(torch.empty_like(theta, device=self.theta.device))
+            self.theta = nn.Parameter(self.theta.new_empty(theta.shape))
         if extra is not None and self._made_by_pyvene:
             rows = extra["rows"]
             self.rows = None if rows is None else _check_rows(rows, self.width)

@@ -81,7 +81,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         if extra is not None and weight is not None:
             if self._made_by_pyvene:
                 if weight.shape != self.weight.shape:  # an optimizer keeps the parameter
-                    self.weight = nn.Parameter(torch.empty_like(weight, device=self.weight.device))
+                    self.weight = nn.Parameter(self.weight.new_empty(weight.shape))
                 self.subspace_partition, self._has_rank = extra["partition"], True
             elif not same_form(extra, self.get_extra_state()):
                 errors.append(f"'{prefix}partition' or its names are other than those of this intervention")

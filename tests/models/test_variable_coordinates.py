@@ -226,6 +226,14 @@ def test_an_optimizer_goes_on_after_a_state_is_loaded(kind):
     assert not any(torch.equal(values, best[name]) for name, values in interchange.named_parameters())
 
 
+@pytest.mark.parametrize("given", [RoadInterchangeIntervention(WIDTH, depth=3), LowRankInterchangeIntervention(WIDTH, 5)])
+def test_a_state_in_half_precision_is_loaded_as_fp32(given):
+    state = {name: v.half() if name in ("theta", "weight") else v for name, v in given.state_dict().items()}
+    made = type(given)(embed_dim=WIDTH, component="block_output")  # as pyvene makes it from its type
+    made.load_state_dict(state)
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.float32}
+
+
 def test_an_instance_refuses_a_state_of_other_coordinates():
     state = COORDINATES.road(WIDTH).state_dict()
     other = RoadInterchangeIntervention(WIDTH, rows=[1, 3])
