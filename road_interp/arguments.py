@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from road_interp.errors import InputError
 
@@ -50,6 +50,12 @@ def check_count(function: str, name: str, value: object) -> None:
     """Raise InputError unless `value`, the argument `name`, is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{function}: {name} must be a number of at least 1, not {value!r}")
+
+
+def check_positive(function: str, name: str, value: Any) -> None:
+    """Raise InputError unless `value`, the argument `name`, a number or a tensor of one, is above 0."""
+    if not value > 0:
+        raise InputError(f"{function}: {name} must be above 0, not {float(value):g}")
 
 
 def lone_surrogate(text: str) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from road_interp.arguments import check_argument, check_count
+from road_interp.arguments import check_argument, check_count, check_positive
 from road_interp.causal.bases import Basis, Columns, Neurons, PlaneRotations
 from road_interp.errors import InputError
 from road_interp.models.subspaces import selected_entries
@@ -65,6 +65,7 @@ class MaskedInterchange(nn.Module):
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of the masks; lower values bring their proportions closer to 0 and 1."""
+        check_positive("causal.MaskedInterchange", "the temperature of a mask", temperature)
         self.temperature.fill_(temperature)
 
     def harden(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from road_interp.arguments import check_count
+from road_interp.arguments import check_count, check_positive
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import check_all_dimensions, check_keywords, check_no_constant_source, move_only, pyvene
@@ -145,6 +145,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of the learned mask; lower values bring its proportions closer to 0 and 1."""
+        check_positive("RoadInterchangeIntervention", "the temperature of a mask", temperature)
         self.temperature.fill_(temperature)
 
     def harden(self) -> tuple[int, ...]:

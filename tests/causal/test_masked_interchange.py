@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import measure_variables, train_variables
 from road_interp.errors import InputError
+from road_interp.models.interchange import RoadInterchangeIntervention
 
 
 def test_hardened_masks_own_disjoint_coordinates():
@@ -49,6 +52,14 @@ def test_masks_own_their_number_where_all_training_pointed_elsewhere():
         masked.logits[2] = 50.0
     masked.harden()
     assert sorted(masked.owners.tolist()) == [-1] * 5 + [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("mask", [MaskedInterchange(2, 8, 3), RoadInterchangeIntervention(8, rows="mask")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, torch.tensor(0.0)])
+def test_a_temperature_without_a_gradient_is_refused(mask, temperature):
+    with pytest.raises(InputError, match="the temperature of a mask must be above 0, not"):
+        mask.set_temperature(temperature)
+    assert mask.temperature == 1
 
 
 def test_masks_that_do_not_fit_are_refused():
