@@ -71,6 +71,15 @@ def check_subspaces(subspaces: Any, sites: int) -> None:
         )
 
 
+def check_base_locations(locations: Any) -> None:
+    """Raise InputError unless pyvene's unit_locations are a mapping with the tokens of the base, alone or beside a source's."""
+    if not isinstance(locations, Mapping) or len(locations) != 1 or not {"base", "sources->base"} >= set(locations):
+        raise InputError(
+            f"unit_locations must be {{'base': tokens}} or {{'sources->base': (tokens of the source, tokens of the base)}}, not "
+            f"{shown(locations)}"
+        )
+
+
 def check_unit_locations(locations: Any, sites: int, rows: int) -> None:
     """Raise InputError unless pyvene's unit_locations have an entry for every site, each None or the tokens of every row.
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.models.call_arguments import check_unit_locations
+from road_interp.models.call_arguments import check_base_locations, check_unit_locations
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.sites.module_tree import hidden_of
 
@@ -128,9 +128,13 @@ class IntervenableModel(pyvene.IntervenableModel):
 
         It also keeps `use_fast`, by which the tokens of the first row are those of all rows, for the calls after this one.
         """
-        tokens = unit_locations.get("base") if isinstance(unit_locations, Mapping) else None
-        if isinstance(tokens, list) and tokens and all(isinstance(token, int) for token in tokens):
-            unit_locations = {"base": [[tokens] * batch_size] * len(self.interventions)}
+        if unit_locations is not None:
+            check_base_locations(unit_locations)
+            tokens = unit_locations.get("base")
+            tokens = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
+            if isinstance(tokens, list | tuple) and tokens and all(isinstance(token, int) for token in tokens):
+                tokens = [[list(tokens)] * batch_size] * len(self.interventions)
+            unit_locations = unit_locations if tokens is None else {"base": tokens}
         broadcast = super()._broadcast_unit_locations(batch_size, unit_locations)
         self.use_fast = False
         check_unit_locations(broadcast["sources->base"][1], len(self.interventions), batch_size)
@@ -175,7 +179,7 @@ def _of_beams(unit_locations: Sequence[Any] | None, output: Any) -> Sequence[Any
     copies, rest = divmod(len(states), len(unit_locations))
     if rest or not copies:
         raise InputError(f"unit_locations are of {len(unit_locations)} rows, but a rotated module has an output of {len(states)}")
-    return [tokens for tokens in unit_locations for _ in range(copies)]
+    return unit_locations if copies == 1 else [tokens for tokens in unit_locations for _ in range(copies)]
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:

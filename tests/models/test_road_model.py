@@ -360,7 +360,11 @@ def test_a_call_with_one_token_leaves_nothing_for_the_next():
 def test_two_tokens_are_those_of_every_row():
     model, batch = road_model(target_modules="block-output"), token_batch()
     expected = model(base=batch, positions=[[2, 4]] * 3)[1].logits
-    torch.testing.assert_close(model(base=batch, unit_locations={"base": [2, 4]})[1].logits, expected, rtol=0, atol=1e-6)
+    for tokens in ([2, 4], (2, 4), torch.tensor([2, 4]), torch.tensor([[[2, 4]] * 3] * len(model.sites))):
+        torch.testing.assert_close(model(base=batch, unit_locations={"base": tokens})[1].logits, expected, rtol=0, atol=1e-6)
+    for given in ([[2]], {"bases": 2}, {}, 2, {"source": 2, "base": 2}):
+        with pytest.raises(InputError, match=r"unit_locations must be \{'base': tokens\} or"):
+            model(base=batch, unit_locations=given)
 
 
 @pytest.mark.parametrize("locations", [[[[2]]], [[[2], [2]]], [[2], [2], [2]], [[[2], [2], [2]]] * 3])
