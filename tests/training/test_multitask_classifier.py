@@ -61,6 +61,20 @@ def test_heads_read_states_of_half_precision(folder, tmp_path):
     assert {*run.composition.correct} == {"tone", "start"}
 
 
+def test_labels_of_other_classes_are_not_scored(folder, tmp_path):
+    """The order of the classes is that of a head's outputs: with another one, the predictions would be exchanged."""
+    data = tmp_path / "data"
+    data.mkdir()
+    text = (folder / "data.csv").read_text()
+    (data / "train.csv").write_text(text)
+    run = train(recipe_for(folder, f"tasks.tone.labels.id={data}", "training.max_steps=2"), tmp_path / "run", progress=False)
+    (data / "train.csv").write_text(text.replace(",positive", ",another"))
+    message = "labels of task 'tone' are another, negative now, and were negative, positive when it was trained"
+    for use in (lambda: evaluate(run, progress=False), lambda: MultiTaskScorer(run), lambda: answers_by_task(run)):
+        with pytest.raises(InputError, match=message):
+            use()
+
+
 def test_two_tasks_are_learned_on_one_state(folder, finished):
     report = MultiTaskAccuracyReport.from_json((finished.folder / "multitask-accuracy.json").read_text())
     assert report.tasks == ("tone", "start")
