@@ -38,6 +38,7 @@ from road_interp.training.arguments import training_arguments
 from road_interp.training.experiment import Scores, identity_model
 from road_interp.training.multitask_generation import method_label
 from road_interp.training.multitask_trainer import MultiTaskTrainer
+from road_interp.training.parameter_counts import count_trained
 from road_interp.training.trainer import RoadTrainer
 
 BATCH_SIZE = 64  # texts per forward pass in scoring
@@ -141,7 +142,7 @@ class MultiTaskClassificationExperiment:
         trained: Any = trainer.model
         model = trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # scored in the precision of `evaluate`
         heads = sum(parameter.numel() for parameter in model.heads.parameters())
-        metrics: dict[str, Any] = {"parameters": {"adapter": model.road.adapter.num_parameters, "heads": heads}}
+        metrics: dict[str, Any] = {"parameters": {"adapter": count_trained(model.road), "heads": heads}}
         for split in ("validation", "test"):
             report = self.accuracy(model, split, progress)
             metrics[split] = report.summary()

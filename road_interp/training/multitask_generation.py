@@ -41,6 +41,7 @@ from road_interp.sites.positions import position_mask
 from road_interp.training.arguments import training_arguments
 from road_interp.training.experiment import Scores, identity_model
 from road_interp.training.multitask_trainer import MultiTaskTrainer
+from road_interp.training.parameter_counts import count_trained
 from road_interp.training.trainer import RoadTrainer
 
 NEUTRAL = 0.3  # weight of a token that does not decide the part of the example's own task, such as those of the comments
@@ -170,7 +171,7 @@ class MultiTaskGenerationExperiment:
     def score(self, trainer: RoadTrainer, progress: bool) -> Scores:
         """Composition of the behaviours on the validation and test reviews, and exact match on the questions."""
         model: Any = trainer.model
-        metrics: dict[str, Any] = {"parameters": {"adapter": model.adapter.num_parameters}}
+        metrics: dict[str, Any] = {"parameters": {"adapter": count_trained(model)}}
         files: dict[str, bytes | str] = {}
         if self.data.behaviours:
             for split in ("validation", "test"):

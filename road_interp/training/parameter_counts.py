@@ -27,8 +27,13 @@ class ParameterCounts(NamedTuple):
         return 100 * self.trained / self.backbone
 
 
+def count_trained(model: nn.Module) -> int:
+    """Number of parameters that are trained: those of angles alone where the magnitudes are frozen."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def count_parameters(model: nn.Module, base: nn.Module, head: Sequence[str]) -> ParameterCounts:
     """Count the parameters of `model`, which trains the modules `head` of `base` and others."""
     in_head = sum(parameter.numel() for name in head for parameter in base.get_submodule(name).parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return ParameterCounts(trained - in_head, in_head, sum(parameter.numel() for parameter in base.parameters()) - in_head)
+    backbone = sum(parameter.numel() for parameter in base.parameters()) - in_head
+    return ParameterCounts(count_trained(model) - in_head, in_head, backbone)

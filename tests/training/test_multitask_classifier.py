@@ -75,6 +75,13 @@ def test_labels_of_other_classes_are_not_scored(folder, tmp_path):
             use()
 
 
+def test_the_parameters_are_those_that_are_trained(folder, finished, tmp_path):
+    options = ("adapter.trainable=angles", "training.max_steps=1")
+    angles = train(recipe_for(folder, *options), tmp_path / "angles", progress=False)
+    assert finished.metrics["parameters"] == {"adapter": finished.adapter.num_parameters, "heads": 132}
+    assert angles.metrics["parameters"] == {"adapter": finished.adapter.num_parameters // 2, "heads": 132}
+
+
 def test_two_tasks_are_learned_on_one_state(folder, finished):
     report = MultiTaskAccuracyReport.from_json((finished.folder / "multitask-accuracy.json").read_text())
     assert report.tasks == ("tone", "start")

@@ -63,6 +63,13 @@ def test_a_run_folder_holds_all_files_and_is_loaded(workplace, finished):
         evaluate(again, "other.csv")
 
 
+def test_the_parameters_are_those_that_are_trained(workplace, finished, tmp_path):
+    options = ("adapter.trainable=magnitudes", "training.max_steps=1")
+    run = train(recipe_for(workplace, *options), tmp_path / "magnitudes", progress=False)
+    assert finished.metrics["parameters"] == {"adapter": finished.adapter.num_parameters}
+    assert run.metrics["parameters"] == {"adapter": finished.adapter.num_parameters // 2}
+
+
 def test_a_resumed_run_gives_the_same_bits(workplace, finished, monkeypatch):
     recipe, save = recipe_for(workplace), GenerationTrainer._save_checkpoint
 
