@@ -114,8 +114,12 @@ def select_states(
 
 
 def text_token(tokenizer: PreTrainedTokenizerBase) -> Literal["first", "last"]:
-    """The token that is read for a whole text: the first one where the tokeniser adds [CLS], or else the last."""
-    return "last" if tokenizer.cls_token is None else "first"
+    """The token that is read for a whole text: the first one where the tokeniser puts [CLS] there, or else the last.
+
+    Tokenisers of decoders may have a [CLS] that they add to no text, and XLNet's adds it as the last token.
+    """
+    ids = tokenizer("a")["input_ids"]
+    return "first" if tokenizer.cls_token is not None and ids[:1] == [tokenizer.cls_token_id] else "last"
 
 
 def token_index(mask: Int[Tensor, "rows tokens"], token: Literal["first", "last"]) -> Int[Tensor, " rows"]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import processors
 
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
+from helpers.taught import word_tokenizer
 from road_interp import RoadAdapter, RoadModel, find_sites
 from road_interp.errors import InputError
-from road_interp.models.hidden_states import evaluation_mode, find_read_points, read_states, select_states, unwrap_model
+from road_interp.models.hidden_states import (
+    evaluation_mode,
+    find_read_points,
+    read_states,
+    select_states,
+    text_token,
+    unwrap_model,
+)
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "Electra"])
@@ -83,3 +92,14 @@ def test_two_stacks_need_a_choice():
     model = tiny_model("T5")
     with pytest.raises(InputError, match=r"choose one block stack; T5Model has encoder\.block, decoder\.block"):
         find_read_points(model, token_batch())
+
+
+@pytest.mark.parametrize(
+    ("template", "token"), [("[CLS] $A", "first"), ("$A", "last"), ("[SEP] $A", "last"), ("$A [CLS]", "last")]
+)
+def test_a_text_is_read_at_cls_only_where_the_tokeniser_puts_it_first(template, token):
+    tokenizer = word_tokenizer("a")
+    tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    special = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=special)
+    assert text_token(tokenizer) == token
