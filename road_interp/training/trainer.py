@@ -22,6 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
+from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
 from road_interp.runs.run_files import CHECKPOINTS
@@ -66,6 +67,12 @@ class RoadTrainer(Trainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Loss, logits and labels of one batch, without a decoder's cache, which the Trainer knows from the config of a model."""
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or CACHES)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The parameters under weight decay, with all rotations: the Trainer leaves out what is named after a normalisation."""
+        roads = [name for name, module in model.named_modules() if isinstance(module, RoadIntervention)]
+        rotations = [f"{name}.{each}" for name in roads for each in ("theta", "alpha")]
+        return [*{*super().get_decay_parameter_names(model), *rotations}]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One training step. Raises FloatingPointError if the loss is not finite."""

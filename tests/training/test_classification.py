@@ -432,6 +432,13 @@ def test_angles_or_magnitudes_can_be_trained_alone(workplace, trainable, moves, 
     assert run.metrics["parameters"]["adapter"] == run.adapter.num_parameters // 2
 
 
+@pytest.mark.parametrize("sites", ["fc1", ".*output.LayerNorm"])
+def test_weight_decay_is_of_all_rotations(workplace, tmp_path, sites):
+    recipe = recipe_for(workplace, f"adapter.sites={sites}", "training.weight_decay=5", "training.epochs=2")
+    adapter = train(recipe, tmp_path / "run", progress=False).adapter
+    assert max(alpha.abs().mean() for alpha in adapter.alpha.values()) < 0.5
+
+
 def test_the_training_is_reported_to_trackers(workplace, monkeypatch):
     entries = []
 
