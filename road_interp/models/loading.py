@@ -99,7 +99,10 @@ def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
 
 
 def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The model's tokeniser, with a padding token, by recipe or id. Raises InputError if it cannot be loaded."""
+    """The model's tokeniser, by recipe or id. Raises InputError if it cannot be loaded.
+
+    It has a padding token, which ends no text if there is another special token.
+    """
     recipe = _model_recipe("load_tokenizer", recipe)
     arguments = _arguments(recipe, "tokenizer")
     try:
@@ -112,11 +115,26 @@ def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTo
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise InputError(f"the tokeniser of '{recipe.id}' has no token for padding, and no end of text to take in its place")
+    if _ends_in_padding(tokenizer):
+        others = [token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token]
+        tokenizer.pad_token = next(iter(others), tokenizer.pad_token)
     return tokenizer
 
 
+def _ends_in_padding(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer("a")["input_ids"][-1:] == [tokenizer.pad_token_id]
+
+
 def pad_as(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedModel:
-    """The model, told which token the tokeniser pads with: a classifier of a decoder reads the last token that is not padding."""
+    """The model, told which token the tokeniser pads with: a classifier of a decoder reads the last token that is not padding.
+
+    Raises InputError for a tokeniser that ends its texts with that token.
+    """
+    if _ends_in_padding(tokenizer):
+        raise InputError(
+            f"the tokeniser of '{model.name_or_path}' ends texts with {tokenizer.pad_token!r} and pads with it, so that a "
+            "classifier would not read their last token: give it another pad_token"
+        )
     for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
         config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from helpers.gguf_files import write_gguf
 from helpers.models import tiny_model
+from helpers.taught import word_tokenizer
 from road_interp.errors import InputError
 from road_interp.models import gguf
-from road_interp.models.loading import load_model, load_tokenizer
+from road_interp.models.loading import load_model, load_tokenizer, pad_as
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sites.find import find_sites
 from road_interp.sources import readable_name, resolve
@@ -244,3 +246,16 @@ def test_a_model_and_its_tokeniser_are_loaded_by_id(workplace):
     assert load_tokenizer(folder).get_vocab() == load_tokenizer(ModelRecipe(folder)).get_vocab()
     with pytest.raises(InputError, match="model 'nowhere/model' cannot be loaded"):
         load_model("nowhere/model")
+
+
+def test_the_padding_token_ends_no_text(tmp_path):
+    """A classifier of a decoder reads the last token that is not padding: it would read the one before the end."""
+    tokenizer = word_tokenizer("a")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A [PAD]", special_tokens=[("[PAD]", 1)])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.pad_token == "[UNK]"
+    assert pad_as(loaded, tiny_model("Llama", "classifier")).config.pad_token_id == loaded.unk_token_id
+    loaded.pad_token = "[PAD]"
+    with pytest.raises(InputError, match=r"ends texts with '\[PAD\]' and pads with it"):
+        pad_as(loaded, tiny_model("Llama", "classifier"))

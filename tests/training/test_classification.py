@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from tokenizers import processors
 from transformers import BartConfig, BartModel, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.utils import logging
 
@@ -20,7 +21,7 @@ from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data import labelled
 from road_interp.errors import InputError
-from road_interp.models.loading import on_device
+from road_interp.models.loading import load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TrainingRecipe
@@ -229,6 +230,25 @@ def test_a_decoder_reads_its_last_token_whatever_its_config_pads_with(language_w
     alone, together = run.predict(["bad film"])[0], run.predict(["bad film", longer])[0]
     assert alone.label == together.label
     assert alone.probability == pytest.approx(together.probability, abs=1e-5)
+
+
+def test_the_last_token_is_rotated_where_texts_end_with_the_token_of_padding(language_workplace, tmp_path):
+    folder = Path(shutil.copytree(language_workplace / "model", tmp_path / "model"))
+    tokenizer = load_tokenizer(folder)
+    special = [(tokenizer.pad_token, tokenizer.pad_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        f"$A {tokenizer.pad_token}", special_tokens=special
+    )
+    tokenizer.save_pretrained(folder)
+    content = {
+        "kind": "classification",
+        "model": {"id": str(folder), "max_length": 16},
+        "data": {"id": str(language_workplace / "reviews.csv"), "validation_size": 20, "test_size": 20},
+        "adapter": {"positions": "last"},
+        "training": {"max_steps": 3, "precision": "fp32"},
+    }
+    run = train(load_recipe(content), tmp_path / "run", progress=False)
+    assert run.adapter.distance(run.adapter.identity_like()) > 0
 
 
 def test_labels_of_other_classes_are_not_scored(workplace, tmp_path):
