@@ -98,15 +98,19 @@ def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
                 raise InputError(f"model.max_length {recipe.max_length} is more than the {limit} positions of '{recipe.id}'")
 
 
-def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str], **options: Any) -> PreTrainedTokenizerBase:
     """The model's tokeniser, by recipe or id. Raises InputError if it cannot be loaded.
 
     It has a padding token, which ends no text if there is another special token.
+
+    Args:
+        options: settings of the tokeniser, such as padding_side="right" where a model reads texts: behind padding on the left,
+            learned positions would be counted from it.
     """
     recipe = _model_recipe("load_tokenizer", recipe)
     arguments = _arguments(recipe, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        tokenizer = AutoTokenizer.from_pretrained(**arguments, **options)
     except Exception as error:  # damaged files raise many types, tokenizers raises Exception itself
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {first_line(error)}{_hint(recipe)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

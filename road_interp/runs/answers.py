@@ -39,7 +39,7 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
     run.check_classes(data.classes)
     test = data.test
     texts = texts_of(test)
-    model, tokenizer = on_device(run.load_model(), find_device(None)), load_tokenizer(run.recipe.model)
+    model, tokenizer = on_device(run.load_model(), find_device(None)), load_tokenizer(run.recipe.model, padding_side="right")
     length = run.recipe.model.max_length
     rotated = compute_logits(model, tokenizer, texts, length, progress, "test texts with the rotations").argmax(1)
     labels = np.asarray(test["label"][:])

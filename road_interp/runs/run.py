@@ -172,7 +172,8 @@ class Run:
             return ()
         progress(f"loading the model of {self.folder}")
         model = on_device(self.load_model(), find_device(device))
-        logits = compute_logits(model, load_tokenizer(self.recipe.model), texts, self.recipe.model.max_length, progress)
+        tokenizer = load_tokenizer(self.recipe.model, padding_side="right")
+        logits = compute_logits(model, tokenizer, texts, self.recipe.model.max_length, progress)
         return predictions_of(texts, logits, self.classes)
 
     def classification_recipe(self, purpose: str) -> ClassificationRecipe:

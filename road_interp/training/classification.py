@@ -43,7 +43,7 @@ class ClassificationExperiment:
     """Data, model, trainer and scores of one labelled data set."""
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
-        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model)
+        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model, padding_side="right")
         self.head: list[str] = []  # dotted paths of the modules of the new head, once the model is built
 
     def load_data(self) -> None:

@@ -97,7 +97,7 @@ class MultiTaskClassificationExperiment:
     """Data, model, trainer and scores of several labelled data sets, one per task."""
 
     def __init__(self, recipe: MultiTaskClassificationRecipe) -> None:
-        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model)
+        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model, padding_side="right")
 
     def load_data(self) -> None:
         """Read every task's texts."""
@@ -216,7 +216,7 @@ def answers_by_task(run: Run, progress: Progress = silent) -> list[Answers]:
     progress(f"loading model and data of {run.folder}")
     run.check_data()
     recipe: MultiTaskClassificationRecipe = run.recipe  # type: ignore[assignment]
-    data, tokenizer = load_labelled_tasks(recipe), load_tokenizer(recipe.model)
+    data, tokenizer = load_labelled_tasks(recipe), load_tokenizer(recipe.model, padding_side="right")
     model = on_device(load_multitask_classifier(run, data, tokenizer), find_device(None))
     found = []
     for name, of_task in data.items():

@@ -120,7 +120,7 @@ class MultiTaskGenerationExperiment:
     """
 
     def __init__(self, recipe: MultiTaskGenerationRecipe) -> None:
-        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model)
+        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model, padding_side="right")
         self.questions = load_questions(recipe, self.tokenizer)
 
     def load_data(self) -> None:

@@ -31,6 +31,7 @@ from road_interp.sites.find import find_sites
 from road_interp.training import arguments
 from road_interp.training.api import evaluate, train
 from road_interp.training.classification import ClassificationExperiment
+from road_interp.training.kinds import experiment_kind
 from road_interp.training.scoring import make_scorer
 from road_interp.training.trainer import RoadTrainer, checkpoint_errors, last_checkpoint
 
@@ -212,6 +213,30 @@ def test_a_best_checkpoint_that_goes_missing_is_an_error(workplace, monkeypatch)
     with pytest.raises(InputError, match=r"checkpoint-\d+, the best checkpoint, is missing: train again in another folder"):
         train(recipe_for(workplace), workplace / "gone", progress=False)
     assert not (workplace / "gone" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["classification", "multitask-classification"])
+def test_learned_positions_are_not_counted_from_padding(language_workplace, tmp_path, kind):
+    """A tokeniser that pads on the left is common: generation needs one."""
+    folder = Path(shutil.copytree(language_workplace / "model", tmp_path / "model"))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(folder)
+    tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), initializer_range=0.3).save_pretrained(folder)
+    data = {"id": str(language_workplace / "reviews.csv"), "validation_size": 20, "test_size": 20}
+    model = {"id": str(folder), "max_length": 16}
+    content = {
+        "kind": kind,
+        "model": model,
+        "training": {"max_steps": 2, "precision": "fp32"},
+        **({"data": data} if kind == "classification" else {"tasks": {"tone": {"labels": data}}}),
+    }
+    run, texts = train(load_recipe(content), tmp_path / "run", progress=False), ["bad film", "good film " * 6]
+    scorer = make_scorer(run)
+    if kind == "classification":
+        alone = run.predict(texts[:1])[0].probability
+        assert run.predict(texts)[0].probability == pytest.approx(alone, abs=1e-5)
+    assert scorer._tokenizer.padding_side == experiment_kind(run.recipe)(run.recipe).tokenizer.padding_side == "right"
 
 
 @pytest.mark.parametrize("padding", [None, 3])
