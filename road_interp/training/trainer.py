@@ -29,8 +29,6 @@ from road_interp.runs.run_files import CHECKPOINTS
 from road_interp.training.checkpoint_clock import CheckpointClock
 from road_interp.training.distributed import leave_to_fsdp
 
-CACHES = ["cache", "past_key_values"]  # their names in outputs, by release of transformers
-
 
 class RoadTrainer(Trainer):
     """A Trainer that calls the model as pyvene does, and that never saves a rotation that is not finite or not invertible."""
@@ -54,19 +52,13 @@ class RoadTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of one batch, which `call` computes from the labels."""
+        """The loss of one batch, which `call` computes from the labels; as outputs the logits, without states and caches."""
         output = self.call(model, inputs)
-        return (output.loss, output) if return_outputs else output.loss
+        return (output.loss, {"logits": output.logits}) if return_outputs else output.loss
 
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """The rotated model's output for one batch."""
         return model(base=inputs)[1]
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Loss, logits and labels of one batch, without a decoder's cache, which the Trainer knows from the config of a model."""
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or CACHES)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The parameters under weight decay, with all rotations: the Trainer leaves out what is named after a normalisation."""

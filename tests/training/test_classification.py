@@ -477,6 +477,16 @@ def test_angles_or_magnitudes_can_be_trained_alone(workplace, trainable, moves, 
     assert run.metrics["parameters"]["adapter"] == run.adapter.num_parameters // 2
 
 
+@pytest.mark.parametrize("output", ["hidden_states", "attentions"])
+def test_further_outputs_that_a_config_asks_for_are_no_predictions(workplace, tmp_path, output):
+    folder = Path(shutil.copytree(workplace / "model", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, f"output_{output}": True}))
+    options = (f"model.id={folder}", "model.attn_implementation=eager", "training.max_steps=1")
+    run = train(recipe_for(workplace, *options), tmp_path / "run", progress=False)
+    assert evaluate(run, progress=False) == run.metrics["test"]
+
+
 @pytest.mark.parametrize("sites", ["fc1", ".*output.LayerNorm"])
 def test_weight_decay_is_of_all_rotations(workplace, tmp_path, sites):
     recipe = recipe_for(workplace, f"adapter.sites={sites}", "training.weight_decay=5", "training.epochs=2")
