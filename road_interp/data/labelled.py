@@ -137,10 +137,16 @@ def by_length(tokens: Dataset) -> np.ndarray:
 
 
 def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Tokenise every example to `input_ids`, `attention_mask` and `labels`, truncated to `max_length` tokens and unpadded."""
+    """Tokenise every example to `input_ids`, `attention_mask` and `labels`, truncated to `max_length` tokens and unpadded.
+
+    Raises InputError for a text without tokens, of which a model would read padding.
+    """
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length)
+        if [] in encoded["input_ids"]:
+            empty = batch["text"][encoded["input_ids"].index([])]
+            raise InputError(f"the tokeniser makes no token of the text {empty!r}; leave out the rows with such texts")
         return {**encoded, "labels": batch["label"]}
 
     return examples.map(encode, batched=True, remove_columns=examples.column_names, load_from_cache_file=False)

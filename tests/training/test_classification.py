@@ -239,6 +239,20 @@ def test_learned_positions_are_not_counted_from_padding(language_workplace, tmp_
     assert scorer._tokenizer.padding_side == experiment_kind(run.recipe)(run.recipe).tokenizer.padding_side == "right"
 
 
+def test_a_text_without_tokens_is_refused(language_workplace, tmp_path):
+    """BERT's has [CLS], a decoder's has none: its head would read padding."""
+    text = (language_workplace / "reviews.csv").read_text()
+    (tmp_path / "reviews.csv").write_text(text.replace("bad film number 8,", ","))
+    content = {
+        "kind": "classification",
+        "model": {"id": str(language_workplace / "model"), "max_length": 16},
+        "data": {"id": str(tmp_path / "reviews.csv"), "validation_size": 20, "test_size": 20},
+    }
+    with pytest.warns(match="1 texts are empty"), pytest.raises(InputError, match="makes no token of the text ''; leave out"):
+        train(load_recipe(content), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("padding", [None, 3])
 def test_a_decoder_reads_its_last_token_whatever_its_config_pads_with(language_workplace, tmp_path, padding):
     folder = Path(shutil.copytree(language_workplace / "model", tmp_path / "model"))
