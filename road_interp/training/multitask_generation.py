@@ -20,6 +20,7 @@ from road_interp.adapters.bank import BASE
 from road_interp.data.answer_extraction import Question
 from road_interp.data.behaviours import PARTS, Review
 from road_interp.data.multitask import (
+    PLAIN,
     MultiTaskData,
     encode_multitask_data,
     format_prompts,
@@ -189,7 +190,7 @@ class MultiTaskGenerationExperiment:
         """The scores on reviews and questions; `data` replaces the questions of a run whose only task has test questions."""
         recipe: Any = run.recipe if data is None else _with_questions(run.recipe, data)
         experiment = cls(recipe)
-        has_behaviours = any(task.behaviour is not None for task in recipe.tasks.values())
+        has_behaviours = any(task.behaviour not in (None, PLAIN) for task in recipe.tasks.values())
         if not experiment.questions and not has_behaviours:
             raise InputError("the tasks of the recipe have no test data: set 'test' and 'match'")
         with waiting("loading model and data", progress):

@@ -70,6 +70,14 @@ def test_the_parameters_are_those_that_are_trained(workplace, finished, tmp_path
     assert run.metrics["parameters"] == {"adapter": finished.adapter.num_parameters // 2}
 
 
+def test_a_run_of_plain_answers_alone_has_nothing_to_score(workplace, tmp_path):
+    options = ("tasks={one: {behaviour: plain, examples: 8}}", "training.max_steps=1")
+    run = train(recipe_for(workplace, *options), tmp_path / "plain", progress=False)
+    assert "test" not in run.metrics
+    with pytest.raises(InputError, match="the tasks of the recipe have no test data"):
+        evaluate(run, progress=False)
+
+
 def test_a_resumed_run_gives_the_same_bits(workplace, finished, monkeypatch):
     recipe, save = recipe_for(workplace), GenerationTrainer._save_checkpoint
 
