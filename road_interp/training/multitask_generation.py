@@ -38,6 +38,7 @@ from road_interp.progress import progress_bar, waiting
 from road_interp.recipes.schema import MultiTaskClassificationRecipe, MultiTaskGenerationRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import COMPOSITION, EXACT_MATCH, PLANES
+from road_interp.sites.module_tree import evaluating
 from road_interp.sites.positions import position_mask
 from road_interp.training.arguments import training_arguments
 from road_interp.training.experiment import Scores, identity_model
@@ -85,7 +86,7 @@ class GenerationTrainer(MultiTaskTrainer):
         logits, labels = output.logits.float(), labels[:, columns + 1]
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # 0 where the label is -100
         if self._rule == "distilled" and (taught := of_others[:, columns + 1]).any():
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(model):
                 teacher = model(base=batch, tasks=[each or BASE for each in others], positions=positions)[1].logits
             losses[taught] = functional.cross_entropy(logits[taught], teacher[taught].float().softmax(-1), reduction="none")
         weights = torch.where(neutral[:, columns + 1], NEUTRAL, 1.0) * (labels != -100)

@@ -283,6 +283,22 @@ def test_with_others_active_only_ones_own_tokens_are_learned(workplace, monkeypa
     assert output.loss.item() == pytest.approx((total / weights[labels[:, columns + 1] != -100].sum()).item(), rel=1e-5)
 
 
+def test_the_distilled_target_is_computed_without_dropout(workplace, monkeypatch, tmp_path):
+    modes = []
+    forward = multitask_generation.RoadModel.forward
+
+    def spy(self, base, **options):
+        modes.append((torch.is_grad_enabled(), {module.training for module in self.modules()}))
+        return forward(self, base, **options)
+
+    monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy)
+    monkeypatch.setattr(multitask_generation, "score_composition", lambda *arguments: composition_report())
+    monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
+    overrides = ("co_activation=1.0", "co_activation_loss=distilled", "training.max_steps=2")
+    train(recipe_for(workplace, *overrides), tmp_path / "run", progress=False)
+    assert modes == [(True, {True}), (False, {False})] * 2
+
+
 def test_several_others_are_activated_in_random_sets():
     trainer = object.__new__(MultiTaskTrainer)
     trainer._tasks, trainer._co_activation, trainer._shared = ("a", "b", "c", "s"), 1.0, "s"
