@@ -131,6 +131,8 @@ class DataRecipe:
         for key in ("validation_size", "test_size"):
             size = getattr(self, key)
             _require(size >= 1 if isinstance(size, int) else 0 < size < 1, key, size, "a count or a fraction below 1")
+        has_classes = self.problem_type == "classification"
+        _require(self.classes is None or has_classes, "classes", self.classes, "left out with problem_type regression")
         fitting = "regression" if self.metric == "pearson" else "classification"
         _require(self.metric is None or self.problem_type == fitting, "metric", self.metric, f"used with problem_type {fitting}")
         conflict = self.split_by_text and self.validation is not None
@@ -289,6 +291,7 @@ UNUSED_OF_REVIEWS = {
     **dict.fromkeys(COUNTED, "left out: scoring.validation and scoring.test count reviews"),
     **dict.fromkeys(("metric", "problem_type", "text_pair"), "left out: a review is one text with one of two labels"),
 }
+UNUSED_OF_BEHAVIOURS = ("config", "split", "prompt", "answer")
 
 
 @dataclass(frozen=True)
@@ -319,6 +322,9 @@ class TaskRecipe:
     def __post_init__(self) -> None:
         given = (self.behaviour is None) != (self.id is None)
         _require(given, "behaviour", self.behaviour, "given if id is not, and left out if it is")
+        for key in UNUSED_OF_BEHAVIOURS if self.behaviour else ():
+            value = getattr(self, key)
+            _require(value == getattr(TaskRecipe, key), key, value, "left out with a behaviour, whose prompts are reviews")
         _require(self.examples >= 1, "examples", self.examples, "at least 1")
         _require((self.test is None) == (self.match is None), "match", self.match, "given together with test")
         _require(self.test is None or self.id is not None, "test", self.test, "given together with id")

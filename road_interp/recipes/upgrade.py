@@ -1,22 +1,35 @@
-"""Convert stored recipes: those of 0.1.0 have no `kind` and other keys, and reviews had keys that nothing used."""
+"""Convert stored recipes: those of 0.1.0 have no `kind` and other keys, and some sections had keys that nothing used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
-from road_interp.recipes.schema import UNUSED_OF_REVIEWS
+from road_interp.recipes.schema import UNUSED_OF_BEHAVIOURS, UNUSED_OF_REVIEWS
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with its kind and the current keys, without keys of `reviews` that nothing uses.
+    """The recipe with its kind and the current keys, without keys that nothing uses.
 
     A value that should be a mapping and is not is kept, so that loading the recipe reports its key.
     """
     recipe = _with_kind(content)
     if isinstance(reviews := recipe.get("reviews"), Mapping):
-        recipe["reviews"] = {key: value for key, value in reviews.items() if key not in UNUSED_OF_REVIEWS}
+        recipe["reviews"] = _without(reviews, UNUSED_OF_REVIEWS)
+    if isinstance(data := recipe.get("data"), Mapping) and data.get("problem_type") == "regression":
+        recipe["data"] = _without(data, ("classes",))
+    if isinstance(tasks := recipe.get("tasks"), Mapping):
+        recipe["tasks"] = {name: _without_unused(task) for name, task in tasks.items()}
     return recipe
+
+
+def _without_unused(task: Any) -> Any:
+    has_behaviour = isinstance(task, Mapping) and task.get("behaviour") is not None
+    return _without(task, UNUSED_OF_BEHAVIOURS) if has_behaviour else task
+
+
+def _without(section: Mapping[str, Any], keys: Container[str]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in keys}
 
 
 def _with_kind(content: Mapping[str, Any]) -> dict[str, Any]:

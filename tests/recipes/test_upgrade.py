@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import yaml
@@ -97,6 +98,22 @@ def test_a_damaged_recipe_is_one_line(message, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(DAMAGED[message]))
     with pytest.raises(InputError, match=message):
         load_stored_recipe(tmp_path / "recipe.yaml")
+
+
+STORED = {
+    "tasks.a.prompt": "kind: multitask-generation\nmodel: {id: m}\nreviews: {id: r.csv}\n"
+    "tasks: {a: {behaviour: label, prompt: '{{ text }}', split: train}}\n",
+    "data.classes": "kind: classification\nmodel: {id: m}\ndata: {id: d.csv, problem_type: regression, classes: [1, 2]}\n",
+}
+
+
+@pytest.mark.parametrize("key", STORED)
+def test_keys_that_nothing_used_are_refused_but_in_stored_recipes(key, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(STORED[key])
+    load_stored_recipe(path)
+    with pytest.raises(InputError, match=f"'{re.escape(key)}' must be left out with"):
+        load_recipe(path)
 
 
 def test_a_stored_recipe_may_have_keys_of_reviews_that_nothing_used(tmp_path):
