@@ -44,7 +44,7 @@ class ClassificationExperiment:
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model, padding_side="right")
-        self.head: list[str] = []  # dotted paths of the modules of the new head, once the model is built
+        self.head: list[str] = []  # dotted paths of the modules of the head, once the model is built
 
     def load_data(self) -> None:
         """Read the labelled text."""
@@ -61,17 +61,17 @@ class ClassificationExperiment:
         return encoded.select(by_length(encoded))
 
     def load_classifier(self) -> tuple[PreTrainedModel, list[str]]:
-        """The base model with a new head for the data, and the dotted paths of the head's modules."""
+        """The base model with a head for the data, new or that of its checkpoint, and the dotted paths of the head's modules."""
         problem = "regression" if self.data.classes is None else "single_label_classification"
         recipe = self.recipe
         options = label_options(self.data.classes)
-        model, head = load_model(recipe.model, recipe.auto_class, problem_type=problem, **options)
+        model, new = load_model(recipe.model, recipe.auto_class, problem_type=problem, **options)
         check_length(model, recipe.model)
         if model.config.is_encoder_decoder:
             raise InputError(
                 f"kind: classification reads states of one stack, and {type(model).__name__} has an encoder and a decoder"
             )
-        return pad_as(self.tokenizer, model), head
+        return pad_as(self.tokenizer, model), new or _modules_outside_backbone(model)
 
     def build_model(self, device: torch.device) -> RoadModel:
         """The classifier with identity rotations; rotations and head are trainable."""
@@ -207,6 +207,13 @@ class ClassificationExperiment:
             selected = hidden[torch.arange(len(hidden)), token_index(batch["attention_mask"], token)].float()
             states.append(trainer.accelerator.gather_for_metrics(selected).cpu().numpy())
         return np.concatenate(states)
+
+
+def _modules_outside_backbone(model: PreTrainedModel) -> list[str]:
+    """Dotted paths of the modules with parameters of their own that belong to the head."""
+    inside = {id(module) for module in (model, *model.base_model.modules())}
+    outside = [(name, module) for name, module in model.named_modules() if id(module) not in inside]
+    return [name for name, module in outside if next(module.parameters(recurse=False), None) is not None]
 
 
 def unfreeze(model: nn.Module, modules: Sequence[str]) -> None:

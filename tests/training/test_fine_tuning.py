@@ -11,7 +11,7 @@ import torch
 from helpers.models import token_batch
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
-from road_interp.models.loading import load_model
+from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.sites.find import find_sites
 from road_interp.training.api import train
@@ -129,6 +129,19 @@ def test_a_merged_lora_gives_the_output_of_the_unmerged_one(backbone):
     assert not torch.allclose(unmerged, before, atol=1e-2)
     lora.merge()
     torch.testing.assert_close(model(**batch).last_hidden_state, unmerged, atol=1e-4, rtol=1e-4)
+
+
+def test_the_head_of_a_checkpoint_is_trained(workplace, tmp_path):
+    checkpoint, _ = load_model(str(workplace / "model"), "classifier", num_labels=2)
+    checkpoint.save_pretrained(tmp_path)
+    load_tokenizer(str(workplace / "model")).save_pretrained(tmp_path)
+    recipe = recipe_for(workplace, f"model.id={tmp_path}", "training.max_steps=2")
+    tuned, scores = train_baseline(recipe, "head", seed=0, learning_rate=0.05)
+    assert scores["parameters"]["head"] == 66
+    assert not torch.equal(tuned.classifier.weight, checkpoint.classifier.weight)
+    run = train(recipe, tmp_path / "run", progress=False)
+    assert run.metrics["parameters"]["head"] == 66
+    assert not torch.equal(run.load_model().model.classifier.weight, checkpoint.classifier.weight)
 
 
 def test_blocks_are_not_sharded_for_baselines(workplace):
