@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
-from road_interp.adapters.modules_to_save import load_modules, read_safetensors
+from road_interp.adapters.modules_to_save import load_tensors, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.data.labelled import label_options, with_glue_defaults
@@ -21,6 +22,7 @@ from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
+from road_interp.models.float32_modules import keep_in_float32
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device, pad_as
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -148,7 +150,9 @@ class Run:
         if self.planes is None:
             with _without_load_report():  # it says that the head is new
                 base, _ = load_model(self.recipe.model, self.recipe.auto_class, **label_options(self.classes))
-            load_modules(pad_as(load_tokenizer(self.recipe.model), base), self.folder / HEAD)
+            head = read_safetensors(self.folder / HEAD)
+            keep_in_float32(base, {name.rpartition(".")[0] for name, each in head.items() if each.dtype == torch.float32})
+            load_tensors(pad_as(load_tokenizer(self.recipe.model), base), head, HEAD)
         else:
             base, _ = load_model(self.recipe.model, self.recipe.auto_class)
         return RoadModel(base, self.adapter, planes=self.planes).eval()

@@ -23,6 +23,7 @@ from road_interp.errors import InputError
 from road_interp.files import write_atomically
 from road_interp.measure.intervals import wilson
 from road_interp.measure.linear_probe import fit_probe
+from road_interp.models.float32_modules import keep_in_float32
 from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.loading import check_length, load_model, load_tokenizer, pad_as
 from road_interp.models.road_model import RoadModel
@@ -71,7 +72,9 @@ class ClassificationExperiment:
             raise InputError(
                 f"kind: classification reads states of one stack, and {type(model).__name__} has an encoder and a decoder"
             )
-        return pad_as(self.tokenizer, model), new or _modules_outside_backbone(model)
+        head = new or _modules_outside_backbone(model)
+        keep_in_float32(model, head)
+        return pad_as(self.tokenizer, model), head
 
     def build_model(self, device: torch.device) -> RoadModel:
         """The classifier with identity rotations; rotations and head are trainable."""

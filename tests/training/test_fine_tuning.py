@@ -7,6 +7,7 @@ import tempfile
 
 import pytest
 import torch
+from transformers import set_seed
 
 from helpers.models import token_batch
 from helpers.recipes import recipe_for
@@ -14,7 +15,7 @@ from road_interp.errors import InputError
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.sites.find import find_sites
-from road_interp.training.api import train
+from road_interp.training.api import evaluate, train
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.fine_tuning import LoraModel, train_baseline
 
@@ -142,6 +143,23 @@ def test_the_head_of_a_checkpoint_is_trained(workplace, tmp_path):
     run = train(recipe, tmp_path / "run", progress=False)
     assert run.metrics["parameters"]["head"] == 66
     assert not torch.equal(run.load_model().model.classifier.weight, checkpoint.classifier.weight)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_head_is_trained_in_float32_on_a_model_of_half_precision(workplace, tmp_path, dtype):
+    """In bfloat16, an update of 1e-4 of a weight of 0.25 would be rounded to none."""
+
+    def moved(dtype):
+        recipe = recipe_for(workplace, f"model.dtype={dtype}", "training.learning_rate=1e-4")
+        set_seed(recipe.seed)
+        experiment = ClassificationExperiment(recipe)
+        experiment.load_data()
+        new = experiment.build_model(torch.device("cpu")).model.classifier.weight.detach().float()
+        run = train(recipe, tmp_path / dtype, progress=False)
+        assert evaluate(run, progress=False) == run.metrics["test"]
+        return (run.load_model().model.classifier.weight - new).abs().mean().item()
+
+    assert moved(dtype) == pytest.approx(moved("float32"), rel=0.2)
 
 
 def test_blocks_are_not_sharded_for_baselines(workplace):
