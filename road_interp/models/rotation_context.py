@@ -340,27 +340,31 @@ class RotationContext:
             )
 
     def _is_outside(self) -> bool:
-        """Whether a submodule of an attached model was called directly, and not by the model or by a backward pass."""
-        return self._is_attached and self._thread.current.depth == 0 and not is_backward()
+        """Whether a submodule was called directly, and not by the model or by a backward pass."""
+        return self._thread.current.depth == 0 and not is_backward()
 
     def _selection(self, site: Site, tracing: bool) -> Selection:
         """The tokens that the current pass rotates. The backward pass may run in a thread of its own, without a forward pass."""
         if tracing:
             return self._last
         if self._is_outside():
-            kind = type(self._model).__name__
-            if self._hook.id not in self._model._forward_pre_hooks:
-                raise InputError(
-                    f"positions {self._positions!r} are found by a hook of {self._context.name}, which was removed from {kind}: "
-                    "pyvene's IntervenableModel removes all hooks of its model. Only positions='all' works beside it; or put a "
-                    "RoadIntervention into its config"
-                )
-            raise InputError(
-                f"site '{site.name}' is called by itself: positions {self._positions!r} are found in the inputs of "
-                f"{kind}; call that"
-            )
+            raise InputError(self._why_outside(site))
         recomputed = self._checkpointed.in_backward() if is_backward() else None
         return recomputed or self._thread.current.selection or self._last
+
+    def _why_outside(self, site: Site) -> str:
+        kind = type(self._model).__name__
+        if self._hook.id not in self._model._forward_pre_hooks:
+            return (
+                f"positions {self._positions!r} are found by a hook of {self._context.name}, which was removed from {kind}: "
+                "pyvene's IntervenableModel removes all hooks of its model. Only positions='all' works beside it; or put a "
+                "RoadIntervention into its config"
+            )
+        return (
+            f"site '{site.name}' is called by itself: positions {self._positions!r} are found in the inputs of {kind}; call that. "
+            "Where its generate calls a model inside it, as that of PEFT does, make the RoadModel of the one inside: "
+            "peft_model.get_base_model()"
+        )
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:
         owned = overwritable(module)
@@ -444,9 +448,8 @@ class RotationContext:
             maps = current.maps
         else:
             maps = self._maps if is_backward() and self._maps is not None else self._row_maps()
-        if (
-            maps.by_row and self._is_outside() and not self._thread.generates and hidden.ndim > 2
-        ):  # else rows and tokens may be joined
+        counts_rows = maps.by_row and hidden.ndim > 2  # else rows and tokens may be joined
+        if counts_rows and self._is_attached and self._is_outside() and not self._thread.generates:
             check_rows(len(maps.maps[0].a), hidden.shape[0])
         if maps.by_row and current.shape is not None:
             behind = self._has_streams and hidden.ndim > 3

@@ -102,3 +102,17 @@ def test_a_peft_lora_model_as_base_model():
     assert torch.equal(lora(**batch).logits, plain)
     with pytest.raises(ri.InputError, match="not a plain linear layer"):
         model.merge()
+
+
+@pytest.mark.parametrize("positions", ["last", "prompt"])
+def test_the_generate_of_a_peft_model_calls_the_model_inside_it_where_positions_are_not_known(positions):
+    lora, batch, greedy = with_lora(), token_batch(), {"max_new_tokens": 4, "do_sample": False}
+    outer = ri.RoadModel(lora, random_adapter(ri.find_sites(lora, "attention")), positions)
+    with pytest.raises(ri.InputError, match=r"found in the inputs of PeftModel; .* peft_model.get_base_model\(\)"):
+        outer.generate(batch, **greedy)
+    inside = lora.get_base_model()
+    inner = ri.RoadModel(inside, random_adapter(ri.find_sites(inside, "attention")), positions)
+    expected = inner.generate(batch, **greedy)[1]
+    with inner.attached():
+        assert torch.equal(lora.generate(**batch, **greedy), expected)
+    assert torch.equal(inner(base=batch)[1].logits, outer(base=batch)[1].logits)
