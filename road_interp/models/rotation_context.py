@@ -448,9 +448,11 @@ class RotationContext:
             maps = current.maps
         else:
             maps = self._maps if is_backward() and self._maps is not None else self._row_maps()
-        counts_rows = maps.by_row and hidden.ndim > 2  # else rows and tokens may be joined
-        if counts_rows and self._is_attached and self._is_outside() and not self._thread.generates:
-            check_rows(len(maps.maps[0].a), hidden.shape[0])
+        if maps.by_row and len(maps.maps[0].a) > 1 and self._is_outside():
+            self._check_sites_by_row({})
+            # With two axes, rows and tokens may be joined; generate may have several beams per row.
+            if hidden.ndim > 2 and self._is_attached and not self._thread.generates:
+                check_rows(len(maps.maps[0].a), hidden.shape[0])
         if maps.by_row and current.shape is not None:
             behind = self._has_streams and hidden.ndim > 3
             if behind or hidden.shape[0] != current.shape[0]:

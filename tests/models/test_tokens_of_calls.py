@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import (
     GenerationConfig,
+    JetMoeConfig,
+    JetMoeForCausalLM,
     LlamaForCausalLM,
     SwitchTransformersConfig,
     SwitchTransformersForConditionalGeneration,
@@ -241,3 +243,15 @@ def test_experts_of_a_mixture_take_one_adapter_for_all_rows():
         torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
     with pytest.raises(InputError, match=r"site 'encoder.*experts.*' is inside the experts of a mixture"):
         RoadModel(base, RoadBank({"a": adapter, "b": adapter}))(batch, adapter_names=["a", "b"])
+
+
+def test_experts_in_a_part_of_the_model_that_is_called_by_itself():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32, "vocab_size": 60, "kv_channels": 4}
+    heads = {"num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 2}
+    base = JetMoeForCausalLM(JetMoeConfig(**sizes, **heads)).eval()
+    bank = RoadBank(
+        {name: random_adapter((Site("model.layers.0.mlp.input_linear", 64),), seed=seed) for seed, name in enumerate("ab")}
+    )
+    with RoadModel(base, bank).attached(["a", "b"]), pytest.raises(InputError, match="inside the experts of a mixture"):
+        base.model(input_ids=torch.randint(3, 60, (2, 4)))
