@@ -87,6 +87,9 @@ def check_settings(config: GenerationConfig) -> None:
         if (value := getattr(config, name, None)) not in (None, neutral):
             instead = "add a request several times" if name == "num_return_sequences" else f"use generate, or {name}={neutral}"
             raise InputError(f"continuous batching does not follow {name}={value!r}: {instead}")
+    bias = config.sequence_bias or {}
+    if any(len(tokens) > 1 for tokens in (bias if isinstance(bias, dict) else [each[0] for each in bias])):
+        raise InputError("continuous batching does not follow a sequence_bias of several tokens: use generate, or one token each")
 
 
 @dataclass
@@ -116,7 +119,7 @@ class ContinuousBatching:
         model: the base model.
         selection: the model's adapters.
         positions: "all", or "prompt" for the tokens of the prompts only.
-        generation_config: transformers' settings of the generation.
+        generation_config: transformers' settings of the generation, complete.
         engine_config: transformers' ContinuousBatchingConfig; some of its settings are fixed (`ENGINE`).
         sizes: longest prompt, most new tokens and number of requests, where they are known; the engine's cache is made for them.
 
@@ -128,16 +131,15 @@ class ContinuousBatching:
         self,
         model: PreTrainedModel,
         selection: RowSelection,
-        positions: Any = "all",
-        generation_config: GenerationConfig | None = None,
+        positions: Any,
+        generation_config: GenerationConfig,
         engine_config: Any = None,
         sizes: tuple[int, int, int] | None = None,
     ) -> None:
         if positions not in POSITIONS:
             known = " or ".join(POSITIONS)
             raise InputError(f"continuous batching joins rows: its positions can be {known}, not {positions!r}")
-        config = model.generation_config if generation_config is None else generation_config
-        check_settings(config)
+        check_settings(generation_config)
         if (inside := site_in_experts(model, selection.rotations.sites)) is not None:
             raise InputError(IN_EXPERTS.format(inside))
         head = model.get_output_embeddings()
@@ -395,7 +397,7 @@ class ContinuousBatching:
 
 
 def make_engine(
-    model: PreTrainedModel, generation_config: GenerationConfig | None, engine_config: Any, sizes: tuple[int, int, int] | None
+    model: PreTrainedModel, generation_config: GenerationConfig, engine_config: Any, sizes: tuple[int, int, int] | None
 ) -> Any:
     """transformers' manager of continuous batching, not yet started; its arguments are those of `ContinuousBatching`."""
     from transformers import ContinuousBatchingConfig
@@ -404,9 +406,7 @@ def make_engine(
     settings = ContinuousBatchingConfig() if engine_config is None else copy.copy(engine_config)
     for name, value in ENGINE.items():
         setattr(settings, name, value)
-    config = copy.deepcopy(model.generation_config if generation_config is None else generation_config)
-    if config.eos_token_id is None:  # as in `generate`
-        config.eos_token_id = model.generation_config.eos_token_id
+    config = copy.deepcopy(generation_config)  # the engine writes into it
     hints = None
     if sizes is not None:
         longest, new_tokens, count = sizes

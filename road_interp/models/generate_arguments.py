@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.sites.positions import Positions
@@ -30,6 +31,13 @@ def generation_setting(model: PreTrainedModel, inputs: Mapping[str, Any], name: 
         return inputs[name]
     given = getattr(inputs.get("generation_config"), name, None)
     return getattr(model.generation_config, name, None) if given is None else given
+
+
+def complete_config(model: PreTrainedModel, given: GenerationConfig | None) -> GenerationConfig:
+    """The given settings, and those of the model where they are None, as `generate` completes them."""
+    config = copy.deepcopy(model.generation_config if given is None else given)
+    config.update(**model.generation_config.to_dict(), defaults_only=True)
+    return config
 
 
 def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: bool, positions: Positions) -> None:

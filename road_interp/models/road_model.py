@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from road_interp.models.compatibility import check_made_for, check_without_peft,
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import CallScope, Wrappers
-from road_interp.models.generate_arguments import check_generation, compiles_generation
+from road_interp.models.generate_arguments import check_generation, compiles_generation, complete_config
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
@@ -296,11 +295,11 @@ class RoadModel(IntervenableModel):
         if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
             raise InputError("prompts that are texts need tokenizer=; or give token ids")
         ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
-        config = copy.deepcopy(self.model.generation_config if generation_config is None else generation_config)
+        config = complete_config(self.model, generation_config)
         if unknown := config.update(**settings):
             raise InputError(f"'{min(unknown)}' is neither an argument of generate_batch nor a setting of GenerationConfig")
         sizes = max(map(len, ids)), max_new_tokens or config.max_new_tokens or 0, len(ids)
-        with self.continuous_batching(positions, config, sizes=sizes) as engine:
+        with self._engine(positions, config, None, sizes) as engine:
             requests = [engine.add(each, Wanted(*wanted), max_new_tokens) for each, *wanted in zip(ids, *filled, strict=True)]
             return [engine.result(request) for request in requests]
 
@@ -313,15 +312,21 @@ class RoadModel(IntervenableModel):
     ) -> ContinuousBatching:
         """transformers' engine for requests that come and go, inside a `with` statement: see `ContinuousBatching`.
 
-        Adapters may be added to the bank while it runs; other calls of the model are errors until it ends. Raises InputError for
-        positions other than "all" and "prompt", while the rotations are attached or merged or a call of the model runs, and for a
-        transformers without the engine.
+        Settings that `generation_config` leaves out are those of the base model, as in `generate`. Adapters may be added to the
+        bank while it runs; other calls of the model are errors until it ends. Raises InputError for positions other than "all"
+        and "prompt", while the rotations are attached or merged or a call of the model runs, and for a transformers without the
+        engine.
         """
+        return self._engine(positions, complete_config(self.model, generation_config), engine_config, sizes)
+
+    def _engine(
+        self, positions: Positions | None, config: GenerationConfig, engine_config: Any, sizes: tuple[int, int, int] | None
+    ) -> ContinuousBatching:
         if (applied := self._applied()) is not None:
             raise InputError(f"the rotations are {applied}: continuous batching would apply them twice")
         self._check_weights()
         positions = self.positions if positions is None else positions
-        return ContinuousBatching(self.model, self._selection, positions, generation_config, engine_config, sizes)
+        return ContinuousBatching(self.model, self._selection, positions, config, engine_config, sizes)
 
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
         """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model.

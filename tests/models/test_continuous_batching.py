@@ -431,3 +431,28 @@ def test_a_setting_of_the_checkpoint_can_be_turned_off():
     model.model.generation_config.repetition_penalty = 1.1
     found = model.generate_batch(PROMPTS, NAMES, repetition_penalty=1.0, **SETTINGS.to_diff_dict())
     assert [output.generated_tokens for output in found] == expected
+
+
+def test_settings_that_a_config_leaves_out_are_those_of_the_checkpoint():
+    model = bank_model()
+    unsuppressed = alone(model, PROMPTS, adapter_names=NAMES)
+    model.model.generation_config.suppress_tokens = [unsuppressed[0][0]]
+    expected = alone(model, PROMPTS, adapter_names=NAMES)
+    assert expected != unsuppressed
+    assert together(model, PROMPTS, adapter_names=NAMES) == expected
+    assert together(model, PROMPTS, adapter_names=NAMES, suppress_tokens=None) == unsuppressed
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        assert engine.result(engine.add(PROMPTS[0], Wanted("a"))).generated_tokens == expected[0]
+    model.model.generation_config.repetition_penalty = 1.5
+    with pytest.raises(InputError, match="does not follow repetition_penalty=1.5"):
+        together(model, PROMPTS, adapter_names=NAMES)
+
+
+@pytest.mark.parametrize("sequence_bias", [{(5, 6): -9.0}, [[[5, 6], -9.0]]])
+def test_a_bias_of_several_tokens_is_refused(sequence_bias):
+    with pytest.raises(InputError, match="sequence_bias of several tokens"):
+        together(bank_model(), PROMPTS, adapter_names=NAMES, sequence_bias=sequence_bias)
+    both = bank_model()
+    single = {(alone(both, PROMPTS[:1], adapter_names=["a"])[0][0],): -9.0}
+    found = together(both, PROMPTS[:1], adapter_names=["a"], sequence_bias=single)
+    assert found == alone(both, PROMPTS[:1], adapter_names=["a"], sequence_bias=single)
