@@ -109,11 +109,8 @@ def select_tokens(
                 "the prompt are not known; give the whole prompt with an empty cache"
             )
         prompt = inputs.get("attention_mask")
-        if rotates and prompt is not None and tuple(prompt.shape) != (batch, length):
-            raise InputError(
-                f"attention_mask has shape {tuple(prompt.shape)}; positions {positions!r} need ({batch}, {length}), "
-                "one entry per token of every row"
-            )
+        if rotates and prompt is not None:
+            _check_mask(positions, prompt, batch, length)
         prompt = torch.ones((batch, length), device=states.device) if prompt is None else prompt
     else:
         rotates = done < prompt.shape[1]
@@ -123,6 +120,15 @@ def select_tokens(
         return NO_TOKEN
     mask = plane_maps.repeat_rows(position_mask(positions, prompt), batch)[:, done : done + length]
     return Selection(True, nn.functional.pad(mask, (0, length - mask.shape[1])) if mask.shape[1] < length else mask)
+
+
+def _check_mask(positions: Positions, mask: Any, batch: int, length: int) -> None:
+    """Raise InputError unless a mask has an entry for every token; Gemma's may be a mapping, with one per kind of attention."""
+    given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
+    if given != f"shape {(batch, length)}":
+        raise InputError(
+            f"attention_mask has {given}; positions {positions!r} need ({batch}, {length}), one entry per token of every row"
+        )
 
 
 def _check_prompt(positions: Positions, prompt: Int[Tensor, "rows length"], states: Tensor, mask: Any) -> None:

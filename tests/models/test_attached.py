@@ -301,6 +301,12 @@ def test_a_mask_of_another_shape_than_the_tokens_is_an_error(shape):
         road_model(positions="last")(base=batch)
 
 
+def test_a_mask_per_kind_of_attention_is_an_error():
+    batch = {**token_batch(), "attention_mask": {"full_attention": torch.ones(3, 1, 7, 7, dtype=torch.bool)}}
+    with pytest.raises(InputError, match=r"attention_mask has the type dict; positions 'last' need \(3, 7\)"):
+        road_model(positions="last")(base=batch)
+
+
 def test_positions_of_audio_models_are_an_error():
     torch.manual_seed(0)
     convolutions = {"conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_feat_extract_layers": 2}
