@@ -210,9 +210,15 @@ def _cached_tokens(model: PreTrainedModel, positions: Positions, inputs: Mapping
     try:
         if any(inputs.get(name) is not None and not isinstance(inputs[name], Cache) for name in STATES):
             raise ValueError
-        return 0 if stored is None else int(stored.get_seq_length())
+        return 0 if stored is None else _length_of(stored)
     except ValueError as error:  # of recurrent layers
         raise InputError(
             f"positions {positions!r}: the cache of {type(model).__name__} does not count its tokens; "
             "generate with use_cache=False, or rotate with positions='all'"
         ) from error
+
+
+def _length_of(cache: Cache) -> int:
+    """The number of tokens in a cache, also where its first layer has none, as one of MiniMax that is not of attention."""
+    others = (each.get_seq_length() for each in getattr(cache, "layers", ()) if hasattr(each, "get_seq_length"))
+    return int(cache.get_seq_length()) or int(max(others, default=0))

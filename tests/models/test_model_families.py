@@ -21,6 +21,8 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MiniMaxConfig,
+    MiniMaxForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
     PhiConfig,
@@ -203,3 +205,17 @@ def test_rotations_of_a_model_whose_weights_come_later_are_kept():
     assert torch.equal(model(inputs)[1].logits, expected)
     for site in adapter.sites:
         assert torch.equal(model.adapter.angles(site), adapter.angles(site))
+
+
+@pytest.mark.parametrize("positions", ["first", "last", "prompt"])
+def test_a_cache_whose_first_layer_is_not_of_attention_counts_its_tokens(positions):
+    torch.manual_seed(0)
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2, "block_size": 4}
+    layers = {"layer_types": ["linear_attention", "full_attention"]}
+    base = MiniMaxForCausalLM(MiniMaxConfig(**SIZES, **heads, **layers, bos_token_id=0, eos_token_id=None, pad_token_id=2)).eval()
+    model = RoadModel(base, random_adapter(find_sites(base, "block-output"), spread=1.0), positions)
+    greedy = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    found = torch.stack(model.generate(token_batch(2, 5), **greedy)[1].logits)
+    torch.testing.assert_close(
+        found, torch.stack(model.generate(token_batch(2, 5), use_cache=False, **greedy)[1].logits), rtol=0, atol=1e-5
+    )
