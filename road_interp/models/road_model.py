@@ -467,6 +467,9 @@ class RoadModel(IntervenableModel):
                 raise InputError("the rotations are already merged; call unmerge first")
             self._check_weights()
             self._merged = MergedWeights(self.model, self._one_adapter(adapter_name))
+            if self.bank is not None:
+                name = self._selection.only_name() if adapter_name is None else adapter_name
+                self._merged_revision = name, self.bank.revision(name)
         return self.model
 
     def unmerge(self) -> None:
@@ -481,6 +484,12 @@ class RoadModel(IntervenableModel):
             if self._merged is not None:
                 self._merged.restore()
             self._merged = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As that of IntervenableModel; raises InputError also for merged rotations, which would stay as they are."""
+        if self._merged is not None:
+            raise InputError("the rotations are merged, and other angles would not change the weights: call unmerge first")
+        return super().load_state_dict(state_dict, strict, assign)
 
     # ------------------------------------------------------------------ private
 
@@ -575,9 +584,13 @@ class RoadModel(IntervenableModel):
 
     def _check_weights(self) -> None:
         """Raise InputError if another RoadModel has merged rotations into the base model, or restored it, since this was made, or
-        if the bank has got adapters of another model."""
+        if the bank has got adapters of another model, or another one in place of that which is merged."""
         if self.bank is not None:
             check_made_for(self.model, self.bank.template, "the adapters of the bank were made")
+        if self.bank is not None and self._merged is not None:
+            name, revision = self._merged_revision
+            if name in self.bank and self.bank.revision(name) != revision:
+                raise InputError(f"adapter '{name}' was replaced since it was merged: call unmerge, and merge it again")
         own = [] if self._merged is None else self._merged.names
         if merged_rotations(self.model) != sorted([*self._merged_before, *own]):
             raise InputError(

@@ -92,6 +92,24 @@ def test_merging_one_adapter_of_a_bank():
         model(base=batch, adapter_names=["b"] * 3)
 
 
+def test_an_adapter_that_changes_while_it_is_merged_is_told():
+    model, batch = bank_model("ab"), token_batch()
+    model.merge("b")
+    model.bank.replace("a", model.bank["b"])
+    model(base=batch)
+    model.bank.replace("b", model.bank["b"].inverse())
+    with pytest.raises(InputError, match="'b' was replaced since it was merged: call unmerge, and merge it again"):
+        model(base=batch)
+    model.unmerge()
+    expected = model(base=batch, adapter_names=["b"] * 3)[1].logits
+    torch.testing.assert_close(model.merge("b")(**batch).logits, expected, rtol=0, atol=1e-5)
+
+    single, other = road_model(), road_model()
+    single.merge()
+    with pytest.raises(InputError, match="the rotations are merged, and other angles would not change the weights"):
+        single.load_state_dict(other.state_dict())
+
+
 def test_sites_that_cannot_be_merged_are_refused():
     with pytest.raises(InputError, match=r"site 'model\.layers\.0' cannot be merged: LlamaDecoderLayer is not a plain linear"):
         road_model(target_modules="block-output").merge()
