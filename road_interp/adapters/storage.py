@@ -78,7 +78,8 @@ def save(values: AdapterValues, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{site.name}.theta": values.theta[site.name] for site in values.sites}
     tensors |= {f"{site.name}.alpha": values.alpha[site.name] for site in values.sites}
-    payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    # safetensors refuses tensors that share memory.
+    payload = save_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     hashed = hashlib.sha256(payload).hexdigest()
     file = f"adapter-{hashed[:16]}.safetensors"
     description = {

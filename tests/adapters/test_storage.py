@@ -42,6 +42,13 @@ def test_save_and_load_are_bitwise_exact(tmp_path, variant, group_size):
     assert {path.suffix for path in (tmp_path / "adapter").iterdir()} == {".json", ".safetensors"}
 
 
+def test_sites_may_share_a_tensor(tmp_path):
+    sites, values = (Site("first", 8), Site("second", 8)), torch.full((4,), 0.5)
+    shared = RoadAdapter(sites, dict.fromkeys(("first", "second"), values), dict.fromkeys(("first", "second"), values))
+    shared.save(tmp_path)
+    assert RoadAdapter.load(tmp_path).distance(shared) == 0
+
+
 def test_adapter_json_is_indented_and_names_the_tensor_file(tmp_path):
     folder = tmp_path / "several" / "new" / "parents"
     random_adapter(SITES).save(folder)
