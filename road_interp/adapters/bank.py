@@ -171,7 +171,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
         self._check_known([name for name in names if name != BASE])
         read = {name: self._vectors(name) for name in names if name != BASE}
         size = self.template.num_parameters // 2
-        pairs = [read.get(name, (torch.zeros(size), torch.ones(size))) for name in names]
+        identity = torch.zeros(size, dtype=torch.float32), torch.ones(size, dtype=torch.float32)
+        pairs = [read.get(name, identity) for name in names]
         return torch.stack([theta for theta, _ in pairs]), torch.stack([alpha for _, alpha in pairs])
 
     def __getitem__(self, name: str) -> RoadAdapter:

@@ -109,8 +109,8 @@ class RoadAdapter:
         sites = tuple(checked_list("RoadAdapter.identity", sites, Site, "the sites of find_sites(model, 'mlp')"))
         plane_maps.check_variant(variant)
         sizes = {site.name: plane_maps.num_parameters(site.width, variant) for site in sites}
-        theta = {name: torch.zeros(size) for name, size in sizes.items()}
-        alpha = {name: torch.ones(size) for name, size in sizes.items()}
+        theta = {name: torch.zeros(size, dtype=torch.float32) for name, size in sizes.items()}
+        alpha = {name: torch.ones(size, dtype=torch.float32) for name, size in sizes.items()}
         return cls(sites, theta, alpha, variant, group_size)
 
     def identity_like(self) -> RoadAdapter:

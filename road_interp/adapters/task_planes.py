@@ -150,7 +150,7 @@ class TaskPlanes:
                 raise InputError(f"unknown task '{task}' in strengths; the tasks are {', '.join(self.owned)}")
         exponents = []
         for site in self.sites:
-            exponents.append(torch.ones(len(rows), site.width // 2))
+            exponents.append(torch.ones(len(rows), site.width // 2, dtype=torch.float32))
             for number, row in enumerate(rows):
                 for task, strength in row.items():
                     exponents[-1][number, self._mask(task, site)] = strength

@@ -81,10 +81,11 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         check_count("RoadInterchangeIntervention", "depth", depth)
         self.depth = depth
         self.variables: tuple[str, ...] | None = None  # the names of VariableCoordinates
-        self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=torch.Generator().manual_seed(seed)))
+        generator = torch.Generator().manual_seed(seed)
+        self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=generator, dtype=torch.float32))
         is_masked = isinstance(rows, str) and rows == "mask"  # an array is compared entry by entry
-        self.mask = nn.Parameter(torch.zeros(self.width)) if is_masked else None
-        self.register_buffer("temperature", torch.tensor(1.0))
+        self.mask = nn.Parameter(torch.zeros(self.width, dtype=torch.float32)) if is_masked else None
+        self.register_buffer("temperature", torch.tensor(1.0, dtype=torch.float32))
         self.rows = None if is_masked else _check_rows(rows, self.width)
         if not self._made_by_pyvene:  # else a saved state may bring other rows
             self._check_partition()
@@ -109,7 +110,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             rows = extra["rows"]
             self.rows = None if rows is None else _check_rows(rows, self.width)
             if (rows is None) != (self.mask is not None):
-                self.mask = nn.Parameter(torch.zeros(self.width)) if rows is None else None
+                self.mask = nn.Parameter(torch.zeros(self.width, dtype=torch.float32)) if rows is None else None
             self.subspace_partition = extra["partition"]
         elif extra is not None and not same_form(extra, self.get_extra_state()):
             errors.append(f"'{prefix}rows', their partition or its names are other than those of this intervention")

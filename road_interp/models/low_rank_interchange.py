@@ -63,7 +63,8 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= width:
             raise InputError(f"low_rank_dimension must be a number of directions from 1 to the width {width}, not {rank!r}")
-        self.weight = nn.Parameter(torch.randn(width, rank, generator=torch.Generator().manual_seed(seed)) / width**0.5)
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(width, rank, generator=generator, dtype=torch.float32) / width**0.5)
         if low_rank_dimension is not None:
             check_partition(self.subspace_partition, rank)
 

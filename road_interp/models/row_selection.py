@@ -129,7 +129,7 @@ class RowSelection(NamedTuple):
         if self.rotations.variant != "road_1":
             raise InputError(f"strengths are real powers, which exist for road_1 only; this model is {self.rotations.variant}")
         if not any(isinstance(each, Mapping) for each in strengths):
-            rows = torch.tensor([[float(each)] for each in strengths])  # type: ignore[arg-type]
+            rows = torch.tensor([[float(each)] for each in strengths], dtype=torch.float32)  # type: ignore[arg-type]
             return [rows.to(device) for device in self.rotations.devices]
         if self.planes is None:
             raise InputError("strengths by name need a model with planes or a bank; this one takes one number per row")

@@ -532,6 +532,29 @@ def test_rotations_stay_in_fp32_in_models_of_other_dtypes(dtype):
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
+@pytest.fixture
+def default_dtype(request):
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("default_dtype", [torch.bfloat16, torch.float16, torch.float64], indirect=True)
+def test_rotations_are_in_fp32_whatever_the_default_dtype_is(default_dtype):
+    base, batch, rows = tiny_model("Llama", "causal-lm"), token_batch(), {"adapter_names": ["a", BASE, "a"]}
+    sites = find_sites(base, "all-linear")
+    given = random_adapter(sites, seed=1).theta
+    adapter = RoadAdapter(sites, {name: angles.float() for name, angles in given.items()}, RoadAdapter.identity(sites).alpha)
+    model, bank = RoadModel(base, adapter), RoadModel(base, RoadBank({"a": adapter}))
+    assert model.adapter.distance(adapter) == 0
+    whole, mixed = model(batch, strengths=[0.3] * 3)[1].logits, bank(batch, strengths=[0.3] * 3, **rows)[1].logits
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(model(batch, strengths=[0.3] * 3)[1].logits, whole)
+    assert torch.equal(bank(batch, strengths=[0.3] * 3, **rows)[1].logits, mixed)
+    assert whole.dtype == default_dtype
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+
+
 def test_rotations_are_on_the_execution_device_of_offloaded_weights():
     plain, offloaded = road_model(), tiny_model("Llama", "causal-lm")
     cpu_offload(offloaded, torch.device("cpu"))  # the weights are on "meta" between calls
