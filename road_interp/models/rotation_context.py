@@ -408,8 +408,10 @@ class RotationContext:
         else:
             row_maps = self._maps_for(hidden, site)
             maps = row_maps.for_batch(hidden, site)[index]
-            keeps = not torch.is_grad_enabled() or (row_maps.invertible and self._keeps_outputs)
-            if keeps and self._has_inplace_form(maps, hidden, site):
+            # The form first: maps that vmap has batched have no single smallest scale.
+            if self._has_inplace_form(maps, hidden, site) and (
+                not torch.is_grad_enabled() or (row_maps.invertible and self._keeps_outputs)
+            ):
                 overwrite = owned and selected is None and not (torch.is_grad_enabled() and hidden._is_view())
                 rotated = rotate_in_place(hidden, maps.a, overwrite)
             else:

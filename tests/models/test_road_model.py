@@ -700,3 +700,16 @@ def test_forward_and_backward_derivatives_are_equal(target_modules):
     states.requires_grad_()
     product = torch.autograd.grad((model({"inputs_embeds": states})[1].logits * weights).sum(), states)[0]
     torch.testing.assert_close((tangent * weights).sum(), product.sum(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("variant", "group_size"), [("road_1", 2), ("road_1", 4), ("road_2", 2)])
+def test_adapters_that_are_stacked_by_vmap(variant, group_size):
+    model, batch = road_model(variant=variant, group_size=group_size), token_batch(2, 4)
+
+    def logits(values):
+        return torch.func.functional_call(model, values, (batch,))[1].logits
+
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    stacked = {name: torch.stack([values, values / 2]) for name, values in trained.items()}
+    one_by_one = [logits({name: values[number] for name, values in stacked.items()}) for number in range(2)]
+    torch.testing.assert_close(torch.func.vmap(logits)(stacked), torch.stack(one_by_one))
