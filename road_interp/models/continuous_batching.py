@@ -156,6 +156,7 @@ class ContinuousBatching:
         self._lock = threading.Lock()  # of table and requests
         self._reading = threading.Lock()
         self._added = self._passes = 0
+        self._manager: Any = None  # transformers', inside the `with` statement
 
     def __enter__(self) -> ContinuousBatching:
         with ExitStack() as undo:
@@ -206,10 +207,12 @@ class ContinuousBatching:
             on_output: called in the running asyncio loop with every output, instead of `stream` and `result`.
 
         Raises:
-            InputError: an unknown adapter, task or strength, an empty prompt, a text, a token that the model does
-                not have, or more tokens than the model has positions or the engine has places.
+            InputError: an engine outside its `with` statement, an unknown adapter, task or strength, an empty prompt, a text, a
+                token that the model does not have, or more tokens than the model has positions or the engine has places.
             RuntimeError: the engine has stopped.
         """
+        if self._manager is None:
+            raise InputError("the engine is not started: add requests inside `with model.continuous_batching() as engine:`")
         ids = self._ids(prompt)
         self._check_fits(ids, max_new_tokens)
         with self._lock:

@@ -456,3 +456,8 @@ def test_a_bias_of_several_tokens_is_refused(sequence_bias):
     single = {(alone(both, PROMPTS[:1], adapter_names=["a"])[0][0],): -9.0}
     found = together(both, PROMPTS[:1], adapter_names=["a"], sequence_bias=single)
     assert found == alone(both, PROMPTS[:1], adapter_names=["a"], sequence_bias=single)
+
+
+def test_an_engine_that_was_not_entered_says_so():
+    with pytest.raises(InputError, match="the engine is not started: add requests inside `with"):
+        bank_model().continuous_batching(generation_config=SETTINGS).add(PROMPTS[0], Wanted("a"))
