@@ -31,11 +31,24 @@ def check_made_for(base_model: PreTrainedModel, adapter: RoadAdapter, made: str)
 def check_without_peft(base_model: PreTrainedModel) -> None:
     """Raise InputError if PEFT's RoAd layers are still in the model: they and the adapter would both rotate."""
     for name, module in base_model.named_modules():
-        if type(module).__module__ == "peft.tuners.road.layer":
+        if _is_peft_rotation(module):
             raise InputError(
                 f"'{name}' is rotated by PEFT already, and would be rotated twice: read the adapter with RoadAdapter.from_peft "
                 "and give the model without it, peft_model.unload()"
             )
+
+
+def check_rotated_once(path: str, module: Any) -> None:
+    """Raise InputError for a site that PEFT rotates since the RoadModel was made: PEFT changes the model that it is given."""
+    if _is_peft_rotation(module) and not module.disable_adapters:
+        raise InputError(
+            f"PEFT rotates '{path}' since the RoadModel was made, and it would be rotated twice: give PEFT a copy of the model, "
+            "or call inside `with peft_model.disable_adapter():`"
+        )
+
+
+def _is_peft_rotation(module: Any) -> bool:
+    return type(module).__module__ == "peft.tuners.road.layer"
 
 
 def warn_of_other_weights(base_model: PreTrainedModel, source: Any) -> None:

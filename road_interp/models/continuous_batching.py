@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from road_interp.errors import InputError
+from road_interp.models.compatibility import check_rotated_once
 from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, wrap_forward
 from road_interp.models.intervention import apply_to_slice
@@ -172,6 +173,7 @@ class ContinuousBatching:
             rotations = self._selection.rotations
             for index, (site, device) in enumerate(zip(rotations.sites, rotations.devices, strict=True)):
                 module = self._model.get_submodule(site.module)
+                check_rotated_once(site.module, module)
                 undo.callback(wrap_forward(module, self._transform(index, site, module, device), scope))
             self._manager.start()
             undo.callback(self._manager.stop, block=True, hard_stop=True)

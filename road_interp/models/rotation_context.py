@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
 from road_interp.models.coefficients import Coefficients
+from road_interp.models.compatibility import check_rotated_once
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, original_forward, wrap_forward
 from road_interp.models.generate_arguments import arguments_of_generate, check_generation, compiles_generation
 from road_interp.models.head_inputs import contiguous_head_inputs
@@ -141,6 +142,7 @@ class RotationContext:
             self._links = links_to(self._model, [site.module for site in self._coefficients.sites]) if self._is_attached else []
             for index, site in enumerate(self._coefficients.sites):
                 module = self._model.get_submodule(site.module)
+                check_rotated_once(site.module, module)
                 make = partial(self._wrappers.of, site.module)
                 undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope, make))
             undo.enter_context(self._scope)

@@ -463,6 +463,23 @@ def test_a_base_that_peft_rotates_is_an_error(unwrap):
     torch.testing.assert_close(RoadModel(theirs.unload(), adapter)(base=batch)[1].logits, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_base_that_peft_rotates_later_is_an_error(tmp_path):
+    """PEFT puts its layers into the model that it is given."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    model = RoadModel(base, random_adapter(find_sites(base, "mlp")))
+    expected = model(base=batch)[1].logits
+    model.to_peft(tmp_path / "peft")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    torch.testing.assert_close(theirs(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    for enter in (model.attached, model.continuous_batching):
+        with pytest.raises(InputError, match=r"PEFT rotates '.*' since the RoadModel was made, .* rotated twice"):
+            enter().__enter__()
+    with pytest.raises(InputError, match="give PEFT a copy of the model"):
+        model(base=batch)
+    with theirs.disable_adapter():
+        assert torch.equal(model(base=batch)[1].logits, expected)
+
+
 @pytest.mark.parametrize("from_folders", [False, True])
 def test_a_bank_of_a_peft_models_adapters_gives_equal_mixed_batches(from_folders, tmp_path):
     base, batch, names = tiny_model("Llama", "causal-lm"), token_batch(4), ["b", "a", "__base__", "b"]
