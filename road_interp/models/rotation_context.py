@@ -363,8 +363,8 @@ class RotationContext:
                 "RoadIntervention into its config"
             )
         return (
-            f"site '{site.name}' is called by itself: positions {self._positions!r} are found in the inputs of {kind}; call that. "
-            "Where its generate calls a model inside it, as that of PEFT does, make the RoadModel of the one inside: "
+            f"site '{site.name}' is called by itself: positions {self._positions!r} are found in the inputs of {kind}; call "
+            "that. Where its generate calls a model inside it, as that of PEFT does, make the RoadModel of the one inside: "
             "peft_model.get_base_model()"
         )
 
