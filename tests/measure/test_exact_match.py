@@ -16,6 +16,7 @@ from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer
 from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import TaskRecipe
 from road_interp.training.api import evaluate, train
 
 NUMBER, CHOICE = r"-?\d[\d,]*(?:\.\d+)?", r"true|false|(?:answer|solution)[1-5]"
@@ -109,12 +110,13 @@ def test_a_run_is_tested_on_its_questions_and_on_others(language_workplace, aske
         evaluate(several, str(more))
 
 
+DEFAULTS = {"prompt": TaskRecipe.prompt, "answer": TaskRecipe.answer}
 REFUSED = {
     "'tasks.sums.match' must be given together with test": {"test": None},
     "'tasks.sums.match' must be a regular expression": {"match": "("},
     "'tasks.sums.match' must be a regular expression, not 'a{": {"match": "a{4294967296}"},
     "'tasks.sums.reference' must be given together with test": {"test": None, "match": None, "reference": "{{ question }}"},
-    "'tasks.sums.test' must be given together with id": {"id": None, "behaviour": "label"},
+    "'tasks.sums.test' must be given together with id": {"id": None, "behaviour": "label", **DEFAULTS},
 }
 
 
