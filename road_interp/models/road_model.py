@@ -205,6 +205,8 @@ class RoadModel(IntervenableModel):
         `adapter_names`, `positions`, `tasks` and `strengths` are those of `forward`; further keyword arguments are passed to
         transformers' `generate`. Greedy decoding, sampling and beam search are supported, with and without cache; a beam uses the
         adapter of its row.
+
+        Raises InputError, besides the errors of `forward`, where pyvene's arguments leave open which tokens are rotated.
         """
         base = checked_inputs(base, kwargs)
         check_no_inputs(kwargs)
@@ -212,6 +214,11 @@ class RoadModel(IntervenableModel):
         rows.check(given_rows({**base, **kwargs}))
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
+            if unit_locations is None and not intervene_on_prompt:
+                raise InputError(
+                    "generate with pyvene's arguments and without unit_locations rotates the generated tokens only: give "
+                    "unit_locations={'base': 0} if that is meant, or intervene_on_prompt=True for every token"
+                )
             if output_original_output:
                 check_new_cache({**base, **kwargs})
             with self._rows_in_interventions(rows, base):

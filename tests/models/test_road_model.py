@@ -388,6 +388,15 @@ def test_beams_are_rotated_in_pyvenes_loop_too(rows):
     assert not torch.equal(generated, single)
 
 
+def test_generate_with_subspaces_says_which_tokens():
+    model, batch = road_model(target_modules="block-output"), token_batch(2)
+    every_plane = [[list(range(site.width // 2))] * 2 for site in model.sites]
+    with pytest.raises(InputError, match="rotates the generated tokens only: give unit_locations={'base': 0} if"):
+        model.generate(batch, subspaces=every_plane, **GREEDY)
+    everywhere = model.generate(batch, subspaces=every_plane, intervene_on_prompt=True, **GREEDY)[1]
+    assert torch.equal(everywhere, model.generate(batch, **GREEDY)[1])
+
+
 def _with_hooks(model, batch, names, tokens, on_prompt, settings):
     """What plain hooks generate that rotate tokens of the prompt, or of the passes after it."""
     handles = []
