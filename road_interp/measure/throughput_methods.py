@@ -14,7 +14,7 @@ from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.models.continuous_batching import make_engine
+from road_interp.models.batching_engine import make_engine
 from road_interp.models.intervention import pyvene
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites

@@ -6,8 +6,6 @@ gathered from one table, which holds each distinct combination of adapter, tasks
 
 from __future__ import annotations
 
-import copy
-import math
 import threading
 import time
 from collections import deque
@@ -22,13 +20,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from road_interp.errors import InputError
+from road_interp.models.batching_engine import check_settings, make_engine
 from road_interp.models.compatibility import check_rotated_once
 from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
-from road_interp.models.forward_wrapper import CallScope, OutputTransform, wrap_forward
+from road_interp.models.forward_wrapper import CallScope, OutputTransform, overwritable, wrap_forward
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.merging import merged_rotations
 from road_interp.models.open_contexts import opened
-from road_interp.models.rotation_context import overwritable
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.row_sites import IN_EXPERTS, site_in_experts
 from road_interp.rotation.inplace import has_complex_form, rotate_in_place
@@ -39,34 +37,6 @@ if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
 
 POSITIONS = ("all", "prompt")
-# Blocks of the cache are shared by prompts with equal beginnings, whose states differ between adapters; and what is captured in a
-# CUDA graph, or prepared while the last pass still runs, does not look up the requests of its pass.
-ENGINE = {"allow_block_sharing": False, "use_cuda_graph": False, "use_async_batching": False}
-# Settings of `generate` that the engine does not follow, or fails on, with the values that ask for nothing besides None.
-ONLY_IN_GENERATE: dict[str, Any] = {
-    "num_return_sequences": 1,
-    "num_beams": 1,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "repetition_penalty": 1,
-    "encoder_repetition_penalty": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "guidance_scale": 1,
-    "penalty_alpha": 0,
-    "token_healing": False,
-    "max_time": None,
-    "stop_strings": None,
-    "bad_words_ids": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "dola_layers": None,
-    "watermarking_config": None,
-}
-MOST_BLOCKS = 1024  # of a cache that is made for the sizes of its requests
-MOST_TOKENS = 2048  # per pass of such an engine
 Prompt = str | Sequence[int]
 
 
@@ -80,17 +50,6 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
         if not isinstance(prompt, str | Sequence | Tensor) or (isinstance(prompt, Tensor) and prompt.ndim != 1):
             kind = f"a tensor of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__
             raise InputError(f"a prompt is a text or a list of token ids, not {kind}")
-
-
-def check_settings(config: GenerationConfig) -> None:
-    """Raise InputError for a setting of the generation that would change the tokens in `generate`, and not in the engine."""
-    for name, neutral in ONLY_IN_GENERATE.items():
-        if (value := getattr(config, name, None)) not in (None, neutral):
-            instead = "add a request several times" if name == "num_return_sequences" else f"use generate, or {name}={neutral}"
-            raise InputError(f"continuous batching does not follow {name}={value!r}: {instead}")
-    bias = config.sequence_bias or {}
-    if any(len(tokens) > 1 for tokens in (bias if isinstance(bias, dict) else [each[0] for each in bias])):
-        raise InputError("continuous batching does not follow a sequence_bias of several tokens: use generate, or one token each")
 
 
 @dataclass
@@ -121,7 +80,7 @@ class ContinuousBatching:
         selection: the model's adapters.
         positions: "all", or "prompt" for the tokens of the prompts only.
         generation_config: transformers' settings of the generation, complete.
-        engine_config: transformers' ContinuousBatchingConfig; some of its settings are fixed (`ENGINE`).
+        engine_config: transformers' ContinuousBatchingConfig; some of its settings are fixed (`batching_engine.ENGINE`).
         sizes: longest prompt, most new tokens and number of requests, where they are known; the engine's cache is made for them.
 
     Raises:
@@ -399,28 +358,3 @@ class ContinuousBatching:
             return with_hidden(output, rotated)
 
         return rotate
-
-
-def make_engine(
-    model: PreTrainedModel, generation_config: GenerationConfig, engine_config: Any, sizes: tuple[int, int, int] | None
-) -> Any:
-    """transformers' manager of continuous batching, not yet started; its arguments are those of `ContinuousBatching`."""
-    from transformers import ContinuousBatchingConfig
-    from transformers.generation.continuous_batching.utils import WorkloadHints
-
-    settings = ContinuousBatchingConfig() if engine_config is None else copy.copy(engine_config)
-    for name, value in ENGINE.items():
-        setattr(settings, name, value)
-    config = copy.deepcopy(generation_config)  # the engine writes into it
-    hints = None
-    if sizes is not None:
-        longest, new_tokens, count = sizes
-        hints = WorkloadHints(*sizes)
-        if engine_config is None:  # by default the cache fills the memory, and a mask of that length is cleared in every pass
-            blocks = count * (math.ceil((longest + new_tokens) / settings.page_size) + 1)
-            settings.num_blocks = blocks if blocks <= MOST_BLOCKS else None
-            settings.max_batch_tokens = max(count, min(MOST_TOKENS, count * longest))
-    of_engine: Any = model
-    if hasattr(model, "destroy_cached_continuous_batching_manager"):
-        of_engine.destroy_cached_continuous_batching_manager()  # one that was kept has settings of its own
-    return of_engine.init_continuous_batching(config, settings, hints)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from road_interp.errors import InputError
 
@@ -175,3 +176,9 @@ def wrap_forward(
 def _copied(output: Any) -> Any:
     """A copy, so that in-place writes into a transform's output do not change the tensors that autograd saved for it."""
     return output.clone() if isinstance(output, Tensor) else output
+
+
+def overwritable(module: nn.Module) -> bool:
+    """Whether the module's output may be overwritten: that of a linear layer is a new tensor without other references, unless a
+    library other than accelerate replaced its forward."""
+    return type(module) in (nn.Linear, Conv1D) and (original_forward(module) is None or hasattr(module, "_hf_hook"))

@@ -36,12 +36,13 @@ from road_interp.models.continuous_batching import ContinuousBatching, Prompt, c
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import check_generation, compiles_generation, complete_config
+from road_interp.models.gradient_checkpointing import checkpoints_gradients
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights, merged_rotations
 from road_interp.models.open_contexts import Kind, opened, shared_context
-from road_interp.models.rotation_context import RotationContext, checkpoints_gradients
+from road_interp.models.rotation_context import RotationContext
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.site_interventions import device_of, site_intervention
@@ -214,14 +215,14 @@ class RoadModel(IntervenableModel):
         rows.check(given_rows({**base, **kwargs}))
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
-            if unit_locations is None and not intervene_on_prompt:
-                raise InputError(
-                    "generate with pyvene's arguments and without unit_locations rotates the generated tokens only: give "
-                    "unit_locations={'base': 0} if that is meant, or intervene_on_prompt=True for every token"
-                )
             if output_original_output:
                 check_new_cache({**base, **kwargs})
             with self._rows_in_interventions(rows, base):
+                if unit_locations is None and not intervene_on_prompt:
+                    raise InputError(
+                        "generate with pyvene's arguments and without unit_locations rotates the generated tokens only: give "
+                        "unit_locations={'base': 0} if that is meant, or intervene_on_prompt=True for every token"
+                    )
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial, wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointFunction
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.models.coefficients import Coefficients
 from road_interp.models.compatibility import check_rotated_once
-from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, original_forward, wrap_forward
+from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, overwritable, wrap_forward
 from road_interp.models.generate_arguments import arguments_of_generate, check_generation, compiles_generation
+from road_interp.models.gradient_checkpointing import REENTRANT, checkpoints_gradients, checkpoints_reentrantly, is_reentrant
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import apply_to_slice
+from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, TOKENS_FIRST, model_types
 from road_interp.models.open_contexts import OpenContext
+from road_interp.models.passes import InThread, Pass
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
 from road_interp.models.row_sites import IN_EXPERTS, check_dense_head, rows_differ, site_in_experts, site_outside_text
 from road_interp.models.token_selection import (
@@ -42,51 +41,6 @@ from road_interp.rotation.plane_maps import Entries, PlaneMaps
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site, on_slice
-
-# Models whose attention computes with tokens on the first axis and rows on the second.
-TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
-# Models whose blocks put several streams on the first axis and rows on the second.
-STREAMS_FIRST = frozenset({"gemma3n", "gemma3n_text"})
-# Models that change the outputs of some of their modules in place, as by `+=`; the fast gradient of road_1 reads them afterwards.
-CHANGES_OUTPUTS = frozenset({"deberta", "falcon", "flaubert", "llama4", "llama4_text", "xlm"})
-REENTRANT = (
-    "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose graph the first "
-    "of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
-)
-
-
-class Pass(NamedTuple):
-    """A pass of the model.
-
-    Attributes:
-        selection: the tokens that it rotates; None if it is not known yet.
-        shape: rows and tokens of its inputs.
-        depth: how many models the thread is inside.
-        maps: those that it applies; None if it is not known yet.
-        trains: whether gradients were enabled when it began.
-    """
-
-    selection: Selection | None = None
-    shape: tuple[int, int] | None = None
-    depth: int = 0
-    maps: RowMaps | None = None
-    trains: bool = False
-
-
-class InThread(threading.local):
-    """What a thread does.
-
-    Attributes:
-        current: its pass; after it, the one in which it was called.
-        outer: those in which the current one was called, as by a hook.
-        generates: whether it is inside `generate` of the attached model.
-        prompt: attention mask of the prompts of that `generate`.
-    """
-
-    current = Pass()
-    outer: tuple[Pass, ...] = ()
-    generates = False
-    prompt: Tensor | None = None
 
 
 class RotationContext:
@@ -464,12 +418,6 @@ class RotationContext:
         return maps
 
 
-def model_types(model: PreTrainedModel) -> set[str]:
-    """The types of a model and of the models inside it, by its config."""
-    inside = (value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))
-    return {model.config.model_type, *(config.model_type for config in inside)}
-
-
 def links_to(model: nn.Module, paths: Iterable[str]) -> list[tuple[dict[str, nn.Module | None], str, nn.Module]]:
     """All modules on the way from a model to its submodules: the children of its parent, its name among them, and the module."""
     found: dict[tuple[int, str], tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
@@ -499,36 +447,6 @@ def _check_first_axis(hidden: Tensor, site: Site, rows: int, tokens: int) -> Non
             f"site '{site.name}': its output of shape {tuple(hidden.shape)} does not begin with the {rows} rows of the batch; "
             "only one adapter for all rows works there"
         )
-
-
-def checkpoints_gradients(model: PreTrainedModel) -> bool:
-    """Whether gradient checkpointing is on and acts, which it does in training mode only."""
-    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-
-
-def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
-    """Whether the gradient checkpointing that is on and acts is torch's reentrant form."""
-    return model.training and any(
-        getattr(module, "gradient_checkpointing", False)
-        and getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant", False)
-        for module in model.modules()
-    )
-
-
-def is_reentrant() -> bool:
-    """Whether torch's reentrant gradient checkpointing runs this code for the first time, without gradients."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        if frame.f_code is CheckpointFunction.forward.__code__:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def overwritable(module: nn.Module) -> bool:
-    """Whether the module's output may be overwritten: that of a linear layer is a new tensor without other references, unless a
-    library other than accelerate replaced its forward."""
-    return type(module) in (nn.Linear, Conv1D) and (original_forward(module) is None or hasattr(module, "_hf_hook"))
 
 
 def _apply_entries(entries: Entries, hidden: Tensor, group_size: int, site: Site) -> Tensor:

@@ -15,7 +15,7 @@ from packaging.version import Version
 from transformers import GenerationConfig
 
 from road_interp.errors import InputError
-from road_interp.models.continuous_batching import ONLY_IN_GENERATE
+from road_interp.models.batching_engine import ONLY_IN_GENERATE
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent

@@ -38,8 +38,8 @@ from transformers import (
 from helpers.models import random_adapter, token_batch
 from road_interp.adapters.bank import RoadBank
 from road_interp.errors import InputError
+from road_interp.models.model_families import model_types
 from road_interp.models.road_model import RoadModel
-from road_interp.models.rotation_context import model_types
 from road_interp.sites.find import find_sites
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}

@@ -1,0 +1,37 @@
+"""Gradient checkpointing of a model: whether it acts, and whether it is torch's reentrant form, which cannot train rotations."""
+
+from __future__ import annotations
+
+import sys
+
+from torch.utils.checkpoint import CheckpointFunction
+from transformers import PreTrainedModel
+
+REENTRANT = (
+    "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose graph the first "
+    "of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
+)
+
+
+def checkpoints_gradients(model: PreTrainedModel) -> bool:
+    """Whether gradient checkpointing is on and acts, which it does in training mode only."""
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
+    """Whether the gradient checkpointing that is on and acts is torch's reentrant form."""
+    return model.training and any(
+        getattr(module, "gradient_checkpointing", False)
+        and getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant", False)
+        for module in model.modules()
+    )
+
+
+def is_reentrant() -> bool:
+    """Whether torch's reentrant gradient checkpointing runs this code for the first time, without gradients."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,18 @@
+"""Kinds of models by what they do with the axes and the outputs of their modules."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+# Models whose attention computes with tokens on the first axis and rows on the second.
+TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
+# Models whose blocks put several streams on the first axis and rows on the second.
+STREAMS_FIRST = frozenset({"gemma3n", "gemma3n_text"})
+# Models that change the outputs of some of their modules in place, as by `+=`; the fast gradient of road_1 reads them afterwards.
+CHANGES_OUTPUTS = frozenset({"deberta", "falcon", "flaubert", "llama4", "llama4_text", "xlm"})
+
+
+def model_types(model: PreTrainedModel) -> set[str]:
+    """The types of a model and of the models inside it, by its config."""
+    inside = (value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))
+    return {model.config.model_type, *(config.model_type for config in inside)}
