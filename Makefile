@@ -43,8 +43,9 @@ demo.lock: pyproject.toml | setup
 QUICKLY := not slow and not soak and not bits and not docs and not interop and not notebook and not processes and not \
 	faults and not compiled and not training and not pages
 TESTED := ($(QUICKLY)) or (training and not slow)
+# The files in their order, as otherwise those with few tests come last, and the longest test is among them.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(QUICKLY)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "$(QUICKLY)"
 
 # Tests that take long: real models, compilers, and benchmarks of all methods.
 test-slow: setup

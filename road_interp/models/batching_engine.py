@@ -45,10 +45,18 @@ def check_settings(config: GenerationConfig) -> None:
     for name, neutral in ONLY_IN_GENERATE.items():
         if (value := getattr(config, name, None)) not in (None, neutral):
             instead = "add a request several times" if name == "num_return_sequences" else f"use generate, or {name}={neutral}"
+            if neutral is None:
+                instead = f"use generate, or {name}=None, also in the generation_config of the base model"
             raise InputError(f"continuous batching does not follow {name}={value!r}: {instead}")
     bias = config.sequence_bias or {}
     if any(len(tokens) > 1 for tokens in (bias if isinstance(bias, dict) else [each[0] for each in bias])):
         raise InputError("continuous batching does not follow a sequence_bias of several tokens: use generate, or one token each")
+
+
+def turn_off_unfollowed(config: GenerationConfig) -> None:
+    """Set what the engine does not follow to values that ask for nothing."""
+    for name, neutral in ONLY_IN_GENERATE.items():
+        setattr(config, name, neutral)
 
 
 def make_engine(

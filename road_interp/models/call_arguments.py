@@ -80,6 +80,13 @@ def check_base_locations(locations: Any) -> None:
         )
 
 
+def token_lists(tokens: Any) -> Any:
+    """Tokens in nested lists, from tensors, arrays and tuples."""
+    if hasattr(tokens, "tolist"):
+        return tokens.tolist()
+    return [token_lists(each) for each in tokens] if isinstance(tokens, list | tuple) else tokens
+
+
 def check_unit_locations(locations: Any, sites: int, rows: int) -> None:
     """Raise InputError unless pyvene's unit_locations have an entry for every site, each None or the tokens of every row.
 
@@ -88,13 +95,15 @@ def check_unit_locations(locations: Any, sites: int, rows: int) -> None:
     lists = locations if isinstance(locations, list | tuple) else ()
     if len(lists) != sites or any(each is not None and not _are_lists(each, rows) for each in lists):
         raise InputError(
-            f"unit_locations need an entry for every site, here {sites}, with a list of tokens for each of the {rows} rows of "
-            f"the batch: {{'base': [[[0], [1]]]}} for one site and two rows, not {shown(locations)}"
+            f"unit_locations need an entry for every site, here {sites}, with a list of as many tokens for each of the {rows} "
+            f"rows of the batch: [[[0], [1]]] for one site and two rows, not {shown(locations)}"
         )
 
 
 def _are_lists(entry: Any, rows: int) -> bool:
-    return hasattr(entry, "__len__") and len(entry) == rows and all(hasattr(each, "__len__") for each in entry)
+    if not isinstance(entry, list) or len(entry) != rows or not all(isinstance(each, list) for each in entry):
+        return False
+    return len({*map(len, entry)}) == 1 and all(isinstance(token, int) for each in entry for token in each)
 
 
 def shown(value: Any) -> str:

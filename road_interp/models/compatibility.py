@@ -40,7 +40,7 @@ def check_without_peft(base_model: PreTrainedModel) -> None:
 
 def check_rotated_once(path: str, module: Any) -> None:
     """Raise InputError for a site that PEFT rotates since the RoadModel was made: PEFT changes the model that it is given."""
-    if _is_peft_rotation(module) and not module.disable_adapters:
+    if _is_peft_rotation(module) and not module.disable_adapters and {*module.active_adapters} & {*module.road_theta}:
         raise InputError(
             f"PEFT rotates '{path}' since the RoadModel was made, and it would be rotated twice: give PEFT a copy of the model, "
             "or call inside `with peft_model.disable_adapter():`"

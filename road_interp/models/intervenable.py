@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
-from road_interp.models.call_arguments import check_base_locations, check_unit_locations
+from road_interp.models.call_arguments import check_base_locations, check_unit_locations, token_lists
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.sites.module_tree import hidden_of
 
@@ -130,11 +130,12 @@ class IntervenableModel(pyvene.IntervenableModel):
         """
         if unit_locations is not None:
             check_base_locations(unit_locations)
-            tokens = unit_locations.get("base")
-            tokens = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
-            if isinstance(tokens, list | tuple) and tokens and all(isinstance(token, int) for token in tokens):
-                tokens = [[list(tokens)] * batch_size] * len(self.interventions)
-            unit_locations = unit_locations if tokens is None else {"base": tokens}
+            ((key, tokens),) = unit_locations.items()
+            is_pair = key != "base" and isinstance(tokens, tuple)  # of a source's tokens and the base's
+            tokens = tuple(map(token_lists, tokens)) if is_pair else token_lists(tokens)
+            if key == "base" and isinstance(tokens, list) and tokens and all(isinstance(token, int) for token in tokens):
+                tokens = [[tokens] * batch_size] * len(self.interventions)
+            unit_locations = {key: tokens}
         broadcast = super()._broadcast_unit_locations(batch_size, unit_locations)
         self.use_fast = False
         check_unit_locations(broadcast["sources->base"][1], len(self.interventions), batch_size)

@@ -207,8 +207,10 @@ class RotationContext:
             raise InputError(REENTRANT)
 
     def _check_modules(self) -> None:
-        """Raise InputError if a module on the way to a site was replaced since `attached` began: nothing rotates its output."""
+        """Raise InputError for a module on the way to a site that was replaced since `attached` began, which nothing rotates, or
+        that PEFT rotates, too."""
         for children, name, child in self._links:
+            check_rotated_once(name, child)
             if children.get(name) is not child:
                 raise InputError(
                     f"a module '{name}' was replaced by another one during {self._context.name}, for example by a LoRA, and is "
@@ -316,10 +318,13 @@ class RotationContext:
                 "pyvene's IntervenableModel removes all hooks of its model. Only positions='all' works beside it; or put a "
                 "RoadIntervention into its config"
             )
+        found = f"positions {self._positions!r} are found in the inputs of {kind}"
+        if self._is_attached:
+            return f"site '{site.name}' is called by itself: {found}; call that"
+        inside = "peft_model.get_base_model()" if kind.startswith("Peft") else "the part that is called"
         return (
-            f"site '{site.name}' is called by itself: positions {self._positions!r} are found in the inputs of {kind}; call "
-            "that. Where its generate calls a model inside it, as that of PEFT does, make the RoadModel of the one inside: "
-            "peft_model.get_base_model()"
+            f"site '{site.name}': {found}, whose generate calls its parts by themselves: use positions='all', or make the "
+            f"RoadModel of {inside}"
         )
 
     def _transform(self, index: int, site: Site, module: nn.Module) -> OutputTransform:

@@ -15,7 +15,7 @@ from packaging.version import Version
 from transformers import GenerationConfig
 
 from road_interp.errors import InputError
-from road_interp.models.batching_engine import ONLY_IN_GENERATE
+from road_interp.models.batching_engine import turn_off_unfollowed
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -78,8 +78,8 @@ def serve(
         except InputError as error:
             raise InputError(f"the adapters in '{folder}': {error}") from None
         sizes = settings.max_length - settings.max_new_tokens, settings.max_new_tokens, settings.max_requests
-        neutral = {name: value for name, value in ONLY_IN_GENERATE.items() if value is not None}
-        greedy = GenerationConfig(**neutral, max_new_tokens=settings.max_new_tokens, do_sample=False)
+        turn_off_unfollowed(base.generation_config)
+        greedy = GenerationConfig(max_new_tokens=settings.max_new_tokens, do_sample=False)
         with model.continuous_batching(generation_config=greedy, sizes=sizes) as engine:
             names = ModelNames(adapters.bank, adapters.planes, adapters.with_tasks)
             app = build_app(Served(base, tokenizer, engine, names, settings.max_new_tokens))

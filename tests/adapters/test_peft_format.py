@@ -478,6 +478,14 @@ def test_a_base_that_peft_rotates_later_is_an_error(tmp_path):
         model(base=batch)
     with theirs.disable_adapter():
         assert torch.equal(model(base=batch)[1].logits, expected)
+        with model.attached() as rotated:
+            assert torch.equal(rotated(**batch).logits, expected)
+            theirs.base_model.enable_adapter_layers()
+            with pytest.raises(InputError, match="rotated twice"):
+                rotated(**batch)
+    theirs.add_adapter("elsewhere", peft.RoadConfig(target_modules=["q_proj"], group_size=2))
+    theirs.set_adapter("elsewhere")
+    assert torch.equal(model(base=batch)[1].logits, expected)
 
 
 @pytest.mark.parametrize("from_folders", [False, True])

@@ -17,6 +17,7 @@ from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import factor_table
+from road_interp.models.batching_engine import turn_off_unfollowed
 from road_interp.models.factor_table import FactorTable, Wanted
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
@@ -431,6 +432,17 @@ def test_a_setting_of_the_checkpoint_can_be_turned_off():
     model.model.generation_config.repetition_penalty = 1.1
     found = model.generate_batch(PROMPTS, NAMES, repetition_penalty=1.0, **SETTINGS.to_diff_dict())
     assert [output.generated_tokens for output in found] == expected
+
+
+@pytest.mark.parametrize(("name", "value"), [("repetition_penalty", 1.1), ("bad_words_ids", [[5]]), ("forced_eos_token_id", 2)])
+def test_a_checkpoint_is_relieved_of_what_the_engine_does_not_follow(name, value):
+    model = bank_model()
+    expected = together(model, PROMPTS, adapter_names=NAMES)
+    setattr(model.model.generation_config, name, value)
+    with pytest.raises(InputError, match=f"does not follow {name}=.*, or {name}="):
+        model.continuous_batching(generation_config=SETTINGS)
+    turn_off_unfollowed(model.model.generation_config)
+    assert together(model, PROMPTS, adapter_names=NAMES) == expected
 
 
 def test_settings_that_a_config_leaves_out_are_those_of_the_checkpoint():

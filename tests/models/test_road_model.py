@@ -360,14 +360,19 @@ def test_a_call_with_one_token_leaves_nothing_for_the_next():
 def test_two_tokens_are_those_of_every_row():
     model, batch = road_model(target_modules="block-output"), token_batch()
     expected = model(base=batch, positions=[[2, 4]] * 3)[1].logits
-    for tokens in ([2, 4], (2, 4), torch.tensor([2, 4]), torch.tensor([[[2, 4]] * 3] * len(model.sites))):
+    by_row = torch.tensor([[[2, 4]] * 3] * len(model.sites))
+    for tokens in ([2, 4], (2, 4), torch.tensor([2, 4]), np.array([2, 4]), by_row, by_row.numpy(), [*by_row]):
         torch.testing.assert_close(model(base=batch, unit_locations={"base": tokens})[1].logits, expected, rtol=0, atol=1e-6)
+    beside_a_source = model(base=batch, unit_locations={"sources->base": (None, by_row)})[1].logits
+    torch.testing.assert_close(beside_a_source, expected, rtol=0, atol=1e-6)
+    one = model(base=batch, unit_locations={"base": 4})[1].logits
+    assert torch.equal(model(base=batch, unit_locations={"base": np.int64(4)})[1].logits, one)
     for given in ([[2]], {"bases": 2}, {}, 2, {"source": 2, "base": 2}):
         with pytest.raises(InputError, match=r"unit_locations must be \{'base': tokens\} or"):
             model(base=batch, unit_locations=given)
 
 
-@pytest.mark.parametrize("locations", [[[[2]]], [[[2], [2]]], [[2], [2], [2]], [[[2], [2], [2]]] * 3])
+@pytest.mark.parametrize("locations", [[[[2]]], [[[2], [2]]], [[2], [2], [2]], [[[2], [2], [2]]] * 3, [[[2], [2, 3], [2]]] * 2])
 def test_tokens_of_other_rows_or_sites_are_refused(locations):
     model, batch = road_model(target_modules="block-output"), token_batch()
     with pytest.raises(InputError, match=r"need an entry for every site, here 2, .* each of the 3 rows"):
@@ -379,12 +384,12 @@ def test_beams_are_rotated_in_pyvenes_loop_too(rows):
     model, batch = bank_model(target_modules="block-output"), token_batch(rows)
     names, beams = ["a", "b"][:rows], {**GREEDY, "num_beams": 3, "num_return_sequences": 3}
     single = model.generate(batch, adapter_names=names, **beams)[1]
-    prompt = [[list(range(7))] * rows] * len(model.sites)
+    own = [[0, 1, 2, 3], [3, 4, 5, 6]][:rows]
     generated = model.generate(batch, adapter_names=names, unit_locations={"base": 0}, **beams)[1]
-    assert torch.equal(generated, _with_hooks(model, batch, names, [0], False, beams))
-    on_prompt = {"unit_locations": {"base": prompt}, "intervene_on_prompt": True}
+    assert torch.equal(generated, _with_hooks(model, batch, names, [[0]] * rows, False, beams))
+    on_prompt = {"unit_locations": {"base": [own] * len(model.sites)}, "intervene_on_prompt": True}
     prompted = model.generate(batch, adapter_names=names, **on_prompt, **beams)[1]
-    assert torch.equal(prompted, _with_hooks(model, batch, names, list(range(7)), True, beams))
+    assert torch.equal(prompted, _with_hooks(model, batch, names, own, True, beams))
     assert not torch.equal(generated, single)
 
 
@@ -398,7 +403,7 @@ def test_generate_with_subspaces_says_which_tokens():
 
 
 def _with_hooks(model, batch, names, tokens, on_prompt, settings):
-    """What plain hooks generate that rotate tokens of the prompt, or of the passes after it."""
+    """What plain hooks generate that rotate the tokens of every row, of the prompt or of the passes after it."""
     handles = []
     for site in model.sites:
         maps = [
@@ -411,8 +416,8 @@ def _with_hooks(model, batch, names, tokens, on_prompt, settings):
                 return output
             output = output.clone()
             for row in range(len(output)):
-                own = maps[row * len(names) // len(output)]
-                output[row, tokens] = plane_maps.apply(own, output[row, tokens], 2)
+                given = row * len(names) // len(output)
+                output[row, tokens[given]] = plane_maps.apply(maps[given], output[row, tokens[given]], 2)
             return output
 
         handles.append(model.model.get_submodule(site.module).register_forward_hook(rotate))
