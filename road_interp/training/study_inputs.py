@@ -44,6 +44,12 @@ def model_files(identity: str) -> tuple[tuple[str, int, int], ...]:
 
 
 def check_digests(measured: Mapping[str, str], given: Mapping[str, str], path: Path) -> None:
-    """Raise InputError if a file of today differs from the one that the piece at `path` was measured with."""
-    if changed := [name for name in given if measured.get(name, given[name]) != given[name]]:
-        raise InputError(f"'{path}' was measured with another {', '.join(changed)}; choose another --results")
+    """Raise InputError if a file of today differs from the one that the piece at `path` was measured with.
+
+    A file that was renamed is the one with its content among those of its setting.
+    """
+    for name, digest in given.items():
+        same_setting = {one: each for one, each in measured.items() if one.partition("/")[0] == name.partition("/")[0]}
+        known = [same_setting[name]] if name in same_setting else list(same_setting.values())
+        if known and digest not in known:
+            raise InputError(f"'{path}' was measured with another {name}; choose another --results")

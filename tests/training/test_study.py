@@ -166,6 +166,20 @@ def test_an_input_file_that_changed_is_refused(study, measured, tmp_path):
         read_study(study, options(tmp_path, seeds=(0,), overrides=(f"file={tmp_path / 'gone'}",)))
 
 
+def test_an_input_file_of_another_name_is_refused_unless_it_has_the_same_content(study, measured, tmp_path):
+    for name, content in (("one", "a good film"), ("two", "a dull film"), ("copy", "a good film")):
+        (tmp_path / name).write_text(content)
+    one, two, copy = (
+        options(tmp_path, seeds=(0,), only=("plain",), overrides=(f"file={tmp_path / name}",)) for name in ("one", "two", "copy")
+    )
+    run_study(study, one)
+    for call in (run_study, read_study):
+        with pytest.raises(InputError, match="plain/seed-0.json' was measured with another file/two; choose another --results"):
+            call(study, two)
+    run_study(study, copy)
+    assert len(measured) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
