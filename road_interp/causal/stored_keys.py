@@ -56,7 +56,7 @@ def supports_stored_keys(model: PreTrainedModel, text: Sequence[int]) -> bool:
     """Whether tokens of a text can be run behind stored keys.
 
     The attention reads a mask and is causal, every block is one of attention, and no rotations are attached, whose tokens may
-    depend on the cache. Flash attention takes no padding on both sides.
+    depend on the cache. Flash attention takes no padding on both sides. PEFT's prefix tuning puts its own keys in place of them.
 
     Args:
         text: token ids, on which it is tested that tokens do not depend on later ones.
@@ -65,7 +65,8 @@ def supports_stored_keys(model: PreTrainedModel, text: Sequence[int]) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     reads_mask = config._attn_implementation in ("eager", "sdpa")
     attends = reads_mask and kinds <= {"full_attention", "sliding_attention"} and not is_rotated(model)
-    return attends and is_causal(model, text)
+    has_own_keys = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    return attends and not has_own_keys and is_causal(model, text)
 
 
 @torch.no_grad()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from helpers.models import random_adapter, tiny_model
 from helpers.things import ENTITIES, PROMPTS, SPLIT, VARIABLES
 from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
 from road_interp.causal.entity_task import Question, draw_variable_pairs, load_ravel
+from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
@@ -43,6 +46,26 @@ def test_texts_that_begin_alike_give_the_same_tokens(taught_things, tokenizer):
     alone = [taught_things(torch.tensor([each])).logits[0, -1].argmax().item() for each in ids]
     assert next_tokens(taught_things, ids) == alone
     assert next_tokens(taught_things, ids[:1]) == alone[:1]
+
+
+def test_virtual_tokens_and_keys_of_peft(taught_things, task, tokenizer):
+    """Keys of prefix tuning act on every text; virtual tokens of prompt tuning shift all others, and are refused."""
+    ids = [tokenizer(text)["input_ids"] for text in ("The baker cried because", "The baker cried", "The baker had")]
+    torch.manual_seed(0)
+    prefixed, prompted = (
+        get_peft_model(copy.deepcopy(taught_things), kind(task_type="CAUSAL_LM", num_virtual_tokens=9)).eval()
+        for kind in (PrefixTuningConfig, PromptTuningConfig)
+    )
+    with torch.no_grad():
+        alone = [prefixed(input_ids=torch.tensor([each])).logits[0, -1].argmax().item() for each in ids]
+    assert next_tokens(prefixed, ids) == alone
+    pairs = draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 2)
+    for call in (
+        lambda: answered_rightly(prompted, tokenizer, task, task.questions()),
+        lambda: InterchangeRuns(prompted, pairs.pairs, 0, "entity"),
+    ):
+        with pytest.raises(InputError, match="PeftModelForCausalLM reads 12 tokens where it is given 3.*virtual tokens"):
+            call()
 
 
 def test_pairs_swap_one_variable_and_ask_for_one(task, tokenizer):
