@@ -56,7 +56,7 @@ def supports_stored_keys(model: PreTrainedModel, text: Sequence[int]) -> bool:
     """Whether tokens of a text can be run behind stored keys.
 
     The attention reads a mask and is causal, every block is one of attention, and no rotations are attached, whose tokens may
-    depend on the cache. Flash attention takes no padding on both sides. PEFT's prefix tuning puts its own keys in place of them.
+    depend on the cache. Flash attention takes no padding on both sides.
 
     Args:
         text: token ids, on which it is tested that tokens do not depend on later ones.
@@ -65,8 +65,20 @@ def supports_stored_keys(model: PreTrainedModel, text: Sequence[int]) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     reads_mask = config._attn_implementation in ("eager", "sdpa")
     attends = reads_mask and kinds <= {"full_attention", "sliding_attention"} and not is_rotated(model)
-    has_own_keys = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    return attends and not has_own_keys and is_causal(model, text)
+    return attends and fills_cache(model, text) and is_causal(model, text)
+
+
+@torch.no_grad()
+def fills_cache(model: PreTrainedModel, text: Sequence[int]) -> bool:
+    """Whether a pass stores every token of a text in a cache: models without keys ignore or refuse it, and PEFT's prefix tuning
+    puts keys of its own in its place."""
+    cache = DynamicCache()
+    ids = torch.tensor([list(text)], device=model.device)
+    try:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{cache_argument(model): cache})
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return False
+    return cache.get_seq_length() == len(text)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig, RwkvConfig
 
 from helpers.models import random_adapter, tiny_model
 from helpers.things import ENTITIES, PROMPTS, SPLIT, VARIABLES
@@ -46,6 +47,23 @@ def test_texts_that_begin_alike_give_the_same_tokens(taught_things, tokenizer):
     alone = [taught_things(torch.tensor([each])).logits[0, -1].argmax().item() for each in ids]
     assert next_tokens(taught_things, ids) == alone
     assert next_tokens(taught_things, ids[:1]) == alone[:1]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, context_length=64),
+        OpenAIGPTConfig(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    ],
+)
+def test_models_that_keep_no_keys_read_whole_texts(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    texts = torch.randint(300, (4, 6)).tolist()
+    texts = [[*texts[0], *text[:number]] for number, text in enumerate(texts)]
+    with torch.no_grad():
+        alone = [model(torch.tensor([text])).logits[0, -1].argmax().item() for text in texts]
+    assert next_tokens(model, texts) == alone
 
 
 def test_virtual_tokens_and_keys_of_peft(taught_things, task, tokenizer):

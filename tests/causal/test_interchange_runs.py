@@ -142,7 +142,7 @@ def test_a_text_that_pairs_share_is_run_once(tokenizer):
     rows, (site,) = [], find_sites(model, "block-output", layers=1)
     model.model.layers[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     runs, alone = (InterchangeRuns(model, each, site, "who", batch_size=2) for each in (repeated, pairs))
-    assert rows[:5] == [2, 1, 2, 2, 1]  # sources, the test of causal attention, bases
+    assert rows[:6] == [2, 1, 1, 2, 2, 1]  # sources, the tests of the cache and of causal attention, bases
     stack = RoadInterchangeIntervention(32, depth=3, spread=2.0)
     torch.testing.assert_close(runs.logits(torch.arange(6), stack), alone.logits(torch.tensor(order), stack))
     torch.testing.assert_close(runs.base_odds, alone.base_odds[order])
