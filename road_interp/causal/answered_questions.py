@@ -37,6 +37,8 @@ def answered_rightly(
 ) -> list[Question]:
     """The questions to which the model's most likely next token is the first of the right answer.
 
+    A first token of a space alone, as many tokenisers put before a digit, begins every such answer: it is not right.
+
     Args:
         questions: of the task, such as `task.questions("train")`.
         prefix: text before every prompt.
@@ -69,7 +71,7 @@ def answered_rightly(
         for rows in batches:
             for row, token in zip(rows, next_tokens(model, [ids[row] for row in rows]), strict=True):
                 length = len(ids[row])
-                if whole[row][:length] == ids[row] and len(whole[row]) > length and whole[row][length] == token:
+                if whole[row][: length + 1] == [*ids[row], token] and str(tokenizer.decode([token])).strip():
                     right.append(row)
             done += len(rows)
             progress("asking the model", done, len(order))

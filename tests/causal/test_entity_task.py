@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, OpenAIGPTConfig, RwkvConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig, PreTrainedTokenizerFast, RwkvConfig
 
 from helpers.models import random_adapter, tiny_model
 from helpers.things import ENTITIES, PROMPTS, SPLIT, VARIABLES
 from road_interp.causal.answered_questions import answered_rightly, next_tokens, with_best_prompts
-from road_interp.causal.entity_task import Question, draw_variable_pairs, load_ravel
+from road_interp.causal.entity_task import EntityTask, Question, draw_variable_pairs, load_ravel
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.errors import InputError
@@ -30,6 +31,22 @@ def test_questions_that_are_answered_rightly(taught_things, task, tokenizer):
     assert answered_rightly(taught_things, tokenizer, task, questions, batch_size=5) == questions
     wrong = replace(task, values={entity: {"colour": "are", "shape": "they"} for entity in ENTITIES})
     assert answered_rightly(taught_things, tokenizer, wrong, questions) == []
+
+
+def test_a_space_before_a_number_is_no_answer():
+    """Every number begins with the token of a space, so that a model that predicts it need not know the number."""
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "▁": 1, "1": 2, "9": 3, "▁baker": 4}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True)])
+    words.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    model = tiny_model("Llama", "causal-lm", vocab_size=5)
+    with torch.no_grad():
+        (token,) = next_tokens(model, [tokenizer("baker")["input_ids"]])
+        model.lm_head.weight[[1, token]] = model.lm_head.weight[[token, 1]]
+    task = EntityTask("person", {"baker": {"year": "19"}}, {"year": ("%s",)}, {"baker": "train"})
+    assert tokenizer("baker 19")["input_ids"] == [4, 1, 2, 3]
+    assert next_tokens(model, [[4]]) == [1]
+    assert answered_rightly(model, tokenizer, task, task.questions()) == []
 
 
 def test_the_prompts_that_are_answered_best(taught_things, task, tokenizer):
