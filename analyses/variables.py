@@ -56,6 +56,7 @@ from road_interp.training.study_runs import language_model
 
 GEMMA = "models://gemma-3-270m"
 MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, "")}  # id, block, and text before every prompt
+LAYERS = {identity: layer for identity, layer, _ in MODELS.values()}
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 COMPARED = [(STACKED, SHARED), (DEEP, SHARED), (DEEP, SEPARATE), (MASKED_BASIS, SHARED), *((each, SHARED) for each in WHITENED)]
@@ -118,7 +119,8 @@ class Settings:
         prompts: of every attribute, those that the model answers best.
         coordinates: per variable.
         rates: learning rates to choose from; by default the one of every method. Where CHOSEN has those that validation chose
-            at seed 0 and 16 coordinates, other seeds and other numbers of coordinates take them instead of RATES.
+            at seed 0 and 16 coordinates, other seeds and other numbers of coordinates take them instead of RATES, at the same
+            block and of the same variables.
         steps: of every training.
         pairs: per swapped and asked variable, for training, validation and test.
     """
@@ -186,7 +188,8 @@ def training_of(settings: Settings, piece: Piece) -> dict[str, Any]:
 
 def rates_of(settings: Settings) -> dict[str, tuple[float, ...]] | None:
     """The learning rates to try, by method; None for those of METHODS."""
-    chosen = CHOSEN.get((settings.model, settings.entities))
+    as_chosen = (settings.layer, settings.variables) == (LAYERS.get(settings.model), ENTITIES.get(settings.entities))
+    chosen = CHOSEN.get((settings.model, settings.entities)) if as_chosen else None
     tuned_here = settings.seed == 0 and settings.coordinates == SHOWN
     if not tuned_here and settings.rates == RATES and chosen is not None:
         return {method: (chosen[method],) if method in chosen else settings.rates for method in settings.methods}

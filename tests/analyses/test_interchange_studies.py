@@ -130,11 +130,15 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
     }
     assert {report.method: (report.rate,) for report in first.reports if report.rate} == chosen
     model, _, entities = condition.removesuffix("_16").partition("_")
-    first_seed = settings(model=script["MODELS"][model][0], entities=entities, rates=grid)
+    identity, layer, _ = script["MODELS"][model]
+    variables = script["ENTITIES"][entities]
+    first_seed = settings(model=identity, layer=layer, entities=entities, variables=variables, rates=grid)
     assert script["rates_of"](replace(first_seed, seed=1)) == chosen
     assert script["rates_of"](first_seed) == dict.fromkeys(methods, grid)
     assert script["rates_of"](replace(first_seed, coordinates=4)) == chosen
     assert script["rates_of"](replace(first_seed, seed=1, model="other")) == dict.fromkeys(methods, grid)
+    for changed in ({"layer": layer + 1}, {"variables": variables[:1]}):  # for which no seed has chosen
+        assert script["rates_of"](replace(first_seed, seed=1, **changed)) == dict.fromkeys(methods, grid)
     assert script["rates_of"](replace(first_seed, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
     assert script["rates_of"](settings(seed=1)) is None
     white = script["rates_of"](replace(first_seed, seed=1, methods=(*script["WHITENED"],)))
