@@ -113,7 +113,7 @@ class Settings:
         layer: number of the block at whose output states are exchanged, at the last token of the entity.
         prefix: text before every prompt.
         entities: "number-gender", or a type of entity in RAVEL's format.
-        variables: attributes of that type.
+        variables: attributes of a type in RAVEL's format.
         ravel: folder of RAVEL's files.
         asked: largest number of entities that the model is asked about.
         prompts: of every attribute, those that the model answers best.
@@ -242,7 +242,7 @@ def comparison(
     return VariablesComparison(
         ModelRecipe(settings.model).name,
         runs[0].pairs.pairs.name,
-        settings.variables,
+        runs[0].variables,
         settings.layer,
         settings.coordinates,
         settings.steps,

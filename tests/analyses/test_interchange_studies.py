@@ -197,6 +197,15 @@ def test_several_variables(command, nouns, tmp_path):
     assert [each.method for each in found.reports] == ["no swap", "whole state", "random subspace", *trained]
 
 
+def test_scores_bear_the_names_of_their_variables(command, nouns, tmp_path):
+    """Nouns have their variables in one order, whatever the settings say."""
+    command("variables", *nouns, "variables=[gender, number]", "--only", "smollm2_number-gender_2", "--seeds", "0")
+    (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json")
+    found = VariablesComparison.load(path)
+    assert found.variables == ("number", "gender")
+    assert {tuple(score.variable for score in report.scores) for report in found.reports} == {found.variables}
+
+
 def test_intervals_over_cities_are_over_countries(known, command, monkeypatch, tmp_path):
     """The stored clusters are those of the task, of which no city is independent of the others in its country."""
     places = {"Norway": "Europe", "Italy": "Europe", "Peru": "America", "Chile": "America", "Japan": "Asia", "Laos": "Asia"}
