@@ -132,20 +132,23 @@ class Splits(NamedTuple):
     test: CounterfactualPairs
 
 
-def check_splits(function: str, splits: object) -> None:
-    """Raise InputError unless pairs are divided into `Splits`. Warns of test pairs that are also training pairs."""
+def check_splits(function: str, splits: object, chooses: bool = False) -> None:
+    """Raise InputError unless pairs are divided into `Splits`. Warns of test pairs that are also training pairs, or validation
+    pairs where these choose what is tested."""
     if not isinstance(splits, Splits):
         raise InputError(
             f"{function} needs Splits(train, validation, test), as load_pairs returns, not {type(splits).__name__}: "
             "interchanges are trained on pairs of train and measured on those of test"
         )
-    known = set(zip(splits.train.base, splits.train.source, strict=True))
-    if shared := sum(pair in known for pair in zip(splits.test.base, splits.test.source, strict=True)):
-        warnings.warn(
-            f"{splits.test.name}: {shared} of {len(splits.test)} test pairs are also training pairs; the scores are not those of "
-            "unseen pairs",
-            stacklevel=3,
-        )
+    test = splits.test
+    for what, others in {"training": splits.train, **({"validation": splits.validation} if chooses else {})}.items():
+        known = set(zip(others.base, others.source, strict=True))
+        if shared := sum(pair in known for pair in zip(test.base, test.source, strict=True)):
+            warnings.warn(
+                f"{test.name}: {shared} of {len(test)} test pairs are also {what} pairs; the scores are not those of unseen "
+                "pairs",
+                stacklevel=3,
+            )
 
 
 def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:

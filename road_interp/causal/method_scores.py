@@ -114,7 +114,7 @@ def score_methods(
         InputError: pairs that are not divided into `Splits`.
     """
     check_model("causal.score_methods", model)
-    check_splits("causal.score_methods", splits)
+    check_splits("causal.score_methods", splits, chooses=True)
     layers = checked_list("causal.score_methods", layers, int, "the numbers of blocks, as in [0, 1]")
     if not layers:
         raise InputError("causal.score_methods needs the number of one block at least")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,14 @@ def test_every_method_is_tested_at_its_best_layer(taught):
     assert scores["random direction"].test.log_odds < scores[DAS].test.log_odds / 2
     assert (found.span, found.layers, found.pairs) == ("name", (0, 1), (len(pairs), len(validation), len(test)))
     assert TaskScores.from_json(found.to_json()) == found
+
+
+def test_blocks_that_test_pairs_choose_are_warned_of(taught):
+    model, pairs = taught
+    train, test = some_of(pairs, slice(0, 20)), some_of(pairs, slice(20, 40))
+    with pytest.warns(UserWarning, match="20 of 20 test pairs are also validation pairs") as warned:
+        score_methods(model, Splits(train, test, test), [0], "name", steps=1)
+    assert {Path(each.filename).name for each in warned if "test pairs" in str(each.message)} == {Path(__file__).name}
 
 
 def test_the_layer_is_chosen_on_validation_pairs_and_the_score_is_that_of_test_pairs(taught):
