@@ -161,7 +161,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     if not is_file(path):
         raise InputError(f"{path} does not exist")
     pairs = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 pairs.append(_pair(parse_json(line)))

@@ -146,6 +146,13 @@ def test_pairs_come_from_a_file_and_from_a_callable(tokenizer, tmp_path):
         read_pairs(tmp_path / "none.jsonl")
 
 
+def test_a_line_of_a_file_ends_at_its_line_feed(tmp_path):
+    """JSON may hold Unicode's other ends of lines as they are."""
+    pair = Pair("One\u2028two\x85three", "The author", " is", " are")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair._asdict(), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_pairs(tmp_path / "pairs.jsonl") == [pair]
+
+
 def test_continued_pairs_keep_every_position(tokenizer):
     pairs = load_pairs("agreement", tokenizer, (8, 4, 4), 0).train
     continued = pairs.continued([[1, 2], [3]])
