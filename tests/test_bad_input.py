@@ -576,6 +576,7 @@ COMMANDS = {
     "study capcity": "no study 'capcity'; did you mean 'capacity'?",
     "study capacity --only lora_4": "study 'capacity' has no condition 'lora_4'; did you mean 'lora-4'?",
     "study capacity --seeds 0,x": "--seeds '0,x' must be whole numbers with commas between, as in 0,1,2",
+    "study capacity --seeds 1,2,1": "the seed 1 is given twice: its results would count as those of two seeds",
     "study capacity seed=7": "a study has several seeds: give them with --seeds, not as seed=",
     "study capacity --redraw": "'results/capacity' holds no results of this study",
     "study --redraw": "'results' holds no results of any study",

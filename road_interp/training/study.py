@@ -128,6 +128,8 @@ class StudyOptions:
     def __post_init__(self) -> None:
         if any(override.partition("=")[0] == "seed" for override in self.overrides):
             raise InputError("a study has several seeds: give them with --seeds, not as seed=")
+        if repeated := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise InputError(f"the seed {repeated[0]} is given twice: its results would count as those of two seeds")
 
 
 def studies() -> dict[str, Study]:
