@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument, check_count, checked_list
-from road_interp.causal.arguments import check_language_model, check_tokenizer
+from road_interp.causal.arguments import check_language_model, check_tokenizer, check_vocabulary
 from road_interp.causal.counterfactuals import encode_texts
 from road_interp.causal.entity_task import EntityTask, Question, check_questions, spans_of
 from road_interp.causal.stored_keys import cache_argument, supports_stored_keys
@@ -59,6 +59,7 @@ def answered_rightly(
     encoded = encode_texts([spans_of(question) for question in asked], tokenizer, task.name, prefix)
     texts, ids = [each.text for each in encoded], [list(each.ids) for each in encoded]
     whole = tokenizer([text + task.answer(question) for text, question in zip(texts, asked, strict=True)])["input_ids"]
+    check_vocabulary(model, ids)
     order = sorted(range(len(asked)), key=lambda number: (asked[number].prompt, len(ids[number])))
     batches = [
         rows[start : start + batch_size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +46,16 @@ def check_language_model(function: str, model: object) -> None:
         raise InputError(
             f"{function} needs a causal language model; {type(model).__name__} has no head over the vocabulary: load it "
             'with load_model(id, "causal-lm")'
+        )
+
+
+def check_vocabulary(model: Any, texts: Iterable[Sequence[int]]) -> None:
+    """Raise InputError for token ids of a larger vocabulary than the model's."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if (largest := max(map(max, texts))) >= vocabulary:
+        raise InputError(
+            f"the texts contain token {largest}, and {type(model).__name__} has {vocabulary} tokens: encode them with the "
+            "tokeniser of this model"
         )
 
 

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from road_interp.arguments import check_argument, check_count
-from road_interp.causal.arguments import check_language_model, check_numbers, check_reads_source
+from road_interp.causal.arguments import check_language_model, check_numbers, check_reads_source, check_vocabulary
 from road_interp.causal.counterfactuals import CounterfactualPairs
 from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
 from road_interp.errors import InputError, first_line
@@ -108,7 +108,7 @@ class InterchangeRuns:
         check_argument("causal.InterchangeRuns", pairs, CounterfactualPairs, "encode_pairs(pairs, tokenizer)")
         check_argument("causal.InterchangeRuns", site, (int, Site), "the number of a block, or a site of find_sites")
         check_count("causal.InterchangeRuns", "batch_size", batch_size)
-        _check_vocabulary(model, pairs)
+        check_vocabulary(model, (*pairs.base_ids, *pairs.source_ids, pairs.label_tokens))
         self.model = model.eval().requires_grad_(False)
         self.pairs, self.batch_size, self._progress = pairs, batch_size, progress
         self._dtype = model.dtype
@@ -140,7 +140,7 @@ class InterchangeRuns:
     def relabelled(self, pairs: CounterfactualPairs) -> InterchangeRuns:
         """The same runs with the answers of `pairs`; stored states are shared. Raises InputError for pairs of other texts."""
         check_argument("InterchangeRuns.relabelled", pairs, CounterfactualPairs, "pairs of the same texts")
-        _check_vocabulary(self.model, pairs)
+        check_vocabulary(self.model, (*pairs.base_ids, *pairs.source_ids, pairs.label_tokens))
         if (pairs.base_ids, pairs.source_ids) != (self.pairs.base_ids, self.pairs.source_ids):
             raise InputError(f"the texts of {pairs.name} are not those of these runs: make InterchangeRuns of them")
         other = copy.copy(self)
@@ -382,17 +382,6 @@ class InterchangeRuns:
                 stack.callback(_restore, block, instance_forward)
             stack.callback(self._blocks[self._layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
             yield
-
-
-def _check_vocabulary(model: PreTrainedModel, pairs: CounterfactualPairs) -> None:
-    """Raise InputError for pairs of a larger vocabulary than the model's."""
-    embeddings: Any = model.get_input_embeddings()
-    vocabulary = embeddings.num_embeddings
-    if (largest := max(map(max, (*pairs.base_ids, *pairs.source_ids, pairs.label_tokens)))) >= vocabulary:
-        raise InputError(
-            f"the pairs contain token {largest}, and {type(model).__name__} has {vocabulary} tokens: encode them with the "
-            "tokeniser of this model"
-        )
 
 
 def _site_of(model: PreTrainedModel, site: Site | int) -> tuple[Site, int, nn.Module]:

@@ -86,7 +86,7 @@ def test_pairs_of_another_tokeniser_are_refused(taught):
     model, pairs = taught
     vocabulary = model.config.vocab_size
     other = replace(pairs, source_ids=(*pairs.source_ids[:-1], (vocabulary,)))
-    with pytest.raises(InputError, match=f"the pairs contain token {vocabulary}, and .* has {vocabulary} tokens: encode them"):
+    with pytest.raises(InputError, match=f"the texts contain token {vocabulary}, and .* has {vocabulary} tokens: encode them"):
         causal.InterchangeRuns(model, other, 0, "name")
 
 

@@ -49,6 +49,12 @@ def test_a_space_before_a_number_is_no_answer():
     assert answered_rightly(model, tokenizer, task, task.questions()) == []
 
 
+def test_questions_in_the_tokens_of_another_model_are_refused(task, tokenizer):
+    model = tiny_model("Llama", "causal-lm", vocab_size=20)
+    with pytest.raises(InputError, match="and LlamaForCausalLM has 20 tokens: encode them with the tokeniser of this model"):
+        answered_rightly(model, tokenizer, task, task.questions())
+
+
 def test_the_prompts_that_are_answered_best(taught_things, task, tokenizer):
     """A prompt of words that the model was not taught is the last choice."""
     more = replace(task, prompts={**task.prompts, "colour": ("%s cried cried", *task.prompts["colour"])})
