@@ -62,7 +62,10 @@ class ClassificationExperiment:
         return encoded.select(by_length(encoded))
 
     def load_classifier(self) -> tuple[PreTrainedModel, list[str]]:
-        """The base model with a head for the data, new or that of its checkpoint, and the dotted paths of the head's modules."""
+        """The base model with a head for the data, and the dotted paths of the modules to train with it.
+
+        They are the head's, new or from the checkpoint, and those that the checkpoint lacks in the backbone, such as a pooler.
+        """
         problem = "regression" if self.data.classes is None else "single_label_classification"
         recipe = self.recipe
         options = label_options(self.data.classes)
@@ -72,8 +75,10 @@ class ClassificationExperiment:
             raise InputError(
                 f"kind: classification reads states of one stack, and {type(model).__name__} has an encoder and a decoder"
             )
-        head = new or _modules_outside_backbone(model)
-        keep_in_float32(model, head)
+        outside = _modules_outside_backbone(model)
+        keep_in_float32(model, outside)
+        if not (head := [*dict.fromkeys((*new, *outside))]):
+            raise InputError(f"{type(model).__name__} has no head that can be trained: all its modules belong to its backbone")
         return pad_as(self.tokenizer, model), head
 
     def build_model(self, device: torch.device) -> RoadModel:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import BertConfig, BertForTokenClassification, set_seed
 
-from helpers.models import token_batch
+from helpers.models import tiny_model, token_batch
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.sites.find import find_sites
+from road_interp.training import classification
 from road_interp.training.api import evaluate, train
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.fine_tuning import LoraModel, train_baseline
@@ -160,6 +163,36 @@ def test_a_head_is_trained_in_float32_on_a_model_of_half_precision(workplace, tm
         return (run.load_model().model.classifier.weight - new).abs().mean().item()
 
     assert moved(dtype) == pytest.approx(moved("float32"), rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_head_that_is_partly_new_is_trained_as_a_whole(workplace, tmp_path, dtype):
+    """A checkpoint for tokens has a classifier that fits, and lacks the pooler in front of it, which is in the backbone."""
+    folder = Path(shutil.copytree(workplace / "model", tmp_path / "model"))
+    checkpoint = BertForTokenClassification(BertConfig.from_pretrained(folder))
+    checkpoint.save_pretrained(folder)
+    run = train(recipe_for(workplace, f"model.id={folder}", f"model.dtype={dtype}"), tmp_path / "run", progress=False)
+    model = run.load_model().model
+    assert run.metrics["parameters"]["head"] == 66 + 32 * 33
+    assert (model.classifier.weight - checkpoint.classifier.weight).abs().max() > 1e-3
+    assert model.classifier.weight.dtype == torch.float32
+    assert model.bert.pooler.dense.weight.dtype == getattr(torch, dtype)
+    assert evaluate(run, progress=False) == run.metrics["test"]
+    experiment = ClassificationExperiment(run.recipe)
+    experiment.load_data()
+    trained = experiment.load_classifier()[0]
+    assert [each.dtype for each in trained.parameters()] == [each.dtype for each in model.parameters()]
+
+
+def test_a_model_without_a_head_outside_its_backbone_is_refused(workplace, monkeypatch):
+    """Perceiver's decoder, which classifies, is in its backbone."""
+    model = tiny_model("Bert", "classifier")
+    monkeypatch.setattr(model, "base_model_prefix", "")
+    monkeypatch.setattr(classification, "load_model", lambda *arguments, **options: (model, []))
+    experiment = ClassificationExperiment(recipe_for(workplace))
+    experiment.load_data()
+    with pytest.raises(InputError, match="BertForSequenceClassification has no head that can be trained"):
+        experiment.load_classifier()
 
 
 def test_blocks_are_not_sharded_for_baselines(workplace):
