@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -98,19 +99,15 @@ def check_length(model: PreTrainedModel, recipe: ModelRecipe) -> None:
                 raise InputError(f"model.max_length {recipe.max_length} is more than the {limit} positions of '{recipe.id}'")
 
 
-def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str], **options: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The model's tokeniser, by recipe or id. Raises InputError if it cannot be loaded.
 
     It has a padding token, which ends no text if there is another special token.
-
-    Args:
-        options: settings of the tokeniser, such as padding_side="right" where a model reads texts: behind padding on the left,
-            learned positions would be counted from it.
     """
     recipe = _model_recipe("load_tokenizer", recipe)
     arguments = _arguments(recipe, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**arguments, **options)
+        tokenizer = AutoTokenizer.from_pretrained(**arguments)
     except Exception as error:  # damaged files raise many types, tokenizers raises Exception itself
         raise InputError(f"the tokeniser of '{recipe.id}' cannot be loaded: {first_line(error)}{_hint(recipe)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -123,6 +120,27 @@ def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str], **options: Any)
         others = [token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token]
         tokenizer.pad_token = next(iter(others), tokenizer.pad_token)
     return tokenizer
+
+
+def load_text_tokenizer(recipe: ModelRecipe) -> PreTrainedTokenizerBase:
+    """The model's tokeniser for texts that are read, not continued. Raises InputError if it cannot be loaded.
+
+    It pads on the right: behind padding on the left, learned positions would be counted from it. XLNet's positions are relative,
+    and its head reads the last place, so that its tokeniser pads on the left.
+    """
+    tokenizer = load_tokenizer(recipe)
+    tokenizer.padding_side = "left" if _reads_last_place(recipe) else "right"
+    return tokenizer
+
+
+def _reads_last_place(recipe: ModelRecipe) -> bool:
+    if resolve(recipe.id).endswith(GGUF):  # a decoder, whose head reads the last token that is not padding
+        return False
+    try:
+        config = AutoConfig.from_pretrained(**_arguments(recipe, "backbone"))
+    except Exception as error:  # damaged files raise many types
+        raise InputError(f"model '{recipe.id}' cannot be loaded: {first_line(error)}{_hint(recipe)}") from None
+    return config.model_type == "xlnet" and config.summary_type == "last"
 
 
 def _ends_in_padding(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -16,7 +16,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.labelled import load_labelled
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.models.hidden_states import text_token, token_index
-from road_interp.models.loading import find_device, load_tokenizer, on_device
+from road_interp.models.loading import find_device, load_text_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.recipes.schema import ClassificationRecipe
@@ -39,7 +39,7 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
     run.check_classes(data.classes)
     test = data.test
     texts = texts_of(test)
-    model, tokenizer = on_device(run.load_model(), find_device(None)), load_tokenizer(run.recipe.model, padding_side="right")
+    model, tokenizer = on_device(run.load_model(), find_device(None)), load_text_tokenizer(run.recipe.model)
     length = run.recipe.model.max_length
     rotated = compute_logits(model, tokenizer, texts, length, progress, "test texts with the rotations").argmax(1)
     labels = np.asarray(test["label"][:])

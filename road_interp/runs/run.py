@@ -23,7 +23,7 @@ from road_interp.files import read_json_object, write_atomically
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.models.float32_modules import keep_in_float32
-from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device, pad_as
+from road_interp.models.loading import find_device, load_model, load_text_tokenizer, load_tokenizer, on_device, pad_as
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.recipes.loader import load_stored_recipe
@@ -176,7 +176,7 @@ class Run:
             return ()
         progress(f"loading the model of {self.folder}")
         model = on_device(self.load_model(), find_device(device))
-        tokenizer = load_tokenizer(self.recipe.model, padding_side="right")
+        tokenizer = load_text_tokenizer(self.recipe.model)
         logits = compute_logits(model, tokenizer, texts, self.recipe.model.max_length, progress)
         return predictions_of(texts, logits, self.classes)
 

@@ -25,7 +25,7 @@ from road_interp.measure.intervals import wilson
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.models.float32_modules import keep_in_float32
 from road_interp.models.hidden_states import text_token, token_index
-from road_interp.models.loading import check_length, load_model, load_tokenizer, pad_as
+from road_interp.models.loading import check_length, load_model, load_text_tokenizer, pad_as
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, prefixed, progress_bar, waiting
 from road_interp.recipes.schema import ClassificationRecipe
@@ -44,7 +44,7 @@ class ClassificationExperiment:
     """Data, model, trainer and scores of one labelled data set."""
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
-        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model, padding_side="right")
+        self.recipe, self.tokenizer = recipe, load_text_tokenizer(recipe.model)
         self.head: list[str] = []  # dotted paths of the modules of the head, once the model is built
 
     def load_data(self) -> None:

@@ -27,7 +27,7 @@ from road_interp.measure.answers import Answers, in_turn
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
 from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.intervenable import load_trained
-from road_interp.models.loading import check_length, find_device, load_model, load_tokenizer, on_device
+from road_interp.models.loading import check_length, find_device, load_model, load_text_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, progress_bar, silent, waiting
 from road_interp.recipes.schema import MultiTaskClassificationRecipe
@@ -97,7 +97,7 @@ class MultiTaskClassificationExperiment:
     """Data, model, trainer and scores of several labelled data sets, one per task."""
 
     def __init__(self, recipe: MultiTaskClassificationRecipe) -> None:
-        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model, padding_side="right")
+        self.recipe, self.tokenizer = recipe, load_text_tokenizer(recipe.model)
 
     def load_data(self) -> None:
         """Read every task's texts."""
@@ -216,7 +216,7 @@ def answers_by_task(run: Run, progress: Progress = silent) -> list[Answers]:
     progress(f"loading model and data of {run.folder}")
     run.check_data()
     recipe: MultiTaskClassificationRecipe = run.recipe  # type: ignore[assignment]
-    data, tokenizer = load_labelled_tasks(recipe), load_tokenizer(recipe.model, padding_side="right")
+    data, tokenizer = load_labelled_tasks(recipe), load_text_tokenizer(recipe.model)
     model = on_device(load_multitask_classifier(run, data, tokenizer), find_device(None))
     found = []
     for name, of_task in data.items():

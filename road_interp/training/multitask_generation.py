@@ -32,7 +32,7 @@ from road_interp.measure.composition import CompositionReport, composition
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import answer_perplexity, make_generator
-from road_interp.models.loading import check_length, load_model, load_tokenizer, on_device
+from road_interp.models.loading import check_length, load_model, load_text_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import progress_bar, waiting
 from road_interp.recipes.schema import MultiTaskClassificationRecipe, MultiTaskGenerationRecipe
@@ -122,7 +122,7 @@ class MultiTaskGenerationExperiment:
     """
 
     def __init__(self, recipe: MultiTaskGenerationRecipe) -> None:
-        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe.model, padding_side="right")
+        self.recipe, self.tokenizer = recipe, load_text_tokenizer(recipe.model)
         self.questions = load_questions(recipe, self.tokenizer)
 
     def load_data(self) -> None:

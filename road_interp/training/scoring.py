@@ -26,7 +26,7 @@ from road_interp.measure.ablation import Scorer
 from road_interp.measure.composition import shows
 from road_interp.models.generation import Answer, make_generator
 from road_interp.models.hidden_states import select_states, text_token
-from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
+from road_interp.models.loading import find_device, load_model, load_text_tokenizer, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.runs.run import Run
@@ -91,7 +91,7 @@ class ClassifierScorer:
         self._device = find_device(device)
         self._precision = forward_precision(run.trained_recipe(self._device.type).training, self._device)
         self._model: Any = on_device(run.load_model(), self._device).model
-        self._tokenizer = load_tokenizer(recipe.model, padding_side="right")
+        self._tokenizer = load_text_tokenizer(recipe.model)
         data = load_labelled(recipe.data)
         run.check_classes(data.classes)
         if data.metric != "accuracy":
@@ -165,7 +165,7 @@ class MultiTaskScorer:
         if recipe.kind != "multitask-classification" or task not in recipe.tasks:
             raise InputError(f"'{run.folder}' has no head for '{task}'")
         self.task, self.metric = task, "accuracy"
-        data, self._tokenizer = load_labelled_tasks(recipe), load_tokenizer(recipe.model, padding_side="right")
+        data, self._tokenizer = load_labelled_tasks(recipe), load_text_tokenizer(recipe.model)
         self._active = "+".join(data)
         classifier = load_multitask_classifier(run, data, self._tokenizer)
         self._model: MultiTaskClassifier = on_device(classifier, find_device(device))

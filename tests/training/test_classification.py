@@ -13,7 +13,7 @@ import torch
 import yaml
 from datasets import Dataset
 from tokenizers import processors
-from transformers import BartConfig, BartModel, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import BartConfig, BartModel, TrainerCallback, TrainingArguments, XLNetConfig, XLNetModel, default_data_collator
 from transformers.utils import logging
 
 from helpers.models import random_adapter, tiny_model
@@ -215,6 +215,11 @@ def test_a_best_checkpoint_that_goes_missing_is_an_error(workplace, monkeypatch)
     assert not (workplace / "gone" / "metrics.json").exists()
 
 
+def assert_read_alone_as_together(run, texts):
+    alone = run.predict(texts[:1])[0].probability
+    assert run.predict(texts)[0].probability == pytest.approx(alone, abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["classification", "multitask-classification"])
 def test_learned_positions_are_not_counted_from_padding(language_workplace, tmp_path, kind):
     """A tokeniser that pads on the left is common: generation needs one."""
@@ -223,7 +228,9 @@ def test_learned_positions_are_not_counted_from_padding(language_workplace, tmp_
     tokenizer.padding_side = "left"
     tokenizer.save_pretrained(folder)
     tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), initializer_range=0.3).save_pretrained(folder)
-    data = {"id": str(language_workplace / "reviews.csv"), "validation_size": 20, "test_size": 20}
+    rows = [f"{'good' if n % 2 else 'bad'} {'film ' * (n % 10)}{n},{n % 2}" for n in range(80)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    data = {"id": str(tmp_path / "reviews.csv"), "validation_size": 20, "test_size": 40}
     model = {"id": str(folder), "max_length": 16}
     content = {
         "kind": kind,
@@ -234,9 +241,22 @@ def test_learned_positions_are_not_counted_from_padding(language_workplace, tmp_
     run, texts = train(load_recipe(content), tmp_path / "run", progress=False), ["bad film", "good film " * 6]
     scorer = make_scorer(run)
     if kind == "classification":
-        alone = run.predict(texts[:1])[0].probability
-        assert run.predict(texts)[0].probability == pytest.approx(alone, abs=1e-5)
+        assert_read_alone_as_together(run, texts)
+        answers = answers_of(run)
+        assert [run.classes[row] for row in answers.rotated] == [each.label for each in run.predict(answers.texts)]
     assert scorer._tokenizer.padding_side == experiment_kind(run.recipe)(run.recipe).tokenizer.padding_side == "right"
+
+
+def test_xlnet_reads_the_last_place_and_is_padded_on_the_left(workplace, tmp_path):
+    folder = Path(shutil.copytree(workplace / "model", tmp_path / "model"))
+    tokenizer = load_tokenizer(folder)
+    special = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A [SEP] [CLS]", special_tokens=special)
+    tokenizer.save_pretrained(folder)
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 32, "initializer_range": 0.3}
+    XLNetModel(XLNetConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)).save_pretrained(folder)
+    run = train(recipe_for(workplace, f"model.id={folder}", "training.max_steps=2"), tmp_path / "run", progress=False)
+    assert_read_alone_as_together(run, ["fine w1", "poor " * 12])
 
 
 def test_a_text_without_tokens_is_refused(language_workplace, tmp_path):

@@ -139,8 +139,8 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
     monkeypatch.setattr(multitask_generation.RoadModel, "forward", spy_on_forward)
     recipe = recipe_for(workplace, "adapter.positions=f1+l1", "training.max_steps=2", "co_activation_loss=all")
     monkeypatch.setattr(multitask_generation, "NEUTRAL", 1.0)
-    load = multitask_generation.load_tokenizer
-    monkeypatch.setattr(multitask_generation, "load_tokenizer", lambda recipe, **options: set_side(load(recipe), side))
+    load = multitask_generation.load_text_tokenizer
+    monkeypatch.setattr(multitask_generation, "load_text_tokenizer", lambda recipe: set_side(load(recipe), side))
     monkeypatch.setattr(multitask_generation, "score_composition", lambda *arguments: composition_report())
     monkeypatch.setattr(CompositionReport, "summary", lambda self: {})
     train(recipe, tmp_path / "run", progress=False)
