@@ -118,8 +118,11 @@ def text_token(tokenizer: PreTrainedTokenizerBase) -> Literal["first", "last"]:
 
     Tokenisers of decoders may have a [CLS] that they add to no text, and XLNet's adds it as the last token.
     """
-    ids = tokenizer("a")["input_ids"]
-    return "first" if tokenizer.cls_token is not None and ids[:1] == [tokenizer.cls_token_id] else "last"
+    if tokenizer.cls_token is None:
+        return "last"
+    encoded = tokenizer(tokenizer.cls_token, return_special_tokens_mask=True)  # a text of a token that every vocabulary has
+    added = encoded["special_tokens_mask"][:1] == [1]
+    return "first" if added and encoded["input_ids"][:1] == [tokenizer.cls_token_id] else "last"
 
 
 def token_index(mask: Int[Tensor, "rows tokens"], token: Literal["first", "last"]) -> Int[Tensor, " rows"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,7 @@ def load_tokenizer(recipe: ModelRecipe | str | os.PathLike[str]) -> PreTrainedTo
     if tokenizer.pad_token is None:
         raise InputError(f"the tokeniser of '{recipe.id}' has no token for padding, and no end of text to take in its place")
     if _ends_in_padding(tokenizer):
-        others = [token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token]
-        tokenizer.pad_token = next(iter(others), tokenizer.pad_token)
+        tokenizer.pad_token = _other_padding(tokenizer)
     return tokenizer
 
 
@@ -144,18 +144,34 @@ def _reads_last_place(recipe: ModelRecipe) -> bool:
 
 
 def _ends_in_padding(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer("a")["input_ids"][-1:] == [tokenizer.pad_token_id]
+    """Whether the tokeniser adds its padding token at the end of a text; the text here is a token that every vocabulary has."""
+    encoded = tokenizer(tokenizer.pad_token, return_special_tokens_mask=True)
+    return encoded["special_tokens_mask"][-1:] == [1] and encoded["input_ids"][-1:] == [tokenizer.pad_token_id]
+
+
+def _other_padding(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Another special token, if there is one. Tokens that were added to the vocabulary may have no embedding: they come last."""
+    others = [token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token]
+    named = {tokenizer.bos_token, tokenizer.unk_token, tokenizer.sep_token, tokenizer.cls_token}
+    ranked = sorted(others, key=lambda token: (token not in named, tokenizer.convert_tokens_to_ids(token)))
+    return next(iter(ranked), tokenizer.pad_token)
 
 
 def pad_as(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedModel:
     """The model, told which token the tokeniser pads with: a classifier of a decoder reads the last token that is not padding.
 
-    Raises InputError for a tokeniser that ends its texts with that token.
+    Raises InputError for a tokeniser that ends its texts with that token, and for a token without an embedding.
     """
+    whose = f"the tokeniser of '{model.name_or_path}'" if model.name_or_path else "the tokeniser"
     if _ends_in_padding(tokenizer):
         raise InputError(
-            f"the tokeniser of '{model.name_or_path}' ends texts with {tokenizer.pad_token!r} and pads with it, so that a "
-            "classifier would not read their last token: give it another pad_token"
+            f"{whose} ends texts with {tokenizer.pad_token!r} and pads with it, so that a classifier would not read their last "
+            "token: give it another pad_token"
+        )
+    if tokenizer.pad_token_id >= (size := getattr(model.config.get_text_config(), "vocab_size", None) or math.inf):
+        raise InputError(
+            f"{whose} pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, and the model has {size} embeddings: "
+            "give it another pad_token"
         )
     for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
         config.pad_token_id = tokenizer.pad_token_id

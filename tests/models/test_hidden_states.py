@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import processors
+from tokenizers import models, processors
 
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from helpers.taught import word_tokenizer
@@ -103,3 +103,10 @@ def test_a_text_is_read_at_cls_only_where_the_tokeniser_puts_it_first(template, 
     special = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=special)
     assert text_token(tokenizer) == token
+
+
+def test_words_that_a_vocabulary_lacks_are_not_taken_for_cls():
+    tokenizer = word_tokenizer("a")
+    tokenizer.add_special_tokens({"cls_token": "[UNK]"})
+    tokenizer.backend_tokenizer.model = models.WordLevel({"[UNK]": 0, "[PAD]": 1}, "[UNK]")
+    assert text_token(tokenizer) == "last"

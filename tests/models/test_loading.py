@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import processors
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from helpers.gguf_files import write_gguf
 from helpers.models import tiny_model
@@ -259,3 +259,31 @@ def test_the_padding_token_ends_no_text(tmp_path):
     loaded.pad_token = "[PAD]"
     with pytest.raises(InputError, match=r"ends texts with '\[PAD\]' and pads with it"):
         pad_as(loaded, tiny_model("Llama", "classifier"))
+    unnamed = tiny_model("Llama", "classifier")
+    unnamed.config.name_or_path = unnamed.name_or_path = ""
+    with pytest.raises(InputError, match=r"^the tokeniser ends texts"):
+        pad_as(loaded, unnamed)
+
+
+@pytest.mark.parametrize("template", ["$A", "[E] $A"])
+def test_words_that_a_vocabulary_lacks_are_no_end_of_a_text(tmp_path, template):
+    """Its only special token stands for them, for the end, and for padding."""
+    small_tokenizer(template, unk_token="[E]", bos_token="[E]", eos_token="[E]").save_pretrained(tmp_path)
+    assert pad_as(load_tokenizer(tmp_path), tiny_model("Llama", "classifier")).config.pad_token_id == 0
+
+
+def test_a_token_taken_for_padding_has_an_embedding(tmp_path):
+    small_tokenizer("$A [E]", eos_token="[E]", mask_token="x", extra_special_tokens=["[IMAGE]"]).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.pad_token == "x"
+    pad_as(loaded, tiny_model("Llama", "classifier", vocab_size=3))
+    loaded.pad_token = "[IMAGE]"
+    with pytest.raises(InputError, match=r"pads with '\[IMAGE\]', token 3, and the model has 3 embeddings: give it another"):
+        pad_as(loaded, tiny_model("Llama", "classifier", vocab_size=3))
+
+
+def small_tokenizer(template, **special):
+    tokenizer = Tokenizer(models.WordLevel({"[E]": 0, "x": 1, "y": 2}, special.get("unk_token")))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=[("[E]", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
