@@ -21,7 +21,7 @@ class Answers:
             switched off.
         read: the texts whose states were read.
         states: by site name, the states of those texts that the run rotates, one complex number per text and plane
-            `(read, planes)`: at the first token where the tokeniser has a [CLS] token, else at the last.
+            `(read, planes)`: at the first token where the tokeniser puts [CLS] there, else at the last.
         task: name of the task whose head answers; None for a run of one head.
     """
 

@@ -64,7 +64,7 @@ def states_before(
 ) -> dict[str, Complex[np.ndarray, "texts planes"]]:
     """The states in front of every rotation, from those behind it in the rotated model; 0 where a rotation has no inverse.
 
-    Of every text the state of [CLS] is read, or of the last token where there is none.
+    Of every text the state of [CLS] is read, or of the last token where the tokeniser does not put [CLS] first.
     """
     columns = zip(*((text,) if isinstance(text, str) else text for text in texts), strict=True)
     options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}

@@ -118,11 +118,16 @@ class Run:
         if self.origin is not None:
             self.origin.check(self.folder)
 
-    def check_classes(self, classes: Sequence[Any] | None) -> None:
-        """Raise InputError if labelled data have other classes than the head of this run."""
-        if classes != self.classes and [*(classes or ())] != [*(self.classes or ())]:
-            found, own = (", ".join(map(str, each or ["numbers"])) for each in (classes, self.classes))
-            raise InputError(f"'{self.folder}': the labels of its data are {found} now, and were {own} when it was trained")
+    def check_classes(self, classes: Sequence[Any] | None, task: str | None = None) -> None:
+        """Raise InputError if labelled data have other classes than the head of this run, or than that of one of its tasks."""
+        own: Sequence[Any] | None = self.classes
+        if task is not None:  # older runs of several tasks have not stored their classes
+            path = self.folder / CLASSES
+            own = read_json_object(path).get(task, classes) if path.is_file() else classes
+        if [*(classes or ())] != [*(own or ())]:
+            now, then = (", ".join(map(str, each or ["numbers"])) for each in (classes, own))
+            whose = "its data" if task is None else f"task '{task}'"
+            raise InputError(f"'{self.folder}': the labels of {whose} are {now} now, and were {then} when it was trained")
 
     def trained_on(self, data: str) -> bool:
         """Whether a file or data set, by its id or its content, is the one that the training texts were taken from."""

@@ -103,8 +103,8 @@ class ClassificationExperiment:
     def score_frozen(self, trainer: RoadTrainer) -> dict[str, Any]:
         """Scores of a linear head on the frozen backbone: the control that shows what the rotations add.
 
-        The features are the backbone's last hidden states at the [CLS] token, or at the last token where the tokeniser has no
-        [CLS]. scikit-learn fits the head, and the validation score selects its regularisation.
+        The features are the backbone's last hidden states at the [CLS] token, or at the last token where the tokeniser does not
+        put [CLS] first. scikit-learn fits the head, and the validation score selects its regularisation.
         """
         with progress_bar(not trainer.args.disable_tqdm and trainer.is_world_process_zero()) as update:
             features = {name: self._features(trainer, split, name, update) for name, split in self.splits.items()}

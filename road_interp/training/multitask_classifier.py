@@ -22,7 +22,6 @@ from road_interp.adapters.modules_to_save import load_modules, serialize_modules
 from road_interp.data.batches import batches_by_length
 from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
 from road_interp.errors import InputError
-from road_interp.files import read_json_object
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
 from road_interp.models.hidden_states import text_token, token_index
@@ -193,19 +192,11 @@ def load_multitask_classifier(
     run: Run, data: Mapping[str, LabelledDataset], tokenizer: PreTrainedTokenizerBase
 ) -> MultiTaskClassifier:
     """The trained model of a run folder. Raises InputError if a task's data have other classes than its head."""
-    _check_classes(run, data)
+    for name, dataset in data.items():
+        run.check_classes(dataset.classes, name)
     model = _with_heads(run.load_model(), data, tokenizer)
     load_modules(model, run.folder / HEAD)
     return model.eval()
-
-
-def _check_classes(run: Run, data: Mapping[str, LabelledDataset]) -> None:
-    stored = read_json_object(run.folder / CLASSES) if (run.folder / CLASSES).is_file() else {}
-    for name, dataset in data.items():
-        found = list(dataset.classes or ())
-        if (own := stored.get(name, found)) != found:
-            now, then = (", ".join(map(str, each)) for each in (found, own))
-            raise InputError(f"'{run.folder}': the labels of task '{name}' are {now} now, and were {then} when it was trained")
 
 
 def answers_by_task(run: Run, progress: Progress = silent) -> list[Answers]:

@@ -108,7 +108,8 @@ class ClassifierScorer:
     def refitted(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
         """The same with a refitted head: logistic regression on the training texts' states under this adapter.
 
-        The states are the standardised hidden states of the last layer at the [CLS] token, or at the last token without one.
+        The states are the standardised hidden states of the last layer at the [CLS] token, or at the last token where the
+        tokeniser does not put [CLS] first.
         """
         train, test = (self._outputs(adapter, split, self._text_states) for split in (self._train, self._test))
         head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(train, self._train["labels"])
