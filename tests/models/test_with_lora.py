@@ -108,7 +108,7 @@ def test_a_peft_lora_model_as_base_model():
 def test_the_generate_of_a_peft_model_calls_the_model_inside_it_where_positions_are_not_known(positions):
     lora, batch, greedy = with_lora(), token_batch(), {"max_new_tokens": 4, "do_sample": False}
     outer = ri.RoadModel(lora, random_adapter(ri.find_sites(lora, "attention")), positions)
-    with pytest.raises(ri.InputError, match=r"found in the inputs of PeftModel; .* peft_model.get_base_model\(\)"):
+    with pytest.raises(ri.InputError, match=r"found in the inputs of PeftModel, .* peft_model.get_base_model\(\)"):
         outer.generate(batch, **greedy)
     inside = lora.get_base_model()
     inner = ri.RoadModel(inside, random_adapter(ri.find_sites(inside, "attention")), positions)
