@@ -67,6 +67,7 @@ def stopped(workplace):
     return workplace / "stopped"
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
 def test_a_checkpoint_that_runs_code_or_is_damaged_is_refused(workplace, stopped, file):
     folder = shutil.copytree(stopped, workplace / file)

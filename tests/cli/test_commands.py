@@ -99,6 +99,7 @@ def test_another_adapter_is_scored_at_its_own_positions(capsys, monkeypatch, fin
     assert losses[2] == finished.metrics["test"]["loss"] != losses[0]
 
 
+@pytest.mark.training
 def test_several_seeds_are_a_run_each(capsys, monkeypatch, workplace, tmp_path):
     recipe = tmp_path / "small.yaml"
     recipe.write_text(recipe_for(workplace).to_yaml() + "seeds: [0, 2]\n")

@@ -309,6 +309,7 @@ def test_the_manifest_has_the_precision_of_trainings(study, tmp_path, monkeypatc
         assert entry["precision"] == expected
 
 
+@pytest.mark.training
 def test_a_run_is_trained_once_for_all_studies(workplace, tmp_path, capsys):
     recipe = recipe_for(workplace, "training.max_steps=2")
     piece = Piece(recipe, "any", recipe.seed, tmp_path / "runs", silent)
