@@ -21,10 +21,22 @@ def pytest_configure(config):
         config.pluginmanager.import_plugin("helpers.fixtures")
 
 
-def pytest_collection_finish(session):
-    """Freeze what imports and collection made: garbage collection, which engines call when they stop, need not look at it."""
+def freeze():
+    """Garbage collection, which engines call when they stop, need not look at what exists by now."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish(session):
+    """Freeze what imports and collection made."""
+    freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def the_file_s_objects_are_frozen():
+    """Freeze what the tests of a file leave: modules that they import, and models that all tests share."""
+    yield
+    freeze()
 
 
 SKIPS = Path(__file__).with_name("skips.txt")  # a file and a reason per line: the skips that are known
