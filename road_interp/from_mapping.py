@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -38,7 +39,7 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "", finite: boo
     """
     if not isinstance(content, Mapping):
         raise InputError(f"{key_path or 'the content'} must be a mapping, not {_shown(content)}")
-    hints, known = get_type_hints(cls), {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
+    hints, known = type_hints(cls), {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     for key in content:
         if key not in known:
             inner = [
@@ -58,6 +59,12 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "", finite: boo
         raise InputError(f"'{_join(key_path, error.field)}' {error.reason}") from None
     except InputError as error:
         raise InputError(f"{key_path}: {error}" if key_path else str(error)) from None
+
+
+@cache
+def type_hints(cls: type) -> Mapping[str, Any]:
+    """The types of a dataclass's fields, which are evaluated once."""
+    return get_type_hints(cls)
 
 
 def _value(hint: Any, value: Any, key_path: str, finite: bool) -> Any:

@@ -6,6 +6,7 @@ import json
 import reprlib
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 from road_interp.errors import InputError, first_line
 from road_interp.files import parse_json, read_text, write_atomically
 from road_interp.formats import check_format, release_of
-from road_interp.from_mapping import from_mapping
+from road_interp.from_mapping import from_mapping, type_hints
 from road_interp.provenance import Provenance, current_provenance
 from road_interp.results_of_0_1_0 import upgraded
 
@@ -154,11 +155,17 @@ def columns(record: Any) -> dict[str, Any]:
 
 def _cells(record: Any) -> dict[str, Any]:
     """The fields and properties of a dataclass that are numbers, texts, intervals or dataclasses."""
-    kinds = get_type_hints(type(record))
-    for name, each in vars(type(record)).items():
+    kind: type = type(record)
+    return {name: getattr(record, name) for name in _cell_names(kind)}
+
+
+@cache
+def _cell_names(cls: type) -> tuple[str, ...]:
+    kinds = dict(type_hints(cls))
+    for name, each in vars(cls).items():
         if isinstance(each, property):
             kinds[name] = get_type_hints(each.fget)["return"]
-    return {name: getattr(record, name) for name, kind in kinds.items() if name != "provenance" and _is_cell(kind)}
+    return tuple(name for name, kind in kinds.items() if name != "provenance" and _is_cell(kind))
 
 
 def _is_cell(kind: Any) -> bool:

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import typer
+from typer.main import get_command
 
 # Importing these modules registers their commands.
 from road_interp.cli import (  # noqa: F401
@@ -22,6 +23,8 @@ from road_interp.errors import exit_on_error, fail
 if TYPE_CHECKING:
     from road_interp.training.study import Study
 
+COMMAND = get_command(app)
+
 
 def main_of(study: Study) -> None:
     """Entry point of the scripts in `analyses/`: `python analyses/NAME.py ...` runs `road-interp study NAME ...`."""
@@ -33,7 +36,7 @@ def main() -> None:
     """Run the command line. Wrong input prints one line and exits with code 2, a failed run with code 1."""
     try:
         with exit_on_error(PROGRAM):
-            app(standalone_mode=False)
+            COMMAND(standalone_mode=False)
     except typer.Exit as exit:
         sys.exit(exit.exit_code)
     except typer.Abort:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -185,6 +185,7 @@ def _of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:
     return max(value - width, -1.0), min(value + width, 1.0)
 
 
+@cache
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """95% Wilson interval of a rate over independent trials."""
     bounds = stats.binomtest(successes, trials).proportion_ci(method="wilson")
