@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from inspect import isfunction
 from pathlib import Path
@@ -31,7 +30,7 @@ from typer.main import get_command
 
 import road_interp as ri
 from road_interp import measure, plots
-from road_interp.cli.app import app
+from road_interp.cli.app import app, main
 from road_interp.recipes.loader import builtin_recipes, load_recipe, load_trainable_recipes, read_recipe
 from road_interp.training.study import studies
 
@@ -48,17 +47,17 @@ def blocks(page):
     return FENCE.findall(page.read_text())
 
 
-def run_console(content, folder):
-    """What the commands of a block print."""
+def run_console(content, monkeypatch):
+    """What the commands of a block print; they run in this process, which has imported torch."""
     printed = []
     for line in content.splitlines():
         if line.startswith("$ "):
             words = shlex.split(line[2:])
-            program = [sys.executable, "-m", "road_interp.cli"] if words[0] == "road-interp" else [sys.executable]
-            assert words[0] in ("road-interp", "python"), line
-            done = subprocess.run([*program, *words[1:]], cwd=folder, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            printed.append(done.stdout)
+            assert words[0] == "road-interp", line
+            monkeypatch.setattr(sys, "argv", words)
+            with contextlib.redirect_stdout(io.StringIO()) as captured:
+                main()
+            printed.append(captured.getvalue())
     return "".join(printed)
 
 
@@ -93,7 +92,7 @@ def test_blocks_work(page, tmp_path, monkeypatch):
         if caption or language not in RUN:
             continue
         if language == "console":
-            printed = run_console(content, tmp_path)
+            printed = run_console(content, monkeypatch)
         else:
             with contextlib.redirect_stdout(io.StringIO()) as captured:
                 exec(compile(content, str(page), "exec"), scope)
@@ -122,11 +121,12 @@ def long_commands():
 @pytest.mark.slow
 @pytest.mark.rendered
 @pytest.mark.parametrize("line", long_commands())
-def test_long_commands_run_with_few_steps(line, tmp_path):
+def test_long_commands_run_with_few_steps(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     shorter = {study.recipe: study.quick for study in studies().values() if isinstance(study.recipe, str)}
     command, name, *words = shlex.split(line)
     words += ["--quick"] if command == "study" else shorter[name]
-    run_console(f"$ road-interp {shlex.join([command, name, *words])}", tmp_path)
+    run_console(f"$ road-interp {shlex.join([command, name, *words])}", monkeypatch)
     assert [path for path in tmp_path.rglob("*.json") if path.stat().st_size], line
 
 
