@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from numbers import Integral
+from typing import Any, TypeGuard, TypeVar
 
 from road_interp.errors import InputError
 
@@ -46,9 +47,14 @@ def check_callable(function: str, name: str, value: object, make: str) -> None:
         raise InputError(f"{function}: '{name}' must be a function, not {type(value).__name__}: give {make}")
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether `value` is a whole number, also one of NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_count(function: str, name: str, value: object) -> None:
     """Raise InputError unless `value`, the argument `name`, is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise InputError(f"{function}: {name} must be a number of at least 1, not {value!r}")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor
 from transformers import Cache
 
+from road_interp.arguments import is_whole
 from road_interp.errors import InputError, did_you_mean
 from road_interp.models.token_selection import ROW_INPUTS, STATES
 from road_interp.sites.positions import Positions, parse_positions
@@ -121,7 +121,7 @@ def checked_positions(positions: Positions) -> Positions:
         rows = [list(row.tolist() if isinstance(row, Tensor) else row) for row in positions]
     except TypeError:  # a number, or a list of numbers
         rows = []
-    if not rows or any(isinstance(index, bool) or not isinstance(index, Integral) for row in rows for index in row):
+    if not rows or not all(is_whole(index) for row in rows for index in row):
         raise InputError(
             f"{shown(positions)} is not a position: use all, first, last, prompt, f3, l2, f3+l2, "
             "or one list of indices per row, as in [[0, 1], [-1]]"

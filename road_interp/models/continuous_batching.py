@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 from road_interp.models.batching_engine import check_settings, make_engine
 from road_interp.models.compatibility import check_rotated_once
@@ -278,7 +278,7 @@ class ContinuousBatching:
         ids = prompt.tolist() if isinstance(prompt, Tensor) else [*prompt]
         if not ids:
             raise InputError("a prompt needs at least one token")
-        if wrong := [token for token in ids if isinstance(token, bool) or not isinstance(token, Integral)]:
+        if wrong := [token for token in ids if not is_whole(token)]:
             raise InputError(f"a prompt of the engine holds token ids, not {wrong[0]!r}: give tokenizer(text)['input_ids']")
         return [int(token) for token in ids]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from road_interp.arguments import check_count, check_positive
+from road_interp.arguments import check_count, check_positive, is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import check_all_dimensions, check_keywords, check_no_constant_source, move_only, pyvene
@@ -237,7 +236,7 @@ def _check_rows(rows: Rows, width: int) -> tuple[int, ...]:
         raise InputError(f'rows is {shown}; it must be "first", "mask" or a list of coordinates, as in [0]')
     selected = tuple(rows.tolist() if isinstance(rows, Tensor) else rows)
     for row in selected:
-        if isinstance(row, bool) or not isinstance(row, Integral) or not 0 <= row < width:
+        if not is_whole(row) or not 0 <= row < width:
             raise InputError(f"row {row} does not exist: the rotated state has rows 0 to {width - 1}")
     if not selected or len(set(selected)) < len(selected):
         raise InputError("rows must contain at least one coordinate, and none of them twice")

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import check_all_dimensions, check_keywords, check_no_constant_source, move_only, pyvene
@@ -61,7 +62,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         self._has_rank = low_rank_dimension is not None
         self.variables: tuple[str, ...] | None = None  # the names of VariableCoordinates
         width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= width:
+        if not is_whole(rank) or not 1 <= rank <= width:
             raise InputError(f"low_rank_dimension must be a number of directions from 1 to the width {width}, not {rank!r}")
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(width, rank, generator=generator, dtype=torch.float32) / width**0.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from operator import index
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 
 
@@ -55,7 +55,7 @@ def entries_of(subspaces: Sequence[int], partition: Sequence[Sequence[int]] | No
         chosen: list[Any] = subspaces.tolist() if isinstance(subspaces, Tensor) else list(subspaces)
     except TypeError:  # a number
         chosen = [None]
-    if any(isinstance(each, bool) or not isinstance(each, Integral) for each in chosen):
+    if not all(map(is_whole, chosen)):
         raise InputError(
             f"{subspaces!r} are not subspaces of a row: give their numbers, as in [0]; those of a variable are "
             "VariableCoordinates.subspaces([name])[0]"
@@ -84,11 +84,12 @@ def expanded_parts(partition: Any) -> list[list[int]] | None:
     if partition is None:
         return None
     try:
-        return [_expanded(part) for part in partition]
+        parts = [_expanded(part) for part in partition]
     except TypeError:
-        raise InputError(
-            f"subspace_partition must hold a list for every subspace, as in [[0, 4], [4, 8]], not {partition!r}"
-        ) from None
+        parts = []
+    if not parts:
+        raise InputError(f"subspace_partition must hold a list for every subspace, as in [[0, 4], [4, 8]], not {partition!r}")
+    return parts
 
 
 def _expanded(part: Any) -> list[int]:

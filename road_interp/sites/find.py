@@ -9,13 +9,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from numbers import Integral
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, is_whole
 from road_interp.errors import InputError
 from road_interp.sites.attention_roles import attention_roles, slice_of_role
 from road_interp.sites.module_tree import (
@@ -111,7 +110,7 @@ def parse_layers(layers: Layers, depth: int) -> set[int]:
         given = array.tolist() if hasattr(layers, "tolist") else layers
         wanted = list(given) if isinstance(given, Iterable) else [] if given is None else [given]
     for layer in wanted:
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or not -depth <= layer < depth:
+        if not is_whole(layer) or not -depth <= layer < depth:
             raise InputError(f"layer {layer!r} does not exist: this model has layers 0 to {depth - 1}")
     return {int(layer) % depth for layer in wanted}
 

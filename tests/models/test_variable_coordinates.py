@@ -6,6 +6,7 @@ import copy
 import json
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import pyvene
 import torch
@@ -111,7 +112,9 @@ def test_low_rank_gradients_and_arguments():
     assert gradient.abs().min() > 0
     swapped = interchange(base.bfloat16(), source.bfloat16())
     assert swapped.dtype == torch.bfloat16
-    for rank in (0, 33):
+    assert LowRankInterchangeIntervention(WIDTH, np.int64(3)).weight.shape == (WIDTH, 3)
+    assert RoadInterchangeIntervention(WIDTH, depth=np.int64(2)).depth == 2
+    for rank in (0, 33, True, 3.0):
         with pytest.raises(InputError, match=f"from 1 to the width 32, not {rank}"):
             LowRankInterchangeIntervention(WIDTH, rank)
     with pytest.raises(InputError, match="needs embed_dim"):
@@ -123,7 +126,7 @@ def test_low_rank_gradients_and_arguments():
             LowRankInterchangeIntervention(WIDTH, 5, subspace_partition=partition)
         with pytest.raises(InputError, match=message):
             RoadInterchangeIntervention(WIDTH, rows=range(5), subspace_partition=partition)
-    for partition in ({"a": [0]}, [0, 1], "a"):
+    for partition in ({"a": [0]}, [0, 1], "a", []):
         with pytest.raises(InputError, match="subspace_partition must hold a list for every subspace"):
             RoadInterchangeIntervention(WIDTH, subspace_partition=partition)
     for depth in (2.0, "2", True, 0):
