@@ -22,6 +22,7 @@ from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns
 from road_interp.sites.find import find_sites
+from road_interp.sites.module_tree import frozen
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def joint_training(
     A step is the forward pass, the backward pass, gradient clipping per adapter and Adam, on random tokens.
 
     Args:
-        base: a causal language model, which is frozen.
+        base: a causal language model, which is as before when it ends.
         counts: numbers of adapters.
         batch, length: rows per adapter and step, and tokens per row.
         rounds: timings of each.
@@ -100,21 +101,21 @@ def joint_training(
     """
     check_argument("measure.joint_training", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
     counts = checked_list("measure.joint_training", counts, int, "the numbers of adapters, as in [1, 2, 4]")
-    torch.manual_seed(seed)
-    base.requires_grad_(False).eval()
-    sites = find_sites(base, "all-linear")
+    torch.default_generator.manual_seed(seed)  # and not, as torch.manual_seed does, those of the GPUs
     steps = []
-    for done, count in enumerate(counts):
-        progress(f"{count} adapters", done, len(counts))
-        names = [f"a{number}" for number in range(count)]
-        bank = RoadBank({name: random_adapter(sites, number) for number, name in enumerate(names)})
-        step = make_step(RoadModel(base, bank), bank, draw_ids(base, batch * count, length), names)
-        calls = {
-            "together": lambda step=step, names=names: step(names),
-            "apart": lambda step=step, names=names: [step([name]) for name in names],
-        }
-        together, apart = (tuple(each) for each in seconds_by_round(calls, rounds, base).values())
-        steps.append(JointTraining(count, together, apart, *(peak_bytes(call, base.device) for call in calls.values())))
+    with frozen(base):
+        sites = find_sites(base, "all-linear")
+        for done, count in enumerate(counts):
+            progress(f"{count} adapters", done, len(counts))
+            names = [f"a{number}" for number in range(count)]
+            bank = RoadBank({name: random_adapter(sites, number) for number, name in enumerate(names)})
+            step = make_step(RoadModel(base, bank), bank, draw_ids(base, batch * count, length), names)
+            calls = {
+                "together": lambda step=step, names=names: step(names),
+                "apart": lambda step=step, names=names: [step([name]) for name in names],
+            }
+            together, apart = (tuple(each) for each in seconds_by_round(calls, rounds, base).values())
+            steps.append(JointTraining(count, together, apart, *(peak_bytes(call, base.device) for call in calls.values())))
     return JointTrainingReport(model_name(base), device_name(base), torch.get_num_threads(), batch, length, tuple(steps))
 
 

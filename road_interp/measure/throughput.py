@@ -29,6 +29,7 @@ from road_interp.models.loading import find_device, load_model, on_device
 from road_interp.progress import Progress, silent
 from road_interp.recipes.schema import ThroughputRecipe
 from road_interp.results import Result
+from road_interp.sites.module_tree import frozen
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def throughput(
     """Time forward passes, training steps and generation of every method.
 
     Args:
-        base: a causal language model.
+        base: a causal language model, which is as before when it ends.
         recipe: rounds, batch sizes and methods; its model is not used.
         progress: called before each setting.
         keep: called after each setting with the report of all settings so far.
@@ -151,19 +152,22 @@ def throughput(
     check_argument("measure.throughput", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
     check_argument("measure.throughput", recipe, ThroughputRecipe, "a recipe of kind throughput, such as load_recipe(name)")
     check_methods(recipe.methods)
-    torch.manual_seed(recipe.seed)
-    methods = ThroughputMethods(base.eval(), max(8, *recipe.requests))
-    report = _empty_report(methods, recipe.rounds)
-    for setting, all_calls in _settings(methods, recipe):
-        if len(calls := _chosen(all_calls, recipe.methods)) == 1 < len(recipe.methods):
-            continue  # only the bare model is left
-        progress(f"{setting.task}: {setting.rows} rows" + (f", {setting.new_tokens} new tokens" if setting.new_tokens else ""))
-        if setting.task == "training step":
-            timings = list(_train_timings(setting, calls, recipe.rounds, base))
-        else:
-            with torch.no_grad():
-                timings = list(_timed(setting, recipe.rounds, calls, base))
-        keep(report := replace(report, timings=(*report.timings, *timings)))
+    torch.default_generator.manual_seed(recipe.seed)  # and not, as torch.manual_seed does, those of the GPUs
+    with frozen(base):
+        methods = ThroughputMethods(base, max(8, *recipe.requests))
+        report = _empty_report(methods, recipe.rounds)
+        for setting, all_calls in _settings(methods, recipe):
+            if len(calls := _chosen(all_calls, recipe.methods)) == 1 < len(recipe.methods):
+                continue  # only the bare model is left
+            progress(
+                f"{setting.task}: {setting.rows} rows" + (f", {setting.new_tokens} new tokens" if setting.new_tokens else "")
+            )
+            if setting.task == "training step":
+                timings = list(_train_timings(setting, calls, recipe.rounds, base))
+            else:
+                with torch.no_grad():
+                    timings = list(_timed(setting, recipe.rounds, calls, base))
+            keep(report := replace(report, timings=(*report.timings, *timings)))
     if not report.timings:
         raise InputError(
             f"nothing is timed: of the methods {', '.join(recipe.methods or METHODS)}, only the bare model is part of the tasks "

@@ -23,7 +23,7 @@ from road_interp.files import is_file, parse_json, read_json_object, read_text, 
 from road_interp.models.intervention import RoadIntervention, pyvene, read_form, subspace_planes
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites, in_module_order
-from road_interp.sites.module_tree import layer_and_kind, layer_stacks
+from road_interp.sites.module_tree import frozen, layer_and_kind, layer_stacks
 from road_interp.sites.site import OutputSlice, Site
 from road_interp.sources import local_folder
 
@@ -155,18 +155,14 @@ def _dimensions(folder: Path, partition: Any, width: int) -> list[list[int]]:
 def _components(folder: Path, representations: list[Any], base: PreTrainedModel) -> Iterator[tuple[str, str, Any]]:
     """The key of every intervention, the path of the module whose output it rotates, as resolved by pyvene, and its subspaces."""
     paths = {module: name for name, module in base.named_modules()}
-    trainable, training = [parameter for parameter in base.parameters() if parameter.requires_grad], base.training
     try:
         entries = [pyvene.RepresentationConfig(*entry) for entry in representations]
         partitions = [entry.subspace_partition for entry in entries]
         entries = [entry._replace(intervention=RoadIntervention(2), subspace_partition=None) for entry in entries]
-        model = pyvene.IntervenableModel(pyvene.IntervenableConfig(entries), base)
+        with frozen(base):  # pyvene freezes the model, too
+            model = pyvene.IntervenableModel(pyvene.IntervenableConfig(entries), base)
     except Exception as error:  # pyvene raises many types
         raise InputError(f"'{folder}' names a component that {type(base).__name__} does not have ({error})") from None
-    finally:  # pyvene freezes the model
-        base.train(training)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
     for (key, hook), partition in zip(model.intervention_hooks.items(), partitions, strict=True):
         if hook.__name__ != "register_forward_hook":
             raise InputError(f"'{folder}': '{key}' rotates a module's input; an adapter rotates outputs only")

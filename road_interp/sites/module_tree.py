@@ -242,3 +242,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients of the weights for the duration of the `with` statement; all is then as before."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model):
+        model.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)

@@ -14,13 +14,15 @@ def test_every_round_times_both_ways():
     assert all(len(times) == 2 and min(times) > 0 for step in report.steps for times in (step.together, step.apart))
 
 
-def test_the_callers_random_numbers_stay():
-    model = tiny_model("Llama", "causal-lm")
+def test_the_callers_random_numbers_and_model_stay():
+    model = tiny_model("Llama", "causal-lm").train().requires_grad_(True)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     joint_training(model, counts=(1,), batch=1, length=2, rounds=1)
     assert torch.equal(torch.rand(3), expected)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_what_is_no_list_of_numbers_is_refused():

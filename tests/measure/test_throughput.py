@@ -107,13 +107,16 @@ def test_some_methods_alone():
         throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "road"]))
 
 
-def test_the_callers_random_numbers_stay():
-    model = tiny_model("Llama", "causal-lm")
+def test_the_callers_random_numbers_and_model_stay():
+    model = tiny_model("Llama", "causal-lm").train().requires_grad_(True)
+    model.lm_head.requires_grad_(False).eval()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     throughput(model, recipe(tasks=["forward"], methods=["bare", "merged"]))
     assert torch.equal(torch.rand(3), expected)
+    assert {name for name, module in model.named_modules() if not module.training} == {"lm_head"}
+    assert {name for name, each in model.named_parameters() if not each.requires_grad} == {"lm_head.weight"}
 
 
 def test_settings_that_time_no_method_are_refused():
