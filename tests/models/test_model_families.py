@@ -146,12 +146,13 @@ def test_the_types_of_models_inside_a_model_are_known():
     assert model_types(SimpleNamespace(config=inside)) == {"encoder-decoder", "deberta", "llama"}
 
 
+@pytest.mark.parametrize("linear", ["query_proj", "key_proj"])
 @pytest.mark.parametrize("length", [6, 8])
-def test_embeddings_of_distances_are_not_tokens(length):
+def test_embeddings_of_distances_are_not_tokens(length, linear):
     """DeBERTa-v3's query and key linears are called on them, too, here on 8; as many as tokens of one row."""
     torch.manual_seed(0)
     base = deberta_v3()
-    adapter = random_adapter(find_sites(base, "query_proj"))
+    adapter = random_adapter(find_sites(base, linear))
     inputs = {"input_ids": torch.randint(4, 60, (1, length))}
     with pytest.raises(InputError, match=r"computes embeddings of distances, too, which are no tokens; only positions='all'"):
         RoadModel(base, adapter, positions="last")(inputs)
