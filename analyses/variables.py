@@ -282,7 +282,7 @@ def draw(found: VariablesStudy, folder: Path, by_method: str = "variables-by-met
             figures.append(export.draw_variables(each, found, folder, f"variables-{slug.replace('_', '-')}"))
         else:
             methods = [report.method for report in each[0].reports]
-            others[name_of(each[0])] = {method: disentangle_over_seeds(each, method) for method in methods}
+            others[name_of(each[0])] = {method: disentangle_of(each, method) for method in methods}
     if others:
         ax = plots.means(others, label="disentangle (fraction)")
         figures.append(export.save_figure(ax, found, folder, by_method))
@@ -329,13 +329,21 @@ def describe(found: VariablesStudy) -> Described:
 def values_of(seeds: Sequence[VariablesComparison], method: str, other: str | None = None) -> list[tuple[str, str]]:
     """Disentangle of a method, or its difference from another: the mean over seeds, and where there are several, each."""
     name = f"{name_of(seeds[0])}, {method}" + ("" if other is None else f" minus {other}")
-    value = disentangle_over_seeds(seeds, method, other)
-    # Without a swap the score is .5 by definition, if the model gives the answers that the pairs were drawn by.
+    value = disentangle_of(seeds, method, other)
     rows = [(name, f"{value[0]:.3f}" if method == NO_SWAP else with_interval(value))]
     if len(seeds) > 1:
         each = [one.of(method).disentangle - (0 if other is None else one.of(other).disentangle) for one in seeds]
         rows.append((f"{name}, by seed", ", ".join(f"{value:.3f}" for value in each)))
     return rows
+
+
+def disentangle_of(seeds: Sequence[VariablesComparison], method: str, other: str | None = None) -> tuple[float, float, float]:
+    """`disentangle_over_seeds`, but without an interval where nothing is swapped.
+
+    The score is .5 by definition there, if the model gives the answers that the pairs were drawn by.
+    """
+    value, low, high = disentangle_over_seeds(seeds, method, other)
+    return (value, value, value) if method == NO_SWAP else (value, low, high)
 
 
 def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:

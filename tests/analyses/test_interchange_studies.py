@@ -145,6 +145,18 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
     assert white == dict.fromkeys(script["WHITENED"], grid)  # which no stored comparison has chosen
 
 
+def test_no_swap_has_no_interval_in_the_figure_either(known, monkeypatch, tmp_path):
+    found, drawn = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json"), {}
+    script, study = script_of(known["variables"]), known["variables"]
+    means = script["plots"].means
+    monkeypatch.setattr(
+        script["plots"], "means", lambda series, **options: drawn.update(*series.values()) or means(series, **options)
+    )
+    study.draw(study.report({"smollm2_physical_object_16": [found]}), tmp_path)
+    assert drawn["no swap"] == (0.5, 0.5, 0.5)
+    assert drawn["deep RoAd"] == pytest.approx((found.of("deep RoAd").disentangle, *found.of("deep RoAd").interval))
+
+
 def test_the_most_frequent_group_and_the_scores_without_it(known):
     script = script_of(known["variables"])
     found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json")
