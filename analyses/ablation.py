@@ -53,8 +53,7 @@ def describe(found: AblationReport) -> Described:
         f"{readable_name(found.model)}, {found.metric}: angles alone lose {with_interval(found.loss(rows[ANGLES]))} "
         "against both components, "
         f"magnitudes alone {with_interval(found.loss(rows[MAGNITUDES]))}, neither "
-        f"{with_interval(found.loss(rows[NEITHER]))}. Intervals are of variance components over seeds and texts; the study "
-        "capacity has wider ones."
+        f"{with_interval(found.loss(rows[NEITHER]))}. Intervals are of variance components over seeds and texts."
     )
     whole = [row for row in found.rows if row.what == "all planes"]
     numbers = [(f"{row.group}: {row.component}", with_interval(found.accuracy(row))) for row in whole]
@@ -82,8 +81,9 @@ STUDY = Study(
         "planes?"
     ),
     caveat=(
-        "One model, one data set and three seeds. An ablation says what this adapter uses, not what another training could do "
-        "without; the learning rate was chosen for both components together."
+        "One model, one data set and three seeds, with narrower intervals than the study capacity has for the same runs. An "
+        "ablation says what this adapter uses, not what another training could do without; the learning rate was chosen for "
+        "both components together."
     ),
     recipe="sentiment-minilm",
     conditions={

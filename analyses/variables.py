@@ -408,7 +408,7 @@ VARIABLES = Study(
     title="Several variables in one state",
     question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
-        "Small models, one block each, and three seeds. Comparisons are not corrected for their number, and "
+        "Small models, one block each, and one to three seeds. Comparisons are not corrected for their number, and "
         "that two methods are not told apart does not make them equal."
     ),
     conditions={
