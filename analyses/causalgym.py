@@ -155,8 +155,9 @@ STUDY = Study(
     question="How do the methods that find one variable rank over CausalGym's tasks?",
     caveat=(
         "One model, one seed, and a rate per method that was not tuned. A mean over few tasks does not order methods whose "
-        "difference is near its standard error over tasks. Test pairs have few different words in most tasks (5 to 50), so that "
-        "the interval of one task is too narrow."
+        "difference is near its standard error over tasks. Test pairs have few different words in most tasks (5 to 50), and the "
+        "intervals of one task in the stored results are of the bootstrap that a jackknife has replaced: they may be too narrow "
+        "or too wide."
     ),
     recipe=Settings,
     conditions={task: Condition(task, (f"task={task}",), requires=("templates",), seeds=1) for task in TASKS},
