@@ -95,6 +95,23 @@ def test_stored_pieces_are_those_of_the_conditions(known, name):
         assert len(made.seeds) == 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_summaries_are_what_the_stored_outcomes_give(known, name):
+    for path in sorted((RESULTS / name).glob("*/*")):
+        stored, derived = (
+            json.loads(text).get("summary") for text in (path.read_text(), known[name].result.load(path).to_json())
+        )
+        assert leaves(stored) == pytest.approx(leaves(derived), abs=1e-6), path
+
+
+def leaves(value, path=""):
+    """Numbers and texts of nested mappings and lists, by their path."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {name: leaf for key, each in items for name, leaf in leaves(each, f"{path}/{key}").items()}
+
+
 def test_the_manifest_holds_every_result():
     manifest = json.loads((RESULTS / "MANIFEST.json").read_text())
     files = {path.relative_to(RESULTS).as_posix(): path for path in RESULTS.glob("*/*/seed-*.json") if "quick" not in path.parts}
