@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from road_interp.adapters.road_adapter import RoadAdapter
@@ -20,3 +22,12 @@ def test_example_runs_open_from_inside_the_package(name):
     assert len(repr(run)) < len(str(run.folder)) + 120
     size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
     assert size < 200_000
+
+
+def test_the_summary_of_the_example_is_what_its_outcomes_give():
+    run = Run.load("package://road_interp/example_runs/composition-smollm2")
+    stored, derived = (
+        json.loads(text)["summary"] for text in ((run.folder / "composition.json").read_text(), run.composition.to_json())
+    )
+    assert stored["control"]["sets"]["label+closing"] == pytest.approx(derived["control"]["sets"]["label+closing"])
+    assert stored["rates"].keys() == derived["rates"].keys()
