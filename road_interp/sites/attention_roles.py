@@ -30,7 +30,8 @@ def attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[d
     If all positions have the same state, the attention weights do not affect the block's output, so its gradient vanishes at
     queries and keys and only there. With different states, the output at the last position depends on the key of the first
     position, but not on its query. Gradients are taken on an fp64 copy of the block along several random directions, so that
-    zero gradients are identified reliably even where some trained weights are a million times as large as others.
+    zero gradients are identified reliably even where some trained weights are a million times as large as others. Learned
+    sinks, which take a share of the attention that depends on queries and keys, have none on the copy.
     """
     generator = torch.Generator().manual_seed(0)
     for block, (args, kwargs) in zip(blocks, _block_calls(model, blocks), strict=True):
@@ -90,6 +91,8 @@ def _probe(block: nn.Module) -> nn.Module:
         config: Any = getattr(module, "config", None)
         if hasattr(config, "_experts_implementation"):
             config._experts_implementation = "eager"  # grouped products of experts have no fp64
+        if isinstance(sinks := getattr(module, "sinks", None), Tensor):
+            sinks.fill_(-torch.inf)
     return probe
 
 
@@ -109,6 +112,8 @@ def _gradients(
 
     def capture(kind: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if output.requires_grad and output.ndim != 3:
+                raise ValueError(f"'{kind}' returns states of shape {tuple(output.shape)}, not those of rows and tokens")
             if output.requires_grad:  # else of embeddings of distances, which no state reaches
                 captured[kind] = output
 

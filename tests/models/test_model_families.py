@@ -17,6 +17,8 @@ from transformers import (
     FalconForCausalLM,
     Gemma3nForCausalLM,
     Gemma3nTextConfig,
+    JetMoeConfig,
+    JetMoeModel,
     Llama4ForCausalLM,
     Llama4TextConfig,
     LlamaConfig,
@@ -172,6 +174,7 @@ def test_queries_and_keys_beside_embeddings_of_distances_are_found():
         lambda: XGLMForCausalLM(XGLMConfig(vocab_size=64, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4)),
         lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
         lambda: RwkvForCausalLM(RwkvConfig(vocab_size=64, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2)),
+        lambda: JetMoeModel(JetMoeConfig(**SIZES, kv_channels=8, num_local_experts=4)),  # its queries are those of experts
     ],
 )
 def test_queries_and_keys_that_gradients_do_not_show_are_refused(make):

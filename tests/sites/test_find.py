@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    GptOssConfig,
+    GptOssModel,
     JambaConfig,
     JambaModel,
     MixtralConfig,
@@ -245,6 +247,18 @@ def test_queries_and_keys_beside_experts_are_found():
     kinds = [(site.layer, site.kind) for site in find_sites(model, "attention-qk")]
     assert kinds == [(layer, f"self_attn.{name}_proj") for layer in (0, 1) for name in "qk"]
     assert model.config._experts_implementation == implementation
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.1])
+def test_queries_and_keys_beside_sinks_are_found(spread):
+    """A sink takes a share of the attention that depends on queries and keys also where all tokens are equal."""
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": spread}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_local_experts": 4, "vocab_size": 64}
+    model = GptOssModel(GptOssConfig(**sizes, **heads)).eval()
+    sinks = model.layers[0].self_attn.sinks.clone()
+    assert [site.kind for site in find_sites(model, "attention-qk", layers=1)] == ["self_attn.q_proj", "self_attn.k_proj"]
+    assert torch.equal(model.layers[0].self_attn.sinks, sinks)
 
 
 def test_a_model_of_sounds_and_one_that_takes_something_else():
