@@ -12,7 +12,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
-from road_interp.sites.module_tree import check_no_convolution, is_linear, output_width
+from road_interp.sites.module_tree import check_no_convolution, has_forward_of_its_own, is_linear, output_width
 from road_interp.sites.site import Site
 
 
@@ -31,7 +31,7 @@ def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, 
         raise InputError(f"{type(model).__name__} has no module '{site.module}': the adapter was made for {made_for}") from None
     check_no_convolution(site.module, module)
     width = site.module_width
-    if is_linear(module) and output_width(module) != width:
+    if is_linear(module) and not has_forward_of_its_own(module) and output_width(module) != width:
         raise InputError(
             f"the output of '{site.module}' has width {output_width(module)}, not {width}: the adapter was made for another model"
         )

@@ -22,6 +22,7 @@ from road_interp.sites.module_tree import (
     is_linear,
     layer_and_kind,
     layer_stacks,
+    linear_widths,
     linears_of,
     never_called,
     output_width,
@@ -126,14 +127,13 @@ def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Ite
         yield from _query_key_sites(model, name, blocks)
         return
     linears = {
-        f"{name}.{layer}.{kind}": Site(f"{name}.{layer}.{kind}", output_width(module), layer, kind)
-        for layer, block in enumerate(blocks)
-        for kind, module in _linears_for(preset, block)
+        f"{name}.{layer}.{kind}": module for layer, block in enumerate(blocks) for kind, module in _linears_for(preset, block)
     }
     without = never_called(model, linears)
     if linears and len(without) == len(linears):
         raise InputError(f"{type(model).__name__} calls no linear layer of '{preset}': it reads their weights instead")
-    yield from (site for path, site in linears.items() if path not in without)
+    widths = linear_widths(model, linears)
+    yield from (Site(path, widths[path], *layer_and_kind(path, [name])) for path in widths if path not in without)
 
 
 def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -179,6 +179,7 @@ def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
     refuse_never_called(model, paths)
     not_linear = [path for path in paths if not is_linear(modules[path])]
     widths = output_widths(model, not_linear) if not_linear else {}
+    widths |= linear_widths(model, {path: modules[path] for path in paths if is_linear(modules[path])})
     stacks = layer_stacks(model)
     for path in paths:
         width = widths[path] if path in widths else output_width(modules[path])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -111,6 +111,31 @@ def output_width(module: nn.Module) -> int:
     """Width of the output of a linear layer."""
     linear: Any = getattr(module, "base_layer", module)
     return int(linear.nf if isinstance(linear, Conv1D) else linear.out_features)
+
+
+def has_forward_of_its_own(module: nn.Module) -> bool:
+    """Whether a linear layer is of a subclass that may return another width, or more than the product with its weight."""
+    return isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+
+
+def linear_widths(model: PreTrainedModel, linears: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Width of the output of linear layers, by path; without those that return several tensors, as routers do.
+
+    One forward pass on dummy inputs shows it where a subclass has a forward of its own, if the pass can be run.
+    """
+    widths = {path: output_width(module) for path, module in linears.items()}
+    returned: dict[str, Any] = {}
+
+    def record(path: str) -> Callable[..., None]:
+        return lambda module, args, output: returned.update({path: output})
+
+    own = {path: module for path, module in linears.items() if has_forward_of_its_own(module)}
+    if own:
+        with suppress(InputError), hooked([(module.register_forward_hook, record(path), {}) for path, module in own.items()]):
+            run_on_dummy(model)
+    several = {path for path, output in returned.items() if isinstance(output, tuple)}
+    widths |= {path: output.shape[-1] for path, output in returned.items() if path not in several}
+    return {path: width for path, width in widths.items() if path not in several}
 
 
 def linears_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -164,6 +164,43 @@ def test_a_pass_decides_whether_a_layer_is_called(monkeypatch):
         find_sites(model, "mlp")
 
 
+class Grouped(nn.Linear):
+    """A block-diagonal product whose output has an axis of groups, as DeepSeek-V4 has."""
+
+    def forward(self, states):
+        return super().forward(states).unflatten(-1, (4, -1)).flip(-2)
+
+
+class Ungrouped(nn.Linear):
+    def forward(self, states):
+        return super().forward(states.flatten(-2))
+
+
+def test_a_linear_with_a_forward_of_its_own_has_the_width_that_it_returns():
+    model, inputs = tiny_model("Llama"), token_batch()
+    for block in model.layers:
+        block.mlp = nn.Sequential(Grouped(32, 32), Ungrouped(32, 32))
+    for where in ("mlp", "mlp[.]0"):
+        widths = {site.kind: site.width for site in find_sites(model, where)}
+        assert widths["mlp.0"] == 8
+    adapter = random_adapter(find_sites(model, "mlp[.]0"))
+    rotated = RoadModel(model, adapter)(inputs)[1].last_hidden_state
+    for block, site in zip(model.layers, adapter.sites, strict=True):
+        block.mlp[0].register_forward_hook(lambda module, args, output, site=site: output @ adapter.matrix(site).T)
+    assert torch.allclose(rotated, model(**inputs).last_hidden_state, atol=1e-5)
+
+
+def test_a_router_that_returns_scores_beside_logits_is_no_linear():
+    """The scores of Llama 4's router are zero for the experts that a token does not use; a rotation would mix them."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48}
+    config = transformers.Llama4TextConfig(**sizes, **experts, num_key_value_heads=2, head_dim=8, pad_token_id=0)
+    model = transformers.Llama4TextModel(config)
+    assert any(name.endswith("router") for name, _ in model.named_modules())
+    for preset in ("all-linear", "mlp", "fc1"):
+        assert not any("router" in site.kind for site in find_sites(model, preset))
+
+
 def test_a_convolution_is_no_site():
     model = tiny_model("ViT")
     for use in (find_sites, lambda model, name: RoadModel(model, random_adapter([Site(name, 2)]))):
