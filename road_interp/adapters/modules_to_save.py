@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,11 +50,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read ({error})") from None
 
 
+def values_of(parameter: nn.Parameter) -> Hashable:
+    """A key that is equal for parameters with the same values: tied ones, or ones in one memory, as by `.data = other.data`."""
+    has_memory = type(parameter) is nn.Parameter and not parameter.is_meta and parameter.numel() > 0
+    return (parameter.device, parameter.data_ptr()) if has_memory else id(parameter)
+
+
 def check_untied(model: nn.Module, names: Collection[str]) -> None:
     """Raise InputError for a named weight that is tied to one that is not named: PEFT trains and saves a copy of its own."""
-    tied: dict[int, list[str]] = {}
+    tied: dict[Hashable, list[str]] = {}
     for name, parameter in nn.Module.named_parameters(model, remove_duplicate=False):
-        tied.setdefault(id(parameter), []).append(name)
+        tied.setdefault(values_of(parameter), []).append(name)
     for places in tied.values():
         inside = [name for name in places if name in names]
         if inside and len(inside) < len(places):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 from uuid import uuid4
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from road_interp.adapters.modules_to_save import values_of
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
@@ -86,12 +88,11 @@ class MergedWeights:
 
 
 def shared_tensors(model: nn.Module) -> set[int]:
-    """The ids of parameters that belong to more than one module."""
-    seen: set[int] = set()
-    shared: set[int] = set()
+    """The ids of parameters that belong to more than one module, or whose values another parameter shares."""
+    owners: dict[Hashable, list[int]] = {}
     for _, parameter in nn.Module.named_parameters(model, remove_duplicate=False):
-        (shared if id(parameter) in seen else seen).add(id(parameter))
-    return shared
+        owners.setdefault(values_of(parameter), []).append(id(parameter))
+    return {each for ids in owners.values() if len(ids) > 1 for each in ids}
 
 
 def check_mergeable(module: Any, site: Site, shared: set[int]) -> None:

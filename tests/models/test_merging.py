@@ -121,6 +121,9 @@ def test_sites_that_cannot_be_merged_are_refused():
     with pytest.raises(InputError, match="'lm_head' cannot be merged: its weight is tied"):
         tied.merge()
     assert tied(base=token_batch())[1].logits.shape == (3, 7, 60)
+    base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.data)  # another parameter in the same memory
+    with pytest.raises(InputError, match="'lm_head' cannot be merged: its weight is tied"):
+        tied.merge()
 
 
 def test_a_bias_of_another_shape_is_refused_before_a_weight_changes():
