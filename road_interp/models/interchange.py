@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from road_interp.arguments import check_count, check_positive, is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import check_all_dimensions, check_keywords, check_no_constant_source, move_only, pyvene
+from road_interp.models.intervention import (
+    check_all_dimensions,
+    check_keywords,
+    check_no_constant_source,
+    keep_float32,
+    move_only,
+    pyvene,
+)
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
@@ -116,6 +123,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             return
         if extra is not None:
             self.variables = extra.get("variables") or self.variables
+        keep_float32(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if f"{prefix}_extra_state" in missing:
             missing.remove(f"{prefix}_extra_state")

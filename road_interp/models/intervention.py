@@ -120,6 +120,7 @@ class RoadIntervention(
         elif planes is not None and (own is None or not torch.equal(planes.cpu(), own.cpu())):
             errors.append(f"'{prefix}subspace_planes' are not the subspaces of this intervention")
             return
+        keep_float32(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
         for name in ("form", "subspace_planes"):  # of a version that did not save them
             if f"{prefix}{name}" in missing:
@@ -182,6 +183,13 @@ def check_all_dimensions(interchange_dim: Any, width: int, instead: str) -> None
     """Raise InputError for an `interchange_dim` of pyvene that is not the whole state: it would have no effect."""
     if (torch.as_tensor(interchange_dim) < width).any():
         raise InputError(f"an interchange_dim of {interchange_dim} has no effect on a rotation of {width} dimensions: {instead}")
+
+
+def keep_float32(state: dict[str, Any], prefix: str, module: nn.Module) -> None:
+    """Convert the parameters of a module in a state to fp32: `load_state_dict(assign=True)` takes those of the state."""
+    for name, _ in module.named_parameters(prefix.removesuffix("."), recurse=False):
+        if isinstance(values := state.get(name), Tensor):
+            state[name] = values.float()
 
 
 def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

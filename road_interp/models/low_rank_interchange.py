@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import check_all_dimensions, check_keywords, check_no_constant_source, move_only, pyvene
+from road_interp.models.intervention import (
+    check_all_dimensions,
+    check_keywords,
+    check_no_constant_source,
+    keep_float32,
+    move_only,
+    pyvene,
+)
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
 
 
@@ -89,6 +96,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
                 errors.append(f"'{prefix}partition' or its names are other than those of this intervention")
                 return
             self.variables = extra.get("variables") or self.variables
+        keep_float32(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property

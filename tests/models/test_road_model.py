@@ -22,6 +22,7 @@ from helpers.taught import word_tokenizer
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.models.row_arguments import RowArguments
 from road_interp.rotation import plane_maps
@@ -523,6 +524,20 @@ def test_a_state_of_another_pairing_is_refused():
     pairs, quads = road_model(group_size=2), road_model(group_size=4)
     with pytest.raises(RuntimeError, match="is not this intervention's variant, group_size and output slice"):
         quads.load_state_dict(pairs.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_an_assigned_state_is_rotated_with_in_fp32(dtype):
+    model, other, inputs = road_model(), road_model(seed=1), token_batch()
+    state = {name: each.to(dtype) if each.is_floating_point() else each for name, each in model.state_dict().items()}
+    other.load_state_dict(state, assign=True)
+    assert {each.theta.dtype for _, each in other.by_site()} == {torch.float32}
+    copied = road_model(seed=1)
+    copied.load_state_dict(state)
+    assert torch.equal(other(inputs)[1].logits, copied(inputs)[1].logits)
+    interchange = LowRankInterchangeIntervention(8, 2)
+    interchange.load_state_dict({"weight": torch.ones(8, 2, dtype=dtype)}, strict=False, assign=True)
+    assert interchange.weight.dtype == torch.float32
 
 
 def test_frozen_tied_weights_are_not_in_the_state_dict():
