@@ -30,6 +30,7 @@ class RowArguments(NamedTuple):
             kind: what a row is in errors, such as "prompt".
         """
         given: dict[str, Any] = self._asdict()
+        sizes: dict[int, str] = {}
         for field, values in given.items():
             name = field.replace("_", " ")
             if values is None:
@@ -45,6 +46,10 @@ class RowArguments(NamedTuple):
                 for value in values:
                     if not isinstance(value, str):
                         raise InputError(f"{name}: {value!r} is not a name: give text per row, '{BASE}' for none, 'a+b' for two")
+            sizes.setdefault(len(values), name)
+        several = [f"{size} {name}" for size, name in sizes.items() if size > 1]
+        if len(several) > 1:
+            raise InputError(f"{several[0]} and {several[1]} are given; give as many, one per {kind}, or one for all")
         if isinstance(self.strengths, Tensor):
             raise InputError("strengths are numbers, one per row: give strengths.tolist()")
         for value in numbers_of(self.strengths or ()):

@@ -17,6 +17,7 @@ from transformers import (
 
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
@@ -226,6 +227,17 @@ def test_an_attached_statement_needs_a_name_for_every_row():
         assert base.generate(**two, num_beams=2, **GREEDY).shape == (2, 11)
     with model.attached(["a"]) as base:  # for all rows
         torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
+
+
+def test_an_attached_statement_needs_as_many_of_each():
+    model = two_adapters()
+    model.planes = TaskPlanes.split(["x", "y"], model.sites)
+    for given in ({"adapter_names": ["a", "b"]}, {"adapter_names": ["a"] * 2, "strengths": [1.0, 0.5]}):
+        with (
+            pytest.raises(InputError, match="2 adapter names and 3 tasks are given; give as many, one per row, or one for all"),
+            model.attached(**given, tasks=["x", "y", "x"]),
+        ):
+            pass
 
 
 def test_experts_of_a_mixture_take_one_adapter_for_all_rows():
