@@ -45,6 +45,7 @@ from road_interp.models.open_contexts import Kind, opened, shared_context
 from road_interp.models.rotation_context import RotationContext
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
+from road_interp.models.row_sites import check_media, site_outside_text
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.models.token_selection import given_rows, prompt_mask
 from road_interp.sites.module_tree import refuse_never_called, refuse_shared
@@ -232,6 +233,8 @@ class RoadModel(IntervenableModel):
         if self._applied() != "attached":  # else the attached model's `generate` checks
             by_row = any(given is not None and len(given) > 1 for given in rows)
             check_generation(self.model, {**base, **kwargs}, by_row, self.positions if positions is None else positions)
+            if by_row:  # generate may call the model of the images by itself
+                check_media(self.model, site_outside_text(self.model, self.sites), {**base, **kwargs})
         original = self._unrotated(self.model.generate, {**base, **kwargs}) if output_original_output else None
         prompt = prompt_mask(self.model, {**base, **kwargs})
         is_compiled = compiles_generation(self.model, {**base, **kwargs})

@@ -24,7 +24,7 @@ from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, TO
 from road_interp.models.open_contexts import OpenContext
 from road_interp.models.passes import InThread, Pass
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
-from road_interp.models.row_sites import IN_EXPERTS, check_dense_head, rows_differ, site_in_experts, site_outside_text
+from road_interp.models.row_sites import IN_EXPERTS, check_dense_head, check_media, site_in_experts, site_outside_text
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
     CheckpointedSelections,
@@ -239,11 +239,7 @@ class RotationContext:
         """Raise InputError for sites whose outputs do not have the rows of the batch on their first axis."""
         if self._in_experts is not None:
             raise InputError(IN_EXPERTS.format(self._in_experts))
-        if self._outside_text is not None and rows_differ(self._model, inputs):
-            raise InputError(
-                f"site '{self._outside_text}' is outside the text model: a row may have several images, or none, so that an "
-                "adapter, task or strength per row works at sites of the text model only"
-            )
+        check_media(self._model, self._outside_text, inputs)
 
     @cached_property
     def _in_experts(self) -> str | None:
@@ -269,7 +265,10 @@ class RotationContext:
             maps = self._row_maps()
             if maps.by_row:
                 check_rows(len(maps.maps[0].a), given_rows(inputs))
-            check_generation(model, inputs, maps.by_row and len(maps.maps[0].a) > 1, self._positions)
+            by_row = maps.by_row and len(maps.maps[0].a) > 1
+            check_generation(model, inputs, by_row, self._positions)
+            if by_row:  # generate may call the model of the images by itself
+                check_media(model, self._outside_text, inputs)
             head_inputs = nullcontext() if compiles_generation(model, inputs) else contiguous_head_inputs(model)
             outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
             self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)

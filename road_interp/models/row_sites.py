@@ -53,6 +53,15 @@ def check_dense_head(model: PreTrainedModel, sites: Sequence[Site], inputs: Mapp
             )
 
 
+def check_media(model: PreTrainedModel, outside_text: str | None, inputs: Mapping[str, Any]) -> None:
+    """Raise InputError where rows of texts have adapters of their own at a site outside the text model, and media beside them."""
+    if outside_text is not None and rows_differ(model, inputs):
+        raise InputError(
+            f"site '{outside_text}' is outside the text model: a row may have several images, or none, so that an adapter, task "
+            "or strength per row works at sites of the text model only"
+        )
+
+
 def rows_differ(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
     """Whether a pass has texts and media that may not have the same rows: placeholders stand for the media among the tokens of
     the texts, or the numbers differ."""

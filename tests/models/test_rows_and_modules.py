@@ -231,6 +231,13 @@ def test_images_are_not_rows():
     model = RoadModel(base, two_adapters(find_sites(base, ".*vision.*q_proj")))
     with pytest.raises(InputError, match=r"site '.*vision.*' is outside the text model: a row may have several images"):
         model(batch, adapter_names=["a", "b"])
+    with pytest.raises(InputError, match=r"site '.*vision.*' is outside the text model: a row may have several images"):
+        model.generate(batch, adapter_names=["a", "b"], **GREEDY)  # calls the vision model by itself
+    with (
+        model.attached(["a", "b"]) as attached,
+        pytest.raises(InputError, match=r"site '.*vision.*' is outside the text model: a row may have several images"),
+    ):
+        attached.generate(**batch, **GREEDY)
     model = RoadModel(base, two_adapters((*find_sites(base, ".*language_model.*q_proj"), *find_sites(base, "lm_head"))))
     found = model(batch, adapter_names=["a", "b"])[1].logits
     alone = model({"input_ids": ids[1:], "pixel_values": images[1:]}, adapter_names=["b"])[1].logits
