@@ -69,6 +69,12 @@ def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: 
             f"{type(model).__name__} drops rows whose audio has ended, and beams of the others would take their places: with an "
             "adapter, task or strength per row, use num_beams=1"
         )
+    owner = getattr(getattr(model, "prepare_inputs_for_generation", None), "__self__", model)  # PEFT's model inside its generate
+    if positions != "all" and getattr(getattr(owner, "active_peft_config", None), "is_prompt_learning", False):
+        raise InputError(
+            f"PEFT's prompt learning puts tokens or keys of its own before the prompt, so that positions {positions!r} cannot be "
+            "found in its generate: only positions='all' works there"
+        )
     if positions != "all" and scale not in (None, 1):
         raise InputError(
             f"guidance_scale={scale} computes a second prompt, in which positions {positions!r} cannot be found: only "

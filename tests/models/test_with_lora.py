@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 import road_interp as ri
 from helpers.models import random_adapter, tiny_model, token_batch
@@ -116,3 +116,16 @@ def test_the_generate_of_a_peft_model_calls_the_model_inside_it_where_positions_
     with inner.attached():
         assert torch.equal(lora.generate(**batch, **greedy), expected)
     assert torch.equal(inner(base=batch)[1].logits, outer(base=batch)[1].logits)
+
+
+@pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptTuningConfig])
+def test_virtual_tokens_before_the_prompt_of_a_generate_leave_no_positions(kind):
+    """The token in the place of the prompt's last one was rotated, which is another one behind virtual tokens."""
+    learned = get_peft_model(tiny_model("Llama", "causal-lm"), kind(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    inside, batch = learned.get_base_model(), token_batch()
+    model = ri.RoadModel(inside, random_adapter(ri.find_sites(inside, "attention")), "last")
+    with model.attached(), pytest.raises(ri.InputError, match="PEFT's prompt learning puts tokens or keys of its own"):
+        learned.generate(**batch, max_new_tokens=2)
+    assert model.generate(batch, max_new_tokens=2, do_sample=False)[1].shape == (3, 9)
+    with model.attached(positions="all"):
+        assert learned.generate(**batch, max_new_tokens=2).shape == (3, 9)
