@@ -231,7 +231,7 @@ class RotationContext:
             if len(maps.maps[0].a) > 1:
                 self._check_sites_by_row(inputs)
                 check_dense_head(self._model, self._coefficients.sites, inputs)
-            self._thread.current = self._thread.current._replace(shape=_rows_and_tokens(inputs))
+            self._thread.current = self._thread.current._replace(shape=_rows_and_tokens(self._model, inputs))
             if self._is_attached and not self._thread.generates:  # whose passes may have several beams per row
                 check_rows(len(maps.maps[0].a), given_rows(inputs))
 
@@ -433,12 +433,15 @@ def links_to(model: nn.Module, paths: Iterable[str]) -> list[tuple[dict[str, nn.
     return list(found.values())
 
 
-def _rows_and_tokens(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The numbers of rows, choices counted as rows, and of tokens in the inputs of a model; None if no known input is given."""
+def _rows_and_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The numbers of rows, choices counted as rows, and of tokens in the inputs of a model; None if no known input is given.
+
+    Models of speech have several codes per token, on the axis where others have the tokens of a choice.
+    """
     given = row_input(inputs)
     if not isinstance(given, Tensor) or given.ndim < 2:
         return None
-    if given.ndim == 3 and not given.is_floating_point():  # several choices per row
+    if given.ndim == 3 and type(model).__name__.endswith("ForMultipleChoice"):
         return given.shape[0] * given.shape[1], given.shape[2]
     return given.shape[0], given.shape[1]
 

@@ -10,7 +10,17 @@ import pytest
 import pyvene
 import torch
 from torch import nn
-from transformers import LongformerConfig, LongformerModel, MambaConfig, MambaForCausalLM, XLNetConfig, XLNetModel
+from transformers import (
+    BertForMultipleChoice,
+    CsmBackboneModel,
+    CsmConfig,
+    LongformerConfig,
+    LongformerModel,
+    MambaConfig,
+    MambaForCausalLM,
+    XLNetConfig,
+    XLNetModel,
+)
 
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from helpers.road_models import bank_model, road_model
@@ -372,14 +382,31 @@ IDS, STATES = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, 8)
         ((None,), {}, None),
         ((), {}, None),
         ((), {"input_ids": None, "inputs_embeds": STATES}, (2, 5)),
-        ((), {"input_ids": torch.zeros(2, 3, 5, dtype=torch.long)}, (6, 5)),  # three choices per row
+        ((), {"input_ids": torch.zeros(2, 5, 3, dtype=torch.long)}, (2, 5)),  # three codes per token
         ((), {"labels": IDS}, None),
         ((), {"attention_mask": IDS}, (2, 5)),
         ((torch.zeros(5, dtype=torch.long),), {}, None),
     ],
 )
 def test_the_rows_and_tokens_of_inputs(args, kwargs, expected):
-    assert _rows_and_tokens(named_inputs(tiny_model("Bert"), args, kwargs)) == expected
+    model = tiny_model("Bert")
+    assert _rows_and_tokens(model, named_inputs(model, args, kwargs)) == expected
+
+
+def test_choices_are_rows():
+    model = BertForMultipleChoice(tiny_model("Bert").config)
+    assert _rows_and_tokens(model, {"input_ids": torch.zeros(2, 3, 5, dtype=torch.long)}) == (6, 5)
+
+
+@torch.no_grad()
+def test_one_row_with_several_codes_per_token_has_an_adapter():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    base = CsmBackboneModel(CsmConfig(**sizes, num_codebooks=3, text_vocab_size=64, num_key_value_heads=2, head_dim=8)).eval()
+    adapter, inputs = random_adapter(find_sites(base, "down_proj")), {"input_ids": torch.randint(3, 60, (1, 6, 3))}
+    expected = RoadModel(base, adapter)(inputs)[1].last_hidden_state
+    bank = RoadModel(base, RoadBank({"a": adapter}))
+    torch.testing.assert_close(bank(inputs, adapter_names=["a"])[1].last_hidden_state, expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
