@@ -35,6 +35,7 @@ def prefixed(progress: Progress, name: str) -> Progress:
 def progress_bar(shown: bool = True) -> Iterator[Progress]:
     """A progress bar on standard error; in a log, the name of every new step on a line."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
@@ -45,7 +46,7 @@ def progress_bar(shown: bool = True) -> Iterator[Progress]:
         line = bars.add_task("", total=None)
 
         def update(what: str, done: int = 0, total: int | None = None) -> None:
-            bars.update(line, description=what, completed=done, total=total)
+            bars.update(line, description=escape(what), completed=done, total=total)
 
         yield update
 

@@ -31,12 +31,12 @@ def models(
         model = LARGER_MODELS[name]
         is_there = (larger_models_folder() / LARGER[name]).exists()
         if model.terms is not None and not accept_gemma and not is_there:
-            console.print(terms_of(model), markup=False, highlight=False)
+            console.print(terms_of(model), highlight=False)
             not_accepted.append(name)
             continue
         with progress_bar() as progress:
             folder = download_larger_model(model, progress)
-        console.print(f"{MODELS}{name}  {folder}  ({model.licence})", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"{MODELS}{name}  {folder}  ({model.licence})", soft_wrap=True, highlight=False)
     if not_accepted:
         raise InputError(f"{not_accepted[0]} needs consent to the terms above: ACCEPT_GEMMA=1 make models, or --accept-gemma")
 

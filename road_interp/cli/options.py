@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(markup=False, emoji=False)  # names and paths may hold brackets, as in "c_attn[query]"
 PROGRAM = "road-interp"
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from road_interp.cli.options import AsJson, app, print_result
 from road_interp.cli.output_file import check_output_file
@@ -25,7 +26,7 @@ def recipes(as_json: AsJson = False) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for entry in entries:
-        table.add_row(entry.name, f"{entry.description}\n[dim]needs {', '.join(entry.needs)}[/dim]")
+        table.add_row(entry.name, Text.assemble(f"{entry.description}\n", (f"needs {', '.join(entry.needs)}", "dim")))
     print_result(as_json, {"recipes": [asdict(entry) for entry in entries]}, table)
 
 

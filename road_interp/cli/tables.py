@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from road_interp.runs.run_files import FROZEN
 from road_interp.sources import readable_name
@@ -143,7 +144,7 @@ def short(value: float) -> str:
 
 def check(found: Check) -> Table:
     """One row per number of a check, under its question and verdict."""
-    title = f"{found.question} [bold]{found.verdict}[/] ({found.reason})"
+    title = Text.assemble(f"{found.question} ", (found.verdict, "bold"), f" ({found.reason})", style="table.title")
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for column in ("", "value", "95%"):
         table.add_column(column, justify="left" if column == "" else "right")

@@ -94,12 +94,10 @@ def evaluate(
     if adapter is not None:
         trained = replace(trained, adapter=load_adapter(local_folder(adapter), trained))
     if not as_json:
-        console.print(f"scoring '{trained.folder}' on {readable_name(trained.recipe.model.name)}", soft_wrap=True, markup=False)
+        console.print(f"scoring '{trained.folder}' on {readable_name(trained.recipe.model.name)}", soft_wrap=True)
     scores = api.evaluate(trained, data, predictions=predictions, device=device, progress=not as_json)
     is_multitask = trained.planes is not None
-    print_result(
-        as_json, scores, tables.multitask(scores) if is_multitask else f"[bold]{data or 'test set'}[/]: {tables.score(scores)}"
-    )
+    print_result(as_json, scores, tables.multitask(scores) if is_multitask else f"{data or 'test set'}: {tables.score(scores)}")
 
 
 @app.command()

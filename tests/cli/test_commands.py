@@ -238,6 +238,13 @@ def test_inspect_prints_a_table_that_fits_a_terminal(capsys, monkeypatch, tmp_pa
     assert max(map(len, (line for line in out.splitlines() if "figure" not in line))) <= 80
 
 
+def test_names_in_brackets_are_printed(capsys, monkeypatch, tmp_path):
+    random_adapter(find_sites(tiny_model("GPT2"), "attention-qk")).save(tmp_path)
+    code, out, err = run(capsys, monkeypatch, "inspect", tmp_path, "--out", tmp_path / "of[a]:x:")
+    assert code == 0, err
+    assert [out.count(name) for name in ("c_attn[query]", "c_attn[key]", "of[a]:x:/planes.png")] == [2, 2, 1]
+
+
 WRONG = {
     "no recipe 'nothing'": ("train", "nothing"),
     "did you mean 'training.learning_rate'": ("train", "sentiment-minilm", "training.learning_rat=1"),
