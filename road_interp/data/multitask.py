@@ -21,8 +21,16 @@ from road_interp.data.rows import cut, read_rows
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 
+
+def _present(value: Any) -> Any:
+    """A value that a template prints. Raises ValueError for null, which would be the text "None"."""
+    if value is None:
+        raise ValueError("a value is null: leave the row out, or print something else, as in {{ answer or 'unknown' }}")
+    return value
+
+
 # Sandboxed, because a recipe from elsewhere may contain any template.
-TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_present)
 LABEL_WORDS = (("neg", "negative"), ("pos", "positive"))  # texts that say which label they are, in lower case
 PLAIN = "plain"  # the behaviour of a task whose answers are the plain comment
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)  # Jinja's, and those of its expressions

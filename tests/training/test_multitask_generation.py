@@ -195,6 +195,14 @@ def test_answers_are_those_of_the_file(tmp_path, answers, suffix):
     assert [example.answer for example in examples["sums"]] == answers
 
 
+def test_a_value_that_a_row_lacks_is_not_the_text_none(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c"}\n')
+    with pytest.raises(InputError, match="task 'sums': a template fails \\(a value is null: leave the row out"):
+        load_multitask_data(answering(tmp_path / "data.jsonl"))
+    loaded = load_multitask_data(answering(tmp_path / "data.jsonl", answer="{{ answer or 'unknown' }}"))
+    assert [example.answer for example in loaded.examples["sums"]] == ["b", "unknown"]
+
+
 def test_few_rows_and_questions_that_are_trained_on_are_warned_of(tmp_path):
     (tmp_path / "asked.csv").write_text("prompt,answer\na,1\nb,2\nc,3\n")
     (tmp_path / "other.csv").write_text("prompt,answer\nb,2\nd,4\na,1\n")
