@@ -25,12 +25,14 @@ def read_table(path: Path, valued: Collection[str | None]) -> Dataset:
     """The rows of a file of one of the FORMATS, with all columns. Raises any exception of the parsers.
 
     CSV and TSV hold texts. The columns in `valued` become what their texts mean (`_as_values`); another one becomes numbers if
-    these, printed again, are the texts of the file.
+    these, printed again, are the texts of the file. So do whole numbers and fractions in one column of JSON: they become texts,
+    because a table would hold 5 as 5.0.
     """
     if path.suffix == ".parquet":
         return Dataset(pyarrow.parquet.read_table(path, partitioning=None))
     if path.suffix not in SEPARATED:
-        return Dataset.from_dict(_json_columns(path))
+        columns = _json_columns(path)
+        return Dataset.from_dict({name: each if name in valued else _as_written(each) for name, each in columns.items()})
     texts = _separated_columns(path, SEPARATED[path.suffix])
     return Dataset.from_dict({name: (_as_values if name in valued else _as_numbers)(column) for name, column in texts.items()})
 
@@ -71,6 +73,12 @@ def _as_numbers(texts: Sequence[str]) -> list[Any]:
         if all(re.fullmatch(pattern, text) and str(convert(text)) == text for text in texts):
             return [convert(text) for text in texts]
     return list(texts)
+
+
+def _as_written(column: list[Any]) -> list[Any]:
+    """A column of whole numbers and fractions as texts; another one unchanged."""
+    kinds = {type(value) for value in column}
+    return [None if value is None else str(value) for value in column] if {int, float} <= kinds else column
 
 
 def _json_columns(path: Path) -> dict[str, list[Any]]:

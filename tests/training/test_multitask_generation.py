@@ -195,6 +195,12 @@ def test_answers_are_those_of_the_file(tmp_path, answers, suffix):
     assert [example.answer for example in examples["sums"]] == answers
 
 
+def test_numbers_of_json_are_printed_as_they_are_written(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "5 / 2", "answer": 2.5}\n{"prompt": "2 + 3", "answer": 5}\n')
+    examples = load_multitask_data(answering(tmp_path / "data.jsonl")).examples
+    assert [example.answer for example in examples["sums"]] == ["2.5", "5"]
+
+
 def test_a_value_that_a_row_lacks_is_not_the_text_none(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c"}\n')
     with pytest.raises(InputError, match="task 'sums': a template fails \\(a value is null: leave the row out"):
