@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.labelled import load_labelled
+from road_interp.data.metrics import chosen_classes
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.loading import find_device, load_text_tokenizer, on_device
@@ -41,13 +42,13 @@ def answers_of(run: Run, progress: Progress = silent) -> Answers | None:
     texts = texts_of(test)
     model, tokenizer = on_device(run.load_model(), find_device(None)), load_text_tokenizer(run.recipe.model)
     length = run.recipe.model.max_length
-    rotated = compute_logits(model, tokenizer, texts, length, progress, "test texts with the rotations").argmax(1)
+    rotated = chosen_classes(compute_logits(model, tokenizer, texts, length, progress, "test texts with the rotations"))
     labels = np.asarray(test["label"][:])
     read = in_turn(range(len(texts)), labels)[:READ_TEXTS]
     with model.attached() as base:
         states = states_before(base, run.adapter, tokenizer, [texts[row] for row in read], length)
     unrotated = RoadModel(model.model, run.adapter.identity_like())
-    without = compute_logits(unrotated, tokenizer, texts, length, progress, "test texts without the rotations").argmax(1)
+    without = chosen_classes(compute_logits(unrotated, tokenizer, texts, length, progress, "test texts without the rotations"))
     return Answers(texts, tuple(run.classes), labels, rotated, without, tuple(read), states)
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import lone_surrogate
 from road_interp.data.batches import batches_by_length
+from road_interp.data.metrics import check_logits
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -84,7 +85,8 @@ def compute_logits(
 def predictions_of(
     texts: Sequence[Text], logits: Float[np.ndarray, "texts num_labels"], classes: Sequence[Any] | None
 ) -> tuple[Prediction, ...]:
-    """One prediction per row of the logits; `classes` is None for regression."""
+    """One prediction per row of the logits; `classes` is None for regression. Raises InputError as `check_logits`."""
+    check_logits(logits)
     if classes is None:
         return tuple(
             Prediction(text, float(number), None) for text, number in zip(texts, logits.reshape(len(texts)), strict=True)

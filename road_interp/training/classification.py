@@ -19,6 +19,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedMode
 
 from road_interp.adapters.modules_to_save import serialize_modules
 from road_interp.data.labelled import LabelledDataset, by_length, label_options, load_labelled, load_test_set, tokenize
+from road_interp.data.metrics import check_logits
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
 from road_interp.measure.intervals import wilson
@@ -174,7 +175,8 @@ class ClassificationExperiment:
         return {**self._metric(logits, labels.numpy()), "loss": loss.item()}
 
     def _metric(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """The metric, the number of examples, and for accuracy the 95% Wilson interval."""
+        """The metric, the number of examples, and for accuracy the 95% Wilson interval. Raises InputError for NaN."""
+        check_logits(logits)
         value = self.data.score(logits, labels)[self.data.metric]
         score: dict[str, Any] = {self.data.metric: value, "examples": len(labels)}
         if self.data.metric == "accuracy":

@@ -21,6 +21,7 @@ from road_interp.adapters.bank import BASE
 from road_interp.adapters.modules_to_save import load_modules, serialize_modules
 from road_interp.data.batches import batches_by_length
 from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
+from road_interp.data.metrics import chosen_classes
 from road_interp.errors import InputError
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
@@ -242,7 +243,8 @@ def predicted(
     for rows in batches_by_length(list(map(len, examples["input_ids"])), BATCH_SIZE):
         batch = {key: values for key, values in examples[rows].items() if key != "labels"}
         base = tokenizer.pad(batch, return_tensors="pt").to(model.road.model.device)
-        chosen.update(zip(rows, model(base, [active] * len(rows))[task].argmax(1).tolist(), strict=True))
+        logits = model(base, [active] * len(rows))[task].float().cpu().numpy()
+        chosen.update(zip(rows, chosen_classes(logits).tolist(), strict=True))
     return [chosen[row] for row in range(len(examples))]
 
 

@@ -20,6 +20,7 @@ from road_interp.arguments import check_count
 from road_interp.data.batches import batches_by_length
 from road_interp.data.division import subsample
 from road_interp.data.labelled import load_labelled, tokenize
+from road_interp.data.metrics import chosen_classes
 from road_interp.data.multitask import format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure.ablation import Scorer
@@ -103,7 +104,7 @@ class ClassifierScorer:
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
         """Whether the model with this adapter and the trained head is right, per test example."""
         logits = self._outputs(adapter, self._test, lambda output, mask: output.logits)
-        return logits.argmax(1) == np.asarray(self._test["labels"])
+        return chosen_classes(logits) == np.asarray(self._test["labels"])
 
     def refitted(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
         """The same with a refitted head: logistic regression on the training texts' states under this adapter.

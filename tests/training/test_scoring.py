@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.recipes import recipe_for
 from road_interp import RoadAdapter
@@ -46,6 +47,17 @@ def test_an_adapter_is_scored_at_its_own_positions(finished, scorer):
     right = scorer(first)
     assert not np.array_equal(right, scorer(finished.adapter))
     assert right.mean() == evaluate(other, progress=False)["accuracy"]
+
+
+def test_overflown_states_choose_no_class(finished, scorer):
+    huge = replace(finished.adapter, alpha={name: torch.full_like(each, 1e30) for name, each in finished.adapter.alpha.items()})
+    with pytest.raises(InputError, match="the head's outputs are NaN for 40 of 40 texts: states of the model have overflowed"):
+        scorer(huge)
+    run = replace(finished, adapter=huge)
+    with pytest.raises(InputError, match="NaN for 40 of 40 texts"):
+        evaluate(run, progress=False)
+    with pytest.raises(InputError, match="NaN for 1 of 1 texts"):
+        run.predict(["fine"])
 
 
 def test_runs_without_accuracy_are_refused(finished, workplace):
