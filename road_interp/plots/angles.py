@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STEP, BINS = 15, 60  # degrees: the range of the histogram is a multiple of STEP; number of bins
 PLANE, TITLE = 1.2, 0.3  # inches: least width of a plane with its caption, and height of the title
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the brightness of a colour
 LONGEST = 1.2  # length of a vector that stays clear of the next planes, where the circles have radius 1
 
 
@@ -163,9 +164,9 @@ def _heat_map(report: AngleReport, ax: Axes, value: Callable[[SiteAngles], float
     ax.set(xlabel="layer", title=title)
     ax.spines[:].set_visible(False)
     if cells.size <= 64:
-        middle = np.nanmax(cells) / 2
         for (row, column), cell in np.ndenumerate(cells):
             if np.isfinite(cell):
-                ax.text(column, row, two_digits(cell), ha="center", va="center", color="w" if cell < middle else "k")
+                is_dark = np.dot(image.to_rgba(cell)[:3], LUMA) < 0.5  # the caller may have set another colour map
+                ax.text(column, row, two_digits(cell), ha="center", va="center", color="w" if is_dark else "k")
     ax.figure.colorbar(image, ax=ax, label=unit)
     return ax

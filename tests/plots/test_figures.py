@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer
 from matplotlib.patches import Circle, FancyArrow
 from scipy import stats
@@ -77,6 +79,20 @@ def test_heat_maps_show_the_numbers(report):
     assert [label.get_text() for label in ax.get_yticklabels()] == report.kinds
     ax = plots.magnitudes(report)
     assert ax.images[0].get_array()[0, 0] == pytest.approx(100 * np.abs(report.sites[0].magnitude - 1).mean())
+
+
+@pytest.mark.parametrize("exponent", [0, 1])
+@pytest.mark.parametrize("colours", ["cividis", "gray_r", "magma"])
+def test_numbers_are_dark_on_bright_cells_and_bright_on_dark_ones(exponent, colours):
+    adapter = random_adapter(find_sites(tiny_model("Bert"), "all-linear"))
+    with plt.rc_context({"image.cmap": colours}):
+        ax = plots.angles(measure.angles(adapter**exponent))
+    (image,) = ax.images
+    for text in ax.texts:
+        column, row = map(int, text.get_position())
+        cell = image.get_array()[row, column]
+        assert abs(np.mean(image.to_rgba(cell)[:3]) - np.mean(to_rgb(text.get_color()))) > 0.4
+    plt.close(ax.figure)
 
 
 def test_planes_draw_the_turned_vectors(report):
