@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from road_interp.errors import InputError
 from road_interp.plots.arguments import check_axes, check_drawn
 from road_interp.plots.fit import fit
+from road_interp.plots.shared_axes import others_kept
 
 STYLE = str(resources.files("road_interp.plots") / "road.mplstyle")
 _SETTINGS = rc_params_from_file(STYLE, use_default_template=False)
@@ -43,7 +44,8 @@ def styled(draw: Drawing) -> Drawing:
             check_drawn(draw.__name__, annotation, value)
         check_axes(draw.__name__, given.get("ax"))
         with package_style():
-            ax = draw(*args, **options)
+            with others_kept(draw.__name__, given.get("ax")):
+                ax = draw(*args, **options)
             fit(ax, may_grow=given.get("ax") is None)
         return ax
 

@@ -305,6 +305,37 @@ def test_one_report_of_drift_is_as_good_as_a_list():
         assert plots.drift_grid(DRIFT).figure.get_size_inches()[0] == 3.3
 
 
+def test_panels_that_share_an_axis_keep_their_data_in_view(adapter):
+    def turned(degrees):
+        places = (replace(PLACE, layer=layer, angle=(layer * degrees,) * 3) for layer in range(6))
+        return replace(DRIFT, places=tuple(places))
+
+    for order in ((1, 5), (5, 1)):
+        _, axes = plt.subplots(1, 2, sharey=True)
+        for degrees, ax in zip(order, axes, strict=True):
+            plots.drift(turned(degrees), ax)
+        assert all(ax.get_ylim()[1] > 25 for ax in axes)
+    _, axes = plt.subplots(1, 2, sharex=True, sharey=True, figsize=(9, 4))
+    for ax, exponent in zip(axes, (1, 0.1), strict=True):
+        plots.query_key(measure.query_key(measure.angles(adapter**exponent)), ax)
+    (points,) = axes[0].collections
+    assert abs(points.get_offsets()).max() < min(axes[0].get_xlim()[1], axes[0].get_ylim()[1])
+
+
+def test_panels_that_share_an_axis_keep_the_names_of_their_rows():
+    first = {"seed 0": {"A": (0.1, 0.0, 0.2), "B": (0.5, 0.4, 0.6)}}
+    other = {"seed 0": dict(reversed(first["seed 0"].items()))}
+    _, axes = plt.subplots(1, 2, sharey=True)
+    for ax in axes:
+        plots.means(first, ax, label="accuracy")
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["A", "B"]
+    with pytest.raises(InputError, match="plots.means: another panel shares this y axis and has 'A' in the place of 'B'"):
+        plots.means(other, axes[1], label="accuracy")
+    _, axes = plt.subplots(1, 2)
+    for ax, series in zip(axes, (first, other), strict=True):
+        plots.means(series, ax, label="accuracy")
+
+
 def test_the_grid_of_drift_takes_the_place_of_a_subplot():
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3))
     right.plot([0, 1])
