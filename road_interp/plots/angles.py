@@ -142,7 +142,7 @@ def shares(report: AngleReport, ax: Axes | None = None) -> Axes:
         widths = np.array([row[name] for row in mean])
         ax.barh(kinds, widths, left=left, label=name)
         left += widths
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     ax.set(xlabel="share of the squared logarithm of the map", xlim=(0, 1), title=f"Shares of the plane maps ({report.variant})")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

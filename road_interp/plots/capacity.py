@@ -34,7 +34,7 @@ def capacity(report: CapacityReport, ax: Axes | None = None) -> Axes:
             hollow = [row for row in rows if len(shown[row].scores) == 1]
             ax.plot([shown[row].mean for row in hollow], hollow, linestyle="none", markerfacecolor="white", zorder=3, **look)
     ax.set_yticks(range(len(shown)), [f"{point.name}  {point.percent:.3g}%" for point in shown])
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     several = f"{'' if len(seeds) == 1 else f'{seeds[0]} to '}{counted(seeds[-1], 'seed')}"
     ax.set(
         xlabel="test accuracy",

@@ -33,7 +33,7 @@ def disentangle(report: DisentangleReport, ax: Axes | None = None) -> Axes:
         ax.errorbar(scores, rows, xerr=bars, fmt=marker, color=color, markersize=4, capsize=2, label=label)
     ax.axvline(report.chance, color="0.5", linewidth=0.8, linestyle="--", label="constant prediction")
     ax.set_yticks(range(len(shown)), [f"{outcome.name} ({outcome.numbers})" for outcome in shown])
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     seeds = counted(len(report.seeds), "seed")
     ax.set(
         xlabel=report.metric,

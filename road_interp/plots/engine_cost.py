@@ -32,7 +32,7 @@ def engine_cost(report: EngineCostReport, ax: Axes | None = None) -> Axes:
         ax.errorbar(middle, y, xerr=bars, linestyle="none", capsize=2, label=readable_name(model), **look)
     ax.axvline(1, color="0.45", linewidth=0.8)
     ax.set_yticks(range(len(rows)), [f"{what} / {over}" for what, over in rows])
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     ax.set_xscale("log")
     ends = [1.0, *(end for cost in report.costs for end in (cost.low, cost.high))]
     ticks = sorted((*TICKS, *(tick for tick in FARTHER if min(ends) <= tick <= max(ends))))

@@ -36,7 +36,7 @@ def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | N
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         ax.errorbar(middle, rows, xerr=bars, fmt=marker, color=color, markersize=3, capsize=2, elinewidth=1, label=title)
     ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     ax.set_xlabel(label)
     if len(series) > 1:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -72,7 +72,7 @@ def composition_control(reports: Sequence[CompositionReport] | CompositionReport
     if reports[0].majority is not None:
         ax.axvline(reports[0].majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
     ax.set_yticks(range(len(reports)), [_with_seeds(report) for report in reports])
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     ax.set(xlabel="exactly the active tasks (fraction of answers)", xlim=(-0.02, 1.02))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax

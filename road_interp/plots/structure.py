@@ -37,7 +37,7 @@ def seed_structure(result: SeedStructure, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color="0.7", linewidth=0.8, linestyle=":")
     ax.errorbar(middle, range(len(found)), xerr=error_bars(middle, low, high), fmt="o", markersize=4, capsize=2)
     ax.set_yticks(range(len(found)), list(found))
-    ax.invert_yaxis()
+    ax.yaxis.set_inverted(True)
     ax.set(xlabel="correlation between seeds", xlim=(min(-0.1, low.min() - 0.05), 1.05))
     ax.set_title(f"Agreement between {result.seeds} seeds")
     return ax

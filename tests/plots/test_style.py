@@ -322,6 +322,14 @@ def test_panels_that_share_an_axis_keep_their_data_in_view(adapter):
     assert abs(points.get_offsets()).max() < min(axes[0].get_xlim()[1], axes[0].get_ylim()[1])
 
 
+def test_rows_stay_in_their_order_where_figures_are_drawn_beside_or_over_each_other(adapter):
+    _, (left, right) = plt.subplots(1, 2, sharey=True)
+    for ax in (left, right, right):
+        plots.means(MEANS, ax, label="accuracy")
+        assert left.yaxis_inverted()
+        assert right.yaxis_inverted()
+
+
 def test_panels_that_share_an_axis_keep_the_names_of_their_rows():
     first = {"seed 0": {"A": (0.1, 0.0, 0.2), "B": (0.5, 0.4, 0.6)}}
     other = {"seed 0": dict(reversed(first["seed 0"].items()))}
