@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 
 from road_interp.adapters.bank import BASE
@@ -32,12 +33,12 @@ def composition(report: CompositionReport, ax: Axes | None = None) -> Axes:
     each = counted(len(report.scores[0].joint(report.tasks)) // len(report.seeds), "prompt") + " per seed"
     groups: list[tuple[str, Any]] = [(task, lambda active, task=task: report.rate(active, [task])) for task in report.tasks]
     groups.append(("exactly the active tasks", report.control))
-    width = 0.8 / len(groups)
+    width, ink = 0.8 / len(groups), rcParams["text.color"]  # white in a dark style
     for number, (label, value) in enumerate(groups):
         x = np.arange(len(sets)) + (number - (len(groups) - 1) / 2) * width
         rates, low, high = np.array([value(active) for active in sets]).T
         ax.bar(x, rates, width, label=label, hatch=HATCHES[number % len(HATCHES)], edgecolor="w", linewidth=0.5)
-        ax.errorbar(x, rates, yerr=error_bars(rates, low, high), fmt="none", ecolor="k", elinewidth=0.8, capsize=2)
+        ax.errorbar(x, rates, yerr=error_bars(rates, low, high), fmt="none", ecolor=ink, elinewidth=0.8, capsize=2)
     if report.majority is not None and "label" in report.tasks:
         ax.axhline(report.majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
     ax.set_xticks(range(len(sets)), ["none" if active == BASE else active.replace("+", "\n+ ") for active in sets])

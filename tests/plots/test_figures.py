@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.container import BarContainer
 from matplotlib.patches import Circle, FancyArrow
 from scipy import stats
@@ -207,6 +208,16 @@ def test_composition_bars_stand_for_rates():
     assert heights["label"] == [report.rate(score.active, ["label"])[0] for score in report.scores]
     assert heights["exactly the active tasks"] == [report.control(score.active)[0] for score in report.scores]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "label", "closing", "label\n+ closing"]
+
+
+def test_intervals_are_visible_in_a_dark_style():
+    with plt.style.context("dark_background"):
+        ax = plots.composition(composition_report())
+    intervals = [each for each in ax.collections if isinstance(each, LineCollection)]
+    assert len(intervals) == 3
+    assert all(np.array_equal(each.get_color(), [to_rgba("w")]) for each in intervals)
+    assert to_rgb(ax.get_facecolor()) == to_rgb("k")
+    plt.close(ax.figure)
 
 
 def test_control_of_several_methods_is_all_tasks_their_mean_and_their_least():
