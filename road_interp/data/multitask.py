@@ -95,7 +95,7 @@ def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
         else:
             pairs = _prompts_and_answers(name, task, task.id, task.split, task.examples, task.answer)
             examples[name] = [Example(prompt, (("", answer),)) for prompt, answer in pairs]
-            _warn_of_few(name, task, len(pairs))
+            _warn_of_rows(name, task, [answer for _, answer in pairs])
             _warn_of_questions(recipe, name, task, {prompt for prompt, _ in pairs})
     return MultiTaskData(examples, behaviours if reviews else {}, reviews[:validation], reviews[validation : validation + test])
 
@@ -111,12 +111,16 @@ def _warn_of_copies(recipe: MultiTaskGenerationRecipe, held_out: Sequence[Review
         )
 
 
-def _warn_of_few(name: str, task: TaskRecipe, count: int) -> None:
-    """Warn of a data set with fewer rows than a task has examples."""
-    if count < task.examples:
+def _warn_of_rows(name: str, task: TaskRecipe, answers: Sequence[str]) -> None:
+    """Warn of a data set with fewer rows than a task has examples, and of empty answers, which teach to end at once."""
+    if len(answers) < task.examples:
         warnings.warn(
-            f"task '{name}': '{task.id}' has {count} rows and all are used; tasks.{name}.examples is {task.examples}",
+            f"task '{name}': '{task.id}' has {len(answers)} rows and all are used; tasks.{name}.examples is {task.examples}",
             stacklevel=3,
+        )
+    if empty := sum(not answer.strip() for answer in answers):
+        warnings.warn(
+            f"task '{name}': {empty} of {len(answers)} answers of '{task.id}' are empty; leave out these rows", stacklevel=3
         )
 
 

@@ -209,6 +209,12 @@ def test_a_value_that_a_row_lacks_is_not_the_text_none(tmp_path):
     assert [example.answer for example in loaded.examples["sums"]] == ["b", "unknown"]
 
 
+def test_empty_answers_are_warned_of(tmp_path):
+    (tmp_path / "data.csv").write_text("prompt,answer\na,1\nb\n")
+    with pytest.warns(UserWarning, match="task 'sums': 1 of 2 answers of '.*data.csv' are empty; leave out these rows"):
+        load_multitask_data(answering(tmp_path / "data.csv"))
+
+
 def test_few_rows_and_questions_that_are_trained_on_are_warned_of(tmp_path):
     (tmp_path / "asked.csv").write_text("prompt,answer\na,1\nb,2\nc,3\n")
     (tmp_path / "other.csv").write_text("prompt,answer\nb,2\nd,4\na,1\n")
