@@ -18,15 +18,6 @@ def checkpoints_gradients(model: PreTrainedModel) -> bool:
     return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def checkpoints_reentrantly(model: PreTrainedModel) -> bool:
-    """Whether the gradient checkpointing that is on and acts is torch's reentrant form."""
-    return model.training and any(
-        getattr(module, "gradient_checkpointing", False)
-        and getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get("use_reentrant", False)
-        for module in model.modules()
-    )
-
-
 def is_reentrant() -> bool:
     """Whether torch's reentrant gradient checkpointing runs this code for the first time, without gradients."""
     frame = sys._getframe()

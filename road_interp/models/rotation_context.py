@@ -17,7 +17,7 @@ from road_interp.models.coefficients import Coefficients
 from road_interp.models.compatibility import check_rotated_once
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, overwritable, wrap_forward
 from road_interp.models.generate_arguments import arguments_of_generate, check_generation, compiles_generation
-from road_interp.models.gradient_checkpointing import REENTRANT, checkpoints_gradients, checkpoints_reentrantly, is_reentrant
+from road_interp.models.gradient_checkpointing import REENTRANT, checkpoints_gradients, is_reentrant
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, TOKENS_FIRST, model_types
@@ -203,8 +203,6 @@ class RotationContext:
             self._thread.current = self._thread.current._replace(selection=self._last)
             if torch.is_grad_enabled() and checkpoints_gradients(self._model):
                 self._checkpointed.add(self._last)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._trains_reentrantly():
-            raise InputError(REENTRANT)
 
     def _check_modules(self) -> None:
         """Raise InputError for a module on the way to a site that was replaced since `attached` began, which nothing rotates, or
@@ -248,9 +246,6 @@ class RotationContext:
     @cached_property
     def _outside_text(self) -> str | None:
         return site_outside_text(self._model, self._coefficients.sites)
-
-    def _trains_reentrantly(self) -> bool:
-        return checkpoints_reentrantly(self._model) and any(each.a.requires_grad for each in self._row_maps().maps)
 
     def _wrap_generate(self) -> Callable[[], None]:
         """Keep the mask of the prompts during every `generate` of the attached model. Returns a function that undoes it."""

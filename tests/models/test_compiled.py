@@ -187,3 +187,23 @@ def test_calls_beside_compiled_decoding_without_rotations_of_its_own(applied):
         model.merge("a")
     with model.attached(["a"]) if applied == "attached" else nullcontext():
         model.generate(batch, output_original_output=applied == "original", **options)
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_compiled_blocks_are_trained_in_reentrant_checkpoints(positions):
+    """Their graphs compute the plane maps inside, so that a block shares none with the next."""
+    model, batch = RoadModel(road_model().model, road_model().adapter, positions), {**token_batch(), "use_cache": False}
+    model.model.train().enable_input_require_grads()
+
+    def gradients():
+        model.zero_grad()
+        with model.attached() as base:
+            base(**batch).logits.square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.interventions.parameters() if parameter.requires_grad]
+
+    expected = gradients()
+    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    for block in model.model.model.layers:
+        block.compile(backend="aot_eager")
+    for gradient, own in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(gradient, own, rtol=1e-4, atol=1e-6)
