@@ -33,7 +33,7 @@ def pytest_collection_finish(session):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def the_file_s_objects_are_frozen():
+def what_a_file_leaves_is_frozen():
     """Freeze what the tests of a file leave: modules that they import, and models that all tests share."""
     yield
     freeze()

@@ -11,7 +11,14 @@ from transformers import DynamicCache
 from helpers.models import tiny_model, token_batch
 from road_interp.errors import InputError
 from road_interp.models.row_maps import RowMaps
-from road_interp.models.token_selection import EVERY_TOKEN, NO_TOKEN, CheckpointedSelections, Selection, select_tokens
+from road_interp.models.token_selection import (
+    EVERY_TOKEN,
+    NO_TOKEN,
+    CheckpointedSelections,
+    Selection,
+    prompt_mask,
+    select_tokens,
+)
 from road_interp.rotation.inplace import SMALLEST_INVERTIBLE
 from road_interp.rotation.plane_maps import PlaneMaps
 
@@ -87,3 +94,26 @@ def test_maps_are_invertible_down_to_the_smallest_scale():
     assert RowMaps([PlaneMaps(smallest), PlaneMaps(torch.ones_like(smallest))]).invertible
     assert not RowMaps([PlaneMaps(torch.ones_like(smallest)), PlaneMaps(smallest / 2)]).invertible
     assert not RowMaps([PlaneMaps(torch.ones_like(smallest), torch.ones_like(smallest))]).invertible
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"attention_mask": torch.tensor([[1, 1, 0]])}, [[1, 1, 0]]),
+        ({"pad_token_id": 2, "eos_token_id": 1}, [[0, 1, 1]]),
+        ({"pad_token_id": 2, "eos_token_id": None}, [[0, 1, 1]]),
+        ({"pad_token_id": 2, "eos_token_id": 2}, [[1, 1, 1]]),
+        ({"pad_token_id": 2, "eos_token_id": [1, 2]}, [[1, 1, 1]]),
+        ({"pad_token_id": None, "eos_token_id": 1}, [[1, 1, 1]]),
+    ],
+)
+def test_the_mask_of_a_prompt_is_the_one_that_transformers_infers(given, expected):
+    model = tiny_model("Llama", "causal-lm")
+    model.generation_config.pad_token_id = model.generation_config.eos_token_id = None
+    found = prompt_mask(model, {"input_ids": torch.tensor([[2, 5, 6]]), **given})
+    assert (found.tolist(), found.dtype) == (expected, torch.long)
+
+
+def test_a_cache_without_layers_holds_no_tokens():
+    inputs = {"input_ids": torch.full((1, 2), 5), "past_key_values": DynamicCache()}
+    assert select_tokens(tiny_model("Llama"), "last", None, inputs).mask.tolist() == [[False, True]]
