@@ -42,6 +42,8 @@ from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site, on_slice
 
+OF_CHOICES = ("ForMultipleChoice", "DoubleHeadsModel")  # classes of transformers whose rows have several choices
+
 
 class RotationContext:
     """Wraps the forward of every rotated module, and computes the token mask of each forward pass in a hook on the model.
@@ -436,7 +438,7 @@ def _rows_and_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, 
     given = row_input(inputs)
     if not isinstance(given, Tensor) or given.ndim < 2:
         return None
-    if given.ndim == 3 and type(model).__name__.endswith("ForMultipleChoice"):
+    if given.ndim == 3 and any(each.__name__.endswith(OF_CHOICES) for each in type(model).__mro__):
         return given.shape[0] * given.shape[1], given.shape[2]
     return given.shape[0], given.shape[1]
 

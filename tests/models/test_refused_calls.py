@@ -14,6 +14,7 @@ from transformers import (
     BertForMultipleChoice,
     CsmBackboneModel,
     CsmConfig,
+    GPT2DoubleHeadsModel,
     LongformerConfig,
     LongformerModel,
     MambaConfig,
@@ -393,9 +394,25 @@ def test_the_rows_and_tokens_of_inputs(args, kwargs, expected):
     assert _rows_and_tokens(model, named_inputs(model, args, kwargs)) == expected
 
 
-def test_choices_are_rows():
-    model = BertForMultipleChoice(tiny_model("Bert").config)
+class OwnForMultipleChoices(BertForMultipleChoice):
+    """A class of a user, with a name of its own."""
+
+
+@pytest.mark.parametrize("kind", [BertForMultipleChoice, OwnForMultipleChoices, GPT2DoubleHeadsModel])
+def test_choices_are_rows(kind):
+    model = kind(tiny_model("GPT2" if kind is GPT2DoubleHeadsModel else "Bert").config)
     assert _rows_and_tokens(model, {"input_ids": torch.zeros(2, 3, 5, dtype=torch.long)}) == (6, 5)
+
+
+@torch.no_grad()
+def test_choices_as_long_as_the_batch_have_adapters_per_row_in_a_class_of_the_users():
+    base = OwnForMultipleChoices(tiny_model("Bert").config).eval()
+    sites = find_sites(base, "attention")
+    adapters = {"a": random_adapter(sites), "b": random_adapter(sites, seed=1)}
+    ids = torch.randint(3, 60, (2, 3, 2))
+    rows = [RoadModel(base, each)({"input_ids": ids[[row]]})[1].logits for row, each in enumerate(adapters.values())]
+    together = RoadModel(base, RoadBank(adapters))({"input_ids": ids}, adapter_names=["a", "b"])[1].logits
+    torch.testing.assert_close(together, torch.cat(rows), rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
