@@ -25,14 +25,13 @@ def read_table(path: Path, valued: Collection[str | None]) -> Dataset:
     """The rows of a file of one of the FORMATS, with all columns. Raises any exception of the parsers.
 
     CSV and TSV hold texts. The columns in `valued` become what their texts mean (`_as_values`); another one becomes numbers if
-    these, printed again, are the texts of the file. So do whole numbers and fractions in one column of JSON: they become texts,
-    because a table would hold 5 as 5.0.
+    these, printed again, are the texts of the file. Whole numbers and fractions in one column of JSON are read as they are
+    written (`_table_of`).
     """
     if path.suffix == ".parquet":
         return Dataset(pyarrow.parquet.read_table(path, partitioning=None))
     if path.suffix not in SEPARATED:
-        columns = _json_columns(path)
-        return Dataset.from_dict({name: each if name in valued else _as_written(each) for name, each in columns.items()})
+        return _table_of(_json_columns(path), valued)
     texts = _separated_columns(path, SEPARATED[path.suffix])
     return Dataset.from_dict({name: (_as_values if name in valued else _as_numbers)(column) for name, column in texts.items()})
 
@@ -75,10 +74,26 @@ def _as_numbers(texts: Sequence[str]) -> list[Any]:
     return list(texts)
 
 
-def _as_written(column: list[Any]) -> list[Any]:
-    """A column of whole numbers and fractions as texts; another one unchanged."""
-    kinds = {type(value) for value in column}
-    return [None if value is None else str(value) for value in column] if {int, float} <= kinds else column
+def _table_of(columns: Mapping[str, list[Any]], valued: Collection[str | None]) -> Dataset:
+    """The table of JSON's columns. Columns of whole numbers and fractions are held as texts, as a table would hold 5 as 5.0, and
+    are numbers again where rows are read."""
+    mixed = {name for name, column in columns.items() if name not in valued and {int, float} <= set(map(type, column))}
+    if not mixed:
+        return Dataset.from_dict(dict(columns))
+
+    def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {name: [*map(_number, column)] if name in mixed else column for name, column in batch.items()}
+
+    held = {name: [*map(_text, column)] if name in mixed else column for name, column in columns.items()}
+    return Dataset.from_dict(held).with_transform(read)
+
+
+def _text(number: float | None) -> str | None:
+    return None if number is None else repr(number)
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 def _json_columns(path: Path) -> dict[str, list[Any]]:

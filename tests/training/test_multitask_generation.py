@@ -199,6 +199,8 @@ def test_numbers_of_json_are_printed_as_they_are_written(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "5 / 2", "answer": 2.5}\n{"prompt": "2 + 3", "answer": 5}\n')
     examples = load_multitask_data(answering(tmp_path / "data.jsonl")).examples
     assert [example.answer for example in examples["sums"]] == ["2.5", "5"]
+    doubled = answering(tmp_path / "data.jsonl", answer="{{ answer * 2 }} is {% if answer > 3 %}more{% else %}less{% endif %}")
+    assert [example.answer for example in load_multitask_data(doubled).examples["sums"]] == ["5.0 is less", "10 is more"]
 
 
 def test_a_value_that_a_row_lacks_is_not_the_text_none(tmp_path):
