@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import SandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument
@@ -18,22 +16,12 @@ from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.data.behaviours import PARTS, Behaviour, Review, answer_parts, behaviour
 from road_interp.data.labelled import read_examples
 from road_interp.data.rows import cut, read_rows
+from road_interp.data.templates import TEMPLATE_ERRORS, TEMPLATES, with_nulls
 from road_interp.errors import InputError
 from road_interp.recipes.schema import DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 
-
-def _present(value: Any) -> Any:
-    """A value that a template prints. Raises ValueError for null, which would be the text "None"."""
-    if value is None:
-        raise ValueError("a value is null: leave the row out, or print something else, as in {{ answer or 'unknown' }}")
-    return value
-
-
-# Sandboxed, because a recipe from elsewhere may contain any template.
-TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_present)
 LABEL_WORDS = (("neg", "negative"), ("pos", "positive"))  # texts that say which label they are, in lower case
 PLAIN = "plain"  # the behaviour of a task whose answers are the plain comment
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)  # Jinja's, and those of its expressions
 
 
 @dataclass(frozen=True)
@@ -199,7 +187,7 @@ def _prompts_and_answers(
     rows = rows.select(range(min(limit, len(rows))))
     try:
         prompt, answer = TEMPLATES.from_string(task.prompt), TEMPLATES.from_string(answer_template)
-        return [(prompt.render(row), answer.render(row)) for row in rows]
+        return [(prompt.render(row), answer.render(row)) for row in map(with_nulls, rows)]
     except TEMPLATE_ERRORS as error:
         columns = ", ".join(rows.column_names)
         raise InputError(f"task '{name}': a template fails ({error}); the columns of '{source}' are {columns}") from None

@@ -207,8 +207,26 @@ def test_a_value_that_a_row_lacks_is_not_the_text_none(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c"}\n')
     with pytest.raises(InputError, match="task 'sums': a template fails \\(a value is null: leave the row out"):
         load_multitask_data(answering(tmp_path / "data.jsonl"))
-    loaded = load_multitask_data(answering(tmp_path / "data.jsonl", answer="{{ answer or 'unknown' }}"))
-    assert [example.answer for example in loaded.examples["sums"]] == ["b", "unknown"]
+
+
+@pytest.mark.parametrize("printed", ["answer|trim", "answer ~ '.'", "'It is %s' % answer", "[answer]|join", "{}.get('a')"])
+def test_a_null_has_no_text_in_filters_either(tmp_path, printed):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": null}\n')
+    with pytest.raises(InputError, match="task 'sums': a template fails \\(a value is null: leave the row out"):
+        load_multitask_data(answering(tmp_path / "data.jsonl", answer=f"{{{{ {printed} }}}}"))
+
+
+@pytest.mark.parametrize("test", ["answer or 'u'", "'u' if answer is none else answer", "answer if answer != none else 'u'"])
+def test_a_null_can_be_replaced(tmp_path, test):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": null}\n')
+    examples = load_multitask_data(answering(tmp_path / "data.jsonl", answer=f"{{{{ {test} }}}}")).examples
+    assert [example.answer for example in examples["sums"]] == ["b", "u"]
+
+
+def test_a_null_is_null_in_json(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": {"b": [null], "c": 1}}\n{"prompt": "c", "answer": null}\n')
+    examples = load_multitask_data(answering(tmp_path / "data.jsonl", answer="{{ answer|tojson }}")).examples
+    assert [example.answer for example in examples["sums"]] == ['{"b": [null], "c": 1}', "null"]
 
 
 def test_empty_answers_are_warned_of(tmp_path):
