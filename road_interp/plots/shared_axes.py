@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import FixedLocator
 
 from road_interp.errors import InputError
@@ -58,7 +59,8 @@ def others_kept(function: str, ax: Axes | None) -> Iterator[None]:
 
     Raises InputError where the drawing has other names than the panels before.
     """
-    axes = [] if ax is None else [_SharedAxis(ax, letter) for letter in "xy"]
+    letters = "y" if isinstance(ax, PolarAxes) else "xy"  # every panel has a range of angles of its own
+    axes = [] if ax is None else [_SharedAxis(ax, letter) for letter in letters]
     before = [(shared, shared.call("get_{}lim"), shared.names()) for shared in axes if shared.is_shared()]
     for shared, *_ in before:
         shared.call("set_autoscale{}_on", True)  # the first panel may have set the limits for all

@@ -322,6 +322,16 @@ def test_panels_that_share_an_axis_keep_their_data_in_view(adapter):
     assert abs(points.get_offsets()).max() < min(axes[0].get_xlim()[1], axes[0].get_ylim()[1])
 
 
+@pytest.mark.parametrize("shared", [{"sharex": True}, {"sharex": True, "sharey": True}])
+def test_wedges_that_share_their_axes_have_ranges_of_their_own(adapter, shared):
+    _, axes = plt.subplots(1, 3, subplot_kw={"projection": "polar"}, **shared)
+    for ax, exponent in zip(axes, (1, 1, 0.1), strict=True):
+        plots.angle_histogram(measure.angles(adapter**exponent), ax)
+    largest = [ax.get_thetamax() for ax in axes]
+    assert largest == pytest.approx([-ax.get_thetamin() for ax in axes])
+    assert largest[0] == largest[1] > largest[2]
+
+
 def test_rows_stay_in_their_order_where_figures_are_drawn_beside_or_over_each_other(adapter):
     _, (left, right) = plt.subplots(1, 2, sharey=True)
     for ax in (left, right, right):
