@@ -35,18 +35,20 @@ def prefixed(progress: Progress, name: str) -> Progress:
 def progress_bar(shown: bool = True) -> Iterator[Progress]:
     """A progress bar on standard error; in a log, the name of every new step on a line."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import Progress as Bars
+    from rich.progress import TextColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     if not console.is_terminal:
         yield _log_steps(console) if shown else silent
         return
-    with Bars(console=console, disable=not shown, transient=True) as bars:
+    _, *numbers = Bars.get_default_columns()
+    step = TextColumn("{task.description}", style="progress.description", markup=False)
+    with Bars(step, *numbers, console=console, disable=not shown, transient=True) as bars:
         line = bars.add_task("", total=None)
 
         def update(what: str, done: int = 0, total: int | None = None) -> None:
-            bars.update(line, description=escape(what), completed=done, total=total)
+            bars.update(line, description=what, completed=done, total=total)
 
         yield update
 
@@ -86,7 +88,7 @@ def _log_steps(console: Console) -> Progress:
     def update(what: str, done: int = 0, total: int | None = None) -> None:
         nonlocal last
         if what != last:
-            console.print(what, soft_wrap=True, markup=False, highlight=False)
+            console.print(what, soft_wrap=True, highlight=False)
         last = what
 
     return update

@@ -13,6 +13,7 @@ from importlib import import_module, metadata
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import road_interp
 from helpers.cli import run
@@ -23,6 +24,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.cli import tables
 from road_interp.measure.ablation import AblationReport
 from road_interp.measure.throughput import ThroughputReport
+from road_interp.progress import progress_bar
 from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.sources import local_folder
@@ -243,6 +245,14 @@ def test_names_in_brackets_are_printed(capsys, monkeypatch, tmp_path):
     code, out, err = run(capsys, monkeypatch, "inspect", tmp_path, "--out", tmp_path / "of[a]:x:")
     assert code == 0, err
     assert [out.count(name) for name in ("c_attn[query]", "c_attn[key]", "of[a]:x:/planes.png")] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_names_in_progress_are_printed(capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(Console, "is_terminal", is_terminal)
+    with progress_bar() as progress:
+        progress("models/:dog:/c_attn[query]", 0, 2)
+    assert "models/:dog:/c_attn[query]" in capsys.readouterr().err
 
 
 WRONG = {
