@@ -244,9 +244,9 @@ class StackedLora:
         self.pairs = []
         for module in self.modules:
             input_width = module.weight.shape[1]
-            down = torch.randn(rows, input_width, RANK, device=base.device, dtype=base.dtype) / input_width**0.5
-            up = torch.randn(rows, RANK, output_width(module), device=base.device, dtype=base.dtype) / 10
-            self.pairs.append((down, up))
+            down = torch.randn(rows, input_width, RANK) / input_width**0.5
+            up = torch.randn(rows, RANK, output_width(module)) / 10
+            self.pairs.append((down.to(base.device, base.dtype), up.to(base.device, base.dtype)))
 
     def call(self, rows: int, run: Call) -> Any:
         """Call `run` with the first `rows` pairs of A and B on the model."""
@@ -277,8 +277,8 @@ def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def draw_ids(model: PreTrainedModel, rows: int, length: int) -> Tensor:
-    """Random token ids `(rows, length)`."""
-    return torch.randint(10, model.config.vocab_size, (rows, length), device=model.device)
+    """Random token ids `(rows, length)`, drawn on the CPU, whose seed is set."""
+    return torch.randint(10, model.config.vocab_size, (rows, length)).to(model.device)
 
 
 def _greedy(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:

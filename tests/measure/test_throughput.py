@@ -13,8 +13,9 @@ from road_interp import plots
 from road_interp.errors import InputError
 from road_interp.measure.engine_cost import engine_costs
 from road_interp.measure.throughput import ThroughputReport, Timing, check_methods, gc_paused, peak_bytes, saved_bytes, throughput
-from road_interp.measure.throughput_methods import ThroughputMethods
+from road_interp.measure.throughput_methods import StackedLora, ThroughputMethods, draw_ids
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
+from road_interp.sites.find import find_sites
 
 TASKS = ["forward", "training step", "requests", "distinct", "strengths", "continuous batching"]
 
@@ -117,6 +118,14 @@ def test_the_callers_random_numbers_and_model_stay():
     assert torch.equal(torch.rand(3), expected)
     assert {name for name, module in model.named_modules() if not module.training} == {"lm_head"}
     assert {name for name, each in model.named_parameters() if not each.requires_grad} == {"lm_head.weight"}
+
+
+def test_the_seed_is_that_of_tokens_and_lora_on_every_device():
+    model = tiny_model("Llama", "causal-lm").to("meta")  # a device whose random numbers are not those of the CPU
+    for draw in (lambda: draw_ids(model, 2, 3), lambda: StackedLora(model, find_sites(model, "attention"), 2)):
+        before = torch.get_rng_state()
+        draw()
+        assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_settings_that_time_no_method_are_refused():
