@@ -6,8 +6,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
 
@@ -50,7 +48,7 @@ class RowArguments(NamedTuple):
         several = [f"{size} {name}" for size, name in sizes.items() if size > 1]
         if len(several) > 1:
             raise InputError(f"{several[0]} and {several[1]} are given; give as many, one per {kind}, or one for all")
-        if isinstance(self.strengths, Tensor):
+        if hasattr(self.strengths, "tolist"):
             raise InputError("strengths are numbers, one per row: give strengths.tolist()")
         for value in numbers_of(self.strengths or ()):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -6,6 +6,7 @@ import copy
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import pyvene
 import torch
@@ -264,6 +265,7 @@ def test_pyvenes_loop_counts_the_rows():
         ({"adapter_names": [["a", "b"], "a", "b"]}, r"adapter names: \['a', 'b'\] is not a name: .* 'a\+b' for two"),
         ({"adapter_names": [0, 1, 0]}, "adapter names: 0 is not a name"),
         ({"adapter_names": ["a"] * 3, "strengths": torch.ones(3)}, r"give strengths.tolist\(\)$"),
+        ({"adapter_names": ["a"] * 3, "strengths": np.ones(3)}, r"give strengths.tolist\(\)$"),
     ],
 )
 def test_rows_of_a_bank_are_named_by_text(rows, message):
