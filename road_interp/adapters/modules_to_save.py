@@ -52,7 +52,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def values_of(parameter: nn.Parameter) -> Hashable:
     """A key that is equal for parameters with the same values: tied ones, or ones in one memory, as by `.data = other.data`."""
-    has_memory = type(parameter) is nn.Parameter and not parameter.is_meta and parameter.numel() > 0
+    is_dense = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+    has_memory = is_dense and not parameter.is_meta and parameter.numel() > 0
     return (parameter.device, parameter.data_ptr()) if has_memory else id(parameter)
 
 

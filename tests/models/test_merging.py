@@ -126,6 +126,13 @@ def test_sites_that_cannot_be_merged_are_refused():
         tied.merge()
 
 
+def test_a_sparse_parameter_has_no_memory_that_others_share():
+    model = road_model(target_modules="attention")
+    model.model.register_parameter("graph", torch.nn.Parameter(torch.eye(3).to_sparse()))
+    expected = model(token_batch())[1].logits
+    assert torch.allclose(model.merge()(**token_batch()).logits, expected, atol=1e-5)
+
+
 def test_a_bias_of_another_shape_is_refused_before_a_weight_changes():
     base = tiny_model("GPT2", "causal-lm")
     model = RoadModel(base, random_adapter(find_sites(base, "mlp")))
