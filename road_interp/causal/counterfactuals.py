@@ -203,8 +203,9 @@ def encode_pairs(
 ) -> CounterfactualPairs:
     """Tokenise pairs, given directly, by a callable or as a file, and find their answer tokens and span positions.
 
-    A text is tokenised as a whole, as it would be without spans. The position of a span is the token that contains its last
-    character, so it is defined in base and source whatever the number of tokens of the span.
+    A text is tokenised as a whole, as it would be without spans, and without spaces at its end, with which answers begin. The
+    position of a span is the token that contains its last character other than white space, so it is defined in base and source
+    whatever the number of tokens of the span.
 
     Args:
         pairs: as values, or a function that returns them, or the path of a file as in `read_pairs`.
@@ -278,19 +279,21 @@ def encode_texts(
     if not tokenizer.is_fast:
         raise InputError(f"{name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
     span_texts = [{"text": text} if isinstance(text, str) else dict(text) for text in texts]
-    whole = [prefix + "".join(each.values()).rstrip() for each in span_texts]
+    whole = [prefix + "".join(each.values()).rstrip(" ") for each in span_texts]
     encoded = tokenizer(whole, return_offsets_mapping=True)
     results = []
     rows = zip(whole, span_texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     for number, (text, spans, ids, offsets) in enumerate(rows, start=1):
-        if text == prefix:
+        if not text.removeprefix(prefix).strip():
             raise InputError(f"{name}: text {number} is empty")
         if "last" in spans:
             raise InputError(f"{name}: text {number} has a span 'last', which is the name of every text's last token: rename it")
         try:
-            last, ends = _token_at(offsets, len(text) - 1), _ends(spans, offsets, len(prefix))
+            ends = _ends(spans, offsets, len(prefix))
         except ValueError:
             raise InputError(f"{name}: the tokeniser leaves out the last character of text {number} or of a span of it") from None
+        of_text = encoded.sequence_ids(number - 1)  # None for added tokens; offsets of a line break may be empty
+        last = max(index for index, sequence in enumerate(of_text) if sequence is not None)
         kept = tuple(ids[: last + 1])  # drops tokens added at the end, such as EOS
         span_words = {span: spans[span].strip() for span in ends}
         results.append(EncodedText(text, kept, {**ends, "last": last}, {**span_words, "last": text.split()[-1]}))

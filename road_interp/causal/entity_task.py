@@ -25,7 +25,7 @@ from road_interp.files import read_json_object
 SplitName = Literal["train", "val", "test"]
 SPLITS = get_args(SplitName)
 SLOT = "%s"  # the place of the entity in a prompt
-OPENS = ('"', "(", "'", "/")  # a prompt that ends with one of these is continued without a space
+OPENS = ('"', "(", "'", "/", "\n", "\t")  # a prompt that ends with one of these is continued without a space
 
 
 class Question(NamedTuple):
@@ -94,7 +94,7 @@ class EntityTask:
         return replace(self, values={entity: values for entity, values in self.values.items() if entity in drawn})
 
     def answer(self, question: Question) -> str:
-        """The value that a question asks for, with a space in front unless its prompt ends with an opening mark."""
+        """The value that a question asks for, with a space in front unless its prompt ends with one of OPENS."""
         space = "" if question.prompt.endswith(OPENS) else " "
         return space + self.values[question.entity][question.attribute]
 

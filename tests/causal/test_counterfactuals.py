@@ -6,7 +6,7 @@ import json
 import warnings
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from helpers.taught import word_tokenizer
@@ -265,3 +265,32 @@ def test_a_character_that_the_tokeniser_leaves_out():
     tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
     with pytest.raises(InputError, match="pairs: the tokeniser leaves out the last character of text 1 or of a span of it"):
         encode_pairs([Pair("Adrian cried\x07", "Ida cried", " he", " she")], tokenizer)
+
+
+def line_tokenizer():
+    """Tokens of a word or a line break, and EOS behind every text; offsets have no white space, as Llama 3's."""
+    words = ["[UNK]", "[EOS]", "\u010a", "Capital", "\u0120of", "\u0120France", "\u0120Japan", ":", "Paris", "Tokyo"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    end = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 1)])
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), end])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[EOS]")
+
+
+@pytest.mark.parametrize(("end", "tokens"), [(":\n", [3, 4, 5, 7, 2]), (":\n ", [3, 4, 5, 7, 2]), (":  ", [3, 4, 5, 7])])
+def test_a_line_break_at_the_end_of_a_text_is_read(end, tokens):
+    base, source = ({"ask": "Capital of", "country": f" {name}", "end": end} for name in ("France", "Japan"))
+    pairs = encode_pairs([Pair(base, source, "Paris", "Tokyo")], line_tokenizer())
+    assert pairs.base_ids == (tuple(tokens),)
+    assert (pairs.base_label, pairs.source_label) == ((8,), (9,))
+    assert pairs.positions["country"] == ((2, 2),)
+    assert pairs.positions["last"] == ((len(tokens) - 1,) * 2,)
+
+
+def test_a_line_break_that_has_no_token_is_left_out(tokenizer):
+    with_break, without = (
+        encode_pairs([Pair(f"Basil cried{end}", f"Ida cried{end}", " he", " she")], tokenizer) for end in ("\n", "")
+    )
+    assert with_break.base_ids == without.base_ids
+    with pytest.raises(InputError, match="text 1 is empty"):
+        encode_pairs([Pair("\n", "\n", " he", " she")], tokenizer)

@@ -253,3 +253,8 @@ def test_a_question_has_one_place_for_the_entity(taught_things, task, tokenizer,
     ):
         with pytest.raises(InputError, match="thing: the question .* must have one %s"):
             use()
+
+
+def test_an_answer_on_a_new_line_has_no_space_in_front():
+    task = EntityTask("city", {"Oslo": {"country": "Norway"}}, {"country": ("Country of %s:\n", "%s in")}, {"Oslo": "train"})
+    assert [task.answer(question) for question in task.questions()] == ["Norway", " Norway"]
