@@ -113,6 +113,8 @@ def _pools(task: Mapping[str, Any], rng: random.Random) -> tuple[Pool, Pool, Poo
             }
             for number, pool in enumerate(pools):
                 pool[group] = {each: words[number] for each, words in divided.items()}
+        elif by_class := [slot for slot in members if isinstance(task["variables"][slot], Mapping)]:
+            raise InputError(f"the words of the slot '{by_class[0]}' are listed by class, so 'label' must name it, too")
         else:
             shares = _divide(_choices({slot: task["variables"][slot] for slot in members}), split_of, DIVIDED, rng)
             for pool, share in zip(pools, shares, strict=True):

@@ -221,6 +221,7 @@ LABELS, WORDS = FILLER_GAP["labels"], FILLER_GAP["variables"]
         ({"variables": {**WORDS, "verb": "cried"}}, r"variables\.verb must be a list of texts that is not empty"),
         ({"variables": {**WORDS, "verb": []}}, r"variables\.verb must be a list of texts that is not empty"),
         ({"variables": {**WORDS, "verb": [1, 2]}}, r"variables\.verb must be a list of texts that is not empty"),
+        ({"label": ["lead"]}, "the words of the slot 'det' are listed by class, so 'label' must name it, too"),
         ({"templates": []}, "templates must be a list of texts that is not empty"),
         ({"templates": "{lead} {verb}"}, "templates must be a list of texts that is not empty"),
     ],
