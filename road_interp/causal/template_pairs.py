@@ -195,4 +195,4 @@ def _spans(template: str, words: Mapping[str, str]) -> dict[str, str]:
             name += "'"
         spans[name] = space + (token if slot is None else words[slot])
         space = ""
-    return spans
+    return {**spans, name: spans[name] + space} if spans else {}

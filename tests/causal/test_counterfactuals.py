@@ -295,3 +295,13 @@ def test_a_line_break_that_has_no_token_is_left_out(tokenizer):
     assert with_break.base_ids == without.base_ids
     with pytest.raises(InputError, match="text 1 is empty"):
         encode_pairs([Pair("\n", "\n", " he", " she")], tokenizer)
+
+
+def test_a_line_break_behind_the_last_slot_of_a_template_is_read(templates):
+    names = {"old": ["France", "Spain", "Norway"], "new": ["Japan", "Chile", "Peru"]}
+    asked = {"templates": ["Capital of {country}\n"], "label": "country", "variables": {"country": names}}
+    asked |= {"labels": {"old": ["Paris"], "new": ["Tokyo"]}, "result_prepend_space": False}
+    templates.write_text(json.dumps({"ask": asked}))
+    pairs = load_pairs("ask", line_tokenizer(), (2, 1, 1), templates=templates).train
+    assert {ids[-1] for ids in (*pairs.base_ids, *pairs.source_ids)} == {2}
+    assert all(word == word.strip() for both in pairs.words["country"] for word in both)
