@@ -272,6 +272,8 @@ def encode_texts(
 ) -> list[EncodedText]:
     """Tokenise texts, given as spans or as a whole. Raises InputError for an empty text and a slow tokeniser.
 
+    Warns of texts that begin with a token that the tokeniser adds, too.
+
     Args:
         name: of the task.
         prefix: text before every text.
@@ -281,7 +283,7 @@ def encode_texts(
     span_texts = [{"text": text} if isinstance(text, str) else dict(text) for text in texts]
     whole = [prefix + "".join(each.values()).rstrip(" ") for each in span_texts]
     encoded = tokenizer(whole, return_offsets_mapping=True)
-    results = []
+    results, doubled = [], []
     rows = zip(whole, span_texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     for number, (text, spans, ids, offsets) in enumerate(rows, start=1):
         if not text.removeprefix(prefix).strip():
@@ -294,9 +296,17 @@ def encode_texts(
             raise InputError(f"{name}: the tokeniser leaves out the last character of text {number} or of a span of it") from None
         of_text = encoded.sequence_ids(number - 1)  # None for added tokens; offsets of a line break may be empty
         last = max(index for index, sequence in enumerate(of_text) if sequence is not None)
+        if of_text[0] is None and ids[:1] == ids[1:2]:
+            doubled.append(tokenizer.decode(ids[:1]))
         kept = tuple(ids[: last + 1])  # drops tokens added at the end, such as EOS
         span_words = {span: spans[span].strip() for span in ends}
         results.append(EncodedText(text, kept, {**ends, "last": last}, {**span_words, "last": text.split()[-1]}))
+    if doubled:
+        warnings.warn(
+            f"{name}: {len(doubled)} of {len(texts)} texts begin with two {doubled[0]}: the tokeniser adds one, so leave it out "
+            "of the prefix and of texts, such as those of a chat template",
+            stacklevel=3,
+        )
     return results
 
 

@@ -268,12 +268,12 @@ def test_a_character_that_the_tokeniser_leaves_out():
         encode_pairs([Pair("Adrian cried\x07", "Ida cried", " he", " she")], tokenizer)
 
 
-def line_tokenizer():
-    """Tokens of a word or a line break, and EOS behind every text; offsets have no white space, as Llama 3's."""
+def line_tokenizer(added="$A [EOS]"):
+    """Tokens of a word or a line break, and EOS at an end of every text; offsets have no white space, as Llama 3's."""
     words = ["[UNK]", "[EOS]", "\u010a", "Capital", "\u0120of", "\u0120France", "\u0120Japan", ":", "Paris", "Tokyo"]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    end = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 1)])
+    end = processors.TemplateProcessing(single=added, special_tokens=[("[EOS]", 1)])
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), end])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[EOS]")
 
@@ -305,3 +305,13 @@ def test_a_line_break_behind_the_last_slot_of_a_template_is_read(templates):
     pairs = load_pairs("ask", line_tokenizer(), (2, 1, 1), templates=templates).train
     assert {ids[-1] for ids in (*pairs.base_ids, *pairs.source_ids)} == {2}
     assert all(word == word.strip() for both in pairs.words["country"] for word in both)
+
+
+def test_a_beginning_that_the_tokeniser_adds_to_that_of_a_text_is_warned_of():
+    tokenizer = line_tokenizer("[EOS] $A")
+    pairs = [Pair("Capital of France:\n", "Capital of Japan:\n", "Paris", "Tokyo")] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_pairs(pairs, tokenizer)
+    with pytest.warns(UserWarning, match=r"pairs: 2 of 2 texts begin with two \[EOS\]: the tokeniser adds one"):
+        encode_pairs(pairs, tokenizer, prefix="[EOS]")
