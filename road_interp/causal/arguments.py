@@ -86,7 +86,7 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
     check_reads_source(interchange)
     try:
         with torch.no_grad():
-            state = interchange(base, source, **options)
+            state = interchange(base.clone(), source.clone(), **options)  # it may write into them
     except (RuntimeError, TypeError, IndexError) as error:
         if "unexpected keyword argument 'subspaces'" in str(error):
             raise InputError(

@@ -516,3 +516,16 @@ def test_sites_of_another_model_and_no_pairs_per_pass_are_refused(taught):
         InterchangeRuns(model, pairs, other, "name")
     with pytest.raises(InputError, match="InterchangeRuns: batch_size must be a number of at least 1, not 0"):
         InterchangeRuns(model, pairs, 0, "name", batch_size=0)
+
+
+def test_an_interchange_that_writes_into_the_base_leaves_the_states_of_the_runs(taught):
+    runs = InterchangeRuns(*taught, 0, "name")
+    bases = runs.bases.clone()
+
+    def in_place(base, source):
+        base[:, :16] = source[:, :16]
+        return base
+
+    first = interchange_accuracy(runs, in_place, "half of the neurons")
+    assert torch.equal(runs.bases, bases)
+    assert interchange_accuracy(runs, in_place, "half of the neurons") == first
