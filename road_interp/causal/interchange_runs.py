@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -46,6 +46,11 @@ def no_swap(base: Tensor, source: Tensor) -> Tensor:
 def full_swap(base: Tensor, source: Tensor) -> Tensor:
     """Replace the whole state by that of the source."""
     return source
+
+
+def in_evaluation(interchange: Callable[..., Tensor]) -> AbstractContextManager[None]:
+    """Evaluation mode for an interchange that is a module, with dropout or a mask that is soft in training only."""
+    return evaluating(interchange) if isinstance(interchange, nn.Module) else nullcontext()
 
 
 class TextRuns(NamedTuple):
@@ -197,9 +202,10 @@ class InterchangeRuns:
     def odds(self, interchange: Interchange) -> Float[Tensor, " pairs"]:
         """Log odds of the source's answer against the base's after every base text, with the interchange (nats).
 
-        Raises InputError for odds that are NaN or infinite.
+        The interchange is in evaluation mode. Raises InputError for odds that are NaN or infinite.
         """
-        odds = [-self._log_odds(self.logits(rows, interchange), rows) for rows in self.batches("interchanges")]
+        with in_evaluation(interchange):
+            odds = [-self._log_odds(self.logits(rows, interchange), rows) for rows in self.batches("interchanges")]
         check_numbers(torch.cat(odds).unsqueeze(1), "with this interchange the log odds")
         return torch.cat(odds)
 

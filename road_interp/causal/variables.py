@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.arguments import check_interchange, check_model, check_numbers
 from road_interp.causal.entity_task import VariablePairs
-from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.causal.interchange_runs import InterchangeRuns, in_evaluation
 from road_interp.causal.trained_values import count_parameters
 from road_interp.causal.training import run_steps
 from road_interp.errors import InputError
@@ -99,13 +99,14 @@ class VariableRuns:
     def hits(self, interchange: VariableInterchange) -> Bool[Tensor, " pairs"]:
         """Whether the most likely next token of all tokens is the target's, for every pair.
 
-        Raises InputError for logits that are NaN or infinite.
+        The interchange is in evaluation mode. Raises InputError for logits that are NaN or infinite.
         """
         found = []
-        for rows in self.runs.batches("interchanges"):
-            logits = self.logits(rows, interchange)
-            check_numbers(logits, "with this interchange the model's logits")
-            found.append(logits.argmax(-1) == self.targets[rows])
+        with in_evaluation(interchange):
+            for rows in self.runs.batches("interchanges"):
+                logits = self.logits(rows, interchange)
+                check_numbers(logits, "with this interchange the model's logits")
+                found.append(logits.argmax(-1) == self.targets[rows])
         return torch.cat(found)
 
 

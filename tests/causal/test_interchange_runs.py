@@ -529,3 +529,23 @@ def test_an_interchange_that_writes_into_the_base_leaves_the_states_of_the_runs(
     first = interchange_accuracy(runs, in_place, "half of the neurons")
     assert torch.equal(runs.bases, bases)
     assert interchange_accuracy(runs, in_place, "half of the neurons") == first
+
+
+class SoftInTraining(torch.nn.Module):
+    """A mask with dropout that is soft in training only, as in differential binary masking."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.mask, self.dropout = torch.nn.Parameter(torch.full((width,), 0.3)), torch.nn.Dropout(0.5)
+
+    def forward(self, base, source, subspaces=None):
+        share = self.mask.sigmoid() if self.training else (self.mask > 0).float()
+        return base + self.dropout(share) * (source - base)
+
+
+def test_an_interchange_is_measured_in_evaluation_mode(taught):
+    runs, mask = InterchangeRuns(*taught, 0, "name"), SoftInTraining(32)
+    measured, swapped = (interchange_accuracy(runs, each, "swap") for each in (mask, full_swap))
+    assert measured.log_odds == pytest.approx(swapped.log_odds, abs=1e-4)
+    assert mask.training
+    assert mask.dropout.training

@@ -16,6 +16,7 @@ from road_interp.causal.bases import Columns, InBasis
 from road_interp.causal.entity_task import draw_variable_pairs
 from road_interp.causal.interchange_runs import full_swap, no_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
+from road_interp.causal.variable_methods import whole_state
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.causal.variables_comparison import (
     try_methods,
@@ -258,3 +259,14 @@ def test_an_interval_of_too_few_examples_is_the_whole_range():
     outcomes = np.array([0, 1] * 8)
     assert mean_interval(outcomes, clusters, cells) == (0.0, 1.0)
     assert mean_interval(outcomes - 0.5, clusters, cells, paired=True) == (-1.0, 1.0)
+
+
+class DroppedSource(torch.nn.Dropout):
+    """The source's state, of which training drops the most."""
+
+    def forward(self, base, source, subspaces):
+        return super().forward(source)
+
+
+def test_an_interchange_is_measured_in_evaluation_mode(runs):
+    assert torch.equal(runs.hits(DroppedSource(0.9)), runs.hits(whole_state))
