@@ -9,6 +9,7 @@ from jaxtyping import Float
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
+from road_interp.models.intervention import move_only
 from road_interp.rotation import butterfly
 
 # Maps states to coordinates, and coordinates back to states.
@@ -88,6 +89,10 @@ class InBasis(nn.Module):
         inside, other = (states.to(columns.dtype) @ columns / self.units for states in (base, source))
         change = self.interchange(inside, other, subspaces=subspaces) - inside
         return (base + change * self.units @ columns.T).to(base.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InBasis:
+        """Move with the model to its device, but keep the dtype: rounded columns are not orthonormal."""
+        return super()._apply(move_only(fn), recurse)
 
 
 def principal_components(states: Float[Tensor, "n width"]) -> Float[Tensor, "width k"]:

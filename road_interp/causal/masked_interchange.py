@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from road_interp.arguments import check_argument, check_count, check_positive
 from road_interp.causal.bases import Basis, Columns, Neurons, PlaneRotations
 from road_interp.errors import InputError
+from road_interp.models.intervention import move_only
 from road_interp.models.subspaces import selected_entries
 
 SCALINGS = 40  # of the rows of the masks, per forward pass
@@ -96,3 +97,7 @@ class MaskedInterchange(nn.Module):
             sums = torch.cat((claims, none)).log_softmax(0)[:-1].logsumexp(1, keepdim=True)
             claims = claims + math.log(self.coordinates) - sums
         return torch.cat((claims, none)).softmax(0)[:-1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedInterchange:
+        """Move with the model to its device, but keep the dtype of masks and basis."""
+        return super()._apply(move_only(fn), recurse)

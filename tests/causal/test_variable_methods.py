@@ -62,3 +62,13 @@ def test_subspaces_of_separate_interchanges_are_checked():
     for subspaces, message in (([[-1]] * 3, "subspace -1 does not exist"), ([[0]], "subspaces list 1 rows, but the batch has 3")):
         with pytest.raises(InputError, match=message):
             interchange(states, states, subspaces)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *WHITENED])
+def test_interchanges_stay_in_fp32_beside_a_model_in_bf16(name):
+    states = torch.randn(80, 16, generator=torch.Generator().manual_seed(0))
+    interchange = (METHODS | WHITENED)[name].make(MethodInputs(16, ("a", "b"), 2, states, 0))
+    inputs = {"base": states[:4], "source": states[4:8], "subspaces": [[0], [1], [0, 1], []]}
+    with torch.no_grad():
+        expected = interchange(**inputs)
+        assert torch.equal(interchange.to(torch.bfloat16)(**inputs), expected)
