@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 # Models whose attention computes with tokens on the first axis and rows on the second.
@@ -10,6 +11,13 @@ TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "
 STREAMS_FIRST = frozenset({"gemma3n", "gemma3n_text"})
 # Models that change the outputs of some of their modules in place, as by `+=`; the fast gradient of road_1 reads them afterwards.
 CHANGES_OUTPUTS = frozenset({"deberta", "falcon", "flaubert", "llama4", "llama4_text", "xlm"})
+# Ends of the names of transformers' classes whose rows have several choices.
+OF_CHOICES = ("ForMultipleChoice", "DoubleHeadsModel")
+
+
+def has_choices(model: nn.Module) -> bool:
+    """Whether a row of a model's inputs has several choices, also where its class is a user's."""
+    return any(each.__name__.endswith(OF_CHOICES) for each in type(model).__mro__)
 
 
 def model_types(model: PreTrainedModel) -> set[str]:

@@ -20,7 +20,7 @@ from road_interp.models.generate_arguments import arguments_of_generate, check_g
 from road_interp.models.gradient_checkpointing import REENTRANT, checkpoints_gradients, is_reentrant
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import apply_to_slice
-from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, TOKENS_FIRST, model_types
+from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, TOKENS_FIRST, has_choices, model_types
 from road_interp.models.open_contexts import OpenContext
 from road_interp.models.passes import InThread, Pass
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
@@ -41,8 +41,6 @@ from road_interp.rotation.plane_maps import Entries, PlaneMaps
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site, on_slice
-
-OF_CHOICES = ("ForMultipleChoice", "DoubleHeadsModel")  # classes of transformers whose rows have several choices
 
 
 class RotationContext:
@@ -438,7 +436,7 @@ def _rows_and_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, 
     given = row_input(inputs)
     if not isinstance(given, Tensor) or given.ndim < 2:
         return None
-    if given.ndim == 3 and any(each.__name__.endswith(OF_CHOICES) for each in type(model).__mro__):
+    if given.ndim == 3 and has_choices(model):
         return given.shape[0] * given.shape[1], given.shape[2]
     return given.shape[0], given.shape[1]
 

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.data.head_outputs import chosen_classes
 from road_interp.data.labelled import load_labelled
-from road_interp.data.metrics import chosen_classes
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.loading import find_device, load_text_tokenizer, on_device

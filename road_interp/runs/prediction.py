@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import lone_surrogate
 from road_interp.data.batches import batches_by_length
-from road_interp.data.metrics import check_logits
+from road_interp.data.head_outputs import check_logits
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel
 
 from road_interp.adapters.modules_to_save import serialize_modules
+from road_interp.data.head_outputs import check_logits
 from road_interp.data.labelled import LabelledDataset, by_length, label_options, load_labelled, load_test_set, tokenize
-from road_interp.data.metrics import check_logits
 from road_interp.errors import InputError
 from road_interp.files import write_atomically
 from road_interp.measure.intervals import wilson

@@ -20,8 +20,8 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from road_interp.adapters.bank import BASE
 from road_interp.adapters.modules_to_save import load_modules, serialize_modules
 from road_interp.data.batches import batches_by_length
+from road_interp.data.head_outputs import chosen_classes
 from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
-from road_interp.data.metrics import chosen_classes
 from road_interp.errors import InputError
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets

@@ -19,8 +19,8 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.arguments import check_count
 from road_interp.data.batches import batches_by_length
 from road_interp.data.division import subsample
+from road_interp.data.head_outputs import chosen_classes
 from road_interp.data.labelled import load_labelled, tokenize
-from road_interp.data.metrics import chosen_classes
 from road_interp.data.multitask import format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure.ablation import Scorer

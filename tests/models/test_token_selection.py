@@ -10,7 +10,6 @@ from transformers import DynamicCache
 
 from helpers.models import tiny_model, token_batch
 from road_interp.errors import InputError
-from road_interp.models.row_maps import RowMaps
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
     NO_TOKEN,
@@ -19,8 +18,6 @@ from road_interp.models.token_selection import (
     prompt_mask,
     select_tokens,
 )
-from road_interp.rotation.inplace import SMALLEST_INVERTIBLE
-from road_interp.rotation.plane_maps import PlaneMaps
 
 
 def selected(*tokens, rows=1):
@@ -53,15 +50,10 @@ def test_tokens_behind_a_cache_are_of_an_unknown_prompt():
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(**token_batch(2, 3), past_key_values=cache)
-    for length in (1, 2):
-        inputs = {"input_ids": torch.full((2, length), 5), "past_key_values": cache}
-        if length == 1:
-            assert select_tokens(model, "last", None, inputs) is NO_TOKEN
-        else:
-            with pytest.raises(
-                InputError, match="the cache holds 3 tokens and the call 2 more, .* the whole prompt with an empty"
-            ):
-                select_tokens(model, "last", None, inputs)
+    one, two = ({"input_ids": torch.full((2, length), 5), "past_key_values": cache} for length in (1, 2))
+    assert select_tokens(model, "last", None, one) is NO_TOKEN
+    with pytest.raises(InputError, match="the cache holds 3 tokens and the call 2 more, .* the whole prompt with an empty"):
+        select_tokens(model, "last", None, two)
 
 
 def test_a_call_with_other_rows_or_another_mask_is_none_of_the_prompt():
@@ -87,13 +79,6 @@ def test_a_recurrent_cache_does_not_count_its_tokens():
         InputError, match="does not count its tokens; generate with use_cache=False, or rotate with positions='all'$"
     ):
         select_tokens(tiny_model("Llama"), "last", None, inputs)
-
-
-def test_maps_are_invertible_down_to_the_smallest_scale():
-    smallest = torch.full((4,), SMALLEST_INVERTIBLE, dtype=torch.float32).to(torch.complex64)
-    assert RowMaps([PlaneMaps(smallest), PlaneMaps(torch.ones_like(smallest))]).invertible
-    assert not RowMaps([PlaneMaps(torch.ones_like(smallest)), PlaneMaps(smallest / 2)]).invertible
-    assert not RowMaps([PlaneMaps(torch.ones_like(smallest), torch.ones_like(smallest))]).invertible
 
 
 @pytest.mark.parametrize(
