@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from road_interp.errors import InputError, first_line
 from road_interp.files import exists, is_dir, is_file
 from road_interp.models.gguf import CACHE, convert_gguf
 from road_interp.recipes.schema import ModelRecipe
+from road_interp.sites.module_tree import layer_stacks
 from road_interp.sources import resolve
 
 GGUF = ".gguf"
@@ -48,8 +50,8 @@ def load_model(
         options: further settings of the configuration, such as num_labels.
 
     Raises:
-        InputError: the model does not exist or cannot be loaded, has no head over the vocabulary for "causal-lm", or another
-            auto_class.
+        InputError: the model does not exist or cannot be loaded, its checkpoint lacks weights of its blocks, it has no head over
+            the vocabulary for "causal-lm", or another auto_class.
     """
     recipe = _model_recipe("load_model", recipe)
     if auto_class not in AUTO_CLASSES:
@@ -67,6 +69,7 @@ def load_model(
         raise InputError(f"model '{recipe.id}' cannot be loaded: {first_line(error)}{_hint(recipe)}") from None
     if (path := Path(resolve(recipe.id))).suffix == GGUF:  # name the file, not the converted folder
         model.name_or_path = model.config.name_or_path = str(path.parent)
+    _check_blocks(model, recipe, report["missing_keys"])
     paths = {key.rpartition(".")[0] for key in report["missing_keys"]}
     missing = [name for name, _ in model.named_modules() if name in paths]
     if auto_class == "causal-lm" and (head := model.get_output_embeddings()) is not None:
@@ -74,6 +77,18 @@ def load_model(
         if lacking:
             raise InputError(f"model '{recipe.id}' is no language model: its checkpoint lacks {lacking[0]}")
     return model, missing
+
+
+def _check_blocks(model: PreTrainedModel, recipe: ModelRecipe, missing: Collection[str]) -> None:
+    """Raise InputError for a checkpoint without some weights of the blocks: they would be those of a random initialisation."""
+    stacks = tuple(f"{path}." for path in layer_stacks(model))
+    lacking = [name for name, _ in model.named_parameters() if name in missing and name.startswith(stacks)]
+    if lacking:
+        others = f" and {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        raise InputError(
+            f"model '{recipe.id}' cannot be loaded: its checkpoint has no weights for {lacking[0]}{others}; save it with "
+            "save_pretrained from a plain transformers model (after merge_and_unload of PEFT, and not compiled)"
+        )
 
 
 def find_device(device: str | None) -> torch.device:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -70,6 +71,21 @@ def test_a_gguf_file_that_lacks_weights_is_refused(tmp_path, monkeypatch):
     write_gguf(model, tmp_path / "part.gguf", without="blk.1.ffn_up.weight")
     with pytest.raises(InputError, match=r"'.*part\.gguf' cannot be read: it has no weights for layers\.1\.mlp\.up_proj\.weight"):
         load_model(ModelRecipe(str(tmp_path / "part.gguf")), "backbone")
+
+
+@pytest.mark.parametrize("auto_class", ["backbone", "causal-lm", "classifier"])
+def test_a_checkpoint_that_lacks_weights_of_blocks_is_refused(tmp_path, auto_class):
+    """They would be drawn at random, anew each time that the model is loaded, and a classifier's be trained as its head."""
+    tiny_model("Llama", "causal-lm").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    what = r"has no weights for (model\.)?layers\.1\.mlp\.up_proj\.weight; save it with save_pretrained"
+    with pytest.raises(InputError, match=what):
+        load_model(str(tmp_path), auto_class)
+    save_file({f"_orig_mod.{name}": weight for name, weight in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"q_proj\.weight and 17 others"):  # 9 in each of two blocks
+        load_model(str(tmp_path), auto_class)
 
 
 def test_a_new_head_is_reported():
