@@ -198,7 +198,8 @@ def format_prompts(
 ) -> list[str]:
     """Render prompts in the template of the model's input.
 
-    A prompt is truncated first if template, prompt and `scoring.max_new_tokens` together exceed `model.max_length`.
+    A prompt is truncated first, with a warning, if template, prompt and `scoring.max_new_tokens` together exceed
+    `model.max_length`. Others are kept as they are: the text of their tokens may be another.
 
     Args:
         ending: text behind every prompt, such as an instruction; it is never truncated.
@@ -217,8 +218,16 @@ def format_prompts(
     limit = recipe.model.max_length - template_length - recipe.scoring.max_new_tokens
     if limit < 1:
         raise InputError(f"model.max_length {recipe.model.max_length} is too small for a prompt, the template and the answer")
-    truncated = tokenizer(list(prompts), add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
-    return [template.render(prompt=f"{tokenizer.decode(ids)}{ending}") for ids in truncated]
+    whole = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    if cut := {row: text for row, text in enumerate(prompts) if len(whole[row]) > limit}:
+        ids = tokenizer(list(cut.values()), add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
+        cut = dict(zip(cut, map(tokenizer.decode, ids), strict=True))
+        needed = recipe.model.max_length - limit + max(map(len, whole))
+        warnings.warn(
+            f"{len(cut)} of {len(whole)} prompts are cut to {limit} tokens: for whole ones, set model.max_length to {needed}",
+            stacklevel=2,
+        )
+    return [template.render(prompt=f"{cut.get(row, text)}{ending}") for row, text in enumerate(prompts)]
 
 
 def encode_multitask_data(

@@ -16,6 +16,7 @@ import torch
 from helpers.cli import run
 from helpers.compositions import composition_report
 from helpers.multitask import behaviours_recipe as recipe_for
+from helpers.taught import word_tokenizer
 from road_interp.data.behaviours import PARTS
 from road_interp.data.multitask import Example, encode_multitask_data, format_prompts, load_multitask_data
 from road_interp.errors import InputError
@@ -387,10 +388,20 @@ def test_tasks_from_data_use_their_templates(workplace):
         load_multitask_data(recipe_with(answer="{{ ''.__class__.__mro__ }}"))
 
 
+def test_short_prompts_are_read_as_they_are(workplace):
+    """The text of their tokens is another where a tokeniser splits at spaces or lowers letters."""
+    asked = ["word of\n word", " word  word "]
+    assert format_prompts(recipe_for(workplace), asked, word_tokenizer("word of")) == [f"Q: {each}\nA:" for each in asked]
+
+
 def test_long_prompts_are_cut_before_the_template(workplace):
     recipe = recipe_for(workplace, "model.max_length=20")
     tokenizer = load_tokenizer(recipe.model)
-    (prompt,) = format_prompts(recipe, ["word " * 100], tokenizer)
+    with pytest.warns(UserWarning, match=r"1 of 2 prompts are cut to \d+ tokens: .* set model.max_length to \d+$") as told:
+        prompt, short = format_prompts(recipe, ["word " * 100, "word"], tokenizer)
+    whole = recipe_for(workplace, f"model.max_length={str(told[0].message).split()[-1]}")
+    assert format_prompts(whole, ["word " * 100], tokenizer) == [f"Q: {'word ' * 100}\nA:"]
+    assert short == "Q: word\nA:"
     assert prompt.startswith("Q: word word")
     assert prompt.endswith("\nA:")
     assert len(tokenizer(prompt)["input_ids"]) <= 16
