@@ -9,6 +9,9 @@ from typing import Any
 
 from road_interp.errors import InputError
 from road_interp.files import exists
+from road_interp.recipes.paths import data_ids
+from road_interp.runs.origin import sha256_of
+from road_interp.sources import PACKAGE
 
 Inputs = Mapping[str, Callable[[Any], Sequence[Path]]]  # by setting, the files that a piece with a recipe reads
 DIGITS = 16  # of a sha256
@@ -17,11 +20,17 @@ DIGITS = 16  # of a sha256
 def digests(recipe: Any, inputs: Inputs) -> dict[str, str]:
     """The beginning of the sha256 of every file that a piece reads, by setting and file; none for settings without a path.
 
+    Data files of a recipe are those of the setting "data"; a package fixes the content of its own.
+
     Raises:
         InputError: a file cannot be read.
     """
     given = {name: files(recipe) for name, files in inputs.items() if getattr(recipe, name) is not None}
-    return {f"{name}/{path.name}": _digest(path) for name, paths in given.items() for path in paths}
+    data = {each: sha256_of(each) for each in data_ids(recipe) if not each.startswith(PACKAGE)}
+    return {
+        **{f"{name}/{path.name}": _digest(path) for name, paths in given.items() for path in paths},
+        **{f"data/{Path(each).name}": digest[:DIGITS] for each, digest in data.items() if digest is not None},
+    }
 
 
 def _digest(path: Path) -> str:

@@ -33,7 +33,7 @@ def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
     """The run of a recipe in a folder, trained or resumed if it is not finished; a second process waits for the first.
 
     Raises:
-        InputError: the folder holds a run of another recipe.
+        InputError: the folder holds a run of another recipe, or of data files that have changed since.
     """
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,9 @@ def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
             return train(recipe, folder, resume=(folder / RECIPE).is_file(), progress=False)
     if load_stored_recipe(folder / RECIPE) != recipe:
         raise InputError(f"'{folder}' was trained with another recipe; choose another --runs")
-    return Run.load(folder)
+    run = Run.load(folder)
+    run.check_data()
+    return run
 
 
 @cache

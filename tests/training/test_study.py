@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -164,6 +166,19 @@ def test_an_input_file_that_changed_is_refused(study, measured, tmp_path):
     assert measured == []  # it is refused before the missing piece is measured
     with pytest.raises(InputError, match=r"gone' cannot be read \(No such file or directory\)"):
         read_study(study, options(tmp_path, seeds=(0,), overrides=(f"file={tmp_path / 'gone'}",)))
+
+
+def test_data_of_a_recipe_that_changed_are_refused(study, measured, tmp_path):
+    data = tmp_path / "films.csv"
+    data.write_text("text,label\nfine,positive\n")
+    trains = replace(study, recipe="sentiment-minilm", inputs={}, conditions={"plain": Condition("plain")})
+    trains = replace(trains, measure=lambda piece: Measured(piece.condition, piece.seed, 0))
+    given = options(tmp_path, seeds=(0,), overrides=(f"data.id={data}", "data.filter=null"))
+    run_study(trains, given)
+    read_study(trains, given)
+    data.write_text("text,label\ndull,negative\n")
+    with pytest.raises(InputError, match="seed-0.json' was measured with another data/films.csv; choose another --results"):
+        run_study(trains, given)
 
 
 def test_an_input_file_of_another_name_is_refused_unless_it_has_the_same_content(study, measured, tmp_path):
@@ -333,6 +348,15 @@ def test_an_unfinished_run_is_resumed_and_another_recipe_is_refused(workplace, t
     assert Run.load(tmp_path / "run").recipe == recipe
     with pytest.raises(InputError, match="run' was trained with another recipe; choose another --runs"):
         train_once(replace(recipe, seed=1), tmp_path / "run")
+
+
+def test_a_run_of_data_that_have_changed_is_not_used_again(workplace, tmp_path):
+    data = Path(shutil.copy(workplace / "data.csv", tmp_path))
+    recipe = recipe_for(workplace, "training.max_steps=2", f"data.id={data}")
+    train_once(recipe, tmp_path / "run")
+    data.write_text(data.read_text() + "grand,positive,1\n")
+    with pytest.raises(InputError, match=r"data.csv' has changed since the run was started"):
+        train_once(recipe, tmp_path / "run")
 
 
 def test_a_hash_changes_with_the_settings(workplace):
