@@ -98,12 +98,15 @@ def _keyword(name: str, hint: Any, default: Any) -> inspect.Parameter:
 
 
 def joined(*groups: Sequence[str] | None) -> list[str]:
-    """All overrides of the groups. Raises InputError for a key that is given twice."""
+    """All overrides of the groups. Raises InputError for a key that is given twice, or whose section is given behind it."""
     found = [override for group in groups for override in group or ()]
     keys = [override.partition("=")[0] for override in found]
     if twice := [key for key in keys if keys.count(key) > 1]:
         given = [override for override in found if override.partition("=")[0] == twice[0]]
         raise InputError(f"'{twice[0]}' is given twice: {', '.join(given)}")
+    for number, key in enumerate(keys):
+        if replaced := [each for each in keys[:number] if each.startswith(f"{key}.")]:
+            raise InputError(f"'{key}' is given behind '{replaced[0]}', which it would replace: give it before")
     return found
 
 

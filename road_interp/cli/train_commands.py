@@ -193,7 +193,7 @@ def _train_seed(
 
 
 def _finished_run(folder: Path, recipe: TrainableRecipe) -> Run:
-    """The run in a folder. Raises InputError if its recipe is another."""
+    """The run in a folder. Raises InputError if its recipe is another, or if its data have changed."""
     from road_interp.recipes.difference import describe_difference
     from road_interp.recipes.loader import load_stored_recipe
     from road_interp.runs.run import Run
@@ -201,7 +201,9 @@ def _finished_run(folder: Path, recipe: TrainableRecipe) -> Run:
 
     if difference := describe_difference(load_stored_recipe(folder / RECIPE), recipe):
         raise InputError(f"the recipe differs from the one of the finished run '{folder}': {difference}")
-    return Run.load(folder)
+    run = Run.load(folder)
+    run.check_data()
+    return run
 
 
 def _started_run(recipe: str, out: Path | None, resume: bool) -> tuple[str, Path | None]:

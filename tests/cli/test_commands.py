@@ -170,6 +170,11 @@ def test_a_finished_run_is_resumed_to_its_missing_figures(capsys, monkeypatch, f
     code, _, err = run(capsys, monkeypatch, "train", folder, "seed=3", "--resume")
     assert code == 2
     assert f"the recipe differs from the one of the finished run '{folder}': seed is 0 there, 3 here" in err
+    origin = json.loads((folder / "origin.json").read_text())
+    (folder / "origin.json").write_text(json.dumps({**origin, "files": dict.fromkeys(origin["files"], "another hash")}))
+    code, _, err = run(capsys, monkeypatch, "train", folder, "--resume")
+    assert code == 2
+    assert "data.csv' has changed since the run was started" in err
 
 
 def test_an_interrupt_during_the_figures_says_how_to_go_on(capsys, monkeypatch, finished, tmp_path):
@@ -209,6 +214,9 @@ def test_a_key_that_is_given_twice_is_an_error(capsys, monkeypatch, command):
     code, out, err = run(capsys, monkeypatch, *command.split(), "a.b=1", "c=2", "a.b=3")
     assert (code, out) == (2, "")
     assert "'a.b' is given twice: a.b=1, a.b=3" in err
+    code, out, err = run(capsys, monkeypatch, *command.split(), "a.b.c=1", "a={b: 2}")
+    assert (code, out) == (2, "")
+    assert "'a' is given behind 'a.b.c', which it would replace: give it before" in err
     if command.startswith("train"):
         code, out, err = run(capsys, monkeypatch, *command.split(), "seed=2", "--seed", 1)
         assert (code, out) == (2, "")
