@@ -53,6 +53,8 @@ class LabelledDataset:
 
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The metric of a split, by its name, from logits `(examples, num_labels)` and labels `(examples,)`."""
+        if self.metric != "accuracy" and len(set(labels.tolist())) == 1:
+            warnings.warn(f"all {len(labels)} labels are equal: {self.metric} is not defined, and given as 0", stacklevel=2)
         predictions = logits.reshape(len(labels)) if self.classes is None else logits.argmax(-1)
         return {self.metric: METRICS[self.metric](labels, predictions)}
 
@@ -83,6 +85,9 @@ def load_labelled(recipe: DataRecipe, section: str = "data") -> LabelledDataset:
         train, validation = divide(train, recipe.validation_size, recipe, classes, f"{section}.validation_size")
         train, test = divide(train, recipe.test_size, recipe, classes, f"{section}.test_size")
     else:
+        for key in ("validation_size", "test_size"):
+            if getattr(recipe, key) != getattr(DataRecipe, key):
+                warnings.warn(f"{section}.{key} is not used: '{recipe.validation}' is the validation set", stacklevel=2)
         validation = _with_labels(validation, classes, recipe.validation or recipe.id)
         if test is None:
             size = VALIDATION if len(validation) >= LARGE else len(validation) // 2

@@ -88,8 +88,15 @@ def test_empty_texts_and_copies_across_splits_are_warned_of(tmp_path):
 def test_training_texts_in_a_validation_file_are_warned_of(tmp_path):
     train, test = written(tmp_path / "train.csv"), written(tmp_path / "t.csv", [{**row, "sentence": "new"} for row in ROWS])
     with pytest.warns(UserWarning, match="40 of 40 validation texts are also training texts; leave out the copies$") as told:
-        load_labelled(recipe(train, validation=train, test=test))
+        load_labelled(recipe(train, validation=train, test=test, validation_size=0.1, test_size=0.1))
     assert len(told) == 1
+
+
+def test_sizes_beside_a_validation_file_are_warned_of(tmp_path):
+    train, held_out = written(tmp_path / "train.csv"), written(tmp_path / "v.csv", [{**row, "sentence": "new"} for row in ROWS])
+    with pytest.warns(UserWarning, match=r"data.validation_size is not used: '.*v.csv' is the validation set"):
+        task = load_labelled(recipe(train, validation=held_out))
+    assert [len(split) for split in (task.train, task.validation, task.test)] == [40, 20, 20]
 
 
 def test_a_fraction_for_the_test_set_is_of_what_the_validation_set_leaves(tmp_path):
@@ -243,6 +250,8 @@ def test_metrics():
     regress = LabelledDataset(empty, empty, empty, None, "pearson")
     assert regress.score(np.array([[1.0], [2.0], [4.0]]), np.array([2.0, 4.0, 8.0])) == {"pearson": pytest.approx(1.0)}
     assert regress.score(np.ones((3, 1)), np.array([2.0, 4.0, 8.0])) == {"pearson": 0.0}
+    with pytest.warns(UserWarning, match="all 3 labels are equal: pearson is not defined, and given as 0"):
+        assert regress.score(np.array([[1.0], [2.0], [4.0]]), np.ones(3)) == {"pearson": 0.0}
 
 
 def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
