@@ -18,10 +18,9 @@ from road_interp.data.labelled import read_examples
 from road_interp.data.rows import cut, read_rows
 from road_interp.data.templates import TEMPLATE_ERRORS, TEMPLATES, with_nulls
 from road_interp.errors import InputError
-from road_interp.recipes.schema import DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
+from road_interp.recipes.schema import PLAIN, DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 
 LABEL_WORDS = (("neg", "negative"), ("pos", "positive"))  # texts that say which label they are, in lower case
-PLAIN = "plain"  # the behaviour of a task whose answers are the plain comment
 
 
 @dataclass(frozen=True)

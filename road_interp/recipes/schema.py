@@ -150,6 +150,8 @@ class DataRecipe:
             self.classes,
             "a list of two or more labels, each once",
         )
+        are_labels = all(isinstance(label, str | int | float) for label in self.classes or ())
+        _require(are_labels, "classes", self.classes, "a list of texts or numbers, with quotes around texts such as '2026-01-31'")
         _check_seed("split_seed", self.split_seed)
 
 
@@ -286,6 +288,7 @@ class MultiTaskClassificationRecipe(_YamlRecipe):
         return tuple(self.tasks)
 
 
+PLAIN = "plain"  # the behaviour of a task whose answers are the plain comment
 COUNTED = ("validation", "test", "validation_size", "test_size", "per_class", "split_by_text")
 UNUSED_OF_REVIEWS = {
     **dict.fromkeys(COUNTED, "left out: scoring.validation and scoring.test count reviews"),
@@ -365,7 +368,7 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
         co_activation_loss: the target of a token that decides a part of the answer of another active task: none ("own": it is
             left out), what the other active tasks predict without the example's own ("distilled"), or the token of the
             example's answer ("all").
-        shared: name of a task whose planes are active in every row.
+        shared: name of a task whose planes are active in every row, of plain answers or of a data set.
         template: Jinja template of the model's input, with the variable `prompt`.
         reviews: film reviews with two labels, the prompts of tasks that have a behaviour. `classes` lists the negative label and
             the positive one; without it the greater of two numbers is positive, and texts must be neg or negative and pos or
@@ -402,6 +405,8 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
             value = getattr(self.reviews, key)
             _require(value == getattr(DataRecipe, key), f"reviews.{key}", value, reason)
         _require(self.shared is None or self.shared in self.tasks, "shared", self.shared, "the name of one of the tasks")
+        shown = None if self.shared is None else self.tasks[self.shared].behaviour
+        _require(shown in (None, PLAIN), "shared", self.shared, "a task of plain answers or of a data set: a behaviour is scored")
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.behaviours import PARTS, answer_parts
-from road_interp.data.multitask import PLAIN, Example, format_prompts, load_multitask_data, load_reviews
+from road_interp.data.multitask import Example, format_prompts, load_multitask_data, load_reviews
 from road_interp.measure.composition import CompositionReport, all_sets, composition
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn, answer_perplexity, greedy_answers, make_generator
 from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
-from road_interp.recipes.schema import MultiTaskGenerationRecipe, TaskRecipe
+from road_interp.recipes.schema import PLAIN, MultiTaskGenerationRecipe, TaskRecipe
 from road_interp.sites.find import find_sites
 from road_interp.training.experiment import identity_model, trained_in_memory
 from road_interp.training.low_rank import LowRankModel

@@ -20,7 +20,6 @@ from road_interp.adapters.bank import BASE
 from road_interp.data.answer_extraction import Question
 from road_interp.data.behaviours import PARTS, Review
 from road_interp.data.multitask import (
-    PLAIN,
     MultiTaskData,
     encode_multitask_data,
     format_prompts,
@@ -35,7 +34,7 @@ from road_interp.models.generation import answer_perplexity, make_generator
 from road_interp.models.loading import check_length, load_model, load_text_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import progress_bar, waiting
-from road_interp.recipes.schema import MultiTaskClassificationRecipe, MultiTaskGenerationRecipe
+from road_interp.recipes.schema import PLAIN, MultiTaskClassificationRecipe, MultiTaskGenerationRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import COMPOSITION, EXACT_MATCH, PLANES
 from road_interp.sites.module_tree import evaluating
@@ -123,6 +122,10 @@ class MultiTaskGenerationExperiment:
 
     def __init__(self, recipe: MultiTaskGenerationRecipe) -> None:
         self.recipe, self.tokenizer = recipe, load_text_tokenizer(recipe.model)
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                f"the tokeniser of '{recipe.model.id}' has no end token, with which answers end: give it an eos_token"
+            )
         self.questions = load_questions(recipe, self.tokenizer)
 
     def load_data(self) -> None:

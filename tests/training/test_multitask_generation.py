@@ -368,6 +368,14 @@ def test_a_shared_task_is_active_in_every_answer_and_is_not_scored(workplace, tm
         assert tuple(answer.text for answer in generate(prompts, names)) == run.composition.of(active).answers
     with pytest.raises(InputError, match="'shared' must be the name of one of the tasks"):
         recipe_for(workplace, "shared=other")
+    with pytest.raises(InputError, match="'shared' must be a task of plain answers or of a data set: a behaviour is scored"):
+        recipe_for(workplace, "shared=label")  # which would be active in the sets that are scored without it
+
+
+def test_a_tokeniser_without_an_end_of_text_is_refused(workplace, monkeypatch):
+    monkeypatch.setattr(multitask_generation, "load_text_tokenizer", lambda recipe: word_tokenizer())
+    with pytest.raises(InputError, match="has no end token, with which answers end: give it an eos_token"):
+        MultiTaskGenerationExperiment(recipe_for(workplace))
 
 
 def test_tasks_from_data_use_their_templates(workplace):
