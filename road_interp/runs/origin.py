@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +26,8 @@ class Origin:
     """The start of a run.
 
     Attributes:
-        directory: the working directory, from which relative paths of the recipe lead to model and data.
+        directory: the working directory, from which relative paths of the recipe lead to model and data; empty on the Hub, where
+            they lead from that of the reader.
         files: the sha256 of every data file, by its id in the recipe; data sets of the Hub and folders are left out.
         from_run: the path of `directory` from the run folder, which leads to data that have moved together with it; None in
             older runs, and on another drive.
@@ -54,6 +55,10 @@ class Origin:
             return from_mapping(cls, read_json_object(path))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+    def without_directory(self) -> Origin:
+        """The hashes alone, for the Hub: a file of the same name on another machine is not taken for the data."""
+        return replace(self, directory="", from_run=None)
 
     def to_json(self) -> str:
         """The content of the file that `load` reads."""

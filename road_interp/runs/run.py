@@ -62,7 +62,8 @@ class Run:
         classes: the class labels in the order of the head's outputs; None for regression and for multi-task runs.
         metrics: validation and test scores, for `kind: classification` also those of the frozen backbone, and parameter counts.
         planes: the planes that each task owns; None for `kind: classification`.
-        origin: where the run was started, and the hashes of its data; None for a run of an older release or of the Hub.
+        origin: where the run was started, and the hashes of its data; None for a run of an older release. That of a run of the
+            Hub has the hashes only.
     """
 
     folder: Path
@@ -224,6 +225,8 @@ class Run:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run"
             shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(CHECKPOINTS, FIGURES, ORIGIN))
+            if self.origin is not None:
+                (folder / ORIGIN).write_text(self.origin.without_directory().to_json(), encoding="utf-8")
             card = hub.model_card(self.adapter, self.recipe, self.metrics, repo_id, (self.folder / HEAD).is_file())
             (folder / hub.CARD).write_text(card, encoding="utf-8")
             report = measure.angles(self.adapter)

@@ -11,10 +11,11 @@ import torch
 import yaml
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.runs.hub import model_card
 from road_interp.runs.run import Run
-from road_interp.training.api import evaluate
+from road_interp.training.api import evaluate, train
 
 
 @pytest.fixture
@@ -71,6 +72,23 @@ def test_a_run_is_uploaded_and_downloaded(finished, hub):
     assert (back.recipe, back.metrics, back.classes) == (finished.recipe, finished.metrics, finished.classes)
     assert all(torch.equal(back.adapter.theta[site.name], finished.adapter.theta[site.name]) for site in back.adapter.sites)
     assert evaluate(back, progress=False) == finished.metrics["test"]
+
+
+def test_another_file_of_the_same_name_is_not_the_data_of_a_downloaded_run(workplace, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(workplace / "data.csv", "data.csv")
+    train(recipe_for(workplace, "data.id=data.csv", "training.max_steps=1"), "run", progress=False).push_to_hub("a/run")
+    assert str(tmp_path) not in (hub.root / "a" / "run" / "origin.json").read_text()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    back = Run.from_hub("a/run")
+    with pytest.raises(InputError, match="'data.csv' does not exist"):
+        evaluate(back, progress=False)
+    shutil.copy(workplace / "data.csv", "data.csv")
+    assert evaluate(back, progress=False) == back.metrics["test"]
+    (tmp_path / "elsewhere" / "data.csv").write_text("text,label\nfine,positive\n")
+    with pytest.raises(InputError, match="'data.csv' has changed since the run was started"):
+        evaluate(back, progress=False)
 
 
 def test_a_second_push_leaves_nothing_of_the_first(finished, hub, tmp_path):
