@@ -63,7 +63,7 @@ def train_method(train: InterchangeRuns, name: str, method: Method, *, seed: int
 
 
 def seeded(seed: int, make: Callable[[], Any]) -> Any:
-    """Call `make` with torch's global generator seeded, and restore the generator."""
+    """Call `make` with torch's generator of the CPU seeded, and restore it; those of the GPUs are left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not, as torch.manual_seed does, those of the GPUs
         return make()

@@ -41,7 +41,7 @@ def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features:
     if existing := [path for path in paths if path.exists()]:
         raise InputError(f"'{existing[0]}' exists already")
     with torch.random.fork_rng(devices=[]):  # the parametrisation draws numbers
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # and not, as torch.manual_seed does, those of the GPUs
         layer: Any = LowRankRotateLayer(width, count, init_orth=False)
         layer.weight.data.copy_(basis.detach().cpu())
         layer = parametrizations.orthogonal(layer)

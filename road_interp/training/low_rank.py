@@ -96,7 +96,7 @@ class LowRankModel(nn.Module):
         self._adapted_modules = [model.get_submodule(site.module) for site in sites]
         size = rank * len(tasks)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # and not, as torch.manual_seed does, those of the GPUs
             if method == "LoRA":
                 layers: Any = self._adapted_modules
                 adapters = [TaskLora(layer.in_features, output_width(layer), size) for layer in layers]

@@ -163,3 +163,11 @@ def test_states_that_do_not_differ_have_no_direction(tokenizer):
 
 
 NAMES = [("Basil", "Ida"), ("Otto", "Ivy")]
+
+
+def test_the_random_numbers_of_the_gpus_are_left_alone(taught, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    untrained_like(taught[0], 0)
+    methods()["boundless DAS"].make(32)
+    assert not seeded

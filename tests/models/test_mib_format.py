@@ -87,3 +87,10 @@ def test_files_that_exist_and_masks_that_are_soft(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{UNIT}_{kind}" for kind in ("featurizer", "indices", "inverse_featurizer")
     ]
+
+
+def test_the_random_numbers_of_the_gpus_are_left_alone(tmp_path, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    MAKERS["planes"]().save_mib(tmp_path, UNIT)
+    assert not seeded

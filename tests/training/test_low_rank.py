@@ -113,3 +113,11 @@ def test_generation_and_unknown_tasks():
     assert torch.equal(ids[2:], model.model.generate(**{key: value[2:] for key, value in batch.items()}, **options))
     with pytest.raises(InputError, match="unknown task 'c'; the tasks are a, b"):
         model(batch, ["c"] * 3)
+
+
+def test_the_random_numbers_of_the_gpus_are_left_alone(monkeypatch):
+    base = tiny_model("Llama", "causal-lm")
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    LowRankModel(base, find_sites(base, "all-linear"), TASKS, 2, "LoRA")
+    assert not seeded
