@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, MARKERS, counted, error_bars, prepared, styled
+from road_interp.plots.style import color_and_marker, counted, error_bars, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def capacity(report: CapacityReport, ax: Axes | None = None) -> Axes:
         rows = [row for row, point in enumerate(shown) if point.family == family]
         mean = np.array([shown[row].mean for row in rows])
         low, high = np.array([shown[row].interval for row in rows]).T
-        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "markersize": 4}
+        look = {**color_and_marker(number), "markersize": 4}
         bars = error_bars(mean, low, high)
         ax.errorbar(mean, rows, xerr=bars, linestyle="none", capsize=2, linewidth=1, label=family, **look)
         if seeds[0] == 1 < seeds[-1]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from road_interp.plots.arguments import check_choice, check_drawn, listed
-from road_interp.plots.style import COLORS, MARKERS, callers_width, error_bars, in_place_of, prepared, styled, width_of
+from road_interp.plots.style import COLORS, callers_width, color_and_marker, error_bars, in_place_of, prepared, styled, width_of
 
 if TYPE_CHECKING:
     from road_interp.measure.drift import DriftReport, ReadPointDrift
@@ -109,13 +109,13 @@ def drift_blocks(
         for before_norm in {place.before_norm for place in report.places}:
             places = [place for place in report.places if place.before_norm == before_norm]
             mean, low, high = np.array([getattr(place, quantity) for place in places]).T
-            style = {**_line_style(places[0].norm_is_pinned), **_color_and_marker(number)}
+            style = {**_line_style(places[0].norm_is_pinned), **color_and_marker(number)}
             layers, bars = [place.layer for place in places], error_bars(mean, low, high)
             ax.errorbar(layers, mean, yerr=bars, markersize=4, linewidth=1, capsize=2, **style)
             if quantity == "dM" and not places[0].norm_is_pinned:
                 null = [np.nan if place.null is None else place.null for place in places]
                 ax.plot(layers, null, linestyle=":", linewidth=1, color=style["color"])
-    handles = [Line2D([], [], label=name, **_color_and_marker(number)) for number, name in enumerate(names)]
+    handles = [Line2D([], [], label=name, **color_and_marker(number)) for number, name in enumerate(names)]
     if any(place.norm_is_pinned for report in reports for place in report.places):
         styles = ((BEFORE, False), (AFTER, True))
         handles += [Line2D([], [], color="0.4", marker="o", label=label, **_line_style(pinned)) for label, pinned in styles]
@@ -140,10 +140,6 @@ def _points(ax: Axes, place: ReadPointDrift, color: str) -> None:
         ax.plot(cosines, place.null_at(cosines), color="0.4", linestyle=":", linewidth=1, label=NULL)
     ax.locator_params(nbins=4)
     ax.ticklabel_format(useOffset=False)
-
-
-def _color_and_marker(number: int) -> dict[str, Any]:
-    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def _line_style(pinned: bool) -> dict[str, Any]:

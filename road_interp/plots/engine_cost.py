@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from road_interp.plots.style import COLORS, MARKERS, error_bars, prepared, styled
+from road_interp.plots.style import color_and_marker, error_bars, prepared, styled
 from road_interp.sources import readable_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def engine_cost(report: EngineCostReport, ax: Axes | None = None) -> Axes:
         costs = [cost for cost in report.costs if cost.model == model]
         y = np.array([rows.index((cost.what, cost.over)) for cost in costs]) + 0.15 * (number - (len(models) - 1) / 2)
         middle, low, high = np.array([(cost.median, cost.low, cost.high) for cost in costs]).T
-        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "markersize": 4}
+        look = {**color_and_marker(number), "markersize": 4}
         bars = error_bars(middle, low, high)
         ax.errorbar(middle, y, xerr=bars, linestyle="none", capsize=2, label=readable_name(model), **look)
     ax.axvline(1, color="0.45", linewidth=0.8)

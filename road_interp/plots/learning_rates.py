@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import COLORS, MARKERS, prepared, styled
+from road_interp.plots.style import COLORS, color_and_marker, prepared, styled
 
 
 @styled
@@ -34,7 +33,7 @@ def learning_rates(
     for number, (method, of_method) in enumerate(scores.items()):
         shift = 1.02 ** (number - (len(scores) - 1) / 2)  # so that lines with equal scores stay visible
         line = sorted(of_method.items())
-        style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)], "markersize": 4}
+        style = {**color_and_marker(number), "markersize": 4}
         dashed = "-" if number < len(COLORS) else "--"
         ax.plot(
             [rate * shift for rate, _ in line],

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
-from road_interp.plots.style import COLORS, MARKERS, error_bars, prepared, styled
+from road_interp.plots.style import color_and_marker, error_bars, prepared, styled
 
 
 @styled
@@ -33,8 +33,8 @@ def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | N
         middle, low, high = np.array(list(values.values()), dtype=float).T
         rows = np.array([names.index(name) for name in values]) + 0.7 * ((number + 0.5) / len(series) - 0.5)
         bars = error_bars(middle, low, high)
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        ax.errorbar(middle, rows, xerr=bars, fmt=marker, color=color, markersize=3, capsize=2, elinewidth=1, label=title)
+        style = {**color_and_marker(number), "linestyle": "none", "markersize": 3, "capsize": 2, "elinewidth": 1}
+        ax.errorbar(middle, rows, xerr=bars, label=title, **style)
     ax.set_yticks(range(len(names)), names)
     ax.yaxis.set_inverted(True)
     ax.set_xlabel(label)

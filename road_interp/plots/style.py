@@ -103,6 +103,11 @@ def in_place_of(ax: Axes) -> SubFigure:
     return figure.add_subfigure(place)
 
 
+def color_and_marker(number: int) -> dict[str, Any]:
+    """How Axes.plot and Axes.errorbar draw the series with a number, from 0; colours and markers recur after the last ones."""
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
 def error_bars(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
     """Distances of the ends of intervals from their values, (2, n), as Axes.errorbar takes them.
 

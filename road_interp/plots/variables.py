@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
 from road_interp.plots.arguments import check_choice, listed
-from road_interp.plots.style import COLORS, MARKERS, error_bars, prepared, styled
+from road_interp.plots.style import COLORS, color_and_marker, error_bars, prepared, styled
 
 if TYPE_CHECKING:
     from road_interp.causal.variables import VariablesReport
@@ -45,13 +45,12 @@ def variables(
             np.array(counts) * shift,
             mean,
             yerr=error_bars(mean, low, high),
-            color=COLORS[number % len(COLORS)],
             linestyle="-" if number < len(COLORS) else "--",
-            marker=MARKERS[number % len(MARKERS)],
             markersize=4,
             linewidth=1,
             capsize=2,
             label=method,
+            **color_and_marker(number),
         )
     for number, method in enumerate(method for method in methods if method not in lines):
         level = float(np.mean([_value(found.of(method), quantity) for found in comparisons]))
