@@ -19,6 +19,7 @@ from road_interp.cli.options import (
     check_folder,
     check_new_folder,
     console,
+    print_figures,
     print_result,
 )
 from road_interp.cli.output_file import check_output_file, default_output, name_of
@@ -56,8 +57,7 @@ def inspect(
         print(json.dumps({site.name: site.summary() for site in report.sites}))
         return
     console.print(tables.angles(report))
-    for path in paths:
-        console.print(f"figure: {path}", soft_wrap=True)
+    print_figures(paths)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from road_interp.cli.options import (
     console,
     grouped,
     joined,
+    print_figures,
     quiet_libraries,
 )
 from road_interp.cli.output_file import default_output
@@ -161,8 +162,7 @@ def _print_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
         print(report.to_json())
         return
     console.print(tables.drift(report))
-    for path in paths:
-        console.print(f"figure: {path}", soft_wrap=True)
+    print_figures(paths)
 
 
 @app.command()
@@ -190,7 +190,7 @@ def ablate(
         print(report.to_json())
         return
     console.print(tables.ablation(report))
-    console.print(f"figure: {path}", soft_wrap=True)
+    print_figures([path])
 
 
 def _ablate(folder: str, limit: int | None, by: Collection[str], refit: bool, device: str | None) -> AblationReport:
@@ -278,7 +278,6 @@ class WorkloadOptions:
     methods: Annotated[
         str | None, typer.Option("--methods", "--peers", help="methods to time, as in bare,RoadModel; all by default")
     ] = None
-
     tasks: Annotated[str | None, typer.Option(help="what to time, as in forward,requests,compiled decoding")] = None
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,6 +113,12 @@ def joined(*groups: Sequence[str] | None) -> list[str]:
 def print_result(as_json: bool, content: dict[str, Any], text: Any) -> None:
     """Print `content` as one JSON object, or `text` (a string or a rich table)."""
     print(json.dumps(content)) if as_json else console.print(text, soft_wrap=isinstance(text, str))
+
+
+def print_figures(paths: Iterable[Path]) -> None:
+    """Print a line with the path of each figure."""
+    for path in paths:
+        console.print(f"figure: {path}", soft_wrap=True)
 
 
 def check_folder(out: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from road_interp.cli.options import AsJson, Overrides, app, console, grouped, joined, print_result, quiet_libraries
+from road_interp.cli.options import AsJson, Overrides, app, console, grouped, joined, print_figures, print_result, quiet_libraries
 from road_interp.errors import InputError
 from road_interp.progress import progress_bar, waiting
 
@@ -79,8 +79,7 @@ def _run(name: str, options: StudyOptions, selection: Selection, as_json: bool) 
         print(json.dumps({"sentence": sentence, "numbers": dict(numbers), "figures": [str(path) for path in paths]}))
         return
     console.print(sentence, soft_wrap=True)
-    for path in paths:
-        console.print(f"figure: {path}", soft_wrap=True)
+    print_figures(paths)
 
 
 def _redraw(options: StudyOptions, folder: Path, as_json: bool) -> None:

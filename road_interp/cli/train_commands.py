@@ -229,6 +229,8 @@ def _free_folder(name: str) -> Path:
 
 
 def _report(run: Run, seconds: float) -> None:
+    from road_interp.runs.run_files import FIGURES
+
     count: dict[str, Any] = run.metrics["parameters"]
     if run.planes is not None:
         console.print(tables.multitask(run.metrics.get("test", {})))
@@ -241,4 +243,4 @@ def _report(run: Run, seconds: float) -> None:
     )
     if kept := run.metrics.get("kept epoch"):
         console.print(f"the weights are those of epoch {kept}, the first with the best validation score")
-    console.print(f"results in {run.folder}, figures in {run.folder / 'figures'} ({seconds:.0f} s)", soft_wrap=True)
+    console.print(f"results in {run.folder}, figures in {run.folder / FIGURES} ({seconds:.0f} s)", soft_wrap=True)
