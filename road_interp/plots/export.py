@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.pyplot import close, subplots
@@ -25,13 +25,7 @@ if TYPE_CHECKING:
     from road_interp.measure import AblationReport, AngleReport, DriftReport
     from road_interp.measure.engine_cost import EngineCostReport
     from road_interp.measure.throughput import ThroughputReport
-
-
-class Result(Protocol):
-    """What a measuring function returns."""
-
-    def to_json(self) -> str:
-        """All numbers as JSON text."""
+    from road_interp.results import Result
 
 
 _MARK: ContextVar[str] = ContextVar("mark", default="")
