@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from road_interp.errors import InputError
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
-from road_interp.results import Result
+from road_interp.results import Result, entry
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,8 @@ class ParameterShareReport(Result):
             for slug, each in self.trainings.items()
         ]
 
-    def _of(self, slug: str) -> Sequence[MethodOutcomes]:
-        if slug not in self.trainings:
-            raise InputError(f"no condition '{slug}'; there are {', '.join(self.trainings)}")
-        return self.trainings[slug]
+    def _of(self, slug: str) -> tuple[MethodOutcomes, ...]:
+        return entry(self.trainings, slug, "condition")
 
 
 def _correct(outcomes: MethodOutcomes) -> Bool[np.ndarray, " texts"]:
