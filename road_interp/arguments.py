@@ -55,7 +55,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 def check_count(function: str, name: str, value: object) -> None:
     """Raise InputError unless `value`, the argument `name`, is a whole number of at least 1."""
     if not is_whole(value) or value < 1:
-        raise InputError(f"{function}: {name} must be a number of at least 1, not {value!r}")
+        raise InputError(f"{function}: {name} must be a whole number of at least 1, not {value!r}")
 
 
 def check_positive(function: str, name: str, value: Any) -> None:

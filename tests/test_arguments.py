@@ -53,7 +53,7 @@ ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
         (lambda: ri.RoadModel.load("folder", "gpt2"), "RoadModel.from_pyvene needs Module, not str: give a transformers model"),
         (
             lambda: ri.measure.text_batches(["a"], print, 0),
-            "measure.text_batches: max_length must be a number of at least 1, not 0",
+            "measure.text_batches: max_length must be a whole number of at least 1, not 0",
         ),
         (
             lambda: ri.measure.text_batches(["a"], "gpt2", 8),

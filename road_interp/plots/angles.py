@@ -60,7 +60,7 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     road_1 rotates and scales every vector of a plane by the same angle and factor; other variants are drawn by their mean. The
     circles are smaller where a vector would leave its place; all have one scale.
 
-    Raises InputError unless `count` is a number of at least 1.
+    Raises InputError unless `count` is a whole number of at least 1.
     """
     check_count("plots.planes", "count", count)
     largest, (wide, high) = report.most_rotated(count), (3.6, 3.9)

@@ -60,7 +60,7 @@ def test_an_interchange_of_another_width_or_kind(runs):
 def test_what_cannot_be_trained(runs):
     rotation = RoadInterchangeIntervention(32)
     for steps in (0, -1, 2.5, True):
-        with pytest.raises(InputError, match=f"steps must be a number of at least 1, not {steps}"):
+        with pytest.raises(InputError, match=f"steps must be a whole number of at least 1, not {steps}"):
             causal.train_interchange(runs, rotation, steps)
     for rate in (-1, float("nan"), "fast", True):
         with pytest.raises(InputError, match=f"learning_rate must be a finite number of at least 0, not {rate!r}"):
@@ -132,7 +132,7 @@ def test_variables_and_their_pairs(taught, tokenizer):
         causal.draw_variable_pairs(task, "train", tokenizer, "train", 4)
     with pytest.raises(InputError, match="unknown split 'validation'; use train, val, test"):
         causal.draw_variable_pairs(task, [], tokenizer, "validation", 4)
-    with pytest.raises(InputError, match="causal.draw_variable_pairs: count must be a number of at least 1, not 0"):
+    with pytest.raises(InputError, match="causal.draw_variable_pairs: count must be a whole number of at least 1, not 0"):
         causal.draw_variable_pairs(task, [], tokenizer, "train", 0)
     with pytest.raises(InputError, match="answered_rightly needs EntityTask, not str"):
         causal.answered_rightly(taught[0], tokenizer, "cities", [])

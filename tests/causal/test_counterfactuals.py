@@ -236,7 +236,7 @@ def test_other_numbers_of_pairs_are_refused(tokenizer):
     for counts, message in (
         ((8, 4), r"counts must be the numbers of training, validation and test pairs, not \(8, 4\)"),
         (8, "needs tuple or list, not int: give the numbers of training"),
-        ((8, 4, 0), "every number of counts must be a number of at least 1, not 0"),
+        ((8, 4, 0), "every number of counts must be a whole number of at least 1, not 0"),
     ):
         with pytest.raises(InputError, match=message):
             load_pairs("gender", tokenizer, counts)

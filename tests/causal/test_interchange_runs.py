@@ -514,7 +514,7 @@ def test_sites_of_another_model_and_no_pairs_per_pass_are_refused(taught):
     (other,) = find_sites(tiny_model("GPT2", "causal-lm"), "block-output", layers=[0])
     with pytest.raises(InputError, match=r"LlamaForCausalLM has no .*: give .* of find_sites\(model, "):
         InterchangeRuns(model, pairs, other, "name")
-    with pytest.raises(InputError, match="InterchangeRuns: batch_size must be a number of at least 1, not 0"):
+    with pytest.raises(InputError, match="InterchangeRuns: batch_size must be a whole number of at least 1, not 0"):
         InterchangeRuns(model, pairs, 0, "name", batch_size=0)
 
 

@@ -92,5 +92,5 @@ def test_a_mask_checks_its_subspaces(subspaces, message):
 
 @pytest.mark.parametrize("sizes", [(0, 32, 4), (2, 0, 4), (2, 32, 0), (2, 32, -1)])
 def test_numbers_below_one_are_refused(sizes):
-    with pytest.raises(InputError, match="causal.MaskedInterchange: the .* must be a number of at least 1, not "):
+    with pytest.raises(InputError, match="causal.MaskedInterchange: the .* must be a whole number of at least 1, not "):
         MaskedInterchange(*sizes)

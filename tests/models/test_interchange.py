@@ -263,7 +263,7 @@ def test_a_number_of_leading_dimensions_is_refused(given):
 
 def test_invalid_arguments_are_refused():
     for options, message in (
-        ({"depth": 0}, "depth must be a number of at least 1"),
+        ({"depth": 0}, "depth must be a whole number of at least 1"),
         ({"rows": [32]}, "row 32 does not exist.*0 to 31"),
         ({"rows": []}, "at least one coordinate"),
         ({"rows": [1, 1]}, "none of them twice"),

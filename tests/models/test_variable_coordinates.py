@@ -130,7 +130,7 @@ def test_low_rank_gradients_and_arguments():
         with pytest.raises(InputError, match="subspace_partition must hold a list for every subspace"):
             RoadInterchangeIntervention(WIDTH, subspace_partition=partition)
     for depth in (2.0, "2", True, 0):
-        with pytest.raises(InputError, match="depth must be a number of at least 1"):
+        with pytest.raises(InputError, match="depth must be a whole number of at least 1"):
             RoadInterchangeIntervention(WIDTH, depth=depth)
 
 

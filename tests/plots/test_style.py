@@ -222,7 +222,7 @@ def test_axes_are_axes(adapter):
 
 def test_the_number_of_planes_is_at_least_one(adapter):
     for count in (0, -1, 2.5):
-        with pytest.raises(InputError, match=f"plots.planes: count must be a number of at least 1, not {count}"):
+        with pytest.raises(InputError, match=f"plots.planes: count must be a whole number of at least 1, not {count}"):
             plots.planes(measure.angles(adapter), count=count)
 
 

@@ -27,7 +27,7 @@ def test_the_trained_adapter_scores_as_the_run_did(finished, scorer):
     some = np.random.default_rng(0).permutation(40)[:10]
     assert np.array_equal(ClassifierScorer(finished, limit=10)(finished.adapter), right[some])
     for limit in (0, -1, 2.5):
-        with pytest.raises(InputError, match=f"make_scorer: limit must be a number of at least 1, not {limit}"):
+        with pytest.raises(InputError, match=f"make_scorer: limit must be a whole number of at least 1, not {limit}"):
             make_scorer(finished, limit=limit)
 
 
