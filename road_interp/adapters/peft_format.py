@@ -89,18 +89,15 @@ def write_rotations(
     Raises:
         InputError: PEFT cannot express a site, `base` lacks a module, or the folder already contains an adapter.
     """
-    try:
-        from peft import RoadConfig
-    except ImportError:
-        raise InputError("writing PEFT folders needs PEFT: pip install 'road-interp[peft]'") from None
-    folder = Path(folder)
+    config, folder = _road_config(values, base, modules_to_save), Path(folder)
     if (folder / CONFIG).exists():
         raise InputError(f"'{folder}' already contains a PEFT adapter; choose another folder")
     if values.positions != "all":
         raise InputError(f"positions '{values.positions}' cannot be expressed in PEFT: its RoAd rotates every token")
     saved = _modules_to_save(base, modules_to_save)
+    others = {} if base is None else module_tensors(base, saved)
     if base is not None:
-        check_untied(base, set(module_tensors(base, saved)))
+        check_untied(base, set(others))
     if values.modules_to_save is not None and not saved:
         warnings.warn(
             "other modules were trained beside this adapter, such as a head, and the folder will not hold them: name them, as in "
@@ -111,19 +108,7 @@ def write_rotations(
         _check_expressible(site, base, saved)
     tensors = {f"{PREFIX}{site.name}.{THETA}": values.theta[site.name] for site in values.sites}
     tensors |= {f"{PREFIX}{site.name}.{ALPHA}": values.alpha[site.name] for site in values.sites}
-    if base is not None:
-        tensors |= {f"{PREFIX}{name}": values for name, values in module_tensors(base, saved).items()}
-    config = RoadConfig(
-        variant=values.variant,
-        group_size=values.group_size,
-        # PEFT matches the entries of a list as suffixes, which may select further modules; a pattern must match the full name.
-        target_modules="|".join(re.escape(site.name) for site in values.sites),
-        modules_to_save=list(modules_to_save) or None,
-        base_model_name_or_path=getattr(base, "name_or_path", None) or None,
-        # For other task types PEFT adds heads to modules_to_save, which this adapter may not have.
-        task_type="CAUSAL_LM" if type(base).__name__.endswith("ForCausalLM") else None,
-        inference_mode=True,
-    )
+    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in others.items()}
     folder.mkdir(parents=True, exist_ok=True)
     payload = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, {"format": "pt"})
     write_atomically(folder / WEIGHTS, payload)
@@ -231,6 +216,25 @@ def _site(module: str, width: int, stacks: Iterable[str] | None) -> Site:
         return Site(module, width, *layer_and_kind(module, stacks))
     match = re.search(r"(?:^|\.)(\d{1,6})\.(.+)", module)
     return Site(module, width, None, module) if match is None else Site(module, width, int(match[1]), match[2])
+
+
+def _road_config(values: AdapterValues, base: PreTrainedModel | None, modules_to_save: Sequence[str]) -> Any:
+    """PEFT's config of the adapter."""
+    try:
+        from peft import RoadConfig
+    except ImportError:
+        raise InputError("writing PEFT folders needs PEFT: pip install 'road-interp[peft]'") from None
+    return RoadConfig(
+        variant=values.variant,
+        group_size=values.group_size,
+        # PEFT matches the entries of a list as suffixes, which may select further modules; a pattern must match the full name.
+        target_modules="|".join(re.escape(site.name) for site in values.sites),
+        modules_to_save=list(modules_to_save) or None,
+        base_model_name_or_path=getattr(base, "name_or_path", None) or None,
+        # For other task types PEFT adds heads to modules_to_save, which this adapter may not have.
+        task_type="CAUSAL_LM" if type(base).__name__.endswith("ForCausalLM") else None,
+        inference_mode=True,
+    )
 
 
 def _modules_to_save(base: PreTrainedModel | None, names: Sequence[str]) -> list[str]:
