@@ -212,12 +212,12 @@ class RoadModel(IntervenableModel):
         """
         base = checked_inputs(base, kwargs)
         check_no_inputs(kwargs)
-        rows = RowArguments(adapter_names, tasks, strengths=strengths)
-        rows.check(given_rows({**base, **kwargs}))
+        inputs, rows = {**base, **kwargs}, RowArguments(adapter_names, tasks, strengths=strengths)
+        rows.check(given_rows(inputs))
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
             if output_original_output:
-                check_new_cache({**base, **kwargs})
+                check_new_cache(inputs)
             with self._rows_in_interventions(rows, base):
                 if unit_locations is None and not intervene_on_prompt:
                     raise InputError(
@@ -228,16 +228,10 @@ class RoadModel(IntervenableModel):
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,
                 )  # fmt: skip
-        if not hasattr(self.model, "generate"):
-            raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
-        if self._applied() != "attached":  # else the attached model's `generate` checks
-            by_row = any(given is not None and len(given) > 1 for given in rows)
-            check_generation(self.model, {**base, **kwargs}, by_row, self.positions if positions is None else positions)
-            if by_row:  # generate may call the model of the images by itself
-                check_media(self.model, site_outside_text(self.model, self.sites), {**base, **kwargs})
-        original = self._unrotated(self.model.generate, {**base, **kwargs}) if output_original_output else None
-        prompt = prompt_mask(self.model, {**base, **kwargs})
-        is_compiled = compiles_generation(self.model, {**base, **kwargs})
+        self._check_generation(rows, positions, inputs)
+        original = self._unrotated(self.model.generate, inputs) if output_original_output else None
+        prompt = prompt_mask(self.model, inputs)
+        is_compiled = compiles_generation(self.model, inputs)
         head_inputs = nullcontext() if is_compiled else contiguous_head_inputs(self.model)
         with head_inputs, self._rotating(rows, positions, base, prompt, is_compiled=is_compiled):
             rotated = self.model.generate(**base, **kwargs)
@@ -629,6 +623,16 @@ class RoadModel(IntervenableModel):
                 f"positions {shown(given)} have no effect in a call with sources, unit_locations or subspaces: give the tokens "
                 "as pyvene's unit_locations"
             )
+
+    def _check_generation(self, rows: RowArguments, positions: Positions | None, inputs: Mapping[str, Any]) -> None:
+        """Raise InputError for a model that generates no text, and for inputs of `generate` whose rotations are not known."""
+        if not hasattr(self.model, "generate"):
+            raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
+        if self._applied() != "attached":  # else the attached model's `generate` checks
+            by_row = any(given is not None and len(given) > 1 for given in rows)
+            check_generation(self.model, inputs, by_row, self.positions if positions is None else positions)
+            if by_row:  # generate may call the model of the images by itself
+                check_media(self.model, site_outside_text(self.model, self.sites), inputs)
 
     def _one_adapter(self, name: str | None) -> RoadAdapter:
         if self.bank is None:
