@@ -218,23 +218,9 @@ def encode_pairs(
         InputError: no pairs; an empty text; a slow tokeniser, which has no offsets; two answers with the same first token; an
             answer whose first token would include the end of the text.
     """
-    if isinstance(pairs, str | os.PathLike):
-        pairs = read_pairs(pairs)
-    pairs = checked_list(
-        "causal.encode_pairs",
-        pairs() if callable(pairs) and not isinstance(pairs, PreTrainedTokenizerBase) else pairs,
-        Pair,
-        "Pairs, or the path of a file of pairs",
-    )
+    pairs = _listed_pairs(pairs, name)
     check_tokenizer("causal.encode_pairs", tokenizer)
     check_argument("causal.encode_pairs", prefix, str, "the text before every text, as in prefix=''")
-    if not pairs:
-        raise InputError(f"{name}: there are no pairs")
-    for number, pair in enumerate(pairs, start=1):
-        try:
-            _check_texts(pair)
-        except TypeError as error:
-            raise InputError(f"{name}: pair {number} is not a pair ({error})") from None
     base, source = (encode_texts([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
     base_label = _answers(base, [pair.base_label for pair in pairs], tokenizer, name)
     source_label = _answers(base, [pair.source_label for pair in pairs], tokenizer, name)
@@ -256,6 +242,26 @@ def encode_pairs(
         {span: tuple((b.ends[span], s.ends[span]) for b, s in zip(base, source, strict=True)) for span in shared},
         {span: tuple((b.words[span], s.words[span]) for b, s in zip(base, source, strict=True)) for span in shared},
     )
+
+
+def _listed_pairs(pairs: Iterable[Pair] | Callable[[], Iterable[Pair]] | str | os.PathLike[str], name: str) -> list[Pair]:
+    """The pairs of `encode_pairs`. Raises InputError where there are none, and for one whose fields are not texts."""
+    if isinstance(pairs, str | os.PathLike):
+        pairs = read_pairs(pairs)
+    found = checked_list(
+        "causal.encode_pairs",
+        pairs() if callable(pairs) and not isinstance(pairs, PreTrainedTokenizerBase) else pairs,
+        Pair,
+        "Pairs, or the path of a file of pairs",
+    )
+    if not found:
+        raise InputError(f"{name}: there are no pairs")
+    for number, pair in enumerate(found, start=1):
+        try:
+            _check_texts(pair)
+        except TypeError as error:
+            raise InputError(f"{name}: pair {number} is not a pair ({error})") from None
+    return found
 
 
 class EncodedText(NamedTuple):

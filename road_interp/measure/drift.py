@@ -235,12 +235,7 @@ def drift(
             token, fewer than two texts, a text without tokens, or a state whose norm is 0 or not finite.
     """
     check_token(token)
-    for model in (base, tuned):
-        check_argument("measure.drift", unwrap_model(model), PreTrainedModel, "a model, such as run.load_model()")
-    rotates = isinstance(tuned, RoadModel) and not tuned.is_merged
-    merged = any(isinstance(each, RoadModel) and each.is_merged for each in (base, tuned))
-    if merged and not rotates and unwrap_model(base) is unwrap_model(tuned):
-        raise InputError("measure.drift: the rotations are merged into the weights of both: call unmerge first")
+    _check_models(base, tuned)
     names = (base_name or _name(base), tuned_name or _name(tuned))
     process, processes = _share()
     sides: tuple[_Side, _Side] | None = None
@@ -266,6 +261,16 @@ def drift(
     if texts < 2:
         raise InputError("measure.drift needs two texts at least: its intervals are over texts")
     return _report(sides, _over_processes(sums), token)
+
+
+def _check_models(base: Any, tuned: Any) -> None:
+    """Raise InputError for something that is no model, and where both have the same weights, with rotations merged into them."""
+    for model in (base, tuned):
+        check_argument("measure.drift", unwrap_model(model), PreTrainedModel, "a model, such as run.load_model()")
+    rotates = isinstance(tuned, RoadModel) and not tuned.is_merged
+    merged = any(isinstance(each, RoadModel) and each.is_merged for each in (base, tuned))
+    if merged and not rotates and unwrap_model(base) is unwrap_model(tuned):
+        raise InputError("measure.drift: the rotations are merged into the weights of both: call unmerge first")
 
 
 def _name(model: Any) -> str:
