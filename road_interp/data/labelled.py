@@ -227,13 +227,13 @@ def read_texts(recipe: DataRecipe, identifier: str) -> list[Any]:
 
 def _first_words(data: Dataset, count: int, identifier: str, section: str | None) -> Dataset:
     """The texts cut to their first `count` words; shorter texts are left out."""
-    cut = [" ".join(text.split()[:count]) for text in data["text"]]
+    shortened = [" ".join(text.split()[:count]) for text in data["text"]]
     kept = [row for row, text in enumerate(data["text"]) if len(text.split()) >= count]
     if not kept:
         raise InputError(
             f"'{identifier}': no text has {count} words or more" + ("" if section is None else f" ({section}.words)")
         )
-    return data.remove_columns("text").add_column("text", cut).select(kept)
+    return data.remove_columns("text").add_column("text", shortened).select(kept)
 
 
 def _metric(recipe: DataRecipe, classes: tuple[Any, ...] | None) -> str:

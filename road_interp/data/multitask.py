@@ -239,23 +239,23 @@ def encode_multitask_data(
         and `decides`: for every token, the parts of the answer that it decides (see `_answer_tokens`).
     """
     rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "decides": [], "task": []}
-    cut = 0
+    cut_off = 0
     for index, of_task in enumerate(examples.values()):
         prompts = format_prompts(recipe, [example.prompt for example in of_task], tokenizer)
         for prompt, example in zip(prompts, of_task, strict=True):
             prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             answer_ids, decides = _answer_tokens(example.parts, tokenizer)
             ids = (prompt_ids + answer_ids)[: recipe.model.max_length]
-            cut += len(ids) < len(prompt_ids) + len(answer_ids)
+            cut_off += len(ids) < len(prompt_ids) + len(answer_ids)
             rows["input_ids"].append(ids)
             rows["attention_mask"].append([1] * len(ids))
             rows["labels"].append(([-100] * len(prompt_ids) + answer_ids)[: len(ids)])
             rows["decides"].append(([0] * len(prompt_ids) + decides)[: len(ids)])
             rows["task"].append(index)
-    if cut:
+    if cut_off:
         warnings.warn(
-            f"{cut} of {len(rows['task'])} training answers are cut off, so that nothing teaches their end: set model.max_length "
-            f"above {recipe.model.max_length}, or scoring.max_new_tokens to the length of the answers",
+            f"{cut_off} of {len(rows['task'])} training answers are cut off, so that nothing teaches their end: set "
+            f"model.max_length above {recipe.model.max_length}, or scoring.max_new_tokens to the length of the answers",
             stacklevel=2,
         )
     return Dataset.from_dict(rows)

@@ -288,7 +288,7 @@ class MultiTaskClassificationRecipe(_YamlRecipe):
         return tuple(self.tasks)
 
 
-PLAIN = "plain"  # the behaviour of a task whose answers are the plain comment
+PLAIN = "plain"  # the `behaviour` of a task whose answers show none
 COUNTED = ("validation", "test", "validation_size", "test_size", "per_class", "split_by_text")
 UNUSED_OF_REVIEWS = {
     **dict.fromkeys(COUNTED, "left out: scoring.validation and scoring.test count reviews"),
