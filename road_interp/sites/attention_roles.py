@@ -57,11 +57,11 @@ def attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[d
 
 
 def _block_calls(model: PreTrainedModel, blocks: nn.ModuleList) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The arguments of every block in one forward pass on dummy inputs, without the cache."""
+    """The arguments of every block in one forward pass on dummy inputs, as its copy takes them: see `_as_probed`."""
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls[module] = _without_cache(args), _without_cache(kwargs)
+        calls[module] = _as_probed(args), _as_probed(kwargs)
 
     hooks: Hooks = [(block.register_forward_pre_hook, record, {"with_kwargs": True}) for block in blocks]
     with hooked(hooks):
@@ -71,12 +71,12 @@ def _block_calls(model: PreTrainedModel, blocks: nn.ModuleList) -> list[tuple[tu
     return [calls[block] for block in blocks]
 
 
-def _without_cache(value: Any) -> Any:
-    """Arguments with None for every key-value cache and every floating-point tensor in fp64."""
+def _as_probed(value: Any) -> Any:
+    """Arguments for `_probe(block)`: every floating-point tensor in fp64, and None in place of every key-value cache."""
     if isinstance(value, tuple | list):
-        return type(value)(map(_without_cache, value))
+        return type(value)(map(_as_probed, value))
     if isinstance(value, dict):
-        return {key: _without_cache(entry) for key, entry in value.items()}
+        return {key: _as_probed(entry) for key, entry in value.items()}
     if isinstance(value, Cache):
         return None
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
