@@ -174,7 +174,7 @@ class ContinuousBatching:
         """
         if self._manager is None:
             raise InputError("the engine is not started: add requests inside `with model.continuous_batching() as engine:`")
-        ids = self._ids(prompt)
+        ids = _token_ids(prompt)
         self._check_fits(ids, max_new_tokens)
         with self._lock:
             name = f"request-{self._added}"
@@ -271,17 +271,6 @@ class ContinuousBatching:
             raise InputError(f"'{name}' is not a request of this engine, or it was cancelled, or its output returned before")
         return request
 
-    def _ids(self, prompt: Sequence[int]) -> list[int]:
-        if isinstance(prompt, str):
-            raise InputError("a prompt of the engine holds token ids, not a text: give tokenizer(text)['input_ids']")
-        check_prompts([prompt])
-        ids = prompt.tolist() if isinstance(prompt, Tensor) else [*prompt]
-        if not ids:
-            raise InputError("a prompt needs at least one token")
-        if wrong := [token for token in ids if not is_whole(token)]:
-            raise InputError(f"a prompt of the engine holds token ids, not {wrong[0]!r}: give tokenizer(text)['input_ids']")
-        return [int(token) for token in ids]
-
     def _check_fits(self, ids: Sequence[int], max_new_tokens: int | None) -> None:
         """Raise InputError for a request that the model or the cache can never hold: it would stop the engine for all others."""
         embeddings: Any = self._model.get_input_embeddings()
@@ -358,3 +347,15 @@ class ContinuousBatching:
             return with_hidden(output, rotated)
 
         return rotate
+
+
+def _token_ids(prompt: Sequence[int]) -> list[int]:
+    if isinstance(prompt, str):
+        raise InputError("a prompt of the engine holds token ids, not a text: give tokenizer(text)['input_ids']")
+    check_prompts([prompt])
+    ids = prompt.tolist() if isinstance(prompt, Tensor) else [*prompt]
+    if not ids:
+        raise InputError("a prompt needs at least one token")
+    if wrong := [token for token in ids if not is_whole(token)]:
+        raise InputError(f"a prompt of the engine holds token ids, not {wrong[0]!r}: give tokenizer(text)['input_ids']")
+    return [int(token) for token in ids]
