@@ -125,7 +125,7 @@ class Result:
 
 
 def _in_brief(value: Any) -> str:
-    """A single value or a few of them as they are, of others the number or the type."""
+    """A single value, or a tuple of up to three, as it is; otherwise the number of entries, or else the type."""
     if value is None or isinstance(value, str | int | float):
         return reprlib.repr(value)
     if isinstance(value, tuple) and len(value) <= 3 and all(isinstance(each, str | int | float) for each in value):
@@ -134,7 +134,14 @@ def _in_brief(value: Any) -> str:
 
 
 def entry(entries: Mapping[str, Entry], name: str, what: str) -> Entry:
-    """The entry of a result under a name. Raises InputError that lists the names; `what` they name."""
+    """The entry of a result under a name.
+
+    Args:
+        what: noun for an entry in the message, such as "condition".
+
+    Raises:
+        InputError: there is no such name; the message lists those that there are.
+    """
     if name not in entries:
         raise InputError(f"no {what} '{name}'; there are {', '.join(entries)}")
     return entries[name]

@@ -135,8 +135,8 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
         In a batch with `adapter_names`, each row's loss then has gradients for its own adapter only. A sum of the losses of
         several adapters trains each as if alone, with an optimizer's parameter group, learning rate and gradient clipping of its
-        own. Adapters that are added or replaced later are not trainable until the next call,
-        which keeps the parameters of the others.
+        own. Adapters that are added or replaced later are not trainable until the next call, which keeps the parameters of the
+        others.
         """
         for name, entry in list(self._entries.items()):
             if not _is_trainable(entry):

@@ -90,9 +90,10 @@ def mean_interval(
 ) -> tuple[float, float]:
     """95% interval of a weighted mean of cells, such as tasks, whose examples share clusters, such as words.
 
-    As `_half_width`. Outcomes that are equal in every cell, or cancel each other in every cluster, have no variance: then the
-    rate of a cell has the Wilson interval of as many trials as it can have examples without a common cluster (half of the words,
-    where each has two), and a paired difference its width on either side.
+    A jackknife over the clusters gives its width; where there are too few of them, it is the whole range. Outcomes that are equal
+    in every cell, or cancel each other in every cluster, have no variance: then the rate of a cell has the Wilson interval of as
+    many trials as it can have examples without a common cluster (half of the words, where each has two), and a paired difference
+    its width on either side.
 
     Args:
         clusters: of every example, one or two, such as the words of base and source.
@@ -115,7 +116,10 @@ def mean_interval(
 
 
 def value_interval(values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """95% interval of a mean of values without bounds, such as log odds, as `_half_width`; infinite for equal values."""
+    """95% interval of a mean of values without bounds, such as log odds, by the jackknife of `mean_interval`.
+
+    Infinite for equal values and for too few clusters.
+    """
     half = np.inf if values.min() == values.max() else _half_width(values, clusters, {"": np.full(len(values), True)}, {"": 1.0})
     return float(values.mean() - half), float(values.mean() + half)
 

@@ -19,8 +19,6 @@ from road_interp.sites.positions import Positions, position_mask
 
 TOKEN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")  # the inputs whose first two axes are rows and tokens
 ROW_INPUTS = (*TOKEN_INPUTS, "decoder_input_ids", "decoder_inputs_embeds", "input_values", "input_features", "attention_mask")
-
-
 STATES = ("state", "cache_params", "past_key_values", "past_buckets_states")  # inputs with what earlier passes computed
 
 

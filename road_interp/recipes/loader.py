@@ -24,7 +24,7 @@ from road_interp.yaml_text import parse_yaml, read_yaml_mapping
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe from a YAML file, the name of a built-in recipe, or a mapping. Its key `kind` selects the class.
 
-    Relative paths to model and data lead from the working directory, or else from the folder of the YAML file.
+    Relative paths to model and data are looked up in the working directory first, then in the folder of the YAML file.
 
     Args:
         source: path such as `interventions/NAME.yaml`, built-in name, or the mapping itself.

@@ -16,7 +16,7 @@ Section = TypeVar("Section")
 
 
 def leads_from(folder: Path, identifier: str) -> bool:
-    """Whether an id is a path that leads from a folder to something; "folder:split" names a split of a data set."""
+    """Whether an id is a path of something that exists, relative to a folder; "folder:split" names a split of a data set."""
     return "://" not in identifier and any(exists(folder / path) for path in (identifier, identifier.partition(":")[0]) if path)
 
 

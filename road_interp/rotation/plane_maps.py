@@ -151,7 +151,13 @@ def entries_from_views(a: Float[Tensor, "*rows planes 2"], b: Float[Tensor, "*ro
 
 
 def parameters_from_maps(maps: PlaneMaps, variant: Variant, group_size: int) -> tuple[Tensor, Tensor]:
-    """The inverse of `maps_from_parameters`: angles (radians) and scales. road_1 has scaled rotations only, road_2 any map."""
+    """The inverse of `maps_from_parameters`: angles (radians) and scales (factors).
+
+    Shapes: both `(*rows, num_parameters(width, variant))`.
+
+    Raises InputError for maps with `b` in road_1, which has scaled rotations only, and for road_4, whose parameters are not
+    unique; road_2 has any map.
+    """
     if variant == "road_1":
         if maps.b is not None:
             raise InputError("road_1 expresses scaled rotations only, not a general plane map; use road_2")
@@ -260,7 +266,10 @@ def compose(outer: PlaneMaps, inner: PlaneMaps) -> PlaneMaps:
 
 
 def power(maps: PlaneMaps, exponent: float | Float[Tensor, "*rows planes"]) -> PlaneMaps:
-    """Real powers of scaled rotations: the wrapped angles times `exponent`, the scales to the power of `exponent`."""
+    """Real powers of scaled rotations: the wrapped angles times `exponent`, the scales to the power of `exponent`.
+
+    Raises InputError for maps with `b`, which have no unique real power.
+    """
     if maps.b is not None:
         raise InputError("real powers exist for road_1 only: a general plane map has no unique real power")
     return PlaneMaps(torch.polar(maps.a.abs() ** exponent, _wrap(maps.a.angle()) * exponent))

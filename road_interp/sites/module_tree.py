@@ -121,7 +121,8 @@ def has_forward_of_its_own(module: nn.Module) -> bool:
 def linear_widths(model: PreTrainedModel, linears: Mapping[str, nn.Module]) -> dict[str, int]:
     """Width of the output of linear layers, by path; without those that return several tensors, as routers do.
 
-    One forward pass on dummy inputs shows it where a subclass has a forward of its own, if the pass can be run.
+    Subclasses with a forward of their own may return other outputs than the layer's: one forward pass on dummy inputs shows
+    what they return, if the model can run it.
     """
     widths = {path: output_width(module) for path, module in linears.items()}
     returned: dict[str, Any] = {}
