@@ -75,8 +75,8 @@ def read_features(
         stack: path of the block stack, for models that have two (encoder and decoder).
 
     Raises:
-        InputError: something that is no model, another token, no texts, batches without labels, a width that is not a multiple
-            of the number of heads, or `before_norm` without a normalisation.
+        InputError: something that is no model, another token, no texts, a text without tokens, batches without labels, a width
+            that is not a multiple of the number of heads, or `before_norm` without a normalisation.
     """
     check_argument(
         "measure.read_features", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model"
@@ -85,25 +85,30 @@ def read_features(
         raise InputError(f"token '{token}' has no state per text; use first, last or mean")
     states, labels, points = [], [], None
     norms: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    with evaluation_mode(model) as base:
-        heads = base.config.num_attention_heads
-        for batch in batches:
-            check_batch("read_features", batch)
-            if "labels" not in batch:
-                raise InputError("measure.read_features needs batches with the 'labels' of their texts, as a tensor")
-            batch = {key: values.to(base.device) for key, values in batch.items()}
-            points = points or find_read_points(base, batch, stack)
-            mask = token_mask(base, points, batch)
-            if before_norm and not points[-2:][0].before_norm:
-                raise InputError(f"the blocks of {type(base).__name__} do not end in a normalisation: before_norm must be False")
-            read = [select_states(each, mask, token)[0].float() for each in read_states(base, points, batch)]
-            if read[-1].shape[1] % heads:
-                raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
-            for each, basis in zip(norms, (None, _random_basis(read[-1].shape[1]).to(read[-1])), strict=True):
-                chunks = [(state if basis is None else state @ basis).unflatten(1, (heads, -1)) for state in read]
-                each.append(torch.stack([chunk.norm(dim=-1) for chunk in chunks], 1).cpu().numpy())
-            states.append(read[-1 - before_norm].cpu().numpy())
-            labels.append(batch["labels"].cpu().numpy())
+    base = unwrap_model(model)
+    heads = base.config.num_attention_heads
+    for batch in batches:
+        check_batch("read_features", batch)
+        if "labels" not in batch:
+            raise InputError("measure.read_features needs batches with the 'labels' of their texts, as a tensor")
+        batch = {key: values.to(base.device) for key, values in batch.items()}
+        if points is None:
+            with evaluation_mode(base):  # without the rotations, behind which a block's output is not that of its normalisation
+                points = find_read_points(base, batch, stack)
+        mask = token_mask(base, points, batch)
+        if not mask.any(1).all():
+            raise InputError("measure.read_features: a text has no tokens, so that only padding could be read")
+        if before_norm and not points[-2:][0].before_norm:
+            raise InputError(f"the blocks of {type(base).__name__} do not end in a normalisation: before_norm must be False")
+        with evaluation_mode(model):
+            read = [select_states(each.float(), mask, token)[0] for each in read_states(base, points, batch)]
+        if read[-1].shape[1] % heads:
+            raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
+        for each, basis in zip(norms, (None, _random_basis(read[-1].shape[1]).to(read[-1])), strict=True):
+            chunks = [(state if basis is None else state @ basis).unflatten(1, (heads, -1)) for state in read]
+            each.append(torch.stack([chunk.norm(dim=-1) for chunk in chunks], 1).cpu().numpy())
+        states.append(read[-1 - before_norm].cpu().numpy())
+        labels.append(batch["labels"].cpu().numpy())
     if points is None:
         raise InputError("there are no texts to read states of")
     place = points[-1 - before_norm].name

@@ -108,8 +108,8 @@ def select_states(
         present = mask.bool()
         return states[present], rows.unsqueeze(1).expand_as(present)[present]
     if token == "mean":
-        weights = mask / mask.sum(1, keepdim=True)
-        return (states * weights.unsqueeze(-1).to(states.dtype)).sum(1), rows
+        weights = mask.to(states.dtype) / mask.sum(1, keepdim=True)
+        return (states * weights.unsqueeze(-1)).sum(1), rows
     return states[rows, token_index(mask, token)], rows
 
 

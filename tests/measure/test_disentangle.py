@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.models import tiny_model, token_batch
+import road_interp as ri
+from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from road_interp import plots
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
@@ -250,6 +251,36 @@ def test_padding_side_does_not_change_the_features_of_llama():
     normed = model.norm(torch.from_numpy(read["left"].states[2])).detach()  # Llama's last normalisation is after the read point
     torch.testing.assert_close(normed, alone.last_hidden_state[0, -1].detach(), rtol=1e-4, atol=1e-5)
     assert read["left"].chunk_norms.shape == (3, 2, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_mean_over_tokens_is_computed_in_full_precision(dtype):
+    model, batch = tiny_model("Llama").to(dtype), padded_batch((3, 7, 5), "left")
+    found = read_features(model, [{**batch, "labels": torch.zeros(3)}], "mean")
+    (states,) = read_states(model, find_read_points(model, batch)[-1:], batch)
+    expected = [row[mask.bool()].double().mean(0) for row, mask in zip(states, batch["attention_mask"], strict=True)]
+    np.testing.assert_allclose(found.states, torch.stack(expected), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.norms[:, -1], torch.stack(expected).norm(dim=1), rtol=1e-5)
+
+
+def test_rotated_blocks_are_read_before_their_norms_too():
+    base, batch = tiny_model("Bert"), token_batch()
+    model = ri.RoadModel(base, random_adapter(ri.find_sites(base, "block-output")))
+    places = find_read_points(base, batch)
+    with model.attached():
+        states = [each[:, 0] for each in read_states(base, places, batch)]
+    for before_norm, expected in ((False, states[3]), (True, states[2])):
+        found = read_features(model, [{**batch, "labels": torch.zeros(3)}], "first", before_norm)
+        np.testing.assert_allclose(found.states, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.norms, torch.stack(states, 1).norm(dim=-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("token", ["first", "last", "mean"])
+def test_a_text_without_tokens_is_refused(token):
+    batch = {**token_batch(2), "labels": torch.zeros(2)}
+    batch["attention_mask"][1] = 0
+    with pytest.raises(InputError, match="a text has no tokens"):
+        read_features(tiny_model("Llama"), [batch], token)
 
 
 def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
