@@ -13,7 +13,7 @@ from road_interp.plots.style import color_and_marker, error_bars, prepared, styl
 
 @styled
 def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | None = None, *, label: str) -> Axes:
-    """A row per name, with a marker and the interval of every series that has it.
+    """A row per name, with a marker and the interval of every series that has it; an infinite one crosses the axes.
 
     Args:
         series: by the name of the series, and that of the row: the value, and the low and the high end of its interval. The name
@@ -33,8 +33,10 @@ def means(series: dict[str, dict[str, tuple[float, float, float]]], ax: Axes | N
         middle, low, high = np.array(list(values.values()), dtype=float).T
         rows = np.array([names.index(name) for name in values]) + 0.7 * ((number + 0.5) / len(series) - 0.5)
         bars = error_bars(middle, low, high)
-        style = {**color_and_marker(number), "linestyle": "none", "markersize": 3, "capsize": 2, "elinewidth": 1}
-        ax.errorbar(middle, rows, xerr=bars, label=title, **style)
+        style = {**color_and_marker(number), "markersize": 3, "capsize": 2, "elinewidth": 1}
+        ax.errorbar(middle, rows, xerr=bars, linestyle="none", label=title, **style)
+        for row in rows[np.isinf(low) | np.isinf(high)]:
+            ax.axhline(row, color=style["color"], linewidth=1)
     ax.set_yticks(range(len(names)), names)
     ax.yaxis.set_inverted(True)
     ax.set_xlabel(label)

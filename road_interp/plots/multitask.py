@@ -70,7 +70,7 @@ def composition_control(reports: Sequence[CompositionReport] | CompositionReport
         rows = np.arange(len(reports)) + 0.2 * (number - 1)
         bars = error_bars(rates, low, high)
         ax.errorbar(rates, rows, xerr=bars, fmt="Dos"[number], color=COLORS[number], markersize=4, capsize=2, label=label)
-    if reports[0].majority is not None:
+    if reports[0].majority is not None and "label" in reports[0].tasks:
         ax.axvline(reports[0].majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
     ax.set_yticks(range(len(reports)), [_with_seeds(report) for report in reports])
     ax.yaxis.set_inverted(True)

@@ -20,6 +20,8 @@ READABLE = {"lora-1": "LoRA, rank 1", "lora-8": "LoRA, rank 8", "full": "full fi
 def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, task: str) -> Axes:
     """Accuracy with 95% intervals by the percentage of trained weights: a colour per model, a marker per method.
 
+    Methods that train no weights have no place on the logarithmic axis: they are dotted lines, without intervals.
+
     Args:
         task: name of the data.
     """
@@ -31,12 +33,17 @@ def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, tas
     for slug, each in shown.items():
         value, *interval = report.accuracy(slug)
         color, marker = COLORS[models.index(each.model) % len(COLORS)], MARKERS[methods.index(each.method) % len(MARKERS)]
+        if each.percent == 0:
+            ax.axhline(value, color=color, linewidth=1, linestyle=":")
+            continue
         bars = error_bars([value], *interval)
         ax.errorbar([each.percent], [value], yerr=bars, fmt=marker, color=color, markersize=4, capsize=2)
     for model in models:
         ax.plot([], [], color=COLORS[models.index(model) % len(COLORS)], label=readable_name(model))
+    untrained = {each.method for each in shown.values() if each.percent == 0}
     for method in methods:
-        ax.plot([], [], MARKERS[methods.index(method) % len(MARKERS)], color="0.4", label=READABLE.get(method, method))
+        look = ":" if method in untrained else MARKERS[methods.index(method) % len(MARKERS)]
+        ax.plot([], [], look, color="0.4", label=READABLE.get(method, method))
     ax.set_xscale("log")
     ax.set(xlabel="trained weights (% of the model)", ylabel="accuracy", title=task)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

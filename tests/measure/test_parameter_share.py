@@ -70,6 +70,16 @@ def test_a_point_per_method_of_the_task(report):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["m", "road_1", "full fine-tuning"]
 
 
+def test_a_method_that_trains_nothing_is_a_line(report):
+    frozen = outcomes("frozen", 0.0, 0.6, 0)
+    ax = plots.parameter_share(ParameterShareReport({**report.trainings, "frozen": (frozen,)}), task="reviews")
+    (line,) = [line for line in ax.get_lines() if line.get_linestyle() == ":" and len(line.get_xdata())]
+    assert set(line.get_ydata()) == {frozen.accuracy}
+    shown = {line.get_label(): (line.get_linestyle(), line.get_marker()) for line in ax.get_lines() if not len(line.get_xdata())}
+    assert shown["frozen"] == (":", "None")
+    assert len(ax.containers) == 2
+
+
 def test_a_condition_without_outcomes_is_refused():
     for trainings in ((), (replace(outcomes("road_1", 0.1, 0.8, 0), correct=()),)):
         with pytest.raises(InputError, match="the trainings of 'road_1' must be one at least, each with outcomes"):

@@ -22,7 +22,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.causal.accuracy import InterchangeReport
 from road_interp.causal.depth_sweep import DepthReport
 from road_interp.errors import InputError
-from road_interp.measure import AngleReport
+from road_interp.measure import AngleReport, CompositionReport
 from road_interp.measure.engine_cost import Cost, EngineCostReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.plots import export
@@ -230,6 +230,15 @@ def test_control_of_several_methods_is_all_tasks_their_mean_and_their_least():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["road_1 (1 seed)", "other (1 seed)"]
 
 
+@pytest.mark.parametrize("draw", [plots.composition, plots.composition_control])
+def test_the_more_frequent_label_is_drawn_where_a_task_is_the_label(draw):
+    text = replace(composition_report(), majority=0.6).to_json()
+    for report, lines in ((text, [0.6]), (text.replace("label", "greeting"), [])):
+        ax = draw(CompositionReport.from_json(report))
+        drawn = [line for line in ax.get_lines() if line.get_label() == "more frequent label"]
+        assert [line.get_data()[draw is plots.composition][0] for line in drawn] == lines
+
+
 def test_means_are_drawn_with_their_intervals_in_the_row_of_their_name():
     series = {"one": {"a": (0.5, 0.4, 0.7), "b": (0.2, 0.2, 0.3)}, "other": {"b": (0.9, 0.8, 1.0)}}
     ax = plots.means(series, label="accuracy (fraction)")
@@ -240,6 +249,13 @@ def test_means_are_drawn_with_their_intervals_in_the_row_of_their_name():
     ends = [[segment[:, 0].tolist() for segment in bars.get_segments()] for _, _, (bars,) in ax.containers]
     assert [np.round(each, 6).tolist() for each in ends] == [[[0.4, 0.7], [0.2, 0.3]], [[0.8, 1.0]]]
     assert plots.means({"": series["one"], "empty": {}}, label="accuracy (fraction)").get_legend() is None
+
+
+def test_an_infinite_interval_crosses_the_axes():
+    ax = plots.means({"": {"a": (0.5, -np.inf, np.inf), "b": (0.2, 0.1, 0.3)}}, label="log odds (nats)")
+    (line,) = [line for line in ax.get_lines() if line.get_transform() == ax.get_yaxis_transform(which="grid")]
+    assert line.get_xydata().tolist() == [[0, 0], [1, 0]]
+    assert line.get_color() == ax.containers[0].lines[0].get_color()
 
 
 def test_the_chosen_learning_rate_is_filled():
