@@ -13,7 +13,7 @@ from road_interp.arguments import check_argument, checked_reports
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure.frozen_states import SPLITS, Features, Splits
-from road_interp.measure.intervals import DRAWS, bootstrap_means, interval, joined_seeds
+from road_interp.measure.intervals import DRAWS, bootstrap_means, interval, joined_seeds, of_equal
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
 from road_interp.progress import Progress, silent
@@ -80,12 +80,19 @@ class DisentangleReport(Result):
         return entry({outcome.name: outcome for outcome in self.outcomes}, name, "outcome")
 
     def score(self, name: str) -> tuple[float, float, float]:
-        """The metric on the test texts, mean over seeds, with its 95% bootstrap interval over texts and, for an arm, seeds."""
-        return (self._mean(name), *interval(self._samples(name)))
+        """The metric on the test texts, mean over seeds, with its 95% bootstrap interval over texts and, for an arm, seeds.
+
+        An accuracy of equal outcomes, which have no variance, has the Wilson interval over texts.
+        """
+        return self._with_interval(self._mean(name), self._samples(name), paired=False)
 
     def gap(self, name: str, other: str) -> tuple[float, float, float]:
-        """Score of one outcome minus that of another, with the 95% interval of the paired difference: same texts and seeds."""
-        return (self._mean(name) - self._mean(other), *interval(self._samples(name) - self._samples(other)))
+        """Score of one outcome minus that of another, with the 95% interval of the paired difference: same texts and seeds.
+
+        Accuracies that do not differ in any text have the width of Wilson's interval on either side.
+        """
+        difference = self._samples(name) - self._samples(other)
+        return self._with_interval(self._mean(name) - self._mean(other), difference, paired=True)
 
     def summary(self) -> dict[str, Any]:
         """Scores with their intervals, and the gap of each arm to the full layer."""
@@ -115,6 +122,10 @@ class DisentangleReport(Result):
                 outcome = replace(outcome, predictions=predictions, chosen=tuple(rate for each in same for rate in each.chosen))
             outcomes.append(outcome)
         return replace(first, seeds=seeds, outcomes=tuple(outcomes), provenance=None)
+
+    def _with_interval(self, value: float, samples: Float[np.ndarray, " draws"], paired: bool) -> tuple[float, float, float]:
+        are_equal = self.metric == "accuracy" and samples.min() == samples.max()
+        return (value, *(of_equal(value, len(self.labels), paired) if are_equal else interval(samples)))
 
     def _mean(self, name: str) -> float:
         labels = np.asarray(self.labels)

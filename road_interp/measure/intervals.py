@@ -32,7 +32,7 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     values = np.asarray(outcomes, dtype=float).reshape(seeds, -1)
     count, mean = values.shape[1], float(values.mean())
     if values.min() == values.max():
-        return (mean, *_of_equal(mean, count, paired))
+        return (mean, *of_equal(mean, count, paired))
     if seeds == 1 and not paired and np.isin(values, (0, 1)).all():
         return (mean, *wilson(int(values.sum()), count))
     by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
@@ -103,7 +103,7 @@ def mean_interval(
     """
     values = outcomes.astype(float)
     if values.min() == values.max():
-        return _of_equal(float(values[0]), _apart(clusters), paired)
+        return of_equal(float(values[0]), _apart(clusters), paired)
     cells = [""] * len(values) if cells is None else cells
     weights = dict.fromkeys(cells, 1 / len(set(cells))) if weights is None else weights
     members = {cell: np.array([each == cell for each in cells]) for cell in weights}
@@ -177,11 +177,11 @@ def _width_of_equal(
 ) -> float:
     """The distance of the farther bound from the mean of outcomes that are equal or cancel each other."""
     value = float(values[chosen].mean())
-    bounds = _of_equal(value, _apart([clusters[row] for row in chosen.nonzero()[0].tolist()]), paired)
+    bounds = of_equal(value, _apart([clusters[row] for row in chosen.nonzero()[0].tolist()]), paired)
     return max(abs(bound - value) for bound in bounds)
 
 
-def _of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:
+def of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:
     """95% interval of the mean of equal outcomes: Wilson's for rates, and for differences its width on either side."""
     if not paired:
         return wilson(round(trials * value), trials)
