@@ -18,6 +18,7 @@ from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.arguments import check_callable, checked_reports
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
+from road_interp.measure.angles import kinds_by_stack, layers_by_stack
 from road_interp.measure.intervals import joined_seeds, mean_over_divisions, mean_over_seeds, same_counts
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
@@ -66,7 +67,8 @@ class Ablation:
         group: which planes were ablated: all planes ("components", scored with the trained head, or with a refitted one), those
             of one "layer" or one module "kind", or all planes except a fraction of them ("most rotated" or "random planes").
             "trained alone" is not an ablation but another adapter, of which only that component was trained.
-        what: "all planes", the layer, the module kind, or the fraction of planes that are kept.
+        what: "all planes", the layer, the module kind, or the fraction of planes that are kept. Where several block stacks have
+            sites, a layer is preceded by the name of its stack; so is a kind that several have.
         component: polar component that the ablated planes keep: both, one or neither.
         correct: whether each test example is right, concatenated over seeds.
     """
@@ -230,18 +232,13 @@ def _ablated(adapter: RoadAdapter, seed: int, by: Collection[str], refit: bool) 
     if refit:
         for name, each in components.items():
             yield "components, head refitted", "all planes", name, each
-    layers = sorted({site.layer for site in adapter.sites if site.layer is not None})
-    kinds = list(dict.fromkeys(site.kind for site in adapter.sites))
+    groups: dict[Group, dict[str, str]] = {"layer": layers_by_stack(adapter.sites), "kind": kinds_by_stack(adapter.sites)}
     for name in (ANGLES, MAGNITUDES, NEITHER):
-        for layer in layers if "layer" in by and len(layers) > 1 else ():
-            yield (
-                "layer",
-                str(layer),
-                name,
-                adapter.with_sites_of(components[name], lambda site, layer=layer: site.layer == layer),
-            )
-        for kind in kinds if "kind" in by and len(kinds) > 1 else ():
-            yield "kind", kind, name, adapter.with_sites_of(components[name], lambda site, kind=kind: site.kind == kind)
+        for group, labels in groups.items():
+            whats = list(dict.fromkeys(labels.values()))
+            for what in whats if group in by and len(whats) > 1 else ():
+                names = {site for site, label in labels.items() if label == what}
+                yield group, what, name, adapter.with_sites_of(components[name], lambda site, names=names: site.name in names)
     for share in SHARES if "planes" in by else ():
         yield "most rotated", f"{share:g}", BOTH, keep_planes(adapter, share)
         yield "random planes", f"{share:g}", BOTH, keep_planes(adapter, share, np.random.default_rng(seed))

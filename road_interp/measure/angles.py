@@ -131,6 +131,14 @@ def kinds_by_stack(sites: Sequence[Site]) -> dict[str, str]:
     }
 
 
+def layers_by_stack(sites: Sequence[Site]) -> dict[str, str]:
+    """The layer of every site in one, by its name, preceded by the name of the stack where several block stacks have sites."""
+    inside = [site for site in sites if site.layer is not None]
+    stacks = list(dict.fromkeys(map(_stack, inside)))
+    ordered = sorted(inside, key=lambda site: (stacks.index(_stack(site)), site.layer or 0))
+    return {site.name: f"{_stack(site)} {site.layer}" if len(stacks) > 1 else str(site.layer) for site in ordered}
+
+
 def _stack(site: Site) -> str:
     """The dotted path of the list of blocks that a site is in."""
     return site.name.removesuffix(f".{site.kind}").removesuffix(f".{site.layer}")  # of a block's output, the name has no kind

@@ -15,6 +15,7 @@ from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, MAGNITUDES, NEITHER, AblationReport, keep_planes
 from road_interp.measure.intervals import mean_over_divisions, mean_over_seeds, wilson
 from road_interp.plots import export
+from road_interp.sites.site import Site
 from road_interp.training.scoring import GenerationScorer
 
 
@@ -37,6 +38,22 @@ def test_the_layer_and_the_kind_that_do_the_work_are_found():
     losses = {(row.group, row.what): report.loss(row)[0] for row in report.rows if row.component == MAGNITUDES}
     assert losses == {
         ("components", "all planes"): 0.5, ("layer", "0"): 0, ("layer", "1"): 0.5, ("kind", "query"): 0, ("kind", "fc1"): 0.5,
+    }  # fmt: skip
+
+
+def test_layers_and_kinds_of_encoder_and_decoder_are_ablated_apart():
+    kinds = {"encoder": ("self_attn.q_proj", "fc1"), "decoder": ("self_attn.q_proj", "encoder_attn.q_proj")}
+    sites = [
+        Site(f"{stack}.layers.{layer}.{kind}", 8, layer, kind) for stack in kinds for layer in (0, 1) for kind in kinds[stack]
+    ]
+    chosen = "decoder.layers.1.self_attn.q_proj"
+    scorer = FunctionScorer(needs("angles", lambda site: site.name == chosen))
+    report = measure.ablation(random_adapter(tuple(sites)), scorer, model="m", seed=0, by=["layer", "kind"])
+    losses = {(row.group, row.what): report.loss(row)[0] for row in report.rows[4:] if row.component == MAGNITUDES}
+    assert losses == {
+        ("layer", "encoder.layers 0"): 0, ("layer", "encoder.layers 1"): 0, ("layer", "decoder.layers 0"): 0,
+        ("layer", "decoder.layers 1"): 0.5, ("kind", "encoder.layers: self_attn.q_proj"): 0, ("kind", "fc1"): 0,
+        ("kind", "decoder.layers: self_attn.q_proj"): 0.5, ("kind", "encoder_attn.q_proj"): 0,
     }  # fmt: skip
 
 
