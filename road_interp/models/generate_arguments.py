@@ -64,10 +64,10 @@ def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: 
             f"{type(model).__name__} doubles the rows for guidance: with an adapter, task or strength per row, generate for one "
             "row at a time"
         )
-    if by_row and kind == "whisper" and (generation_setting(model, inputs, "num_beams") or 1) > 1:
+    if by_row and kind == "whisper" and (setting := _moves_rows(model, inputs)) is not None:
         raise InputError(
-            f"{type(model).__name__} drops rows whose audio has ended, and beams of the others would take their places: with an "
-            "adapter, task or strength per row, use num_beams=1"
+            f"{type(model).__name__} drops rows whose audio has ended, and with {setting} others would take their places: with "
+            "an adapter, task or strength per row, generate without it"
         )
     owner = getattr(getattr(model, "prepare_inputs_for_generation", None), "__self__", model)  # PEFT's model inside its generate
     if positions != "all" and getattr(getattr(owner, "active_peft_config", None), "is_prompt_learning", False):
@@ -80,6 +80,16 @@ def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: 
             f"guidance_scale={scale} computes a second prompt, in which positions {positions!r} cannot be found: only "
             "positions='all' works with guidance"
         )
+
+
+def _moves_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str | None:
+    """A setting with which the rows that Whisper goes on with fill the places of those that it has dropped; None without one."""
+    for name in ("num_beams", "num_return_sequences"):
+        if ((copies := generation_setting(model, inputs, name)) or 1) > 1:
+            return f"{name}={copies}"
+    if (cache := generation_setting(model, inputs, "cache_implementation")) == "static":  # which keeps its number of rows
+        return f"cache_implementation='{cache}'"
+    return None
 
 
 def compiles_generation(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:

@@ -312,7 +312,8 @@ def test_rows_behind_the_others_for_guidance_are_refused():
     model.generate(inputs, adapter_names=["a", "b"], guidance_scale=1.0, **options)
 
 
-def test_rows_that_end_before_others_are_refused_where_beams_would_take_their_places():
+@pytest.mark.parametrize("setting", [{"num_beams": 2}, {"num_return_sequences": 2}, {"cache_implementation": "static"}])
+def test_rows_that_end_before_others_are_refused_where_others_would_take_their_places(setting):
     config = WhisperConfig(
         vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=4, max_source_positions=20, max_target_positions=30, pad_token_id=1,
@@ -322,9 +323,9 @@ def test_rows_that_end_before_others_are_refused_where_beams_would_take_their_pl
     model = RoadModel(base, two_adapters(find_sites(base, "mlp", stack="model.decoder.layers")))
     sounds = {"input_features": torch.randn(2, 4, 40)}
     with pytest.raises(InputError, match="WhisperForConditionalGeneration drops rows whose audio has ended"):
-        model.generate(sounds, adapter_names=["a", "b"], num_beams=2)
+        model.generate(sounds, adapter_names=["a", "b"], **setting)
     with model.attached(["a", "b"]) as attached, pytest.raises(InputError, match="drops rows whose audio has ended"):
-        attached.generate(**sounds, num_beams=2)
+        attached.generate(**sounds, **setting)
     options = {"max_new_tokens": 3, "do_sample": False}
     for row, name in enumerate("ab"):
         both = model.generate(sounds, adapter_names=["a", "b"], **options)[1]
