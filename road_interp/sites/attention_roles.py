@@ -119,7 +119,7 @@ def _gradients(
 
         return keep
 
-    linears = [(kind, module) for kind, module in linears_of(block) if is_in_attention(kind)]
+    linears = [(kind, module) for kind, module in linears_of(block) if is_in_attention(block, kind)]
     with hooked([(module.register_forward_hook, capture(kind), {}) for kind, module in linears]), torch.enable_grad():
         output = block(*map(replaced, args), **{key: replaced(value) for key, value in kwargs.items()})
         output = hidden_of(output)

@@ -24,6 +24,7 @@ from road_interp.sites.module_tree import (
     layer_stacks,
     linear_widths,
     linears_of,
+    mixes_tokens,
     never_called,
     output_width,
     output_widths,
@@ -49,7 +50,7 @@ def find_sites(
 
             - "all-linear": the output of every linear layer,
             - "attention-qk": queries and keys, also where one linear computes queries, keys and values,
-            - "attention", "mlp": the linears of the attention and of the feed-forward network,
+            - "attention", "mlp": the linears of the attention and of the feed-forward network; mixers as Mamba's are in neither,
             - "fc1": all feed-forward linears except the last (gate and up projection in a gated network),
             - "block-output": the output of each block, which is the residual stream.
         layers: block indices, counted from 0 or, if negative, from the end; an int, a list, a range, or text such as "10-29" or
@@ -141,9 +142,11 @@ def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:
     if preset == "all-linear":
         return linears
     if preset == "attention":
-        return [pair for pair in linears if is_in_attention(pair[0])]
-    feed_forward = [pair for pair in linears if not is_in_attention(pair[0])]
-    return feed_forward[:-1] if preset == "fc1" else feed_forward
+        return [(kind, module) for kind, module in linears if is_in_attention(block, kind)]
+    feed_forward = [(kind, module) for kind, module in linears if not mixes_tokens(block, kind)]
+    if preset == "mlp":
+        return feed_forward
+    return [pair for pair in feed_forward if output_width(pair[1]) > 1][:-1]  # a gate of experts, of one number, may come last
 
 
 def _select_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.ModuleList]:

@@ -149,9 +149,23 @@ def linears_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
             yield from linears_of(child, path)
 
 
-def is_in_attention(kind: str) -> bool:
-    """Whether a path inside a block contains "attn" or "attention"."""
-    return re.search("att(entio)?n", kind, re.IGNORECASE) is not None
+def is_in_attention(block: nn.Module, kind: str) -> bool:
+    """Whether the path of a linear inside a block contains "attn" or "attention", or the class of the module around it does."""
+    around = _around(block, kind)
+    return re.search("att(entio)?n", f"{kind} {'' if around is None else type(around).__name__}", re.IGNORECASE) is not None
+
+
+def mixes_tokens(block: nn.Module, kind: str) -> bool:
+    """Whether a linear of a block is of its attention, or of a mixer with a convolution over the tokens, as Mamba's."""
+    around = _around(block, kind)
+    convolves = around is not None and any(isinstance(child, nn.Conv1d) for child in around.children())
+    return convolves or is_in_attention(block, kind)
+
+
+def _around(block: nn.Module, kind: str) -> nn.Module | None:
+    """The module around a linear of a block; None for the block itself."""
+    path, _, _ = kind.rpartition(".")
+    return block.get_submodule(path) if path else None
 
 
 def layer_and_kind(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:

@@ -7,12 +7,18 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BambaConfig,
+    BambaModel,
     GptOssConfig,
     GptOssModel,
     JambaConfig,
     JambaModel,
     MixtralConfig,
     MixtralModel,
+    Qwen2MoeConfig,
+    Qwen2MoeModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaModel,
     VideoMAEConfig,
     VideoMAEModel,
     Wav2Vec2Config,
@@ -238,6 +244,42 @@ def test_blocks_of_several_classes_are_a_stack():
     sites = find_sites(model, "block-output", layers=[0, 3])
     assert [(site.module, site.module_width) for site in sites] == [("layers.0", 32), ("layers.3", 32)]
     assert not [site for site in find_sites(model, "all-linear") if site.module.endswith("dt_proj")]  # whose weight is read
+
+
+HYBRID = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 60}
+
+
+def bamba():
+    mixer = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 4}
+    return BambaModel(BambaConfig(**HYBRID, **mixer, num_hidden_layers=2, attn_layer_indices=[1])).eval()
+
+
+def recurrent_gemma():
+    layers = {"num_hidden_layers": 2, "block_types": ["recurrent", "attention"], "lru_width": 32}
+    return RecurrentGemmaModel(RecurrentGemmaConfig(**HYBRID, **layers, head_dim=8, attention_window_size=8)).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "attention", "mlp"), [(bamba, "self_attn", "feed_forward"), (recurrent_gemma, "temporal_block", "mlp_block")]
+)
+def test_mixers_of_hybrid_models_are_no_feed_forward_networks(make, attention, mlp):
+    """Bamba registers its mixer behind the network; the attention of RecurrentGemma is known by its class only."""
+    model = make()
+
+    def paths(target_modules):
+        return [(site.layer, site.kind) for site in find_sites(model, target_modules)]
+
+    gate_up = [(layer, f"{mlp}.{name}_proj") for layer in (0, 1) for name in ("gate", "up")]
+    assert paths("fc1") == gate_up
+    assert sorted(paths("mlp")) == sorted([*gate_up, (0, f"{mlp}.down_proj"), (1, f"{mlp}.down_proj")])
+    assert paths("attention") == [(1, f"{attention}.{name}_proj") for name in "qkvo"]
+    assert paths("attention-qk") == [(1, f"{attention}.{name}_proj") for name in "qk"]
+
+
+def test_a_gate_of_experts_is_not_the_last_layer_of_the_network():
+    experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+    model = Qwen2MoeModel(Qwen2MoeConfig(**HYBRID, **experts, num_hidden_layers=1)).eval()
+    assert [site.kind for site in find_sites(model, "fc1")] == [f"mlp.shared_expert.{name}_proj" for name in ("gate", "up")]
 
 
 def test_queries_and_keys_beside_experts_are_found():
