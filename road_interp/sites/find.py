@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from road_interp.arguments import check_argument, is_whole
 from road_interp.errors import InputError
 from road_interp.sites.attention_roles import attention_roles, slice_of_role
 from road_interp.sites.module_tree import (
+    experts_in_tensors,
     is_in_attention,
     is_linear,
     layer_and_kind,
@@ -130,11 +132,24 @@ def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Ite
     linears = {
         f"{name}.{layer}.{kind}": module for layer, block in enumerate(blocks) for kind, module in _linears_for(preset, block)
     }
+    if preset != "attention":
+        _warn_of_experts(name, blocks, preset)
     without = never_called(model, linears)
     if linears and len(without) == len(linears):
         raise InputError(f"{type(model).__name__} calls no linear layer of '{preset}': it reads their weights instead")
     widths = linear_widths(model, linears)
     yield from (Site(path, widths[path], *layer_and_kind(path, [name])) for path in widths if path not in without)
+
+
+def _warn_of_experts(name: str, blocks: nn.ModuleList, preset: str) -> None:
+    """Warn of the first experts that have no site because their weights are tensors."""
+    for layer, block in enumerate(blocks):
+        if (path := experts_in_tensors(block)) is not None:
+            warnings.warn(
+                f"'{preset}' leaves out the experts in '{name}.{layer}.{path}', whose weights are one tensor, not linear layers",
+                stacklevel=4,
+            )
+            return
 
 
 def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:

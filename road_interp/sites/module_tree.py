@@ -151,21 +151,28 @@ def linears_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
 
 def is_in_attention(block: nn.Module, kind: str) -> bool:
     """Whether the path of a linear inside a block contains "attn" or "attention", or the class of the module around it does."""
-    around = _around(block, kind)
-    return re.search("att(entio)?n", f"{kind} {'' if around is None else type(around).__name__}", re.IGNORECASE) is not None
+    around = type(_around(block, kind)).__name__
+    return re.search("att(entio)?n", f"{kind} {around}", re.IGNORECASE) is not None
 
 
 def mixes_tokens(block: nn.Module, kind: str) -> bool:
     """Whether a linear of a block is of its attention, or of a mixer with a convolution over the tokens, as Mamba's."""
     around = _around(block, kind)
-    convolves = around is not None and any(isinstance(child, nn.Conv1d) for child in around.children())
+    convolves = around is not block and any(isinstance(child, nn.Conv1d) for child in around.children())
     return convolves or is_in_attention(block, kind)
 
 
-def _around(block: nn.Module, kind: str) -> nn.Module | None:
-    """The module around a linear of a block; None for the block itself."""
-    path, _, _ = kind.rpartition(".")
-    return block.get_submodule(path) if path else None
+def experts_in_tensors(block: nn.Module) -> str | None:
+    """The path of the experts inside a block whose weights are one tensor for all, and no linear layers; None without any."""
+    for path, module in block.named_modules():
+        if "Experts" in type(module).__name__ and any(weight.ndim == 3 for weight in module.parameters(recurse=False)):
+            return path
+    return None
+
+
+def _around(block: nn.Module, kind: str) -> nn.Module:
+    """The module around a linear of a block, which may be the block."""
+    return block.get_submodule(kind.rpartition(".")[0])
 
 
 def layer_and_kind(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,8 @@ from transformers import (
     VideoMAEModel,
     Wav2Vec2Config,
     Wav2Vec2Model,
+    XLMConfig,
+    XLMModel,
 )
 
 from helpers.models import CONFIGS, tiny_model
@@ -276,10 +280,33 @@ def test_mixers_of_hybrid_models_are_no_feed_forward_networks(make, attention, m
     assert paths("attention-qk") == [(1, f"{attention}.{name}_proj") for name in "qk"]
 
 
+def test_a_stack_of_attention_has_no_feed_forward_network():
+    model = XLMModel(XLMConfig(vocab_size=60, emb_dim=32, n_layers=2, n_heads=4))
+    names = [f"{name}_lin" for name in ("q", "k", "v", "out")]
+    assert [site.kind for site in find_sites(model, "attention", layers=0, stack="attentions")] == names
+    with pytest.raises(InputError, match="no site of XLMModel matches 'mlp'"):
+        find_sites(model, "mlp", stack="attentions")
+
+
 def test_a_gate_of_experts_is_not_the_last_layer_of_the_network():
     experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
     model = Qwen2MoeModel(Qwen2MoeConfig(**HYBRID, **experts, num_hidden_layers=1)).eval()
     assert [site.kind for site in find_sites(model, "fc1")] == [f"mlp.shared_expert.{name}_proj" for name in ("gate", "up")]
+
+
+@pytest.mark.parametrize("preset", ["all-linear", "mlp", "fc1"])
+def test_experts_that_are_no_linear_layers_are_warned_of(preset):
+    experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+    model = Qwen2MoeModel(Qwen2MoeConfig(**HYBRID, **experts, num_hidden_layers=2, mlp_only_layers=[0])).eval()
+    model.layers[1].mlp.shared_expert_gate = nn.Identity()  # its single number is no site
+    left_out = rf"'{preset}' leaves out the experts in 'layers.1.mlp.experts', whose weights are one tensor, not linear layers"
+    with pytest.warns(UserWarning, match=left_out):
+        sites = find_sites(model, preset)
+    assert not [site for site in sites if ".experts" in site.module]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_sites(model, "attention")
+        find_sites(tiny_model("Llama"), preset)
 
 
 def test_queries_and_keys_beside_experts_are_found():
