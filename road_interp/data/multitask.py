@@ -218,15 +218,15 @@ def format_prompts(
     if limit < 1:
         raise InputError(f"model.max_length {recipe.model.max_length} is too small for a prompt, the template and the answer")
     whole = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    if cut := {row: text for row, text in enumerate(prompts) if len(whole[row]) > limit}:
-        ids = tokenizer(list(cut.values()), add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
-        cut = dict(zip(cut, map(tokenizer.decode, ids), strict=True))
+    kept = tokenizer(list(prompts), add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
+    truncated = {row: str(tokenizer.decode(ids)) for row, ids in enumerate(kept) if len(ids) < len(whole[row])}
+    if truncated:
         needed = recipe.model.max_length - limit + max(map(len, whole))
         warnings.warn(
-            f"{len(cut)} of {len(whole)} prompts are cut to {limit} tokens: for whole ones, set model.max_length to {needed}",
+            f"{len(truncated)} of {len(whole)} prompts are cut to {limit} tokens: for whole ones, set model.max_length to {needed}",
             stacklevel=2,
         )
-    return [template.render(prompt=f"{cut.get(row, text)}{ending}") for row, text in enumerate(prompts)]
+    return [template.render(prompt=f"{truncated.get(row, text)}{ending}") for row, text in enumerate(prompts)]
 
 
 def encode_multitask_data(
