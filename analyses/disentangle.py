@@ -19,6 +19,7 @@ from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.measure.disentangle import DisentangleReport, disentangle
 from road_interp.measure.frozen_states import SPLITS, Splits, read_features
+from road_interp.models.hidden_states import text_token
 from road_interp.models.loading import find_device, load_model
 from road_interp.plots import export
 from road_interp.training.classification import ClassificationExperiment
@@ -34,9 +35,8 @@ def measure(piece: Piece, before_norm: bool) -> DisentangleReport:
     def features(model: Any, name: str) -> Splits:
         piece.progress(f"states of the {name} backbone")
         collate = DataCollatorWithPadding(tokenizer)
-        token = "last" if tokenizer.cls_token is None else "first"
         batches = {split: DataLoader(experiment.splits[split], batch_size=64, collate_fn=collate) for split in SPLITS}
-        return {split: read_features(model, loader, token, before_norm) for split, loader in batches.items()}
+        return {split: read_features(model, loader, text_token(tokenizer), before_norm) for split, loader in batches.items()}
 
     pretrained = features(base, "pretrained")
     set_seed(piece.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,27 @@ def test_disentangle(command, workplace, tmp_path):
     assert list(again["numbers"]) == [outcome["name"] for outcome in content["outcomes"]]
     first, second = (DisentangleReport.load(tmp_path / folder / "disentangle-mood.json") for folder in ("figures", "again"))
     assert first == second
+
+
+def test_the_last_token_is_read_where_the_tokeniser_adds_no_cls(known, workplace, tmp_path, monkeypatch):
+    """As tokenisers of decoders, which may have a [CLS] that they never add."""
+    folder, read = tmp_path / "model", []
+    shutil.copytree(workplace / "model", folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
+
+    def token_of(model, loader, token, before_norm):
+        read.append(token)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(script_of(known["disentangle"]), "read_features", token_of)
+    data = {"id": workplace / "data.csv", "filter": "{}", "per_class": "null", "validation_size": 40, "test_size": 40}
+    for model in (folder, workplace / "model"):
+        overrides = (f"model.id={model}", *(f"data.{key}={value}" for key, value in data.items()))
+        options = StudyOptions(overrides, quick=True, results=tmp_path, runs=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(known["disentangle"], options)
+    assert read == ["last", "first"]
 
 
 def test_seeds_of_the_disentangling_are_put_together(known):
