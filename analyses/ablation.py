@@ -17,7 +17,17 @@ from road_interp.plots import export
 from road_interp.sources import readable_name
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import make_scorer
-from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, needs, with_interval
+from road_interp.training.study import (
+    QUICK_CLASSIFICATION,
+    QUICK_GENERATION,
+    Condition,
+    Described,
+    Piece,
+    Pieces,
+    Study,
+    needs,
+    with_interval,
+)
 from road_interp.training.study_runs import run_of
 
 ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MAGNITUDES)}
@@ -111,7 +121,7 @@ SMOLLM2 = replace(
     conditions={"both": Condition("both trained")},
     draw=lambda found, folder: draw(found, folder / "smollm2"),
     minutes=60,
-    quick=("training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
+    quick=QUICK_GENERATION,
 )
 
 if __name__ == "__main__":

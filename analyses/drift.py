@@ -33,6 +33,7 @@ from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
 from road_interp.training.study import (
     QUICK_CLASSIFICATION,
+    QUICK_GENERATION,
     Condition,
     Described,
     Piece,
@@ -233,7 +234,7 @@ SMOLLM2 = replace(
     measure=measure_smollm2,
     draw=lambda found, folder: draw(found, folder / "smollm2"),
     minutes=30,
-    quick=("training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
+    quick=QUICK_GENERATION,
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ road-interp study cost
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from road_interp.measure.intervals import mean_interval
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, only_result, with_interval
 from road_interp.training.study_runs import language_model
 
 SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}
@@ -109,10 +109,6 @@ class ControlStudy(Result):
     def mean(self, task: str, value: Callable[[ControlReport], float]) -> float:
         """The mean over divisions of a number of every report."""
         return float(np.mean([value(report) for report in self.tasks[task]]))
-
-
-def first(pieces: Pieces) -> Any:
-    return next(iter(pieces.values()))[0]
 
 
 def over_tasks(pieces: Pieces) -> ControlStudy:
@@ -239,9 +235,9 @@ SCAN = Study(
         "does not say which part of the state matters."
     ),
     recipe=Settings,
-    conditions={task: Condition(name.name, name.overrides, seeds=1) for task, name in AGREEMENT.items()},
+    conditions={task: replace(condition, seeds=1) for task, condition in AGREEMENT.items()},
     measure=measure_scan,
-    report=first,
+    report=only_result,
     result=ScanReport,
     draw=lambda found, folder: [export.save_figure(plots.interchange_scan(found), found, folder, f"scan-{found.task}")],
     describe=describe_scan,
@@ -285,7 +281,7 @@ COST = Study(
     recipe=CostSettings,
     conditions={"width-2048": Condition("width 2,048", seeds=1)},
     measure=lambda piece: cost(piece.recipe.width, rounds=piece.recipe.rounds, progress=piece.progress),
-    report=first,
+    report=only_result,
     result=CostReport,
     draw=draw_cost,
     describe=describe_cost,

@@ -19,7 +19,7 @@ from road_interp.models.loading import find_device, load_model
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.sources import SMOLLM2, readable_name
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study
+from road_interp.training.study import Condition, Described, Piece, Study, only_result
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,6 @@ def measure_training(piece: Piece) -> JointTrainingReport:
     base = load_model(ModelRecipe(settings.model), "causal-lm")[0].to(find_device(None))
     counts = [count for count in (1, 2, 4, 8) if count <= settings.most]
     return joint_training(base, counts, settings.batch, settings.length, settings.rounds, settings.seed, piece.progress)
-
-
-def only(pieces: Pieces) -> BankCostReport:
-    return next(iter(pieces.values()))[0]
 
 
 def draw_bank(found: BankCostReport, folder: Path) -> list[Path]:
@@ -94,7 +90,7 @@ BANK = Study(
     recipe=BankSettings,
     conditions={"block-outputs": Condition("block outputs of SmolLM2-135M", seeds=1)},
     measure=lambda piece: bank_cost(adapters=piece.recipe.adapters, progress=piece.progress),
-    report=only,
+    report=only_result,
     result=BankCostReport,
     draw=draw_bank,
     describe=describe_bank,
@@ -112,7 +108,7 @@ JOINT_TRAINING = Study(
     recipe=TrainingSettings,
     conditions={"smollm2": Condition("SmolLM2-135M", seeds=1)},
     measure=measure_training,
-    report=only,
+    report=only_result,
     result=JointTrainingReport,
     draw=lambda found, folder: [export.save_figure(plots.joint_training(found), found, folder, "joint-training")],
     describe=describe_training,

@@ -16,7 +16,7 @@ from road_interp.models.loading import load_tokenizer
 from road_interp.plots import export
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import GenerationScorer
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study import QUICK_GENERATION, Condition, Described, Piece, Study, only_result, with_interval
 from road_interp.training.study_runs import run_of
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -46,10 +46,6 @@ def measure(piece: Piece) -> StrengthReport:
     )
 
 
-def report(pieces: Pieces) -> StrengthReport:
-    return next(iter(pieces.values()))[0]
-
-
 def draw(found: StrengthReport, folder: Path) -> list[Path]:
     return [export.save_figure(plots.strength(found), found, folder, "strength")]
 
@@ -71,12 +67,12 @@ STUDY = Study(
     recipe="composition-smollm2",
     conditions={"closing": Condition("closing alone", ("tasks={closing: {behaviour: closing}}",), seeds=1)},
     measure=measure,
-    report=report,
+    report=only_result,
     result=StrengthReport,
     draw=draw,
     describe=describe,
     minutes=15,
-    quick=("training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4"),
+    quick=QUICK_GENERATION,
 )
 
 if __name__ == "__main__":

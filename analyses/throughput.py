@@ -11,18 +11,13 @@ from road_interp.cli.app import main_of
 from road_interp.measure.throughput import ThroughputReport, run_throughput_recipe
 from road_interp.plots import export
 from road_interp.sources import readable_name
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study
+from road_interp.training.study import Condition, Described, Piece, Study, only_result
 
 QUICK = ("rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]")
 
 
 def measure(piece: Piece) -> ThroughputReport:
     return run_throughput_recipe(piece.recipe, progress=piece.progress)
-
-
-def report(pieces: Pieces) -> ThroughputReport:
-    """The only one."""
-    return next(iter(pieces.values()))[0]
 
 
 def draw(found: ThroughputReport, folder: Path) -> list[Path]:
@@ -53,7 +48,7 @@ STUDY = Study(
     recipe="throughput-smollm2",
     conditions={"all": Condition("every method", seeds=1)},
     measure=measure,
-    report=report,
+    report=only_result,
     result=ThroughputReport,
     draw=draw,
     describe=describe,

@@ -18,6 +18,7 @@ from road_interp.training.study_inputs import Inputs
 
 Described = tuple[str, list[tuple[str, str]]]  # a sentence about a report, and its (name, value) pairs
 QUICK_CLASSIFICATION = ("training.max_steps=2", "data.per_class=200", "data.validation_size=0.2", "data.test_size=0.2")
+QUICK_GENERATION = ("training.max_steps=2", "scoring.test=4", "scoring.validation=4", "scoring.max_new_tokens=4")
 Pieces = Mapping[str, Sequence[Any]]  # results by condition, in the order of the seeds; conditions without results are missing
 
 
@@ -151,6 +152,11 @@ def find_study(name: str) -> Study:
 def settings_hash(*settings: object) -> str:
     """Short hash of the settings, used as a cache key."""
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+
+
+def only_result(pieces: Pieces) -> Any:
+    """The report of a study with one condition and one seed: its result."""
+    return next(iter(pieces.values()))[0]
 
 
 def needs(pieces: Pieces, *slugs: str) -> None:

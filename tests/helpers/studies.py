@@ -95,7 +95,7 @@ def pieces_of(study, options):
 
 def script_of(study):
     """The names of the script of `analyses/` that a study was read from: what tests put there is what its functions call."""
-    return study.report.__globals__
+    return study.describe.__globals__
 
 
 def quickly(folder, **changes):
