@@ -223,7 +223,7 @@ def format_prompts(
     if truncated:
         needed = recipe.model.max_length - limit + max(map(len, whole))
         warnings.warn(
-            f"{len(truncated)} of {len(whole)} prompts are cut to {limit} tokens: set model.max_length to {needed} to keep all",
+            f"{len(truncated)} of {len(whole)} prompts are cut to {limit} tokens: to keep all, set model.max_length to {needed}",
             stacklevel=2,
         )
     return [template.render(prompt=f"{truncated.get(row, text)}{ending}") for row, text in enumerate(prompts)]
