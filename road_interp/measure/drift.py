@@ -251,7 +251,8 @@ def drift(
             sides = _pair(base, tuned, batch, names, stack)
             sums = DriftSums.of(np.zeros((0, len(sides[0].places), 7)), np.zeros(0, int), range(0))
         if number % processes == process:
-            if not batch["attention_mask"].any(1).all():
+            masks = [mask for name, mask in batch.items() if name in ("attention_mask", "decoder_attention_mask")]
+            if not all(mask.any(1).all() for mask in masks):
                 raise InputError(f"a text among {texts} to {texts + rows - 1} has no tokens")
             assert sums is not None
             sums = sums.merge(DriftSums.of(*_compare(*sides, batch, token), range(texts, texts + rows)))

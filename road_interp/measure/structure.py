@@ -122,7 +122,7 @@ class AngleStudy(Result):
 def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
     """Compare adapters of one recipe and different seeds.
 
-    Raises InputError for fewer than two adapters, different sites, variants or group sizes.
+    Raises InputError for fewer than two adapters, different sites, variants or group sizes, or a plane of magnitude 0.
     """
     reports = checked_list("measure.seed_structure", reports, AngleReport, "a list of measure.angles(adapter)")
     if len(reports) < 2:
@@ -131,6 +131,8 @@ def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
         raise InputError("the adapters have different sites")
     if len({(report.variant, report.group_size) for report in reports}) > 1:
         raise InputError("the adapters have different variants or group sizes, so that their planes are not the same")
+    if not all(site.magnitude.all() for report in reports for site in report.sites):
+        raise InputError("an adapter has a plane of magnitude 0, whose logarithm is not finite")
 
     def by_site(value: Callable[[SiteAngles], np.ndarray]) -> list[list[np.ndarray]]:
         return [[value(site) for site in report.sites] for report in reports]

@@ -321,6 +321,9 @@ def test_either_stack_of_an_encoder_decoder_is_read_at_its_own_tokens():
     assert features.place == "block 1"
     with pytest.raises(InputError, match="need batches with a decoder_attention_mask"):
         measure.drift(base, road, [{**encoder, "decoder_input_ids": decoder["input_ids"]}], stack="decoder.block")
+    empty = {**batch, "decoder_attention_mask": batch["decoder_attention_mask"] * torch.tensor([[1], [0], [1]])}
+    with pytest.raises(InputError, match="a text among 0 to 2 has no tokens"):
+        measure.drift(base, road, [empty], "last", stack="decoder.block")
     with pytest.raises(InputError, match=r"choose one block stack; T5Model has encoder\.block, decoder\.block"):
         measure.drift(base, road, [batch])
 

@@ -219,6 +219,13 @@ def test_what_cannot_be_compared_is_refused():
     assert np.isfinite([value for name in ("sites", "signed") for value in getattr(found, name)]).all()
 
 
+def test_a_plane_of_magnitude_0_has_no_logarithm():
+    found = report(common=0.1)
+    first = replace(found.sites[0], major=(0.0, *found.sites[0].major[1:]))
+    with pytest.raises(InputError, match="a plane of magnitude 0"):
+        seed_structure([found, replace(found, sites=(first, *found.sites[1:]))])
+
+
 def test_agreement_is_drawn_with_its_intervals():
     found = seed_structure([report(0.1, 0, 0.1, seed) for seed in range(3)])
     ax = plots.seed_structure(found)
