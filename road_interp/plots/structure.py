@@ -45,7 +45,7 @@ def seed_structure(result: SeedStructure, ax: Axes | None = None) -> Axes:
 
 @styled
 def query_key(result: QueryKey, ax: Axes | None = None) -> Axes:
-    """Angle of every key plane by the angle of its query plane, in degrees, coloured by layer. Dashed: the two cancel out."""
+    """Angle of every key plane by the angle of its query plane, in degrees, coloured by layer. Dashed: opposite angles."""
     ax = prepared(ax)
     query, key = (np.degrees(np.concatenate(each)) for each in (result.query_angles, result.key_angles))
     count = len(result.layers)
