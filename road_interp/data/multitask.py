@@ -252,6 +252,7 @@ def encode_multitask_data(
             rows["labels"].append(([-100] * len(prompt_ids) + answer_ids)[: len(ids)])
             rows["decides"].append(([0] * len(prompt_ids) + decides)[: len(ids)])
             rows["task"].append(index)
+    _warn_of_beginning(tokenizer, recipe)
     if cut_off:
         warnings.warn(
             f"{cut_off} of {len(rows['task'])} training answers are cut off, so that nothing teaches their end: set "
@@ -259,6 +260,18 @@ def encode_multitask_data(
             stacklevel=2,
         )
     return Dataset.from_dict(rows)
+
+
+def _warn_of_beginning(tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe) -> None:
+    """Warn of a template without the token with which the tokeniser begins other texts."""
+    text = TEMPLATES.from_string(recipe.template).render(prompt="a")
+    own, other = (tokenizer(text, add_special_tokens=added)["input_ids"][:1] for added in (False, True))
+    if other == [tokenizer.bos_token_id] != own:
+        warnings.warn(
+            f"the tokeniser of '{recipe.model.id}' begins texts with {tokenizer.bos_token!r}, and the template does not, so that "
+            f"the model is trained and asked without it: begin the template with {tokenizer.bos_token!r}",
+            stacklevel=3,
+        )
 
 
 def _answer_tokens(parts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

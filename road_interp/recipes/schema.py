@@ -369,7 +369,7 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
             left out), what the other active tasks predict without the example's own ("distilled"), or the token of the
             example's answer ("all").
         shared: name of a task whose planes are active in every row, of plain answers or of a data set.
-        template: Jinja template of the model's input, with the variable `prompt`.
+        template: Jinja template of the model's input, with the variable `prompt`. The tokeniser adds no special tokens to it.
         reviews: film reviews with two labels, the prompts of tasks that have a behaviour. `classes` lists the negative label and
             the positive one; without it the greater of two numbers is positive, and texts must be neg or negative and pos or
             positive.

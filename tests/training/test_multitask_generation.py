@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from helpers.cli import run
 from helpers.compositions import composition_report
@@ -254,6 +255,19 @@ def test_training_answers_that_are_cut_off_are_warned_of(workplace):
     long = {"label": [Example("fine", (("", "word " * recipe.model.max_length),)), Example("fine", (("", "yes"),))]}
     with pytest.warns(UserWarning, match="1 of 2 training answers are cut off, so that nothing teaches their end"):
         encode_multitask_data(long, load_tokenizer(recipe.model), recipe)
+
+
+def test_a_template_without_the_beginning_of_texts_is_warned_of(workplace):
+    recipe = recipe_for(workplace)
+    tokenizer, told = load_tokenizer(recipe.model), {"label": [Example("fine", (("", "yes"),))]}
+    beginning = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{beginning[0]} $A", special_tokens=[beginning])
+    with pytest.warns(UserWarning, match="begins texts with '.*', and the template does not, so that the model is trained"):
+        encode_multitask_data(told, tokenizer, recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_multitask_data(told, tokenizer, replace(recipe, template=f"{beginning[0]}{recipe.template}"))
+        encode_multitask_data(told, load_tokenizer(recipe.model), recipe)
 
 
 def test_tokens_decide_the_parts_that_they_begin_or_leave_out(workplace):
