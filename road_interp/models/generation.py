@@ -43,12 +43,17 @@ def make_generator(
 
         def generate(inputs: dict[str, Any]) -> torch.Tensor:
             tasks = [names] * len(inputs["input_ids"])
-            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-            return model.generate(inputs, tasks=tasks, **options)[1]
+            return model.generate(inputs, tasks=tasks, **greedy_settings(tokenizer, max_new_tokens))[1]
 
         return greedy_answers(generate, tokenizer, prompts, batch_size, model.model)
 
     return generate_answers
+
+
+def greedy_settings(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> dict[str, Any]:
+    """The arguments of `generate` for greedy decoding, also of models whose own configuration has beams or penalties."""
+    plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    return {**plain, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
 
 
 @torch.no_grad()

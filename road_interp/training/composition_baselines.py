@@ -20,7 +20,14 @@ from road_interp.data.behaviours import PARTS, answer_parts
 from road_interp.data.multitask import Example, format_prompts, load_multitask_data, load_reviews
 from road_interp.measure.composition import CompositionReport, all_sets, composition
 from road_interp.measure.labels import MethodLabel
-from road_interp.models.generation import Answer, GenerateFn, answer_perplexity, greedy_answers, make_generator
+from road_interp.models.generation import (
+    Answer,
+    GenerateFn,
+    answer_perplexity,
+    greedy_answers,
+    greedy_settings,
+    make_generator,
+)
 from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import PLAIN, MultiTaskGenerationRecipe, TaskRecipe
@@ -169,7 +176,7 @@ def instruction(piece: Piece) -> CompositionReport:
     def generate(prompts: Sequence[str], active: str) -> list[Answer]:
         instructions = [each.instruction for task, each in told.items() if task in active.split("+")]
         instructed = format_prompts(recipe, texts, tokenizer, "".join(f"\n{each}" for each in instructions))
-        ids = partial(base.generate, **_greedy(recipe, tokenizer))
+        ids = partial(base.generate, **greedy_settings(tokenizer, recipe.scoring.max_new_tokens))
         return greedy_answers(lambda inputs: ids(**inputs), tokenizer, instructed, recipe.scoring.batch_size, base)
 
     label = MethodLabel(recipe.model.name, "instruction in the prompt", recipe.seed)
@@ -203,10 +210,6 @@ def _train(experiment: MultiTaskGenerationExperiment, model: Any) -> None:
         model.eval()
 
 
-def _greedy(recipe: MultiTaskGenerationRecipe, tokenizer: Any) -> dict[str, Any]:
-    return {"max_new_tokens": recipe.scoring.max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-
-
 def _score_adapters(
     recipe: MultiTaskGenerationRecipe, adapters: Mapping[str, RoadAdapter], names: Mapping[str, str], method: str
 ) -> CompositionReport:
@@ -217,7 +220,7 @@ def _score_adapters(
     def generate(prompts: Sequence[str], active: str) -> list[Answer]:
         def ids(inputs: dict[str, Any]) -> Tensor:
             rows = [names[active]] * len(inputs["input_ids"])
-            return model.generate(inputs, adapter_names=rows, **_greedy(recipe, tokenizer))[1]
+            return model.generate(inputs, adapter_names=rows, **greedy_settings(tokenizer, recipe.scoring.max_new_tokens))[1]
 
         return greedy_answers(ids, tokenizer, prompts, recipe.scoring.batch_size, base)
 

@@ -257,6 +257,13 @@ def test_training_answers_that_are_cut_off_are_warned_of(workplace):
         encode_multitask_data(long, load_tokenizer(recipe.model), recipe)
 
 
+def test_answers_are_greedy_whatever_the_settings_of_the_model(finished):
+    model, tokenizer = finished.load_model(), load_tokenizer(finished.recipe.model)
+    answers = make_generator(model, tokenizer, 8, 4)(["word"] * 2, "label")
+    model.model.generation_config.update(repetition_penalty=9.0, no_repeat_ngram_size=1, num_beams=2, do_sample=True)
+    assert make_generator(model, tokenizer, 8, 4)(["word"] * 2, "label") == answers
+
+
 def test_a_template_without_the_beginning_of_texts_is_warned_of(workplace):
     recipe = recipe_for(workplace)
     tokenizer, told = load_tokenizer(recipe.model), {"label": [Example("fine", (("", "yes"),))]}
