@@ -75,6 +75,13 @@ def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: 
             f"PEFT's prompt learning puts tokens or keys of its own before the prompt, so that positions {positions!r} cannot be "
             "found in its generate: only positions='all' works there"
         )
+    generates: Any = model
+    shifts = inspect.signature(generates.generate).parameters.get("concat_unconditional_inputs")  # of Moshi
+    if positions != "all" and shifts is not None and inputs.get(shifts.name, shifts.default):
+        raise InputError(
+            f"{type(model).__name__} puts a token of its own before the prompt, so that positions {positions!r} would be those "
+            f"of other tokens: use positions='all', or {shifts.name}=False"
+        )
     if positions != "all" and scale not in (None, 1):
         raise InputError(
             f"guidance_scale={scale} computes a second prompt, in which positions {positions!r} cannot be found: only "

@@ -11,6 +11,8 @@ from transformers import (
     JetMoeConfig,
     JetMoeForCausalLM,
     LlamaForCausalLM,
+    MoshiConfig,
+    MoshiForConditionalGeneration,
     SwitchTransformersConfig,
     SwitchTransformersForConditionalGeneration,
 )
@@ -178,6 +180,37 @@ def test_generate_needs_no_inputs_where_the_text_begins_with_a_token_of_the_conf
     with model.attached(adapter_names=["b"]) as base:
         started = base.generate(bos_token_id=1, **GREEDY)
         assert torch.equal(started, base.generate(torch.tensor([[1]]), **GREEDY))
+
+
+def moshi():
+    sizes = {"num_key_value_heads": 2, "vocab_size": 64, "audio_vocab_size": 16, "num_codebooks": 2}
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    codec = {
+        **small, "model_type": "mimi", "num_filters": 4, "num_residual_layers": 1, "upsampling_ratios": [4, 2],
+        "codebook_size": 16, "codebook_dim": 16, "vector_quantization_hidden_dimension": 16, "num_key_value_heads": 2,
+        "head_dim": 8, "intermediate_size": 16, "num_quantizers": 4, "upsample_groups": 16, "sampling_rate": 160,
+    }  # fmt: skip
+    depth = {**small, **sizes, "ffn_dim": 16, "input_size": 32, "max_position_embeddings": 9}
+    model = {**sizes, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "ffn_dim": 48, "head_dim": 8}
+    tokens = {"pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": None}
+    config = MoshiConfig(**model, **tokens, audio_encoder_config=codec, depth_decoder_config=depth)
+    return MoshiForConditionalGeneration(config).eval()
+
+
+def test_a_token_that_a_model_puts_before_the_prompt_is_not_its_first():
+    """Moshi's generate begins with a token of its own, so that the last one of the prompt would be the last but one."""
+    base = moshi()
+    model = RoadModel(base, random_adapter(find_sites(base, "decoder[.]model[.]layers[.]0[.]mlp[.]fc2")), positions="last")
+    codes = {name: torch.randint(0, 15, (2, 2, 5)) for name in ("user_audio_codes", "moshi_audio_codes")}
+    inputs = {**token_batch(2, 5), **codes}
+    options = {"max_new_tokens": 2, "do_sample": False, "return_audio_waveforms": False}
+    message = "MoshiForConditionalGeneration puts a token of its own before the prompt, so that positions 'last' would be those"
+    with pytest.raises(InputError, match=message):
+        model.generate(inputs, **options)
+    with model.attached() as attached, pytest.raises(InputError, match=message):
+        attached.generate(**inputs, **options)
+    model.generate(inputs, concat_unconditional_inputs=False, **options)
+    model.generate(inputs, positions="all", **options)
 
 
 def test_a_generate_kept_from_the_statement_takes_any_rows_after_it():
