@@ -74,7 +74,7 @@ def find_sites(
         if isinstance(entry, Site):
             selected: Iterable[Site] = [entry]
         elif entry in PRESETS:
-            selected = _preset_sites(model, entry, stack)
+            selected = tuple(_preset_sites(model, entry, stack))
         else:
             selected = _pattern_sites(model, entry)
         found |= {site.name: site for site in selected}

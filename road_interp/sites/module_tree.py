@@ -150,9 +150,9 @@ def linears_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
 
 
 def is_in_attention(block: nn.Module, kind: str) -> bool:
-    """Whether the path of a linear inside a block contains "attn" or "attention", or the class of the module around it does."""
+    """Whether the path of a linear inside a block contains "attn" or "attention", or it is directly in a module of that class."""
     around = type(_around(block, kind)).__name__
-    return re.search("att(entio)?n", f"{kind} {around}", re.IGNORECASE) is not None
+    return re.search("att(entio)?n", kind, re.IGNORECASE) is not None or re.search(r"Attention\d*$", around) is not None
 
 
 def mixes_tokens(block: nn.Module, kind: str) -> bool:

@@ -32,7 +32,7 @@ from transformers import (
 from helpers.models import CONFIGS, tiny_model
 from road_interp.errors import InputError
 from road_interp.sites.find import find_sites, parse_layers
-from road_interp.sites.module_tree import layer_stacks
+from road_interp.sites.module_tree import is_in_attention, layer_stacks
 from road_interp.sites.site import Site
 
 STACKS = {"T5": "encoder.block"}
@@ -288,6 +288,12 @@ def test_a_stack_of_attention_has_no_feed_forward_network():
         find_sites(model, "mlp", stack="attentions")
 
 
+def test_a_block_that_is_named_after_its_attention_has_a_feed_forward_network():
+    block = type("MaskedAttentionDecoderLayer", (nn.Module,), {})()  # as Mask2Former's
+    block.fc1, block.attention = nn.Linear(4, 4), nn.Linear(4, 4)
+    assert [is_in_attention(block, kind) for kind in ("fc1", "attention")] == [False, True]
+
+
 def test_a_gate_of_experts_is_not_the_last_layer_of_the_network():
     experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
     model = Qwen2MoeModel(Qwen2MoeConfig(**HYBRID, **experts, num_hidden_layers=1)).eval()
@@ -300,8 +306,9 @@ def test_experts_that_are_no_linear_layers_are_warned_of(preset):
     model = Qwen2MoeModel(Qwen2MoeConfig(**HYBRID, **experts, num_hidden_layers=2, mlp_only_layers=[0])).eval()
     model.layers[1].mlp.shared_expert_gate = nn.Identity()  # its single number is no site
     left_out = rf"'{preset}' leaves out the experts in 'layers.1.mlp.experts', whose weights are one tensor, not linear layers"
-    with pytest.warns(UserWarning, match=left_out):
+    with pytest.warns(UserWarning, match=left_out) as warned:
         sites = find_sites(model, preset)
+    assert warned[0].filename == __file__
     assert not [site for site in sites if ".experts" in site.module]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
