@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -101,17 +102,18 @@ def load_labelled(recipe: DataRecipe, section: str = "data") -> LabelledDataset:
 
 
 def _warn_of_texts(recipe: DataRecipe, train: Dataset, validation: Dataset, test: Dataset) -> None:
-    """Warn of empty texts, and of validation and test texts that are also training texts."""
+    """Warn of empty texts, and of texts that are in two splits."""
     columns = [name for name in ("text", "text_pair") if name in train.column_names]
-    training, *others = (list(zip(*(split[name] for name in columns), strict=True)) for split in (train, validation, test))
-    empty = sum(not any(part.strip() for part in text) for split in (training, *others) for text in split)
+    splits = {"training": train, "validation": validation, "test": test}
+    texts = {name: list(zip(*(split[column] for column in columns), strict=True)) for name, split in splits.items()}
+    empty = sum(not any(part.strip() for part in text) for split in texts.values() for text in split)
     if empty:
         warnings.warn(f"'{recipe.id}': {empty} texts are empty and are used as they are; remove these rows", stacklevel=3)
-    known = set(training)
     remedy = "leave out the copies" + (", or set split_by_text=true" if recipe.validation is None else "")
-    for name, texts in zip(("validation", "test"), others, strict=True):
-        if shared := sum(text in known for text in texts):
-            warnings.warn(f"'{recipe.id}': {shared} of {len(texts)} {name} texts are also training texts; {remedy}", stacklevel=3)
+    for known, name in combinations(texts, 2):
+        if shared := sum(map(set(texts[known]).__contains__, texts[name])):
+            what = f"{shared} of {len(texts[name])} {name} texts are also {known} texts"
+            warnings.warn(f"'{recipe.id}': {what}; {remedy}", stacklevel=3)
 
 
 def load_test_set(recipe: DataRecipe, identifier: str, classes: tuple[Any, ...] | None) -> LabelledDataset:

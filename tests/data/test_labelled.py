@@ -92,6 +92,13 @@ def test_training_texts_in_a_validation_file_are_warned_of(tmp_path):
     assert len(told) == 1
 
 
+def test_test_texts_that_select_the_epoch_are_warned_of(tmp_path):
+    train, held_out = written(tmp_path / "train.csv"), written(tmp_path / "v.csv", [{**row, "sentence": "new"} for row in ROWS])
+    with pytest.warns(UserWarning, match="40 of 40 test texts are also validation texts; leave out the copies$") as told:
+        load_labelled(recipe(train, validation=held_out, test=held_out, validation_size=0.1, test_size=0.1))
+    assert len(told) == 1
+
+
 def test_sizes_beside_a_validation_file_are_warned_of(tmp_path):
     train, held_out = written(tmp_path / "train.csv"), written(tmp_path / "v.csv", [{**row, "sentence": "new"} for row in ROWS])
     with pytest.warns(UserWarning, match=r"data.validation_size is not used: '.*v.csv' is the validation set"):
