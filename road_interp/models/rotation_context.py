@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
+from road_interp.models.attached_guard import guarded
 from road_interp.models.coefficients import Coefficients
 from road_interp.models.compatibility import check_rotated_once
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, overwritable, wrap_forward
@@ -87,8 +88,10 @@ class RotationContext:
             undo.callback(self._model.register_forward_pre_hook(self._begin_pass, prepend=True).remove)
             self._hook = self._model.register_forward_pre_hook(self._before_model, with_kwargs=True)
             undo.callback(self._hook.remove)
-            if self._is_attached and hasattr(self._model, "generate"):
-                undo.callback(self._wrap_generate())
+            if self._is_attached:
+                undo.enter_context(guarded(self._model, self._context.name))
+                if hasattr(self._model, "generate"):
+                    undo.callback(self._wrap_generate())
             if self._model.config.is_encoder_decoder:  # generation calls the encoder separately
                 encoder = self._model.get_encoder()
                 undo.callback(encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True).remove)

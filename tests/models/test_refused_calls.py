@@ -124,6 +124,32 @@ def test_a_model_is_not_copied_while_rotations_are_attached():
         model(base=batch)
 
 
+def test_an_attached_model_is_not_saved_without_its_rotations(tmp_path):
+    model = road_model()
+    with model.attached() as base, pytest.raises(InputError, match=r"without the rotations of attached\(\) of road_1"):
+        base.save_pretrained(tmp_path / "attached")
+    assert not (tmp_path / "attached").exists()
+    base.save_pretrained(tmp_path / "plain")
+    assert (tmp_path / "plain/config.json").exists()
+
+
+def test_an_optimizer_that_trains_no_rotation_of_an_attached_model_is_an_error():
+    model, batch = road_model(), token_batch()
+
+    def steps(parameters):
+        before, optimizer = model.adapter, torch.optim.Adam(parameters, lr=0.1)
+        with model.attached() as base:
+            base(**batch).logits.square().sum().backward()
+            optimizer.step()
+        return model.adapter.distance(before)
+
+    for parameters in (list(model.model.parameters()), [{"params": []}]):  # the second as transformers' Trainer makes it
+        with pytest.raises(InputError, match="the optimizer trains nothing: the rotations of attached"):
+            steps(parameters)
+    assert steps([each for each in model.parameters() if each.requires_grad]) > 0
+    assert not torch.optim.Adam(list(model.model.parameters())).step()
+
+
 def test_pyvenes_files_without_a_config_are_not_written(tmp_path):
     model = road_model()
     for call, message in (
