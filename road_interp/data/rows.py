@@ -10,11 +10,17 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from pandas.errors import ParserError
 
 from road_interp.data.table_files import FORMATS, read_table
 from road_interp.errors import InputError, first_line
 from road_interp.files import is_file
 from road_interp.sources import resolve
+
+HINTS = {
+    UnicodeDecodeError: "; save it as UTF-8",
+    ParserError: "; commas separate the columns of a CSV file, where a text with a comma stands in double quotes; tabs a TSV's",
+}
 
 
 def read_rows(
@@ -100,5 +106,4 @@ def _cause(error: Exception) -> str:
     """First line of the message of the innermost cause of an exception, or its class name if the message is empty."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-    return first_line(error) + hint
+    return first_line(error) + next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), "")

@@ -275,11 +275,13 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
     of_numbers = [{**row, "class": "none" if number == 7 else number / 4} for number, row in enumerate(ROWS)]
     hole = written(tmp_path / "hole.csv", of_numbers)
     (tmp_path / "latin.csv").write_bytes("sentence,class\ncafé,yes\nthé,no\n".encode("latin-1"))
+    (tmp_path / "semicolons.csv").write_text("sentence;class\nfine;yes\nlong, dull;no\n")
     cases = [
         (recipe(unnamed), r"row 5: the label is empty; give it one, or leave the row out"),
         (recipe(rare), r"1 of 3 classes have a single example, such as 'never'; sizes"),
         (recipe(numbers), r"have a single example, such as .*; for numbers as labels, set problem_type=regression"),
         (recipe(str(tmp_path / "latin.csv")), r"latin\.csv' cannot be read: .*save it as UTF-8$"),
+        (recipe(str(tmp_path / "semicolons.csv")), r"fields in line 3, saw 2; commas separate the columns of a CSV file"),
         (recipe(str(tmp_path / "gone.csv")), r"gone\.csv' does not exist"),
         (recipe(str(tmp_path / "nothing.csv")), r"nothing\.csv' is empty"),
         (recipe(str(tmp_path / "header.csv")), "holds no examples"),
