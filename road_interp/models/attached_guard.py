@@ -1,9 +1,11 @@
-"""Uses of an attached model that would lose its rotations in silence: to save it, and to train it without them."""
+"""Uses of an attached model that lose its rotations in silence: to save it, and to train it without them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 from torch import nn
@@ -15,13 +17,7 @@ from road_interp.errors import InputError
 
 @contextmanager
 def guarded(model: nn.Module, name: str) -> Iterator[None]:
-    """Errors, while the rotations `name` are attached, of `save_pretrained` and of optimizers that can change nothing."""
-
-    def save_pretrained(*args: Any, **kwargs: Any) -> None:
-        raise InputError(
-            f"save_pretrained would write the weights without the rotations of {name}: RoadModel.merge() returns a model with "
-            "those of linear layers in its weights, RoadModel.save(folder) keeps the rotations themselves"
-        )
+    """While the rotations `name` are attached, `save_pretrained` warns, and an optimizer that can change nothing is an error."""
 
     def check_optimizer(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -34,8 +30,27 @@ def guarded(model: nn.Module, name: str) -> Iterator[None]:
     with ExitStack() as undo:
         undo.callback(register_optimizer_step_pre_hook(check_optimizer).remove)
         if isinstance(model, PreTrainedModel):  # a PeftModel saves its own adapter only
-            replaced = {key: value for key, value in model.__dict__.items() if key == "save_pretrained"}
-            model.__dict__["save_pretrained"] = save_pretrained
-            undo.callback(model.__dict__.update, replaced)
-            undo.callback(model.__dict__.pop, "save_pretrained")
+            undo.enter_context(_saves_with_warning(model, name))
         yield
+
+
+@contextmanager
+def _saves_with_warning(model: PreTrainedModel, name: str) -> Iterator[None]:
+    replaced, original = model.__dict__.get("save_pretrained"), model.save_pretrained
+
+    @wraps(original)
+    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn(
+            f"save_pretrained writes the weights without the rotations of {name}: RoadModel.merge() returns a model with those of "
+            "linear layers in its weights, RoadModel.save(folder) keeps the rotations themselves",
+            stacklevel=2,
+        )
+        return original(*args, **kwargs)
+
+    model.__dict__["save_pretrained"] = save_pretrained
+    try:
+        yield
+    finally:
+        del model.__dict__["save_pretrained"]
+        if replaced is not None:
+            model.__dict__["save_pretrained"] = replaced

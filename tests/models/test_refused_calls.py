@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -124,13 +125,16 @@ def test_a_model_is_not_copied_while_rotations_are_attached():
         model(base=batch)
 
 
-def test_an_attached_model_is_not_saved_without_its_rotations(tmp_path):
+def test_an_attached_model_is_saved_with_a_warning_that_its_rotations_are_not(tmp_path):
     model = road_model()
-    with model.attached() as base, pytest.raises(InputError, match=r"without the rotations of attached\(\) of road_1"):
+    with model.attached() as base, pytest.warns(UserWarning, match=r"without the rotations of attached\(\) of road_1") as told:
         base.save_pretrained(tmp_path / "attached")
-    assert not (tmp_path / "attached").exists()
-    base.save_pretrained(tmp_path / "plain")
-    assert (tmp_path / "plain/config.json").exists()
+    assert told[0].filename == __file__
+    assert (tmp_path / "attached/config.json").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        base.save_pretrained(tmp_path / "plain")
+    assert "save_pretrained" not in base.__dict__
 
 
 def test_an_optimizer_that_trains_no_rotation_of_an_attached_model_is_an_error():
