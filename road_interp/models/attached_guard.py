@@ -41,8 +41,8 @@ def _saves_with_warning(model: PreTrainedModel, name: str) -> Iterator[None]:
     @wraps(original)
     def save_pretrained(*args: Any, **kwargs: Any) -> Any:
         warnings.warn(
-            f"save_pretrained writes the weights without the rotations of {name}: RoadModel.merge() returns a model with those of "
-            "linear layers in its weights, RoadModel.save(folder) keeps the rotations themselves",
+            f"save_pretrained writes the weights without the rotations of {name}: RoadModel.merge() has those of "
+            "linear layers in the weights, RoadModel.save(folder) keeps the rotations themselves",
             stacklevel=2,
         )
         return original(*args, **kwargs)
