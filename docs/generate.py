@@ -96,8 +96,7 @@ def provenance(study: Study) -> str:
     for slug, condition in study.conditions.items():
         own = [entry for path, entry in pieces.items() if path.startswith(f"{study.name}/{slug}/")]
         if own:
-            seconds = [entry["seconds"] for entry in own]
-            minutes = "not recorded" if None in seconds else f"{sum(seconds) / 60:.0f}"
+            minutes = f"{sum(entry['seconds'] for entry in own) / 60:.0f}"
             measured.append(slug)
             rows.append((condition.name, str(len(own)), minutes, " ".join(sorted({entry["commit"][:7] for entry in own}))))
     versions = sorted(
@@ -113,7 +112,7 @@ def provenance(study: Study) -> str:
             f"The numbers lie in `results/{study.name}`" + (f", the recipe is `{recipe}`." if recipe else "."),
             table(("condition", "seeds", "minutes", "commits"), rows),
             *([f"Trained in {' and '.join(precisions)}, as far as recorded."] if precisions else []),
-            *(f"Versions: {each or 'not recorded'}." for each in versions),
+            *(f"Versions: {each}." for each in versions),
         ]
     )
 
