@@ -252,7 +252,7 @@ def encode_multitask_data(
             rows["labels"].append(([-100] * len(prompt_ids) + answer_ids)[: len(ids)])
             rows["decides"].append(([0] * len(prompt_ids) + decides)[: len(ids)])
             rows["task"].append(index)
-    _warn_of_beginning(tokenizer, recipe)
+    _warn_of_missing_bos(tokenizer, recipe)
     if cut_off:
         warnings.warn(
             f"{cut_off} of {len(rows['task'])} training answers are cut off, so that nothing teaches their end: set "
@@ -262,8 +262,8 @@ def encode_multitask_data(
     return Dataset.from_dict(rows)
 
 
-def _warn_of_beginning(tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe) -> None:
-    """Warn of a template without the token with which the tokeniser begins other texts."""
+def _warn_of_missing_bos(tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe) -> None:
+    """Warn of a template without the BOS token that the tokeniser puts before other texts."""
     text = TEMPLATES.from_string(recipe.template).render(prompt="a")
     own, other = (tokenizer(text, add_special_tokens=added)["input_ids"][:1] for added in (False, True))
     if other == [tokenizer.bos_token_id] != own:

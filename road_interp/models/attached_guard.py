@@ -24,7 +24,7 @@ def guarded(model: nn.Module, name: str) -> Iterator[None]:
         if not any(parameter.requires_grad or parameter.grad is not None for parameter in parameters):
             raise InputError(
                 f"the optimizer trains nothing: the rotations of {name} are parameters of the RoadModel, not of the model inside "
-                "`attached`: give their owner's parameters() to the optimizer, or a Trainer the RoadModel"
+                "`attached`: give the RoadModel's parameters() to the optimizer, or the RoadModel to the Trainer"
             )
 
     with ExitStack() as undo:
