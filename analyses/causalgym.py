@@ -18,10 +18,11 @@ from scipy import stats
 
 from road_interp import plots
 from road_interp.causal.method_scores import MethodScore, TaskScores, score_methods
-from road_interp.causal.methods import DAS
+from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
 from road_interp.files import read_json_object
+from road_interp.measure.intervals import value_interval
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
@@ -90,7 +91,10 @@ class CausalGymTable(Result):
 
     def difference(self, method: str, other: str) -> tuple[float, float]:
         """Log odds ratio of a method less that of another (nats): mean over two or more tasks, and standard error over tasks."""
-        differences = [np.mean([one.odds_of(method) - one.odds_of(other) for one in seeds]) for seeds in self.tasks.values()]
+        differences = [
+            np.mean([one.of(method).test.log_odds - one.of(other).test.log_odds for one in seeds])
+            for seeds in self.tasks.values()
+        ]
         return float(np.mean(differences)), float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
 
 
@@ -133,16 +137,26 @@ def describe(found: CausalGymTable) -> Described:
             rows.append((f"{DAS} minus {method}", f"log odds ratio {wide}, standard error over tasks {error:.2f}"))
     for task, seeds in found.tasks.items():
         for score in seeds[0].scores:
-            low, high = score.test.log_odds_interval
-            odds = with_interval((score.test.log_odds, low, high), 2)
+            over_words = with_interval((score.test.log_odds, *score.test.log_odds_interval), 2)
+            selectivity = _with_words(seeds[0], score.selectivity, score.test.log_odds_by_pair, score.arbitrary_by_pair)
             place = f"block {score.layer}, {score.test.examples} pairs"
-            rows.append((f"{task}, {score.test.method}", f"log odds ratio {odds}, selectivity {score.selectivity:.2f}, {place}"))
+            rows.append((f"{task}, {score.test.method}", f"log odds ratio {over_words}, selectivity {selectivity}, {place}"))
+        das, stacked = (seeds[0].of(method).test for method in (DAS, STACKED))
+        apart = _with_words(seeds[0], das.log_odds - stacked.log_odds, das.log_odds_by_pair, stacked.log_odds_by_pair)
+        rows.append((f"{task}, {DAS} minus {STACKED}", f"log odds ratio {apart}"))
     sentence = (
         f"Log odds ratio (nats) and its selectivity, at the block of {', '.join(map(str, first.layers))} with the highest log "
         f"odds ratio on validation pairs, with {first.steps} steps of every training. Intervals of a task are over words; "
-        "those of differences, and the bars of the figure, are over tasks (Student's t)."
+        "those of means over tasks, and the bars of the figure, are over tasks (Student's t)."
     )
     return sentence, rows
+
+
+def _with_words(scores: TaskScores, value: float, by_pair: Sequence[float], other: Sequence[float]) -> str:
+    """A mean of paired differences with its interval over words; without it in older results, which lack values by pair."""
+    if not by_pair:
+        return f"{value:.2f}"
+    return with_interval((value, *value_interval(np.array(by_pair) - np.array(other), scores.words)), 2)
 
 
 def _numbers(odds: Any, selectivity: Any) -> str:

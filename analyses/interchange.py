@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Shaped
 
 from road_interp import plots
 from road_interp.causal.controls import ControlReport, controls
@@ -27,7 +27,7 @@ from road_interp.causal.layer_scan import ScanReport, scan
 from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
-from road_interp.measure.intervals import mean_interval
+from road_interp.measure.intervals import mean_interval, value_interval
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
@@ -94,17 +94,35 @@ class ControlStudy(Result):
 
         The interval is over words: a word is the same one in every division.
         """
-        reports = self.tasks[task]
-        outcomes = self._outcomes(task, method)
+        outcomes = self._by_pair(task, method, "outcomes")
         if over is not None:
-            outcomes = outcomes.astype(float) - self._outcomes(task, over)
-        words = [both for report in reports for both in report.words]
-        cells = [str(report.seed) for report in reports for _ in report.words]
-        mean = np.mean([outcomes[np.array(cells) == str(report.seed)].mean() for report in reports])
-        return float(mean), *mean_interval(outcomes, words, cells, paired=over is not None)
+            outcomes = outcomes.astype(float) - self._by_pair(task, over, "outcomes")
+        words, divisions = self._words(task)
+        mean = np.mean([outcomes[np.array(divisions) == each].mean() for each in dict.fromkeys(divisions)])
+        return float(mean), *mean_interval(outcomes, words, divisions, paired=over is not None)
 
-    def _outcomes(self, task: str, method: str) -> Bool[np.ndarray, " pairs"]:
-        return np.concatenate([np.array(report.of(method).outcomes) for report in self.tasks[task]])
+    def log_odds(self, task: str, method: str, over: str | None = None) -> tuple[float, float, float]:
+        """Log odds ratio of a method, or its paired difference from `over` (nats), as `accuracy`.
+
+        The bounds are infinite where the log odds ratios of the pairs are not known, as in older results, or are equal.
+        """
+        reports = self.tasks[task]
+        value = np.mean([each.of(method).log_odds - (0 if over is None else each.of(over).log_odds) for each in reports])
+        by_pair = self._by_pair(task, method, "log_odds_by_pair")
+        words, divisions = self._words(task)
+        if len(by_pair) < len(words):
+            return float(value), -np.inf, np.inf
+        if over is not None:
+            by_pair = by_pair - self._by_pair(task, over, "log_odds_by_pair")
+        return float(value), *value_interval(by_pair, words, divisions)
+
+    def _by_pair(self, task: str, method: str, name: str) -> Shaped[np.ndarray, " pairs"]:
+        return np.concatenate([np.array(getattr(report.of(method), name)) for report in self.tasks[task]])
+
+    def _words(self, task: str) -> tuple[list[tuple[str, str]], list[str]]:
+        """The words and the division of every pair."""
+        reports = self.tasks[task]
+        return [both for each in reports for both in each.words], [str(each.seed) for each in reports for _ in each.words]
 
     def mean(self, task: str, value: Callable[[ControlReport], float]) -> float:
         """The mean over divisions of a number of every report."""
@@ -139,16 +157,16 @@ def describe_controls(found: ControlStudy) -> Described:
     for task, reports in found.tasks.items():
         for row in reports[0].rows:
             method = row.method
-            odds = found.mean(task, lambda report, method=method: report.of(method).log_odds)
-            rows.append((f"{task}, {method}", f"{with_interval(found.accuracy(task, method))}, log odds ratio {odds:.2f}"))
+            odds = with_finite_interval(found.log_odds(task, method))
+            rows.append((f"{task}, {method}", f"{with_interval(found.accuracy(task, method))}, log odds ratio {odds}"))
             if method in reports[0].divergences:
                 elsewhere = found.mean(task, lambda report, method=method: report.divergences[method])
                 rows.append((f"{task}, {method}, divergence elsewhere", f"{elsewhere:.4f}"))
         for method, over in ((STACKED, DAS), (STACKED, "full swap"), (DAS, "full swap")):
             rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over), 4)))
         for method in (STACKED, DAS):
-            chosen = found.mean(task, lambda report, method=method: report.selectivity(method))
-            rows.append((f"{task}, {method}, selectivity", f"{chosen:.2f}"))
+            selectivity = found.log_odds(task, method, f"{method}, arbitrary answers")
+            rows.append((f"{task}, {method}, selectivity", with_finite_interval(selectivity)))
         for method in reports[0].directions:
             cosine = found.mean(task, lambda report, method=method: report.directions[method])
             rows.append((f"{task}, cosine of {STACKED} and {method}", f"{cosine:.3f}"))
@@ -160,6 +178,11 @@ def describe_controls(found: ControlStudy) -> Described:
         "not show that a trained swap reaches states that the model knows: four continuations may leave such directions alone."
     )
     return sentence, rows
+
+
+def with_finite_interval(values: tuple[float, float, float]) -> str:
+    """A log odds ratio with its interval, where that says something."""
+    return with_interval(values, 2) if np.isfinite(values).all() else f"{values[0]:.2f}"
 
 
 def describe_scan(found: ScanReport) -> Described:

@@ -34,6 +34,7 @@ class InterchangeReport(Result):
         log_odds_interval: its 95% interval over words; infinite for fewer than three words, and for equal values.
         outcomes: for every pair whether the source's answer is more likely; empty in results of 0.1.0.
         effective: number of trained values that change the result, as in `effective_parameters`; None where it is not known.
+        log_odds_by_pair: the log odds ratio of every pair (nats, to four decimals); empty in older results.
     """
 
     task: str
@@ -49,6 +50,7 @@ class InterchangeReport(Result):
     log_odds_interval: tuple[float, float]
     outcomes: tuple[bool, ...] = ()
     effective: int | None = None
+    log_odds_by_pair: tuple[float, ...] = ()
 
 
 def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method: str) -> InterchangeReport:
@@ -77,4 +79,5 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
         value_interval(gain, words),
         tuple(swapped.tolist()),
         effective_parameters(interchange, runs.site.width) if isinstance(interchange, nn.Module) and trained else 0,
+        tuple(round(each, 4) for each in gain.tolist()),
     )

@@ -39,12 +39,14 @@ class MethodScore:
         validation: log odds ratio on validation pairs, by layer (nats).
         test: the test pairs at that layer.
         arbitrary: log odds ratio for arbitrary answers at that layer, with an interchange found for them (nats).
+        arbitrary_by_pair: the same for every test pair (to four decimals); empty in older results.
     """
 
     layer: int
     validation: tuple[float, ...]
     test: InterchangeReport
     arbitrary: float
+    arbitrary_by_pair: tuple[float, ...] = ()
 
     @property
     def selectivity(self) -> float:
@@ -64,6 +66,7 @@ class TaskScores(Result):
         seed: of trainings, words and pairs.
         pairs: numbers of training, validation and test pairs.
         scores: one per method.
+        words: words of base and source of every test pair, as in `CounterfactualPairs.clusters`; empty in older results.
     """
 
     task: str
@@ -73,10 +76,11 @@ class TaskScores(Result):
     seed: int
     pairs: tuple[int, int, int]
     scores: tuple[MethodScore, ...]
+    words: tuple[tuple[str, str], ...] = ()
 
-    def odds_of(self, method: str) -> float:
-        """Log odds ratio of a method on the test pairs (nats). Raises InputError for an unknown method."""
-        return entry({score.test.method: score for score in self.scores}, method, "score of").test.log_odds
+    def of(self, method: str) -> MethodScore:
+        """The score of a method. Raises InputError for an unknown method."""
+        return entry({score.test.method: score for score in self.scores}, method, "score of")
 
 
 class _Found(NamedTuple):
@@ -136,7 +140,7 @@ def score_methods(
     other = splits.test.with_arbitrary_labels(vocabulary, seed)
     scores = [_score(name, tried, test, other) for name, tried in found.items()]
     sizes = (len(splits.train), len(splits.validation), len(splits.test))
-    return TaskScores(splits.test.name, span, tuple(layers), steps, seed, sizes, tuple(scores))
+    return TaskScores(splits.test.name, span, tuple(layers), steps, seed, sizes, tuple(scores), splits.test.clusters(span))
 
 
 def _best(tried: Sequence[_Found]) -> _Found:
@@ -146,11 +150,13 @@ def _best(tried: Sequence[_Found]) -> _Found:
 def _score(name: str, tried: Sequence[_Found], test: dict[int, InterchangeRuns], arbitrary: CounterfactualPairs) -> MethodScore:
     best = _best(tried)
     runs = test[best.layer]
+    control = interchange_accuracy(runs.relabelled(arbitrary), best.control, name)
     return MethodScore(
         best.layer,
         tuple(each.validation for each in tried),
         interchange_accuracy(runs, best.swap, name),
-        interchange_accuracy(runs.relabelled(arbitrary), best.control, name).log_odds,
+        control.log_odds,
+        control.log_odds_by_pair,
     )
 
 

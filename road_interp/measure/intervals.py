@@ -115,13 +115,19 @@ def mean_interval(
     return max(float(mean - half), -1.0 if paired else 0.0), min(float(mean + half), 1.0)
 
 
-def value_interval(values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]]) -> tuple[float, float]:
+def value_interval(
+    values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], cells: Sequence[str] | None = None
+) -> tuple[float, float]:
     """95% interval of a mean of values without bounds, such as log odds, by the jackknife of `mean_interval`.
 
-    Infinite for equal values and for too few clusters.
+    With cells it is that of their mean, in which all count equally. Infinite for equal values and for too few clusters.
     """
-    half = np.inf if values.min() == values.max() else _half_width(values, clusters, {"": np.full(len(values), True)}, {"": 1.0})
-    return float(values.mean() - half), float(values.mean() + half)
+    cells = [""] * len(values) if cells is None else cells
+    members = {cell: np.array([each == cell for each in cells]) for cell in dict.fromkeys(cells)}
+    mean = float(np.mean([values[of_cell].mean() for of_cell in members.values()]))
+    weights = dict.fromkeys(members, 1 / len(members))
+    half = np.inf if values.min() == values.max() else _half_width(values, clusters, members, weights)
+    return mean - half, mean + half
 
 
 def _half_width(

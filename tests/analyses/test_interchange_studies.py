@@ -20,14 +20,15 @@ from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
 from road_interp.causal.entity_task import SPLITS
 from road_interp.causal.method_scores import TaskScores
+from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variables import cell_weights
 from road_interp.causal.variables_comparison import VariablesComparison, disentangle_over_seeds
 from road_interp.errors import InputError
-from road_interp.measure.intervals import mean_interval
+from road_interp.measure.intervals import mean_interval, value_interval
 from road_interp.progress import silent
 from road_interp.training import study_runs
-from road_interp.training.study import Piece
+from road_interp.training.study import Piece, with_interval
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -63,6 +64,24 @@ def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path)
     assert len(tiny_language_model) == 1  # the model is loaded once
     command("controls", "layer=0", "steps=2", "--quick", "--redraw")
     assert len(tiny_language_model) == 1
+
+
+def test_log_odds_of_controls_have_intervals_over_words(known, command, tiny_language_model, tmp_path):
+    """Selectivity is a paired difference; the log odds ratios of no swap are all 0, and those of older results not known."""
+    numbers = command("controls", "layer=0", "steps=2", "--quick")["numbers"]
+    (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json")
+    report = ControlReport.load(path)
+    full, control = (np.array(report.of(each).log_odds_by_pair) for each in (DAS, f"{DAS}, arbitrary answers"))
+    low, high = value_interval(full - control, report.words)
+    assert numbers[f"agreement, {DAS}, selectivity"] == with_interval((report.selectivity(DAS), low, high), 2)
+    assert re.search(r"log odds ratio -?0\.00$", numbers["agreement, no swap"])
+    script = script_of(known["controls"])
+    second = replace(report, seed=1)
+    mean, *both = script["ControlStudy"]({"agreement": (report, second)}).log_odds("agreement", DAS)
+    assert (mean, *both) == pytest.approx((full.mean(), *value_interval(full, report.words)), abs=2e-4)
+    older = replace(report, rows=tuple(replace(row, log_odds_by_pair=()) for row in report.rows))
+    told = dict(script["describe_controls"](script["ControlStudy"]({"agreement": (older,)}))[1])
+    assert told[f"agreement, {DAS}, selectivity"] == f"{report.selectivity(DAS):.2f}"
 
 
 def test_scan_and_depth_of_an_interchange(command, tiny_language_model, tmp_path):
@@ -107,6 +126,9 @@ def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_
     assert float(told.rpartition(" ")[2]) == pytest.approx(abs(apart[0] - apart[1]) / 2, abs=0.016)
     (path,) = (tmp_path / "results").glob("causalgym-*/agr_gender/seed-0.json")
     whole = TaskScores.load(path)
+    das, stacked = (np.array(whole.of(method).test.log_odds_by_pair) for method in (DAS, STACKED))
+    difference = with_interval((das.mean() - stacked.mean(), *value_interval(das - stacked, whole.words)), 2)
+    assert output["numbers"][f"agr_gender, {DAS} minus {STACKED}"] == f"log odds ratio {difference}"
     older = replace(whole, scores=tuple(score for score in whole.scores if score.test.method != "k-means"))
     table = script["CausalGymTable"]({"agr_gender": (whole,), "agr_sv_num_pp": (older,)})
     assert set(table.methods) == {score.test.method for score in older.scores}  # k-means is not in every task

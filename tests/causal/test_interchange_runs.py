@@ -337,6 +337,8 @@ def test_the_swaps_without_learning(taught):
     assert everything.log_odds > 2
     assert everything.interval[0] < 1 <= everything.interval[1]
     assert everything.log_odds_interval[0] < everything.log_odds < everything.log_odds_interval[1]
+    runs = InterchangeRuns(model, pairs, 0, "name")
+    assert everything.log_odds_by_pair == pytest.approx((runs.odds(full_swap) + runs.base_odds).tolist(), abs=6e-5)
     late = interchange_accuracy(InterchangeRuns(model, pairs, 1, "name"), full_swap, "full swap")
     assert late.accuracy == 0  # after the last block only the last position affects the answer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from road_interp.causal.accuracy import interchange_accuracy
@@ -38,6 +39,9 @@ def test_every_method_is_tested_at_its_best_layer(taught):
         assert scores[name].test.log_odds > 1
         assert scores[name].validation[1] == pytest.approx(0, abs=1e-3)
         assert scores[name].selectivity == scores[name].test.log_odds - scores[name].arbitrary
+        assert scores[name].arbitrary == pytest.approx(np.mean(scores[name].arbitrary_by_pair), abs=1e-4)
+        assert found.of(name) == scores[name]
+    assert found.words == test.clusters("name")
     assert scores["random direction"].test.log_odds < scores[DAS].test.log_odds / 2
     assert (found.span, found.layers, found.pairs) == ("name", (0, 1), (len(pairs), len(validation), len(test)))
     assert TaskScores.from_json(found.to_json()) == found

@@ -158,6 +158,15 @@ def test_pairs_of_different_words_are_independent_and_count_once():
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 59) * values.std(ddof=1) / 30**0.5, rel=0.04)
 
 
+def test_cells_of_values_count_equally():
+    values = np.random.default_rng(0).normal(size=40)
+    words, cells = [(str(number),) for number in range(40)], ["small"] * 10 + ["large"] * 30
+    low, high = value_interval(values, words, cells)
+    assert (low + high) / 2 == pytest.approx((values[:10].mean() + values[10:].mean()) / 2)
+    variance = values[:10].var(ddof=1) / 10 + values[10:].var(ddof=1) / 30
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 39) * variance**0.5 / 2, rel=0.08)
+
+
 def test_a_cell_of_one_word_only_says_nothing():
     outcomes, words = np.array([1.0, 0.0, 1.0, 0.0, 1.0]), [("a",), ("b",), ("c",), ("d",), ("d",)]
     assert mean_interval(outcomes, words, ["x", "x", "x", "y", "y"]) == (0.0, 1.0)
