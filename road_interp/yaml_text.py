@@ -1,7 +1,8 @@
-"""YAML text as Python values; a key that is given twice is an error."""
+"""YAML text as Python values; keys that are given twice and numbers that YAML reads in base 8 or 60 are errors."""
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from road_interp.files import read_text
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that is given twice, and a whole number with more digits than Python prints."""
+    """PyYAML's safe loader, which refuses a key that is given twice, and whole numbers of other values than they look like."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node. Raises ConstructorError, which names key and lines, for a key that is given twice."""
@@ -28,7 +29,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """The whole number of a node. Raises ConstructorError, which names the line, for one with too many digits."""
+        """The whole number of a node.
+
+        Raises ConstructorError, which names the line, for more digits than Python prints, and for 010 and 1:30, which are 8 and
+        90 in YAML 1.1.
+        """
+        if re.fullmatch(r"[-+]?0[0-7_]+|.*:.*", node.value):
+            where = f"'{node.value}' in line {node.start_mark.line + 1}"
+            raise ConstructorError(problem=f"{where} is a number in base 8 or 60: leave out zeros before it, or put it in quotes")
         try:
             number: int = super().construct_yaml_int(node)
             str(number)
@@ -44,8 +52,8 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: text that is not valid YAML or is nested too deeply, a key that is given twice, or a number with too many
-            digits.
+        yaml.YAMLError: text that is not valid YAML or is nested too deeply, a key that is given twice, or a whole number with too
+            many digits or in base 8 or 60.
     """
     return deepcopy(_parsed(text))
 

@@ -153,5 +153,5 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         section = section[parent]
     try:
         section[last] = parse_yaml(text)
-    except yaml.YAMLError:
-        raise InputError(f"override '{override}': the value is not valid YAML") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"override '{override}': the value is not valid YAML ({' '.join(str(error).split())})") from None

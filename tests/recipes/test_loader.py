@@ -75,6 +75,8 @@ REFUSED = {
     "'data' must be a mapping|data must be a mapping": ["data=3"],
     "not of the form key=value": ["epochs"],
     "the value is not valid YAML": ["seed=[1"],
+    r"batch_size=010': .*\('010' in line 1 is a number in base 8 or 60: leave out zeros": ["training.batch_size=010"],
+    r"'1:30' in line 1 is a number in base 8 or 60": ["data.filter.time=1:30"],
     "'model.id' must be text": ["model.id=3"],
 }
 
