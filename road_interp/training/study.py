@@ -124,13 +124,18 @@ class StudyOptions:
     only: tuple[str, ...] = ()
     quick: bool = False
     results: Path = Path("results")
-    runs: Path = field(default=Path("runs") / "studies")
+    runs: Path = Path("runs/studies")
 
     def __post_init__(self) -> None:
         if any(override.partition("=")[0] == "seed" for override in self.overrides):
             raise InputError("a study has several seeds: give them with --seeds, not as seed=")
         if repeated := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
             raise InputError(f"the seed {repeated[0]} is given twice: its results would count as those of two seeds")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the pieces: `results`, or a folder in it for those of quick settings, which are no results."""
+        return self.results / "quick" if self.quick else self.results
 
 
 def studies() -> dict[str, Study]:

@@ -16,7 +16,7 @@ from road_interp.plots.export import marked
 from road_interp.progress import Progress, silent
 from road_interp.provenance import figure_metadata
 from road_interp.training.study import Study, StudyOptions
-from road_interp.training.study_pieces import read_pieces
+from road_interp.training.study_pieces import folder_of, report_of, stored_pieces
 
 QUICK_MARK = "quick settings: not a result"
 
@@ -25,7 +25,7 @@ def write_page(studies: Sequence[Study], options: StudyOptions, folder: Path, pr
     """Draw all studies that have results into a folder, and write index.html there. Raises InputError if none has results."""
     sections = list(_sections(studies, options, folder, progress))
     if not sections:
-        raise InputError(f"'{options.results}' holds no results of any study")
+        raise InputError(f"'{options.folder}' holds no results of any study")
     template = resources.files("road_interp.training").joinpath("studies.html.jinja").read_text("utf-8")
     page = Environment(autoescape=True).from_string(template).render(sections=sections, quick=options.quick, **figure_metadata())
     folder.mkdir(parents=True, exist_ok=True)  # studies that are tables draw nothing into it
@@ -47,14 +47,14 @@ def command_of(study: Study, conditions: Iterable[str]) -> str:
 
 def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
     for number, study in enumerate(studies):
-        if not any((options.results / ("quick" if options.quick else "") / study.name).glob("*/*.json")):
+        if not any(folder_of(study, options).glob("*/*.json")):
             continue
         progress(study.name, number, len(studies))
-        pieces = read_pieces(study, options)
+        pieces = stored_pieces(study, options)
         section: dict[str, Any] = {"study": study, "command": command_of(study, pieces), "numbers": [], "images": []}
         try:
-            report = study.report(pieces)
-        except InputError as error:  # a condition that the report needs is not measured yet
+            report = report_of(study, pieces, options)
+        except InputError as error:  # a condition or a seed that the report needs is not measured yet
             yield {**section, "sentence": f"Not shown: {error}"}
             continue
         sentence, numbers = study.describe(report)

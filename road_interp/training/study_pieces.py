@@ -37,7 +37,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
         raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
     chosen = options.only or _measurable(study, options, progress)
     for slug in chosen:
-        _stored(study, slug, options)
+        _stored(study, slug, options)  # a piece of other settings is an error before the first measurement
     for slug in chosen:
         for seed in _seeds(study, study.conditions[slug], options):
             path = _path(study, slug, seed, options)
@@ -47,24 +47,30 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
                 result = _measure(study, slug, seed, options, progress)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 result.save(path)
-                results = options.results / "quick" if options.quick else options.results
                 training = getattr(_recipe(study, slug, seed, options), "training", None)
                 precision = None if training is None else forward_precision(training, find_device(None))
-                record(results, path, result, time.monotonic() - started, precision)
+                record(options.folder, path, result, time.monotonic() - started, precision)
     return read_study(study, options)
 
 
 def read_study(study: Study, options: StudyOptions) -> Result:
-    """The report of the pieces in `options.results`. Raises InputError if there are none, or none that the report needs."""
-    return study.report(read_pieces(study, options))
+    """The report of the stored pieces. Raises InputError as `stored_pieces` and `report_of`."""
+    return report_of(study, stored_pieces(study, options), options)
 
 
-def read_pieces(study: Study, options: StudyOptions) -> Pieces:
-    """The stored pieces, by condition. Raises InputError if there are none, and for damaged ones and those of other settings."""
-    pieces = {slug: results for slug in study.conditions if (results := _stored(study, slug, options))}
+def report_of(study: Study, pieces: Pieces, options: StudyOptions) -> Result:
+    """The report of the pieces that `options` select. Raises InputError if there are none, or none that it needs."""
     if not pieces:
-        raise InputError(f"'{options.results / study.name}' holds no results of this study")
-    return pieces
+        raise InputError(f"'{folder_of(study, options)}' holds no results of this study")
+    return study.report(pieces)
+
+
+def stored_pieces(study: Study, options: StudyOptions) -> Pieces:
+    """The stored pieces of the seeds, by condition; empty without any.
+
+    Raises InputError for a damaged piece, and for one of other settings or input files.
+    """
+    return {slug: results for slug in study.conditions if (results := _stored(study, slug, options))}
 
 
 def _measurable(study: Study, options: StudyOptions, progress: Progress) -> list[str]:
@@ -96,7 +102,7 @@ def _recipe(study: Study, slug: str, seed: int, options: StudyOptions) -> Any:
 
 
 def _stored(study: Study, slug: str, options: StudyOptions) -> list[Result]:
-    """The stored pieces of a condition. Raises InputError as `read_pieces`."""
+    """The stored pieces of a condition. Raises InputError as `stored_pieces`."""
     condition = study.conditions[slug]
     paths = [_path(study, slug, seed, options) for seed in _seeds(study, condition, options)]
     if not (measured := [path for path in paths if path.is_file()]):
@@ -144,6 +150,10 @@ def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[i
 
 
 def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:
+    return folder_of(study, options) / slug / f"seed-{seed}.json"
+
+
+def folder_of(study: Study, options: StudyOptions) -> Path:
+    """The folder of a study's pieces; other settings have one of their own."""
     overrides = _without_inputs(study, options.overrides)
-    name = f"{study.name}-{settings_hash(overrides)}" if overrides else study.name
-    return options.results / ("quick" if options.quick else "") / name / slug / f"seed-{seed}.json"
+    return options.folder / (f"{study.name}-{settings_hash(overrides)}" if overrides else study.name)

@@ -297,6 +297,17 @@ def test_a_study_without_the_condition_that_it_needs_is_named_on_the_page(known,
         write_page(list(known.values()), StudyOptions(results=tmp_path), tmp_path / "out")
 
 
+def test_a_study_without_the_seeds_that_are_drawn_is_named_on_the_page(tmp_path):
+    """The page is written for the others; the folder that is named is that of quick settings."""
+    both = [small_study([], name=name) for name in ("first", "second")]
+    for study, seed in zip(both, (1, 2), strict=True):
+        run_study(study, quickly(tmp_path, seeds=(seed,)))
+    page = write_page(both, quickly(tmp_path, seeds=(2,)), tmp_path / "out").read_text()
+    assert re.findall('<section id="(.*)">', page) == ["first", "second"]
+    assert str(escape(f"Not shown: '{tmp_path / 'results' / 'quick' / 'first'}' holds no results of this study")) in page
+    assert "What there is." in page
+
+
 def test_a_page_of_some_studies_escapes_what_they_say(known, command, tmp_path, monkeypatch):
     monkeypatch.setitem(known, "small", small_study([], title="<small>"))
     with pytest.raises(InputError, match="holds no results of any study"):
