@@ -204,19 +204,10 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def _flatten(self, name: str, adapter: RoadAdapter) -> Vectors:
         if self._template is None:
             self._template = adapter.identity_like()
-        for field in ("variant", "group_size", "positions", "sites", "modules_to_save"):
-            expected, given = getattr(self._template, field), getattr(adapter, field)
-            if (set(expected) != set(given)) if field == "sites" else (expected != given):
-                difference = {
-                    "sites": "sites differ",
-                    "modules_to_save": "modules_to_save differ, such as its head: all rows use those of the base model",
-                }.get(field, f"{field} is {given}, not {expected}")
-                raise InputError(f"adapter '{name}' does not fit this bank: its {difference}")
+        if difference := _difference(self._template, adapter):
+            raise InputError(f"adapter '{name}' does not fit this bank: {difference}")
         if self._template.base is None:
             self._template = replace(self._template, base=adapter.base)
-        base = self._template.base
-        if base is not None and adapter.base is not None and (difference := base.difference(adapter.base)):
-            raise InputError(f"adapter '{name}' does not fit this bank: it was made for another model, {difference}")
         theta = torch.cat([adapter.theta[site.name].detach().cpu().float() for site in self._template.sites])
         alpha = torch.cat([adapter.alpha[site.name].detach().cpu().float() for site in self._template.sites])
         return theta, alpha
@@ -226,6 +217,20 @@ class RoadBank(Mapping[str, RoadAdapter]):
             raise InputError(
                 f"unknown adapter {', '.join(map(repr, unknown))}; the bank holds {', '.join(self._entries)} and {BASE}"
             )
+
+
+def _difference(family: RoadAdapter, adapter: RoadAdapter) -> str:
+    """In what an adapter differs from those of its family; empty if it fits."""
+    for field in ("variant", "group_size", "positions"):
+        if (given := getattr(adapter, field)) != (expected := getattr(family, field)):
+            return f"its {field} is {given}, not {expected}"
+    if set(adapter.sites) != set(family.sites):
+        return "its sites differ"
+    if adapter.modules_to_save != family.modules_to_save:
+        return "its modules_to_save differ, such as its head: all rows use those of the base model"
+    if family.base is not None and adapter.base is not None and (difference := family.base.difference(adapter.base)):
+        return f"it was made for another model, {difference}"
+    return ""
 
 
 def _is_trainable(entry: Vectors | Path) -> bool:

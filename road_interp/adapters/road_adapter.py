@@ -220,8 +220,9 @@ class RoadAdapter:
             weights: one per adapter, not negative; equal by default.
 
         Raises:
-            InputError: the adapters differ in sites, group_size or base model, or the angles of a plane cancel, so that their
-                circular mean is undefined.
+            InputError: no adapters, weights that do not fit them, a variant other than road_1, a scale of 0, angles of a plane
+                that cancel, so that their circular mean is undefined, or adapters that differ in sites, group_size, positions
+                or base model.
         """
         if isinstance(adapters, str | Mapping) or not isinstance(adapters, Iterable):
             raise InputError(f"the mean is of a list of adapters, not {type(adapters).__name__}; for a bank, give bank.values()")
@@ -341,7 +342,7 @@ class RoadAdapter:
 
         The tensor file is named after the hash of its content, and adapter.json is replaced last and atomically, so that an
         interrupted save leaves the previous adapter intact. Processes that save into one folder wait for each other. Raises
-        InputError where the folder, or one above it, is a file.
+        InputError where the folder, or one above it, is a file, and for the folder of a run.
         """
         check_folder(Path(folder))
         storage.save(self._values, Path(folder))

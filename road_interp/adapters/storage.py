@@ -66,10 +66,7 @@ def head_file(folder: Path) -> Path | None:
 
 
 def save(values: AdapterValues, folder: Path) -> None:
-    """Write adapter.json and the safetensors file that it names into `folder`.
-
-    The tensor file is named after the hash of its content, and adapter.json is replaced last and atomically, so that an
-    interrupted save leaves the previous adapter intact. Processes that save into one folder wait for each other.
+    """Write adapter.json and the safetensors file that it names into `folder`, as `RoadAdapter.save` says.
 
     Raises InputError for the folder of a run, whose adapter is in a folder of its own.
     """
