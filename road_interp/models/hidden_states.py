@@ -54,9 +54,9 @@ def find_read_points(model: PreTrainedModel, batch: Batch, stack: str | None = N
         InputError: `stack` is not a block stack, or the model has not exactly one and `stack` is None.
     """
     stacks = layer_stacks(model)
-    if stack not in stacks if stack else len(stacks) != 1:
+    name = next(iter(stacks)) if stack is None and len(stacks) == 1 else stack
+    if name is None or name not in stacks:
         raise InputError(f"choose one block stack; {type(model).__name__} has {', '.join(stacks) or 'none'}")
-    name = stack or next(iter(stacks))
     blocks = {f"{name}.{layer}": block for layer, block in enumerate(stacks[name])}
     norms = {f"{path}.{inner}": norm for path, block in blocks.items() for inner, norm in block.named_modules() if _is_norm(norm)}
     outputs = _read(model, {**blocks, **norms}, {}, batch)

@@ -289,8 +289,7 @@ class RoadModel(IntervenableModel):
             One output per prompt, in their order; its `generated_tokens` are token ids.
 
         Raises:
-            InputError: another number of entries than prompts, an unknown name or setting, other positions, or an older
-                transformers.
+            InputError: another number of entries than prompts, an unknown name or setting, or other positions.
         """
         check_prompts(prompts)
         RowArguments(adapter_names, tasks, strengths=strengths).check(len(prompts), "prompt")
@@ -319,8 +318,7 @@ class RoadModel(IntervenableModel):
 
         Settings that `generation_config` leaves out are those of the base model, as in `generate`. Adapters may be added to the
         bank while it runs; other calls of the model are errors until it ends. Raises InputError for positions other than "all"
-        and "prompt", while the rotations are attached or merged or a call of the model runs, and for a transformers without the
-        engine.
+        and "prompt", and while the rotations are attached or merged or a call of the model runs.
         """
         return self._engine(positions, complete_config(self.model, generation_config), engine_config, sizes)
 
@@ -461,9 +459,15 @@ class RoadModel(IntervenableModel):
     def merge(self, adapter_name: str | None = None) -> PreTrainedModel:
         """Merge the rotations into the weights, W <- R W and b <- R b (section 3.2), and return the base model.
 
-        The original weights are kept, so that `unmerge` restores them bitwise. Raises InputError for a site that is not a plain
-        linear layer, for tied or quantised weights, for positions other than "all", while rotations are attached to the base
-        model or a call of it runs, and where another RoadModel has merged since this one was made.
+        The original weights are kept, so that `unmerge` restores them bitwise.
+
+        Args:
+            adapter_name: the one of a bank to merge; a bank of one adapter needs none.
+
+        Raises:
+            InputError: a site that is not a plain linear layer, tied or quantised weights, positions other than "all",
+                rotations that are merged already, an unknown adapter, or no name for a bank of several; rotations that are
+                attached to the base model, or a call of it that runs; another RoadModel that has merged since this one was made.
         """
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,19 +24,19 @@ class RowMaps:
     def __init__(self, maps: Sequence[PlaneMaps]) -> None:
         self.maps = maps
         self._shaped: dict[tuple[int, int], Sequence[PlaneMaps]] = {}
-        self._invertible: bool | None = None
 
     @property
     def by_row(self) -> bool:
         """Whether rows have maps of their own."""
         return self.maps[0].a.ndim > 1
 
-    @property
+    @cached_property
     def invertible(self) -> bool:
         """Whether all scales are large enough for the in-place rotation to compute gradients from its output."""
-        if self._invertible is None:
-            self._invertible = _invertible(self.maps)
-        return self._invertible
+        if any(site_maps.b is not None for site_maps in self.maps):
+            return False
+        smallest = [site_maps.a.detach().abs().min() for site_maps in self.maps]
+        return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() >= SMALLEST_INVERTIBLE)
 
     def for_batch(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
         """The maps with one row per example, repeated where generation expands the batch (beams). Errors name `site`."""
@@ -62,10 +63,3 @@ def checked_batch(names: int, hidden: Tensor, site: Site) -> int:
     if hidden.shape[0] % names:
         raise InputError(f"site '{site.name}': {names} names for a batch of {hidden.shape[0]} rows; give one per row")
     return hidden.shape[0]
-
-
-def _invertible(maps: Sequence[PlaneMaps]) -> bool:
-    if any(site_maps.b is not None for site_maps in maps):
-        return False
-    smallest = [site_maps.a.detach().abs().min() for site_maps in maps]
-    return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() >= SMALLEST_INVERTIBLE)

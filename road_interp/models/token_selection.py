@@ -122,8 +122,8 @@ def select_tokens(
 
 def _check_mask(positions: Positions, mask: Any, batch: int, length: int) -> None:
     """Raise InputError unless a mask has an entry for every token; Gemma's may be a mapping, with one per kind of attention."""
-    given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
-    if given != f"shape {(batch, length)}":
+    if not isinstance(mask, Tensor) or mask.shape != (batch, length):
+        given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
         raise InputError(
             f"attention_mask has {given}; positions {positions!r} need ({batch}, {length}), one entry per token of every row"
         )
