@@ -61,12 +61,8 @@ def answered_rightly(
     whole = tokenizer([text + task.answer(question) for text, question in zip(texts, asked, strict=True)])["input_ids"]
     check_vocabulary(model, ids)
     order = sorted(range(len(asked)), key=lambda number: (asked[number].prompt, len(ids[number])))
-    batches = [
-        rows[start : start + batch_size]
-        for _, of_prompt in groupby(order, key=lambda number: asked[number].prompt)
-        for rows in [list(of_prompt)]
-        for start in range(0, len(rows), batch_size)
-    ]
+    by_prompt = [list(rows) for _, rows in groupby(order, key=lambda number: asked[number].prompt)]
+    batches = [rows[start : start + batch_size] for rows in by_prompt for start in range(0, len(rows), batch_size)]
     right, done = [], 0
     with evaluating(model):
         for rows in batches:

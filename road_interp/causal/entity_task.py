@@ -40,9 +40,6 @@ class Question(NamedTuple):
 class EntityTask:
     """Entities, their attributes, and prompts.
 
-    Raises:
-        InputError: a prompt without the place of the entity, an entity without a value or in another split than these three.
-
     Attributes:
         name: of the type of entity.
         values: the values of the attributes, by entity.
@@ -51,6 +48,9 @@ class EntityTask:
         group: of every entity, such as all forms of a noun, which belong into one split. By default an entity is its own.
         cluster: of every entity, such as the country of a city, whose entities are not independent: intervals are over clusters.
             By default its group.
+
+    Raises:
+        InputError: a prompt without the place of the entity, an entity without a value or in another split than these three.
     """
 
     name: str
@@ -268,10 +268,8 @@ def check_questions(questions: Sequence[Question], task: EntityTask) -> None:
 
 def _pair(task: EntityTask, base: Question, source: Question) -> Pair | None:
     """The pair of a base and a source question, or None if their answers to the base's question are equal."""
-    answers = [task.answer(base), task.answer(Question(source.entity, base.attribute, base.prompt))]
-    if base.entity == source.entity or answers[0] == answers[1]:
-        return None
-    return Pair(spans_of(base), spans_of(source), *answers)
+    answers = task.answer(base), task.answer(base._replace(entity=source.entity))
+    return None if answers[0] == answers[1] else Pair(spans_of(base), spans_of(source), *answers)
 
 
 def spans_of(question: Question) -> dict[str, str]:
