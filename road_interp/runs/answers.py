@@ -21,7 +21,7 @@ from road_interp.models.loading import find_device, load_text_tokenizer, on_devi
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.recipes.schema import ClassificationRecipe
-from road_interp.runs.prediction import Text, compute_logits
+from road_interp.runs.prediction import Text, compute_logits, padded_batch
 from road_interp.runs.run import Run
 from road_interp.sites.module_tree import hidden_of, hooked
 from road_interp.sites.positions import position_mask
@@ -67,9 +67,7 @@ def states_before(
 
     Of every text the state of [CLS] is read, or of the last token where the tokeniser does not put [CLS] first.
     """
-    columns = zip(*((text,) if isinstance(text, str) else text for text in texts), strict=True)
-    options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
-    batch = tokenizer(*map(list, columns), **options).to(rotated.device)
+    batch = padded_batch(tokenizer, texts, max_length).to(rotated.device)
     token = token_index(batch["attention_mask"], text_token(tokenizer))
     rows = torch.arange(len(token))
     is_rotated = position_mask(adapter.positions, batch["attention_mask"])[rows, token].cpu()[:, None]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.special import softmax
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from road_interp.arguments import lone_surrogate
 from road_interp.data.batches import batches_by_length
@@ -73,13 +73,17 @@ def compute_logits(
     logits: dict[int, np.ndarray] = {}
     for rows in batches_by_length(lengths, BATCH_SIZE):
         progress(what, len(logits), len(texts))
-        columns = zip(*((text,) if isinstance(text := texts[row], str) else text for row in rows), strict=True)
-        options: Any = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
-        batch = tokenizer(*map(list, columns), **options).to(model.model.device)
+        batch = padded_batch(tokenizer, [texts[row] for row in rows], max_length).to(model.model.device)
         if empty := [row for row, mask in zip(rows, batch["attention_mask"], strict=True) if not mask.any()]:
             raise InputError(f"texts, row {empty[0]}: the tokeniser makes no token of {texts[empty[0]]!r}; leave it out")
         logits.update(zip(rows, model(base=dict(batch))[1].logits.float().cpu().numpy(), strict=True))
     return np.stack([logits[row] for row in range(len(texts))])
+
+
+def padded_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int) -> BatchEncoding:
+    """Texts, or pairs of texts, as one batch of tensors, truncated to `max_length` tokens and padded."""
+    columns = zip(*((text,) if isinstance(text, str) else text for text in texts), strict=True)
+    return tokenizer(*map(list, columns), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
 
 
 def predictions_of(

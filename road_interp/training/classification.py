@@ -30,6 +30,7 @@ from road_interp.models.loading import check_length, load_model, load_text_token
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, prefixed, progress_bar, waiting
 from road_interp.recipes.schema import ClassificationRecipe
+from road_interp.runs.answers import texts_of
 from road_interp.runs.prediction import predictions_csv, predictions_of
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import CLASSES, FROZEN, HEAD
@@ -234,7 +235,5 @@ def unfreeze(model: nn.Module, modules: Sequence[str]) -> None:
 
 def _predictions_csv(test: Dataset, logits: Float[np.ndarray, "examples num_labels"], classes: Sequence[Any] | None) -> str:
     """The predictions for the texts of `test` beside their labels, as CSV."""
-    paired = "text_pair" in test.column_names
-    texts = list(zip(test["text"], test["text_pair"], strict=True)) if paired else list(test["text"])
     labels = test["label"] if classes is None else [classes[index] for index in test["label"]]
-    return predictions_csv(predictions_of(texts, logits, classes), labels)
+    return predictions_csv(predictions_of(texts_of(test), logits, classes), labels)
