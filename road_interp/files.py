@@ -95,11 +95,6 @@ def check_folder(folder: Path) -> None:
             raise InputError(f"'{path}' is a file, not a folder")
 
 
-def as_tuples(value: Any) -> Any:
-    """Lists at every depth as tuples, for frozen dataclasses."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
-
-
 def read_text(path: Path) -> str:
     """The text in `path`. Raises InputError for a file that cannot be read or is not UTF-8."""
     try:

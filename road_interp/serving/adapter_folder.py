@@ -91,16 +91,15 @@ class AdapterFolder:
         return stamps
 
     def _load(self, name: str) -> tuple[RoadAdapter, TaskPlanes | None]:
-        adapter, planes = self._read(self._folder / name)
+        path, planes = self._folder / name, None
+        if (path / METRICS).is_file():
+            run = Run.load(path)
+            adapter, planes = run.adapter, run.planes
+        else:
+            adapter = RoadAdapter.load(path, self._base)
         if adapter.base is not None and (difference := adapter.base.difference(BaseModelSignature.of(self._base))):
             raise InputError(f"adapter '{name}' was made for another model, {adapter.base.title}: {difference}")
         return adapter, planes
-
-    def _read(self, path: Path) -> tuple[RoadAdapter, TaskPlanes | None]:
-        if not (path / METRICS).is_file():
-            return RoadAdapter.load(path, self._base), None
-        run = Run.load(path)
-        return run.adapter, run.planes
 
     def _check_planes(self, name: str, planes: TaskPlanes | None) -> None:
         if planes is not None and (self.planes is None or self.planes.to_json() != planes.to_json()):
