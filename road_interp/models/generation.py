@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from road_interp.adapters.bank import BASE
 from road_interp.data.batches import batches_by_length
+from road_interp.recipes.schema import ScoringRecipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,11 +31,12 @@ GenerateFn = Callable[[Sequence[str], str], list[Answer]]  # prompts and the act
 
 
 def make_generator(
-    model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int, shared: str | None = None
+    model: Any, tokenizer: PreTrainedTokenizerBase, scoring: ScoringRecipe, shared: str | None = None
 ) -> GenerateFn:
     """A function that generates greedy answers with a RoadModel that has planes, or with an object that has the same methods.
 
     Args:
+        scoring: the length of the answers, and the number of prompts that are answered at once.
         shared: a task that is active besides those that the function is called with.
     """
 
@@ -43,9 +45,9 @@ def make_generator(
 
         def generate(inputs: dict[str, Any]) -> torch.Tensor:
             tasks = [names] * len(inputs["input_ids"])
-            return model.generate(inputs, tasks=tasks, **greedy_settings(tokenizer, max_new_tokens))[1]
+            return model.generate(inputs, tasks=tasks, **greedy_settings(tokenizer, scoring.max_new_tokens))[1]
 
-        return greedy_answers(generate, tokenizer, prompts, batch_size, model.model)
+        return greedy_answers(generate, tokenizer, prompts, scoring.batch_size, model.model)
 
     return generate_answers
 

@@ -20,14 +20,7 @@ from road_interp.data.behaviours import PARTS, answer_parts
 from road_interp.data.multitask import Example, format_prompts, load_multitask_data, load_reviews
 from road_interp.measure.composition import CompositionReport, all_sets, composition
 from road_interp.measure.labels import MethodLabel
-from road_interp.models.generation import (
-    Answer,
-    GenerateFn,
-    answer_perplexity,
-    greedy_answers,
-    greedy_settings,
-    make_generator,
-)
+from road_interp.models.generation import Answer, GenerateFn, answer_perplexity, greedy_answers, greedy_settings, make_generator
 from road_interp.models.loading import find_device, load_model, load_tokenizer
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import PLAIN, MultiTaskGenerationRecipe, TaskRecipe
@@ -88,10 +81,10 @@ def undivided(piece: Piece, own_loss: bool = False, split: str = "test") -> Comp
     )
     experiment = _experiment(recipe)
     model = _train_undivided(experiment)
-    generate = make_generator(model, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
+    generate = make_generator(model, experiment.tokenizer, recipe.scoring)
     base = load_model(recipe.model, "causal-lm")[0].eval()
     bare = Undivided(identity_model(base, recipe.adapter))
-    without = make_generator(bare, experiment.tokenizer, recipe.scoring.max_new_tokens, recipe.scoring.batch_size)
+    without = make_generator(bare, experiment.tokenizer, recipe.scoring)
     answers = cache(lambda prompts, on: (generate if on else without)(prompts, BASE))
 
     def generate_for(prompts: Sequence[str], active: str) -> list[Answer]:
@@ -159,9 +152,8 @@ def low_rank(
     sites = find_sites(base, target, recipe.adapter.layers if layers is None else layers)
     model = LowRankModel(base, sites, list(recipe.tasks), 4, method, recipe.seed)
     _train(experiment, model)
-    scoring, name = recipe.scoring, f"{method}, co-activation {recipe.co_activation:g}"
-    generate = make_generator(model, experiment.tokenizer, scoring.max_new_tokens, scoring.batch_size, recipe.shared)
-    return _score(recipe, base, experiment.tokenizer, generate, name, split)
+    generate = make_generator(model, experiment.tokenizer, recipe.scoring, recipe.shared)
+    return _score(recipe, base, experiment.tokenizer, generate, f"{method}, co-activation {recipe.co_activation:g}", split)
 
 
 def instruction(piece: Piece) -> CompositionReport:

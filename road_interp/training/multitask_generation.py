@@ -229,10 +229,9 @@ def score_composition(
     """The composition scores of a trained model on the "validation" or "test" reviews."""
     model.eval()
     reviews: list[Review] = getattr(data, split)
-    settings = recipe.scoring
     with progress_bar(progress) as update:
         return composition(
-            make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size, recipe.shared),
+            make_generator(model, tokenizer, recipe.scoring, recipe.shared),
             answer_perplexity(model.model, tokenizer),
             data.behaviours,
             reviews,
@@ -251,10 +250,9 @@ def score_exact_match(
 ) -> ExactMatchReport:
     """The exact-match scores of a trained model's greedy answers to the questions of each task."""
     model.eval()
-    settings = recipe.scoring
     with progress_bar(progress) as update:
         return exact_match(
-            make_generator(model, tokenizer, settings.max_new_tokens, settings.batch_size, recipe.shared),
+            make_generator(model, tokenizer, recipe.scoring, recipe.shared),
             questions,
             {name: task.match for name, task in recipe.tasks.items() if task.match is not None},
             list(recipe.tasks),

@@ -225,8 +225,7 @@ class GenerationScorer:
     def answers(self, adapter: RoadAdapter) -> list[Answer]:
         """Greedy answers with an adapter, in the order of the prompts."""
         model = RoadModel(self.base, adapter, planes=self._planes)
-        settings = self._recipe.scoring
-        generate = make_generator(model, self._tokenizer, settings.max_new_tokens, settings.batch_size)
+        generate = make_generator(model, self._tokenizer, self._recipe.scoring)
         return generate(self.prompts, "+".join(self._recipe.tasks))
 
 

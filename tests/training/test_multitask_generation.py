@@ -26,7 +26,7 @@ from road_interp.models.generation import Answer, answer_perplexity, greedy_answ
 from road_interp.models.loading import load_tokenizer
 from road_interp.progress import silent
 from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import ModelRecipe, MultiTaskGenerationRecipe
+from road_interp.recipes.schema import ModelRecipe, MultiTaskGenerationRecipe, ScoringRecipe
 from road_interp.runs.run import Run
 from road_interp.training import composition_baselines, multitask_generation
 from road_interp.training.api import evaluate, train
@@ -259,9 +259,10 @@ def test_training_answers_that_are_cut_off_are_warned_of(workplace):
 
 def test_answers_are_greedy_whatever_the_settings_of_the_model(finished):
     model, tokenizer = finished.load_model(), load_tokenizer(finished.recipe.model)
-    answers = make_generator(model, tokenizer, 8, 4)(["word"] * 2, "label")
+    scoring = ScoringRecipe(max_new_tokens=8, batch_size=4)
+    answers = make_generator(model, tokenizer, scoring)(["word"] * 2, "label")
     model.model.generation_config.update(repetition_penalty=9.0, no_repeat_ngram_size=1, num_beams=2, do_sample=True)
-    assert make_generator(model, tokenizer, 8, 4)(["word"] * 2, "label") == answers
+    assert make_generator(model, tokenizer, scoring)(["word"] * 2, "label") == answers
 
 
 def test_a_template_without_the_beginning_of_texts_is_warned_of(workplace):
@@ -382,7 +383,7 @@ def test_a_shared_task_is_active_in_every_answer_and_is_not_scored(workplace, tm
     assert run.composition.tasks == ("label",)
     assert [score.active for score in run.composition.scores] == ["__base__", "label"]
     model = run.load_model()
-    generate = make_generator(model, load_tokenizer(run.recipe.model), 4, 4)
+    generate = make_generator(model, load_tokenizer(run.recipe.model), run.recipe.scoring)
     data = load_multitask_data(run.recipe)
     prompts = format_prompts(run.recipe, [review.text for review in data.test], load_tokenizer(run.recipe.model))
     for active, names in (("__base__", "plain"), ("label", "plain+label")):
