@@ -44,7 +44,7 @@ class Result:
 
     def __repr__(self) -> str:
         """One line: single values, and the numbers of entries of longer fields."""
-        shown = (f"{entry.name}={_in_brief(getattr(self, entry.name))}" for entry in fields(self) if entry.repr)
+        shown = (f"{each.name}={_in_brief(getattr(self, each.name))}" for each in fields(self) if each.repr)
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def summary(self) -> Any:
@@ -53,7 +53,7 @@ class Result:
 
     def records(self) -> Sequence[Any]:
         """The rows of `to_frame`, dataclasses or mappings: the only sequence of dataclasses, or else the result as one row."""
-        values = [getattr(self, entry.name) for entry in fields(self)]
+        values = [getattr(self, each.name) for each in fields(self)]
         tables = [value for value in values if isinstance(value, tuple) and value and is_dataclass(value[0])]
         return tables[0] if len(tables) == 1 else [self]
 
@@ -187,7 +187,7 @@ def _is_cell(kind: Any) -> bool:
 def _plain(value: Any) -> Any:
     """The value with dataclasses as mappings, and lists of booleans as strings of 0 and 1."""
     if is_dataclass(value):
-        named = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        named = {each.name: getattr(value, each.name) for each in fields(value)}
         return {name: _plain(each) for name, each in named.items() if name != "provenance" or each is not None}
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}

@@ -48,7 +48,7 @@ def composition(summary: dict[str, Any]) -> Table:
     for active, cells in rates.items():
         *shares, whole, perplexity = cells.values()
         shares.append(exactly[active] if exactly else whole)
-        table.add_row(active, *(f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in shares), f"{perplexity:.1f}")
+        table.add_row(active, *map(_interval, shares), f"{perplexity:.1f}")
     return table
 
 
@@ -59,9 +59,8 @@ def multitask_accuracy(summary: dict[str, Any]) -> Table:
     for column in ("head", "none", "own", "all", "cost"):
         table.add_column(column)
     for task, sets in summary["accuracy"].items():
-        cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
-        lost = "{:.3f} [{:.2f}, {:.2f}]".format(*summary["cost"][task])
-        table.add_row(task, *cells, *[""] * (3 - len(cells)), lost)
+        cells = [*map(_interval, sets.values())]
+        table.add_row(task, *cells, *[""] * (3 - len(cells)), _interval(summary["cost"][task]))
     return table
 
 
@@ -72,9 +71,14 @@ def exact_match(summary: dict[str, Any]) -> Table:
     for column in ("task", "questions", "none", "own", "all"):
         table.add_column(column)
     for task, sets in summary["exact match"].items():
-        cells = [f"{rate:.3f} [{low:.2f}, {high:.2f}]" for rate, low, high in sets.values()]
+        cells = [*map(_interval, sets.values())]
         table.add_row(task, f"{summary['questions'][task]:,}", *cells, *[""] * (3 - len(cells)))
     return table
+
+
+def _interval(value: Sequence[float]) -> str:
+    """A fraction with its interval, from `(value, low, high)`."""
+    return "{:.3f} [{:.2f}, {:.2f}]".format(*value)
 
 
 def angles(report: AngleReport) -> Table:

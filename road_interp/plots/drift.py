@@ -65,14 +65,14 @@ def drift_grid(reports: Sequence[DriftReport] | DriftReport, ax: Axes | None = N
     names = list(dict.fromkeys(report.tuned for report in reports))
     highest = max(magnitude for report in reports for place in report.places for _, magnitude in place.points)
     for index, (row, (report, before_norm, chunk)) in enumerate(zip(axes, rows, strict=True)):
-        for ax, layer in zip(row, chunk, strict=False):
+        for panel, layer in zip(row, chunk, strict=False):
             place = report.place(layer, before_norm)
-            _points(ax, place, COLORS[names.index(report.tuned) % len(COLORS)])
-            ax.locator_params("x", nbins=2)
+            _points(panel, place, COLORS[names.index(report.tuned) % len(COLORS)])
+            panel.locator_params("x", nbins=2)
             if len(chunks) > 1 or index == 0:
-                ax.set_title(f"block {layer}")
-        for ax in row[len(chunk) :]:
-            ax.set_axis_off()
+                panel.set_title(f"block {layer}")
+        for panel in row[len(chunk) :]:
+            panel.set_axis_off()
         where = {(True, False): "before LayerNorm", (False, True): "after LayerNorm"}
         label = where.get((before_norm, place.norm_is_pinned), "block's output")
         if len(kinds) == 1:

@@ -20,8 +20,8 @@ FARTHER = (0.05, 0.1, 0.2, 0.3, 1.5, 2, 3, 5, 10, 20, 50)  # where there are suc
 @styled
 def engine_cost(report: EngineCostReport, ax: Axes | None = None) -> Axes:
     """Median and quartiles of every time over that of another method, on a logarithmic axis; a marker per model."""
-    ax = prepared(ax, rows=len({(cost.what, cost.over) for cost in report.costs}))
     rows = list(dict.fromkeys((cost.what, cost.over) for cost in report.costs))
+    ax = prepared(ax, rows=len(rows))
     models = list(dict.fromkeys(cost.model for cost in report.costs))
     for number, model in enumerate(models):
         costs = [cost for cost in report.costs if cost.model == model]

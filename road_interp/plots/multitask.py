@@ -58,7 +58,8 @@ def composition_control(reports: Sequence[CompositionReport] | CompositionReport
 
     Intervals are 95%, over seeds and prompts. The dashed line is the more frequent label.
     """
-    ax, reports = prepared(ax, rows=len(listed(reports))), listed(reports)
+    reports = listed(reports)
+    ax = prepared(ax, rows=len(reports))
     for number, (label, value) in enumerate(
         (
             ("all tasks active", lambda report: report.control("+".join(report.tasks))),
@@ -72,16 +73,11 @@ def composition_control(reports: Sequence[CompositionReport] | CompositionReport
         ax.errorbar(rates, rows, xerr=bars, fmt="Dos"[number], color=COLORS[number], markersize=4, capsize=2, label=label)
     if reports[0].majority is not None and "label" in reports[0].tasks:
         ax.axvline(reports[0].majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
-    ax.set_yticks(range(len(reports)), [_with_seeds(report) for report in reports])
+    ax.set_yticks(range(len(reports)), [f"{each.method} ({counted(len(each.seeds), 'seed')})" for each in reports])
     ax.yaxis.set_inverted(True)
     ax.set(xlabel="exactly the active tasks (fraction of answers)", xlim=(-0.02, 1.02))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
-
-
-def _with_seeds(report: CompositionReport) -> str:
-    count = len(report.seeds)
-    return f"{report.method} ({counted(count, 'seed')})"
 
 
 @styled
