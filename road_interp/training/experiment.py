@@ -75,11 +75,11 @@ class Experiment(Protocol):
 def run_training(
     kind: type[Experiment],
     recipe: Any,
-    out: str | Path | None = None,
+    out: str | Path | None,
     *,
-    resume: bool = False,
-    device: str | None = None,
-    progress: bool = True,
+    resume: bool,
+    device: str | None,
+    progress: bool,
 ) -> Run:
     """Train a recipe with the experiment of its kind, and write a run folder.
 

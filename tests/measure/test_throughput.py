@@ -12,7 +12,7 @@ from helpers.models import needs_compiler, tiny_model, token_batch
 from road_interp import plots
 from road_interp.errors import InputError
 from road_interp.measure.engine_cost import engine_costs
-from road_interp.measure.throughput import ThroughputReport, Timing, check_methods, gc_paused, peak_bytes, saved_bytes, throughput
+from road_interp.measure.throughput import ThroughputReport, Timing, gc_paused, peak_bytes, saved_bytes, throughput
 from road_interp.measure.throughput_methods import StackedLora, ThroughputMethods, draw_ids
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 from road_interp.sites.find import find_sites
@@ -102,8 +102,8 @@ def test_some_methods_alone():
     assert {each.task for each in timed} == {"forward", "requests"}  # the other setting has no timing of LoRA
     timed = throughput(tiny_model("Llama", "causal-lm"), recipe(tasks=["strengths"])).timings
     assert [each.method for each in timed] == ["bare", "RoadModel", "RoadModel, strengths"]
-    with pytest.raises(InputError, match="'bare' must be among the methods"):
-        check_methods(["RoadModel"])
+    with pytest.raises(InputError, match="'methods' must be a list that contains 'bare'"):
+        recipe(methods=["RoadModel"])
     with pytest.raises(InputError, match="unknown method 'road'; the methods are bare, merged, RoadModel"):
         throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "road"]))
 
