@@ -67,6 +67,7 @@ class CostReport(Result):
         width, batch: shape of the states.
         device: "cpu".
         threads: of torch.
+        methods: one per interchange.
     """
 
     width: int

@@ -91,6 +91,7 @@ def depth_by_rows(
     Args:
         layer: block whose output is exchanged.
         span: span whose last token is exchanged.
+        seed: of the initial angles, and of the order of the pairs.
         steps: number of training steps of every stack.
 
     Raises:

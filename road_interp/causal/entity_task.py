@@ -208,6 +208,13 @@ def draw_variable_pairs(
     source's question asks for any attribute; the base's question is answered rightly about the source's entity, too, because the
     model could not give an answer that it does not know.
 
+    Args:
+        answered: questions of the task, as `answered_rightly` returns them.
+        split: of the entities.
+        count: number of pairs for every swapped and asked variable.
+        seed: of the draw; every split has a draw of its own.
+        prefix: as in `encode_pairs`.
+
     Raises:
         InputError: too few different pairs, an unknown split, or a slow tokeniser, which has no offsets.
     """

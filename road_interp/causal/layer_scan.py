@@ -24,7 +24,15 @@ from road_interp.results import Result
 
 @dataclass(frozen=True)
 class ScanReport(Result):
-    """Interchange accuracy and log odds ratio (nats); `accuracy[i][j]` and `log_odds[i][j]` are of `layers[i]` and `spans[j]`."""
+    """Interchange accuracy and log odds ratio by layer and span, on test pairs.
+
+    Attributes:
+        task: name of the pairs.
+        method: name of the interchange.
+        layers: block numbers.
+        spans: where states were exchanged, at their last tokens.
+        accuracy, log_odds: `accuracy[i][j]` (fraction) and `log_odds[i][j]` (nats) are of `layers[i]` and `spans[j]`.
+    """
 
     task: str
     method: str

@@ -38,6 +38,8 @@ def train_interchange(
     Args:
         interchange: a pyvene intervention with a source, or a module called with the states of base and source.
         steps: number of steps of BATCH_SIZE pairs.
+        learning_rate: that of the first step.
+        seed: of the order of the pairs.
         temperatures: of a learned mask (`set_temperature`), at the first and the last step; interpolated geometrically.
 
     Returns:

@@ -129,8 +129,10 @@ def train_variables(
     Args:
         interchange: called with the states of base and source, and `subspaces`.
         steps: number of steps of BATCH_SIZE pairs.
+        learning_rate: that of the first step.
         isolation: weight of all pairs whose answer should stay beside those whose answer should change, as if there were as many
             of both; 0 trains for cause only.
+        seed: of the order of the pairs.
         temperatures: of a learned mask (`set_temperature`), at the first and the last step; interpolated geometrically.
 
     Returns:

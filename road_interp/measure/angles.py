@@ -75,7 +75,12 @@ class SiteAngles:
 
 @dataclass(frozen=True)
 class AngleReport(Result):
-    """The planes of every site of an adapter."""
+    """The planes of every site of an adapter.
+
+    Attributes:
+        variant, group_size: of the adapter.
+        sites: in the order of the adapter's.
+    """
 
     variant: str
     group_size: int

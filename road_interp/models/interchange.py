@@ -50,6 +50,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             `sigmoid(mask / temperature)` with a learned mask, until `harden` replaces it by the list of those above one half.
         seed, spread: the initial angles are drawn with this seed from a normal distribution with standard deviation `spread`
             (radians); a spread of pi gives a random rotation, for controls.
+        max_number_of_units: pyvene's; the state is as wide as `embed_dim` divided by it.
         subspace_partition: as in pyvene's LowRankRotatedSpaceIntervention: `subspaces` select ranges of `rows`; without it,
             `subspaces` select single entries of `rows`.
     """

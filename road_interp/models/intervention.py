@@ -40,6 +40,7 @@ class RoadIntervention(
         embed_dim: width of the hidden state, as pyvene names it.
         variant, group_size: as in PEFT's RoadConfig; `group_size=2` is the paper's pairing.
         output_slice: the rotated dimensions of a fused output; None for all dimensions.
+        max_number_of_units: pyvene's; the state is as wide as `embed_dim` divided by it.
         subspace_partition: as in pyvene: lists of dimensions, or `[start, end]` ranges, to which the indices in `subspaces`
             refer. Each must consist of whole planes, and they must be disjoint. Without it, `subspaces` are indices of planes.
         latent_dim: the width as well, for a config in JSON: the only number there that pyvene does not set itself.

@@ -36,6 +36,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         embed_dim: width of the hidden state, as pyvene names it.
         low_rank_dimension: number of directions.
         seed: of the initial weight, which is normal with columns of about unit norm.
+        max_number_of_units: as in RoadInterchangeIntervention.
         subspace_partition: as in RoadInterchangeIntervention: `subspaces` select ranges of directions; without it, single ones.
     """
 

@@ -248,6 +248,8 @@ class RoadModel(IntervenableModel):
     ) -> Iterator[PreTrainedModel]:
         """The base model with the rotations attached inside the `with` statement, for the calls of every thread.
 
+        The arguments are those of `forward`, for every call of the base model inside it.
+
         For training with gradient checkpointing, for torch.compile of the base model, and for loops and threads that call a
         transformers model. Calls of this RoadModel inside the `with` statement use its arguments; those of another RoadModel of
         the same base model apply both rotations. Parameters that change inside it take effect at the next call of the base model.

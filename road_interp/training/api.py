@@ -61,6 +61,7 @@ def evaluate(
             accepts none, unless its only task is tested on questions.
         predictions: a CSV file to write: the scored texts with their labels, predictions and probabilities; for
             `kind: classification`.
+        device, progress: as in `train`.
 
     Returns:
         For a classification run the metric, the loss and the number of examples; for multi-task runs the summaries of their

@@ -49,6 +49,7 @@ def make_scorer(
     Args:
         run: a finished run, or its folder.
         limit: largest number of test examples; all by default.
+        device: "cpu" or "cuda"; by default "cuda" where torch finds it.
         progress: called before model and data are loaded.
 
     Raises:
