@@ -42,6 +42,17 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
+def one_line(error: Exception) -> str:
+    """A library's error message on one line, in at most 200 characters; the error's name for an empty message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """A value in an error, in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def fail(program: str, message: str, code: int) -> NoReturn:
     """End the process with one line on standard error."""
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)

@@ -9,7 +9,7 @@ from functools import cache
 from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from road_interp.errors import InputError, did_you_mean
+from road_interp.errors import InputError, did_you_mean, shown
 
 Built = TypeVar("Built")
 
@@ -38,7 +38,7 @@ def from_mapping(cls: type[Built], content: Any, key_path: str = "", finite: boo
         InputError: an unknown key (the message names the closest one), a missing key, or a value of the wrong type or range.
     """
     if not isinstance(content, Mapping):
-        raise InputError(f"{key_path or 'the content'} must be a mapping, not {_shown(content)}")
+        raise InputError(f"{key_path or 'the content'} must be a mapping, not {shown(content)}")
     hints, known = type_hints(cls), {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     for key in content:
         if key not in known:
@@ -83,7 +83,7 @@ def _value(hint: Any, value: Any, key_path: str, finite: bool) -> Any:
     for option in options:
         if (scalar := _scalar(option, value, finite)) is not MISSING:
             return scalar
-    raise InputError(f"'{key_path}' must be {' or '.join(map(_describe, options))}, not {_shown(value)}")
+    raise InputError(f"'{key_path}' must be {' or '.join(map(_describe, options))}, not {shown(value)}")
 
 
 def _sequence(hint: Any, values: list[Any], key_path: str, finite: bool) -> Any:
@@ -131,11 +131,6 @@ def _describe(option: Any) -> str:
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
     mapping = option is dict or get_origin(option) in (dict, Mapping) or is_dataclass(option)
     return names.get(option, "a mapping" if mapping else "value")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _join(key_path: str, key: Any) -> str:

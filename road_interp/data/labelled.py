@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from road_interp.arguments import check_argument
 from road_interp.data.division import balance_classes, divide, divide_by_text
 from road_interp.data.metrics import METRICS
-from road_interp.data.rows import check_column, check_texts, cut, read_rows
-from road_interp.errors import InputError, did_you_mean
+from road_interp.data.rows import check_column, check_texts, read_rows
+from road_interp.errors import InputError, did_you_mean, shown
 from road_interp.recipes.schema import DataRecipe
 
 GLUE = "nyu-mll/glue"
@@ -199,12 +199,12 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
     columns = {role: list(data[column]) for role, column in names.items()}
     for row, label in enumerate(columns["label"]):
         if not isinstance(label, str | int | float):
-            raise InputError(f"'{identifier}', row {row}: label {cut(label)} is neither text nor a number")
+            raise InputError(f"'{identifier}', row {row}: label {shown(label)} is neither text nor a number")
         if label == "" and "" not in (recipe.classes or ()):
             raise InputError(f"'{identifier}', row {row}: the label is empty; give it one, or leave the row out")
         if isinstance(label, str) != isinstance(columns["label"][0], str):
             raise InputError(
-                f"'{identifier}', row {row}: label {cut(label)} and the first label are not both text or both numbers"
+                f"'{identifier}', row {row}: label {shown(label)} and the first label are not both text or both numbers"
             )
     data = Dataset.from_dict(columns)
     for role in sorted(set(names) - {"label"}):
@@ -265,11 +265,11 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
             label = str(label)  # a column of numbers only, of a file beside one that has other texts as well
         if classes is None:
             if (value := _finite_number(label)) is None:
-                raise InputError(f"'{identifier}', row {row}: label {cut(label)} is not a finite number")
+                raise InputError(f"'{identifier}', row {row}: label {shown(label)} is not a finite number")
             labels.append(value)
         elif not isinstance(label, Hashable) or label not in index:
-            listed = ", ".join(map(cut, classes[:8])) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
-            raise InputError(f"'{identifier}', row {row}: label {cut(label)} is outside the classes {listed}")
+            listed = ", ".join(map(shown, classes[:8])) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
+            raise InputError(f"'{identifier}', row {row}: label {shown(label)} is outside the classes {listed}")
         else:
             labels.append(index[label])
     return data.remove_columns("label").add_column("label", labels)

@@ -15,9 +15,9 @@ from road_interp.arguments import check_argument
 from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.data.behaviours import PARTS, Behaviour, Review, answer_parts, behaviour
 from road_interp.data.labelled import read_examples
-from road_interp.data.rows import cut, read_rows
+from road_interp.data.rows import read_rows
 from road_interp.data.templates import TEMPLATE_ERRORS, TEMPLATES, with_nulls
-from road_interp.errors import InputError
+from road_interp.errors import InputError, shown
 from road_interp.recipes.schema import PLAIN, DataRecipe, MultiTaskGenerationRecipe, TaskRecipe
 
 LABEL_WORDS = (("neg", "negative"), ("pos", "positive"))  # texts that say which label they are, in lower case
@@ -76,8 +76,8 @@ def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
     for name, task in recipe.tasks.items():
         if task.id is None:
             chosen = reviews[used : used + task.examples]
-            shown = [behaviours[name]] if name in behaviours else []
-            examples[name] = [Example(review.text, tuple(answer_parts(shown, review))) for review in chosen]
+            own = [behaviours[name]] if name in behaviours else []
+            examples[name] = [Example(review.text, tuple(answer_parts(own, review))) for review in chosen]
             used += task.examples
         else:
             pairs = _prompts_and_answers(name, task, task.id, task.split, task.examples, task.answer)
@@ -139,7 +139,7 @@ def load_reviews(recipe: DataRecipe) -> list[Review]:
 
 def _negative_and_positive(labels: Sequence[Any], recipe: DataRecipe) -> Sequence[Any]:
     """The two labels, in the order of `classes`; by default numbers by size, and texts that say it."""
-    named = " and ".join(map(cut, labels))
+    named = " and ".join(map(shown, labels))
     if recipe.classes is not None:
         if len(recipe.classes) != 2 or any(label not in recipe.classes for label in labels):
             raise InputError(

@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pandas.errors import ParserError
 
 from road_interp.data.table_files import FORMATS, read_table
-from road_interp.errors import InputError, first_line
+from road_interp.errors import InputError, first_line, shown
 from road_interp.files import is_file
 from road_interp.sources import resolve
 
@@ -85,13 +85,7 @@ def check_texts(values: Iterable[Any], column: str, identifier: str) -> None:
     for row, text in enumerate(values):
         if not isinstance(text, str):
             hint = "; choose a column of texts (in JSON, numbers in quotes are texts)"
-            raise InputError(f"'{identifier}', row {row}: column '{column}' holds {cut(text)}, not text{hint}")
-
-
-def cut(value: object) -> str:
-    """A value of a file in an error, in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+            raise InputError(f"'{identifier}', row {row}: column '{column}' holds {shown(text)}, not text{hint}")
 
 
 def listed_columns(data: Dataset) -> str:

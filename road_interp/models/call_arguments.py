@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from road_interp.arguments import is_whole
-from road_interp.errors import InputError, did_you_mean
+from road_interp.errors import InputError, did_you_mean, shown
 from road_interp.models.token_selection import ROW_INPUTS, STATES
 from road_interp.sites.positions import Positions, parse_positions
 
@@ -104,12 +104,6 @@ def _are_lists(entry: Any, rows: int) -> bool:
     if not isinstance(entry, list) or len(entry) != rows or not all(isinstance(each, list) for each in entry):
         return False
     return len({*map(len, entry)}) == 1 and all(isinstance(token, int) for each in entry for token in each)
-
-
-def shown(value: Any) -> str:
-    """A value in an error, in at most 40 characters."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def checked_positions(positions: Positions) -> Positions:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.adapters.task_planes import TaskPlanes
-from road_interp.errors import InputError
+from road_interp.errors import InputError, one_line
 from road_interp.files import is_file, parse_json, read_json_object, read_text, write_atomically
 from road_interp.models.intervention import RoadIntervention, pyvene, read_form, subspace_planes
 from road_interp.rotation import plane_maps
@@ -176,8 +176,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except Exception as error:  # damaged pickles raise many types
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path} cannot be read as tensors ({reason})") from None
+        raise InputError(f"{path} cannot be read as tensors ({one_line(error)})") from None
     tensors = isinstance(state, dict) and all(isinstance(values, Tensor) for values in state.values())
     if not tensors or not {"theta", "alpha", "form"} <= set(state) or state.get("subspace_planes", state["form"]).ndim < 1:
         raise InputError(f"{path} is not the state of a RoadIntervention")

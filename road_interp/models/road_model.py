@@ -19,7 +19,7 @@ from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.arguments import check_argument
-from road_interp.errors import InputError
+from road_interp.errors import InputError, shown
 from road_interp.models import pyvene_io
 from road_interp.models.call_arguments import (
     check_known,
@@ -28,7 +28,6 @@ from road_interp.models.call_arguments import (
     check_subspaces,
     checked_inputs,
     checked_positions,
-    shown,
 )
 from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.compatibility import check_made_for, check_without_peft, warn_of_other_weights

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, one_line
 from road_interp.files import read_json_object, write_atomically
 from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
@@ -92,8 +92,8 @@ class RoadTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors on a full disk
             folder = Path(str(self.args.output_dir))
             shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
-            reason = " ".join(str(error).split())[:200]
-            raise OSError(f"no checkpoint could be written to {folder} ({reason}); {checkpoint_hint(folder)}") from error
+            hint = checkpoint_hint(folder)
+            raise OSError(f"no checkpoint could be written to {folder} ({one_line(error)}); {hint}") from error
 
     def _save_rng_state(self, *args: Any, **kwargs: Any) -> None:
         """Save the random state of every process before the checkpoint is marked as complete."""
@@ -207,8 +207,7 @@ def checkpoint_errors(checkpoint: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{checkpoint} cannot be read ({reason}); delete it to resume from an earlier one") from None
+        raise InputError(f"{checkpoint} cannot be read ({one_line(error)}); delete it to resume from an earlier one") from None
 
 
 def checkpoint_hint(folder: Path) -> str:
