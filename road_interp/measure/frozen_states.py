@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -78,14 +78,11 @@ def read_features(
         InputError: something that is no model, another token, no texts, a text without tokens, batches without labels, a width
             that is not a multiple of the number of heads, or `before_norm` without a normalisation.
     """
-    check_argument(
-        "measure.read_features", unwrap_model(model), PreTrainedModel, "a transformers model, a RoadModel or a PEFT model"
-    )
+    base = unwrap_model(model)
+    check_argument("measure.read_features", base, PreTrainedModel, "a transformers model, a RoadModel or a PEFT model")
     if token not in ("first", "last", "mean"):
         raise InputError(f"token '{token}' has no state per text; use first, last or mean")
-    states, labels, points = [], [], None
-    norms: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    base = unwrap_model(model)
+    states, norms, random_norms, labels, points = [], [], [], [], None
     heads = base.config.num_attention_heads
     for batch in batches:
         check_batch("read_features", batch)
@@ -102,18 +99,23 @@ def read_features(
             raise InputError(f"the blocks of {type(base).__name__} do not end in a normalisation: before_norm must be False")
         with evaluation_mode(model):
             read = [select_states(each.float(), mask, token)[0] for each in read_states(base, points, batch)]
-        if read[-1].shape[1] % heads:
-            raise InputError(f"states of width {read[-1].shape[1]} do not divide into {heads} heads")
-        for each, basis in zip(norms, (None, _random_basis(read[-1].shape[1]).to(read[-1])), strict=True):
-            chunks = [(state if basis is None else state @ basis).unflatten(1, (heads, -1)) for state in read]
-            each.append(torch.stack([chunk.norm(dim=-1) for chunk in chunks], 1).cpu().numpy())
+        if (width := read[-1].shape[1]) % heads:
+            raise InputError(f"states of width {width} do not divide into {heads} heads")
+        basis = _random_basis(width).to(read[-1])
+        norms.append(_chunk_norms(read, heads))
+        random_norms.append(_chunk_norms([each @ basis for each in read], heads))
         states.append(read[-1 - before_norm].cpu().numpy())
         labels.append(batch["labels"].cpu().numpy())
     if points is None:
         raise InputError("there are no texts to read states of")
     place = points[-1 - before_norm].name
-    chunk_norms, random_chunk_norms = (np.concatenate(each) for each in norms)
+    chunk_norms, random_chunk_norms = np.concatenate(norms), np.concatenate(random_norms)
     return Features(np.concatenate(states), chunk_norms, random_chunk_norms, np.concatenate(labels), place)
+
+
+def _chunk_norms(states: Sequence[Float[Tensor, "texts width"]], heads: int) -> Float[np.ndarray, "texts places chunks"]:
+    """L2 norms of the states at every read point, in as many chunks as there are heads."""
+    return torch.stack([each.unflatten(1, (heads, -1)).norm(dim=-1) for each in states], 1).cpu().numpy()
 
 
 @cache

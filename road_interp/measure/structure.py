@@ -189,32 +189,34 @@ def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
     pairs = [(query, key) for query, key in pairs if key in sites]
     if not pairs:
         raise InputError(f"no layer rotates query and key; the sites are {', '.join(dict.fromkeys(kind for _, kind in sites))}")
-    layers = []
-    for query, key in pairs:
-        q, k = sites[query], sites[key]
-        if key_heads is None and len(q.angle) != len(k.angle):
-            raise InputError(
-                f"layer {q.layer} has {len(q.angle)} query and {len(k.angle)} key planes: give "
-                "key_heads=config.num_key_value_heads"
-            )
-        heads = key_heads or 1
-        if len(q.angle) % len(k.angle) or len(k.angle) % heads:
-            raise InputError(f"layer {q.layer}: {len(q.angle)} query and {len(k.angle)} key planes for {heads} key heads")
-        if len(q.angle) > len(k.angle) and (width := 2 * len(k.angle) // heads) % report.group_size:
-            raise InputError(
-                f"layer {q.layer}: groups of {report.group_size} dimensions do not divide key heads of {width}, so that a plane "
-                "of a query head is none of its key head: train with a group_size that divides them"
-            )
-        angle, log_magnitude = (
-            np.reshape(each, (heads, len(q.angle) // len(k.angle), -1)) for each in (q.angle, np.log(q.magnitude))
-        )
-        mean_angle = stats.circmean(angle, high=np.pi, low=-np.pi, axis=1).ravel()
-        layers.append((mean_angle, k.angle, np.exp(log_magnitude.mean(1).ravel()), k.magnitude))
-    columns: list[Any] = [tuple(tuple(np.asarray(layer[column]).tolist()) for layer in layers) for column in range(4)]
+    layers = [_planes_of(sites[query], sites[key], key_heads, report.group_size) for query, key in pairs]
+    columns: list[Any] = [tuple(tuple(planes.tolist()) for planes in column) for column in zip(*layers, strict=True)]
     queries, keys = (tuple(kind for _, kind in each) for each in zip(*pairs, strict=True))
     numbers = tuple(sites[each].layer or 0 for each, _ in pairs)
     several = queries if len({*queries}) > 1 else ()
     return QueryKey(numbers, ", ".join(dict.fromkeys(queries)), ", ".join(dict.fromkeys(keys)), *columns, queries=several)
+
+
+def _planes_of(
+    query: SiteAngles, key: SiteAngles, key_heads: int | None, group_size: int
+) -> tuple[Float[np.ndarray, " planes"], ...]:
+    """Angles of query and key and magnitudes of both, one per plane of the key. Raises InputError as `query_key`."""
+    queries, keys = len(query.angle), len(key.angle)
+    if key_heads is None and queries != keys:
+        raise InputError(
+            f"layer {key.layer} has {queries} query and {keys} key planes: give key_heads=config.num_key_value_heads"
+        )
+    heads = key_heads or 1
+    if queries % keys or keys % heads:
+        raise InputError(f"layer {key.layer}: {queries} query and {keys} key planes for {heads} key heads")
+    if queries > keys and (width := 2 * keys // heads) % group_size:
+        raise InputError(
+            f"layer {key.layer}: groups of {group_size} dimensions do not divide key heads of {width}, so that a plane of a "
+            "query head is none of its key head: train with a group_size that divides them"
+        )
+    angle, log_magnitude = (np.reshape(each, (heads, queries // keys, -1)) for each in (query.angle, np.log(query.magnitude)))
+    mean_angle = stats.circmean(angle, high=np.pi, low=-np.pi, axis=1).ravel()
+    return mean_angle, np.asarray(key.angle), np.exp(log_magnitude.mean(1).ravel()), key.magnitude
 
 
 def _key_of(kind: str) -> str:
