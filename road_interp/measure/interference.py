@@ -94,7 +94,9 @@ class InterferenceReport(Result):
         examples = [[len(each.correct[task][NOTHING]) for each in reports] for task in first.correct]
         seeds = joined_seeds([each.seeds for each in reports], *examples)
         correct = joined_outcomes([each.correct for each in reports])
-        overlap, angle = (_mean_over([getattr(each, name) for each in reports], reports) for name in ("overlap", "angle"))
+        weights = [len(each.seeds) for each in reports]
+        tables = ([getattr(each, name) for each in reports] for name in ("overlap", "angle"))
+        overlap, angle = (_nested(np.average(of_reports, axis=0, weights=weights)) for of_reports in tables)
         return cls(first.model, first.names, seeds, overlap, angle, correct)
 
 
@@ -168,13 +170,6 @@ def _angle(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 pl
     if norms == 0:
         return 90.0
     return float(np.degrees(np.arccos(np.clip((first * second).sum() / norms, -1, 1))))
-
-
-def _mean_over(
-    tables: Sequence[Sequence[Sequence[float]]], reports: Sequence[InterferenceReport]
-) -> tuple[tuple[float, ...], ...]:
-    """The mean over the seeds of all reports."""
-    return _nested(np.average(tables, axis=0, weights=[len(each.seeds) for each in reports]))
 
 
 def _nested(rows: Sequence[Sequence[float]] | np.ndarray) -> tuple[tuple[float, ...], ...]:
