@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument, check_count, checked_list
-from road_interp.causal.arguments import check_language_model, check_tokenizer, check_vocabulary
+from road_interp.causal.arguments import check_language_model, check_numbers, check_tokenizer, check_vocabulary
 from road_interp.causal.counterfactuals import encode_texts
 from road_interp.causal.entity_task import EntityTask, Question, check_questions, spans_of
 from road_interp.causal.stored_keys import cache_argument, supports_stored_keys
@@ -46,7 +46,7 @@ def answered_rightly(
         progress: called after every pass.
 
     Raises:
-        InputError: an argument of a wrong type.
+        InputError: an argument of a wrong type, or logits that are NaN or infinite, which have no most likely token.
     """
     check_language_model("causal.answered_rightly", model)
     check_count("causal.answered_rightly", "batch_size", batch_size)
@@ -99,7 +99,10 @@ def with_best_prompts(
 
 @torch.no_grad()
 def next_tokens(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[int]:
-    """The most likely token after every text. The tokens that all texts begin with are computed once."""
+    """The most likely token after every text. The tokens that all texts begin with are computed once.
+
+    Raises InputError for logits that are NaN or infinite.
+    """
     alike = (len(set(tokens)) == 1 for tokens in zip(*texts, strict=False))
     start = min(sum(takewhile(bool, alike)), min(map(len, texts)) - 1)
     start = start if start and supports_stored_keys(model, texts[0]) else 0
@@ -114,4 +117,5 @@ def next_tokens(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[
         cache.batch_repeat_interleave(len(texts))
         mask = torch.cat((torch.ones(len(texts), start, dtype=torch.bool, device=model.device), mask), 1)
     logits = logits_at(model, lengths - 1, input_ids=batch, attention_mask=mask.long(), **options)
+    check_numbers(logits, "the model's logits")
     return logits.argmax(-1).tolist()

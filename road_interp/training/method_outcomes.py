@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from transformers import set_seed
 
 from road_interp.data.division import subsample
+from road_interp.data.head_outputs import chosen_classes
 from road_interp.errors import InputError
 from road_interp.measure.parameter_share import MethodOutcomes
 from road_interp.models.loading import find_device
@@ -33,7 +34,7 @@ def train_method(recipe: ClassificationRecipe, method: str, task: str, texts: in
         texts: number of training texts, drawn from those of the recipe's split; all by default.
 
     Raises:
-        InputError: an unknown method, or data that are not scored by accuracy.
+        InputError: an unknown method, data that are not scored by accuracy, or a head whose outputs are NaN.
     """
     set_seed(recipe.seed)
     experiment = ClassificationExperiment(recipe)
@@ -65,5 +66,6 @@ def _kind(method: str) -> tuple[Method, int]:
 
 
 def _correct(trainer: RoadTrainer, split: Any) -> Bool[np.ndarray, " texts"]:
+    """Whether each text of a split is classified rightly. Raises InputError for outputs of the head that are NaN."""
     output = trainer.predict(split)
-    return np.asarray(output.predictions).argmax(1) == np.asarray(output.label_ids)
+    return chosen_classes(np.asarray(output.predictions)) == np.asarray(output.label_ids)

@@ -33,6 +33,13 @@ def test_questions_that_are_answered_rightly(taught_things, task, tokenizer):
     assert answered_rightly(taught_things, tokenizer, wrong, questions) == []
 
 
+def test_a_model_that_has_overflowed_is_not_one_that_knows_nothing(taught_things, task, tokenizer):
+    broken = copy.deepcopy(taught_things)
+    broken.get_output_embeddings().weight.data[:] = math.nan
+    with pytest.raises(InputError, match="the model's logits are NaN or infinite for 1 of 1 texts: use bfloat16 or float32"):
+        answered_rightly(broken, tokenizer, task, list(task.questions())[:1])
+
+
 def test_a_space_before_a_number_is_no_answer():
     """Every number begins with the token of a space, so that a model that predicts it need not know the number."""
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "▁": 1, "1": 2, "9": 3, "▁baker": 4}, "[UNK]"))

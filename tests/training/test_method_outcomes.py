@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transformers import Trainer
 
 from helpers.recipes import recipe_for
 from road_interp.data.labelled import by_length, tokenize
@@ -12,6 +13,7 @@ from road_interp.training.api import train
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.fine_tuning import train_baseline
 from road_interp.training.method_outcomes import train_method
+from road_interp.training.trainer import RoadTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +46,18 @@ def test_a_baseline_has_the_accuracy_of_its_own_training(workplace, method):
     found = train_method(recipe, method, "tone")
     assert np.mean(found.correct) == scores["test"]["accuracy"]
     assert (found.parameters, found.percent) == (scores["parameters"]["trained"], scores["parameters"]["percent of backbone"])
+
+
+def test_outputs_that_choose_no_class_are_no_answers(workplace, monkeypatch):
+    """The argmax of NaN is the first class: about half of the texts would count as right."""
+
+    def predict(self, split):
+        output = Trainer.predict(self, split)
+        return output._replace(predictions=np.full_like(output.predictions, np.nan))
+
+    monkeypatch.setattr(RoadTrainer, "predict", predict, raising=False)
+    with pytest.raises(InputError, match="the head's outputs are NaN for"):
+        train_method(recipe_for(workplace, "training.max_steps=1"), "head", "tone")
 
 
 def test_fewer_training_texts_leave_the_other_splits_alone(workplace, monkeypatch):
