@@ -50,7 +50,7 @@ class Coefficients:
 
         return replace(self, maps=self._each(masked), entries=lambda index: masked(index, self.entries(index)))
 
-    def to_strengths(self, exponents: Sequence[Float[Tensor, "rows planes"]], kinds: Sequence[Hashable]) -> Coefficients:
+    def to_strengths(self, exponents: Sequence[Float[Tensor, "*rows #planes"]], kinds: Sequence[Hashable]) -> Coefficients:
         """The maps of every row to the power of its exponents, one tensor per site, on the device of the site.
 
         Args:

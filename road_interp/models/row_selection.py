@@ -124,8 +124,8 @@ class RowSelection(NamedTuple):
     def _masks(self, planes: TaskPlanes, tasks: Sequence[str]) -> Masks:
         return [mask.to(device) for mask, device in zip(planes.rows(tasks), self.rotations.devices, strict=True)]
 
-    def _exponents(self, strengths: Strengths) -> list[Float[Tensor, "rows planes"]]:
-        """For every site, the strength of every row, or of every plane of it."""
+    def _exponents(self, strengths: Strengths) -> list[Float[Tensor, "*rows #planes"]]:
+        """For every site, the strength of every row, `(rows, 1)`, or of every plane of it."""
         if self.rotations.variant != "road_1":
             raise InputError(f"strengths are real powers, which exist for road_1 only; this model is {self.rotations.variant}")
         if not any(isinstance(each, Mapping) for each in strengths):

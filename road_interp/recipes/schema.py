@@ -85,7 +85,7 @@ class DataRecipe:
     """A labelled data set and its splits.
 
     Attributes:
-        id: `glue/NAME`, a file (CSV, TSV, JSONL, Parquet), a folder, a hub id, or `package://NAME/path`.
+        id: `glue/NAME`, a file (CSV, TSV, JSON, JSONL, Parquet), a folder, a hub id, or `package://NAME/path`.
         config: configuration of a hub data set.
         validation: id of the validation set. Without a test set it is divided in two, as in the paper: 1,000 examples (half of
             a set smaller than 2,000) select the checkpoint, and the rest are the test set.
@@ -303,7 +303,8 @@ class TaskRecipe:
 
     Attributes:
         behaviour: name of a behaviour in `road_interp.data.behaviours`, or "plain" for answers without one.
-        id, config, split: the data set of prompts and answers, as in DataRecipe; `config` also applies to `test`.
+        id, config: the data set of prompts and answers, as in DataRecipe; `config` also applies to `test`.
+        split: of a hub data set, the one to train on; files have none.
         prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
         examples: number of training examples.
         test: data set of test questions, of which at most `scoring.test` are used.

@@ -265,7 +265,7 @@ def compose(outer: PlaneMaps, inner: PlaneMaps) -> PlaneMaps:
     )
 
 
-def power(maps: PlaneMaps, exponent: float | Float[Tensor, "*rows planes"]) -> PlaneMaps:
+def power(maps: PlaneMaps, exponent: float | Float[Tensor, "*rows #planes"]) -> PlaneMaps:
     """Real powers of scaled rotations: the wrapped angles times `exponent`, the scales to the power of `exponent`.
 
     Raises InputError for maps with `b`, which have no unique real power.
