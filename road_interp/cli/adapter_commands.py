@@ -16,7 +16,6 @@ from road_interp.cli.options import (
     NewFolder,
     RunFolder,
     app,
-    check_folder,
     check_new_folder,
     console,
     print_figures,
@@ -24,7 +23,7 @@ from road_interp.cli.options import (
 )
 from road_interp.cli.output_file import check_output_file, default_output, name_of
 from road_interp.errors import InputError
-from road_interp.files import is_file
+from road_interp.files import check_folder, is_file
 from road_interp.progress import progress_bar, waiting
 from road_interp.sources import local_folder, readable_name
 

@@ -20,7 +20,6 @@ from road_interp.cli.options import (
     RecipeOptions,
     RunFolder,
     app,
-    check_folder,
     console,
     grouped,
     joined,
@@ -29,7 +28,7 @@ from road_interp.cli.options import (
 )
 from road_interp.cli.output_file import default_output
 from road_interp.errors import InputError
-from road_interp.files import is_file
+from road_interp.files import check_folder, is_file
 from road_interp.progress import progress_bar
 from road_interp.sources import SMOLLM2, local_folder
 
@@ -80,7 +79,8 @@ def drift(
     from road_interp.models.hidden_states import text_token
     from road_interp.models.loading import load_tokenizer
 
-    check_folder(out)
+    if out is not None:
+        check_folder(out)
     if options.token is not None:
         check_token(options.token)
     process = PartialState(cpu=not torch.cuda.is_available())
@@ -342,7 +342,8 @@ def bench(
     from road_interp.plots import export
     from road_interp.recipes.loader import builtin_recipes, load_throughput_recipe
 
-    check_folder(out)
+    if out is not None:
+        check_folder(out)
     is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")  # a path may also be a .gguf model
     source = model if is_recipe else {"kind": "throughput", "model": {"id": model}, "requests": [1, 2, 4, 8, 16]}
     recipe = load_throughput_recipe(source, joined(overrides, workload.overrides, options.overrides))

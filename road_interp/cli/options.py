@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from road_interp.errors import InputError
-from road_interp.files import exists
+from road_interp.files import check_folder, exists
 from road_interp.progress import waiting
 
 app = typer.Typer(
@@ -119,14 +119,6 @@ def print_figures(paths: Iterable[Path]) -> None:
     """Print a line with the path of each figure."""
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
-
-
-def check_folder(out: Path | None) -> None:
-    """Raise InputError if the folder, or a parent of it, is a file. Call this before long computations."""
-    from road_interp.files import check_folder
-
-    if out is not None:
-        check_folder(out)
 
 
 def check_new_folder(out: Path | None) -> Path:

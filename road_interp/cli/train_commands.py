@@ -154,7 +154,7 @@ def _train(recipe: str, overrides: list[str], folder: Path, device: str | None, 
         runs = zip(recipes, folders, strict=True)
         scores = {"runs": [_train_seed(each, own, device, resume, as_json, folder) for each, own in runs]}
     if as_json and is_main_process():
-        print_result(True, scores, None)
+        print(json.dumps(scores))
     leave_process_group()
 
 

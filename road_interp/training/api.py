@@ -73,9 +73,9 @@ def evaluate(
     run = run if isinstance(run, Run) else Run.load(run)
     if data is None:
         run.check_data()
-    kind, source, on_device = experiment_kind(run.recipe), None if data is None else str(data), find_device(device)
+    kind = experiment_kind(run.recipe)
     if predictions is not None and not issubclass(kind, ClassificationExperiment):
         raise InputError(f"'{run.folder}' is a run of {run.recipe.kind}; predictions are written for kind: classification")
     files = [] if predictions is None else [Path(predictions)]
     with library_bars(progress):
-        return kind.evaluate(run, source, on_device, progress, *files)
+        return kind.evaluate(run, None if data is None else str(data), find_device(device), progress, *files)
