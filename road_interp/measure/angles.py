@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
+from road_interp.errors import InputError
 from road_interp.results import Result
 from road_interp.sites.site import Site
 
@@ -126,6 +127,13 @@ def angles(adapter: Source) -> AngleReport:
         angle, major, minor = (tuple(float(f"{value:.{digits}g}") for value in each.tolist()) for each in numbers)
         sites.append(SiteAngles(site.name, site.layer, kinds[site.name], angle, major, minor, tuple(reflection.tolist())))
     return AngleReport(adapter.variant, adapter.group_size, tuple(sites))
+
+
+def check_magnitudes(sites: Iterable[SiteAngles]) -> None:
+    """Raise InputError for a plane of magnitude 0, where logarithms of magnitudes are compared."""
+    for site in sites:
+        if (zero := site.magnitude == 0).any():
+            raise InputError(f"site '{site.name}': plane {zero.argmax()} has magnitude 0, whose logarithm is not finite")
 
 
 def kinds_by_stack(sites: Sequence[Site]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from road_interp.arguments import check_argument, checked_reports
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.ablation import ScoreFn
-from road_interp.measure.angles import angles
+from road_interp.measure.angles import angles, check_magnitudes
 from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_seeds, same_counts
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
@@ -149,11 +149,9 @@ def _logarithm(adapter: RoadAdapter, names: Sequence[str]) -> Float[np.ndarray, 
     """Angle (radians) and log magnitude of every plane, with the sites in the order of `names`."""
     by_name = {site.name: site for site in angles(adapter).sites}
     sites = [by_name[name] for name in names]
-    with np.errstate(divide="ignore"):
-        log_magnitudes = np.log(np.concatenate([site.magnitude for site in sites]))
-    if not np.isfinite(log_magnitudes).all():
-        raise InputError("an adapter has a plane of magnitude 0, whose logarithm is not finite")
-    return np.stack([np.concatenate([site.angle for site in sites]), log_magnitudes])
+    check_magnitudes(sites)
+    angle, magnitude = (np.concatenate([getattr(site, name) for site in sites]) for name in ("angle", "magnitude"))
+    return np.stack([angle, np.log(magnitude)])
 
 
 def _overlap(first: Float[np.ndarray, "2 planes"], second: Float[np.ndarray, "2 planes"]) -> float:

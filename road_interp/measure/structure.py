@@ -15,7 +15,7 @@ from scipy import stats
 
 from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
-from road_interp.measure.angles import AngleReport, SiteAngles
+from road_interp.measure.angles import AngleReport, SiteAngles, check_magnitudes
 from road_interp.measure.intervals import FEWEST, interval
 from road_interp.results import Result
 
@@ -131,8 +131,7 @@ def seed_structure(reports: Sequence[AngleReport]) -> SeedStructure:
         raise InputError("the adapters have different sites")
     if len({(report.variant, report.group_size) for report in reports}) > 1:
         raise InputError("the adapters have different variants or group sizes, so that their planes are not the same")
-    if not all(site.magnitude.all() for report in reports for site in report.sites):
-        raise InputError("an adapter has a plane of magnitude 0, whose logarithm is not finite")
+    check_magnitudes(site for report in reports for site in report.sites)
 
     def by_site(value: Callable[[SiteAngles], np.ndarray]) -> list[list[np.ndarray]]:
         return [[value(site) for site in report.sites] for report in reports]
@@ -180,8 +179,8 @@ def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
         key_heads: number of key heads (num_key_value_heads), needed where a layer has more query planes than key planes.
 
     Raises:
-        InputError: no layer rotates both, the numbers of planes do not fit `key_heads`, or planes reach over several heads that
-            share a key head.
+        InputError: no layer rotates both, the numbers of planes do not fit `key_heads`, planes reach over several heads that
+            share a key head, or a plane has magnitude 0.
     """
     check_argument("measure.query_key", report, AngleReport, "measure.angles(adapter)")
     sites = {(site.layer, site.kind): site for site in report.sites if site.layer is not None}
@@ -189,6 +188,7 @@ def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
     pairs = [(query, key) for query, key in pairs if key in sites]
     if not pairs:
         raise InputError(f"no layer rotates query and key; the sites are {', '.join(dict.fromkeys(kind for _, kind in sites))}")
+    check_magnitudes(sites[each] for pair in pairs for each in pair)
     layers = [_planes_of(sites[query], sites[key], key_heads, report.group_size) for query, key in pairs]
     columns: list[Any] = [tuple(tuple(planes.tolist()) for planes in column) for column in zip(*layers, strict=True)]
     queries, keys = (tuple(kind for _, kind in each) for each in zip(*pairs, strict=True))
