@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable
 from typing import Any
 from uuid import uuid4
@@ -38,7 +39,7 @@ class MergedWeights:
         shared = shared_tensors(model)
         for site in adapter.sites:
             check_mergeable(model.get_submodule(site.module), site, shared)
-        self._model, self.name = model, uuid4().hex
+        self._model, self._adapter, self.name = model, adapter, uuid4().hex
         self._originals: dict[str, tuple[nn.Module, Tensor, Tensor | None]] = {}
         try:
             for site in adapter.sites:
@@ -61,7 +62,8 @@ class MergedWeights:
     def restore(self) -> None:
         """Restore the original weights, bitwise equal.
 
-        Raises InputError if others were merged into them since, and if a rotated module is not in the model any more.
+        Raises InputError if others were merged into them since, if a rotated module is not in the model any more, and if its
+        weights have changed.
         """
         present = {id(module) for module in self._model.modules()}
         if gone := [path for path, (module, *_) in self._originals.items() if id(module) not in present]:
@@ -71,9 +73,29 @@ class MergedWeights:
             )
         if any(getattr(module, MERGED)[-1] != self.name for module in self._modules()):
             raise InputError("another RoadModel has merged its rotations into the same weights since: call its unmerge first")
+        for path in self._originals:
+            self._check_as_merged(path)
         self._copy_back()
         for module in self._modules():
             setattr(module, MERGED, getattr(module, MERGED)[:-1])
+
+    @torch.no_grad()
+    def _check_as_merged(self, path: str) -> None:
+        """Raise InputError unless the weights of a module are the rotated originals, up to rounding."""
+        module: Any
+        module, weight, bias = self._originals[path]
+        expected: Any = copy.copy(module)
+        expected._parameters = {"weight": weight.clone(), "bias": None if bias is None else bias.clone()}
+        for site in self._adapter.sites:
+            if site.module == path:
+                rotate_weights(expected, self._adapter.plane_maps(site), self._adapter.group_size, site)
+        for name in ("weight", "bias"):
+            current, rotated = getattr(module, name), getattr(expected, name)
+            if rotated is not None and (current.is_meta or not _are_equal(current, rotated)):
+                raise InputError(
+                    f"the {name} of '{path}' has changed since it was rotated, for example by training, by merging a LoRA or by "
+                    "offloading, and unmerge would lose the change: undo it first, or load the model again"
+                )
 
     def _modules(self) -> list[nn.Module]:
         return [module for module, *_ in self._originals.values()]
@@ -85,6 +107,13 @@ class MergedWeights:
             module.weight.copy_(weight)
             if bias is not None:
                 module.bias.copy_(bias)
+
+
+def _are_equal(current: Tensor, expected: Tensor) -> bool:
+    """Whether weights have the expected values, up to the rounding of a change that was undone or of another dtype meanwhile."""
+    most = torch.finfo(current.dtype).eps * expected.abs().max()
+    rounded = (expected.to(dtype).to(current) for dtype in (expected.dtype, torch.bfloat16, torch.float16))
+    return any(bool((current - each).abs().max() <= most) for each in rounded)
 
 
 def shared_tensors(model: nn.Module) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -40,6 +41,53 @@ def test_weights_are_restored_inside_a_lora():
     model.unmerge()
     found = {name.replace(".base_layer.", "."): tensor for name, tensor in lora.get_base_model().state_dict().items()}
     assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
+
+
+def train(base):
+    base.requires_grad_(True)
+    base(**token_batch()).logits.square().mean().backward()
+    torch.optim.SGD(base.parameters(), lr=0.1).step()
+
+
+def merge_lora(base):
+    options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
+    peft.get_peft_model(base, peft.LoraConfig(**options)).merge_adapter()
+
+
+def load_others(base):
+    base.load_state_dict(tiny_model("Llama", "causal-lm", seed=5).state_dict())
+
+
+def offload(base):
+    accelerate.cpu_offload(base, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("change", [train, merge_lora, load_others, offload])
+def test_weights_that_have_changed_since_they_were_rotated_are_not_overwritten(change):
+    model = road_model(target_modules="attention-qk")
+    change(model.merge())
+    changed = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    with pytest.raises(InputError, match="weight of 'model.layers.0.self_attn.q_proj' has changed since it was rotated"):
+        model.unmerge()
+    assert model.is_merged
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in model.model.state_dict().items() if not tensor.is_meta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_are_restored_after_changes_that_were_undone(dtype):
+    model = road_model(target_modules="attention-qk")
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    base = model.merge().to(dtype)
+    small = {"r": 2, "lora_alpha": 0.01, "target_modules": ["q_proj"], "init_lora_weights": False}
+    lora = peft.get_peft_model(base, peft.LoraConfig(**small))
+    lora.merge_adapter()
+    lora.unmerge_adapter()
+    lora.unload()
+    model.unmerge()
+    site = model.sites[0].module
+    assert torch.equal(base.get_submodule(site).weight, before[f"{site}.weight"].to(dtype))
+    model.merge().to(torch.float32)
+    model.unmerge()
 
 
 def test_a_rotated_module_that_is_gone_is_told():
