@@ -39,7 +39,7 @@ from road_interp.models.token_selection import (
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, has_complex_form, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
-from road_interp.sites.module_tree import hidden_of, with_hidden
+from road_interp.sites.module_tree import hidden_of, read_weights, with_hidden
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site, on_slice
 
@@ -224,7 +224,18 @@ class RotationContext:
         if maps is not None and maps.maps[index].a.requires_grad and is_reentrant():
             raise InputError(REENTRANT)
 
+    def _check_weights_not_read(self) -> None:
+        """Raise InputError for a site that Reformer does not call for the states in its cache."""
+        if read := read_weights(self._model, [site.module for site in self._coefficients.sites]):
+            site, kind = next(iter(read.items()))
+            raise InputError(
+                f"site '{site}': for the states in its cache, {kind.__name__} reads the weight of this layer instead of calling "
+                "it, so that they would not be rotated: call or generate with use_cache=False, or merge the rotations"
+            )
+
     def _read_inputs(self, depth: int, inputs: Mapping[str, Any]) -> None:
+        if inputs.get("past_buckets_states"):
+            self._check_weights_not_read()
         maps = self._row_maps()
         self._thread.current = self._thread.current._replace(depth=depth, maps=maps, trains=torch.is_grad_enabled())
         if maps.by_row:

@@ -76,6 +76,12 @@ def reads_weight(kind: type, name: str) -> bool:
     return re.search(rf"self\.{re.escape(name)}\.weight(?!\.(dtype|device|shape|data|requires_grad)\b)", code) is not None
 
 
+def read_weights(model: nn.Module, paths: Iterable[str]) -> dict[str, type]:
+    """The linear layers among `paths` whose weights the code around them reads, with the class that does."""
+    around = {path: type(model.get_submodule(path.rpartition(".")[0])) for path in paths}
+    return {path: kind for path, kind in around.items() if reads_weight(kind, path.rpartition(".")[2])}
+
+
 def never_called(model: PreTrainedModel, paths: Iterable[str]) -> list[str]:
     """The linear layers among `paths` whose weights the model reads instead of calling them, so that nothing would rotate.
 
@@ -84,22 +90,21 @@ def never_called(model: PreTrainedModel, paths: Iterable[str]) -> list[str]:
     where that cannot be run, whether the code calls the layer as well. The pass is in evaluation mode: kernels of Mamba that
     read other weights in training on CUDA are not seen.
     """
-    around: dict[str, Any] = {path: type(model.get_submodule(path.rpartition(".")[0])) for path in paths}
-    read = [path for path, kind in around.items() if reads_weight(kind, path.rpartition(".")[2])]
-    if not read:
+    around = read_weights(model, paths)
+    if not around:
         return []
     called: set[str] = set()
 
     def record(path: str) -> Callable[..., None]:
         return lambda module, args: called.add(path)
 
-    hooks: Hooks = [(model.get_submodule(path).register_forward_pre_hook, record(path), {}) for path in read]
+    hooks: Hooks = [(model.get_submodule(path).register_forward_pre_hook, record(path), {}) for path in around]
     try:
         with hooked(hooks):
             run_on_dummy(model)
     except InputError:
-        called = {path for path in read if f"self.{path.rpartition('.')[2]}(" in code_of(around[path])}
-    return [path for path in read if path not in called]
+        called = {path for path in around if f"self.{path.rpartition('.')[2]}(" in code_of(around[path])}
+    return [path for path in around if path not in called]
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -139,6 +139,26 @@ def test_linears_whose_weights_a_model_could_read_are_sites_where_it_calls_them(
     assert not reads_weight(type(tiny_model("T5").decoder.block[1].layer[2].DenseReluDense), "wo")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["query_key", "value"])
+def test_layers_whose_weights_are_read_for_cached_states_are_refused_with_a_cache(layer):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "attention_head_size": 16, "feed_forward_size": 48, "vocab_size": 60}
+    hashes = {"attn_layers": ["lsh"], "lsh_attn_chunk_length": 4, "lsh_num_chunks_after": 0, "num_buckets": 2, "hash_seed": 1}
+    config = transformers.ReformerConfig(**sizes, **hashes, axial_pos_embds=False, is_decoder=True, eos_token_id=1)
+    base = transformers.ReformerModelWithLMHead(config).eval()
+    model, ids = RoadModel(base, random_adapter(find_sites(base, layer))), torch.randint(3, 60, (1, 8))
+    cache = model({"input_ids": ids, "use_cache": True})[1].past_buckets_states
+    message = f"{layer}': for the states in its cache, LSHSelfAttention reads the weight of this layer .* use_cache=False"
+    with pytest.raises(InputError, match=message):
+        model({"input_ids": ids[:, :1], "past_buckets_states": cache})
+    with pytest.raises(InputError, match=message), model.attached() as attached:
+        attached.generate(ids, max_new_tokens=2)
+    model.generate({"input_ids": ids}, max_new_tokens=2, use_cache=False)
+    other = RoadModel(base, random_adapter(find_sites(base, "attention.output.dense")))
+    other({"input_ids": ids[:, :1], "past_buckets_states": cache})
+
+
 class CalledByAnotherName(nn.Module):
     """Reads the norms of its weights, and calls its layers in a loop."""
 
