@@ -24,6 +24,7 @@ from road_interp.models.intervention import apply_to_slice
 from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, TOKENS_FIRST, has_choices, model_types
 from road_interp.models.open_contexts import OpenContext
 from road_interp.models.passes import InThread, Pass
+from road_interp.models.read_weights import check_reads_no_weight, read_weights_watched
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
 from road_interp.models.row_sites import IN_EXPERTS, check_dense_head, check_media, site_in_experts, site_outside_text
 from road_interp.models.token_selection import (
@@ -39,7 +40,7 @@ from road_interp.models.token_selection import (
 from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import COMPLEX, has_complex_form, rotate_in_place
 from road_interp.rotation.plane_maps import Entries, PlaneMaps
-from road_interp.sites.module_tree import hidden_of, read_weights, with_hidden
+from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site, on_slice
 
@@ -102,6 +103,8 @@ class RotationContext:
                 check_rotated_once(site.module, module)
                 make = partial(self._wrappers.of, site.module)
                 undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope, make))
+            if self._is_attached or torch.is_grad_enabled():
+                undo.enter_context(read_weights_watched(self._model, self._coefficients.sites, lambda: self.is_active))
             undo.enter_context(self._scope)
             self._views = self._read_views()
             self._names = self._count_names() if self._is_attached else 1
@@ -224,18 +227,8 @@ class RotationContext:
         if maps is not None and maps.maps[index].a.requires_grad and is_reentrant():
             raise InputError(REENTRANT)
 
-    def _check_weights_not_read(self) -> None:
-        """Raise InputError for a site that Reformer does not call for the states in its cache."""
-        if read := read_weights(self._model, [site.module for site in self._coefficients.sites]):
-            site, kind = next(iter(read.items()))
-            raise InputError(
-                f"site '{site}': for the states in its cache, {kind.__name__} reads the weight of this layer instead of calling "
-                "it, so that they would not be rotated: call or generate with use_cache=False, or merge the rotations"
-            )
-
     def _read_inputs(self, depth: int, inputs: Mapping[str, Any]) -> None:
-        if inputs.get("past_buckets_states"):
-            self._check_weights_not_read()
+        check_reads_no_weight(self._model, self._coefficients.sites, inputs)
         maps = self._row_maps()
         self._thread.current = self._thread.current._replace(depth=depth, maps=maps, trains=torch.is_grad_enabled())
         if maps.by_row:

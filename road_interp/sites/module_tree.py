@@ -70,6 +70,7 @@ def code_of(kind: type) -> str:
     return "\n".join(sources)
 
 
+@cache
 def reads_weight(kind: type, name: str) -> bool:
     """Whether the code of a class reads the weight of its layer `name`, for more than its dtype or shape, or to initialise it."""
     code = re.sub(r"(isinstance|init\.\w+)\(self\.\w+\.weight", "", code_of(kind))
@@ -87,8 +88,8 @@ def never_called(model: PreTrainedModel, paths: Iterable[str]) -> list[str]:
 
     torch's MultiheadAttention and WavLM's attention read those of all their layers, Mamba's mixers that of `dt_proj`, others some
     of them on a certain device only. Where the code around a layer reads its weight, one forward pass on dummy inputs decides;
-    where that cannot be run, whether the code calls the layer as well. The pass is in evaluation mode: kernels of Mamba that
-    read other weights in training on CUDA are not seen.
+    where that cannot be run, whether the code calls the layer as well. The pass is in evaluation mode: what kernels of Mamba read
+    in training on CUDA is seen by `read_weights_watched`.
     """
     around = read_weights(model, paths)
     if not around:

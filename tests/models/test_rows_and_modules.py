@@ -139,6 +139,27 @@ def test_linears_whose_weights_a_model_could_read_are_sites_where_it_calls_them(
     assert not reads_weight(type(tiny_model("T5").decoder.block[1].layer[2].DenseReluDense), "wo")
 
 
+@pytest.mark.parametrize("layer", ["x_proj", "out_proj"])
+def test_layers_whose_weights_a_kernel_reads_in_training_are_refused_there(layer, monkeypatch):
+    """Mamba's kernel on CUDA, played by one that returns its inputs."""
+    torch.manual_seed(0)
+    base, batch = mamba()
+    model, beside = (RoadModel(base, random_adapter(find_sites(base, where))) for where in (layer, "in_proj"))
+    base.train()
+    model(batch)[1].logits.mean().backward()
+    kernel = "transformers.models.mamba.modeling_mamba.mamba_inner_fn"
+    monkeypatch.setattr(kernel, lambda states, *weights, **settings: states[:, :32].transpose(1, 2))
+    message = f"site 'backbone.layers.0.mixer.{layer}': MambaMixer read the weight of this layer in place of calling it"
+    with pytest.raises(InputError, match=message):
+        model(batch)
+    with pytest.raises(InputError, match=message), model.attached() as attached:
+        attached(**batch)
+    beside(batch)
+    base(**batch)
+    base.eval()
+    model(batch)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("layer", ["query_key", "value"])
 def test_layers_whose_weights_are_read_for_cached_states_are_refused_with_a_cache(layer):
