@@ -57,7 +57,7 @@ def find_sites(
             - "block-output": the output of each block, which is the residual stream.
         layers: block indices, counted from 0 or, if negative, from the end; an int, a list, a range, or text such as "10-29" or
             "0,2,-1".
-        stack: path of the block stack, for models that have two (encoder and decoder).
+        stack: path of the block stack, for models that have two (encoder and decoder): modules in the other one are left out.
 
     Raises:
         InputError: something that is no model, no module matches, the model has two stacks and `stack` is None, a width is odd,
@@ -76,7 +76,7 @@ def find_sites(
         elif entry in PRESETS:
             selected = tuple(_preset_sites(model, entry, stack))
         else:
-            selected = _pattern_sites(model, entry)
+            selected = _pattern_sites(model, entry, stack)
         found |= {site.name: site for site in selected}
     sites = list(found.values())
     if layers is not None:
@@ -180,9 +180,14 @@ def _select_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.Mo
     return next(iter(stacks.items()))
 
 
-def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
+def _pattern_sites(model: PreTrainedModel, pattern: str, stack: str | None) -> Iterator[Site]:
+    stacks = layer_stacks(model)
+    chosen = None if stack is None else _select_stack(model, stack)[0]
+    others = tuple(f"{name}." for name in stacks if chosen not in (None, name))
     modules = {
-        name: module for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+        name: module
+        for name, module in model.named_modules()
+        if name and not isinstance(module, nn.ModuleList | nn.ModuleDict) and not name.startswith(others)
     }
     try:
         expression = re.compile(rf"(?:.*\.)?(?:{pattern})")
@@ -193,12 +198,12 @@ def _pattern_sites(model: PreTrainedModel, pattern: str) -> Iterator[Site]:
         names = sorted({text for name in modules for text in (name, name.rpartition(".")[2])})
         similar = difflib.get_close_matches(pattern, [*PRESETS, *names], n=3, cutoff=0.4)
         hint = f"; similar names are {', '.join(similar)}" if similar else ""
-        raise InputError(f"no module of {type(model).__name__} matches '{pattern}'{hint}")
+        inside = "" if stack is None else f" in {stack}"
+        raise InputError(f"no module of {type(model).__name__} matches '{pattern}'{inside}{hint}")
     refuse_never_called(model, paths)
     not_linear = [path for path in paths if not is_linear(modules[path])]
     widths = output_widths(model, not_linear) if not_linear else {}
     widths |= linear_widths(model, {path: modules[path] for path in paths if is_linear(modules[path])})
-    stacks = layer_stacks(model)
     for path in paths:
         width = widths[path] if path in widths else output_width(modules[path])
         yield Site(path, width, *layer_and_kind(path, stacks))

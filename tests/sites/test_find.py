@@ -177,6 +177,20 @@ def test_two_stacks_need_a_choice():
     assert find_sites(model, r"encoder.*wi")[0].layer == 0
 
 
+def test_a_pattern_selects_in_the_given_stack():
+    model = tiny_model("T5")
+    assert {site.module.partition(".")[0] for site in find_sites(model, "SelfAttention[.]q")} == {"encoder", "decoder"}
+    for stack in ("encoder", "decoder"):
+        sites = find_sites(model, ["SelfAttention[.]q", "final_layer_norm"], stack=f"{stack}.block")
+        outside = ["encoder.final_layer_norm", "decoder.final_layer_norm"]
+        queries = [f"{stack}.block.{layer}.layer.0.SelfAttention.q" for layer in (0, 1)]
+        assert {site.module for site in sites} == {*queries, *outside}
+    with pytest.raises(InputError, match="no module of T5Model matches 'EncDecAttention.q' in encoder.block"):
+        find_sites(model, "EncDecAttention.q", stack="encoder.block")
+    with pytest.raises(InputError, match="'nothing' is not a block stack"):
+        find_sites(model, "SelfAttention[.]q", stack="nothing")
+
+
 def test_unknown_modules_and_layers_are_refused(bert):
     with pytest.raises(InputError, match="no module of BertModel matches 'querry'; similar names are .*query"):
         find_sites(bert, "querry")
