@@ -80,14 +80,27 @@ def find_sites(
         found |= {site.name: site for site in selected}
     sites = list(found.values())
     if layers is not None:
-        depth = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
-        if len(stacks := layer_stacks(model)) == 1 or stack is not None:
-            depth = len(stacks[stack or next(iter(stacks))])
-        wanted = parse_layers(layers, depth)
-        sites = [site for site in sites if site.layer in wanted]
+        sites = _in_layers(sites, layers, layer_stacks(model), stack)
     if not sites:
         raise InputError(f"no site of {type(model).__name__} matches {target_modules!r} in layers {layers!r}")
     return in_module_order(sites, model)
+
+
+def _in_layers(sites: list[Site], layers: Layers, stacks: dict[str, nn.ModuleList], stack: str | None) -> list[Site]:
+    """The sites in some layers. Raises InputError for one that does not exist, or is counted from the ends of unequal stacks."""
+    depth = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
+    if len(stacks) == 1 or stack is not None:
+        depth = len(stacks[stack or next(iter(stacks))])
+    layers = [*layers] if isinstance(layers, Iterator) else layers
+    wanted = parse_layers(layers, depth)
+    paths = [] if stack is not None else [path for path in stacks if any(site.module.startswith(f"{path}.") for site in sites)]
+    counts_from_end = parse_layers(layers, depth + 1) != wanted
+    if counts_from_end and len({len(stacks[path]) for path in paths}) > 1:
+        raise InputError(
+            f"layers {layers!r} are counted from the end, which {' and '.join(paths)} have at different layers: choose one with "
+            "stack=..."
+        )
+    return [site for site in sites if site.layer in wanted]
 
 
 def in_module_order(sites: Iterable[Site], model: nn.Module) -> tuple[Site, ...]:

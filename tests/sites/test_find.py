@@ -191,6 +191,19 @@ def test_a_pattern_selects_in_the_given_stack():
         find_sites(model, "SelfAttention[.]q", stack="nothing")
 
 
+def test_layers_from_the_end_of_unequal_stacks_need_a_choice():
+    """As in Whisper's turbo, whose decoder has four blocks, its encoder 32."""
+    model = tiny_model("T5", num_layers=3, num_decoder_layers=2)
+    assert len(find_sites(model, "SelfAttention[.]q", layers=iter([0, 1]))) == 4
+    unequal = "counted from the end, which encoder.block and decoder.block have at different layers: choose one with stack="
+    for layers in (-1, "0,-1", [-1, -2]):
+        with pytest.raises(InputError, match=unequal):
+            find_sites(model, "SelfAttention[.]q", layers=layers)
+    assert [site.layer for site in find_sites(model, "SelfAttention[.]q", layers=-1, stack="decoder.block")] == [1]
+    assert [site.layer for site in find_sites(model, "EncDecAttention[.]q", layers=-1)] == [1]
+    assert len(find_sites(tiny_model("T5"), "SelfAttention[.]q", layers=-1)) == 2
+
+
 def test_unknown_modules_and_layers_are_refused(bert):
     with pytest.raises(InputError, match="no module of BertModel matches 'querry'; similar names are .*query"):
         find_sites(bert, "querry")
