@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ def read_table(path: Path, valued: Collection[str | None]) -> Dataset:
 def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list[str]]:
     """The texts of every column of a CSV or TSV file; fields that a short row lacks are empty."""
     options = {"dtype": str, "keep_default_na": False, **options}
+    if "quoting" not in options:
+        _check_quotes(path)
     header = Counter(pandas.read_csv(path, header=None, nrows=1, **options).iloc[0])
     if repeated := [name for name, count in header.items() if name and count > 1]:
         raise ValueError(f"the header names column '{repeated[0]}' twice")
@@ -49,6 +51,22 @@ def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list
             "double quotes, or name every column"
         )
     return {name: frame[name].tolist() for name in frame}
+
+
+def _check_quotes(path: Path) -> None:
+    """Raise ValueError for a text that goes on behind its closing quote, where pandas joins all lines between two quotes."""
+    limit = csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        try:
+            deque(rows, maxlen=0)
+        except csv.Error as error:
+            raise ValueError(
+                f"line {rows.line_num} ({error}): a text that begins with a double quote ends with one, before a comma or a "
+                'line\'s end; write quotes inside it twice, as in "a ""good"" film"'
+            ) from None
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _as_values(texts: Sequence[str]) -> list[Any]:

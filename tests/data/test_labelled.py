@@ -398,6 +398,28 @@ def test_a_first_row_may_be_long_and_follow_a_line_of_blanks(tmp_path):
     assert (len(found), len(found[0]["text"])) == (2, 140_000)
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('"good film,1\nbad film,0\n"fine film,1\n', 4),  # three rows, which would be one text
+        ('"Inception" is great,1\n', 2),
+        ('"He said "wow" to me",1\n', 2),
+        ('good film,1\n"bad film,0\n', 3),
+    ],
+)
+def test_quotes_that_join_rows_or_would_be_dropped_are_refused(tmp_path, content, line):
+    (tmp_path / "data.csv").write_text("sentence,class\n" + content)
+    with pytest.raises(InputError, match=rf"data.csv' cannot be read: line {line} .*write quotes inside it twice"):
+        read_examples(recipe(str(tmp_path / "data.csv")), str(tmp_path / "data.csv"), "train")
+
+
+def test_a_long_text_and_quotes_inside_of_one_are_read(tmp_path):
+    long = "word " * 40000
+    (tmp_path / "data.csv").write_text(f'sentence,class\n{long},1\n5" wide,0\n"a ""good"", long\nfilm",1\n', encoding="utf-8-sig")
+    found = read_examples(recipe(str(tmp_path / "data.csv")), str(tmp_path / "data.csv"), "train")
+    assert found["text"][:] == [long, '5" wide', 'a "good", long\nfilm']
+
+
 def test_a_further_file_with_numbers_only_has_the_classes_of_texts(tmp_path):
     train = written(tmp_path / "train.csv", [{**row, "class": ["1", "2", "none"][number % 3]} for number, row in enumerate(ROWS)])
     test = written(tmp_path / "test.csv", [{**row, "class": ["1", "2"][number % 2]} for number, row in enumerate(ROWS)])
