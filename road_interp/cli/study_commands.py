@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Selection:
     """Options that select pieces of a study and the folders."""
 
-    seeds: Annotated[str, typer.Option(help="seeds of every condition, as in 0,1,2; by default those of the study")] = ""
+    seeds: Annotated[str, typer.Option(help="as in 0,1,2; some conditions take the first ones only; by default the study's")] = ""
     only: Annotated[list[str] | None, typer.Option(help="a condition to measure; may be repeated; all by default")] = None
     quick: Annotated[bool, typer.Option("--quick", help="measure a few steps and examples only; the numbers are meaningless")] = (
         False

@@ -39,7 +39,10 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
     for slug in chosen:
         _stored(study, slug, options)  # a piece of other settings is an error before the first measurement
     for slug in chosen:
-        for seed in _seeds(study, study.conditions[slug], options):
+        seeds = _seeds(study, study.conditions[slug], options)
+        if left := options.seeds[len(seeds) :]:
+            progress(f"{slug} takes {len(seeds)} of the seeds that are given; left out: {', '.join(map(str, left))}")
+        for seed in seeds:
             path = _path(study, slug, seed, options)
             if not path.is_file():
                 progress(f"{study.conditions[slug].name}, seed {seed}")
@@ -145,8 +148,8 @@ def _settings(kind: type[Any], overrides: Sequence[str]) -> Any:
 
 
 def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[int, ...]:
-    limit = study.quick_seeds if options.quick else None
-    return (options.seeds or study.seeds)[:limit][: condition.seeds]
+    seeds = options.seeds or study.seeds[: study.quick_seeds if options.quick else None]
+    return seeds[: condition.seeds]
 
 
 def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:

@@ -251,6 +251,15 @@ def test_quick_measures_less_in_a_folder_of_its_own(study, measured, tmp_path):
     more = replace(study, quick_seeds=2, quick_conditions=None)
     assert len(pieces := run_study(more, options(tmp_path, quick=True)).pieces) == 3
     assert set(map(tuple, pieces.values())) == {(0, 1)}
+    assert run_study(study, options(tmp_path, quick=True, seeds=(3, 4))).pieces == {"plain": [3, 4], "longer": [3, 4]}
+
+
+def test_seeds_that_a_condition_does_not_take_are_named(study, measured, tmp_path):
+    lines = []
+    run_study(study, options(tmp_path, seeds=(3, 4, 5, 6)), lambda text, *_: lines.append(text))
+    assert [line for line in lines if "left out" in line] == ["plain takes 2 of the seeds that are given; left out: 5, 6"]
+    run_study(study, options(tmp_path), lambda text, *_: lines.append(text))
+    assert sum("left out" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(
