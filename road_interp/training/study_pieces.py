@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,13 +36,14 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
     if unknown := [slug for slug in options.only if slug not in study.conditions]:
         hint = did_you_mean(unknown[0], study.conditions, "the conditions are")
         raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
-    chosen = options.only or _measurable(study, options, progress)
+    chosen = options.only or _measurable(study, options)
     for slug in chosen:
         _stored(study, slug, options)  # a piece of other settings is an error before the first measurement
     for slug in chosen:
         seeds = _seeds(study, study.conditions[slug], options)
         if left := options.seeds[len(seeds) :]:
-            progress(f"{slug} takes {len(seeds)} of the seeds that are given; left out: {', '.join(map(str, left))}")
+            what = f"{slug} takes {len(seeds)} of the seeds that are given"
+            warnings.warn(f"study '{study.name}': {what}; left out: {', '.join(map(str, left))}", stacklevel=2)
         for seed in seeds:
             path = _path(study, slug, seed, options)
             if not path.is_file():
@@ -76,18 +78,19 @@ def stored_pieces(study: Study, options: StudyOptions) -> Pieces:
     return {slug: results for slug in study.conditions if (results := _stored(study, slug, options))}
 
 
-def _measurable(study: Study, options: StudyOptions, progress: Progress) -> list[str]:
-    """The conditions that are measured by default; those whose required settings are missing are reported."""
+def _measurable(study: Study, options: StudyOptions) -> list[str]:
+    """The conditions that are measured by default; the others are warned of."""
     given = {override.partition("=")[0] for override in options.overrides}
     missing = {slug: [key for key in condition.requires if key not in given] for slug, condition in study.conditions.items()}
     for slug, keys in missing.items():
         if keys:
-            progress(f"{slug} is left out: it needs {', '.join(f'{key}=...' for key in keys)}")
+            needed = ", ".join(f"{key}=..." for key in keys)
+            warnings.warn(f"study '{study.name}': {slug} is left out: it needs {needed}", stacklevel=3)
     limit = study.quick_conditions if options.quick else None
     given_all = [slug for slug, keys in missing.items() if not keys]
     measured = [slug for slug in given_all if study.applies(_recipe(study, slug, (options.seeds or study.seeds)[0], options))]
     if others := [slug for slug in given_all if slug not in measured]:
-        progress(f"left out, because the inputs do not hold them: {', '.join(others)}")
+        warnings.warn(f"study '{study.name}': the inputs do not hold {', '.join(others)}: left out", stacklevel=3)
     return measured[:limit]
 
 

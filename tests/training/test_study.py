@@ -66,10 +66,10 @@ def test_missing_pieces_are_measured_once(study, measured, tmp_path):
 
 def test_a_condition_without_a_required_setting_is_left_out_and_named(study, measured, tmp_path):
     conditions = {**study.conditions, "longer": replace(study.conditions["longer"], requires=("file",))}
-    study, lines = replace(study, conditions=conditions), []
-    run_study(study, options(tmp_path), lambda text, *_: lines.append(text))
+    study = replace(study, conditions=conditions)
+    with pytest.warns(UserWarning, match=r"study 'small': longer is left out: it needs file=\.\.\."):
+        run_study(study, options(tmp_path))
     assert {slug for slug, _ in slugs_and_seeds(measured)} == {"plain", "apart"}
-    assert "longer is left out: it needs file=..." in lines
     (tmp_path / "here").touch()
     run_study(study, options(tmp_path, overrides=(f"file={tmp_path / 'here'}",)))
     assert {slug for slug, _ in slugs_and_seeds(measured)} == set(conditions)
@@ -254,12 +254,12 @@ def test_quick_measures_less_in_a_folder_of_its_own(study, measured, tmp_path):
     assert run_study(study, options(tmp_path, quick=True, seeds=(3, 4))).pieces == {"plain": [3, 4], "longer": [3, 4]}
 
 
+@pytest.mark.filterwarnings("error")
 def test_seeds_that_a_condition_does_not_take_are_named(study, measured, tmp_path):
-    lines = []
-    run_study(study, options(tmp_path, seeds=(3, 4, 5, 6)), lambda text, *_: lines.append(text))
-    assert [line for line in lines if "left out" in line] == ["plain takes 2 of the seeds that are given; left out: 5, 6"]
-    run_study(study, options(tmp_path), lambda text, *_: lines.append(text))
-    assert sum("left out" in line for line in lines) == 1
+    with pytest.warns(UserWarning, match="study 'small': plain takes 2 of the seeds that are given; left out: 5, 6") as found:
+        run_study(study, options(tmp_path, seeds=(3, 4, 5, 6)))
+    assert len(found) == 1
+    run_study(study, options(tmp_path))  # which warns of nothing
 
 
 @pytest.mark.parametrize(
