@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from road_interp.errors import InputError
 from road_interp.plots.arguments import check_choice, check_drawn, listed
 from road_interp.plots.style import COLORS, callers_width, color_and_marker, error_bars, in_place_of, prepared, styled, width_of
 
@@ -49,12 +50,18 @@ def drift_grid(reports: Sequence[DriftReport] | DriftReport, ax: Axes | None = N
 
     Args:
         ax: a subplot, whose place the grid takes; it is removed from its figure.
+
+    Raises InputError for reports of models of different depth.
     """
     reports = listed(reports)
     kinds = [
         (report, kind) for report in reports for kind in sorted({place.before_norm for place in report.places}, reverse=True)
     ]
-    layers, width = reports[0].layers, callers_width() if ax is None else width_of(prepared(ax))
+    layers = reports[0].layers
+    if other := next((report for report in reports if report.layers != layers), None):
+        depths = f"'{reports[0].tuned}' has {len(layers)} blocks, '{other.tuned}' {len(other.layers)}"
+        raise InputError(f"plots.drift_grid: {depths}, and each has a column: draw a grid for either")
+    width = callers_width() if ax is None else width_of(prepared(ax))
     panels = PANELS if width is None else min(PANELS, max(1, int((width - 0.6) / 0.8)))
     chunks = [layers[start : start + panels] for start in range(0, len(layers), panels)]
     rows = [(report, kind, chunk) for report, kind in kinds for chunk in chunks]
@@ -121,7 +128,8 @@ def drift_blocks(
         handles += [Line2D([], [], color="0.4", marker="o", label=label, **_line_style(pinned)) for label, pinned in styles]
     if quantity == "dM":
         handles.append(Line2D([], [], color="0.4", linestyle=":", label=NULL))
-    ax.set(xlabel="block", ylabel=QUANTITIES[quantity], xticks=reports[0].layers[:: 1 if len(reports[0].layers) <= 16 else 4])
+    blocks = max((report.layers for report in reports), key=len)
+    ax.set(xlabel="block", ylabel=QUANTITIES[quantity], xticks=blocks[:: 1 if len(blocks) <= 16 else 4])
     if all(getattr(place, quantity)[0] > 0 for report in reports for place in report.places):
         ax.set_yscale("log")
     else:

@@ -305,6 +305,14 @@ def test_one_report_of_drift_is_as_good_as_a_list():
         assert plots.drift_grid(DRIFT).figure.get_size_inches()[0] == 3.3
 
 
+def test_blocks_of_a_deeper_model_are_not_cut_off():
+    last = DRIFT.layers[-1]
+    shallow = replace(DRIFT, tuned="shallow", places=tuple(place for place in DRIFT.places if place.layer < last))
+    with pytest.raises(InputError, match=rf"'shallow' has {last} blocks, '{DRIFT.tuned}' {last + 1}.*a grid for either"):
+        plots.drift_grid([shallow, DRIFT])
+    assert last in plots.drift_blocks([shallow, DRIFT]).get_xticks()
+
+
 def test_panels_that_share_an_axis_keep_their_data_in_view(adapter):
     def turned(degrees):
         places = (replace(PLACE, layer=layer, angle=(layer * degrees,) * 3) for layer in range(6))
