@@ -26,7 +26,7 @@ from road_interp.cli.options import (
     print_figures,
     quiet_libraries,
 )
-from road_interp.cli.output_file import default_output
+from road_interp.cli.output_file import default_output, name_of
 from road_interp.errors import InputError
 from road_interp.files import check_folder, is_file
 from road_interp.progress import progress_bar
@@ -144,7 +144,7 @@ def _load_model_or_run(identifier: str, settings: ModelRecipe | None) -> tuple[A
 
     if is_file(local_folder(identifier) / RECIPE):
         run = Run.load(identifier)
-        return run.load_model(), run.recipe.model, run.folder.name
+        return run.load_model(), run.recipe.model, name_of(run.folder)
     recipe = ModelRecipe(identifier)
     if settings is not None:
         same = {key: getattr(settings, key) for key in LOADED_ALIKE}

@@ -362,13 +362,15 @@ def test_the_table_of_drift_has_the_ratio_to_the_null():
 @pytest.mark.training
 def test_drift_of_a_run_does_not_count_rounding(capsys, monkeypatch, workplace, tmp_path):
     still = ("model.dtype=bfloat16", "training.learning_rate=1e-12", "training.max_steps=1", "model.max_length=12")
-    train(recipe_for(workplace, *still), tmp_path / "run", progress=False)
-    asked = ("drift", workplace / "model", tmp_path / "run", workplace / "data.csv", "--limit", 20, "--json")
+    folder = tmp_path / "films" / "seed-0"
+    train(recipe_for(workplace, *still), folder, progress=False)
+    asked = ("drift", workplace / "model", folder, workplace / "data.csv", "--limit", 20, "--json")
     code, out, err = run(capsys, monkeypatch, *asked)
     assert code == 0, err
+    assert json.loads(out)["tuned"] == "films-seed-0"  # seeds of other runs have the same folder name
     assert all(place["angle"][0] < 1e-3 and place["dM"][0] < 1e-5 for place in json.loads(out)["places"])
     train(recipe_for(workplace, "training.max_steps=1"), tmp_path / "other", progress=False)
-    code, out, err = run(capsys, monkeypatch, "drift", tmp_path / "run", tmp_path / "other", workplace / "data.csv", "--limit", 2)
+    code, out, err = run(capsys, monkeypatch, "drift", folder, tmp_path / "other", workplace / "data.csv", "--limit", 2)
     assert (code, out) == (2, "")
     assert "the runs have model.dtype bfloat16 and float32" in err
 
