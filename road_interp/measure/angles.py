@@ -102,7 +102,7 @@ class AngleReport(Result):
         return [{"name": site.name, "layer": site.layer, "kind": site.kind, **site.summary()} for site in self.sites]
 
     def most_rotated(self, count: int) -> list[tuple[SiteAngles, int, float, float]]:
-        """The planes with the largest |angle|: site, plane, angle (radians), magnitude (factor)."""
+        """The planes with the largest |angle|, reflections among them: site, plane, angle (radians), magnitude (factor)."""
         planes = [
             (site, plane, angle, magnitude)
             for site in self.sites

@@ -36,7 +36,7 @@ def angles(report: AngleReport, ax: Axes | None = None) -> Axes:
         ax,
         lambda site: np.degrees(np.abs(site.angle).mean()),
         "mean |angle| of a plane (degrees)",
-        "Rotation of the planes",
+        f"Rotation of the planes{_reflections(report)}",
     )
 
 
@@ -79,7 +79,8 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
         length, color = unit * magnitude, COLORS[0] if angle > 0 else COLORS[1]
         ax.arrow(x, y, length * np.cos(angle), length * np.sin(angle), color=color, **arrow)
         place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
-        text = f"{place}\nplane {plane}: {np.degrees(angle):+.0f}°, \u00d7 {magnitude:.2f}"
+        turn = "reflection" if site.reflection[plane] else f"{np.degrees(angle):+.0f}°"
+        text = f"{place}\nplane {plane}: {turn}, \u00d7 {magnitude:.2f}"
         ax.text(x, y - 1.25, text, ha="center", va="top")
     ax.set(xlim=(-wide / 2, wide * (columns - 0.5)), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
     ax.set_axis_off()
@@ -113,7 +114,8 @@ def angle_histogram(report: AngleReport, ax: Axes | None = None) -> Axes:
         ax.bar(places[:-1], counts, np.diff(places), below, align="edge", label=kind)
         below += counts
     _shape_wedge(ax, limit, below.max())
-    ax.set_title(f"Number of planes by angle ({report.variant}, {sum(map(len, planes.values()))} planes)")
+    number = sum(map(len, planes.values()))
+    ax.set_title(f"Number of planes by angle ({report.variant}, {number} planes){_reflections(report)}")
     ax.legend(loc="upper left", bbox_to_anchor=(1.15, 1))
     return ax
 
@@ -146,6 +148,13 @@ def shares(report: AngleReport, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="share of the squared logarithm of the map", xlim=(0, 1), title=f"Shares of the plane maps ({report.variant})")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
+
+
+def _reflections(report: AngleReport) -> str:
+    """The end of a title about planes that are no rotations; empty if all are."""
+    count = sum(sum(site.reflection) for site in report.sites)
+    what = "plane is a reflection: its angle is" if count == 1 else "planes are reflections: their angles are"
+    return f"\n{count} {what} twice that of the axis" if count else ""
 
 
 def _heat_map(report: AngleReport, ax: Axes, value: Callable[[SiteAngles], float], unit: str, title: str) -> Axes:

@@ -104,6 +104,18 @@ def test_planes_draw_the_turned_vectors(report):
     assert texts[0] == f"{site.layer} {site.kind}\nplane {plane}: {np.degrees(angle):+.0f}°, × {magnitude:.2f}"
 
 
+def test_reflections_are_not_drawn_as_rotations_without_a_word(report):
+    site, plane, *_ = report.most_rotated(1)[0]
+    mirrored = replace(site, reflection=tuple(number == plane for number in range(len(site.angle))))
+    sites = tuple(mirrored if each is site else each for each in report.sites)
+    found = replace(report, sites=sites)
+    assert "reflection, ×" in plots.planes(found, count=1).texts[0].get_text()
+    for draw in (plots.angles, plots.angle_histogram):
+        assert "1 plane is a reflection: its angle is twice that of the axis" in " ".join(draw(found).get_title().split())
+        assert "reflection" not in draw(report).get_title()
+    assert "reflection" not in plots.magnitudes(found).get_title()
+
+
 @pytest.mark.parametrize("magnitude", [1.2, 4.0])
 def test_no_vector_leaves_the_figure_or_reaches_the_next_plane(magnitude):
     site = Site("a.b", 16, 3, "b")
