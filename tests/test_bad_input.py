@@ -363,7 +363,7 @@ CASES = {
     "a label that is null": (
         write("d.jsonl", '{"text": "a", "label": 1}\n{"text": "a", "label": null}\n'),
         [*TRAIN, "data.id=d.jsonl"],
-        "row 1: label None is neither text nor a number",
+        "row 1: the label is empty; give it one, or leave the row out",
     ),
     "a label that is a list": (
         write("d.jsonl", '{"text": "a", "label": [1]}\n'),
@@ -378,7 +378,7 @@ CASES = {
     "a number that is none": (
         write("d.jsonl", '{"text": "a", "label": NaN}\n' * 9),
         [*TRAIN, "data.id=d.jsonl", "data.problem_type=regression"],
-        "row 0: label nan is not a finite number",
+        "row 0: the label is empty; give it one, or leave the row out",
     ),
     "no Parquet": (write("d.parquet", "PAR1 not really"), [*TRAIN, "data.id=d.parquet"], "'d.parquet' cannot be read"),
     "a kind of file that is not read": (write("d.docx", "x"), [*TRAIN, "data.id=d.docx"], "'.docx' is not one of .csv"),

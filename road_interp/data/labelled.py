@@ -198,10 +198,11 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
         check_column(data, column, identifier, role)
     columns = {role: list(data[column]) for role, column in names.items()}
     for row, label in enumerate(columns["label"]):
+        is_nan = isinstance(label, float) and math.isnan(label)
+        if label is None or is_nan or (label == "" and "" not in (recipe.classes or ())):
+            raise InputError(f"'{identifier}', row {row}: the label is empty; give it one, or leave the row out")
         if not isinstance(label, str | int | float):
             raise InputError(f"'{identifier}', row {row}: label {shown(label)} is neither text nor a number")
-        if label == "" and "" not in (recipe.classes or ()):
-            raise InputError(f"'{identifier}', row {row}: the label is empty; give it one, or leave the row out")
         if isinstance(label, str) != isinstance(columns["label"][0], str):
             raise InputError(
                 f"'{identifier}', row {row}: label {shown(label)} and the first label are not both text or both numbers"

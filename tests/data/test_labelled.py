@@ -321,6 +321,12 @@ def test_a_label_beyond_all_numbers_stays_text(tmp_path):
     assert load_labelled(recipe(str(path), validation_size=4, test_size=4)).classes == ("1", "1e400")
 
 
+def test_a_label_that_pandas_reads_as_missing_is_no_class(tmp_path):
+    path = written(tmp_path / "data.parquet", [{**row, "class": n % 2 if n else float("nan")} for n, row in enumerate(ROWS)])
+    with pytest.raises(InputError, match="row 0: the label is empty; give it one, or leave the row out"):
+        load_labelled(recipe(path))
+
+
 def test_labels_that_differ_in_spaces_are_not_two_classes(tmp_path):
     path = tmp_path / "spaces.csv"
     path.write_text("sentence,class\n" + "".join(f"film {row},{('yes', 'no', 'yes ')[row % 3]}\n" for row in range(30)))
