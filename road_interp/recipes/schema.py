@@ -306,8 +306,8 @@ class TaskRecipe:
         id, config: the data set of prompts and answers, as in DataRecipe; `config` also applies to `test`.
         split: of a hub data set, the one to train on; files have none.
         prompt, answer: Jinja templates over its columns, such as "{{ endings[label] }}".
-        examples: number of training examples.
-        test: data set of test questions, of which at most `scoring.test` are used.
+        examples: number of training examples; of a data set these are the first rows, so shuffle a file that is sorted.
+        test: data set of test questions, of which the first `scoring.test` are used.
         reference: Jinja template over the columns of `test` for the reference answer; by default `answer`.
         match: regular expression; an answer is correct if its last match equals that of the reference (`extract_answer`).
     """
