@@ -180,6 +180,17 @@ def check_no_constant_source(intervention: type[nn.Module], keywords: Mapping[st
         )
 
 
+def check_source(base: Tensor, source: Tensor) -> None:
+    """Raise InputError for states of a source that do not have the axes of the base's: torch would spread rows over tokens."""
+    width, axes = base.shape[-1], zip(source.shape, base.shape, strict=False)
+    is_spread = source.ndim == base.ndim and all(own in (1, whole) for own, whole in axes)
+    if source.shape[-1:] != base.shape[-1:] or not (is_spread or source.numel() == width):
+        raise InputError(
+            f"the source has states of shape {tuple(source.shape)}, the base of shape {tuple(base.shape)}: give both the same "
+            "axes, which are (rows, tokens, width) in pyvene, or one state for all"
+        )
+
+
 def check_all_dimensions(interchange_dim: Any, width: int, instead: str) -> None:
     """Raise InputError for an `interchange_dim` of pyvene that is not the whole state: it would have no effect."""
     if (torch.as_tensor(interchange_dim) < width).any():

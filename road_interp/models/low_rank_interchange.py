@@ -18,6 +18,7 @@ from road_interp.models.intervention import (
     check_all_dimensions,
     check_keywords,
     check_no_constant_source,
+    check_source,
     keep_float32,
     move_only,
     pyvene,
@@ -128,7 +129,10 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
 
         Args:
             subspaces: for every row of the batch, the directions to swap; None for all of them.
+
+        Raises InputError for a source of other axes than the base, and for wrong subspaces.
         """
+        check_source(base, source)
         if not self._has_rank:
             raise InputError(
                 "a LowRankInterchangeIntervention that is made from its type has no rank: give low_rank_dimension in the config"

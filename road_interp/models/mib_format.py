@@ -30,8 +30,11 @@ def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features:
         features: the swapped features; None for all.
 
     Raises:
-        InputError: columns that are not orthonormal, features that do not exist, or files that exist already.
+        InputError: columns that are not orthonormal, features that do not exist, a unit that is no part of a file name, or files
+            that exist already.
     """
+    if not isinstance(unit, str) or not unit or Path(unit).name != unit:
+        raise InputError(f"the unit begins the names of three files, so that it must be a text without '/', not {unit!r}")
     width, count = basis.shape
     if not torch.allclose(basis.T @ basis, torch.eye(count, dtype=basis.dtype, device=basis.device), atol=1e-4):
         raise InputError("the columns of the basis are not orthonormal: MIB's loader would orthogonalise them")

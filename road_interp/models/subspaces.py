@@ -63,7 +63,7 @@ def entries_of(subspaces: Sequence[int], partition: Sequence[Sequence[int]] | No
     known = count if partition is None else len(partition)
     if unknown := [subspace for subspace in chosen if not 0 <= subspace < known]:
         raise InputError(f"subspace {unknown[0]} does not exist: subspaces are 0 to {known - 1}")
-    return chosen if partition is None else [entry for subspace in chosen for entry in partition[subspace]]
+    return [int(each) for each in chosen] if partition is None else [entry for each in chosen for entry in partition[each]]
 
 
 def as_lists(partition: Any) -> list[list[int]] | None:

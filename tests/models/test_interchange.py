@@ -210,6 +210,26 @@ def test_in_pyvene_as_a_type_with_several_positions_and_subspaces():
     assert changed[:, 1:3].any(1).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("made", [interchange(1), LowRankInterchangeIntervention(WIDTH, 4)])
+def test_states_of_a_source_without_the_axis_of_tokens(made):
+    """As many rows as tokens: torch would give token i of every row the state of source i."""
+    model = pyvene.IntervenableModel([{"layer": 1, "component": "block_output", "intervention": made}], tiny_model("Llama"))
+    (key,) = model.interventions
+    base, source = token_batch(), states(3)
+    for given in (source, states(2), source[:, None, :1], states(3, 2)):
+        with pytest.raises(InputError, match=r"the source has states of shape .*, the base of shape \(3, 3, 32\)"):
+            model(base, unit_locations={"base": [1, 2, 3]}, source_representations={key: given})
+    call = {"unit_locations": {"base": [1, 2, 3]}}
+    of_rows, of_tokens = (
+        model(base, source_representations={key: given}, **call)[1].last_hidden_state
+        for given in (source.unsqueeze(1), source.unsqueeze(1).expand(3, 3, WIDTH))
+    )
+    torch.testing.assert_close(of_rows, of_tokens)
+    alike = [model(base, source_representations={key: each}, **call)[1][0] for each in (source[0], source[:1], source[:1, None])]
+    assert torch.equal(alike[0], alike[1])
+    assert torch.equal(alike[0], alike[2])
+
+
 def test_the_type_on_an_unknown_component_raises_a_helpful_error():
     config = [{"component": "transformer.h[0].attn.c_attn.output", "intervention_type": RoadInterchangeIntervention}]
     with pytest.raises(InputError, match="needs embed_dim.*Pass an instance"):

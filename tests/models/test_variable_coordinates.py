@@ -283,3 +283,16 @@ def test_mibs_form_needs_the_numbers_of_a_variable(make, subspaces, tmp_path):
         interchange.save_mib(tmp_path, "unit", subspaces)
     interchange.save_mib(tmp_path, "unit", owned.subspaces(["number"])[0])
     assert json.loads((tmp_path / "unit_indices").read_text()) == [0, 1]
+
+
+@pytest.mark.parametrize("make", ["road", "low_rank"])
+def test_mibs_form_of_numbers_of_numpy_is_whole(make, tmp_path):
+    """The indices are written last: where they cannot be, the track would find a featurizer of all features."""
+    kind = RoadInterchangeIntervention if make == "road" else LowRankInterchangeIntervention
+    interchange = kind(8, **({"rows": [0, 2, 4]} if make == "road" else {"low_rank_dimension": 3}))
+    interchange.save_mib(tmp_path, "unit", np.array([0, 2]))
+    assert json.loads((tmp_path / "unit_indices").read_text()) == [0, 2]
+    for unit in ("layer/unit", "", None):
+        with pytest.raises(InputError, match="the unit begins the names of three files"):
+            interchange.save_mib(tmp_path / "other", unit)
+    assert not (tmp_path / "other").exists()
