@@ -85,6 +85,7 @@ def with_best_prompts(
 ) -> EntityTask:
     """The task with the `count` prompts of every attribute that the model answers rightly most often, about TRIED training
     entities, drawn with seed 0."""
+    check_count("causal.with_best_prompts", "count", count)
     trained = sorted(entity for entity in task.values if task.split[entity] == "train")
     tried = set(random.Random(0).sample(trained, min(TRIED, len(trained))))
     questions = [question for question in task.questions("train") if question.entity in tried]

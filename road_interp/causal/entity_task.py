@@ -50,7 +50,8 @@ class EntityTask:
             By default its group.
 
     Raises:
-        InputError: a prompt without the place of the entity, an entity without a value or in another split than these three.
+        InputError: a prompt without the place of the entity; an entity without a value, or in another split than these three; a
+            group in two splits, or of a name that is no entity.
     """
 
     name: str
@@ -61,6 +62,8 @@ class EntityTask:
     cluster: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("values", "prompts", "split", "group", "cluster"):
+            check_argument("causal.EntityTask", getattr(self, name), Mapping, f"a dictionary as {name}")
         for attribute, prompts in self.prompts.items():
             listed = checked_list("causal.EntityTask", prompts, str, f"the prompts of '{attribute}', as in ('The %s is',)")
             if wrong := [prompt for prompt in listed if prompt.count(SLOT) != 1]:
@@ -69,9 +72,27 @@ class EntityTask:
             check_argument("causal.EntityTask", values, Mapping, f"the values of '{entity}' by attribute")
             if self.split.get(entity) not in SPLITS:
                 raise InputError(f"{self.name}: the split of '{entity}' is {self.split.get(entity)!r}; use {', '.join(SPLITS)}")
-            for attribute in self.prompts:
-                if not isinstance(value := values.get(attribute), str) or not value:
-                    raise InputError(f"{self.name}: the {attribute} of '{entity}' must be a text, not {value!r}")
+            for what, value in (("name", entity), *((attribute, values.get(attribute)) for attribute in self.prompts)):
+                if not isinstance(value, str) or not value or value != value.strip():  # prompts have the spaces
+                    must = "must be a text without space at its ends"
+                    raise InputError(f"{self.name}: the {what} of '{entity}' {must}, not {value!r}")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Raise InputError for a group or a cluster of no entity, or that is no text, and for a group in two splits."""
+        for what, given in (("group", self.group), ("cluster", self.cluster)):
+            for entity, name in given.items():
+                if entity not in self.split:
+                    raise InputError(f"{self.name}: {what} has '{entity}', which is no entity")
+                if not isinstance(name, str) or not name:
+                    raise InputError(f"{self.name}: the {what} of '{entity}' must be a text, not {name!r}")
+        splits: dict[str, str] = {}
+        for entity in self.values:
+            group, split = self.group.get(entity, entity), self.split[entity]
+            if splits.setdefault(group, split) != split:
+                raise InputError(
+                    f"{self.name}: the group '{group}' is in the splits {splits[group]} and {split}: put it into one"
+                )
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -90,6 +111,7 @@ class EntityTask:
 
     def sampled(self, count: int) -> EntityTask:
         """The task with `count` of its entities, drawn at random with seed 0, or all of them if it has fewer."""
+        check_count("EntityTask.sampled", "count", count)
         drawn = set(random.Random(0).sample(sorted(self.values), min(count, len(self.values))))
         return replace(self, values={entity: values for entity, values in self.values.items() if entity in drawn})
 

@@ -70,6 +70,13 @@ def test_the_prompts_that_are_answered_best(taught_things, task, tokenizer):
     assert chosen.prompts["shape"] == task.prompts["shape"]
 
 
+@pytest.mark.parametrize("count", [0, -1, "2"])
+def test_a_number_of_prompts_or_entities_is_at_least_one(taught_things, task, tokenizer, count):
+    for call in (lambda: with_best_prompts(taught_things, tokenizer, task, count), lambda: task.sampled(count)):
+        with pytest.raises(InputError, match=f"count must be a whole number of at least 1, not {count!r}"):
+            call()
+
+
 def test_texts_that_begin_alike_give_the_same_tokens(taught_things, tokenizer):
     """The beginning is computed once; also where one text is the beginning of another."""
     texts = ["The baker cried because", "The baker cried", "The baker has", "The baker had"]
@@ -213,8 +220,23 @@ def test_number_and_gender_needs_no_files():
         ),
         ({"split": {**SPLIT, "baker": "valid"}}, "thing: the split of 'baker' is 'valid'; use train, val, test"),
         ({"split": {key: SPLIT[key] for key in SPLIT if key != "baker"}}, "thing: the split of 'baker' is None"),
-        ({"values": {"baker": {"colour": "is"}}}, "thing: the shape of 'baker' must be a text, not None"),
-        ({"values": {"baker": {"colour": "is", "shape": 3}}}, "thing: the shape of 'baker' must be a text, not 3"),
+        (
+            {"values": {"baker": {"colour": "is"}}},
+            "thing: the shape of 'baker' must be a text without space at its ends, not None",
+        ),
+        ({"values": {"baker": {"colour": "is", "shape": 3}}}, "thing: the shape of 'baker' must be a text .*, not 3"),
+        ({"values": {"baker": {"colour": "is", "shape": " he"}}}, "the shape of 'baker' must be a text .*, not ' he'"),
+        (
+            {"values": {"baker ": dict.fromkeys(VARIABLES, "is")}, "split": {"baker ": "val"}},
+            "the name of 'baker ' must be a text",
+        ),
+        ({"values": {3: dict.fromkeys(VARIABLES, "is")}, "split": {3: "val"}}, "the name of '3' must be a text .*, not 3"),
+        ({"values": ["baker"]}, "causal.EntityTask needs Mapping, not list: give a dictionary as values"),
+        ({"split": None}, "causal.EntityTask needs Mapping, not NoneType: give a dictionary as split"),
+        ({"cluster": ["bakers"]}, "causal.EntityTask needs Mapping, not list: give a dictionary as cluster"),
+        ({"cluster": {"bakre": "bakers"}}, "thing: cluster has 'bakre', which is no entity"),
+        ({"cluster": {"baker": 1}}, "thing: the cluster of 'baker' must be a text, not 1"),
+        ({"group": {"baker": "b", "cyclist": "b"}}, "thing: the group 'b' is in the splits train and test: put it into one"),
     ],
 )
 def test_tasks_that_are_incomplete_are_refused(task, changed, message):
