@@ -340,8 +340,9 @@ class InterchangeRuns:
         return 1e-3 if self._base.leaving.dtype.itemsize >= 4 else 0.5
 
     def _equals_base_odds(self, odds: Float[Tensor, " first"]) -> bool:
-        """Whether the odds of the first pairs are those without an interchange, but for rounding."""
-        return bool((odds - self.base_odds[: len(odds)]).abs().max() < self._tolerance)
+        """Whether the odds of the first pairs are those without an interchange, but for rounding, also of four large logits."""
+        of_logits = 2 * torch.finfo(self._first_logits.dtype).eps * float(self._first_logits.abs().max())
+        return bool((odds - self.base_odds[: len(odds)]).abs().max() < max(self._tolerance, of_logits))
 
     @torch.no_grad()
     def _logits_of_first(self) -> Tensor:

@@ -97,6 +97,17 @@ def test_double_precision_has_the_tolerance_of_single(tokenizer):
         assert runs._equals_base_odds(runs.base_odds + 0.4) == equal
 
 
+def test_large_logits_are_rounded_more(tokenizer):
+    """GPT-2's are near -100, where half precision has steps of a half: odds of a resumed run may be off by two of them."""
+    model = tiny_model("GPT2", "causal-lm", vocab_size=len(tokenizer), tie_word_embeddings=False)
+    with torch.no_grad():
+        model.transformer.ln_f.bias += 1
+        model.lm_head.weight -= 100 / 32
+    for dtype, equal in ((torch.float32, [False, False]), (torch.bfloat16, [True, False])):
+        runs = InterchangeRuns(model.to(dtype), ragged_pairs(tokenizer), 0, "who")
+        assert [runs._equals_base_odds(runs.base_odds + step) for step in (1.0, 3.0)] == equal
+
+
 def test_a_scan_needs_blocks_and_spans(tokenizer):
     pairs = ragged_pairs(tokenizer)
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
