@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -131,6 +132,7 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], 
     """Read a type of entity in RAVEL's format: four JSON files called `ravel_TYPE_...`.
 
     Prompts are those of RAVEL's training split, for entities of every split: its test of new entities, not of new contexts.
+    Warns of entities and prompts that have no split, which are left out.
 
     Args:
         folder: with the files entity_attributes, attribute_to_prompts, entity_to_split and prompt_to_split.
@@ -156,8 +158,13 @@ def load_ravel(folder: str | Path, entity_type: str, attributes: Sequence[str], 
             attribute: tuple(text for text in prompts[attribute] if text.count(SLOT) == 1 and prompt_split.get(text) == "train")
             for attribute in attributes
         }
+        unsplit = [entity for entity in values if entity not in split]
+        unsplit += [text for attribute in attributes for text in prompts[attribute] if prompt_split.get(text) not in SPLITS]
     except (AttributeError, TypeError) as error:
         raise InputError(f"'{folder}': ravel_{entity_type}_... is not in RAVEL's format ({error})") from None
+    if unsplit:
+        message = f"{entity_type}: {len(unsplit)} entities and prompts have no split and are left out, such as '{unsplit[0]}'"
+        warnings.warn(message, stacklevel=2)
     if silent := [attribute for attribute, of_attribute in texts.items() if not of_attribute]:
         raise InputError(f"{entity_type} has no prompt of the training split that asks for '{silent[0]}' with one {SLOT}")
     if cluster is not None and cluster not in attributes:

@@ -183,8 +183,14 @@ def test_ravels_files(tmp_path):
         load_ravel(tmp_path, "city", ["Mayor"])
     with pytest.raises(InputError, match=r"ravel_verb_entity_attributes\.json' does not exist"):
         load_ravel(tmp_path, "verb", ["Definition"])
+    for name, missing in (("entity_to_split", "Ys"), ("prompt_to_split", "in %s, of")):
+        kept = {key: value for key, value in files[name].items() if key != missing}
+        (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(kept))
+    with pytest.warns(UserWarning, match="city: 2 entities and prompts have no split and are left out, such as 'Ys'"):
+        assert load_ravel(tmp_path, "city", ["Country", "Continent"]).values == task.values
     files["prompt_to_split"] |= {"%s is in": "val", "%s and %s": "val"}
-    (tmp_path / "ravel_city_prompt_to_split.json").write_text(json.dumps(files["prompt_to_split"]))
+    for name in ("entity_to_split", "prompt_to_split"):
+        (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(files[name]))
     with pytest.raises(InputError, match="city has no prompt of the training split that asks for 'Country'"):
         load_ravel(tmp_path, "city", ["Country", "Continent"])
     (tmp_path / "ravel_city_entity_attributes.json").write_text('{"Oslo": 3}')
