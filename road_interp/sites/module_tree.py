@@ -79,7 +79,7 @@ def reads_weight(kind: type, name: str) -> bool:
 
 def read_weights(model: nn.Module, paths: Iterable[str]) -> dict[str, type]:
     """The linear layers among `paths` whose weights the code around them reads, with the class that does."""
-    around = {path: type(model.get_submodule(path.rpartition(".")[0])) for path in paths}
+    around: dict[str, type] = {path: type(model.get_submodule(path.rpartition(".")[0])) for path in paths}
     return {path: kind for path, kind in around.items() if reads_weight(kind, path.rpartition(".")[2])}
 
 
