@@ -56,7 +56,7 @@ def supports_stored_keys(model: PreTrainedModel, text: Sequence[int]) -> bool:
     """Whether tokens of a text can be run behind stored keys.
 
     The attention reads a mask and is causal, every block is one of attention, and no rotations are attached, whose tokens may
-    depend on the cache. Flash attention takes no padding on both sides.
+    depend on the cache, nor hooks of other code, which may count tokens. Flash attention takes no padding on both sides.
 
     Args:
         text: token ids, on which it is tested that tokens do not depend on later ones.
@@ -64,8 +64,9 @@ def supports_stored_keys(model: PreTrainedModel, text: Sequence[int]) -> bool:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     reads_mask = config._attn_implementation in ("eager", "sdpa")
-    attends = reads_mask and kinds <= {"full_attention", "sliding_attention"} and not is_rotated(model)
-    return attends and fills_cache(model, text) and is_causal(model, text)
+    attends = reads_mask and kinds <= {"full_attention", "sliding_attention"}
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return attends and not is_rotated(model) and not hooked and fills_cache(model, text) and is_causal(model, text)
 
 
 @torch.no_grad()

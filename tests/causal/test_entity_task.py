@@ -86,6 +86,14 @@ def test_texts_that_begin_alike_give_the_same_tokens(taught_things, tokenizer):
     assert next_tokens(taught_things, ids[:1]) == alone[:1]
 
 
+def test_hooks_that_count_tokens_read_whole_texts(taught_things, tokenizer):
+    ids = [tokenizer(text)["input_ids"] for text in ("The baker cried because she", "The baker cried because he")]
+    model = copy.deepcopy(taught_things)
+    model.model.layers[0].register_forward_hook(lambda module, args, output: output.index_fill(1, torch.tensor([1, 4]), 2.0))
+    alone = [model(torch.tensor([each])).logits[0, -1].argmax().item() for each in ids]
+    assert next_tokens(model, ids) == alone
+
+
 @pytest.mark.parametrize(
     "config",
     [

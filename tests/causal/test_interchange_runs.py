@@ -151,7 +151,8 @@ def test_a_text_that_pairs_share_is_run_once(tokenizer):
     )
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     rows, (site,) = [], find_sites(model, "block-output", layers=1)
-    model.model.layers[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    embed = model.model.embed_tokens.forward
+    model.model.embed_tokens.forward = lambda ids: rows.append(len(ids)) or embed(ids)
     runs, alone = (InterchangeRuns(model, each, site, "who", batch_size=2) for each in (repeated, pairs))
     assert rows[:6] == [2, 1, 1, 2, 2, 1]  # sources, the tests of the cache and of causal attention, bases
     stack = RoadInterchangeIntervention(32, depth=3, spread=2.0)
@@ -297,6 +298,21 @@ def test_stored_keys_that_give_other_answers_are_not_used(tokenizer, monkeypatch
     assert not InterchangeRuns(model, ragged_pairs(tokenizer), 1, "does").starts_at_span
     monkeypatch.undo()
     assert InterchangeRuns(model, ragged_pairs(tokenizer), 1, "does").starts_at_span
+
+
+@pytest.mark.parametrize("tokens", [slice(1, 2), 2])
+def test_hooks_that_count_tokens_find_their_own(tokenizer, tokens):
+    """Of another steering method, at a block behind that of the swap."""
+
+    def steer(module, args, output):
+        states = hidden_of(output).clone()
+        states[:, tokens] += 2
+        return with_hidden(output, states)
+
+    model, pairs = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer), num_hidden_layers=4), ragged_pairs(tokenizer)
+    model.model.layers[2].register_forward_hook(steer)
+    runs = InterchangeRuns(model, pairs, 1, "who")
+    assert runs.odds(full_swap).tolist() == pytest.approx([swapped_odds(model, pairs, row, "who") for row in range(3)], abs=1e-5)
 
 
 def test_every_pass_without_gradient_is_told(tokenizer):
