@@ -12,7 +12,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ class CounterfactualPairs:
         positions: by span, for the spans that all texts have: index of the span's last token in base and in source. The span
             "last" is the last token of the text.
         words: by span, its text in base and in source, without spaces around it; for "last" the text's last word.
+        stems: of words with several forms, such as singular and plural, what they count as in `clusters`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class CounterfactualPairs:
     source_class: tuple[str, ...]
     positions: Mapping[str, tuple[tuple[int, int], ...]]
     words: Mapping[str, tuple[tuple[str, str], ...]]
+    stems: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.base)
@@ -90,12 +92,13 @@ class CounterfactualPairs:
 
     def clusters(self, span: str) -> tuple[tuple[str, str], ...]:
         """The words of base and source that pairs share and intervals are over: those at a span, or, where these are fewer than
-        FEW different ones, those at the span that has the most."""
+        FEW different ones, those at the span that has the most. Forms of one word are the same one."""
 
         def count(name: str) -> int:
             return len({word for both in self.words[name] for word in both})
 
-        return self.words[span if count(span) >= FEW else max(self.words, key=count)]
+        chosen = self.words[span if count(span) >= FEW else max(self.words, key=count)]
+        return tuple((self.stems.get(base, base), self.stems.get(source, source)) for base, source in chosen)
 
     def span(self, name: str) -> tuple[tuple[int, int], ...]:
         """Positions of a span, in base and in source. Raises InputError if the pairs do not have the span."""

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument, check_count
 from road_interp.causal.arguments import check_tokenizer
-from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
+from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, Splits, encode_pairs
 from road_interp.errors import InputError, did_you_mean
 from road_interp.files import read_json_object
 
@@ -39,9 +40,10 @@ def load_pairs(
 ) -> Splits:
     """Generate the three splits of a task from templates, with disjoint words.
 
-    The words of a slot are divided among the splits. Words with the same first four letters stay in one split, so that singular
-    and plural of a noun are not separated. Words of several slots that are chosen together are divided by those of the first
-    slot. Lists with fewer than ten different beginnings (prepositions, determiners) are shared by all splits.
+    The words of a slot are divided among the splits. Words with the same first four letters stay in one split and count as one in
+    intervals, so that singular and plural of a noun are not separated. Words of several slots that are chosen together are
+    divided by those of the first slot. Lists with fewer than ten different beginnings (prepositions, determiners) are shared by
+    all splits.
 
     Args:
         task: "agreement" (number of a subject, and the verb after a prepositional phrase), "gender" (a name and its pronoun), or
@@ -76,7 +78,13 @@ def load_pairs(
         raise InputError(f"task '{task}': {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"task '{task}' is not in CausalGym's template format ({type(error).__name__}: {error})") from None
-    return Splits(*(encode_pairs(pairs, tokenizer, task, prefix) for pairs in drawn))
+    return Splits(*(_with_stems(encode_pairs(pairs, tokenizer, task, prefix)) for pairs in drawn))
+
+
+def _with_stems(pairs: CounterfactualPairs) -> CounterfactualPairs:
+    """Pairs whose words count as one where they stay in one split."""
+    words = {word for of_span in pairs.words.values() for both in of_span for word in both}
+    return replace(pairs, stems={word: _stem({"word": word}) for word in words})
 
 
 def _check_format(task: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch
     assert replace(report, rows=rows).selectivity() == 2.5
     assert (report.of("DAS, rank 8").parameters, report.of(STACKED).parameters) == (8 * 32, 5 * 16)
     assert (report.of(STACKED).effective, report.of("full swap").effective) == (1 + 2 + 4 + 8 + 16, 0)
-    assert report.words == pairs.words["name"]
+    assert report.words == pairs.clusters("name")
     assert report.divergences["no swap"] == 0
     assert 0 < report.divergences[STACKED] < report.divergences["full swap"]
     assert set(report.directions) == {PLANES, DAS, "DAS, rank 8", "difference of means", "linear probe"}

@@ -153,6 +153,18 @@ def test_a_line_of_a_file_ends_at_its_line_feed(tmp_path):
     assert read_pairs(tmp_path / "pairs.jsonl") == [pair]
 
 
+def test_forms_of_a_noun_count_as_one_word(tokenizer):
+    pairs = load_pairs("agreement", tokenizer, (200, 1, 1)).train
+    words, clusters = pairs.words["subject"], pairs.clusters("subject")
+    of_word = {word: stem for both, stems in zip(words, clusters, strict=True) for word, stem in zip(both, stems, strict=True)}
+    both_forms = [word for word in of_word if f"{word}s" in of_word]
+    assert len(both_forms) > 5
+    assert all(of_word[word] == of_word[f"{word}s"] for word in both_forms)
+    assert len({*of_word.values()}) > 5
+    own = encode_pairs([Pair({"who": base}, {"who": source}, " is", " are") for base, source in words], tokenizer)
+    assert own.clusters("who") == words  # those of one's own are not known to be forms
+
+
 def test_continued_pairs_keep_every_position(tokenizer):
     pairs = load_pairs("agreement", tokenizer, (8, 4, 4), 0).train
     continued = pairs.continued([[1, 2], [3]])
