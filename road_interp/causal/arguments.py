@@ -87,7 +87,7 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
     try:
         with torch.no_grad():
             state = interchange(base.clone(), source.clone(), **options)  # it may write into them
-    except (RuntimeError, TypeError, IndexError) as error:
+    except (InputError, RuntimeError, TypeError, IndexError) as error:
         if "unexpected keyword argument 'subspaces'" in str(error):
             raise InputError(
                 f"{function}: the interchange takes no subspaces, which say the variables to swap in every row; the swap "
@@ -95,6 +95,8 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
             ) from error
         if (made_for := getattr(interchange, "width", width)) != width:
             raise InputError(f"{function}: the interchange is made for states of width {made_for}, these have {width}") from error
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{function}: the interchange cannot be applied to states of width {width}: {first_line(error)}"
         ) from error

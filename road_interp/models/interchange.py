@@ -19,7 +19,7 @@ from road_interp.models.intervention import (
     check_all_dimensions,
     check_keywords,
     check_no_constant_source,
-    check_source,
+    check_states,
     keep_float32,
     move_only,
     pyvene,
@@ -143,9 +143,9 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         Args:
             subspaces: for every row of the batch, the entries of `rows` to swap; None for all of them.
 
-        Raises InputError for a source of other axes than the base, and for wrong subspaces.
+        Raises InputError for states of another width, a source of other axes than the base, and wrong subspaces.
         """
-        check_source(base, source)
+        check_states(base, source, self.width)
         dtype = torch.promote_types(base.dtype, self.theta.dtype)
         difference = butterfly.rotate(self.theta, source.to(dtype) - base.to(dtype))
         change = butterfly.inverse(self.theta, difference * self._proportions(subspaces, difference))

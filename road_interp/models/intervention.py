@@ -180,9 +180,15 @@ def check_no_constant_source(intervention: type[nn.Module], keywords: Mapping[st
         )
 
 
-def check_source(base: Tensor, source: Tensor) -> None:
-    """Raise InputError for states of a source that do not have the axes of the base's: torch would spread rows over tokens."""
-    width, axes = base.shape[-1], zip(source.shape, base.shape, strict=False)
+def check_states(base: Tensor, source: Tensor, width: int) -> None:
+    """Raise InputError for states of another width than an interchange's, and for states of a source that do not have the axes of
+    the base's: torch would spread rows over tokens."""
+    if base.shape[-1] != width:
+        raise InputError(
+            f"an interchange of width {width} got states of width {base.shape[-1]}: give it embed_dim={base.shape[-1]}; pyvene "
+            "takes a wrong width for keys and values that several queries share"
+        )
+    axes = zip(source.shape, base.shape, strict=False)
     is_spread = source.ndim == base.ndim and all(own in (1, whole) for own, whole in axes)
     if source.shape[-1:] != base.shape[-1:] or not (is_spread or source.numel() == width):
         raise InputError(

@@ -18,7 +18,7 @@ from road_interp.models.intervention import (
     check_all_dimensions,
     check_keywords,
     check_no_constant_source,
-    check_source,
+    check_states,
     keep_float32,
     move_only,
     pyvene,
@@ -130,9 +130,9 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         Args:
             subspaces: for every row of the batch, the directions to swap; None for all of them.
 
-        Raises InputError for a source of other axes than the base, and for wrong subspaces.
+        Raises InputError for states of another width, a source of other axes than the base, and wrong subspaces.
         """
-        check_source(base, source)
+        check_states(base, source, self.width)
         if not self._has_rank:
             raise InputError(
                 "a LowRankInterchangeIntervention that is made from its type has no rank: give low_rank_dimension in the config"

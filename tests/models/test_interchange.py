@@ -230,6 +230,16 @@ def test_states_of_a_source_without_the_axis_of_tokens(made):
     assert torch.equal(alike[0], alike[2])
 
 
+@pytest.mark.parametrize(
+    ("kind", "rank"), [(RoadInterchangeIntervention, {}), (LowRankInterchangeIntervention, {"low_rank_dimension": 1})]
+)
+def test_a_type_on_shared_keys_of_which_pyvene_takes_a_wrong_width(kind, rank):
+    config = {"layer": 0, "component": "key_output", "intervention_type": kind, **rank}
+    model = pyvene.IntervenableModel([config], tiny_model("Llama", num_key_value_heads=2))
+    with pytest.raises(InputError, match=f"an interchange of width {WIDTH} got states of width 16: give it embed_dim=16"):
+        model(token_batch(), [token_batch()], unit_locations={"sources->base": 1})
+
+
 def test_the_type_on_an_unknown_component_raises_a_helpful_error():
     config = [{"component": "transformer.h[0].attn.c_attn.output", "intervention_type": RoadInterchangeIntervention}]
     with pytest.raises(InputError, match="needs embed_dim.*Pass an instance"):
