@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, one_line
 from road_interp.files import read_text
 
 
@@ -64,7 +64,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path} is not valid YAML ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a mapping of keys to values")
     return content

@@ -12,7 +12,7 @@ from typing import Any, cast
 import yaml
 
 from road_interp.arguments import check_argument, checked_list
-from road_interp.errors import InputError, did_you_mean
+from road_interp.errors import InputError, did_you_mean, one_line
 from road_interp.files import is_dir, is_file
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.paths import leads_from, with_paths
@@ -154,4 +154,4 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     try:
         section[last] = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"override '{override}': the value is not valid YAML ({' '.join(str(error).split())})") from None
+        raise InputError(f"override '{override}': the value is not valid YAML ({one_line(error)})") from None
