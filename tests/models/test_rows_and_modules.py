@@ -16,6 +16,10 @@ from transformers import (
     CLIPVisionConfig,
     DynamicCache,
     EncodecConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
     JetMoeConfig,
     JetMoeForCausalLM,
     LayoutLMv3Config,
@@ -351,6 +355,22 @@ def test_rows_behind_the_others_for_guidance_are_refused():
         attached.generate(**inputs, guidance_scale=3.0, **options)
     model.generate({name: each[:1] for name, each in inputs.items()}, adapter_names=["a"], guidance_scale=3.0, **options)
     model.generate(inputs, adapter_names=["a", "b"], guidance_scale=1.0, **options)
+
+
+def test_rows_behind_the_others_for_an_image_are_refused():
+    text = LlamaConfig(**SIZES, **TOKENS, vocab_size=64)
+    vision = JanusVisionConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8, projection_dim=32
+    )
+    codes = JanusVQVAEConfig(
+        embed_dim=8, num_embeddings=32, latent_channels=8, num_patches=2, base_channels=32, projection_dim=32
+    )
+    config = JanusConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), vq_config=codes.to_dict(), image_token_id=60)
+    base = JanusForConditionalGeneration(config).eval()
+    model = RoadModel(base, two_adapters(find_sites(base, "down_proj", stack="model.language_model.layers")))
+    with pytest.raises(InputError, match="JanusForConditionalGeneration doubles the rows for guidance"):
+        model.generate(token_batch(2), adapter_names=["a", "b"], generation_mode="image", guidance_scale=5.0)
+    model.generate(token_batch(2), adapter_names=["a", "b"], generation_mode="text", **GREEDY)
 
 
 @pytest.mark.parametrize("setting", [{"num_beams": 2}, {"num_return_sequences": 2}, {"cache_implementation": "static"}])
