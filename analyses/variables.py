@@ -4,6 +4,7 @@ road-interp study variables                                     # number and gen
 road-interp study variables ravel=FOLDER --only smollm2_city_16 # a type of entity in RAVEL's format
 road-interp study variables-longer ravel=FOLDER                 # rotations and multi-task DAS with four times the steps
 road-interp study variables-whitened ravel=FOLDER               # rotations of a whitened state
+road-interp study variables-wider-grid ravel=FOLDER             # rotations and multi-task DAS with five learning rates
 road-interp study variable-rates                                # the learning rate of every method, by validation
 """
 
@@ -455,6 +456,23 @@ VARIABLES_WHITENED = Study(
     conditions={"gemma-3-270m_city_16": replace(GEMMAS_CITIES, overrides=(*GEMMAS_CITIES.overrides, WHITE))},
     measure=measure,
     draw=partial(draw, by_method="variables-whitened"),
+    describe=describe,
+    minutes=60,
+    seeds=(0,),
+    **COMMON,
+)
+WIDER = (f"rates={[1e-3, *RATES, 3e-1]}", f"methods=[{STACKED}, {DEEP}, {SHARED}]")
+VARIABLES_WIDER_GRID = Study(
+    name="variables-wider-grid",
+    title="Several variables in one state, with five learning rates",
+    question="Are rotations behind multi-task DAS because their best learning rate is outside the grid?",
+    caveat=(
+        "One model, one block, one type of entity and one seed. The test entities are those of the study with three rates, whose "
+        "outcomes had been seen."
+    ),
+    conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, *WIDER))},
+    measure=measure,
+    draw=partial(draw, by_method="variables-wider-grid"),
     describe=describe,
     minutes=60,
     seeds=(0,),

@@ -21,7 +21,7 @@ from road_interp.training.study import studies
 
 pytestmark = pytest.mark.bits
 TIMED = {"bank", "cost", "engine", "joint-training", "throughput"}
-NEEDS_A_FILE = {"causalgym", "variables-longer", "variables-whitened"}  # of templates, of entities: below
+NEEDS_A_FILE = {"causalgym", "variables-longer", "variables-whitened", "variables-wider-grid"}  # of templates, of entities: below
 STUDIES = sorted(studies().keys() - TIMED - NEEDS_A_FILE)
 
 
@@ -83,7 +83,7 @@ def test_causalgym_on_a_built_in_task(tmp_path):
     measure_twice(tmp_path, "causalgym", f"templates={templates}")
 
 
-@pytest.mark.parametrize(("study", "seed"), [("variables-longer", 1), ("variables-whitened", 0)])
+@pytest.mark.parametrize(("study", "seed"), [("variables-longer", 1), ("variables-whitened", 0), ("variables-wider-grid", 0)])
 def test_variables_of_ravels_format_on_the_nouns(tmp_path, study, seed):
     task = number_and_gender()
     names = {"number": "Country", "gender": "Continent"}
@@ -95,7 +95,7 @@ def test_variables_of_ravels_format_on_the_nouns(tmp_path, study, seed):
     }
     for name, content in files.items():
         (tmp_path / f"ravel_city_{name}.json").write_text(json.dumps(content))
-    model = [] if study == "variables-longer" else [f"model={SMOLLM2}", "layer=12"]  # that need not be downloaded
+    model = [f"model={SMOLLM2}", "layer=12"] if study == "variables-whitened" else []  # that need not be downloaded
     measure_twice(tmp_path, study, f"ravel={tmp_path}", *model, "--seeds", seed)
 
 
