@@ -383,13 +383,16 @@ def test_an_encoder_called_directly_uses_the_updated_parameters():
         assert not torch.equal(before, base.get_encoder()(**batch).last_hidden_state)
 
 
+@pytest.mark.parametrize("fails", [False, True])
 @torch.no_grad()
-def test_a_layer_called_after_its_encoder_uses_the_updated_parameters():
+def test_a_layer_called_after_its_encoder_uses_the_updated_parameters(fails):
     base = tiny_model("T5", "backbone")
     model, batch = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="encoder.block"))), token_batch()
     layer, states = base.get_submodule(model.sites[0].name), torch.randn(3, 7, 32)
     with model.attached():
-        base.get_encoder()(**batch)
+        inputs = {"inputs_embeds": "no tensor"} if fails else batch
+        with pytest.raises(AttributeError) if fails else nullcontext():
+            base.get_encoder()(**inputs)
         before = layer(states)
         for _, intervention in model.by_site():
             intervention.theta += 0.3
