@@ -271,6 +271,11 @@ def test_an_attached_statement_needs_as_many_of_each():
             model.attached(**given, tasks=["x", "y", "x"]),
         ):
             pass
+    batch, tasks = token_batch(3), ["x", "y", "x"]
+    with model.attached(["a"] * 3, tasks=tasks) as base:
+        expected = base(**batch).logits
+    with model.attached(["a"], tasks=tasks) as base:
+        torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
 
 
 def test_experts_of_a_mixture_take_one_adapter_for_all_rows():
