@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from helpers.models import tiny_model
 from road_interp.errors import InputError
-from road_interp.models.row_sites import check_dense_head, rows_differ, site_outside_text
+from road_interp.models.row_sites import check_dense_head, rows_differ, site_in_experts, site_outside_text
 from road_interp.sites.find import find_sites
+from road_interp.sites.site import Site
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS, IMAGES = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 3, 4, 4)
@@ -34,6 +36,13 @@ IDS, IMAGES = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 3, 4, 4)
 def test_media_differ_from_the_rows_by_number_or_by_placeholders(inputs, placeholder, differ):
     model = SimpleNamespace(config=SimpleNamespace(image_token_id=placeholder))
     assert rows_differ(model, inputs) is differ
+
+
+def test_experts_are_found_by_name():
+    model = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(4, 4)]), "gate": nn.Linear(4, 4)})
+    gate, expert = Site("gate", 4), Site("experts.0", 4)
+    assert site_in_experts(model, [gate, expert]) == "experts.0"
+    assert site_in_experts(model, [gate]) is None
 
 
 def test_what_is_outside_the_text_model():
