@@ -13,6 +13,7 @@ from road_interp.plots import export
 from road_interp.sources import readable_name
 from road_interp.training.study import Condition, Described, Piece, Study, only_result
 
+PANELS = ("length", "rank")  # of the figure
 QUICK = ("rounds=1", "requests=[1, 4]", "new_tokens=4", "lengths=[2, 4]", "ranks=[1, 8]")
 
 
@@ -27,12 +28,14 @@ def draw(found: ThroughputReport, folder: Path) -> list[Path]:
 def describe(found: ThroughputReport) -> Described:
     rows = []
     for timing in found.timings:
-        if timing.task == "requests":
+        if timing.task not in PANELS:
+            name = f"{timing.method}, {timing.rows} at a time" if timing.task == "requests" else f"{timing.task}: {timing.method}"
             low, high = timing.spread
-            rows.append((f"{timing.method}, {timing.rows} at a time", f"{timing.ratio:.2f} [{low:.2f}, {high:.2f}]"))
+            rows.append((name, f"{timing.ratio:.2f} [{low:.2f}, {high:.2f}]"))
     sentence = (
         f"Time of {readable_name(found.model)} with one adapter per row, as a ratio to the bare model: median and quartiles of "
-        f"{found.rounds} rounds on {found.device}."
+        f"{found.rounds} rounds on {found.device}. Generation is named by the number of requests, all else by its task; lengths "
+        "and ranks are in the figure."
     )
     return sentence, rows
 

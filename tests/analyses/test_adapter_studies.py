@@ -29,13 +29,15 @@ def test_throughput(known, command, monkeypatch, tmp_path):
         settings = [("requests", rows, recipe.new_tokens, 8) for rows in recipe.requests]
         settings += [("length", 8, length, 8) for length in recipe.lengths]
         settings += [("rank", 8, recipe.new_tokens, rank) for rank in recipe.ranks]
+        settings += [("forward", 8, 0, 0)]
         timings = [Timing(task, "bare", *setting, (0.5, 1.0), (1.0, 1.0), 8) for task, *setting in settings]
         return ThroughputReport("tiny", 14, "cpu", "float32", 2, recipe.rounds, tuple(timings))
 
     monkeypatch.setitem(script_of(known["throughput"]), "run_throughput_recipe", timed)
     output = command("throughput", "--quick")
     assert [(recipe.rounds, recipe.requests, recipe.new_tokens) for recipe in recipes] == [(1, [1, 4], 4)]
-    assert output["numbers"] == {"bare, 1 at a time": "1.00 [1.00, 1.00]", "bare, 4 at a time": "1.00 [1.00, 1.00]"}
+    shown = ("bare, 1 at a time", "bare, 4 at a time", "forward: bare")  # the figure has lengths and ranks
+    assert output["numbers"] == dict.fromkeys(shown, "1.00 [1.00, 1.00]")
     first = (tmp_path / "figures" / "throughput.json").read_text()
     again = command("throughput", "--quick", "--redraw", "--out", tmp_path / "again")
     assert again["figures"] == [str(tmp_path / "again" / "throughput.png")]

@@ -179,6 +179,16 @@ def test_no_swap_has_no_interval_in_the_figure_either(known, monkeypatch, tmp_pa
     assert drawn["deep RoAd"] == pytest.approx((found.of("deep RoAd").disentangle, *found.of("deep RoAd").interval))
 
 
+def test_every_rotation_is_compared_with_multi_task_das(known):
+    found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json")
+    rows = dict(known["variables"].describe(known["variables"].report({"smollm2_physical_object_16": [found]}))[1])
+    rotations = [report.method for report in found.reports if "RoAd" in report.method and "masked" not in report.method]
+    assert len(rotations) == 4
+    for method in rotations:
+        shown = with_interval(disentangle_over_seeds([found], method, "multi-task DAS"))
+        assert rows[f"SmolLM2-135M, physical object, 16 per variable, {method} minus multi-task DAS"] == shown
+
+
 def test_the_most_frequent_group_and_the_scores_without_it(known):
     script = script_of(known["variables"])
     found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json")
