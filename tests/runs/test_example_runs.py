@@ -7,6 +7,7 @@ import json
 import pytest
 
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.measure.intervals import wilson
 from road_interp.runs.run import Run
 
 
@@ -31,3 +32,11 @@ def test_the_summary_of_the_example_is_what_its_outcomes_give():
     )
     assert stored["control"]["sets"]["label+closing"] == pytest.approx(derived["control"]["sets"]["label+closing"])
     assert stored["rates"].keys() == derived["rates"].keys()
+
+
+def test_the_scores_of_the_example_have_the_intervals_of_its_outcomes():
+    run = Run.load("package://road_interp/example_runs/composition-smollm2")
+    for active, interval in run.metrics["test"]["control"]["sets"].items():
+        assert interval == pytest.approx(run.composition.control(active))
+    prompts, sets = run.metrics["validation"]["prompts"], run.metrics["validation"]["control"]["sets"]
+    assert all(interval == pytest.approx(wilson(round(value * prompts), prompts)) for value, *interval in sets.values())
