@@ -108,14 +108,15 @@ test-compiled: setup
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
 
-# The tests with the oldest releases that pyproject.toml admits, in their own environment. Downloads gigabytes.
+# The tests with the oldest releases that pyproject.toml admits, in their own environment, which has no server. Downloads gigabytes.
 OLDEST := build/oldest
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement embedded.txt
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(TESTED)"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "$(TESTED)" \
+		--doctest-ignore-import-errors
 
 # The same with the newest releases, also those before their release.
 NEWEST := build/newest

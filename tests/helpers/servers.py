@@ -7,11 +7,9 @@ import threading
 import time
 from contextlib import contextmanager
 
-import uvicorn
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from road_interp.serving import server
 from road_interp.serving.model_names import ModelNames
 
 LONGEST = 200
@@ -29,6 +27,10 @@ def words_tokenizer():
 @contextmanager
 def served(model, tokenizer):
     """The address of a server of the model, and its engine."""
+    import uvicorn
+
+    from road_interp.serving import server
+
     greedy = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
     model.model.generation_config.eos_token_id = -1
     with model.continuous_batching(generation_config=greedy, sizes=(100, LONGEST, 8)) as engine:

@@ -162,7 +162,7 @@ def test_a_head_is_trained_in_float32_on_a_model_of_half_precision(workplace, tm
         assert evaluate(run, progress=False) == run.metrics["test"]
         return (run.load_model().model.classifier.weight - new).abs().mean().item()
 
-    assert moved(dtype) == pytest.approx(moved("float32"), rel=0.2)
+    assert moved(dtype) > 0.8 * moved("float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
