@@ -31,7 +31,7 @@ class InterchangeReport(Result):
         flipped: fraction of pairs for which the base's answer is more likely without the interchange and the source's with it.
         log_odds: log odds ratio of CausalGym (nats), mean over pairs: change in the log odds of the source's answer against the
             base's under the interchange.
-        log_odds_interval: its 95% interval over words; infinite for fewer than three words, and for equal values.
+        log_odds_interval: its 95% interval over words; infinite for fewer than three words, and for values that do not vary.
         outcomes: for every pair whether the source's answer is more likely; empty in results of 0.1.0.
         effective: number of trained values that change the result, as in `effective_parameters`; None where it is not known.
         log_odds_by_pair: the log odds ratio of every pair (nats, to four decimals); empty in older results.

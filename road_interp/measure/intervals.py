@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 
@@ -92,8 +93,8 @@ def mean_interval(
 
     A jackknife over the clusters gives its width; where there are too few of them, it is the whole range. Outcomes that are equal
     in every cell, or cancel each other in every cluster, have no variance: then the rate of a cell has the Wilson interval of as
-    many trials as it can have examples without a common cluster (half of the words, where each has two), and a paired difference
-    its width on either side.
+    many trials as it has examples without a common cluster (half of the words at most, where each has two, and one where a word
+    is in all), and a paired difference its width on either side.
 
     Args:
         clusters: of every example, one or two, such as the words of base and source.
@@ -120,13 +121,15 @@ def value_interval(
 ) -> tuple[float, float]:
     """95% interval of a mean of values without bounds, such as log odds, by the jackknife of `mean_interval`.
 
-    With cells it is that of their mean, in which all count equally. Infinite for equal values and for too few clusters.
+    With cells it is that of their mean, in which all count equally. Infinite for too few clusters, and for values that are equal
+    in every cell or cancel each other in every cluster.
     """
     cells = [""] * len(values) if cells is None else cells
     members = {cell: np.array([each == cell for each in cells]) for cell in dict.fromkeys(cells)}
     mean = float(np.mean([values[of_cell].mean() for of_cell in members.values()]))
     weights = dict.fromkeys(members, 1 / len(members))
-    half = np.inf if values.min() == values.max() else _half_width(values, clusters, members, weights)
+    half = _half_width(values, clusters, members, weights)
+    half = np.inf if half < 1e-9 else half
     return mean - half, mean + half
 
 
@@ -174,8 +177,16 @@ def _half_width(
 
 
 def _apart(clusters: Sequence[Sequence[str]]) -> int:
-    """How many examples there can be without a common cluster."""
-    return max(1, len({name for each in clusters for name in each}) // max(len(set(each)) for each in clusters))
+    """How many examples without a common cluster are found where those of the rarest clusters are taken first."""
+    sets = [frozenset(each) for each in clusters]
+    often = Counter(name for each in sets for name in each)
+    taken: set[str] = set()
+    count = 0
+    for each in sorted({*sets}, key=lambda each: (sum(often[name] for name in each), sorted(each))):
+        if taken.isdisjoint(each):
+            taken |= each
+            count += 1
+    return count
 
 
 def _width_of_equal(

@@ -85,6 +85,16 @@ def test_clusters_without_a_difference_are_not_certain():
     assert mean_interval(np.ones(20, bool), words, cells) == (pytest.approx(1 - bound), 1)
 
 
+def test_equal_outcomes_of_pairs_that_share_one_word_are_one_trial():
+    """One word in all pairs, beside twenty others: nothing is known of another word in its place, whatever the outcomes."""
+    words = [("hub", str(number)) for number in range(20)]
+    assert mean_interval(np.ones(20, bool), words) == wilson(1, 1)
+    assert mean_interval(np.zeros(20), words, paired=True) == (-wilson(0, 1)[1], wilson(0, 1)[1])
+    two = [(("no", "never")[number % 2], str(number)) for number in range(20)]
+    assert mean_interval(np.ones(20, bool), two) == wilson(2, 2)
+    assert mean_interval(np.arange(20) % 2, words, [str(number % 2) for number in range(20)]) == (0, 1)
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_few_clusters_say_nothing(paired):
     outcomes = np.array([1, 0, 1] * 4)
@@ -190,6 +200,13 @@ def test_cells_of_equal_outcomes_are_not_certain():
     low, high = mean_interval(half, words, [str(number % 2) for number in range(20)], paired=True)
     assert (low, high) == pytest.approx((0.25 - width, 0.25 + width))
     assert value_interval(np.ones(20), words) == (-np.inf, np.inf)
+
+
+def test_values_that_are_equal_in_every_cell_or_cancel_in_every_cluster_are_not_certain():
+    """As of log odds of no swap in two divisions, or of pairs in both directions whose gains cancel each other."""
+    words, values = [(str(number // 2),) for number in range(20)], np.where(np.arange(20) % 2, 0.25, -0.5)
+    assert value_interval(values, words, [str(number % 2) for number in range(20)]) == (-np.inf, np.inf)
+    assert value_interval(values, words) == (-np.inf, np.inf)
 
 
 def test_what_does_not_go_together_is_refused():
