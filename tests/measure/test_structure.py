@@ -78,7 +78,7 @@ def test_block_stacks_of_different_depth_keep_their_kinds(preset):
     assert kind not in layers
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_few_sites_say_nothing_about_agreement(count):
     few = [replace(report(0.01, 0.1, seed=seed), sites=report(0.01, 0.1, seed=seed).sites[:count]) for seed in range(2)]
     assert seed_structure(few).planes[1:] == (-1, 1)
