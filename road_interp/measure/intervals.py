@@ -14,6 +14,7 @@ from road_interp.errors import InputError
 
 DRAWS = 2000  # bootstrap samples
 FEWEST = 3  # clusters, of which an interval says something
+RARE = 5  # successes or failures; the interval of a rate with fewer is not symmetric
 
 
 def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False) -> tuple[float, float, float]:
@@ -23,7 +24,8 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     that of the examples' means less that of the residual, which both contain; its degrees of freedom follow from Satterthwaite
     (1946). So three seeds that differ give a wide interval, and seeds that agree give that of the examples. Equal outcomes have
     no variance: a rate has the Wilson interval of the examples of one seed, and a difference its width on either side. The
-    outcomes of one seed that are all 0 or 1 have the Wilson interval, too.
+    outcomes of one seed that are all 0 or 1 have the Wilson interval, too. With fewer than RARE successes or failures, in as many
+    trials as have the variance of the mean, any other rate has at either end the wider one of both intervals.
 
     Args:
         outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences of them (from -1 to 1).
@@ -44,9 +46,12 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     variance = max(seed + example - both, seed, example) or both
     parts = ((seed, seeds - 1), (example, count - 1), (both, (seeds - 1) * (count - 1)))
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
-    half = float(stats.t.ppf(0.975, freedom) * variance**0.5)
-    lowest = -1.0 if paired else 0.0
-    return (mean, max(mean - half, lowest), min(mean + half, 1.0))
+    quantile = float(stats.t.ppf(0.975, freedom))
+    low, high = mean - quantile * variance**0.5, mean + quantile * variance**0.5
+    if not paired and mean * (1 - mean) / variance * min(mean, 1 - mean) < RARE:
+        bounds = _wilson_of_variance(mean, variance, quantile)
+        low, high = min(low, bounds[0]), max(high, bounds[1])
+    return (mean, max(low, -1.0 if paired else 0.0), min(high, 1.0))
 
 
 def mean_over_divisions(
@@ -204,6 +209,13 @@ def of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:
         return wilson(round(trials * value), trials)
     width = wilson(0, trials)[1]
     return max(value - width, -1.0), min(value + width, 1.0)
+
+
+def _wilson_of_variance(mean: float, variance: float, quantile: float) -> tuple[float, float]:
+    """Wilson's interval of a rate over as many trials as have the variance of its mean."""
+    share = quantile**2 * variance / (mean * (1 - mean))
+    middle, half = mean + share / 2, (quantile**2 * variance + share**2 / 4) ** 0.5
+    return (middle - half) / (1 + share), (middle + half) / (1 + share)
 
 
 @cache

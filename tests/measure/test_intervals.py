@@ -61,6 +61,27 @@ def test_a_rate_of_one_seed_has_the_wilson_interval():
     assert mean_over_seeds(one_of_many, 1)[2] > mean_over_seeds(np.zeros(128), 1)[2]
 
 
+def test_rare_outcomes_of_several_seeds_are_not_more_certain_than_none():
+    """Three seeds that agree have the bound of one; that of one answer in 768 was below that of none."""
+    one, none = np.arange(3 * 256) == 5, np.zeros(3 * 256)
+    assert mean_over_seeds(one, 3)[2] > mean_over_seeds(none, 3)[2]
+    assert mean_over_seeds(~one, 3)[1] < mean_over_seeds(1 - none, 3)[1]
+    agreed = np.tile(np.arange(256) < 2, 3)
+    assert mean_over_seeds(agreed, 3) == pytest.approx((2 / 256, 0, wilson(2, 256)[1]), abs=3e-4)
+
+
+@pytest.mark.parametrize("shared", [0.5, 0.95])
+@pytest.mark.parametrize("rate", [0.006, 0.02])
+def test_intervals_cover_rare_outcomes_as_often_as_they_say(rate, shared):
+    generator, covered, trials = np.random.default_rng(2), 0, 400
+    for _ in range(trials):
+        level = generator.random(128)
+        chance = np.where(generator.random((5, 128)) < shared, level, generator.random((5, 128)))
+        _, low, high = mean_over_seeds((chance < rate).ravel(), 5)
+        covered += low <= rate <= high
+    assert covered / trials >= 0.925
+
+
 def test_a_difference_that_is_always_zero_is_not_certain():
     """Of ten examples without a difference, the rate of a difference may still be .28."""
     bound = wilson(0, 10)[1]
