@@ -45,6 +45,6 @@ def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, tas
         look = ":" if method in untrained else MARKERS[methods.index(method) % len(MARKERS)]
         ax.plot([], [], look, color="0.4", label=READABLE.get(method, method))
     ax.set_xscale("log")
-    ax.set(xlabel="trained weights (% of the model)", ylabel="accuracy", title=task)
+    ax.set(xlabel="trained weights (% of the backbone)", ylabel="accuracy", title=task)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
