@@ -28,8 +28,8 @@ from road_interp.recipes.schema import ModelRecipe
 from road_interp.serving import run_server
 from road_interp.sites.find import find_sites
 
-pytest.importorskip("transformers", minversion="5.24", reason="the server needs transformers 5.24")
 pytest.importorskip("road_interp.serving.server", reason="the server needs the extra [serve]")
+pytest.importorskip("transformers", minversion="5.24", reason="the server needs transformers 5.24")
 
 ROOT = Path(__file__).parents[2]
 
