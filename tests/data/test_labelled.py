@@ -450,6 +450,7 @@ def test_a_metric_of_another_kind_of_label_is_refused(problem, metric):
 
 def test_a_data_set_of_a_script_is_refused(tmp_path):
     (tmp_path / "films").mkdir()
-    (tmp_path / "films" / "films.py").write_text("import datasets")
+    (tmp_path / "films" / "films.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(InputError, match="data set '.*films' cannot be loaded"):
         load_labelled(recipe(str(tmp_path / "films")))
+    assert not (tmp_path / "ran").exists()
