@@ -27,6 +27,7 @@ from road_interp.causal.entity_task import EntityTask, Question, SplitName, draw
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import (
     DEEP,
+    FROM_COMPONENTS,
     MASKED_BASIS,
     METHODS,
     NO_SWAP,
@@ -60,7 +61,7 @@ MODELS = {"smollm2": (SMOLLM2, 12, "<|endoftext|>"), "gemma-3-270m": (GEMMA, 8, 
 LAYERS = {identity: layer for identity, layer, _ in MODELS.values()}
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
-ROTATIONS = (STACKED, DEEP, PLANES, "stacked RoAd from components")
+ROTATIONS = (STACKED, DEEP, PLANES, FROM_COMPONENTS)
 COMPARED = [*((each, SHARED) for each in (*ROTATIONS, MASKED_BASIS, *WHITENED)), (DEEP, SEPARATE)]
 CLUSTERS = {"city": "Country"}  # cities of one country are not independent
 SHOWN = 16  # coordinates per variable whose learning rates are tuned, and whose cause and isolation are listed
@@ -71,7 +72,7 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         STACKED: 1e-1,
         DEEP: 2e-2,
         PLANES: 3e-3,
-        "stacked RoAd from components": 1e-1,
+        FROM_COMPONENTS: 1e-1,
         SHARED: 2e-2,
         SEPARATE: 2e-2,
         "masked neurons": 1e-1,
@@ -83,7 +84,7 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         STACKED: 2e-2,
         DEEP: 1e-1,
         PLANES: 3e-3,
-        "stacked RoAd from components": 1e-1,
+        FROM_COMPONENTS: 1e-1,
         SHARED: 1e-1,
         SEPARATE: 3e-3,
         "masked neurons": 3e-3,
@@ -95,7 +96,7 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         STACKED: 1e-1,
         DEEP: 2e-2,
         PLANES: 2e-2,
-        "stacked RoAd from components": 2e-2,
+        FROM_COMPONENTS: 2e-2,
         SHARED: 1e-1,
         SEPARATE: 2e-2,
         "masked neurons": 3e-3,

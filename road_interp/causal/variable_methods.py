@@ -108,13 +108,14 @@ class VariableMethod(NamedTuple):
 
 NO_SWAP = "no swap"
 STACKED, DEEP, PLANES = "stacked RoAd", "deep RoAd", "RoAd planes"
+FROM_COMPONENTS = "stacked RoAd from components"
 SHARED = "multi-task DAS"  # low-rank, one basis that the variables divide (MDAS of RAVEL)
 SEPARATE, MASKED_BASIS = "DAS of each variable", "masked trained basis"
 METHODS: dict[str, VariableMethod] = {
     STACKED: VariableMethod(lambda of: _road(of, butterfly.full_depth(of.width)), 1e-1),
     DEEP: VariableMethod(lambda of: _road(of, butterfly.full_depth(of.width) + 2 * of.owned.total), 2e-2),
     PLANES: VariableMethod(lambda of: _road(of, 1), 1e-1),
-    "stacked RoAd from components": VariableMethod(lambda of: road_from_components(of, butterfly.full_depth(of.width)), 1e-1),
+    FROM_COMPONENTS: VariableMethod(lambda of: road_from_components(of, butterfly.full_depth(of.width)), 1e-1),
     SHARED: VariableMethod(lambda of: of.owned.low_rank(of.width, seed=of.seed), 3e-3),
     SEPARATE: VariableMethod(lambda of: SeparateInterchanges(len(of.variables), of.width, of.coordinates, 1000 * of.seed), 2e-2),
     "masked neurons": VariableMethod(lambda of: _masked(of, None), 1e-1),

@@ -134,8 +134,7 @@ def value_interval(
     mean = float(np.mean([values[of_cell].mean() for of_cell in members.values()]))
     weights = dict.fromkeys(members, 1 / len(members))
     half = _half_width(values, clusters, members, weights)
-    half = np.inf if half < 1e-9 else half
-    return mean - half, mean + half
+    return (-np.inf, np.inf) if half < 1e-9 else (mean - half, mean + half)
 
 
 def _half_width(

@@ -160,7 +160,9 @@ def test_a_head_is_trained_in_float32_on_a_model_of_half_precision(workplace, tm
         new = experiment.build_model(torch.device("cpu")).model.classifier.weight.detach().float()
         run = train(recipe, tmp_path / dtype, progress=False)
         assert evaluate(run, progress=False) == run.metrics["test"]
-        return (run.load_model().model.classifier.weight - new).abs().mean().item()
+        head = run.load_model().model.classifier.weight
+        assert head.dtype == torch.float32
+        return (head - new).abs().mean().item()
 
     assert moved(dtype) > 0.8 * moved("float32")
 
