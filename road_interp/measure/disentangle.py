@@ -13,7 +13,7 @@ from road_interp.arguments import check_argument, checked_reports
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure.frozen_states import SPLITS, Features, Splits
-from road_interp.measure.intervals import DRAWS, bootstrap_means, interval, joined_seeds, of_equal
+from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
 from road_interp.progress import Progress, silent
@@ -80,18 +80,12 @@ class DisentangleReport(Result):
         return entry({outcome.name: outcome for outcome in self.outcomes}, name, "outcome")
 
     def score(self, name: str) -> tuple[float, float, float]:
-        """The metric on the test texts, mean over seeds, with its 95% bootstrap interval over texts and, for an arm, seeds.
-
-        An accuracy of equal outcomes, which have no variance, has the Wilson interval over texts.
-        """
-        return self._with_interval(self._mean(name), self._samples(name), paired=False)
+        """The metric on the test texts, mean over seeds, with its 95% interval over texts and, for an arm, seeds."""
+        return self._with_interval(self._mean(name), self._values(name), paired=False)
 
     def gap(self, name: str, other: str) -> tuple[float, float, float]:
-        """Score of one outcome minus that of another, with the 95% interval of the paired difference: same texts and seeds.
-
-        Accuracies that do not differ in any text have the width of Wilson's interval on either side.
-        """
-        difference = self._samples(name) - self._samples(other)
+        """Score of one outcome minus that of another, with the 95% interval of the paired difference: same texts and seeds."""
+        difference = self._values(name) - self._values(other)
         return self._with_interval(self._mean(name) - self._mean(other), difference, paired=True)
 
     def summary(self) -> dict[str, Any]:
@@ -123,9 +117,9 @@ class DisentangleReport(Result):
             outcomes.append(outcome)
         return replace(first, seeds=seeds, outcomes=tuple(outcomes), provenance=None)
 
-    def _with_interval(self, value: float, samples: Float[np.ndarray, " draws"], paired: bool) -> tuple[float, float, float]:
-        are_equal = self.metric == "accuracy" and samples.min() == samples.max()
-        return (value, *(of_equal(value, len(self.labels), paired) if are_equal else interval(samples)))
+    def _with_interval(self, value: float, values: Float[np.ndarray, "seeds texts"], paired: bool) -> tuple[float, float, float]:
+        mean, low, high = mean_over_seeds(values.ravel(), len(values), paired or self.metric != "accuracy")
+        return value, max(low + value - mean, -1.0), min(high + value - mean, 1.0)
 
     def _mean(self, name: str) -> float:
         labels = np.asarray(self.labels)
@@ -135,33 +129,36 @@ class DisentangleReport(Result):
         """The predictions by seed; a probe has one row."""
         return np.asarray(self.of(name).predictions).reshape(-1, len(self.labels))
 
-    def _samples(self, name: str) -> Float[np.ndarray, " draws"]:
-        """Bootstrap samples of the score; the drawn texts and seeds are the same for every name.
-
-        One seed less than there are is drawn: so the variance over seeds is not underestimated (McCarthy and Snowden 1985).
-        """
+    def _values(self, name: str) -> Float[np.ndarray, "seeds texts"]:
+        """Jackknife pseudo-values of the metric; a probe has one row."""
         labels = np.asarray(self.labels)
-        by_seed = np.stack([_bootstrap_metric(self.metric, labels, predictions) for predictions in self._predictions(name)])
-        drawn = np.random.default_rng(1).integers(len(self.seeds), size=(max(len(self.seeds) - 1, 1), DRAWS))
-        return np.take_along_axis(by_seed, drawn % len(by_seed), 0).mean(0)
+        return np.stack([_pseudo_values(self.metric, labels, predictions) for predictions in self._predictions(name)])
 
 
-def _bootstrap_metric(
+def _pseudo_values(
     metric: str, labels: Float[np.ndarray, " texts"], predictions: Float[np.ndarray, " texts"]
-) -> Float[np.ndarray, " draws"]:
-    """Bootstrap samples of a metric over texts.
+) -> Float[np.ndarray, " texts"]:
+    """What every text adds to the metric (Tukey 1958): n times the metric less n - 1 times that of the other texts.
 
-    Pearson is the correlation of numbers, Matthews that of one-hot classes (Gorodkin 2004): both follow from means over texts.
+    Those of an accuracy are its outcomes, 0 or 1. Pearson is the correlation of numbers, Matthews that of one-hot classes
+    (Gorodkin 2004): both follow from means over texts.
     """
     if metric == "accuracy":
-        return bootstrap_means((labels == predictions)[None])[0]
+        return (labels == predictions).astype(float)
     if metric == "matthews":
         classes = np.union1d(labels, predictions)[:, None]
         x, y = (classes == labels).astype(float), (classes == predictions).astype(float)
     else:
         x, y = ((values - values.mean())[None] / (values.std() or 1) for values in (labels, predictions))
-    rows = np.stack([(x * y).sum(0), (x * x).sum(0), (y * y).sum(0), *x, *y])
-    moments, x_mean, y_mean = np.split(bootstrap_means(rows), [3, 3 + len(x)])
+    rows, count = np.stack([(x * y).sum(0), (x * x).sum(0), (y * y).sum(0), *x, *y]), len(labels)
+    total = rows.sum(1, keepdims=True)
+    others = (total - rows) / max(count - 1, 1)
+    return count * _correlation(total / count) - (count - 1) * _correlation(others)
+
+
+def _correlation(means: Float[np.ndarray, "moments columns"]) -> Float[np.ndarray, " columns"]:
+    """Correlation from the means of xy, xx and yy, summed over rows, and of every row of x and y; 0 where one is constant."""
+    moments, x_mean, y_mean = np.split(means, [3, 3 + (len(means) - 3) // 2])
     covariance, x_spread, y_spread = moments - [(x_mean * y_mean).sum(0), (x_mean**2).sum(0), (y_mean**2).sum(0)]
     product = x_spread * y_spread
     return np.divide(covariance, np.sqrt(np.abs(product)), out=np.zeros_like(product), where=product > 1e-12)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import road_interp as ri
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
@@ -15,7 +16,7 @@ from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure import DisentangleReport, Features, disentangle, read_features, two_layer_classifier
 from road_interp.measure.disentangle import CONSTANT, probe_inputs
-from road_interp.measure.intervals import bootstrap_means, interval, wilson
+from road_interp.measure.intervals import mean_over_seeds, wilson
 from road_interp.measure.two_layer_classifier import ARMS, TwoLayerClassifier, train_arm
 from road_interp.models.hidden_states import find_read_points, read_states
 
@@ -105,7 +106,8 @@ def test_regression_is_scored_by_correlation(few_rates):
     for name in ("random backbone", "magnitude only", "norm"):
         assert abs(report.score(name)[0]) < 0.2, name
     assert report.chance == 0
-    assert report.score(CONSTANT)[1:] == (0, 0)
+    width = wilson(0, SIZES["test"])[1]
+    assert report.score(CONSTANT)[1:] == (-width, width)
 
 
 def test_the_outcomes_say_what_was_seen_and_chosen(direction):
@@ -188,15 +190,31 @@ def test_what_an_arm_cannot_see_does_not_change_it(few_rates):
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "matthews", "pearson"])
-def test_intervals_are_those_of_the_metric_on_drawn_texts(direction, metric):
+def test_intervals_are_those_of_the_jackknife_over_texts(direction, metric):
     generator = np.random.default_rng(0)
     labels = generator.integers(3, size=40).astype(float)
     told = np.where(generator.random(40) < 0.7, labels, generator.integers(3, size=40))
-    outcome = replace(direction.outcomes[-1], predictions=tuple(told))
+    seeds = [told, np.where(generator.random(40) < 0.2, 0.0, told)]
+    outcome = replace(direction.outcomes[0], predictions=tuple(np.concatenate(seeds)))
     report = replace(direction, metric=metric, labels=tuple(labels), outcomes=(outcome,))
-    times = np.rint(40 * bootstrap_means(np.eye(40))).astype(int).T
-    drawn = [METRICS[metric](np.repeat(labels, count), np.repeat(told, count)) for count in times]
-    assert report.score(CONSTANT)[1:] == pytest.approx(interval(np.asarray(drawn)))
+    whole = [METRICS[metric](labels, each) for each in seeds]
+    others = [[METRICS[metric](np.delete(labels, i), np.delete(each, i)) for i in range(40)] for each in seeds]
+    values = 40 * np.asarray(whole)[:, None] - 39 * np.asarray(others)
+    mean, low, high = mean_over_seeds(values.ravel(), 2, metric != "accuracy")
+    assert report.score("full") == pytest.approx((np.mean(whole), low + np.mean(whole) - mean, high + np.mean(whole) - mean))
+
+
+def test_three_seeds_that_differ_have_the_interval_of_three(direction):
+    labels = np.zeros(1000)
+    seeds = [np.repeat([0.0, 1.0], [right, 1000 - right]) for right in (500, 600, 700)]
+    outcomes = [replace(direction.of(name), predictions=tuple(np.concatenate(seeds))) for name in ("full", "angle only")]
+    outcomes[1] = replace(outcomes[1], predictions=tuple(np.zeros(3000)))
+    report = replace(direction, seeds=(0, 1, 2), labels=tuple(labels), outcomes=tuple(outcomes))
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    for mean, low, high in (report.score("full"), [1 + each for each in report.gap("full", "angle only")]):
+        assert mean == pytest.approx(0.6)
+        assert low < 0.6 - 0.9 * half
+        assert high > 0.6 + 0.9 * half
 
 
 def test_seeds_are_drawn_too(direction):
@@ -204,7 +222,7 @@ def test_seeds_are_drawn_too(direction):
     outcome = replace(direction.outcomes[0], predictions=(1.0,) * 4 + (0.0,) * 4)
     report = replace(direction, labels=(1.0,) * 4, outcomes=(outcome, replace(outcome, name="norm", predictions=(1.0,) * 4)))
     assert report.score("full") == (0.5, 0, 1)
-    assert report.gap("norm", "full") == (0.5, 0, 1)
+    assert report.gap("norm", "full") == (0.5, -1, 1)
 
 
 def test_equal_outcomes_are_not_certain(direction):
