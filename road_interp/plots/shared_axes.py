@@ -62,8 +62,12 @@ def others_kept(function: str, ax: Axes | None) -> Iterator[None]:
     letters = "y" if isinstance(ax, PolarAxes) else "xy"  # every panel has a range of angles of its own
     axes = [] if ax is None else [_SharedAxis(ax, letter) for letter in letters]
     before = [(shared, shared.call("get_{}lim"), shared.names()) for shared in axes if shared.is_shared()]
-    for shared, *_ in before:
+    for shared, _, names in before:
         shared.call("set_autoscale{}_on", True)  # the first panel may have set the limits for all
+        if names and all(map(NUMBER.fullmatch, names.values())):
+            shared.call(
+                "set_{}scale", shared.axis.get_scale()
+            )  # and have left out numbers that overlap: ticks are automatic again
     yield
     for shared, limits, names in before:
         shared.widen(limits)

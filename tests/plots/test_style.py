@@ -330,6 +330,19 @@ def test_panels_that_share_an_axis_keep_their_data_in_view(adapter):
     assert abs(points.get_offsets()).max() < min(axes[0].get_xlim()[1], axes[0].get_ylim()[1])
 
 
+def test_panels_that_share_an_axis_have_ticks_where_numbers_were_left_out():
+    """The first panel's cosines have so many digits that some are left out; those of the second are far from them."""
+    narrow, wide = (((1 - each, 0.001), (1 - 2 * each, 0.002)) for each in (2e-9, 0.3))
+    _, axes = plt.subplots(1, 2, sharex=True, sharey=True, figsize=(5, 3))
+    for ax, points in zip(axes, (narrow, wide), strict=True):
+        place = replace(PLACE, points=points)
+        plots.drift_scatter(replace(DRIFT, places=(place,)), ax, place=place)
+        ax.get_legend().remove()
+    (low, high), ticks = axes[0].get_xlim(), axes[0].get_xticks()
+    assert low < 0.4
+    assert sum(low <= tick <= high for tick in ticks) > 2
+
+
 @pytest.mark.parametrize("shared", [{"sharex": True}, {"sharex": True, "sharey": True}])
 def test_wedges_that_share_their_axes_have_ranges_of_their_own(adapter, shared):
     _, axes = plt.subplots(1, 3, subplot_kw={"projection": "polar"}, **shared)
