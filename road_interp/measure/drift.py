@@ -231,8 +231,9 @@ def drift(
         progress: called before every batch with the number of finished texts.
 
     Raises:
-        InputError: something that is no model, texts in place of batches, models that differ in blocks or width, an unknown
-            token, fewer than two texts, a text without tokens, or a state whose norm is 0 or not finite.
+        InputError: something that is no model, a model of PEFT's prompt learning, texts in place of batches, models that differ
+            in blocks or width, an unknown token, fewer than two texts, a text without tokens, or a state whose norm is 0 or not
+            finite.
     """
     check_token(token)
     _check_models(base, tuned)

@@ -75,8 +75,9 @@ def read_features(
         stack: path of the block stack, for models that have two (encoder and decoder).
 
     Raises:
-        InputError: something that is no model, another token, no texts, a text without tokens, batches without labels, a width
-            that is not a multiple of the number of heads, or `before_norm` without a normalisation.
+        InputError: something that is no model, a model of PEFT's prompt learning, another token, no texts, a text without tokens,
+            batches without labels, a width that is not a multiple of the number of heads, or `before_norm` without a
+            normalisation.
     """
     base = unwrap_model(model)
     check_argument("measure.read_features", base, PreTrainedModel, "a transformers model, a RoadModel or a PEFT model")

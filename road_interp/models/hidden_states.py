@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.errors import InputError
+from road_interp.models.model_families import BLOCKS_TOKENS_FIRST, model_types
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.module_tree import Hooks, evaluating, hidden_of, hooked, layer_stacks
 
@@ -100,8 +101,14 @@ def select_states(
 ) -> tuple[Float[Tensor, "states width"], Int[Tensor, " states"]]:
     """The states of the selected tokens, and the row of each: the first or last token of a row, the mean of its tokens, or all.
 
-    Padding is skipped on either side.
+    Padding is skipped on either side. Raises InputError for states of other rows, or of other tokens where all are read.
     """
+    axes = 2 if token in ("mean", "all") else 1  # Longformer pads more tokens on the right
+    if states.ndim != 3 or states.shape[:axes] != mask.shape[:axes]:
+        raise InputError(
+            f"states of shape {tuple(states.shape)} are not those of {mask.shape[0]} rows with {mask.shape[1]} tokens: token "
+            f"'{token}' cannot be read"
+        )
     rows = torch.arange(len(states), device=states.device)
     mask = mask.to(states.device)
     if token == "all":
@@ -142,9 +149,17 @@ def evaluation_mode(model: Any) -> Iterator[PreTrainedModel]:
 
 
 def unwrap_model(model: Any) -> PreTrainedModel:
-    """The transformers model inside a RoadModel, which does not rotate it, or a PEFT model, whose adapter stays active."""
+    """The transformers model inside a RoadModel, which does not rotate it, or a PEFT model, whose adapter stays active.
+
+    Raises InputError for PEFT's prompt learning, which acts in calls of the PEFT model only.
+    """
     if isinstance(model, RoadModel):
         return model.model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise InputError(
+            "PEFT's prompt learning acts in calls of the PEFT model only: the states that are read, of the model inside it, have "
+            "none of its virtual tokens and keys. Give a model with another kind of adapter"
+        )
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -156,7 +171,10 @@ def _is_norm(module: nn.Module) -> bool:
 def _read(
     model: PreTrainedModel, outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module], batch: Batch
 ) -> dict[str, Tensor]:
-    """The hidden states that the modules `outputs` return and the modules `inputs` receive in one forward pass, by path."""
+    """The hidden states that the modules `outputs` return and the modules `inputs` receive in one forward pass, by path.
+
+    Rows come first, also of blocks that compute with tokens first.
+    """
     recorded: dict[str, Tensor] = {}
 
     def record_output(path: str) -> Any:
@@ -175,4 +193,6 @@ def _read(
     hooks += [(module.register_forward_pre_hook, record_input(path), {"with_kwargs": True}) for path, module in inputs.items()]
     with hooked(hooks):
         model(**{key: value for key, value in batch.items() if key != "labels"})
+    if not BLOCKS_TOKENS_FIRST.isdisjoint(model_types(model)):
+        recorded = {path: states.transpose(0, 1) for path, states in recorded.items()}
     return {path: states.clone() for path, states in recorded.items()}

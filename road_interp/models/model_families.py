@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-# Models whose attention computes with tokens on the first axis and rows on the second.
-TOKENS_FIRST = frozenset({"bridgetower", "fsmt", "led", "longformer", "wavlm", "xlnet"})
+# Models whose blocks compute with tokens on the first axis and rows on the second; and those whose attention does.
+BLOCKS_TOKENS_FIRST = frozenset({"fsmt", "xlnet"})
+TOKENS_FIRST = BLOCKS_TOKENS_FIRST | {"bridgetower", "led", "longformer", "wavlm"}
 # Models whose blocks put several streams on the first axis and rows on the second.
 STREAMS_FIRST = frozenset({"gemma3n", "gemma3n_text"})
 # Models that change the outputs of some of their modules in place, as by `+=`; the fast gradient of road_1 reads them afterwards.

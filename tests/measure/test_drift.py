@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import XLNetConfig, XLNetModel
 
 from helpers.cli import run as run_cli
 from helpers.cli import run_two_processes
@@ -300,6 +301,36 @@ def test_a_model_that_peft_changed_is_compared_with_itself_before():
     assert expected.places[-1].angle[0] > 0.1
     assert numbers(measure.drift(base, tuned, batch, **NAMES)).tolist() == numbers(expected).tolist()
     assert not numbers(measure.drift(tuned, tuned, batch, **NAMES))[:, :6].any()
+
+
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+def test_learned_prompts_of_peft_are_refused(kind):
+    """They act in calls of the PEFT model only: the model inside it, whose states are read, did not move at all."""
+    peft = pytest.importorskip("peft", reason="needs the extra [peft]")
+    base = tiny_model("Llama", "causal-lm")
+    learned = peft.get_peft_model(copy.deepcopy(base), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(InputError, match="PEFT's prompt learning acts in calls of the PEFT model only"):
+        measure.drift(base, learned, [token_batch()], "last")
+    with pytest.raises(InputError, match="PEFT's prompt learning acts in calls of the PEFT model only"):
+        measure.read_features(learned, [{**token_batch(), "labels": torch.zeros(3)}], "last")
+
+
+@pytest.mark.parametrize("rows", [3, 7])
+def test_states_of_blocks_with_tokens_first_are_those_of_their_rows(rows):
+    """As many rows as tokens were taken for each other."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}
+    base = XLNetModel(XLNetConfig(**sizes)).eval()
+    tuned, batch = shifted(base, 0.1), padded_batch((7, 5, 2, 7, 4, 6, 3)[:rows], "right")
+    hidden = (model(**batch, output_hidden_states=True).hidden_states[1][:, 0] for model in (base, tuned))
+    expected = torch.cosine_similarity(*hidden).double().arccos().rad2deg().mean().item()
+    place = measure.drift(base, tuned, [batch]).place(0)
+    assert place.angle[0] == pytest.approx(expected, rel=1e-4)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    apart = [{key: value[row : row + 1, :length] for key, value in batch.items()} for row, length in enumerate(lengths)]
+    for token in ("last", "mean", "all"):
+        found = (measure.drift(base, tuned, batches, token) for batches in ([batch], apart))
+        np.testing.assert_allclose(*map(numbers, found), atol=1e-3, rtol=1e-3)
 
 
 def test_modes_are_put_back_and_dropout_is_off():

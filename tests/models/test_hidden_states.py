@@ -83,6 +83,15 @@ def test_tokens_are_selected_without_padding(side):
     assert every.shape == (9, 2)
 
 
+def test_states_of_other_rows_or_tokens_are_refused():
+    """Gemma-3n's blocks return several streams; Longformer pads more tokens, behind the others."""
+    mask = torch.ones(3, 7, dtype=torch.long)
+    for states, token in ((torch.ones(3, 3, 7, 2), "first"), (torch.ones(7, 3, 2), "last"), (torch.ones(3, 8, 2), "mean")):
+        with pytest.raises(InputError, match=rf"\(.*, 2\) are not those of 3 rows with 7 tokens: token '{token}' cannot be read"):
+            select_states(states, mask, token)
+    assert select_states(torch.ones(3, 8, 2), mask, "first")[0].shape == (3, 2)
+
+
 def test_a_norm_that_is_never_called_ends_no_block():
     model = tiny_model("GPT2", add_cross_attention=True)
     assert [point.name for point in find_read_points(model, token_batch())] == ["block 0", "block 1"]
