@@ -18,6 +18,7 @@ from road_interp.data.labelled import load_labelled
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.models.hidden_states import text_token, token_index
 from road_interp.models.loading import find_device, load_text_tokenizer, on_device
+from road_interp.models.model_families import TOKENS_FIRST, model_types
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.recipes.schema import ClassificationRecipe
@@ -65,8 +66,12 @@ def states_before(
 ) -> dict[str, Complex[np.ndarray, "texts planes"]]:
     """The states in front of every rotation, from those behind it in the rotated model; 0 where a rotation has no inverse.
 
-    Of every text the state of [CLS] is read, or of the last token where the tokeniser does not put [CLS] first.
+    Of every text the state of [CLS] is read, or of the last token where the tokeniser does not put [CLS] first; at sites behind a
+    pooler, the only state.
     """
+    if len(texts) > 1 and not TOKENS_FIRST.isdisjoint(model_types(rotated)):  # whose rows cannot be told from tokens
+        alone = [states_before(rotated, adapter, tokenizer, [text], max_length) for text in texts]
+        return {site.name: np.concatenate([states[site.name] for states in alone]) for site in adapter.sites}
     batch = padded_batch(tokenizer, texts, max_length).to(rotated.device)
     token = token_index(batch["attention_mask"], text_token(tokenizer))
     rows = torch.arange(len(token))
@@ -77,7 +82,10 @@ def states_before(
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             hidden = hidden_of(output)
             hidden = hidden if site.output_slice is None else site.output_slice.select(hidden)
-            pairs = hidden[rows, token].float().unflatten(-1, (-1, 2, adapter.group_size // 2))
+            if len(rows) == 1 or hidden.ndim == 2:  # with tokens on the first axis; of a pooler, or of all tokens in a row
+                hidden = hidden.reshape(len(rows), -1, site.width)
+            states = hidden[rows, token if hidden.shape[1] > 1 else 0]
+            pairs = states.float().unflatten(-1, (-1, 2, adapter.group_size // 2))
             behind = torch.complex(*pairs.unbind(-2)).flatten(-2).cpu()
             maps = adapter.plane_maps(site)
             a, b = maps.a.cpu(), torch.zeros(()) if maps.b is None else maps.b.cpu()

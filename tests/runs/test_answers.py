@@ -7,13 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2MoeConfig, Qwen2MoeModel, XLNetConfig, XLNetModel
 
+from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
 from road_interp.data.labelled import load_labelled
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.models.loading import load_tokenizer
+from road_interp.models.road_model import RoadModel
 from road_interp.rotation.plane_maps import apply
-from road_interp.runs.answers import answers_of
+from road_interp.runs.answers import answers_of, states_before
+from road_interp.sites.find import find_sites
 from road_interp.training.api import train
 
 
@@ -79,6 +83,32 @@ def test_states_are_those_in_front_of_the_rotations(finished, positions):
         before = torch.view_as_real(states).flatten(-2)
         rotated = apply(finished.adapter.plane_maps(site), before, 2) if positions == "all" else before
         torch.testing.assert_close(rotated, behind[site.name][:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "where"), [("Bert", "pooler.dense"), ("XLNet", "ff.layer_1"), ("Qwen2Moe", "gate_proj")])
+def test_states_are_found_behind_a_pooler_and_where_tokens_come_first(workplace, kind, where):
+    """XLNet's blocks return (tokens, rows, width), shared experts (rows times tokens, width)."""
+    tokenizer, texts = load_tokenizer(workplace / "model"), ["fine w1", "poor " * 7, "dull w3 w4", "w2"]
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32}
+    experts = {"num_experts": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 32, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    if kind == "Qwen2Moe":
+        base = Qwen2MoeModel(Qwen2MoeConfig(**sizes, **experts, num_experts_per_tok=1)).eval()
+    elif kind == "XLNet":
+        base = XLNetModel(XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=1, n_head=2, d_inner=32)).eval()
+    else:
+        base = tiny_model(kind, vocab_size=len(tokenizer))
+    model = RoadModel(base, random_adapter(find_sites(base, where)))
+    (site,) = model.sites
+    with model.attached() as rotated, torch.no_grad():
+        states = states_before(rotated, model.adapter, tokenizer, texts, 16)[site.name]
+        behind = []
+        rotated.get_submodule(site.module).register_forward_hook(lambda module, args, output: behind.append(output))
+        for text in texts:
+            rotated(**tokenizer([text], return_tensors="pt"))
+    first = torch.stack([each.reshape(-1, site.width)[0] for each in behind])
+    found = apply(model.adapter.plane_maps(site), torch.view_as_real(torch.from_numpy(states)).flatten(-2), 2)
+    torch.testing.assert_close(found, first, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_without_classes_has_none(workplace):
