@@ -53,7 +53,7 @@ def find_sites(
             - "all-linear": the output of every linear layer,
             - "attention-qk": queries and keys, also where one linear computes queries, keys and values,
             - "attention", "mlp": the linears of the attention and of the feed-forward network; mixers as Mamba's are in neither,
-            - "fc1": all feed-forward linears except the last (gate and up projection in a gated network),
+            - "fc1": the linears of every feed-forward network except its last (gate and up projection in a gated one),
             - "block-output": the output of each block, which is the residual stream.
         layers: block indices, counted from 0 or, if negative, from the end; an int, a list, a range, or text such as "10-29" or
             "0,2,-1".
@@ -174,7 +174,29 @@ def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:
     feed_forward = [(kind, module) for kind, module in linears if not mixes_tokens(block, kind)]
     if preset == "mlp":
         return feed_forward
-    return [pair for pair in feed_forward if output_width(pair[1]) > 1][:-1]  # a gate of experts, of one number, may come last
+    found = {kind: module for kind, module in feed_forward if output_width(module) > 1}  # a gate of experts may come last
+    last = _last_of_networks(found)
+    return [(kind, module) for kind, module in found.items() if kind not in last]
+
+
+def _last_of_networks(kinds: Iterable[str]) -> set[str]:
+    """The last linear of every feed-forward network of a block, such as of each expert, by their paths.
+
+    A network is the innermost module with several linears that are in none of its networks. What is left over, such as a router,
+    counts as one.
+    """
+    left, last = list(kinds), set()
+    for depth in reversed(range(1 + max((kind.count(".") for kind in left), default=0))):
+        networks: dict[tuple[str, ...], list[str]] = {}
+        for kind in left:
+            *around, _ = kind.split(".")
+            if len(around) >= depth:
+                networks.setdefault(tuple(around[:depth]), []).append(kind)
+        for network in networks.values():
+            if len(network) > 1 or depth == 0:
+                last.add(network[-1])
+                left = [kind for kind in left if kind not in network]
+    return last
 
 
 def _select_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.ModuleList]:

@@ -17,16 +17,22 @@ from transformers import (
     JambaModel,
     MixtralConfig,
     MixtralModel,
+    NllbMoeConfig,
+    NllbMoeModel,
     Qwen2MoeConfig,
     Qwen2MoeModel,
     RecurrentGemmaConfig,
     RecurrentGemmaModel,
+    SwinConfig,
+    SwinModel,
     VideoMAEConfig,
     VideoMAEModel,
     Wav2Vec2Config,
     Wav2Vec2Model,
     XLMConfig,
     XLMModel,
+    XmodConfig,
+    XmodModel,
 )
 
 from helpers.models import CONFIGS, tiny_model
@@ -325,6 +331,29 @@ def test_a_gate_of_experts_is_not_the_last_layer_of_the_network():
     experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
     model = Qwen2MoeModel(Qwen2MoeConfig(**HYBRID, **experts, num_hidden_layers=1)).eval()
     assert [site.kind for site in find_sites(model, "fc1")] == [f"mlp.shared_expert.{name}_proj" for name in ("gate", "up")]
+
+
+def test_every_feed_forward_network_of_a_block_has_its_first_layers():
+    """Only the last of all was left out: the others, and a router, were taken for first layers."""
+    sizes = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "vocab_size": 60}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "decoder_sparse_step": 0}
+    mixture = NllbMoeModel(NllbMoeConfig(**sizes, **decoder, num_experts=2, encoder_sparse_step=1)).eval()
+    kinds = [site.kind for site in find_sites(mixture, "fc1", stack="encoder.layers")]
+    assert kinds == ["ffn.experts.expert_0.fc1", "ffn.experts.expert_1.fc1"]
+    stages = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 16, "patch_size": 2}
+    images = SwinModel(SwinConfig(**stages)).eval()
+    first = [site.kind for site in find_sites(images, "mlp", layers=0) if site.width == 64]
+    assert [site.kind for site in find_sites(images, "fc1", layers=0)] == first
+    assert len(first) == 2
+
+
+def test_an_adapter_inside_a_network_does_not_part_its_layers():
+    languages = {"languages": ["en_XX"], "default_language": "en_XX", "adapter_reduction_factor": 2}
+    model = XmodModel(XmodConfig(**{**CONFIGS["Bert"], **languages, "num_hidden_layers": 1})).eval()
+    assert [site.kind for site in find_sites(model, "fc1")] == [
+        "intermediate.dense",
+        "output.adapter_modules.en_XX.dense1",
+    ]
 
 
 @pytest.mark.parametrize("preset", ["all-linear", "mlp", "fc1"])
