@@ -42,8 +42,9 @@ def plane(adapter: Source, ax: Axes | None = None, site: Site | str = "", index:
         style = {"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", (points[0].real, points[0].imag), (0, 0), arrowprops=style)
     reach = 1.1 * max(1.0, float(np.abs(after).max()))
-    angle, magnitude = adapter.angles(chosen)[index].item(), adapter.magnitudes(chosen)[index].item()
+    magnitude, polar = adapter.magnitudes(chosen)[index].item(), adapter.polar(chosen)
+    turn = "reflection" if polar.reflection[index] else f"{np.degrees(polar.angle[index].item()):+.1f}°"
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    ax.set_title(f"plane {index}: {np.degrees(angle):+.1f}°, × {magnitude:.3f}")
+    ax.set_title(f"plane {index}: {turn}, × {magnitude:.3f}")
     return ax

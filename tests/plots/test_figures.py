@@ -116,6 +116,16 @@ def test_reflections_are_not_drawn_as_rotations_without_a_word(report):
     assert "reflection" not in plots.magnitudes(found).get_title()
 
 
+def test_the_picture_of_a_plane_says_that_it_is_a_reflection():
+    """A circle and an arrow look the same as those of a rotation."""
+    site = Site("a.b", 4)
+    theta, alpha = torch.tensor([0.5, 0.5, 0.5, 0.5 + torch.pi]), torch.ones(4)  # of road_2: rows of the planes, group by group
+    adapter = RoadAdapter((site,), {"a.b": theta}, {"a.b": alpha}, "road_2")
+    assert adapter.polar(site).reflection.tolist() == [False, True]
+    titles = [plots.plane(adapter, index=index).get_title() for index in (0, 1)]
+    assert titles == ["plane 0: +28.6°, × 1.000", "plane 1: reflection, × 1.000"]
+
+
 @pytest.mark.parametrize("magnitude", [1.2, 4.0])
 def test_no_vector_leaves_the_figure_or_reaches_the_next_plane(magnitude):
     site = Site("a.b", 16, 3, "b")
