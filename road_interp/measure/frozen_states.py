@@ -26,6 +26,7 @@ from road_interp.models.hidden_states import (
     token_mask,
     unwrap_model,
 )
+from road_interp.sites.module_tree import text_config
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,8 +37,8 @@ class Features:
 
     Attributes:
         states: one state per text, of the last block.
-        chunk_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in chunks of the
-            residual stream that are as wide as an attention head. A chunk's norm depends on the direction of the state, too.
+        chunk_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in as many
+            chunks of the residual stream as there are attention heads. A chunk's norm depends on the direction of the state, too.
         random_chunk_norms: the same in a random orthonormal basis, whose chunks have no meaning of their own.
         labels: class indices, or numbers for regression.
         place: name of the read point of `states` (`hidden_states.ReadPoint`).
@@ -84,7 +85,7 @@ def read_features(
     if token not in ("first", "last", "mean"):
         raise InputError(f"token '{token}' has no state per text; use first, last or mean")
     states, norms, random_norms, labels, points = [], [], [], [], None
-    heads = base.config.num_attention_heads
+    heads = text_config(base).num_attention_heads
     for batch in batches:
         check_batch("read_features", batch)
         if "labels" not in batch:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import Gemma3Config, Gemma3Model
 
 import road_interp as ri
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
@@ -306,6 +307,15 @@ def test_a_text_without_tokens_is_refused(token):
     batch["attention_mask"][1] = 0
     with pytest.raises(InputError, match="a text has no tokens"):
         read_features(tiny_model("Llama"), [batch], token)
+
+
+def test_the_heads_of_a_model_of_texts_and_images_are_those_of_the_texts():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    text = {**sizes, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 60}
+    config = Gemma3Config(text_config=text, vision_config={**sizes, "image_size": 28, "patch_size": 14})
+    batches = [{**token_batch(), "labels": torch.zeros(3)}]
+    features = read_features(Gemma3Model(config).eval(), batches, "last", stack="language_model.layers")
+    assert features.chunk_norms.shape == (3, 1, 4)
 
 
 def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
