@@ -246,7 +246,7 @@ def _pattern_sites(model: PreTrainedModel, pattern: str, stack: str | None) -> I
 
 def _query_key_sites(model: PreTrainedModel, stack: str, blocks: nn.ModuleList) -> Iterator[Site]:
     for layer, roles in enumerate(attention_roles(model, blocks)):
-        for kind, letters in roles.items():
+        for kind, letters in _beside_each_other(roles).items():
             path = f"{stack}.{layer}.{kind}"
             if set(letters) in ({"q"}, {"k"}):
                 yield Site(path, len(letters), layer, kind)
@@ -255,3 +255,15 @@ def _query_key_sites(model: PreTrainedModel, stack: str, blocks: nn.ModuleList) 
                 if role[0] in letters:
                     output_slice = slice_of_role(letters, role[0], path)
                     yield Site(f"{path}[{role}]", output_slice.width_in(len(letters)), layer, f"{kind}[{role}]", output_slice)
+
+
+def _beside_each_other(roles: dict[str, str]) -> dict[str, str]:
+    """The linears of modules that have queries and keys, if a block has such modules.
+
+    MobileBERT's bottleneck, the input of both, acts on the attention weights only, as they do.
+    """
+    found: dict[str, set[str]] = {}
+    for kind, letters in roles.items():
+        found.setdefault(kind.rpartition(".")[0], set()).update(letters)
+    whole = {module for module, letters in found.items() if {"q", "k"} <= letters}
+    return {kind: letters for kind, letters in roles.items() if not whole or kind.rpartition(".")[0] in whole}

@@ -17,6 +17,8 @@ from transformers import (
     JambaModel,
     MixtralConfig,
     MixtralModel,
+    MobileBertConfig,
+    MobileBertModel,
     NllbMoeConfig,
     NllbMoeModel,
     Qwen2MoeConfig,
@@ -150,6 +152,13 @@ def test_cross_attention_has_queries_and_keys_too():
         "layer.1.EncDecAttention.q",
         "layer.1.EncDecAttention.k",
     ]
+
+
+def test_the_shared_input_of_queries_and_keys_is_neither():
+    sizes = {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16}
+    model = MobileBertModel(MobileBertConfig(**CONFIGS["Bert"], **sizes)).eval()
+    found = [site.kind for site in find_sites(model, "attention-qk", layers=0)]
+    assert found == ["attention.self.query", "attention.self.key"]
 
 
 def test_patterns_lists_and_layers(bert):
