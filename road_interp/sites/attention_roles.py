@@ -28,17 +28,20 @@ def attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[d
     """For each block and each of its attention linears, one letter per output dimension: q, k, or v for all other dimensions.
 
     If all positions have the same state, the attention weights do not affect the block's output, so its gradient vanishes at
-    queries and keys and only there. With different states, the output at the last position depends on the key of the first
-    position, but not on its query. Gradients are taken on an fp64 copy of the block along several random directions, so that
-    zero gradients are identified reliably even where some trained weights are a million times as large as others. Learned
-    sinks, which take a share of the attention that depends on queries and keys, have none on the copy.
+    queries and keys and only there; at all positions, because Longformer's values of global attention reach the first one only.
+    With different states, the output at the last position depends on the key of the first position, but not on its query.
+    Gradients are taken on an fp64 copy of the block along several random directions, so that zero gradients are identified
+    reliably even where some trained weights are a million times as large as others. Learned sinks, which take a share of the
+    attention that depends on queries and keys, have none on the copy.
     """
     generator = torch.Generator().manual_seed(0)
     for block, (args, kwargs) in zip(blocks, _block_calls(model, blocks), strict=True):
         probe = _probe(block)
         try:
-            same = _gradients(probe, args, kwargs, lambda states: states[:, :1].expand_as(states))
-            different = _gradients(probe, args, kwargs, lambda states: torch.randn(states.shape, generator=generator).to(states))
+            same = _gradients(probe, args, kwargs, lambda states: states[:, :1].expand_as(states), slice(None))
+            different = _gradients(
+                probe, args, kwargs, lambda states: torch.randn(states.shape, generator=generator).to(states), slice(-1, None)
+            )
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
@@ -97,9 +100,9 @@ def _probe(block: nn.Module) -> nn.Module:
 
 
 def _gradients(
-    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], replace_states: Callable[[Tensor], Tensor]
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], replace_states: Callable[[Tensor], Tensor], positions: slice
 ) -> dict[str, Tensor]:
-    """Summed |gradient| of random projections of the block's output at the last position with respect to its attention linears.
+    """Summed |gradient| of random projections of the block's output at some positions with respect to its attention linears.
 
     The block's hidden states are replaced by `replace_states(states)`. Every gradient has shape `(positions, width)`.
     """
@@ -125,7 +128,7 @@ def _gradients(
         output = hidden_of(output)
         weights = torch.randn(4, output.shape[-1], generator=torch.Generator().manual_seed(1)).to(output)
         total = {kind: torch.zeros_like(states[0]) for kind, states in captured.items()}
-        for projection in (output[:, -1] @ weights.T).sum(0) if captured else ():
+        for projection in (output[:, positions] @ weights.T).sum((0, 1)) if captured else ():
             gradients = torch.autograd.grad(projection, list(captured.values()), retain_graph=True, materialize_grads=True)
             for kind, gradient in zip(captured, gradients, strict=True):
                 total[kind] += gradient.abs().sum(0)

@@ -15,6 +15,8 @@ from transformers import (
     GptOssModel,
     JambaConfig,
     JambaModel,
+    LongformerConfig,
+    LongformerForSequenceClassification,
     MixtralConfig,
     MixtralModel,
     MobileBertConfig,
@@ -159,6 +161,14 @@ def test_the_shared_input_of_queries_and_keys_is_neither():
     model = MobileBertModel(MobileBertConfig(**CONFIGS["Bert"], **sizes)).eval()
     found = [site.kind for site in find_sites(model, "attention-qk", layers=0)]
     assert found == ["attention.self.query", "attention.self.key"]
+
+
+def test_values_that_reach_the_first_token_only_are_no_queries():
+    """Longformer's classifiers have global attention at [CLS]."""
+    config = LongformerConfig(**CONFIGS["Bert"], attention_window=4)
+    model = LongformerForSequenceClassification(config).eval()
+    found = [site.kind.removeprefix("attention.self.") for site in find_sites(model, "attention-qk", layers=0)]
+    assert found == ["query", "key", "query_global", "key_global"]
 
 
 def test_patterns_lists_and_layers(bert):
