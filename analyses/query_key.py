@@ -38,7 +38,7 @@ ROTARY = "rotary-pairs"
 
 def measure(piece: Piece) -> QueryKey:
     run = run_of(piece)
-    return query_key(angles(run.adapter), getattr(run.load_model().model.config, "num_key_value_heads", 1))
+    return query_key(angles(run.adapter), getattr(run.load_model().model.config, "num_key_value_heads", None))
 
 
 @dataclass(frozen=True)

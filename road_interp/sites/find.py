@@ -116,12 +116,15 @@ def parse_layers(layers: Layers, depth: int) -> set[int]:
     if isinstance(layers, str):
         wanted: list[int] = []
         for text in layers.split(","):
-            if not (match := re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+)\s*)?", text)):
+            match = re.fullmatch(r"\s*(?:(-?\d+)|(\d+)\s*-\s*(\d+))\s*", text)
+            if not match:
                 raise InputError(f"layers '{layers}': '{text}' is neither a number nor a range such as 10-29")
-            first = int(match[1])
-            if match[2] and int(match[2]) < first:
+            if match[1]:
+                wanted.append(int(match[1]))
+                continue
+            if int(match[3]) < int(match[2]):
                 raise InputError(f"layers '{layers}': the range '{text}' ends before it begins")
-            wanted += range(first, int(match[2]) + 1) if match[2] else [first]
+            wanted += range(int(match[2]), int(match[3]) + 1)
     else:
         array: Any = layers
         given = array.tolist() if hasattr(layers, "tolist") else layers

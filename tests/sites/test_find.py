@@ -273,7 +273,7 @@ def test_parse_layers(layers, expected):
     assert parse_layers(layers, 10) == expected
 
 
-@pytest.mark.parametrize("layers", ["two", "1-", [10], -11, [True], ["1"]])
+@pytest.mark.parametrize("layers", ["two", "1-", "-2-3", [10], -11, [True], ["1"]])
 def test_parse_layers_refuses(layers):
     with pytest.raises(InputError, match="layer"):
         parse_layers(layers, 10)
