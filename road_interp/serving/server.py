@@ -83,11 +83,6 @@ class OneModelManager(ModelManager):
         super().__init__(model_timeout=-1)
         self._served = served
 
-    @staticmethod
-    def process_model_name(model_id: str) -> str:
-        """The name as the client gave it."""
-        return model_id
-
     def load_model_and_processor(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The model and its tokenizer. Raises HTTPException 404 for a name that is not served."""
         try:
@@ -238,6 +233,10 @@ class _Handler:
         except ValidationError as error:
             innermost = max(error.errors(), key=lambda each: len(each["loc"]))  # a list of parts is also told that it is no text
             raise HTTPException(422, f"{'.'.join(map(str, innermost['loc']))}: {innermost['msg']}") from None
+
+    def _resolve_model(self, body: dict) -> tuple[str, Any, Any]:
+        """The name as it is: transformers would take the part behind a colon that ends in .gguf for a file of weights."""
+        return body["model"], *self.model_manager.load_model_and_processor(body["model"])
 
     def _build_generation_config(self, body: dict, config: GenerationConfig, use_cb: bool = False) -> GenerationConfig:
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or self.model_manager._served.max_new_tokens

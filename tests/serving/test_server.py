@@ -95,7 +95,8 @@ def test_the_served_names_are_listed(client):
 
 
 @pytest.mark.parametrize(
-    "name", ["road:d", "road:", "a", "road:a@x", "road:a+", "road:a@", "road:a@nan", "road:a@1e9", "road:a/b", "gpt-4"]
+    "name",
+    ["road:d", "road:", "a", "road:a@x", "road:a+", "road:a@", "road:a@nan", "road:a@1e9", "road:a/b", "road:a:b.gguf", "gpt-4"],
 )
 def test_an_unknown_name_is_a_404_that_lists_the_known(client, name):
     with pytest.raises(openai.NotFoundError, match="road:__base__, road:a, road:b, road:c"):
@@ -200,13 +201,13 @@ def test_requests_with_the_same_id_are_two_requests(address, expected):
 
 
 def test_adapters_that_come_and_go_while_it_runs(model, client):
-    model.bank.add("new", random_adapter(model.sites, seed=9))
+    model.bank.add("new.gguf", random_adapter(model.sites, seed=9))
     try:
-        assert complete(client, "w5", "road:new")
+        assert complete(client, "w5", "road:new.gguf")
     finally:
-        model.bank.remove("new")
+        model.bank.remove("new.gguf")
     with pytest.raises(openai.NotFoundError):
-        complete(client, "w5", "road:new")
+        complete(client, "w5", "road:new.gguf")
 
 
 def test_health(address):
