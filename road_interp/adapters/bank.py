@@ -43,6 +43,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
             raise InputError("a bank needs at least one adapter")
         self._entries: dict[str, Vectors | Path] = {}
         self._template: RoadAdapter | None = None
+        self.folder: str | os.PathLike[str] | None = None  # of an adapter: the weights beside it are those beside all others
         self._revisions: dict[str, int] = {}
         self.version = 0  # increases with every change
         for name, adapter in adapters.items():
@@ -83,7 +84,9 @@ class RoadBank(Mapping[str, RoadAdapter]):
             InputError: an adapter of another type or that cannot be read, or adapters that do not fit together.
         """
         if isinstance(source, Mapping):
-            return cls({name: RoadAdapter.from_peft(folder, base=base) for name, folder in source.items()})
+            bank = cls({name: RoadAdapter.from_peft(folder, base=base) for name, folder in source.items()})
+            bank.folder = next(iter(source.values()))
+            return bank
         names = list(getattr(source, "peft_config", {}))
         if not names:
             raise InputError("the model has no PEFT adapters: give a PeftModel, or folders by name")
@@ -121,7 +124,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
                 raise InputError(f"adapter '{name}': '{adapter}' contains no adapter, run or PEFT adapter")
             self._entries[name] = folder
         else:
-            self._entries[name] = self._flatten(name, RoadAdapter.of(adapter))
+            self._entries[name] = self._flatten(name, RoadAdapter.of(adapter), getattr(adapter, "folder", None))
         self.version += 1
         self._revisions[name] = self.version
 
@@ -198,16 +201,17 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def _vectors(self, name: str) -> Vectors:
         entry = self._entries[name]
         if isinstance(entry, Path):
-            entry = self._entries[name] = self._flatten(name, RoadAdapter.load(entry))
+            entry = self._entries[name] = self._flatten(name, RoadAdapter.load(entry), entry)
         return entry
 
-    def _flatten(self, name: str, adapter: RoadAdapter) -> Vectors:
+    def _flatten(self, name: str, adapter: RoadAdapter, folder: Path | None) -> Vectors:
         if self._template is None:
             self._template = adapter.identity_like()
         if difference := _difference(self._template, adapter):
             raise InputError(f"adapter '{name}' does not fit this bank: {difference}")
         if self._template.base is None:
             self._template = replace(self._template, base=adapter.base)
+        self.folder = self.folder or folder
         theta = torch.cat([adapter.theta[site.name].detach().cpu().float() for site in self._template.sites])
         alpha = torch.cat([adapter.alpha[site.name].detach().cpu().float() for site in self._template.sites])
         return theta, alpha

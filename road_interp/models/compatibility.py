@@ -53,20 +53,23 @@ def _is_peft_rotation(module: Any) -> bool:
 
 def warn_of_other_weights(base_model: PreTrainedModel, source: Any) -> None:
     """Warn if the folder of an adapter has weights that were trained beside it, such as a head, and the model others."""
-    if not isinstance(source, str | os.PathLike):
-        return
+    if isinstance(source, str | os.PathLike) and (difference := other_weights_beside(base_model, source)):
+        warnings.warn(difference, stacklevel=3)
+
+
+def other_weights_beside(base_model: PreTrainedModel, source: str | os.PathLike[str]) -> str:
+    """Which weights the folder of an adapter has beside it that are others in the model, and what has both; empty for none."""
     folder = local_folder(source)
     head = head_file(folder)
     name = type(base_model).__name__
     if head is not None and differ(base_model, read_safetensors(head)):
-        warnings.warn(
+        return (
             f"{name} has another head than the one that was trained beside the adapter of '{source}': "
-            f"Run.load('{source}').load_model() has both",
-            stacklevel=3,
+            f"Run.load('{source}').load_model() has both"
         )
     if is_peft_folder(folder) and differ(base_model, others := peft_format.other_weights(folder)):
-        warnings.warn(
+        return (
             f"{name} has other weights than those that were trained beside the adapter of '{source}' "
-            f"({', '.join(sorted(others))}): RoadModel.from_peft(model, '{source}') loads both",
-            stacklevel=3,
+            f"({', '.join(sorted(others))}): RoadModel.from_peft(model, '{source}') loads both"
         )
+    return ""

@@ -14,6 +14,7 @@ from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import holds_adapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
+from road_interp.models.compatibility import other_weights_beside
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS
 
@@ -99,6 +100,8 @@ class AdapterFolder:
             adapter = RoadAdapter.load(path, self._base)
         if adapter.base is not None and (difference := adapter.base.difference(BaseModelSignature.of(self._base))):
             raise InputError(f"adapter '{name}' was made for another model, {adapter.base.title}: {difference}")
+        if difference := other_weights_beside(self._base, path):
+            raise InputError(f"{difference}, and can be saved as a model to serve")
         return adapter, planes
 
     def _check_planes(self, name: str, planes: TaskPlanes | None) -> None:

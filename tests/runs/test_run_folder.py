@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.recipes import recipe_for
+from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.files import locked
@@ -97,15 +98,18 @@ def test_the_origin_alone_is_what_a_killed_start_of_an_older_release_leaves(work
 
 
 def test_a_model_with_another_head_than_the_runs_is_warned_of(finished):
-    """As a folder, as the folder of its adapter, or as a run; not with its own head, and not without any."""
+    """As a folder, as the folder of its adapter, or as a run, also in a bank; not with its own head, and not without any."""
     untrained, _ = load_model(finished.recipe.model, "classifier", num_labels=2)
-    for source in (str(finished.folder), finished.folder / "adapter", finished):
+    banks = [RoadBank({"half": finished.adapter**0.5, "a": source}) for source in (finished, str(finished.folder))]
+    banks[1].rows(["a"])  # reads the folder
+    for source in (str(finished.folder), finished.folder / "adapter", finished, RoadBank({"a": finished.folder}), *banks):
         with pytest.warns(UserWarning, match=r"another head than the one .* Run.load\('.*'\).load_model\(\) has both"):
             RoadModel(untrained, source)
     backbone, _ = load_model(finished.recipe.model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        RoadModel(finished.load_model().model, finished.folder)
+        for source in (finished.folder, RoadBank({"a": finished.folder})):
+            RoadModel(finished.load_model().model, source)
         RoadModel(backbone, RoadAdapter.identity(find_sites(backbone, "mlp")))
         RoadModel(untrained, finished.adapter)
 

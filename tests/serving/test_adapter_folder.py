@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from helpers.models import random_adapter, tiny_model
+from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
 from road_interp.serving.adapter_folder import AdapterFolder
 from road_interp.sites.find import find_sites
 
@@ -43,6 +45,18 @@ def test_adapter_folders_and_peft_folders(tmp_path, base, adapters):
     assert torch.equal(bank["own"].theta[name], adapters[0].theta[name])
     assert torch.equal(bank["from-peft"].theta[name], adapters[1].theta[name])
     assert torch.equal(bank["both"].theta[name], adapters[0].theta[name])  # our format is complete
+
+
+def test_adapters_that_were_trained_beside_other_weights_are_refused(tmp_path, base):
+    """All requests go through the weights of the served model."""
+    pytest.importorskip("peft", reason="needs the extra [peft]")
+    trained = tiny_model("Llama", "causal-lm", seed=1)
+    random_adapter(find_sites(trained, "mlp")).to_peft(tmp_path / "a", trained, ["lm_head"])
+    with pytest.raises(InputError, match=r"^LlamaForCausalLM has other weights .* \(lm_head.weight\)"):
+        AdapterFolder(tmp_path, base)
+    assert list(AdapterFolder(tmp_path, trained).bank) == ["a"]
+    with pytest.warns(UserWarning, match=r"^LlamaForCausalLM has other weights .* \(lm_head.weight\)"):
+        RoadModel(base, RoadBank.from_peft({"a": tmp_path / "a"}, base))
 
 
 def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
