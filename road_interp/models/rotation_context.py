@@ -341,7 +341,7 @@ class RotationContext:
                 return output
             if owned and whole and selection.mask is None and not tracing and not torch.is_grad_enabled():
                 # Shortcut with the same result: at one token per row, the calls of the general path take longer than the product.
-                maps = self._maps_for(output, site).for_batch(output, site)[index]
+                maps = self._maps_for(output, site).for_batch(index, output, site)
                 if COMPLEX.get(output.dtype) is maps.a.dtype and has_complex_form(maps, output, group_size):
                     output.view(maps.a.dtype).mul_(maps.a)
                     return output
@@ -369,7 +369,7 @@ class RotationContext:
             rotated = _apply_entries(entries, hidden, group_size, site)
         else:
             row_maps = self._maps_for(hidden, site)
-            maps = row_maps.for_batch(hidden, site)[index]
+            maps = row_maps.for_batch(index, hidden, site)
             # The form first: maps that vmap has batched have no single smallest scale.
             if self._has_inplace_form(maps, hidden, site) and (
                 not torch.is_grad_enabled() or (row_maps.invertible and self._keeps_outputs)

@@ -15,7 +15,7 @@ from road_interp.sites.site import Site
 
 
 class RowMaps:
-    """The maps of all sites during a pass, reshaped and cached for every batch size in it.
+    """The maps of all sites during a pass, reshaped and cached for every site and batch size in it.
 
     Attributes:
         maps: one per site; with a row axis, one row per example.
@@ -23,7 +23,7 @@ class RowMaps:
 
     def __init__(self, maps: Sequence[PlaneMaps]) -> None:
         self.maps = maps
-        self._shaped: dict[tuple[int, int], Sequence[PlaneMaps]] = {}
+        self._shaped: dict[tuple[int, int, int], PlaneMaps] = {}
 
     @property
     def by_row(self) -> bool:
@@ -38,18 +38,19 @@ class RowMaps:
         smallest = [site_maps.a.detach().abs().min() for site_maps in self.maps]
         return bool(torch.stack([value.to(smallest[0].device) for value in smallest]).min() >= SMALLEST_INVERTIBLE)
 
-    def for_batch(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
-        """The maps with one row per example, repeated where generation expands the batch (beams). Errors name `site`."""
-        key = hidden.shape[0], hidden.ndim
+    def for_batch(self, index: int, hidden: Tensor, site: Site) -> PlaneMaps:
+        """The maps of the site with this index, one row per example, repeated where generation expands the batch (beams), and
+        where a module joins rows and tokens. Errors name `site`."""
+        key = index, hidden.shape[0], hidden.ndim
         shaped = self._shaped.get(key)
         if shaped is None:
-            shaped = self._shaped[key] = self._shape(hidden, site) if self.by_row else self.maps
+            shaped = self._shaped[key] = self._shape(index, hidden, site) if self.by_row else self.maps[index]
         return shaped
 
-    def _shape(self, hidden: Tensor, site: Site) -> Sequence[PlaneMaps]:
+    def _shape(self, index: int, hidden: Tensor, site: Site) -> PlaneMaps:
         batch = checked_batch(len(self.maps[0].a), hidden, site)
         with torch.inference_mode(False):  # a later pass may train what comes before these maps
-            return [site_maps.repeat_rows(batch).broadcast_to(hidden.ndim) for site_maps in self.maps]
+            return self.maps[index].repeat_rows(batch).broadcast_to(hidden.ndim)
 
 
 def check_rows(names: int, rows: int | None) -> None:

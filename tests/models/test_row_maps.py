@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import torch
+from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
 
+from helpers.models import GROUPED, random_adapter, token_batch
+from road_interp.adapters.bank import RoadBank
+from road_interp.models.road_model import RoadModel
 from road_interp.models.row_maps import RowMaps
+from road_interp.rotation import plane_maps
 from road_interp.rotation.inplace import SMALLEST_INVERTIBLE
-from road_interp.rotation.plane_maps import PlaneMaps
+from road_interp.rotation.plane_maps import PlaneMaps, repeat_rows
+from road_interp.sites.find import find_sites
 
 
 def test_maps_are_invertible_down_to_the_smallest_scale():
@@ -14,3 +20,20 @@ def test_maps_are_invertible_down_to_the_smallest_scale():
     assert RowMaps([PlaneMaps(smallest), PlaneMaps(torch.ones_like(smallest))]).invertible
     assert not RowMaps([PlaneMaps(torch.ones_like(smallest)), PlaneMaps(smallest / 2)]).invertible
     assert not RowMaps([PlaneMaps(torch.ones_like(smallest), torch.ones_like(smallest))]).invertible
+
+
+def test_rows_joined_with_tokens_repeat_the_maps_of_their_own_sites_only(monkeypatch):
+    """As in the experts that all tokens share: they have as many rows as there are tokens in the batch."""
+    repeated = []
+
+    def repeat(values, rows):
+        if len(values) != rows:
+            repeated.append((rows, values.shape[1]))
+        return repeat_rows(values, rows)
+
+    monkeypatch.setattr(plane_maps, "repeat_rows", repeat)
+    base = Ernie4_5_MoeForCausalLM(Ernie4_5_MoeConfig(**GROUPED, moe_k=2, moe_num_experts=4, moe_intermediate_size=24)).eval()
+    sites = find_sites(base, "q_proj|shared_experts[.]up_proj")
+    bank = RoadBank({name: random_adapter(sites, seed=seed) for seed, name in enumerate("ab")})
+    RoadModel(base, bank)(token_batch(2, 5), adapter_names=["a", "b"])
+    assert repeated == [(10, site.width // 2) for site in sites if "shared_experts" in site.name] != []
