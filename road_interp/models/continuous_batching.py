@@ -124,6 +124,8 @@ class ContinuousBatching:
             undo.enter_context(opened(self._model, self._name, "alone"))
             if merged_rotations(self._model) != self._weights:
                 raise InputError("rotations were merged or unmerged since the engine was made: make it again")
+            for request in [*self._requests]:  # of an earlier `with` statement, whose engine did not finish them
+                self._forget(request)
             self._manager = make_engine(self._model, self._generation_config, self._engine_config, self._sizes)
             undo.callback(self._manager.destroy)
             scope = CallScope(of=lambda: self._manager._generation_thread)

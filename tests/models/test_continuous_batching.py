@@ -162,6 +162,17 @@ def test_a_cancelled_request_frees_its_place():
     assert found == ids[0, 2:].tolist()
 
 
+def test_a_request_that_an_earlier_statement_left_is_not_waited_for():
+    engine = bank_model().continuous_batching(generation_config=LONG, engine_config=engine_config())
+    with engine:
+        left = engine.add([5, 6, 7], Wanted("a"))
+    with engine:
+        assert not engine.is_open(left)
+        with pytest.raises(InputError, match=f"'{left}' is not a request of this engine"):
+            engine.result(left)
+        assert engine.result(engine.add([5, 6, 7], Wanted("a"), 3)).is_finished()
+
+
 def test_requests_from_several_threads():
     model = bank_model()
     expected = alone(model, PROMPTS, adapter_names=NAMES)
