@@ -6,6 +6,7 @@ gathered from one table, which holds each distinct combination of adapter, tasks
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
@@ -67,6 +68,16 @@ class _Request:
     length: int
     outputs: deque[GenerationOutput] = field(default_factory=deque)
     cancelled: int | None = None
+
+
+class _AtOnce:
+    """What transformers takes for the asyncio loop of every handler: it would have one loop call the handlers of all requests of
+    a pass, and none of them after one that fails."""
+
+    @staticmethod
+    def call_soon_threadsafe(handle: Callable[..., None], *outputs: Any) -> None:
+        """Call a handler in the engine's thread."""
+        handle(*outputs)
 
 
 class ContinuousBatching:
@@ -184,12 +195,11 @@ class ContinuousBatching:
             self._requests[name] = _Request(self._table.acquire(wanted), len(ids))
         try:
             if on_output is not None:
-                self._manager.register_result_handler(name, lambda output: self._deliver(name, output, on_output))
+                self._manager.output_router.result_handlers[name] = self._handler(name, on_output), _AtOnce
             added = self._manager.add_request(ids, name, max_new_tokens=max_new_tokens, streaming=stream)
             if added is None or not self._manager.is_running():
                 raise RuntimeError("the engine takes no more requests: it has stopped") from self.fatal_error
         except BaseException:
-            self._manager.output_router.result_handlers.pop(name, None)
             self._forget(name)
             raise
         return name
@@ -256,6 +266,18 @@ class ContinuousBatching:
             if not running and not request.outputs:
                 raise RuntimeError(f"the engine stopped before {name} was finished: {self.fatal_error}") from self.fatal_error
 
+    def _handler(self, name: str, on_output: Callable[[GenerationOutput], None]) -> Callable[[GenerationOutput], None]:
+        """A function for the engine's thread, which has the running asyncio loop call `on_output`."""
+        loop, request = asyncio.get_running_loop(), self._requests[name]
+
+        def handle(output: GenerationOutput) -> None:
+            try:
+                loop.call_soon_threadsafe(self._deliver, name, output, on_output)
+            except RuntimeError:  # the loop has ended
+                request.cancelled = 0  # the engine is told in its next pass
+
+        return handle
+
     def _deliver(self, name: str, output: GenerationOutput, on_output: Callable[[GenerationOutput], None]) -> None:
         if output.error is not None or output.is_finished():
             self._forget(name)
@@ -263,6 +285,7 @@ class ContinuousBatching:
 
     def _forget(self, name: str) -> None:
         """End a request that the engine has finished with."""
+        self._manager.output_router.result_handlers.pop(name, None)
         with self._lock:
             if (request := self._requests.pop(name, None)) is not None:
                 self._table.release(request.row)
@@ -331,7 +354,6 @@ class ContinuousBatching:
                 if name in scheduler.active_requests or name in scheduler.waiting_requests:
                     self._manager.cancel_request(name)
                     continue
-                self._manager.output_router.result_handlers.pop(name, None)
                 self._forget(name)
 
     def _transform(self, index: int, site: Site, module: nn.Module, device: torch.device) -> OutputTransform:

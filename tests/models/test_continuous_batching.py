@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -359,6 +360,51 @@ def test_outputs_in_an_asyncio_loop():
     expected = alone(model, PROMPTS, adapter_names=NAMES)
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
         assert asyncio.run(ask_all()) == expected
+        assert engine._requests == {}
+
+
+def failing(output):
+    raise asyncio.InvalidStateError("as of a future that was cancelled")
+
+
+def test_a_callback_that_fails_leaves_those_of_other_requests_alone():
+    """Also those of outputs that come in the same pass."""
+
+    async def ask(engine):
+        finished = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        engine.add([5, 6, 7], Wanted("a"), stream=True, on_output=failing)
+        engine.add([8, 9], Wanted("b"), 6, on_output=finished.set_result)
+        return await asyncio.wait_for(finished, 20)
+
+    with bank_model().continuous_batching(generation_config=LONG, engine_config=engine_config()) as engine:
+        assert len(asyncio.run(ask(engine)).generated_tokens) == 6
+
+
+def test_outputs_come_in_the_loop_of_their_own_request():
+    """Two loops of two threads, and one that ends before its request does."""
+
+    async def ask(engine):
+        threads, finished = set(), asyncio.Event()
+
+        def note(output):
+            threads.add(threading.current_thread())
+            if output.is_finished():
+                finished.set()
+
+        engine.add([5, 6, 7], Wanted("a"), stream=True, on_output=note)
+        await asyncio.wait_for(finished.wait(), 20)
+        return threads == {threading.current_thread()}
+
+    async def leave(engine):
+        engine.add([5, 6, 7], Wanted("a"), 100, stream=True, on_output=print)
+
+    with bank_model().continuous_batching(generation_config=LONG, engine_config=engine_config()) as engine:
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(lambda _: asyncio.run(ask(engine)), range(2))) == [True, True]
+        asyncio.run(leave(engine))
+        for _ in range(3):
+            assert engine.result(engine.add([8, 9], Wanted("b"), 6)).is_finished()
         assert engine._requests == {}
 
 
