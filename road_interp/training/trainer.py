@@ -74,6 +74,11 @@ class RoadTrainer(Trainer):
             self._stop(f"the loss is {loss.item()}{site and ', '}{site}", self.state.global_step + 1)
         return loss
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch. One whose last step is in the checkpoint that is resumed is left out: the Trainer would add a step."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Check the rotations, then log. Raises FloatingPointError for a rotation that is not finite or not invertible."""
         self._check_rotations()

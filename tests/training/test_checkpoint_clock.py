@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from helpers.recipes import recipe_for
 from road_interp.training import checkpoint_clock
 from road_interp.training.api import train
+from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.trainer import RoadTrainer, last_checkpoint
 
 pytestmark = pytest.mark.training
@@ -35,6 +38,26 @@ def test_a_run_resumes_from_the_middle_of_an_epoch_to_the_same_bits(finished, wo
     assert resumed.metrics == finished.metrics
     for site in finished.adapter.sites:
         assert torch.equal(resumed.adapter.theta[site.name], finished.adapter.theta[site.name])
+
+
+def test_a_training_that_ended_inside_an_epoch_is_not_trained_on(workplace, monkeypatch):
+    ending = ("training.max_steps=12", "training.scheduler=constant_with_warmup")  # of eight steps in an epoch
+    whole = train(recipe_for(workplace, *ending), workplace / "inside", progress=False)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassificationExperiment, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(workplace, *ending), workplace / "cut-inside", progress=False)
+    monkeypatch.undo()
+    resumed = train(recipe_for(workplace, *ending), workplace / "cut-inside", resume=True, progress=False)
+    assert resumed.metrics == whole.metrics
+    assert steps_of(resumed) == steps_of(whole) == [8, 12, 12]
+
+
+def steps_of(run):
+    return [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_the_clock_counts_from_the_last_checkpoint(workplace, monkeypatch):
