@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,20 @@ DIGITS = 16  # of a sha256
 def digests(recipe: Any, inputs: Inputs) -> dict[str, str]:
     """The beginning of the sha256 of every file that a piece reads, by setting and file; none for settings without a path.
 
-    Data files of a recipe are those of the setting "data"; a package fixes the content of its own.
+    Data files of a recipe are those of the setting "data"; a package fixes the content of its own. Of several files with one
+    name, in different folders, the second is "NAME 2".
 
     Raises:
         InputError: a file cannot be read.
     """
     given = {name: files(recipe) for name, files in inputs.items() if getattr(recipe, name) is not None}
-    data = {each: sha256_of(each) for each in data_ids(recipe) if not each.startswith(PACKAGE)}
-    return {
-        **{f"{name}/{path.name}": _digest(path) for name, paths in given.items() for path in paths},
-        **{f"data/{Path(each).name}": digest[:DIGITS] for each, digest in data.items() if digest is not None},
-    }
+    found = {f"{name}/{path.name}": _digest(path) for name, paths in given.items() for path in paths}
+    names = Counter[str]()
+    for each in dict.fromkeys(data_ids(recipe)):
+        if not each.startswith(PACKAGE) and (digest := sha256_of(each)) is not None:
+            names[name := f"data/{Path(each).name}"] += 1
+            found[name if names[name] == 1 else f"{name} {names[name]}"] = digest[:DIGITS]
+    return found
 
 
 def _digest(path: Path) -> str:

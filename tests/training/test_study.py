@@ -181,6 +181,20 @@ def test_data_of_a_recipe_that_changed_are_refused(study, measured, tmp_path):
         run_study(trains, given)
 
 
+def test_data_files_of_one_name_in_different_folders_are_told_apart(study, measured, tmp_path):
+    for name in ("train", "held-out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "films.csv").write_text(f"text,label\n{name},positive\n")
+    trains = replace(study, recipe="sentiment-minilm", inputs={}, conditions={"plain": Condition("plain")})
+    trains = replace(trains, measure=lambda piece: Measured(piece.condition, piece.seed, 0))
+    paths = {key: tmp_path / name / "films.csv" for key, name in (("id", "train"), ("validation", "held-out"))}
+    given = options(tmp_path, seeds=(0,), overrides=tuple(f"data.{key}={path}" for key, path in paths.items()))
+    run_study(trains, given)
+    paths["id"].write_text("text,label\nchanged,positive\n")
+    with pytest.raises(InputError, match="seed-0.json' was measured with another data/films.csv; choose another --results"):
+        read_study(trains, given)
+
+
 def test_an_input_file_of_another_name_is_refused_unless_it_has_the_same_content(study, measured, tmp_path):
     for name, content in (("one", "a good film"), ("two", "a dull film"), ("copy", "a good film")):
         (tmp_path / name).write_text(content)
