@@ -61,6 +61,7 @@ def training_arguments(
         seed=recipe.seed,
         **options,
     )
+    arguments.mixed_precision = "no" if precision == "fp32" else precision  # and not what `accelerate launch` is told
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs need torchrun: DataParallel would run replicas in threads
     return arguments
 

@@ -572,6 +572,11 @@ def test_fp16_needs_a_gpu_to_train_and_none_to_be_scored(finished, workplace, tm
         assert evaluate(run, device="cpu", progress=False) == finished.metrics["test"]
 
 
+def test_the_precision_is_that_of_the_recipe_whatever_accelerate_is_told(finished, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch` does
+    assert evaluate(finished, progress=False) == finished.metrics["test"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_is_scored_in_the_precision_of_its_training(workplace, precision, monkeypatch):
     """Whatever "auto" would be on the machine that scores it."""
