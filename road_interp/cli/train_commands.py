@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,7 +180,8 @@ def _train_seed(
             run = _finished_run(folder, recipe)
         else:
             resume = resume and (of_seeds is None or (folder / RECIPE).is_file())
-            run = api.train(recipe, folder, resume=resume, device=device, progress=not as_json)
+            with redirect_stdout(sys.stderr):  # trackers print, and standard output is for results
+                run = api.train(recipe, folder, resume=resume, device=device, progress=not as_json)
         seconds = time.monotonic() - started
         if is_main_process():
             export.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)

@@ -14,6 +14,7 @@ from importlib import import_module, metadata
 import numpy as np
 import pytest
 from rich.console import Console
+from transformers import TrainerCallback
 
 import road_interp
 from helpers.cli import run
@@ -29,6 +30,7 @@ from road_interp.runs.run import Run
 from road_interp.sites.find import find_sites
 from road_interp.sources import local_folder
 from road_interp.training.api import train
+from road_interp.training.arguments import INTEGRATION_TO_CALLBACK
 
 
 def test_the_version_is_that_of_the_package(capsys, monkeypatch):
@@ -309,6 +311,21 @@ def test_standard_output_holds_the_json_only(tmp_path):
     arguments = [sys.executable, "-c", script, "", "inspect", "adapter", "--json"]
     shown = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert len(json.loads(shown.stdout)) == 2
+
+
+def test_what_a_tracker_prints_is_not_in_the_json(capsys, monkeypatch, workplace, tmp_path):
+    class Printing(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            print("* Trackio project initialized: huggingface")
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", Printing)
+    monkeypatch.setattr("road_interp.training.arguments.get_available_reporting_integrations", lambda: ["trackio"])
+    (tmp_path / "small.yaml").write_text(recipe_for(workplace, "training.max_steps=1").to_yaml())
+    given = ("training.report_to=[trackio]", "--out", tmp_path / "run", "--json")
+    code, out, err = run(capsys, monkeypatch, "train", tmp_path / "small.yaml", *given)
+    assert code == 0, err
+    assert json.loads(out)["folder"] == str(tmp_path / "run")
+    assert "* Trackio project initialized" in err
 
 
 def test_help_and_bare_import_load_no_heavy_library():
