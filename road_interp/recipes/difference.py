@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from road_interp.recipes.schema import Recipe
+from road_interp.recipes.schema import TrainableRecipe
 
 SHOWN = 3
 
 
-def describe_difference(stored: Recipe, given: Recipe) -> str:
-    """The first keys that differ, with both values: "seed is 0 there, 3 here"; empty for equal recipes."""
-    there, here = (dict(_leaves(asdict(recipe))) for recipe in (stored, given))
+def describe_difference(stored: TrainableRecipe, given: TrainableRecipe) -> str:
+    """The first keys that differ, with both values: "seed is 0 there, 3 here"; empty for equal recipes.
+
+    The order of the tasks is that of their planes.
+    """
+    there, here = ({**dict(_leaves(asdict(recipe))), "the order of tasks": recipe.task_names} for recipe in (stored, given))
     keys = [key for key in dict.fromkeys([*there, *here]) if _shown(there, key) != _shown(here, key)]
     parts = [f"{key} is {_shown(there, key)} there, {_shown(here, key)} here" for key in keys[:SHOWN]]
     return "; ".join([*parts, *[f"{len(keys) - SHOWN} more"] * (len(keys) > SHOWN)])

@@ -119,6 +119,9 @@ def test_a_resumed_run_gives_the_same_bits(folder, finished, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(recipe_for(folder), folder / "stopped", progress=False)
     monkeypatch.undo()
+    other_planes = replace(recipe_for(folder), tasks=dict(reversed(recipe_for(folder).tasks.items())))
+    with pytest.raises(InputError, match=r"order of tasks is \('tone', 'start'\) there, \('start', 'tone'\) here"):
+        train(other_planes, folder / "stopped", resume=True, progress=False)
     resumed = train(recipe_for(folder), folder / "stopped", resume=True, progress=False)
     assert resumed.metrics == finished.metrics
 
