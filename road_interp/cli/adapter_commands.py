@@ -69,14 +69,14 @@ def report(
     from road_interp.files import write_atomically
     from road_interp.plots.html_report import report_page
     from road_interp.runs.run import Run
-    from road_interp.runs.run_files import RECIPE
+    from road_interp.runs.run_files import RECIPE, own_files
 
     folder = local_folder(adapter)
     loaded = load_adapter(folder)
     run = Run.load(folder) if is_file(folder / RECIPE) else None
     name = name_of(folder)
     out = out or default_output(folder, Path(f"{name}.html"))
-    check_output_file(out, "--out")
+    check_output_file(out, "--out", own_files(folder))
     contents = ("", [], []) if run is None else (_summary(run), _score_tables(run), _answers(run))
     write_atomically(out, report_page(loaded, name, *contents))
     print_result(as_json, {"page": str(out)}, f"page: {out}")

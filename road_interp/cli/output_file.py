@@ -23,7 +23,7 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
         raise InputError(f"{option}: '{path}' is a folder")
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")
-    there = [each for each in read if os.path.exists(each)]
+    there = [each for each in map(os.path.expanduser, read) if os.path.exists(each)]
     if path.is_file() and any(path.samefile(each) or path.resolve().parent.samefile(each) for each in there):
         raise InputError(f"{option}: '{path}' is the file that is read, or one of them; choose another name")
 

@@ -85,11 +85,13 @@ def evaluate(
     quiet_libraries()
     from road_interp.recipes.paths import data_ids
     from road_interp.runs.run import Run
+    from road_interp.runs.run_files import own_files
     from road_interp.training import api
 
     trained = Run.load(run)
     if predictions is not None:
-        check_output_file(predictions, "--predictions", [*data_ids(trained.recipe), *([data] if data else [])])
+        read = [*own_files(trained.folder), *data_ids(trained.recipe), *([data] if data else [])]
+        check_output_file(predictions, "--predictions", read)
     if data is not None and trained.trained_on(data):
         print(f"{PROGRAM}: warning: '{data}' holds the texts that the run was trained on", file=sys.stderr)
     if adapter is not None:
@@ -115,9 +117,10 @@ def predict(
     from road_interp.files import write_atomically
     from road_interp.runs.prediction import predictions_csv
     from road_interp.runs.run import Run
+    from road_interp.runs.run_files import own_files
 
     if out is not None:
-        check_output_file(out, "--out", [texts])
+        check_output_file(out, "--out", [texts, *own_files(local_folder(run))])
     trained = Run.load(run)
     given = read_texts(trained.classification_recipe("predict").data, texts)
     with progress_bar() as update:

@@ -61,6 +61,8 @@ def _read(identifier: str, config: str | None, split: str, valued: Collection[st
     if is_file(path):
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
     name, _, named_split = resolved.partition(":")
+    if not name.strip("/"):
+        raise InputError(f"'{identifier}' names no data: give a file, a folder or the id of a data set")
     try:
         splits = load_dataset(name, config)
     except (DatasetNotFoundError, DatasetGenerationError, OSError, RuntimeError, ValueError) as error:  # also of scripts

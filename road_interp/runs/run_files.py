@@ -19,6 +19,13 @@ MULTITASK_ACCURACY = "multitask-accuracy.json"
 MULTITASK_ACCURACY_0_1 = "heads.json"  # its name in run folders of release 0.1.0
 
 
+def own_files(folder: Path) -> list[str]:
+    """The files that make a run, and the folder of its adapter: nothing else may be written to them."""
+    start = (RECIPE, ORIGIN, CLASSES, PLANES)
+    end = (ADAPTER, HEAD, METRICS, LOG, ENVIRONMENT, COMPOSITION, EXACT_MATCH, MULTITASK_ACCURACY, MULTITASK_ACCURACY_0_1)
+    return [str(folder / name) for name in (*start, *end)]
+
+
 def check_finished(folder: Path) -> None:
     """Raise InputError unless the folder holds a finished run: one with metrics.json, which training writes last."""
     if not is_dir(folder):

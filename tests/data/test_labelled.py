@@ -301,6 +301,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
         (recipe("glue/rtee"), "unknown GLUE data set 'rtee'; did you mean 'rte'"),
         (recipe("package://no_such_package/x.csv"), "no package 'no_such_package' is installed"),
         (recipe("nobody/nothing"), "data set 'nobody/nothing' cannot be loaded"),
+        *((recipe(each), f"'{each}' names no data: give a file, a folder or the id of") for each in ("", ":train", "/")),
     ]
     for bad, message in cases:
         with pytest.raises(InputError, match=message):

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from helpers.cli import run
 from helpers.recipes import recipe_for
+from road_interp.cli.output_file import check_output_file
 from road_interp.errors import InputError
 from road_interp.models.loading import load_tokenizer
 from road_interp.runs.prediction import Prediction, compute_logits, predictions_csv
@@ -153,13 +154,28 @@ def test_the_file_that_is_read_is_not_replaced(finished, workplace, capsys, monk
         ("predict", finished.folder, mine, "--out", tmp_path / "." / "mine.csv"),
         ("evaluate", finished.folder, "--data", mine, "--predictions", mine),
         ("evaluate", finished.folder, "--predictions", data),  # the file of the run
+        *(
+            (*command, option, finished.folder / own)
+            for command, option in (
+                (("predict", finished.folder, mine), "--out"),
+                (("evaluate", finished.folder), "--predictions"),
+                (("report", finished.folder), "--out"),
+            )
+            for own in ("metrics.json", "adapter/adapter.json")
+        ),
     ):
         code, _, err = run(capsys, monkeypatch, *words)
         assert code == 2
         assert "is the file that is read, or one of them; choose another name" in err
+    for _ in range(2):  # a file in the run's folder that is not of the run is replaced
+        code, _, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--predictions", finished.folder / "mine.csv")
+        assert code == 0, err
     code, _, err = run(capsys, monkeypatch, "predict", finished.folder, mine, "--out", "x" * 300)
     assert (code, "cannot be written (File name too long)" in err) == (2, True)
     assert mine.read_bytes() == data.read_bytes() == before
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match="is the file that is read"):
+        check_output_file(mine, "--predictions", ["~/mine.csv"])  # as a recipe names data
 
 
 def test_the_data_of_the_training_are_known_by_name_and_content(finished, workplace, tmp_path, capsys, monkeypatch):
