@@ -12,14 +12,18 @@ SHOWN = 3
 
 
 def describe_difference(stored: TrainableRecipe, given: TrainableRecipe) -> str:
-    """The first keys that differ, with both values: "seed is 0 there, 3 here"; empty for equal recipes.
-
-    The order of the tasks is that of their planes.
-    """
-    there, here = ({**dict(_leaves(asdict(recipe))), "the order of tasks": recipe.task_names} for recipe in (stored, given))
+    """The first keys that differ, with both values: "seed is 0 there, 3 here"; empty for equal recipes."""
+    there, here = _settings(stored), _settings(given)
     keys = [key for key in dict.fromkeys([*there, *here]) if _shown(there, key) != _shown(here, key)]
     parts = [f"{key} is {_shown(there, key)} there, {_shown(here, key)} here" for key in keys[:SHOWN]]
     return "; ".join([*parts, *[f"{len(keys) - SHOWN} more"] * (len(keys) > SHOWN)])
+
+
+def _settings(recipe: TrainableRecipe) -> dict[str, Any]:
+    """All keys but the trackers, which change no number, and the order of the tasks, which is that of their planes."""
+    settings = {**dict(_leaves(asdict(recipe))), "the order of tasks": recipe.task_names}
+    del settings["training.report_to"]
+    return settings
 
 
 def _leaves(content: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:

@@ -326,6 +326,8 @@ def test_what_a_tracker_prints_is_not_in_the_json(capsys, monkeypatch, workplace
     assert code == 0, err
     assert json.loads(out)["folder"] == str(tmp_path / "run")
     assert "* Trackio project initialized" in err
+    again = run(capsys, monkeypatch, "train", tmp_path / "small.yaml", "--out", tmp_path / "run", "--json", "--resume")
+    assert again[0] == 0, again[2]  # no number of a run depends on its trackers
 
 
 def test_help_and_bare_import_load_no_heavy_library():
