@@ -194,7 +194,7 @@ class Message(Known):
 class Body(Known):
     """The fields of a request that this server supports; others are errors, because they would change the answer.
 
-    Decoding is greedy: a temperature other than 0 is an error.
+    Decoding is greedy: a temperature other than 0 is an error. Some clients send all fields, also those that ask for nothing.
     """
 
     model_config = ConfigDict(strict=True)
@@ -203,6 +203,10 @@ class Body(Known):
     stream: bool | None = None
     stream_options: dict | None = None
     temperature: Literal[0] | None = None
+    top_p: Literal[1] | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    seed: int | None = None
     n: Literal[1] | None = None
     user: str | None = None
 
@@ -243,8 +247,9 @@ class _Handler:
         return GenerationConfig(max_new_tokens=limit)  # the engine has the other settings
 
     async def handle_request(self, body: dict, request_id: str) -> Any:
+        given = {key: value for key, value in body.items() if value is not None}
         try:
-            return await super().handle_request(body, request_id)
+            return await super().handle_request(given, request_id)
         except (InputError, TemplateError) as error:
             raise HTTPException(400, str(error)) from None
 

@@ -90,6 +90,16 @@ def test_chat_strengths_and_streaming(client, expected):
     assert "".join(part.choices[0].text for part in streamed) == expected["long"]
 
 
+def test_fields_that_ask_for_nothing_change_nothing(client, expected, address):
+    asked = {"top_p": 1.0, "presence_penalty": 0, "frequency_penalty": 0.0, "seed": 3, "n": 1}
+    assert complete(client, "w5 w10 w7", "road:a", **asked) == expected[10, "a"]
+    messages = [{"role": "user", "content": "w5 w6"}]
+    nothing = dict.fromkeys(("stop", "tools", "logprobs", "chat_template_kwargs", "seed"))
+    body = {"model": "road:b", "messages": messages, "max_tokens": 4, **nothing}
+    status, answer = post(address[0], "/v1/chat/completions", json.dumps(body))
+    assert (status, json.loads(answer)["choices"][0]["message"]["content"]) == (200, expected["chat"])
+
+
 def test_the_served_names_are_listed(client):
     assert [each.id for each in client.models.list()] == ["road:__base__", "road:a", "road:b", "road:c"]
 
@@ -115,6 +125,8 @@ BAD = [
     ("/v1/completions", {"model": "road:a", "prompt": "w5", "max_tokens": "many"}, "max_tokens: Input should be a valid integer"),
     ("/v1/completions", {"model": "road:a", "prompt": "w5", "max_tokens": 10**6}, "positions of the model"),
     ("/v1/completions", {"model": "road:a", "prompt": "w5", "temperature": 0.7}, "temperature: Input should be 0"),
+    ("/v1/completions", {"model": "road:a", "prompt": "w5", "top_p": 0.9}, "top_p: Input should be 1"),
+    ("/v1/completions", {"model": None, "prompt": "w5"}, "model: Field required"),
     ("/v1/completions", {"model": "road:a", "prompt": "w5", "logprobs": 3}, "logprobs: Extra inputs are not permitted"),
     ("/v1/completions", {"model": "road:a", "prompt": ["w5"]}, "prompt: Input should be a valid string"),
     ("/v1/chat/completions", {"model": "road:a", "messages": []}, "messages: List should have at least 1 item"),
