@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -110,10 +110,12 @@ class MultiTaskAccuracyStudy(Result):
     Attributes:
         together: one report per method of training the tasks together.
         alone: by task, the report of training it alone on all planes.
+        own_planes: by task, the report of training it alone on those planes that it owns in joint training.
     """
 
     together: tuple[MultiTaskAccuracyReport, ...]
     alone: Mapping[str, MultiTaskAccuracyReport]
+    own_planes: Mapping[str, MultiTaskAccuracyReport] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Gap of every method to the tasks trained alone."""
@@ -123,23 +125,44 @@ class MultiTaskAccuracyStudy(Result):
 
     def records(self) -> list[dict[str, Any]]:
         """The rows of all reports, each with the method of training."""
-        trainings = [*((each.method, each) for each in self.together), *(("trained alone", each) for each in self.alone.values())]
+        trainings = [(each.method, each) for each in self.together]
+        trainings += [("trained alone", each) for each in self.alone.values()]
+        for task, each in self.own_planes.items():
+            trainings.append(("trained alone on its planes", replace(each, correct={task: each.correct[task]})))
         return [{"method": method, **row} for method, each in trainings for row in each.records()]
 
     def gap(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
         """Accuracy of a task trained alone minus that after joint training with all planes active, and the 95% interval.
 
-        The interval is of the paired difference: seeds and examples are the same. Raises InputError if the seeds or the numbers
-        of examples differ.
+        It is the sum of what the task loses to fewer planes, to joint training, and to the other active tasks
+        (`report.cost(task)`). The intervals are of paired differences: seeds and examples are the same. Raises InputError if
+        the seeds or the numbers of examples differ.
         """
-        alone = entry(self.alone, task, "training alone of")
-        if alone.seeds != report.seeds:
-            raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
-        before, after = alone.correct[task][task], entry(report.correct, task, "outcomes of")[report.together]
-        if len(before) != len(after):
-            raise InputError(f"'{task}' alone has {len(before)} outcomes, '{report.method}' {len(after)}: they cannot be paired")
-        lost = np.asarray(before, float) - np.asarray(after)
-        return mean_over_seeds(lost, len(alone.seeds), paired=True)
+        return _lost(task, self._alone(task), report, report.together)
+
+    def lost_to_fewer_planes(self, task: str) -> tuple[float, float, float]:
+        """Accuracy of a task trained alone on all planes minus that on its planes only, as `gap`."""
+        return _lost(task, self._alone(task), self._on_own_planes(task), task)
+
+    def lost_to_joint_training(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
+        """Accuracy of a task trained alone on its planes minus that after joint training with its planes active, as `gap`."""
+        return _lost(task, self._on_own_planes(task), report, task)
+
+    def _alone(self, task: str) -> MultiTaskAccuracyReport:
+        return entry(self.alone, task, "training alone of")
+
+    def _on_own_planes(self, task: str) -> MultiTaskAccuracyReport:
+        return entry(self.own_planes, task, "training alone on its planes of")
+
+
+def _lost(task: str, alone: MultiTaskAccuracyReport, report: MultiTaskAccuracyReport, active: str) -> tuple[float, float, float]:
+    """Accuracy of a task trained alone minus that of another report with a set of active tasks."""
+    if alone.seeds != report.seeds:
+        raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
+    before, after = alone.correct[task][task], entry(report.correct, task, "outcomes of")[active]
+    if len(before) != len(after):
+        raise InputError(f"'{task}' alone has {len(before)} outcomes, '{report.method}' {len(after)}: they cannot be paired")
+    return mean_over_seeds(np.asarray(before, float) - np.asarray(after), len(alone.seeds), paired=True)
 
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:

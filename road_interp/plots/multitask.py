@@ -86,6 +86,8 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes | None = None) ->
     ax = prepared(ax)
     tasks = study.together[0].tasks
     bars = [("trained alone", lambda task: (entry(study.alone, task, "training alone of"), task))]
+    if study.own_planes:
+        bars.append(("trained alone on its planes", lambda task: (entry(study.own_planes, task, "own planes of"), task)))
     for report in study.together:
         bars.append((f"{report.method}: its planes", lambda task, report=report: (report, task)))
         bars.append((f"{report.method}: all planes", lambda task, report=report: (report, report.together)))

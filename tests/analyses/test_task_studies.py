@@ -16,6 +16,7 @@ from helpers.models import random_adapter, tiny_model
 from helpers.studies import pieces_of, script_of
 from road_interp.measure import CompositionReport, InterferenceReport, StrengthReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
+from road_interp.recipes import load_recipe
 from road_interp.sites.find import find_sites
 from road_interp.training import composition_baselines
 from road_interp.training.study import StudyOptions
@@ -141,15 +142,26 @@ def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
         ("coact-0.5", both),
         ("coact-0", both),
         *((f"{task}-alone", (task,)) for task in both),
+        *((f"{task}-own-planes", both) for task in both),
     ]
-    assert [each[2] for each in trained[:2]] == [0.5, 0]
+    assert [each[2] for each in trained] == [0.5, 0, 0.5, 0.5, 0, 0]
     assert {each[3] for each in trained} == {2}
     content = json.loads((tmp_path / "figures" / "multitask-accuracy.json").read_text())
     assert [each["method"] for each in content["together"]] == ["co-activation 0.5", "co-activation 0"]
-    assert list(content["alone"]) == list(both)
-    assert output["numbers"]["co-activation 0: source, lost against training alone"].startswith("0.000")
+    assert list(content["alone"]) == list(content["own_planes"]) == list(both)
+    for lost in ("against training alone", "to fewer planes", "to joint training", "to the other active task"):
+        assert output["numbers"][f"co-activation 0: source, lost {lost}"].startswith("0.000")
     command("multitask-accuracy", "--quick", "--redraw")
-    assert len(trained) == 4
+    assert len(trained) == 6
+
+
+def test_a_task_alone_on_its_planes_has_few_texts_of_the_other(known):
+    study = known["multitask-accuracy"]
+    recipe = load_recipe(study.recipe, study.conditions["sentiment-own-planes"].overrides)
+    assert (recipe.co_activation, recipe.tasks["source"].labels.per_class) == (0, 50)
+    joint = load_recipe(study.recipe)
+    assert recipe.task_names == joint.task_names
+    assert recipe.tasks["sentiment"] == joint.tasks["sentiment"]
 
 
 def test_strength(known, command, monkeypatch, tmp_path):

@@ -328,3 +328,9 @@ def test_markers_at_1_are_whole(draw, result):
         centres = ax.transData.transform(line.get_xydata())[:, 1]
         radius = line.get_markersize() / 2 * ax.figure.dpi / 72
         assert (centres + radius <= ax.bbox.y1 + 1).all()
+
+
+def test_tasks_alone_on_their_planes_are_drawn_too():
+    own = replace(STUDY, own_planes={task: right_everywhere("ab") for task in "ab"})
+    found, without = ({each.get_text() for each in plots.multitask_accuracy(of).get_legend().get_texts()} for of in (own, STUDY))
+    assert found - without == {"trained alone on its planes"}

@@ -248,7 +248,9 @@ def study():
 
     yes, half = (True,) * 8, (True, False) * 4
     joint = report("joint", ("a", "b"), {"a": {"a": yes, "a+b": half}, "b": {"b": yes, "a+b": yes}})
-    return MultiTaskAccuracyStudy((joint,), {task: report("alone", (task,), {task: {task: yes}}) for task in "ab"})
+    alone = {task: report("alone", (task,), {task: {task: yes}}) for task in "ab"}
+    own = {"a": report("own", ("a", "b"), {"a": {"a": (True,) * 6 + (False,) * 2, "a+b": yes}})}
+    return MultiTaskAccuracyStudy((joint,), alone, own)
 
 
 def test_the_gap_to_training_alone_is_paired():
@@ -257,6 +259,10 @@ def test_the_gap_to_training_alone_is_paired():
     assert gap == 0.5
     assert -1 <= low < 0.5 < high <= 1
     assert study().gap("b", joint)[0] == 0
+    parts = (study().lost_to_fewer_planes("a"), study().lost_to_joint_training("a", joint), joint.cost("a"))
+    assert [each[0] for each in parts] == [0.25, -0.25, 0.5]
+    with pytest.raises(InputError, match="no training alone on its planes of 'b'; there are a"):
+        study().lost_to_fewer_planes("b")
     assert MultiTaskAccuracyStudy.from_json(study().to_json()) == study()
     with pytest.raises(InputError, match="they cannot be paired"):
         study().gap("a", replace(joint, seeds=(0, 2)))
