@@ -85,18 +85,17 @@ def multitask_accuracy(study: MultiTaskAccuracyStudy, ax: Axes | None = None) ->
     """Accuracy of every task head by training and active tasks, with 95% intervals."""
     ax = prepared(ax)
     tasks = study.together[0].tasks
-    bars = [("trained alone", lambda task: (entry(study.alone, task, "training alone of"), task))]
+    bars = [("trained alone", {task: (entry(study.alone, task, "training alone of"), task) for task in tasks})]
     if study.own_planes:
-        bars.append(("trained alone on its planes", lambda task: (entry(study.own_planes, task, "own planes of"), task)))
+        bars.append(("trained alone on its planes", {task: (each, task) for task, each in study.own_planes.items()}))
     for report in study.together:
-        bars.append((f"{report.method}: its planes", lambda task, report=report: (report, task)))
-        bars.append((f"{report.method}: all planes", lambda task, report=report: (report, report.together)))
+        bars.append((f"{report.method}: its planes", {task: (report, task) for task in tasks}))
+        bars.append((f"{report.method}: all planes", dict.fromkeys(tasks, (report, report.together))))
     width = 0.8 / len(bars)
     lowest = 1.0
-    for number, (label, find) in enumerate(bars):
-        x = np.arange(len(tasks)) + (number - (len(bars) - 1) / 2) * width
-        found = [(task, *find(task)) for task in tasks]
-        rates, low, high = np.array([report.accuracy(task, active) for task, report, active in found]).T
+    for number, (label, of_task) in enumerate(bars):
+        x = np.array([tasks.index(task) for task in of_task]) + (number - (len(bars) - 1) / 2) * width
+        rates, low, high = np.array([report.accuracy(task, active) for task, (report, active) in of_task.items()]).T
         lowest = min(lowest, low.min())
         ax.errorbar(
             x, rates, yerr=error_bars(rates, low, high), fmt="o" if number % 2 else "s", markersize=4, capsize=2, label=label

@@ -274,10 +274,12 @@ def test_the_study_is_drawn():
     ax = plots.heads(study())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "trained alone",
+        "trained alone on its planes",
         "joint: its planes",
         "joint: all planes",
     ]
-    assert ax.containers[2].lines[0].get_ydata().tolist() == [0.5, 1]
+    assert ax.containers[1].lines[0].get_ydata().tolist() == [0.75]  # of the task that was
+    assert ax.containers[3].lines[0].get_ydata().tolist() == [0.5, 1]
 
 
 def test_texts_of_equal_length_and_balanced_classes(tmp_path):
