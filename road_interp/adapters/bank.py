@@ -43,7 +43,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
             raise InputError("a bank needs at least one adapter")
         self._entries: dict[str, Vectors | Path] = {}
         self._template: RoadAdapter | None = None
-        self.folder: str | os.PathLike[str] | None = None  # of an adapter: the weights beside it are those beside all others
+        self.folder: str | os.PathLike[str] | None = None  # of one adapter; all were trained beside the same head
         self._revisions: dict[str, int] = {}
         self.version = 0  # increases with every change
         for name, adapter in adapters.items():
