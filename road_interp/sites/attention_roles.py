@@ -104,7 +104,8 @@ def _gradients(
 ) -> dict[str, Tensor]:
     """Summed |gradient| of random projections of the block's output at some positions with respect to its attention linears.
 
-    The block's hidden states are replaced by `replace_states(states)`. Every gradient has shape `(positions, width)`.
+    The block's hidden states are replaced by `replace_states(states)`; embeddings of positions are not. Every gradient has shape
+    `(positions, width)`.
     """
     captured: dict[str, Tensor] = {}
 
@@ -124,8 +125,8 @@ def _gradients(
 
     linears = [(kind, module) for kind, module in linears_of(block) if is_in_attention(block, kind)]
     with hooked([(module.register_forward_hook, capture(kind), {}) for kind, module in linears]), torch.enable_grad():
-        output = block(*map(replaced, args), **{key: replaced(value) for key, value in kwargs.items()})
-        output = hidden_of(output)
+        given = {key: value if "position" in key else replaced(value) for key, value in kwargs.items()}
+        output = hidden_of(block(*map(replaced, args), **given))
         weights = torch.randn(4, output.shape[-1], generator=torch.Generator().manual_seed(1)).to(output)
         total = {kind: torch.zeros_like(states[0]) for kind, states in captured.items()}
         for projection in (output[:, positions] @ weights.T).sum((0, 1)) if captured else ():

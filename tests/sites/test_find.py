@@ -32,6 +32,8 @@ from transformers import (
     VideoMAEConfig,
     VideoMAEModel,
     Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
+    Wav2Vec2ConformerModel,
     Wav2Vec2Model,
     XLMConfig,
     XLMModel,
@@ -412,10 +414,25 @@ def test_queries_and_keys_beside_sinks_are_found(spread):
     assert torch.equal(model.layers[0].self_attn.sinks, sinks)
 
 
+OF_SOUNDS = {
+    "conv_dim": (8,),
+    "conv_stride": (5,),
+    "conv_kernel": (10,),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def test_the_linear_of_distances_is_neither_query_nor_key():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = Wav2Vec2ConformerModel(Wav2Vec2ConformerConfig(**sizes, **OF_SOUNDS, position_embeddings_type="relative")).eval()
+    found = [site.kind for site in find_sites(model, "attention-qk", layers=0)]
+    assert found == ["self_attn.linear_q", "self_attn.linear_k"]
+
+
 def test_a_model_of_sounds_and_one_that_takes_something_else():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    small = {"conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_conv_pos_embeddings": 8}
-    sounds = Wav2Vec2Model(Wav2Vec2Config(**sizes, **small, num_conv_pos_embedding_groups=2)).eval()
+    sounds = Wav2Vec2Model(Wav2Vec2Config(**sizes, **OF_SOUNDS)).eval()
     assert [site.module for site in find_sites(sounds, "block-output")] == ["encoder.layers.0", "encoder.layers.1"]
     assert len(find_sites(sounds, "attention-qk")) == 4
     films = VideoMAEModel(VideoMAEConfig(**sizes, image_size=16, patch_size=8, num_frames=4)).eval()
