@@ -15,9 +15,10 @@ from road_interp.causal.arguments import check_model, check_tokenizer
 from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
-from road_interp.causal.methods import DAS, PLANES, STACKED, methods, seeded, train_method
+from road_interp.causal.methods import DAS, PLANES, STACKED, methods, train_method
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.models.seeding import seeded
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns, entry
 from road_interp.sites.site import Site
@@ -150,5 +151,6 @@ def divergences(runs: InterchangeRuns, swaps: Mapping[str, Interchange]) -> dict
 
 def untrained_like(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """A causal language model of the same configuration, dtype and device with random weights."""
-    untrained: Any = seeded(seed, lambda: AutoModelForCausalLM.from_config(model.config, dtype=model.dtype))
+    with seeded(seed):
+        untrained: Any = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     return untrained.to(model.device)

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from road_interp.causal.methods import seeded
 from road_interp.causal.trained_values import count_parameters, effective_parameters
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.models.seeding import seeded
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns, entry
 from road_interp.rotation import butterfly
@@ -99,7 +99,8 @@ def cost(
     interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand: an
     interchange whose step takes more than 10 seconds has three rounds.
     """
-    interchanges = seeded(0, lambda: _interchanges(width))
+    with seeded(0):
+        interchanges = _interchanges(width)
     base, source = torch.randn(2, batch, width, generator=torch.Generator().manual_seed(0))
     seconds: dict[str, list[float]] = {method: [] for method in interchanges}
     for number in range(rounds + 1):

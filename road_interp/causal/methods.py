@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from road_interp.causal.interchange_runs import InterchangeRuns
@@ -13,6 +12,7 @@ from road_interp.causal.training import train_interchange
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.models.seeding import seeded
 from road_interp.progress import Progress, prefixed
 from road_interp.rotation import butterfly
 
@@ -44,7 +44,8 @@ def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
         return lambda width: LowRankInterchangeIntervention(width, rank, seed=seed)
 
     def boundless(width: int) -> nn.Module:
-        return seeded(seed, lambda: pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width))
+        with seeded(seed):
+            return pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width)
 
     return {
         STACKED: Method(stacked, {"learning_rate": 0.05}),
@@ -60,10 +61,3 @@ def train_method(train: InterchangeRuns, name: str, method: Method, *, seed: int
     interchange = method.make(train.site.width).to(train.model.device)
     train_interchange(train, interchange, steps, seed=seed, progress=prefixed(progress, name), **method.training)
     return interchange
-
-
-def seeded(seed: int, make: Callable[[], Any]) -> Any:
-    """Call `make` with torch's generator of the CPU seeded, and restore it; those of the GPUs are left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # and not, as torch.manual_seed does, those of the GPUs
-        return make()

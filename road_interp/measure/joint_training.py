@@ -19,6 +19,7 @@ from road_interp.measure.intervals import quartiles
 from road_interp.measure.throughput import device_name, peak_bytes, seconds_by_round
 from road_interp.measure.throughput_methods import draw_ids, random_adapter
 from road_interp.models.road_model import RoadModel
+from road_interp.models.seeding import seeded
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns
 from road_interp.sites.find import find_sites
@@ -74,7 +75,6 @@ class JointTrainingReport(Result):
         ]
 
 
-@torch.random.fork_rng(devices=[])  # the caller's random numbers stay
 def joint_training(
     base: PreTrainedModel,
     counts: Sequence[int] = (1, 2, 4, 8),
@@ -101,9 +101,8 @@ def joint_training(
     """
     check_argument("measure.joint_training", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
     counts = checked_list("measure.joint_training", counts, int, "the numbers of adapters, as in [1, 2, 4]")
-    torch.default_generator.manual_seed(seed)  # and not, as torch.manual_seed does, those of the GPUs
     steps = []
-    with frozen(base):
+    with seeded(seed), frozen(base):
         sites = find_sites(base, "all-linear")
         for done, count in enumerate(counts):
             progress(f"{count} adapters", done, len(counts))

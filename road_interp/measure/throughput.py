@@ -26,6 +26,7 @@ from road_interp.errors import InputError
 from road_interp.measure.intervals import quartiles
 from road_interp.measure.throughput_methods import METHODS, RANK, Call, ThroughputMethods, draw_ids
 from road_interp.models.loading import find_device, load_model, on_device
+from road_interp.models.seeding import seeded
 from road_interp.progress import Progress, silent
 from road_interp.recipes.schema import ThroughputRecipe
 from road_interp.results import Result
@@ -131,7 +132,6 @@ def run_throughput_recipe(
     return throughput(base, recipe, progress, keep)
 
 
-@torch.random.fork_rng(devices=[])  # the caller's random numbers stay
 def throughput(
     base: PreTrainedModel,
     recipe: ThroughputRecipe,
@@ -152,8 +152,7 @@ def throughput(
     check_argument("measure.throughput", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
     check_argument("measure.throughput", recipe, ThroughputRecipe, "a recipe of kind throughput, such as load_recipe(name)")
     check_methods(recipe.methods)
-    torch.default_generator.manual_seed(recipe.seed)  # and not, as torch.manual_seed does, those of the GPUs
-    with frozen(base):
+    with seeded(recipe.seed), frozen(base):
         methods = ThroughputMethods(base, max(8, *recipe.requests))
         report = _empty_report(methods, recipe.rounds)
         for setting, all_calls in _settings(methods, recipe):

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils import parametrizations
 
 from road_interp.errors import InputError
+from road_interp.models.seeding import seeded
 
 
 def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features: Sequence[int] | None = None) -> None:
@@ -43,8 +44,7 @@ def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features:
     paths = [folder / f"{unit}_{kind}" for kind in ("featurizer", "inverse_featurizer", "indices")]
     if existing := [path for path in paths if path.exists()]:
         raise InputError(f"'{existing[0]}' exists already")
-    with torch.random.fork_rng(devices=[]):  # the parametrisation draws numbers
-        torch.default_generator.manual_seed(0)  # and not, as torch.manual_seed does, those of the GPUs
+    with seeded(0):  # the parametrisation draws numbers
         layer: Any = LowRankRotateLayer(width, count, init_orth=False)
         layer.weight.data.copy_(basis.detach().cpu())
         layer = parametrizations.orthogonal(layer)

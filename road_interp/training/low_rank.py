@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
+from road_interp.models.seeding import seeded
 from road_interp.sites.module_tree import hidden_of, output_width, with_hidden
 from road_interp.sites.site import Site
 
@@ -95,8 +96,7 @@ class LowRankModel(nn.Module):
         self.model, self.tasks, self.rank = model.requires_grad_(False), tuple(tasks), rank
         self._adapted_modules = [model.get_submodule(site.module) for site in sites]
         size = rank * len(tasks)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # and not, as torch.manual_seed does, those of the GPUs
+        with seeded(seed):
             if method == "LoRA":
                 layers: Any = self._adapted_modules
                 adapters = [TaskLora(layer.in_features, output_width(layer), size) for layer in layers]
