@@ -107,7 +107,7 @@ class RotationContext:
                 undo.enter_context(read_weights_watched(self._model, self._coefficients.sites, lambda: self.is_active))
             undo.enter_context(self._scope)
             self._views = self._read_views()
-            self._names = self._count_names() if self._is_attached else 1
+            self._rows = self._count_rows() if self._is_attached else 1
             self._undo = undo.pop_all()
         if self._is_attached:
             self._context.maps, self._context.own_call = self._coefficients.maps, self._own_call
@@ -156,10 +156,9 @@ class RotationContext:
         return version, [(torch.view_as_real(a), None if b is None else torch.view_as_real(b)) for a, b in maps]
 
     @torch.no_grad()
-    def _count_names(self) -> int:
-        """The number of rows that have maps of their own; 1 if all have the same."""
-        first, *_ = self._coefficients.maps()
-        return 1 if first.a.ndim == 1 else len(first.a)
+    def _count_rows(self) -> int:
+        """`RowMaps.rows` of the maps as they are now, for compiled code."""
+        return RowMaps(self._coefficients.maps()).rows
 
     def _entries(self, index: int) -> Entries:
         """The real entries of one site under torch.compile, which compiles again if the maps change inside this context."""
@@ -191,7 +190,7 @@ class RotationContext:
         inputs = named_inputs(module, args, kwargs or {})
         if torch.compiler.is_compiling():
             if self._is_attached and not self._thread.generates:
-                check_rows(self._names, given_rows(inputs))
+                check_rows(self._rows, given_rows(inputs))
         elif not self.is_active:
             return
         else:
@@ -233,12 +232,12 @@ class RotationContext:
         self._thread.current = self._thread.current._replace(depth=depth, maps=maps, trains=torch.is_grad_enabled())
         if maps.by_row:
             self._check_rows_first("an adapter, task or strength per row")
-            if len(maps.maps[0].a) > 1:
+            if maps.rows > 1:
                 self._check_sites_by_row(inputs)
                 check_dense_head(self._model, self._coefficients.sites, inputs)
             self._thread.current = self._thread.current._replace(shape=_rows_and_tokens(self._model, inputs))
             if self._is_attached and not self._thread.generates:  # whose passes may have several beams per row
-                check_rows(len(maps.maps[0].a), given_rows(inputs))
+                check_rows(maps.rows, given_rows(inputs))
 
     def _check_sites_by_row(self, inputs: Mapping[str, Any]) -> None:
         """Raise InputError for sites whose outputs do not have the rows of the batch on their first axis."""
@@ -264,10 +263,9 @@ class RotationContext:
             if ended:
                 return original(*args, **kwargs)
             inputs = arguments_of_generate(original, model.main_input_name, args, kwargs)
-            maps = self._row_maps()
-            if maps.by_row:
-                check_rows(len(maps.maps[0].a), given_rows(inputs))
-            by_row = maps.by_row and len(maps.maps[0].a) > 1
+            rows = self._row_maps().rows
+            check_rows(rows, given_rows(inputs))
+            by_row = rows > 1
             check_generation(model, inputs, by_row, self._positions)
             if by_row:  # generate may call the model of the images by itself
                 check_media(model, self._outside_text, inputs)
@@ -353,16 +351,8 @@ class RotationContext:
     def _rotated(
         self, index: int, site: Site, hidden: Tensor, owned: bool, tracing: bool, selected: Bool[Tensor, "batch length"] | None
     ) -> Tensor:
+        _check_states(hidden, site)
         group_size = self._coefficients.group_size
-        if not isinstance(hidden, Tensor):
-            raise InputError(
-                f"site '{site.name}': its module returns {type(hidden).__name__}, not states; select blocks or linears"
-            )
-        if hidden.shape[-1] != site.module_width:
-            raise InputError(
-                f"the adapter was made for another model: site '{site.name}' has states of width {hidden.shape[-1]} here, not "
-                f"{site.module_width}"
-            )
         if tracing:
             entries = self._entries(index)
             entries = entries if entries.d0.ndim == 1 else entries.repeat_rows(checked_batch(len(entries.d0), hidden, site))
@@ -378,9 +368,10 @@ class RotationContext:
                 rotated = rotate_in_place(hidden, maps.a, overwrite)
             else:
                 rotated = apply_to_slice(maps, hidden, group_size, site.output_slice)
-        if selected is None:
-            return rotated
-        mask = selected.to(hidden.device)
+        return rotated if selected is None else self._only_at(selected.to(hidden.device), rotated, hidden, site)
+
+    def _only_at(self, mask: Bool[Tensor, "batch length"], rotated: Tensor, hidden: Tensor, site: Site) -> Tensor:
+        """The rotated states at the tokens of a mask, the others as they were. Raises InputError for an output without tokens."""
         if self._projects_distances(site):
             raise InputError(
                 f"site '{site.name}': its module computes embeddings of distances, too, which are no tokens; only "
@@ -412,11 +403,11 @@ class RotationContext:
             maps = current.maps
         else:
             maps = self._maps if is_backward() and self._maps is not None else self._row_maps()
-        if maps.by_row and len(maps.maps[0].a) > 1 and self._is_outside():
+        if maps.rows > 1 and self._is_outside():
             self._check_sites_by_row({})
             # With two axes, rows and tokens may be joined; generate may have several beams per row.
             if hidden.ndim > 2 and self._is_attached and not self._thread.generates:
-                check_rows(len(maps.maps[0].a), hidden.shape[0])
+                check_rows(maps.rows, hidden.shape[0])
         if maps.by_row and current.shape is not None:
             behind = self._has_streams and hidden.ndim > 3
             if behind or hidden.shape[0] != current.shape[0]:
@@ -446,6 +437,17 @@ def _rows_and_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, 
     if given.ndim == 3 and has_choices(model):
         return given.shape[0] * given.shape[1], given.shape[2]
     return given.shape[0], given.shape[1]
+
+
+def _check_states(hidden: Any, site: Site) -> None:
+    """Raise InputError for a site's output that is no tensor, or of another width than the adapter was made for."""
+    if not isinstance(hidden, Tensor):
+        raise InputError(f"site '{site.name}': its module returns {type(hidden).__name__}, not states; select blocks or linears")
+    if hidden.shape[-1] != site.module_width:
+        raise InputError(
+            f"the adapter was made for another model: site '{site.name}' has states of width {hidden.shape[-1]} here, not "
+            f"{site.module_width}"
+        )
 
 
 def _check_first_axis(hidden: Tensor, site: Site, rows: int, tokens: int) -> None:

@@ -31,6 +31,11 @@ class RowMaps:
         return self.maps[0].a.ndim > 1
 
     @cached_property
+    def rows(self) -> int:
+        """The number of rows that have maps of their own; 1 if all have the same."""
+        return len(self.maps[0].a) if self.by_row else 1
+
+    @cached_property
     def invertible(self) -> bool:
         """Whether all scales are large enough for the in-place rotation to compute gradients from its output."""
         if any(site_maps.b is not None for site_maps in self.maps):
@@ -48,7 +53,7 @@ class RowMaps:
         return shaped
 
     def _shape(self, index: int, hidden: Tensor, site: Site) -> PlaneMaps:
-        batch = checked_batch(len(self.maps[0].a), hidden, site)
+        batch = checked_batch(self.rows, hidden, site)
         with torch.inference_mode(False):  # a later pass may train what comes before these maps
             return self.maps[index].repeat_rows(batch).broadcast_to(hidden.ndim)
 
