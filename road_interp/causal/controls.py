@@ -16,9 +16,8 @@ from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
 from road_interp.causal.methods import DAS, PLANES, STACKED, methods, train_method
-from road_interp.models.interchange import RoadInterchangeIntervention
-from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.seeding import seeded
+from road_interp.models.subspace_interchange import SubspaceInterchange
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns, entry
 from road_interp.sites.site import Site
@@ -101,7 +100,7 @@ def controls(
             random = methods(seed, spread=torch.pi)[name].make(test.site.width)
             swaps[f"{name}, random angles"] = random.requires_grad_(False).to(model.device)
         swaps[name] = trained = train_method(train, name, method, seed=seed, steps=steps, progress=progress)
-        if isinstance(trained, RoadInterchangeIntervention | LowRankInterchangeIntervention):
+        if isinstance(trained, SubspaceInterchange):
             directions[name] = trained.basis()
     swaps |= {name: swap_along(directions[name]) for name in ("difference of means", "linear probe")}
     continued = InterchangeRuns(model, splits.test.continued(unrelated), site, span, progress=progress)

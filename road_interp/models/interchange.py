@@ -15,16 +15,9 @@ from torch import Tensor, nn
 from road_interp.arguments import check_count, check_positive, is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import (
-    check_all_dimensions,
-    check_keywords,
-    check_no_constant_source,
-    check_states,
-    keep_float32,
-    move_only,
-    pyvene,
-)
-from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
+from road_interp.models.intervention import keep_float32
+from road_interp.models.subspace_interchange import SubspaceInterchange
+from road_interp.models.subspaces import as_lists, check_partition, entries_of, same_form, selected_entries
 from road_interp.rotation import butterfly
 from road_interp.sites.site import Site
 
@@ -32,7 +25,7 @@ Rows = Literal["first", "mask"] | Sequence[int]
 Featurizer = tuple[Callable[[Tensor], tuple[Tensor, None]], Callable[[Tensor, None], Tensor], list[int]]
 
 
-class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.DistributedRepresentationIntervention):
+class RoadInterchangeIntervention(SubspaceInterchange):
     """Distributed interchange intervention (paper, section 3.2) with a RoAd rotation: `R^-1 (R b with coordinates from R s)`.
 
     `b` is the base state and `s` the source state. `R` is a stack of plane rotations (`road_interp.rotation.butterfly`): RoAd at
@@ -57,6 +50,7 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
     """
 
     __module__ = "road_interp"  # the dotted path that pyvene writes into its folders
+    instead = "give rows, the coordinates to swap"
 
     def __init__(
         self,
@@ -74,21 +68,15 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
                 "component. Pass an instance, as in {'component': 'encoder.layer[0].output', 'intervention': "
                 "RoadInterchangeIntervention(768)}"
             )
-        check_keywords(RoadInterchangeIntervention, kwargs)
-        check_no_constant_source(RoadInterchangeIntervention, kwargs)
         if kwargs.get("low_rank_dimension") is not None:
             raise InputError(
                 "RoadInterchangeIntervention swaps rows, not trained directions: give rows, the coordinates to swap, or use "
                 "LowRankInterchangeIntervention"
             )
-        parts = expanded_parts(kwargs.pop("subspace_partition", None))
-        super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
-        self.subspace_partition = parts
-        self._made_by_pyvene = "component" in kwargs  # from a config of types, which contains neither depth nor rows
+        super().__init__(embed_dim, **kwargs)
         self.width = Site("intervention", embed_dim // max_number_of_units).width
         check_count("RoadInterchangeIntervention", "depth", depth)
         self.depth = depth
-        self.variables: tuple[str, ...] | None = None  # the names of VariableCoordinates
         generator = torch.Generator().manual_seed(seed)
         self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=generator, dtype=torch.float32))
         is_masked = isinstance(rows, str) and rows == "mask"  # an array is compared entry by entry
@@ -103,9 +91,6 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
         the names of its parts."""
         rows = None if self.rows is None else list(self.rows)
         return {"rows": rows, "partition": as_lists(self.subspace_partition), "variables": self.variables}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Nothing: `_load_from_state_dict` has read it, before the tensors whose shapes depend on it."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Adopt the saved depth, rows, mask and partition if pyvene made this from its type; otherwise they must be equal."""
@@ -145,16 +130,11 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
 
         Raises InputError for states of another width, a source of other axes than the base, and wrong subspaces.
         """
-        check_states(base, source, self.width)
+        self._check_states(base, source)
         dtype = torch.promote_types(base.dtype, self.theta.dtype)
         difference = butterfly.rotate(self.theta, source.to(dtype) - base.to(dtype))
         change = butterfly.inverse(self.theta, difference * self._proportions(subspaces, difference))
         return (base + change).to(base.dtype)
-
-    def set_interchange_dim(self, interchange_dim: Any) -> None:
-        """pyvene's number of leading dimensions: all of them. Raises InputError for fewer."""
-        check_all_dimensions(interchange_dim, self.width, "give rows, the coordinates to swap")
-        super().set_interchange_dim(interchange_dim)
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of the learned mask; lower values bring its proportions closer to 0 and 1."""
@@ -232,10 +212,6 @@ class RoadInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distribut
             selected = states.new_zeros(*entries.shape[:-1], self.width)
             selected[..., rows] = entries
         return selected if self.mask is None else selected * (self.mask / self.temperature).sigmoid()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoadInterchangeIntervention:
-        """Move with the model to its device, but keep the dtype: rotations stay in fp32."""
-        return super()._apply(move_only(fn), recurse)
 
     def __str__(self) -> str:
         return f"RoadInterchangeIntervention(depth={self.depth}, rows={'mask' if self.rows is None else len(self.rows)})"

@@ -171,32 +171,6 @@ def check_keywords(intervention: type[nn.Module], keywords: Mapping[str, Any]) -
         raise InputError(f"{intervention.__name__} has no argument '{unknown[0]}'; {did_you_mean(unknown[0], named, 'it has')}")
 
 
-def check_no_constant_source(intervention: type[nn.Module], keywords: Mapping[str, Any]) -> None:
-    """Raise InputError for the source of a config, which pyvene does not give to trainable interventions: it changes nothing."""
-    if keywords.get("source_representation") is not None:
-        raise InputError(
-            f"{intervention.__name__} takes its source from every call, not from the config: model(batch, "
-            "source_representations={key: states})"
-        )
-
-
-def check_states(base: Tensor, source: Tensor, width: int) -> None:
-    """Raise InputError for states of another width than an interchange's, and for states of a source that do not have the axes of
-    the base's: torch would spread rows over tokens."""
-    if base.shape[-1] != width:
-        raise InputError(
-            f"an interchange of width {width} got states of width {base.shape[-1]}: give it embed_dim={base.shape[-1]}; pyvene "
-            "takes a wrong width for keys and values that several queries share"
-        )
-    axes = zip(source.shape, base.shape, strict=False)
-    is_spread = source.ndim == base.ndim and all(own in (1, whole) for own, whole in axes)
-    if source.shape[-1:] != base.shape[-1:] or not (is_spread or source.numel() == width):
-        raise InputError(
-            f"the source has states of shape {tuple(source.shape)}, the base of shape {tuple(base.shape)}: give both the same "
-            "axes, which are (rows, tokens, width) in pyvene, or one state for all"
-        )
-
-
 def check_all_dimensions(interchange_dim: Any, width: int, instead: str) -> None:
     """Raise InputError for an `interchange_dim` of pyvene that is not the whole state: it would have no effect."""
     if (torch.as_tensor(interchange_dim) < width).any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,12 @@ from torch import Tensor, nn
 from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import (
-    check_all_dimensions,
-    check_keywords,
-    check_no_constant_source,
-    check_states,
-    keep_float32,
-    move_only,
-    pyvene,
-)
-from road_interp.models.subspaces import as_lists, check_partition, entries_of, expanded_parts, same_form, selected_entries
+from road_interp.models.intervention import keep_float32
+from road_interp.models.subspace_interchange import SubspaceInterchange
+from road_interp.models.subspaces import as_lists, check_partition, entries_of, same_form, selected_entries
 
 
-class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.DistributedRepresentationIntervention):
+class LowRankInterchangeIntervention(SubspaceInterchange):
     """Interchange of the coordinates along `low_rank_dimension` orthonormal directions: `b + Q S Q^T (s - b)`.
 
     `Q` are the orthonormal columns of the QR decomposition of the trained `weight`, which is recomputed in every call; `S`
@@ -42,6 +35,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
     """
 
     __module__ = "road_interp"  # the dotted path that pyvene writes into its folders
+    instead = "give low_rank_dimension, the number of directions"
 
     def __init__(
         self,
@@ -60,16 +54,10 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
             raise InputError(
                 "LowRankInterchangeIntervention has trained directions, not rows: give low_rank_dimension, their number"
             )
-        check_keywords(LowRankInterchangeIntervention, kwargs)
-        check_no_constant_source(LowRankInterchangeIntervention, kwargs)
-        parts = expanded_parts(kwargs.pop("subspace_partition", None))
-        super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
-        self.subspace_partition = parts
-        self._made_by_pyvene = "component" in kwargs  # from a config of types, which may lack the rank
+        super().__init__(embed_dim, **kwargs)
         if low_rank_dimension is None and not self._made_by_pyvene:
             raise InputError("LowRankInterchangeIntervention needs low_rank_dimension, the number of directions")
         self._has_rank = low_rank_dimension is not None
-        self.variables: tuple[str, ...] | None = None  # the names of VariableCoordinates
         width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
         if not is_whole(rank) or not 1 <= rank <= width:
             raise InputError(f"low_rank_dimension must be a number of directions from 1 to the width {width}, not {rank!r}")
@@ -81,9 +69,6 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
     def get_extra_state(self) -> dict[str, Any]:
         """What a state dict needs besides tensors: the partition of the directions, and the names of its parts."""
         return {"partition": as_lists(self.subspace_partition), "variables": self.variables}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Nothing: `_load_from_state_dict` has read it."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Adopt the saved rank and partition if pyvene made this from its type; otherwise they must be equal."""
@@ -102,7 +87,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
-    def width(self) -> int:
+    def width(self) -> int:  # type: ignore[override]
         """The width of the states."""
         return self.weight.shape[0]
 
@@ -132,7 +117,7 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
 
         Raises InputError for states of another width, a source of other axes than the base, and wrong subspaces.
         """
-        check_states(base, source, self.width)
+        self._check_states(base, source)
         if not self._has_rank:
             raise InputError(
                 "a LowRankInterchangeIntervention that is made from its type has no rank: give low_rank_dimension in the config"
@@ -144,20 +129,11 @@ class LowRankInterchangeIntervention(pyvene.TrainableIntervention, pyvene.Distri
             coordinates = coordinates * selected_entries(subspaces, self.subspace_partition, basis.shape[1], coordinates)
         return (base + coordinates @ basis.to(dtype).T).to(base.dtype)
 
-    def set_interchange_dim(self, interchange_dim: Any) -> None:
-        """pyvene's number of leading dimensions: all of them. Raises InputError for fewer."""
-        check_all_dimensions(interchange_dim, self.width, "give low_rank_dimension, the number of directions")
-        super().set_interchange_dim(interchange_dim)
-
     def save_mib(self, folder: str | os.PathLike[str], unit: str, subspaces: Sequence[int] | None = None) -> None:
         """Write the files that the loader of MIB's causal-variable track reads; the arguments are those of
         `RoadInterchangeIntervention.save_mib`."""
         features = None if subspaces is None else entries_of(subspaces, self.subspace_partition, self.weight.shape[1])
         mib_format.save_mib(self.basis(), Path(folder), unit, features)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LowRankInterchangeIntervention:
-        """Move with the model to its device, but keep the dtype."""
-        return super()._apply(move_only(fn), recurse)
 
     def __str__(self) -> str:
         return f"LowRankInterchangeIntervention(rank={self.weight.shape[1]})"

@@ -13,8 +13,9 @@ from road_interp.arguments import check_argument, check_count, checked_list
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.models.subspace_interchange import SubspaceInterchange
 
-Interchange = TypeVar("Interchange", RoadInterchangeIntervention, LowRankInterchangeIntervention)
+Interchange = TypeVar("Interchange", bound=SubspaceInterchange)
 
 
 @dataclass(frozen=True)
