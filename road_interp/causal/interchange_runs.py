@@ -8,30 +8,26 @@ alignment search, Geiger et al. 2024; CausalGym, Arora et al. 2024).
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from road_interp.arguments import check_argument, check_count
 from road_interp.causal.arguments import check_language_model, check_numbers, check_reads_source, check_vocabulary
 from road_interp.causal.counterfactuals import CounterfactualPairs
-from road_interp.causal.stored_keys import StoredKeys, cache_argument, states_of, supports_stored_keys
+from road_interp.causal.resumed_model import ResumedModel
+from road_interp.causal.stored_keys import StoredKeys, states_of, supports_stored_keys
 from road_interp.errors import InputError, first_line
-from road_interp.models.head_logits import logits_at
 from road_interp.models.merging import merged_rotations
-from road_interp.models.open_contexts import OpenContext, opened, shared_context
+from road_interp.models.open_contexts import OpenContext, shared_context
 from road_interp.progress import Progress, silent
-from road_interp.sites.find import find_sites
-from road_interp.sites.module_tree import evaluating, hidden_of, layer_stacks, with_hidden
+from road_interp.sites.module_tree import evaluating, hidden_of, with_hidden
 from road_interp.sites.site import Site
 
 # Maps the states of base and source at one token, `(batch, width)` each, to the state that replaces the base's.
@@ -118,9 +114,8 @@ class InterchangeRuns:
         self.pairs, self.batch_size, self._progress = pairs, batch_size, progress
         self._dtype = model.dtype
         pairs.span(span)  # raises for an unknown span before any forward pass
-        self.site, self._layer, self._module = _site_of(model, site)
-        self._rotations, stacks = _rotations(model), layer_stacks(model)
-        self._blocks = next(blocks for name, blocks in stacks.items() if self.site.module.startswith(f"{name}."))
+        self._resumed = ResumedModel(model, site)
+        self.site, self._rotations = self._resumed.site, _rotations(model)
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
         self._source = self._run("source texts", pairs.source_ids)
         keys: list[Tensor | None] = []
@@ -131,7 +126,7 @@ class InterchangeRuns:
         check_numbers(self.base_odds.unsqueeze(1), "without an interchange the log odds")
         self._select_span(span)
         states = [each for each in keys if each is not None]
-        self._keys = StoredKeys(torch.cat(states), self._layer) if states and len(states) == len(keys) else None
+        self._keys = StoredKeys(torch.cat(states), self._resumed.layer) if states and len(states) == len(keys) else None
         if self._keys is None or not self._reproduces_base_odds():
             self._keys = None
             self._check_resumed()
@@ -191,12 +186,9 @@ class InterchangeRuns:
 
     def _resumed_logits(self, texts: Tensor, starts: Tensor, hook: Callable[..., Any] | None = None) -> Tensor:
         """Logits after base texts, computed from the site's block and the tokens `starts` on, with a hook on the site."""
-        with evaluating(self.model), ExitStack() as stack:
-            stack.enter_context(self._resumed(texts, starts))
-            if hook is not None:
-                stack.callback(self._module.register_forward_hook(hook).remove)
-            cache = None if self._keys is None else self._keys.before(texts, starts)
-            return self._last_logits(self._base.ids[texts], self._base.lengths[texts], starts, cache)
+        cache = None if self._keys is None else self._keys.before(texts, starts)
+        _, ids, lengths, entering, *_ = self._base
+        return self._resumed.resumed_logits(entering[texts], ids[texts], lengths[texts], starts, cache, hook)
 
     @torch.no_grad()
     def odds(self, interchange: Interchange) -> Float[Tensor, " pairs"]:
@@ -251,33 +243,19 @@ class InterchangeRuns:
         states, odds = [], torch.zeros(len(texts), device=text.device)
         for rows in torch.arange(len(ids), device=text.device).split(self.batch_size):
             self._progress(what, int(rows[0]), len(ids))
+            cache = None if keys is None else DynamicCache()
             try:
-                *found, logits = self._observe(ids[rows], lengths[rows], keys)
+                *found, logits = self._resumed.observe(ids[rows], lengths[rows], cache)
             except IndexError as error:  # of learned positions
                 longest = f"{type(self.model).__name__} cannot read a text of {int(lengths[rows].max())} tokens"
                 raise InputError(f"{longest}: {first_line(error)}") from error
             states.append(found)
+            if keys is not None and cache is not None:
+                keys.append(states_of(cache, self._resumed.layer, ids.shape[1]))
             pairs = ((text >= rows[0]) & (text <= rows[-1])).nonzero().flatten()
             odds[pairs] = self._log_odds(logits[text[pairs] - rows[0]], pairs)
         entering, leaving = (torch.cat(each) for each in zip(*states, strict=True))
         return TextRuns(text, ids, lengths, entering, leaving, odds)
-
-    def _last_logits(
-        self, ids: Tensor, lengths: Tensor, starts: Tensor | None = None, cache: DynamicCache | None = None
-    ) -> Tensor:
-        """Logits after the last token of every text, of which the cache holds the tokens before `starts`, if there is one."""
-        begins = torch.zeros_like(lengths) if starts is None else starts
-        columns = _columns(begins, lengths, ids.shape[1])
-        mask = torch.arange(columns.shape[1], device=ids.device) < (lengths - begins).unsqueeze(1)
-        options: dict[str, Any] = {"use_cache": False}
-        if cache is not None:
-            stored = torch.arange(int(begins.max()), device=ids.device).flip(0) < begins.unsqueeze(1)
-            mask = torch.cat((stored, mask), 1)
-            options = {"use_cache": True, cache_argument(self.model): cache}
-            if starts is not None:
-                options["position_ids"] = columns
-        inputs = {"input_ids": ids.gather(1, columns), "attention_mask": mask.long(), **options}
-        return logits_at(self.model, lengths - begins - 1, **inputs)
 
     def _log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Log odds of the base's answer against the source's (nats)."""
@@ -285,46 +263,6 @@ class InterchangeRuns:
             logits.gather(1, label[rows].unsqueeze(1)).squeeze(1).float() for label in (self.base_label, self.source_label)
         )
         return base - source
-
-    def _observe(self, ids: Tensor, lengths: Tensor, keys: list[Tensor | None] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Input of the block and output of the site, padded to the longest of all texts, and logits after the last token."""
-        captured: dict[str, Tensor] = {}
-
-        def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            captured["entering"] = args[0] if args else kwargs["hidden_states"]
-
-        def after_site(module: nn.Module, args: Any, output: Any) -> None:
-            states = hidden_of(output)
-            if states.ndim != 3:
-                raise InputError(
-                    f"site '{self.site.name}': its output has shape {tuple(states.shape)}, not (batch, tokens, width)"
-                )
-            captured["leaving"] = states.clone()
-
-        block = self._blocks[self._layer]
-        with ExitStack() as stack:
-            stack.enter_context(self._opened())
-            stack.callback(block.register_forward_pre_hook(before_block, with_kwargs=True).remove)
-            stack.callback(self._module.register_forward_hook(after_site).remove)
-            cache = None if keys is None else DynamicCache()
-            logits = self._last_logits(ids, lengths, cache=cache)
-        if keys is not None and cache is not None:
-            keys.append(states_of(cache, self._layer, ids.shape[1]))
-        missing = ids.shape[1] - captured["entering"].shape[1]
-        entering, leaving = (functional.pad(captured[key], (0, 0, 0, missing)) for key in ("entering", "leaving"))
-        return entering, leaving, logits
-
-    @cached_property
-    def _returns_tuple(self) -> bool:
-        """Whether a block of this model returns its states in a tuple, as in older releases of transformers."""
-        is_tuple: list[bool] = []
-        block = self._blocks[self._layer]
-        with ExitStack() as stack, torch.no_grad():
-            stack.enter_context(self._opened())
-            hook = block.register_forward_hook(lambda module, args, output: is_tuple.append(isinstance(output, tuple)))
-            stack.callback(hook.remove)
-            self._last_logits(self._base.ids[:1], self._base.lengths[:1])
-        return is_tuple[0]
 
     @torch.no_grad()
     def _reproduces_base_odds(self) -> bool:
@@ -347,14 +285,13 @@ class InterchangeRuns:
     @torch.no_grad()
     def _logits_of_first(self) -> Tensor:
         """Logits after the first four base texts, from complete passes without an interchange."""
-        with self._opened(), evaluating(self.model):
-            return self._last_logits(self._base.ids[:4], self._base.lengths[:4])
+        return self._resumed.whole_logits(self._base.ids[:4], self._base.lengths[:4])
 
     @torch.no_grad()
     def _check_resumed(self) -> None:
         """Raise InputError unless runs from the site's block on give the odds of complete runs."""
         rows = torch.arange(min(4, len(self.pairs)), device=self.model.device)
-        where = f"{type(self.model).__name__} cannot be run from block {self._layer} on, as an interchange needs"
+        where = f"{type(self.model).__name__} cannot be run from block {self._resumed.layer} on, as an interchange needs"
         try:
             logits = self._resumed_logits(self._base.text[rows], torch.zeros_like(rows))
         except InputError:
@@ -363,43 +300,6 @@ class InterchangeRuns:
             raise InputError(f"{where}: {first_line(error)}") from error
         if not self._equals_base_odds(self._log_odds(logits, rows)):
             raise InputError(f"{where}: its answers are others than those of complete runs")
-
-    def _opened(self) -> AbstractContextManager[OpenContext]:
-        """Refuses other calls: the hooks of these runs would change them, and they the states that are read."""
-        return opened(self.model, f"an interchange in {threading.current_thread().name}", "interchange")
-
-    @contextmanager
-    def _resumed(self, texts: Tensor, starts: Tensor) -> Iterator[None]:
-        """Skip the blocks before the site's, and give the site's block its stored input from the tokens `starts` on."""
-        columns = _columns(starts, self._base.lengths[texts], self._base.ids.shape[1]).unsqueeze(2)
-        states = self._base.entering[texts].gather(1, columns.expand(-1, -1, self._base.entering.shape[2]))
-        in_tuple = self._returns_tuple
-
-        def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (hidden_states,) if in_tuple else hidden_states
-
-        def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
-
-        with ExitStack() as stack:
-            stack.enter_context(self._opened())
-            for block in self._blocks[: self._layer]:
-                instance_forward = block.__dict__.get("forward")  # set by accelerate's hooks
-                block.forward = skip
-                stack.callback(_restore, block, instance_forward)
-            stack.callback(self._blocks[self._layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
-            yield
-
-
-def _site_of(model: PreTrainedModel, site: Site | int) -> tuple[Site, int, nn.Module]:
-    """The site, or that of the output of a block, the number of its block, and its module."""
-    found = find_sites(model, "block-output", layers=site)[0] if isinstance(site, int) else site
-    if found.layer is None or found.output_slice is not None:
-        raise InputError(f"site '{found.name}': an interchange needs the whole output of a module inside the transformer blocks")
-    try:
-        return found, found.layer, model.get_submodule(found.module)
-    except AttributeError:
-        raise InputError(f"{type(model).__name__} has no site '{found.name}': give one of find_sites(model, ...)") from None
 
 
 class _Rotations(NamedTuple):
@@ -421,17 +321,3 @@ def _rotations(model: PreTrainedModel) -> _Rotations:
     read = () if context is None or context.maps is None else context.maps()
     maps = [entry.detach().clone() for each in read for entry in each if entry is not None]
     return _Rotations(context, maps, merged_rotations(model))
-
-
-def _restore(block: nn.Module, forward: Any) -> None:
-    """Restore the `forward` attribute of an instance; None stands for the method of its class."""
-    if forward is None:
-        del block.forward
-    else:
-        block.forward = forward
-
-
-def _columns(starts: Tensor, lengths: Tensor, longest: int) -> Int[Tensor, "texts columns"]:
-    """For every text the numbers of its tokens from `starts` on, as many as the longest rest has, within `longest`."""
-    count = int((lengths - starts).max())
-    return (starts.unsqueeze(1) + torch.arange(count, device=starts.device)).clamp(max=longest - 1)

@@ -14,6 +14,7 @@ from helpers.models import random_adapter, tiny_model
 from helpers.taught import ragged_pairs
 from road_interp.adapters.bank import RoadBank
 from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
+from road_interp.causal.resumed_model import ResumedModel
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
@@ -133,16 +134,16 @@ def test_a_call_beside_an_interchange_is_refused(tokenizer, monkeypatch):
         thread.start()
         thread.join(20)
 
-    def observed(runs, *arguments):
-        with runs._module.register_forward_pre_hook(call_beside):
-            return observe(runs, *arguments)
+    def observed(resumed, *arguments):
+        with resumed.module.register_forward_pre_hook(call_beside):
+            return observe(resumed, *arguments)
 
     def swap(states, sources):
         call_beside()
         return full_swap(states, sources)
 
-    expected, observe = InterchangeRuns(base, ragged_pairs(tokenizer), 1, "does"), InterchangeRuns._observe
-    monkeypatch.setattr(InterchangeRuns, "_observe", observed)
+    expected, observe = InterchangeRuns(base, ragged_pairs(tokenizer), 1, "does"), ResumedModel.observe
+    monkeypatch.setattr(ResumedModel, "observe", observed)
     runs = InterchangeRuns(base, ragged_pairs(tokenizer), 1, "does")
     assert refused
     refused.clear()
