@@ -12,7 +12,7 @@ import psutil
 from road_interp.adapters.bank import RoadBank
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
-from road_interp.measure.throughput import gc_paused
+from road_interp.measure.call_cost import gc_paused
 from road_interp.measure.throughput_methods import random_adapter
 from road_interp.progress import Progress, silent
 from road_interp.results import Result

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument, checked_list
+from road_interp.measure.call_cost import device_name, peak_bytes, seconds_by_round
 from road_interp.measure.intervals import quartiles
-from road_interp.measure.throughput import device_name, peak_bytes, seconds_by_round
 from road_interp.measure.throughput_methods import draw_ids, random_adapter
 from road_interp.models.road_model import RoadModel
 from road_interp.models.seeding import seeded

@@ -7,24 +7,21 @@ its ratio is to the bare model of that round, so that a machine that slows down 
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
+from road_interp.measure.call_cost import Call, device_name, peak_bytes, saved_bytes, seconds_by_round
 from road_interp.measure.intervals import quartiles
-from road_interp.measure.throughput_methods import METHODS, RANK, Call, ThroughputMethods, draw_ids
+from road_interp.measure.throughput_methods import METHODS, RANK, ThroughputMethods, draw_ids
 from road_interp.models.loading import find_device, load_model, on_device
 from road_interp.models.seeding import seeded
 from road_interp.progress import Progress, silent
@@ -250,87 +247,8 @@ def _timed(setting: Setting, rounds: int, calls: Mapping[str, Call], base: PreTr
         yield Timing(task, method, rows, new_tokens, rank, tuple(seconds[method]), tuple(ratios), tokens, peaks[method])
 
 
-def seconds_by_round(calls: Mapping[str, Call], rounds: int, base: PreTrainedModel) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after one warm-up call each; the first call of a round changes cyclically."""
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    with gc_paused():
-        for number in range(rounds):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                gc.collect()
-                synchronize(base)
-                started = time.perf_counter()
-                calls[name]()
-                synchronize(base)
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def _train_timings(setting: Setting, losses: Mapping[str, Call], rounds: int, base: PreTrainedModel) -> Iterator[Timing]:
     saved = {method: saved_bytes(loss, base) for method, loss in losses.items()}
     steps = {method: lambda loss=loss: loss().backward() for method, loss in losses.items()}
     for timing in _timed(setting, rounds, steps, base):
         yield replace(timing, saved_bytes=saved[timing.method])
-
-
-def device_name(model: PreTrainedModel) -> str:
-    """Name of the model's GPU, or "cpu"."""
-    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
-
-
-def peak_bytes(call: Call, device: torch.device) -> int:
-    """Peak memory of a call in addition to the memory allocated before it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace:
-        call()
-    events = trace.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return int(max(accumulate(change for _, change in changes), default=0))
-
-
-def saved_bytes(loss: Callable[[], Tensor], base: nn.Module) -> int:
-    """Bytes that autograd saves for the backward pass: every storage once, without the weights of `base`."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
-    sizes: dict[int, int] = {}
-    alive = []  # keeps the storages, so that no address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss()
-    return sum(sizes.values())
-
-
-def synchronize(model: PreTrainedModel) -> None:
-    """Wait for the work of a GPU."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Disable automatic garbage collection during measurements, and exclude existing objects from explicit collections.
-
-    A collection that the caller has disabled stays so.
-    """
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-        gc.unfreeze()

@@ -14,6 +14,7 @@ from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.measure.call_cost import Call
 from road_interp.models.batching_engine import make_engine
 from road_interp.models.intervention import pyvene
 from road_interp.models.road_model import RoadModel
@@ -22,7 +23,6 @@ from road_interp.sites.module_tree import output_width
 from road_interp.sites.site import Site
 
 RANK = 8  # of LoRA
-Call = Callable[[], Any]
 CHUNK = 8  # prompts of continuous batching have lengths that are multiples of it, up to LONGEST
 LONGEST = 64
 METHODS = ("bare", "merged", "RoadModel", "pyvene loop", "PEFT RoAd", "PEFT LoRA", "PEFT OFT", "stacked LoRA")

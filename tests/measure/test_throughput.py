@@ -11,8 +11,9 @@ import torch
 from helpers.models import needs_compiler, tiny_model, token_batch
 from road_interp import plots
 from road_interp.errors import InputError
+from road_interp.measure.call_cost import gc_paused, peak_bytes, saved_bytes
 from road_interp.measure.engine_cost import engine_costs
-from road_interp.measure.throughput import ThroughputReport, Timing, gc_paused, peak_bytes, saved_bytes, throughput
+from road_interp.measure.throughput import ThroughputReport, Timing, throughput
 from road_interp.measure.throughput_methods import StackedLora, ThroughputMethods, draw_ids
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 from road_interp.sites.find import find_sites
