@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -29,7 +29,7 @@ from road_interp.cli.options import (
 from road_interp.cli.output_file import default_output, name_of
 from road_interp.errors import InputError
 from road_interp.files import check_folder, is_file
-from road_interp.progress import progress_bar
+from road_interp.progress import Progress, progress_bar
 from road_interp.sources import SMOLLM2, local_folder
 
 if TYPE_CHECKING:
@@ -86,21 +86,15 @@ def drift(
     process = PartialState(cpu=not torch.cuda.is_available())
     texts = _read_texts(data, options.text, options.limit)
     with progress_bar(process.is_main_process) as update:
-        loaded = []
-        settings = _settings_of_runs(base, tuned)
-        for name in (base, tuned):
-            update(f"loading {name}")
-            loaded.append(_load_model_or_run(name, settings))
-        models, recipe = [model.to(process.device) for model, *_ in loaded], loaded[0][1]
-        tokenizer = load_tokenizer(recipe)
-        token = options.token or text_token(tokenizer)
+        before, after = _load_both(base, tuned, update)
+        tokenizer = load_tokenizer(before.recipe)
         report = measure.drift(
-            models[0],
-            models[1],
-            measure.text_batches(texts, tokenizer, recipe.max_length),
-            token,  # type: ignore[arg-type]
-            base_name=loaded[0][2],
-            tuned_name=loaded[1][2],
+            before.model.to(process.device),
+            after.model.to(process.device),
+            measure.text_batches(texts, tokenizer, before.recipe.max_length),
+            options.token or text_token(tokenizer),  # type: ignore[arg-type]
+            base_name=before.name,
+            tuned_name=after.name,
             progress=lambda what, done=0, total=None: update(what, done, len(texts)),
         )
     if process.is_main_process:
@@ -119,6 +113,23 @@ def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
     return (rows if limit is None else subsample(rows, limit))[column]
 
 
+class _Loaded(NamedTuple):
+    """A model (a run's with its rotations), the recipe that loads its base model, and its name."""
+
+    model: Any
+    recipe: ModelRecipe
+    name: str
+
+
+def _load_both(base: str, tuned: str, progress: Progress) -> tuple[_Loaded, _Loaded]:
+    """Both models, loaded alike. Raises InputError for runs that differ in how their models are loaded."""
+    settings = _settings_of_runs(base, tuned)
+    progress(f"loading {base}")
+    before = _load_model_or_run(base, settings)
+    progress(f"loading {tuned}")
+    return before, _load_model_or_run(tuned, settings)
+
+
 def _settings_of_runs(*identifiers: str) -> ModelRecipe | None:
     """How the runs among these load their models; None without a run. Raises InputError for runs that differ in it."""
     from road_interp.runs.run import Run
@@ -132,11 +143,8 @@ def _settings_of_runs(*identifiers: str) -> ModelRecipe | None:
     return found[0] if found else None
 
 
-def _load_model_or_run(identifier: str, settings: ModelRecipe | None) -> tuple[Any, ModelRecipe, str]:
-    """A model (a run's with its rotations), the recipe that loads its base model, and its name.
-
-    A model beside a run is loaded with the run's `settings`, so that the two differ in their weights only.
-    """
+def _load_model_or_run(identifier: str, settings: ModelRecipe | None) -> _Loaded:
+    """A model or a run; a model beside a run is loaded with the run's `settings`, so that the two differ in weights only."""
     from road_interp.models.loading import check_length, load_model
     from road_interp.recipes.schema import ModelRecipe
     from road_interp.runs.run import Run
@@ -144,14 +152,14 @@ def _load_model_or_run(identifier: str, settings: ModelRecipe | None) -> tuple[A
 
     if is_file(local_folder(identifier) / RECIPE):
         run = Run.load(identifier)
-        return run.load_model(), run.recipe.model, name_of(run.folder)
+        return _Loaded(run.load_model(), run.recipe.model, name_of(run.folder))
     recipe = ModelRecipe(identifier)
     if settings is not None:
         same = {key: getattr(settings, key) for key in LOADED_ALIKE}
         recipe = settings if settings.id == identifier else replace(recipe, **same)
     model, _ = load_model(recipe)
     check_length(model, recipe)
-    return model, recipe, recipe.name
+    return _Loaded(model, recipe, recipe.name)
 
 
 def _print_drift(report: DriftReport, out: Path | None, as_json: bool) -> None:
